@@ -1,0 +1,178 @@
+"""Everything that can be refused, named by what is refused.
+
+    TidegateError
+    ├── TimestepRefused        one timestep; the stream stays usable and its state is what it was
+    │   ├── WrongWidth           not one value a feature
+    │   ├── NotFinite            a value is infinite, or missing where the model cannot have that
+    │   ├── StepGap              timesteps are missing before this one
+    │   ├── Overloaded           the queue is full
+    │   └── ModelFailed          the model raised, or made a state that is not finite
+    ├── StreamRefused          an open, or a request about a stream or a model
+    │   ├── InvalidField         a field of the request is out of range
+    │   ├── WrongOrder           a timestep before open, a second open
+    │   ├── ModelNotFound
+    │   ├── ModelMismatch        the stream runs under another model or version
+    │   ├── StreamNotFound
+    │   ├── StreamExists
+    │   └── TooManyStreams
+    ├── StreamEnded            a call no longer holds its stream
+    │   ├── TakenOver            another call has opened it
+    │   └── Stopping             the server is going away
+    └── ContractBroken         a model file that cannot be served; raised when it is loaded
+
+Attributes carry the values; how an error looks on the wire is the business of `serving.rpc.status`.
+"""
+
+import math
+from collections.abc import Sequence
+
+
+class TidegateError(Exception):
+    """The root: catch it to catch everything below."""
+
+
+class TimestepRefused(TidegateError):
+    """One timestep was refused. The stream stays usable and its state is what it was."""
+
+
+class WrongWidth(TimestepRefused):
+    """A timestep does not hold one float32 a feature."""
+
+    def __init__(self, got_bytes: int, expected_features: Sequence[str]) -> None:
+        self.got_bytes = got_bytes
+        self.expected_features = tuple(expected_features)
+        count = len(self.expected_features)
+        names = ", ".join(self.expected_features[:8]) + (", ..." if count > 8 else "")
+        super().__init__(
+            f"values: got {got_bytes} bytes, expected {4 * count}: one little-endian float32 for each of {count} features ({names})"
+        )
+
+
+class NotFinite(TimestepRefused):
+    """A timestep holds an infinite value, or NaN for a model that does not handle missing values."""
+
+    def __init__(self, feature: str, value: float, model: str) -> None:
+        self.feature = feature
+        self.value = value
+        expected = "a finite number"
+        if not math.isnan(value):
+            expected += ", or NaN where it is missing"
+        else:
+            expected += f"; model {model} does not handle missing values"
+        super().__init__(f"values: feature '{feature}' is {value}, expected {expected}")
+
+
+class StepGap(TimestepRefused):
+    """Timesteps are missing before this one."""
+
+    def __init__(self, got: int, expected: int) -> None:
+        self.got = got
+        self.expected = expected
+        super().__init__(f"step: got {got}, expected {expected}; send the timesteps from {expected} on")
+
+
+class Overloaded(TimestepRefused):
+    """The queue is full."""
+
+    def __init__(self, limit: int, retry_after_ms: int) -> None:
+        self.limit = limit
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"the queue of {limit} timesteps is full; send this timestep again in {retry_after_ms} ms or later"
+        )
+
+
+class ModelFailed(TimestepRefused):
+    """The model raised, or made a state that is not finite. Nothing was written."""
+
+
+class StreamRefused(TidegateError):
+    """An open, or a request about a stream or a model, was refused. Nothing has changed."""
+
+
+class InvalidField(StreamRefused):
+    """A field of a request is out of range."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {message}")
+
+
+class WrongOrder(StreamRefused):
+    """A message came where the protocol has no place for it."""
+
+
+class ModelNotFound(StreamRefused):
+    """The model is not served."""
+
+    def __init__(self, name: str, version: str, served: Sequence[str]) -> None:
+        self.name = name
+        self.version = version
+        wanted = f"{name}/{version}" if version else name
+        super().__init__(f"model: '{wanted}' is not served; served are {', '.join(served) or 'none'}")
+
+
+class ModelMismatch(StreamRefused):
+    """The stream runs under another model or version."""
+
+    def __init__(self, stream_id: str, wanted: str, runs_under: str) -> None:
+        self.stream_id = stream_id
+        self.wanted = wanted
+        self.runs_under = runs_under
+        super().__init__(
+            f"model: stream '{stream_id}' runs under {runs_under}, not {wanted}; its state means nothing to other weights: "
+            "open it with its own model, or begin another stream"
+        )
+
+
+class StreamNotFound(StreamRefused):
+    """The stream is not known."""
+
+    def __init__(self, stream_id: str) -> None:
+        self.stream_id = stream_id
+        super().__init__(f"stream_id: no stream '{stream_id}'; open it without MUST_EXIST to begin it")
+
+
+class StreamExists(StreamRefused):
+    """The stream exists."""
+
+    def __init__(self, stream_id: str) -> None:
+        self.stream_id = stream_id
+        super().__init__(f"stream_id: stream '{stream_id}' exists; open it without MUST_BE_NEW to resume it")
+
+
+class TooManyStreams(StreamRefused):
+    """A limit on streams is reached."""
+
+    def __init__(self, what: str, limit: int, retry_after_ms: int) -> None:
+        self.limit = limit
+        self.retry_after_ms = retry_after_ms
+        super().__init__(f"the server holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later")
+
+
+class StreamEnded(TidegateError):
+    """A call no longer holds its stream. What it was answered stays true."""
+
+
+class TakenOver(StreamEnded):
+    """Another call has opened the stream."""
+
+    def __init__(self, stream_id: str, epoch: int) -> None:
+        self.stream_id = stream_id
+        self.epoch = epoch
+        super().__init__(f"stream '{stream_id}' was opened by another call, which holds it under epoch {epoch}")
+
+
+class Stopping(StreamEnded):
+    """The server is going away."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping; open the stream again at another replica or a little later")
+
+
+class ContractBroken(TidegateError):
+    """A model file cannot be served."""
+
+    def __init__(self, where: str, message: str) -> None:
+        self.where = where
+        super().__init__(f"{where}: {message}")

@@ -1,0 +1,132 @@
+"""The slabs of state: one row a live stream, in arrays as long as the server may hold live streams.
+
+A slot is a row number. Beside the state tensors a row holds the number of the last applied timestep and the last few
+answers, so that a repeated timestep can be answered without the model. What belongs to one timestep is written
+together: a reader never sees the state of one step with the number of another.
+
+The slabs are allocated at start; the system backs a row with memory when it is first written.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.core.spec import Array, Arrays, Ints, Spec
+
+
+class Slots:
+    """Rows for up to `capacity` live streams of one model, each remembering its last `answers` answers."""
+
+    def __init__(self, spec: Spec, capacity: int, answers: int) -> None:
+        assert capacity > 0
+        assert answers > 0
+        self.spec = spec
+        self.capacity = capacity
+        self.answers = answers
+        self.state: Arrays = tuple(np.zeros((capacity, *tensor.shape), tensor.dtype) for tensor in spec.state)
+        self.step: Ints = np.zeros(capacity, np.int64)
+        # The answer to timestep s stands at place s % answers.
+        self._answers: Arrays = tuple(
+            np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
+        )
+        self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
+        self._untouched = 0  # rows from here on were never used
+        self._free: list[int] = []
+        self._taken: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Slots {self.spec.title}: {len(self._taken)} of {self.capacity} taken>"
+
+    def __len__(self) -> int:
+        """The slots that are taken."""
+        return len(self._taken)
+
+    @property
+    def full(self) -> bool:
+        """Whether `acquire` would fail."""
+        return len(self._taken) == self.capacity
+
+    def acquire(self) -> int:
+        """Takes a slot and gives it the model's initial state at step 0. Only when not `full`."""
+        assert not self.full
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = self._untouched
+            self._untouched += 1
+        assert slot not in self._taken
+        self._taken.add(slot)
+        self.step[slot] = 0
+        for slab, tensor in zip(self.state, self.spec.state, strict=True):
+            slab[slot] = tensor.initial
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Gives a slot back."""
+        self._taken.remove(slot)
+        self._free.append(slot)
+
+    def read(self, slot: int) -> tuple[int, Arrays, Arrays]:
+        """Copies a row: its step, its state, and its remembered answers, oldest first."""
+        step = int(self.step[slot])
+        state = tuple(slab[slot].copy() for slab in self.state)
+        places = self._places(step, min(step, self.answers))
+        answers = tuple(slab[slot][places] for slab in self._answers)
+        return step, state, answers
+
+    def write(self, slot: int, step: int, state: Sequence[Array], answers: Sequence[Array]) -> None:
+        """Puts back what `read` gave."""
+        self.step[slot] = step
+        for slab, row in zip(self.state, state, strict=True):
+            slab[slot] = row
+        for slab, rows in zip(self._answers, answers, strict=True):
+            kept = rows[-self.answers :]  # what was read may come from a server that remembers more
+            slab[slot][self._places(step, len(kept))] = kept
+
+    def gather(self, slots: Ints) -> Arrays:
+        """Copies the state of many rows: one array (batch, *shape) a tensor."""
+        return tuple(slab.take(slots, axis=0) for slab in self.state)
+
+    def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays) -> Ints:
+        """Writes the outcome of one timestep of many rows, each once: state, number and answer together.
+
+        Rows whose next state is not finite are left as they were; returns their places in the batch, mostly none.
+        """
+        poisoned = self._not_finite(next_state)
+        if poisoned.size:
+            healthy = np.setdiff1d(np.arange(slots.size), poisoned)
+            slots = slots[healthy]
+            next_state = tuple(rows[healthy] for rows in next_state)
+            outputs = tuple(rows[healthy] for rows in outputs)
+        for slab, rows in zip(self.state, next_state, strict=True):
+            slab[slots] = rows
+        step = self.step[slots] + 1
+        for slab, rows in zip(self._answers, outputs, strict=True):
+            slab[slots, step % self.answers] = rows
+        self.step[slots] = step
+        return poisoned
+
+    def answer(self, slot: int, step: int) -> tuple[bytes, ...]:
+        """The packed answer to a timestep that was applied, or nothing when it is no longer remembered."""
+        last = int(self.step[slot])
+        assert 0 < step <= last
+        if step <= last - self.answers:
+            return ()
+        return tuple(slab[slot, step % self.answers].tobytes() for slab in self._answers)
+
+    def _places(self, step: int, count: int) -> Ints:
+        """Where the answers to the last `count` timesteps up to `step` stand."""
+        return np.arange(step - count + 1, step + 1) % self.answers
+
+    def _not_finite(self, state: Arrays) -> Ints:
+        """Places of rows with a value that is not finite."""
+        suspects = [
+            rows
+            for rows, checked in zip(state, self._checked, strict=True)
+            # One dot product a tensor costs half a microsecond and is finite unless a value is not, or is beyond 1e19.
+            if checked and not np.isfinite(np.vdot(rows, rows))
+        ]
+        if not suspects:
+            return np.empty(0, np.int64)
+        healthy = np.logical_and.reduce([np.isfinite(rows).reshape(len(rows), -1).all(axis=1) for rows in suspects])
+        return np.flatnonzero(~healthy)

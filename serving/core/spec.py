@@ -1,0 +1,127 @@
+"""The nouns that travel: what a model says of itself, and what a stream is made of.
+
+Shapes are those of one stream; the batch is always the first axis of an array that holds many.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+Arrays = tuple[Array, ...]
+
+
+class Key(NamedTuple):
+    """Names a stream: the tenant who owns it and the id it goes by there."""
+
+    tenant: str
+    stream_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of a timestep; `low` and `high` are the range seen in training, None when unknown."""
+
+    name: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor of a prediction; `shape` is that of one stream."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    targets: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    horizons: tuple[int, ...] = ()
+    quantiles: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """One tensor of a stream's state.
+
+    `shape` is that of one stream, `batch_axis` where the graph has the batch among the axes, and `initial` the value of
+    a fresh stream, of that shape.
+    """
+
+    name: str
+    next_name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    batch_axis: int
+    initial: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a model says of itself.
+
+    `fingerprint` is the SHA-256 of its graph: state belongs to a fingerprint. `input` is what the graph calls x, and
+    `handles_missing` whether x may hold NaN.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    task: str
+    period_s: float | None
+    input: str
+    handles_missing: bool
+    features: tuple[Feature, ...]
+    outputs: tuple[Output, ...]
+    state: tuple[StateTensor, ...]
+
+    @property
+    def title(self) -> str:
+        """Name and version as people write them."""
+        return f"{self.name}/{self.version}"
+
+
+class Timestep(NamedTuple):
+    """One timestep on its way in.
+
+    `step` counts from 1; 0 means that the server shall number it. `values` is one packed float32 a feature: it stays
+    packed until the whole batch is unpacked at once.
+    """
+
+    step: int
+    values: bytes
+
+
+class Prediction(NamedTuple):
+    """One answer on its way out.
+
+    `outputs` has the packed values of each output of the model; it is empty when the timestep was a duplicate whose
+    answer is no longer remembered.
+    """
+
+    step: int
+    outputs: tuple[bytes, ...]
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A stream at rest: everything that a slot held, and whose it is.
+
+    `step` is the last applied timestep, `state` one array a state tensor, `answers` one array (remembered, *shape) an
+    output, oldest first, the last one being the answer to `step`. All are copies: nothing here changes any more.
+    """
+
+    key: Key
+    epoch: int
+    step: int
+    model: str
+    version: str
+    fingerprint: str
+    state: Arrays
+    answers: Arrays

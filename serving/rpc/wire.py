@@ -1,0 +1,165 @@
+"""Between protobuf messages and the nouns of the core, both ways. Nobody else builds or reads messages of `Predict`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.core.errors import InvalidField, NotFinite, Overloaded, StepGap, TimestepRefused, WrongWidth
+from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
+from serving.core.streams import Existence, OpenKind
+from serving.rpc.status import reason_of
+
+# Long enough for any path-like name, short enough to be a key in every store.
+STREAM_ID_BYTES_MAX = 256
+# Numbers are stored as signed 64-bit.
+STEP_MAX = 2**63 - 2
+
+DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
+    np.dtype(np.float32): pb.FLOAT32,
+    np.dtype(np.float64): pb.FLOAT64,
+    np.dtype(np.int32): pb.INT32,
+    np.dtype(np.int64): pb.INT64,
+    np.dtype(np.bool_): pb.BOOL,
+}
+EXISTENCE: Mapping[int, Existence] = {
+    pb.Open.EXISTENCE_UNSPECIFIED: Existence.ANY,
+    pb.Open.MUST_EXIST: Existence.MUST_EXIST,
+    pb.Open.MUST_BE_NEW: Existence.MUST_BE_NEW,
+}
+OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
+    OpenKind.NEW: pb.Opened.NEW,
+    OpenKind.RESUMED: pb.Opened.RESUMED,
+    OpenKind.TAKEN_OVER: pb.Opened.TAKEN_OVER,
+}
+
+
+def check_stream_id(stream_id: str) -> None:
+    """Raises InvalidField for a name that a stream cannot have; empty is no name."""
+    size = len(stream_id.encode())
+    if not 0 < size <= STREAM_ID_BYTES_MAX:
+        raise InvalidField("stream_id", f"got {size} bytes, expected 1 to {STREAM_ID_BYTES_MAX}")
+    if not stream_id.isprintable():
+        raise InvalidField("stream_id", f"got {stream_id!r}, expected printable characters only")
+
+
+def decode_existence(value: int) -> Existence:
+    """What an open asks for; InvalidField when this server does not know it."""
+    if value not in EXISTENCE:
+        raise InvalidField("existence", f"got {value}, expected one of {', '.join(pb.Open.Existence.keys())}")
+    return EXISTENCE[value]
+
+
+def decode_timestep(message: pb.Timestep) -> Timestep:
+    """A timestep; InvalidField when its number cannot be one. Its width is checked by whoever knows the model."""
+    step = message.step
+    if step > STEP_MAX:
+        raise InvalidField("step", f"got {step}, expected at most {STEP_MAX}")
+    return Timestep(step, message.values)
+
+
+def encode_prediction(prediction: Prediction, durable_step: int) -> pb.PredictResponse:
+    """An answer."""
+    return pb.PredictResponse(
+        prediction=pb.Prediction(
+            step=prediction.step,
+            outputs=prediction.outputs,
+            durable_step=durable_step,
+            duplicate=prediction.duplicate,
+        )
+    )
+
+
+def encode_refusal(error: TimestepRefused | InvalidField, step: int, next_step: int) -> pb.PredictResponse:
+    """The refusal of one timestep: `step` as it was sent, `next_step` what the stream expects."""
+    field = ""
+    if isinstance(error, InvalidField):
+        field = error.field
+    elif isinstance(error, WrongWidth | NotFinite):
+        field = "values"
+    elif isinstance(error, StepGap):
+        field = "step"
+    return pb.PredictResponse(
+        error=pb.Error(
+            step=step,
+            reason=reason_of(error)[1],
+            message=str(error),
+            field=field,
+            next_step=next_step,
+            retry_after_ms=error.retry_after_ms if isinstance(error, Overloaded) else 0,
+        )
+    )
+
+
+def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
+    """A model's description."""
+    return pb.Model(
+        name=spec.name,
+        version=spec.version,
+        fingerprint=spec.fingerprint,
+        task=spec.task,
+        period_seconds=spec.period_s or 0.0,
+        features=[
+            pb.Feature(name=feature.name, unit=feature.unit, low=feature.low, high=feature.high)
+            for feature in spec.features
+        ],
+        outputs=[
+            pb.Output(
+                name=output.name,
+                data_type=DATA_TYPES[output.dtype],
+                shape=output.shape,
+                targets=output.targets,
+                units=output.units,
+                horizons=output.horizons,
+                quantiles=output.quantiles,
+            )
+            for output in spec.outputs
+        ],
+        state=[
+            pb.StateTensor(name=tensor.name, data_type=DATA_TYPES[tensor.dtype], shape=tensor.shape)
+            for tensor in spec.state
+        ],
+        batch_invariant=batch_invariant,
+        handles_missing=spec.handles_missing,
+    )
+
+
+def decode_features(model: pb.Model) -> tuple[Feature, ...]:
+    """The columns of a model's timesteps."""
+    return tuple(
+        Feature(
+            part.name,
+            part.unit,
+            part.low if part.HasField("low") else None,
+            part.high if part.HasField("high") else None,
+        )
+        for part in model.features
+    )
+
+
+def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
+    """The outputs of a model's predictions."""
+    dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
+    return tuple(
+        Output(
+            part.name,
+            dtypes[part.data_type],
+            tuple(part.shape),
+            tuple(part.targets),
+            tuple(part.units),
+            tuple(part.horizons),
+            tuple(part.quantiles),
+        )
+        for part in model.outputs
+    )
+
+
+def decode_arrays(outputs: tuple[Output, ...], packed: Sequence[bytes]) -> dict[str, Array]:
+    """Named arrays from the packed values of one prediction; empty when nothing was packed."""
+    if not packed:
+        return {}
+    return {
+        output.name: np.frombuffer(values, output.dtype).reshape(output.shape)
+        for output, values in zip(outputs, packed, strict=True)
+    }

@@ -1,0 +1,269 @@
+"""Turns timesteps that arrive one at a time into batches.
+
+The laws of this file:
+1. One task owns the engine. Nobody else reads or writes state.
+2. There is no timer. When idle it runs at once; what arrived meanwhile is the next batch. `batch_max` bounds it.
+3. State is written after the model succeeded and before any reply is sent.
+4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
+   never used again under a running batch, and a caller that goes away affects nobody else.
+5. The queue has a bound; when it is full, a timestep is refused at once, and told so.
+6. It never dies quietly. An unexpected error fails that batch's callers and ends `run`, whose owner stops the server.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import TypeVar
+
+import numpy as np
+
+from serving.core.engine import Engine, Report, Verdict
+from serving.core.errors import (
+    ModelFailed,
+    NotFinite,
+    Overloaded,
+    StepGap,
+    Stopping,
+    TidegateError,
+    WrongWidth,
+)
+from serving.core.spec import Floats, Ints, Prediction, Timestep
+from serving.core.streams import Lease, Stream
+from serving.runtime.metrics import ModelMetrics, Outcome
+
+T = TypeVar("T")
+
+# A hop to a thread and back costs about as much as a small model; above this a batch would hold up the network.
+INLINE_SECONDS = 0.0005
+# How much a batch's time counts in the running mean by which a thread is chosen: a single slow one does not switch.
+RUN_SECONDS_WEIGHT = 0.1
+# A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
+RETRY_AFTER_MS = 20
+
+
+class Entry:
+    """A timestep in the queue and the one who waits for its answer."""
+
+    __slots__ = ("future", "lease", "queued_at", "timestep")
+
+    def __init__(self, lease: Lease, timestep: Timestep, future: asyncio.Future[Prediction], queued_at: float) -> None:
+        self.lease = lease
+        self.timestep = timestep
+        self.future = future
+        self.queued_at = queued_at
+
+
+class Batcher:
+    """Owns an engine; `run` is its task.
+
+    Args:
+        engine: the model and its state.
+        metrics: where to count.
+        batch_max: the most timesteps in a batch.
+        queue_max: the most timesteps that may wait.
+
+    """
+
+    def __init__(self, engine: Engine, metrics: ModelMetrics, *, batch_max: int, queue_max: int) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self.batch_max = batch_max
+        self.queue_max = queue_max
+        self._queue: deque[Entry] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._running = False  # a batch is in the thread
+        self._between: deque[Callable[[], None]] = deque()
+        self._run_seconds = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
+        self._width = 4 * len(engine.model.spec.features)
+        self._dead: TidegateError | None = None
+        metrics.queue_depth = self._queue.__len__
+
+    def __repr__(self) -> str:
+        return f"<Batcher {self.engine.model.spec.title}: {len(self._queue)} of {self.queue_max} queued>"
+
+    def submit(self, lease: Lease, timestep: Timestep) -> asyncio.Future[Prediction]:
+        """Queues a timestep of a live stream; the answer comes through the future.
+
+        The future ends with a `TimestepRefused`, or with why the lease ended. Cancelling it drops the timestep if its
+        batch has not been taken up, and its answer otherwise.
+
+        Raises:
+            WrongWidth: the timestep does not hold one value a feature.
+            Overloaded: the queue is full.
+
+        """
+        if self._dead is not None:
+            raise self._dead
+        if len(timestep.values) != self._width:
+            self.metrics.steps["invalid"] += 1
+            raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
+        if len(self._queue) >= self.queue_max:
+            self.metrics.steps["overloaded"] += 1
+            raise Overloaded(self.queue_max, RETRY_AFTER_MS)
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        self._queue.append(Entry(lease, timestep, future, perf_counter()))
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        return future
+
+    async def between(self, act: Callable[[], T]) -> T:
+        """Runs `act` between two batches, at once when none is running; gives what it returns or raises.
+
+        Once called it happens, whether or not the caller waits for it.
+        """
+        if not self._running:
+            return act()
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def perform() -> None:
+            try:
+                result = act()
+            except Exception as error:  # noqa: BLE001 - handed to the caller, whoever it is about
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(result)
+
+        self._between.append(perform)
+        return await done
+
+    async def run(self) -> None:
+        """Runs batches until cancelled. Afterwards nothing waits: what was queued has been refused."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                if not self._queue:
+                    self._wake = loop.create_future()
+                    await self._wake
+                    self._wake = None
+                if entries := self._take():
+                    await self._run(entries)
+                # A turn for the network: answers leave, timesteps arrive, and they are the next batch.
+                await asyncio.sleep(0)
+        finally:
+            self._dead = Stopping()
+            for entry in self._queue:
+                _fail(entry, self._dead)
+            self._queue.clear()
+            self._thread.shutdown(wait=False)
+
+    def _take(self) -> list[Entry]:
+        """Takes a batch off the queue: at most one timestep of a stream, in the order they came."""
+        queue = self._queue
+        entries: list[Entry] = []
+        later: list[Entry] = []
+        taken: set[Stream] = set()
+        while queue and len(entries) < self.batch_max:
+            entry = queue.popleft()
+            if entry.future.done():
+                self.metrics.steps["abandoned"] += 1
+            elif entry.lease.ended is not None:
+                self.metrics.steps["ended"] += 1
+                _fail(entry, entry.lease.ended)
+            elif entry.lease.stream in taken:
+                later.append(entry)
+            else:
+                taken.add(entry.lease.stream)
+                entries.append(entry)
+        queue.extendleft(reversed(later))
+        return entries
+
+    async def _run(self, entries: list[Entry]) -> None:
+        """Runs one batch and settles it."""
+        begun = perf_counter()
+        try:
+            slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
+            steps = np.array([entry.timestep.step for entry in entries], np.int64)
+            x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
+            if self._run_seconds < INLINE_SECONDS:
+                report = self.engine.run(slots, steps, x)
+            else:
+                report = await self._run_in_thread(slots, steps, x)
+            run_seconds = perf_counter() - begun
+            self._settle(entries, report, x)
+        except BaseException:
+            for entry in entries:
+                _fail(entry, ModelFailed("the server met an unexpected error; see its log"))
+            raise
+        finally:
+            self._running = False
+            while self._between:
+                self._between.popleft()()
+        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
+        self._measure(entries, report, begun, run_seconds)
+
+    async def _run_in_thread(self, slots: Ints, steps: Ints, x: Floats) -> Report:
+        """Runs one batch beside the event loop; what must not happen meanwhile waits in `_between`."""
+        self._running = True
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.run, slots, steps, x)
+        try:
+            return await asyncio.shield(running)
+        finally:
+            if not running.done():  # cancelled: the thread still moves state, so nobody else may touch it yet
+                await asyncio.wait([running])
+
+    def _settle(self, entries: Sequence[Entry], report: Report, x: Floats) -> None:
+        """Hands each caller its own answer; one that has gone away loses only its own."""
+        steps = report.steps.tolist()
+        applied = range(len(entries)) if report.applied is None else report.applied.tolist()
+        columns = [(column.tobytes(), column.nbytes // max(1, len(applied))) for column in report.outputs]
+        for place, row in enumerate(applied):
+            future = entries[row].future
+            if not future.done():
+                outputs = tuple([packed[place * width : (place + 1) * width] for packed, width in columns])
+                future.set_result(Prediction(steps[row], outputs))
+        if report.verdicts is not None:
+            for row in np.flatnonzero(report.verdicts).tolist():
+                self._settle_refused(entries[row], steps[row], Verdict(int(report.verdicts[row])), report, x[row])
+
+    def _settle_refused(self, entry: Entry, step: int, verdict: Verdict, report: Report, x: Floats) -> None:
+        """Answers a timestep that the model did not apply."""
+        stream = entry.lease.stream
+        title = self.engine.model.spec.title
+        if entry.future.done():
+            return
+        if verdict is Verdict.DUPLICATE:
+            entry.future.set_result(Prediction(step, stream.slots.answer(stream.slot, step), duplicate=True))
+        elif verdict is Verdict.GAP:
+            _fail(entry, StepGap(step, stream.step + 1))
+        elif verdict is Verdict.NOT_FINITE:
+            column = int(np.flatnonzero(self.engine.refused_values(x))[0])
+            _fail(entry, NotFinite(self.engine.model.spec.features[column].name, float(x[column]), title))
+        elif verdict is Verdict.FAILED:
+            assert report.failure is not None
+            _fail(entry, report.failure)
+        else:
+            _fail(entry, ModelFailed(f"model {title} made a state that is not finite; the timestep was not applied"))
+
+    def _measure(self, entries: Sequence[Entry], report: Report, begun: float, run_seconds: float) -> None:
+        metrics = self.metrics
+        metrics.batch_size.observe(len(entries))
+        metrics.run_seconds.observe(run_seconds)
+        queue = metrics.queue_seconds
+        for entry in entries:
+            queue.observe(begun - entry.queued_at)
+        metrics.missing_values += report.missing
+        if report.verdicts is None:
+            metrics.steps["ok"] += len(entries)
+        else:
+            for verdict, count in zip(*np.unique(report.verdicts, return_counts=True), strict=True):
+                metrics.steps[OUTCOMES[verdict]] += int(count)
+
+
+OUTCOMES: dict[int, Outcome] = {
+    Verdict.APPLIED: "ok",
+    Verdict.DUPLICATE: "duplicate",
+    Verdict.GAP: "gap",
+    Verdict.NOT_FINITE: "invalid",
+    Verdict.FAILED: "failed",
+    Verdict.POISONED: "failed",
+}
+
+
+def _fail(entry: Entry, error: TidegateError) -> None:
+    if not entry.future.done():
+        entry.future.set_exception(error)

@@ -1,0 +1,107 @@
+"""The models on disk, `<name>/<version>/model.onnx`: found, loaded, checked, warmed up, and then looked up."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.core.engine import Engine
+from serving.core.errors import ContractBroken, ModelNotFound
+from serving.core.model import Model
+from serving.core.slots import Slots
+from serving.core.spec import Spec
+from serving.runtime.batcher import Batcher
+from serving.runtime.metrics import Metrics, ModelMetrics
+
+log = logging.getLogger("tidegate.repository")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of each model: its live streams, the answers remembered for each, timesteps in a batch and in the queue."""
+
+    live_max: int
+    answers: int
+    batch_max: int
+    queue_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that is being served: its description, the owner of its engine, its measurements, its card."""
+
+    spec: Spec
+    slots: Slots
+    batcher: Batcher
+    metrics: ModelMetrics
+    card_json: str
+
+
+class Repository:
+    """The served models. Iterates in the order of their names, newest version first."""
+
+    def __init__(self, models: Sequence[Served]) -> None:
+        self._models = sorted(models, key=lambda served: (served.spec.name, -int(served.spec.version)))
+
+    def __repr__(self) -> str:
+        return f"<Repository: {', '.join(served.spec.title for served in self._models)}>"
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._models)
+
+    def find(self, name: str, version: str) -> Served:
+        """One model. An empty name means the only one that is served, an empty version the newest.
+
+        Raises:
+            ModelNotFound: it is not served, or no name was given and several are.
+
+        """
+        titles = [served.spec.title for served in self._models]
+        if not name and len({served.spec.name for served in self._models}) != 1:
+            raise ModelNotFound("(none given)", "", titles)
+        for served in self._models:
+            if name in ("", served.spec.name) and version in ("", served.spec.version):
+                return served
+        raise ModelNotFound(name or self._models[0].spec.name, version, titles)
+
+
+def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
+    """Loads every model under `root`, checks it against the contract and warms it up.
+
+    Raises:
+        ContractBroken: there is no model, or one cannot be served. One bad model stops the start: a server that
+            silently leaves a model out fails its clients later and farther from the cause.
+
+    """
+    paths = sorted(root.glob("*/*/model.onnx"))
+    if not paths:
+        raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
+    return Repository([_load(path, limits, metrics) for path in paths])
+
+
+def _load(path: Path, limits: Limits, metrics: Metrics) -> Served:
+    name, version = path.parent.parent.name, path.parent.name
+    if not version.isdecimal():
+        raise ContractBroken(str(path), f"version '{version}' is not a decimal number, expected for example {name}/1")
+    sidecar, card = path.with_name("model.toml"), path.with_name("card.json")
+    try:
+        graph = path.read_bytes()
+        sidecar_text = sidecar.read_text("utf-8") if sidecar.exists() else None
+        card_json = card.read_text("utf-8") if card.exists() else ""
+    except OSError as error:
+        raise ContractBroken(str(path), f"cannot be read: {error.strerror}") from error
+    model = Model(name, version, graph, sidecar_text)
+    varying = model.varying_batches(limits.batch_max)
+    measured = metrics.add_model(name, version, model.spec.fingerprint)
+    measured.batch_invariant = not varying.size
+    if varying.size:
+        log.warning(
+            "model %s: on this CPU a prediction may change its last bits with the batch it is in (batches of %s); "
+            "serve with --batch-max 1 if that matters",
+            model.spec.title,
+            ", ".join(str(size) for size in varying[:8]),
+        )
+    slots = Slots(model.spec, limits.live_max, limits.answers)
+    batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
+    log.info("model %s loaded, fingerprint %s", model.spec.title, model.spec.fingerprint[:12])
+    return Served(model.spec, slots, batcher, measured, card_json)

@@ -1,0 +1,180 @@
+"""The life of a server: wire the parts, start, serve, drain, stop."""
+
+import asyncio
+import logging
+import signal
+import threading
+from importlib.metadata import version
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.rpc.native import Native
+from serving.runtime.config import ServerConfig
+from serving.runtime.keeper import Keeper
+from serving.runtime.metrics import Metrics
+from serving.runtime.repository import Limits, Repository, load_repository
+from serving.store import MemoryStore
+
+log = logging.getLogger("tidegate.server")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Tidegate"].full_name
+
+
+class StartFailed(Exception):
+    """The server could not start: a port is taken. Models that cannot be served raise ContractBroken."""
+
+
+class Server:
+    """One serving process.
+
+    `start` leaves it serving, `stop` drains it, `run` is both with signals between.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.grpc_port = 0
+        self.metrics_port = 0
+        self.repository: Repository
+        self.keeper: Keeper
+        self._health = health.aio.HealthServicer()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def ready_line(self) -> str:
+        """What is printed when the server is ready; other programs wait for it and read the ports from it."""
+        host = self.config.host
+        models = ",".join(served.spec.title for served in self.repository)
+        return (
+            f"ready: grpc={host}:{self.grpc_port} metrics=http://{host}:{self.metrics_port}/metrics models={models}"
+        )
+
+    async def start(self) -> None:
+        """Loads the models, warms them up and opens the ports; afterwards health says SERVING.
+
+        Raises:
+            ContractBroken: a model cannot be served.
+            StartFailed: a port cannot be had.
+
+        """
+        config = self.config
+        metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
+        limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
+        self.repository = load_repository(config.models, limits, metrics)
+        self.keeper = Keeper(self.repository, MemoryStore(), metrics, streams_max=config.streams_max)
+        self._native = Native(self.keeper)
+        self._server = self._build_server()
+        # The overall status starts as SERVING in this servicer; nothing is served before the end of this method.
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+        self._metrics_server = self._start_metrics(metrics)
+        self.metrics_port = self._metrics_server[0].server_port
+        self._tasks = [
+            *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
+            asyncio.create_task(self.keeper.failed(), name=repr(self.keeper)),
+        ]
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving %r", self.repository)
+
+    async def stop(self) -> None:
+        """Drains: health turns NOT_SERVING, what is under way is answered, streams are parked, calls end UNAVAILABLE."""
+        await self._health.enter_graceful_shutdown()
+        try:
+            async with asyncio.timeout(self.config.drain_seconds):
+                await self._native.drain()
+        except TimeoutError:
+            log.warning("calls did not end within %g s and are cut", self.config.drain_seconds)
+        # The calls have ended; their last words may still be on the way.
+        await self._server.stop(grace=1.0)
+        await self.keeper.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        httpd, thread = self._metrics_server
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+        log.info("stopped")
+
+    async def wait(self) -> None:
+        """Waits until a task that must not end has ended; raises what ended it. Never returns."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        task = done.pop()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        raise RuntimeError(f"{task.get_name()} ended") from task.exception()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+
+        Raises what `start` and `wait` raise.
+        """
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+
+        def on_signal(number: signal.Signals) -> None:
+            if asked.is_set():
+                log.warning("%s again: ending at once", number.name)
+                raise SystemExit(128 + number)
+            log.info("%s: draining", number.name)
+            asked.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        await self.start()
+        print(self.ready_line, flush=True)  # noqa: T201 - the one line that other programs wait for
+        watch = asyncio.create_task(self.wait())
+        asking = asyncio.create_task(asked.wait())
+        try:
+            await asyncio.wait([watch, asking], return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                await watch
+        finally:
+            watch.cancel()
+            asking.cancel()
+            await self.stop()
+
+    def _build_server(self) -> grpc.aio.Server:
+        config = self.config
+        server = grpc.aio.server(
+            options=[
+                # A second server on a taken port must fail, not share it silently.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", config.message_bytes_max),
+                # Find peers that died without a word within a minute; gRPC's own default is two hours.
+                ("grpc.keepalive_time_ms", 40_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                # Sensors that ping through quiet times are welcome, from every 10 s on.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        pb_grpc.add_TidegateServicer_to_server(self._native, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = f"{config.host}:{config.port}"
+        try:
+            self.grpc_port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartFailed(f"cannot listen on {address} for gRPC: the port is taken or the address is not ours") from error
+        return server
+
+    def _start_metrics(self, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        try:
+            return start_http_server(self.config.metrics_port, self.config.host, registry)
+        except OSError as error:
+            address = f"{self.config.host}:{self.config.metrics_port}"
+            raise StartFailed(f"cannot listen on {address} for metrics: {error.strerror}") from error
+
+    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
