@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import grpc
 import numpy as np
@@ -84,7 +84,9 @@ class ClientError(Exception):
 class TimestepRefused(ClientError):
     """One timestep was refused; the stream stays usable and its state is what it was."""
 
-    def __init__(self, message: str, reason: str, *, field: str = "", next_step: int = 0, retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self, message: str, reason: str, *, field: str = "", next_step: int = 0, retry_after_s: float = 0.0
+    ) -> None:
         self.field = field
         self.next_step = next_step
         self.retry_after_s = retry_after_s
@@ -297,7 +299,7 @@ class Stream:
 
     """
 
-    def __init__(self, call: "grpc.aio.StreamStreamCall[pb.PredictRequest, pb.PredictResponse]") -> None:
+    def __init__(self, call: Any) -> None:
         self.stream_id = ""
         self.model: Model
         self.kind = ""
@@ -428,7 +430,7 @@ def _refusal_of(error: pb.Error) -> TimestepRefused:
     )
 
 
-def _error_of(code: grpc.StatusCode, details: str | None, trailers: grpc.aio.Metadata | None) -> ClientError:
+def _error_of(code: grpc.StatusCode, details: str | None, trailers: Any) -> ClientError:
     """The typed error for how a call ended."""
     reason = code.name
     status = status_pb2.Status()

@@ -14,7 +14,8 @@
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
     │   ├── StreamExists
-    │   └── TooManyStreams
+    │   ├── TooManyStreams
+    │   └── StateLost            the kept state is older than was acknowledged
     ├── StreamEnded            a call no longer holds its stream
     │   ├── TakenOver            another call has opened it
     │   └── Stopping             the server is going away
@@ -147,7 +148,22 @@ class TooManyStreams(StreamRefused):
     def __init__(self, what: str, limit: int, retry_after_ms: int) -> None:
         self.limit = limit
         self.retry_after_ms = retry_after_ms
-        super().__init__(f"the server holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later")
+        super().__init__(
+            f"the server holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
+        )
+
+
+class StateLost(StreamRefused):
+    """The kept state is older than was acknowledged to the client: the timesteps between are gone from both sides."""
+
+    def __init__(self, stream_id: str, kept_step: int, acknowledged_step: int) -> None:
+        self.stream_id = stream_id
+        self.kept_step = kept_step
+        self.acknowledged_step = acknowledged_step
+        super().__init__(
+            f"acknowledged_step: stream '{stream_id}' is kept at step {kept_step}, but {acknowledged_step} was acknowledged; "
+            f"open it with acknowledged_step {kept_step} or less to go on from there all the same"
+        )
 
 
 class StreamEnded(TidegateError):

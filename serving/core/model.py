@@ -6,7 +6,7 @@ never asked: it goes in under one name and comes out under another.
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -165,7 +165,9 @@ class Model:
         state = self.initial_state(batch_max)
         varying: set[int] = set()
         for now in x:
-            alone = [self.step(now[row : row + 1], tuple(rows[row : row + 1] for rows in state)) for row in range(batch_max)]
+            alone = [
+                self.step(now[row : row + 1], tuple(rows[row : row + 1] for rows in state)) for row in range(batch_max)
+            ]
             expected = [np.concatenate(parts) for parts in zip(*((*y, *s) for y, s in alone), strict=True)]
             for size in range(2, batch_max + 1):
                 outputs, next_state = self.step(now[:size], tuple(rows[:size] for rows in state))
@@ -180,69 +182,86 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _read_spec(
-    where: str, name: str, version: str, fingerprint: str, session: Any, sidecar: str | None
-) -> Spec:
-    """Reads the description and checks that the graph is what it says."""
-    described = _read_description(where, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), sidecar)
-    inputs = {tensor.name: tensor for tensor in session.get_inputs()}
-    outputs = {tensor.name: tensor for tensor in session.get_outputs()}
+class _Tensors:
+    """The inputs or the outputs of a graph, taken one by one as its description mentions them."""
 
-    def take(tensors: dict[str, Any], kind: str, wanted: str, shape: tuple[Dimension, ...]) -> np.dtype[Any]:
-        """Checks one tensor against its description and removes it from those left over; gives its type."""
-        if wanted not in tensors:
-            raise ContractBroken(where, f"{kind} '{wanted}' is not in the graph; it has {', '.join(tensors) or 'none'}")
-        tensor = tensors.pop(wanted)
-        # A symbolic dimension has a name, or none at all; contracts call it "batch".
+    def __init__(self, where: str, kind: str, tensors: Sequence[Any]) -> None:
+        self._where = where
+        self._kind = kind
+        self._left = {tensor.name: tensor for tensor in tensors}
+
+    def take(self, name: str, shape: tuple[Dimension, ...]) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+        """Checks a tensor against its description; gives its type, its shape for one stream, and its batch axis."""
+        if name not in self._left:
+            raise self._broken(f"'{name}' is not in the graph, expected one of {', '.join(self._left) or 'none'}")
+        tensor = self._left.pop(name)
+        # A symbolic dimension has a name, or none at all; the contract calls it "batch".
         got = tuple("batch" if not isinstance(size, int) else size for size in tensor.shape)
         if got != shape:
-            raise ContractBroken(where, f"{kind} '{wanted}' has shape {_shape(got)}, expected {_shape(shape)}")
+            raise self._broken(f"'{name}' has shape {_shape(got)}, expected {_shape(shape)}")
         if shape.count("batch") != 1:
-            raise ContractBroken(
-                where, f"{kind} '{wanted}' has shape {_shape(shape)}, expected exactly one dimension to be the batch"
-            )
+            raise self._broken(f"'{name}' has shape {_shape(shape)}, expected exactly one dimension to be the batch")
         if tensor.type not in DTYPES:
-            raise ContractBroken(where, f"{kind} '{wanted}' is {tensor.type}, expected one of {', '.join(DTYPES)}")
-        return DTYPES[tensor.type]
+            raise self._broken(f"'{name}' is {tensor.type}, expected one of {', '.join(DTYPES)}")
+        return DTYPES[tensor.type], tuple(size for size in shape if size != "batch"), shape.index("batch")
 
-    x_type = take(inputs, "input", described.input, ("batch", len(described.features)))
+    def done(self) -> None:
+        """Checks that nothing is left over."""
+        if self._left:
+            raise self._broken(f"{', '.join(self._left)} is in the graph, but its description does not mention it")
+
+    def _broken(self, message: str) -> ContractBroken:
+        return ContractBroken(self._where, f"{self._kind} {message}")
+
+
+def _read_spec(where: str, name: str, version: str, fingerprint: str, session: Any, sidecar: str | None) -> Spec:
+    """Reads the description and checks that the graph is what it says."""
+    described = _read_description(where, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), sidecar)
+    inputs = _Tensors(where, "input", session.get_inputs())
+    outputs = _Tensors(where, "output", session.get_outputs())
+    x_type, _, _ = inputs.take(described.input, ("batch", len(described.features)))
     if x_type != np.float32:
         raise ContractBroken(where, f"input '{described.input}' is {x_type}, expected float32")
-    state = []
-    for part in described.state:
-        dtype = take(inputs, "state", part.name, part.shape)
-        next_dtype = take(outputs, "next state", part.next, part.shape)
-        if next_dtype != dtype:
-            raise ContractBroken(where, f"next state '{part.next}' is {next_dtype}, but state '{part.name}' is {dtype}")
-        row = tuple(size for size in part.shape if size != "batch")
-        state.append(
-            StateTensor(part.name, part.next, dtype, row, part.shape.index("batch"), _initial(where, part, row, dtype))
-        )
+    state = tuple(_read_state(where, part, inputs, outputs) for part in described.state)
     predictions = []
-    for output in described.outputs:
-        dtype = take(outputs, "output", output.name, output.shape)
-        if output.shape[0] != "batch":
-            raise ContractBroken(where, f"output '{output.name}' has shape {_shape(output.shape)}, expected the batch first")
-        row = tuple(size for size in output.shape if size != "batch")
-        predictions.append(
-            Output(output.name, dtype, row, output.targets, output.units, output.horizons, output.quantiles)
-        )
-    for kind, left in (("input", inputs), ("output", outputs)):
-        if left:
-            raise ContractBroken(where, f"the graph has {kind} {', '.join(left)}, which its description does not mention")
-    features = tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features)
+    for part in described.outputs:
+        dtype, row, batch_axis = outputs.take(part.name, part.shape)
+        if batch_axis != 0:
+            raise ContractBroken(
+                where, f"output '{part.name}' has shape {_shape(part.shape)}, expected the batch first"
+            )
+        predictions.append(Output(part.name, dtype, row, part.targets, part.units, part.horizons, part.quantiles))
+    inputs.done()
+    outputs.done()
     return Spec(
-        name,
-        version,
-        fingerprint,
-        described.task,
-        described.period_s,
-        described.input,
-        described.handles_missing,
-        features,
-        tuple(predictions),
-        tuple(state),
+        name=name,
+        version=version,
+        fingerprint=fingerprint,
+        task=described.task,
+        period_s=described.period_s,
+        input=described.input,
+        handles_missing=described.handles_missing,
+        features=tuple(Feature(part.name, part.unit, part.low, part.high) for part in described.features),
+        outputs=tuple(predictions),
+        state=state,
     )
+
+
+def _read_state(where: str, part: _State, inputs: _Tensors, outputs: _Tensors) -> StateTensor:
+    dtype, row, batch_axis = inputs.take(part.name, part.shape)
+    next_dtype, _, _ = outputs.take(part.next, part.shape)
+    if next_dtype != dtype:
+        raise ContractBroken(where, f"output '{part.next}' is {next_dtype}, expected {dtype} like state '{part.name}'")
+    if not isinstance(part.initial, tuple):
+        initial = np.full(row, part.initial, dtype)
+    elif len(part.initial) == np.prod(row):
+        initial = np.array(part.initial, dtype).reshape(row)
+    else:
+        raise ContractBroken(
+            where,
+            f"state '{part.name}' has {len(part.initial)} initial values, expected {np.prod(row)} for {_shape(row)}",
+        )
+    return StateTensor(part.name, part.next, dtype, row, batch_axis, initial)
 
 
 def _read_description(where: str, metadata: str | None, sidecar: str | None) -> _Description:
@@ -253,7 +272,8 @@ def _read_description(where: str, metadata: str | None, sidecar: str | None) -> 
             described = _Description.model_validate(tomllib.loads(sidecar))
         else:
             raise ContractBroken(
-                where, f"the graph has no metadata '{METADATA_KEY}' and there is no model.toml beside it that describes it"
+                where,
+                f"the graph has no metadata '{METADATA_KEY}' and there is no model.toml beside it that describes it",
             )
     except ValidationError as error:
         first = error.errors()[0]
@@ -266,15 +286,5 @@ def _read_description(where: str, metadata: str | None, sidecar: str | None) -> 
     return described
 
 
-def _initial(where: str, part: _State, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    if not isinstance(part.initial, tuple):
-        return np.full(shape, part.initial, dtype)
-    if len(part.initial) != np.prod(shape):
-        raise ContractBroken(
-            where, f"state '{part.name}' has {len(part.initial)} initial values, expected {np.prod(shape)} for {_shape(shape)}"
-        )
-    return np.array(part.initial, dtype).reshape(shape)
-
-
-def _shape(shape: tuple[Dimension, ...]) -> str:
+def _shape(shape: Sequence[object]) -> str:
     return "[" + ", ".join(str(size) for size in shape) + "]"

@@ -222,9 +222,7 @@ class Streams:
         """Copies a live stream as it is now."""
         spec = stream.slots.spec
         step, state, answers = stream.slots.read(stream.slot)
-        return Checkpoint(
-            stream.key, stream.epoch, step, spec.name, spec.version, spec.fingerprint, state, answers
-        )
+        return Checkpoint(stream.key, stream.epoch, step, spec.name, spec.version, spec.fingerprint, state, answers)
 
     def _hold(self, key: Key, slots: Slots, slot: int, epoch: int) -> Stream:
         assert key not in self._streams

@@ -1,0 +1,1 @@
+"""Speaks gRPC: the only place that knows protobuf."""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Literal, Protocol, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -26,7 +26,12 @@ log = logging.getLogger("tidegate.rpc")
 # The owner of a stream until callers are told apart by tokens.
 DEFAULT_TENANT = "default"
 
-Context = grpc.aio.ServicerContext[pb.PredictRequest, pb.PredictResponse]
+# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
+Context = Any
+
+
+# Why a call let go of its stream.
+CloseReason = Literal["closed", "disconnected", "taken_over", "forgotten", "stopping", "protocol"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Desk(Protocol):
     def answered(self, lease: Lease, seconds: float) -> None:
         """Counts a timestep that was answered, from being read to its answer being handed to the network."""
 
-    def park(self, lease: Lease, reason: str) -> None:
+    def park(self, lease: Lease, reason: CloseReason) -> None:
         """Lets go of a stream, which is kept. Takes effect soon, whether or not anybody waits."""
 
     async def forget(self, lease: Lease) -> None:
@@ -112,7 +117,7 @@ class Call:
             raise InvalidField("request", "got bytes that are not a PredictRequest") from error
         finally:
             self._reading = False
-        return None if request is grpc.aio.EOF else request
+        return None if request is grpc.aio.EOF else cast(pb.PredictRequest, request)
 
 
 class Native(pb_grpc.TidegateServicer):
@@ -138,7 +143,7 @@ class Native(pb_grpc.TidegateServicer):
         self._calls.add(call)
         self._idle.clear()
         lease: Lease | None = None
-        reason = "disconnected"
+        reason: CloseReason = "disconnected"
         try:
             if self._stopping:
                 raise Stopping  # noqa: TRY301 - one way out for all refusals
@@ -195,7 +200,7 @@ class Native(pb_grpc.TidegateServicer):
             raise
         return opening.lease
 
-    async def _serve(self, call: Call, lease: Lease, context: Context) -> str:
+    async def _serve(self, call: Call, lease: Lease, context: Context) -> CloseReason:
         """Answers timesteps until the stream is closed or the client has sent its last; gives the reason."""
         desk = self._desk
         while (request := await call.read(context)) is not None:
@@ -206,7 +211,9 @@ class Native(pb_grpc.TidegateServicer):
             elif request.HasField("close"):
                 return await self._close(lease, request.close, context)
             elif request.HasField("open"):
-                raise WrongOrder(f"stream '{lease.stream.key.stream_id}' is open already, expected timesteps or a close")
+                raise WrongOrder(
+                    f"stream '{lease.stream.key.stream_id}' is open already, expected timesteps or a close"
+                )
             else:
                 raise InvalidField("kind", "got a request without one, expected timestep, open or close")
         return "closed"
@@ -220,7 +227,7 @@ class Native(pb_grpc.TidegateServicer):
             return wire.encode_refusal(error, message.step, stream.step + 1)
         return wire.encode_prediction(prediction, stream.durable_step)
 
-    async def _close(self, lease: Lease, message: pb.Close, context: Context) -> str:
+    async def _close(self, lease: Lease, message: pb.Close, context: Context) -> CloseReason:
         """Ends the stream at its client's wish."""
         step = lease.stream.step
         if message.forget:
@@ -229,7 +236,7 @@ class Native(pb_grpc.TidegateServicer):
         await context.write(pb.PredictResponse(closed=closed))
         return "forgotten" if message.forget else "closed"
 
-    async def ListModels(self, _: pb.ListModelsRequest, context: object) -> pb.ListModelsResponse:  # noqa: N802, ARG002
+    async def ListModels(self, _: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802, ARG002
         """Lists the models; see the protocol."""
         models = [wire.encode_model(model.spec, batch_invariant=model.batch_invariant) for model in self._desk.models()]
         return pb.ListModelsResponse(models=models)
@@ -237,7 +244,7 @@ class Native(pb_grpc.TidegateServicer):
     async def DescribeModel(  # noqa: N802 - named by the protocol
         self,
         request: pb.DescribeModelRequest,
-        context: "grpc.aio.ServicerContext[pb.DescribeModelRequest, pb.DescribeModelResponse]",
+        context: Context,
     ) -> pb.DescribeModelResponse:
         """Describes one model; see the protocol."""
         try:

@@ -1,10 +1,10 @@
 """How an error looks on the wire: one table, read in both directions."""
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -29,6 +29,7 @@ TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
     errors.ModelMismatch: (code_pb2.FAILED_PRECONDITION, pb.Error.MODEL_MISMATCH),
     errors.TooManyStreams: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.TOO_MANY_STREAMS),
     errors.TakenOver: (code_pb2.ABORTED, pb.Error.TAKEN_OVER),
+    errors.StateLost: (code_pb2.DATA_LOSS, pb.Error.STATE_LOST),
     errors.Stopping: (code_pb2.UNAVAILABLE, pb.Error.STOPPING),
 }
 
@@ -41,7 +42,7 @@ def reason_of(error: errors.TidegateError) -> tuple[int, pb.Error.Reason]:
     return code_pb2.INTERNAL, pb.Error.REASON_UNSPECIFIED
 
 
-async def abort(context: "grpc.aio.ServicerContext[object, object]", error: errors.TidegateError) -> NoReturn:
+async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
     """Ends a call with an error: its code, its sentence, and google.rpc details for programs."""
     code, reason = reason_of(error)
     info = error_details_pb2.ErrorInfo(reason=pb.Error.Reason.Name(reason), domain=DOMAIN)
@@ -58,7 +59,7 @@ async def abort(context: "grpc.aio.ServicerContext[object, object]", error: erro
     raise AssertionError("abort returned")
 
 
-def _pack(message: object) -> any_pb2.Any:
+def _pack(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -1,0 +1,1 @@
+"""Acts: batches, keeps, measures, starts and stops."""

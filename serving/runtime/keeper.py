@@ -10,11 +10,11 @@ from collections.abc import Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from serving.core.errors import Stopping, StreamNotFound, TooManyStreams
+from serving.core.errors import StateLost, Stopping, StreamNotFound, TooManyStreams
 from serving.core.spec import Key, Prediction, Timestep
-from serving.core.streams import Existence, Known, Lease, OpenKind, Phase, Streams, rule_on_open
-from serving.rpc.native import Opening, ServedModel
-from serving.runtime.metrics import CloseReason, Metrics
+from serving.core.streams import Existence, Known, Lease, Phase, Streams, rule_on_open
+from serving.rpc.native import CloseReason, Opening, ServedModel
+from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Repository, Served
 from serving.store import Record, Store
 
@@ -66,7 +66,7 @@ class Keeper:
             key = Key(key.tenant, secrets.token_urlsafe(STREAM_ID_BYTES))
         try:
             async with self._alone(key):
-                opening = await self._open(key, model, version, existence)
+                opening = await self._open(key, model, version, existence, acknowledged_step)
         except Exception:
             self._metrics.opened["refused"] += 1
             raise
@@ -116,22 +116,26 @@ class Keeper:
         """Waits for ever, or raises what made a background task fail."""
         await self._failed
 
-    async def _open(self, key: Key, model: str, version: str, existence: Existence) -> Opening:
+    async def _open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
         if self._stopping:
             raise Stopping
         stream = self._streams.find(key)
         record = await self._store.load(key)
         known: Known | None = None
+        kept_step = 0
         if stream is not None:
-            spec = stream.slots.spec
+            spec, kept_step = stream.slots.spec, stream.step
             known = Known(Phase.LIVE, spec.name, spec.version, spec.fingerprint)
         elif record is not None and record.checkpoint is not None:
-            kept = record.checkpoint
+            kept, kept_step = record.checkpoint, record.checkpoint.step
             known = Known(Phase.PARKED, kept.model, kept.version, kept.fingerprint)
         if known is not None and model in ("", known.model):
             model, version = known.model, version or known.version
         served = self._repository.find(model, version)
         kind = rule_on_open(key, known, served.spec, existence)
+        if acknowledged_step > kept_step:
+            self._metrics.state_lost += 1
+            raise StateLost(key.stream_id, kept_step, acknowledged_step)
         if known is None and len(self._store) >= self._streams_max:
             raise TooManyStreams("known", self._streams_max, RETRY_AFTER_MS)
         seen_epoch = record.epoch if record is not None else 0
@@ -192,5 +196,6 @@ class Keeper:
 
     def _watched(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and not self._failed.done():
-            self._failed.set_exception(task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failed.done():
+            self._failed.set_exception(error)

@@ -12,9 +12,10 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from serving.rpc.native import CloseReason
+
 Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended"]
-OpenKind = Literal["new", "resumed", "taken_over", "refused"]
-CloseReason = Literal["closed", "disconnected", "taken_over", "forgotten", "stopping", "protocol"]
+OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 
 # From 50 microseconds, a step of an idle server, to 1 second; the client library's own buckets start at 5 ms.
 SECONDS = (
@@ -70,7 +71,7 @@ class Metrics(Collector):
     def __init__(self, versions: dict[str, str]) -> None:
         self.versions = versions
         self.models: list[ModelMetrics] = []
-        self.opened: dict[OpenKind, int] = dict.fromkeys(get_args(OpenKind), 0)
+        self.opened: dict[OpenOutcome, int] = dict.fromkeys(get_args(OpenOutcome), 0)
         self.closed: dict[CloseReason, int] = dict.fromkeys(get_args(CloseReason), 0)
         self.state_lost = 0
         self.live_streams: Callable[[], int] = lambda: 0
@@ -90,7 +91,9 @@ class Metrics(Collector):
         for kind, count in self.opened.items():
             opened.add_metric([kind], count)
         yield opened
-        closed = CounterMetricFamily("tidegate_streams_closed", "Calls that let go of a stream, by why.", labels=["reason"])
+        closed = CounterMetricFamily(
+            "tidegate_streams_closed", "Calls that let go of a stream, by why.", labels=["reason"]
+        )
         for reason, count in self.closed.items():
             closed.add_metric([reason], count)
         yield closed
@@ -99,19 +102,36 @@ class Metrics(Collector):
         streams.add_metric(["parked"], self.parked_streams())
         yield streams
         yield CounterMetricFamily(
-            "tidegate_state_lost", "Streams whose stored state was older than was acknowledged; must stay 0.", self.state_lost
+            "tidegate_state_lost",
+            "Streams whose stored state was older than was acknowledged; must stay 0.",
+            self.state_lost,
         )
-        build = GaugeMetricFamily("tidegate_build_info", "Versions of the parts, as labels; always 1.", labels=list(self.versions))
+        build = GaugeMetricFamily(
+            "tidegate_build_info", "Versions of the parts, as labels; always 1.", labels=list(self.versions)
+        )
         build.add_metric(list(self.versions.values()), 1)
         yield build
 
     def _histograms(self) -> Iterator[Metric]:
-        for name, text, pick in (
-            ("step_seconds", "A timestep from being read to its answer being handed to the network.", lambda m: m.step_seconds),
-            ("queue_seconds", "A timestep from being queued to its batch being taken up.", lambda m: m.queue_seconds),
-            ("run_seconds", "A batch from being taken up to its answers being ready.", lambda m: m.run_seconds),
-            ("batch_size", "Timesteps in a batch.", lambda m: m.batch_size),
-        ):
+        picks: Sequence[tuple[str, str, Callable[[ModelMetrics], Histogram]]] = (
+            (
+                "step_seconds",
+                "A timestep, from being read to its answer being handed on.",
+                lambda model: model.step_seconds,
+            ),
+            (
+                "queue_seconds",
+                "A timestep, from being queued to its batch being taken up.",
+                lambda model: model.queue_seconds,
+            ),
+            (
+                "run_seconds",
+                "A batch, from being taken up to its answers being ready.",
+                lambda model: model.run_seconds,
+            ),
+            ("batch_size", "Timesteps in a batch.", lambda model: model.batch_size),
+        )
+        for name, text, pick in picks:
             family = HistogramMetricFamily(f"tidegate_{name}", text, labels=["model", "version"])
             for model in self.models:
                 histogram = pick(model)
@@ -121,12 +141,18 @@ class Metrics(Collector):
     def _model_counters(self) -> Iterator[Metric]:
         labels = ["model", "version"]
         steps = CounterMetricFamily("tidegate_steps", "Timesteps by what became of them.", labels=[*labels, "outcome"])
-        missing = CounterMetricFamily("tidegate_missing_values", "Values of applied timesteps that were NaN.", labels=labels)
+        missing = CounterMetricFamily(
+            "tidegate_missing_values", "Values of applied timesteps that were NaN.", labels=labels
+        )
         queued = GaugeMetricFamily("tidegate_queue_depth", "Timesteps waiting for a batch.", labels=labels)
         invariant = GaugeMetricFamily(
-            "tidegate_batch_invariant", "1 when the start-up check found the same bits alone and in every batch.", labels=labels
+            "tidegate_batch_invariant",
+            "1 when the start-up check found the same bits alone and in every batch.",
+            labels=labels,
         )
-        info = GaugeMetricFamily("tidegate_model_info", "Models being served; always 1.", labels=[*labels, "fingerprint"])
+        info = GaugeMetricFamily(
+            "tidegate_model_info", "Models being served; always 1.", labels=[*labels, "fingerprint"]
+        )
         for model in self.models:
             for outcome, count in model.steps.items():
                 steps.add_metric([*model.labels, outcome], count)

@@ -50,9 +50,7 @@ class Server:
         """What is printed when the server is ready; other programs wait for it and read the ports from it."""
         host = self.config.host
         models = ",".join(served.spec.title for served in self.repository)
-        return (
-            f"ready: grpc={host}:{self.grpc_port} metrics=http://{host}:{self.metrics_port}/metrics models={models}"
-        )
+        return f"ready: grpc={host}:{self.grpc_port} metrics=http://{host}:{self.metrics_port}/metrics models={models}"
 
     async def start(self) -> None:
         """Loads the models, warms them up and opens the ports; afterwards health says SERVING.
@@ -160,7 +158,9 @@ class Server:
         try:
             self.grpc_port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise StartFailed(f"cannot listen on {address} for gRPC: the port is taken or the address is not ours") from error
+            raise StartFailed(
+                f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
+            ) from error
         return server
 
     def _start_metrics(self, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
