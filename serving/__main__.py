@@ -1,0 +1,5 @@
+"""`python -m serving` is `tidegate`."""
+
+from serving.cli import main
+
+main()

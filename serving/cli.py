@@ -1,0 +1,282 @@
+"""The command line, `tidegate`.
+
+Exit codes: 0 a clean end, 1 the answer is no (not healthy, connection lost), 2 bad usage or input, 3 the server could not
+start. Errors are one line on stderr; a traceback is always our own bug.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+if TYPE_CHECKING:
+    from serving.client import Model  # loaded by the command that asks
+
+EXIT_NO = 1
+EXIT_USAGE = 2
+EXIT_START = 3
+# What shells report for a program that was interrupted by Ctrl-C.
+EXIT_INTERRUPTED = 130
+
+TRAINING_COMMANDS = {
+    "train": "Learn a model from a sensor series.",
+    "evaluate": "Score an exported model beside the baselines.",
+    "export": "Write a trained run as a model that can be served.",
+    "datasets": "List the named data sets, with source and licence.",
+}
+
+app = typer.Typer(
+    help="Train recurrent models on sensor series and serve them, one timestep at a time.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
+
+
+class Refused(Exception):
+    """Ends the command with one line and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        Path, typer.Option(envvar="TIDEGATE_MODELS", help="Folder of <name>/<version>/model.onnx.")
+    ] = Path("models"),
+    host: Annotated[str, typer.Option(envvar="TIDEGATE_HOST", help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(envvar="TIDEGATE_PORT", help="Port of gRPC; 0 picks a free one.")] = 50051,
+    metrics_port: Annotated[
+        int, typer.Option(envvar="TIDEGATE_METRICS_PORT", help="Port of /metrics; 0 picks a free one.")
+    ] = 9464,
+    batch_max: Annotated[int, typer.Option(envvar="TIDEGATE_BATCH_MAX", help="Most timesteps in a batch.")] = 256,
+    queue_max: Annotated[
+        int, typer.Option(envvar="TIDEGATE_QUEUE_MAX", help="Most timesteps waiting for a batch.")
+    ] = 4096,
+    live_max: Annotated[int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model.")] = 16384,
+    streams_max: Annotated[
+        int, typer.Option(envvar="TIDEGATE_STREAMS_MAX", help="Most streams, live and parked.")
+    ] = 1_000_000,
+    answers_remembered: Annotated[
+        int, typer.Option(envvar="TIDEGATE_ANSWERS_REMEMBERED", help="Answers kept of each stream for repeats.")
+    ] = 32,
+    message_bytes_max: Annotated[
+        int, typer.Option(envvar="TIDEGATE_MESSAGE_BYTES_MAX", help="Longest message that is read.")
+    ] = 4 * 1024 * 1024,
+    drain_seconds: Annotated[
+        float, typer.Option(envvar="TIDEGATE_DRAIN_SECONDS", help="Longest time that stopping may take.")
+    ] = 20.0,
+    log_level: Annotated[
+        str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
+    ] = "info",
+) -> None:
+    """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
+    import uvloop
+    from pydantic import ValidationError
+
+    from serving.core.errors import ContractBroken
+    from serving.runtime.config import ServerConfig
+    from serving.runtime.server import Server, StartFailed
+
+    if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        config = ServerConfig(
+            models=models,
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            batch_max=batch_max,
+            queue_max=queue_max,
+            live_max=live_max,
+            streams_max=streams_max,
+            answers_remembered=answers_remembered,
+            message_bytes_max=message_bytes_max,
+            drain_seconds=drain_seconds,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise Refused(f"--{option}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+    try:
+        uvloop.run(Server(config).run())
+    except (ContractBroken, StartFailed) as error:
+        raise Refused(str(error), EXIT_START) from None
+
+
+@app.command()
+def stream(
+    file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
+    address: Address = "localhost:50051",
+    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
+    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    stream_id: Annotated[
+        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to begin or go on with; row n is its timestep n.")
+    ] = "",
+    rate: Annotated[
+        float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps a second; 0 as fast as it goes.")
+    ] = 0.0,
+    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="Only the first rows; 0 for all.")] = 0,
+    out: Annotated[Path | None, typer.Option(envvar="TIDEGATE_OUT", help="Write the predictions as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(envvar="TIDEGATE_PLOT", help="Write a picture as PNG.")] = None,
+    scores: Annotated[Path | None, typer.Option(envvar="TIDEGATE_SCORES", help="Write the scores as JSON.")] = None,
+) -> None:
+    """Send a CSV file one timestep at a time and show predictions against what came true."""
+    from serving.client import ClientError, ServerUnavailable, StreamLost
+    from serving.replay import Replay, ReplayFailed
+    from serving.sheet import BadSheet
+
+    replay = Replay(file, address, model=model, version=version, stream_id=stream_id, rate=rate, limit=limit)
+    try:
+        asyncio.run(replay.run(out=out, plot=plot, scores=scores))
+    except (BadSheet, ReplayFailed) as error:
+        raise Refused(str(error), EXIT_USAGE) from None
+    except ServerUnavailable as error:
+        raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+    except StreamLost as error:
+        raise Refused(str(error), EXIT_NO) from None
+    except ClientError as error:
+        raise Refused(str(error), EXIT_USAGE) from None
+
+
+@app.command()
+def models(
+    address: Address = "localhost:50051",
+    as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
+) -> None:
+    """List the models that a server serves."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from serving.client import Client, ClientError
+
+    async def ask() -> list["Model"]:
+        async with Client(address) as client:
+            return await client.models()
+
+    try:
+        served = asyncio.run(ask())
+    except ClientError as error:
+        raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+    if as_json:
+        print(json.dumps([_describe(model) for model in served], indent=2))
+        return
+    table = Table("model", "version", "task", "every", "features", "outputs", "same bits in any batch", box=None)
+    for model in served:
+        outputs = ", ".join(
+            f"{output.name} of {'/'.join(output.targets)} at {'/'.join(map(str, output.horizons))}"
+            if output.horizons
+            else output.name
+            for output in model.outputs
+        )
+        every = f"{model.period_s:g} s" if model.period_s else "irregular"
+        bits = "yes" if model.batch_invariant else "no"
+        table.add_row(model.name, model.version, model.task, every, str(len(model.features)), outputs, bits)
+    Console().print(table)
+
+
+@app.command()
+def health(
+    address: Address = "localhost:50051",
+    timeout: Annotated[float, typer.Option(envvar="TIDEGATE_TIMEOUT", help="Seconds to wait for an answer.")] = 3.0,
+) -> None:
+    """Ask a server whether it serves; exit code 0 says yes."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise Refused(f"server {address} is not available: {error.details()}", EXIT_NO) from None
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    print(status)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise typer.Exit(EXIT_NO)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command line and exits."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in TRAINING_COMMANDS:
+            _run_training(arguments)
+            code = 0
+        else:
+            code = app(arguments, prog_name="tidegate", standalone_mode=False) or 0
+    except TyperException as error:  # bad usage
+        code = _say(error.format_message().replace("\n", " "), error.exit_code)
+    except Refused as error:
+        code = _say(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _run_training(arguments: list[str]) -> None:
+    """Hands the command to the training package, which is loaded only now."""
+    found = entry_points(group="tidegate.commands", name=arguments[0])
+    try:
+        command = next(iter(found)).load()
+    except (StopIteration, ModuleNotFoundError):
+        raise Refused(
+            f"'{arguments[0]}' needs the training package: install tidegate with its extra, tidegate[training]",
+            EXIT_USAGE,
+        ) from None
+    command(arguments)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _describe(model: "Model") -> dict[str, object]:
+    return {
+        "name": model.name,
+        "version": model.version,
+        "fingerprint": model.fingerprint,
+        "task": model.task,
+        "period_s": model.period_s,
+        "features": [
+            {"name": part.name, "unit": part.unit, "low": part.low, "high": part.high} for part in model.features
+        ],
+        "outputs": [
+            {
+                "name": part.name,
+                "shape": part.shape,
+                "targets": part.targets,
+                "units": part.units,
+                "horizons": part.horizons,
+                "quantiles": part.quantiles,
+            }
+            for part in model.outputs
+        ],
+        "batch_invariant": model.batch_invariant,
+    }
+
+
+def _add_training_help(name: str, text: str) -> None:
+    """Lists a training command in the help; `main` takes it before it gets here."""
+
+    @app.command(name, help=text, add_help_option=False)
+    def _command() -> None:
+        raise AssertionError(f"{name} is run by main")
+
+
+for _name, _text in TRAINING_COMMANDS.items():
+    _add_training_help(_name, _text)

@@ -1,0 +1,46 @@
+"""A picture of forecasts against what came true. Needs matplotlib, which a server does not."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+from serving.scoreboard import Scoreboard
+
+mpl.use("Agg")  # to a file, without a screen
+from matplotlib import pyplot as plt
+
+# What a person can follow by eye: some days of ten-minute data.
+ROWS_SHOWN = 500
+
+
+def plot(board: Scoreboard, title: str, path: Path) -> None:
+    """Draws the last rows, one panel a horizon and target: the truth, and what had been forecast for that time."""
+    scores = board.scores()
+    first = max(0, len(board.truth) - ROWS_SHOWN)
+    rows = range(first, len(board.truth))
+    figure, axes = plt.subplots(
+        len(scores), 1, figsize=(11, 2.4 * len(scores) + 0.8), sharex=True, squeeze=False, layout="constrained"
+    )
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    for score, axis in zip(scores, axes[:, 0], strict=True):
+        target, place = board.targets.index(score.target), list(board.horizons).index(score.horizon)
+        forecast = [
+            board.forecasts[row - score.horizon, place, target] if row >= score.horizon else float("nan")
+            for row in rows
+        ]
+        axis.plot(rows, board.truth[first:, target], color="0.65", linewidth=1.0, label="came true")
+        axis.plot(rows, forecast, color="tab:blue", linewidth=1.3, label="forecast")
+        seasonal = "" if score.seasonal_mae is None else f", seasonal-naive {score.seasonal_mae:.3g}"
+        axis.set_title(
+            f"{score.target}, {score.horizon} timesteps ahead: "
+            f"mean absolute error {score.mae:.3g} (persistence {score.persistence_mae:.3g}{seasonal})",
+            loc="left",
+            fontsize=10,
+        )
+        axis.set_ylabel(score.unit or score.target)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(loc="upper right", frameon=False, ncols=2)
+    axes[-1, 0].set_xlabel("timestep")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

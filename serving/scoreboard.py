@@ -1,0 +1,116 @@
+"""Compares forecasts with what came true, beside two forecasts that cost nothing.
+
+*Persistence* says that a value stays what it last was; *seasonal-naive* that it will be what it was at that time of the
+last season. A model that does not beat both is not worth serving. All three are scored on the same timesteps: those
+whose value was observed and for which each of them had a forecast.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.core.spec import Array, Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One target at one horizon.
+
+    `predicted` is what was forecast for the last timestep and `came_true` what it was; the errors are mean absolute ones,
+    NaN before the first that counts; `seasonal_mae` is None where there is no season.
+    """
+
+    target: str
+    unit: str
+    horizon: int
+    predicted: float
+    came_true: float
+    mae: float
+    persistence_mae: float
+    seasonal_mae: float | None
+    scored: int
+
+    @property
+    def beats_baselines(self) -> bool:
+        """Whether the model's error is below that of every baseline."""
+        return self.mae < self.persistence_mae and (self.seasonal_mae is None or self.mae < self.seasonal_mae)
+
+
+class Scoreboard:
+    """Keeps the forecasts of one stream.
+
+    Args:
+        truth: (timesteps, targets), NaN where missing.
+        targets, units: one each.
+        horizons: in timesteps.
+        season: in timesteps; None leaves seasonal-naive out.
+
+    """
+
+    def __init__(
+        self, truth: Floats, targets: Sequence[str], units: Sequence[str], horizons: Sequence[int], season: int | None
+    ) -> None:
+        assert truth.shape[1] == len(targets)
+        self.truth = truth
+        self.targets = targets
+        self.units = units or [""] * len(targets)
+        self.horizons = horizons
+        # With less than two seasons most of the series would go unscored, for want of a season before it.
+        self.season = season if season is not None and len(truth) >= 2 * season else None
+        self.forecasts = np.full((len(truth), len(horizons), len(targets)), np.nan, np.float32)
+        self._last_seen = _last_seen(truth)
+        self._made = 0
+        # Sums of absolute errors and their count: (model, persistence, seasonal) x horizons x targets.
+        self._errors = np.zeros((3, len(horizons), len(targets)))
+        self._scored = np.zeros((len(horizons), len(targets)), np.int64)
+
+    def add(self, row: int, forecast: Array) -> None:
+        """Takes the forecast (horizons, targets) that was made at a timestep; rows come in order."""
+        self.forecasts[row] = forecast.reshape(len(self.horizons), len(self.targets))
+        self._made = row + 1
+        for place, horizon in enumerate(self.horizons):
+            if row < horizon:
+                continue
+            came_true = self.truth[row]
+            model = np.abs(self.forecasts[row - horizon, place] - came_true)
+            persistence = np.abs(self._last_seen[row - horizon] - came_true)
+            seasonal = np.abs(self._seasonal(row, horizon) - came_true)
+            counts = np.isfinite(model) & np.isfinite(persistence) & np.isfinite(seasonal)
+            for errors, error in zip(self._errors, (model, persistence, seasonal), strict=True):
+                errors[place] += np.where(counts, error, 0.0)
+            self._scored[place] += counts
+
+    def scores(self) -> list[Score]:
+        """Where it stands, target by target, horizon by horizon."""
+        row = self._made - 1
+        with np.errstate(invalid="ignore"):  # nothing scored yet: NaN is the answer
+            mae = self._errors / self._scored
+        return [
+            Score(
+                target=name,
+                unit=unit,
+                horizon=horizon,
+                predicted=float(self.forecasts[row - horizon, place, target]) if row >= horizon else np.nan,
+                came_true=float(self.truth[row, target]) if row >= 0 else np.nan,
+                mae=float(mae[0, place, target]),
+                persistence_mae=float(mae[1, place, target]),
+                seasonal_mae=None if self.season is None else float(mae[2, place, target]),
+                scored=int(self._scored[place, target]),
+            )
+            for target, (name, unit) in enumerate(zip(self.targets, self.units, strict=True))
+            for place, horizon in enumerate(self.horizons)
+        ]
+
+    def _seasonal(self, row: int, horizon: int) -> Floats:
+        """What seasonal-naive said about a row, `horizon` timesteps before it."""
+        if self.season is None:
+            return np.zeros(len(self.targets), np.float32)
+        past = row - self.season * -(-horizon // self.season)
+        return self._last_seen[past] if past >= 0 else np.full(len(self.targets), np.nan, np.float32)
+
+
+def _last_seen(truth: Floats) -> Floats:
+    """Each value, or the last one before it that was observed; NaN before the first."""
+    rows = np.where(np.isnan(truth), 0, np.arange(len(truth))[:, None])
+    return np.take_along_axis(truth, np.maximum.accumulate(rows, axis=0), axis=0)
