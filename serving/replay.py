@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from serving.client import Client, Model, Overloaded, Prediction, Stream
@@ -164,18 +165,17 @@ def _board_of(model: Model, sheet: Sheet, rows: int) -> Scoreboard | None:
 
 def _table(board: Scoreboard) -> Table:
     """Prediction against what came true."""
-    table = Table(box=None, header_style="bold")
-    for name in ("target", "timesteps ahead", "forecast for now", "came true", "mean abs. error", "persistence"):
-        table.add_column(name, justify="left" if name == "target" else "right")
-    if board.season is not None:
-        table.add_column("seasonal-naive", justify="right")
+    table = Table(box=None, header_style="bold", title="mean absolute errors", title_justify="left")
+    headings = ["target", "timesteps ahead", "forecast", "came true", "error", "persistence"]
+    for heading in [*headings, "seasonal"] if board.season is not None else headings:
+        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=heading == "target")
     for score in board.scores():
-        title = f"{score.target} [{score.unit}]" if score.unit else score.target
+        title = f"{score.target}, {score.unit}" if score.unit else score.target
         style = "" if np.isnan(score.mae) else "green" if score.beats_baselines else "yellow"
         mae = f"[{style}]{score.mae:.4g}[/]" if style else f"{score.mae:.4g}"
         seasonal = [] if score.seasonal_mae is None else [f"{score.seasonal_mae:.4g}"]
         table.add_row(
-            title.replace("[", r"\["),
+            escape(title),
             str(score.horizon),
             f"{score.predicted:.4g}",
             f"{score.came_true:.4g}",
