@@ -18,7 +18,7 @@ from serving.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, State
 
 # Serving sends nothing anywhere. The variable counts while onnxruntime is being loaded, the call from then on.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 onnxruntime.disable_telemetry_events()
 # Warnings of the optimiser are of no use to an operator; errors come as exceptions.
