@@ -14,11 +14,14 @@
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
     │   ├── StreamExists
+    │   ├── StreamExpired        it was silent for too long and was forgotten
     │   ├── TooManyStreams
     │   └── StateLost            the kept state is older than was acknowledged
     ├── StreamEnded            a call no longer holds its stream
     │   ├── TakenOver            another call has opened it
     │   └── Stopping             the server is going away
+    ├── CheckpointBroken       a stored state that is damaged, foreign or of a newer format; nothing of it is used
+    ├── StoreUnavailable       the store cannot be read or written
     └── ContractBroken         a model file that cannot be served; raised when it is loaded
 
 Attributes carry the values; how an error looks on the wire is the business of `serving.rpc.status`.
@@ -153,6 +156,18 @@ class TooManyStreams(StreamRefused):
         )
 
 
+class StreamExpired(StreamRefused):
+    """The stream was silent for too long and was forgotten; its last timestep is all that is known."""
+
+    def __init__(self, stream_id: str, step: int) -> None:
+        self.stream_id = stream_id
+        self.step = step
+        super().__init__(
+            f"stream_id: stream '{stream_id}' was forgotten after long silence; its last timestep was {step}. "
+            "Open it with MUST_BE_NEW to begin again"
+        )
+
+
 class StateLost(StreamRefused):
     """The kept state is older than was acknowledged to the client: the timesteps between are gone from both sides."""
 
@@ -184,6 +199,22 @@ class Stopping(StreamEnded):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping; open the stream again at another replica or a little later")
+
+
+class CheckpointBroken(TidegateError):
+    """A stored state is damaged, foreign or of a newer format. Nothing of it is used."""
+
+    def __init__(self, where: str, message: str) -> None:
+        self.where = where
+        super().__init__(f"{where}: {message}")
+
+
+class StoreUnavailable(TidegateError):
+    """The store cannot be read or written."""
+
+    def __init__(self, store: str, message: str, retry_after_ms: int = 1000) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(f"store {store}: {message}")
 
 
 class ContractBroken(TidegateError):

@@ -7,11 +7,10 @@ together: a reader never sees the state of one step with the number of another.
 The slabs are allocated at start; the system backs a row with memory when it is first written.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
+import numpy.typing as npt
 
-from serving.core.spec import Array, Arrays, Ints, Spec
+from serving.core.spec import Arrays, Ints, Spec
 
 
 class Slots:
@@ -66,22 +65,36 @@ class Slots:
         self._taken.remove(slot)
         self._free.append(slot)
 
-    def read(self, slot: int) -> tuple[int, Arrays, Arrays]:
-        """Copies a row: its step, its state, and its remembered answers, oldest first."""
-        step = int(self.step[slot])
-        state = tuple(slab[slot].copy() for slab in self.state)
-        places = self._places(step, min(step, self.answers))
-        answers = tuple(slab[slot][places] for slab in self._answers)
-        return step, state, answers
+    def pack(self, slots: Ints) -> npt.NDArray[np.uint8]:
+        """Copies the content of many rows, (batch, bytes) each: the state tensors, then the answers place by place."""
+        parts = [slab.take(slots, axis=0) for slab in (*self.state, *self._answers)]
+        return np.concatenate([part.reshape(len(slots), -1).view(np.uint8) for part in parts], axis=1)
 
-    def write(self, slot: int, step: int, state: Sequence[Array], answers: Sequence[Array]) -> None:
-        """Puts back what `read` gave."""
+    def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
+        """Fills a row with what `pack` gave, by slots that remember `answers` answers, when the row was at `step`.
+
+        Raises ValueError, and changes nothing, when the payload has another size than such rows have.
+        """
+        expected = self.row_bytes(answers)
+        if len(payload) != expected:
+            raise ValueError(f"payload has {len(payload)} bytes, expected {expected}")
         self.step[slot] = step
-        for slab, row in zip(self.state, state, strict=True):
-            slab[slot] = row
-        for slab, rows in zip(self._answers, answers, strict=True):
-            kept = rows[-self.answers :]  # what was read may come from a server that remembers more
-            slab[slot][self._places(step, len(kept))] = kept
+        offset = 0
+        for slab in self.state:
+            count = slab[slot].size
+            slab[slot] = np.frombuffer(payload, slab.dtype, count, offset).reshape(slab[slot].shape)
+            offset += count * slab.itemsize
+        kept = np.arange(max(1, step - min(answers, self.answers) + 1), step + 1)
+        for slab in self._answers:
+            shape = (answers, *slab.shape[2:])
+            ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), offset).reshape(shape)
+            slab[slot, kept % self.answers] = ring[kept % answers]
+            offset += ring.nbytes
+
+    def row_bytes(self, answers: int) -> int:
+        """The size of a row's content, remembering so many answers."""
+        state = sum(slab[:1].nbytes for slab in self.state)
+        return state + answers * sum(slab[:1, :1].nbytes for slab in self._answers)
 
     def gather(self, slots: Ints) -> Arrays:
         """Copies the state of many rows: one array (batch, *shape) a tensor."""
@@ -113,10 +126,6 @@ class Slots:
         if step <= last - self.answers:
             return ()
         return tuple(slab[slot, step % self.answers].tobytes() for slab in self._answers)
-
-    def _places(self, step: int, count: int) -> Ints:
-        """Where the answers to the last `count` timesteps up to `step` stand."""
-        return np.arange(step - count + 1, step + 1) % self.answers
 
     def _not_finite(self, state: Arrays) -> Ints:
         """Places of rows with a value that is not finite."""

@@ -81,6 +81,11 @@ class Spec:
     state: tuple[StateTensor, ...]
 
     @property
+    def id(self) -> "ModelId":
+        """Name, version and fingerprint."""
+        return ModelId(self.name, self.version, self.fingerprint)
+
+    @property
     def title(self) -> str:
         """Name and version as people write them."""
         return f"{self.name}/{self.version}"
@@ -109,19 +114,30 @@ class Prediction(NamedTuple):
     duplicate: bool = False
 
 
+class ModelId(NamedTuple):
+    """Names the weights that made a state: `fingerprint` is what counts, name and version are for people."""
+
+    name: str
+    version: str
+    fingerprint: str
+
+    @property
+    def title(self) -> str:
+        """Name and version as people write them."""
+        return f"{self.name}/{self.version}"
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A stream at rest: everything that a slot held, and whose it is.
 
-    `step` is the last applied timestep, `state` one array a state tensor, `answers` one array (remembered, *shape) an
-    output, oldest first, the last one being the answer to `step`. All are copies: nothing here changes any more.
+    `step` is the last applied timestep. `payload` is the slot's content as `Slots.pack` lays it out; `answers` is how many
+    answers it has room for.
     """
 
     key: Key
     epoch: int
     step: int
-    model: str
-    version: str
-    fingerprint: str
-    state: Arrays
-    answers: Arrays
+    model: ModelId
+    answers: int
+    payload: bytes
