@@ -1,0 +1,130 @@
+"""Small series, networks and graphs for the tests of the training package."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from training import datasets
+from training.data import Scaler, Series, fit_scaler, read, split_by_time
+from training.errors import DatasetUnavailable
+from training.evaluate import Graph
+from training.export import build_graph, describe
+from training.network import Network, build_network
+from training.run import Facts
+from training.settings import Architecture
+
+HORIZONS = (1, 3)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Small tensors run faster on one thread, and equal bits need an equal number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def make_series() -> Callable[..., Series]:
+    """Builds a series of two waves and noise, an hour apart, from 2024 on."""
+
+    def make(
+        rows: int = 400, *, features: int = 3, seed: int = 0, missing: float = 0.0, gap_at: int | None = None
+    ) -> Series:
+        rng = np.random.default_rng(seed)
+        phase = np.arange(rows)[:, None] * 2 * np.pi / np.array([24.0, 7.0, 50.0])[:features]
+        values = 20 + 5 * np.sin(phase) + rng.normal(0, 0.5, (rows, features))
+        values[rng.random(values.shape) < missing] = np.nan
+        hours = np.arange(rows)
+        if gap_at is not None:
+            hours[gap_at:] += 100
+        times = np.datetime64("2024-01-01T00:00:00", "ns") + hours * np.timedelta64(3_600_000_000_000, "ns")
+        names = tuple(f"s{index}" for index in range(features))
+        return Series("toy", "0" * 64, names, ("°C",) * features, values.astype(np.float32), times, 3600.0)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., Network]:
+    """Builds a small network with random weights, whose head and share are not at their starting values either."""
+
+    def make(
+        *, features: int = 3, hidden: int = 8, layers: int = 1, targets: tuple[int, ...] = (0,), seed: int = 1
+    ) -> Network:
+        rng = np.random.default_rng(seed)
+        mean = rng.normal(20, 5, features).astype(np.float32)
+        std = rng.uniform(0.5, 3, features).astype(np.float32)
+        scaler = Scaler(mean, std, mean - std, mean + std, ())
+        architecture = Architecture(features=features, targets=targets, horizons=HORIZONS, hidden=hidden, layers=layers)
+        network = build_network(architecture, scaler, seed)
+        with torch.no_grad():
+            network.head.share.copy_(torch.from_numpy(rng.uniform(0.2, 0.9, network.head.shape)))
+        return network.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_facts(make_series: Callable[..., Series]) -> Callable[[int], Facts]:
+    """Builds the facts of a toy series with so many features."""
+
+    def make(features: int) -> Facts:
+        series = make_series(features=features)
+        split = split_by_time(series, train=0.7, validation=0.15, horizon=max(HORIZONS))
+        return Facts.of(series, split, fit_scaler(series, split.train))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(
+    make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
+) -> tuple[Network, onnx.ModelProto]:
+    """A network of two layers and its graph. An export takes seconds, so there is one for all tests; leave it as it is."""
+    network = make_network(layers=2, targets=(0, 2))
+    return network, build_graph(network, describe(network, make_facts(3), scores={}))
+
+
+@pytest.fixture
+def graph(exported: tuple[Network, onnx.ModelProto]) -> Graph:
+    """The exported graph, ready to step."""
+    return Graph(exported[1].SerializeToString(), "test")
+
+
+@pytest.fixture
+def sensor_rows() -> Callable[..., Any]:
+    """Builds (time, batch, features) raw values around 20, a tenth of them missing, the whole first timestep too."""
+
+    def make(steps: int, batch: int, features: int = 3, seed: int = 0) -> Any:
+        rng = np.random.default_rng(seed)
+        values = rng.normal(20, 5, (steps, batch, features)).astype(np.float32)
+        values[rng.random(values.shape) < 0.1] = np.nan
+        values[0] = np.nan
+        return values
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def appliances_csv() -> Path:
+    """The file of the named data set, from the cache or fetched once."""
+    try:
+        return datasets.fetch("appliances")
+    except DatasetUnavailable as error:
+        if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
+            raise
+        pytest.skip(f"needs the data set appliances, which cannot be fetched here: {error}")
+
+
+@pytest.fixture(scope="session")
+def appliances(appliances_csv: Path) -> Series:
+    """The whole series of the named data set, noise columns and all."""
+    return read(appliances_csv, name="appliances", time="date")

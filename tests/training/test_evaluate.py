@@ -1,0 +1,137 @@
+"""Scores: computed from the graph, beside baselines, on the same timesteps."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from training import errors, scoreboard
+from training.data import Series
+from training.evaluate import Graph, evaluate
+from training.network import Network
+
+
+def test_the_replay_is_the_network_s_own(
+    exported: tuple[Network, onnx.ModelProto], graph: Graph, make_series: Callable[..., Series]
+) -> None:
+    """The scored errors are those of the forecasts that the network gives for the same rows from a fresh state."""
+    network, _ = exported
+    series = make_series(300)
+    scores = evaluate(graph, series, start=200)
+    x = torch.from_numpy(series.values[200:, None])
+    with torch.no_grad():
+        forecasts = network.sequence(x, network.fresh_state(1))[0][:, 0].numpy()
+    score = next(score for score in scores.table if (score.target, score.horizon) == ("s2", 3))
+    errors_now = forecasts[:-3, 1, 1] - series.values[203:, 2]
+    assert score.count == 97
+    assert score.model.mae == pytest.approx(np.abs(errors_now).mean(), rel=1e-4)
+    assert score.model.rmse == pytest.approx(np.sqrt(np.square(errors_now).mean()), rel=1e-4)
+
+
+def test_baselines_stand_beside_the_model(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Persistence and seasonal-naive are scored with what they would have forecast, the day taken from the period."""
+    series = make_series(300)
+    scores = evaluate(graph, series, start=200)
+    s0 = series.values[:, 0].astype(np.float64)
+    score = scores.table[1]
+    assert (score.target, score.horizon, scores.season) == ("s0", 3, 24)
+    assert score.persistence.mae == pytest.approx(np.abs(s0[200:297] - s0[203:]).mean())
+    assert score.seasonal_naive.mae == pytest.approx(np.abs(s0[179:276] - s0[203:]).mean())
+
+
+def test_a_season_may_be_given(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """In timesteps, whatever the period."""
+    assert evaluate(graph, make_series(300), start=200, season=7).season == 7
+
+
+def test_without_a_period_there_is_no_season(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """An irregular series is scored beside persistence alone."""
+    scores = evaluate(graph, dataclasses.replace(make_series(300), period_s=None), start=200)
+    assert scores.season is None
+    assert scores.table[0].seasonal_naive is None
+    assert "persistence" in scoreboard.verdict(scores) or "baselines" in scoreboard.verdict(scores)
+
+
+def test_columns_may_stand_in_any_order(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Features are found by name, and others are ignored."""
+    series = make_series(300)
+    turned = dataclasses.replace(
+        series,
+        names=("extra", *reversed(series.names)),
+        units=("", *series.units),
+        values=np.column_stack([np.ones(300, np.float32), series.values[:, ::-1]]).astype(np.float32),
+    )
+    assert evaluate(graph, turned, start=200).table == evaluate(graph, series, start=200).table
+
+
+def test_a_missing_feature_is_refused(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """The message names it."""
+    with pytest.raises(errors.MissingColumn, match="'s2', which the model needs"):
+        evaluate(graph, make_series(300, features=2))
+
+
+def test_after_a_gap_the_state_is_fresh(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Both sides of a gap are scored as streams of their own."""
+    series = make_series(200, gap_at=120)
+    whole = evaluate(graph, series, season=5)
+    parts = [
+        evaluate(graph, series, start=0, stop=120, season=5),
+        evaluate(graph, series, start=120, stop=200, season=5),
+    ]
+    for score, *halves in zip(whole.table, *(part.table for part in parts), strict=True):
+        counts = [half.count for half in halves]
+        assert score.count == sum(counts)
+        assert score.model.mae == pytest.approx(np.average([half.model.mae for half in halves], weights=counts))
+
+
+def test_missing_truth_is_not_scored(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Timesteps whose truth is missing are left out for the model and the baselines alike."""
+    series = make_series(300)
+    full = evaluate(graph, series, start=200).table[0].count
+    series.values[250:260, 0] = np.nan
+    scores = evaluate(graph, series, start=200)
+    assert scores.table[0].count == full - 10
+    assert np.isfinite(scores.table[0].model.mae)
+
+
+def test_too_few_rows_are_refused(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """When nothing that was forecast came true there is no score."""
+    with pytest.raises(errors.SeriesTooShort, match=r"'s0' 3 steps ahead"):
+        evaluate(graph, make_series(300), start=297)
+
+
+def test_losing_is_said_plainly(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Random weights lose, and the verdict says for what."""
+    scores = evaluate(graph, make_series(300), start=200)
+    assert not scores.wins
+    assert "does NOT beat the baselines for: s0 1 h ahead" in scoreboard.verdict(scores)
+
+
+def test_skill_is_against_the_better_baseline(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """0 is as good as the better of the two, 1 is perfect."""
+    score = evaluate(graph, make_series(300), start=200).table[0]
+    better = min(score.persistence.mae, score.seasonal_naive.mae)
+    assert score.skill == pytest.approx(1 - score.model.mae / better)
+    assert score.wins == (score.skill > 0)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    """A file that is not there, and one that is no graph, are told in one line."""
+    with pytest.raises(errors.ModelUnreadable, match="No such file"):
+        Graph.load(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(errors.ModelUnreadable, match="not a readable ONNX file"):
+        Graph.load(tmp_path)
+
+
+def test_a_graph_without_description_is_refused(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
+    """Foreign graphs cannot be scored, because nothing says what they forecast."""
+    model = type(exported[1])()
+    model.CopyFrom(exported[1])
+    del model.metadata_props[:]
+    with pytest.raises(errors.ModelUnreadable, match="does not describe itself"):
+        Graph(model.SerializeToString(), "foreign")

@@ -1,0 +1,286 @@
+"""Network -> one-step ONNX graph that keeps the model contract, checked against the network before it is written.
+
+The graph is traced from `Network.step`, so there is no second description of the maths. Nothing reaches the model folder
+until the graph has passed the parity gate, and no version is ever overwritten.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from training.data import Floats
+from training.errors import ModelUnreadable, ParityError, VersionExists
+from training.evaluate import Graph
+from training.network import Network
+from training.run import Facts
+
+CONTRACT = 1
+
+# The gate of the contract: float32 rounding of a few hundred multiply-adds is below 1e-6, a wrong gate is above 1e-2.
+PARITY_LIMIT = 1e-5
+PARITY_STEPS = 1000
+PARITY_BATCHES = (1, 7)
+# A tenth of the values are missing, and some whole timesteps, the first among them.
+PARITY_MISSING = 0.1
+PARITY_SILENT = 0.02
+
+# Traced with three rows: a batch of one would be taken for a constant and the graph would serve no other.
+TRACE_BATCH = 3
+
+_TAKEN = "version: {folder} exists already and is never overwritten; choose another with --version"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the graph is from the network, over `steps` carried timesteps with missing values.
+
+    `forecast` is in training standard deviations of the target, `state` in the state's own units. A raw difference would
+    say little: 1e-5 is nothing for 800 hPa, beyond what float32 can hold, and a lot for a current of 1e-4 A.
+    """
+
+    steps: int
+    batches: tuple[int, ...]
+    forecast: float
+    state: float
+    limit: float
+
+
+def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProto:
+    """Trace one step of the network and put the description into the graph's metadata.
+
+    Afterwards the batch is the one symbolic dimension of every input and output.
+    """
+    network.eval()
+    network.prepare_export()
+    state = network.fresh_state(TRACE_BATCH)
+    x = torch.zeros(TRACE_BATCH, network.architecture.features)
+    batch = torch.export.Dim("batch")
+    names = network.state_names
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (x, *state),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["x", *names],
+            output_names=["forecast", *(f"{name}_next" for name in names)],
+            dynamic_shapes={"x": {0: batch}, "state": ({0: batch}, *({1: batch} for _ in state[1:]))},
+        )
+    assert program is not None  # it is None only for the old exporter
+    model = program.model_proto
+    _strip(model)
+    _check_batch(model)
+    set_description(model, description)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def set_description(model: onnx.ModelProto, description: dict[str, Any]) -> None:
+    """Put the description of the model contract into the graph's metadata, in place of any other."""
+    onnx.helper.set_model_props(model, {"tidegate": json.dumps(description, ensure_ascii=False)})
+
+
+def describe(network: Network, facts: Facts, scores: dict[str, Any]) -> dict[str, Any]:
+    """The description of the model contract."""
+    architecture = network.architecture
+    columns = zip(facts.features, facts.units, facts.low, facts.high, strict=True)
+    return {
+        "contract": CONTRACT,
+        "task": "forecast",
+        "cell": architecture.cell,
+        "period_s": facts.period_s,
+        "handles_missing": True,
+        "features": [{"name": name, "unit": unit, "low": low, "high": high} for name, unit, low, high in columns],
+        "outputs": [
+            {
+                "name": "forecast",
+                "shape": ["batch", len(architecture.horizons), len(architecture.targets)],
+                "targets": [facts.features[target] for target in architecture.targets],
+                "units": [facts.units[target] for target in architecture.targets],
+                "horizons": list(architecture.horizons),
+                "quantiles": [],
+            }
+        ],
+        "state": [
+            {"name": name, "next": f"{name}_next", "shape": _state_shape(part)}
+            for name, part in zip(network.state_names, network.fresh_state(1), strict=True)
+        ],
+        "data": {"name": facts.name, "sha256": facts.sha256, "rows": facts.rows},
+        "scores": scores,
+    }
+
+
+def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PARITY_LIMIT) -> Parity:
+    """Run the whole sequence in torch and the graph step by step, and compare every forecast and the last state.
+
+    Raises:
+        ParityError: they differ by more than the limit.
+    """
+    graph = Graph(model.SerializeToString(), "the exported graph")
+    gaps = [_gap(network, graph, batch) for batch in PARITY_BATCHES]
+    parity = Parity(PARITY_STEPS, PARITY_BATCHES, max(gap[0] for gap in gaps), max(gap[1] for gap in gaps), limit)
+    if max(parity.forecast, parity.state) > limit:
+        raise ParityError(
+            f"export: graph and network differ by {parity.forecast:.1e} standard deviations in the forecast and "
+            f"{parity.state:.1e} in the state after {PARITY_STEPS} steps, expected at most {limit:.0e}; nothing was written"
+        )
+    return parity
+
+
+def free_version(models: Path, name: str, version: int | None) -> int:
+    """The version to write: the one asked for, or one more than the largest on disk.
+
+    Raises:
+        VersionExists: the one asked for is on disk already.
+    """
+    folder = models / name
+    if version is None:
+        taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
+        return max(taken, default=0) + 1
+    if (folder / str(version)).exists():
+        raise VersionExists(_TAKEN.format(folder=folder / str(version)))
+    return version
+
+
+def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: dict[str, Any]) -> Path:
+    """Write `<models>/<name>/<version>/` with `model.onnx` and `card.json`, whole or not at all; returns the folder.
+
+    A server that watches the folder sees the finished version appear at once.
+
+    Raises:
+        VersionExists: the version is on disk already; it is left as it is.
+    """
+    folder = models / name / str(version)
+    if folder.exists():
+        raise VersionExists(_TAKEN.format(folder=folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that the rename stays within one file system; the dot keeps it from being taken for a version.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
+    try:
+        (scratch / "model.onnx").write_bytes(model.SerializeToString())
+        (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)  # a temporary folder is private, but a server under another user must read the model
+        _rename_new(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def read_card(model: Path) -> dict[str, Any] | None:
+    """The card beside a model; None when there is none.
+
+    Raises:
+        ModelUnreadable: the card is not JSON.
+    """
+    path = (model if model.is_dir() else model.parent) / "card.json"
+    if not path.is_file():
+        return None
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnreadable(f"model: {path} is not JSON: {error}") from error
+    return card
+
+
+def _rename_new(scratch: Path, folder: Path) -> None:
+    """Rename, and refuse if another process was quicker: a rename onto a folder that is not empty fails."""
+    try:
+        scratch.rename(folder)
+    except OSError as error:
+        if folder.exists():
+            raise VersionExists(_TAKEN.format(folder=folder)) from error
+        raise
+
+
+def _state_shape(part: torch.Tensor) -> list[int | str]:
+    """The shape of a state tensor for a batch of one, as the contract writes it: the batch is the last axis but one."""
+    shape: list[int | str] = list(part.shape)
+    shape[-2] = "batch"
+    return shape
+
+
+def _gap(network: Network, graph: Graph, batch: int) -> tuple[float, float]:
+    """The largest difference in forecast and in the last state; infinite if one of them is not a number."""
+    x = _probe(network, batch)
+    with torch.no_grad():
+        wanted, state = network.sequence(torch.from_numpy(x), network.fresh_state(batch))
+    got, after = _replay(graph, x)
+    std = network.std[network.head.targets].numpy()  # (targets,)
+    forecast = np.abs(got - wanted.numpy()) / std
+    carried = [np.abs(after[name] - part.numpy()).max() for name, part in zip(network.state_names, state, strict=True)]
+    gaps = float(forecast.max()), float(max(carried))
+    return gaps if all(np.isfinite(gaps)) else (float("inf"), float("inf"))
+
+
+def _replay(graph: Graph, values: Floats) -> tuple[Floats, dict[str, Floats]]:
+    """(time, batch, features) step by step: all forecasts (time, batch, horizons, targets) and the last state."""
+    state = graph.fresh_state(values.shape[1])
+    forecasts = []
+    for x in values:
+        forecast, state = graph.step(x, state)
+        forecasts.append(forecast)
+    return np.stack(forecasts), state
+
+
+def _probe(network: Network, batch: int) -> Floats:
+    """(time, batch, features) in raw units: what a sensor with the training part's moments might say, with holes."""
+    rng = np.random.default_rng(batch)
+    shape = (PARITY_STEPS, batch, network.architecture.features)
+    values = network.mean.numpy() + network.std.numpy() * rng.standard_normal(shape, np.float32)
+    silent = rng.random((*shape[:2], 1)) < PARITY_SILENT
+    silent[0] = True
+    return np.where(silent | (rng.random(shape) < PARITY_MISSING), np.float32(np.nan), values).astype(np.float32)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about its source code: stack traces with paths of the machine that exported."""
+    del model.metadata_props[:]
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+    parts: list[Any] = [*model.graph.node, *model.graph.input, *model.graph.output]
+    for part in [*parts, *model.graph.value_info, *model.graph.initializer]:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _check_batch(model: onnx.ModelProto) -> None:
+    """The batch, and nothing else, is symbolic: a graph fixed to the traced batch would fail only when it is served."""
+    for value in [*model.graph.input, *model.graph.output]:
+        symbolic = [dimension.dim_param for dimension in value.type.tensor_type.shape.dim if dimension.dim_param]
+        assert symbolic == ["batch"], f"{value.name} has symbolic dimensions {symbolic}, expected ['batch']"
+
+
+# What torch says while it exports that is of no use to the person who trains.
+_CHATTER = (
+    # torch's own code calls what torch has deprecated
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    # every state tensor has the same batch dimension, which is what we want
+    (UserWarning, r"# The axis name: batch will not be used"),
+)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's chatter, and nothing else."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # it warns of each operator of torchvision, which nobody here needs
+    try:
+        with warnings.catch_warnings():
+            for category, message in _CHATTER:
+                warnings.filterwarnings("ignore", message=message, category=category)
+            yield
+    finally:
+        registration.setLevel(level)

@@ -1,0 +1,86 @@
+"""What a training can be asked to do, with ranges and defaults. Imports neither torch nor anything else of ours.
+
+The defaults serve a series of ten thousand rows or so; those of `Fit` were compared on `appliances` over four seeds.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# A model's name is a folder and appears in metrics and addresses.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Steps = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A set of values that does not change and knows no other fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Settings):
+    """Where a series comes from: enough to read the same rows and columns again."""
+
+    data: str
+    time: str | None = None
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class Shape(Settings):
+    """The size of the recurrent part."""
+
+    cell: Literal["lstm"] = "lstm"
+    hidden: int = Field(default=64, ge=1, le=4096)
+    layers: int = Field(default=1, ge=1, le=16)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)  # between layers
+
+
+class Architecture(Shape):
+    """A whole network; with the weights it is all that is needed to build it again.
+
+    `targets` are indices of features; `horizons` count timesteps.
+    """
+
+    features: Steps
+    targets: tuple[int, ...] = Field(min_length=1)
+    horizons: tuple[Steps, ...] = Field(min_length=1)
+
+
+class Fit(Settings):
+    """How to learn."""
+
+    epochs: int = Field(default=60, ge=1)
+    minutes: float | None = Field(default=None, gt=0)  # of wall time; the schedule is squeezed into it
+    lanes: int = Field(default=16, ge=1)  # rows of a batch
+    chunk: int = Field(default=24, ge=1)  # timesteps that a gradient reaches back
+    burn_in: int = Field(default=24, ge=0)  # timesteps that only warm the state up
+    cold_share: float = Field(default=0.25, ge=0.0, le=1.0)  # of runs that count from their first timestep
+    learning_rate: float = Field(default=4e-3, gt=0)
+    warm_up: float = Field(default=0.05, ge=0.0, lt=1.0)  # share of the training
+    weight_decay: float = Field(default=1.0, ge=0.0)
+    average: float = Field(default=0.99, ge=0.0, lt=1.0)  # share of the averaged weights kept at each optimiser step
+    clip: float = Field(default=1.0, gt=0)  # norm of the gradient
+    hide: float = Field(default=0.02, ge=0.0, lt=1.0)  # share of values made missing
+    patience: int = Field(default=40, ge=1)  # epochs without a better validation score
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class Request(Settings):
+    """One training, from data to a version on disk. Shares are of the rows; what they leave is held out."""
+
+    source: Source
+    targets: tuple[str, ...] = ()  # the data set's own when empty
+    horizons: tuple[Steps, ...] = Field(default=(1, 6, 36, 144), min_length=1)
+    shape: Shape = Shape()
+    fit: Fit = Fit()
+    train_share: float = Field(default=0.70, gt=0, lt=1)
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    season: Steps | None = None
+    models: Path = Path("models")
+    name: str = Field(pattern=NAME)
+    version: Steps | None = None
+    out: Path
+    held_out: Path | None = None
