@@ -7,11 +7,12 @@ start. Errors are one line on stderr; a traceback is always our own bug.
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -74,9 +75,35 @@ def serve(
     message_bytes_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_MESSAGE_BYTES_MAX", help="Longest message that is read.")
     ] = 4 * 1024 * 1024,
-    drain_seconds: Annotated[
-        float, typer.Option(envvar="TIDEGATE_DRAIN_SECONDS", help="Longest time that stopping may take.")
-    ] = 20.0,
+    drain_after: Annotated[
+        str, typer.Option(envvar="TIDEGATE_DRAIN_AFTER", help="Longest time that stopping may take.")
+    ] = "20s",
+    state: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEGATE_STATE",
+            help="Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir.",
+        ),
+    ] = "",
+    data_dir: Annotated[
+        Path, typer.Option(envvar="TIDEGATE_DATA_DIR", help="Folder for what the server writes.")
+    ] = Path("data"),
+    checkpoint_every: Annotated[
+        str, typer.Option(envvar="TIDEGATE_CHECKPOINT_EVERY", help="How often state is stored.")
+    ] = "200ms",
+    park_after: Annotated[
+        str, typer.Option(envvar="TIDEGATE_PARK_AFTER", help="Silence after which an open stream leaves memory.")
+    ] = "60s",
+    forget_after: Annotated[
+        str,
+        typer.Option(envvar="TIDEGATE_FORGET_AFTER", help="Silence after which a stream is forgotten; 0 for never."),
+    ] = "7d",
+    ready_lag: Annotated[
+        str, typer.Option(envvar="TIDEGATE_READY_LAG", help="Unsaved for so long: the server says it is not ready.")
+    ] = "5s",
+    lag_max: Annotated[
+        str, typer.Option(envvar="TIDEGATE_LAG_MAX", help="Unsaved for so long: new timesteps are refused.")
+    ] = "30s",
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -87,7 +114,8 @@ def serve(
 
     from serving.core.errors import ContractBroken
     from serving.runtime.config import ServerConfig
-    from serving.runtime.server import Server, StartFailed
+    from serving.runtime.crash import VARIABLE, arm
+    from serving.runtime.server import Server, StartFailed, StopFailed
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
@@ -95,27 +123,41 @@ def serve(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        config = ServerConfig(
-            models=models,
-            host=host,
-            port=port,
-            metrics_port=metrics_port,
-            batch_max=batch_max,
-            queue_max=queue_max,
-            live_max=live_max,
-            streams_max=streams_max,
-            answers_remembered=answers_remembered,
-            message_bytes_max=message_bytes_max,
-            drain_seconds=drain_seconds,
-        )
+        arm(os.environ.get(VARIABLE, ""))
+        # Durations are text until the config has read them.
+        given: dict[str, Any] = {
+            "models": models,
+            "host": host,
+            "port": port,
+            "metrics_port": metrics_port,
+            "batch_max": batch_max,
+            "queue_max": queue_max,
+            "live_max": live_max,
+            "streams_max": streams_max,
+            "answers_remembered": answers_remembered,
+            "message_bytes_max": message_bytes_max,
+            "drain_after": drain_after,
+            "state": state,
+            "data_dir": data_dir,
+            "checkpoint_every": checkpoint_every,
+            "park_after": park_after,
+            "forget_after": forget_after,
+            "ready_lag": ready_lag,
+            "lag_max": lag_max,
+        }
+        config = ServerConfig(**given)
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
         raise Refused(f"--{option}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+    except ValueError as error:
+        raise Refused(str(error), EXIT_USAGE) from None
     try:
         uvloop.run(Server(config).run())
     except (ContractBroken, StartFailed) as error:
         raise Refused(str(error), EXIT_START) from None
+    except StopFailed as error:
+        raise Refused(str(error), EXIT_NO) from None
 
 
 @app.command()

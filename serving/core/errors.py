@@ -6,6 +6,7 @@
     │   ├── NotFinite            a value is infinite, or missing where the model cannot have that
     │   ├── StepGap              timesteps are missing before this one
     │   ├── Overloaded           the queue is full
+    │   ├── StoreBehind          too much is unsaved
     │   └── ModelFailed          the model raised, or made a state that is not finite
     ├── StreamRefused          an open, or a request about a stream or a model
     │   ├── InvalidField         a field of the request is out of range
@@ -83,6 +84,17 @@ class Overloaded(TimestepRefused):
         self.retry_after_ms = retry_after_ms
         super().__init__(
             f"the queue of {limit} timesteps is full; send this timestep again in {retry_after_ms} ms or later"
+        )
+
+
+class StoreBehind(TimestepRefused):
+    """Too much is unsaved: the store has been slow or down for too long."""
+
+    def __init__(self, unsaved_seconds: float, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"the store is {unsaved_seconds:.1f} s behind, and a timestep that it cannot keep is refused; "
+            f"send it again in {retry_after_ms} ms or later"
         )
 
 

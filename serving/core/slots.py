@@ -10,7 +10,10 @@ The slabs are allocated at start; the system backs a row with memory when it is 
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.spec import Arrays, Ints, Spec
+from serving.core.spec import Arrays, Ints, Key, Spec
+
+# The step of a row that nobody has: no timestep has it, and a row that is taken again is seen to have changed.
+FREE = -1
 
 
 class Slots:
@@ -23,7 +26,9 @@ class Slots:
         self.capacity = capacity
         self.answers = answers
         self.state: Arrays = tuple(np.zeros((capacity, *tensor.shape), tensor.dtype) for tensor in spec.state)
-        self.step: Ints = np.zeros(capacity, np.int64)
+        self.step: Ints = np.full(capacity, FREE, np.int64)
+        self.saved: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
+        self.keys: list[Key | None] = [None] * capacity  # whose each row is
         # The answer to timestep s stands at place s % answers.
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
@@ -31,39 +36,47 @@ class Slots:
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
-        self._taken: set[int] = set()
+        self._taken = 0
 
     def __repr__(self) -> str:
-        return f"<Slots {self.spec.title}: {len(self._taken)} of {self.capacity} taken>"
+        return f"<Slots {self.spec.title}: {self._taken} of {self.capacity} taken>"
 
     def __len__(self) -> int:
         """The slots that are taken."""
-        return len(self._taken)
+        return self._taken
 
     @property
     def full(self) -> bool:
         """Whether `acquire` would fail."""
-        return len(self._taken) == self.capacity
+        return self._taken == self.capacity
 
-    def acquire(self) -> int:
-        """Takes a slot and gives it the model's initial state at step 0. Only when not `full`."""
+    def acquire(self, key: Key) -> int:
+        """Takes a slot for a stream and gives it the model's initial state at step 0. Only when not `full`."""
         assert not self.full
         if self._free:
             slot = self._free.pop()
         else:
             slot = self._untouched
             self._untouched += 1
-        assert slot not in self._taken
-        self._taken.add(slot)
-        self.step[slot] = 0
+        assert self.keys[slot] is None
+        self.keys[slot] = key
+        self._taken += 1
+        self.step[slot] = self.saved[slot] = 0
         for slab, tensor in zip(self.state, self.spec.state, strict=True):
             slab[slot] = tensor.initial
         return slot
 
     def release(self, slot: int) -> None:
-        """Gives a slot back."""
-        self._taken.remove(slot)
+        """Gives a slot back; what was not stored is gone."""
+        assert self.keys[slot] is not None
+        self.keys[slot] = None
+        self._taken -= 1
+        self.step[slot], self.saved[slot] = FREE, 0
         self._free.append(slot)
+
+    def unsaved(self) -> Ints:
+        """The slots whose last timestep is not stored, in ascending order."""
+        return np.flatnonzero(self.step[: self._untouched] > self.saved[: self._untouched])
 
     def pack(self, slots: Ints) -> npt.NDArray[np.uint8]:
         """Copies the content of many rows, (batch, bytes) each: the state tensors, then the answers place by place."""
@@ -71,14 +84,9 @@ class Slots:
         return np.concatenate([part.reshape(len(slots), -1).view(np.uint8) for part in parts], axis=1)
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
-        """Fills a row with what `pack` gave, by slots that remember `answers` answers, when the row was at `step`.
-
-        Raises ValueError, and changes nothing, when the payload has another size than such rows have.
-        """
-        expected = self.row_bytes(answers)
-        if len(payload) != expected:
-            raise ValueError(f"payload has {len(payload)} bytes, expected {expected}")
-        self.step[slot] = step
+        """Fills a row with what `pack` gave, by slots that remember `answers` answers, when the row was at `step`."""
+        assert len(payload) == self.row_bytes(answers)
+        self.step[slot] = self.saved[slot] = step
         offset = 0
         for slab in self.state:
             count = slab[slot].size

@@ -12,19 +12,24 @@ Rule 3: a call acts through a `Lease`. When the stream is taken over the old lea
 Rule 4: what gives a slot back or copies it happens between batches; the owner of the engine sees to that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
 from serving.core.errors import (
+    CheckpointBroken,
     ModelMismatch,
+    StateLost,
     StreamExists,
+    StreamExpired,
     StreamNotFound,
     TakenOver,
     TidegateError,
 )
 from serving.core.slots import Slots
-from serving.core.spec import Checkpoint, Key, Spec
+from serving.core.spec import Checkpoint, Key, ModelId, Spec
 
 
 class Phase(Enum):
@@ -78,54 +83,64 @@ class OpenKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a stream when it is opened: where it is in its life and which model it runs under."""
+    """What is known of a stream when it is opened: where it is in its life, at which timestep, under which model."""
 
     phase: Phase
-    model: str
-    version: str
-    fingerprint: str
+    step: int
+    model: ModelId
 
 
-def rule_on_open(key: Key, known: Known | None, spec: Spec, existence: Existence) -> OpenKind:
+def rule_on_open(key: Key, known: Known | None, spec: Spec, existence: Existence, acknowledged_step: int) -> OpenKind:
     """Decides how a stream may be opened under the model of `spec`.
 
     Raises:
         StreamExists: it exists and must be new.
         StreamNotFound: it does not exist and must.
+        StreamExpired: it was forgotten; only an open that wants a new one may begin again.
         ModelMismatch: its state was made by other weights.
+        StateLost: it is kept at an earlier step than was acknowledged to the client.
 
     """
-    if known is None or known.phase is Phase.NEW:
+    if known is not None and known.phase is Phase.EXPIRED:
+        if existence is not Existence.MUST_BE_NEW:
+            raise StreamExpired(key.stream_id, known.step)
+        known = None
+    if known is None:
         if existence is Existence.MUST_EXIST:
             raise StreamNotFound(key.stream_id)
+        if acknowledged_step:
+            raise StateLost(key.stream_id, 0, acknowledged_step)
         return OpenKind.NEW
     if existence is Existence.MUST_BE_NEW:
         raise StreamExists(key.stream_id)
-    if known.fingerprint != spec.fingerprint:
-        runs_under = f"{known.model}/{known.version}"
-        if runs_under == spec.title:
-            runs_under += f" with fingerprint {known.fingerprint[:12]}"
-            raise ModelMismatch(key.stream_id, f"that of fingerprint {spec.fingerprint[:12]}", runs_under)
-        raise ModelMismatch(key.stream_id, spec.title, runs_under)
+    if known.model.fingerprint != spec.fingerprint:
+        if known.model.title != spec.title:
+            raise ModelMismatch(key.stream_id, spec.title, known.model.title)
+        was, now = known.model.fingerprint[:12], spec.fingerprint[:12]
+        raise ModelMismatch(
+            key.stream_id, f"the same name with fingerprint {now}", f"{spec.title} with fingerprint {was}"
+        )
+    if acknowledged_step > known.step:
+        raise StateLost(key.stream_id, known.step, acknowledged_step)
     return OpenKind.TAKEN_OVER if known.phase is Phase.LIVE else OpenKind.RESUMED
 
 
 class Stream:
     """A stream that this process holds.
 
-    `slot` is its row while it is live and -1 while it is parked; `durable_step` the last timestep whose state is stored.
+    `slot` is its row while it is live and -1 while it is parked. `lease` is the hold of the call that has it open, None
+    when its call has gone and it is on its way to the store.
     """
 
-    __slots__ = ("durable_step", "epoch", "key", "lease", "phase", "slot", "slots")
+    __slots__ = ("epoch", "key", "lease", "phase", "slot", "slots")
 
-    def __init__(self, key: Key, slots: Slots, slot: int, epoch: int) -> None:
+    def __init__(self, key: Key, slots: Slots, epoch: int) -> None:
         self.key = key
         self.slots = slots
-        self.slot = slot
+        self.slot = -1
         self.epoch = epoch
         self.phase = Phase.NEW
-        self.durable_step = 0
-        self.lease = Lease(self)
+        self.lease: Lease | None = None
 
     def __repr__(self) -> str:
         at = f"step {self.step}" if self.phase is Phase.LIVE else "at rest"
@@ -137,6 +152,11 @@ class Stream:
         assert self.phase is Phase.LIVE
         return int(self.slots.step[self.slot])
 
+    @property
+    def saved(self) -> bool:
+        """Whether everything of a live stream is stored."""
+        return bool(self.slots.saved[self.slot] == self.slots.step[self.slot])
+
     def go(self, event: Event) -> None:
         """Moves along `TRANSITIONS`."""
         self.phase = TRANSITIONS[self.phase, event]
@@ -145,15 +165,18 @@ class Stream:
 class Lease:
     """One call's hold on a stream; over for good once `ended` says why.
 
-    `on_end` is called once, when that happens, so that the call can leave.
+    `durable_step` is the last timestep whose state is stored. `on_end` is called once, when the hold ends, so that the
+    call can leave; `on_durable` whenever `durable_step` has risen.
     """
 
-    __slots__ = ("ended", "on_end", "stream")
+    __slots__ = ("durable_step", "ended", "on_durable", "on_end", "stream")
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, durable_step: int) -> None:
         self.stream = stream
+        self.durable_step = durable_step
         self.ended: TidegateError | None = None
         self.on_end: Callable[[TidegateError], None] | None = None
+        self.on_durable: Callable[[], None] | None = None
 
     def end(self, reason: TidegateError) -> None:
         """Ends the hold. Only once."""
@@ -161,6 +184,12 @@ class Lease:
         self.ended = reason
         if self.on_end is not None:
             self.on_end(reason)
+
+    def stored(self, step: int) -> None:
+        """Takes note that the state after `step` is stored."""
+        self.durable_step = step
+        if self.on_durable is not None:
+            self.on_durable()
 
 
 class Streams:
@@ -176,61 +205,118 @@ class Streams:
         """The streams held."""
         return len(self._streams)
 
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._streams.values())
+
     def find(self, key: Key) -> Stream | None:
         """The stream of that key, if this process holds it."""
         return self._streams.get(key)
 
     def begin(self, key: Key, slots: Slots, slot: int, epoch: int) -> Lease:
         """Begins a stream at step 0 in a slot that was acquired for it."""
-        stream = self._hold(key, slots, slot, epoch)
+        stream = self._hold(key, slots, epoch)
+        stream.slot = slot
         stream.go(Event.OPEN)
-        return stream.lease
+        return self._lease(stream, 0)
 
     def resume(self, checkpoint: Checkpoint, slots: Slots, slot: int, epoch: int) -> Lease:
-        """Goes on from a checkpoint, under a higher epoch, in a slot that was acquired for it."""
-        assert checkpoint.fingerprint == slots.spec.fingerprint
-        assert epoch > checkpoint.epoch
-        stream = self._hold(checkpoint.key, slots, slot, epoch)
-        slots.write(slot, checkpoint.step, checkpoint.state, checkpoint.answers)
+        """Goes on from a checkpoint, under a higher epoch, in a slot that was acquired for it.
+
+        Raises CheckpointBroken, and holds nothing, when the checkpoint does not fit the model; the slot stays acquired.
+        """
+        assert checkpoint.model.fingerprint == slots.spec.fingerprint
+        _unpack(checkpoint, slots, slot)
+        stream = self._hold(checkpoint.key, slots, epoch)
+        stream.slot = slot
         stream.phase = Phase.PARKED
-        stream.durable_step = checkpoint.step
         stream.go(Event.OPEN)
-        return stream.lease
+        return self._lease(stream, checkpoint.step)
 
     def take_over(self, stream: Stream, epoch: int) -> Lease:
-        """Gives a live stream to another call; the lease before it ends, its state stays where it is."""
+        """Gives a live stream to another call; a lease before it ends, the state stays where it is."""
         assert epoch > stream.epoch
-        stream.lease.end(TakenOver(stream.key.stream_id, epoch))
+        if stream.lease is not None:
+            stream.lease.end(TakenOver(stream.key.stream_id, epoch))
         stream.epoch = epoch
-        stream.lease = Lease(stream)
         stream.go(Event.OPEN)
-        return stream.lease
+        return self._lease(stream, int(stream.slots.saved[stream.slot]))
 
-    def park(self, stream: Stream) -> Checkpoint:
-        """Takes a stream out of its slot; gives what the slot held. The process no longer holds it."""
-        checkpoint = self.checkpoint(stream)
+    def let_go(self, lease: Lease) -> None:
+        """Ends the hold of a call that has gone; the stream stays live until it is parked."""
+        assert lease.stream.lease is lease
+        lease.stream.lease = None
+
+    def park(self, stream: Stream) -> None:
+        """Takes a stream whose state is stored out of its slot. Unless a call has it open, it is held no longer."""
+        assert stream.saved
         stream.go(Event.PARK)
-        self._let_go(stream)
-        return checkpoint
+        self._give_up_slot(stream)
+        if stream.lease is None:
+            del self._streams[stream.key]
 
-    def forget(self, stream: Stream) -> None:
-        """Drops a stream and its state."""
+    def wake(self, stream: Stream, checkpoint: Checkpoint | None, slot: int) -> None:
+        """Puts a parked stream that a call has open back into a slot; None means that it never got beyond step 0.
+
+        Raises CheckpointBroken, and changes nothing, when the checkpoint does not fit the model.
+        """
+        assert stream.phase is Phase.PARKED
+        if checkpoint is not None:
+            _unpack(checkpoint, stream.slots, slot)
+        stream.slot = slot
+        stream.go(Event.STEP)
+
+    def drop(self, stream: Stream, reason: TidegateError) -> None:
+        """Holds a stream no longer, whatever of it is not stored: it was taken over elsewhere, or deleted."""
+        if stream.phase is Phase.LIVE:
+            self._give_up_slot(stream)
         stream.go(Event.FORGET)
-        self._let_go(stream)
+        del self._streams[stream.key]
+        if stream.lease is not None:
+            stream.lease.end(reason)
 
-    def checkpoint(self, stream: Stream) -> Checkpoint:
-        """Copies a live stream as it is now."""
-        spec = stream.slots.spec
-        step, state, answers = stream.slots.read(stream.slot)
-        return Checkpoint(stream.key, stream.epoch, step, spec.name, spec.version, spec.fingerprint, state, answers)
-
-    def _hold(self, key: Key, slots: Slots, slot: int, epoch: int) -> Stream:
+    def _hold(self, key: Key, slots: Slots, epoch: int) -> Stream:
         assert key not in self._streams
-        stream = Stream(key, slots, slot, epoch)
-        self._streams[key] = stream
+        stream = self._streams[key] = Stream(key, slots, epoch)
         return stream
 
-    def _let_go(self, stream: Stream) -> None:
+    def _lease(self, stream: Stream, durable_step: int) -> Lease:
+        stream.lease = Lease(stream, durable_step)
+        return stream.lease
+
+    def _give_up_slot(self, stream: Stream) -> None:
         stream.slots.release(stream.slot)
         stream.slot = -1
-        del self._streams[stream.key]
+
+
+def checkpoint_rows(streams: Sequence[Stream]) -> list[Checkpoint]:
+    """Copies live streams of one model as they are now, each with the number that belongs to its state."""
+    if not streams:
+        return []
+    slots = streams[0].slots
+    rows = np.array([stream.slot for stream in streams], np.int64)
+    packed = slots.pack(rows)
+    width, content = packed.shape[1], packed.tobytes()
+    return [
+        Checkpoint(
+            stream.key,
+            stream.epoch,
+            step,
+            slots.spec.id,
+            slots.answers,
+            content[row * width : (row + 1) * width],
+        )
+        for row, (stream, step) in enumerate(zip(streams, slots.step[rows].tolist(), strict=True))
+    ]
+
+
+def check_fits(checkpoint: Checkpoint, slots: Slots) -> None:
+    """Raises CheckpointBroken when a checkpoint is not of the size that this model's rows have."""
+    got, expected = len(checkpoint.payload), slots.row_bytes(checkpoint.answers)
+    if got != expected:
+        where = f"stream '{checkpoint.key.stream_id}'"
+        raise CheckpointBroken(where, f"its state has {got} bytes, expected {expected} under {slots.spec.title}")
+
+
+def _unpack(checkpoint: Checkpoint, slots: Slots, slot: int) -> None:
+    check_fits(checkpoint, slots)
+    slots.unpack(slot, checkpoint.step, checkpoint.answers, checkpoint.payload)

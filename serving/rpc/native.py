@@ -1,91 +1,57 @@
-"""The service of `protos/tidegate/v1`: one coroutine a call, which reads, has a timestep answered, writes.
+"""The streaming calls of `protos/tidegate/v1`: one coroutine a call, which reads, has a timestep answered, writes.
 
 A call has one timestep under way at a time: it does not read the next before it wrote the answer. So a stream's order
 needs no bookkeeping, and a client that reads slowly or floods is held back by the network, at nobody else's cost.
 """
 
 import asyncio
-import logging
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.core.errors import InvalidField, Stopping, TidegateError, TimestepRefused, WrongOrder
-from serving.core.spec import Key, Prediction, Spec, Timestep
-from serving.core.streams import Existence, Lease, OpenKind
+from serving.core.errors import (
+    InvalidField,
+    Stopping,
+    StoreUnavailable,
+    TidegateError,
+    TimestepRefused,
+    TooManyStreams,
+    WrongOrder,
+)
+from serving.core.spec import Key
+from serving.core.streams import Lease
 from serving.rpc import wire
+from serving.rpc.admin import Admin
+from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
 from serving.rpc.status import abort
-
-log = logging.getLogger("tidegate.rpc")
-
-# The owner of a stream until callers are told apart by tokens.
-DEFAULT_TENANT = "default"
 
 # grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
 Context = Any
 
-
-# Why a call let go of its stream.
-CloseReason = Literal["closed", "disconnected", "taken_over", "forgotten", "stopping", "protocol"]
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """How an open went."""
-
-    lease: Lease
-    kind: OpenKind
-    next_step: int
-    answers_remembered: int
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model as callers see it."""
-
-    spec: Spec
-    batch_invariant: bool
-    card_json: str
-
-
-class Desk(Protocol):
-    """What the service needs of the server behind it."""
-
-    async def open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
-        """Opens a stream; an empty id in `key` is replaced by one that nobody can guess."""
-
-    def submit(self, lease: Lease, timestep: Timestep) -> "asyncio.Future[Prediction]":
-        """Queues a timestep."""
-
-    def answered(self, lease: Lease, seconds: float) -> None:
-        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
-
-    def park(self, lease: Lease, reason: CloseReason) -> None:
-        """Lets go of a stream, which is kept. Takes effect soon, whether or not anybody waits."""
-
-    async def forget(self, lease: Lease) -> None:
-        """Lets go of a stream and drops it."""
-
-    def models(self) -> list[ServedModel]:
-        """The models being served, newest version of each name first."""
-
-    def model(self, name: str, version: str) -> ServedModel:
-        """One model; empty strings mean the only one and the newest."""
+# What a client that does not say is taken to keep above `durable_step`.
+KEPT_MAX = 1024
 
 
 class Call:
-    """One call of `Predict`, as others see it: they may ask it to end between two timesteps."""
+    """One call of `Predict`, as others see it: they may ask it to end, or to tell its client what is durable.
 
-    def __init__(self) -> None:
+    It writes nothing by itself while the call's own coroutine may be writing: only while that one is reading.
+    """
+
+    def __init__(self, context: Context) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
+        self._context = context
         self._reading = False
+        self._telling: asyncio.Task[None] | None = None
+        self.lease: Lease | None = None
+        self.kept_max = KEPT_MAX
+        self.told_step = 0
+        self.sync = False
         self.ended: TidegateError | None = None
 
     def end(self, reason: TidegateError) -> None:
@@ -95,7 +61,15 @@ class Call:
             if self._reading:
                 self._task.cancel()
 
-    async def read(self, context: Context) -> pb.PredictRequest | None:
+    def durable(self) -> None:
+        """Tells the client what is durable, if no prediction is due that would, and it may be waiting for it."""
+        assert self.lease is not None
+        step = self.lease.durable_step
+        if self._reading and self._telling is None and 2 * (step - self.told_step) >= self.kept_max:
+            self.told_step = step
+            self._telling = asyncio.create_task(self._tell(step))
+
+    async def read(self) -> pb.PredictRequest | None:
         """The next request, None when the client has sent its last.
 
         Raises:
@@ -107,7 +81,7 @@ class Call:
             raise self.ended
         self._reading = True
         try:
-            request = await context.read()
+            request = await self._context.read()
         except asyncio.CancelledError:
             if self.ended is None:
                 raise  # the client went away
@@ -117,14 +91,31 @@ class Call:
             raise InvalidField("request", "got bytes that are not a PredictRequest") from error
         finally:
             self._reading = False
+            if self._telling is not None:
+                await self._told()
         return None if request is grpc.aio.EOF else cast(pb.PredictRequest, request)
 
+    async def write(self, response: pb.PredictResponse) -> None:
+        """Writes a response."""
+        await self._context.write(response)
 
-class Native(pb_grpc.TidegateServicer):
+    async def _tell(self, step: int) -> None:
+        await self._context.write(pb.PredictResponse(durable=pb.Durable(durable_step=step)))
+
+    async def _told(self) -> None:
+        """Waits for what is being told: only one may write at a time."""
+        telling, self._telling = self._telling, None
+        assert telling is not None
+        await asyncio.wait([telling])
+        if not telling.cancelled() and telling.exception() is not None and not self._context.cancelled():
+            raise cast(BaseException, telling.exception())
+
+
+class Native(Admin):
     """Speaks `tidegate.v1` for a desk."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+        super().__init__(desk)
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -139,34 +130,33 @@ class Native(pb_grpc.TidegateServicer):
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the protocol."""
-        call = Call()
+        call = Call(context)
         self._calls.add(call)
         self._idle.clear()
-        lease: Lease | None = None
         reason: CloseReason = "disconnected"
         try:
             if self._stopping:
                 raise Stopping  # noqa: TRY301 - one way out for all refusals
-            lease = await self._open(call, context)
-            reason = await self._serve(call, lease, context)
+            lease = await self._open(call)
+            reason = await self._serve(call, lease)
         except Stopping as error:
             reason = "stopping"
-            if lease is not None:
-                await context.write(pb.PredictResponse(move=pb.Move(message=str(error))))
+            if call.lease is not None:
+                await call.write(pb.PredictResponse(move=pb.Move(message=str(error))))
             await abort(context, error)
         except TidegateError as error:
             reason = "taken_over" if call.ended is error else "protocol"
             await abort(context, error)
         finally:
-            if lease is not None:
-                self._desk.park(lease, reason)
+            if call.lease is not None:
+                self._desk.leave(call.lease, reason)
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
 
-    async def _open(self, call: Call, context: Context) -> Lease:
+    async def _open(self, call: Call) -> Lease:
         """Reads the first message and opens the stream."""
-        request = await call.read(context)
+        request = await call.read()
         if request is None:
             raise WrongOrder("the call ended before its first message, expected an open")
         if not request.HasField("open"):
@@ -175,41 +165,42 @@ class Native(pb_grpc.TidegateServicer):
         if ask.stream_id:
             wire.check_stream_id(ask.stream_id)
         existence = wire.decode_existence(ask.existence)
-        opening = await self._desk.open(
-            Key(DEFAULT_TENANT, ask.stream_id), ask.model, ask.version, existence, ask.acknowledged_step
-        )
-        opening.lease.on_end = call.end
-        stream = opening.lease.stream
+        call.sync = wire.decode_sync(ask.durability)
+        call.kept_max = ask.kept_max or KEPT_MAX
+        key = Key(DEFAULT_TENANT, ask.stream_id)
+        opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
+        # Nothing may come between: from here on the call lets go of what it holds.
+        lease = call.lease = opening.lease
+        lease.on_end = call.end
+        lease.on_durable = call.durable
+        call.told_step = lease.durable_step
+        stream = lease.stream
         model = self._desk.model(stream.slots.spec.name, stream.slots.spec.version)
-        try:
-            await context.write(
-                pb.PredictResponse(
-                    opened=pb.Opened(
-                        stream_id=stream.key.stream_id,
-                        kind=wire.OPEN_KINDS[opening.kind],
-                        next_step=opening.next_step,
-                        epoch=stream.epoch,
-                        durable_step=stream.durable_step,
-                        answers_remembered=opening.answers_remembered,
-                        model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
-                    )
+        await call.write(
+            pb.PredictResponse(
+                opened=pb.Opened(
+                    stream_id=stream.key.stream_id,
+                    kind=wire.OPEN_KINDS[opening.kind],
+                    next_step=opening.next_step,
+                    epoch=stream.epoch,
+                    durable_step=lease.durable_step,
+                    answers_remembered=opening.answers_remembered,
+                    model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
                 )
             )
-        except BaseException:
-            self._desk.park(opening.lease, "disconnected")
-            raise
-        return opening.lease
+        )
+        return lease
 
-    async def _serve(self, call: Call, lease: Lease, context: Context) -> CloseReason:
+    async def _serve(self, call: Call, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client has sent its last; gives the reason."""
         desk = self._desk
-        while (request := await call.read(context)) is not None:
+        while (request := await call.read()) is not None:
             begun = perf_counter()
             if request.HasField("timestep"):
-                await context.write(await self._answer(lease, request.timestep))
+                await call.write(await self._answer(call, lease, request.timestep))
                 desk.answered(lease, perf_counter() - begun)
             elif request.HasField("close"):
-                return await self._close(lease, request.close, context)
+                return await self._close(call, lease, request.close)
             elif request.HasField("open"):
                 raise WrongOrder(
                     f"stream '{lease.stream.key.stream_id}' is open already, expected timesteps or a close"
@@ -218,42 +209,34 @@ class Native(pb_grpc.TidegateServicer):
                 raise InvalidField("kind", "got a request without one, expected timestep, open or close")
         return "closed"
 
-    async def _answer(self, lease: Lease, message: pb.Timestep) -> pb.PredictResponse:
+    async def _answer(self, call: Call, lease: Lease, message: pb.Timestep) -> pb.PredictResponse:
         """The answer to one timestep, or why it was refused."""
         stream = lease.stream
         try:
+            if stream.slot < 0:
+                await self._desk.wake(lease)
             prediction = await self._desk.submit(lease, wire.decode_timestep(message))
-        except (TimestepRefused, InvalidField) as error:
-            return wire.encode_refusal(error, message.step, stream.step + 1)
-        return wire.encode_prediction(prediction, stream.durable_step)
+            if call.sync:
+                await self._desk.durable(lease, prediction.step)
+        except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
+            # A stream that could not be woken has no number at hand; the client knows it.
+            return wire.encode_refusal(error, message.step, stream.step + 1 if stream.slot >= 0 else message.step)
+        call.told_step = lease.durable_step
+        return wire.encode_prediction(prediction, lease.durable_step)
 
-    async def _close(self, lease: Lease, message: pb.Close, context: Context) -> CloseReason:
-        """Ends the stream at its client's wish."""
-        step = lease.stream.step
+    async def _close(self, call: Call, lease: Lease, message: pb.Close) -> CloseReason:
+        """Ends the stream at its client's wish, once everything is stored."""
+        stream = lease.stream
         if message.forget:
+            step = stream.step if stream.slot >= 0 else lease.durable_step
+            lease.on_end = None  # what ends it is the call's own doing
             await self._desk.forget(lease)
-        closed = pb.Closed(step=step, durable_step=0 if message.forget else lease.stream.durable_step)
-        await context.write(pb.PredictResponse(closed=closed))
-        return "forgotten" if message.forget else "closed"
-
-    async def ListModels(self, _: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802, ARG002
-        """Lists the models; see the protocol."""
-        models = [wire.encode_model(model.spec, batch_invariant=model.batch_invariant) for model in self._desk.models()]
-        return pb.ListModelsResponse(models=models)
-
-    async def DescribeModel(  # noqa: N802 - named by the protocol
-        self,
-        request: pb.DescribeModelRequest,
-        context: Context,
-    ) -> pb.DescribeModelResponse:
-        """Describes one model; see the protocol."""
-        try:
-            model = self._desk.model(request.name, request.version)
-        except TidegateError as error:
-            await abort(context, error)
-        return pb.DescribeModelResponse(
-            model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant), card_json=model.card_json
-        )
+            await call.write(pb.PredictResponse(closed=pb.Closed(step=step)))
+            return "forgotten"
+        if stream.slot >= 0:
+            await self._desk.durable(lease, stream.step)
+        await call.write(pb.PredictResponse(closed=pb.Closed(step=lease.durable_step, durable_step=lease.durable_step)))
+        return "closed"
 
 
 def _kind(request: pb.PredictRequest) -> str:

@@ -21,6 +21,7 @@ TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
     errors.InvalidField: (code_pb2.INVALID_ARGUMENT, pb.Error.INVALID_FIELD),
     errors.StepGap: (code_pb2.OUT_OF_RANGE, pb.Error.STEP_GAP),
     errors.Overloaded: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.OVERLOADED),
+    errors.StoreBehind: (code_pb2.UNAVAILABLE, pb.Error.STORE_UNAVAILABLE),
     errors.ModelFailed: (code_pb2.INTERNAL, pb.Error.MODEL_FAILED),
     errors.WrongOrder: (code_pb2.FAILED_PRECONDITION, pb.Error.WRONG_ORDER),
     errors.ModelNotFound: (code_pb2.NOT_FOUND, pb.Error.MODEL_NOT_FOUND),
@@ -29,7 +30,10 @@ TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
     errors.ModelMismatch: (code_pb2.FAILED_PRECONDITION, pb.Error.MODEL_MISMATCH),
     errors.TooManyStreams: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.TOO_MANY_STREAMS),
     errors.TakenOver: (code_pb2.ABORTED, pb.Error.TAKEN_OVER),
+    errors.StreamExpired: (code_pb2.NOT_FOUND, pb.Error.STREAM_EXPIRED),
     errors.StateLost: (code_pb2.DATA_LOSS, pb.Error.STATE_LOST),
+    errors.CheckpointBroken: (code_pb2.DATA_LOSS, pb.Error.STATE_UNREADABLE),
+    errors.StoreUnavailable: (code_pb2.UNAVAILABLE, pb.Error.STORE_UNAVAILABLE),
     errors.Stopping: (code_pb2.UNAVAILABLE, pb.Error.STOPPING),
 }
 
@@ -46,11 +50,13 @@ async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
     """Ends a call with an error: its code, its sentence, and google.rpc details for programs."""
     code, reason = reason_of(error)
     info = error_details_pb2.ErrorInfo(reason=pb.Error.Reason.Name(reason), domain=DOMAIN)
+    if isinstance(error, errors.StreamExpired):
+        info.metadata["next_step"] = str(error.step + 1)
     details: list[any_pb2.Any] = [_pack(info)]
     if isinstance(error, errors.InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
         details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
-    if isinstance(error, errors.TooManyStreams | errors.Overloaded):
+    if isinstance(error, errors.TooManyStreams | errors.Overloaded | errors.StoreUnavailable):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(error.retry_after_ms)
         details.append(_pack(retry))

@@ -6,9 +6,20 @@ from typing import Any
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField, NotFinite, Overloaded, StepGap, TimestepRefused, WrongWidth
+from serving.core.errors import (
+    InvalidField,
+    NotFinite,
+    Overloaded,
+    StepGap,
+    StoreBehind,
+    StoreUnavailable,
+    TidegateError,
+    TooManyStreams,
+    WrongWidth,
+)
 from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
-from serving.core.streams import Existence, OpenKind
+from serving.core.streams import Existence, OpenKind, Phase
+from serving.rpc.desk import StreamInfo
 from serving.rpc.status import reason_of
 
 # Long enough for any path-like name, short enough to be a key in every store.
@@ -28,11 +39,18 @@ EXISTENCE: Mapping[int, Existence] = {
     pb.Open.MUST_EXIST: Existence.MUST_EXIST,
     pb.Open.MUST_BE_NEW: Existence.MUST_BE_NEW,
 }
+STATES: Mapping[Phase, pb.Stream.State] = {
+    Phase.LIVE: pb.Stream.LIVE,
+    Phase.PARKED: pb.Stream.PARKED,
+    Phase.EXPIRED: pb.Stream.EXPIRED,
+}
 OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
     OpenKind.NEW: pb.Opened.NEW,
     OpenKind.RESUMED: pb.Opened.RESUMED,
     OpenKind.TAKEN_OVER: pb.Opened.TAKEN_OVER,
 }
+# Refusals that go away by waiting.
+WORTH_RETRYING = (Overloaded, StoreBehind, StoreUnavailable, TooManyStreams)
 
 
 def check_stream_id(stream_id: str) -> None:
@@ -49,6 +67,13 @@ def decode_existence(value: int) -> Existence:
     if value not in EXISTENCE:
         raise InvalidField("existence", f"got {value}, expected one of {', '.join(pb.Open.Existence.keys())}")
     return EXISTENCE[value]
+
+
+def decode_sync(value: int) -> bool:
+    """Whether answers wait until they are durable; InvalidField when this server does not know the wish."""
+    if value not in (pb.Open.DURABILITY_UNSPECIFIED, pb.Open.SYNC):
+        raise InvalidField("durability", f"got {value}, expected one of {', '.join(pb.Open.Durability.keys())}")
+    return bool(value == pb.Open.SYNC)
 
 
 def decode_timestep(message: pb.Timestep) -> Timestep:
@@ -71,7 +96,7 @@ def encode_prediction(prediction: Prediction, durable_step: int) -> pb.PredictRe
     )
 
 
-def encode_refusal(error: TimestepRefused | InvalidField, step: int, next_step: int) -> pb.PredictResponse:
+def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.PredictResponse:
     """The refusal of one timestep: `step` as it was sent, `next_step` what the stream expects."""
     field = ""
     if isinstance(error, InvalidField):
@@ -87,7 +112,7 @@ def encode_refusal(error: TimestepRefused | InvalidField, step: int, next_step: 
             message=str(error),
             field=field,
             next_step=next_step,
-            retry_after_ms=error.retry_after_ms if isinstance(error, Overloaded) else 0,
+            retry_after_ms=error.retry_after_ms if isinstance(error, WORTH_RETRYING) else 0,
         )
     )
 
@@ -122,6 +147,33 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         ],
         batch_invariant=batch_invariant,
         handles_missing=spec.handles_missing,
+    )
+
+
+def decode_phase(state: int) -> Phase | None:
+    """Where in their life streams are asked for; None for everywhere."""
+    if state == pb.Stream.STATE_UNSPECIFIED:
+        return None
+    for phase, known in STATES.items():
+        if known == state:
+            return phase
+    raise InvalidField("state", f"got {state}, expected one of {', '.join(pb.Stream.State.keys())}")
+
+
+def encode_stream(info: StreamInfo) -> pb.Stream:
+    """A stream as an operator sees it."""
+    return pb.Stream(
+        stream_id=info.stream_id,
+        state=STATES[info.phase],
+        model=info.model.name,
+        version=info.model.version,
+        fingerprint=info.model.fingerprint,
+        step=info.step,
+        durable_step=info.durable_step,
+        epoch=info.epoch,
+        created_unix_nano=info.created_unix_nano,
+        updated_unix_nano=info.updated_unix_nano,
+        state_bytes=info.state_bytes,
     )
 
 

@@ -27,10 +27,12 @@ from serving.core.errors import (
     StepGap,
     Stopping,
     TidegateError,
+    TimestepRefused,
     WrongWidth,
 )
 from serving.core.spec import Floats, Ints, Prediction, Timestep
 from serving.core.streams import Lease, Stream
+from serving.runtime.crash import crash_point
 from serving.runtime.metrics import ModelMetrics, Outcome
 
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
         self._width = 4 * len(engine.model.spec.features)
         self._dead: TidegateError | None = None
+        self.refusing: TimestepRefused | None = None  # set while new timesteps are to be refused
         metrics.queue_depth = self._queue.__len__
 
     def __repr__(self) -> str:
@@ -93,10 +96,14 @@ class Batcher:
         Raises:
             WrongWidth: the timestep does not hold one value a feature.
             Overloaded: the queue is full.
+            TimestepRefused: what `refusing` says.
 
         """
         if self._dead is not None:
             raise self._dead
+        if self.refusing is not None:
+            self.metrics.steps["store_behind"] += 1
+            raise self.refusing
         if len(timestep.values) != self._width:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
@@ -208,6 +215,7 @@ class Batcher:
 
     def _settle(self, entries: Sequence[Entry], report: Report, x: Floats) -> None:
         """Hands each caller its own answer; one that has gone away loses only its own."""
+        crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
         columns = [(column.tobytes(), column.nbytes // max(1, len(applied))) for column in report.outputs]

@@ -1,14 +1,28 @@
 """The settings of a server, checked once."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: object) -> object:
+    """Seconds from "200ms", "30s", "15m", "12h", "7d" or a plain number of seconds; ValueError for anything else."""
+    if not isinstance(text, str):
+        return text
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
+    if found is None:
+        raise ValueError("expected a number with a unit, such as 200ms, 30s, 15m, 12h or 7d")
+    return float(found[1]) * UNITS_S[found[2] or "s"]
+
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -36,5 +50,24 @@ class ServerConfig:
     """Answers kept of each stream for repeated timesteps; a client may have that many under way."""
     message_bytes_max: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Longest message that is read."""
-    drain_seconds: Seconds = 20.0
-    """Longest time that stopping may take before calls are cut; below Kubernetes' 30 s of grace."""
+    drain_after: Duration = 20.0
+    """Longest time that stopping may take before calls are cut, in seconds; below Kubernetes' 30 s of grace."""
+    state: str = ""
+    """Where streams rest: memory:, sqlite:///PATH or redis://HOST:PORT/DB. Empty: SQLite in `data_dir`."""
+    data_dir: Path = Path("data")
+    """Folder for what the server writes."""
+    checkpoint_every: Annotated[Duration, Field(gt=0)] = 0.2
+    """How often state is stored, in seconds: what a client has to send again after a crash."""
+    park_after: Duration = 60.0
+    """How long a stream that is open may be silent before it leaves memory, in seconds."""
+    forget_after: Duration = 7 * 86400.0
+    """How long a stream may be silent before it is forgotten, in seconds; 0 for ever."""
+    ready_lag: Duration = 5.0
+    """How far the store may be behind before the server says that it is not ready, in seconds."""
+    lag_max: Duration = 30.0
+    """How far the store may be behind before new timesteps are refused, in seconds."""
+
+    @property
+    def state_address(self) -> str:
+        """Where streams rest, spelled out."""
+        return self.state or f"sqlite:///{self.data_dir / 'tidegate.db'}"

@@ -12,9 +12,10 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.rpc.native import CloseReason
+from serving.rpc.desk import CloseReason
 
-Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended"]
+Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind"]
+CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 
 # From 50 microseconds, a step of an idle server, to 1 second; the client library's own buckets start at 5 ms.
@@ -73,6 +74,9 @@ class Metrics(Collector):
         self.models: list[ModelMetrics] = []
         self.opened: dict[OpenOutcome, int] = dict.fromkeys(get_args(OpenOutcome), 0)
         self.closed: dict[CloseReason, int] = dict.fromkeys(get_args(CloseReason), 0)
+        self.checkpoints: dict[CheckpointOutcome, int] = dict.fromkeys(get_args(CheckpointOutcome), 0)
+        self.checkpoint_seconds = Histogram(SECONDS)
+        self.unsaved_seconds: Callable[[], float] = lambda: 0.0
         self.state_lost = 0
         self.live_streams: Callable[[], int] = lambda: 0
         self.parked_streams: Callable[[], int] = lambda: 0
@@ -105,6 +109,20 @@ class Metrics(Collector):
             "tidegate_state_lost",
             "Streams whose stored state was older than was acknowledged; must stay 0.",
             self.state_lost,
+        )
+        checkpoints = CounterMetricFamily(
+            "tidegate_checkpoints", "Checkpoints of a stream by how storing them went.", labels=["outcome"]
+        )
+        for outcome, count in self.checkpoints.items():
+            checkpoints.add_metric([outcome], count)
+        yield checkpoints
+        commits = HistogramMetricFamily("tidegate_checkpoint_seconds", "A commit of many checkpoints.")
+        commits.add_metric([], self.checkpoint_seconds.buckets(), self.checkpoint_seconds.sum)
+        yield commits
+        yield GaugeMetricFamily(
+            "tidegate_unsaved_seconds",
+            "How long the oldest change that is not stored has waited.",
+            self.unsaved_seconds(),
         )
         build = GaugeMetricFamily(
             "tidegate_build_info", "Versions of the parts, as labels; always 1.", labels=list(self.versions)

@@ -42,12 +42,17 @@ class Repository:
 
     def __init__(self, models: Sequence[Served]) -> None:
         self._models = sorted(models, key=lambda served: (served.spec.name, -int(served.spec.version)))
+        self._by_slots = {id(served.slots): served for served in models}
 
     def __repr__(self) -> str:
         return f"<Repository: {', '.join(served.spec.title for served in self._models)}>"
 
     def __iter__(self) -> Iterator[Served]:
         return iter(self._models)
+
+    def of(self, slots: Slots) -> Served:
+        """The model whose slots these are."""
+        return self._by_slots[id(slots)]
 
     def find(self, name: str, version: str) -> Served:
         """One model. An empty name means the only one that is served, an empty version the newest.

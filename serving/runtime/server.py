@@ -14,20 +14,30 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.core.errors import StoreUnavailable
 from serving.rpc.native import Native
+from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
 from serving.runtime.keeper import Keeper
 from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Limits, Repository, load_repository
-from serving.store import MemoryStore
+from serving.store import Store, store_at
 
 log = logging.getLogger("tidegate.server")
 
+# How often the lag of the store is looked at, in seconds.
+LAG_WATCH_SECONDS = 0.25
+# What storing may take at least, in seconds, when calls have used up the time for stopping.
+SECONDS_TO_STORE = 2.0
 SERVICE = pb.DESCRIPTOR.services_by_name["Tidegate"].full_name
 
 
 class StartFailed(Exception):
     """The server could not start: a port is taken. Models that cannot be served raise ContractBroken."""
+
+
+class StopFailed(Exception):
+    """The server stopped with state that is not stored. Clients still have the timesteps, and will send them again."""
 
 
 class Server:
@@ -64,7 +74,15 @@ class Server:
         metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
         limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
         self.repository = load_repository(config.models, limits, metrics)
-        self.keeper = Keeper(self.repository, MemoryStore(), metrics, streams_max=config.streams_max)
+        self._store = await self._open_store()
+        self.keeper = Keeper(
+            self.repository,
+            self._store,
+            metrics,
+            streams_max=config.streams_max,
+            forget_after_s=config.forget_after,
+            pace=Pace(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
+        )
         self._native = Native(self.keeper)
         self._server = self._build_server()
         # The overall status starts as SERVING in this servicer; nothing is served before the end of this method.
@@ -74,29 +92,43 @@ class Server:
         self.metrics_port = self._metrics_server[0].server_port
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
-            asyncio.create_task(self.keeper.failed(), name=repr(self.keeper)),
+            asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
+            asyncio.create_task(self.keeper.sweep(), name="sweeper"),
+            asyncio.create_task(self._watch_lag(), name="lag watch"),
         ]
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         log.info("serving %r", self.repository)
 
     async def stop(self) -> None:
-        """Drains: health turns NOT_SERVING, what is under way is answered, streams are parked, calls end UNAVAILABLE."""
+        """Drains: health turns NOT_SERVING, what is under way is answered, calls end UNAVAILABLE, all state is stored.
+
+        Raises StopFailed, when all else is done, if the store did not take all state in time.
+        """
         await self._health.enter_graceful_shutdown()
+        deadline = asyncio.get_running_loop().time() + self.config.drain_after
         try:
-            async with asyncio.timeout(self.config.drain_seconds):
+            async with asyncio.timeout_at(deadline):
                 await self._native.drain()
         except TimeoutError:
-            log.warning("calls did not end within %g s and are cut", self.config.drain_seconds)
+            log.warning("calls did not end within %g s and are cut", self.config.drain_after)
         # The calls have ended; their last words may still be on the way.
         await self._server.stop(grace=1.0)
-        await self.keeper.close()
+        unsaved = ""
+        try:
+            async with asyncio.timeout_at(max(deadline, asyncio.get_running_loop().time() + SECONDS_TO_STORE)):
+                await self.keeper.close()
+        except TimeoutError:
+            unsaved = f"the store did not take all state in time: {self.keeper.checkpointer!r}"
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._store.close()
         httpd, thread = self._metrics_server
         httpd.shutdown()
         httpd.server_close()
         thread.join()
+        if unsaved:
+            raise StopFailed(unsaved)
         log.info("stopped")
 
     async def wait(self) -> None:
@@ -174,6 +206,27 @@ class Server:
         except OSError as error:
             address = f"{self.config.host}:{self.config.metrics_port}"
             raise StartFailed(f"cannot listen on {address} for metrics: {error.strerror}") from error
+
+    async def _open_store(self) -> Store:
+        try:
+            store = store_at(self.config.state_address)
+            await store.start()
+        except (StoreUnavailable, ValueError) as error:
+            raise StartFailed(str(error)) from error
+        log.info("streams rest in %r and survive %s", store, store.survives)
+        return store
+
+    async def _watch_lag(self) -> None:
+        """Says that the server is not ready while the store is behind."""
+        ready = True
+        while True:
+            await asyncio.sleep(LAG_WATCH_SECONDS)
+            self.keeper.checkpointer.judge()
+            if ready != self.keeper.checkpointer.ready:
+                ready = not ready
+                log.warning("%s: %r", "ready again" if ready else "not ready", self.keeper.checkpointer)
+                status = health_pb2.HealthCheckResponse
+                await self._health.set(SERVICE, status.SERVING if ready else status.NOT_SERVING)
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", SERVICE):

@@ -88,8 +88,6 @@ class MemoryStore:
         record = self._records.get(checkpoint.key)
         if record is None or record.head.epoch != checkpoint.epoch:
             return False
-        head = replace(
-            record.head, step=checkpoint.step, updated_unix_nano=now, state_bytes=len(checkpoint.payload)
-        )
+        head = replace(record.head, step=checkpoint.step, updated_unix_nano=now, state_bytes=len(checkpoint.payload))
         self._records[checkpoint.key] = Record(head, checkpoint)
         return True

@@ -49,7 +49,7 @@ class PredictResponse(_message.Message):
     def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "existence", "durability", "acknowledged_step")
+    __slots__ = ("stream_id", "model", "version", "existence", "durability", "acknowledged_step", "kept_max")
     class Existence(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         EXISTENCE_UNSPECIFIED: _ClassVar[Open.Existence]
@@ -70,13 +70,15 @@ class Open(_message.Message):
     EXISTENCE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_STEP_FIELD_NUMBER: _ClassVar[int]
+    KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
     existence: Open.Existence
     durability: Open.Durability
     acknowledged_step: int
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Open.Existence, str]] = ..., durability: _Optional[_Union[Open.Durability, str]] = ..., acknowledged_step: _Optional[int] = ...) -> None: ...
+    kept_max: int
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Open.Existence, str]] = ..., durability: _Optional[_Union[Open.Durability, str]] = ..., acknowledged_step: _Optional[int] = ..., kept_max: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model")
@@ -175,6 +177,7 @@ class Error(_message.Message):
         STATE_LOST: _ClassVar[Error.Reason]
         STORE_UNAVAILABLE: _ClassVar[Error.Reason]
         UNAUTHENTICATED: _ClassVar[Error.Reason]
+        STATE_UNREADABLE: _ClassVar[Error.Reason]
     REASON_UNSPECIFIED: Error.Reason
     WRONG_WIDTH: Error.Reason
     NOT_FINITE: Error.Reason
@@ -194,6 +197,7 @@ class Error(_message.Message):
     STATE_LOST: Error.Reason
     STORE_UNAVAILABLE: Error.Reason
     UNAUTHENTICATED: Error.Reason
+    STATE_UNREADABLE: Error.Reason
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]

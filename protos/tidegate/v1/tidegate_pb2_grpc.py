@@ -104,7 +104,7 @@ class TidegateServicer:
         NOT_FOUND            no such model, or no such stream and `MUST_EXIST`
         ALREADY_EXISTS       the stream exists and `MUST_BE_NEW`
         RESOURCE_EXHAUSTED   a limit on streams is reached, or a message exceeds the size limit; retry later
-        DATA_LOSS            the store holds an older state than was acknowledged to this client
+        DATA_LOSS            the store holds an older state than was acknowledged to this client, or a damaged one
         and carries a google.rpc.ErrorInfo whose reason is the name of an `Error.Reason`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,0 +1,106 @@
+"""The calls that ask about models and administer streams: one request, one answer."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, TypeVar
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.core.errors import InvalidField, TidegateError
+from serving.core.spec import Key
+from serving.rpc import wire
+from serving.rpc.desk import DEFAULT_TENANT, Desk
+from serving.rpc.status import abort
+
+PAGE_SIZE = 100
+# A page of ten thousand streams is about a megabyte, a quarter of what gRPC clients accept by default.
+PAGE_SIZE_MAX = 10_000
+
+Self = TypeVar("Self")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
+Context = Any
+
+
+def unary(
+    method: Callable[[Self, Request], Awaitable[Response]],
+) -> Callable[[Self, Request, Context], Coroutine[Any, Any, Response]]:
+    """Makes a gRPC method of one that raises TidegateError."""
+
+    @wraps(method)
+    async def answer(self: Self, request: Request, context: Context) -> Response:
+        try:
+            return await method(self, request)
+        except TidegateError as error:
+            await abort(context, error)
+
+    return answer
+
+
+class Admin(pb_grpc.TidegateServicer):
+    """Answers for a desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    @unary
+    async def ListModels(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
+        """Lists the models."""
+        models = [wire.encode_model(model.spec, batch_invariant=model.batch_invariant) for model in self._desk.models()]
+        return pb.ListModelsResponse(models=models)
+
+    @unary
+    async def DescribeModel(self, request: pb.DescribeModelRequest) -> pb.DescribeModelResponse:  # noqa: N802
+        """Describes one model."""
+        model = self._desk.model(request.name, request.version)
+        described = wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
+        return pb.DescribeModelResponse(model=described, card_json=model.card_json)
+
+    @unary
+    async def ListStreams(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:  # noqa: N802
+        """Lists streams, page by page; a page's token is the last id of the page before."""
+        if request.page_size > PAGE_SIZE_MAX:
+            raise InvalidField("page_size", f"got {request.page_size}, expected at most {PAGE_SIZE_MAX}")
+        size = request.page_size or PAGE_SIZE
+        phase = wire.decode_phase(request.state)
+        streams = await self._desk.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
+        token = streams[-1].stream_id if len(streams) == size else ""
+        return pb.ListStreamsResponse(streams=[wire.encode_stream(info) for info in streams], next_page_token=token)
+
+    @unary
+    async def DescribeStream(self, request: pb.DescribeStreamRequest) -> pb.DescribeStreamResponse:  # noqa: N802
+        """Describes one stream."""
+        return pb.DescribeStreamResponse(stream=wire.encode_stream(await self._desk.describe(_key(request.stream_id))))
+
+    @unary
+    async def DeleteStream(self, request: pb.DeleteStreamRequest) -> pb.DeleteStreamResponse:  # noqa: N802
+        """Deletes a stream."""
+        return pb.DeleteStreamResponse(stream=wire.encode_stream(await self._desk.delete(_key(request.stream_id))))
+
+    @unary
+    async def ExportStream(self, request: pb.ExportStreamRequest) -> pb.ExportStreamResponse:  # noqa: N802
+        """Hands out a stream's state."""
+        record, info = await self._desk.export(_key(request.stream_id))
+        return pb.ExportStreamResponse(checkpoint=record, stream=wire.encode_stream(info))
+
+    @unary
+    async def ImportStream(self, request: pb.ImportStreamRequest) -> pb.ImportStreamResponse:  # noqa: N802
+        """Makes a stream from an exported state."""
+        if request.stream_id:
+            wire.check_stream_id(request.stream_id)
+        info = await self._desk.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
+        return pb.ImportStreamResponse(stream=wire.encode_stream(info))
+
+    @unary
+    async def ForkStream(self, request: pb.ForkStreamRequest) -> pb.ForkStreamResponse:  # noqa: N802
+        """Copies a stream."""
+        if request.new_stream_id:
+            wire.check_stream_id(request.new_stream_id)
+        info = await self._desk.fork(_key(request.stream_id), request.new_stream_id)
+        return pb.ForkStreamResponse(stream=wire.encode_stream(info))
+
+
+def _key(stream_id: str) -> Key:
+    wire.check_stream_id(stream_id)
+    return Key(DEFAULT_TENANT, stream_id)

@@ -1,0 +1,97 @@
+"""What the gRPC services need of the server behind them."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from serving.core.spec import Key, ModelId, Prediction, Spec, Timestep
+from serving.core.streams import Existence, Lease, OpenKind, Phase
+
+# The owner of a stream until callers are told apart by tokens.
+DEFAULT_TENANT = "default"
+
+# Why a call let go of its stream.
+CloseReason = Literal["closed", "disconnected", "taken_over", "forgotten", "stopping", "protocol"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How an open went."""
+
+    lease: Lease
+    kind: OpenKind
+    next_step: int
+    answers_remembered: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as callers see it."""
+
+    spec: Spec
+    batch_invariant: bool
+    card_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream as an operator sees it."""
+
+    stream_id: str
+    phase: Phase
+    model: ModelId
+    step: int
+    durable_step: int
+    epoch: int
+    created_unix_nano: int
+    updated_unix_nano: int
+    state_bytes: int
+
+
+class Desk(Protocol):
+    """Opens streams, runs timesteps, answers questions; every method raises TidegateError when it will not."""
+
+    async def open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
+        """Opens a stream; an empty id in `key` is replaced by one that nobody can guess."""
+
+    async def wake(self, lease: Lease) -> None:
+        """Makes a parked stream live again that a call has open."""
+
+    def submit(self, lease: Lease, timestep: Timestep) -> "asyncio.Future[Prediction]":
+        """Queues a timestep of a live stream."""
+
+    async def durable(self, lease: Lease, step: int) -> None:
+        """Waits until a timestep is stored."""
+
+    def answered(self, lease: Lease, seconds: float) -> None:
+        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
+
+    def leave(self, lease: Lease, reason: CloseReason) -> None:
+        """Lets go of a stream, which is kept. Takes effect soon, whether or not anybody waits."""
+
+    async def forget(self, lease: Lease) -> None:
+        """Lets go of a stream and drops it."""
+
+    def models(self) -> list[ServedModel]:
+        """The models being served, newest version of each name first."""
+
+    def model(self, name: str, version: str) -> ServedModel:
+        """One model; empty strings mean the only one and the newest."""
+
+    async def list(self, tenant: str, prefix: str, after: str, limit: int, phase: Phase | None) -> list[StreamInfo]:
+        """Streams in the order of their ids, those after `after`; at most `limit`, those in `phase` only."""
+
+    async def describe(self, key: Key) -> StreamInfo:
+        """One stream."""
+
+    async def delete(self, key: Key) -> StreamInfo:
+        """Drops a stream and its state."""
+
+    async def export(self, key: Key) -> tuple[bytes, StreamInfo]:
+        """A stream's state as a record."""
+
+    async def import_(self, tenant: str, record: bytes, stream_id: str) -> StreamInfo:
+        """Makes a stream from a record; an empty id means the one it had."""
+
+    async def fork(self, source: Key, stream_id: str) -> StreamInfo:
+        """Makes a stream that starts at another one's state; an empty id is replaced by one that nobody can guess."""
