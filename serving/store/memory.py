@@ -86,7 +86,7 @@ class MemoryStore:
 
     def _save(self, checkpoint: Checkpoint, now: int) -> bool:
         record = self._records.get(checkpoint.key)
-        if record is None or record.head.epoch != checkpoint.epoch:
+        if record is None or record.head.expired or record.head.epoch != checkpoint.epoch:
             return False
         head = replace(record.head, step=checkpoint.step, updated_unix_nano=now, state_bytes=len(checkpoint.payload))
         self._records[checkpoint.key] = Record(head, checkpoint)

@@ -68,7 +68,7 @@ class Store(Protocol):
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps checkpoints of different streams, all in one commit.
 
-        False for a stream that is not known, or was claimed under a higher epoch: its checkpoint was not written. When
+        False for a stream that is not known, has expired, or is at another epoch: its checkpoint was not written. When
         the call returns, those that are True survive what `survives` says.
         """
 
