@@ -1,0 +1,58 @@
+"""The naive server: what one writes in an afternoon. A thread a call, `session.run` for each message, state in a local.
+
+It promises nothing that Tidegate promises: no numbers, no resume, no bounds. Run by `predict.py` with the model's path
+and the number of threads; prints the ready line of `side.py`.
+"""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+from model import FEATURES, HIDDEN
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+
+
+class Naive(pb_grpc.TidegateServicer):
+    """Runs the graph for one message at a time."""
+
+    def __init__(self, path: str) -> None:
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        # As in Tidegate, and to its own good: more threads spin against each other on a model this small.
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(path, options)
+
+    def Predict(self, requests: Iterator[pb.PredictRequest], _: Any) -> Iterator[pb.PredictResponse]:  # noqa: N802 - named by the protocol
+        """Runs one stream from zero state."""
+        next(requests)
+        yield pb.PredictResponse(opened=pb.Opened(next_step=1))
+        h = np.zeros((1, 1, HIDDEN), np.float32)
+        c = np.zeros((1, 1, HIDDEN), np.float32)
+        for request in requests:
+            if not request.HasField("timestep"):
+                yield pb.PredictResponse(closed=pb.Closed())
+                return
+            x = np.frombuffer(request.timestep.values, np.float32).reshape(1, FEATURES)
+            y, h, c = self._session.run(["y", "h_next", "c_next"], {"x": x, "h": h, "c": c})
+            prediction = pb.Prediction(step=request.timestep.step, outputs=(y.tobytes(),))
+            yield pb.PredictResponse(prediction=prediction)
+
+
+def main(path: str, threads: int) -> None:
+    """Serves until it is killed."""
+    server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 0)])
+    pb_grpc.add_TidegateServicer_to_server(Naive(path), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(f"ready: grpc=127.0.0.1:{port}", flush=True)
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

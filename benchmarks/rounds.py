@@ -1,0 +1,69 @@
+"""Rounds: every side in turn, again and again, so that what the machine does meanwhile hits all alike."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from side import Side
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One side in one round of one case. A case is what is varied, for example "128 streams"."""
+
+    case: str
+    round: int
+    side: str
+    load_average: float
+    figures: dict[str, float]
+
+
+def interleave(rounds: int, sides: Sequence[Side]) -> Iterator[tuple[int, Side]]:
+    """A B C A B C ...: gives the number of the round, from 1, and whose turn it is."""
+    for number in range(1, rounds + 1):
+        for side in sides:
+            yield number, side
+
+
+class Results:
+    """What was measured, and its medians."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+
+    def add(self, sample: Sample) -> None:
+        """Keeps a sample."""
+        self.samples.append(sample)
+
+    def median(self, case: str, side: str, figure: str) -> float:
+        """Median over the rounds."""
+        return median(self._by_round(case, side, figure).values())
+
+    def ratio(self, case: str, side: str, base: str, figure: str) -> float:
+        """Median over the rounds of a side's figure divided by the base's in the same round."""
+        mine, theirs = self._by_round(case, side, figure), self._by_round(case, base, figure)
+        return median(mine[number] / theirs[number] for number in mine.keys() & theirs.keys())
+
+    def summary(self, base: str) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        """By case, side and figure: the median, and the ratio to the base."""
+        summary: dict[str, dict[str, dict[str, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+        for sample in self.samples:
+            for figure in sample.figures:
+                summary[sample.case][sample.side][figure] = {
+                    "median": self.median(sample.case, sample.side, figure),
+                    f"ratio_to_{base}": self.ratio(sample.case, sample.side, base, figure),
+                }
+        return summary
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Every sample."""
+        return [asdict(sample) for sample in self.samples]
+
+    def _by_round(self, case: str, side: str, figure: str) -> dict[int, float]:
+        return {
+            sample.round: sample.figures[figure]
+            for sample in self.samples
+            if sample.case == case and sample.side == side
+        }
