@@ -9,12 +9,15 @@ made from any thread; errors are those of `serving.client`.
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from serving import client as asynchronous
-from serving.client import Existence, Model, Prediction, Values
+from serving.client import BUFFER_MAX, RECONNECT_S, Backoff, Existence, Model, Prediction, StreamInfo, Values
+from serving.journal import Group
 
 T = TypeVar("T")
 
@@ -22,12 +25,31 @@ T = TypeVar("T")
 class Client:
     """A connection to a server. Arguments and errors are those of `serving.client.Client`."""
 
-    def __init__(self, address: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 10.0,
+        reconnect_s: float | None = RECONNECT_S,
+        buffer_max: int = BUFFER_MAX,
+        backoff: Backoff | None = None,
+    ) -> None:
         self.address = address
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"tidegate-client-{address}", daemon=True)
         self._thread.start()
-        self._client = self._call(_make(address, timeout_s))
+
+        async def make() -> asynchronous.Client:
+            """Grpc binds a channel to the event loop that it is made on."""
+            return asynchronous.Client(
+                address, timeout_s=timeout_s, reconnect_s=reconnect_s, buffer_max=buffer_max, backoff=backoff
+            )
+
+        try:
+            self._client = self._call(make())
+        except BaseException:
+            self._stop()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -37,12 +59,9 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection; streams that are open on it are parked by the server. Does nothing the second time."""
-        if self._loop.is_closed():
-            return
-        self._call(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        if not self._loop.is_closed():
+            self._call(self._client.close())
+            self._stop()
 
     def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
@@ -52,26 +71,72 @@ class Client:
         """One model and its card as JSON; see `serving.client.Client.describe`."""
         return self._call(self._client.describe(model, version))
 
+    def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> Iterator[StreamInfo]:
+        """The streams in the order of their ids; see `serving.client.Client.streams`."""
+        token = ""
+        while True:
+            page, token = self._call(self._client.streams_page(prefix, state, page_size, token))
+            yield from page
+            if not token:
+                return
+
+    def describe_stream(self, stream_id: str) -> StreamInfo:
+        """One stream. Raises StreamNotFound."""
+        return self._call(self._client.describe_stream(stream_id))
+
+    def delete_stream(self, stream_id: str) -> StreamInfo:
+        """Deletes a stream and its state; see `serving.client.Client.delete_stream`."""
+        return self._call(self._client.delete_stream(stream_id))
+
+    def export_stream(self, stream_id: str) -> bytes:
+        """A stream's state, for `import_stream`; the stream goes on. Raises StreamNotFound."""
+        return self._call(self._client.export_stream(stream_id))
+
+    def import_stream(self, checkpoint: bytes, stream_id: str = "") -> StreamInfo:
+        """Makes a stream from an exported state; see `serving.client.Client.import_stream`."""
+        return self._call(self._client.import_stream(checkpoint, stream_id))
+
+    def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
+        """Makes a stream that starts at another one's state; see `serving.client.Client.fork_stream`."""
+        return self._call(self._client.fork_stream(source, new_id))
+
     @contextmanager
     def open(
-        self, stream_id: str = "", *, model: str = "", version: str = "", existence: Existence = "any"
+        self,
+        stream_id: str = "",
+        *,
+        model: str = "",
+        version: str = "",
+        existence: Existence = "any",
+        sync: bool = False,
     ) -> Iterator["Stream"]:
         """Opens a stream: begins it, or goes on where it was; see `serving.client.Client.open`."""
-        opening = self._client.open(stream_id, model=model, version=version, existence=existence)
+        opening = self._client.open(stream_id, model=model, version=version, existence=existence, sync=sync)
         stream = Stream(self, self._call(opening.__aenter__()))
         try:
             yield stream
-        finally:
-            self._call(opening.__aexit__(None, None, None))
+        except BaseException as error:
+            self._call(opening.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._call(opening.__aexit__(None, None, None))
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Runs work on the thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work on the thread and waits for it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self._begin(work)
         try:
             return future.result()
         except BaseException:
             future.cancel()  # Ctrl-C reaches the caller, not the thread
             raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class Stream:
@@ -82,11 +147,20 @@ class Stream:
         self._stream = stream
         self.stream_id = stream.stream_id
         self.kind = stream.kind
-        self.epoch = stream.epoch
         self.model = stream.model
 
     def __repr__(self) -> str:
         return repr(self._stream)
+
+    @property
+    def epoch(self) -> int:
+        """Rises with every open of the stream, those after a break among them."""
+        return self._stream.epoch
+
+    @property
+    def reconnects(self) -> int:
+        """How often it was opened again after a break."""
+        return self._stream.reconnects
 
     @property
     def next_step(self) -> int:
@@ -95,18 +169,34 @@ class Stream:
 
     @property
     def durable_step(self) -> int:
-        """The last timestep whose state is stored."""
+        """The last timestep whose state is stored, as far as the server has told."""
         return self._stream.durable_step
 
     def step(self, values: Values, *, step: int | None = None) -> Prediction:
         """Sends one timestep and waits for its prediction; see `serving.client.Stream.step`."""
         return self._client._call(self._stream.step(values, step=step))  # noqa: SLF001 - two halves of one class
 
+    def predict(self, rows: Iterable[Values]) -> Iterator[Prediction]:
+        """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
+
+        The quick way to replay history; for rows that come slowly use `step`: a prediction is yielded when the next row
+        has been read. See `serving.client.Stream.predict`.
+        """
+        group = Group()
+        under_way: deque[Future[Prediction]] = deque()
+        try:
+            for row in rows:
+                under_way.append(self._client._begin(self._stream.step(row, group=group)))  # noqa: SLF001 - two halves of one class
+                while under_way and (under_way[0].done() or len(under_way) >= self._stream.window):
+                    yield under_way[0].result()
+                    under_way.popleft()
+            while under_way:
+                yield under_way[0].result()
+                under_way.popleft()
+        finally:
+            for future in under_way:
+                future.cancel()
+
     def close(self, *, forget: bool = False) -> None:
-        """Ends the stream; see `serving.client.Stream.close`."""
+        """Ends the stream once everything is stored; see `serving.client.Stream.close`."""
         self._client._call(self._stream.close(forget=forget))  # noqa: SLF001 - two halves of one class
-
-
-async def _make(address: str, timeout_s: float) -> asynchronous.Client:
-    """Grpc binds a channel to the event loop that it is made on."""
-    return asynchronous.Client(address, timeout_s=timeout_s)

@@ -5,44 +5,54 @@
             prediction = await stream.step([21.5, 40.2, 3.0])
             print(prediction["forecast"])
 
-What can go wrong:
-
-    ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol
-    ├── TimestepRefused        one timestep; send it again corrected, the stream stays usable
-    │   ├── InvalidTimestep      wrong width or an infinite value
-    │   ├── StepGap              timesteps are missing before it: `next_step` says where to go on
-    │   ├── Overloaded           the server's queue is full: wait `retry_after_s`
-    │   └── ModelFailed          the model failed on it
-    ├── StreamRefused          the stream could not be opened
-    │   ├── ModelNotFound
-    │   ├── ModelMismatch
-    │   ├── StreamNotFound
-    │   ├── StreamExists
-    │   └── TooManyStreams
-    └── StreamLost             the call has ended; open the stream again to go on
-        ├── TakenOver            another client has opened it
-        └── ServerUnavailable    the server is stopping or cannot be reached
+A stream survives broken connections, crashes of the server and its moves: each timestep is applied once and each
+prediction comes once, in order. What can go wrong nevertheless is drawn in `serving.client_errors`.
 """
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import grpc
-import numpy as np
-from google.rpc import error_details_pb2, status_pb2
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.core.spec import Array, Feature, Output
-from serving.rpc import wire
+from serving.backoff import Backoff
+from serving.client_errors import (
+    AnswerLost,
+    ClientError,
+    DataLost,
+    Diverged,
+    InvalidTimestep,
+    ModelFailed,
+    ModelMismatch,
+    ModelNotFound,
+    Overloaded,
+    ServerUnavailable,
+    StepGap,
+    StoreUnavailable,
+    StreamExists,
+    StreamExpired,
+    StreamLost,
+    StreamNotFound,
+    StreamRefused,
+    TakenOver,
+    TimestepRefused,
+    TooManyStreams,
+    Unauthenticated,
+    error_of,
+)
+from serving.client_nouns import STATES, Model, Prediction, StreamInfo, info_of, model_of
+from serving.stream import Limits, Stream, Values
 
 __all__ = [
+    "AnswerLost",
+    "Backoff",
     "Client",
     "ClientError",
+    "DataLost",
+    "Diverged",
+    "Existence",
     "InvalidTimestep",
     "Model",
     "ModelFailed",
@@ -52,18 +62,21 @@ __all__ = [
     "Prediction",
     "ServerUnavailable",
     "StepGap",
+    "StoreUnavailable",
     "Stream",
     "StreamExists",
+    "StreamExpired",
+    "StreamInfo",
     "StreamLost",
     "StreamNotFound",
     "StreamRefused",
     "TakenOver",
     "TimestepRefused",
     "TooManyStreams",
+    "Unauthenticated",
     "Values",
 ]
 
-Values = Sequence[float] | Array | Mapping[str, float]
 Existence = Literal["any", "must_exist", "must_be_new"]
 
 EXISTENCE: Mapping[Existence, pb.Open.Existence] = {
@@ -72,136 +85,13 @@ EXISTENCE: Mapping[Existence, pb.Open.Existence] = {
     "must_be_new": pb.Open.MUST_BE_NEW,
 }
 
-
-class ClientError(Exception):
-    """The root. `reason` is the name of an Error.Reason of the protocol, or of a gRPC status code."""
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        self.reason = reason
-        super().__init__(message)
-
-
-class TimestepRefused(ClientError):
-    """One timestep was refused; the stream stays usable and its state is what it was."""
-
-    def __init__(
-        self, message: str, reason: str, *, field: str = "", next_step: int = 0, retry_after_s: float = 0.0
-    ) -> None:
-        self.field = field
-        self.next_step = next_step
-        self.retry_after_s = retry_after_s
-        super().__init__(message, reason)
-
-
-class InvalidTimestep(TimestepRefused):
-    """Its values have the wrong width, or one is infinite."""
-
-
-class StepGap(TimestepRefused):
-    """Timesteps are missing before it."""
-
-
-class Overloaded(TimestepRefused):
-    """The server's queue is full."""
-
-
-class ModelFailed(TimestepRefused):
-    """The model failed on it."""
-
-
-class StreamRefused(ClientError):
-    """The stream could not be opened."""
-
-
-class ModelNotFound(StreamRefused):
-    """The model is not served."""
-
-
-class ModelMismatch(StreamRefused):
-    """The stream runs under another model or version."""
-
-
-class StreamNotFound(StreamRefused):
-    """The stream is not known."""
-
-
-class StreamExists(StreamRefused):
-    """The stream exists."""
-
-
-class TooManyStreams(StreamRefused):
-    """The server holds as many streams as it may."""
-
-
-class StreamLost(ClientError):
-    """The call has ended. Open the stream again to go on."""
-
-
-class TakenOver(StreamLost):
-    """Another client has opened the stream."""
-
-
-class ServerUnavailable(StreamLost):
-    """The server is stopping or cannot be reached."""
-
-
-IN_BAND: Mapping[int, type[TimestepRefused]] = {
-    pb.Error.WRONG_WIDTH: InvalidTimestep,
-    pb.Error.NOT_FINITE: InvalidTimestep,
-    pb.Error.INVALID_FIELD: InvalidTimestep,
-    pb.Error.STEP_GAP: StepGap,
-    pb.Error.OVERLOADED: Overloaded,
-    pb.Error.MODEL_FAILED: ModelFailed,
-}
-AT_THE_END: Mapping[str, type[ClientError]] = {
-    "INVALID_FIELD": StreamRefused,
-    "WRONG_ORDER": StreamRefused,
-    "MODEL_NOT_FOUND": ModelNotFound,
-    "MODEL_MISMATCH": ModelMismatch,
-    "STREAM_NOT_FOUND": StreamNotFound,
-    "STREAM_EXISTS": StreamExists,
-    "TOO_MANY_STREAMS": TooManyStreams,
-    "TAKEN_OVER": TakenOver,
-    "STOPPING": ServerUnavailable,
-    "UNAVAILABLE": ServerUnavailable,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model as its server describes it."""
-
-    name: str
-    version: str
-    fingerprint: str
-    task: str
-    period_s: float
-    features: tuple[Feature, ...]
-    outputs: tuple[Output, ...]
-    batch_invariant: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction(Mapping[str, Array]):
-    """The answer to one timestep: a mapping from output names to arrays.
-
-    Empty when the timestep was a `duplicate` whose answer the server no longer remembers.
-    """
-
-    step: int
-    outputs: Mapping[str, Array]
-    durable_step: int
-    duplicate: bool
-
-    def __getitem__(self, name: str) -> Array:
-        return self.outputs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.outputs)
-
-    def __len__(self) -> int:
-        """How many outputs there are."""
-        return len(self.outputs)
+# A restart of a server takes seconds, a failover of its store some tens.
+RECONNECT_S = 60.0
+# At 32 bytes a timestep and a hundred of overhead, about a megabyte; some minutes of a fast sensor.
+BUFFER_MAX = 8192
+# Streams decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
+CHANNEL_RECONNECT_MS_FIRST = 100
+CHANNEL_RECONNECT_MS_MAX = 1000
 
 
 class Client:
@@ -209,13 +99,29 @@ class Client:
 
     Args:
         address: HOST:PORT.
-        timeout_s: the longest time to wait for the server to be reached and to answer a question.
+        timeout_s: the longest time to wait for a stream to be opened and for a question to be answered.
+        reconnect_s: how long a stream is tried to be opened again after a break, and a timestep to be sent again that
+            the server had no room for; None for ever, 0 not at all.
+        buffer_max: how many timesteps a stream keeps that the server has not stored; then `step` waits.
+        backoff: the waits between tries.
 
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 10.0,
+        reconnect_s: float | None = RECONNECT_S,
+        buffer_max: int = BUFFER_MAX,
+        backoff: Backoff | None = None,
+    ) -> None:
+        if buffer_max < 1:
+            raise ValueError(f"buffer_max: got {buffer_max}, expected at least 1")
         self.address = address
-        self._timeout_s = timeout_s
+        self._limits = Limits(timeout_s, float("inf") if reconnect_s is None else reconnect_s, buffer_max)
+        self._backoff = backoff or Backoff()
+        self._streams: set[Stream] = set()
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -224,6 +130,8 @@ class Client:
                 ("grpc.keepalive_timeout_ms", 20_000),
                 # Two clients of one process do not share a connection unless they are one client.
                 ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_FIRST),
+                ("grpc.max_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_MAX),
             ],
         )
         self._stub = pb_grpc.TidegateStub(self._channel)
@@ -235,16 +143,15 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection; streams that are open on it are parked by the server."""
+        """Ends the connection; streams that are still open are left as they are, and parked by the server."""
+        for stream in list(self._streams):
+            await stream.leave()
         await self._channel.close()
 
     async def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
-        try:
-            answer = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _error_of(error.code(), error.details(), error.trailing_metadata()) from None
-        return [_model_of(model) for model in answer.models]
+        answer = await self._ask(self._stub.ListModels, pb.ListModelsRequest())
+        return [model_of(model) for model in answer.models]
 
     async def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
         """One model and its card as JSON, empty when it has none; empty names mean the only one and the newest.
@@ -253,205 +160,121 @@ class Client:
             ModelNotFound: it is not served.
 
         """
-        request = pb.DescribeModelRequest(name=model, version=version)
-        try:
-            answer = await self._stub.DescribeModel(request, timeout=self._timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _error_of(error.code(), error.details(), error.trailing_metadata()) from None
-        return _model_of(answer.model), answer.card_json
+        answer = await self._ask(self._stub.DescribeModel, pb.DescribeModelRequest(name=model, version=version))
+        return model_of(answer.model), answer.card_json
+
+    async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
+        """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, those in it only.
+
+        They are asked for page by page, and streams come and go meanwhile: each is told as it was when its page was made.
+        """
+        token = ""
+        while True:
+            page, token = await self.streams_page(prefix, state, page_size, token)
+            for info in page:
+                yield info
+            if not token:
+                return
+
+    async def streams_page(self, prefix: str, state: str, page_size: int, token: str) -> tuple[list[StreamInfo], str]:
+        """One page of `streams`, and the token of the next, empty when there is none."""
+        if state and state not in STATES:
+            raise ValueError(f"state: got '{state}', expected {', '.join(STATES)}, or nothing for all")
+        request = pb.ListStreamsRequest(
+            prefix=prefix,
+            state=STATES.get(state, pb.Stream.STATE_UNSPECIFIED),
+            page_size=page_size,
+            page_token=token,
+        )
+        answer = await self._ask(self._stub.ListStreams, request)
+        return [info_of(stream) for stream in answer.streams], answer.next_page_token
+
+    async def describe_stream(self, stream_id: str) -> StreamInfo:
+        """One stream. Raises StreamNotFound."""
+        answer = await self._ask(self._stub.DescribeStream, pb.DescribeStreamRequest(stream_id=stream_id))
+        return info_of(answer.stream)
+
+    async def delete_stream(self, stream_id: str) -> StreamInfo:
+        """Deletes a stream and its state; gives it as it was. Whoever has it open loses it. Raises StreamNotFound."""
+        answer = await self._ask(self._stub.DeleteStream, pb.DeleteStreamRequest(stream_id=stream_id))
+        return info_of(answer.stream)
+
+    async def export_stream(self, stream_id: str) -> bytes:
+        """A stream's state at its last applied timestep, for `import_stream`; the stream goes on. Raises StreamNotFound."""
+        answer = await self._ask(self._stub.ExportStream, pb.ExportStreamRequest(stream_id=stream_id))
+        checkpoint: bytes = answer.checkpoint
+        return checkpoint
+
+    async def import_stream(self, checkpoint: bytes, stream_id: str = "") -> StreamInfo:
+        """Makes a stream from an exported state, under a new id or the one that it had.
+
+        Raises:
+            StreamExists: the id is taken.
+            ModelNotFound, ModelMismatch: its model is not served.
+            ClientError: the state is damaged, or of a newer format.
+
+        """
+        request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=stream_id)
+        return info_of((await self._ask(self._stub.ImportStream, request)).stream)
+
+    async def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
+        """Makes a stream that starts at another one's state; without an id the server issues one.
+
+        Raises:
+            StreamNotFound: there is no source.
+            StreamExists: the id is taken.
+
+        """
+        answer = await self._ask(self._stub.ForkStream, pb.ForkStreamRequest(stream_id=source, new_stream_id=new_id))
+        return info_of(answer.stream)
 
     @asynccontextmanager
     async def open(
-        self, stream_id: str = "", *, model: str = "", version: str = "", existence: Existence = "any"
-    ) -> AsyncIterator["Stream"]:
-        """Opens a stream: begins it, or goes on where it was. On leaving it is parked, and can be opened again.
+        self,
+        stream_id: str = "",
+        *,
+        model: str = "",
+        version: str = "",
+        existence: Existence = "any",
+        sync: bool = False,
+    ) -> AsyncIterator[Stream]:
+        """Opens a stream: begins it, or goes on where it was. On leaving, it is closed once everything is stored.
+
+        Left by an exception or a cancellation, it is left at once: the server parks it, and it can be opened again.
 
         Args:
             stream_id: its name; empty for one that the server issues.
             model: the model to run it under; empty for the only one served, or the one it runs under.
             version: that model's version; empty for the newest, or the one it runs under.
             existence: "must_exist" or "must_be_new" to be refused otherwise.
+            sync: predictions come only when their timesteps are stored.
 
         Raises:
             StreamRefused: it may not be opened so.
-            ServerUnavailable: the server cannot be reached.
+            StreamLost: the server could not be reached within `timeout_s`, or, on leaving, see `Stream.close`.
 
         """
-        ask = pb.Open(stream_id=stream_id, model=model, version=version, existence=EXISTENCE[existence])
-        stream = Stream(self._stub.Predict())
+        ask = pb.Open(
+            stream_id=stream_id,
+            model=model,
+            version=version,
+            existence=EXISTENCE[existence],
+            durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
+            kept_max=self._limits.buffer_max,
+        )
+        stream = Stream(self._stub, ask, self._limits, self._backoff)
+        self._streams.add(stream)
         try:
-            await stream.start(ask, self._timeout_s)
+            await stream.start()
             yield stream
-        finally:
             await stream.close()
-
-
-class Stream:
-    """An open stream. Made by `Client.open`.
-
-    Attributes:
-        stream_id: its name.
-        model: what runs it.
-        kind: how it was opened: "new", "resumed" or "taken_over".
-        epoch: rises with every open of the stream.
-        next_step: the number that the next timestep will have.
-        durable_step: the last timestep whose state is stored.
-
-    """
-
-    def __init__(self, call: Any) -> None:
-        self.stream_id = ""
-        self.model: Model
-        self.kind = ""
-        self.epoch = 0
-        self.next_step = 0
-        self.durable_step = 0
-        self._call = call
-        self._sending = asyncio.Lock()
-        self._waiting: deque[asyncio.Future[pb.PredictResponse]] = deque()  # for answers, in the order of requests
-        self._lost: ClientError | None = None
-        self._reader = asyncio.create_task(self._read())
-
-    def __repr__(self) -> str:
-        return f"<Stream {self.stream_id} under {self.model.name}/{self.model.version}, next step {self.next_step}>"
-
-    async def start(self, ask: pb.Open, timeout_s: float) -> None:
-        """Opens the stream; called by `Client.open`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                opened = (await self._exchange(pb.PredictRequest(open=ask))).opened
-        except TimeoutError:
-            raise ServerUnavailable(f"no answer to open within {timeout_s:g} s", "DEADLINE_EXCEEDED") from None
-        self.stream_id = opened.stream_id
-        self.model = _model_of(opened.model)
-        self.kind = pb.Opened.Kind.Name(opened.kind).lower()
-        self.epoch = opened.epoch
-        self.next_step = opened.next_step
-        self.durable_step = opened.durable_step
-
-    async def step(self, values: Values, *, step: int | None = None) -> Prediction:
-        """Sends one timestep and waits for its prediction. Several may be under way; they are answered in order.
-
-        Args:
-            values: one number a feature, in the model's order, or a mapping from feature names; NaN, or a name left
-                out, means missing.
-            step: its number, when it is not the next one.
-
-        Raises:
-            TimestepRefused: it was refused; the stream stays usable.
-            StreamLost: the call has ended.
-
-        """
-        packed = self._pack(values)
-        number = self.next_step if step is None else step
-        self.next_step = max(self.next_step, number + 1)
-        response = await self._exchange(pb.PredictRequest(timestep=pb.Timestep(step=number, values=packed)))
-        if response.HasField("error"):
-            self.next_step = response.error.next_step
-            raise _refusal_of(response.error)
-        answer = response.prediction
-        self.durable_step = answer.durable_step
-        arrays = wire.decode_arrays(self.model.outputs, answer.outputs)
-        return Prediction(answer.step, arrays, answer.durable_step, answer.duplicate)
-
-    async def close(self, *, forget: bool = False) -> None:
-        """Ends the stream; with `forget` the server drops its state. Does nothing when it has ended already.
-
-        Raises:
-            StreamLost: with `forget` only, when the server could not be told.
-
-        """
-        try:
-            if self._lost is None and self.stream_id:
-                await self._exchange(pb.PredictRequest(close=pb.Close(forget=forget)))
-                await self._reader  # the call ends after the answer
-        except ClientError:
-            if forget:
-                raise
         finally:
-            self._call.cancel()
-            await asyncio.wait([self._reader])
+            self._streams.discard(stream)
+            await stream.leave()
 
-    def _pack(self, values: Values) -> bytes:
-        if isinstance(values, Mapping):
-            names = [feature.name for feature in self.model.features]
-            if unknown := values.keys() - set(names):
-                raise InvalidTimestep(
-                    f"values: no feature is called {', '.join(sorted(unknown))}; the model has {', '.join(names)}",
-                    "WRONG_WIDTH",
-                    field="values",
-                    next_step=self.next_step,
-                )
-            values = [values.get(name, float("nan")) for name in names]
-        return np.asarray(values, "<f4").tobytes()
-
-    async def _exchange(self, request: pb.PredictRequest) -> pb.PredictResponse:
-        """Sends a request and waits for its answer."""
-        answer: asyncio.Future[pb.PredictResponse] = asyncio.get_running_loop().create_future()
-        async with self._sending:
-            if self._lost is not None:
-                raise self._lost
-            self._waiting.append(answer)
-            try:
-                await self._call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await asyncio.wait([self._reader])  # it knows why the call has ended, and fails `answer`
-        return await answer
-
-    async def _read(self) -> None:
-        """Hands answers to those who wait for them, until the call ends; then says why to all that are left."""
-        lost: ClientError = StreamLost("the stream is closed; open it again to go on")
+    async def _ask(self, method: Any, request: Any) -> Any:
+        """Asks a question that is answered once."""
         try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
-                if response.HasField("move") or response.HasField("durable"):
-                    continue  # answers nothing
-                answer = self._waiting.popleft()
-                if not answer.done():
-                    answer.set_result(response)
-            if await self._call.code() is not grpc.StatusCode.OK:
-                lost = _error_of(
-                    await self._call.code(), await self._call.details(), await self._call.trailing_metadata()
-                )
+            return await method(request, timeout=self._limits.timeout_s)
         except grpc.aio.AioRpcError as error:
-            lost = _error_of(error.code(), error.details(), error.trailing_metadata())
-        except asyncio.CancelledError:
-            pass  # `close` cancelled the call
-        self._lost = lost
-        for answer in self._waiting:
-            if not answer.done():
-                answer.set_exception(lost)
-
-
-def _refusal_of(error: pb.Error) -> TimestepRefused:
-    kind = IN_BAND.get(error.reason, TimestepRefused)
-    name = pb.Error.Reason.Name(error.reason) if error.reason in pb.Error.Reason.values() else str(error.reason)
-    return kind(
-        error.message, name, field=error.field, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
-    )
-
-
-def _error_of(code: grpc.StatusCode, details: str | None, trailers: Any) -> ClientError:
-    """The typed error for how a call ended."""
-    reason = code.name
-    status = status_pb2.Status()
-    for key, value in trailers or ():
-        if key == "grpc-status-details-bin":
-            status.ParseFromString(value)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            reason = info.reason
-    return AT_THE_END.get(reason, StreamLost)(details or reason, reason)
-
-
-def _model_of(model: pb.Model) -> Model:
-    return Model(
-        model.name,
-        model.version,
-        model.fingerprint,
-        model.task,
-        model.period_seconds,
-        wire.decode_features(model),
-        wire.decode_outputs(model),
-        model.batch_invariant,
-    )
+            raise error_of(error.code(), error.details(), error.trailing_metadata()) from None

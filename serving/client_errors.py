@@ -1,0 +1,196 @@
+"""What a client can be told, and how it is read from the wire.
+
+ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol or of a gRPC status code
+├── TimestepRefused        one timestep was not applied; the stream stays usable, those behind it move up
+│   ├── InvalidTimestep      wrong width, or a value is infinite or missing: correct it
+│   ├── StepGap              the number that was given is ahead of the stream: `next_step` says where to go on
+│   ├── Overloaded           the server had no room for it, for longer than this client tries
+│   ├── StoreUnavailable     the server could not store, for longer than this client tries
+│   └── ModelFailed          the model failed on it
+├── AnswerLost             one timestep was applied, but its prediction is gone; the stream stays usable
+├── StreamRefused          the stream could not be opened, or what was asked about it could not be done
+│   ├── ModelNotFound
+│   ├── ModelMismatch        the stream runs under another model or version
+│   ├── StreamNotFound
+│   ├── StreamExpired        it was silent for too long: `next_step` says where it was
+│   ├── StreamExists
+│   ├── TooManyStreams
+│   └── Unauthenticated
+└── StreamLost             the stream object is of no more use; open the stream again to go on
+    ├── TakenOver            another client has opened it: find out which before you do
+    ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
+    ├── Diverged             the server's history is not the one that was delivered
+    └── ServerUnavailable    the server could not be reached for longer than this client tries
+
+What to do is said at each.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+
+
+class ClientError(Exception):
+    """The root: catch it to catch everything below."""
+
+    def __init__(self, message: str, reason: str = "", *, next_step: int = 0, retry_after_s: float = 0.0) -> None:
+        self.reason = reason
+        self.next_step = next_step
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class TimestepRefused(ClientError):
+    """One timestep was not applied. The stream stays usable, and timesteps that were sent behind it move up by one."""
+
+    def __init__(
+        self, message: str, reason: str, *, field: str = "", next_step: int = 0, retry_after_s: float = 0.0
+    ) -> None:
+        self.field = field
+        super().__init__(message, reason, next_step=next_step, retry_after_s=retry_after_s)
+
+
+class InvalidTimestep(TimestepRefused):
+    """Its values have the wrong width, or one is infinite, or missing where the model cannot have that. Correct it."""
+
+
+class StepGap(TimestepRefused):
+    """The number that was given is ahead of the stream. Send the timesteps from `next_step` on."""
+
+
+class Overloaded(TimestepRefused):
+    """The server had no room for it, for as long as this client tries. Send it again after `retry_after_s`."""
+
+
+class StoreUnavailable(TimestepRefused):
+    """The server could not store, for as long as this client tries. Send it again after `retry_after_s`."""
+
+
+class ModelFailed(TimestepRefused):
+    """The model failed on it, or made a state that is not finite. Look at its values."""
+
+
+class AnswerLost(ClientError):
+    """A timestep was applied, but its prediction is gone. Do not send it again; the stream stays usable."""
+
+
+class StreamRefused(ClientError):
+    """The stream could not be opened, or what was asked about it could not be done."""
+
+
+class ModelNotFound(StreamRefused):
+    """The model is not served. The message says what is."""
+
+
+class ModelMismatch(StreamRefused):
+    """The stream runs under another model or version. Open it under its own, or open another stream."""
+
+
+class StreamNotFound(StreamRefused):
+    """The stream is not known. Open it without "must_exist" to begin it."""
+
+
+class StreamExpired(StreamRefused):
+    """The stream was silent for too long and was forgotten. Open it with "must_be_new" to begin again."""
+
+
+class StreamExists(StreamRefused):
+    """The stream exists. Open it without "must_be_new" to go on with it."""
+
+
+class TooManyStreams(StreamRefused):
+    """The server holds as many streams as it may. Try again after `retry_after_s`, or elsewhere."""
+
+
+class Unauthenticated(StreamRefused):
+    """The server does not know this client. Give it a token that the server knows."""
+
+
+class StreamLost(ClientError):
+    """The stream object is of no more use. Open the stream again to go on: its `next_step` says where."""
+
+
+class TakenOver(StreamLost):
+    """Another client has opened the stream. Opening it again would take it back: find out who it is first."""
+
+
+class DataLost(StreamLost):
+    """The server has lost what it had acknowledged. Open the stream again and send from its `next_step` on."""
+
+
+class Diverged(StreamLost):
+    """The server's history is not the one that was delivered. Open the stream again to go on with the server's."""
+
+
+class ServerUnavailable(StreamLost):
+    """The server could not be reached, or was stopping, for as long as this client tries."""
+
+
+IN_BAND: Mapping[int, type[TimestepRefused]] = {
+    pb.Error.WRONG_WIDTH: InvalidTimestep,
+    pb.Error.NOT_FINITE: InvalidTimestep,
+    pb.Error.INVALID_FIELD: InvalidTimestep,
+    pb.Error.STEP_GAP: StepGap,
+    pb.Error.OVERLOADED: Overloaded,
+    pb.Error.TOO_MANY_STREAMS: Overloaded,  # a parked stream that its timestep could not wake
+    pb.Error.STORE_UNAVAILABLE: StoreUnavailable,
+    pb.Error.MODEL_FAILED: ModelFailed,
+}
+# By the name of a reason, and where the server gave none, by the name of the gRPC code.
+AT_THE_END: Mapping[str, type[ClientError]] = {
+    "MODEL_NOT_FOUND": ModelNotFound,
+    "MODEL_MISMATCH": ModelMismatch,
+    "STREAM_NOT_FOUND": StreamNotFound,
+    "STREAM_EXPIRED": StreamExpired,
+    "STREAM_EXISTS": StreamExists,
+    "TOO_MANY_STREAMS": TooManyStreams,
+    "UNAUTHENTICATED": Unauthenticated,
+    "TAKEN_OVER": TakenOver,
+    "ABORTED": TakenOver,
+    "STATE_LOST": DataLost,
+    "STATE_UNREADABLE": DataLost,
+    "DATA_LOSS": DataLost,
+    "STOPPING": ServerUnavailable,
+    "OVERLOADED": ServerUnavailable,
+    "STORE_UNAVAILABLE": ServerUnavailable,
+    # What a connection, a proxy or a server that falls over makes of a call. RESOURCE_EXHAUSTED without a reason is
+    # gRPC's own limit on calls.
+    "OK": ServerUnavailable,
+    "UNAVAILABLE": ServerUnavailable,
+    "INTERNAL": ServerUnavailable,
+    "UNKNOWN": ServerUnavailable,
+    "CANCELLED": ServerUnavailable,
+    "DEADLINE_EXCEEDED": ServerUnavailable,
+    "RESOURCE_EXHAUSTED": ServerUnavailable,
+}
+
+
+def refusal_of(error: pb.Error) -> TimestepRefused:
+    """The typed error for the refusal of a timestep."""
+    kind = IN_BAND.get(error.reason, TimestepRefused)
+    name = pb.Error.Reason.Name(error.reason) if error.reason in pb.Error.Reason.values() else str(error.reason)
+    return kind(
+        error.message, name, field=error.field, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
+    )
+
+
+def error_of(code: grpc.StatusCode, details: str | None, trailers: Any) -> ClientError:
+    """The typed error for how a call ended."""
+    status = status_pb2.Status()
+    for key, value in trailers or ():
+        if key == "grpc-status-details-bin":
+            status.ParseFromString(value)
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        _ = detail.Unpack(info) or detail.Unpack(retry)
+    kind = AT_THE_END.get(info.reason) or AT_THE_END.get(code.name, StreamRefused)
+    return kind(
+        details or f"the server ended the call with {code.name}",
+        info.reason or code.name,
+        next_step=int(info.metadata.get("next_step", 0)),
+        retry_after_s=retry.retry_delay.ToTimedelta().total_seconds(),
+    )

@@ -1,0 +1,108 @@
+"""What a client is given: models, predictions, and streams as an operator sees them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.core.spec import Array, Feature, Output
+from serving.rpc import wire
+
+# Where a stream is in its life, as people write it.
+STATES: Mapping[str, pb.Stream.State] = {
+    "live": pb.Stream.LIVE,
+    "parked": pb.Stream.PARKED,
+    "expired": pb.Stream.EXPIRED,
+}
+STATE_NAMES: Mapping[int, str] = {number: name for name, number in STATES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as its server describes it.
+
+    `handles_missing` says whether values may be NaN, `batch_invariant` whether its predictions are the same bits alone and
+    in any batch.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    task: str
+    period_s: float
+    features: tuple[Feature, ...]
+    outputs: tuple[Output, ...]
+    batch_invariant: bool
+    handles_missing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(Mapping[str, Array]):
+    """The answer to one timestep: a mapping from output names to arrays.
+
+    `duplicate` says that the model did not run for this answer: the timestep had been applied before. Empty when a
+    timestep was asked for again whose answer the server no longer remembers.
+    """
+
+    step: int
+    outputs: Mapping[str, Array]
+    durable_step: int
+    duplicate: bool
+
+    def __getitem__(self, name: str) -> Array:
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        """How many outputs there are."""
+        return len(self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream as an operator sees it; `state` is "live", "parked" or "expired"."""
+
+    stream_id: str
+    state: str
+    model: str
+    version: str
+    fingerprint: str
+    step: int
+    durable_step: int
+    epoch: int
+    created_unix_nano: int
+    updated_unix_nano: int
+    state_bytes: int
+
+
+def model_of(model: pb.Model) -> Model:
+    """A model from its message."""
+    return Model(
+        model.name,
+        model.version,
+        model.fingerprint,
+        model.task,
+        model.period_seconds,
+        wire.decode_features(model),
+        wire.decode_outputs(model),
+        model.batch_invariant,
+        model.handles_missing,
+    )
+
+
+def info_of(stream: pb.Stream) -> StreamInfo:
+    """A stream from its message; the state of a newer server than this client is given as its number."""
+    return StreamInfo(
+        stream.stream_id,
+        STATE_NAMES.get(stream.state, str(stream.state)),
+        stream.model,
+        stream.version,
+        stream.fingerprint,
+        stream.step,
+        stream.durable_step,
+        stream.epoch,
+        stream.created_unix_nano,
+        stream.updated_unix_nano,
+        stream.state_bytes,
+    )

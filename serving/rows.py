@@ -1,0 +1,63 @@
+"""Rows for `Stream.predict`, from anything that can be iterated over, at once or asynchronously."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+Row = TypeVar("Row")
+
+Rows = Iterable[Row] | AsyncIterable[Row]
+
+
+class Source(Generic[Row]):
+    """Reads one row after the other.
+
+    Attributes:
+        row: the last one read.
+        ended: whether there are no more.
+
+    """
+
+    def __init__(self, rows: Rows[Row]) -> None:
+        self.row: Row
+        self.ended = False
+        self._rows: Iterator[Row] | None = None
+        self._later: AsyncIterator[Row] | None = None
+        self._next: asyncio.Future[Row] | None = None
+        if isinstance(rows, AsyncIterable):
+            self._later = aiter(rows)
+        else:
+            self._rows = iter(rows)
+
+    async def read(self, unless: "asyncio.Future[Any] | None") -> bool:
+        """Whether there is another row in `row`; False too when `unless` was done first."""
+        try:
+            if self._rows is not None:
+                self.row = next(self._rows)
+                return True
+            return await self._read_later(unless)
+        except (StopIteration, StopAsyncIteration):
+            self.ended = True
+            return False
+
+    async def close(self) -> None:
+        """Reads no more."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait([self._next])
+            if not self._next.cancelled():
+                self._next.exception()  # the row comes too late, and so does what went wrong with it
+
+    async def _read_later(self, unless: "asyncio.Future[Any] | None") -> bool:
+        if self._next is None:
+            self._next = asyncio.ensure_future(_next(cast(AsyncIterator[Row], self._later)))
+        await asyncio.wait([self._next, *([unless] if unless is not None else [])], return_when=asyncio.FIRST_COMPLETED)
+        if not self._next.done():
+            return False
+        done, self._next = self._next, None
+        self.row = done.result()
+        return True
+
+
+async def _next(rows: AsyncIterator[Row]) -> Row:
+    return await anext(rows)

@@ -1,0 +1,522 @@
+"""A stream that survives its connection: numbered timesteps go out, each prediction comes back once and in order.
+
+What to send and whose an answer is, `serving.journal` decides; `serving.call` speaks; here a stream is kept open.
+
+Laws:
+1. One task a stream reads, opens again and decides. A caller that is cancelled touches no call.
+2. The task never dies in silence: whatever ends it is raised to all who wait, to the next `step`, or by `close`.
+3. Everything has a bound: an open `timeout_s`, breaks and refusals `reconnect_s`, timesteps that are kept `buffer_max`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.backoff import Backoff
+from serving.call import Call, CallEnded
+from serving.client_errors import (
+    AnswerLost,
+    ClientError,
+    InvalidTimestep,
+    ModelMismatch,
+    Overloaded,
+    ServerUnavailable,
+    StepGap,
+    StoreUnavailable,
+    StreamLost,
+    StreamNotFound,
+    TakenOver,
+    TimestepRefused,
+    TooManyStreams,
+    refusal_of,
+)
+from serving.client_nouns import Model, Prediction, model_of
+from serving.core.spec import Array
+from serving.journal import Entry, Group, Journal
+from serving.rows import Rows, Source
+from serving.rpc import wire
+
+log = logging.getLogger("tidegate.client")
+
+Values = Sequence[float] | Array | Mapping[str, float]
+Ticket = asyncio.Future[pb.Prediction]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a stream tries, and how much it keeps; see `serving.client.Client`."""
+
+    timeout_s: float
+    reconnect_s: float
+    buffer_max: int
+
+
+class Stream:
+    """An open stream. Made by `Client.open`.
+
+    Attributes:
+        stream_id: its name.
+        model: what runs it.
+        kind: how `Client.open` found it: "new", "resumed" or "taken_over".
+        epoch: rises with every open of the stream, those after a break among them.
+        reconnects: how often it was opened again after a break.
+
+    """
+
+    model: Model
+
+    def __init__(self, stub: Any, ask: pb.Open, limits: Limits, backoff: Backoff) -> None:
+        self.stream_id = ask.stream_id
+        self.kind = ""
+        self.epoch = 0
+        self.reconnects = 0
+        self._stub = stub
+        self._ask = ask
+        self._limits = limits
+        self._backoff = backoff
+        self._journal = Journal()
+        self._room = asyncio.Semaphore(limits.buffer_max)  # first come, first served
+        self._ready = asyncio.Event()  # it was opened, or will never be
+        self._closing: pb.Close | None = None
+        self._lost: ClientError | None = None
+        self._told = False  # whether anybody knows of it
+        # Since the server last answered an open: requests to open that may have reached it.
+        self._opens = 0
+        # Since the last answer: how often it was tried in vain, and until when it will be.
+        self._tries = 0
+        self._until: float | None = None
+        self._opened_at: float | None = None
+        self._call = self._make_call()
+        self._task = asyncio.create_task(self._run())
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.stream_id}, next step {self.next_step}, {self.reconnects} reconnects, {self._journal!r}>"
+
+    @property
+    def next_step(self) -> int:
+        """The number that the next timestep will have."""
+        return self._journal.next_step
+
+    @property
+    def durable_step(self) -> int:
+        """The last timestep whose state is stored, as far as the server has told."""
+        return self._journal.durable_step
+
+    @property
+    def window(self) -> int:
+        """How many timesteps may be under way; the server says."""
+        return self._journal.window
+
+    async def step(self, values: Values, *, step: int | None = None, group: Group | None = None) -> Prediction:
+        """Sends one timestep and waits for its prediction. Several may be under way; they are answered in order.
+
+        A break of the connection is mended unseen. Waits for room while `buffer_max` timesteps are kept that the server
+        has not stored. When cancelled later than that, the timestep is applied all the same, and its prediction dropped.
+
+        Args:
+            values: one number a feature, in the model's order, or a mapping from feature names; NaN, or a name left
+                out, means missing.
+            step: its number, when it is not the next one: an earlier timestep, whose answer is asked for again.
+            group: timesteps that belong together; when one is refused, none of them behind it is applied.
+
+        Raises:
+            TimestepRefused: it was not applied; the stream stays usable, and timesteps sent behind it move up.
+            AnswerLost: it was applied, but the prediction is gone; the stream stays usable.
+            StreamLost, StreamRefused: the stream can no longer be used from here.
+
+        """
+        return self._prediction(await (await self._submit(values, step, group)))
+
+    async def predict(self, rows: Rows[Values]) -> AsyncIterator[Prediction]:
+        """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
+
+        The quick way to replay history. Rows of an asynchronous iterable may come as slowly as they like: a prediction
+        is yielded as soon as it is there. When left early, rows that were read ahead are applied all the same.
+
+        Raises:
+            TimestepRefused: a row was refused. No row behind it was applied; `next_step` says where to go on.
+            StreamLost, StreamRefused: the stream can no longer be used from here.
+
+        """
+        group = Group()
+        source = Source(rows)
+        tickets: deque[Ticket] = deque()
+        try:
+            while tickets or not source.ended:
+                if tickets and (source.ended or tickets[0].done() or len(tickets) >= self.window):
+                    yield self._prediction(await tickets[0])
+                    tickets.popleft()
+                elif await source.read(unless=tickets[0] if tickets else None):
+                    tickets.append(await self._submit(source.row, None, group))
+        finally:
+            for ticket in tickets:
+                if not ticket.cancel() and not ticket.cancelled():
+                    ticket.exception()  # raised to the caller for the first of the group
+            await source.close()
+
+    async def start(self) -> None:
+        """Waits until the stream is open; called by `Client.open`."""
+        await self._ready.wait()
+        self._check()
+
+    async def close(self, *, forget: bool = False) -> None:
+        """Ends the stream. Does nothing the second time.
+
+        Waits until every timestep is answered and the server has stored them all, opening the stream again if need be.
+
+        Args:
+            forget: the server drops the stream and its state.
+
+        Raises:
+            ClientError: what ended the stream before that, unless it was raised to somebody already.
+
+        """
+        if self._closing is None:
+            self._closing = pb.Close(forget=forget)
+            self._call.wake()
+        await asyncio.wait([self._task])
+        if not self._told:
+            self._check()
+
+    async def leave(self) -> None:
+        """Ends the call at once; the server parks the stream. Timesteps under way may be applied or not."""
+        self._call.cut(StreamLost("the stream was left"))
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _submit(self, values: Values, step: int | None, group: Group | None) -> Ticket:
+        """Puts a timestep in line, once there is room; gives a future of its answer."""
+        packed = self._pack(values)
+        await self._room.acquire()
+        try:
+            self._check()
+            ticket: Ticket = asyncio.get_running_loop().create_future()
+            if step and step != self.next_step:
+                self._ask_again(packed, ticket, step)
+                self._room.release()
+            elif group is not None and group.fallen:
+                ticket.cancel()
+                self._room.release()
+            else:
+                self._journal.add(Entry(packed, ticket, group))
+        except ClientError:
+            self._room.release()  # so that the next one who waits for room learns of it too
+            raise
+        self._call.wake()
+        return ticket
+
+    def _ask_again(self, packed: bytes, ticket: Ticket, step: int) -> None:
+        if step > self.next_step:
+            raise StepGap(
+                f"step: got {step}, expected {self.next_step}; send the timesteps from {self.next_step} on",
+                "STEP_GAP",
+                field="step",
+                next_step=self.next_step,
+            )
+        if step > self._journal.answered:
+            raise InvalidTimestep(
+                f"step: {step} is under way already; wait for its prediction",
+                "INVALID_FIELD",
+                field="step",
+                next_step=self.next_step,
+            )
+        self._journal.ask_again(Entry(packed, ticket, repeat=step))
+
+    def _pack(self, values: Values) -> bytes:
+        if isinstance(values, Mapping):
+            names = [feature.name for feature in self.model.features]
+            if unknown := values.keys() - set(names):
+                raise InvalidTimestep(
+                    f"values: no feature is called {', '.join(sorted(unknown))}; the model has {', '.join(names)}",
+                    "WRONG_WIDTH",
+                    field="values",
+                    next_step=self.next_step,
+                )
+            values = [values.get(name, float("nan")) for name in names]
+        return np.asarray(values, "<f4").tobytes()
+
+    def _prediction(self, answer: pb.Prediction) -> Prediction:
+        arrays = wire.decode_arrays(self.model.outputs, answer.outputs)
+        return Prediction(answer.step, arrays, answer.durable_step, answer.duplicate)
+
+    def _check(self) -> None:
+        """Raises what has ended the stream, if anything has."""
+        if self._lost is not None:
+            self._told = True
+            raise self._lost
+        if self._closing is not None:
+            raise StreamLost("the stream is being closed; open it again to go on")
+
+    # The task ----------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Keeps the stream open until it is closed; then says why to all that are left."""
+        lost: ClientError = StreamLost("the stream is closed; open it again to go on")
+        try:
+            while not await self._speak():
+                self._call = self._make_call()
+            self._told = True
+        except asyncio.CancelledError:
+            self._told = True  # by whoever left
+        except ClientError as error:
+            lost = error
+        except Exception as bug:
+            log.exception("the client of stream %s failed", self.stream_id)
+            lost = StreamLost(f"the client failed: {bug!r}; this is a bug of it", "BUG")
+            lost.__cause__ = bug
+        self._lost = lost
+        self._call.cut(lost)
+        for entry in self._journal.clear():
+            if not entry.ticket.done():
+                entry.ticket.set_exception(lost)
+                self._told = True
+        self._room.release()
+        self._ready.set()
+
+    def _make_call(self) -> Call:
+        return Call(self._stub, self._ask, self._next_request, self._backoff.sleep)
+
+    async def _speak(self) -> bool:
+        """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""
+        call = self._call
+        self._opened_at = None
+        call.cut_after(self._patience_s(), "answer to open")
+        try:
+            while not self._take_in(call, await call.read()):
+                pass
+            await call.finish(self._limits.timeout_s)
+        except CallEnded as ended:
+            if self._forgetting and isinstance(ended.error, StreamNotFound):
+                return True
+            self._opens += call.reached and not call.opened
+            await self._before_next(ended.error)
+            return False
+        finally:
+            call.cut(StreamLost("the stream has left this call"))
+        return True
+
+    def _take_in(self, call: Call, response: pb.PredictResponse) -> bool:
+        """One response; True when it is the last. Kinds that this client does not know mean nothing to it."""
+        kind = response.WhichOneof("kind")
+        if kind == "prediction":
+            self._predicted(response.prediction)
+        elif kind == "error":
+            self._refused(call, response.error)
+        elif kind == "opened":
+            self._opened(call, response.opened)
+        elif kind == "durable":
+            self._durable(response.durable.durable_step)
+        elif kind == "move":
+            log.info("stream %s is asked to move: %s", self.stream_id, response.move.message)
+            call.half_close()
+            call.cut_after(self._limits.timeout_s, "end of the call after move")
+        elif kind == "closed":
+            return self._closed(response.closed)
+        if self._journal.unsent or self._closing is not None:
+            call.wake()  # an answer makes room for the next timestep
+        return False
+
+    def _opened(self, call: Call, opened: pb.Opened) -> None:
+        first = not self._ready.is_set()
+        if self._forgetting:
+            self._journal = Journal()
+        if first or self._forgetting:
+            self._journal.begin(opened.next_step, opened.durable_step, opened.answers_remembered)
+        else:
+            self._check_same(opened)
+            self._journal.resume(opened.next_step, opened.answers_remembered)
+            self._durable(opened.durable_step)
+            self.reconnects += 1
+            log.info("stream %s is open again, %r", self.stream_id, self._journal)
+        self.epoch = opened.epoch
+        self._opens = 0
+        self._opened_at = self._backoff.clock()
+        call.opened = True
+        call.spare()
+        if first:
+            self.stream_id = opened.stream_id
+            self.model = model_of(opened.model)
+            self.kind = pb.Opened.Kind.Name(opened.kind).lower()
+            self._ready.set()
+        if first or self._journal.idle:
+            self._until = None  # but `_tries` goes on: a server that falls over at once is not to be run over
+        self._ask = self._ask_to_resume()
+
+    def _check_same(self, opened: pb.Opened) -> None:
+        """Raises when what was opened again is not the stream that was left."""
+        if opened.model.fingerprint != self.model.fingerprint:
+            raise ModelMismatch(
+                f"stream '{self.stream_id}' began under {self.model.name}/{self.model.version} with fingerprint "
+                f"{self.model.fingerprint[:12]}, and the server has {opened.model.fingerprint[:12]}",
+                "MODEL_MISMATCH",
+            )
+        others = opened.epoch - self.epoch - 1 - self._opens
+        if others > 0 and opened.next_step > self._journal.answered + 1:
+            # Timesteps were applied since the last answer, and they may be theirs: their answers are not ours.
+            raise TakenOver(
+                f"stream '{self.stream_id}' was opened {others} times by another client and is at timestep "
+                f"{opened.next_step - 1} now; find out which before you open it again",
+                "TAKEN_OVER",
+                next_step=opened.next_step,
+            )
+
+    def _predicted(self, answer: pb.Prediction) -> None:
+        entry = self._journal.predicted(answer.step, answer.outputs, comparable=self.model.batch_invariant)
+        if entry is not None or self._journal.idle:
+            self._get_on()
+        if entry is not None:
+            if answer.outputs or entry.repeat:
+                _settle(entry, answer)
+            else:
+                _settle(
+                    entry,
+                    AnswerLost(
+                        f"timestep {answer.step} was applied, but the server no longer remembers its answer",
+                        "ANSWER_LOST",
+                    ),
+                )
+        self._durable(answer.durable_step)
+
+    def _refused(self, call: Call, error: pb.Error) -> None:
+        entry = self._journal.refused(error.step, error.next_step)
+        if entry is None:
+            return
+        refusal = refusal_of(error)
+        if isinstance(refusal, StepGap) and not entry.repeat:
+            raise CallEnded(ServerUnavailable(f"the server has lost its place: {refusal}", refusal.reason))
+        if isinstance(refusal, Overloaded | StoreUnavailable) and self._may_wait(entry):
+            call.pause(self._backoff.not_before_s(refusal.retry_after_s))
+            if entry.repeat:
+                self._journal.ask_again(entry)
+            else:
+                self._journal.send_again(error.step)
+        else:
+            self._give_up(entry, error.step, refusal)
+
+    def _get_on(self) -> None:
+        """There was an answer that somebody waited for, or there is nothing left to do: breaks count anew from here.
+
+        Timesteps that are applied again after a crash are no such thing: one that crashes the server is among them each
+        time, and must not be sent for ever.
+        """
+        self._tries = 0
+        self._until = None
+
+    def _may_wait(self, entry: Entry) -> bool:
+        """Whether there is time to send a timestep again; the time runs from its first refusal."""
+        now = self._backoff.clock()
+        if entry.until is None:
+            entry.until = now + self._limits.reconnect_s
+        return now < entry.until
+
+    def _give_up(self, entry: Entry, step: int, refusal: TimestepRefused) -> None:
+        """Tells the caller of a timestep, and those who fall with it, that it was refused."""
+        kept = step <= self._journal.answered and not entry.repeat
+        if kept and isinstance(refusal, Overloaded | StoreUnavailable):
+            raise ServerUnavailable(
+                f"timestep {step} could not be sent again for {self._limits.reconnect_s:g} s: {refusal}", refusal.reason
+            )
+        what: ClientError = refusal
+        if not entry.repeat and self._journal.had_been_applied(step):
+            what = AnswerLost(f"timestep {step} was applied, but could not be answered: {refusal}", refusal.reason)
+        self._get_on()
+        for fallen in self._journal.give_up(step, entry):
+            if fallen.ticket.cancelled():
+                log.warning(
+                    "stream %s: timestep %d, whose caller has gone, was refused: %s", self.stream_id, step, what
+                )
+            _settle(fallen, what)
+            if not (fallen.repeat or isinstance(what, AnswerLost)):
+                self._room.release()
+
+    def _durable(self, step: int) -> None:
+        for _ in range(self._journal.durable(step)):
+            self._room.release()
+
+    def _closed(self, closed: pb.Closed) -> bool:
+        """Whether that is the end: everything is stored, or forgotten as was asked."""
+        if self._closing is None:
+            raise CallEnded(ServerUnavailable("the server closed the stream without being asked", "OK"))
+        self._durable(closed.durable_step)
+        if not self._closing.forget and self._journal.durable_step < self._journal.answered:
+            raise CallEnded(
+                ServerUnavailable(
+                    f"the server closed the stream with timesteps stored up to {self._journal.durable_step} of "
+                    f"{self._journal.answered}",
+                    "STORE_UNAVAILABLE",
+                )
+            )
+        return True
+
+    def _next_request(self) -> pb.PredictRequest | None:
+        """What to send now."""
+        taken = self._journal.take()
+        if taken is not None:
+            return pb.PredictRequest(timestep=pb.Timestep(step=taken[0], values=taken[1]))
+        if self._closing is not None and self._journal.idle:
+            return pb.PredictRequest(close=self._closing)
+        return None
+
+    # Opening again -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _forgetting(self) -> bool:
+        """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
+        return self._ready.is_set() and self._closing is not None and self._closing.forget and not self._journal.waiting
+
+    def _ask_to_resume(self) -> pb.Open:
+        """The next open of this stream."""
+        ask = pb.Open()
+        ask.CopyFrom(self._ask)
+        ask.stream_id = self.stream_id
+        ask.model, ask.version = self.model.name, self.model.version
+        return ask
+
+    def _patience_s(self) -> float:
+        """How long to wait for an answer to open."""
+        left_s = self._limits.timeout_s if self._until is None else self._until - self._backoff.clock()
+        return max(0.0, min(self._limits.timeout_s, left_s))
+
+    async def _before_next(self, error: ClientError) -> None:
+        """Waits before the stream is opened again; raises when that is of no use."""
+        opened = self._ready.is_set()
+        if not (isinstance(error, ServerUnavailable) or (opened and isinstance(error, TooManyStreams))):
+            raise error
+        now = self._backoff.clock()
+        if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
+            self._tries = 0
+        limit_s = self._limits.reconnect_s if opened else min(self._limits.timeout_s, self._limits.reconnect_s)
+        if self._until is None:
+            self._until = now + limit_s
+        if now >= self._until:
+            raise ServerUnavailable(f"{error}; tried for {limit_s:g} s", error.reason) from error
+        wait_s = self._backoff.wait_s(self._tries)
+        if error.retry_after_s:
+            wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
+        log.info("stream %s: %s; opened again in %.3f s", self.stream_id, error, wait_s)
+        self._tries += 1
+        await self._backoff.sleep(min(wait_s, self._until - now))
+        if opened:
+            self._ask.acknowledged_step = 0 if self._forgetting else self._journal.durable_step
+            # A stream that a crash took before it was stored may begin again: everything since its first timestep is
+            # here. One that was stored must be there: DATA_LOSS otherwise. Else what was before us must still exist.
+            anew = self._journal.first_step == 1 or self._ask.acknowledged_step
+            self._ask.existence = pb.Open.EXISTENCE_UNSPECIFIED if anew and not self._forgetting else pb.Open.MUST_EXIST
+
+
+def _settle(entry: Entry, answer: pb.Prediction | ClientError) -> None:
+    """Gives the caller of a timestep what it waits for, unless it has gone."""
+    ticket: Ticket = entry.ticket
+    entry.ticket = None
+    if ticket.done():
+        return
+    if isinstance(answer, ClientError):
+        ticket.set_exception(answer)
+    else:
+        ticket.set_result(answer)
