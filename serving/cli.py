@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from serving import cli_streams
+from serving.refused import EXIT_NO, EXIT_START, EXIT_USAGE, Refused
+
 if TYPE_CHECKING:
     from serving.client import Model  # loaded by the command that asks
 
-EXIT_NO = 1
-EXIT_USAGE = 2
-EXIT_START = 3
 # What shells report for a program that was interrupted by Ctrl-C.
 EXIT_INTERRUPTED = 130
 
@@ -40,15 +40,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(cli_streams.app, name="streams")
+
 Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
-
-
-class Refused(Exception):
-    """Ends the command with one line and an exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        self.exit_code = exit_code
-        super().__init__(message)
 
 
 @app.command()

@@ -1,0 +1,146 @@
+"""`tidegate streams`: list, describe, delete, export, import and fork the streams of a server."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from serving.refused import EXIT_NO, EXIT_USAGE, Refused
+
+if TYPE_CHECKING:
+    from serving.client import Client, StreamInfo  # loaded by the command that asks
+
+T = TypeVar("T")
+
+NANOSECONDS = 1_000_000_000
+
+app = typer.Typer(help="List and administer the streams of a server.", no_args_is_help=True, rich_markup_mode=None)
+
+Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
+AsJson = Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")]
+StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
+
+
+@app.command("list")
+def list_(
+    address: Address = "localhost:50051",
+    prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
+    state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
+    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="At most so many; 0 for all.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List streams in the order of their ids."""
+    if state not in ("", "live", "parked", "expired"):
+        raise Refused(f"--state: got '{state}', expected live, parked or expired", EXIT_USAGE)
+
+    async def ask(client: "Client") -> list["StreamInfo"]:
+        found: list[StreamInfo] = []
+        async for info in client.streams(prefix=prefix, state=state):
+            found.append(info)
+            if len(found) == limit:
+                break
+        return found
+
+    _show(_ask(address, ask), as_json=as_json)
+
+
+@app.command()
+def describe(stream_id: StreamId, address: Address = "localhost:50051", as_json: AsJson = False) -> None:
+    """Describe one stream."""
+    _show([_ask(address, lambda client: client.describe_stream(stream_id))], as_json=as_json)
+
+
+@app.command()
+def delete(stream_id: StreamId, address: Address = "localhost:50051") -> None:
+    """Delete a stream and its state; a call that has it open ends."""
+    info = _ask(address, lambda client: client.delete_stream(stream_id))
+    print(f"deleted {info.stream_id} at step {info.step}")
+
+
+@app.command()
+def export(
+    stream_id: StreamId,
+    file: Annotated[Path, typer.Argument(help="Where to write the state.")],
+    address: Address = "localhost:50051",
+) -> None:
+    """Write a stream's state to a file that another server imports; the stream goes on."""
+    record = _ask(address, lambda client: client.export_stream(stream_id))
+    try:
+        file.write_bytes(record)
+    except OSError as error:
+        raise Refused(f"{file}: cannot be written: {error.strerror}", EXIT_USAGE) from None
+    print(f"wrote {len(record)} bytes to {file}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `tidegate streams export` wrote.")],
+    address: Address = "localhost:50051",
+    stream_id: Annotated[
+        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty for the one that it had.")
+    ] = "",
+) -> None:
+    """Make a stream from an exported state."""
+    try:
+        record = file.read_bytes()
+    except OSError as error:
+        raise Refused(f"{file}: cannot be read: {error.strerror}", EXIT_USAGE) from None
+    info = _ask(address, lambda client: client.import_stream(record, stream_id))
+    print(f"imported {info.stream_id} at step {info.step}")
+
+
+@app.command()
+def fork(
+    stream_id: StreamId,
+    new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty for one that the server makes.")] = "",
+    address: Address = "localhost:50051",
+) -> None:
+    """Make a new stream that starts at another one's state."""
+    info = _ask(address, lambda client: client.fork_stream(stream_id, new_stream_id))
+    print(f"forked {stream_id} to {info.stream_id} at step {info.step}")
+
+
+def _ask(address: str, question: "Callable[[Client], Awaitable[T]]") -> T:
+    """Connects, asks, and turns what goes wrong into one line."""
+    from serving.client import Client, ClientError, ServerUnavailable
+
+    async def ask() -> T:
+        async with Client(address) as client:
+            return await question(client)
+
+    try:
+        return asyncio.run(ask())
+    except ServerUnavailable as error:
+        raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+    except ClientError as error:
+        raise Refused(str(error), EXIT_NO) from None
+
+
+def _show(streams: "list[StreamInfo]", *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if as_json:
+        print(json.dumps([asdict(info) for info in streams], indent=2))
+        return
+    table = Table(box=None, header_style="bold")
+    for heading in ("stream", "state", "model", "step", "durable step", "epoch", "bytes", "last change (UTC)"):
+        table.add_column(heading, justify="left" if heading in ("stream", "state", "model") else "right")
+    for info in streams:
+        changed = datetime.fromtimestamp(info.updated_unix_nano / NANOSECONDS, UTC)
+        table.add_row(
+            info.stream_id,
+            info.state,
+            f"{info.model}/{info.version}",
+            f"{info.step:,}",
+            f"{info.durable_step:,}",
+            str(info.epoch),
+            f"{info.state_bytes:,}",
+            f"{changed:%Y-%m-%d %H:%M:%S}",
+        )
+    Console().print(table)

@@ -1,0 +1,16 @@
+"""How a command ends without doing what it was asked: one line and an exit code."""
+
+EXIT_NO = 1
+EXIT_USAGE = 2
+EXIT_START = 3
+
+
+class Refused(Exception):
+    """Ends the command; the message is the line.
+
+    Exit codes: 1 the answer is no (not healthy, connection lost), 2 bad usage or input, 3 the server could not start.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)

@@ -1,0 +1,174 @@
+"""Many streams over servers that die: what each client was given, and the oracle's verdict on it.
+
+A `Fleet` runs clients that send known rows and write down every prediction they are given, in the order they are given
+it. A `Site` is a server process on a fixed port that can be killed and started again on the same data. When all is over,
+`verdict` steps each stream's rows alone through bare onnxruntime and says what is wrong, if anything is.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.client import Client
+from tests.support import ROOT, metrics_of, replay, same_bits
+
+# A server starts in about a second; a machine with two busy cores may take ten times as long.
+START_SECONDS = 30.0
+
+
+def rows_of(stream: int, count: int, features: int = 8) -> Any:
+    """The rows that a stream sends, (count, features): known from its number, with missing values among them."""
+    rng = np.random.default_rng(stream)
+    rows = rng.normal(size=(count, features)).astype(np.float32)
+    rows[rng.random(rows.shape) < 0.05] = np.nan
+    return rows
+
+
+@dataclass
+class Delivered:
+    """What one client was given: (step, outputs) in order."""
+
+    rows: Any
+    answers: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    first_step: int = 1
+
+
+def verdict(graph: bytes, delivered: Delivered) -> str:
+    """The oracle: empty if every prediction came once, in order, and is bit for bit what the graph says alone."""
+    truth = replay(graph, delivered.rows)
+    steps = [step for step, _ in delivered.answers]
+    expected = list(range(delivered.first_step, len(delivered.rows) + 1))
+    if steps != expected:
+        wrong = next((place for place, (got, want) in enumerate(zip(steps, expected, strict=False)) if got != want), None)
+        return f"delivered {len(steps)} steps, expected {len(expected)}; first difference at place {wrong}: {steps[-5:]}"
+    for step, outputs in delivered.answers:
+        if not same_bits(outputs, truth[step - 1]):
+            return f"step {step}: delivered {outputs}, the oracle says {truth[step - 1]}"
+    return ""
+
+
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Site:
+    """A server process that can be killed and started again, on the same port and the same data.
+
+    Args:
+        models: the folder of models.
+        state: the address of the store.
+        options: more options of `tidegate serve`.
+
+    """
+
+    def __init__(self, models: Path, state: str, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.metrics_url = ""
+        self._command = [
+            sys.executable, "-m", "serving", "serve", "--models", str(models), "--host", "127.0.0.1",
+            "--port", str(self.port), "--metrics-port", "0", "--state", state, "--log-level", "warning", *options,
+        ]  # fmt: skip
+        self.process: subprocess.Popen[str] | None = None
+
+    async def start(self, crash: str = "") -> None:
+        """Starts the server and waits until it is ready; `crash` is a crash point, as in `serving.runtime.crash`."""
+        environment = {**os.environ, "TIDEGATE_CRASH": crash}
+        self.process = await asyncio.to_thread(
+            subprocess.Popen, self._command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
+        assert self.process.stdout is not None
+        async with asyncio.timeout(START_SECONDS):
+            line = await asyncio.to_thread(self.process.stdout.readline)
+        assert line.startswith("ready: "), f"the server did not start: {line!r}, exit code {self.process.poll()}"
+        self.metrics_url = line.split("metrics=")[1].split()[0]
+
+    def metrics(self) -> dict[str, float]:
+        """What /metrics says, by sample."""
+        return metrics_of(self.metrics_url)
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Waits for the process to end; its exit code."""
+        assert self.process is not None
+        async with asyncio.timeout(START_SECONDS):
+            code = await asyncio.to_thread(self.process.wait)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.process = None
+        return code
+
+    async def kill(self) -> None:
+        """`kill -9`."""
+        self.send(signal.SIGKILL)
+        await self.ended()
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.send(signal.SIGTERM)
+        return await self.ended()
+
+    async def close(self) -> None:
+        """Kills what still runs."""
+        if self.process is not None:
+            await self.kill()
+
+
+class Fleet:
+    """Clients of many streams, each sending its rows as fast as it is answered, all over one connection a few."""
+
+    def __init__(self, addresses: Sequence[str], streams: int, steps: int, *, sync: bool = False, pause_s: float = 0.0) -> None:
+        self.delivered = [Delivered(rows_of(stream, steps)) for stream in range(streams)]
+        self._addresses = addresses
+        self._sync = sync
+        self._pause_s = pause_s
+        self.answered = 0
+
+    async def run(self, clients: int = 4) -> None:
+        """Sends everything; raises the first error that any client's user would see."""
+        opened = [Client(self._addresses[place % len(self._addresses)]) for place in range(clients)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, delivered in enumerate(self.delivered):
+                    group.create_task(self._stream(opened[number % clients], number, delivered))
+        finally:
+            for client in opened:
+                await client.close()
+
+    async def _stream(self, client: Client, number: int, delivered: Delivered) -> None:
+        async with client.open(f"stream-{number}", sync=self._sync) as stream:
+            for row in delivered.rows:
+                prediction = await stream.step(row)
+                delivered.answers.append((prediction.step, dict(prediction)))
+                self.answered += 1
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
+
+    async def reached(self, answers: int) -> None:
+        """Waits until so many predictions were delivered, to all clients together."""
+        while self.answered < answers:
+            await asyncio.sleep(0.002)
+
+    def verdicts(self, graph: bytes) -> list[str]:
+        """What the oracle finds wrong, stream by stream; empty when nothing is."""
+        return [
+            f"stream {number}: {wrong}"
+            for number, delivered in enumerate(self.delivered)
+            if (wrong := verdict(graph, delivered))
+        ]

@@ -1,0 +1,170 @@
+"""Servers die in every way there is; each prediction still arrives once, in order, bit for bit."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.client import Client, TakenOver
+from tests.fleet import Fleet, Site, rows_of
+from tests.support import replay, same_bits
+
+# The whole of one such test; a server starts in about a second and streams take some more.
+PATIENCE_S = 90.0
+
+CRASH_POINTS = ("before-commit", "after-commit", "before-answer", "during-park", "during-take-over")
+
+
+async def test_a_server_killed_at_random_moments_loses_nothing(site: Callable[..., Site], graph: bytes) -> None:
+    """200 streams over `kill -9` at three random moments: once, in order, bit-equal; no state was lost."""
+    seed = 20_261
+    print("seed", seed)
+    moments = np.random.default_rng(seed).uniform(0.15, 0.85, 3)
+    one = site()
+    await one.start()
+    fleet = Fleet([one.address], streams=200, steps=60)
+    async with asyncio.timeout(PATIENCE_S):
+        running = asyncio.create_task(fleet.run())
+        for share in sorted(moments):
+            await fleet.reached(int(share * 200 * 60))
+            await one.kill()
+            await one.start()
+        await running
+    assert fleet.verdicts(graph) == []
+    assert one.metrics()["tidegate_state_lost_total"] == 0
+
+
+@pytest.mark.parametrize("point", CRASH_POINTS)
+async def test_a_server_killed_at_a_crash_point_loses_nothing(
+    site: Callable[..., Site], graph: bytes, point: str
+) -> None:
+    """The process dies at the named point, with 50 streams under way, and is started again."""
+    one = site("--park-after", "300ms") if point == "during-park" else site()
+    # Openings come first: a count that lets them pass; in the others, in the middle of the work.
+    await one.start(crash=f"{point}:{60 if point == 'during-take-over' else 3}")
+    fleet = Fleet([one.address], streams=80, steps=30, pause_s=0.01)
+    if point == "during-park":
+        fleet = Fleet([one.address], streams=50, steps=6, pause_s=0.7)
+    async with asyncio.timeout(PATIENCE_S):
+        running = asyncio.create_task(fleet.run())
+        assert await one.ended() == -signal.SIGKILL
+        await one.start()
+        await running
+    assert fleet.verdicts(graph) == []
+    assert one.metrics()["tidegate_state_lost_total"] == 0
+
+
+async def test_streams_in_redis_survive_the_server(site: Callable[..., Site], graph: bytes, redis_server) -> None:
+    """The same with redis: the server is killed."""
+    one = site(state=redis_server.address)
+    await one.start()
+    fleet = Fleet([one.address], streams=50, steps=60)
+    async with asyncio.timeout(PATIENCE_S):
+        running = asyncio.create_task(fleet.run())
+        await fleet.reached(1200)
+        await one.kill()
+        await one.start()
+        await running
+    assert fleet.verdicts(graph) == []
+    assert one.metrics()["tidegate_state_lost_total"] == 0
+
+
+async def test_streams_in_redis_survive_redis(site: Callable[..., Site], graph: bytes, redis_server) -> None:
+    """redis is killed and started again: the server goes on meanwhile, and catches up."""
+    one = site(state=redis_server.address)
+    await one.start()
+    fleet = Fleet([one.address], streams=50, steps=150, pause_s=0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        running = asyncio.create_task(fleet.run())
+        await fleet.reached(2000)
+        redis_server.kill()
+        await fleet.reached(4000)  # predictions go on without the store
+        redis_server.start()
+        await running
+    assert fleet.verdicts(graph) == []
+    metrics = one.metrics()
+    assert metrics["tidegate_state_lost_total"] == 0
+    assert metrics['tidegate_checkpoints_total{outcome="failed"}'] > 0
+    assert metrics["tidegate_unsaved_seconds"] < 5
+
+
+async def test_a_rolling_restart_is_not_seen_by_users(site: Callable[..., Site], graph: bytes) -> None:
+    """SIGTERM and a new server on the same data: the clients move, and their users see no error."""
+    one = site()
+    await one.start()
+    fleet = Fleet([one.address], streams=50, steps=80)
+    async with asyncio.timeout(PATIENCE_S):
+        running = asyncio.create_task(fleet.run())
+        for answers in (1000, 2500):
+            await fleet.reached(answers)
+            assert await one.stop() == 0
+            await one.start()
+        await running
+    assert fleet.verdicts(graph) == []
+
+
+async def test_two_clients_fight_over_a_stream(site: Callable[..., Site], graph: bytes) -> None:
+    """Whoever opens last has it; the others are told, and the state has one history."""
+    one = site()
+    await one.start()
+    rows = rows_of(0, 40)
+    truth = replay(graph, rows)
+    async with asyncio.timeout(PATIENCE_S), Client(one.address) as left, Client(one.address) as right:
+        step = 0
+        while step < len(rows):
+            async with left.open("contested") as mine, right.open("contested") as theirs:
+                assert theirs.next_step == step + 1
+                prediction = await theirs.step(rows[step])
+                assert same_bits(prediction, truth[step])
+                step += 1
+                with pytest.raises(TakenOver):
+                    await mine.step(rows[step])
+            left, right = right, left
+
+
+async def test_a_frozen_server_wakes_up_fenced(site: Callable[..., Site], graph: bytes) -> None:
+    """A server stopped by SIGSTOP wakes after its stream was taken over elsewhere: what it does then counts nowhere."""
+    old, new = site(), site()
+    await asyncio.gather(old.start(), new.start())
+    rows = rows_of(1, 30)
+    truth = replay(graph, rows)
+    async with asyncio.timeout(PATIENCE_S), Client(old.address) as slow, Client(new.address) as quick:
+        async with slow.open("moved") as before:
+            for row, expected in zip(rows[:10], truth, strict=False):
+                assert same_bits(await before.step(row), expected)
+            while before.durable_step < 9:  # an answer carries what was durable when it left
+                await asyncio.sleep(0.05)
+                await before.step(rows[0], step=1)
+            old.send(signal.SIGSTOP)
+            async with quick.open("moved") as after:
+                for number in range(after.next_step, 21):
+                    assert same_bits(await after.step(rows[number - 1]), truth[number - 1])
+                old.send(signal.SIGCONT)
+                with pytest.raises(TakenOver):
+                    while True:  # the old side may answer until its next checkpoint is refused
+                        await before.step(rows[before.next_step - 1])
+                for number in range(21, 31):
+                    assert same_bits(await after.step(rows[number - 1]), truth[number - 1])
+
+
+async def test_a_client_that_died_finds_its_stream_where_it_was(
+    site: Callable[..., Site], graph: bytes, tmp_path: Path
+) -> None:
+    """A client without its memory goes on at the step that the server names; nothing was applied twice."""
+    one = site()
+    await one.start()
+    rows = rows_of(2, 40)
+    truth = replay(graph, rows)
+    async with asyncio.timeout(PATIENCE_S):
+        first = Client(one.address)
+        stream = await first.open("orphan").__aenter__()
+        for row in rows[:17]:
+            await stream.step(row)
+        await first.close()  # as the kernel does for a killed process: the connection is cut, nothing is said
+        async with Client(one.address) as second, second.open("orphan") as again:
+            assert again.next_step == 18
+            for number in range(18, 41):
+                assert same_bits(await again.step(rows[number - 1]), truth[number - 1])
