@@ -1,0 +1,502 @@
+"""The laws at the head of the batcher's file, one by one, on a real engine."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.core.errors import (
+    ModelFailed,
+    NotFinite,
+    Overloaded,
+    StepGap,
+    Stopping,
+    TakenOver,
+    WrongWidth,
+)
+from serving.core.spec import Prediction, Timestep
+from tests.support import (
+    PATIENCE,
+    Gate,
+    fragile,
+    inverse,
+    lstm,
+    pack,
+    picky,
+    replay,
+    run_bench,
+    running_sum,
+    sensor_rows,
+)
+
+
+def t(value: float, step: int = 0) -> Timestep:
+    """A timestep of the one-feature models."""
+    return Timestep(step, pack(value))
+
+
+def value(prediction: Prediction) -> float:
+    """Its first output."""
+    return float(np.frombuffer(prediction.outputs[0], np.float32)[0])
+
+
+async def soon(*futures: "asyncio.Future[Any]") -> list[Any]:
+    """What becomes of futures, errors among it; fails when one never ends."""
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+
+# 1. One task owns the engine.
+
+
+async def test_a_second_batch_waits_for_the_first() -> None:
+    """While a batch is in the thread no other batch begins, whatever arrives."""
+    async with run_bench(running_sum()) as bench:
+        gate = Gate(bench.batcher)
+        first = bench.batcher.submit(bench.begin("a"), t(1))
+        await gate.entered()
+        later = [bench.batcher.submit(bench.begin(f"b{number}"), t(2)) for number in range(3)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert gate.held == 1
+        gate.open()
+        assert [value(answer) for answer in await soon(first, *later)] == [1, 2, 2, 2]
+
+
+async def test_at_most_one_timestep_of_a_stream_is_in_a_batch() -> None:
+    """Several timesteps of a stream are applied one after the other, in the order they came."""
+    async with run_bench(running_sum()) as bench:
+        a, b = bench.begin("a"), bench.begin("b")
+        sent = [(a, 1), (a, 2), (b, 10), (a, 3), (b, 20)]
+        answers = await soon(*(bench.batcher.submit(lease, t(number)) for lease, number in sent))
+        assert [value(answer) for answer in answers] == [1, 3, 10, 6, 30]
+        one, other = a.stream.slot, b.stream.slot
+        assert bench.batches == [(one, other), (one, other), (one,)]
+
+
+async def test_the_order_of_a_stream_survives_a_full_batch() -> None:
+    """A timestep that had to wait comes before what came after it."""
+    async with run_bench(running_sum(), batch_max=2) as bench:
+        a, b, c = (bench.begin(name) for name in "abc")
+        sent = [(a, 1, 1), (a, 2, 2), (b, 5, 1), (c, 7, 1), (a, 4, 3), (b, 6, 2)]
+        answers = await soon(*(bench.batcher.submit(lease, t(number, step)) for lease, number, step in sent))
+        assert [value(answer) for answer in answers] == [1, 3, 5, 7, 7, 11]
+        assert all(len(set(batch)) == len(batch) <= 2 for batch in bench.batches)
+
+
+async def test_streams_do_not_mix() -> None:
+    """Many streams at once each get the bits that they get alone."""
+    rows = {name: sensor_rows(12, seed=name, missing=0.1) for name in range(9)}
+    async with run_bench(lstm(), batch_max=4) as bench:
+        leases = {name: bench.begin(str(name)) for name in rows}
+        futures = {
+            name: [
+                bench.batcher.submit(leases[name], Timestep(step, row.tobytes())) for step, row in enumerate(mine, 1)
+            ]
+            for name, mine in ((name, rows[name][:4]) for name in rows)
+        }
+        for name, mine in futures.items():
+            answers = await soon(*mine)
+            alone = replay(lstm(), rows[name][:4])
+            assert [answer.outputs[0] for answer in answers] == [answer["forecast"].tobytes() for answer in alone]
+
+
+# 2. There is no timer.
+
+
+async def test_an_idle_batcher_runs_at_once() -> None:
+    """A lone timestep is answered within a few turns of the loop; nobody waits for company."""
+    async with run_bench(running_sum()) as bench:
+        await asyncio.sleep(0)  # let `run` begin to wait
+        future = bench.batcher.submit(bench.begin("a"), t(1))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert future.done()
+
+
+async def test_what_arrives_while_a_batch_runs_is_the_next_batch() -> None:
+    """All of it, together."""
+    async with run_bench(running_sum()) as bench:
+        gate = Gate(bench.batcher)
+        leases = [bench.begin(str(name)) for name in range(6)]
+        first = bench.batcher.submit(leases[0], t(1))
+        await gate.entered()
+        later = [bench.batcher.submit(lease, t(1)) for lease in leases[1:]]
+        gate.open()
+        await soon(first, *later)
+        assert [len(batch) for batch in bench.batches] == [1, 5]
+
+
+async def test_batch_max_bounds_a_batch() -> None:
+    """What does not fit comes next, in order."""
+    async with run_bench(running_sum(), batch_max=4) as bench:
+        leases = [bench.begin(str(name)) for name in range(10)]
+        await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        slots = [lease.stream.slot for lease in leases]
+        assert bench.batches == [tuple(slots[:4]), tuple(slots[4:8]), tuple(slots[8:])]
+
+
+# 3. State is written after the model succeeded and before any reply is sent.
+
+
+async def test_state_is_written_before_the_reply() -> None:
+    """Whoever has the answer finds the stream one timestep further."""
+    async with run_bench(running_sum()) as bench:
+        lease = bench.begin("a")
+        future = bench.batcher.submit(lease, t(5))
+        seen: list[int] = []
+        future.add_done_callback(lambda _: seen.append(lease.stream.step))
+        await soon(future)
+        await asyncio.sleep(0)
+        assert seen == [1]
+
+
+async def test_a_row_that_fails_fails_alone() -> None:
+    """The model raises on one row: its caller is told, its state stays, its neighbours go on."""
+    async with run_bench(picky()) as bench:
+        leases = [bench.begin(str(name)) for name in range(4)]
+        answers = await soon(
+            *(bench.batcher.submit(lease, t(x)) for lease, x in zip(leases, [0, 99, 2, 3], strict=True))
+        )
+        assert isinstance(answers[1], ModelFailed)
+        assert [value(answers[row]) for row in (0, 2, 3)] == [1, 100, 1000]
+        assert [lease.stream.step for lease in leases] == [1, 0, 1, 1]
+        assert bench.metrics.steps["failed"] == 1
+        assert bench.metrics.steps["ok"] == 3
+
+
+async def test_a_poisoned_row_is_told_so() -> None:
+    """A state that would not be finite is not written, and the message says that the timestep was not applied."""
+    async with run_bench(inverse()) as bench:
+        leases = [bench.begin(str(name)) for name in range(3)]
+        answers = await soon(*(bench.batcher.submit(lease, t(x)) for lease, x in zip(leases, [1, 0, 2], strict=True)))
+        assert isinstance(answers[1], ModelFailed)
+        assert "not finite" in str(answers[1])
+        assert [value(answers[row]) for row in (0, 2)] == [1, 0.5]
+        assert [lease.stream.step for lease in leases] == [1, 0, 1]
+
+
+async def test_a_failure_does_not_speak_of_another_stream() -> None:
+    """Of two rows that fail for different reasons each is told its own: values of a neighbour are nobody's business."""
+    async with run_bench(picky()) as bench:
+        leases = [bench.begin(str(name)) for name in range(3)]
+        answers = await soon(*(bench.batcher.submit(lease, t(x)) for lease, x in zip(leases, [77, 1, 88], strict=True)))
+        assert "idx=77" in str(answers[0])
+        assert "idx=88" in str(answers[2])
+
+
+async def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
+    """It is told of its state, not of its neighbour's value."""
+    async with run_bench(fragile()) as bench:
+        leases = [bench.begin(str(name)) for name in range(2)]
+        failed, poisoned = await soon(
+            bench.batcher.submit(leases[0], Timestep(0, pack(99, 1))),
+            bench.batcher.submit(leases[1], Timestep(0, pack(1, 0))),
+        )
+        assert "idx=99" in str(failed)
+        assert "not finite" in str(poisoned)
+
+
+async def test_every_verdict_reaches_its_caller() -> None:
+    """One batch with a good row, a repeat, a gap, an infinity and a NaN: each caller gets its own answer."""
+    async with run_bench(running_sum()) as bench:
+        leases = [bench.begin(str(name)) for name in range(5)]
+        await soon(*(bench.batcher.submit(lease, t(number)) for number, lease in enumerate(leases)))
+        sent = [t(10, 2), t(99, 1), t(10, 5), t(np.inf, 2), t(np.nan, 2)]
+        answers = await soon(*(bench.batcher.submit(*pair) for pair in zip(leases, sent, strict=True)))
+        assert bench.batches[-1] == tuple(lease.stream.slot for lease in leases)
+        assert (value(answers[0]), answers[0].duplicate, answers[0].step) == (10, False, 2)
+        assert (value(answers[1]), answers[1].duplicate, answers[1].step) == (1, True, 1)
+        assert isinstance(answers[2], StepGap)
+        assert (answers[2].got, answers[2].expected) == (5, 2)
+        assert isinstance(answers[3], NotFinite)
+        assert isinstance(answers[4], NotFinite)
+        assert "does not handle missing values" in str(answers[4])
+        counted = {outcome: count for outcome, count in bench.metrics.steps.items() if count}
+        assert counted == {"ok": 6, "duplicate": 1, "gap": 1, "invalid": 2}
+
+
+async def test_a_forgotten_repeat_has_no_answer() -> None:
+    """A repeat of a timestep that is no longer remembered is told that it was applied, without outputs."""
+    async with run_bench(running_sum()) as bench:  # its ring holds four
+        lease = bench.begin("a")
+        await soon(*(bench.batcher.submit(lease, t(1, step)) for step in range(1, 6)))
+        forgotten, remembered = await soon(bench.batcher.submit(lease, t(1, 1)), bench.batcher.submit(lease, t(1, 2)))
+        assert (forgotten.duplicate, forgotten.outputs, forgotten.step) == (True, (), 1)
+        assert (remembered.duplicate, value(remembered)) == (True, 2)
+
+
+async def test_a_wrong_width_is_refused_at_the_door() -> None:
+    """It never gets into the queue, and the message has both widths and the features."""
+    async with run_bench(running_sum()) as bench:
+        with pytest.raises(WrongWidth, match=r"got 8 bytes, expected 4: .*\(x\)"):
+            bench.batcher.submit(bench.begin("a"), Timestep(1, pack(1, 2)))
+        assert bench.metrics.steps["invalid"] == 1
+        assert "0 of 64 queued" in repr(bench.batcher)
+
+
+# 4. What else touches state happens between batches.
+
+
+async def test_between_is_at_once_when_nothing_runs() -> None:
+    """No batch, no waiting: not even a turn of the loop."""
+    async with run_bench(running_sum()) as bench:
+        act = bench.batcher.between(lambda: 7)
+        with pytest.raises(StopIteration) as caught:
+            act.send(None)
+        assert caught.value.value == 7
+
+
+async def test_between_waits_for_the_batch_in_the_thread() -> None:
+    """What it does sees the batch as done, state and number together."""
+    async with run_bench(running_sum()) as bench:
+        gate, lease = Gate(bench.batcher), bench.begin("a")
+        future = bench.batcher.submit(lease, t(5))
+        await gate.entered()
+        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.park(lease.stream)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not act.done()
+        assert len(bench.engine.slots) == 1
+        gate.open()
+        (answer, checkpoint) = await soon(future, act)
+        assert value(answer) == 5
+        assert (checkpoint.step, checkpoint.state[0].tolist()) == (1, [5])
+
+
+async def test_between_comes_before_the_next_batch() -> None:
+    """A batch that waits does not overtake it."""
+    async with run_bench(running_sum()) as bench:
+        gate, lease, other = Gate(bench.batcher), bench.begin("a"), bench.begin("b")
+        first = bench.batcher.submit(lease, t(5))
+        await gate.entered()
+        second = bench.batcher.submit(other, t(6))
+        act = asyncio.create_task(bench.batcher.between(lambda: other.stream.step))
+        await asyncio.sleep(0)
+        gate.open()
+        assert (await soon(act, first, second))[0] == 0
+
+
+async def test_between_happens_even_when_its_caller_goes_away() -> None:
+    """A stream whose client left is parked all the same."""
+    async with run_bench(running_sum()) as bench:
+        gate, lease = Gate(bench.batcher), bench.begin("a")
+        future = bench.batcher.submit(lease, t(5))
+        await gate.entered()
+        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.park(lease.stream)))
+        await asyncio.sleep(0)
+        act.cancel()
+        await soon(act)
+        gate.open()
+        await soon(future)
+        assert len(bench.engine.slots) == 0
+
+
+async def test_between_hands_its_error_to_its_caller_only() -> None:
+    """The batcher and the batch do not notice."""
+    async with run_bench(running_sum()) as bench:
+        gate, lease = Gate(bench.batcher), bench.begin("a")
+        future = bench.batcher.submit(lease, t(5))
+        await gate.entered()
+        act = asyncio.create_task(bench.batcher.between(lambda: 1 // 0))
+        await asyncio.sleep(0)
+        gate.open()
+        error, answer = await soon(act, future)
+        assert isinstance(error, ZeroDivisionError)
+        assert value(answer) == 5
+        assert value((await soon(bench.batcher.submit(lease, t(1))))[0]) == 6
+
+
+async def test_a_slot_is_not_taken_again_under_a_running_batch() -> None:
+    """A stream that is dropped while its batch runs gives its slot back after it, and the next owner starts anew."""
+    async with run_bench(running_sum(), capacity=1) as bench:
+        gate, lease = Gate(bench.batcher), bench.begin("a")
+        future = bench.batcher.submit(lease, t(5))
+        await gate.entered()
+        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.forget(lease.stream)))
+        await asyncio.sleep(0)
+        assert bench.engine.slots.full
+        gate.open()
+        await soon(future, act)
+        assert value((await soon(bench.batcher.submit(bench.begin("b"), t(1))))[0]) == 1
+
+
+async def test_a_caller_cancelled_in_the_queue_harms_nobody() -> None:
+    """The defect of other servers: one of four callers goes away, and two others hang for ever. Here it is dropped."""
+    async with run_bench(running_sum()) as bench:
+        gate = Gate(bench.batcher)
+        blocker = bench.batcher.submit(bench.begin("blocker"), t(0))
+        await gate.entered()
+        leases = [bench.begin(str(name)) for name in range(4)]
+        futures = [bench.batcher.submit(lease, t(name + 1)) for name, lease in enumerate(leases)]
+        futures[1].cancel()
+        gate.open()
+        answers = await soon(blocker, *futures)
+        assert [value(answers[place]) for place in (1, 3, 4)] == [1, 3, 4]
+        assert isinstance(answers[2], asyncio.CancelledError)
+        assert [lease.stream.step for lease in leases] == [1, 0, 1, 1]
+        assert bench.metrics.steps["abandoned"] == 1
+        assert bench.metrics.steps["ok"] == 4
+        assert value((await soon(bench.batcher.submit(leases[1], t(9, 1))))[0]) == 9
+
+
+async def test_a_caller_cancelled_while_its_batch_runs_harms_nobody() -> None:
+    """Its timestep is applied, its answer dropped and remembered; its neighbours get theirs."""
+    async with run_bench(running_sum()) as bench:
+        leases = [bench.begin(str(name)) for name in range(4)]
+        gate = Gate(bench.batcher)
+        futures = [bench.batcher.submit(lease, t(name + 1)) for name, lease in enumerate(leases)]
+        await gate.entered()
+        futures[1].cancel()
+        gate.open()
+        answers = await soon(*futures)
+        assert [value(answers[place]) for place in (0, 2, 3)] == [1, 3, 4]
+        assert isinstance(answers[1], asyncio.CancelledError)
+        assert [lease.stream.step for lease in leases] == [1, 1, 1, 1]
+        (again,) = await soon(bench.batcher.submit(leases[1], t(2, 1)))
+        assert (again.duplicate, value(again)) == (True, 2)
+
+
+async def test_callers_cancelled_with_bad_rows_harm_nobody() -> None:
+    """Refusing a row whose caller has gone is as harmless as answering one."""
+    async with run_bench(running_sum()) as bench:
+        leases = [bench.begin(str(name)) for name in range(4)]
+        gate = Gate(bench.batcher)
+        sent = [t(1), t(np.inf), t(1, 7), t(4)]
+        futures = [bench.batcher.submit(*pair) for pair in zip(leases, sent, strict=True)]
+        await gate.entered()
+        futures[1].cancel()
+        futures[2].cancel()
+        gate.open()
+        answers = await soon(*futures)
+        assert [value(answers[place]) for place in (0, 3)] == [1, 4]
+        assert value((await soon(bench.batcher.submit(leases[0], t(1))))[0]) == 2
+
+
+async def test_a_batch_whose_callers_have_all_gone_does_not_run() -> None:
+    """Nothing is asked of the model, and the batcher waits for the next timestep."""
+    async with run_bench(running_sum()) as bench:
+        lease = bench.begin("a")
+        bench.batcher.submit(lease, t(1)).cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert bench.batches == []
+        assert value((await soon(bench.batcher.submit(lease, t(2))))[0]) == 2
+
+
+async def test_a_timestep_of_an_ended_lease_is_refused() -> None:
+    """After a take-over what the old call had queued is not applied, and says why."""
+    async with run_bench(running_sum()) as bench:
+        gate, old = Gate(bench.batcher), bench.begin("a")
+        blocker = bench.batcher.submit(bench.begin("blocker"), t(0))
+        await gate.entered()
+        queued = bench.batcher.submit(old, t(5))
+        new = bench.streams.take_over(old.stream, 2)
+        mine = bench.batcher.submit(new, t(7))
+        gate.open()
+        _, refused, answer = await soon(blocker, queued, mine)
+        assert isinstance(refused, TakenOver)
+        assert (value(answer), answer.step) == (7, 1)
+        assert bench.metrics.steps["ended"] == 1
+
+
+# 5. The queue has a bound.
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    """The timestep too many is told the limit and when to come again; those that wait are answered."""
+    async with run_bench(running_sum(), queue_max=3) as bench:
+        gate = Gate(bench.batcher)
+        blocker = bench.batcher.submit(bench.begin("blocker"), t(0))
+        await gate.entered()
+        leases = [bench.begin(str(name)) for name in range(4)]
+        futures = [bench.batcher.submit(lease, t(1)) for lease in leases[:3]]
+        with pytest.raises(Overloaded, match="queue of 3") as caught:
+            bench.batcher.submit(leases[3], t(1))
+        assert caught.value.retry_after_ms > 0
+        assert bench.metrics.steps["overloaded"] == 1
+        gate.open()
+        answers = await soon(blocker, *futures)
+        assert [value(answer) for answer in answers[1:]] == [1, 1, 1]
+        assert value((await soon(bench.batcher.submit(leases[3], t(1))))[0]) == 1
+
+
+async def test_the_depth_of_the_queue_is_measured() -> None:
+    """The gauge reads the queue itself."""
+    async with run_bench(running_sum()) as bench:
+        gate = Gate(bench.batcher)
+        futures = [bench.batcher.submit(bench.begin("a"), t(0))]
+        await gate.entered()
+        futures += [bench.batcher.submit(bench.begin(str(name)), t(0)) for name in range(3)]
+        assert bench.metrics.queue_depth() == 3
+        gate.open()
+        await soon(*futures)
+        assert bench.metrics.queue_depth() == 0
+
+
+# 6. It never dies quietly.
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) -> None:
+    """Nobody is left waiting: neither those in the batch nor those behind it, and later ones are refused."""
+    async with run_bench(running_sum(), batch_max=2) as bench:
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError("a bug of ours")
+
+        bench.engine.run = broken  # type: ignore[method-assign,assignment]
+        bench.batcher._run_seconds = 1.0 if threaded else 0.0
+        leases = [bench.begin(str(name)) for name in range(3)]
+        answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        assert isinstance(answers[0], ModelFailed)
+        assert isinstance(answers[1], ModelFailed)
+        assert "a bug of ours" not in str(answers[0])
+        assert isinstance(answers[2], Stopping)
+        with pytest.raises(Stopping):
+            bench.batcher.submit(leases[0], t(1))
+
+
+async def test_run_raises_what_broke_it() -> None:
+    """Whoever owns the task learns the reason."""
+    async with run_bench(running_sum()) as bench:
+        pass
+    from serving.runtime.batcher import Batcher
+
+    batcher = Batcher(bench.engine, bench.metrics, batch_max=2, queue_max=2)
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    bench.engine.run = broken  # type: ignore[method-assign,assignment]
+    task = asyncio.create_task(batcher.run())
+    future = batcher.submit(bench.begin("a"), t(1))
+    error, _ = await soon(task, future)
+    assert isinstance(error, ZeroDivisionError)
+
+
+async def test_cancelling_run_refuses_what_waits() -> None:
+    """Stopping leaves nobody hanging, and what ran is finished first."""
+    async with run_bench(running_sum()) as bench:
+        gate = Gate(bench.batcher)
+        running = bench.batcher.submit(bench.begin("a"), t(1))
+        await gate.entered()
+        waiting = [bench.batcher.submit(bench.begin(str(name)), t(1)) for name in range(3)]
+        task = next(task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Batcher.run")
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()  # the thread still moves state
+        gate.open()
+        answers = await soon(task, running, *waiting)
+        assert isinstance(answers[0], asyncio.CancelledError)
+        assert running.done()
+        assert all(isinstance(answer, Stopping) for answer in answers[2:])
+
+
+async def test_one_line_says_how_full_it_is() -> None:
+    """Operators read it in logs."""
+    async with run_bench(running_sum()) as bench:
+        assert repr(bench.batcher) == "<Batcher toy/1: 0 of 64 queued>"

@@ -1,0 +1,419 @@
+"""The command line, in processes of its own."""
+
+import asyncio
+import csv
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import cli
+from serving.client import Client
+from tests.support import (
+    LSTM_FEATURES,
+    Process,
+    environment,
+    lstm,
+    picky,
+    replay,
+    run_command,
+    running_sum,
+    sensor_rows,
+    serve,
+    write_model,
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server of the LSTM, for the commands that talk to one."""
+    root = write_model(tmp_path_factory.mktemp("models"), lstm(), "lake", "3")
+    with serve(root) as process:
+        yield process
+
+
+def refused(ended: "subprocess.CompletedProcess[str]", code: int, *words: str) -> None:
+    """One line on stderr that has these words, that exit code, and no traceback."""
+    assert ended.returncode == code, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* (INFO|WARNING) ", line)]
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def write_csv(path: Path, rows: Any, columns: tuple[str, ...] = LSTM_FEATURES, label: bool = True) -> Path:
+    """A CSV file; NaN is an empty cell."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(["when"] if label else []), *columns])
+        for number, row in enumerate(rows):
+            cells = ["" if np.isnan(value) else repr(float(value)) for value in row]
+            writer.writerow([*([f"t{number}"] if label else []), *cells])
+    return path
+
+
+# serve
+
+
+def test_serve_prints_exactly_the_ready_line(server: Process) -> None:
+    """One line on stdout, in the form that other programs read, with the ports that were picked."""
+    assert re.fullmatch(
+        r"ready: grpc=127\.0\.0\.1:[1-9]\d* metrics=http://127\.0\.0\.1:[1-9]\d*/metrics models=lake/3",
+        server.ready_line,
+    )
+
+
+def test_serve_lists_several_models_in_the_ready_line(tmp_path: Path) -> None:
+    """By name, newest version first."""
+    write_model(tmp_path, running_sum(), "toy", "9")
+    write_model(tmp_path, running_sum(), "toy", "10")
+    write_model(tmp_path, lstm(), "lake")
+    with serve(tmp_path) as process:
+        assert process.ready_line.endswith(" models=lake/1,toy/10,toy/9")
+
+
+def start(root: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Starts a server that is expected to refuse."""
+    ports = [] if "--port" in options else ["--port", "0"]
+    ports += [] if "--metrics-port" in options else ["--metrics-port", "0"]
+    return run_command("serve", "--models", str(root), "--host", "127.0.0.1", *ports, *options)
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_serve_on_a_taken_port_is_refused(sum_root: Path, option: str) -> None:
+    """Exit code 3 and one line with the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(start(sum_root, option, str(port)), 3, f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (b"rubbish", "toy/1: onnxruntime cannot load the graph"),
+        (running_sum(contract=2), "contract: got 2, this server reads 1"),
+        (
+            running_sum(outputs=[{"name": "sum", "shape": ["batch", 7]}, {"name": "steps", "shape": ["batch"]}]),
+            "output 'sum' has shape [batch, 1], expected [batch, 7]",
+        ),
+        (picky(low=50.0, high=60.0), "toy/1"),
+    ],
+)
+def test_serve_a_model_that_cannot_be_served_is_refused(tmp_path: Path, graph: bytes, words: str) -> None:
+    """Exit code 3 and one line that names it."""
+    refused(start(write_model(tmp_path, graph)), 3, words)
+
+
+@pytest.mark.parametrize("folder", ["empty", "absent"])
+def test_serve_an_empty_folder_is_refused(tmp_path: Path, folder: str) -> None:
+    """Exit code 3 and one line that says what was expected where."""
+    (tmp_path / "empty").mkdir()
+    refused(start(tmp_path / folder), 3, str(tmp_path / folder), "<name>/<version>/model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "70000"], ["--port", "70000"]),
+        (["--port", "many"], ["--port", "integer"]),
+        (["--batch-max", "0"], ["--batch-max", "0"]),
+        (["--drain-seconds", "-1"], ["--drain-seconds", "-1"]),
+        (["--log-level", "loud"], ["--log-level", "loud"]),
+        (["--colour", "blue"], ["--colour"]),
+    ],
+)
+def test_serve_with_a_bad_option_is_refused(sum_root: Path, options: list[str], words: list[str]) -> None:
+    """Exit code 2 and one line that names the option and what was got."""
+    refused(start(sum_root, *options), 2, *words)
+
+
+def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
+    """A container is configured by them."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "serving", "serve"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=environment() | {"TIDEGATE_MODELS": str(sum_root), "TIDEGATE_PORT": "70000"},
+    )
+    refused(ended, 2, "--port", "70000")
+
+
+def test_every_option_of_every_command_names_its_environment_variable() -> None:
+    """TIDEGATE_ and the option's name."""
+    import typer.main
+
+    group = typer.main.get_command(cli.app)
+    for command in group.commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and "--help" not in parameter.opts:
+                name = parameter.opts[0].lstrip("-").replace("-", "_").upper()
+                assert parameter.envvar == f"TIDEGATE_{name}", f"{command.name} {parameter.opts[0]}"
+
+
+def test_an_unknown_command_is_refused() -> None:
+    """Exit code 2 and one line."""
+    refused(run_command("swim"), 2, "swim")
+
+
+# health, models
+
+
+def test_health_of_a_server_is_yes(server: Process) -> None:
+    """Exit code 0."""
+    ended = run_command("health", "--address", server.address)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "SERVING\n", "")
+
+
+@pytest.mark.parametrize("command", ["health", "models"])
+def test_a_server_that_is_not_there_is_no(command: str) -> None:
+    """Exit code 1 and one line with the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    refused(run_command(command, "--address", f"127.0.0.1:{port}"), 1, f"127.0.0.1:{port}")
+
+
+def test_models_prints_a_table(server: Process) -> None:
+    """What each predicts, and how often."""
+    ended = run_command("models", "--address", server.address)
+    assert ended.returncode == 0, ended.stderr
+    row = ended.stdout.splitlines()[1]
+    for word in ("lake", "3", "forecast", "3600 s", "8", "forecast of s0 at 1/3", "yes"):
+        assert word in row
+
+
+def test_models_prints_json(server: Process) -> None:
+    """Everything that the server says, for programs."""
+    ended = run_command("models", "--address", server.address, "--json")
+    (model,) = json.loads(ended.stdout)
+    assert (model["name"], model["version"], model["task"], model["period_s"]) == ("lake", "3", "forecast", 3600.0)
+    assert model["features"][0] == {"name": "s0", "unit": "V", "low": -2.0, "high": 2.0}
+    assert model["outputs"][0]["shape"] == [2, 1]
+    assert model["outputs"][0]["horizons"] == [1, 3]
+    assert len(model["fingerprint"]) == 64
+
+
+# stream
+
+
+def stream(server: Process, file: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Sends a file."""
+    return run_command("stream", str(file), "--address", server.address, *options)
+
+
+def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_path: Path) -> None:
+    """How it went, and a table with a row a horizon."""
+    ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(60)))
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert re.match(r"stream \S+ \(new\) under lake/3, rows 1 to 60", lines[0])
+    assert re.match(r"60 timesteps in [\d.]+ s", lines[1])
+    heading = next(number for number, line in enumerate(lines) if "persistence" in line)
+    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 :]] == [["s0, V", "1"], ["s0, V", "3"]]
+
+
+def test_stream_writes_the_predictions(server: Process, tmp_path: Path) -> None:
+    """Every value of every timestep, with its number and its label, as the graph alone gives them."""
+    rows = sensor_rows(30, seed=5, missing=0.1)
+    out = tmp_path / "out.csv"
+    ended = stream(server, write_csv(tmp_path / "a.csv", rows), "--out", str(out))
+    assert ended.returncode == 0, ended.stderr
+    with out.open(newline="") as file:
+        header, *written = list(csv.reader(file))
+    assert header == ["step", "when", "forecast.+1.s0", "forecast.+3.s0"]
+    assert [(row[0], row[1]) for row in written] == [(str(number + 1), f"t{number}") for number in range(30)]
+    got = np.array([[float(cell) for cell in row[2:]] for row in written], np.float32)
+    expected = np.array([answer["forecast"].ravel() for answer in replay(lstm(), rows)])
+    assert np.array_equal(got, expected)
+
+
+def test_stream_writes_the_scores(server: Process, tmp_path: Path) -> None:
+    """The table as JSON, with the errors of the graph alone."""
+    rows = sensor_rows(50, seed=6)
+    scores = tmp_path / "scores.json"
+    ended = stream(server, write_csv(tmp_path / "a.csv", rows), "--scores", str(scores))
+    assert ended.returncode == 0, ended.stderr
+    written = json.loads(scores.read_text())
+    assert written["timesteps"] == 50
+    forecasts = np.array([answer["forecast"][:, 0] for answer in replay(lstm(), rows)])
+    for place, horizon in enumerate((1, 3)):
+        score = written["scores"][place]
+        assert (score["target"], score["unit"], score["horizon"]) == ("s0", "V", horizon)
+        # Seasonal-naive knows a row's forecast only a day (24 rows) after the first; all are scored on the same rows.
+        errors = np.abs(forecasts[24 - horizon : 50 - horizon, place] - rows[24:, 0])
+        assert score["scored"] == len(errors)
+        assert score["mae"] == pytest.approx(errors.mean(), rel=1e-5)
+        assert score["beats_baselines"] == (score["mae"] < min(score["persistence_mae"], score["seasonal_mae"]))
+
+
+def test_stream_draws_a_picture(server: Process, tmp_path: Path) -> None:
+    """As PNG, whatever the file is called."""
+    pytest.importorskip("matplotlib", reason="it is in the extra plot")
+    picture = tmp_path / "picture"
+    ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(60)), "--plot", str(picture))
+    assert ended.returncode == 0, ended.stderr
+    (written,) = tmp_path.glob("picture*")
+    assert written.read_bytes().startswith(b"\x89PNG")
+
+
+def test_stream_goes_on_where_a_stream_was(server: Process, tmp_path: Path) -> None:
+    """Row n is timestep n: what was sent before is not sent again, and the predictions are those of one run."""
+    rows = sensor_rows(20, seed=7)
+    file, out = write_csv(tmp_path / "a.csv", rows), tmp_path / "out.csv"
+    first = stream(server, file, "--stream-id", "goes-on", "--limit", "12")
+    assert "(new)" in first.stdout
+    second = stream(server, file, "--stream-id", "goes-on", "--out", str(out))
+    assert "(resumed) under lake/3, rows 13 to 20" in second.stdout
+    with out.open(newline="") as written:
+        got = [[float(cell) for cell in row[2:]] for row in list(csv.reader(written))[1:]]
+    expected = [answer["forecast"].ravel().tolist() for answer in replay(lstm(), rows)[12:]]
+    assert got == expected
+
+
+def test_stream_that_is_at_the_end_is_refused(server: Process, tmp_path: Path) -> None:
+    """There is nothing left to send; the message says how to begin again."""
+    file = write_csv(tmp_path / "a.csv", sensor_rows(5))
+    assert stream(server, file, "--stream-id", "at-the-end").returncode == 0
+    refused(stream(server, file, "--stream-id", "at-the-end"), 2, "at step 5 already", "5 rows", "--stream-id")
+
+
+def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> None:
+    """So many timesteps a second."""
+    ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(11)), "--rate", "50")
+    seconds = float(re.search(r"in ([\d.]+) s", ended.stdout)[1])  # type: ignore[index]
+    assert 0.2 <= seconds < 2
+
+
+def test_stream_without_a_column_that_says_when_numbers_the_rows(server: Process, tmp_path: Path) -> None:
+    """The label is the row number."""
+    out = tmp_path / "out.csv"
+    stream(server, write_csv(tmp_path / "a.csv", sensor_rows(3), label=False), "--out", str(out))
+    assert [line.split(",")[:2] for line in out.read_text().splitlines()] == [
+        ["step", "row"],
+        ["1", "1"],
+        ["2", "2"],
+        ["3", "3"],
+    ]
+
+
+GOOD = ",".join(LSTM_FEATURES) + "\n" + ",".join("1" * 8) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("when,s0,s1,s2\nt0,1,2,3\n", ["column s3, s4, s5, s6, s7 is missing"]),
+        (GOOD + "1,2,three,4,5,6,7,8\n", ["line 3", "column s2", "'three'", "a number"]),
+        (GOOD + "1,2,inf,4,5,6,7,8\n", ["line 3", "column s2", "inf", "finite"]),
+        (GOOD + "1,2,1e39,4,5,6,7,8\n", ["line 3", "column s2", "1e39", "finite"]),
+        (GOOD + "1,2,3\n", ["line 3", "got 3 cells, expected 8"]),
+        ("", ["empty", "s0, s1"]),
+        (",".join(LSTM_FEATURES) + "\n", ["no row"]),
+        (GOOD.replace("s7", "s6", 1), ["s7 is missing"]),
+        ("s0," + GOOD.replace("\n", ",\n", 1).replace("1,1", "1,1,1", 1), ["s0", "more than once"]),
+    ],
+)
+def test_stream_a_bad_file_is_refused(server: Process, tmp_path: Path, text: str, words: list[str]) -> None:
+    """Exit code 2 and one line that says where and what; nothing was sent."""
+    file = tmp_path / "bad.csv"
+    file.write_text(text)
+    name = f"never begun: {tmp_path.name}"
+    refused(stream(server, file, "--stream-id", name), 2, "bad.csv", *words)
+    asyncio.run(_unknown(server, name))
+
+
+async def _unknown(server: Process, stream_id: str) -> None:
+    async with Client(server.address) as client, client.open(stream_id, existence="must_be_new") as stream:
+        await stream.close(forget=True)
+
+
+def test_stream_an_absent_file_is_refused(server: Process, tmp_path: Path) -> None:
+    """Exit code 2 and one line with its path."""
+    refused(stream(server, tmp_path / "absent.csv"), 2, "absent.csv")
+
+
+def test_stream_a_file_that_is_no_text_is_refused(server: Process, tmp_path: Path) -> None:
+    """Exit code 2 and one line."""
+    file = tmp_path / "bad.csv"
+    file.write_bytes(b"\xff\xfe\x00\x01" * 50)
+    refused(stream(server, file), 2, "bad.csv")
+
+
+@pytest.mark.parametrize("option", ["--out", "--scores", "--plot"])
+def test_stream_to_a_place_that_cannot_be_written_is_refused(server: Process, tmp_path: Path, option: str) -> None:
+    """Exit code 2 and one line with the path, before anything is sent."""
+    if option == "--plot":
+        pytest.importorskip("matplotlib", reason="it is in the extra plot")
+    file = write_csv(tmp_path / "a.csv", sensor_rows(5))
+    ended = stream(server, file, option, str(tmp_path / "absent" / "file"), "--stream-id", tmp_path.name)
+    refused(ended, 2, str(tmp_path / "absent"))
+    asyncio.run(_unknown(server, tmp_path.name))
+
+
+def test_stream_to_an_unknown_model_is_refused(server: Process, tmp_path: Path) -> None:
+    """Exit code 2 and one line with what is served."""
+    file = write_csv(tmp_path / "a.csv", sensor_rows(5))
+    refused(stream(server, file, "--model", "pond"), 2, "'pond' is not served", "lake/3")
+
+
+def test_stream_to_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Exit code 1 and one line with the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    file = write_csv(tmp_path / "a.csv", sensor_rows(5))
+    refused(run_command("stream", str(file), "--address", f"127.0.0.1:{port}"), 1, f"127.0.0.1:{port}")
+
+
+# The training commands
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "datasets"])
+@pytest.mark.parametrize("missing", ["entry point", "torch"])
+def test_a_training_command_without_the_training_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
+) -> None:
+    """Whether the package is not there or what it needs is not: exit code 2 and one line."""
+
+    class Point:
+        @staticmethod
+        def load() -> None:
+            raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [] if missing == "entry point" else [Point])
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 2
+    assert re.fullmatch(f"error: '{command}' needs .*tidegate\\[training\\]\n", capsys.readouterr().err)
+
+
+def test_a_training_command_is_handed_over_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its name and all its arguments."""
+    got: list[list[str]] = []
+
+    class Point:
+        @staticmethod
+        def load() -> Any:
+            return got.append
+
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [Point])
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--epochs", "3", "--help"])
+    assert caught.value.code == 0
+    assert got == [["train", "--epochs", "3", "--help"]]
+
+
+def test_the_help_lists_every_command() -> None:
+    """Those of the training package among them."""
+    ended = run_command("--help")
+    assert ended.returncode == 0
+    for command in ("serve", "stream", "models", "health", "train", "evaluate", "export", "datasets"):
+        assert re.search(rf"^\s*{command}\s", ended.stdout, re.MULTILINE), command

@@ -1,0 +1,184 @@
+"""What the client does for its user beyond passing messages on."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.client import (
+    Client,
+    InvalidTimestep,
+    ModelFailed,
+    Overloaded,
+    ServerUnavailable,
+    StepGap,
+    Stream,
+    StreamLost,
+    StreamRefused,
+    TooManyStreams,
+)
+from tests.support import (
+    PATIENCE,
+    Gate,
+    address_of,
+    batcher_of,
+    eventually,
+    live,
+    lstm,
+    picky,
+    replay,
+    run_server,
+    same_bits,
+    sensor_rows,
+    serve,
+    write_model,
+)
+
+
+async def test_values_may_be_named(lstm_root: Path) -> None:
+    """In any order; a name left out is a missing value."""
+    row = sensor_rows(1)[0]
+    row[3] = np.nan
+    named = {f"s{number}": float(row[number]) for number in (7, 0, 1, 2, 6, 5, 4)}
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, client.open() as stream:
+        assert same_bits(await stream.step(named), replay(lstm(), [row])[0])
+
+
+async def test_a_name_that_is_no_feature_is_refused_before_it_is_sent(lstm_root: Path) -> None:
+    """The message has the name and those of the model; the stream goes on."""
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, client.open() as stream:
+        with pytest.raises(InvalidTimestep, match=r"no feature is called pressure; the model has s0, s1"):
+            await stream.step({"pressure": 1.0})
+        assert (await stream.step(sensor_rows(1)[0])).step == 1
+
+
+async def test_refusals_of_a_timestep_are_typed(tmp_path: Path) -> None:
+    """Each says where the stream stands, and the next timestep is answered."""
+    write_model(tmp_path, picky())
+    async with run_server(tmp_path) as server, Client(address_of(server)) as client, client.open() as stream:
+        for values, step, kind, reason in (
+            ([1.0, 2.0], None, InvalidTimestep, "WRONG_WIDTH"),
+            ([np.inf], None, InvalidTimestep, "NOT_FINITE"),
+            ([1.0], 9, StepGap, "STEP_GAP"),
+            ([99.0], None, ModelFailed, "MODEL_FAILED"),
+            ([1.0], 2**64 - 1, InvalidTimestep, "INVALID_FIELD"),
+        ):
+            with pytest.raises(kind) as caught:
+                await stream.step(values, step=step)
+            assert caught.value.reason == reason
+            assert caught.value.next_step == stream.next_step == 1
+        assert (await stream.step([0.0]))["sum"].item() == 1
+
+
+async def test_a_full_server_says_when_to_come_again(sum_root: Path) -> None:
+    """In seconds."""
+    async with (
+        run_server(sum_root, queue_max=1) as server,
+        Client(address_of(server)) as client,
+        client.open("a") as a,
+        client.open("b") as b,
+        client.open("c") as c,
+    ):
+        gate, batcher = Gate(batcher_of(server)), batcher_of(server)
+        first = asyncio.create_task(a.step([1]))
+        await gate.entered()
+        second = asyncio.create_task(b.step([1]))
+        await eventually(lambda: len(batcher._queue) == 1, "queueing")
+        with pytest.raises(Overloaded) as caught:
+            await c.step([1])
+        assert caught.value.retry_after_s > 0
+        gate.open()
+        await asyncio.gather(first, second)
+        assert (await c.step([1])).step == 1
+
+
+async def test_refusals_of_a_stream_are_typed(sum_root: Path) -> None:
+    """With the reason of the protocol."""
+    async with run_server(sum_root, live_max=1) as server, Client(address_of(server)) as client:
+        with pytest.raises(StreamRefused) as caught:
+            async with client.open("a\nb"):
+                pass
+        assert caught.value.reason == "INVALID_FIELD"
+        async with client.open("a"):
+            with pytest.raises(TooManyStreams) as full:
+                async with client.open("b"):
+                    pass
+            assert full.value.reason == "TOO_MANY_STREAMS"
+
+
+async def test_a_closed_stream_says_so(sum_root: Path) -> None:
+    """A step after the end is an error at once, not a wait for ever."""
+    async with run_server(sum_root) as server, Client(address_of(server)) as client:
+        async with client.open("a") as stream:
+            pass
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(StreamLost, match="closed"):
+                await stream.step([1])
+
+
+async def test_leaving_after_an_error_parks_the_stream(sum_root: Path) -> None:
+    """Whatever the user's code raises."""
+    async with run_server(sum_root) as server, Client(address_of(server)) as client:
+        with suppress(ZeroDivisionError):
+            async with client.open("a") as stream:
+                await stream.step([1])
+                raise ZeroDivisionError
+        await eventually(lambda: live(server) == 0, "parking")
+
+
+async def test_a_cancelled_step_does_not_shift_the_answers(sum_root: Path) -> None:
+    """The answer to a timestep that nobody waits for any more is not given to the next one."""
+    async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
+        gate = Gate(batcher_of(server))
+        given_up = asyncio.create_task(stream.step([1]))
+        await gate.entered()
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        next_one = asyncio.create_task(stream.step([10]))
+        gate.open()
+        async with asyncio.timeout(PATIENCE):
+            answer = await next_one
+        assert (answer.step, answer["sum"].item()) == (2, 11)
+
+
+async def test_a_step_cancelled_before_it_was_sent_leaves_no_gap(sum_root: Path) -> None:
+    """A number that never left the client is given to the next timestep."""
+    async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
+        async with stream._sending:  # as if another timestep were being sent
+            given_up = asyncio.create_task(stream.step([1]))
+            await asyncio.sleep(0)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+        assert (await stream.step([10])).step == 1
+
+
+async def test_the_reason_of_an_end_is_not_lost_to_a_write(sum_root: Path) -> None:
+    """A timestep sent on a call that the server has ended meanwhile learns why, however busy the program was."""
+    with serve(sum_root) as process:
+        async with Client(process.address) as client, client.open("a") as stream:
+            await stream.step([1])
+            process.signal(signal.SIGTERM)
+            process.popen.wait(PATIENCE)  # the loop does not get to see the end of the call before it sends again
+            with pytest.raises(ServerUnavailable) as caught:
+                await stream.step([2])
+            assert caught.value.reason == "STOPPING"
+
+
+async def test_a_server_that_is_killed_is_told_as_such(sum_root: Path) -> None:
+    """Those who wait for an answer get an error that says to open the stream again."""
+    with serve(sum_root) as process:
+        async with Client(process.address) as client, client.open("a") as stream:
+            await stream.step([1])
+            process.signal(signal.SIGKILL)
+            async with asyncio.timeout(PATIENCE):
+                with pytest.raises(ServerUnavailable):
+                    await step_on(stream)
+
+
+async def step_on(stream: Stream) -> None:
+    """Steps until something comes in between."""
+    while True:
+        await stream.step([1])

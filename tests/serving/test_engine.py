@@ -1,0 +1,197 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.core.engine import Engine, Report, Verdict
+from tests.support import fragile, inverse, lstm, make_engine, picky, replay, running_sum, sensor_rows
+
+
+def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> Report:
+    """Runs a batch; x is one number a row or one list a row."""
+    return engine.run(
+        np.array(slots, np.int64), np.array(steps, np.int64), np.array(x, np.float32).reshape(len(slots), -1)
+    )
+
+
+def begin(engine: Engine, count: int) -> list[int]:
+    """Fresh slots."""
+    return [engine.slots.acquire() for _ in range(count)]
+
+
+def verdicts(report: Report, count: int) -> list[Verdict]:
+    """What became of each row."""
+    return [Verdict.APPLIED] * count if report.verdicts is None else [Verdict(int(code)) for code in report.verdicts]
+
+
+def row_bits(engine: Engine, slot: int) -> tuple[bytes, ...]:
+    """Everything that a row holds, as bits."""
+    step, state, answers = engine.slots.read(slot)
+    return (str(step).encode(), *(part.tobytes() for part in (*state, *answers)))
+
+
+def test_a_batch_advances_each_of_its_streams_by_one() -> None:
+    """Every row gets its own answer and is one timestep further."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 3)
+    run(engine, rows, [1, 1, 1], [1, 2, 3])
+    report = run(engine, rows, [2, 2, 2], [10, 20, 30])
+    assert report.verdicts is None
+    assert report.applied is None
+    assert report.outputs[0].ravel().tolist() == [11, 22, 33]
+    assert engine.slots.step[rows].tolist() == [2, 2, 2]
+
+
+def test_a_timestep_without_a_number_is_numbered() -> None:
+    """0 stands for the next number of the stream."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 2)
+    run(engine, [rows[0]], [1], [5])
+    report = run(engine, rows, [0, 0], [1, 1])
+    assert report.steps.tolist() == [2, 1]
+    assert verdicts(report, 2) == [Verdict.APPLIED, Verdict.APPLIED]
+
+
+def test_a_duplicate_leaves_the_state_alone() -> None:
+    """A number that was applied before is not applied again; neighbours are."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 2)
+    run(engine, rows, [1, 1], [1, 2])
+    before = row_bits(engine, rows[0])
+    report = run(engine, rows, [1, 2], [100, 20])
+    assert verdicts(report, 2) == [Verdict.DUPLICATE, Verdict.APPLIED]
+    assert row_bits(engine, rows[0]) == before
+    assert report.applied is not None
+    assert report.applied.tolist() == [1]
+    assert report.outputs[0].tolist() == [[22]]
+
+
+def test_a_gap_leaves_the_state_alone() -> None:
+    """A number beyond the next is not applied; neighbours are."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 2)
+    before = row_bits(engine, rows[1])
+    report = run(engine, rows, [1, 3], [1, 2])
+    assert verdicts(report, 2) == [Verdict.APPLIED, Verdict.GAP]
+    assert row_bits(engine, rows[1]) == before
+
+
+@pytest.mark.parametrize("make", [running_sum, lstm])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinity_is_never_applied(make: Any, value: float) -> None:
+    """Whatever the model handles, infinity is refused for that row and no other."""
+    engine = make_engine(make())
+    width = len(engine.model.spec.features)
+    rows = begin(engine, 2)
+    before = row_bits(engine, rows[0])
+    x = np.ones((2, width))
+    x[0, -1] = value
+    report = run(engine, rows, [1, 1], x)
+    assert verdicts(report, 2) == [Verdict.NOT_FINITE, Verdict.APPLIED]
+    assert row_bits(engine, rows[0]) == before
+
+
+def test_nan_is_refused_by_a_model_that_does_not_handle_it() -> None:
+    """It would make the state plausible and wrong for ever."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 2)
+    report = run(engine, rows, [1, 1], [np.nan, 1])
+    assert verdicts(report, 2) == [Verdict.NOT_FINITE, Verdict.APPLIED]
+    assert engine.slots.step[rows].tolist() == [0, 1]
+
+
+def test_nan_is_a_missing_value_for_a_model_that_handles_it() -> None:
+    """It is applied, counted, and leaves a finite state."""
+    engine = make_engine(lstm())
+    (row,) = begin(engine, 1)
+    x = np.full((1, 8), 0.5, np.float32)
+    x[0, 2:5] = np.nan
+    report = run(engine, [row], [1], x)
+    assert verdicts(report, 1) == [Verdict.APPLIED]
+    assert report.missing == 3
+    assert all(np.isfinite(part).all() for part in engine.slots.gather(np.array([row])))
+
+
+def test_missing_values_of_refused_timesteps_are_not_counted() -> None:
+    """Only what was applied is missing from something."""
+    engine = make_engine(lstm())
+    rows = begin(engine, 2)
+    x = np.full((2, 8), np.nan, np.float32)
+    report = run(engine, rows, [1, 7], x)
+    assert verdicts(report, 2) == [Verdict.APPLIED, Verdict.GAP]
+    assert report.missing == 8
+
+
+def test_a_huge_value_is_no_infinity() -> None:
+    """A finite value whose square is not finite is applied, without a warning."""
+    engine = make_engine(running_sum())
+    (row,) = begin(engine, 1)
+    report = run(engine, [row], [1], [3e38])
+    assert verdicts(report, 1) == [Verdict.APPLIED]
+    assert report.outputs[0].tolist() == [[np.float32(3e38)]]
+
+
+def test_a_batch_in_which_nothing_is_applied_does_not_run() -> None:
+    """The model is not asked about an empty batch."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 2)
+    report = run(engine, rows, [5, 9], [1, 1])
+    assert verdicts(report, 2) == [Verdict.GAP, Verdict.GAP]
+    assert report.applied is not None
+    assert not report.applied.size
+
+
+def test_a_poisoned_row_is_left_as_it_was() -> None:
+    """A row whose state would not be finite is told so; its neighbours advance."""
+    engine = make_engine(inverse())
+    rows = begin(engine, 3)
+    run(engine, rows, [1, 1, 1], [1, 2, 4])
+    before = row_bits(engine, rows[1])
+    report = run(engine, rows, [2, 2, 2], [1, 0, 4])
+    assert verdicts(report, 3) == [Verdict.APPLIED, Verdict.POISONED, Verdict.APPLIED]
+    assert row_bits(engine, rows[1]) == before
+    assert report.outputs[0].ravel().tolist() == [2, 0.5]
+    assert verdicts(run(engine, [rows[1]], [2], [2]), 1) == [Verdict.APPLIED]
+
+
+def test_a_row_on_which_the_model_raises_fails_alone() -> None:
+    """The whole batch fails in onnxruntime; the others get the bits that they get alone all the same."""
+    engine = make_engine(picky())
+    rows = begin(engine, 4)
+    x = [[[0], [1], [2], [3]], [[1], [99], [3], [2]], [[2], [1], [1], [0]]]
+    first = run(engine, rows, [0, 0, 0, 0], x[0])
+    before = row_bits(engine, rows[1])
+    second = run(engine, rows, [0, 0, 0, 0], x[1])
+    assert verdicts(second, 4) == [Verdict.APPLIED, Verdict.FAILED, Verdict.APPLIED, Verdict.APPLIED]
+    assert row_bits(engine, rows[1]) == before
+    third = run(engine, rows, [0, 0, 0, 0], x[2])
+    assert verdicts(third, 4) == [Verdict.APPLIED] * 4
+    places = {0: 0, 2: 1, 3: 2}  # among the rows applied by the second batch
+    for row, place in places.items():
+        alone = replay(picky(), [now[row] for now in x])
+        assert first.outputs[0][row].tobytes() == alone[0]["sum"].tobytes()
+        assert second.outputs[0][place].tobytes() == alone[1]["sum"].tobytes()
+        assert third.outputs[0][row].tobytes() == alone[2]["sum"].tobytes()
+
+
+def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
+    """Another row's failure is not this row's failure."""
+    engine = make_engine(fragile())
+    rows = begin(engine, 3)
+    report = run(engine, rows, [1, 1, 1], [[99, 1], [1, 0], [2, 1]])
+    assert verdicts(report, 3) == [Verdict.FAILED, Verdict.POISONED, Verdict.APPLIED]
+    assert report.outputs[0].ravel().tolist() == [100]
+
+
+def test_a_row_is_never_half_written() -> None:
+    """State, number and answer move together, also where a batch is refused in part."""
+    engine = make_engine(lstm(), capacity=3)
+    rows = begin(engine, 3)
+    alone = replay(lstm(), sensor_rows(6, seed=3))
+    sent = sensor_rows(6, seed=3)
+    for step in range(1, 7):
+        x = np.stack([sent[step - 1], np.full(8, np.inf, np.float32), sent[step - 1]])
+        report = run(engine, rows, [step, step, step + 1], x)
+        assert verdicts(report, 3) == [Verdict.APPLIED, Verdict.NOT_FINITE if step == 1 else Verdict.GAP, Verdict.GAP]
+        assert report.outputs[0][0].tobytes() == alone[step - 1]["forecast"].tobytes()
+    assert engine.slots.step[rows].tolist() == [6, 0, 0]

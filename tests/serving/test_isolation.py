@@ -1,0 +1,307 @@
+"""One client never harms another: not by leaving, not by bad input, not by reading slowly."""
+
+import asyncio
+import random
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client import Client, ClientError, StreamLost
+from tests.support import (
+    PATIENCE,
+    Gate,
+    RawCall,
+    address_of,
+    batcher_of,
+    eventually,
+    key,
+    live,
+    lstm,
+    raw_channel,
+    replay,
+    run_server,
+    same_bits,
+    scrape,
+    sensor_rows,
+    timestep,
+    wide,
+    write_model,
+)
+
+STREAMS = 64
+STEPS = 40
+
+
+class Crowd:
+    """64 streams: 40 behave, the others leave at random moments or send what they should not.
+
+    The batcher is stopped and let go at random too, so that whatever happens meets timesteps that are queued, batches
+    that are in the thread, and batches that run in line.
+    """
+
+    def __init__(self, server: Any, clients: list[Client], seed: int) -> None:
+        self.server = server
+        self.clients = clients
+        self.random = random.Random(seed)
+        self.good_left = 40
+        self.cancelled = 0
+        self.refused = 0
+        self.storms = 0
+
+    async def good(self, number: int) -> None:
+        """Steps to the end and compares every answer with the oracle."""
+        rows = sensor_rows(STEPS, seed=number, missing=0.1)
+        expected = replay(lstm(), rows)
+        async with self.clients[number % len(self.clients)].open(f"good-{number}") as stream:
+            for row, theirs in zip(rows, expected, strict=True):
+                assert same_bits(await stream.step(row), theirs)
+                if self.random.random() < 0.1:
+                    await asyncio.sleep(0)
+        self.good_left -= 1
+
+    async def leaver(self, number: int) -> None:
+        """Opens, steps, and is cancelled wherever it happens to be; comes back and goes on where the server says."""
+        rows = sensor_rows(10 * STEPS, seed=number, missing=0.1)
+        expected = replay(lstm(), rows)
+        while self.good_left:
+            task = asyncio.create_task(self._some_steps(f"leaver-{number}", number, rows, expected))
+            for _ in range(self.random.randrange(60)):
+                await asyncio.sleep(0.0005)
+                if task.done():
+                    break
+            self.cancelled += task.cancel()
+            with suppress(asyncio.CancelledError, StreamLost):
+                await task
+
+    async def _some_steps(self, name: str, number: int, rows: Any, expected: Any) -> None:
+        async with self.clients[number % len(self.clients)].open(name) as stream:
+            for place in range(stream.next_step - 1, len(rows)):
+                assert same_bits(await stream.step(rows[place]), expected[place])
+            await asyncio.Event().wait()  # it has nothing left to send, and waits to be cancelled
+
+    async def troublemaker(self, number: int) -> None:
+        """Sends infinity, gaps, repeats, wrong widths and NaN; its own good timesteps have the right bits all the same."""
+        rows = sensor_rows(10 * STEPS, seed=number, missing=0.5)
+        expected = replay(lstm(), rows)
+        async with self.clients[number % len(self.clients)].open(f"bad-{number}") as stream:
+            place = 0
+            while self.good_left and place < len(rows):
+                bad, step = self.random.choice(
+                    [
+                        (np.full(8, np.inf), None),
+                        (rows[place], place + 5),
+                        (rows[place][:3], None),
+                        (np.full(8, -np.inf), place + 9),
+                        (np.zeros(0), None),
+                    ]
+                )
+                try:
+                    await stream.step(bad, step=step)
+                except ClientError:
+                    self.refused += 1
+                assert same_bits(await stream.step(rows[place], step=place + 1), expected[place])
+                place += 1
+
+    async def vandal(self, number: int) -> None:
+        """Breaks the protocol, over and over."""
+        async with raw_channel(self.server) as channel:
+            while self.good_left:
+                call = RawCall(channel)
+                await call.open(f"vandal-{number}")
+                for request in self.random.choice(
+                    [
+                        [b"\xff\xff"],
+                        [pb.PredictRequest()],
+                        [pb.PredictRequest(open=pb.Open())],
+                        [timestep(1, step=1)] * 9,
+                    ]
+                ):
+                    await call.send(request)
+                if self.random.random() < 0.5:
+                    call.call.cancel()
+                else:
+                    await call.call.done_writing()
+                    await call.ending()
+
+    async def weather(self) -> None:
+        """Holds batches in the thread at random moments."""
+        batcher = batcher_of(self.server)
+        inner = batcher.engine.run
+        while self.good_left:
+            gate = Gate(batcher)
+            await gate.entered()
+            self.storms += 1
+            for _ in range(self.random.randrange(4)):
+                await asyncio.sleep(0.0005)
+            gate.open()
+            batcher.engine.run = inner  # type: ignore[method-assign]
+            batcher._run_seconds = 0.0
+            for _ in range(self.random.randrange(40)):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_well_behaved_streams_get_the_right_bits_among_others_that_are_not(lstm_root: Path, seed: int) -> None:
+    """Of 64 streams some leave, some send rubbish: no bit of the others changes, and nobody hangs."""
+    async with run_server(lstm_root, queue_max=128) as server, asyncio.timeout(3 * PATIENCE):
+        clients = [Client(address_of(server)) for _ in range(4)]
+        crowd = Crowd(server, clients, seed)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(crowd.weather())
+            for number in range(40):
+                group.create_task(crowd.good(number))
+            for number in range(40, 50):
+                group.create_task(crowd.leaver(number))
+            for number in range(50, 60):
+                group.create_task(crowd.troublemaker(number))
+            for number in range(60, STREAMS):
+                group.create_task(crowd.vandal(number))
+        assert crowd.cancelled > 10
+        assert crowd.refused > 100
+        assert crowd.storms > 10
+        for client in clients:
+            await client.close()
+        await eventually(lambda: live(server) == 0, "parking")
+        metrics = await scrape(server)
+        assert metrics("tidegate_batch_size_sum") > metrics("tidegate_batch_size_count")  # there were real batches
+
+
+async def test_a_call_cancelled_while_its_timestep_is_queued(lstm_root: Path) -> None:
+    """The timestep is not applied, its slot comes free, and those queued beside it are answered."""
+    rows = sensor_rows(3, seed=9)
+    async with run_server(lstm_root) as server, raw_channel(server) as channel:
+        calls = [RawCall(channel) for _ in range(4)]
+        for name, call in zip("abcd", calls, strict=True):
+            await call.open(name)
+        batcher = batcher_of(server)
+        gate = Gate(batcher)
+        await calls[0].send(timestep(*rows[0]))
+        await gate.entered()
+        for call in calls[1:]:
+            await call.send(timestep(*rows[0]))
+        await eventually(lambda: len(batcher._queue) == 3, "queueing")
+        calls[2].call.cancel()
+        await eventually(lambda: any(entry.future.done() for entry in batcher._queue), "the cancellation")
+        gate.open()
+        expected = replay(lstm(), rows[:1])[0]["forecast"].tobytes()
+        for call in (calls[0], calls[1], calls[3]):
+            assert (await call.read()).prediction.outputs[0] == expected
+        await eventually(lambda: live(server) == 3, "parking")
+        assert (await scrape(server))("tidegate_steps_total", outcome="abandoned") == 1
+        assert (await RawCall(channel).open("c")).next_step == 1
+
+
+async def test_a_call_cancelled_while_its_batch_runs(lstm_root: Path) -> None:
+    """The timestep is applied, its answer remembered, its slot free only after the batch; its neighbour is answered."""
+    rows = sensor_rows(2, seed=9)
+    expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
+    async with run_server(lstm_root) as server, raw_channel(server) as channel:
+        calls = [RawCall(channel) for _ in range(3)]
+        for name, call in zip("abc", calls, strict=True):
+            await call.open(name)
+        batcher = batcher_of(server)
+        gate = Gate(batcher)
+        await calls[0].send(timestep(*rows[0]))
+        await gate.entered()
+        for call in calls[1:]:
+            await call.send(timestep(*rows[0]))
+        await eventually(lambda: len(batcher._queue) == 2, "queueing")
+        gate.let_one()
+        await gate.entered()  # now b and c are in the thread together
+        calls[2].call.cancel()
+        # What the server does about a call that ended is to park its stream; that has to wait for the batch.
+        await eventually(lambda: bool(batcher._between), "the cancellation")
+        assert live(server) == 3
+        gate.open()
+        for call in calls[:2]:
+            assert (await call.read()).prediction.outputs[0] == expected[0]
+        await eventually(lambda: live(server) == 2, "parking")
+        again = RawCall(channel)
+        assert (await again.open("c")).next_step == 2
+        repeat = (await again.step(*rows[0], step=1)).prediction
+        assert (repeat.duplicate, repeat.outputs[0]) == (True, expected[0])
+        assert (await again.step(*rows[1], step=2)).prediction.outputs[0] == expected[1]
+
+
+async def test_a_closed_connection_parks_its_streams(lstm_root: Path) -> None:
+    """All of them, and they go on where they were."""
+    rows = sensor_rows(2, seed=1)
+    async with run_server(lstm_root) as server:
+        async with raw_channel(server) as channel:
+            for name in "abc":
+                call = RawCall(channel)
+                await call.open(name)
+                await call.step(*rows[0])
+            assert live(server) == 3
+        await eventually(lambda: live(server) == 0, "parking")
+        async with Client(address_of(server)) as client, client.open("b") as stream:
+            assert same_bits(await stream.step(rows[1]), replay(lstm(), rows)[1])
+
+
+async def test_a_cancelled_call_frees_its_slot_for_another(sum_root: Path) -> None:
+    """Where there is room for one, the next one gets in."""
+    async with run_server(sum_root, live_max=1) as server, raw_channel(server) as channel:
+        for name in range(5):
+            call = RawCall(channel)
+            await call.open(str(name))
+            await call.step(1)
+            call.call.cancel()
+            await eventually(lambda: live(server) == 0, "parking")
+
+
+async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -> None:
+    """No slot stays taken, no task alive, no call on the books, whenever the cancel comes."""
+    async with run_server(sum_root, live_max=64) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("first")
+        tasks = len(asyncio.all_tasks())
+
+        async def come_and_go(number: int) -> None:
+            call = RawCall(channel)
+            stage = number % 4
+            if stage:
+                await call.send(pb.PredictRequest(open=pb.Open(stream_id=f"s{number % 100}")))
+            if stage >= 2:
+                await call.read()
+            if stage == 3:
+                await call.send(timestep(1))
+            call.call.cancel()
+
+        for begin in range(0, 1000, 50):
+            await asyncio.gather(*(come_and_go(number) for number in range(begin, begin + 50)), return_exceptions=True)
+        await eventually(lambda: live(server) == 1, "parking")
+        await eventually(lambda: len(server._native._calls) == 1, "the end of the calls")
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks + 1, "the end of the tasks")
+        assert not server.keeper._tasks
+        assert not len(server.keeper._locks)
+        assert np.frombuffer((await call.step(5)).prediction.outputs[0], np.float32).item() == 5
+
+
+async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
+    """Its own call stands still, with one timestep under way; others are answered meanwhile."""
+    write_model(tmp_path, wide())
+    async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
+        lazy, busy = RawCall(mine), RawCall(theirs)
+        await lazy.open("lazy")
+        await busy.open("busy")
+        flood = asyncio.create_task(asyncio.wait_for(_flood(lazy, 500), 2 * PATIENCE))
+        stream = server.keeper._streams.find(key("lazy"))
+        assert stream is not None
+        for number in range(1, 101):
+            answer = (await busy.step(1, step=number)).prediction
+            assert np.frombuffer(answer.outputs[0], np.float32)[-1] == number
+        assert stream.step < 500  # the network holds the flood back
+        for number in range(1, 501):
+            answer = (await lazy.read()).prediction
+            assert np.frombuffer(answer.outputs[0], np.float32)[0] == number
+        await flood
+
+
+async def _flood(call: RawCall, count: int) -> None:
+    for _ in range(count):
+        await call.call.write(timestep(1).SerializeToString())

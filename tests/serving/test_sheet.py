@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.sheet import BadSheet, read_sheet
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    """A CSV file."""
+    path = folder / "sheet.csv"
+    path.write_text(text, encoding)
+    return path
+
+
+def test_columns_come_in_the_order_of_the_model(tmp_path: Path) -> None:
+    """Whatever their order in the file."""
+    sheet = read_sheet(write(tmp_path, "b,a\n1,2\n3,4\n"), ["a", "b"])
+    assert sheet.values.dtype == np.float32
+    assert sheet.values.tolist() == [[2, 1], [4, 3]]
+    assert sheet.column("b").tolist() == [1, 3]
+    assert len(sheet) == 2
+
+
+def test_the_first_column_that_is_no_feature_labels_the_rows(tmp_path: Path) -> None:
+    """Others are ignored, whatever is in them."""
+    sheet = read_sheet(write(tmp_path, "a,when,note\n1,noon,good\n2,one,\n"), ["a"])
+    assert (sheet.label, sheet.labels) == ("when", ("noon", "one"))
+
+
+def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
+    """From 1."""
+    sheet = read_sheet(write(tmp_path, "a\n5\n6\n"), ["a"])
+    assert (sheet.label, sheet.labels) == ("row", ("1", "2"))
+
+
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "NA", "n/a", "null", "None", "-"])
+def test_what_people_write_for_nothing_is_missing(tmp_path: Path, cell: str) -> None:
+    """It becomes NaN."""
+    sheet = read_sheet(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"])
+    assert np.isnan(sheet.values[0, 0])
+    assert sheet.values[0, 1] == 1
+
+
+@pytest.mark.parametrize("cell", ["1", " 1 ", "+1", "1.0", "1e0", '"1"'])
+def test_what_people_write_for_one_is_one(tmp_path: Path, cell: str) -> None:
+    """Numbers in their usual forms."""
+    assert read_sheet(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"]).values.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["is empty", "a, b"]),
+        ("a,b\n", ["no row"]),
+        ("a,c\n1,2\n", ["column b is missing", "the file has a, c"]),
+        ("a,b,a\n1,2,3\n", ["column a is there more than once"]),
+        ("a,b\n1,2\n1\n", ["line 3", "got 1 cells, expected 2"]),
+        ("a,b\n1,2,3\n", ["line 2", "got 3 cells, expected 2"]),
+        ("a,b\n1,2\n1,hot\n", ["line 3", "column b", "'hot'", "expected a number"]),
+        ("a,b\n1,1 000\n", ["line 2", "column b", "'1 000'"]),
+        ("a,b\n1,-inf\n", ["line 2", "column b", "-inf", "expected a finite number"]),
+        ("a,b\n1,Infinity\n", ["column b", "Infinity", "expected a finite number"]),
+        ("a,b\n1,1e999\n", ["column b", "1e999", "expected a finite number"]),
+        ("a,b\n1,1e39\n", ["column b", "1e39", "expected a finite number"]),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: list[str]) -> None:
+    """The message has the file, the line, the column, what was got and what was expected."""
+    with pytest.raises(BadSheet) as caught:
+        read_sheet(write(tmp_path, text), ["a", "b"])
+    for word in ("sheet.csv", *words):
+        assert word in str(caught.value)
+
+
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
+    """With its path and the reason of the system."""
+    with pytest.raises(BadSheet, match=r"absent\.csv: cannot be read: No such file"):
+        read_sheet(tmp_path / "absent.csv", ["a"])
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    """It is no file."""
+    with pytest.raises(BadSheet, match="cannot be read"):
+        read_sheet(tmp_path, ["a"])
+
+
+def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """Rather than read wrongly."""
+    with pytest.raises(BadSheet, match="not a CSV file in UTF-8"):
+        read_sheet(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    """Spreadsheets put one before the first column."""
+    assert read_sheet(write(tmp_path, "a\n1\n", "utf-8-sig"), ["a"]).values.tolist() == [[1]]
+
+
+def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
+    """Editors leave them at the end; line numbers of errors count them."""
+    assert len(read_sheet(write(tmp_path, "a\n1\n\n2\n\n"), ["a"])) == 2
+    with pytest.raises(BadSheet, match="line 4"):
+        read_sheet(write(tmp_path, "a\n1\n\nx\n"), ["a"])
+
+
+def test_a_line_break_in_quotes_is_part_of_its_cell(tmp_path: Path) -> None:
+    """A note may have two lines."""
+    assert read_sheet(write(tmp_path, 'a,note\n1,"two\nlines"\n2,one\n'), ["a"]).values.tolist() == [[1], [2]]
+
+
+def test_spaces_around_names_do_not_count(tmp_path: Path) -> None:
+    """As in `a, b`."""
+    assert read_sheet(write(tmp_path, "a, b\n1, 2\n"), ["a", "b"]).values.tolist() == [[1, 2]]

@@ -1,0 +1,163 @@
+"""Who may import whom. A new file or a new arrow is a decision: it is made here first."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Each part of the serving package and what it may import of ours. `protos` is the generated code.
+MAY_IMPORT: dict[str, set[str]] = {
+    "serving": set(),
+    "serving.core": {"serving.core"},
+    "serving.store": {"serving.store", "serving.core"},
+    "serving.rpc": {"serving.rpc", "serving.core", "protos"},
+    "serving.runtime": {"serving.runtime", "serving.rpc", "serving.store", "serving.core", "protos"},
+    "serving.client": {"serving.rpc.wire", "serving.core.spec", "protos"},
+    "serving.blocking": {"serving.client"},
+    "serving.sheet": {"serving.core.spec"},
+    "serving.scoreboard": {"serving.core.spec"},
+    "serving.plot": {"serving.scoreboard"},
+    "serving.replay": {"serving.client", "serving.core.spec", "serving.scoreboard", "serving.sheet", "serving.plot"},
+    "serving.cli": {"serving.client", "serving.core.errors", "serving.replay", "serving.runtime", "serving.sheet"},
+    "serving.__main__": {"serving.cli"},
+}
+
+# The core decides, and does nothing else: these act, wait, or look at the world.
+NOT_IN_THE_CORE = {
+    *("asyncio", "concurrent", "multiprocessing", "threading", "socket", "selectors", "signal", "subprocess"),
+    *("time", "datetime", "random", "secrets", "uuid", "os", "io", "pathlib", "shutil", "tempfile", "sqlite3"),
+    *("logging", "grpc", "google", "prometheus_client", "uvloop", "typer", "rich"),
+}
+# onnxruntime reads its telemetry switch from the environment, before it is loaded.
+MAY_ALL_THE_SAME = {("serving.core.model", "os")}
+
+ONLY_HERE = {
+    "google": {"serving.rpc", "serving.client"},  # protobuf is the business of the wire
+    "grpc_status": {"serving.rpc"},
+    "prometheus_client": {"serving.runtime"},
+    "onnxruntime": {"serving.core"},
+    "typer": {"serving.cli"},
+    "matplotlib": {"serving.plot", "serving.replay"},
+}
+
+NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "training"}
+
+
+def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
+    """Every module of a package with its syntax tree."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text("utf-8"))
+
+
+def imports(module: str, tree: ast.Module) -> Iterator[str]:
+    """Everything that a module imports, wherever in the file, by its full name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively; full names are what these rules can read"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = (ROOT / (whole.replace(".", "/") + ".py")).exists()
+                yield whole if is_module else node.module
+
+
+def within(module: str, parts: set[str]) -> bool:
+    """Whether a module is one of these or lies in one."""
+    return any(module == part or module.startswith(f"{part}.") for part in parts)
+
+
+def part_of(module: str) -> str:
+    """The entry of `MAY_IMPORT` that speaks of a module: the longest that fits."""
+    fitting = [part for part in MAY_IMPORT if within(module, {part}) and (part != "serving" or module == "serving")]
+    assert fitting, f"{module} has no rule; say in MAY_IMPORT what it may import"
+    return max(fitting, key=len)
+
+
+SERVING = list(modules("serving"))
+
+
+@pytest.mark.parametrize(("module", "tree"), SERVING, ids=[module for module, _ in SERVING])
+def test_a_module_imports_only_what_its_part_may(module: str, tree: ast.Module) -> None:
+    """The arrows of the design: cli to runtime to rpc to core, runtime to store to core, client to the wire."""
+    allowed = MAY_IMPORT[part_of(module)]
+    ours = {name for name in imports(module, tree) if within(name, {"serving", "protos"})}
+    wrong = {name for name in ours if not within(name, allowed)}
+    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize(("module", "tree"), SERVING, ids=[module for module, _ in SERVING])
+def test_serving_imports_nothing_of_training(module: str, tree: ast.Module) -> None:
+    """Neither the package nor what it needs."""
+    assert not {name for name in imports(module, tree) if within(name, NEVER_IN_SERVING)}
+
+
+@pytest.mark.parametrize(
+    ("module", "tree"), list(modules("training")), ids=[module for module, _ in modules("training")]
+)
+def test_training_imports_nothing_of_serving(module: str, tree: ast.Module) -> None:
+    """They meet in the model file and nowhere else."""
+    assert not {name for name in imports(module, tree) if within(name, {"serving", "protos"})}
+
+
+@pytest.mark.parametrize(
+    ("module", "tree"),
+    [(module, tree) for module, tree in SERVING if within(module, {"serving.core"})],
+    ids=[module for module, _ in SERVING if within(module, {"serving.core"})],
+)
+def test_the_core_only_decides(module: str, tree: ast.Module) -> None:
+    """No event loop, no clock, no disk, no network, no log."""
+    acting = {name for name in imports(module, tree) if within(name, NOT_IN_THE_CORE)}
+    assert not {name for name in acting if (module, name) not in MAY_ALL_THE_SAME}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)]
+
+
+@pytest.mark.parametrize("library", ONLY_HERE)
+def test_a_library_stays_where_it_belongs(library: str) -> None:
+    """So that it can be exchanged, and read about, in one place."""
+    users = {module for module, tree in SERVING if any(within(name, {library}) for name in imports(module, tree))}
+    assert users
+    assert not {user for user in users if not within(user, ONLY_HERE[library])}
+
+
+def test_only_the_server_and_the_command_line_see_the_settings() -> None:
+    """Everybody else takes plain values."""
+    users = {module for module, tree in SERVING if "serving.runtime.config" in set(imports(module, tree))}
+    assert users <= {"serving.runtime.server", "serving.cli"}
+
+
+def test_there_are_no_circles() -> None:
+    """Modules can be put in an order in which each imports only what comes before."""
+    left = {
+        module: {name for name in imports(module, tree) if name in dict(SERVING) and name != module}
+        for module, tree in SERVING
+    }
+    while left:
+        free = {module for module, needs in left.items() if not needs & left.keys()}
+        assert free, f"a circle among {', '.join(sorted(left))}"
+        left = {module: needs for module, needs in left.items() if module not in free}
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("serving", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
+        ("serving.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
+        ("serving.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib"]),
+        ("serving.cli", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
+    ],
+)
+def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) -> None:
+    """Neither what trains nor, for a client or the help text, what serves."""
+    code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30
+    )
+    assert ended.stdout.split() == []

@@ -1,0 +1,123 @@
+"""The protocol: its generated code is fresh, and every element says what it means."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "protos").rglob("*.proto"))
+GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+
+
+def compile_protos(*options: str) -> None:
+    """Runs the compiler as `make protos` does."""
+    sources = [str(source) for source in SOURCES]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *options, *sources]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=60)
+
+
+def test_there_are_protos() -> None:
+    """The tests below look at something."""
+    assert Path("protos/tidegate/v1/tidegate.proto") in SOURCES
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the compiler makes of the protos now."""
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra dev")
+    folder = tmp_path_factory.mktemp("generated")
+    compile_protos(f"--python_out={folder}", f"--pyi_out={folder}", f"--grpc_python_out={folder}")
+    return folder
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("suffix", GENERATED)
+def test_the_generated_code_is_fresh(fresh: Path, source: Path, suffix: str) -> None:
+    """What is committed is what the compiler makes of the proto, byte by byte."""
+    name = source.with_name(source.stem + suffix)
+    committed = ROOT / name
+    assert committed.exists(), f"{name} is missing: run `make protos`"
+    if committed.read_bytes() != (fresh / name).read_bytes():
+        pytest.fail(f"{name} is stale: run `make protos` and commit what it writes")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[descriptor_pb2.FileDescriptorProto]:
+    """The protos with their comments."""
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra dev")
+    path = tmp_path_factory.mktemp("descriptors") / "all"
+    compile_protos(f"--descriptor_set_out={path}", "--include_source_info")
+    return list(descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()).file)
+
+
+Place = tuple[int, ...]
+
+
+def elements(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, Place]]:
+    """Every service, RPC, message, field, enum and enum value: its name and its path in the descriptor."""
+    for number, service in enumerate(file.service):
+        yield service.name, (6, number)
+        for part, method in enumerate(service.method):
+            yield f"{service.name}.{method.name}", (6, number, 2, part)
+    for number, message in enumerate(file.message_type):
+        yield from _in_message(message, (4, number), message.name)
+    for number, enum in enumerate(file.enum_type):
+        yield from _in_enum(enum, (5, number), enum.name)
+
+
+def _in_message(message: descriptor_pb2.DescriptorProto, place: Place, name: str) -> Iterator[tuple[str, Place]]:
+    yield name, place
+    for number, field in enumerate(message.field):
+        yield f"{name}.{field.name}", (*place, 2, number)
+    for number, nested in enumerate(message.nested_type):
+        yield from _in_message(nested, (*place, 3, number), f"{name}.{nested.name}")
+    for number, enum in enumerate(message.enum_type):
+        yield from _in_enum(enum, (*place, 4, number), f"{name}.{enum.name}")
+
+
+def _in_enum(enum: descriptor_pb2.EnumDescriptorProto, place: Place, name: str) -> Iterator[tuple[str, Place]]:
+    yield name, place
+    for number, value in enumerate(enum.value):
+        yield f"{name}.{value.name}", (*place, 2, number)
+
+
+def test_every_element_has_a_comment(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
+    """Above it, in words: a field without one is a field that two people read in two ways."""
+    bare = []
+    for file in files:
+        comments = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
+        bare += [f"{file.name}: {name}" for name, place in elements(file) if not comments.get(place, "").strip()]
+    assert not bare
+
+
+def _enums(file: descriptor_pb2.FileDescriptorProto) -> Iterator[descriptor_pb2.EnumDescriptorProto]:
+    yield from file.enum_type
+    messages = list(file.message_type)
+    while messages:
+        message = messages.pop()
+        yield from message.enum_type
+        messages += message.nested_type
+
+
+def test_the_zero_of_every_enum_is_unspecified(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
+    """Absence is never a value that means something else."""
+    for file in files:
+        for enum in _enums(file):
+            assert enum.value[0].number == 0
+            assert enum.value[0].name.endswith("_UNSPECIFIED"), f"{file.name}: {enum.name}"
+
+
+def test_every_message_of_a_method_is_its_own(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
+    """No two methods share a request or a response: what one of them needs later harms no other."""
+    for file in files:
+        used = [
+            name
+            for service in file.service
+            for method in service.method
+            for name in (method.input_type, method.output_type)
+        ]
+        assert len(used) == len(set(used))
