@@ -57,6 +57,9 @@ class Replay:
         """
         if plot is not None:
             _check_matplotlib()
+        for path in (out, plot, scores):
+            if path is not None:
+                _check_writable(path)
         async with Client(self.address) as client:
             known, _ = await client.describe(self.model, self.version)
             sheet = read_sheet(self.file, [feature.name for feature in known.features])
@@ -222,6 +225,15 @@ def _columns(output: Output) -> list[str]:
     for axis in axes:
         names = [f"{name}.{part}" for name in names for part in axis]
     return names
+
+
+def _check_writable(path: Path) -> None:
+    """Finds out before anything is sent whether the result can be written."""
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ReplayFailed(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _check_matplotlib() -> None:

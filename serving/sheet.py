@@ -10,6 +10,7 @@ import numpy as np
 
 from serving.core.spec import Floats
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What people and programs write where a value is missing.
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
 
@@ -95,6 +96,8 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         number = float(text)
     except ValueError:
         raise BadSheet(f"{path}, line {line}, column {column}: got '{cell}', expected a number, or nothing") from None
-    if math.isinf(number):
-        raise BadSheet(f"{path}, line {line}, column {column}: got {cell}, expected a finite number, or nothing")
+    if abs(number) > FLOAT32_MAX:
+        raise BadSheet(
+            f"{path}, line {line}, column {column}: got {cell}, expected a finite float32 number, or nothing"
+        )
     return number

@@ -4,6 +4,7 @@ The engine is the only one that moves state forward. It is plain and synchronous
 `run` returns or raises, every row is either one timestep further or exactly as it was.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from serving.core.errors import ModelFailed
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Arrays, Floats, Ints
+
+NO_FAILURES: Mapping[int, ModelFailed] = {}
 
 
 class Verdict(IntEnum):
@@ -40,8 +43,8 @@ class Report(NamedTuple):
     """One array (applied, *shape) an output."""
     missing: int
     """How many values of the applied timesteps were NaN."""
-    failure: ModelFailed | None
-    """Why rows are FAILED."""
+    failures: Mapping[int, ModelFailed]
+    """Why each row that is FAILED is."""
 
 
 class Engine:
@@ -71,9 +74,9 @@ class Engine:
         # One dot product is finite unless a value is NaN or infinite, or beyond 1e19; then the rows are looked at.
         clean = np.isfinite(np.vdot(x, x))
         if clean and np.array_equal(steps, expected):
-            outputs, poisoned, failure = self._apply(slots, x)
-            if failure is None and not poisoned.size:
-                return Report(steps, None, None, outputs, 0, None)
+            outputs, poisoned, failures = self._apply(slots, x)
+            if not failures and not poisoned.size:
+                return Report(steps, None, None, outputs, 0, NO_FAILURES)
             verdicts = np.zeros(len(slots), np.int8)
             rows = np.arange(len(slots))
         else:
@@ -83,42 +86,47 @@ class Engine:
             verdicts[steps < expected] = Verdict.DUPLICATE
             rows = np.flatnonzero(verdicts == Verdict.APPLIED)
             if not rows.size:
-                return Report(steps, verdicts, rows, (), 0, None)
-            outputs, poisoned, failure = self._apply(slots[rows], x[rows])
-        verdicts[rows[poisoned]] = Verdict.POISONED if failure is None else Verdict.FAILED
+                return Report(steps, verdicts, rows, (), 0, NO_FAILURES)
+            outputs, poisoned, failures = self._apply(slots[rows], x[rows])
+        verdicts[rows[poisoned]] = Verdict.POISONED
+        failed = np.array(sorted(failures), np.int64)
+        verdicts[rows[failed]] = Verdict.FAILED
         applied = np.flatnonzero(verdicts == Verdict.APPLIED)
-        outputs = tuple(np.delete(part, poisoned, axis=0) for part in outputs)
-        return Report(steps, verdicts, applied, outputs, int(np.isnan(x[applied]).sum()), failure)
+        outputs = tuple(np.delete(part, np.union1d(poisoned, failed), axis=0) for part in outputs)
+        missing = int(np.isnan(x[applied]).sum())
+        return Report(
+            steps, verdicts, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
+        )
 
     def refused_values(self, x: Floats) -> npt.NDArray[np.bool_]:
         """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""
         return np.isinf(x) if self.model.spec.handles_missing else ~np.isfinite(x)
 
-    def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, ModelFailed | None]:
-        """Moves rows forward; gives their outputs, the rows that were left as they were, and why if the model raised."""
+    def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
+        """Moves rows forward; gives their outputs, and the rows left as they were: those poisoned, and why others failed."""
         try:
             state = self.slots.gather(slots)
             outputs, next_state = self.model.step(x, state)
             poisoned = self.slots.scatter(slots, next_state, outputs)
-        except ModelFailed as failure:
+        except ModelFailed:
             # Nothing was written yet. One row may be at fault, and it must not harm the others.
-            return self._apply_apart(slots, x, failure)
-        return outputs, poisoned, None
+            return self._apply_apart(slots, x)
+        return outputs, poisoned, NO_FAILURES
 
-    def _apply_apart(self, slots: Ints, x: Floats, failure: ModelFailed) -> tuple[Arrays, Ints, ModelFailed]:
+    def _apply_apart(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Runs each row alone, after the model raised on all of them together."""
         outputs = tuple(np.zeros((len(slots), *output.shape), output.dtype) for output in self.model.spec.outputs)
-        left = []
+        poisoned: list[int] = []
+        failures: dict[int, ModelFailed] = {}
         for row in range(len(slots)):
             one = slice(row, row + 1)
             try:
                 state = self.slots.gather(slots[one])
                 alone, next_state = self.model.step(x[one], state)
             except ModelFailed as error:
-                failure = error
-                left.append(row)
+                failures[row] = error
                 continue
-            left.extend([row] * self.slots.scatter(slots[one], next_state, alone).size)
+            poisoned.extend([row] * self.slots.scatter(slots[one], next_state, alone).size)
             for part, value in zip(outputs, alone, strict=True):
                 part[row] = value[0]
-        return outputs, np.array(left, np.int64), failure
+        return outputs, np.array(poisoned, np.int64), failures

@@ -12,6 +12,7 @@
     │   ├── InvalidField         a field of the request is out of range
     │   ├── WrongOrder           a timestep before open, a second open
     │   ├── ModelNotFound
+    │   ├── ModelNotNamed        several are served and the open names none
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
     │   ├── StreamExists
@@ -126,6 +127,13 @@ class ModelNotFound(StreamRefused):
         self.version = version
         wanted = f"{name}/{version}" if version else name
         super().__init__(f"model: '{wanted}' is not served; served are {', '.join(served) or 'none'}")
+
+
+class ModelNotNamed(StreamRefused):
+    """Several models are served and the request names none."""
+
+    def __init__(self, served: Sequence[str]) -> None:
+        super().__init__(f"model: none was named and several are served: {', '.join(served)}; name one of them")
 
 
 class ModelMismatch(StreamRefused):

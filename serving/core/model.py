@@ -21,8 +21,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 onnxruntime.disable_telemetry_events()
-# Warnings of the optimiser are of no use to an operator; errors come as exceptions.
-onnxruntime.set_default_logger_severity(3)
+# Warnings of the optimiser are of no use to an operator, and errors come as exceptions: only what is fatal is printed.
+onnxruntime.set_default_logger_severity(4)
 
 CONTRACT = 1
 METADATA_KEY = "tidegate"
@@ -45,8 +45,8 @@ class _Part(BaseModel):
 class _Feature(_Part):
     name: str
     unit: str = ""
-    low: float | None = None
-    high: float | None = None
+    low: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    high: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class _Output(_Part):
@@ -158,6 +158,11 @@ class Model:
 
         onnxruntime does not promise that a row's result is the same bits in any batch; on most CPUs it is, and an empty
         answer says that it is here. Every size runs once, so this warms the session up too.
+
+        Raises:
+            ModelFailed: the graph cannot be run.
+            ContractBroken: what comes out has another shape than the graph says.
+
         """
         rng = np.random.default_rng(0)  # any rows will do; the same ones each time make reports comparable
         low = np.array([-1.0 if feature.low is None else feature.low for feature in self.spec.features])
@@ -175,10 +180,22 @@ class Model:
             for size in range(2, batch_max + 1):
                 outputs, next_state = self.step(now[:size], tuple(rows[:size] for rows in state))
                 got = (*outputs, *next_state)
+                self._check_shapes(got, size)
                 if any(mine.tobytes() != whole[:size].tobytes() for mine, whole in zip(got, expected, strict=True)):
                     varying.add(size)
             state = tuple(expected[len(self.spec.outputs) :])
         return np.array(sorted(varying), np.int64)
+
+    def _check_shapes(self, got: Arrays, batch: int) -> None:
+        """A graph may say one shape and make another; a row for the whole batch would be everybody's."""
+        shapes = [(output.name, output.shape) for output in self.spec.outputs]
+        shapes += [(tensor.next_name, tensor.shape) for tensor in self.spec.state]
+        for (name, row), part in zip(shapes, got, strict=True):
+            if part.shape != (batch, *row):
+                raise ContractBroken(
+                    self.spec.title,
+                    f"output '{name}' came out with shape {_shape(part.shape)}, expected {_shape((batch, *row))}",
+                )
 
 
 def _first_line(error: Exception) -> str:

@@ -28,6 +28,8 @@ class Slots:
         self.state: Arrays = tuple(np.zeros((capacity, *tensor.shape), tensor.dtype) for tensor in spec.state)
         self.step: Ints = np.full(capacity, FREE, np.int64)
         self.saved: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
+        # The first timestep whose answer is remembered: what was packed by a smaller ring has fewer than this one holds.
+        self._since: Ints = np.ones(capacity, np.int64)
         self.keys: list[Key | None] = [None] * capacity  # whose each row is
         # The answer to timestep s stands at place s % answers.
         self._answers: Arrays = tuple(
@@ -62,6 +64,7 @@ class Slots:
         self.keys[slot] = key
         self._taken += 1
         self.step[slot] = self.saved[slot] = 0
+        self._since[slot] = 1
         for slab, tensor in zip(self.state, self.spec.state, strict=True):
             slab[slot] = tensor.initial
         return slot
@@ -79,20 +82,27 @@ class Slots:
         return np.flatnonzero(self.step[: self._untouched] > self.saved[: self._untouched])
 
     def pack(self, slots: Ints) -> npt.NDArray[np.uint8]:
-        """Copies the content of many rows, (batch, bytes) each: the state tensors, then the answers place by place."""
-        parts = [slab.take(slots, axis=0) for slab in (*self.state, *self._answers)]
+        """Copies the content of many rows, (batch, bytes) each.
+
+        A row is the number of the first timestep whose answer it remembers, the state tensors, then the answers, place by
+        place: that to timestep s at place s % answers.
+        """
+        parts = [slab.take(slots, axis=0) for slab in (self._since, *self.state, *self._answers)]
         return np.concatenate([part.reshape(len(slots), -1).view(np.uint8) for part in parts], axis=1)
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
         """Fills a row with what `pack` gave, by slots that remember `answers` answers, when the row was at `step`."""
         assert len(payload) == self.row_bytes(answers)
         self.step[slot] = self.saved[slot] = step
-        offset = 0
+        since = int(np.frombuffer(payload, np.int64, 1)[0])
+        since = max(since, step - min(answers, self.answers) + 1)
+        self._since[slot] = since
+        offset = self._since.itemsize
         for slab in self.state:
             count = slab[slot].size
             slab[slot] = np.frombuffer(payload, slab.dtype, count, offset).reshape(slab[slot].shape)
             offset += count * slab.itemsize
-        kept = np.arange(max(1, step - min(answers, self.answers) + 1), step + 1)
+        kept = np.arange(since, step + 1)
         for slab in self._answers:
             shape = (answers, *slab.shape[2:])
             ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), offset).reshape(shape)
@@ -102,7 +112,7 @@ class Slots:
     def row_bytes(self, answers: int) -> int:
         """The size of a row's content, remembering so many answers."""
         state = sum(slab[:1].nbytes for slab in self.state)
-        return state + answers * sum(slab[:1, :1].nbytes for slab in self._answers)
+        return self._since.itemsize + state + answers * sum(slab[:1, :1].nbytes for slab in self._answers)
 
     def gather(self, slots: Ints) -> Arrays:
         """Copies the state of many rows: one array (batch, *shape) a tensor."""
@@ -131,7 +141,7 @@ class Slots:
         """The packed answer to a timestep that was applied, or nothing when it is no longer remembered."""
         last = int(self.step[slot])
         assert 0 < step <= last
-        if step <= last - self.answers:
+        if step <= last - self.answers or step < self._since[slot]:
             return ()
         return tuple(slab[slot, step % self.answers].tobytes() for slab in self._answers)
 

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+# Numbers of timesteps are kept as signed 64-bit, and one more must fit.
+STEP_MAX = 2**63 - 2
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]

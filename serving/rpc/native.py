@@ -159,8 +159,11 @@ class Native(Admin):
         request = await call.read()
         if request is None:
             raise WrongOrder("the call ended before its first message, expected an open")
-        if not request.HasField("open"):
-            raise WrongOrder(f"the first message is {_kind(request)}, expected open")
+        kind = request.WhichOneof("kind")
+        if kind is None:
+            raise _unknown_kind()
+        if kind != "open":
+            raise WrongOrder(f"the first message is {kind}, expected open")
         ask = request.open
         if ask.stream_id:
             wire.check_stream_id(ask.stream_id)
@@ -206,7 +209,7 @@ class Native(Admin):
                     f"stream '{lease.stream.key.stream_id}' is open already, expected timesteps or a close"
                 )
             else:
-                raise InvalidField("kind", "got a request without one, expected timestep, open or close")
+                raise _unknown_kind()
         return "closed"
 
     async def _answer(self, call: Call, lease: Lease, message: pb.Timestep) -> pb.PredictResponse:
@@ -219,6 +222,8 @@ class Native(Admin):
             if call.sync:
                 await self._desk.durable(lease, prediction.step)
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
+            if lease.ended is not None:
+                raise lease.ended from error
             # A stream that could not be woken has no number at hand; the client knows it.
             return wire.encode_refusal(error, message.step, stream.step + 1 if stream.slot >= 0 else message.step)
         call.told_step = lease.durable_step
@@ -239,5 +244,5 @@ class Native(Admin):
         return "closed"
 
 
-def _kind(request: pb.PredictRequest) -> str:
-    return request.WhichOneof("kind") or "without a kind"
+def _unknown_kind() -> InvalidField:
+    return InvalidField("kind", "got a request without one, expected timestep, open or close")

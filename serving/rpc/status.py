@@ -25,6 +25,7 @@ TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
     errors.ModelFailed: (code_pb2.INTERNAL, pb.Error.MODEL_FAILED),
     errors.WrongOrder: (code_pb2.FAILED_PRECONDITION, pb.Error.WRONG_ORDER),
     errors.ModelNotFound: (code_pb2.NOT_FOUND, pb.Error.MODEL_NOT_FOUND),
+    errors.ModelNotNamed: (code_pb2.FAILED_PRECONDITION, pb.Error.MODEL_NOT_FOUND),
     errors.StreamNotFound: (code_pb2.NOT_FOUND, pb.Error.STREAM_NOT_FOUND),
     errors.StreamExists: (code_pb2.ALREADY_EXISTS, pb.Error.STREAM_EXISTS),
     errors.ModelMismatch: (code_pb2.FAILED_PRECONDITION, pb.Error.MODEL_MISMATCH),

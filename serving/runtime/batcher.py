@@ -21,6 +21,7 @@ import numpy as np
 
 from serving.core.engine import Engine, Report, Verdict
 from serving.core.errors import (
+    InvalidField,
     ModelFailed,
     NotFinite,
     Overloaded,
@@ -30,7 +31,7 @@ from serving.core.errors import (
     TimestepRefused,
     WrongWidth,
 )
-from serving.core.spec import Floats, Ints, Prediction, Timestep
+from serving.core.spec import STEP_MAX, Floats, Ints, Prediction, Timestep
 from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import ModelMetrics, Outcome
@@ -95,6 +96,7 @@ class Batcher:
 
         Raises:
             WrongWidth: the timestep does not hold one value a feature.
+            InvalidField: its number cannot be one.
             Overloaded: the queue is full.
             TimestepRefused: what `refusing` says.
 
@@ -107,6 +109,9 @@ class Batcher:
         if len(timestep.values) != self._width:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
+        if timestep.step > STEP_MAX:
+            self.metrics.steps["invalid"] += 1
+            raise InvalidField("step", f"got {timestep.step}, expected at most {STEP_MAX}")
         if len(self._queue) >= self.queue_max:
             self.metrics.steps["overloaded"] += 1
             raise Overloaded(self.queue_max, RETRY_AFTER_MS)
@@ -226,11 +231,11 @@ class Batcher:
                 future.set_result(Prediction(steps[row], outputs))
         if report.verdicts is not None:
             for row in np.flatnonzero(report.verdicts).tolist():
-                self._settle_refused(entries[row], steps[row], Verdict(int(report.verdicts[row])), report, x[row])
+                self._settle_refused(entries[row], row, Verdict(int(report.verdicts[row])), report, x[row])
 
-    def _settle_refused(self, entry: Entry, step: int, verdict: Verdict, report: Report, x: Floats) -> None:
+    def _settle_refused(self, entry: Entry, row: int, verdict: Verdict, report: Report, x: Floats) -> None:
         """Answers a timestep that the model did not apply."""
-        stream = entry.lease.stream
+        stream, step = entry.lease.stream, int(report.steps[row])
         title = self.engine.model.spec.title
         if entry.future.done():
             return
@@ -242,8 +247,7 @@ class Batcher:
             column = int(np.flatnonzero(self.engine.refused_values(x))[0])
             _fail(entry, NotFinite(self.engine.model.spec.features[column].name, float(x[column]), title))
         elif verdict is Verdict.FAILED:
-            assert report.failure is not None
-            _fail(entry, report.failure)
+            _fail(entry, report.failures[row])
         else:
             _fail(entry, ModelFailed(f"model {title} made a state that is not finite; the timestep was not applied"))
 

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 from serving.core.errors import (
@@ -302,7 +303,8 @@ class Keeper:
         if epoch is None:
             return None
         self.checkpointer.stay(stream)
-        return self._streams.take_over(stream, epoch)
+        # Between batches: a timestep that is being run now is applied, and the new call goes on after it.
+        return await self._repository.of(stream.slots).batcher.between(partial(self._streams.take_over, stream, epoch))
 
     async def _bring_in(self, key: Key, served: Served, record: Record | None, seen_epoch: int) -> Lease | None:
         """Makes a stream live that is not; None when another process was faster."""

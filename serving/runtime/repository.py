@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.core.engine import Engine
-from serving.core.errors import ContractBroken, ModelNotFound
+from serving.core.errors import ContractBroken, ModelFailed, ModelNotFound, ModelNotNamed
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Spec
@@ -58,12 +58,13 @@ class Repository:
         """One model. An empty name means the only one that is served, an empty version the newest.
 
         Raises:
-            ModelNotFound: it is not served, or no name was given and several are.
+            ModelNotFound: it is not served.
+            ModelNotNamed: no name was given and several are served.
 
         """
         titles = [served.spec.title for served in self._models]
         if not name and len({served.spec.name for served in self._models}) != 1:
-            raise ModelNotFound("(none given)", "", titles)
+            raise ModelNotNamed(titles)
         for served in self._models:
             if name in ("", served.spec.name) and version in ("", served.spec.version):
                 return served
@@ -95,8 +96,13 @@ def _load(path: Path, limits: Limits, metrics: Metrics) -> Served:
         card_json = card.read_text("utf-8") if card.exists() else ""
     except OSError as error:
         raise ContractBroken(str(path), f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
     model = Model(name, version, graph, sidecar_text)
-    varying = model.varying_batches(limits.batch_max)
+    try:
+        varying = model.varying_batches(limits.batch_max)
+    except ModelFailed as error:
+        raise ContractBroken(str(path), f"the graph cannot be run: {error}") from error
     measured = metrics.add_model(name, version, model.spec.fingerprint)
     measured.batch_invariant = not varying.size
     if varying.size:

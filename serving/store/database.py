@@ -9,6 +9,7 @@ back as one JSON text instead of one call a row (measured beside a loop that nev
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -39,6 +40,8 @@ CACHE_KIB = 8192
 # Pages of 4 KiB in the WAL at which a commit moves them into the database. SQLite's 1,000 would be reached by every single
 # commit of a thousand streams; four times that lets a page that is written often be moved once.
 WAL_PAGES = 4096
+# Between two attempts to enter WAL mode, which another process is just doing.
+RETRY_S = 0.01
 
 _TABLES = """
 CREATE TABLE streams (
@@ -258,8 +261,10 @@ class Database:
     def _prepare(self) -> None:
         """Settles how the file is used, and its schema."""
         execute = self._connection.execute
+        execute("BEGIN")  # one look at the file, which another process may just be making
         self._check_schema()  # before anything is written to what may be somebody else's
-        mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        execute("COMMIT")
+        mode = self._enter_wal()
         if mode != "wal":
             raise StoreUnavailable(
                 self._name,
@@ -279,6 +284,20 @@ class Database:
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
             execute(f"PRAGMA user_version = {SCHEMA}")
         execute("COMMIT")
+
+    def _enter_wal(self) -> str:
+        """The journal mode that the file could be brought to.
+
+        Here alone SQLite does not wait for others: two processes that begin a file together would lock each other out.
+        """
+        deadline = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                return str(self._connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+            except sqlite3.OperationalError as error:
+                if not self.is_locked(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_S)
 
     def _check_schema(self) -> int:
         """The schema of the file, 0 when it is empty; refuses one that is newer or not ours."""

@@ -187,21 +187,11 @@ class RedisStore:
 
     async def start(self) -> None:
         """Asks the server what it is set up to survive; StoreUnavailable when it cannot be used."""
-        kept = await self._within(self._redis.set(f"{_PREFIX}:format", FORMAT, nx=True, get=True))
-        if isinstance(kept, bytes) and kept != b"%d" % FORMAT:
-            raise StoreUnavailable(
-                self._name, f"its format {kept!r} is not {FORMAT}, the one that this server knows; update the server"
-            )
-        persistence = await self._within(self._redis.info("persistence"))
-        memory = await self._within(self._redis.info("memory"))
-        self.survives = _survives(bool(persistence.get("aof_enabled")), await self._setting("appendfsync"))
-        if not persistence.get("aof_enabled"):
-            log.warning("%s: a restart of redis loses streams; set appendonly yes and appendfsync always", self._name)
-        policy = memory.get("maxmemory_policy", "noeviction")
-        if policy.startswith("allkeys") and memory.get("maxmemory"):
-            log.warning(
-                "%s: redis forgets streams when its memory is full; set maxmemory-policy noeviction", self._name
-            )
+        try:
+            await self._look()
+        except StoreUnavailable:
+            await self.close()
+            raise
 
     async def load(self, key: Key) -> Record | None:
         """What is held of a stream."""
@@ -267,6 +257,24 @@ class RedisStore:
         """Closes the connections."""
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
+
+    async def _look(self) -> None:
+        """Checks that the server is one that can be used, and says what is dangerous about it."""
+        kept = await self._within(self._redis.set(f"{_PREFIX}:format", FORMAT, nx=True, get=True))
+        if isinstance(kept, bytes) and kept != b"%d" % FORMAT:
+            raise StoreUnavailable(
+                self._name, f"its format {kept!r} is not {FORMAT}, the one that this server knows; update the server"
+            )
+        persistence = await self._within(self._redis.info("persistence"))
+        memory = await self._within(self._redis.info("memory"))
+        self.survives = _survives(bool(persistence.get("aof_enabled")), await self._setting("appendfsync"))
+        if not persistence.get("aof_enabled"):
+            log.warning("%s: a restart of redis loses streams; set appendonly yes and appendfsync always", self._name)
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys") and memory.get("maxmemory"):
+            log.warning(
+                "%s: redis forgets streams when its memory is full; set maxmemory-policy noeviction", self._name
+            )
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         [answer] = await self._scripts(script, [(keys, arguments)])
@@ -337,7 +345,7 @@ def _survives(appended: bool, fsync: str | None) -> str:
     if fsync == "always":
         return "a killed process, a restart of redis and a power loss"
     # With everysec redis writes before it answers, but not while an older fsync is under way: up to two seconds.
-    lost = {"everysec": "two seconds", "no": "half a minute"}.get(fsync or "", "seconds or more")
+    lost = {"everysec": "two seconds", "no": "thirty seconds"}.get(fsync or "", "seconds or more")
     return f"a killed process and an orderly restart of redis; a power loss takes the last {lost}"
 
 
