@@ -1,0 +1,383 @@
+"""A client's books: which number, what next, whose answer. No network, so every interleaving is one line."""
+
+import zlib
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.client_errors import DataLost, Diverged, StreamLost, TakenOver
+from serving.journal import Entry, Group, Journal
+
+
+def journal_at(next_step: int = 1, *, durable: int = 0, window: int = 4) -> Journal:
+    """Books on a stream that was just opened."""
+    journal = Journal()
+    journal.begin(next_step, durable, window)
+    return journal
+
+
+def add(journal: Journal, *names: str, group: Group | None = None) -> None:
+    """Puts timesteps in line; a name is both values and ticket."""
+    for name in names:
+        journal.add(Entry(name.encode(), name, group))
+
+
+def take_all(journal: Journal) -> list[tuple[int, str]]:
+    """What may be sent now."""
+    taken = []
+    while (one := journal.take()) is not None:
+        taken.append((one[0], one[1].decode()))
+    return taken
+
+
+def answer(journal: Journal, step: int, output: bytes = b"out") -> str | None:
+    """Whose answer that is."""
+    entry = journal.predicted(step, [output], comparable=True)
+    return None if entry is None else entry.ticket
+
+
+def test_timesteps_are_numbered_in_the_order_they_came() -> None:
+    """The first gets the number that the server expects."""
+    journal = journal_at(7)
+    add(journal, "a", "b")
+    assert journal.next_step == 9
+    assert take_all(journal) == [(7, "a"), (8, "b")]
+
+
+def test_no_more_are_under_way_than_the_server_remembers_answers_for() -> None:
+    """An answer makes room for one more."""
+    journal = journal_at(window=2)
+    add(journal, "a", "b", "c")
+    assert take_all(journal) == [(1, "a"), (2, "b")]
+    assert answer(journal, 1) == "a"
+    assert take_all(journal) == [(3, "c")]
+
+
+def test_a_server_that_remembers_nothing_has_one_under_way() -> None:
+    """A window of 0 would send nothing at all."""
+    journal = journal_at(window=0)
+    add(journal, "a", "b")
+    assert take_all(journal) == [(1, "a")]
+
+
+def test_what_is_durable_and_answered_leaves_the_line() -> None:
+    """And how many did, so that there is room for as many."""
+    journal = journal_at()
+    add(journal, "a", "b", "c")
+    take_all(journal)
+    answer(journal, 1)
+    answer(journal, 2)
+    assert journal.durable(3) == 2  # the answer of 3 is not here yet
+    assert journal.durable(2) == 0  # it never goes back
+    assert journal.durable_step == 3
+    answer(journal, 3)
+    assert journal.durable(3) == 1
+
+
+def test_a_lost_answer_is_had_again() -> None:
+    """The server applied it: it is sent again as a repeat, and handed over once."""
+    journal = journal_at()
+    add(journal, "a", "b")
+    take_all(journal)
+    answer(journal, 1)
+    journal.resume(3, 4)
+    assert take_all(journal) == [(2, "b")]
+    assert answer(journal, 2) == "b"
+    assert journal.idle
+
+
+def test_what_a_crash_took_is_sent_again_and_not_handed_over_again() -> None:
+    """From where the server goes on; the new ones come after it."""
+    journal = journal_at()
+    add(journal, "a", "b", "c")
+    take_all(journal)
+    for step in (1, 2):
+        answer(journal, step)
+    journal.resume(2, 4)
+    assert take_all(journal) == [(2, "b"), (3, "c")]
+    assert answer(journal, 2) is None
+    assert answer(journal, 3) == "c"
+
+
+def test_a_server_behind_the_line_has_lost_data() -> None:
+    """It goes on before what is kept: nobody has those timesteps any more."""
+    journal = journal_at()
+    add(journal, "a", "b")
+    take_all(journal)
+    answer(journal, 1)
+    answer(journal, 2)
+    journal.durable(2)
+    with pytest.raises(DataLost, match="kept from 3 on"):
+        journal.resume(2, 4)
+
+
+def test_a_server_ahead_of_what_was_sent_was_written_to_by_another() -> None:
+    """Not by us: 3 was in line, but never sent."""
+    journal = journal_at(window=2)
+    add(journal, "a", "b", "c")
+    take_all(journal)
+    with pytest.raises(TakenOver, match="goes on at timestep 4, but only 2 were sent"):
+        journal.resume(4, 2)
+
+
+def test_a_different_answer_to_a_replay_is_told() -> None:
+    """What was delivered is not what the server goes on from."""
+    journal = journal_at()
+    add(journal, "a")
+    take_all(journal)
+    answer(journal, 1, b"one")
+    journal.resume(1, 4)
+    take_all(journal)
+    with pytest.raises(Diverged, match="timestep 1, sent again"):
+        answer(journal, 1, b"other")
+
+
+def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
+    """Its model depends on the batch, and it says so."""
+    journal = journal_at()
+    add(journal, "a")
+    take_all(journal)
+    journal.predicted(1, [b"one"], comparable=False)
+    journal.resume(1, 4)
+    take_all(journal)
+    assert journal.predicted(1, [b"other"], comparable=False) is None
+
+
+def test_a_refused_timestep_leaves_no_hole() -> None:
+    """Those behind it move up; what the server says to those under way is ignored."""
+    journal = journal_at()
+    add(journal, "a", "bad", "c")
+    take_all(journal)
+    assert answer(journal, 1) == "a"
+    entry = journal.refused(2, 2)
+    assert entry is not None
+    assert journal.give_up(2, entry) == [entry]
+    assert take_all(journal) == [(2, "c")]
+    assert journal.refused(3, 2) is None
+    assert answer(journal, 2) == "c"
+    assert journal.next_step == 3
+
+
+def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
+    """And those behind it theirs."""
+    journal = journal_at()
+    add(journal, "a", "b")
+    take_all(journal)
+    assert journal.refused(1, 1) is not None
+    journal.send_again(1)
+    assert take_all(journal) == [(1, "a"), (2, "b")]
+    assert journal.refused(2, 1) is None
+    assert [answer(journal, 1), answer(journal, 2)] == ["a", "b"]
+
+
+def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
+    """The next one must not be sent under a number that is taken: it would be answered as a repeat."""
+    journal = journal_at()
+    add(journal, "a", "b")
+    assert journal.take() == (1, b"a")
+    entry = journal.refused(1, 2)
+    assert entry is not None
+    assert journal.give_up(1, entry) == [entry]
+    assert take_all(journal) == [(2, "b")]
+    journal.resume(1, 4)
+    assert take_all(journal) == [(1, "a"), (2, "b")]
+
+
+def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too() -> None:
+    """A break then finds the server ahead of the refused one, and that is no other client's doing."""
+    journal = journal_at()
+    add(journal, "a", "b", "c")
+    take_all(journal)
+    assert journal.refused(1, 2) is not None
+    journal.send_again(1)
+    journal.resume(4, 4)
+    assert take_all(journal) == [(1, "a"), (2, "b"), (3, "c")]
+
+
+def test_after_a_refusal_nothing_behind_it_can_have_been_applied() -> None:
+    """A server that is ahead after the next break was written to by another."""
+    journal = journal_at()
+    add(journal, "a", "b", "c")
+    take_all(journal)
+    entry = journal.refused(1, 1)
+    assert entry is not None
+    journal.give_up(1, entry)
+    with pytest.raises(TakenOver):
+        journal.resume(3, 4)
+
+
+def test_a_replay_that_is_refused_for_good_is_told() -> None:
+    """Its answer was delivered, so it cannot be given up."""
+    journal = journal_at()
+    add(journal, "a")
+    take_all(journal)
+    answer(journal, 1)
+    journal.resume(1, 4)
+    take_all(journal)
+    entry = journal.refused(1, 1)
+    assert entry is not None
+    with pytest.raises(Diverged, match="refused now"):
+        journal.give_up(1, entry)
+
+
+def test_a_group_falls_with_its_first_refused() -> None:
+    """Those of others stay in line."""
+    journal = journal_at()
+    group = Group()
+    add(journal, "a", "bad", group=group)
+    add(journal, "other")
+    add(journal, "d", group=group)
+    take_all(journal)
+    answer(journal, 1)
+    entry = journal.refused(2, 2)
+    assert entry is not None
+    assert [fallen.ticket for fallen in journal.give_up(2, entry)] == ["bad", "d"]
+    assert group.fallen
+    assert take_all(journal) == [(2, "other")]
+
+
+def test_an_old_answer_is_asked_for_only_when_the_server_has_it() -> None:
+    """After a crash the timestep is applied first: asked for too early, it would be applied with other values."""
+    journal = journal_at()
+    add(journal, "a", "b")
+    take_all(journal)
+    answer(journal, 1)
+    answer(journal, 2)
+    journal.resume(1, 4)
+    journal.ask_again(Entry(b"?", "again", repeat=2))
+    assert take_all(journal) == [(1, "a"), (2, "b")]
+    assert answer(journal, 1) is None
+    assert take_all(journal) == []
+    assert answer(journal, 2) is None
+    assert take_all(journal) == [(2, "?")]
+    assert answer(journal, 2) == "again"
+
+
+def test_a_question_that_a_break_took_is_asked_again() -> None:
+    """It was under way when the call ended."""
+    journal = journal_at(5)
+    journal.ask_again(Entry(b"?", "again", repeat=4))
+    assert take_all(journal) == [(4, "?")]
+    journal.resume(5, 4)
+    assert take_all(journal) == [(4, "?")]
+
+
+def test_an_answer_out_of_turn_is_told() -> None:
+    """A server that answers what was not asked is none to go on with."""
+    journal = journal_at()
+    with pytest.raises(StreamLost, match="nothing was under way"):
+        answer(journal, 1)
+    add(journal, "a")
+    take_all(journal)
+    with pytest.raises(StreamLost, match="answered timestep 2, and 1 was due"):
+        answer(journal, 2)
+
+
+class Server:
+    """A server as the protocol describes it: applies in order, remembers answers, stores now and then, crashes."""
+
+    def __init__(self, remembered: int) -> None:
+        self.remembered = remembered
+        self.applied: list[bytes] = []
+        self.durable = 0
+        self.to_read: deque[tuple[int, bytes]] = deque()
+        self.to_tell: deque[tuple[str, int, bytes, int]] = deque()
+
+    def answer_of(self, step: int) -> bytes:
+        """Depends on everything up to that timestep."""
+        return zlib.crc32(b",".join(self.applied[:step])).to_bytes(4, "little")
+
+    def run(self, dice: int) -> None:
+        """Answers one timestep; `dice` decides whether it is refused for want of room."""
+        step, values = self.to_read.popleft()
+        next_step = len(self.applied) + 1
+        if dice == 0:
+            self.to_tell.append(("busy", step, b"", next_step))
+        elif step > next_step:
+            self.to_tell.append(("gap", step, b"", next_step))
+        elif step == next_step and values.startswith(b"bad"):
+            self.to_tell.append(("bad", step, b"", next_step))
+        else:
+            if step == next_step:
+                self.applied.append(values)
+            forgotten = step <= len(self.applied) - self.remembered
+            self.to_tell.append(("answer", step, b"" if forgotten else self.answer_of(step), 0))
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.data())
+def test_whatever_happens_each_answer_is_delivered_once_and_in_order(data: st.DataObject) -> None:
+    """Breaks, crashes, refusals and stores at any moment: what was delivered is what the accepted timesteps give."""
+    remembered = data.draw(st.integers(1, 4), "remembered")
+    server, journal = Server(remembered), journal_at(window=remembered)
+    delivered: list[tuple[str, bytes]] = []
+    added: list[str] = []
+
+    def hear() -> None:
+        """The client takes in one response."""
+        kind, step, output, next_step = server.to_tell.popleft()
+        if kind == "answer":
+            entry = journal.predicted(step, [output] if output else [], comparable=True)
+            if entry is not None:
+                assert output, "an answer that nobody had was forgotten"
+                delivered.append((entry.ticket, output))
+            return
+        refused = journal.refused(step, next_step)
+        if refused is None:
+            return
+        assert kind != "gap"
+        if kind == "busy":
+            journal.send_again(step)
+        else:
+            journal.give_up(step, refused)
+
+    def send() -> None:
+        while (one := journal.take()) is not None:
+            server.to_read.append(one)
+
+    def break_off(crash: bool) -> None:
+        server.to_read.clear()
+        server.to_tell.clear()
+        if crash:
+            del server.applied[server.durable :]
+        journal.resume(len(server.applied) + 1, remembered)
+
+    for _ in range(data.draw(st.integers(5, 60), "rounds")):
+        event = data.draw(st.sampled_from(["add", "send", "run", "hear", "store", "tell", "break", "crash"]), "event")
+        if event == "add":
+            added.append(f"{'bad' if data.draw(st.integers(0, 4), 'bad') == 0 else 'good'}{len(added)}")
+            add(journal, added[-1])
+        elif event == "send":
+            send()
+        elif event == "run" and server.to_read:
+            server.run(data.draw(st.integers(0, 5), "dice"))
+        elif event == "hear" and server.to_tell:
+            hear()
+        elif event == "store":
+            server.durable = len(server.applied)
+        elif event == "tell" and not server.to_read and not server.to_tell:
+            journal.durable(server.durable)
+        elif event in ("break", "crash"):
+            break_off(event == "crash")
+    for _ in range(2 * len(added) + 2):
+        send()
+        while server.to_read:
+            server.run(1)
+        while server.to_tell:
+            hear()
+    assert journal.idle
+    accepted = [name for name in added if name.startswith("good")]
+    assert [name.decode() for name in server.applied] == accepted
+    assert delivered == [(name, server.answer_of(step)) for step, name in enumerate(accepted, 1)]
+
+
+def test_what_is_left_at_the_end_is_given_back() -> None:
+    """Everybody who waits is told."""
+    journal = journal_at(3)
+    add(journal, "a", "b")
+    journal.take()
+    journal.ask_again(Entry(b"?", "asked", repeat=2))
+    assert sorted(entry.ticket for entry in journal.clear()) == ["a", "asked", "b"]
+    assert journal.idle
