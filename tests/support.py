@@ -394,7 +394,8 @@ class Bench:
 
     def begin(self, name: str) -> Lease:
         """A live stream of that name."""
-        return self.streams.begin(key(name), self.engine.slots, self.engine.slots.acquire(), 1)
+        slots = self.engine.slots
+        return self.streams.begin(key(name), slots, slots.acquire(key(name)), 1)
 
 
 @asynccontextmanager

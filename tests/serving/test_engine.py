@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.core.engine import Engine, Report, Verdict
-from tests.support import fragile, inverse, lstm, make_engine, picky, replay, running_sum, sensor_rows
+from tests.support import fragile, inverse, key, lstm, make_engine, picky, replay, running_sum, sensor_rows
 
 
 def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> Report:
@@ -16,7 +16,7 @@ def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> Report:
 
 def begin(engine: Engine, count: int) -> list[int]:
     """Fresh slots."""
-    return [engine.slots.acquire() for _ in range(count)]
+    return [engine.slots.acquire(key(str(number))) for number in range(count)]
 
 
 def verdicts(report: Report, count: int) -> list[Verdict]:
@@ -24,10 +24,10 @@ def verdicts(report: Report, count: int) -> list[Verdict]:
     return [Verdict.APPLIED] * count if report.verdicts is None else [Verdict(int(code)) for code in report.verdicts]
 
 
-def row_bits(engine: Engine, slot: int) -> tuple[bytes, ...]:
+def row_bits(engine: Engine, slot: int) -> tuple[int, int, bytes]:
     """Everything that a row holds, as bits."""
-    step, state, answers = engine.slots.read(slot)
-    return (str(step).encode(), *(part.tobytes() for part in (*state, *answers)))
+    slots = engine.slots
+    return int(slots.step[slot]), int(slots.saved[slot]), slots.pack(np.array([slot])).tobytes()
 
 
 def test_a_batch_advances_each_of_its_streams_by_one() -> None:
@@ -174,6 +174,51 @@ def test_a_row_on_which_the_model_raises_fails_alone() -> None:
         assert third.outputs[0][row].tobytes() == alone[2]["sum"].tobytes()
 
 
+def test_each_failed_row_has_its_own_failure() -> None:
+    """Why a row failed stands at its place in the whole batch, where others were refused before the model saw them."""
+    engine = make_engine(picky())
+    rows = begin(engine, 5)
+    report = run(engine, rows, [7, 0, 0, 0, 0], [1, 77, np.inf, 2, 88])
+    assert verdicts(report, 5) == [
+        Verdict.GAP,
+        Verdict.FAILED,
+        Verdict.NOT_FINITE,
+        Verdict.APPLIED,
+        Verdict.FAILED,
+    ]
+    assert sorted(report.failures) == [1, 4]
+    assert "idx=77" in str(report.failures[1])
+    assert "idx=88" in str(report.failures[4])
+
+
+@pytest.mark.parametrize("x", [[1, 2], [np.inf, 2]])
+def test_a_batch_without_failures_reports_none(x: list[float]) -> None:
+    """A row that is refused before the model sees it is no failure of the model."""
+    engine = make_engine(running_sum())
+    assert not run(engine, begin(engine, 2), [0, 0], x).failures
+
+
+def test_a_batch_of_which_every_row_fails_leaves_every_row_as_it_was() -> None:
+    """Nothing was applied, and each has its reason."""
+    engine = make_engine(picky())
+    rows = begin(engine, 2)
+    before = [row_bits(engine, row) for row in rows]
+    report = run(engine, rows, [0, 0], [77, 88])
+    assert verdicts(report, 2) == [Verdict.FAILED, Verdict.FAILED]
+    assert sorted(report.failures) == [0, 1]
+    assert report.applied is not None
+    assert not report.applied.size
+    assert [row_bits(engine, row) for row in rows] == before
+
+
+def test_what_is_applied_is_unsaved() -> None:
+    """The checkpointer finds the rows that moved, and only those."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 3)
+    run(engine, rows, [1, 2, 0], [1, 1, np.inf])
+    assert engine.slots.unsaved().tolist() == [rows[0]]
+
+
 def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
     """Another row's failure is not this row's failure."""
     engine = make_engine(fragile())
@@ -181,6 +226,7 @@ def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
     report = run(engine, rows, [1, 1, 1], [[99, 1], [1, 0], [2, 1]])
     assert verdicts(report, 3) == [Verdict.FAILED, Verdict.POISONED, Verdict.APPLIED]
     assert report.outputs[0].ravel().tolist() == [100]
+    assert list(report.failures) == [0]
 
 
 def test_a_row_is_never_half_written() -> None:

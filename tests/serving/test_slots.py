@@ -1,16 +1,25 @@
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serving.core.slots import Slots
-from tests.support import load, running_sum
+from serving.core.slots import FREE, Slots
+from serving.core.spec import Spec
+from tests.support import key, load, running_sum
+
+SPEC = load(running_sum()).spec
 
 
-def make(capacity: int = 4, answers: int = 3, **more: Any) -> Slots:
+def make(capacity: int = 4, answers: int = 3, spec: Spec = SPEC) -> Slots:
     """Slots of the running sum."""
-    return Slots(load(running_sum(**more)).spec, capacity, answers)
+    return Slots(spec, capacity, answers)
+
+
+def take(slots: Slots) -> int:
+    """A slot for some stream."""
+    return slots.acquire(key("a"))
 
 
 def advance(slots: Slots, rows: list[int], sums: list[float]) -> list[int]:
@@ -18,7 +27,7 @@ def advance(slots: Slots, rows: list[int], sums: list[float]) -> list[int]:
     where = np.array(rows, np.int64)
     value = np.array(sums, np.float32)[:, np.newaxis]
     count = slots.gather(where)[2] + 1
-    trail = np.repeat(value, 2, axis=1)
+    trail = np.concatenate([slots.gather(where)[1][:, 1:], value], axis=1)
     return slots.scatter(where, (value, trail, count), (value, count)).tolist()
 
 
@@ -28,6 +37,26 @@ def answers_of(slots: Slots, slot: int, step: int) -> list[float]:
     return np.frombuffer(packed[0], np.float32).tolist() if packed else []
 
 
+def run(slots: Slots, steps: int, times: float = 10) -> int:
+    """A slot that has been through so many timesteps, answered with multiples of `times`."""
+    slot = take(slots)
+    for step in range(1, steps + 1):
+        advance(slots, [slot], [step * times])
+    return slot
+
+
+def packed(slots: Slots, slot: int) -> bytes:
+    """The content of a row."""
+    return slots.pack(np.array([slot])).tobytes()
+
+
+def move(here: Slots, slot: int, there: Slots) -> int:
+    """Takes a row to other slots; gives its place there."""
+    other = take(there)
+    there.unpack(other, int(here.step[slot]), here.answers, packed(here, slot))
+    return other
+
+
 def test_a_fresh_slot_has_the_initial_state() -> None:
     """A stream begins with what the model says, at step 0."""
     state = [
@@ -35,8 +64,8 @@ def test_a_fresh_slot_has_the_initial_state() -> None:
         {"name": "trail", "next": "trail_next", "shape": [2, "batch"], "initial": [1, 2]},
         {"name": "count", "next": "count_next", "shape": ["batch"], "initial": 7},
     ]
-    slots = make(state=state)
-    total, trail, count = slots.gather(np.array([slots.acquire()]))
+    slots = make(spec=load(running_sum(state=state)).spec)
+    total, trail, count = slots.gather(np.array([take(slots)]))
     assert total.tolist() == [[5]]
     assert trail.tolist() == [[1, 2]]
     assert count.tolist() == [7]
@@ -46,7 +75,7 @@ def test_a_fresh_slot_has_the_initial_state() -> None:
 def test_slots_are_taken_once() -> None:
     """Two streams never share a row."""
     slots = make(capacity=4)
-    taken = [slots.acquire() for _ in range(4)]
+    taken = [take(slots) for _ in range(4)]
     assert sorted(taken) == [0, 1, 2, 3]
     assert slots.full
     assert len(slots) == 4
@@ -55,20 +84,49 @@ def test_slots_are_taken_once() -> None:
 def test_a_released_slot_is_taken_again() -> None:
     """A slot that was given back makes room for another stream."""
     slots = make(capacity=2)
-    first = slots.acquire()
-    slots.acquire()
+    first = take(slots)
+    take(slots)
     slots.release(first)
     assert not slots.full
-    assert slots.acquire() == first
+    assert take(slots) == first
+
+
+def test_a_slot_knows_whose_it_is() -> None:
+    """From the row one gets to the stream; a row that nobody has is nobody's."""
+    slots = make(capacity=3)
+    first, second = slots.acquire(key("a")), slots.acquire(key("b"))
+    slots.release(first)
+    assert slots.keys[second] == key("b")
+    assert slots.keys.count(None) == 2
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_a_row_that_nobody_has_is_at_no_timestep(taken: int) -> None:
+    """Neither before it is first taken nor after it is given back; so a row that is taken again is seen to have changed."""
+    slots = make(capacity=2)
+    rows = [take(slots) for _ in range(taken)]
+    advance(slots, rows, [1.0] * taken)
+    for row in rows:
+        slots.release(row)
+    assert slots.step.tolist() == [FREE, FREE]
+
+
+def test_a_slot_is_given_back_once() -> None:
+    """To give it back twice would give it to two streams."""
+    slots = make()
+    slot = take(slots)
+    slots.release(slot)
+    with pytest.raises(AssertionError):
+        slots.release(slot)
 
 
 def test_a_slot_taken_again_starts_anew() -> None:
     """Nothing of the stream before is left: neither its state nor its number."""
     slots = make(capacity=1)
-    slot = slots.acquire()
+    slot = take(slots)
     advance(slots, [slot], [42])
     slots.release(slot)
-    slot = slots.acquire()
+    slot = take(slots)
     assert slots.step[slot] == 0
     assert [part.tolist() for part in slots.gather(np.array([slot]))] == [[[0]], [[0, 0]], [0]]
 
@@ -77,7 +135,7 @@ def test_gather_and_scatter_keep_rows_apart() -> None:
     """What is scattered to a row is what is gathered from it, in whatever order."""
     slots = make()
     for _ in range(4):
-        slots.acquire()
+        take(slots)
     advance(slots, [2, 0], [20, 10])
     total, _, count = slots.gather(np.array([0, 1, 2, 3]))
     assert total.ravel().tolist() == [10, 0, 20, 0]
@@ -88,7 +146,7 @@ def test_gather_and_scatter_keep_rows_apart() -> None:
 def test_what_is_gathered_is_a_copy() -> None:
     """A model may write into what it is given without touching the state."""
     slots = make()
-    slot = slots.acquire()
+    slot = take(slots)
     slots.gather(np.array([slot]))[0][:] = 99
     assert slots.gather(np.array([slot]))[0].tolist() == [[0]]
 
@@ -96,74 +154,172 @@ def test_what_is_gathered_is_a_copy() -> None:
 def test_the_last_answers_are_remembered() -> None:
     """As many as were asked for, and no more; the ring wraps around."""
     slots = make(answers=3)
-    slot = slots.acquire()
+    slot = take(slots)
     for step in range(1, 8):
         advance(slots, [slot], [step * 10])
     assert [answers_of(slots, slot, step) for step in range(1, 8)] == [[], [], [], [], [50], [60], [70]]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 7])
-def test_a_row_read_and_written_elsewhere_is_the_same_row(steps: int) -> None:
+def test_a_row_packed_here_and_unpacked_elsewhere_is_the_same_row(steps: int) -> None:
     """Step, state and remembered answers survive, before and after the ring has wrapped around."""
     here, there = make(answers=3), make(answers=3)
-    slot = here.acquire()
-    for step in range(1, steps + 1):
-        advance(here, [slot], [step * 10])
-    there.acquire()
-    other = there.acquire()
-    there.write(other, *here.read(slot))
+    slot = run(here, steps)
+    take(there)
+    other = move(here, slot, there)
     assert there.step[other] == steps
     for mine, theirs in zip(here.gather(np.array([slot])), there.gather(np.array([other])), strict=True):
         assert mine.tobytes() == theirs.tobytes()
     for step in range(1, steps + 1):
-        assert answers_of(there, other, step) == answers_of(here, slot, step)
+        assert there.answer(other, step) == here.answer(slot, step)
 
 
-def test_what_is_read_is_a_copy() -> None:
+def test_many_rows_are_packed_as_each_alone() -> None:
+    """In the order that was asked for, whatever steps they are at."""
+    slots = make()
+    rows = [run(slots, steps) for steps in (0, 2, 7)]
+    together = slots.pack(np.array([rows[2], rows[0], rows[1]]))
+    assert together.dtype == np.uint8
+    assert [row.tobytes() for row in together] == [packed(slots, rows[place]) for place in (2, 0, 1)]
+
+
+@pytest.mark.parametrize("answers", [1, 3, 8])
+def test_the_size_of_a_row_is_known_before_it_is_packed(answers: int) -> None:
+    """Whoever gets a payload can tell from its length alone whether it fits, for whatever ring it was packed."""
+    there = make(answers=answers)
+    assert len(packed(there, run(there, 2))) == make(answers=5).row_bytes(answers)
+
+
+def test_a_payload_of_another_size_is_never_unpacked() -> None:
+    """To hand one over that does not fit is our own bug, and nothing is written."""
+    slots = make()
+    slot = take(slots)
+    with pytest.raises(AssertionError):
+        slots.unpack(slot, 1, 3, bytes(slots.row_bytes(3) - 1))
+    assert slots.step[slot] == 0
+
+
+def test_what_is_packed_is_a_copy() -> None:
     """A checkpoint does not change when the slot goes on."""
     slots = make()
-    slot = slots.acquire()
-    advance(slots, [slot], [10])
-    step, state, answers = slots.read(slot)
+    slot = run(slots, 1)
+    rows = slots.pack(np.array([slot]))
+    before = rows.tobytes()
     advance(slots, [slot], [20])
-    assert step == 1
-    assert state[0].tolist() == [10]
-    assert answers[0].tolist() == [[10]]
+    assert rows.tobytes() == before
+
+
+def test_a_slot_that_is_unpacked_into_has_nothing_of_its_own_left() -> None:
+    """Whatever the row held before, it holds what was packed."""
+    here, there = make(), make()
+    slot = run(here, 2)
+    other = run(there, 9, times=1000)
+    there.unpack(other, 2, 3, packed(here, slot))
+    assert there.step[other] == 2
+    assert [part.tolist() for part in there.gather(np.array([other]))] == [[[20]], [[10, 20]], [2]]
+    assert [answers_of(there, other, step) for step in (1, 2)] == [[10], [20]]
 
 
 def test_a_smaller_ring_keeps_the_newest_answers() -> None:
     """A row that comes from a server with a larger memory loses only its oldest answers."""
     here, there = make(answers=5), make(answers=2)
-    slot, other = here.acquire(), there.acquire()
-    for step in range(1, 6):
-        advance(here, [slot], [step * 10])
-    there.write(other, *here.read(slot))
+    other = move(here, run(here, 5), there)
     assert [answers_of(there, other, step) for step in range(1, 6)] == [[], [], [], [40], [50]]
 
 
 def test_a_larger_ring_does_not_invent_answers() -> None:
     """A row that comes from a server with a smaller memory does not answer with what another stream left behind."""
     here, there = make(answers=2), make(answers=5)
-    slot, other = here.acquire(), there.acquire()
-    for step in range(1, 6):
-        advance(here, [slot], [step * 10])
-        advance(there, [other], [step * 1000])  # a stranger, in the row that is taken next
-    there.release(other)
-    other = there.acquire()
-    there.write(other, *here.read(slot))
+    stranger = run(there, 5, times=1000)
+    there.release(stranger)
+    other = move(here, run(here, 5), there)
+    assert other == stranger
     assert [answers_of(there, other, step) for step in range(1, 6)] == [[], [], [], [40], [50]]
+
+
+def test_answers_that_are_forgotten_stay_forgotten() -> None:
+    """A row that has been through a smaller memory has lost what did not fit there, whatever the next one holds."""
+    first, second, third = make(answers=5), make(answers=2), make(answers=5)
+    slot = move(first, run(first, 5), second)
+    slot = move(second, slot, third)
+    assert [answers_of(third, slot, step) for step in range(1, 6)] == [[], [], [], [40], [50]]
 
 
 def test_a_larger_ring_fills_up_as_the_stream_goes_on() -> None:
     """After a move to a larger memory nothing that was answered since is forgotten too early."""
     here, there = make(answers=2), make(answers=5)
-    slot, other = here.acquire(), there.acquire()
-    for step in range(1, 4):
-        advance(here, [slot], [step * 10])
-    there.write(other, *here.read(slot))
+    other = move(here, run(here, 3), there)
     for step in range(4, 7):
         advance(there, [other], [step * 10])
-    assert [answers_of(there, other, step) for step in range(2, 7)] == [[20], [30], [40], [50], [60]]
+    assert [answers_of(there, other, step) for step in range(1, 7)] == [[], [20], [30], [40], [50], [60]]
+
+
+legs = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 7)), min_size=1, max_size=6)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(legs)
+def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, int]]) -> None:
+    """Through memories of any sizes it keeps its state, and of its answers those that fitted everywhere since."""
+    stayed = make(capacity=1, answers=50)
+    row = take(stayed)
+    slots = make(capacity=1, answers=journey[0][0])
+    slot = take(slots)
+    forgotten = last = 0
+    for answers, steps in journey:
+        there = make(capacity=1, answers=answers)
+        there.release(run(there, 9, times=1000))  # a stranger's answers are left behind
+        slot = move(slots, slot, there)
+        slots = there
+        for step in range(last + 1, last + steps + 1):
+            advance(slots, [slot], [step * 10])
+            advance(stayed, [row], [step * 10])
+        last += steps
+        forgotten = max(forgotten, last - answers)
+    assert slots.step[slot] == last
+    for mine, theirs in zip(slots.gather(np.array([slot])), stayed.gather(np.array([row])), strict=True):
+        assert mine.tobytes() == theirs.tobytes()
+    for number in range(1, last + 1):
+        assert slots.answer(slot, number) == (stayed.answer(row, number) if number > forgotten else ())
+
+
+def test_nothing_of_a_fresh_slot_is_unsaved() -> None:
+    """A stream at step 0 can be made again from nothing."""
+    slots = make()
+    take(slots)
+    assert slots.unsaved().tolist() == []
+
+
+def test_a_row_is_unsaved_from_a_timestep_until_that_one_is_stored() -> None:
+    """What was stored of an earlier timestep does not cover a later one."""
+    slots = make()
+    rows = [take(slots) for _ in range(3)]
+    advance(slots, [rows[2], rows[0]], [1, 1])
+    assert slots.unsaved().tolist() == [rows[0], rows[2]]
+    slots.saved[rows] = 1
+    assert slots.unsaved().tolist() == []
+    advance(slots, [rows[2]], [2])
+    assert slots.unsaved().tolist() == [rows[2]]
+
+
+def test_a_row_that_came_from_the_store_is_saved() -> None:
+    """It has nothing that the store has not, until its next timestep."""
+    here, there = make(), make()
+    other = move(here, run(here, 4), there)
+    assert there.saved[other] == 4
+    assert there.unsaved().tolist() == []
+    advance(there, [other], [50])
+    assert there.unsaved().tolist() == [other]
+
+
+def test_a_released_row_is_not_unsaved() -> None:
+    """What its stream left behind is nobody's, neither before nor after the row is taken again."""
+    slots = make()
+    slot = run(slots, 3)
+    slots.release(slot)
+    assert slots.unsaved().tolist() == []
+    take(slots)
+    assert slots.unsaved().tolist() == []
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -171,14 +327,11 @@ def test_a_row_whose_next_state_is_not_finite_is_left_as_it_was(bad: float) -> N
     """Its neighbours advance; its state, number and answers stay."""
     slots = make()
     for _ in range(3):
-        slots.acquire()
+        take(slots)
     advance(slots, [0, 1, 2], [1, 2, 3])
-    before = slots.read(1)
+    before = packed(slots, 1)
     assert advance(slots, [0, 1, 2], [10, bad, 30]) == [1]
-    after = slots.read(1)
-    assert before[0] == after[0]
-    for old, new in zip((*before[1], *before[2]), (*after[1], *after[2]), strict=True):
-        assert old.tobytes() == new.tobytes()
+    assert packed(slots, 1) == before
     assert slots.gather(np.array([0, 1, 2]))[0].ravel().tolist() == [10, 2, 30]
     assert slots.step.tolist()[:3] == [2, 1, 2]
 
@@ -186,7 +339,7 @@ def test_a_row_whose_next_state_is_not_finite_is_left_as_it_was(bad: float) -> N
 def test_a_huge_state_is_no_poison() -> None:
     """A finite value whose square is not finite is finite."""
     slots = make()
-    slot = slots.acquire()
+    slot = take(slots)
     assert advance(slots, [slot], [3e38]) == []
     assert slots.step[slot] == 1
 
@@ -194,7 +347,7 @@ def test_a_huge_state_is_no_poison() -> None:
 def test_a_model_without_state_needs_no_slab() -> None:
     """Numbers and answers are kept even where there is no state."""
     slots = Slots(dataclasses.replace(load(running_sum()).spec, state=()), 2, 2)
-    slot = slots.acquire()
+    slot = take(slots)
     value = np.array([[5]], np.float32)
     slots.scatter(np.array([slot]), (), (value, np.array([1])))
     assert slots.step[slot] == 1
@@ -204,5 +357,5 @@ def test_a_model_without_state_needs_no_slab() -> None:
 def test_one_line_says_how_full_they_are() -> None:
     """Operators read it in logs."""
     slots = make(capacity=4)
-    slots.acquire()
+    take(slots)
     assert repr(slots) == "<Slots toy/1: 1 of 4 taken>"
