@@ -1,26 +1,26 @@
 """What a client can be told, and how it is read from the wire.
 
-ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol or of a gRPC status code
-├── TimestepRefused        one timestep was not applied; the stream stays usable, those behind it move up
-│   ├── InvalidTimestep      wrong width, or a value is infinite or missing: correct it
-│   ├── StepGap              the number that was given is ahead of the stream: `next_step` says where to go on
-│   ├── Overloaded           the server had no room for it, for longer than this client tries
-│   ├── StoreUnavailable     the server could not store, for longer than this client tries
-│   └── ModelFailed          the model failed on it
-├── AnswerLost             one timestep was applied, but its prediction is gone; the stream stays usable
-├── StreamRefused          the stream could not be opened, or what was asked about it could not be done
-│   ├── ModelNotFound
-│   ├── ModelMismatch        the stream runs under another model or version
-│   ├── StreamNotFound
-│   ├── StreamExpired        it was silent for too long: `next_step` says where it was
-│   ├── StreamExists
-│   ├── TooManyStreams
-│   └── Unauthenticated
-└── StreamLost             the stream object is of no more use; open the stream again to go on
-    ├── TakenOver            another client has opened it: find out which before you do
-    ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
-    ├── Diverged             the server's history is not the one that was delivered
-    └── ServerUnavailable    the server could not be reached for longer than this client tries
+    ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol or of a gRPC status code
+    ├── TimestepRefused        one timestep was not applied; the stream stays usable, those behind it move up
+    │   ├── InvalidTimestep      wrong width, or a value is infinite or missing: correct it
+    │   ├── StepGap              the number that was given is ahead of the stream: `next_step` says where to go on
+    │   ├── Overloaded           the server had no room for it, for longer than this client tries
+    │   ├── StoreUnavailable     the server could not store, for longer than this client tries
+    │   └── ModelFailed          the model failed on it
+    ├── AnswerLost             one timestep was applied, but its prediction is gone; the stream stays usable
+    ├── StreamRefused          the stream could not be opened, or what was asked about it could not be done
+    │   ├── ModelNotFound
+    │   ├── ModelMismatch        the stream runs under another model or version
+    │   ├── StreamNotFound
+    │   ├── StreamExpired        it was silent for too long: `next_step` says where it was
+    │   ├── StreamExists
+    │   ├── TooManyStreams
+    │   └── Unauthenticated
+    └── StreamLost             the stream object is of no more use; open the stream again to go on
+        ├── TakenOver            another client has opened it: find out which before you do
+        ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
+        ├── Diverged             the server's history is not the one that was delivered
+        └── ServerUnavailable    the server could not be reached for longer than this client tries
 
 What to do is said at each.
 """

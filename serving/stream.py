@@ -5,7 +5,8 @@ What to send and whose an answer is, `serving.journal` decides; `serving.call` s
 Laws:
 1. One task a stream reads, opens again and decides. A caller that is cancelled touches no call.
 2. The task never dies in silence: whatever ends it is raised to all who wait, to the next `step`, or by `close`.
-3. Everything has a bound: an open `timeout_s`, breaks and refusals `reconnect_s`, timesteps that are kept `buffer_max`.
+3. Everything has a bound: an open `timeout_s`, breaks and refusals `reconnect_s` (a try that began within it may finish),
+   timesteps that are kept `buffer_max`.
 """
 
 import asyncio
@@ -90,7 +91,7 @@ class Stream:
         self._opens = 0
         # Since the last answer: how often it was tried in vain, and until when it will be.
         self._tries = 0
-        self._until: float | None = None
+        self._until: float | None = backoff.clock() + min(limits.timeout_s, limits.reconnect_s)
         self._opened_at: float | None = None
         self._call = self._make_call()
         self._task = asyncio.create_task(self._run())
@@ -286,7 +287,7 @@ class Stream:
         """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""
         call = self._call
         self._opened_at = None
-        call.cut_after(self._patience_s(), "answer to open")
+        call.cut_after(self._limits.timeout_s, "answer to open")
         try:
             while not self._take_in(call, await call.read()):
                 pass
@@ -344,7 +345,7 @@ class Stream:
             self.model = model_of(opened.model)
             self.kind = pb.Opened.Kind.Name(opened.kind).lower()
             self._ready.set()
-        if first or self._journal.idle:
+        if first or (self._journal.idle and self._closing is None):
             self._until = None  # but `_tries` goes on: a server that falls over at once is not to be run over
         self._ask = self._ask_to_resume()
 
@@ -478,11 +479,6 @@ class Stream:
         ask.model, ask.version = self.model.name, self.model.version
         return ask
 
-    def _patience_s(self) -> float:
-        """How long to wait for an answer to open."""
-        left_s = self._limits.timeout_s if self._until is None else self._until - self._backoff.clock()
-        return max(0.0, min(self._limits.timeout_s, left_s))
-
     async def _before_next(self, error: ClientError) -> None:
         """Waits before the stream is opened again; raises when that is of no use."""
         opened = self._ready.is_set()
@@ -491,10 +487,10 @@ class Stream:
         now = self._backoff.clock()
         if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
             self._tries = 0
-        limit_s = self._limits.reconnect_s if opened else min(self._limits.timeout_s, self._limits.reconnect_s)
         if self._until is None:
-            self._until = now + limit_s
+            self._until = now + self._limits.reconnect_s
         if now >= self._until:
+            limit_s = self._limits.reconnect_s if opened else min(self._limits.timeout_s, self._limits.reconnect_s)
             raise ServerUnavailable(f"{error}; tried for {limit_s:g} s", error.reason) from error
         wait_s = self._backoff.wait_s(self._tries)
         if error.retry_after_s:

@@ -71,14 +71,16 @@ class Call:
     async def read_open(self) -> None:
         """Reads the open and does not answer."""
         request = await self.read()
-        assert request is not None and request.HasField("open"), request
+        assert request is not None, "the call ended, expected an open"
+        assert request.HasField("open"), request
         self.ask = request.open
 
     async def expect(self, *steps: int) -> None:
         """Reads timesteps, which must be these, and applies those that are next."""
         for step in steps:
             request = await self.read()
-            assert request is not None and request.timestep.step == step, f"{request}, expected timestep {step}"
+            assert request is not None, f"the call ended, expected timestep {step}"
+            assert request.timestep.step == step, f"{request}, expected timestep {step}"
             if step == len(self.server.history) + 1:
                 self.server.history.append(np.frombuffer(request.timestep.values, "<f4").item())
 
@@ -127,7 +129,8 @@ class Call:
     async def close(self, durable: int | None = None, *, forget: bool = False) -> None:
         """Reads the close and answers it."""
         request = await self.read()
-        assert request is not None and request.HasField("close"), request
+        assert request is not None, "the call ended, expected a close"
+        assert request.HasField("close"), request
         assert request.close.forget is forget
         step = len(self.server.history)
         closed = pb.Closed(step=step, durable_step=step if durable is None else durable)
@@ -252,7 +255,7 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
     """Waits for what the network brings; fails when it does not come."""
     try:
         async with asyncio.timeout(PATIENCE):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - the insides of a client send no event
                 await asyncio.sleep(0.001)
     except TimeoutError:
         raise AssertionError(f"{what} did not happen") from None

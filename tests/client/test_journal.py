@@ -4,8 +4,9 @@ import zlib
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serving.client_errors import DataLost, Diverged, StreamLost, TakenOver
 from serving.journal import Entry, Group, Journal
@@ -289,11 +290,11 @@ class Server:
         """Depends on everything up to that timestep."""
         return zlib.crc32(b",".join(self.applied[:step])).to_bytes(4, "little")
 
-    def run(self, dice: int) -> None:
-        """Answers one timestep; `dice` decides whether it is refused for want of room."""
+    def run(self, *, busy: bool) -> None:
+        """Answers one timestep, or refuses it for want of room."""
         step, values = self.to_read.popleft()
         next_step = len(self.applied) + 1
-        if dice == 0:
+        if busy:
             self.to_tell.append(("busy", step, b"", next_step))
         elif step > next_step:
             self.to_tell.append(("gap", step, b"", next_step))
@@ -306,71 +307,97 @@ class Server:
             self.to_tell.append(("answer", step, b"" if forgotten else self.answer_of(step), 0))
 
 
-@settings(deadline=None, max_examples=400)
-@given(st.data())
-def test_whatever_happens_each_answer_is_delivered_once_and_in_order(data: st.DataObject) -> None:
-    """Breaks, crashes, refusals and stores at any moment: what was delivered is what the accepted timesteps give."""
-    remembered = data.draw(st.integers(1, 4), "remembered")
-    server, journal = Server(remembered), journal_at(window=remembered)
-    delivered: list[tuple[str, bytes]] = []
-    added: list[str] = []
+class World(RuleBasedStateMachine):
+    """A client's books and a server, with breaks, crashes, refusals and stores at any moment between."""
 
-    def hear() -> None:
-        """The client takes in one response."""
-        kind, step, output, next_step = server.to_tell.popleft()
+    def __init__(self) -> None:
+        super().__init__()
+        self.added: list[str] = []
+        self.delivered: list[tuple[str, bytes]] = []
+
+    @initialize(remembered=st.integers(1, 4))
+    def begin(self, remembered: int) -> None:
+        """A new stream."""
+        self.server = Server(remembered)
+        self.journal = journal_at(window=remembered)
+
+    @rule(kind=st.sampled_from(["good", "good", "good", "bad"]))
+    def add(self, kind: str) -> None:
+        """The user has a timestep; a bad one is refused when its turn comes."""
+        self.added.append(f"{kind}{len(self.added)}")
+        add(self.journal, self.added[-1])
+
+    @rule()
+    def send(self) -> None:
+        """The client sends what it may."""
+        while (one := self.journal.take()) is not None:
+            self.server.to_read.append(one)
+
+    @precondition(lambda self: self.server.to_read)
+    @rule(busy=st.sampled_from([False, False, False, True]))
+    def run(self, busy: bool) -> None:
+        """The server answers one."""
+        self.server.run(busy=busy)
+
+    @precondition(lambda self: self.server.to_tell)
+    @rule()
+    def hear(self) -> None:
+        """The client takes in one answer."""
+        kind, step, output, next_step = self.server.to_tell.popleft()
         if kind == "answer":
-            entry = journal.predicted(step, [output] if output else [], comparable=True)
+            entry = self.journal.predicted(step, [output] if output else [], comparable=True)
             if entry is not None:
                 assert output, "an answer that nobody had was forgotten"
-                delivered.append((entry.ticket, output))
-            return
-        refused = journal.refused(step, next_step)
-        if refused is None:
-            return
-        assert kind != "gap"
-        if kind == "busy":
-            journal.send_again(step)
-        else:
-            journal.give_up(step, refused)
+                self.delivered.append((entry.ticket, output))
+        elif (refused := self.journal.refused(step, next_step)) is not None:
+            assert kind != "gap"
+            if kind == "busy":
+                self.journal.send_again(step)
+            else:
+                self.journal.give_up(step, refused)
 
-    def send() -> None:
-        while (one := journal.take()) is not None:
-            server.to_read.append(one)
+    @rule()
+    def store(self) -> None:
+        """The server stores what it has."""
+        self.server.durable = len(self.server.applied)
 
-    def break_off(crash: bool) -> None:
-        server.to_read.clear()
-        server.to_tell.clear()
+    @precondition(lambda self: not self.server.to_tell)
+    @rule()
+    def tell(self) -> None:
+        """And says so."""
+        self.journal.durable(self.server.durable)
+
+    @rule(crash=st.booleans())
+    def stop(self, crash: bool) -> None:
+        """The call breaks; after a crash the server is where it last stored."""
+        self.server.to_read.clear()
+        self.server.to_tell.clear()
         if crash:
-            del server.applied[server.durable :]
-        journal.resume(len(server.applied) + 1, remembered)
+            del self.server.applied[self.server.durable :]
+        self.journal.resume(len(self.server.applied) + 1, self.server.remembered)
 
-    for _ in range(data.draw(st.integers(5, 60), "rounds")):
-        event = data.draw(st.sampled_from(["add", "send", "run", "hear", "store", "tell", "break", "crash"]), "event")
-        if event == "add":
-            added.append(f"{'bad' if data.draw(st.integers(0, 4), 'bad') == 0 else 'good'}{len(added)}")
-            add(journal, added[-1])
-        elif event == "send":
-            send()
-        elif event == "run" and server.to_read:
-            server.run(data.draw(st.integers(0, 5), "dice"))
-        elif event == "hear" and server.to_tell:
-            hear()
-        elif event == "store":
-            server.durable = len(server.applied)
-        elif event == "tell" and not server.to_read and not server.to_tell:
-            journal.durable(server.durable)
-        elif event in ("break", "crash"):
-            break_off(event == "crash")
-    for _ in range(2 * len(added) + 2):
-        send()
-        while server.to_read:
-            server.run(1)
-        while server.to_tell:
-            hear()
-    assert journal.idle
-    accepted = [name for name in added if name.startswith("good")]
-    assert [name.decode() for name in server.applied] == accepted
-    assert delivered == [(name, server.answer_of(step)) for step, name in enumerate(accepted, 1)]
+    @invariant()
+    def in_order(self) -> None:
+        """No answer came twice, and none before an earlier one."""
+        places = [self.added.index(name) for name, _ in self.delivered]
+        assert places == sorted(set(places))
+
+    def teardown(self) -> None:
+        """Left in peace, every good timestep is applied and delivered once, with the answer that its history gives."""
+        for _ in range(2 * len(self.added) + 2):
+            self.send()
+            while self.server.to_read:
+                self.server.run(busy=False)
+            while self.server.to_tell:
+                self.hear()
+        accepted = [name for name in self.added if name.startswith("good")]
+        assert [name.decode() for name in self.server.applied] == accepted
+        assert self.delivered == [(name, self.server.answer_of(step)) for step, name in enumerate(accepted, 1)]
+        assert self.journal.idle
+
+
+World.TestCase.settings = settings(deadline=None, max_examples=150, stateful_step_count=60)
+TestWorld = World.TestCase
 
 
 def test_what_is_left_at_the_end_is_given_back() -> None:
