@@ -96,15 +96,21 @@ return 1
 """
 # KEYS: ids. ARGV: least, greatest, limit, what the keys of the streams begin with. Heads as one JSON text.
 _SCAN = """
-local heads = {}
-for _, id in ipairs(redis.call('ZRANGEBYLEX', KEYS[1], ARGV[1], ARGV[2], 'LIMIT', 0, ARGV[3])) do
-  local head = redis.call('HMGET', ARGV[4] .. id,
-    'epoch', 'step', 'name', 'version', 'fingerprint', 'created', 'updated', 'bytes', 'expired')
-  if head[1] then
-    table.insert(head, 1, id)
-    heads[#heads + 1] = cjson.encode(head)
+local heads, least, limit = {}, ARGV[1], tonumber(ARGV[3])
+repeat
+  local ids = redis.call('ZRANGEBYLEX', KEYS[1], least, ARGV[2], 'LIMIT', 0, limit - #heads)
+  for _, id in ipairs(ids) do
+    local head = redis.call('HMGET', ARGV[4] .. id,
+      'epoch', 'step', 'name', 'version', 'fingerprint', 'created', 'updated', 'bytes', 'expired')
+    if head[1] then
+      table.insert(head, 1, id)
+      heads[#heads + 1] = cjson.encode(head)
+    else -- the server threw the stream out for want of memory
+      redis.call('ZREM', KEYS[1], id)
+    end
+    least = '(' .. id
   end
-end
+until #ids == 0 or #heads == limit
 return '[' .. table.concat(heads, ',') .. ']'
 """
 # KEYS: ages, tombstones. ARGV: before, purge before (scores), limit, what keys of ids and of streams begin with. A member is
