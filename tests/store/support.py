@@ -1,0 +1,137 @@
+"""What the tests of the stores share: checkpoints, a clock that is set by hand, a real redis, and places to put a store."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.core.spec import Checkpoint, Key, ModelId
+from serving.store import MemoryStore, SqliteStore, Store, store_at
+
+MODEL = ModelId("demo", "1", "f" * 64)
+OTHER_MODEL = ModelId("démo", "2", "e" * 64)
+# Times in tests are whole milliseconds: redis tells apart no less than microseconds.
+MS = 1_000_000
+# For what another process does; long, because nothing waits for it unless it fails.
+PATIENCE_S = 20.0
+
+
+def key(stream_id: str, tenant: str = "default") -> Key:
+    """A key of the default tenant."""
+    return Key(tenant, stream_id)
+
+
+def checkpoint(stream_id: str, epoch: int = 1, step: int = 1, payload: bytes = b"state") -> Checkpoint:
+    """A checkpoint of a stream of the default tenant."""
+    return Checkpoint(key(stream_id), epoch, step, MODEL, 4, payload)
+
+
+@dataclass
+class Clock:
+    """Says what it is told to, in nanoseconds."""
+
+    now: int = 1_000_000 * MS
+
+    def __call__(self) -> int:
+        """The time."""
+        return self.now
+
+
+class RedisServer:
+    """A redis-server of our own, with its own folder, that can be killed and started again."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"redis://127.0.0.1:{self.port}"
+        self._command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder)]
+        self._command += ["--save", "", "--loglevel", "warning", *settings]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when it listens and has loaded its data."""
+        process = self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.command("PING").startswith((b"+PONG", b"-NOAUTH")):
+            assert process.poll() is None, f"redis-server ended with {process.returncode}"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def command(self, *words: str) -> bytes:
+        """The first bytes of what it answers to a command, nothing when it does not listen."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), PATIENCE_S) as connection:
+                connection.sendall(" ".join(words).encode() + b"\r\n")
+                return connection.recv(4096)
+        except ConnectionError:
+            return b""
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it as a power cut would; does nothing when it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@dataclass
+class Place:
+    """Where stores of one kind keep their streams: each that is opened here finds what the last one left."""
+
+    make: Callable[[Clock], Store]
+    clock: Clock = field(default_factory=Clock)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Store]:
+        """A store that is open inside."""
+        store = self.make(self.clock)
+        await store.start()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+def memory_place() -> Place:
+    """In this process."""
+    return Place(MemoryStore)
+
+
+def sqlite_place(folder: Path) -> Place:
+    """In a file."""
+    return Place(lambda clock: SqliteStore(folder / "streams.db", clock))
+
+
+def redis_place(server: RedisServer) -> Place:
+    """In an emptied redis."""
+    assert server.command("FLUSHALL") == b"+OK\r\n"
+    return Place(lambda clock: store_at(server.address, clock))
+
+
+@contextmanager
+def python(script: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that runs a script; it is killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)

@@ -1,0 +1,131 @@
+import struct
+from hashlib import blake2b
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.core.errors import CheckpointBroken
+from serving.core.spec import Checkpoint, Key, ModelId
+from serving.store import Head, Record, decode, encode
+from serving.store.codec import read
+from tests.store.support import MODEL, checkpoint
+
+texts = st.text(max_size=40)
+checkpoints = st.builds(
+    Checkpoint,
+    key=st.builds(Key, texts, texts),
+    epoch=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**63 - 1),
+    model=st.builds(ModelId, texts, texts, texts),
+    answers=st.integers(0, 2**31 - 1),
+    payload=st.binary(max_size=5000),
+)
+
+
+def sealed(content: bytes) -> bytes:
+    """Content with the checksum that makes it whole."""
+    return content + blake2b(content, digest_size=16).digest()
+
+
+@given(checkpoints)
+def test_a_checkpoint_comes_back_as_it_was(original: Checkpoint) -> None:
+    """Decode gives what encode was given."""
+    assert decode(encode(original), "here") == original
+
+
+@given(st.data())
+def test_every_truncation_is_refused(data: st.DataObject) -> None:
+    """A record that lost any number of bytes at its end is refused as truncated."""
+    record = encode(data.draw(checkpoints))
+    kept = data.draw(st.integers(0, len(record) - 1))
+    with pytest.raises(CheckpointBroken, match=rf"here: record: truncated: got {kept} bytes, expected at least \d+"):
+        decode(record[:kept], "here")
+
+
+@pytest.mark.parametrize("payload", [b"state", bytes(3000)], ids=["in one piece", "in pieces"])
+def test_every_flipped_bit_is_refused(payload: bytes) -> None:
+    """A record of which any one bit was flipped is refused."""
+    record = encode(checkpoint("sensor", payload=payload))
+    for bit in range(8 * len(record)):
+        broken = bytearray(record)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CheckpointBroken):
+            decode(bytes(broken), "here")
+
+
+@given(st.binary(min_size=1))
+def test_foreign_bytes_are_refused(foreign: bytes) -> None:
+    """Bytes that do not begin like a record are refused as not Tidegate's."""
+    with pytest.raises(CheckpointBroken, match="not Tidegate's"):
+        decode(b"\x89" + foreign, "here")
+
+
+def test_damage_is_named() -> None:
+    """A record whose content was changed is refused for its checksum."""
+    record = bytearray(encode(checkpoint("sensor")))
+    record[-20] ^= 1
+    with pytest.raises(CheckpointBroken, match="checksum mismatch"):
+        decode(bytes(record), "here")
+
+
+def test_a_newer_format_is_refused_by_name() -> None:
+    """A record of a newer format is refused with both numbers, even if all else about it has changed."""
+    with pytest.raises(CheckpointBroken, match=r"format 7 is newer than 1, .*; update the server"):
+        decode(b"TGCK" + struct.pack("<H", 7), "here")
+
+
+def test_a_format_that_never_was_is_refused() -> None:
+    """A record of format 0 is refused with both numbers."""
+    with pytest.raises(CheckpointBroken, match="got format 0, expected 1"):
+        decode(b"TGCK" + struct.pack("<H", 0), "here")
+
+
+def test_bytes_after_the_end_are_refused() -> None:
+    """A record that is longer than its lengths say is refused with both sizes."""
+    record = encode(checkpoint("sensor"))
+    with pytest.raises(CheckpointBroken, match=f"got {len(record) + 3} bytes, expected {len(record)}"):
+        decode(record + b"abc", "here")
+
+
+def test_lengths_that_do_not_add_up_are_refused() -> None:
+    """A record whose checksum is right but that states more bytes than it has is refused."""
+    content = bytearray(encode(checkpoint("sensor"))[:-16])
+    struct.pack_into("<Q", content, 16, 1 << 60)  # bytes of the payload
+    with pytest.raises(CheckpointBroken, match="truncated"):
+        decode(sealed(bytes(content)), "here")
+
+
+def test_a_text_that_is_none_is_refused() -> None:
+    """A record whose checksum is right but whose stream id is not UTF-8 is refused with the bytes."""
+    content = encode(checkpoint("sensor"))[:-16].replace(b"sensor", b"\xffensor")
+    with pytest.raises(CheckpointBroken, match=r"b'\\xffensor' is not UTF-8"):
+        decode(sealed(content), "here")
+
+
+def test_a_record_of_another_stream_is_refused() -> None:
+    """A whole record that lies where another stream's should is not used."""
+    kept = checkpoint("mine")
+    with pytest.raises(CheckpointBroken, match="here: record: holds stream 'other', not this one"):
+        read(head_of(kept), encode(checkpoint("other")), "here")
+
+
+@pytest.mark.parametrize(
+    "stale", [checkpoint("mine", step=4), checkpoint("mine", step=5, epoch=3)], ids=["step", "epoch"]
+)
+def test_a_record_that_is_not_the_last_is_refused(stale: Checkpoint) -> None:
+    """A whole record of another step than the store knows, or of an epoch to come, is not used."""
+    with pytest.raises(CheckpointBroken, match=r"but the store knows step 5 of epoch 2"):
+        read(head_of(checkpoint("mine", step=5, epoch=2)), encode(stale), "here")
+
+
+def test_a_record_of_an_older_epoch_is_the_last_before_the_claim() -> None:
+    """A claim raises the epoch and leaves the record of the epoch before."""
+    kept = checkpoint("mine", step=5, epoch=1)
+    head = head_of(checkpoint("mine", step=5, epoch=2))
+    assert read(head, encode(kept), "here") == Record(head, kept)
+
+
+def head_of(kept: Checkpoint) -> Head:
+    """A head that speaks of a checkpoint."""
+    return Head(kept.key, kept.epoch, kept.step, MODEL, 0, 0, len(kept.payload), expired=False)

@@ -1,0 +1,267 @@
+"""What is particular to redis: what survives which setting, and what is said when it is slow, full, closed or gone."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio.client import Pipeline
+
+from serving.core.errors import CheckpointBroken, StoreUnavailable
+from serving.store import Store, encode, store_at
+from serving.store.redis import RedisStore
+from tests.store.support import MODEL, MS, Clock, RedisServer, checkpoint, key, redis_place
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[Store]:
+    """An open, empty store."""
+    async with redis_place(redis_server).open() as store:
+        yield store
+
+
+@pytest.fixture
+def server_with(redis_installed: None, tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Starts servers with settings of their own."""
+    servers = []
+
+    def start(*settings: str) -> RedisServer:
+        server = RedisServer(tmp_path, *settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+def impatient(server: RedisServer) -> RedisStore:
+    """A store that gives up early."""
+    return RedisStore("127.0.0.1", server.port, 0, timeout_s=0.2)
+
+
+async def refusal(call: Any) -> str:
+    """What a call says when it finds the store unavailable; always in one line."""
+    with pytest.raises(StoreUnavailable) as refused:
+        await call
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+# --- what survives
+
+
+async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer) -> None:
+    """With AOF always, all that was saved is there after redis was killed and started again, for the same store."""
+    store = store_at(durable_redis.address)
+    await store.start()
+    assert store.survives == "a killed process, a restart of redis and a power loss"
+    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(100)))
+    kept = [checkpoint(str(place), step=place + 1) for place in range(100)]
+    assert all(await store.save(kept))
+    durable_redis.kill()
+    assert "cannot be reached" in await refusal(store.save(kept))
+    assert "cannot be reached" in await refusal(store.load(key("0")))
+    durable_redis.start()
+    records = [await store.load(each.key) for each in kept]
+    assert [record and record.checkpoint for record in records] == kept
+    assert await store.claim(key("0"), 1, MODEL) == 2  # scripts are gone with the old server
+    assert await store.save([checkpoint("0", 1, step=9)]) == [False]
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "survives", "warned"),
+    [
+        (("--appendonly", "no"), "a killed process, not a restart of redis", True),
+        (
+            ("--appendonly", "yes", "--appendfsync", "everysec"),
+            "a killed process and an orderly restart of redis; a power loss takes the last two seconds",
+            False,
+        ),
+        (
+            ("--appendonly", "yes", "--appendfsync", "no"),
+            "a killed process and an orderly restart of redis; a power loss takes the last thirty seconds",
+            False,
+        ),
+        (
+            ("--appendonly", "yes", "--rename-command", "CONFIG", '""'),
+            "a killed process and an orderly restart of redis; a power loss takes the last seconds or more",
+            False,
+        ),
+    ],
+    ids=["memory", "everysec", "never", "not told"],
+)
+async def test_what_survives_is_asked_of_redis(
+    server_with: Callable[..., RedisServer],
+    caplog: pytest.LogCaptureFixture,
+    settings: tuple[str, ...],
+    survives: str,
+    warned: bool,
+) -> None:
+    """Start reads what redis is set up to survive, and warns in one line when that is not even a restart."""
+    store = store_at(server_with(*settings).address)
+    with caplog.at_level(logging.WARNING, "tidegate.store"):
+        await store.start()
+    assert store.survives == survives
+    assert len(caplog.messages) == warned
+    assert all("a restart of redis loses streams; set appendonly yes" in message for message in caplog.messages)
+    await store.close()
+
+
+async def test_a_redis_that_throws_streams_out_is_warned_of(
+    server_with: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A redis that forgets keys when its memory is full is named at the start."""
+    server = server_with("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    store = store_at(server.address)
+    await store.start()
+    assert [message.partition("; ")[2] for message in caplog.messages] == ["set maxmemory-policy noeviction"]
+    await store.close()
+
+
+# --- many at once
+
+
+async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save of a thousand streams is sent at once, in scripts of a bounded size."""
+    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(1000)))
+    await store.save([checkpoint("0")])  # so that the script is known
+    trips = []
+    execute = Pipeline.execute
+
+    async def counted(self: Pipeline, raise_on_error: bool = True) -> list[Any]:
+        trips.append(len(self))
+        return await execute(self, raise_on_error)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    assert all(await store.save([checkpoint(str(place)) for place in range(1000)]))
+    assert trips == [4]
+
+
+async def test_scripts_that_redis_forgot_are_sent_again(store: Store, redis_server: RedisServer) -> None:
+    """A redis that has flushed its scripts is no failure."""
+    assert await store.claim(key("a"), 0, MODEL) == 1
+    assert redis_server.command("SCRIPT FLUSH") == b"+OK\r\n"
+    assert await store.claim(key("a"), 1, MODEL) == 2
+
+
+# --- what is wrong with the server
+
+
+async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisServer) -> None:
+    """Calls to a redis that does not answer fail after the time-out, and work again when it does."""
+    hasty = impatient(redis_server)
+    await hasty.start()
+    redis_server.signal(signal.SIGSTOP)
+    try:
+        text = await refusal(hasty.claim(key("a"), 0, MODEL))
+    finally:
+        redis_server.signal(signal.SIGCONT)
+    assert text == f"store {redis_server.address}/0: did not answer within 0.2 s"
+    assert await hasty.claim(key("b"), 0, MODEL) == 1
+    await hasty.close()
+
+
+async def test_more_calls_than_connections_wait_their_turn(store: Store) -> None:
+    """A thousand calls at once are all answered, over a bounded number of connections."""
+    assert await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(1000))) == [1] * 1000
+    assert isinstance(store, RedisStore)
+    assert len(await store._redis.client_list()) <= 17
+
+
+async def test_no_server_is_named(server_with: Callable[..., RedisServer]) -> None:
+    """Where nothing listens, start says so with the address, and succeeds once there is a server."""
+    server = server_with()
+    server.kill()
+    store = store_at(server.address)
+    text = await refusal(store.start())
+    assert text.startswith(f"store {server.address}/0: cannot be reached (")
+    assert text.endswith("; see that it runs and listens there")
+    server.start()
+    await store.start()
+    assert await store.count() == 0
+    await store.close()
+
+
+@pytest.mark.parametrize("user", ["", ":wrong@"])
+async def test_a_wrong_password_is_named(server_with: Callable[..., RedisServer], user: str) -> None:
+    """Without the right password start says so, and does not repeat the wrong one."""
+    server = server_with("--requirepass", "right")
+    text = await refusal(store_at(server.address.replace("//", f"//{user}")).start())
+    assert "does not let this user in" in text
+    assert "wrong@" not in text
+    store = store_at(server.address.replace("//", "//:right@"))
+    await store.start()
+    await store.close()
+
+
+async def test_a_replica_is_named(redis_server: RedisServer, server_with: Callable[..., RedisServer]) -> None:
+    """A server that cannot be written because it follows another is refused at the start."""
+    replica = server_with("--replicaof", "127.0.0.1", str(redis_server.port))
+    assert "is a replica, which cannot be written; name the primary" in await refusal(store_at(replica.address).start())
+
+
+async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -> None:
+    """When redis has no room, writes fail, reads and all that was saved stay, and it works again once there is."""
+    server = server_with()
+    store = store_at(server.address)
+    await store.start()
+    await store.claim(key("a"), 0, MODEL)
+    await store.save([checkpoint("a", step=1)])
+    assert server.command("CONFIG SET maxmemory 1") == b"+OK\r\n"
+    assert "its memory is full; nothing was written: raise maxmemory" in await refusal(
+        store.save([checkpoint("a", step=2)])
+    )
+    record = await store.load(key("a"))
+    assert record is not None
+    assert record.checkpoint == checkpoint("a", step=1)
+    assert server.command("CONFIG SET maxmemory 0") == b"+OK\r\n"
+    assert await store.save([checkpoint("a", step=2)]) == [True]
+    await store.close()
+
+
+async def test_another_format_is_named(store: Store, redis_server: RedisServer) -> None:
+    """Streams that another version has laid out in another way are refused at the start."""
+    assert redis_server.command("SET tidegate:format 7") == b"+OK\r\n"
+    assert "its format b'7' is not 1" in await refusal(store_at(redis_server.address).start())
+
+
+async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) -> None:
+    """A record that somebody spoiled is never a fresh stream: load names server and stream."""
+    await store.claim(key("a"), 0, MODEL)
+    await store.save([checkpoint("a")])
+    assert isinstance(store, RedisStore)
+    await store._redis.hset("tidegate:stream:7:default:a", "record", encode(checkpoint("a"))[:-1])  # type: ignore[misc]
+    with pytest.raises(CheckpointBroken, match=f"{redis_server.address}/0: stream 'a': record: truncated"):
+        await store.load(key("a"))
+
+
+async def test_nothing_is_left_of_a_stream_that_vanished(redis_server: RedisServer) -> None:
+    """Neither a stream that was forgotten nor one that expired leaves anything behind once it is gone."""
+    place = redis_place(redis_server)
+    async with place.open() as store:
+        for stream_id in ("forgotten", "expired", "expired too"):
+            await store.claim(key(stream_id, "te:nant"), 0, MODEL)
+        assert await store.forget(key("forgotten", "te:nant"), 1)
+        place.clock.now += MS
+        await store.expire(place.clock.now, 0)
+        assert await store.forget(key("expired", "te:nant"), 2)
+        await store.expire(0, place.clock.now)
+    assert redis_server.command("KEYS *") == b"*1\r\n$15\r\ntidegate:format\r\n"
+
+
+async def test_a_stream_that_redis_threw_out_is_not_known(store: Store, redis_server: RedisServer) -> None:
+    """What eviction leaves behind in the indices is no stream, and does not come back as a tombstone."""
+    await store.claim(key("a"), 0, MODEL)
+    await store.claim(key("b"), 0, MODEL)
+    assert redis_server.command("DEL tidegate:stream:7:default:a") == b":1\r\n"
+    assert [head.key.stream_id for head in await store.scan("default", "", "", 1)] == ["b"]
+    await store.expire(Clock().now + MS, 0)
+    assert await store.load(key("a")) is None
+    assert await store.claim(key("a"), 0, MODEL) == 1

@@ -1,0 +1,590 @@
+"""What is particular to SQLite: what survives a kill, what processes do to each other, and what is said when the disk fails."""
+
+# ruff: noqa: ASYNC221, ASYNC240 (a test has its event loop for itself)
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.core.errors import CheckpointBroken, StoreUnavailable
+from serving.store import SqliteStore, encode
+from serving.store import database as database_module
+from serving.store import sqlite as sqlite_module
+from serving.store.database import Database, _after_all
+from tests.store.support import MODEL, PATIENCE_S, checkpoint, key, python
+
+OPEN = """
+import asyncio, sys
+from pathlib import Path
+from serving.core.spec import Checkpoint, Key, ModelId
+from serving.store import SqliteStore
+MODEL = ModelId("demo", "1", "f" * 64)
+store = SqliteStore(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file is to be."""
+    return tmp_path / "streams.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    """An open, empty store, which waits for locks only briefly."""
+    store = SqliteStore(path, busy_timeout_s=0.05)
+    await store.start()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Database]:
+    """The databases that stores open, the last one last; use one only while its store is idle."""
+    databases: list[Database] = []
+    prepare = Database._prepare
+
+    def noted(self: Database) -> None:
+        prepare(self)
+        databases.append(self)
+
+    monkeypatch.setattr(Database, "_prepare", noted)
+    return databases
+
+
+class Gate:
+    """Holds the transactions of stores back until it is opened, and counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.transactions = 0
+        self._entered = threading.Event()
+        self._open = threading.Event()
+        transaction = Database.transaction
+
+        @contextmanager
+        def gated(database: Database) -> Iterator[None]:
+            self.transactions += 1
+            self._entered.set()
+            assert self._open.wait(PATIENCE_S)
+            with transaction(database):
+                yield
+
+        monkeypatch.setattr(Database, "transaction", gated)
+
+    async def held(self) -> None:
+        """Returns when a transaction waits at the gate."""
+        await asyncio.to_thread(self._entered.wait, PATIENCE_S)
+
+    def open(self) -> None:
+        """Lets all through from now on."""
+        self._open.set()
+
+
+async def refusal(call: Any) -> str:
+    """What a call says when it finds the store unavailable; never a traceback, and always in one line."""
+    with pytest.raises(StoreUnavailable) as refused:
+        await call
+    text = str(refused.value)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+# --- many at once
+
+
+async def test_what_waits_is_committed_together(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations that queue while a commit is under way share the next one."""
+    gate = Gate(monkeypatch)
+    calls = [asyncio.create_task(store.claim(key("first"), 0, MODEL))]
+    await gate.held()
+    calls += [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(500)]
+    await asyncio.sleep(0)  # let them queue
+    gate.open()
+    assert await asyncio.gather(*calls) == [1] * 501
+    assert gate.transactions == 2
+
+
+async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims and saves of one stream that share a commit see each other, the first first."""
+    gate = Gate(monkeypatch)
+    first = asyncio.create_task(store.claim(key("first"), 0, MODEL))
+    await gate.held()
+    calls = [
+        asyncio.create_task(store.claim(key("a"), 0, MODEL)),
+        asyncio.create_task(store.claim(key("a"), 0, MODEL)),
+        asyncio.create_task(store.save([checkpoint("a", 1, step=1)])),
+        asyncio.create_task(store.save([checkpoint("a", 1, step=2)])),
+        asyncio.create_task(store.claim(key("a"), 1, MODEL)),
+        asyncio.create_task(store.save([checkpoint("a", 1, step=3)])),
+        asyncio.create_task(store.forget(key("a"), 1)),
+    ]
+    await asyncio.sleep(0)
+    gate.open()
+    assert await asyncio.gather(*calls) == [1, None, [True], [True], 2, [False], False]
+    await first
+    record = await store.load(key("a"))
+    assert record is not None
+    assert record.checkpoint == checkpoint("a", 1, step=2)
+
+
+async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Database], path: Path) -> None:
+    """A save of a thousand streams, and a look at them, is a statement for each 256, not one a row."""
+    another = SqliteStore(path)
+    await another.start()
+    keys = [key(str(place)) for place in range(1000)]
+    await asyncio.gather(*(another.claim(each, 0, MODEL) for each in keys))
+    statements: list[str] = []
+    opened[-1]._connection.set_trace_callback(statements.append)
+    assert all(await another.save([checkpoint(each.stream_id) for each in keys]))
+    assert [statement.split()[0] for statement in statements] == ["BEGIN", *["UPDATE"] * 4, "COMMIT"]
+    statements.clear()
+    records = await asyncio.gather(*(another.load(each) for each in keys))
+    assert [record and record.head.key for record in records] == keys
+    assert len(statements) <= 5  # the first may be taken before the others are there
+    await another.close()
+
+
+async def test_a_bad_operation_fails_alone(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations that share a commit with one that cannot be done are done; that one fails with its own error."""
+    gate = Gate(monkeypatch)
+    first = asyncio.create_task(store.claim(key("first"), 0, MODEL))
+    await gate.held()
+    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(20)]
+    calls.insert(7, asyncio.create_task(store.claim(key("\ud800"), 0, MODEL)))  # no text that UTF-8 can hold
+    await asyncio.sleep(0)
+    gate.open()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results.pop(7), UnicodeEncodeError)
+    assert results == [1] * 20
+    assert await first == 1
+
+
+async def test_a_cancelled_caller_harms_no_one(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others of a commit are answered when one of them has gone, before or while it runs."""
+    gate = Gate(monkeypatch)
+    runs = asyncio.create_task(store.claim(key("runs"), 0, MODEL))
+    await gate.held()
+    waits = asyncio.create_task(store.claim(key("waits"), 0, MODEL))
+    stays = asyncio.create_task(store.claim(key("stays"), 0, MODEL))
+    await asyncio.sleep(0)  # let them queue
+    runs.cancel()
+    waits.cancel()
+    await asyncio.gather(runs, waits, return_exceptions=True)
+    gate.open()
+    async with asyncio.timeout(PATIENCE_S):
+        assert await stays == 1
+    assert repr(store).endswith(": 0 operations waiting>")
+
+
+async def test_a_full_queue_refuses_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation more than may wait is refused while the others wait on."""
+    monkeypatch.setattr(sqlite_module, "QUEUE_MAX", 2)
+    gate = Gate(monkeypatch)
+    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(2)]
+    await asyncio.sleep(0)
+    assert "2 operations wait for the disk" in await refusal(store.claim(key("late"), 0, MODEL))
+    gate.open()
+    assert await asyncio.gather(*calls) == [1, 1]
+    assert await store.claim(key("late"), 0, MODEL) == 1
+
+
+async def test_close_does_what_still_waits(path: Path) -> None:
+    """Operations queued before close are done; later ones are refused."""
+    store = SqliteStore(path)
+    await store.start()
+    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(100)]
+    await asyncio.sleep(0)
+    await store.close()
+    assert await asyncio.gather(*calls) == [1] * 100
+    assert "is not open" in await refusal(store.claim(key("a"), 0, MODEL))
+    assert "tidegate-store" not in {thread.name for thread in threading.enumerate()}
+
+
+# --- what survives
+
+
+async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[Database], path: Path) -> None:
+    """Files are opened so that a commit is on disk when it returns, and the cache is bounded."""
+    another = SqliteStore(path)
+    await another.start()
+    ask = opened[-1]._connection.execute
+    settings = [
+        ask(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "fullfsync", "cache_size")
+    ]
+    assert settings == ["wal", 2, 1, -8192]
+    assert store.survives == "a killed process and a power loss"
+    await another.close()
+
+
+async def test_what_was_saved_survives_a_kill(path: Path) -> None:
+    """A process that is killed while it saves without pause loses nothing that it was told is saved."""
+    script = (
+        OPEN
+        + """
+async def main():
+    await store.start()
+    for place in range(50):
+        await store.claim(Key("default", str(place)), 0, MODEL)
+    step = 0
+    while True:
+        step += 1
+        assert all(await store.save([Checkpoint(Key("default", str(p)), 1, step, MODEL, 4, b"%d" % step) for p in range(50)]))
+        print(step, flush=True)
+asyncio.run(main())
+"""
+    )
+    with python(script, str(path)) as process:
+        assert process.stdout is not None
+        for _ in range(20):
+            told = int(process.stdout.readline())
+        process.kill()
+        told = max([told, *map(int, process.stdout.read().split())])  # what it said before it died
+    store = SqliteStore(path)
+    await store.start()
+    records = [await store.load(key(str(place))) for place in range(50)]
+    steps = {record.checkpoint.step for record in records if record and record.checkpoint}
+    assert len(records) == 50
+    assert steps in ({told}, {told + 1})  # all of one commit, perhaps of the one that was not yet told
+    await store.close()
+
+
+# --- other processes
+
+
+def test_processes_that_begin_a_file_together_share_it(path: Path) -> None:
+    """Processes that start at once on a file that is not there yet all open it, and each stream gets one first owner."""
+    script = (
+        OPEN
+        + """
+async def main():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await store.start()
+    won = await asyncio.gather(*(store.claim(Key("default", str(place)), 0, MODEL) for place in range(200)))
+    print(*(place for place, epoch in enumerate(won) if epoch), flush=True)
+    await store.close()
+asyncio.run(main())
+"""
+    )
+    with python(script, str(path)) as one, python(script, str(path)) as two, python(script, str(path)) as three:
+        processes = (one, two, three)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        won = [list(map(int, process.stdout.readline().split())) for process in processes if process.stdout]
+        assert [process.wait(PATIENCE_S) for process in processes] == [0, 0, 0]
+    assert sorted(place for places in won for place in places) == list(range(200))
+
+
+async def test_another_process_that_begins_the_file_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that finds a new file locked by who is just making it waits, where SQLite itself would not."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(database_module.time, "sleep", lambda _: other.in_transaction and other.execute("ROLLBACK"))
+    store = SqliteStore(path)
+    await store.start()
+    assert not other.in_transaction
+    other.close()
+    await store.close()
+
+
+def test_a_file_that_is_just_made_is_not_taken_for_a_foreign_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process writes into a new file between two looks at it is not seen half."""
+
+    class Watched(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            if sql == "PRAGMA user_version":  # the second look
+                with monkeypatch.context() as unwatched, suppress(StoreUnavailable):  # it may have to wait for us
+                    unwatched.setattr(sqlite3, "connect", connect)
+                    Database(path, 0.01).close()
+            return super().execute(sql, *arguments)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Watched))
+    Database(path, 0.05).close()
+
+
+async def test_a_frozen_process_is_fenced_when_it_wakes(store: SqliteStore, path: Path) -> None:
+    """A process that slept through a take-over cannot save or forget, and is told so."""
+    script = (
+        OPEN
+        + """
+async def main():
+    await store.start()
+    a = Key("default", "a")
+    print(await store.claim(a, 0, MODEL), flush=True)
+    sys.stdin.readline()
+    print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.forget(a, 1), flush=True)
+    await store.close()
+asyncio.run(main())
+"""
+    )
+    with python(script, str(path)) as sleeper:
+        assert sleeper.stdout is not None
+        assert await asyncio.to_thread(sleeper.stdout.readline) == "1\n"
+        assert await store.claim(key("a"), 1, MODEL) == 2
+        assert await store.save([checkpoint("a", 2, step=1)]) == [True]
+        assert sleeper.stdin is not None
+        sleeper.stdin.write("wake\n")
+        sleeper.stdin.flush()
+        assert await asyncio.to_thread(sleeper.stdout.readline) == "[False] False\n"
+    record = await store.load(key("a"))
+    assert record is not None
+    assert record.checkpoint == checkpoint("a", 2, step=1)
+
+
+async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) -> None:
+    """While another process holds the lock, writes fail after the time-out and reads go on; then all is well again."""
+    await store.claim(key("a"), 0, MODEL)
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        text = await refusal(store.save([checkpoint("a")]))
+        assert (
+            text == f"store sqlite://{path}: another process held its lock for more than 0.05 s; see who with `fuser`"
+        )
+        assert await store.count() == 1
+        other.execute("ROLLBACK")
+    other.close()
+    assert await store.save([checkpoint("a")]) == [True]
+
+
+async def test_a_lock_fails_all_that_wait_for_it_at_once(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations that share a commit do not wait for the lock one after another."""
+    gate = Gate(monkeypatch)
+    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(100)]
+    await gate.held()
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        gate.open()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    other.close()
+    assert {type(result) for result in results} == {StoreUnavailable}
+    assert gate.transactions <= 2
+
+
+# --- what is wrong with the file
+
+
+@pytest.mark.parametrize("full", ["database", "disk"])
+async def test_a_full_disk_is_named(full: str, opened: list[Database], path: Path) -> None:
+    """When there is no room, a save fails, all that was saved before stays, and the store works again once there is."""
+    if full == "disk":
+        mount_small_disk(path.parent)
+    store = SqliteStore(path)
+    await store.start()
+    try:
+        if full == "database":
+            opened[-1]._connection.execute("PRAGMA max_page_count = 100")
+        await store.claim(key("a"), 0, MODEL)
+        await store.claim(key("b"), 0, MODEL)
+        assert await store.save([checkpoint("a", step=1)]) == [True]
+        text = await refusal(store.save([checkpoint("a", step=2), checkpoint("b", step=2, payload=bytes(2 << 20))]))
+        assert (
+            text
+            == f"store sqlite://{path}: the disk is full; nothing was written: make room on the file system of {path.parent}"
+        )
+        record = await store.load(key("a"))
+        assert record is not None
+        assert record.checkpoint == checkpoint("a", step=1)
+        if full == "database":
+            opened[-1]._connection.execute("PRAGMA max_page_count = 100000")
+        else:
+            subprocess.run(["mount", "-o", "remount,size=16m", path.parent], check=True)
+        assert await store.save([checkpoint("b", step=2, payload=bytes(2 << 20))]) == [True]
+    finally:
+        await store.close()
+        if full == "disk":
+            subprocess.run(["umount", path.parent], check=True)
+
+
+def mount_small_disk(folder: Path) -> None:
+    """Puts a disk of a megabyte in the place of a folder; skips where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("needs to be allowed to mount a tmpfs; the same is tested with SQLite's own limit")
+
+
+async def test_room_for_the_small_is_used(
+    store: SqliteStore, opened: list[Database], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operation for which there is no room does not fail those that share its commit and fit."""
+    another = SqliteStore(path)
+    await another.start()
+    opened[-1]._connection.execute("PRAGMA max_page_count = 100")
+    await another.claim(key("big"), 0, MODEL)
+    gate = Gate(monkeypatch)
+    first = asyncio.create_task(another.claim(key("first"), 0, MODEL))
+    await gate.held()
+    big = asyncio.create_task(another.save([checkpoint("big", payload=bytes(2 << 20))]))
+    small = [asyncio.create_task(another.claim(key(str(place)), 0, MODEL)) for place in range(10)]
+    await asyncio.sleep(0)
+    gate.open()
+    assert "the disk is full" in await refusal(big)
+    assert await asyncio.gather(first, *small) == [1] * 11
+    await another.close()
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Callable[[], None]]:
+    """Makes this process one that may write only where all may, if it is root, until the test ends."""
+    was = os.geteuid()
+    yield lambda: os.seteuid(65534) if was == 0 else None
+    os.seteuid(was)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["empty", "with a file"])
+async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], None]) -> None:
+    """A folder that may not be written is refused at the start, with the folder, whether the file is there or not."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders cannot even be entered by nobody
+        folder = Path(name)
+        store = SqliteStore(folder / "streams.db")
+        if begun:
+            await store.start()
+            await store.close()
+        folder.chmod(0o555)
+        as_nobody()
+        try:
+            text = await refusal(store.start())
+        finally:
+            os.seteuid(os.getuid())
+            folder.chmod(0o755)
+    assert text.startswith(f"store sqlite://{folder}/streams.db: ")
+    assert f"write to {folder}" in text or f"and to {folder}" in text or f"{folder} must exist" in text
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    """A file in a folder that is not there is refused with the folder, and opens once it is."""
+    store = SqliteStore(tmp_path / "no" / "streams.db")
+    assert f"cannot be opened; {tmp_path}/no must exist" in await refusal(store.start())
+    (tmp_path / "no").mkdir()
+    await store.start()
+    assert await store.count() == 0
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
+    """A file of another kind is refused by name and not touched."""
+    path.write_bytes(b"precious notes\n" * 1000)
+    assert await refusal(SqliteStore(path).start()) == (
+        f"store sqlite://{path}: is not a SQLite database; name another file, or put a backup in its place"
+    )
+    assert path.read_bytes() == b"precious notes\n" * 1000
+
+
+async def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
+    """A database that holds something else is refused by name and not touched."""
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE notes (text)")
+    other.close()
+    before = path.read_bytes()
+    assert "is a database of another program" in await refusal(SqliteStore(path).start())
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_schema_is_named(path: Path) -> None:
+    """A file that a newer server has written is refused with both numbers."""
+    store = SqliteStore(path)
+    await store.start()
+    await store.close()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 7")
+    other.close()
+    assert "its schema 7 is newer than 1, the newest that this server knows; update" in await refusal(store.start())
+
+
+async def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that lacks what is needed is refused with both versions."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
+    assert "SQLite is 3.26.0, expected 3.38.0 or newer" in await refusal(SqliteStore(path).start())
+
+
+async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
+    """Streams on damaged pages are unavailable, with what to do; those beside them in a batch are loaded as ever."""
+    store = SqliteStore(path)
+    await store.start()
+    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(200)))
+    await store.save([checkpoint(str(place), payload=bytes(3000)) for place in range(200)])
+    await store.close()
+    with path.open("r+b") as file:
+        file.seek(4096 * (path.stat().st_size // 4096 // 2))
+        file.write(b"\xff" * 4096 * 3)
+    await store.start()
+    results = await asyncio.gather(*(store.load(key(str(place))) for place in range(200)), return_exceptions=True)
+    broken = {str(result) for result in results if isinstance(result, Exception)}
+    whole = [result for result in results if not isinstance(result, Exception)]
+    assert broken == {f"store sqlite://{path}: is damaged; stop all servers that use it and put a backup in its place"}
+    assert len(whole) > 150
+    assert all(record is not None and record.checkpoint is not None for record in whole)
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (encode(checkpoint("a"))[:-1], "truncated"),
+        (encode(checkpoint("b")), "holds stream 'b', not this one"),
+        (b"\x93NUMPY", "not Tidegate's"),
+        (b"TGCK\x09\x00", "format 9 is newer than 1"),
+    ],
+)
+async def test_a_bad_record_is_named_and_can_be_dropped(
+    store: SqliteStore, path: Path, record: bytes, message: str
+) -> None:
+    """A record that somebody spoiled is never a fresh stream: load names file and stream, and forget still works."""
+    await store.claim(key("a"), 0, MODEL)
+    await store.save([checkpoint("a")])
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE streams SET record = ?", (record,))
+    other.close()
+    with pytest.raises(CheckpointBroken, match=f"{path}: stream 'a': record: .*{message}"):
+        await store.load(key("a"))
+    [head] = await store.scan("default", "", "", 1)
+    assert await store.forget(key("a"), head.epoch)
+
+
+async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path) -> None:
+    """When the file is removed while in use, saves fail: SQLite would keep them where no restart finds them."""
+    await store.claim(key("a"), 0, MODEL)
+    path.unlink()
+    assert "was removed or replaced while in use" in await refusal(store.save([checkpoint("a")]))
+
+
+async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is saved, the WAL is moved into the file before it has grown by another limit."""
+    for place in range(40):
+        await store.claim(key(str(place)), 0, MODEL)
+    limit = 4096 * database_module.WAL_PAGES
+    for step in range(40):  # 160 MB in all
+        await store.save([checkpoint(str(place), step=step, payload=bytes([step]) * 100_000) for place in range(40)])
+    assert path.with_name("streams.db-wal").stat().st_size < 2 * limit
+
+
+@given(st.text(max_size=3), st.text(max_size=3), st.text(max_size=6))
+def test_the_end_of_a_prefix_parts_the_texts(stem: str, rest: str, other: str) -> None:
+    """All that begins with a prefix comes before the end of the prefix in UTF-8, and whatever is between begins with it."""
+    for prefix in (stem, stem + "\ud7ff", stem + "\U0010ffff"):
+        end = _after_all(prefix)
+        assert end is None or (prefix + rest).encode() < end.encode()
+        between = prefix.encode() <= other.encode() and (end is None or other.encode() < end.encode())
+        assert between == other.startswith(prefix)
