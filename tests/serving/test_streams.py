@@ -1,11 +1,21 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from serving.core.engine import Engine
-from serving.core.errors import ModelMismatch, StreamExists, StreamNotFound, TakenOver, TidegateError
-from serving.core.spec import Spec
+from serving.core.errors import (
+    CheckpointBroken,
+    ModelMismatch,
+    StateLost,
+    StreamExists,
+    StreamExpired,
+    StreamNotFound,
+    TakenOver,
+    TidegateError,
+)
+from serving.core.spec import Checkpoint, ModelId, Spec
 from serving.core.streams import (
     TRANSITIONS,
     Event,
@@ -16,11 +26,19 @@ from serving.core.streams import (
     Phase,
     Stream,
     Streams,
+    check_fits,
+    checkpoint_rows,
     rule_on_open,
 )
 from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
 
 ANY, MUST_EXIST, MUST_BE_NEW = Existence.ANY, Existence.MUST_EXIST, Existence.MUST_BE_NEW
+
+# How opens find streams that are known: they are kept at this step.
+KEPT = 7
+
+
+# The rule of opening.
 
 
 @pytest.fixture(scope="module")
@@ -31,80 +49,140 @@ def spec() -> Spec:
 
 def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "") -> Known:
     """A stream of that model, or of another fingerprint or version."""
-    return Known(phase, spec.name, version or spec.version, fingerprint or spec.fingerprint)
+    return Known(phase, KEPT, ModelId(spec.name, version or spec.version, fingerprint or spec.fingerprint))
 
 
 @pytest.mark.parametrize(
-    ("phase", "existence", "outcome"),
+    ("phase", "existence", "acknowledged", "outcome"),
     [
-        (None, ANY, OpenKind.NEW),
-        (None, MUST_EXIST, StreamNotFound),
-        (None, MUST_BE_NEW, OpenKind.NEW),
-        (Phase.NEW, ANY, OpenKind.NEW),
-        (Phase.NEW, MUST_EXIST, StreamNotFound),
-        (Phase.NEW, MUST_BE_NEW, OpenKind.NEW),
-        (Phase.PARKED, ANY, OpenKind.RESUMED),
-        (Phase.PARKED, MUST_EXIST, OpenKind.RESUMED),
-        (Phase.PARKED, MUST_BE_NEW, StreamExists),
-        (Phase.LIVE, ANY, OpenKind.TAKEN_OVER),
-        (Phase.LIVE, MUST_EXIST, OpenKind.TAKEN_OVER),
-        (Phase.LIVE, MUST_BE_NEW, StreamExists),
+        (None, ANY, 0, OpenKind.NEW),
+        (None, ANY, 1, StateLost),
+        (None, MUST_BE_NEW, 0, OpenKind.NEW),
+        (None, MUST_BE_NEW, 1, StateLost),
+        (None, MUST_EXIST, 0, StreamNotFound),
+        (None, MUST_EXIST, 1, StreamNotFound),
+        (Phase.PARKED, ANY, 0, OpenKind.RESUMED),
+        (Phase.PARKED, ANY, KEPT, OpenKind.RESUMED),
+        (Phase.PARKED, ANY, KEPT + 1, StateLost),
+        (Phase.PARKED, MUST_BE_NEW, 0, StreamExists),
+        (Phase.PARKED, MUST_BE_NEW, KEPT, StreamExists),
+        (Phase.PARKED, MUST_BE_NEW, KEPT + 1, StreamExists),
+        (Phase.PARKED, MUST_EXIST, 0, OpenKind.RESUMED),
+        (Phase.PARKED, MUST_EXIST, KEPT, OpenKind.RESUMED),
+        (Phase.PARKED, MUST_EXIST, KEPT + 1, StateLost),
+        (Phase.LIVE, ANY, 0, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, ANY, KEPT, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, ANY, KEPT + 1, StateLost),
+        (Phase.LIVE, MUST_BE_NEW, 0, StreamExists),
+        (Phase.LIVE, MUST_BE_NEW, KEPT, StreamExists),
+        (Phase.LIVE, MUST_BE_NEW, KEPT + 1, StreamExists),
+        (Phase.LIVE, MUST_EXIST, 0, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, MUST_EXIST, KEPT, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, MUST_EXIST, KEPT + 1, StateLost),
+        (Phase.EXPIRED, ANY, 0, StreamExpired),
+        (Phase.EXPIRED, ANY, KEPT, StreamExpired),
+        (Phase.EXPIRED, ANY, KEPT + 1, StreamExpired),
+        (Phase.EXPIRED, MUST_BE_NEW, 0, OpenKind.NEW),
+        (Phase.EXPIRED, MUST_BE_NEW, 1, StateLost),
+        (Phase.EXPIRED, MUST_EXIST, 0, StreamExpired),
+        (Phase.EXPIRED, MUST_EXIST, KEPT, StreamExpired),
+        (Phase.EXPIRED, MUST_EXIST, KEPT + 1, StreamExpired),
     ],
 )
 def test_what_an_open_becomes(
-    spec: Spec, phase: Phase | None, existence: Existence, outcome: OpenKind | type[TidegateError]
+    spec: Spec,
+    phase: Phase | None,
+    existence: Existence,
+    acknowledged: int,
+    outcome: OpenKind | type[TidegateError],
 ) -> None:
     """The whole table of opens under the stream's own model."""
     what = None if phase is None else known(spec, phase)
     if isinstance(outcome, OpenKind):
-        assert rule_on_open(key("a"), what, spec, existence) is outcome
+        assert rule_on_open(key("a"), what, spec, existence, acknowledged) is outcome
     else:
         with pytest.raises(outcome, match="'a'"):
-            rule_on_open(key("a"), what, spec, existence)
+            rule_on_open(key("a"), what, spec, existence, acknowledged)
 
 
-@pytest.mark.parametrize(("phase", "existence"), list(product([Phase.PARKED, Phase.LIVE], [ANY, MUST_EXIST])))
-def test_a_stream_of_other_weights_is_not_opened(spec: Spec, phase: Phase, existence: Existence) -> None:
+@pytest.mark.parametrize(
+    ("phase", "existence", "acknowledged"),
+    list(product([Phase.PARKED, Phase.LIVE], [ANY, MUST_EXIST], [0, KEPT, KEPT + 1])),
+)
+def test_a_stream_of_other_weights_is_not_opened(
+    spec: Spec, phase: Phase, existence: Existence, acknowledged: int
+) -> None:
     """Old state is never fed to new weights; the message has both models."""
+    what = known(spec, phase, fingerprint="f" * 64, version="9")
     with pytest.raises(ModelMismatch, match=r"runs under toy/9, not toy/1"):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64, version="9"), spec, existence)
+        rule_on_open(key("a"), what, spec, existence, acknowledged)
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_version_with_other_bytes_is_another_model(spec: Spec, phase: Phase) -> None:
     """A file that was replaced under its name has another fingerprint, and the message says both."""
     with pytest.raises(ModelMismatch, match=f"fingerprint {'f' * 12}.*fingerprint {spec.fingerprint[:12]}"):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, ANY)
+        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, ANY, 0)
+
+
+@pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
+def test_the_same_weights_under_another_name_are_the_same_model(spec: Spec, phase: Phase) -> None:
+    """State belongs to a fingerprint; what the folder is called is for people."""
+    rule_on_open(key("a"), known(spec, phase, version="9"), spec, MUST_EXIST, KEPT)
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_must_be_new_wins_over_other_weights(spec: Spec, phase: Phase) -> None:
     """Who asks for a new stream is told that the name is taken, whatever it runs under."""
     with pytest.raises(StreamExists):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, MUST_BE_NEW)
+        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, MUST_BE_NEW, 0)
 
 
-def test_the_weights_of_a_stream_without_state_do_not_matter(spec: Spec) -> None:
+def test_the_weights_of_an_expired_stream_do_not_matter(spec: Spec) -> None:
     """Where no state is left there is nothing to feed to the wrong weights."""
-    what = known(spec, Phase.NEW, fingerprint="f" * 64)
-    assert rule_on_open(key("a"), what, spec, ANY) is OpenKind.NEW
+    what = known(spec, Phase.EXPIRED, fingerprint="f" * 64)
+    assert rule_on_open(key("a"), what, spec, MUST_BE_NEW, 0) is OpenKind.NEW
 
 
-@pytest.mark.parametrize(("phase", "existence"), list(product(Phase, Existence)))
-def test_every_open_that_is_allowed_has_a_transition(spec: Spec, phase: Phase, existence: Existence) -> None:
+def test_an_expired_stream_says_where_it_was(spec: Spec) -> None:
+    """Its last timestep is all that is left of it."""
+    with pytest.raises(StreamExpired, match=rf"last timestep was {KEPT}.*MUST_BE_NEW") as caught:
+        rule_on_open(key("a"), known(spec, Phase.EXPIRED), spec, ANY, 0)
+    assert caught.value.step == KEPT
+
+
+@pytest.mark.parametrize(("phase", "kept"), [(None, 0), (Phase.PARKED, KEPT), (Phase.LIVE, KEPT)])
+def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kept: int) -> None:
+    """What is kept and what was acknowledged: the client can tell what is gone, and how to go on all the same."""
+    what = None if phase is None else known(spec, phase)
+    with pytest.raises(StateLost) as caught:
+        rule_on_open(key("a"), what, spec, ANY, 12)
+    assert (caught.value.kept_step, caught.value.acknowledged_step) == (kept, 12)
+
+
+@pytest.mark.parametrize(
+    ("phase", "existence"), list(product([Phase.PARKED, Phase.LIVE, Phase.EXPIRED, None], Existence))
+)
+def test_every_open_that_is_allowed_has_a_transition(spec: Spec, phase: Phase | None, existence: Existence) -> None:
     """The rule never lets a stream go where the table of its life has no way."""
     try:
-        rule_on_open(key("a"), known(spec, phase), spec, existence)
+        kind = rule_on_open(key("a"), known(spec, phase) if phase else None, spec, existence, 0)
     except TidegateError:
         return
-    assert (phase, Event.OPEN) in TRANSITIONS
+    if kind is OpenKind.NEW:  # what there was of it is forgotten
+        phase = Phase.NEW if phase is None else TRANSITIONS[phase, Event.FORGET]
+    assert phase is not None
+    assert TRANSITIONS[phase, Event.OPEN] is Phase.LIVE
+
+
+# The life of a stream.
 
 
 @pytest.mark.parametrize(("phase", "event"), list(product(Phase, Event)))
 def test_a_stream_moves_along_its_transitions_and_no_other(phase: Phase, event: Event) -> None:
     """A pair that is not in the table raises and moves nothing."""
     engine = make_engine(running_sum())
-    stream = Stream(key("a"), engine.slots, 0, 1)
+    stream = Stream(key("a"), engine.slots, 1)
     stream.phase = phase
     if (phase, event) in TRANSITIONS:
         stream.go(event)
@@ -117,7 +195,12 @@ def test_a_stream_moves_along_its_transitions_and_no_other(phase: Phase, event: 
 
 def begin(streams: Streams, engine: Engine, name: str = "a") -> Lease:
     """A live stream."""
-    return streams.begin(key(name), engine.slots, engine.slots.acquire(), 1)
+    return streams.begin(key(name), engine.slots, engine.slots.acquire(key(name)), 1)
+
+
+def resume(streams: Streams, engine: Engine, checkpoint: Checkpoint, epoch: int = 2) -> Lease:
+    """A stream that is live again."""
+    return streams.resume(checkpoint, engine.slots, engine.slots.acquire(checkpoint.key), epoch)
 
 
 def step(engine: Engine, lease: Lease, *values: float) -> np.ndarray:
@@ -128,41 +211,194 @@ def step(engine: Engine, lease: Lease, *values: float) -> np.ndarray:
     return report.outputs[0][0]
 
 
+def store(lease: Lease) -> Checkpoint:
+    """Does with a stream what the checkpointer does when a commit has returned."""
+    stream = lease.stream
+    (checkpoint,) = checkpoint_rows([stream])
+    stream.slots.saved[stream.slot] = checkpoint.step
+    if stream.lease is not None:
+        stream.lease.stored(checkpoint.step)
+    return checkpoint
+
+
+def leave(streams: Streams, lease: Lease) -> Checkpoint:
+    """A stream that is stored and held no longer."""
+    checkpoint = store(lease)
+    streams.let_go(lease)
+    streams.park(lease.stream)
+    return checkpoint
+
+
+def total(engine: Engine, lease: Lease) -> float:
+    """The sum of a live stream."""
+    return float(engine.slots.gather(np.array([lease.stream.slot]))[0][0, 0])
+
+
 def test_a_stream_begins_live_at_step_0() -> None:
     """It owns a slot and is found by its key."""
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
     assert lease.stream.phase is Phase.LIVE
     assert lease.stream.step == 0
+    assert lease.durable_step == 0
+    assert lease.stream.lease is lease
     assert streams.find(key("a")) is lease.stream
+    assert list(streams) == [lease.stream]
     assert len(streams) == 1
     assert len(engine.slots) == 1
+
+
+def test_a_stream_is_held_once() -> None:
+    """To begin one that is there already is our own bug; it is taken over instead."""
+    engine, streams = make_engine(running_sum()), Streams()
+    begin(streams, engine)
+    with pytest.raises(AssertionError):
+        begin(streams, engine)
 
 
 def test_streams_of_one_id_and_two_tenants_are_two() -> None:
     """A key is the tenant and the id."""
     engine, streams = make_engine(running_sum()), Streams()
     mine = begin(streams, engine)
-    other = streams.begin(key("a")._replace(tenant="other"), engine.slots, engine.slots.acquire(), 1)
+    theirs = key("a")._replace(tenant="other")
+    other = streams.begin(theirs, engine.slots, engine.slots.acquire(theirs), 1)
     step(engine, mine, 5)
     assert mine.stream.slot != other.stream.slot
     assert (mine.stream.step, other.stream.step) == (1, 0)
 
 
-def test_parking_frees_the_slot_and_keeps_everything_else() -> None:
-    """The checkpoint is whose it is, under which model, how far, and with which state."""
+def test_a_stream_is_saved_until_its_next_timestep() -> None:
+    """At step 0 there is nothing to store; then what counts is the last timestep."""
     engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    assert lease.stream.saved
+    step(engine, lease, 5)
+    assert not lease.stream.saved
+    store(lease)
+    assert lease.stream.saved
+
+
+# Checkpoints.
+
+
+def test_a_checkpoint_says_everything_about_its_stream() -> None:
+    """Whose it is, under which model and epoch, how far, and how many answers it has room for."""
+    engine, streams = make_engine(running_sum(), answers=6), Streams()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     step(engine, lease, 6)
-    checkpoint = streams.park(lease.stream)
+    (checkpoint,) = checkpoint_rows([lease.stream])
+    assert (checkpoint.key, checkpoint.epoch, checkpoint.step) == (key("a"), 1, 2)
+    assert checkpoint.model == engine.model.spec.id
+    assert checkpoint.answers == 6
+    check_fits(checkpoint, engine.slots)
+
+
+def test_streams_at_different_steps_are_copied_each_with_its_own() -> None:
+    """Several at once are copied as each would be alone, in the order given: one never gets another's state or number."""
+    engine, streams = make_engine(running_sum()), Streams()
+    leases = [begin(streams, engine, name) for name in "abcd"]
+    for lease, count in zip(leases, (3, 0, 7, 1), strict=True):
+        for number in range(count):
+            step(engine, lease, 10 * lease.stream.slot + number)
+    some = [leases[place].stream for place in (2, 3, 0, 1)]
+    together = checkpoint_rows(some)
+    assert [(checkpoint.key, checkpoint.step) for checkpoint in together] == [
+        (key("c"), 7),
+        (key("d"), 1),
+        (key("a"), 3),
+        (key("b"), 0),
+    ]
+    assert together == [checkpoint_rows([stream])[0] for stream in some]
+
+
+def test_no_streams_are_no_checkpoints() -> None:
+    """What was unsaved may have been stored or dropped before it was its turn."""
+    assert checkpoint_rows([]) == []
+
+
+def test_a_checkpoint_does_not_stop_the_stream() -> None:
+    """The stream goes on, and the copy stays what it was."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    step(engine, lease, 5)
+    (checkpoint,) = checkpoint_rows([lease.stream])
+    step(engine, lease, 6)
+    assert lease.stream.phase is Phase.LIVE
+    assert lease.stream.step == 2
+    streams.drop(lease.stream, StreamNotFound("a"))
+    assert total(engine, resume(streams, engine, checkpoint)) == 5
+
+
+def test_a_checkpoint_alone_makes_nothing_durable() -> None:
+    """A copy is not stored before the store says so."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    step(engine, lease, 5)
+    checkpoint_rows([lease.stream])
+    assert not lease.stream.saved
+    assert lease.durable_step == 0
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_checkpoint_of_another_size_does_not_fit(more: int) -> None:
+    """It is refused with both sizes, before anything of it is used."""
+    engine, streams = make_engine(running_sum()), Streams()
+    (checkpoint,) = checkpoint_rows([begin(streams, engine).stream])
+    size = len(checkpoint.payload)
+    payload = (checkpoint.payload + b"x")[: size + more]
+    with pytest.raises(CheckpointBroken, match=f"'a': its state has {size + more} bytes, expected {size} under toy/1"):
+        check_fits(replace(checkpoint, payload=payload), engine.slots)
+
+
+def test_a_checkpoint_with_room_for_other_answers_fits() -> None:
+    """The number of answers is a setting of the server and may change under a stored stream."""
+    small, large, streams = make_engine(running_sum(), answers=2), make_engine(running_sum(), answers=9), Streams()
+    (checkpoint,) = checkpoint_rows([begin(streams, small).stream])
+    check_fits(checkpoint, large.slots)
+
+
+# Parking and resuming.
+
+
+def test_a_stream_without_a_call_is_parked_and_held_no_longer() -> None:
+    """Its slot is free, and what there is of it is in the store."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    step(engine, lease, 5)
+    store(lease)
+    streams.let_go(lease)
+    streams.park(lease.stream)
     assert len(engine.slots) == 0
     assert streams.find(key("a")) is None
     assert lease.stream.phase is Phase.PARKED
-    spec = engine.model.spec
-    assert (checkpoint.key, checkpoint.epoch, checkpoint.step) == (key("a"), 1, 2)
-    assert (checkpoint.model, checkpoint.version, checkpoint.fingerprint) == ("toy", "1", spec.fingerprint)
-    assert checkpoint.state[0].tolist() == [11]
+    assert lease.stream.slot == -1
+
+
+def test_a_stream_that_a_call_has_open_is_parked_and_still_held() -> None:
+    """Its slot is free; its call does not notice and keeps its hold."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    step(engine, lease, 5)
+    store(lease)
+    streams.park(lease.stream)
+    assert len(engine.slots) == 0
+    assert streams.find(key("a")) is lease.stream
+    assert lease.stream.phase is Phase.PARKED
+    assert lease.stream.slot == -1
+    assert lease.ended is None
+    assert lease.durable_step == 1
+
+
+def test_a_stream_that_is_not_stored_is_not_parked() -> None:
+    """Its slot has the only copy of its state; nothing has changed."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    step(engine, lease, 5)
+    with pytest.raises(AssertionError):
+        streams.park(lease.stream)
+    assert lease.stream.phase is Phase.LIVE
+    assert total(engine, lease) == 5
 
 
 @pytest.mark.parametrize("parked_after", [0, 1, 3, 5, 9])
@@ -172,11 +408,11 @@ def test_a_resumed_stream_gives_the_bits_of_one_that_never_parked(parked_after: 
     engine, streams = make_engine(lstm(), capacity=1), Streams()
     lease = begin(streams, engine)
     got = [step(engine, lease, *row) for row in rows[:parked_after]]
-    checkpoint = streams.park(lease.stream)
+    checkpoint = leave(streams, lease)
     stranger = begin(streams, engine, "stranger")
     step(engine, stranger, *np.ones(8))
-    streams.park(stranger.stream)
-    lease = streams.resume(checkpoint, engine.slots, engine.slots.acquire(), 2)
+    leave(streams, stranger)
+    lease = resume(streams, engine, checkpoint)
     assert lease.stream.step == parked_after
     got += [step(engine, lease, *row) for row in rows[parked_after:]]
     expected = replay(lstm(), rows)
@@ -188,7 +424,7 @@ def test_a_resumed_stream_remembers_its_answers() -> None:
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
     sums = [step(engine, lease, value) for value in (1, 2, 3)]
-    lease = streams.resume(streams.park(lease.stream), engine.slots, engine.slots.acquire(), 2)
+    lease = resume(streams, engine, leave(streams, lease))
     assert [engine.slots.answer(lease.stream.slot, number)[0] for number in (1, 2, 3)] == [
         value.tobytes() for value in sums
     ]
@@ -199,16 +435,84 @@ def test_a_stream_resumes_under_a_higher_epoch_and_durable_up_to_its_checkpoint(
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
     step(engine, lease, 1)
-    lease = streams.resume(streams.park(lease.stream), engine.slots, engine.slots.acquire(), 2)
-    assert (lease.stream.epoch, lease.stream.durable_step) == (2, 1)
+    lease = resume(streams, engine, leave(streams, lease), 2)
+    assert (lease.stream.epoch, lease.durable_step) == (2, 1)
+    assert lease.stream.saved
 
 
-def test_a_stream_does_not_resume_under_its_old_epoch() -> None:
-    """An epoch that does not rise would let an old writer through."""
+def test_a_stream_that_does_not_fit_is_not_held() -> None:
+    """A checkpoint of another size begins nothing, and whoever acquired the slot still has it to give back."""
     engine, streams = make_engine(running_sum()), Streams()
-    checkpoint = streams.park(begin(streams, engine).stream)
+    checkpoint = leave(streams, begin(streams, engine))
+    slot = engine.slots.acquire(key("a"))
+    with pytest.raises(CheckpointBroken):
+        streams.resume(replace(checkpoint, payload=b""), engine.slots, slot, 2)
+    assert streams.find(key("a")) is None
+    engine.slots.release(slot)
+
+
+def test_a_checkpoint_of_other_weights_is_never_resumed() -> None:
+    """The rule of opening has refused it; should it come here all the same, that is our own bug."""
+    engine, streams = make_engine(running_sum()), Streams()
+    checkpoint = leave(streams, begin(streams, engine))
+    foreign = replace(checkpoint, model=checkpoint.model._replace(fingerprint="f" * 64))
     with pytest.raises(AssertionError):
-        streams.resume(checkpoint, engine.slots, engine.slots.acquire(), 1)
+        resume(streams, engine, foreign)
+
+
+def test_a_woken_stream_goes_on_where_it_was() -> None:
+    """Its call goes on under the same lease and epoch, in whatever slot is free."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    step(engine, lease, 5)
+    checkpoint = store(lease)
+    streams.park(lease.stream)
+    begin(streams, engine, "stranger")
+    streams.wake(lease.stream, checkpoint, engine.slots.acquire(key("a")))
+    assert lease.stream.phase is Phase.LIVE
+    assert lease.stream.lease is lease
+    assert (lease.stream.epoch, lease.stream.step) == (1, 1)
+    assert lease.stream.saved
+    assert step(engine, lease, 6).tolist() == [11]
+
+
+def test_a_stream_that_never_got_beyond_step_0_wakes_without_a_checkpoint() -> None:
+    """There is none: it starts with what the model says."""
+    engine, streams = make_engine(running_sum(), capacity=1), Streams()
+    lease = begin(streams, engine)
+    streams.park(lease.stream)
+    stranger = begin(streams, engine, "stranger")
+    step(engine, stranger, 1000)
+    leave(streams, stranger)
+    streams.wake(lease.stream, None, engine.slots.acquire(key("a")))
+    assert lease.stream.step == 0
+    assert step(engine, lease, 5).tolist() == [5]
+
+
+def test_a_stream_that_does_not_fit_stays_parked() -> None:
+    """A checkpoint of another size wakes nothing; its call keeps its hold, and the slot is the caller's to give back."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    checkpoint = store(lease)
+    streams.park(lease.stream)
+    slot = engine.slots.acquire(key("a"))
+    with pytest.raises(CheckpointBroken):
+        streams.wake(lease.stream, replace(checkpoint, payload=b""), slot)
+    assert lease.stream.phase is Phase.PARKED
+    assert lease.stream.slot == -1
+    assert lease.ended is None
+    engine.slots.release(slot)
+
+
+def test_a_live_stream_is_not_woken() -> None:
+    """It would leave its slot behind, taken by nobody."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    with pytest.raises(AssertionError):
+        streams.wake(lease.stream, None, engine.slots.acquire(key("a")))
+
+
+# Leases.
 
 
 def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
@@ -224,37 +528,128 @@ def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
     assert old.ended.epoch == 2
     assert new.ended is None
     assert new.stream is old.stream
+    assert new.stream.lease is new
     assert (new.stream.epoch, new.stream.step) == (2, 1)
     assert step(engine, new, 6).tolist() == [11]
 
 
-def test_a_take_over_raises_the_epoch() -> None:
+def test_a_stream_without_a_call_is_taken_over_too() -> None:
+    """Its call has gone and it was not parked yet: nobody is told, and it goes on."""
+    engine, streams = make_engine(running_sum()), Streams()
+    old = begin(streams, engine)
+    step(engine, old, 5)
+    old.on_end = pytest.fail
+    streams.let_go(old)
+    new = streams.take_over(old.stream, 2)
+    assert old.ended is None
+    assert new.stream.lease is new
+    assert step(engine, new, 6).tolist() == [11]
+
+
+def test_a_take_over_knows_what_is_stored() -> None:
+    """What the new call is told is durable is what the store has, not what was applied."""
+    engine, streams = make_engine(running_sum()), Streams()
+    old = begin(streams, engine)
+    step(engine, old, 5)
+    store(old)
+    step(engine, old, 6)
+    assert streams.take_over(old.stream, 2).durable_step == 1
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_take_over_raises_the_epoch(epoch: int) -> None:
     """It cannot keep the epoch that the old call writes under."""
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
     with pytest.raises(AssertionError):
-        streams.take_over(lease.stream, 1)
+        streams.take_over(lease.stream, epoch)
+    assert lease.ended is None
 
 
-def test_a_forgotten_stream_leaves_nothing() -> None:
-    """Its slot is free and its name unknown."""
+def test_a_lease_ends_once() -> None:
+    """A call is told one reason, the first."""
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
-    streams.forget(lease.stream)
-    assert len(engine.slots) == 0
-    assert streams.find(key("a")) is None
-    assert lease.stream.phase is Phase.NEW
+    lease.end(TakenOver("a", 2))
+    with pytest.raises(AssertionError):
+        lease.end(StreamNotFound("a"))
+    assert isinstance(lease.ended, TakenOver)
 
 
-def test_a_checkpoint_does_not_stop_the_stream() -> None:
-    """The stream goes on, and the copy stays what it was."""
+def test_letting_go_ends_nothing_and_stops_nothing() -> None:
+    """The stream stays live, in its slot, until it is parked; nobody is told, for nobody is there."""
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
     step(engine, lease, 5)
-    checkpoint = streams.checkpoint(lease.stream)
-    step(engine, lease, 6)
+    lease.on_end = pytest.fail
+    streams.let_go(lease)
+    assert lease.stream.lease is None
     assert lease.stream.phase is Phase.LIVE
-    assert (checkpoint.step, checkpoint.state[0].tolist()) == (1, [5])
+    assert streams.find(key("a")) is lease.stream
+    assert total(engine, lease) == 5
+
+
+def test_a_call_lets_go_of_nothing_but_its_own_hold() -> None:
+    """After a take-over the stream is the other call's."""
+    engine, streams = make_engine(running_sum()), Streams()
+    old = begin(streams, engine)
+    new = streams.take_over(old.stream, 2)
+    with pytest.raises(AssertionError):
+        streams.let_go(old)
+    assert new.stream.lease is new
+
+
+def test_a_call_is_told_what_is_stored() -> None:
+    """Each time, with the step already in place; one that does not listen has it all the same."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    lease.stored(3)
+    assert lease.durable_step == 3
+    told: list[int] = []
+    lease.on_durable = lambda: told.append(lease.durable_step)
+    lease.stored(5)
+    lease.stored(8)
+    assert told == [5, 8]
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
+    """Its slot is free and its name unknown, whatever of it is not stored; its call is told why."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    if parked:
+        streams.park(lease.stream)
+    else:
+        step(engine, lease, 5)
+    told: list[TidegateError] = []
+    lease.on_end = told.append
+    reason = TakenOver("a", 9)
+    streams.drop(lease.stream, reason)
+    assert len(engine.slots) == len(streams) == 0
+    assert streams.find(key("a")) is None
+    assert lease.stream.phase is Phase.NEW
+    assert told == [lease.ended] == [reason]
+
+
+def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
+    """Whoever hears of the end may open the stream again at once."""
+    engine, streams = make_engine(running_sum(), capacity=1), Streams()
+    lease = begin(streams, engine)
+    again: list[Lease] = []
+    lease.on_end = lambda _: again.append(begin(streams, engine))
+    streams.drop(lease.stream, StreamNotFound("a"))
+    assert streams.find(key("a")) is again[0].stream
+
+
+def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
+    """There is nobody to tell."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    lease.on_end = pytest.fail
+    streams.let_go(lease)
+    streams.drop(lease.stream, StreamNotFound("a"))
+    assert len(streams) == 0
+    assert lease.ended is None
 
 
 def test_one_line_says_where_a_stream_is() -> None:
@@ -263,5 +658,6 @@ def test_one_line_says_where_a_stream_is() -> None:
     lease = begin(streams, engine)
     step(engine, lease, 1)
     assert repr(lease.stream) == "<Stream default/a live step 1, epoch 1>"
-    streams.park(lease.stream)
+    assert repr(streams) == "<Streams: 1 held>"
+    leave(streams, lease)
     assert repr(lease.stream) == "<Stream default/a parked at rest, epoch 1>"
