@@ -247,6 +247,8 @@ def health(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line and exits."""
+    # gRPC writes lines of its own to stderr unless it is told not to before it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TRAINING_COMMANDS:

@@ -42,5 +42,5 @@ def plot(board: Scoreboard, title: str, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(loc="upper right", frameon=False, ncols=2)
     axes[-1, 0].set_xlabel("timestep")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

@@ -229,9 +229,12 @@ def _columns(output: Output) -> list[str]:
 
 def _check_writable(path: Path) -> None:
     """Finds out before anything is sent whether the result can be written."""
+    existed = path.exists()
     try:
         with path.open("ab"):
             pass
+        if not existed:
+            path.unlink()
     except OSError as error:
         raise ReplayFailed(f"{path}: cannot be written: {error.strerror}") from None
 

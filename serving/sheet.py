@@ -98,6 +98,6 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         raise BadSheet(f"{path}, line {line}, column {column}: got '{cell}', expected a number, or nothing") from None
     if abs(number) > FLOAT32_MAX:
         raise BadSheet(
-            f"{path}, line {line}, column {column}: got {cell}, expected a finite float32 number, or nothing"
+            f"{path}, line {line}, column {column}: got {cell}, expected a finite number of at most 3.4e38, or nothing"
         )
     return number

@@ -11,18 +11,21 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import Client
-from tests.support import ROOT, metrics_of, replay, same_bits
+from tests.support import ROOT, replay, same_bits
 
 # A server starts in about a second; a machine with two busy cores may take ten times as long.
 START_SECONDS = 30.0
+PATIENCE_S = 10.0
 
 
 def rows_of(stream: int, count: int, features: int = 8) -> Any:
@@ -48,8 +51,12 @@ def verdict(graph: bytes, delivered: Delivered) -> str:
     steps = [step for step, _ in delivered.answers]
     expected = list(range(delivered.first_step, len(delivered.rows) + 1))
     if steps != expected:
-        wrong = next((place for place, (got, want) in enumerate(zip(steps, expected, strict=False)) if got != want), None)
-        return f"delivered {len(steps)} steps, expected {len(expected)}; first difference at place {wrong}: {steps[-5:]}"
+        wrong = next(
+            (place for place, (got, want) in enumerate(zip(steps, expected, strict=False)) if got != want), None
+        )
+        return (
+            f"delivered {len(steps)} steps, expected {len(expected)}; first difference at place {wrong}: {steps[-5:]}"
+        )
     for step, outputs in delivered.answers:
         if not same_bits(outputs, truth[step - 1]):
             return f"step {step}: delivered {outputs}, the oracle says {truth[step - 1]}"
@@ -97,7 +104,16 @@ class Site:
 
     def metrics(self) -> dict[str, float]:
         """What /metrics says, by sample."""
-        return metrics_of(self.metrics_url)
+        with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE_S) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return {
+                sample.name
+                + (
+                    "{" + ",".join(f'{n}="{v}"' for n, v in sample.labels.items()) + "}" if sample.labels else ""
+                ): sample.value
+                for family in families
+                for sample in family.samples
+            }
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
@@ -133,7 +149,9 @@ class Site:
 class Fleet:
     """Clients of many streams, each sending its rows as fast as it is answered, all over one connection a few."""
 
-    def __init__(self, addresses: Sequence[str], streams: int, steps: int, *, sync: bool = False, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, addresses: Sequence[str], streams: int, steps: int, *, sync: bool = False, pause_s: float = 0.0
+    ) -> None:
         self.delivered = [Delivered(rows_of(stream, steps)) for stream in range(streams)]
         self._addresses = addresses
         self._sync = sync

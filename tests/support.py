@@ -465,7 +465,7 @@ def write_model(
 @asynccontextmanager
 async def run_server(root: Path, **settings: Any) -> AsyncIterator[Server]:
     """A real server on free ports."""
-    settings = {"batch_max": 16, **settings}
+    settings = {"batch_max": 16, "state": "memory:", **settings}
     server = Server(ServerConfig(models=root, host="127.0.0.1", port=0, metrics_port=0, **settings))
     await server.start()
     try:
@@ -664,7 +664,10 @@ class Process:
 
 def environment() -> dict[str, str]:
     """An environment without settings of ours, where warnings of Python show."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")} | {"COLUMNS": "200"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")} | {
+        "COLUMNS": "200",
+        "TIDEGATE_STATE": "memory:",
+    }
 
 
 @contextmanager
@@ -672,7 +675,7 @@ def serve(root: Path, *options: str) -> Iterator[Process]:
     """A server in a process of its own, ready."""
     command = [
         *(sys.executable, "-m", "serving", "serve", "--models", str(root), "--host", "127.0.0.1"),
-        *("--port", "0", "--metrics-port", "0", "--batch-max", "16", *options),
+        *("--port", "0", "--metrics-port", "0", "--batch-max", "16", "--state", "memory:", *options),
     ]
     popen = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT

@@ -159,11 +159,14 @@ class Model:
         onnxruntime does not promise that a row's result is the same bits in any batch; on most CPUs it is, and an empty
         answer says that it is here. Every size runs once, so this warms the session up too.
 
-        Raises:
-            ModelFailed: the graph cannot be run.
-            ContractBroken: what comes out has another shape than the graph says.
-
+        Raises ContractBroken when the graph cannot be run, or makes other shapes than it says.
         """
+        try:
+            return self._varying_batches(batch_max, steps)
+        except ModelFailed as error:
+            raise ContractBroken(self.spec.title, f"the graph cannot be run: {error}") from error
+
+    def _varying_batches(self, batch_max: int, steps: int) -> Ints:
         rng = np.random.default_rng(0)  # any rows will do; the same ones each time make reports comparable
         low = np.array([-1.0 if feature.low is None else feature.low for feature in self.spec.features])
         high = np.array([1.0 if feature.high is None else feature.high for feature in self.spec.features])

@@ -210,7 +210,7 @@ class Native(Admin):
                 )
             else:
                 raise _unknown_kind()
-        return "closed"
+        return "disconnected"  # or half-closed: from here a call that was cancelled looks the same
 
     async def _answer(self, call: Call, lease: Lease, message: pb.Timestep) -> pb.PredictResponse:
         """The answer to one timestep, or why it was refused."""

@@ -121,6 +121,10 @@ class Batcher:
             self._wake.set_result(None)
         return future
 
+    def has_queued(self, stream: Stream) -> bool:
+        """Whether a timestep of a stream is waiting for its batch."""
+        return any(entry.lease.stream is stream for entry in self._queue)
+
     async def between(self, act: Callable[[], T]) -> T:
         """Runs `act` between two batches, at once when none is running; gives what it returns or raises.
 

@@ -235,7 +235,7 @@ class Checkpointer:
         """Lets streams without a call leave their slots."""
         for stream in [stream for stream in self._leaving if self._may_park(stream)]:
             served = self._repository.of(stream.slots)
-            if await served.batcher.between(partial(self._park, stream)):
+            if await served.batcher.between(partial(self._park, served, stream)):
                 self._leaving.discard(stream)
 
     async def _park_silent(self, served: Served) -> None:
@@ -245,13 +245,13 @@ class Checkpointer:
             key = served.slots.keys[row]
             stream = None if key is None else self._streams.find(key)
             if stream is not None and stream not in self._leaving and self._may_park(stream):
-                await served.batcher.between(partial(self._park, stream))
+                await served.batcher.between(partial(self._park, served, stream))
 
-    def _park(self, stream: Stream) -> bool:
-        """Takes a stream out of its slot, if it is stored; between batches."""
+    def _park(self, served: Served, stream: Stream) -> bool:
+        """Takes a stream out of its slot, if it is stored and has nothing to do; between batches."""
         if stream.phase is not Phase.LIVE:
             return True
-        if not stream.saved or not self._may_park(stream):
+        if not stream.saved or not self._may_park(stream) or served.batcher.has_queued(stream):
             return False
         crash_point("during-park")
         self._streams.park(stream)

@@ -70,4 +70,4 @@ class ServerConfig:
     @property
     def state_address(self) -> str:
         """Where streams rest, spelled out."""
-        return self.state or f"sqlite:///{self.data_dir / 'tidegate.db'}"
+        return self.state or f"sqlite://{(self.data_dir / 'tidegate.db').absolute()}"

@@ -88,7 +88,7 @@ class Keeper:
         self._streams = Streams()
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._stopping = False
-        self._known = 0  # streams in the store, as of the last look
+        self._known = 0  # streams in the store, as of the last sweep and what this process has done since
         self.checkpointer = Checkpointer(
             repository,
             self._streams,
@@ -124,6 +124,7 @@ class Keeper:
                 self._metrics.state_lost += 1
             raise
         self._metrics.opened[opening.kind.value] += 1
+        self._known += opening.kind is OpenKind.NEW
         return opening
 
     async def wake(self, lease: Lease) -> None:
@@ -208,6 +209,7 @@ class Keeper:
             info = self._info(record.head)
             if not await self._store.forget(key, record.head.epoch):
                 raise TakenOver(key.stream_id, record.head.epoch + 1)
+            self._known -= not record.head.expired
             stream = self._streams.find(key)
             if stream is not None:
                 await self._drop(stream, StreamNotFound(key.stream_id))
@@ -368,6 +370,7 @@ class Keeper:
             epoch = await self._store.claim(key, record.head.epoch if record else 0, served[0].spec.id)
             if epoch is None:
                 raise StreamExists(key.stream_id)
+            self._known += 1
             await self._store.save([replace(checkpoint, key=key, epoch=epoch, model=served[0].spec.id)])
             return self._info((await self._load(key)).head)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.core.engine import Engine
-from serving.core.errors import ContractBroken, ModelFailed, ModelNotFound, ModelNotNamed
+from serving.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Spec
@@ -99,10 +99,7 @@ def _load(path: Path, limits: Limits, metrics: Metrics) -> Served:
     except UnicodeDecodeError as error:
         raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
     model = Model(name, version, graph, sidecar_text)
-    try:
-        varying = model.varying_batches(limits.batch_max)
-    except ModelFailed as error:
-        raise ContractBroken(str(path), f"the graph cannot be run: {error}") from error
+    varying = model.varying_batches(limits.batch_max)
     measured = metrics.add_model(name, version, model.spec.fingerprint)
     measured.batch_invariant = not varying.size
     if varying.size:

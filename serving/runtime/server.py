@@ -87,14 +87,16 @@ class Server:
     async def _start(self, resources: AsyncExitStack) -> None:
         config = self.config
         metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
+        # The overall status starts as SERVING in this servicer; nothing is served before the end of `start`.
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # Ports first: a mistake with one is said at once, not after the models were loaded.
-        self._server = self._listen()
-        resources.push_async_callback(self._server.stop, None)
         httpd, thread = self._start_metrics(metrics)
         resources.callback(thread.join)
         resources.callback(httpd.server_close)
         resources.callback(httpd.shutdown)
         self.metrics_port = httpd.server_port
+        self._server = self._listen()
+        resources.push_async_callback(self._server.stop, None)
         store = await self._open_store()
         resources.push_async_callback(store.close)
         limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
@@ -111,8 +113,6 @@ class Server:
         pb_grpc.add_TidegateServicer_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        # The overall status starts as SERVING in this servicer; nothing is served before the end of this method.
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
@@ -133,21 +133,26 @@ class Server:
                 await self._native.drain()
         except TimeoutError:
             log.warning("calls did not end within %g s and are cut", self.config.drain_after)
-        # The calls have ended; their last words may still be on the way.
+        # The calls have ended; their last words may still be on the way. Those that have not are cut.
         await self._server.stop(grace=1.0)
-        unsaved = ""
-        try:
-            async with asyncio.timeout_at(max(deadline, asyncio.get_running_loop().time() + SECONDS_TO_STORE)):
-                await self.keeper.close()
-        except TimeoutError:
-            unsaved = f"the store did not take all state in time: {self.keeper.checkpointer!r}"
+        storing = asyncio.create_task(self._store_all())
+        time_left = max(deadline - asyncio.get_running_loop().time(), SECONDS_TO_STORE)
+        # A task that has failed will store nothing: then there is nothing to wait for.
+        await asyncio.wait([storing, *self._tasks], timeout=time_left, return_when=asyncio.FIRST_COMPLETED)
+        unsaved = "" if storing.done() else f"the store did not take all state in time: {self.keeper.checkpointer!r}"
+        storing.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(storing, *self._tasks, return_exceptions=True)
         await self._resources.aclose()
         if unsaved:
             raise StopFailed(unsaved)
         log.info("stopped")
+
+    async def _store_all(self) -> None:
+        """Waits until no call is left and every stream is in the store."""
+        await self._native.drain()
+        await self.keeper.close()
 
     async def wait(self) -> None:
         """Waits until a task that must not end has ended; raises what ended it. Never returns."""
@@ -225,8 +230,12 @@ class Server:
 
     async def _open_store(self) -> Store:
         try:
+            if not self.config.state:
+                self.config.data_dir.mkdir(parents=True, exist_ok=True)
             store = store_at(self.config.state_address)
             await store.start()
+        except OSError as error:
+            raise StartFailed(f"data_dir {self.config.data_dir} cannot be made: {error.strerror}") from error
         except (StoreUnavailable, ValueError) as error:
             raise StartFailed(str(error)) from error
         log.info("streams rest in %r and survive %s", store, store.survives)

@@ -326,25 +326,6 @@ async def test_a_full_queue_refuses_a_timestep_and_its_stream_goes_on(sum_root: 
         assert (await calls[2].step(3, step=1)).prediction.step == 1
 
 
-UNBUILT = {
-    "ListStreams": pb.ListStreamsRequest(),
-    "DescribeStream": pb.DescribeStreamRequest(stream_id="a"),
-    "DeleteStream": pb.DeleteStreamRequest(stream_id="a"),
-    "ExportStream": pb.ExportStreamRequest(stream_id="a"),
-    "ImportStream": pb.ImportStreamRequest(checkpoint=b"x"),
-    "ForkStream": pb.ForkStreamRequest(stream_id="a"),
-}
-
-
-@pytest.mark.parametrize("method", UNBUILT)
-async def test_what_is_not_built_yet_says_so(sum_root: Path, method: str) -> None:
-    """UNIMPLEMENTED, not a crash."""
-    async with run_server(sum_root) as server, raw_channel(server) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await getattr(pb_grpc.TidegateStub(channel), method)(UNBUILT[method], timeout=PATIENCE)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_blocks_are_not_built_yet(sum_root: Path) -> None:
     """UNIMPLEMENTED, at the first message or before."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:

@@ -125,7 +125,7 @@ def test_serve_an_empty_folder_is_refused(tmp_path: Path, folder: str) -> None:
         (["--port", "70000"], ["--port", "70000"]),
         (["--port", "many"], ["--port", "integer"]),
         (["--batch-max", "0"], ["--batch-max", "0"]),
-        (["--drain-seconds", "-1"], ["--drain-seconds", "-1"]),
+        (["--drain-after", "-1"], ["--drain-after", "-1"]),
         (["--log-level", "loud"], ["--log-level", "loud"]),
         (["--colour", "blue"], ["--colour"]),
     ],

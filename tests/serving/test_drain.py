@@ -32,7 +32,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
     """Every answer is right, every call ends UNAVAILABLE, health turns NOT_SERVING before that, exit code 0."""
     events: list[str] = []
     with serve(lstm_root) as process:
-        async with Client(process.address) as client:
+        async with Client(process.address, reconnect_s=0) as client:
             channel = client._channel  # one connection keeps the order in which the server says things
             ready = asyncio.Event()
             stepping = 0
@@ -82,7 +82,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
 async def signal_twice(root: Path) -> tuple[int, str]:
     """Drains a server that has a client which does not read, and signals again; gives exit code and stderr."""
     write_model(root, wide())
-    with serve(root, "--drain-seconds", "60", "--live-max", "8") as process:
+    with serve(root, "--drain-after", "60", "--live-max", "8") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             lazy, other = RawCall(channel), RawCall(channel)
             await lazy.open("lazy")
@@ -115,7 +115,7 @@ async def test_a_second_signal_leaves_no_traceback(tmp_path: Path) -> None:
 async def test_a_second_signal_ends_at_once_while_the_model_runs(tmp_path: Path) -> None:
     """A batch that takes for ever is no reason to stay."""
     write_model(tmp_path, counting())
-    with serve(tmp_path, "--drain-seconds", "60") as process:
+    with serve(tmp_path, "--drain-after", "60") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             call = RawCall(channel)
             await call.open("a")

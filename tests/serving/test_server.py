@@ -19,7 +19,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client, ServerUnavailable
 from serving.core.errors import ContractBroken
 from serving.runtime.config import ServerConfig
-from serving.runtime.server import Server, StartFailed
+from serving.runtime.server import Server, StartFailed, StopFailed
 from tests.support import (
     PATIENCE,
     Gate,
@@ -60,7 +60,7 @@ def watch(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall:
 @asynccontextmanager
 async def server_with_a_stuck_call(root: Path) -> AsyncIterator[Server]:
     """A server with a call that its client does not read."""
-    async with run_server(root, drain_seconds=0.2, live_max=8) as server, raw_channel(server) as channel:
+    async with run_server(root, drain_after=0.2, live_max=8) as server, raw_channel(server) as channel:
         lazy = RawCall(channel)
         await lazy.open("lazy")
         stream = server.keeper._streams.find(key("lazy"))
@@ -161,18 +161,24 @@ async def test_a_taken_grpc_port_fails_the_start(sum_root: Path) -> None:
             await Server(config).start()
 
 
-async def test_a_taken_metrics_port_fails_the_start_and_leaves_nothing_open(sum_root: Path) -> None:
-    """A server that could not start does not answer on its other port."""
+async def test_a_taken_metrics_port_fails_the_start(sum_root: Path) -> None:
+    """The error names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = Server(ServerConfig(models=sum_root, host="127.0.0.1", port=0, metrics_port=port, batch_max=4))
+        server = Server(ServerConfig(models=sum_root, host="127.0.0.1", port=0, metrics_port=port, state="memory:"))
         with pytest.raises(StartFailed, match=f"127.0.0.1:{port} for metrics"):
             await server.start()
-        try:
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", server.grpc_port), timeout=PATIENCE).close()
-        finally:
-            await server._server.stop(None)
+
+
+async def test_a_server_that_could_not_start_leaves_nothing_open(sum_root: Path) -> None:
+    """It does not answer on its other port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = Server(ServerConfig(models=sum_root, host="127.0.0.1", port=port, metrics_port=0, state="memory:"))
+        with pytest.raises(StartFailed, match=f"127.0.0.1:{port} for gRPC"):
+            await server.start()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.metrics_port), timeout=PATIENCE).close()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +291,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_stopping(
 
 async def test_the_client_is_told_that_the_server_stopped(sum_root: Path) -> None:
     """Our client has an error for it, and the stream can be opened again elsewhere."""
-    async with run_server(sum_root) as server, Client(address_of(server)) as client:
+    async with run_server(sum_root) as server, Client(address_of(server), reconnect_s=0) as client:
         async with client.open("a") as stream:
             await stream.step([1])
             await server.stop()
@@ -334,21 +340,26 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path) -> None:
 
 
 async def test_a_store_that_fails_is_not_kept_secret(sum_root: Path) -> None:
-    """A stream that could not be parked is the server's failure, not a line in the log."""
-    async with run_server(sum_root) as server, raw_channel(server) as channel:
+    """An error that no store may raise is the server's failure, not a line in the log; and it says what is unsaved."""
+    server = Server(ServerConfig(models=sum_root, host="127.0.0.1", port=0, metrics_port=0, state="memory:"))
+    await server.start()
 
-        async def broken(_: object) -> bool:
-            raise OSError("disk full")
+    async def broken(_: object) -> list[bool]:
+        raise OSError("disk full")
 
-        server.keeper._store.save = broken  # type: ignore[method-assign]
+    server.keeper._store.save = broken  # type: ignore[method-assign]
+    async with raw_channel(server) as channel:
         waiting = asyncio.create_task(server.wait())
         call = RawCall(channel)
         await call.open("a")
+        await call.step(1)
         call.call.cancel()
         async with asyncio.timeout(PATIENCE):
             with pytest.raises(RuntimeError) as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(StopFailed, match="did not take all state"):
+        await server.stop()
 
 
 async def test_two_servers_live_side_by_side(tmp_path: Path) -> None:
@@ -369,7 +380,7 @@ async def test_two_servers_live_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"port": 65536}, {"port": -1}, {"batch_max": 0}, {"queue_max": 0}, {"drain_seconds": -1}, {"color": 1}]
+    "setting", [{"port": 65536}, {"port": -1}, {"batch_max": 0}, {"queue_max": 0}, {"drain_after": -1}, {"color": 1}]
 )
 def test_a_bad_setting_is_refused_when_it_is_made(setting: dict[str, int]) -> None:
     """Not when it is used."""

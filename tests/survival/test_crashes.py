@@ -2,15 +2,15 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serving.client import Client, TakenOver
 from tests.fleet import Fleet, Site, rows_of
-from tests.support import replay, same_bits
+from tests.support import ROOT, replay, same_bits
 
 # The whole of one such test; a server starts in about a second and streams take some more.
 PATIENCE_S = 90.0
@@ -145,26 +145,38 @@ async def test_a_frozen_server_wakes_up_fenced(site: Callable[..., Site], graph:
                 old.send(signal.SIGCONT)
                 with pytest.raises(TakenOver):
                     while True:  # the old side may answer until its next checkpoint is refused
-                        await before.step(rows[before.next_step - 1])
+                        await before.step(rows[before.next_step % len(rows)])
                 for number in range(21, 31):
                     assert same_bits(await after.step(rows[number - 1]), truth[number - 1])
 
 
-async def test_a_client_that_died_finds_its_stream_where_it_was(
-    site: Callable[..., Site], graph: bytes, tmp_path: Path
-) -> None:
-    """A client without its memory goes on at the step that the server names; nothing was applied twice."""
+VICTIM = """
+import sys
+from serving.blocking import Client
+from tests.fleet import rows_of
+with Client(sys.argv[1]) as client, client.open("orphan") as stream:
+    for row in rows_of(2, 400):
+        print(stream.step(row).step, flush=True)
+"""
+
+
+async def test_a_client_that_died_finds_its_stream_where_it_was(site: Callable[..., Site], graph: bytes) -> None:
+    """A client killed by `kill -9` leaves its stream to the next, which goes on at the step that the server names."""
     one = site()
     await one.start()
-    rows = rows_of(2, 40)
+    rows = rows_of(2, 400)
     truth = replay(graph, rows)
     async with asyncio.timeout(PATIENCE_S):
-        first = Client(one.address)
-        stream = await first.open("orphan").__aenter__()
-        for row in rows[:17]:
-            await stream.step(row)
-        await first.close()  # as the kernel does for a killed process: the connection is cut, nothing is said
-        async with Client(one.address) as second, second.open("orphan") as again:
-            assert again.next_step == 18
-            for number in range(18, 41):
+        victim = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", VICTIM, one.address, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        assert victim.stdout is not None
+        seen = [int(await victim.stdout.readline()) for _ in range(100)]
+        assert seen == list(range(1, 101))
+        victim.kill()
+        await victim.wait()
+        async with Client(one.address) as heir, heir.open("orphan") as again:
+            first = again.next_step
+            assert 101 <= first < 400
+            for number in range(first, 401):
                 assert same_bits(await again.step(rows[number - 1]), truth[number - 1])
