@@ -9,8 +9,7 @@ A stream survives broken connections, crashes of the server and its moves: each 
 prediction comes once, in order. What can go wrong nevertheless is drawn in `serving.client_errors`.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, Self
 
 import grpc
@@ -228,8 +227,7 @@ class Client:
         answer = await self._ask(self._stub.ForkStream, pb.ForkStreamRequest(stream_id=source, new_stream_id=new_id))
         return info_of(answer.stream)
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self,
         stream_id: str = "",
         *,
@@ -237,8 +235,8 @@ class Client:
         version: str = "",
         existence: Existence = "any",
         sync: bool = False,
-    ) -> AsyncIterator[Stream]:
-        """Opens a stream: begins it, or goes on where it was. On leaving, it is closed once everything is stored.
+    ) -> "Opening":
+        """Opens a stream, with `async with`: begins it, or goes on where it was. On leaving, it is closed.
 
         Left by an exception or a cancellation, it is left at once: the server parks it, and it can be opened again.
 
@@ -262,15 +260,7 @@ class Client:
             durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
             kept_max=self._limits.buffer_max,
         )
-        stream = Stream(self._stub, ask, self._limits, self._backoff)
-        self._streams.add(stream)
-        try:
-            await stream.start()
-            yield stream
-            await stream.close()
-        finally:
-            self._streams.discard(stream)
-            await stream.leave()
+        return Opening(self._streams, lambda: Stream(self._stub, ask, self._limits, self._backoff))
 
     async def _ask(self, method: Any, request: Any) -> Any:
         """Asks a question that is answered once."""
@@ -278,3 +268,38 @@ class Client:
             return await method(request, timeout=self._limits.timeout_s)
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code(), error.details(), error.trailing_metadata()) from None
+
+
+class Opening:
+    """What `Client.open` gives: enter it to have the stream.
+
+    Not a generator: one that is thrown away half-way would close its stream when the garbage is collected.
+    """
+
+    def __init__(self, streams: set[Stream], begin: Callable[[], Stream]) -> None:
+        self._streams = streams
+        self._begin = begin
+        self._stream: Stream | None = None
+
+    async def __aenter__(self) -> Stream:
+        assert self._stream is None, "entered twice"
+        stream = self._stream = self._begin()
+        self._streams.add(stream)
+        try:
+            await stream.start()
+        except BaseException:
+            await self._leave(stream)
+            raise
+        return stream
+
+    async def __aexit__(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
+        assert self._stream is not None
+        try:
+            if error is None:
+                await self._stream.close()
+        finally:
+            await self._leave(self._stream)
+
+    async def _leave(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+        await stream.leave()

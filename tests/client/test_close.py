@@ -1,6 +1,7 @@
 """How a stream ends: closed when everything is stored, forgotten, or left at once."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -269,3 +270,19 @@ async def test_a_stream_ends_when_nobody_asked_is_opened_again() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         assert await sums(stream, [1.0]) == [1.0]
+
+
+async def test_a_stream_is_not_closed_by_the_garbage_collector() -> None:
+    """The context was entered by hand and thrown away: the stream stays open until its client is closed."""
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.serve(1)
+        await call.gone()
+
+    async with scripted(script) as server:
+        async with Client(server.address) as client:
+            stream = await client.open("a").__aenter__()
+            gc.collect()
+            assert await sums(stream, [1.0]) == [1.0]
+        await server.left.wait()
