@@ -1,0 +1,401 @@
+"""The life of a stream through a real server: durability, silence, expiry, administration, stores that fail."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client import (
+    Client,
+    ClientError,
+    ModelMismatch,
+    StreamExists,
+    StreamNotFound,
+    StreamRefused,
+    TakenOver,
+)
+from serving.core.errors import StoreUnavailable
+from serving.core.spec import Key
+from tests.fleet import Fleet, Site, rows_of
+from tests.support import (
+    PATIENCE,
+    RawCall,
+    address_of,
+    eventually,
+    live,
+    lstm,
+    raw_channel,
+    replay,
+    run_server,
+    running_sum,
+    same_bits,
+    write_model,
+)
+
+SERVICE = "tidegate.v1.Tidegate"
+
+
+def sqlite(folder: Path) -> str:
+    """A store in a file."""
+    return f"sqlite://{folder / 'state.db'}"
+
+
+async def test_an_answer_of_a_sync_stream_is_durable_when_it_arrives(lstm_root: Path, tmp_path: Path) -> None:
+    """The store holds the step before its client has the prediction."""
+    async with (
+        run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="30s") as server,
+        asyncio.timeout(PATIENCE),
+    ):
+        async with Client(address_of(server)) as client, client.open("a", sync=True) as stream:
+            for row in rows_of(0, 5):
+                prediction = await stream.step(row)
+                assert prediction.durable_step == prediction.step
+                assert (await client.describe_stream("a")).durable_step == prediction.step
+
+
+async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_path: Path) -> None:
+    """Whatever an answer says is durable, the store has at least that."""
+    async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="5ms") as server:
+        store = server.keeper._store
+        async with Client(address_of(server)) as client, client.open("a") as stream, asyncio.timeout(PATIENCE):
+            seen = 0
+            for row in rows_of(0, 300):
+                prediction = await stream.step(row)
+                record = await store.load(Key("default", "a"))
+                assert record is not None
+                assert prediction.durable_step <= record.head.step
+                assert prediction.durable_step >= seen
+                seen = prediction.durable_step
+            assert seen > 0
+
+
+async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> None:
+    """When no prediction is due, `durable` comes by itself before its buffer is full of what is stored already."""
+    async with run_server(sum_root, checkpoint_every="20ms") as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.send(pb.PredictRequest(open=pb.Open(stream_id="a", kept_max=4)))
+        await call.read()
+        for number in range(1, 5):
+            await call.step(1, step=number)
+        async with asyncio.timeout(PATIENCE):
+            while (told := (await call.read()).durable.durable_step) < 4:
+                assert told >= 2
+
+
+async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path: Path) -> None:
+    """An open stream that sends nothing gives its slot back; its next timestep is answered as if nothing had been."""
+    rows = rows_of(3, 20)
+    truth = replay(lstm(), rows)
+    async with run_server(
+        lstm_root, state=sqlite(tmp_path), checkpoint_every="10ms", park_after="30ms", live_max=1
+    ) as server:
+        async with Client(address_of(server)) as client, client.open("a") as one, asyncio.timeout(PATIENCE):
+            for row, expected in zip(rows[:10], truth, strict=False):
+                assert same_bits(await one.step(row), expected)
+            await eventually(lambda: live(server) == 0, "parking")
+            async with client.open("b") as two:  # the one slot there is
+                await two.step(rows[0])
+            await eventually(lambda: live(server) == 0, "parking")
+            for row, expected in zip(rows[10:], truth[10:], strict=True):
+                assert same_bits(await one.step(row), expected)
+
+
+async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tmp_path: Path) -> None:
+    """2,000 streams opened, stepped and closed leave no slot taken; a random hundred wake and answer rightly."""
+    rows = rows_of(7, 3)
+    truth = replay(lstm(), rows)
+    async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="20ms", live_max=4096) as server:
+        async with Client(address_of(server)) as client, asyncio.timeout(60):
+            gate = asyncio.Semaphore(200)
+
+            async def visit(name: int, place: int) -> None:
+                async with gate, client.open(f"s{name}") as stream:
+                    assert stream.next_step == place + 1
+                    assert same_bits(await stream.step(rows[place]), truth[place])
+
+            await asyncio.gather(*(visit(name, 0) for name in range(2000)))
+            await eventually(lambda: live(server) == 0, "parking")
+            chosen = np.random.default_rng(1).choice(2000, 100, replace=False)
+            await asyncio.gather(*(visit(int(name), 1) for name in chosen))
+
+
+async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_path: Path) -> None:
+    """After long silence an open is refused with the last step; only who wants a new stream gets one."""
+    async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms", forget_after="200ms") as server:
+        async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(PATIENCE):
+            async with client.open("a") as stream:
+                await stream.step([1])
+                await stream.step([2])
+            while (await client.describe_stream("a")).state != "expired":
+                await asyncio.sleep(0.02)
+            with pytest.raises(StreamRefused, match="its last timestep was 2") as caught:
+                async with client.open("a"):
+                    pass
+            assert caught.value.reason == "STREAM_EXPIRED"
+            async with client.open("a", existence="must_be_new") as stream:
+                assert stream.next_step == 1
+                assert (await stream.step([5]))["sum"] == 5
+
+
+async def test_a_stream_is_not_opened_under_other_weights(tmp_path: Path) -> None:
+    """The same name and version with other weights is refused, after a restart too."""
+    state = sqlite(tmp_path)
+    async with run_server(write_model(tmp_path / "old", lstm(seed=0)), state=state) as server:
+        async with Client(address_of(server)) as client, client.open("a") as stream:
+            await stream.step(rows_of(0, 1)[0])
+    async with run_server(write_model(tmp_path / "new", lstm(seed=1)), state=state) as server:
+        async with Client(address_of(server), reconnect_s=0) as client:
+            with pytest.raises(ModelMismatch, match="fingerprint"):
+                async with client.open("a"):
+                    pass
+
+
+async def test_streams_are_listed_page_by_page(sum_root: Path, tmp_path: Path) -> None:
+    """All of them once, in the order of their ids, whatever the size of a page; by prefix and by state."""
+    names = sorted(f"pump-{number}" for number in range(25))
+    async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms") as server:
+        async with Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+            for name in [*names, "valve"]:
+                async with client.open(name) as stream:
+                    await stream.step([1])
+            await eventually(lambda: live(server) == 0, "parking")
+            async with client.open("pump-3"):
+                assert [info.stream_id async for info in client.streams(page_size=7)] == [*names, "valve"]
+                assert [info.stream_id async for info in client.streams("pump-", page_size=5)] == names
+                assert [info.stream_id async for info in client.streams(state="live")] == ["pump-3"]
+                assert len([info async for info in client.streams(state="parked", page_size=4)]) == 25
+
+
+async def test_a_deleted_stream_is_gone_and_its_call_ends(sum_root: Path) -> None:
+    """The call that has it open ends NOT_FOUND, and its name is free."""
+    async with run_server(sum_root) as server, Client(address_of(server), reconnect_s=0) as client:
+        async with raw_channel(server) as channel, asyncio.timeout(PATIENCE):
+            call = RawCall(channel)
+            await call.open("a")
+            await call.step(3)
+            assert (await client.delete_stream("a")).step == 1
+            assert (await call.ending()).reason == "STREAM_NOT_FOUND"
+            with pytest.raises(StreamNotFound):
+                await client.describe_stream("a")
+            assert (await RawCall(channel).open("a")).next_step == 1
+
+
+async def test_an_exported_state_goes_on_at_another_server(lstm_root: Path, tmp_path: Path) -> None:
+    """A file is all that moves; the predictions are those of one uninterrupted stream."""
+    rows = rows_of(5, 30)
+    truth = replay(lstm(), rows)
+    async with run_server(lstm_root) as here, run_server(lstm_root, state=sqlite(tmp_path)) as there:
+        async with Client(address_of(here)) as source, Client(address_of(there)) as target, asyncio.timeout(PATIENCE):
+            async with source.open("a") as stream:
+                for row in rows[:15]:
+                    await stream.step(row)
+                record = await source.export_stream("a")
+                await stream.step(rows[15])  # the original goes on
+            info = await target.import_stream(record, "b")
+            assert (info.stream_id, info.step, info.state) == ("b", 15, "parked")
+            with pytest.raises(StreamExists):
+                await target.import_stream(record, "b")
+            async with target.open("b") as moved:
+                assert moved.next_step == 16
+                for row, expected in zip(rows[15:], truth[15:], strict=True):
+                    assert same_bits(await moved.step(row), expected)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
+async def test_a_damaged_state_is_not_imported(lstm_root: Path, damage: str) -> None:
+    """Each is refused, with what is wrong; no stream is made."""
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+        async with client.open("a") as stream:
+            await stream.step(rows_of(0, 1)[0])
+            record = await client.export_stream("a")
+        damaged = {
+            "truncated": record[:-5],
+            "flipped": record[:40] + bytes([record[40] ^ 1]) + record[41:],
+            "foreign": b"PK\x03\x04" + record[4:],
+        }[damage]
+        with pytest.raises(ClientError) as caught:
+            await client.import_stream(damaged, "b")
+        assert caught.value.reason == "STATE_UNREADABLE"
+        with pytest.raises(StreamNotFound):
+            await client.describe_stream("b")
+
+
+async def test_a_fork_runs_ahead_without_touching_the_original(lstm_root: Path) -> None:
+    """Two streams with one past; what is tried on the copy is not in the original."""
+    rows = rows_of(6, 20)
+    truth = replay(lstm(), rows)
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+        async with client.open("a") as stream:
+            for row in rows[:10]:
+                await stream.step(row)
+            info = await client.fork_stream("a", "what-if")
+            assert info.step == 10
+            async with client.open("what-if") as copy:
+                assert same_bits(await copy.step(rows[10]), truth[10])
+                await copy.step(np.full(8, 9.0))
+            for row, expected in zip(rows[10:], truth[10:], strict=True):
+                assert same_bits(await stream.step(row), expected)
+
+
+async def test_a_damaged_record_is_refused_and_never_a_silent_zero_state(
+    site: Callable[..., Site], tmp_path: Path
+) -> None:
+    """A bit flipped in the database: the open ends DATA_LOSS, and the record stays as it is."""
+    one = site()
+    await one.start()
+    async with asyncio.timeout(60):
+        async with Client(one.address) as client, client.open("a") as stream:
+            for row in rows_of(0, 5):
+                await stream.step(row)
+        assert await one.stop() == 0
+        with sqlite3.connect(tmp_path / "state.db") as database:
+            tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            (table,) = [name for name in tables if "record" in _columns(database, name)]
+            (record,) = database.execute(f"SELECT record FROM {table}").fetchone()
+            flipped = record[:100] + bytes([record[100] ^ 4]) + record[101:]
+            database.execute(f"UPDATE {table} SET record = ?", (flipped,))
+        database.close()
+        await one.start()
+        async with Client(one.address, reconnect_s=0) as client:
+            with pytest.raises(ClientError) as caught:
+                async with client.open("a"):
+                    pass
+            assert caught.value.reason == "STATE_UNREADABLE"
+
+
+def _columns(database: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+
+
+class BrokenStore:
+    """A server's store, which can be made to fail."""
+
+    def __init__(self, server) -> None:
+        self._store = server.keeper._store
+        self._save = self._store.save
+        self.broken = False
+        self._store.save = self.save
+
+    async def save(self, checkpoints):
+        """Fails while broken."""
+        if self.broken:
+            raise StoreUnavailable("test", "is broken")
+        return await self._save(checkpoints)
+
+
+async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> None:
+    """Predictions go on, unsaved; the lag and the failures are metrics; when the store is back all is caught up."""
+    rows = rows_of(0, 60)
+    truth = replay(lstm(), rows)
+    async with run_server(lstm_root, checkpoint_every="10ms") as server, asyncio.timeout(PATIENCE):
+        store = BrokenStore(server)
+        async with Client(address_of(server)) as client, client.open("a") as stream:
+            await stream.step(rows[0])
+            store.broken = True
+            for row, expected in zip(rows[1:30], truth[1:], strict=False):
+                assert same_bits(await stream.step(row), expected)
+            await eventually(lambda: server.keeper._metrics.checkpoints["failed"] > 0, "a failed checkpoint")
+            assert server.keeper.checkpointer.unsaved_seconds() > 0
+            store.broken = False
+            for row, expected in zip(rows[30:], truth[30:], strict=True):
+                assert same_bits(await stream.step(row), expected)
+        assert (await server.keeper._store.load(Key("default", "a"))).head.step == 60
+        assert server.keeper.checkpointer.unsaved_seconds() == 0
+
+
+async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:
+    """Health of the service turns NOT_SERVING while the store is behind, and back; that of the process stays."""
+    async with run_server(sum_root, checkpoint_every="10ms", ready_lag="50ms") as server, asyncio.timeout(PATIENCE):
+        store = BrokenStore(server)
+        async with raw_channel(server) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+
+            async def status(service: str) -> int:
+                return (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+            call = RawCall(channel)
+            await call.open("a")
+            store.broken = True
+            await call.step(1)
+            while await status(SERVICE) == health_pb2.HealthCheckResponse.SERVING:
+                await asyncio.sleep(0.02)
+            assert await status("") == health_pb2.HealthCheckResponse.SERVING
+            store.broken = False
+            while await status(SERVICE) != health_pb2.HealthCheckResponse.SERVING:
+                await asyncio.sleep(0.02)
+
+
+async def test_what_cannot_be_kept_is_refused_and_not_left_unprotected(sum_root: Path) -> None:
+    """Past the lag bound new timesteps are refused with a time to wait; when the store is back they are taken."""
+    async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, asyncio.timeout(PATIENCE):
+        store = BrokenStore(server)
+        async with raw_channel(server) as channel:
+            call = RawCall(channel)
+            await call.open("a")
+            store.broken = True
+            number = 1
+            while not (answer := await call.step(1, step=number)).HasField("error"):
+                number += 1
+                await asyncio.sleep(0.01)
+            assert answer.error.reason == pb.Error.STORE_UNAVAILABLE
+            assert answer.error.retry_after_ms > 0
+            assert answer.error.next_step == number
+            store.broken = False
+            while (answer := await call.step(1, step=number)).HasField("error"):
+                await asyncio.sleep(0.02)
+            assert answer.prediction.step == number
+
+
+async def test_a_take_over_at_another_process_is_fenced_in_the_store(lstm_root: Path, tmp_path: Path) -> None:
+    """Two servers share a file: what the old holder does after the take-over is in no history."""
+    rows = rows_of(8, 20)
+    truth = replay(lstm(), rows)
+    state = sqlite(tmp_path)
+    async with run_server(lstm_root, state=state, checkpoint_every="20ms") as old:
+        async with run_server(lstm_root, state=state, checkpoint_every="20ms") as new, asyncio.timeout(PATIENCE):
+            async with Client(address_of(old)) as left, Client(address_of(new)) as right:
+                before = await left.open("a").__aenter__()
+                for row in rows[:5]:
+                    await before.step(row)
+                while (await left.describe_stream("a")).durable_step < 5:
+                    await asyncio.sleep(0.01)
+                async with right.open("a") as after:
+                    assert after.next_step == 6
+                    for row, expected in zip(rows[5:15], truth[5:], strict=False):
+                        assert same_bits(await after.step(row), expected)
+                    with pytest.raises(TakenOver):
+                        for place in range(10_000):
+                            await before.step(rows[place % 20])
+                    for row, expected in zip(rows[15:], truth[15:], strict=True):
+                        assert same_bits(await after.step(row), expected)
+
+
+async def test_the_default_store_is_a_file_in_the_data_folder(site: Callable[..., Site], tmp_path: Path) -> None:
+    """Without --state, streams rest in SQLite under --data-dir, and survive the process."""
+    one = site("--data-dir", str(tmp_path / "data"), state="")
+    await one.start()
+    fleet = Fleet([one.address], streams=3, steps=5)
+    async with asyncio.timeout(60):
+        await fleet.run()
+        assert await one.stop() == 0
+        assert (tmp_path / "data" / "tidegate.db").exists()
+        await one.start()
+        async with Client(one.address) as client, client.open("stream-1", existence="must_exist") as stream:
+            assert stream.next_step == 6
+
+
+async def test_running_sums_count_each_timestep_once(tmp_path: Path) -> None:
+    """A graph that adds up shows a timestep applied twice, or not, as a wrong integer: over breaks it shows none."""
+    root = write_model(tmp_path / "models", running_sum())
+    async with run_server(root, state=sqlite(tmp_path), checkpoint_every="5ms") as server, asyncio.timeout(PATIENCE):
+        total = 0
+        for visit in range(10):
+            async with Client(address_of(server)) as client, client.open("a") as stream:
+                for value in range(visit + 1):
+                    total += value
+                    assert (await stream.step([value]))["sum"] == total
