@@ -14,7 +14,7 @@ from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
 from tests.support import key, load, running_sum
 
 MODEL = load(running_sum())
-STREAMS = 4
+STREAMS = 3
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Account:
     lease: Lease | None = None  # as long as a call has it open
     checkpoint: Checkpoint | None = None  # what the store has
     stored: int = 0  # and of which timestep
+    forgotten_there: int = 0  # and what of that had been forgotten
 
     @property
     def live(self) -> bool:
@@ -51,6 +52,7 @@ class Account:
         """What is not stored is gone, and nobody has it open."""
         self.stream = self.lease = None
         del self.sums[self.stored :]
+        self.forgotten = self.forgotten_there
 
 
 class World:
@@ -79,7 +81,7 @@ class World:
             slot = self.slots.acquire(key(str(name)))
             if account.checkpoint is not None:
                 account.lease = self.streams.resume(account.checkpoint, self.slots, slot, account.epoch)
-                account.remember(min(self.slots.answers, account.checkpoint.answers))
+                account.remember(self.slots.answers)
             else:
                 account.lease = self.streams.begin(key(str(name)), self.slots, slot, account.epoch)
         account.stream = account.lease.stream
@@ -98,6 +100,7 @@ class World:
         streams = [account.stream for account in accounts if account.stream is not None]
         for account, checkpoint in zip(accounts, checkpoint_rows(streams), strict=True):
             account.checkpoint, account.stored = checkpoint, len(account.sums)
+            account.forgotten_there = account.forgotten
             assert account.stream is not None
             assert checkpoint.key == account.stream.key
             assert (checkpoint.epoch, checkpoint.step) == (account.epoch, account.stored)
@@ -106,9 +109,10 @@ class World:
                 account.lease.stored(checkpoint.step)
 
     def park(self, name: int) -> None:
-        """Takes a stream that is stored out of its slot."""
+        """Stores a stream and takes it out of its slot."""
         account = self.accounts[name]
-        if account.stream is not None and account.live and account.stored == len(account.sums):
+        if account.stream is not None and account.live:
+            self.save({name})
             self.streams.park(account.stream)
             if account.lease is None:
                 account.stream = None
@@ -206,14 +210,18 @@ events = st.one_of(
     st.tuples(st.just("batch"), good_batches),
     st.tuples(st.just("batch"), good_batches),
     st.tuples(st.just("open"), which),
+    st.tuples(st.just("open"), which),
+    st.tuples(st.just("park"), which),
+    st.tuples(st.just("wake"), which),
+    st.tuples(st.sampled_from(["let_go", "drop"]), which),
     st.tuples(st.just("save"), st.sets(which, min_size=1)),
-    st.tuples(st.sampled_from(["open", "let_go", "park", "park", "wake", "drop"]), which),
     st.tuples(st.just("start"), st.integers(1, 5)),
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(events, max_size=50))
+# Short stories end before anything is stored, parked and opened again.
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(events, min_size=40, max_size=60))
 def test_any_interleaving_leaves_every_stream_as_it_should_be(story: list) -> None:
     """Steps, repeats, gaps, NaN, storing, parking, waking, taking over, crashes: none ever touches another stream."""
     world = World()
