@@ -89,7 +89,8 @@ class SqliteStore:
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those whose epoch is still theirs; they are on disk when this returns."""
-        keys = [checkpoint.key for checkpoint in checkpoints]
+        keys = {checkpoint.key for checkpoint in checkpoints}
+        assert len(keys) == len(checkpoints), "a stream twice in one save: SQLite would keep either"
         kept: list[bool] = await self._submit("save", checkpoints, *keys)
         return kept
 
