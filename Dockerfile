@@ -9,15 +9,20 @@ COPY protos protos
 COPY serving serving
 # Bytecode is compiled here: at run time the root file system may be read-only.
 # What a server never loads is left out: tests of numpy, tools and the C library of onnxruntime (Python has its own copy).
-RUN pip --python /opt/tidegate/bin/python install --no-cache-dir --disable-pip-version-check . \
+RUN pip --python /opt/tidegate/bin/python install --no-cache-dir --disable-pip-version-check '.[redis]' \
     && cd /opt/tidegate/lib/python3*/site-packages \
     && find . -name tests -type d -prune -exec rm -r {} + \
-    && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/capi/libonnxruntime.so.*
+    && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/capi/libonnxruntime.so.* \
+    && mkdir /data
 
 FROM ${BASE}
 COPY --from=build /opt/tidegate /opt/tidegate
+COPY --from=build --chown=65532:65532 /data /data
 COPY models /models
-ENV PATH=/opt/tidegate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TIDEGATE_MODELS=/models
+ENV PATH=/opt/tidegate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    TIDEGATE_MODELS=/models TIDEGATE_DATA_DIR=/data
+# Where streams rest: the one place that is written to.
+VOLUME /data
 # A number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 WORKDIR /
