@@ -18,8 +18,10 @@ from serving.core.errors import (
     Stopping,
     StoreUnavailable,
     StreamExists,
+    StreamExpired,
     StreamNotFound,
     TakenOver,
+    TidegateError,
     TooManyStreams,
 )
 from serving.core.spec import Checkpoint, Key, Prediction, Timestep
@@ -140,8 +142,7 @@ class Keeper:
                 return
             record = await self._store.load(stream.key)
             if record is None or record.head.epoch != stream.epoch:
-                epoch = stream.epoch + 1 if record is None else record.head.epoch
-                self._streams.drop(stream, TakenOver(stream.key.stream_id, epoch))
+                self._streams.drop(stream, _why_gone(stream, record))
                 assert lease.ended is not None
                 raise lease.ended
             slot = self._acquire(self._repository.of(stream.slots), stream.key)
@@ -286,7 +287,7 @@ class Keeper:
         record = await self._store.load(key)
         stream = self._streams.find(key)
         if stream is not None and (record is None or record.head.epoch != stream.epoch):
-            await self._drop(stream, TakenOver(key.stream_id, record.head.epoch if record else stream.epoch + 1))
+            await self._drop(stream, _why_gone(stream, record))
             stream = None
         if record is None:
             return None, None, None
@@ -332,7 +333,7 @@ class Keeper:
             raise TooManyStreams("live", served.slots.capacity, RETRY_AFTER_MS)
         return served.slots.acquire(key)
 
-    async def _drop(self, stream: Stream, reason: StreamNotFound | TakenOver) -> None:
+    async def _drop(self, stream: Stream, reason: TidegateError) -> None:
         """Holds a stream no longer, whatever of it is not stored."""
         self.checkpointer.stay(stream)
         batcher = self._repository.of(stream.slots).batcher
@@ -406,6 +407,15 @@ class Keeper:
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
         return lock
+
+
+def _why_gone(stream: Stream, record: Record | None) -> TidegateError:
+    """Why the store no longer knows a stream under the epoch that it has here."""
+    if record is None:
+        return StreamNotFound(stream.key.stream_id)
+    if record.head.expired:
+        return StreamExpired(stream.key.stream_id, record.head.step)
+    return TakenOver(stream.key.stream_id, record.head.epoch)
 
 
 def _describe(served: Served) -> ServedModel:

@@ -142,6 +142,20 @@ async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_p
                 assert (await stream.step([5]))["sum"] == 5
 
 
+async def test_an_open_stream_that_was_forgotten_is_told_so(sum_root: Path, tmp_path: Path) -> None:
+    """Its call stayed open in silence for too long: the next timestep is not applied to a zero state."""
+    settings = {"checkpoint_every": "10ms", "park_after": "20ms", "forget_after": "200ms"}
+    async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(PATIENCE):
+        async with raw_channel(server) as channel, Client(address_of(server)) as client:
+            call = RawCall(channel)
+            await call.open("a")
+            await call.step(1)
+            while (await client.describe_stream("a")).state != "expired":
+                await asyncio.sleep(0.02)
+            await call.send(pb.PredictRequest(timestep=pb.Timestep(step=2, values=np.float32(1).tobytes())))
+            assert (await call.ending()).reason == "STREAM_EXPIRED"
+
+
 async def test_a_stream_is_not_opened_under_other_weights(tmp_path: Path) -> None:
     """The same name and version with other weights is refused, after a restart too."""
     state = sqlite(tmp_path)
