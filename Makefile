@@ -22,6 +22,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/durability.py
+	$(BIN)/python -m benchmarks.survival
+	$(BIN)/python -m benchmarks.idle --streams 20000
 
 protos: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/tidegate/v1/tidegate.proto

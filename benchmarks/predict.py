@@ -27,7 +27,7 @@ def make_sides(folder: Path, streams_max: int) -> list[Side]:
     model = write_model(folder)
     serve = ["-m", "serving", "serve", "--models", str(folder), "--host", "127.0.0.1", "--log-level", "warning"]
     return [
-        Side("tidegate", [*serve, "--port", "0", "--metrics-port", "0"]),
+        Side("tidegate", [*serve, "--port", "0", "--metrics-port", "0", "--data-dir", str(folder / "data")]),
         Side(BASE, [str(HERE / "echo.py")]),
         # A call holds a thread until it ends, and the calls of the window before may still be ending.
         Side("naive", [str(HERE / "naive.py"), str(model), str(2 * streams_max)]),
@@ -46,8 +46,8 @@ def figures(window: Window) -> dict[str, float]:
     }
 
 
-def make_table(results: Results, case: str, sides: list[Side]) -> Table:
-    """One case: the medians, and in brackets the median ratio to the echo."""
+def make_table(results: Results, case: str, sides: list[Side], base: str) -> Table:
+    """One case: the medians, and in brackets the median ratio to the base in the same round."""
     table = Table(title=case, title_justify="left")
     table.add_column("side")
     columns = {
@@ -64,7 +64,7 @@ def make_table(results: Results, case: str, sides: list[Side]) -> Table:
         cells = []
         for figure in columns:
             value = results.median(case, side.name, figure)
-            ratio = results.ratio(case, side.name, BASE, figure)
+            ratio = results.ratio(case, side.name, base, figure)
             digits = 2 if figure == "client_cores" else 0
             cells.append(f"{value:,.{digits}f} ({ratio:.2f})")
         table.add_row(side.name, *cells)
@@ -103,7 +103,7 @@ def main(
             for number, side in interleave(rounds, sides):
                 window = load.run(side, count, warmup, seconds)
                 results.add(Sample(case, number, side.name, load_average(), figures(window)))
-            console.print(make_table(results, case, sides))
+            console.print(make_table(results, case, sides, BASE))
     told = facts()
     console.print(", ".join(f"{name} {value}" for name, value in told.items()))
     if json_path is not None:
