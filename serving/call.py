@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client_errors import ClientError, ServerUnavailable, error_of
+from serving.client_errors import ClientError, ServerUnavailable, error_of, lost_by
 
 
 class CallEnded(Exception):
@@ -142,8 +142,7 @@ class Call:
         try:
             request = self._take()
         except Exception as bug:  # grpc would log it at debug level and cancel the call
-            self._why = ClientError(f"the client failed: {bug!r}", "BUG")
-            self._why.__cause__ = bug
+            self._why = lost_by(bug)
             raise
         if request is not None and request.HasField("close"):
             self._over = True

@@ -25,6 +25,7 @@
 What to do is said at each.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+
+log = logging.getLogger("tidegate.client")
 
 
 class ClientError(Exception):
@@ -194,3 +197,11 @@ def error_of(code: grpc.StatusCode, details: str | None, trailers: Any) -> Clien
         next_step=int(info.metadata.get("next_step", 0)),
         retry_after_s=retry.retry_delay.ToTimedelta().total_seconds(),
     )
+
+
+def lost_by(bug: Exception) -> StreamLost:
+    """The typed error for a stream that a bug of the client has ended; the log has the whole story."""
+    log.error("the client failed; this is a bug of it", exc_info=bug)
+    lost = StreamLost(f"the client failed: {bug!r}; this is a bug of it", "BUG")
+    lost.__cause__ = bug
+    return lost

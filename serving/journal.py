@@ -188,7 +188,7 @@ class Journal:
         self._applied = max(self._applied, step)
         if step > self.answered:
             self._settle(entry)
-            if comparable and step > self.durable_step:
+            if step > self.durable_step:
                 entry.check = _checksum(outputs)
             return entry
         if comparable and outputs and entry.check is not None and entry.check != _checksum(outputs):

@@ -35,6 +35,7 @@ from serving.client_errors import (
     TakenOver,
     TimestepRefused,
     TooManyStreams,
+    lost_by,
     refusal_of,
 )
 from serving.client_nouns import Model, Prediction, model_of
@@ -83,6 +84,7 @@ class Stream:
         self._backoff = backoff
         self._journal = Journal()
         self._room = asyncio.Semaphore(limits.buffer_max)  # first come, first served
+        self._comparable = False  # whether this server promises the same bits for the same timesteps
         self._ready = asyncio.Event()  # it was opened, or will never be
         self._closing: pb.Close | None = None
         self._lost: ClientError | None = None
@@ -250,7 +252,7 @@ class Stream:
         """Raises what has ended the stream, if anything has."""
         if self._lost is not None:
             self._told = True
-            raise self._lost
+            raise self._lost.with_traceback(None)  # or it would grow with every call that is made in vain
         if self._closing is not None:
             raise StreamLost("the stream is being closed; open it again to go on")
 
@@ -267,10 +269,8 @@ class Stream:
             self._told = True  # by whoever left
         except ClientError as error:
             lost = error
-        except Exception as bug:
-            log.exception("the client of stream %s failed", self.stream_id)
-            lost = StreamLost(f"the client failed: {bug!r}; this is a bug of it", "BUG")
-            lost.__cause__ = bug
+        except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            lost = lost_by(bug)
         self._lost = lost
         self._call.cut(lost)
         for entry in self._journal.clear():
@@ -295,11 +295,10 @@ class Stream:
         except CallEnded as ended:
             if self._forgetting and isinstance(ended.error, StreamNotFound):
                 return True
+            call.cut(ended.error)  # it may be this side that will have no more of it
             self._opens += call.reached and not call.opened
             await self._before_next(ended.error)
             return False
-        finally:
-            call.cut(StreamLost("the stream has left this call"))
         return True
 
     def _take_in(self, call: Call, response: pb.PredictResponse) -> bool:
@@ -336,6 +335,7 @@ class Stream:
             self.reconnects += 1
             log.info("stream %s is open again, %r", self.stream_id, self._journal)
         self.epoch = opened.epoch
+        self._comparable = opened.model.batch_invariant
         self._opens = 0
         self._opened_at = self._backoff.clock()
         call.opened = True
@@ -368,7 +368,7 @@ class Stream:
             )
 
     def _predicted(self, answer: pb.Prediction) -> None:
-        entry = self._journal.predicted(answer.step, answer.outputs, comparable=self.model.batch_invariant)
+        entry = self._journal.predicted(answer.step, answer.outputs, comparable=self._comparable)
         if entry is not None or self._journal.idle:
             self._get_on()
         if entry is not None:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from serving.client import InvalidTimestep, Prediction, TakenOver
-from tests.client.scripted import Call, closing, connected, sums
+from tests.client.scripted import Call, closing, connected, eventually, sums
 
 
 async def collect(predictions: AsyncIterator[Prediction], got: list[float]) -> None:
@@ -103,6 +103,23 @@ async def test_no_row_behind_a_refused_one_is_applied() -> None:
         assert (got, stream.next_step) == ([1.0], 2)
         assert await sums(stream, [5.0]) == [6.0]
         assert server.history == [1.0, 5.0]
+
+
+async def test_no_row_that_waited_for_room_behind_a_refused_one_is_applied() -> None:
+    """The refusal makes room, and the row comes too late."""
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.serve(1)
+        await call.expect_unapplied(2)
+        await eventually(lambda: bool(stream._room._waiters), "waiting for room")
+        await call.refuse(2, reason="WRONG_WIDTH")
+        await closing(call)
+
+    async with connected(script, buffer_max=2) as (client, server, _), client.open("a") as stream:
+        with pytest.raises(InvalidTimestep):
+            await collect(stream.predict([[1.0], [99.0], [3.0]]), [])
+        assert stream.next_step == 2
 
 
 async def test_leaving_early_drops_predictions_only() -> None:
