@@ -10,6 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+# The parts of the client beside `serving.client` itself.
+CLIENT = {
+    *("serving.backoff", "serving.call", "serving.client_errors", "serving.client_nouns", "serving.journal"),
+    *("serving.rows", "serving.stream"),
+}
 # Each part of the serving package and what it may import of ours. `protos` is the generated code.
 MAY_IMPORT: dict[str, set[str]] = {
     "serving": set(),
@@ -17,13 +22,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.store": {"serving.store", "serving.core"},
     "serving.rpc": {"serving.rpc", "serving.core", "protos"},
     "serving.runtime": {"serving.runtime", "serving.rpc", "serving.store", "serving.core", "protos"},
-    "serving.client": {"serving.rpc.wire", "serving.core.spec", "protos"},
-    "serving.blocking": {"serving.client"},
+    "serving.client": {*CLIENT, "serving.core.spec", "protos"},
+    "serving.stream": {*CLIENT, "serving.rpc.wire", "serving.core.spec", "protos"},
+    "serving.call": {"serving.client_errors", "protos"},
+    "serving.journal": {"serving.client_errors"},
+    "serving.client_errors": {"protos"},
+    "serving.client_nouns": {"serving.rpc.wire", "serving.core.spec", "protos"},
+    "serving.backoff": set(),
+    "serving.rows": set(),
+    "serving.blocking": {"serving.client", *CLIENT},
+    "serving.refused": set(),
+    "serving.cli_streams": {"serving.client", "serving.refused"},
     "serving.sheet": {"serving.core.spec"},
     "serving.scoreboard": {"serving.core.spec"},
     "serving.plot": {"serving.scoreboard"},
     "serving.replay": {"serving.client", "serving.core.spec", "serving.scoreboard", "serving.sheet", "serving.plot"},
-    "serving.cli": {"serving.client", "serving.core.errors", "serving.replay", "serving.runtime", "serving.sheet"},
+    "serving.cli": {
+        *("serving.client", "serving.cli_streams", "serving.core.errors", "serving.refused", "serving.replay"),
+        *("serving.runtime", "serving.sheet"),
+    },
     "serving.__main__": {"serving.cli"},
 }
 
@@ -31,17 +48,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 NOT_IN_THE_CORE = {
     *("asyncio", "concurrent", "multiprocessing", "threading", "socket", "selectors", "signal", "subprocess"),
     *("time", "datetime", "random", "secrets", "uuid", "os", "io", "pathlib", "shutil", "tempfile", "sqlite3"),
-    *("logging", "grpc", "google", "prometheus_client", "uvloop", "typer", "rich"),
+    *("logging", "grpc", "google", "prometheus_client", "redis", "uvloop", "typer", "rich"),
 }
 # onnxruntime reads its telemetry switch from the environment, before it is loaded.
 MAY_ALL_THE_SAME = {("serving.core.model", "os")}
 
 ONLY_HERE = {
-    "google": {"serving.rpc", "serving.client"},  # protobuf is the business of the wire
+    "google": {"serving.rpc", "serving.client_errors"},  # protobuf is the business of the wire
     "grpc_status": {"serving.rpc"},
     "prometheus_client": {"serving.runtime"},
     "onnxruntime": {"serving.core"},
-    "typer": {"serving.cli"},
+    "typer": {"serving.cli", "serving.cli_streams"},
+    "sqlite3": {"serving.store"},
+    "redis": {"serving.store.redis"},
     "matplotlib": {"serving.plot", "serving.replay"},
 }
 
@@ -150,7 +169,7 @@ def test_there_are_no_circles() -> None:
     [
         ("serving", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
         ("serving.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
-        ("serving.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib"]),
+        ("serving.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib", "redis"]),
         ("serving.cli", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
     ],
 )

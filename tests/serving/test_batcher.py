@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from serving.core.errors import (
+    InvalidField,
     ModelFailed,
     NotFinite,
     Overloaded,
     StepGap,
     Stopping,
+    StoreBehind,
     TakenOver,
     WrongWidth,
 )
-from serving.core.spec import Prediction, Timestep
+from serving.core.spec import STEP_MAX, Prediction, Timestep
+from serving.core.streams import checkpoint_rows
 from tests.support import (
     PATIENCE,
     Gate,
@@ -236,6 +239,26 @@ async def test_a_wrong_width_is_refused_at_the_door() -> None:
         assert "0 of 64 queued" in repr(bench.batcher)
 
 
+async def test_a_number_that_cannot_be_one_is_refused_at_the_door() -> None:
+    """It never gets into the queue, and the message has the largest that can."""
+    async with run_bench(running_sum()) as bench:
+        with pytest.raises(InvalidField, match=rf"step: got {STEP_MAX + 1}, expected at most {STEP_MAX}"):
+            bench.batcher.submit(bench.begin("a"), t(1, STEP_MAX + 1))
+        assert bench.metrics.steps["invalid"] == 1
+        assert "0 of 64 queued" in repr(bench.batcher)
+
+
+async def test_the_largest_number_is_only_a_gap() -> None:
+    """It does not overflow, and the stream and its neighbour go on."""
+    async with run_bench(running_sum()) as bench:
+        lease, other = bench.begin("a"), bench.begin("b")
+        gap, answer = await soon(bench.batcher.submit(lease, t(1, STEP_MAX)), bench.batcher.submit(other, t(2)))
+        assert isinstance(gap, StepGap)
+        assert (gap.got, gap.expected) == (STEP_MAX, 1)
+        assert value(answer) == 2
+        assert value((await soon(bench.batcher.submit(lease, t(7))))[0]) == 7
+
+
 # 4. What else touches state happens between batches.
 
 
@@ -254,15 +277,17 @@ async def test_between_waits_for_the_batch_in_the_thread() -> None:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.park(lease.stream)))
+        act = asyncio.create_task(bench.batcher.between(lambda: checkpoint_rows([lease.stream])))
         for _ in range(20):
             await asyncio.sleep(0)
         assert not act.done()
         assert len(bench.engine.slots) == 1
         gate.open()
-        (answer, checkpoint) = await soon(future, act)
+        answer, (checkpoint,) = await soon(future, act)
         assert value(answer) == 5
-        assert (checkpoint.step, checkpoint.state[0].tolist()) == (1, [5])
+        assert checkpoint.step == 1
+        assert checkpoint.payload == bench.engine.slots.pack(np.array([lease.stream.slot])).tobytes()
+        assert bench.engine.slots.state[0][lease.stream.slot].tolist() == [5]
 
 
 async def test_between_comes_before_the_next_batch() -> None:
@@ -279,12 +304,12 @@ async def test_between_comes_before_the_next_batch() -> None:
 
 
 async def test_between_happens_even_when_its_caller_goes_away() -> None:
-    """A stream whose client left is parked all the same."""
+    """A stream whose client left is dropped all the same."""
     async with run_bench(running_sum()) as bench:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.park(lease.stream)))
+        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2))))
         await asyncio.sleep(0)
         act.cancel()
         await soon(act)
@@ -314,7 +339,7 @@ async def test_a_slot_is_not_taken_again_under_a_running_batch() -> None:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.forget(lease.stream)))
+        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2))))
         await asyncio.sleep(0)
         assert bench.engine.slots.full
         gate.open()
@@ -420,6 +445,48 @@ async def test_a_full_queue_refuses_at_once() -> None:
         answers = await soon(blocker, *futures)
         assert [value(answer) for answer in answers[1:]] == [1, 1, 1]
         assert value((await soon(bench.batcher.submit(leases[3], t(1))))[0]) == 1
+
+
+async def test_a_batcher_that_is_refusing_takes_no_new_timestep() -> None:
+    """It is told why, at once, and counted; what was queued before is answered."""
+    async with run_bench(running_sum()) as bench:
+        gate, lease = Gate(bench.batcher), bench.begin("a")
+        running = bench.batcher.submit(lease, t(1))
+        await gate.entered()
+        queued = bench.batcher.submit(lease, t(2))
+        behind = bench.batcher.refusing = StoreBehind(4.2, 100)
+        with pytest.raises(StoreBehind) as caught:
+            bench.batcher.submit(lease, t(3))
+        assert caught.value is behind
+        assert bench.metrics.steps["store_behind"] == 1
+        gate.open()
+        assert [value(answer) for answer in await soon(running, queued)] == [1, 3]
+
+
+async def test_a_batcher_that_refuses_no_longer_goes_on() -> None:
+    """The timestep that was refused is sent again and is the next of its stream."""
+    async with run_bench(running_sum()) as bench:
+        lease = bench.begin("a")
+        bench.batcher.refusing = StoreBehind(4.2, 100)
+        with pytest.raises(StoreBehind):
+            bench.batcher.submit(lease, t(3, 1))
+        bench.batcher.refusing = None
+        (answer,) = await soon(bench.batcher.submit(lease, t(3, 1)))
+        assert (answer.step, value(answer)) == (1, 3)
+
+
+async def test_a_stream_with_a_timestep_in_the_queue_is_known() -> None:
+    """Whoever would take it out of its slot can tell: a timestep without a slot would go to another stream's row."""
+    async with run_bench(running_sum()) as bench:
+        gate, lease, other = Gate(bench.batcher), bench.begin("a"), bench.begin("b")
+        running = bench.batcher.submit(other, t(1))
+        await gate.entered()
+        queued = bench.batcher.submit(lease, t(2))
+        assert bench.batcher.has_queued(lease.stream)
+        assert not bench.batcher.has_queued(other.stream)
+        gate.open()
+        await soon(running, queued)
+        assert not bench.batcher.has_queued(lease.stream)
 
 
 async def test_the_depth_of_the_queue_is_measured() -> None:

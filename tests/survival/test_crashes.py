@@ -73,7 +73,7 @@ async def test_streams_in_redis_survive_the_server(site: Callable[..., Site], gr
 
 
 async def test_streams_in_redis_survive_redis(site: Callable[..., Site], graph: bytes, redis_server) -> None:
-    """redis is killed and started again: the server goes on meanwhile, and catches up."""
+    """Redis is killed and started again: the server goes on meanwhile, and catches up."""
     one = site(state=redis_server.address)
     await one.start()
     fleet = Fleet([one.address], streams=50, steps=150, pause_s=0.01)

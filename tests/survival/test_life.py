@@ -50,12 +50,13 @@ async def test_an_answer_of_a_sync_stream_is_durable_when_it_arrives(lstm_root: 
     async with (
         run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="30s") as server,
         asyncio.timeout(PATIENCE),
+        Client(address_of(server)) as client,
+        client.open("a", sync=True) as stream,
     ):
-        async with Client(address_of(server)) as client, client.open("a", sync=True) as stream:
-            for row in rows_of(0, 5):
-                prediction = await stream.step(row)
-                assert prediction.durable_step == prediction.step
-                assert (await client.describe_stream("a")).durable_step == prediction.step
+        for row in rows_of(0, 5):
+            prediction = await stream.step(row)
+            assert prediction.durable_step == prediction.step
+            assert (await client.describe_stream("a")).durable_step == prediction.step
 
 
 async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_path: Path) -> None:
@@ -91,18 +92,20 @@ async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path
     """An open stream that sends nothing gives its slot back; its next timestep is answered as if nothing had been."""
     rows = rows_of(3, 20)
     truth = replay(lstm(), rows)
-    async with run_server(
-        lstm_root, state=sqlite(tmp_path), checkpoint_every="10ms", park_after="30ms", live_max=1
-    ) as server:
-        async with Client(address_of(server)) as client, client.open("a") as one, asyncio.timeout(PATIENCE):
-            for row, expected in zip(rows[:10], truth, strict=False):
-                assert same_bits(await one.step(row), expected)
-            await eventually(lambda: live(server) == 0, "parking")
-            async with client.open("b") as two:  # the one slot there is
-                await two.step(rows[0])
-            await eventually(lambda: live(server) == 0, "parking")
-            for row, expected in zip(rows[10:], truth[10:], strict=True):
-                assert same_bits(await one.step(row), expected)
+    async with (
+        run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="10ms", park_after="30ms", live_max=1) as server,
+        Client(address_of(server)) as client,
+        client.open("a") as one,
+        asyncio.timeout(PATIENCE),
+    ):
+        for row, expected in zip(rows[:10], truth, strict=False):
+            assert same_bits(await one.step(row), expected)
+        await eventually(lambda: live(server) == 0, "parking")
+        async with client.open("b") as two:  # the one slot there is
+            await two.step(rows[0])
+        await eventually(lambda: live(server) == 0, "parking")
+        for row, expected in zip(rows[10:], truth[10:], strict=True):
+            assert same_bits(await one.step(row), expected)
 
 
 async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tmp_path: Path) -> None:
