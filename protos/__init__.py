@@ -1,0 +1,1 @@
+"""The wire: `tidegate.v1`, and the code generated from it."""

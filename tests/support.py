@@ -551,9 +551,11 @@ class RawCall:
         return response
 
     async def ask(self, request: pb.PredictRequest | bytes) -> pb.PredictResponse:
-        """Sends a request and reads its response."""
+        """Sends a request and reads its response; what the server tells beside that answers nothing."""
         await self.send(request)
-        return await self.read()
+        while (response := await self.read()).HasField("durable"):
+            pass
+        return response
 
     async def open(self, stream_id: str = "", **more: Any) -> pb.Opened:
         """Opens a stream."""

@@ -1,0 +1,1 @@
+"""Protocols of Tidegate, by version."""

@@ -116,7 +116,7 @@ async def test_no_row_that_waited_for_room_behind_a_refused_one_is_applied() -> 
         await call.refuse(2, reason="WRONG_WIDTH")
         await closing(call)
 
-    async with connected(script, buffer_max=2) as (client, server, _), client.open("a") as stream:
+    async with connected(script, buffer_max=2) as (client, _server, _), client.open("a") as stream:
         with pytest.raises(InvalidTimestep):
             await collect(stream.predict([[1.0], [99.0], [3.0]]), [])
         assert stream.next_step == 2
