@@ -106,7 +106,8 @@ class Journal:
         return bool(self._pending or self._repeats or any(entry and entry.repeat for _, entry in self._under_way))
 
     def begin(self, next_step: int, durable_step: int, window: int) -> None:
-        """The stream was opened for the first time; what was before is others' business."""
+        """The stream begins here; what was before is others' business."""
+        self.clear()
         self.answered = next_step - 1
         self.durable_step = durable_step
         self._sent = self.answered

@@ -324,8 +324,6 @@ class Stream:
 
     def _opened(self, call: Call, opened: pb.Opened) -> None:
         first = not self._ready.is_set()
-        if self._forgetting:
-            self._journal = Journal()
         if first or self._forgetting:
             self._journal.begin(opened.next_step, opened.durable_step, opened.answers_remembered)
         else:

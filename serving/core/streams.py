@@ -266,7 +266,12 @@ class Streams:
         stream.go(Event.STEP)
 
     def drop(self, stream: Stream, reason: TidegateError) -> None:
-        """Holds a stream no longer, whatever of it is not stored: it was taken over elsewhere, or deleted."""
+        """Holds a stream no longer, whatever of it is not stored: it was taken over elsewhere, or deleted.
+
+        Does nothing to one that is held no longer: two may find out at the same time, and both wait for a batch.
+        """
+        if self._streams.get(stream.key) is not stream:
+            return
         if stream.phase is Phase.LIVE:
             self._give_up_slot(stream)
         stream.go(Event.FORGET)

@@ -102,10 +102,10 @@ class Batcher:
 
         """
         if self._dead is not None:
-            raise self._dead
+            raise self._dead.with_traceback(None)  # one error for all: traces must not pile up on it
         if self.refusing is not None:
             self.metrics.steps["store_behind"] += 1
-            raise self.refusing
+            raise self.refusing.with_traceback(None)
         if len(timestep.values) != self._width:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
@@ -183,6 +183,7 @@ class Batcher:
             elif entry.lease.stream in taken:
                 later.append(entry)
             else:
+                assert entry.lease.stream.slot >= 0, "a stream was parked with a timestep in the queue"
                 taken.add(entry.lease.stream)
                 entries.append(entry)
         queue.extendleft(reversed(later))

@@ -21,7 +21,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from serving.core.errors import CheckpointBroken
-from serving.core.spec import Checkpoint, Key, ModelId
+from serving.core.spec import STEP_MAX, Checkpoint, Key, ModelId
 from serving.store.store import Head, Record
 
 MAGIC = b"TGCK"
@@ -93,6 +93,10 @@ def decode(record: bytes, where: str) -> Checkpoint:
         texts.append(_text(record[offset : offset + size], where))
         offset += size
     tenant, stream_id, name, version, fingerprint = texts
+    if max(step, epoch) > STEP_MAX:
+        raise CheckpointBroken(
+            where, f"its step {step} or epoch {epoch} is above {STEP_MAX}, which no stream can reach"
+        )
     return Checkpoint(
         Key(tenant, stream_id), epoch, step, ModelId(name, version, fingerprint), answers, record[offset:end]
     )

@@ -277,17 +277,18 @@ async def test_a_server_that_does_not_say_so_is_found_out() -> None:
         assert caught.value.next_step == 1
 
 
-async def test_a_take_over_is_never_undone() -> None:
+@pytest.mark.parametrize(("reason", "code"), [("TAKEN_OVER", ""), ("", "ABORTED")])
+async def test_a_take_over_is_never_undone(reason: str, code: str) -> None:
     """Two clients would take the stream from each other for ever: the user is told, once, and nothing is opened."""
 
     async def script(call: Call) -> None:
         await call.open()
         await call.expect(1)
-        await call.end("TAKEN_OVER")
+        await call.end(reason, code)
 
     async with connected(script) as (client, server, _):
         async with client.open("a") as stream:
-            with pytest.raises(TakenOver, match="TAKEN_OVER"):
+            with pytest.raises(TakenOver, match=reason or code):
                 await stream.step([1.0])
             with pytest.raises(TakenOver):
                 await stream.step([1.0])
@@ -505,6 +506,24 @@ async def test_a_call_that_lived_long_begins_the_waits_anew() -> None:
             await turns.put(None)
         await eventually(lambda: stream.reconnects == 3, "the reconnects")
         assert time.slept == [0.0, 0.0, 0.0]
+
+
+async def test_a_new_prediction_begins_the_waits_anew() -> None:
+    """And the time for trying: a line that drops every few seconds goes on for ever, as long as it gets on."""
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.serve(len(call.server.history) + 1)
+        await call.end()
+
+    async def down(call: Call) -> None:
+        await call.end("STOPPING")
+
+    scripts = [script, down, down] * 4
+    async with connected(*scripts, resume_and_close, reconnect_s=0.2) as (client, _, time), client.open("a") as stream:
+        assert await sums(stream, [1.0] * 4) == [1.0, 2.0, 3.0, 4.0]
+        await eventually(lambda: stream.reconnects == 4, "the reconnects")
+        assert time.slept == [0.0, 0.05, 0.1] * 4
 
 
 async def test_trying_has_an_end() -> None:

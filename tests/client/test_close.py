@@ -41,6 +41,29 @@ async def test_a_close_does_nothing_the_second_time() -> None:
             await stream.step([1.0])
 
 
+async def test_a_stream_that_is_being_closed_takes_no_more() -> None:
+    """Nor another close: the first says whether the stream is kept."""
+    asked = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.expect(1)
+        await asked.wait()
+        await call.answer(1)
+        await call.close(forget=False)
+
+    async with connected(script) as (client, _, _), client.open("a") as stream:
+        step = asyncio.create_task(stream.step([1.0]))
+        await asyncio.sleep(0)
+        closes = [asyncio.create_task(stream.close(forget=forget)) for forget in (False, True)]
+        await asyncio.sleep(0)
+        with pytest.raises(StreamLost, match="being closed"):
+            await stream.step([2.0])
+        asked.set()
+        await asyncio.gather(*closes)
+        assert (await step)["sum"].item() == 1.0
+
+
 async def test_a_close_lives_through_a_break() -> None:
     """The stream is opened again, what was lost is sent again, and then it is closed."""
 
@@ -185,6 +208,21 @@ async def test_leaving_by_cancellation_does_not_wait() -> None:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
+        await server.left.wait()
+
+
+async def test_a_task_that_is_cancelled_from_outside_ends() -> None:
+    """As when the event loop is shut down: it does not take that for a break, and look for the server again."""
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.gone()
+
+    async with connected(script) as (client, server, _), client.open("a") as stream:
+        stream._task.cancel()
+        await asyncio.wait([stream._task])
+        with pytest.raises(StreamLost):
+            await stream.step([1.0])
         await server.left.wait()
 
 

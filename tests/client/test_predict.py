@@ -1,6 +1,7 @@
 """Many rows at once: sent ahead, answered in order."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -144,7 +145,7 @@ async def test_leaving_early_drops_predictions_only() -> None:
         assert len(server.history) == 4
 
 
-async def test_the_end_of_the_stream_ends_the_predictions() -> None:
+async def test_the_end_of_the_stream_ends_the_predictions(caplog: pytest.LogCaptureFixture) -> None:
     """With its error, once; those behind leave no complaint of errors that nobody took."""
 
     async def script(call: Call) -> None:
@@ -158,6 +159,8 @@ async def test_the_end_of_the_stream_ends_the_predictions() -> None:
         with pytest.raises(TakenOver):
             await collect(stream.predict([[1.0]] * 3), got)
         assert got == [1.0]
+    gc.collect()
+    assert not caplog.messages
 
 
 async def test_an_error_of_the_rows_is_the_users() -> None:

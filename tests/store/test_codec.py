@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.core.errors import CheckpointBroken
-from serving.core.spec import Checkpoint, Key, ModelId
+from serving.core.spec import STEP_MAX, Checkpoint, Key, ModelId
 from serving.store import Head, Record, decode, encode
 from serving.store.codec import read
 from tests.store.support import MODEL, checkpoint
@@ -15,8 +15,8 @@ texts = st.text(max_size=40)
 checkpoints = st.builds(
     Checkpoint,
     key=st.builds(Key, texts, texts),
-    epoch=st.integers(0, 2**63 - 1),
-    step=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, STEP_MAX),
+    step=st.integers(0, STEP_MAX),
     model=st.builds(ModelId, texts, texts, texts),
     answers=st.integers(0, 2**31 - 1),
     payload=st.binary(max_size=5000),

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,22 @@ from serving.client import (
     StreamRefused,
     TakenOver,
 )
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import Key
+from serving.core.errors import CheckpointBroken, StoreUnavailable
+from serving.core.spec import STEP_MAX, Key, Timestep
+from serving.core.streams import Existence, checkpoint_rows
+from serving.store import decode, encode
 from tests.fleet import Fleet, Site, rows_of
 from tests.support import (
     PATIENCE,
+    Gate,
     RawCall,
     address_of,
+    batcher_of,
     eventually,
+    key,
     live,
     lstm,
+    pack,
     raw_channel,
     replay,
     run_server,
@@ -416,3 +423,44 @@ async def test_running_sums_count_each_timestep_once(tmp_path: Path) -> None:
                 for value in range(visit + 1):
                     total += value
                     assert (await stream.step([value]))["sum"] == total
+
+
+@pytest.mark.parametrize("state", ["memory:", "sqlite"])
+@pytest.mark.parametrize("step", [STEP_MAX + 1, STEP_MAX + 2, 2**64 - 1])
+async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Path, state: str, step: int) -> None:
+    """It is broken, and nothing of it is used."""
+    address = state if state == "memory:" else f"sqlite://{tmp_path / 'x.db'}"
+    async with run_server(write_model(tmp_path / "m", running_sum()), state=address) as server:
+        keeper = server.keeper
+        lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
+        await keeper.submit(lease, Timestep(0, pack(1)))
+        record, _ = await keeper.export(key("a"))
+        forged = encode(replace(decode(record, ""), step=step))
+        with pytest.raises(CheckpointBroken):
+            await keeper.import_("default", forged, "b")
+        assert await keeper._store.load(key("b")) is None
+
+
+async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_path: Path) -> None:
+    """The checkpointer and an open both find that it was taken over: the open goes on, and the server lives."""
+    async with run_server(write_model(tmp_path / "m", running_sum())) as server:
+        keeper, batcher = server.keeper, batcher_of(server)
+        lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
+        await keeper.submit(lease, Timestep(0, pack(1)))
+        other = (await keeper.open(key("b"), "", "", Existence.ANY, 0)).lease
+        gate = Gate(batcher)
+        running = keeper.submit(other, Timestep(0, pack(1)))
+        await gate.entered()
+        # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
+        epoch = await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id)
+        assert epoch
+        served = keeper._repository.of(lease.stream.slots)
+        (checkpoint,) = checkpoint_rows([lease.stream])
+        fenced = asyncio.create_task(keeper.checkpointer._fenced(served, lease.stream, checkpoint))
+        await asyncio.sleep(0)
+        opening = asyncio.create_task(keeper.open(key("a"), "", "", Existence.ANY, 0))
+        await asyncio.sleep(0.05)
+        gate.open()
+        await running
+        await fenced
+        assert (await opening).lease.ended is None
