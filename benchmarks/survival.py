@@ -1,4 +1,4 @@
-"""`kill -9` under load: a server with a thousand streams dies at random moments and is started again.
+"""`kill -9` under load: a server with a thousand streams dies at random moments and at every named crash point.
 
     python -m benchmarks.survival [--streams 1000] [--steps 60] [--kills 5] [--seed 1] [--state sqlite:///path]
 
@@ -12,11 +12,42 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
+from serving.runtime.crash import Point
 from tests.fleet import Fleet, Site
 from tests.support import lstm, write_model
+
+# Connections that the streams share.
+CLIENTS = 8
+
+
+async def kill_at_random(site: Site, fleet: Fleet, total: int, shares: list[float]) -> None:
+    """Kills the server whenever so much of the work is done."""
+    await site.start()
+    running = asyncio.create_task(fleet.run(clients=CLIENTS))
+    for share in shares:
+        await fleet.reached(int(share * total))
+        await site.kill()
+        down = time.monotonic()
+        await site.start()
+        before = fleet.answered
+        await fleet.reached(min(before + 1, total))
+        print(f"  killed at {before:,} of {total:,} predictions; the next came {time.monotonic() - down:.2f} s later")
+    await running
+
+
+async def kill_at_point(site: Site, fleet: Fleet, point: str, count: int) -> None:
+    """Has the server die the `count`th time it gets to a point in its code."""
+    await site.start(crash=f"{point}:{count}")
+    running = asyncio.create_task(fleet.run(clients=CLIENTS))
+    await site.ended()
+    before = fleet.answered
+    await site.start()
+    await running
+    print(f"  died {point} at {before:,} predictions")
 
 
 async def main() -> int:
@@ -29,36 +60,41 @@ async def main() -> int:
     options.add_argument("--state", default="", help="address of the store; a new SQLite file when empty")
     given = options.parse_args()
     graph = lstm(hidden=64)
+    failed = 0
     with tempfile.TemporaryDirectory() as folder:
         models = write_model(Path(folder) / "models", graph)
-        site = Site(models, given.state or f"sqlite://{folder}/state.db")
-        await site.start()
-        fleet = Fleet([site.address], given.streams, given.steps)
-        total = given.streams * given.steps
-        print(f"{given.streams} streams of {given.steps} timesteps, {given.kills} kills, seed {given.seed}")
-        begun = time.monotonic()
-        try:
-            running = asyncio.create_task(fleet.run(clients=8))
-            for share in sorted(np.random.default_rng(given.seed).uniform(0.05, 0.95, given.kills)):
-                await fleet.reached(int(share * total))
-                await site.kill()
-                down = time.monotonic()
-                await site.start()
-                before = fleet.answered
-                await fleet.reached(before + 1)
-                print(
-                    f"killed at {before:,} of {total:,} predictions; the next one came {time.monotonic() - down:.2f} s later"
-                )
-            await running
-            lost = site.metrics()["tidegate_state_lost_total"]
-        finally:
-            await site.close()
-    print(f"all delivered after {time.monotonic() - begun:.1f} s; asking the oracle")
-    wrong = fleet.verdicts(graph)
-    for line in wrong[:10]:
-        print(line)
-    print(f"{fleet.answered:,} predictions delivered, {len(wrong)} streams wrong, state lost {lost:g} times")
-    return 1 if wrong or lost or fleet.answered != total else 0
+
+        async def act(name: str, steps: int, pause_s: float, *options: str, point: str = "") -> int:
+            print(f"{name}: {given.streams} streams of {steps} timesteps")
+            state = given.state or f"sqlite://{folder}/{name.replace(' ', '-')}.db"
+            site = Site(models, state, *options)
+            fleet = Fleet([site.address], given.streams, steps, pause_s=pause_s, prefix=name)
+            total = given.streams * steps
+            try:
+                if point:
+                    # A take-over is counted by the stream: half of them are open when the server dies.
+                    count = given.streams // 2 if point == "during-take-over" else 3
+                    await kill_at_point(site, fleet, point, count)
+                else:
+                    shares = sorted(np.random.default_rng(given.seed).uniform(0.05, 0.95, given.kills))
+                    await kill_at_random(site, fleet, total, shares)
+                lost = site.metrics()["tidegate_state_lost_total"]
+            finally:
+                await site.close()
+            wrong = fleet.verdicts(graph)
+            for line in wrong[:10]:
+                print(" ", line)
+            print(
+                f"  {fleet.answered:,} of {total:,} predictions, {len(wrong)} streams wrong, state lost {lost:g} times"
+            )
+            return int(bool(wrong or lost or fleet.answered != total))
+
+        failed += await act(f"random moments, seed {given.seed}", given.steps, 0.0)
+        for point in get_args(Point):
+            # To be parked, a stream must be silent for a while.
+            silent = ("--park-after", "300ms") if point == "during-park" else ()
+            failed += await act(point, 4 if silent else 10, 0.7 if silent else 0.0, *silent, point=point)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main() -> None:
     )  # fmt: skip
 
     title("2. Serve it, and stream the rows it has not seen, one timestep at a time")
-    with serving(models) as (address, metrics_url):
+    with serving(models, folder / "data") as (address, metrics_url):
         run("stream", held_out, "--address", address, "--model", "appliances", "--plot", plot, "--scores", scores)
         title("3. What the server measured of itself")
         print_latency(metrics_url, str(version))
@@ -84,9 +84,11 @@ def next_version(model: Path) -> int:
 
 
 @contextmanager
-def serving(models: Path) -> Iterator[tuple[str, str]]:
+def serving(models: Path, data: Path) -> Iterator[tuple[str, str]]:
     """A server on free ports: its address, and the address of its metrics."""
-    command = tidegate("serve", "--models", models, "--host", "127.0.0.1", "--port", 0, "--metrics-port", 0)
+    command = tidegate(
+        "serve", "--models", models, "--data-dir", data, "--host", "127.0.0.1", "--port", 0, "--metrics-port", 0
+    )
     with subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

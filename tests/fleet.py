@@ -150,12 +150,20 @@ class Fleet:
     """Clients of many streams, each sending its rows as fast as it is answered, all over one connection a few."""
 
     def __init__(
-        self, addresses: Sequence[str], streams: int, steps: int, *, sync: bool = False, pause_s: float = 0.0
+        self,
+        addresses: Sequence[str],
+        streams: int,
+        steps: int,
+        *,
+        sync: bool = False,
+        pause_s: float = 0.0,
+        prefix: str = "stream",
     ) -> None:
         self.delivered = [Delivered(rows_of(stream, steps)) for stream in range(streams)]
         self._addresses = addresses
         self._sync = sync
         self._pause_s = pause_s
+        self._prefix = prefix
         self.answered = 0
 
     async def run(self, clients: int = 4) -> None:
@@ -170,7 +178,7 @@ class Fleet:
                 await client.close()
 
     async def _stream(self, client: Client, number: int, delivered: Delivered) -> None:
-        async with client.open(f"stream-{number}", sync=self._sync) as stream:
+        async with client.open(f"{self._prefix}-{number}", sync=self._sync) as stream:
             for row in delivered.rows:
                 prediction = await stream.step(row)
                 delivered.answers.append((prediction.step, dict(prediction)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.blocking import Client
 from serving.client import InvalidTimestep, TakenOver
 from tests.client.scripted import PATIENCE, Call, Script, Time, closing, scripted
@@ -34,14 +35,18 @@ async def answers_three(call: Call) -> None:
 
 
 def test_timesteps_are_answered() -> None:
-    """One after the other."""
+    """One after the other; what was asked of the open is asked of the server."""
+
+    async def script(call: Call) -> None:
+        await answers_three(call)
+        assert (call.ask.durability, call.ask.existence) == (pb.Open.SYNC, pb.Open.MUST_EXIST)
 
     def work(client: Client) -> Any:
-        with client.open("a", sync=True) as stream:
+        with client.open("a", sync=True, existence="must_exist") as stream:
             got = [stream.step([value])["sum"].item() for value in (1.0, 2.0, 3.0)]
             return got, stream.next_step, stream.stream_id, stream.kind, stream.model.name, stream.epoch
 
-    assert played(work, answers_three) == ([1.0, 3.0, 6.0], 4, "a", "resumed", "toy", 1)
+    assert played(work, script) == ([1.0, 3.0, 6.0], 4, "a", "resumed", "toy", 1)
 
 
 def test_rows_are_sent_ahead() -> None:

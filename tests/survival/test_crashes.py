@@ -41,13 +41,13 @@ async def test_a_server_killed_at_random_moments_loses_nothing(site: Callable[..
 async def test_a_server_killed_at_a_crash_point_loses_nothing(
     site: Callable[..., Site], graph: bytes, point: str
 ) -> None:
-    """The process dies at the named point, with 50 streams under way, and is started again."""
+    """The process dies at the named point, with 200 streams under way, and is started again."""
     one = site("--park-after", "300ms") if point == "during-park" else site()
     # Openings come first: a count that lets them pass; in the others, in the middle of the work.
-    await one.start(crash=f"{point}:{60 if point == 'during-take-over' else 3}")
-    fleet = Fleet([one.address], streams=80, steps=30, pause_s=0.01)
+    await one.start(crash=f"{point}:{150 if point == 'during-take-over' else 3}")
+    fleet = Fleet([one.address], streams=200, steps=15, pause_s=0.01)
     if point == "during-park":
-        fleet = Fleet([one.address], streams=50, steps=6, pause_s=0.7)
+        fleet = Fleet([one.address], streams=200, steps=4, pause_s=0.7)
     async with asyncio.timeout(PATIENCE_S):
         running = asyncio.create_task(fleet.run())
         assert await one.ended() == -signal.SIGKILL
