@@ -129,8 +129,9 @@ def _show(streams: "list[StreamInfo]", *, as_json: bool) -> None:
         print(json.dumps([asdict(info) for info in streams], indent=2))
         return
     table = Table(box=None, header_style="bold")
-    for heading in ("stream", "state", "model", "step", "durable step", "epoch", "bytes", "last change (UTC)"):
-        table.add_column(heading, justify="left" if heading in ("stream", "state", "model") else "right")
+    for heading in ("stream", "state", "model", "step", "durable", "epoch", "bytes", "changed (UTC)"):
+        left = heading in ("stream", "state", "model")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for info in streams:
         changed = datetime.fromtimestamp(info.updated_unix_nano / NANOSECONDS, UTC)
         table.add_row(
