@@ -688,7 +688,7 @@ async def test_a_stream_that_was_deleted_is_gone() -> None:
 
 
 async def test_a_gap_that_cannot_be_opens_the_stream_again() -> None:
-    """The server has lost its place under an open call: an open says where it is."""
+    """The server has lost its place under an open call: an open says where it is. The old call is left before that."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -703,7 +703,12 @@ async def test_a_gap_that_cannot_be_opens_the_stream_again() -> None:
         await call.serve(1, 2)
         await closing(call)
 
-    async with connected(first, second) as (client, _, _), client.open("a") as stream:
+    async with connected(first, second) as (client, server, time), client.open("a") as stream:
+
+        async def sleep(_: float) -> None:
+            await server.left.wait()
+
+        object.__setattr__(time.backoff, "sleep", sleep)
         assert await sums(stream, [1.0, 2.0]) == [1.0, 3.0]
 
 

@@ -77,6 +77,16 @@ def test_what_is_durable_and_answered_leaves_the_line() -> None:
     assert journal.durable(3) == 1
 
 
+def test_a_line_that_begins_again_is_empty() -> None:
+    """As when a stream is opened only to be forgotten."""
+    journal = journal_at()
+    add(journal, "a", "b")
+    take_all(journal)
+    answer(journal, 1)
+    journal.begin(1, 0, 4)
+    assert (journal.first_step, journal.next_step, journal.idle) == (1, 1, True)
+
+
 def test_a_lost_answer_is_had_again() -> None:
     """The server applied it: it is sent again as a repeat, and handed over once."""
     journal = journal_at()
