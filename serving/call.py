@@ -28,7 +28,7 @@ class Call:
     Args:
         stub: of the service.
         ask: the first request.
-        take: gives the next request, None when there is none now. A close is the last.
+        take: gives the next request, None when there is none now.
         sleep: waits so many seconds.
 
     """
@@ -131,19 +131,14 @@ class Call:
                 seconds, self._pause_s = self._pause_s, 0.0
                 await self._sleep(seconds)
                 continue
-            request = self._next() if self.opened else None
-            if request is not None:
-                return request
+            if self.opened:
+                try:
+                    request = self._take()
+                except Exception as bug:  # grpc would log it at debug level and cancel the call
+                    self._why = lost_by(bug)
+                    raise
+                if request is not None:
+                    return request
             self._wanted = self._loop.create_future()
             await self._wanted
         raise StopAsyncIteration
-
-    def _next(self) -> pb.PredictRequest | None:
-        try:
-            request = self._take()
-        except Exception as bug:  # grpc would log it at debug level and cancel the call
-            self._why = lost_by(bug)
-            raise
-        if request is not None and request.HasField("close"):
-            self._over = True
-        return request

@@ -98,7 +98,7 @@ class Journal:
     @property
     def unsent(self) -> bool:
         """Whether something is left to be sent on this call."""
-        return self._cursor < self.next_step or bool(self._repeats)
+        return self._cursor <= self.answered + len(self._pending) or bool(self._repeats)
 
     @property
     def waiting(self) -> bool:

@@ -459,6 +459,7 @@ class Stream:
         if taken is not None:
             return pb.PredictRequest(timestep=pb.Timestep(step=taken[0], values=taken[1]))
         if self._closing is not None and self._journal.idle:
+            self._call.half_close()  # nothing may follow
             return pb.PredictRequest(close=self._closing)
         return None
 
