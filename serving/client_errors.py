@@ -181,8 +181,15 @@ def refusal_of(error: pb.Error) -> TimestepRefused:
     )
 
 
+# What grpc.aio puts over the status that the server has sent, when a write meets a call that has just ended: the reason is
+# lost, but that the server has gone is sure.
+WRITE_FAILED = "Internal error from Core"
+
+
 def error_of(code: grpc.StatusCode, details: str | None, trailers: Any) -> ClientError:
     """The typed error for how a call ended."""
+    if code is grpc.StatusCode.INTERNAL and details == WRITE_FAILED:
+        code, details = grpc.StatusCode.UNAVAILABLE, "the server ended the call while a timestep was being written"
     status = status_pb2.Status()
     for key, value in trailers or ():
         if key == "grpc-status-details-bin":

@@ -76,7 +76,9 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
     assert "Traceback" not in err
     assert min(answered) >= 5
     assert events[:2] == ["SERVING", "NOT_SERVING"]
-    assert events[2:] == ["a call ended STOPPING"] * STREAMS
+    # A write that meets the end of its call loses the reason, never the code.
+    assert len(events[2:]) == STREAMS
+    assert set(events[2:]) <= {"a call ended STOPPING", "a call ended UNAVAILABLE"}
 
 
 async def signal_twice(root: Path) -> tuple[int, str]:
