@@ -166,7 +166,8 @@ class Stream:
     async def start(self) -> None:
         """Waits until the stream is open; called by `Client.open`."""
         await self._ready.wait()
-        self._check()
+        if not self.kind:  # one that was opened and has been lost since is entered: its error comes with its use
+            self._check()
 
     async def close(self, *, forget: bool = False) -> None:
         """Ends the stream. Does nothing the second time.

@@ -150,13 +150,9 @@ class Call:
 
     async def gone(self) -> None:
         """Waits until the client has left the call."""
-        try:
-            while await self.read() is not None:
-                pass
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.server.left.set()
-            raise
+        while await self.read() is not None:
+            pass
+        await asyncio.Event().wait()
 
 
 Script = Callable[[Call], Awaitable[None]]
@@ -187,6 +183,9 @@ class Scripted(pb_grpc.TidegateServicer):
         except AssertionError as error:
             self.failed.append(error)
             await call.end(code="FAILED_PRECONDITION")
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
 
     async def _reply(self, request: Any, context: Any) -> Any:
         reply = self.replies[type(request).__name__](request)

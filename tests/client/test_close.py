@@ -275,6 +275,22 @@ async def test_an_error_that_was_told_is_not_told_again_on_leaving() -> None:
             await stream.step([1.0])
 
 
+async def test_a_stream_that_is_lost_at_once_is_entered() -> None:
+    """Opened and lost before its user had a turn: the error comes with its use, as it does a moment later."""
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.end("TAKEN_OVER")
+
+    async with connected(script) as (client, _, _):
+        opening = client.open("a")
+        stream = opening._stream = opening._begin()
+        await asyncio.wait([stream._task])
+        await stream.start()
+        with pytest.raises(TakenOver):
+            await stream.step([1.0])
+
+
 async def test_a_client_that_is_closed_leaves_its_streams() -> None:
     """They do not go on looking for the server over a connection that is gone."""
 
