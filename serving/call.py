@@ -5,13 +5,16 @@ cancelled interrupts no write, and writing never waits for reading nor reading f
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Self, cast
 
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client_errors import ClientError, ServerUnavailable, error_of, lost_by
+
+# Code, details and trailing metadata.
+Ending = tuple[grpc.StatusCode, str | None, Any]
 
 
 class CallEnded(Exception):
@@ -51,7 +54,9 @@ class Call:
         self._why: ClientError | None = None  # this side ended the call
         self.opened = False
         self.reached = False  # whether the open was handed to a connection
+        self._ending: Ending | None = None
         self._call = stub.Predict(self)
+        self._call.add_done_callback(self._note_ending)
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -97,7 +102,8 @@ class Call:
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise CallEnded(error_of(error.code(), error.details(), error.trailing_metadata())) from None
+            ending = self._ending or (error.code(), error.details(), error.trailing_metadata())
+            raise CallEnded(error_of(*ending)) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -142,3 +148,20 @@ class Call:
             self._wanted = self._loop.create_future()
             await self._wanted
         raise StopAsyncIteration
+
+    def _note_ending(self, call: Any) -> None:
+        """Keeps the status that the server has sent.
+
+        grpc.aio tells it here first, and then puts "INTERNAL: Internal error from Core" over it when a write was under
+        way: a client that took TAKEN_OVER for that would open the stream again, and take it back.
+        """
+        self._ending = (_now(call.code()), _now(call.details()), _now(call.trailing_metadata()))
+
+
+def _now(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives that has nothing to wait for."""
+    try:
+        answer.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("a call that is done has no status")

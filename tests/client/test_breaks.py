@@ -295,6 +295,27 @@ async def test_a_take_over_is_never_undone(reason: str, code: str) -> None:
         assert len(server.calls) == 1
 
 
+async def test_a_take_over_that_meets_a_write_is_not_taken_for_a_break() -> None:
+    """grpc.aio then says INTERNAL, four times in five: the status that came is kept before it does.
+
+    Taken for a break it would be answered by opening again, and the stream would be taken back.
+    """
+
+    async def script(call: Call) -> None:
+        await call.open(answers_remembered=1000)
+        await call.expect(1)
+        await call.end("TAKEN_OVER")
+
+    async with connected(*[script] * 20) as (client, server, _):
+        for _ in range(20):
+            server.history.clear()
+            async with client.open("a") as stream:
+                steps = [stream.step([value]) for value in range(100)]
+                answers = await asyncio.gather(*steps, return_exceptions=True)
+            assert {type(answer) for answer in answers} == {TakenOver}
+        assert len(server.calls) == 20
+
+
 async def test_a_stream_that_another_has_advanced_is_taken_over() -> None:
     """It is ahead of everything that was sent from here."""
 
