@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from serving import client as asynchronous
-from serving.client import BUFFER_MAX, RECONNECT_S, Backoff, Existence, Model, Prediction, StreamInfo, Values
-from serving.journal import Group
+from serving.client import Backoff, Existence, Model, Prediction, StreamInfo, Values
+from serving.client.client import BUFFER_MAX, RECONNECT_S
+from serving.client.journal import Group
 
 T = TypeVar("T")
 

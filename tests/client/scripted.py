@@ -18,8 +18,8 @@ from grpc_status import rpc_status
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.backoff import Backoff
 from serving.client import Client, Stream
+from serving.client.backoff import Backoff
 
 # Nothing here takes a second; what has not happened after this never will.
 PATIENCE = 10.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.backoff import Backoff
+from serving.client.backoff import Backoff
 
 
 def waits(dice: float) -> list[float]:

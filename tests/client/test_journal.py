@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serving.client_errors import DataLost, Diverged, StreamLost, TakenOver
-from serving.journal import Entry, Group, Journal
+from serving.client.errors import DataLost, Diverged, StreamLost, TakenOver
+from serving.client.journal import Entry, Group, Journal
 
 
 def journal_at(next_step: int = 1, *, durable: int = 0, window: int = 4) -> Journal:

@@ -354,9 +354,9 @@ async def test_values_may_be_named() -> None:
 
 def test_every_error_says_what_it_is() -> None:
     """One root, a reason, and a sentence at each class."""
-    from serving import client_errors
+    from serving.client import errors
 
     kinds = [kind for kind in vars(client_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert all(issubclass(kind, ClientError) and kind.__doc__ for kind in kinds)
-    drawn = set(client_errors.__doc__.split())
+    drawn = set(errors.__doc__.split())
     assert {kind.__name__ for kind in kinds} <= drawn

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import cli
+from serving.cli import app as cli
 from serving.client import Client
 from tests.support import (
     LSTM_FEATURES,

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.scoreboard import Scoreboard
+from serving.cli.scoreboard import Scoreboard
 
 nan = math.nan
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.sheet import BadSheet, read_sheet
+from serving.cli.sheet import BadSheet, read_sheet
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from serving.scoreboard import Scoreboard
+from serving.cli.scoreboard import Scoreboard
 
 mpl.use("Agg")  # to a file, without a screen
 from matplotlib import pyplot as plt

@@ -1,6 +1,6 @@
 """A client's books on one stream: which timesteps have which number, what to send next, and whose an answer is.
 
-It decides and does nothing: no asyncio, no grpc, no clock. `serving.stream` sends what `take` gives, and tells it what
+It decides and does nothing: no asyncio, no grpc, no clock. `serving.client.stream` sends what `take` gives, and tells it what
 came back.
 
 Laws:
@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from serving.client_errors import DataLost, Diverged, StreamLost, TakenOver
+from serving.client.errors import DataLost, Diverged, StreamLost, TakenOver
 
 
 class Group:

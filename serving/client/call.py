@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client_errors import ClientError, ServerUnavailable, error_of, lost_by
+from serving.client.errors import ClientError, ServerUnavailable, error_of, lost_by
 
 # Code, details and trailing metadata.
 Ending = tuple[grpc.StatusCode, str | None, Any]

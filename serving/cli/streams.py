@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from serving.refused import EXIT_NO, EXIT_USAGE, Refused
+from serving.cli.refused import EXIT_NO, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
     from serving.client import Client, StreamInfo  # loaded by the command that asks

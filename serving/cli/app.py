@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from serving import cli_streams
-from serving.refused import EXIT_NO, EXIT_START, EXIT_USAGE, Refused
+from serving.cli import streams
+from serving.cli.refused import EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
     from serving.client import Model  # loaded by the command that asks
@@ -40,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.add_typer(cli_streams.app, name="streams")
+app.add_typer(streams.app, name="streams")
 
 Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
 
@@ -172,9 +172,9 @@ def stream(
     scores: Annotated[Path | None, typer.Option(envvar="TIDEGATE_SCORES", help="Write the scores as JSON.")] = None,
 ) -> None:
     """Send a CSV file one timestep at a time and show predictions against what came true."""
+    from serving.cli.replay import Replay, ReplayFailed
+    from serving.cli.sheet import BadSheet
     from serving.client import ClientError, ServerUnavailable, StreamLost
-    from serving.replay import Replay, ReplayFailed
-    from serving.sheet import BadSheet
 
     replay = Replay(file, address, model=model, version=version, stream_id=stream_id, rate=rate, limit=limit)
     try:

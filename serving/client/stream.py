@@ -1,6 +1,6 @@
 """A stream that survives its connection: numbered timesteps go out, each prediction comes back once and in order.
 
-What to send and whose an answer is, `serving.journal` decides; `serving.call` speaks; here a stream is kept open.
+What to send and whose an answer is, `serving.client.journal` decides; `serving.client.call` speaks; here a stream is kept open.
 
 Laws:
 1. One task a stream reads, opens again and decides. A caller that is cancelled touches no call.
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.backoff import Backoff
-from serving.call import Call, CallEnded
-from serving.client_errors import (
+from serving.client.backoff import Backoff
+from serving.client.call import Call, CallEnded
+from serving.client.errors import (
     AnswerLost,
     ClientError,
     InvalidTimestep,
@@ -38,10 +38,10 @@ from serving.client_errors import (
     lost_by,
     refusal_of,
 )
-from serving.client_nouns import Model, Prediction, model_of
+from serving.client.journal import Entry, Group, Journal
+from serving.client.nouns import Model, Prediction, model_of
+from serving.client.rows import Rows, Source
 from serving.core.spec import Array
-from serving.journal import Entry, Group, Journal
-from serving.rows import Rows, Source
 from serving.rpc import wire
 
 log = logging.getLogger("tidegate.client")

@@ -1,13 +1,4 @@
-"""An asynchronous client. `serving.blocking` offers the same to programs without an event loop.
-
-    async with Client("localhost:50051") as client:
-        async with client.open("pump-7") as stream:
-            prediction = await stream.step([21.5, 40.2, 3.0])
-            print(prediction["forecast"])
-
-A stream survives broken connections, crashes of the server and its moves: each timestep is applied once and each
-prediction comes once, in order. What can go wrong nevertheless is drawn in `serving.client_errors`.
-"""
+"""A connection to a server, on which streams are opened and questions are asked."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, Self
@@ -16,65 +7,10 @@ import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.backoff import Backoff
-from serving.client_errors import (
-    AnswerLost,
-    ClientError,
-    DataLost,
-    Diverged,
-    InvalidTimestep,
-    ModelFailed,
-    ModelMismatch,
-    ModelNotFound,
-    Overloaded,
-    ServerUnavailable,
-    StepGap,
-    StoreUnavailable,
-    StreamExists,
-    StreamExpired,
-    StreamLost,
-    StreamNotFound,
-    StreamRefused,
-    TakenOver,
-    TimestepRefused,
-    TooManyStreams,
-    Unauthenticated,
-    error_of,
-)
-from serving.client_nouns import STATES, Model, Prediction, StreamInfo, info_of, model_of
-from serving.stream import Limits, Stream, Values
-
-__all__ = [
-    "AnswerLost",
-    "Backoff",
-    "Client",
-    "ClientError",
-    "DataLost",
-    "Diverged",
-    "Existence",
-    "InvalidTimestep",
-    "Model",
-    "ModelFailed",
-    "ModelMismatch",
-    "ModelNotFound",
-    "Overloaded",
-    "Prediction",
-    "ServerUnavailable",
-    "StepGap",
-    "StoreUnavailable",
-    "Stream",
-    "StreamExists",
-    "StreamExpired",
-    "StreamInfo",
-    "StreamLost",
-    "StreamNotFound",
-    "StreamRefused",
-    "TakenOver",
-    "TimestepRefused",
-    "TooManyStreams",
-    "Unauthenticated",
-    "Values",
-]
+from serving.client.backoff import Backoff
+from serving.client.errors import error_of
+from serving.client.nouns import STATES, Model, StreamInfo, info_of, model_of
+from serving.client.stream import Limits, Stream
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 

@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from serving.cli.scoreboard import Scoreboard
+from serving.cli.sheet import Sheet, read_sheet
 from serving.client import Client, Model, Overloaded, Prediction, Stream
 from serving.core.spec import Floats, Output
-from serving.scoreboard import Scoreboard
-from serving.sheet import Sheet, read_sheet
 
 SECONDS_A_DAY = 86400
 # Often enough to look alive, seldom enough to cost nothing.
@@ -91,7 +91,7 @@ class Replay:
         if plot is not None:
             if board is None:
                 raise ReplayFailed(f"--plot: model {known.name} has no forecast of a column of {self.file} to draw")
-            from serving.plot import plot as draw  # noqa: PLC0415 - needs matplotlib, which is optional
+            from serving.cli.plot import plot as draw  # noqa: PLC0415 - needs matplotlib, which is optional
 
             draw(board, f"{known.name}/{known.version}, stream {stream.stream_id}", plot)
 

@@ -1,0 +1,5 @@
+"""The command line: `tidegate`."""
+
+from serving.cli.app import main
+
+__all__ = ["main"]
