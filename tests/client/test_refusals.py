@@ -356,7 +356,7 @@ def test_every_error_says_what_it_is() -> None:
     """One root, a reason, and a sentence at each class."""
     from serving.client import errors
 
-    kinds = [kind for kind in vars(client_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert all(issubclass(kind, ClientError) and kind.__doc__ for kind in kinds)
     drawn = set(errors.__doc__.split())
     assert {kind.__name__ for kind in kinds} <= drawn

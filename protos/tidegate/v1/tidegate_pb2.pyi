@@ -289,7 +289,7 @@ class Block(_message.Message):
     def __init__(self, block: _Optional[int] = ..., handles: _Optional[bytes] = ..., steps: _Optional[bytes] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class PredictedBlock(_message.Message):
-    __slots__ = ("block", "steps", "outputs", "durable_steps", "duplicate_rows", "forgotten_rows", "errors")
+    __slots__ = ("block", "steps", "outputs", "durable_steps", "duplicate_rows", "forgotten_rows", "errors", "refused")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +297,7 @@ class PredictedBlock(_message.Message):
     DUPLICATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     FORGOTTEN_ROWS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     block: int
     steps: bytes
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
@@ -304,7 +305,8 @@ class PredictedBlock(_message.Message):
     duplicate_rows: _containers.RepeatedScalarFieldContainer[int]
     forgotten_rows: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(self, block: _Optional[int] = ..., steps: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., durable_steps: _Optional[bytes] = ..., duplicate_rows: _Optional[_Iterable[int]] = ..., forgotten_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+    refused: Error
+    def __init__(self, block: _Optional[int] = ..., steps: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., durable_steps: _Optional[bytes] = ..., duplicate_rows: _Optional[_Iterable[int]] = ..., forgotten_rows: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., refused: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class RowError(_message.Message):
     __slots__ = ("row", "error")
