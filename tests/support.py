@@ -567,13 +567,76 @@ class RawCall:
 
     async def ending(self) -> Ending:
         """Waits for the end of the call, whatever comes before it."""
+        return await ending_of(self.call)
+
+
+class RawBlocks:
+    """A `PredictBlocks` call without our client between."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.call = channel.stream_stream(
+            "/tidegate.v1.Tidegate/PredictBlocks", response_deserializer=pb.BlockResponse.FromString
+        )()
+        self.told: list[pb.BlockResponse] = []  # what the server told without being asked
+
+    async def send(self, request: pb.BlockRequest | bytes) -> None:
+        """Sends a request, or bytes that are none."""
+        data = request if isinstance(request, bytes) else request.SerializeToString()
         async with asyncio.timeout(PATIENCE):
-            try:
-                while await self.call.read() is not grpc.aio.EOF:
-                    pass
-            except grpc.aio.AioRpcError:
+            await self.call.write(data)
+
+    async def read(self) -> pb.BlockResponse:
+        """The next response, whatever it is."""
+        async with asyncio.timeout(PATIENCE):
+            response = await self.call.read()
+        assert response is not grpc.aio.EOF, await self.ending()
+        return response
+
+    async def ask(self, request: pb.BlockRequest | bytes) -> pb.BlockResponse:
+        """Sends a request and reads its response; what the server tells beside that is in `told`."""
+        await self.send(request)
+        while (response := await self.read()).WhichOneof("kind") in ("durable", "ended"):
+            self.told.append(response)
+        return response
+
+    async def open(self, *stream_ids: str, **more: Any) -> pb.OpenedStreams:
+        """Opens streams."""
+        return (await self.ask(pb.BlockRequest(open=pb.OpenStreams(stream_ids=stream_ids, **more)))).opened
+
+    async def block(self, handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.PredictedBlock:
+        """Has a block answered."""
+        return (await self.ask(block_request(handles, x, steps, number))).block
+
+    async def close(self, *handles: int, forget: bool = False) -> pb.ClosedStreams:
+        """Closes streams."""
+        return (await self.ask(pb.BlockRequest(close=pb.CloseStreams(handles=handles, forget=forget)))).closed
+
+    async def ending(self) -> Ending:
+        """Waits for the end of the call, whatever comes before it."""
+        return await ending_of(self.call)
+
+
+def block_request(handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.BlockRequest:
+    """A block as it travels."""
+    return pb.BlockRequest(
+        block=pb.Block(
+            block=number,
+            handles=np.asarray(handles, "<u4").tobytes(),
+            steps=b"" if steps is None else np.asarray(steps, "<u8").tobytes(),
+            values=np.asarray(x, "<f4").tobytes(),
+        )
+    )
+
+
+async def ending_of(call: Any) -> Ending:
+    """Waits for the end of a call, whatever comes before it."""
+    async with asyncio.timeout(PATIENCE):
+        try:
+            while await call.read() is not grpc.aio.EOF:
                 pass
-            return read_ending(await self.call.code(), await self.call.details(), await self.call.trailing_metadata())
+        except grpc.aio.AioRpcError:
+            pass
+        return read_ending(await call.code(), await call.details(), await call.trailing_metadata())
 
 
 def timestep(*values: float, step: int = 0) -> pb.PredictRequest:

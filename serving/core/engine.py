@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.errors import ModelFailed
+from serving.core.errors import ModelFailed, NotFinite, StepGap, TimestepRefused
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Arrays, Floats, Ints
@@ -28,6 +28,7 @@ class Verdict(IntEnum):
     NOT_FINITE = 3  # a value is infinite, or NaN and the model does not handle missing values
     FAILED = 4  # the model raised on this row
     POISONED = 5  # the model made a state that is not finite
+    NOT_HELD = 6  # the stream no longer belongs to the call that sent it; never from `Engine.run`
 
 
 class Report(NamedTuple):
@@ -101,6 +102,17 @@ class Engine:
     def refused_values(self, x: Floats) -> npt.NDArray[np.bool_]:
         """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""
         return np.isinf(x) if self.model.spec.handles_missing else ~np.isfinite(x)
+
+    def refusal(self, verdict: int, step: int, next_step: int, x: Floats) -> TimestepRefused:
+        """Why a timestep (features,) was refused as GAP, NOT_FINITE or POISONED."""
+        spec = self.model.spec
+        if verdict == Verdict.GAP:
+            return StepGap(step, next_step)
+        if verdict == Verdict.NOT_FINITE:
+            column = int(np.flatnonzero(self.refused_values(x))[0])
+            return NotFinite(spec.features[column].name, float(x[column]), spec.title)
+        assert verdict == Verdict.POISONED
+        return ModelFailed(f"model {spec.title} made a state that is not finite; the timestep was not applied")
 
     def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Moves rows forward; gives their outputs, and the rows left as they were: those poisoned, and why others failed."""

@@ -31,6 +31,7 @@ class Slots:
         # The first timestep whose answer is remembered: what was packed by a smaller ring has fewer than this one holds.
         self._since: Ints = np.ones(capacity, np.int64)
         self.keys: list[Key | None] = [None] * capacity  # whose each row is
+        self.holder: Ints = np.zeros(capacity, np.int64)  # number of the lease on each row, 0 when nobody has one
         # The answer to timestep s stands at place s % answers.
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
@@ -74,7 +75,7 @@ class Slots:
         assert self.keys[slot] is not None
         self.keys[slot] = None
         self._taken -= 1
-        self.step[slot], self.saved[slot] = FREE, 0
+        self.step[slot], self.saved[slot], self.holder[slot] = FREE, 0, 0
         self._free.append(slot)
 
     def unsaved(self) -> Ints:
@@ -144,6 +145,19 @@ class Slots:
         if step <= last - self.answers or step < self._since[slot]:
             return ()
         return tuple(slab[slot, step % self.answers].tobytes() for slab in self._answers)
+
+    def remembered(self, slots: Ints, steps: Ints) -> tuple[npt.NDArray[np.bool_], Arrays]:
+        """The answers to timesteps that were applied, one a row, and which of them are still remembered.
+
+        Returns (batch,) booleans and one array (batch, *shape) an output; what is not remembered is zero.
+        """
+        last = self.step[slots]
+        assert ((steps > 0) & (steps <= last)).all()
+        known = (steps > last - self.answers) & (steps >= self._since[slots])
+        answers = tuple(slab[slots, steps % self.answers] for slab in self._answers)
+        for rows in answers:
+            rows[~known] = 0
+        return known, answers
 
     def _not_finite(self, state: Arrays) -> Ints:
         """Places of rows with a value that is not finite."""

@@ -15,6 +15,7 @@ Rule 4: what gives a slot back or copies it happens between batches; the owner o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 
 import numpy as np
 
@@ -165,14 +166,16 @@ class Stream:
 class Lease:
     """One call's hold on a stream; over for good once `ended` says why.
 
+    `number` is never given twice; while the stream is live its row carries it, so that many holds can be checked at once.
     `durable_step` is the last timestep whose state is stored. `on_end` is called once, when the hold ends, so that the
     call can leave; `on_durable` whenever `durable_step` has risen.
     """
 
-    __slots__ = ("durable_step", "ended", "on_durable", "on_end", "stream")
+    __slots__ = ("durable_step", "ended", "number", "on_durable", "on_end", "stream")
 
-    def __init__(self, stream: Stream, durable_step: int) -> None:
+    def __init__(self, stream: Stream, number: int, durable_step: int) -> None:
         self.stream = stream
+        self.number = number
         self.durable_step = durable_step
         self.ended: TidegateError | None = None
         self.on_end: Callable[[TidegateError], None] | None = None
@@ -197,6 +200,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: dict[Key, Stream] = {}
+        self._numbers = count(1)
 
     def __repr__(self) -> str:
         return f"<Streams: {len(self._streams)} held>"
@@ -243,8 +247,11 @@ class Streams:
 
     def let_go(self, lease: Lease) -> None:
         """Ends the hold of a call that has gone; the stream stays live until it is parked."""
-        assert lease.stream.lease is lease
-        lease.stream.lease = None
+        stream = lease.stream
+        assert stream.lease is lease
+        stream.lease = None
+        if stream.phase is Phase.LIVE:
+            stream.slots.holder[stream.slot] = 0
 
     def park(self, stream: Stream) -> None:
         """Takes a stream whose state is stored out of its slot. Unless a call has it open, it is held no longer."""
@@ -263,6 +270,8 @@ class Streams:
         if checkpoint is not None:
             _unpack(checkpoint, stream.slots, slot)
         stream.slot = slot
+        if stream.lease is not None:
+            stream.slots.holder[slot] = stream.lease.number
         stream.go(Event.STEP)
 
     def drop(self, stream: Stream, reason: TidegateError) -> None:
@@ -285,8 +294,9 @@ class Streams:
         return stream
 
     def _lease(self, stream: Stream, durable_step: int) -> Lease:
-        stream.lease = Lease(stream, durable_step)
-        return stream.lease
+        lease = stream.lease = Lease(stream, next(self._numbers), durable_step)
+        stream.slots.holder[stream.slot] = lease.number
+        return lease
 
     def _give_up_slot(self, stream: Stream) -> None:
         stream.slots.release(stream.slot)

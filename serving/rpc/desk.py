@@ -1,11 +1,15 @@
 """What the gRPC services need of the server behind them."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from serving.core.spec import Key, ModelId, Prediction, Spec, Timestep
 from serving.core.streams import Existence, Lease, OpenKind, Phase
+
+if TYPE_CHECKING:
+    from serving.core.block import Block  # it loads onnxruntime, and the client loads this file with the wire
 
 # The owner of a stream until callers are told apart by tokens.
 DEFAULT_TENANT = "default"
@@ -60,11 +64,20 @@ class Desk(Protocol):
     def submit(self, lease: Lease, timestep: Timestep) -> "asyncio.Future[Prediction]":
         """Queues a timestep of a live stream."""
 
+    def submit_block(self, block: "Block") -> "asyncio.Future[Block]":
+        """Queues timesteps of many streams; the future gives the block back when each was run or refused."""
+
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep is stored."""
 
     def answered(self, lease: Lease, seconds: float) -> None:
         """Counts a timestep that was answered, from being read to its answer being handed to the network."""
+
+    def answered_block(self, block: "Block", seconds: float) -> None:
+        """Counts the timesteps of a block that was answered."""
+
+    def watch(self, notice: Callable[[], None]) -> Callable[[], None]:
+        """Has `notice` called whenever something was stored; gives what ends that."""
 
     def leave(self, lease: Lease, reason: CloseReason) -> None:
         """Lets go of a stream, which is kept. Takes effect soon, whether or not anybody waits."""

@@ -25,6 +25,7 @@ from serving.core.spec import Key
 from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
+from serving.rpc.blocks import BlockCall
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
 from serving.rpc.status import abort
 
@@ -116,7 +117,7 @@ class Native(Admin):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
-        self._calls: set[Call] = set()
+        self._calls: set[Call | BlockCall] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -150,6 +151,22 @@ class Native(Admin):
         finally:
             if call.lease is not None:
                 self._desk.leave(call.lease, reason)
+            self._calls.discard(call)
+            if not self._calls:
+                self._idle.set()
+
+    async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
+        """Runs many streams; see the protocol."""
+        call = BlockCall(self._desk, context)
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            if self._stopping:
+                raise Stopping
+            await call.serve()
+        except TidegateError as error:
+            await abort(context, error)
+        finally:
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()

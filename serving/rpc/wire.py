@@ -94,6 +94,11 @@ def encode_prediction(prediction: Prediction, durable_step: int) -> pb.PredictRe
 
 def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.PredictResponse:
     """The refusal of one timestep: `step` as it was sent, `next_step` what the stream expects."""
+    return pb.PredictResponse(error=encode_error(error, step, next_step))
+
+
+def encode_error(error: TidegateError, step: int, next_step: int) -> pb.Error:
+    """Why something was refused within a call."""
     field = ""
     if isinstance(error, InvalidField):
         field = error.field
@@ -101,15 +106,13 @@ def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.Predic
         field = "values"
     elif isinstance(error, StepGap):
         field = "step"
-    return pb.PredictResponse(
-        error=pb.Error(
-            step=step,
-            reason=reason_of(error)[1],
-            message=str(error),
-            field=field,
-            next_step=next_step,
-            retry_after_ms=error.retry_after_ms if isinstance(error, WORTH_RETRYING) else 0,
-        )
+    return pb.Error(
+        step=step,
+        reason=reason_of(error)[1],
+        message=str(error),
+        field=field,
+        next_step=next_step,
+        retry_after_ms=error.retry_after_ms if isinstance(error, WORTH_RETRYING) else 0,
     )
 
 

@@ -82,6 +82,7 @@ class Checkpointer:
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leaving: set[Stream] = set()  # no call has them open; they give their slots back when stored
         self._failing = False
+        self.watchers: list[Callable[[], None]] = []  # called whenever something was stored
         self._silence = {served.spec.id: _Silence(served.slots.capacity) for served in repository}
         metrics.unsaved_seconds = self.unsaved_seconds
 
@@ -148,6 +149,8 @@ class Checkpointer:
             failed = await self._round()
             settled, self._settled = self._settled, asyncio.get_running_loop().create_future()
             settled.set_result(None)
+            for notice in self.watchers:
+                notice()
             pause = max(RETRY_SECONDS, self._pace.every_s) if failed else self._pace.every_s - (perf_counter() - begun)
             await self._wait(pause, may_hurry=not failed)
 

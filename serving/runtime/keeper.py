@@ -8,10 +8,12 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
+from serving.core.block import Block
 from serving.core.errors import (
     ModelNotFound,
     StateLost,
@@ -156,6 +158,10 @@ class Keeper:
         """Queues a timestep of a live stream; see `Batcher.submit`."""
         return self._repository.of(lease.stream.slots).batcher.submit(lease, timestep)
 
+    def submit_block(self, block: Block) -> asyncio.Future[Block]:
+        """Queues timesteps of many streams; see `Batcher.submit_block`."""
+        return self._repository.of(block.slots).batcher.submit_block(block)
+
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep is stored; see `Checkpointer.durable`."""
         await self.checkpointer.durable(lease, step)
@@ -163,6 +169,15 @@ class Keeper:
     def answered(self, lease: Lease, seconds: float) -> None:
         """Counts an answered timestep."""
         self._repository.of(lease.stream.slots).metrics.step_seconds.observe(seconds)
+
+    def answered_block(self, block: Block, seconds: float) -> None:
+        """Counts the timesteps of a block that was answered."""
+        self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
+
+    def watch(self, notice: Callable[[], None]) -> Callable[[], None]:
+        """Has `notice` called whenever something was stored; gives what ends that."""
+        self.checkpointer.watchers.append(notice)
+        return partial(self.checkpointer.watchers.remove, notice)
 
     def leave(self, lease: Lease, reason: CloseReason) -> None:
         """Lets go of a stream, which is parked soon; nothing happens to it if the lease is over already."""

@@ -1,0 +1,146 @@
+"""A block: timesteps of many streams in columns, on their way through the engine, a piece at a time.
+
+Rows of one stream are applied in the order they stand, each in another piece, so that a piece is a batch like any other:
+the same bits as one at a time.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.core.engine import Engine, Verdict
+from serving.core.errors import TimestepRefused
+from serving.core.handles import Handles
+from serving.core.spec import Array, Floats, Ints
+
+# Rows of a piece: a slice of the block where they stand in a row, as they mostly do.
+Piece = slice | Ints
+
+
+class Block:
+    """Timesteps of streams that one call holds, and what became of them.
+
+    Args:
+        held: the call's streams.
+        handles: (rows,) whose each timestep is; all of one model.
+        steps: (rows,) their numbers, 0 where the server shall number.
+        x: (rows, features), NaN where missing.
+
+    Raises:
+        InvalidField: see `Handles.model`.
+
+    Attributes:
+        steps: the numbers, also those that the server gave.
+        verdicts: (rows,) a `Verdict` each.
+        outputs: one array (rows, *shape) an output; zero for rows without an answer.
+        refusals: why rows were refused that the engine has seen, by row.
+        forgotten: (rows,) duplicates whose answers are no longer remembered.
+        missing: how many values of the timesteps that were applied so far were NaN.
+        left: how many rows have not been run.
+
+    """
+
+    def __init__(self, held: Handles, handles: Ints, steps: Ints, x: Floats) -> None:
+        self.held = held
+        self.handles = handles
+        self.x = x
+        self.slots = held.model(handles)
+        self.steps = steps.copy()
+        self.verdicts = np.zeros(len(handles), np.int8)
+        self.outputs: tuple[Array, ...] = tuple(
+            np.zeros((len(handles), *output.shape), output.dtype) for output in self.slots.spec.outputs
+        )
+        self.refusals: dict[int, TimestepRefused] = {}
+        self.forgotten = np.zeros(len(handles), np.bool_)
+        self.missing = 0
+        self.left = len(handles)
+        self._pieces: deque[Piece] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Block of {len(self)} rows, {self.left} left>"
+
+    def __len__(self) -> int:
+        """How many rows it has."""
+        return len(self.handles)
+
+    def cut(self, piece_max: int) -> None:
+        """Makes it ready to be run in pieces of at most so many rows."""
+        self._pieces.extend(_pieces(self.handles, piece_max))
+
+    def holds(self, slot: int) -> bool:
+        """Whether a timestep of the stream in that row is among them."""
+        return bool((self.held.slots(self.handles) == slot).any())
+
+    def run_piece(self, engine: Engine) -> npt.NDArray[np.int8]:
+        """Runs the next piece; gives the verdicts on its rows. Only once it was `cut`, and while some are `left`."""
+        piece = self._pieces.popleft()
+        handles = self.handles[piece]
+        self.left -= len(handles)
+        held = self.held.held(handles, self.slots)
+        if held.all():
+            self._run(engine, piece, handles)
+        else:
+            rows = np.arange(len(self))[piece]
+            self.verdicts[rows[~held]] = Verdict.NOT_HELD
+            if held.any():
+                self._run(engine, rows[held], handles[held])
+        return self.verdicts[piece]
+
+    def next_step(self, row: int) -> int:
+        """What the stream of a row expects next, as of now; the row's own number when that is not known."""
+        if self.held.held(self.handles[row : row + 1], self.slots)[0]:
+            return int(self.slots.step[self.held.slots(self.handles)[row]]) + 1
+        return int(self.steps[row])
+
+    def _run(self, engine: Engine, piece: Piece, handles: Ints) -> None:
+        slots = self.held.slots(handles)
+        report = engine.run(slots, self.steps[piece], self.x[piece])
+        self.steps[piece] = report.steps
+        self.missing += report.missing
+        if report.verdicts is None or report.applied is None:
+            for mine, part in zip(self.outputs, report.outputs, strict=True):
+                mine[piece] = part
+            return
+        rows = np.arange(len(self))[piece]
+        self.verdicts[rows] = report.verdicts
+        if report.applied.size:
+            for mine, part in zip(self.outputs, report.outputs, strict=True):
+                mine[rows[report.applied]] = part
+        self._repeat(rows, slots)
+        for place in np.flatnonzero(report.verdicts > Verdict.DUPLICATE).tolist():
+            row, expected = int(rows[place]), int(self.slots.step[slots[place]]) + 1
+            self.refusals[row] = report.failures.get(place) or engine.refusal(
+                int(report.verdicts[place]), int(report.steps[place]), expected, self.x[row]
+            )
+
+    def _repeat(self, rows: Ints, slots: Ints) -> None:
+        """Answers the duplicates among rows that have just been run: now their answers are still in the ring."""
+        places = np.flatnonzero(self.verdicts[rows] == Verdict.DUPLICATE)
+        if not places.size:
+            return
+        again = rows[places]
+        known, answers = self.slots.remembered(slots[places], self.steps[again])
+        self.forgotten[again] = ~known
+        for mine, part in zip(self.outputs, answers, strict=True):
+            mine[again] = part
+
+
+def _pieces(handles: Ints, piece_max: int) -> Iterator[Piece]:
+    """Cuts rows into pieces that hold a stream at most once, a stream's rows in their order."""
+    count = len(handles)
+    last = np.empty(int(handles.max()) + 1, np.int64)
+    last[handles] = np.arange(count)
+    if (last[handles] == np.arange(count)).all():  # each stream once
+        for first in range(0, count, piece_max):
+            yield slice(first, min(first + piece_max, count))
+        return
+    order = np.argsort(handles, kind="stable")
+    grouped = handles[order]
+    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+    turn = np.empty(count, np.int64)  # of each row among those of its stream
+    turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
+    for rows in np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1]):
+        for first in range(0, len(rows), piece_max):
+            yield rows[first : first + piece_max]

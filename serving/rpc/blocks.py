@@ -1,0 +1,351 @@
+"""`PredictBlocks` of `protos/tidegate/v1`: many streams over one call.
+
+The laws of this file:
+1. The call reads a message, has it done, and answers; then it reads the next. So answers come in order, and a client that
+   floods or reads slowly is held back by the network, at nobody else's cost.
+2. What nobody asked for, what is stored and which streams have ended, is told between messages, never beside an answer.
+3. Every lease that the call was given is in `_held` until it is let go, whatever ends the call.
+4. What is wrong with a row is told in its row. Only what makes no sense as a whole refuses a block, and only what breaks
+   the protocol ends the call.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from time import perf_counter
+from typing import Any, TypeVar, cast
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.core.block import Block
+from serving.core.engine import Verdict
+from serving.core.errors import (
+    InvalidField,
+    Stopping,
+    TidegateError,
+    TimestepRefused,
+    TooManyStreams,
+)
+from serving.core.handles import HANDLES_MAX, Handles
+from serving.core.spec import Key
+from serving.rpc import columns, wire
+from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
+
+T = TypeVar("T")
+
+# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
+Context = Any
+
+# Streams that are opened, woken or dropped side by side: their claims share commits of the store. More would only wait.
+TOGETHER_MAX = 256
+STREAM_IDS_MAX = 65_536
+# A client that has used up the handles of a call opens another at once.
+RETRY_AFTER_MS = 1
+
+
+class BlockCall:
+    """One call of `PredictBlocks`; others may ask it to end."""
+
+    def __init__(self, desk: Desk, context: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._desk = desk
+        self._context = context
+        self._held = Handles()
+        self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
+        self._endings: list[tuple[int, TidegateError]] = []  # not told yet
+        self._stored = False  # something was, since the client was last told
+        self._reading = False
+        self._telling: asyncio.Task[None] | None = None
+        self.ended: TidegateError | None = None
+
+    def end(self, reason: TidegateError) -> None:
+        """Ends the call with `reason` once what is under way is answered."""
+        if self.ended is None:
+            self.ended = reason
+            if self._reading:
+                self._task.cancel()
+
+    async def serve(self) -> None:
+        """Answers until the client has sent its last; lets go of every stream, whatever happens.
+
+        Raises:
+            TidegateError: the call was asked to end, or the client broke the protocol.
+
+        """
+        unwatch = self._desk.watch(self._on_stored)
+        reason: CloseReason = "disconnected"
+        try:
+            while (request := await self._read()) is not None:
+                await self._context.write(await self._answer(request))
+            # The streams may go on elsewhere: what was answered is to be found there.
+            for handle in list(self._held):
+                await self._durable(handle)
+        except Stopping as error:
+            reason = "stopping"
+            await self._context.write(pb.BlockResponse(move=pb.Move(message=str(error))))
+            raise
+        except TidegateError:
+            reason = "protocol"
+            raise
+        finally:
+            unwatch()
+            for handle in list(self._held):
+                self._let_go(handle, reason)
+
+    async def _read(self) -> pb.BlockRequest | None:
+        """The next message, None when the client has sent its last."""
+        await self._tell()
+        if self.ended is not None:
+            raise self.ended
+        self._reading = True
+        try:
+            request = await self._context.read()
+        except asyncio.CancelledError:
+            if self.ended is None:
+                raise  # the client went away
+            self._task.uncancel()
+            raise self.ended from None
+        except DecodeError as error:
+            raise InvalidField("request", "got bytes that are not a BlockRequest") from error
+        finally:
+            self._reading = False
+            if self._telling is not None:
+                await self._told()
+        return None if request is grpc.aio.EOF else cast(pb.BlockRequest, request)
+
+    async def _answer(self, request: pb.BlockRequest) -> pb.BlockResponse:
+        if request.HasField("block"):
+            return await self._predict(request.block)
+        if request.HasField("open"):
+            return await self._open(request.open)
+        if request.HasField("close"):
+            return await self._close(request.close)
+        raise InvalidField("kind", "got a request without one, expected block, open or close")
+
+    # Blocks -----------------------------------------------------------------------------------------------------------
+
+    async def _predict(self, message: pb.Block) -> pb.BlockResponse:
+        """The answer to a block."""
+        begun = perf_counter()
+        try:
+            block = self._decode(message)
+            errors = await self._wake(block)
+            await self._desk.submit_block(block)
+        except (TimestepRefused, InvalidField) as error:
+            return columns.encode_refused(message.block, error)
+        if self._sync:
+            errors |= await self._wait_for_sync(block)
+        for row in np.flatnonzero(block.verdicts > Verdict.DUPLICATE).tolist():
+            errors[row] = self._why(block, row, errors.get(row))
+        sent = columns.decode_steps(message, len(block)) if errors else block.steps
+        response = columns.encode_predicted(
+            message.block,
+            block.steps,
+            block.outputs,
+            self._held.durable(block.handles, block.slots),
+            block.verdicts == Verdict.DUPLICATE,
+            block.forgotten,
+            [
+                columns.encode_row_error(row, error, int(sent[row]), block.next_step(row))
+                for row, error in sorted(errors.items())
+            ],
+        )
+        self._desk.answered_block(block, perf_counter() - begun)
+        return response
+
+    def _decode(self, message: pb.Block) -> Block:
+        handles = columns.decode_handles(message)
+        features = len(self._held.model(handles).spec.features)
+        steps = columns.decode_steps(message, len(handles))
+        return Block(self._held, handles, steps, columns.decode_values(message, len(handles), features))
+
+    async def _wake(self, block: Block) -> dict[int, TidegateError]:
+        """Makes the streams of a block live that are parked; gives why rows could not be, by row."""
+        asleep = ~self._held.held(block.handles, block.slots)
+        if not asleep.any():
+            return {}
+        failed: dict[int, TidegateError] = {}
+
+        async def wake(handle: int) -> None:
+            lease = self._held.find(handle)
+            if lease is not None and lease.ended is None and lease.stream.slot < 0:
+                try:
+                    await self._desk.wake(lease)
+                except TidegateError as error:
+                    failed[handle] = error
+                self._held.find(handle)
+
+        await _together(wake, np.unique(block.handles[asleep]).tolist())
+        return {row: failed[handle] for row, handle in enumerate(block.handles.tolist()) if handle in failed}
+
+    async def _wait_for_sync(self, block: Block) -> dict[int, TidegateError]:
+        """Waits until what was applied is stored, where the client wants that; gives why rows are not, by row."""
+        errors: dict[int, TidegateError] = {}
+        for row, handle in enumerate(block.handles.tolist()):
+            lease = self._held[handle]
+            if handle not in self._sync or lease is None or block.verdicts[row] > Verdict.DUPLICATE:
+                continue
+            try:
+                await self._desk.durable(lease, int(block.steps[row]))
+            except TidegateError as error:
+                errors[row] = error
+        return errors
+
+    def _why(self, block: Block, row: int, asleep: TidegateError | None) -> TidegateError:
+        """Why a row was refused."""
+        verdict = int(block.verdicts[row])
+        if verdict != Verdict.NOT_HELD:
+            return block.refusals[row]
+        lease = self._held[int(block.handles[row])]
+        if lease is None:
+            return InvalidField("handles", f"got {block.handles[row]}, which was closed on this call; open it again")
+        if lease.ended is not None:
+            return lease.ended
+        assert asleep is not None, "a stream was parked with a timestep in the queue"
+        return asleep
+
+    # Streams ----------------------------------------------------------------------------------------------------------
+
+    async def _open(self, message: pb.OpenStreams) -> pb.BlockResponse:
+        """Opens many streams."""
+        count = len(message.stream_ids)
+        if count > STREAM_IDS_MAX:
+            raise InvalidField("stream_ids", f"got {count}, expected at most {STREAM_IDS_MAX}; send several messages")
+        acknowledged = message.acknowledged_steps or [0] * count
+        if len(acknowledged) != count:
+            raise InvalidField("acknowledged_steps", f"got {len(acknowledged)}, expected none or {count}")
+        existence, sync = wire.decode_existence(message.existence), wire.decode_sync(message.durability)
+        served = self._desk.model(message.model, message.version)
+        opened = pb.OpenedStreams(
+            stream_ids=message.stream_ids,
+            handles=[0] * count,
+            kinds=[pb.Opened.KIND_UNSPECIFIED] * count,
+            next_steps=[0] * count,
+            epochs=[0] * count,
+            durable_steps=[0] * count,
+            model=wire.encode_model(served.spec, batch_invariant=served.batch_invariant),
+        )
+
+        async def open_(row: int) -> None:
+            key = Key(DEFAULT_TENANT, message.stream_ids[row])
+            try:
+                if key.stream_id:
+                    wire.check_stream_id(key.stream_id)
+                if self._held.full:
+                    raise TooManyStreams("handles of a call", HANDLES_MAX, RETRY_AFTER_MS)
+                opening = await self._desk.open(
+                    key, served.spec.name, served.spec.version, existence, acknowledged[row]
+                )
+            except TidegateError as error:
+                opened.errors.append(columns.encode_row_error(row, error, 0, 0))
+                return
+            # Nothing may come between: from here on the call lets go of what it holds.
+            lease = opening.lease
+            handle = self._held.add(lease)
+            lease.on_end = partial(self._on_end, handle)
+            if sync:
+                self._sync.add(handle)
+            opened.stream_ids[row] = lease.stream.key.stream_id
+            opened.handles[row] = handle
+            opened.kinds[row] = wire.OPEN_KINDS[opening.kind]
+            opened.next_steps[row] = opening.next_step
+            opened.epochs[row] = lease.stream.epoch
+            opened.durable_steps[row] = lease.durable_step
+            opened.answers_remembered = opening.answers_remembered
+
+        await _together(open_, range(count))
+        return pb.BlockResponse(opened=opened)
+
+    async def _close(self, message: pb.CloseStreams) -> pb.BlockResponse:
+        """Ends many streams at their client's wish, once everything is stored."""
+        count = len(message.handles)
+        closed = pb.ClosedStreams(steps=[0] * count, durable_steps=[0] * count)
+
+        async def close(row: int) -> None:
+            handle = message.handles[row]
+            lease = self._held[handle]
+            try:
+                if lease is None:
+                    raise InvalidField("handles", f"got {handle}, expected one that is open on this call")
+                if lease.ended is not None:
+                    raise lease.ended
+                if message.forget:
+                    closed.steps[row] = lease.stream.step if lease.stream.slot >= 0 else lease.durable_step
+                    lease.on_end = None  # what ends it is the call's own doing
+                    await self._desk.forget(lease)
+                else:
+                    await self._durable(handle)
+                    closed.steps[row] = closed.durable_steps[row] = lease.durable_step
+            except TidegateError as error:
+                closed.errors.append(columns.encode_row_error(row, error, 0, 0))
+                if lease is None or lease.ended is None:
+                    return  # the stream is still open
+            self._let_go(handle, "forgotten" if message.forget else "closed")
+
+        await _together(close, range(count))
+        return pb.BlockResponse(closed=closed)
+
+    async def _durable(self, handle: int) -> None:
+        """Waits until all of a stream is stored, if it is still the call's own."""
+        lease = self._held[handle]
+        if lease is not None and lease.ended is None and lease.stream.slot >= 0:
+            await self._desk.durable(lease, lease.stream.step)
+
+    def _let_go(self, handle: int, reason: CloseReason) -> None:
+        self._sync.discard(handle)
+        lease = self._held.drop(handle)
+        if lease is not None:
+            lease.on_end = None
+            self._desk.leave(lease, "taken_over" if lease.ended is not None and reason != "forgotten" else reason)
+
+    # News -------------------------------------------------------------------------------------------------------------
+
+    def _on_end(self, handle: int, why: TidegateError) -> None:
+        self._endings.append((handle, why))
+        self._tell_soon()
+
+    def _on_stored(self) -> None:
+        self._stored = True
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if self._reading and self._telling is None:
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """Tells what has happened since the client was last told."""
+        while self._stored or self._endings:
+            endings, self._endings = self._endings, []
+            for some in columns.by_reason(endings).values():
+                await self._context.write(columns.encode_ended([handle for handle, _ in some], some[0][1]))
+            self._stored = False
+            handles, steps = self._held.news()
+            for first in range(0, len(handles), columns.ROWS_MAX):
+                rows = slice(first, first + columns.ROWS_MAX)
+                await self._context.write(columns.encode_durable(handles[rows], steps[rows]))
+
+    async def _told(self) -> None:
+        """Waits for what is being told: only one may write at a time."""
+        telling, self._telling = self._telling, None
+        assert telling is not None
+        await asyncio.wait([telling])
+        if not telling.cancelled() and telling.exception() is not None and not self._context.cancelled():
+            raise cast(BaseException, telling.exception())
+
+
+async def _together(do: Callable[[T], Awaitable[None]], items: Iterable[T]) -> None:
+    """Does something for each, some side by side, begun in their order."""
+    left = iter(items)
+
+    async def work() -> None:
+        for item in left:
+            await do(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(TOGETHER_MAX):
+            group.create_task(work())

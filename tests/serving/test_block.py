@@ -1,0 +1,182 @@
+"""A block through the engine, without a server: the same as its timesteps one at a time."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.core.block import Block
+from serving.core.engine import Engine, Verdict
+from serving.core.errors import InvalidField
+from serving.core.handles import Handles
+from serving.core.spec import Key
+from serving.core.streams import Lease, Streams
+from tests.support import lstm, make_engine, picky, running_sum
+
+STREAMS = 5
+
+
+class Side:
+    """An engine with some streams, all held by one call."""
+
+    def __init__(self, graph: bytes, count: int = STREAMS) -> None:
+        self.engine: Engine = make_engine(graph, capacity=count + 1, answers=3)
+        self.streams = Streams()
+        self.held = Handles()
+        self.leases: list[Lease] = []
+        for number in range(count):
+            name = Key("default", f"s{number}")
+            slot = self.engine.slots.acquire(name)
+            self.leases.append(self.streams.begin(name, self.engine.slots, slot, 1))
+            self.held.add(self.leases[-1])
+
+    def block(self, handles: Any, steps: Any, x: Any, piece_max: int = 16) -> Block:
+        """Runs a block to its end."""
+        block = Block(self.held, np.asarray(handles), np.asarray(steps), np.asarray(x, np.float32))
+        block.cut(piece_max)
+        while block.left:
+            block.run_piece(self.engine)
+        return block
+
+
+def content(side: Side) -> bytes:
+    """All that the streams are made of."""
+    slots = side.engine.slots
+    rows = np.arange(STREAMS)
+    return slots.pack(rows).tobytes() + slots.step[rows].tobytes()
+
+
+BAD = {"infinite": np.inf, "missing": np.nan, "good": 0.5}
+rows = st.lists(
+    st.tuples(
+        st.integers(1, STREAMS),  # whose
+        st.integers(-3, 2),  # how far from the number that would be right; -3 stands for none given
+        st.sampled_from(["good"] * 6 + ["infinite", "missing"]),
+        st.floats(-2, 2, width=32),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=rows, piece_max=st.sampled_from([1, 2, 3, 16]), handles_missing=st.booleans())
+def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
+    rows: list[tuple[int, int, str, float]], piece_max: int, *, handles_missing: bool
+) -> None:
+    """Repeats, gaps, bad rows, catching up: equal bits, equal verdicts, equal histories."""
+    graph = lstm() if handles_missing else picky()
+    singly, together = Side(graph), Side(graph)
+    features = len(singly.engine.model.spec.features)
+    handles, steps, x = [], [], []
+    expected: list[tuple[int, int, list[bytes]]] = []
+    for handle, off, kind, value in rows:
+        stream = singly.leases[handle - 1].stream
+        step = 0 if off == -3 else max(1, stream.step + 1 + off)
+        values = np.full(features, value, np.float32)
+        values[0] = value if kind == "good" else BAD[kind]
+        one = singly.block([handle], [step], values[np.newaxis])
+        expected.append((int(one.verdicts[0]), int(one.steps[0]), [part.tobytes() for part in one.outputs]))
+        handles.append(handle)
+        steps.append(step)
+        x.append(values)
+    block = together.block(handles, steps, x, piece_max)
+    got = [
+        (int(block.verdicts[row]), int(block.steps[row]), [part[row : row + 1].tobytes() for part in block.outputs])
+        for row in range(len(rows))
+    ]
+    assert [(verdict, step) for verdict, step, _ in got] == [(verdict, step) for verdict, step, _ in expected]
+    # An answer that is out of the ring when its turn comes in one may not be so in the other: there are no others.
+    assert got == expected
+    assert content(together) == content(singly)
+    assert set(block.refusals) == set(np.flatnonzero(block.verdicts > Verdict.DUPLICATE).tolist())
+
+
+def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
+    """Catching up: the sums grow row by row, whoever stands between."""
+    side = Side(running_sum())
+    block = side.block([1, 2, 1, 1, 2], [0, 0, 0, 0, 0], [[1], [10], [2], [3], [20]])
+    assert block.steps.tolist() == [1, 1, 2, 3, 2]
+    assert block.outputs[0].ravel().tolist() == [1, 10, 3, 6, 30]
+
+
+def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
+    """So each piece is a batch like any other."""
+    side = Side(running_sum())
+    block = Block(side.held, np.array([1, 2, 3, 4, 1, 1]), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
+    block.cut(3)
+    sizes = []
+    while block.left:
+        before = block.left
+        assert not block.run_piece(side.engine).any()
+        sizes.append(before - block.left)
+    assert sizes == [3, 1, 1, 1]
+
+
+def test_a_row_whose_stream_is_no_longer_held_leaves_the_others_alone() -> None:
+    """Taken over between two blocks: that row is not run under the new owner's feet."""
+    side = Side(running_sum())
+    side.streams.take_over(side.leases[1].stream, 2)
+    block = side.block([1, 2, 3], [1, 1, 1], [[1], [1], [1]])
+    assert block.verdicts.tolist() == [Verdict.APPLIED, Verdict.NOT_HELD, Verdict.APPLIED]
+    assert [lease.stream.step for lease in side.leases[:3]] == [1, 0, 1]
+
+
+def test_a_row_of_a_slot_that_another_stream_has_taken_is_not_run() -> None:
+    """The row number alone says nothing: a parked stream's row may be another's by now."""
+    side = Side(running_sum())
+    stream = side.leases[0].stream
+    row = stream.slot
+    side.streams.park(stream)
+    other = Key("default", "other")
+    assert side.engine.slots.acquire(other) == row
+    side.streams.begin(other, side.engine.slots, row, 1)
+    assert side.block([1], [1], [[1]]).verdicts.tolist() == [Verdict.NOT_HELD]
+    assert side.engine.slots.step[row] == 0
+
+
+def test_a_stream_that_woke_in_another_row_is_found_there() -> None:
+    """Its handle stays the same."""
+    side = Side(running_sum())
+    stream = side.leases[0].stream
+    side.streams.park(stream)
+    side.engine.slots.acquire(Key("default", "other"))
+    side.streams.wake(stream, None, side.engine.slots.acquire(stream.key))
+    assert side.held.find(1) is side.leases[0]
+    assert side.block([1], [1], [[7]]).outputs[0].item() == 7
+
+
+def test_an_unknown_handle_refuses_the_block() -> None:
+    """Nobody knows whose row it is."""
+    side = Side(running_sum())
+    for wrong in (0, STREAMS + 1):
+        with pytest.raises(InvalidField, match=f"handles: got {wrong}, expected 1 to {STREAMS}"):
+            side.block([1, wrong], [0, 0], [[1], [1]])
+    assert side.leases[0].stream.step == 0
+
+
+def test_streams_of_different_models_refuse_the_block() -> None:
+    """Their rows may have different widths."""
+    side, other = Side(running_sum()), Side(running_sum())
+    handle = side.held.add(other.leases[0])
+    with pytest.raises(InvalidField, match="expected one model in a block"):
+        side.block([1, handle], [0, 0], [[1], [1]])
+
+
+def test_news_are_told_once() -> None:
+    """Only what was stored since."""
+    side = Side(running_sum())
+    side.block([1, 2], [0, 0], [[1], [1]])
+    side.engine.slots.saved[side.leases[1].stream.slot] = 1
+    handles, steps = side.held.news()
+    assert (handles.tolist(), steps.tolist()) == ([2], [1])
+    assert not side.held.news()[0].size
+
+
+def test_many_handles_find_room() -> None:
+    """The columns grow."""
+    side = Side(running_sum(), 300)
+    block = side.block(np.arange(1, 301), np.zeros(300, np.int64), np.arange(300)[:, np.newaxis])
+    assert block.outputs[0].ravel().tolist() == list(range(300))
