@@ -13,6 +13,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client
 from serving.runtime import batcher as batcher_module
 from tests.support import (
+    PATIENCE,
     Gate,
     RawBlocks,
     RawCall,
@@ -20,6 +21,7 @@ from tests.support import (
     batcher_of,
     block_request,
     eventually,
+    key,
     live,
     lstm,
     raw_channel,
@@ -29,6 +31,7 @@ from tests.support import (
     same_bits,
     scrape,
     sensor_rows,
+    wide,
     write_model,
 )
 
@@ -463,3 +466,30 @@ async def test_every_row_is_counted(sum_root: Path) -> None:
             assert counts("tidegate_steps_total", outcome=outcome) == count
         assert counts("tidegate_batch_size_count") == 4
         assert counts("tidegate_step_seconds_count") == 23
+
+
+async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
+    """Its call stands still with one block under way; others are answered meanwhile, and it loses nothing."""
+    write_model(tmp_path, wide())
+    async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
+        lazy, busy = RawBlocks(mine), RawCall(theirs)
+        (handle,) = (await lazy.open("lazy")).handles
+        await busy.open("busy")
+
+        async def flood() -> None:
+            for _ in range(300):
+                await lazy.call.write(block_request([handle], [[1]]).SerializeToString())
+
+        flooding = asyncio.create_task(asyncio.wait_for(flood(), 2 * PATIENCE))
+        stream = server.keeper._streams.find(key("lazy"))
+        assert stream is not None
+        for number in range(1, 101):
+            assert (await busy.step(1, step=number)).prediction.step == number
+        assert stream.step < 300  # the network holds the flood back
+        answered = 0
+        while answered < 300:
+            response = await lazy.read()
+            if response.HasField("block"):
+                answered += 1
+                assert numbers(response.block.steps) == [answered]
+        await flooding
