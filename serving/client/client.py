@@ -10,7 +10,8 @@ from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client.backoff import Backoff
 from serving.client.errors import error_of
 from serving.client.nouns import STATES, Model, StreamInfo, info_of, model_of
-from serving.client.stream import Limits, Stream
+from serving.client.patience import Limits
+from serving.client.stream import Stream
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
