@@ -279,7 +279,6 @@ class Ledger:
         if len(wrong := np.flatnonzero(answers.steps[rows] != steps)):
             got, due = answers.steps[rows][wrong[0]], steps[wrong[0]]
             raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
-        np.maximum.at(self._applied, streams, steps)
         np.maximum.at(self.durable_steps, streams, answers.durable_steps[rows])
         checks = checksums(answers.outputs, rows)
         fresh = steps > self.answered[streams]

@@ -219,6 +219,17 @@ def test_a_server_behind_a_stream_has_lost_its_data() -> None:
     assert lost[0].next_step == 2
 
 
+def test_what_was_before_the_first_open_is_not_here() -> None:
+    """Though it was never durable: a server that goes on before it, or begins anew, has lost data."""
+    ledger = ledger_at(7, 1)
+    assert ledger.first_steps.tolist() == [7, 1]
+    assert ledger.complete.tolist() == [False, True]
+    ledger.cut()
+    lost = ledger.opened(ints(0, 1), ints(6, 1), ints(0, 0), 4)
+    assert isinstance(lost[0], DataLost)
+    assert list(lost) == [0]
+
+
 def test_a_server_ahead_of_what_was_sent_was_written_to_by_another() -> None:
     """Not by us: more was in line, but never sent."""
     ledger = ledger_at(1, window=2)
@@ -268,9 +279,21 @@ def test_a_forgotten_answer_is_told_and_the_timestep_counts() -> None:
     ledger.take(ROWS_MAX)
     hear(ledger, 1, forgotten=(0,))
     assert isinstance(order.errors[0], AnswerLost)
-    assert order.steps.tolist() == [1, 2]
+    assert (order.steps.tolist(), order.duplicates.tolist()) == ([1, 2], [True, False])
     assert order.outputs[0].tolist() == [[0.0], [2.5]]
     assert ledger.next_steps.tolist() == [3]
+
+
+def test_a_replay_whose_answer_is_forgotten_is_not_compared() -> None:
+    """There is nothing to compare."""
+    ledger = ledger_at(1)
+    add(ledger, [0])
+    ledger.take(ROWS_MAX)
+    hear(ledger, 1)
+    ledger.cut()
+    assert not ledger.opened(ints(0), ints(1), ints(0), 4)
+    ledger.take(ROWS_MAX)
+    assert not hear(ledger, 2, forgotten=(0,)).diverged
 
 
 def test_a_refused_timestep_leaves_no_hole() -> None:
@@ -317,6 +340,10 @@ def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
     assert take(ledger) == []
     ledger.release(ints(0))
     assert take(ledger) == [(0, 1, 1.0), (0, 2, 1.0)]
+    ledger.hold(ints(0))
+    ledger.cut()
+    ledger.opened(ints(0), ints(1), ints(0), 4)
+    assert take(ledger) == [(0, 1, 1.0), (0, 2, 1.0)]
 
 
 def test_a_refused_parcel_is_sent_again_whole() -> None:
@@ -351,6 +378,20 @@ def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
     assert take(ledger) == [(0, 1, 1.0), (0, 2, 2.0)]
 
 
+def test_an_answer_that_was_lost_before_its_repeat_was_refused() -> None:
+    """The open has told that it was applied; after a crash it may no longer be."""
+    ledger = ledger_at(1)
+    add(ledger, [0])
+    ledger.take(ROWS_MAX)
+    for number, next_step in ((2, 2), (3, 1)):
+        ledger.cut()
+        assert not ledger.opened(ints(0), ints(next_step), ints(0), 4)
+        ledger.take(ROWS_MAX)
+        parcel, refused = refuse(ledger, number, 0)
+        assert ledger.applied(parcel, refused).tolist() == [next_step == 2]
+        ledger.send_again(parcel, refused)
+
+
 def test_after_a_refusal_nothing_behind_it_can_have_been_applied() -> None:
     """A server that is ahead after the next break was written to by another."""
     ledger = ledger_at(1)
@@ -382,6 +423,7 @@ def test_a_lost_stream_leaves_the_others_going() -> None:
     ledger.take(ROWS_MAX)
     error = TakenOver("by somebody")
     ledger.lose({0: error})
+    assert ledger.room(ints(*[0] * 200)) == 200
     coming = add(ledger, [0, 1])
     assert (waiting.errors, coming.errors) == ({0: error, 2: error}, {0: error})
     hear(ledger, 1)
@@ -459,6 +501,21 @@ def test_what_is_durable_is_swept_out() -> None:
     ledger.opened(np.arange(100), np.r_[1, np.full(99, 499)], np.r_[0, np.full(99, 498)], 4)
     assert len(take(ledger)) == 1 + 99 * 2
     assert not hear(ledger, 501).diverged
+
+
+def test_a_sweep_moves_what_is_under_way() -> None:
+    """Its answers find their rows, and what is left to be sent is still found."""
+    ledger = ledger_at(1, 1)
+    add(ledger, [0, 1], [1.0, 2.0])
+    ledger.take(ROWS_MAX)
+    hear(ledger, 1, durable=1)
+    order = add(ledger, [1, 0], [3.0, 4.0])
+    ledger.take(1)
+    ledger._sweep()
+    assert take(ledger) == [(0, 2, 4.0)]
+    hear(ledger, 2)
+    hear(ledger, 3)
+    assert (order.steps.tolist(), order.outputs[0].tolist()) == ([2, 2], [[102.5], [2.5]])
 
 
 class Server:
