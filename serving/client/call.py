@@ -147,6 +147,8 @@ class Call:
                 if request is not None:
                     self.taken += 1
                     return request
+                if self._over:
+                    break
             self._wanted = self._loop.create_future()
             await self._wanted
         raise StopAsyncIteration

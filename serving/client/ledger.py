@@ -124,8 +124,9 @@ class Ledger:
 
     def leave(self, order: Order, place: int) -> None:
         """The caller has gone before the rows from `place` on were added: they never will be."""
-        order.left -= len(order.steps) - place
-        self._finish(order)
+        if order.number in self._orders:
+            order.left -= len(order.steps) - place
+            self._finish(order)
 
     # Opening -----------------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,12 @@ crashes the server is among them each time, and must not be sent for ever.
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from serving.client.backoff import Backoff
 from serving.client.errors import ClientError, ServerUnavailable, TooManyStreams
+from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
 
@@ -77,3 +81,32 @@ class Patience:
         log.info("%s: %s; opened again in %.3f s", name, error, wait_s)
         self.tries += 1
         await self._backoff.sleep(min(wait_s, self._until - now))
+
+
+class Shortage:
+    """Until when timesteps are sent again that the server has no room for, stream by stream; the time runs from the first refusal.
+
+    A stream is short of room for one timestep, the first in its line; number 0 is its open.
+    """
+
+    def __init__(self, streams: int, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._steps: Ints = np.full(streams, -1)
+        self._until = np.zeros(streams)
+
+    def may_wait(self, streams: Ints, steps: Ints, limit_s: float) -> npt.NDArray[np.bool_]:
+        """Of which of these streams there is time to send the refused timestep again."""
+        now = self._backoff.clock()
+        first = streams[self._steps[streams] != steps]
+        self._until[first] = now + limit_s
+        self._steps[streams] = steps
+        return now < self._until[streams]
+
+    def over(self, streams: Ints, steps: Ints) -> None:
+        """These timesteps were answered."""
+        short = self._steps[streams] == steps
+        self._steps[streams[short]] = -1
+
+    def given_up(self, streams: Ints) -> None:
+        """These streams' timesteps were given up; others may take their numbers."""
+        self._steps[streams] = -1
