@@ -79,14 +79,13 @@ class Roster:
         stored must be there: the server compares. Else what was before us must still exist.
         """
         known, complete = self._ledger.begun[streams], self._ledger.complete[streams]
-        must_exist = (known & ~complete) | forgetting
-        groups = (
-            (~known & ~must_exist, self.ask.existence),
-            (known & ~must_exist, pb.Open.EXISTENCE_UNSPECIFIED),
-            (must_exist, pb.Open.MUST_EXIST),
+        ways = np.where(
+            known, np.where(complete, pb.Open.EXISTENCE_UNSPECIFIED, pb.Open.MUST_EXIST), self.ask.existence
         )
-        for group, existence in groups:
-            self._to_open.extend((lot, existence) for lot in self._lots(streams[group]))
+        if forgetting:
+            ways[:] = pb.Open.MUST_EXIST
+        for existence in np.unique(ways).tolist():
+            self._to_open.extend((lot, existence) for lot in self._lots(streams[ways == existence]))
 
     @property
     def opening(self) -> bool:
