@@ -6,10 +6,17 @@
             print(prediction["forecast"])
 
 A stream survives broken connections, crashes of the server and its moves: each timestep is applied once and each
-prediction comes once, in order. What can go wrong nevertheless is drawn in `serving.client.errors`.
+prediction comes once, in order. A gateway has thousands on one call, and takes and gives arrays, a row a stream:
+
+        async with client.block([f"pump-{number}" for number in range(1000)]) as block:
+            answer = await block.step(x)  # (1000, features)
+            print(answer["forecast"].shape, answer.errors)
+
+What can go wrong nevertheless is drawn in `serving.client.errors`.
 """
 
 from serving.client.backoff import Backoff
+from serving.client.block import Block, Some, Timesteps
 from serving.client.client import Client, Existence
 from serving.client.errors import (
     AnswerLost,
@@ -34,12 +41,13 @@ from serving.client.errors import (
     TooManyStreams,
     Unauthenticated,
 )
-from serving.client.nouns import Model, Prediction, StreamInfo
+from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
 from serving.client.stream import Stream, Values
 
 __all__ = [
     "AnswerLost",
     "Backoff",
+    "Block",
     "Client",
     "ClientError",
     "DataLost",
@@ -52,7 +60,9 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "Prediction",
+    "Predictions",
     "ServerUnavailable",
+    "Some",
     "StepGap",
     "StoreUnavailable",
     "Stream",
@@ -64,6 +74,7 @@ __all__ = [
     "StreamRefused",
     "TakenOver",
     "TimestepRefused",
+    "Timesteps",
     "TooManyStreams",
     "Unauthenticated",
     "Values",

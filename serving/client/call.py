@@ -1,4 +1,4 @@
-"""One call of `Predict`, seen from a client: requests are asked for, responses are read, and its end is a typed error.
+"""One streaming call, seen from a client: requests are asked for, responses are read, and its end is a typed error.
 
 It knows nothing of timesteps. grpc's own task writes: it takes one request after the other from here, so a caller that is
 cancelled interrupts no write, and writing never waits for reading nor reading for writing.
@@ -6,11 +6,10 @@ cancelled interrupts no write, and writing never waits for reading nor reading f
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.errors import ClientError, ServerUnavailable, error_of, lost_by
 
 # Code, details and trailing metadata.
@@ -29,8 +28,8 @@ class Call:
     """One call.
 
     Args:
-        stub: of the service.
-        ask: the first request.
+        method: of the stub: `Predict` or `PredictBlocks`.
+        first: the first request; nothing follows before `opened`. None when `take` gives all.
         take: gives the next request, None when there is none now.
         sleep: waits so many seconds.
 
@@ -38,24 +37,25 @@ class Call:
 
     def __init__(
         self,
-        stub: Any,
-        ask: pb.Open,
-        take: Callable[[], pb.PredictRequest | None],
+        method: Callable[[Any], Any],
+        first: Any,
+        take: Callable[[], Any],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._take = take
         self._sleep = sleep
         self._loop = asyncio.get_running_loop()
-        self._first: pb.PredictRequest | None = pb.PredictRequest(open=ask)
+        self._first = first
         self._pause_s = 0.0
         self._over = False  # nothing more is sent
         self._wanted: asyncio.Future[None] | None = None  # whoever has a request may wake the writer
         self._watchdog: asyncio.TimerHandle | None = None
         self._why: ClientError | None = None  # this side ended the call
-        self.opened = False
-        self.reached = False  # whether the open was handed to a connection
+        self.opened = first is None
+        self.taken = 0  # requests that grpc has asked for
+        self.written = 0  # those of them that were handed to a connection
         self._ending: Ending | None = None
-        self._call = stub.Predict(self)
+        self._call = method(self)
         self._call.add_done_callback(self._note_ending)
 
     def wake(self) -> None:
@@ -92,7 +92,7 @@ class Call:
         self.half_close()
         self._call.cancel()
 
-    async def read(self) -> pb.PredictResponse:
+    async def read(self) -> Any:
         """The next response.
 
         Raises:
@@ -112,7 +112,7 @@ class Call:
             raise CallEnded(self._why or ServerUnavailable("the call was cancelled", "CANCELLED")) from None
         if response is grpc.aio.EOF:
             raise CallEnded(self._why or ServerUnavailable("the server ended the call", "OK"))
-        return cast(pb.PredictResponse, response)
+        return response
 
     async def finish(self, seconds: float) -> None:
         """Reads to the end, which is near; cuts when it is not."""
@@ -126,12 +126,13 @@ class Call:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> pb.PredictRequest:
-        """The next request; called by grpc."""
+    async def __anext__(self) -> Any:
+        """The next request; called by grpc, once the one before is written."""
+        self.written = self.taken
         if self._first is not None:
             first, self._first = self._first, None
+            self.taken += 1
             return first
-        self.reached = True
         while not self._over:
             if self._pause_s:
                 seconds, self._pause_s = self._pause_s, 0.0
@@ -144,7 +145,10 @@ class Call:
                     self._why = lost_by(bug)
                     raise
                 if request is not None:
+                    self.taken += 1
                     return request
+                if self._over:
+                    break
             self._wanted = self._loop.create_future()
             await self._wanted
         raise StopAsyncIteration

@@ -1,16 +1,20 @@
 """A connection to a server, on which streams are opened and questions are asked."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Literal, Self
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client.backoff import Backoff
+from serving.client.block import Block
 from serving.client.errors import error_of
 from serving.client.nouns import STATES, Model, StreamInfo, info_of, model_of
-from serving.client.stream import Limits, Stream
+from serving.client.patience import Limits
+from serving.client.stream import Stream
+
+Kept = TypeVar("Kept", bound=Stream | Block)
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
@@ -27,6 +31,8 @@ BUFFER_MAX = 8192
 # Streams decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
 CHANNEL_RECONNECT_MS_FIRST = 100
 CHANNEL_RECONNECT_MS_MAX = 1000
+# A server that refuses every row of a block says why of each: 65,536 sentences. gRPC's own limit is 4 MB.
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Client:
@@ -57,6 +63,7 @@ class Client:
         self._limits = Limits(timeout_s, float("inf") if reconnect_s is None else reconnect_s, buffer_max)
         self._backoff = backoff or Backoff()
         self._streams: set[Stream] = set()
+        self._blocks: set[Block] = set()
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -67,6 +74,7 @@ class Client:
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.initial_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_FIRST),
                 ("grpc.max_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_MAX),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ],
         )
         self._stub = pb_grpc.TidegateStub(self._channel)
@@ -81,6 +89,8 @@ class Client:
         """Ends the connection; streams that are still open are left as they are, and parked by the server."""
         for stream in list(self._streams):
             await stream.leave()
+        for block in list(self._blocks):
+            await block.leave()
         await self._channel.close()
 
     async def models(self) -> list[Model]:
@@ -171,7 +181,7 @@ class Client:
         version: str = "",
         existence: Existence = "any",
         sync: bool = False,
-    ) -> "Opening":
+    ) -> "Opening[Stream]":
         """Opens a stream, with `async with`: begins it, or goes on where it was. On leaving, it is closed.
 
         Left by an exception or a cancellation, it is left at once: the server parks it, and it can be opened again.
@@ -198,6 +208,49 @@ class Client:
         )
         return Opening(self._streams, lambda: Stream(self._stub, ask, self._limits, self._backoff))
 
+    def block(
+        self,
+        streams: Sequence[str] | int,
+        *,
+        model: str = "",
+        version: str = "",
+        existence: Existence = "any",
+        sync: bool = False,
+    ) -> "Opening[Block]":
+        """Opens many streams of one model on one call, with `async with`; for gateways. On leaving, they are closed.
+
+        A stream that cannot be opened is in `Block.refused`; the others are open. Left by an exception or a cancellation,
+        they are left at once: the server parks them, and they can be opened again.
+
+        Args:
+            streams: their names; or how many, with names that the server issues.
+            model: the model to run them under; empty for the only one served, or the one that the first runs under.
+            version: that model's version; empty for the newest, or the one that the first runs under.
+            existence: "must_exist" or "must_be_new" to have streams refused otherwise.
+            sync: predictions come only when their timesteps are stored.
+
+        Raises:
+            ValueError: no stream is named, or one is named twice.
+            StreamRefused: none could be opened; the reason of the first.
+            StreamLost: the server could not be reached within `timeout_s`, or, on leaving, see `Block.close`.
+
+        """
+        if isinstance(streams, str):
+            raise ValueError(f"streams: got '{streams}', expected a list of names, or how many")  # noqa: TRY004 - one kind of error
+        stream_ids = [""] * streams if isinstance(streams, int) else list(streams)
+        named = [stream_id for stream_id in stream_ids if stream_id]
+        if not stream_ids or len(set(named)) < len(named):
+            raise ValueError(
+                f"streams: got {len(stream_ids)} names, {len(set(named))} different, expected each once, and one at least"
+            )
+        ask = pb.OpenStreams(
+            model=model,
+            version=version,
+            existence=EXISTENCE[existence],
+            durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
+        )
+        return Opening(self._blocks, lambda: Block(self._stub, stream_ids, ask, self._limits, self._backoff))
+
     async def _ask(self, method: Any, request: Any) -> Any:
         """Asks a question that is answered once."""
         try:
@@ -206,36 +259,36 @@ class Client:
             raise error_of(error.code(), error.details(), error.trailing_metadata()) from None
 
 
-class Opening:
-    """What `Client.open` gives: enter it to have the stream.
+class Opening(Generic[Kept]):
+    """What `Client.open` and `Client.block` give: enter it to have the stream, or the block.
 
     Not a generator: one that is thrown away half-way would close its stream when the garbage is collected.
     """
 
-    def __init__(self, streams: set[Stream], begin: Callable[[], Stream]) -> None:
-        self._streams = streams
+    def __init__(self, all_kept: set[Kept], begin: Callable[[], Kept]) -> None:
+        self._all = all_kept
         self._begin = begin
-        self._stream: Stream | None = None
+        self._kept: Kept | None = None
 
-    async def __aenter__(self) -> Stream:
-        assert self._stream is None, "entered twice"
-        stream = self._stream = self._begin()
-        self._streams.add(stream)
+    async def __aenter__(self) -> Kept:
+        assert self._kept is None, "entered twice"
+        kept = self._kept = self._begin()
+        self._all.add(kept)
         try:
-            await stream.start()
+            await kept.start()
         except BaseException:
-            await self._leave(stream)
+            await self._leave(kept)
             raise
-        return stream
+        return kept
 
     async def __aexit__(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
-        assert self._stream is not None
+        assert self._kept is not None
         try:
             if error is None:
-                await self._stream.close()
+                await self._kept.close()
         finally:
-            await self._leave(self._stream)
+            await self._leave(self._kept)
 
-    async def _leave(self, stream: Stream) -> None:
-        self._streams.discard(stream)
-        await stream.leave()
+    async def _leave(self, kept: Kept) -> None:
+        self._all.discard(kept)
+        await kept.leave()

@@ -175,10 +175,31 @@ AT_THE_END: Mapping[str, type[ClientError]] = {
 def refusal_of(error: pb.Error) -> TimestepRefused:
     """The typed error for the refusal of a timestep."""
     kind = IN_BAND.get(error.reason, TimestepRefused)
-    name = pb.Error.Reason.Name(error.reason) if error.reason in pb.Error.Reason.values() else str(error.reason)
     return kind(
-        error.message, name, field=error.field, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
+        error.message,
+        _name_of(error),
+        field=error.field,
+        next_step=error.next_step,
+        retry_after_s=error.retry_after_ms / 1000,
     )
+
+
+def ending_of(error: pb.Error) -> ClientError:
+    """The typed error for one stream of many that was not opened, or has ended."""
+    name = _name_of(error)
+    return AT_THE_END.get(name, StreamRefused)(
+        error.message, name, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
+    )
+
+
+def is_ending(error: pb.Error) -> bool:
+    """Whether the refusal of a timestep tells that its stream, or the call, has come to an end."""
+    return error.reason not in IN_BAND and _name_of(error) in AT_THE_END
+
+
+def _name_of(error: pb.Error) -> str:
+    """The reason as people write it; its number when this client does not know it."""
+    return pb.Error.Reason.Name(error.reason) if error.reason in pb.Error.Reason.values() else str(error.reason)
 
 
 # What grpc.aio puts over the status that the server has sent, when a write meets a call that has just ended: the reason is

@@ -3,8 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.spec import Array, Feature, Output
+from serving.client.errors import ClientError
+from serving.core.spec import Array, Feature, Ints, Output
 from serving.rpc import wire
 
 # Where a stream is in its life, as people write it.
@@ -47,6 +51,32 @@ class Prediction(Mapping[str, Array]):
     outputs: Mapping[str, Array]
     durable_step: int
     duplicate: bool
+
+    def __getitem__(self, name: str) -> Array:
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        """How many outputs there are."""
+        return len(self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions(Mapping[str, Array]):
+    """The answers to a block of timesteps, in columns: a mapping from output names to arrays, one row a timestep.
+
+    `errors` has what became of a row that was not answered; the outputs of such a row are zeros, and so is its number in
+    `steps`, unless it was applied and only its answer is lost. `duplicates` says of which rows the model did not run for this
+    answer: the timestep had been applied before.
+    """
+
+    steps: Ints
+    outputs: Mapping[str, Array]
+    durable_steps: Ints
+    duplicates: npt.NDArray[np.bool_]
+    errors: Mapping[int, ClientError]
 
     def __getitem__(self, name: str) -> Array:
         return self.outputs[name]

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,12 @@ from serving.client.errors import (
     StreamNotFound,
     TakenOver,
     TimestepRefused,
-    TooManyStreams,
     lost_by,
     refusal_of,
 )
 from serving.client.journal import Entry, Group, Journal
 from serving.client.nouns import Model, Prediction, model_of
+from serving.client.patience import Limits, Patience
 from serving.client.rows import Rows, Source
 from serving.core.spec import Array
 from serving.rpc import wire
@@ -48,15 +47,6 @@ log = logging.getLogger("tidegate.client")
 
 Values = Sequence[float] | Array | Mapping[str, float]
 Ticket = asyncio.Future[pb.Prediction]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a stream tries, and how much it keeps; see `serving.client.Client`."""
-
-    timeout_s: float
-    reconnect_s: float
-    buffer_max: int
 
 
 class Stream:
@@ -91,10 +81,7 @@ class Stream:
         self._told = False  # whether anybody knows of it
         # Since the server last answered an open: requests to open that may have reached it.
         self._opens = 0
-        # Since the last answer: how often it was tried in vain, and until when it will be.
-        self._tries = 0
-        self._until: float | None = backoff.clock() + min(limits.timeout_s, limits.reconnect_s)
-        self._opened_at: float | None = None
+        self._patience = Patience(limits, backoff)
         self._call = self._make_call()
         self._task = asyncio.create_task(self._run())
 
@@ -282,12 +269,11 @@ class Stream:
         self._ready.set()
 
     def _make_call(self) -> Call:
-        return Call(self._stub, self._ask, self._next_request, self._backoff.sleep)
+        return Call(self._stub.Predict, pb.PredictRequest(open=self._ask), self._next_request, self._backoff.sleep)
 
     async def _speak(self) -> bool:
         """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""
         call = self._call
-        self._opened_at = None
         call.cut_after(self._limits.timeout_s, "answer to open")
         try:
             while not self._take_in(call, await call.read()):
@@ -297,7 +283,7 @@ class Stream:
             if self._forgetting and isinstance(ended.error, StreamNotFound):
                 return True
             call.cut(ended.error)  # it may be this side that will have no more of it
-            self._opens += call.reached and not call.opened
+            self._opens += call.written > 0 and not call.opened
             await self._before_next(ended.error)
             return False
         return True
@@ -336,7 +322,7 @@ class Stream:
         self.epoch = opened.epoch
         self._comparable = opened.model.batch_invariant
         self._opens = 0
-        self._opened_at = self._backoff.clock()
+        self._patience.opened()
         call.opened = True
         call.spare()
         if first:
@@ -345,7 +331,7 @@ class Stream:
             self.kind = pb.Opened.Kind.Name(opened.kind).lower()
             self._ready.set()
         if first or (self._journal.idle and self._closing is None):
-            self._until = None  # but `_tries` goes on: a server that falls over at once is not to be run over
+            self._patience.rest()
         self._ask = self._ask_to_resume()
 
     def _check_same(self, opened: pb.Opened) -> None:
@@ -369,7 +355,7 @@ class Stream:
     def _predicted(self, answer: pb.Prediction) -> None:
         entry = self._journal.predicted(answer.step, answer.outputs, comparable=self._comparable)
         if entry is not None or self._journal.idle:
-            self._get_on()
+            self._patience.get_on()
         if entry is not None:
             if answer.outputs or entry.repeat:
                 _settle(entry, answer)
@@ -399,15 +385,6 @@ class Stream:
         else:
             self._give_up(entry, error.step, refusal)
 
-    def _get_on(self) -> None:
-        """There was an answer that somebody waited for, or there is nothing left to do: breaks count anew from here.
-
-        Timesteps that are applied again after a crash are no such thing: one that crashes the server is among them each
-        time, and must not be sent for ever.
-        """
-        self._tries = 0
-        self._until = None
-
     def _may_wait(self, entry: Entry) -> bool:
         """Whether there is time to send a timestep again; the time runs from its first refusal."""
         now = self._backoff.clock()
@@ -425,7 +402,7 @@ class Stream:
         what: ClientError = refusal
         if not entry.repeat and self._journal.had_been_applied(step):
             what = AnswerLost(f"timestep {step} was applied, but could not be answered: {refusal}", refusal.reason)
-        self._get_on()
+        self._patience.get_on()
         for fallen in self._journal.give_up(step, entry):
             if fallen.ticket.cancelled():
                 log.warning(
@@ -482,22 +459,7 @@ class Stream:
     async def _before_next(self, error: ClientError) -> None:
         """Waits before the stream is opened again; raises when that is of no use."""
         opened = self._ready.is_set()
-        if not (isinstance(error, ServerUnavailable) or (opened and isinstance(error, TooManyStreams))):
-            raise error
-        now = self._backoff.clock()
-        if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
-            self._tries = 0
-        if self._until is None:
-            self._until = now + self._limits.reconnect_s
-        if now >= self._until:
-            limit_s = self._limits.reconnect_s if opened else min(self._limits.timeout_s, self._limits.reconnect_s)
-            raise ServerUnavailable(f"{error}; tried for {limit_s:g} s", error.reason) from error
-        wait_s = self._backoff.wait_s(self._tries)
-        if error.retry_after_s:
-            wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
-        log.info("stream %s: %s; opened again in %.3f s", self.stream_id, error, wait_s)
-        self._tries += 1
-        await self._backoff.sleep(min(wait_s, self._until - now))
+        await self._patience.wait(error, f"stream {self.stream_id}", opened=opened)
         if opened:
             self._ask.acknowledged_step = 0 if self._forgetting else self._journal.durable_step
             # A stream that a crash took before it was stored may begin again: everything since its first timestep is

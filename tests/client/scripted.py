@@ -165,7 +165,7 @@ class Scripted(pb_grpc.TidegateServicer):
         self.scripts = list(scripts)
         self.history: list[float] = []
         self.epoch = 0
-        self.calls: list[Call] = []
+        self.calls: list[Any] = []
         self.failed: list[BaseException] = []
         self.left = asyncio.Event()
         self.address = ""
@@ -173,7 +173,10 @@ class Scripted(pb_grpc.TidegateServicer):
 
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
         """Plays the next script."""
-        call = Call(self, context)
+        await self.play(Call(self, context))
+
+    async def play(self, call: Any) -> None:
+        """Plays the next script on a call."""
         self.calls.append(call)
         if not self.scripts:
             self.failed.append(AssertionError("a call that no script is for"))
@@ -218,9 +221,9 @@ class Time:
 
 
 @asynccontextmanager
-async def scripted(*scripts: Script) -> AsyncIterator[Scripted]:
+async def scripted(*scripts: Any, make: Callable[[Sequence[Any]], Any] = Scripted) -> AsyncIterator[Any]:
     """A server that plays these scripts; fails when one failed or was not played."""
-    servicer = Scripted(scripts)
+    servicer = make(scripts)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_TidegateServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -237,10 +240,15 @@ async def scripted(*scripts: Script) -> AsyncIterator[Scripted]:
 
 
 @asynccontextmanager
-async def connected(*scripts: Script, **settings: Any) -> AsyncIterator[tuple[Client, Scripted, Time]]:
+async def connected(
+    *scripts: Any, make: Callable[[Sequence[Any]], Any] = Scripted, **settings: Any
+) -> AsyncIterator[tuple[Client, Any, Time]]:
     """A server that plays these scripts, a client of it, and the client's time."""
     time = Time()
-    async with scripted(*scripts) as server, Client(server.address, backoff=time.backoff, **settings) as client:
+    async with (
+        scripted(*scripts, make=make) as server,
+        Client(server.address, backoff=time.backoff, **settings) as client,
+    ):
         yield client, server, time
 
 

@@ -1,0 +1,632 @@
+"""Many streams on one call that survive it: blocks of timesteps go out, each prediction comes back once and in order.
+
+What to send and whose an answer is, `serving.client.ledger` decides; which streams are open, `serving.client.roster` knows;
+`serving.client.call` speaks; here the call is kept open.
+
+Laws, beside those of `serving.client.stream`:
+1. What concerns one stream touches no other: it is refused, held back or lost alone, and its rows say so.
+2. What concerns the call (it breaks, or the server does not keep to the protocol) concerns them all.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.backoff import Backoff
+from serving.client.call import Call, CallEnded
+from serving.client.columns import decode_answers, decode_durable, encode_block, rows_max
+from serving.client.errors import (
+    AnswerLost,
+    ClientError,
+    Diverged,
+    InvalidTimestep,
+    ModelMismatch,
+    Overloaded,
+    ServerUnavailable,
+    StepGap,
+    StoreUnavailable,
+    StreamLost,
+    StreamNotFound,
+    TimestepRefused,
+    TooManyStreams,
+    ending_of,
+    is_ending,
+    lost_by,
+    refusal_of,
+)
+from serving.client.ledger import Ledger
+from serving.client.nouns import Model, Predictions, model_of
+from serving.client.parcel import Order, Parcel
+from serving.client.patience import Limits, Patience, Shortage
+from serving.client.roster import HANDLES_MAX, Roster
+from serving.client.rows import Rows, Source
+from serving.core.spec import Array, Floats, Ints
+
+log = logging.getLogger("tidegate.client")
+
+# What `Block.predict` reads: the next timestep of every stream, or those of some of them.
+Timesteps = Array | Sequence[Sequence[float]]
+Some = tuple[Timesteps, Sequence[int] | Ints]
+Ticket = asyncio.Future[Order]
+
+
+class Block:
+    """Many open streams. Made by `Client.block`. Streams go by their index, from 0 in the order they were named.
+
+    Attributes:
+        model: what runs them.
+        refused: of the streams that could not be opened, why not.
+        lost: of the streams that can no longer be used, why not.
+        reconnects: how often they were opened again after a break.
+
+    """
+
+    model: Model
+
+    def __init__(
+        self, stub: Any, stream_ids: Sequence[str], ask: pb.OpenStreams, limits: Limits, backoff: Backoff
+    ) -> None:
+        self.refused: dict[int, ClientError] = {}
+        self.lost: dict[int, ClientError] = {}
+        self.reconnects = 0
+        self._stub = stub
+        self._limits = limits
+        self._backoff = backoff
+        self._ledger = Ledger(len(stream_ids), limits.buffer_max)
+        self._roster = Roster(stream_ids, ask, self._ledger)
+        self._patience = Patience(limits, backoff)
+        self._rows_max = 1
+        self._comparable = False  # whether this server promises the same bits for the same timesteps
+        self._ready = asyncio.Event()  # every stream was opened or refused
+        self._door = asyncio.Lock()  # callers put their rows in line one after the other
+        self._freed = asyncio.Event()  # there may be room for more
+        self._close_asked = asyncio.Event()
+        self._forget = False
+        self._closes: deque[Ints] = deque()  # under way on this call
+        self._to_close: deque[Ints] | None = None  # on this call; None before it is time
+        self._lost: ClientError | None = None
+        self._told = False  # whether anybody knows of it
+        self._resumed = False  # whether all were opened on this call
+        self._open_sent = 0  # the number of the request that opens, on this call
+        self._shortage = Shortage(len(stream_ids), backoff)
+        self._waits: set[asyncio.Task[None]] = set()
+        self._call = self._make_call()
+        self._task = asyncio.create_task(self._run())
+
+    def __repr__(self) -> str:
+        return f"<Block, {self.reconnects} reconnects, {self._ledger!r}>"
+
+    @property
+    def stream_ids(self) -> list[str]:
+        """The streams' names."""
+        return list(self._roster.stream_ids)
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each was found: "new", "resumed" or "taken_over"; empty where it was refused."""
+        return list(self._roster.kinds)
+
+    @property
+    def next_steps(self) -> Ints:
+        """The number that the next timestep of each stream will have."""
+        return self._ledger.next_steps.copy()
+
+    @property
+    def durable_steps(self) -> Ints:
+        """Of each stream, the last timestep whose state is stored, as far as the server has told."""
+        return self._ledger.durable_steps.copy()
+
+    @property
+    def window(self) -> int:
+        """How many timesteps of a stream may be under way; the server says."""
+        return self._ledger.window
+
+    async def step(self, x: Timesteps, rows: Sequence[int] | Ints | None = None) -> Predictions:
+        """Sends timesteps of many streams and waits for their predictions. Several calls may be under way.
+
+        What becomes of a row concerns its stream alone: it raises nothing, and is in `errors`. A row that was refused was not
+        applied, and timesteps of its stream behind it move up. Breaks of the connection are mended unseen. Waits for room
+        while a stream has `buffer_max` timesteps that the server has not stored. When cancelled, rows that had room are
+        applied all the same, and `next_steps` has counted them.
+
+        Args:
+            x: (streams, features) the next timestep of every stream; NaN means missing. Rows of streams that are refused or
+                lost say so in `errors`.
+            rows: (n,) the indices of the streams that the rows of x are for, when not of all; then x is (n, features). A
+                stream may stand there several times: its timesteps in the order they stand.
+
+        Raises:
+            InvalidTimestep: x or rows do not have these shapes.
+            StreamLost, StreamRefused: none of the streams can be used any longer from here.
+
+        """
+        return self._predictions(await (await self._submit(x, rows)))
+
+    async def predict(self, blocks: Rows[Timesteps | Some]) -> AsyncIterator[Predictions]:
+        """Sends block after block, as many ahead as the server remembers answers for, and yields the answers in order.
+
+        A block is what `step` takes: x, or a tuple (x, rows). Blocks of an asynchronous iterable may come as slowly as they
+        like: an answer is yielded as soon as it is there. When left early, blocks that were read ahead are applied all the same.
+
+        Raises:
+            InvalidTimestep: a block does not have the shape that it should.
+            StreamLost, StreamRefused: none of the streams can be used any longer from here.
+
+        """
+        source = Source(blocks)
+        tickets: deque[Ticket] = deque()
+        try:
+            while tickets or not source.ended:
+                if tickets and (source.ended or tickets[0].done() or len(tickets) >= self.window):
+                    yield self._predictions(await tickets[0])
+                    tickets.popleft()
+                elif await source.read(unless=tickets[0] if tickets else None):
+                    x, rows = source.row if isinstance(source.row, tuple) else (source.row, None)
+                    tickets.append(await self._submit(x, rows))
+        finally:
+            for ticket in tickets:
+                if not ticket.cancel() and not ticket.cancelled():
+                    ticket.exception()  # the same for all, and raised to the caller for the first
+            await source.close()
+
+    async def start(self) -> None:
+        """Waits until every stream is open or refused; called by `Client.block`.
+
+        Raises:
+            StreamRefused: none could be opened; the reason of the first.
+
+        """
+        await self._ready.wait()
+        if not any(self._roster.kinds):
+            self._check()
+            raise next(iter(self.refused.values()))
+
+    async def close(self, *, forget: bool = False) -> None:
+        """Ends the streams. Does nothing the second time.
+
+        Waits until every timestep is answered and the server has stored them all, opening the streams again if need be.
+
+        Args:
+            forget: the server drops the streams and their state.
+
+        Raises:
+            ClientError: what ended them all before that, unless it was raised to somebody already. What ended one of them is in `lost`.
+
+        """
+        if not self._close_asked.is_set():
+            self._forget = forget
+            self._close_asked.set()
+            self._call.wake()
+        await asyncio.wait([self._task])
+        if not self._told:
+            self._check()
+
+    async def leave(self) -> None:
+        """Ends the call at once; the server parks the streams. Timesteps under way may be applied or not."""
+        self._call.cut(StreamLost("the streams were left"))
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Ticket:
+        """Puts timesteps in line, as there is room; gives a future of their answers."""
+        values, streams = self._columns(x, rows)
+        async with self._door:
+            self._check()
+            ticket: Ticket = asyncio.get_running_loop().create_future()
+            order = self._ledger.order(len(streams), self.model.outputs, ticket)
+            place = 0
+            try:
+                while place < len(streams):
+                    room = self._ledger.room(streams[place:])
+                    if room:
+                        part = slice(place, place + room)
+                        self._ledger.add(order, place, streams[part], values[part])
+                        place += room
+                        self._call.wake()
+                    else:
+                        self._freed.clear()
+                        await self._freed.wait()
+                        self._check()
+            except BaseException:
+                if not ticket.cancel():
+                    ticket.exception()  # it is being raised
+                self._ledger.leave(order, place)
+                self._settle()
+                raise
+        self._settle()
+        return ticket
+
+    def _columns(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> tuple[Floats, Ints]:
+        """Timesteps and the streams they are for, as columns of the right shape."""
+        values = np.asarray(x, "<f4")
+        streams = np.arange(self._ledger.streams) if rows is None else np.asarray(rows)
+        if rows is not None:
+            if not streams.size:
+                streams = streams.astype(np.int64)
+            if streams.ndim != 1 or streams.dtype.kind not in "iu":
+                raise _malformed("rows", f"got {streams.dtype} of shape {streams.shape}, expected a column of indices")
+            if np.any((streams < 0) | (streams >= self._ledger.streams)):
+                raise _malformed(
+                    "rows", f"got {streams.min()} to {streams.max()}, expected 0 to {self._ledger.streams - 1}"
+                )
+        expected = (len(streams), len(self.model.features))
+        if values.shape != expected and not (values.size == 0 and not len(streams)):
+            raise _malformed(
+                "x", f"got shape {values.shape}, expected {expected}: a row a timestep, a column a feature"
+            )
+        return values.reshape(expected), streams.astype(np.int64)
+
+    def _predictions(self, order: Order) -> Predictions:
+        names = (output.name for output in self.model.outputs)
+        outputs = dict(zip(names, order.outputs, strict=True))
+        return Predictions(order.steps, outputs, order.durable_steps, order.duplicates, order.errors)
+
+    def _check(self) -> None:
+        """Raises what has ended the block, if anything has."""
+        if self._lost is not None:
+            self._told = True
+            raise self._lost.with_traceback(None)  # or it would grow with every call that is made in vain
+        if self._close_asked.is_set():
+            raise StreamLost("the streams are being closed; open them again to go on")
+
+    # The task ----------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Keeps the streams open until they are closed; then says why to all that are left."""
+        lost: ClientError = StreamLost("the streams are closed; open them again to go on")
+        try:
+            while not await self._speak():
+                if not self._ledger.usable.any():
+                    await self._close_asked.wait()
+                    break
+                self._call = self._make_call()
+            self._told = True
+        except asyncio.CancelledError:
+            self._told = True  # by whoever left
+        except ClientError as error:
+            lost = error
+        except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            lost = lost_by(bug)
+        self._lost = lost
+        self._call.cut(lost)
+        self._stop_waits()
+        for order in self._ledger.clear():
+            if not order.ticket.done():
+                order.ticket.set_exception(lost)
+                self._told = True
+        self._freed.set()
+        self._ready.set()
+
+    def _make_call(self) -> Call:
+        self._to_close = None
+        self._closes.clear()
+        self._resumed = False
+        self._ledger.cut()
+        if self._forgetting:
+            self._ledger.begin_again(np.flatnonzero(self._ledger.usable))
+        self._roster.begin(forgetting=self._forgetting)
+        return Call(self._stub.PredictBlocks, None, self._next_request, self._backoff.sleep)
+
+    async def _speak(self) -> bool:
+        """One call from its open to its end; True when the streams are closed, False when they shall be opened again."""
+        call = self._call
+        call.cut_after(self._limits.timeout_s, "answer to open")
+        try:
+            while not self._take_in(call, await call.read()):
+                pass
+            await call.finish(self._limits.timeout_s)
+        except CallEnded as ended:
+            if self._to_close is not None and not self._ledger.usable.any():
+                return True  # there was nothing left to close
+            call.cut(ended.error)  # it may be this side that will have no more of it
+            self._stop_waits()
+            if call.written >= self._open_sent:
+                self._roster.unanswered()
+            if not self._ledger.usable.any():
+                return False
+            await self._patience.wait(ended.error, repr(self), opened=self._ready.is_set())
+            return False
+        return True
+
+    def _take_in(self, call: Call, response: pb.BlockResponse) -> bool:
+        """One response; True when it is the last. Kinds that this client does not know mean nothing to it."""
+        kind = response.WhichOneof("kind")
+        over = False
+        if kind == "block":
+            self._answered(call, response.block)
+        elif kind == "durable":
+            handles, durable_steps = decode_durable(response.durable)
+            self._ledger.durable(self._roster.streams(handles), durable_steps)
+        elif kind == "opened":
+            self._opened(call, response.opened)
+        elif kind == "ended":
+            streams = self._roster.streams(np.array(response.ended.handles, np.int64))
+            self._lose(dict.fromkeys(streams.tolist(), ending_of(response.ended.error)))
+        elif kind == "move":
+            log.info("%r is asked to move: %s", self, response.move.message)
+            call.half_close()
+            call.cut_after(self._limits.timeout_s, "end of the call after move")
+        elif kind == "closed":
+            over = self._closed(response.closed)
+        self._settle()
+        self._freed.set()
+        if self._ledger.unsent or self._roster.opening or self._close_asked.is_set():
+            call.wake()  # an answer makes room for what is next
+        return over
+
+    def _settle(self) -> None:
+        """Gives callers what they wait for, unless they have gone."""
+        done, self._ledger.done = self._ledger.done, []
+        for order in done:
+            if not order.ticket.done():
+                order.ticket.set_result(order)
+            elif order.errors:
+                row, error = next(iter(order.errors.items()))
+                log.warning(
+                    "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",
+                    len(order.errors), len(order.steps), row, error,
+                )  # fmt: skip
+
+    def _lose(self, errors: Mapping[int, ClientError]) -> None:
+        """These streams can no longer be used; the others go on."""
+        errors = {stream: error for stream, error in errors.items() if self._ledger.usable[stream]}
+        if not errors:
+            return
+        self._ledger.lose(errors)
+        for stream, error in errors.items():
+            (self.lost if self._roster.kinds[stream] else self.refused)[stream] = error
+        stream, error = next(iter(errors.items()))
+        log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._roster.stream_ids[stream], error)
+
+    def _next_request(self) -> pb.BlockRequest | None:
+        """What to send now."""
+        if (ask := self._roster.take()) is not None:
+            self._open_sent = self._call.taken + 1
+            self._call.cut_after(self._limits.timeout_s, "answer to open")
+            return pb.BlockRequest(open=ask)
+        if (parcel := self._ledger.take(self._rows_max)) is not None:
+            return pb.BlockRequest(block=encode_block(parcel, self._roster.handles(parcel.streams)))
+        return self._next_close()
+
+    def _later(self, call: Call, seconds: float, then: Callable[[], None]) -> None:
+        """Does something after a while, unless the call has ended by then."""
+
+        async def wait() -> None:
+            await self._backoff.sleep(seconds)
+            then()
+            call.wake()
+
+        task = asyncio.create_task(wait())
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
+    def _stop_waits(self) -> None:
+        for task in self._waits:
+            task.cancel()
+
+    # Opening -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _forgetting(self) -> bool:
+        """Whether only the drop of open streams is left to do: then it matters no more what the server still has."""
+        return self._ready.is_set() and self._close_asked.is_set() and self._forget and not self._ledger.waiting
+
+    def _opened(self, call: Call, message: pb.OpenedStreams) -> None:
+        call.spare()
+        opened = self._roster.opened(message)
+        if len(opened.streams):
+            self._check_model(message.model)
+            lost = self._ledger.opened(
+                opened.streams, opened.next_steps, opened.durable_steps, message.answers_remembered
+            )
+            self._lose({**lost, **opened.taken_over})
+            self._shortage.over(opened.streams, np.zeros(len(opened.streams), np.int64))
+        self._not_opened(call, opened.refused)
+        if not (self._roster.opening or self._resumed):
+            self._all_opened()
+        if not self._ready.is_set() and np.all(self._ledger.begun | ~self._ledger.usable):
+            self._ready.set()
+
+    def _all_opened(self) -> None:
+        """Every stream has been asked for on this call."""
+        self._resumed = True
+        self._patience.opened()
+        if self._ready.is_set():
+            self.reconnects += 1
+            log.info("%r is open again", self)
+        if not self._ready.is_set() or (self._ledger.idle and not self._close_asked.is_set()):
+            self._patience.rest()
+
+    def _check_model(self, message: pb.Model) -> None:
+        """Takes in what runs the streams; raises when it is not what ran them before."""
+        model = model_of(message)
+        if not hasattr(self, "model"):
+            self.model = model
+            self._roster.ask.model, self._roster.ask.version = model.name, model.version
+            self._rows_max = rows_max(model)
+        elif model.fingerprint != self.model.fingerprint:
+            raise ModelMismatch(
+                f"the streams began under {self.model.name}/{self.model.version} with fingerprint "
+                f"{self.model.fingerprint[:12]}, and the server has {model.fingerprint[:12]}",
+                "MODEL_MISMATCH",
+            )
+        self._comparable = model.batch_invariant
+
+    def _not_opened(self, call: Call, refused: Mapping[int, pb.Error]) -> None:
+        """Decides about streams whose open was refused: to wait, or to do without."""
+        if not refused:
+            return
+        errors = {stream: ending_of(error) for stream, error in refused.items()}
+        again: list[int] = []
+        for stream, error in errors.items():
+            if error.reason == "STOPPING":
+                raise CallEnded(error)
+            was_open = bool(self._roster.kinds[stream])
+            if isinstance(error, ServerUnavailable) or (was_open and isinstance(error, TooManyStreams)):
+                again.append(stream)
+        streams = np.array(again, np.int64)
+        limit_s = self._limits.reconnect_s
+        if not self._ready.is_set():
+            limit_s = min(limit_s, self._limits.timeout_s)
+        patient = self._shortage.may_wait(streams, np.zeros(len(streams), np.int64), limit_s)
+        if len(waiting := streams[patient]):
+            wait_s = self._backoff.not_before_s(max(errors[stream].retry_after_s for stream in waiting.tolist()))
+            self._later(call, wait_s, lambda: self._roster.open_again(waiting, forgetting=self._forgetting))
+        gone = set(errors) - set(waiting.tolist())
+        forgotten = {stream for stream in gone if self._forgetting and isinstance(errors[stream], StreamNotFound)}
+        self._ledger.closed(np.array(sorted(forgotten), np.int64))
+        self._lose({stream: errors[stream] for stream in sorted(gone - forgotten)})
+
+    # Answers -----------------------------------------------------------------------------------------------------------
+
+    def _answered(self, call: Call, answer: pb.PredictedBlock) -> None:
+        parcel = self._ledger.due(answer.block)
+        if answer.HasField("refused"):
+            self._refused_whole(call, parcel, answer.refused)
+            return
+        answers = decode_answers(parcel, self.model, answer)
+        heard = self._ledger.predicted(parcel, answers, comparable=self._comparable)
+        self._lose(heard.diverged)
+        applied = (parcel.at >= 0) & ~answers.refused
+        self._shortage.over(parcel.streams[applied], parcel.steps[applied])
+        if len(heard.refused):
+            errors = {row.row: row.error for row in answer.errors}
+            self._refused(call, parcel, heard.refused, [errors[row] for row in heard.refused.tolist()])
+        if heard.fresh or self._ledger.idle:
+            self._patience.get_on()
+
+    def _refused_whole(self, call: Call, parcel: Parcel, error: pb.Error) -> None:
+        """No row of a parcel was applied."""
+        if is_ending(error):
+            raise CallEnded(ending_of(error))
+        refusal = refusal_of(error)
+        if not isinstance(refusal, Overloaded | StoreUnavailable):
+            raise StreamLost(f"the server refused a block: {refusal}", refusal.reason)
+        rows = self._ledger.first_rows(parcel)
+        self._refused(call, parcel, rows, [error] * len(rows))
+
+    def _refused(self, call: Call, parcel: Parcel, rows: Ints, errors: Sequence[pb.Error]) -> None:
+        """Decides about rows that were refused, one a stream."""
+        self._ledger.refused(parcel, rows, np.array([error.next_step for error in errors], np.int64))
+        refusals: dict[int, TimestepRefused] = {}
+        lost: dict[int, ClientError] = {}
+        for row, error in zip(rows.tolist(), errors, strict=True):
+            if not is_ending(error):
+                refusals[row] = refusal_of(error)
+            elif isinstance(ending := ending_of(error), ServerUnavailable):
+                raise CallEnded(ending)
+            else:
+                lost[int(parcel.streams[row])] = ending
+            if isinstance(refusals.get(row), StepGap):
+                raise CallEnded(ServerUnavailable(f"the server has lost its place: {error.message}", "STEP_GAP"))
+        again = self._send_again(call, parcel, refusals)
+        given_up = np.setdiff1d(np.fromiter(refusals, np.int64, len(refusals)), again)
+        self._lose(lost | self._give_up(parcel, given_up, refusals))
+
+    def _send_again(self, call: Call, parcel: Parcel, refusals: Mapping[int, TimestepRefused]) -> Ints:
+        """Sends rows again, after a while, that there was no room for; gives those for which there is time."""
+        short = [row for row, refusal in refusals.items() if isinstance(refusal, Overloaded | StoreUnavailable)]
+        rows = np.array(short, np.int64)
+        rows = rows[self._shortage.may_wait(parcel.streams[rows], parcel.steps[rows], self._limits.reconnect_s)]
+        if len(rows):
+            streams = parcel.streams[rows]
+            self._ledger.send_again(parcel, rows)
+            self._ledger.hold(streams)
+            wait_s = self._backoff.not_before_s(max(refusals[row].retry_after_s for row in rows.tolist()))
+            self._later(call, wait_s, lambda: self._ledger.release(streams))
+        return rows
+
+    def _give_up(self, parcel: Parcel, rows: Ints, refusals: Mapping[int, TimestepRefused]) -> dict[int, ClientError]:
+        """Tells the callers of rows that they were refused; gives the streams that are lost by it."""
+        delivered, applied = self._ledger.delivered(parcel, rows), self._ledger.applied(parcel, rows)
+        lost: dict[int, ClientError] = {
+            int(parcel.streams[row]): self._loss_by(int(parcel.steps[row]), refusals[row])
+            for row in rows[delivered].tolist()
+        }
+        passed, dropped = rows[applied & ~delivered], rows[~applied & ~delivered]
+        self._shortage.given_up(parcel.streams[rows])
+        self._ledger.pass_over(
+            parcel,
+            passed,
+            [
+                AnswerLost(
+                    f"timestep {parcel.steps[row]} was applied, but could not be answered: {refusals[row]}",
+                    refusals[row].reason,
+                )
+                for row in passed.tolist()
+            ],
+        )
+        self._ledger.drop(parcel, dropped, [refusals[row] for row in dropped.tolist()])
+        if len(passed) or len(dropped):
+            self._patience.get_on()
+        return lost
+
+    def _loss_by(self, step: int, refusal: TimestepRefused) -> StreamLost:
+        """What a stream is lost by when a timestep is refused whose answer was delivered."""
+        if isinstance(refusal, Overloaded | StoreUnavailable):
+            return ServerUnavailable(
+                f"timestep {step} could not be sent again for {self._limits.reconnect_s:g} s: {refusal}", refusal.reason
+            )
+        return Diverged(
+            f"timestep {step} was answered before, and is refused now that the server has lost it: what was delivered since "
+            f"timestep {step - 1} is not what the server goes on from; open the stream again to go on with the server's",
+            "DIVERGED",
+        )
+
+    # Closing -----------------------------------------------------------------------------------------------------------
+
+    def _next_close(self) -> pb.BlockRequest | None:
+        """Closes what is open, once there is nothing else to do."""
+        if not self._close_asked.is_set() or self._roster.opening or not self._ledger.idle:
+            return None
+        if self._to_close is None:
+            streams = np.flatnonzero(self._ledger.usable)
+            if len(self._ledger.open) < len(streams):
+                return None  # some wait to be opened
+            self._to_close = deque(
+                streams[place : place + HANDLES_MAX] for place in range(0, len(streams), HANDLES_MAX)
+            )
+        if len(self._to_close) < 2:
+            self._call.half_close()  # nothing may follow
+        if not self._to_close:
+            return None
+        self._closes.append(self._to_close.popleft())
+        handles = self._roster.handles(self._closes[-1]).tolist()
+        return pb.BlockRequest(close=pb.CloseStreams(handles=handles, forget=self._forget))
+
+    def _closed(self, message: pb.ClosedStreams) -> bool:
+        """Whether that is the end: everything is stored, or forgotten as was asked."""
+        if not self._closes:
+            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
+        streams = self._closes.popleft()
+        durable_steps = np.array(message.durable_steps, np.int64)
+        if len(durable_steps) != len(streams):
+            raise StreamLost(
+                f"the server closed {len(durable_steps)} streams, asked were {len(streams)}", "WRONG_ORDER"
+            )
+        errors = {int(streams[row.row]): ending_of(row.error) for row in message.errors}
+        self._ledger.durable(streams, durable_steps)
+        stored = (self._ledger.durable_steps[streams] >= self._ledger.answered[streams]) | self._forget
+        gone = [stream for stream, error in errors.items() if self._forget and isinstance(error, StreamNotFound)]
+        closed = (stored & ~np.isin(streams, list(errors))) | np.isin(streams, gone)
+        self._ledger.closed(streams[closed & self._ledger.usable[streams]])
+        self._lose({stream: error for stream, error in errors.items() if not isinstance(error, ServerUnavailable)})
+        if self._closes or self._to_close:
+            return False
+        if left := np.count_nonzero(self._ledger.usable):
+            raise CallEnded(
+                ServerUnavailable(
+                    f"the server closed the streams, and {left} of them are not stored as far as they were answered",
+                    "STORE_UNAVAILABLE",
+                )
+            )
+        return True
+
+
+def _malformed(field: str, message: str) -> InvalidTimestep:
+    return InvalidTimestep(f"{field}: {message}", "INVALID_FIELD", field=field)
