@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,6 +191,81 @@ class Fleet:
         """Waits until so many predictions were delivered, to all clients together."""
         while self.answered < answers:  # noqa: ASYNC110 - a counter sends no event
             await asyncio.sleep(0.002)
+
+    def verdicts(self, graph: bytes) -> list[str]:
+        """What the oracle finds wrong, stream by stream; empty when nothing is."""
+        return [
+            f"stream {number}: {wrong}"
+            for number, delivered in enumerate(self.delivered)
+            if (wrong := verdict(graph, delivered))
+        ]
+
+
+class Gateway:
+    """One client that speaks for many streams in blocks, made by chance: some rows are bad, some streams catch up.
+
+    `delivered` holds of each stream the rows that are good, and what was answered to them.
+    """
+
+    def __init__(self, address: str, streams: int, steps: int, seed: int, *, sync: bool = False) -> None:
+        self._address = address
+        self._sync = sync
+        self._rng = np.random.default_rng(seed)
+        self.delivered = [Delivered(rows_of(1000 * seed + stream, steps)) for stream in range(streams)]
+        self._sent = [0] * streams
+        self.refused = 0
+        self.blocks = 0
+
+    async def run(self) -> None:
+        """Sends everything, a few blocks ahead."""
+        async with (
+            Client(self._address) as client,
+            client.block([f"gateway-{number}" for number in range(len(self.delivered))], sync=self._sync) as block,
+        ):
+            under_way: deque[tuple[asyncio.Task[Any], list[int], list[bool]]] = deque()
+            while under_way or not self.done:
+                while not self.done and len(under_way) < 3:
+                    places, bad, x = self._next()
+                    task = asyncio.create_task(block.step(x, places))
+                    await asyncio.sleep(0)  # so that it stands in line before the next one
+                    under_way.append((task, places, bad))
+                task, places, bad = under_way.popleft()
+                self._note(await task, places, bad)
+                self.blocks += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether every good row has been sent."""
+        return all(sent == len(delivered.rows) for sent, delivered in zip(self._sent, self.delivered, strict=True))
+
+    def _next(self) -> tuple[list[int], list[bool], Any]:
+        """The next block: whose its rows are, which are bad, and the rows."""
+        places, bad, x = [], [], []
+        for place in self._rng.permutation(len(self.delivered)).tolist():
+            rows = self.delivered[place].rows
+            for _ in range(int(self._rng.choice([0, 1, 1, 1, 1, 1, 2, 7]))):
+                if self._sent[place] == len(rows):
+                    break
+                wrong = bool(self._rng.random() < 0.03)
+                row = rows[self._sent[place]]
+                places.append(place)
+                bad.append(wrong)
+                x.append(np.full_like(row, np.inf) if wrong else row)
+                self._sent[place] += not wrong
+        return places, bad, np.array(x, np.float32).reshape(len(places), self.delivered[0].rows.shape[1])
+
+    def _note(self, answer: Any, places: list[int], bad: list[bool]) -> None:
+        assert set(answer.errors) == {row for row, wrong in enumerate(bad) if wrong}, answer.errors
+        self.refused += sum(bad)
+        for row, (place, wrong) in enumerate(zip(places, bad, strict=True)):
+            if not wrong:
+                outputs = {name: column[row] for name, column in answer.outputs.items()}
+                self.delivered[place].answers.append((int(answer.steps[row]), outputs))
+
+    async def reached(self, blocks: int) -> None:
+        """Waits until so many blocks were answered."""
+        while self.blocks < blocks and not self.done:  # noqa: ASYNC110 - a counter sends no event
+            await asyncio.sleep(0.001)
 
     def verdicts(self, graph: bytes) -> list[str]:
         """What the oracle finds wrong, stream by stream; empty when nothing is."""
