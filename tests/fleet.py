@@ -119,6 +119,17 @@ class Site:
                 found[name] = found.get(name, 0.0) + sample.value
         return found
 
+    def workers(self) -> dict[int, int]:
+        """The process of each worker that there is, by the worker's number."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii").split()
+        found = {}
+        for pid in map(int, children):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"serving.cli.worker" in words:  # else it has died
+                found[int(words[words.index(b"serving.cli.worker") + 1])] = pid
+        return found
+
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
         assert self.process is not None
