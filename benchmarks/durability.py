@@ -24,6 +24,7 @@ def make_sides(folder: Path) -> list[Side]:
     """The same server, storing nothing, in SQLite five times a second, and ten times a second."""
     write_model(folder)
     serve = ["-m", "serving", "serve", "--models", str(folder), "--host", "127.0.0.1", "--log-level", "warning"]
+    serve += ["--workers", "1"]  # of one process
     serve += ["--port", "0", "--metrics-port", "0"]
     return [
         # An hour is longer than the run: nothing is copied or written.

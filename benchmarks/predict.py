@@ -26,6 +26,7 @@ def make_sides(folder: Path, streams_max: int) -> list[Side]:
     """Tidegate and those it is compared with, in the order of their turns."""
     model = write_model(folder)
     serve = ["-m", "serving", "serve", "--models", str(folder), "--host", "127.0.0.1", "--log-level", "warning"]
+    serve += ["--workers", "1"]  # one process against one process
     return [
         Side("tidegate", [*serve, "--port", "0", "--metrics-port", "0", "--data-dir", str(folder / "data")]),
         Side(BASE, [str(HERE / "echo.py")]),

@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,11 +115,11 @@ def print_latency(url: str, version: str) -> None:
     for name in ("metric", "what", "count", "median", "99%"):
         table.add_column(name, justify="left" if name in ("metric", "what") else "right")
     for stage, text in STAGES.items():
-        buckets = [
-            (float(sample.labels["le"]), sample.value)
-            for sample in families[f"tidegate_{stage}"].samples
-            if sample.name.endswith("_bucket") and sample.labels["version"] == version
-        ]
+        counts: Counter[float] = Counter()  # by bound, of all workers
+        for sample in families[f"tidegate_{stage}"].samples:
+            if sample.name.endswith("_bucket") and sample.labels["version"] == version:
+                counts[float(sample.labels["le"])] += int(sample.value)
+        buckets = [(bound, float(count)) for bound, count in counts.items()]
         table.add_row(
             stage,
             text,

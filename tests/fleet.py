@@ -87,7 +87,8 @@ class Site:
         self.metrics_url = ""
         self._command = [
             sys.executable, "-m", "serving", "serve", "--models", str(models), "--host", "127.0.0.1",
-            "--port", str(self.port), "--metrics-port", "0", "--state", state, "--log-level", "warning", *options,
+            "--port", str(self.port), "--metrics-port", "0", "--state", state, "--log-level", "warning",
+            "--workers", "1", *options,
         ]  # fmt: skip
         self.process: subprocess.Popen[str] | None = None
 
@@ -103,18 +104,32 @@ class Site:
         assert line.startswith("ready: "), f"the server did not start: {line!r}, exit code {self.process.poll()}"
         self.metrics_url = line.split("metrics=")[1].split()[0]
 
-    def metrics(self) -> dict[str, float]:
-        """What /metrics says, by sample."""
+    def scrape(self) -> str:
+        """What /metrics says."""
         with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE_S) as answer:
-            families = text_string_to_metric_families(answer.read().decode())
-            return {
-                sample.name
-                + (
-                    "{" + ",".join(f'{n}="{v}"' for n, v in sample.labels.items()) + "}" if sample.labels else ""
-                ): sample.value
-                for family in families
-                for sample in family.samples
-            }
+            text: str = answer.read().decode()
+        return text
+
+    def metrics(self) -> dict[str, float]:
+        """What /metrics says, by sample, summed over the workers."""
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(self.scrape()):
+            for sample in family.samples:
+                labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items() if name != "worker")
+                name = sample.name + (f"{{{labels}}}" if labels else "")
+                found[name] = found.get(name, 0.0) + sample.value
+        return found
+
+    def workers(self) -> dict[int, int]:
+        """The process of each worker that there is, by the worker's number."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii").split()
+        found = {}
+        for pid in map(int, children):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"serving.cli.worker" in words:  # else it has died
+                found[int(words[words.index(b"serving.cli.worker") + 1])] = pid
+        return found
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""

@@ -133,7 +133,7 @@ def test_a_library_stays_where_it_belongs(library: str) -> None:
 def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     """Everybody else takes plain values."""
     users = {module for module, tree in SERVING if "serving.runtime.config" in set(imports(module, tree))}
-    assert users <= {"serving.runtime.server", "serving.cli.app"}
+    assert users <= {"serving.runtime.server", "serving.cli.app", "serving.cli.worker"}
 
 
 def test_there_are_no_circles() -> None:
@@ -154,6 +154,7 @@ def test_there_are_no_circles() -> None:
         ("serving", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
         ("serving.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
         ("serving.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib", "redis"]),
+        ("serving.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
         ("serving.cli", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
     ],
 )

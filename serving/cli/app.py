@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from serving.cli.refused import EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
     from serving.client import Model  # loaded by the command that asks
+    from serving.runtime.config import ServerConfig
 
 # What shells report for a program that was interrupted by Ctrl-C.
 EXIT_INTERRUPTED = 130
@@ -98,18 +99,20 @@ def serve(
     lag_max: Annotated[
         str, typer.Option(envvar="TIDEGATE_LAG_MAX", help="Unsaved for so long: new timesteps are refused.")
     ] = "30s",
+    workers: Annotated[
+        int, typer.Option(envvar="TIDEGATE_WORKERS", help="Processes that serve; 0: one a core that may be used.")
+    ] = 0,
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
-    import uvloop
     from pydantic import ValidationError
 
     from serving.core.errors import ContractBroken
     from serving.runtime.config import ServerConfig
     from serving.runtime.crash import VARIABLE, arm
-    from serving.runtime.server import Server, StartFailed, StopFailed
+    from serving.runtime.life import StartFailed, StopFailed
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
@@ -138,6 +141,7 @@ def serve(
             "forget_after": forget_after,
             "ready_lag": ready_lag,
             "lag_max": lag_max,
+            "workers": workers,
         }
         config = ServerConfig(**given)
     except ValidationError as error:
@@ -147,7 +151,10 @@ def serve(
     except ValueError as error:
         raise Refused(str(error), EXIT_USAGE) from None
     try:
-        uvloop.run(Server(config).run())
+        if config.worker_count == 1:
+            _serve_alone(config)
+        else:
+            _serve_with_workers(config, given, log_level.upper())
     except (ContractBroken, StartFailed) as error:
         raise Refused(str(error), EXIT_START) from None
     except StopFailed as error:
@@ -263,6 +270,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _serve_alone(config: "ServerConfig") -> None:
+    """Serves in this process."""
+    import uvloop
+
+    from serving.runtime.server import Server
+
+    server = Server(config)
+    uvloop.run(server.run(lambda: print(server.ready_line, flush=True), asyncio.Event()))
+
+
+def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log_level: str) -> None:
+    """Serves in processes that this one looks after; it loads nothing of what they need."""
+    from serving.runtime.supervisor import Supervisor
+
+    supervisor = Supervisor(
+        # The code that runs here, not what lies in the current folder.
+        [sys.executable, "-P", "-m", "serving.cli.worker"],
+        {"log_level": log_level, "config": {name: _as_json(value) for name, value in given.items()}},
+        workers=config.worker_count,
+        host=config.host,
+        port=config.port,
+        metrics_port=config.metrics_port,
+        drain_after_s=config.drain_after,
+    )
+    asyncio.run(supervisor.run())
+
+
+def _as_json(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _run_training(arguments: list[str]) -> None:

@@ -227,7 +227,11 @@ class Native(Admin):
                 )
             else:
                 raise _unknown_kind()
-        return "disconnected"  # or half-closed: from here a call that was cancelled looks the same
+        # Half-closed; a call that was cancelled looks the same from here, and is not held up. What the client is told has ended
+        # well it may open anywhere, also at a server that knows only what is stored.
+        if lease.stream.slot >= 0:
+            await desk.durable(lease, lease.stream.step)
+        return "disconnected"
 
     async def _answer(self, call: Call, lease: Lease, message: pb.Timestep) -> pb.PredictResponse:
         """The answer to one timestep, or why it was refused."""

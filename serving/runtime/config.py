@@ -4,9 +4,13 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from serving.runtime.cores import usable_cores
+
+# The store that is of one process.
+MEMORY = "memory:"
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -43,7 +47,7 @@ class ServerConfig:
     queue_max: Count = 4096
     """Most timesteps that may wait for a batch: sixteen full batches, some milliseconds."""
     live_max: Count = 16384
-    """Most live streams of a model. Memory is used only by those that are there."""
+    """Most live streams of a model, in each worker. Memory is used only by those that are there."""
     streams_max: Count = 1_000_000
     """Most streams, live and parked."""
     answers_remembered: Annotated[int, Field(gt=0, le=4096)] = 32
@@ -56,6 +60,9 @@ class ServerConfig:
     """Where streams rest: memory:, sqlite:///PATH or redis://HOST:PORT/DB. Empty: SQLite in `data_dir`."""
     data_dir: Path = Path("data")
     """Folder for what the server writes."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes that share the port and the store; one keeps one core busy. 0: as many as there are cores to use, and one
+    with `memory:`, which is of one process. A thousand is far beyond what one machine's disk can keep up with."""
     checkpoint_every: Annotated[Duration, Field(gt=0)] = 0.2
     """How often state is stored, in seconds: what a client has to send again after a crash."""
     park_after: Duration = 60.0
@@ -71,3 +78,17 @@ class ServerConfig:
     def state_address(self) -> str:
         """Where streams rest, spelled out."""
         return self.state or f"sqlite://{(self.data_dir / 'tidegate.db').absolute()}"
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve."""
+        return self.workers or (1 if self.state == MEMORY else usable_cores())
+
+    @field_validator("workers")
+    @classmethod
+    def _share_a_store(cls, workers: int, info: ValidationInfo) -> int:
+        if workers > 1 and info.data.get("state") == MEMORY:
+            raise ValueError(
+                f"each would keep streams of its own in {MEMORY}; say --workers 1, or --state sqlite:///PATH or redis://..."
+            )
+        return workers

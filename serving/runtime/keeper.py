@@ -102,7 +102,7 @@ class Keeper:
             pace,
         )
         metrics.live_streams = self._live
-        metrics.parked_streams = lambda: max(0, self._known - self._live())
+        metrics.known_streams = lambda: self._known
 
     def __repr__(self) -> str:
         return f"<Keeper {self._streams!r} {self._store!r}>"

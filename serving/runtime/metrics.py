@@ -1,22 +1,24 @@
-"""Every metric that Prometheus sees: names, help, buckets.
+"""What a serving process counts and measures: names, help, buckets, and where the numbers are kept.
 
-The hot path adds to plain Python numbers, one update a batch wherever that says the same; the exposition is put together
-when somebody asks for it. One event loop writes, so nothing is locked, and a scrape may be one update behind.
+The hot path adds to plain Python numbers, one update a batch wherever that says the same, and writes each through to a block
+(`runtime.block`), from which `runtime.exposition` reads when somebody asks. One event loop writes, so nothing is locked. What
+can be looked up at any time (the depth of a queue, the streams) is not counted: `refresh` looks it up.
 """
 
+import gc
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
-
-from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar, get_args
 
 from serving.rpc.desk import CloseReason
+from serving.runtime.block import Block, Family, Numbers
 
 Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind"]
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
+Label = TypeVar("Label", bound=str)
 
 # From 50 microseconds, a step of an idle server, to 1 second; the client library's own buckets start at 5 ms.
 SECONDS = (
@@ -24,30 +26,61 @@ SECONDS = (
 )  # fmt: skip
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
+# Python's three generations of garbage, and what `gc.get_stats` says of each.
+GENERATIONS = ("0", "1", "2")
+GARBAGE = {
+    "objects_collected": "Objects collected during gc",
+    "objects_uncollectable": "Uncollectable objects found during GC",
+    "collections": "Number of times this generation was collected",
+}
+
 
 class Histogram:
     """Counts of values by bucket; a bucket holds what is at most its bound."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("_numbers", "bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self._numbers = _own(len(bounds) + 2)
 
     def observe(self, value: float, times: int = 1) -> None:
         """Adds a value, so many times."""
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.sum += value * times
+        # Reading a number back from the board would cost more than keeping it twice.
+        place = bisect_left(self.bounds, value)
+        counts, numbers = self.counts, self._numbers
+        counts[place] = numbers[place] = counts[place] + times
+        self.sum = numbers[-1] = self.sum + value * times
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts by bound, as the exposition wants them."""
-        total = 0
-        result = []
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            total += count
-            result.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
-        return result
+    def keep_in(self, numbers: Numbers) -> None:
+        """Goes on from the numbers that are there, and writes through to them from now on."""
+        self._numbers = numbers
+        *counts, self.sum = numbers.tolist()
+        self.counts = [int(count) for count in counts]
+
+
+class Counts(dict[Label, int]):
+    """Counts by label; `counts[label] += n` is written through."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self, labels: Sequence[Label]) -> None:
+        super().__init__(dict.fromkeys(labels, 0))
+        self._numbers = {label: _own(1) for label in labels}
+
+    def __setitem__(self, label: Label, count: int) -> None:
+        dict.__setitem__(self, label, count)
+        self._numbers[label][0] = count
+
+    def keepers(self) -> list[Callable[[Numbers], None]]:
+        """For each label, in order, what goes on from the number that it is given, and writes through to it from then on."""
+        return [partial(self._keep, label) for label in self]
+
+    def _keep(self, label: Label, numbers: Numbers) -> None:
+        self._numbers[label] = numbers
+        dict.__setitem__(self, label, int(numbers[0]))
 
 
 class ModelMetrics:
@@ -56,30 +89,56 @@ class ModelMetrics:
     def __init__(self, name: str, version: str, fingerprint: str) -> None:
         self.labels = (name, version)
         self.fingerprint = fingerprint
-        self.steps: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
+        self.steps: Counts[Outcome] = Counts(get_args(Outcome))
         self.step_seconds = Histogram(SECONDS)
         self.queue_seconds = Histogram(SECONDS)
         self.run_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
-        self.missing_values = 0
+        self.missing = Counts(("values",))
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
 
+    @property
+    def missing_values(self) -> int:
+        """Values of applied timesteps that were missing."""
+        return self.missing["values"]
 
-class Metrics(Collector):
-    """Everything that is measured; register it with a Prometheus registry."""
+    @missing_values.setter
+    def missing_values(self, count: int) -> None:
+        self.missing["values"] = count
+
+
+class Metrics:
+    """Everything that is measured in one process. Add the models, then `lay_out`, then serve.
+
+    Args:
+        versions: of the parts, by name.
+
+    """
 
     def __init__(self, versions: dict[str, str]) -> None:
         self.versions = versions
         self.models: list[ModelMetrics] = []
-        self.opened: dict[OpenOutcome, int] = dict.fromkeys(get_args(OpenOutcome), 0)
-        self.closed: dict[CloseReason, int] = dict.fromkeys(get_args(CloseReason), 0)
-        self.checkpoints: dict[CheckpointOutcome, int] = dict.fromkeys(get_args(CheckpointOutcome), 0)
+        self.opened: Counts[OpenOutcome] = Counts(get_args(OpenOutcome))
+        self.closed: Counts[CloseReason] = Counts(get_args(CloseReason))
+        self.checkpoints: Counts[CheckpointOutcome] = Counts(get_args(CheckpointOutcome))
         self.checkpoint_seconds = Histogram(SECONDS)
         self.unsaved_seconds: Callable[[], float] = lambda: 0.0
-        self.state_lost = 0
+        self.lost = Counts(("streams",))
         self.live_streams: Callable[[], int] = lambda: 0
-        self.parked_streams: Callable[[], int] = lambda: 0
+        self.known_streams: Callable[[], int] = lambda: 0
+        self._gauges: list[tuple[Numbers, Callable[[], float]]] = []
+        self._garbage = {name: Counts(GENERATIONS) for name in GARBAGE}
+        self._garbage_before: dict[str, dict[str, int]] = {}
+
+    @property
+    def state_lost(self) -> int:
+        """Streams whose stored state was older than was acknowledged."""
+        return self.lost["streams"]
+
+    @state_lost.setter
+    def state_lost(self, count: int) -> None:
+        self.lost["streams"] = count
 
     def add_model(self, name: str, version: str, fingerprint: str) -> ModelMetrics:
         """Begins to measure one model."""
@@ -87,95 +146,155 @@ class Metrics(Collector):
         self.models.append(model)
         return model
 
-    def collect(self) -> Iterator[Metric]:
-        """Gives the exposition."""
-        yield from self._histograms()
-        yield from self._model_counters()
-        opened = CounterMetricFamily("tidegate_streams_opened", "Opens by how they went.", labels=["kind"])
-        for kind, count in self.opened.items():
-            opened.add_metric([kind], count)
-        yield opened
-        closed = CounterMetricFamily(
-            "tidegate_streams_closed", "Calls that let go of a stream, by why.", labels=["reason"]
-        )
-        for reason, count in self.closed.items():
-            closed.add_metric([reason], count)
-        yield closed
-        streams = GaugeMetricFamily("tidegate_streams", "Streams by where they are in their life.", labels=["state"])
-        streams.add_metric(["live"], self.live_streams())
-        streams.add_metric(["parked"], self.parked_streams())
-        yield streams
-        yield CounterMetricFamily(
-            "tidegate_state_lost",
-            "Streams whose stored state was older than was acknowledged; must stay 0.",
-            self.state_lost,
-        )
-        checkpoints = CounterMetricFamily(
-            "tidegate_checkpoints", "Checkpoints of a stream by how storing them went.", labels=["outcome"]
-        )
-        for outcome, count in self.checkpoints.items():
-            checkpoints.add_metric([outcome], count)
-        yield checkpoints
-        commits = HistogramMetricFamily("tidegate_checkpoint_seconds", "A commit of many checkpoints.")
-        commits.add_metric([], self.checkpoint_seconds.buckets(), self.checkpoint_seconds.sum)
-        yield commits
-        yield GaugeMetricFamily(
-            "tidegate_unsaved_seconds",
-            "How long the oldest change that is not stored has waited.",
-            self.unsaved_seconds(),
-        )
-        build = GaugeMetricFamily(
-            "tidegate_build_info", "Versions of the parts, as labels; always 1.", labels=list(self.versions)
-        )
-        build.add_metric(list(self.versions.values()), 1)
-        yield build
+    def lay_out(self, file: int | None = None, last: Block | None = None) -> Block:
+        """Moves all numbers to a block, which goes on from the counts of the `last` one; no model may come after this."""
+        metrics = [*self._of_models(), *self._of_streams(), *self._of_process()]
+        block = Block.begin([metric.family for metric in metrics], file)
+        if last is not None:
+            block.go_on_from(last)
+        for metric in metrics:
+            for series, keep in zip(metric.family.series, metric.keep, strict=True):
+                keep(block.numbers(metric.family.name, series))
+        self._garbage_before = {name: dict(counts) for name, counts in self._garbage.items()}
+        self.refresh()
+        return block
 
-    def _histograms(self) -> Iterator[Metric]:
-        picks: Sequence[tuple[str, str, Callable[[ModelMetrics], Histogram]]] = (
-            (
-                "step_seconds",
-                "A timestep, from being read to its answer being handed on.",
-                lambda model: model.step_seconds,
-            ),
-            (
-                "queue_seconds",
-                "A timestep, from being queued to its batch being taken up.",
-                lambda model: model.queue_seconds,
-            ),
-            (
-                "run_seconds",
-                "A batch, from being taken up to its answers being ready.",
-                lambda model: model.run_seconds,
-            ),
-            ("batch_size", "Timesteps in a batch.", lambda model: model.batch_size),
-        )
-        for name, text, pick in picks:
-            family = HistogramMetricFamily(f"tidegate_{name}", text, labels=["model", "version"])
-            for model in self.models:
-                histogram = pick(model)
-                family.add_metric(list(model.labels), histogram.buckets(), histogram.sum)
-            yield family
+    def refresh(self) -> None:
+        """Looks up what is not counted."""
+        for numbers, look in self._gauges:
+            numbers[0] = look()
+        for generation, stats in zip(GENERATIONS, gc.get_stats(), strict=True):
+            for name, before in self._garbage_before.items():
+                self._garbage[name][generation] = before[generation] + stats[name.removeprefix("objects_")]
 
-    def _model_counters(self) -> Iterator[Metric]:
-        labels = ["model", "version"]
-        steps = CounterMetricFamily("tidegate_steps", "Timesteps by what became of them.", labels=[*labels, "outcome"])
-        missing = CounterMetricFamily(
-            "tidegate_missing_values", "Values of applied timesteps that were NaN.", labels=labels
+    def _of_models(self) -> Iterator["_Metric"]:
+        labels = ("model", "version")
+        histograms = {
+            "step_seconds": "A timestep, from being read to its answer being handed on.",
+            "queue_seconds": "A timestep, from being queued to its batch being taken up.",
+            "run_seconds": "A batch, from being taken up to its answers being ready.",
+            "batch_size": "Timesteps in a batch.",
+        }
+        series = [model.labels for model in self.models]
+        for name, text in histograms.items():
+            measured: list[Histogram] = [getattr(model, name) for model in self.models]
+            family = Family(
+                f"tidegate_{name}", text, "histogram", labels, series, SIZES if name == "batch_size" else SECONDS
+            )
+            yield _Metric(family, [one.keep_in for one in measured])
+        yield _Metric(
+            Family(
+                "tidegate_steps",
+                "Timesteps by what became of them.",
+                "counter",
+                (*labels, "outcome"),
+                [(*model.labels, outcome) for model in self.models for outcome in model.steps],
+            ),
+            [keep for model in self.models for keep in model.steps.keepers()],
         )
-        queued = GaugeMetricFamily("tidegate_queue_depth", "Timesteps waiting for a batch.", labels=labels)
-        invariant = GaugeMetricFamily(
-            "tidegate_batch_invariant",
+        yield _Metric(
+            Family("tidegate_missing_values", "Values of applied timesteps that were NaN.", "counter", labels, series),
+            [keep for model in self.models for keep in model.missing.keepers()],
+        )
+        yield self._gauge(
+            "queue_depth",
+            "Timesteps waiting for a batch.",
+            labels,
+            {one.labels: one.queue_depth for one in self.models},
+        )
+        yield self._gauge(
+            "batch_invariant",
             "1 when the start-up check found the same bits alone and in every batch.",
-            labels=labels,
+            labels,
+            {one.labels: partial(float, one.batch_invariant) for one in self.models},
         )
-        info = GaugeMetricFamily(
-            "tidegate_model_info", "Models being served; always 1.", labels=[*labels, "fingerprint"]
+        yield self._gauge(
+            "model_info",
+            "Models being served; always 1.",
+            (*labels, "fingerprint"),
+            {(*one.labels, one.fingerprint): _one for one in self.models},
         )
-        for model in self.models:
-            for outcome, count in model.steps.items():
-                steps.add_metric([*model.labels, outcome], count)
-            missing.add_metric(model.labels, model.missing_values)
-            queued.add_metric(model.labels, model.queue_depth())
-            invariant.add_metric(model.labels, float(model.batch_invariant))
-            info.add_metric([*model.labels, model.fingerprint], 1)
-        yield from (steps, missing, queued, invariant, info)
+
+    def _of_streams(self) -> Iterator["_Metric"]:
+        yield _counter("streams_opened", "Opens by how they went.", "kind", self.opened)
+        yield _counter("streams_closed", "Calls that let go of a stream, by why.", "reason", self.closed)
+        yield self._gauge(
+            "streams",
+            "Streams by where they are in their life: live in a worker; parked, which the lowest worker tells for all, "
+            "from a count of the store that is a minute old at most.",
+            ("state",),
+            {("live",): self.live_streams, ("parked",): self.known_streams},
+            whole=("parked",),
+            part=("live",),
+        )
+        yield _Metric(
+            Family(
+                "tidegate_state_lost",
+                "Streams whose stored state was older than was acknowledged; must stay 0.",
+                "counter",
+                (),
+                [()],
+            ),
+            self.lost.keepers(),
+        )
+        yield _counter("checkpoints", "Checkpoints of a stream by how storing them went.", "outcome", self.checkpoints)
+        yield _Metric(
+            Family("tidegate_checkpoint_seconds", "A commit of many checkpoints.", "histogram", (), [()], SECONDS),
+            [self.checkpoint_seconds.keep_in],
+        )
+        yield self._gauge(
+            "unsaved_seconds",
+            "How long the oldest change that is not stored has waited.",
+            (),
+            {(): self.unsaved_seconds},
+        )
+
+    def _of_process(self) -> Iterator["_Metric"]:
+        yield self._gauge(
+            "build_info",
+            "Versions of the parts, as labels; always 1.",
+            tuple(self.versions),
+            {tuple(self.versions.values()): _one},
+        )
+        for name, text in GARBAGE.items():
+            counts = self._garbage[name]
+            family = Family(f"python_gc_{name}", text, "counter", ("generation",), [(one,) for one in counts])
+            yield _Metric(family, counts.keepers())
+
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        looks: Mapping[tuple[str, ...], Callable[[], float]],
+        *,
+        whole: Sequence[str] = (),
+        part: Sequence[str] = (),
+    ) -> "_Metric":
+        family = Family(f"tidegate_{name}", text, "gauge", labels, [*looks], whole=whole, part=part)
+        return _Metric(family, [partial(self._watch, look) for look in looks.values()])
+
+    def _watch(self, look: Callable[[], float], numbers: Numbers) -> None:
+        self._gauges.append((numbers, look))
+
+
+@dataclass(frozen=True, slots=True)
+class _Metric:
+    """A family, and for each of its series what takes the place for its numbers."""
+
+    family: Family
+    keep: Sequence[Callable[[Numbers], None]]
+
+
+def _counter(name: str, text: str, label: str, counts: Counts[Label]) -> _Metric:
+    family = Family(f"tidegate_{name}", text, "counter", (label,), [(value,) for value in counts])
+    return _Metric(family, counts.keepers())
+
+
+def _own(count: int) -> Numbers:
+    """Numbers that nobody else sees, for as long as there is no block."""
+    return memoryview(bytearray(8 * count)).cast("d")
+
+
+def _one() -> float:
+    return 1.0

@@ -5,23 +5,25 @@ import gc
 import logging
 import os
 import signal
-import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.core.errors import StoreUnavailable
 from serving.rpc.native import Native
+from serving.runtime.block import Block
 from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
+from serving.runtime.exposition import Exposition, MetricsPort, Source
 from serving.runtime.keeper import Keeper
+from serving.runtime.life import StartFailed, StopFailed, ready_line
 from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Limits, Repository, load_repository
 from serving.store import Store, store_at
@@ -35,22 +37,35 @@ SECONDS_TO_STORE = 2.0
 SERVICE = pb.DESCRIPTOR.services_by_name["Tidegate"].full_name
 
 
-class StartFailed(Exception):
-    """The server could not start: a port is taken. Models that cannot be served raise ContractBroken."""
+# How often a worker looks up what its supervisor is to tell Prometheus, in seconds; what is counted is there at once.
+REFRESH_SECONDS = 0.25
 
 
-class StopFailed(Exception):
-    """The server stopped with state that is not stored. Clients still have the timesteps, and will send them again."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker is among others: it shares their port, and its numbers are read by another process.
+
+    `block` is the descriptor of an empty file for them, `last_block` of what the worker before it in this place counted.
+    """
+
+    block: int
+    last_block: int | None
 
 
 class Server:
     """One serving process.
 
     `start` leaves it serving, `stop` drains it, `run` is both with signals between.
+
+    Args:
+        config: the settings.
+        place: None for a server that is alone: it owns its port, and serves its metrics itself.
+
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, place: Place | None = None) -> None:
         self.config = config
+        self.place = place
         self.grpc_port = 0
         self.metrics_port = 0
         self.repository: Repository
@@ -61,9 +76,8 @@ class Server:
     @property
     def ready_line(self) -> str:
         """What is printed when the server is ready; other programs wait for it and read the ports from it."""
-        host = self.config.host
-        models = ",".join(served.spec.title for served in self.repository)
-        return f"ready: grpc={host}:{self.grpc_port} metrics=http://{host}:{self.metrics_port}/metrics models={models}"
+        models = [served.spec.title for served in self.repository]
+        return ready_line(self.config.host, self.grpc_port, self.metrics_port, models)
 
     async def start(self) -> None:
         """Takes the ports, opens the store, loads the models and warms them up; afterwards health says SERVING.
@@ -89,14 +103,16 @@ class Server:
         metrics = Metrics({name: version(name) for name in ("tidegate", "onnxruntime", "grpcio")})
         # The overall status starts as SERVING in this servicer; nothing is served before the end of `start`.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        # Ports first: a mistake with one is said at once, not after the models were loaded.
-        httpd, thread = self._start_metrics(metrics)
-        resources.callback(thread.join)
-        resources.callback(httpd.server_close)
-        resources.callback(httpd.shutdown)
-        self.metrics_port = httpd.server_port
-        self._server = self._listen()
+        self._server = self._make_server()
         resources.push_async_callback(self._server.stop, None)
+        source = Source("0")
+        source.pid = os.getpid()
+        if self.place is None:
+            # Ports first: a mistake with one is said at once, not after the models were loaded.
+            metrics_port = self._start_metrics(metrics, source)
+            resources.callback(metrics_port.close)
+            self.metrics_port = metrics_port.port
+            self._listen()
         store = await self._open_store()
         resources.push_async_callback(store.close)
         limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
@@ -113,12 +129,20 @@ class Server:
         pb_grpc.add_TidegateServicer_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        if self.place is None:
+            source.block, source.up = metrics.lay_out(), True
+        else:
+            last = self.place.last_block
+            metrics.lay_out(self.place.block, None if last is None else Block.read(last))
+            # Ports last: a connection that comes to this worker would wait until its models are loaded; others are ready.
+            self._listen()
         await self._server.start()
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
             asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
             asyncio.create_task(self.keeper.sweep(), name="sweeper"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
+            *([] if self.place is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]
 
     async def stop(self) -> None:
@@ -161,26 +185,27 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         raise RuntimeError(f"{task.get_name()} ended") from task.exception()
 
-    async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+    async def run(self, on_ready: Callable[[], None], asked: asyncio.Event) -> None:
+        """Serves until SIGTERM, SIGINT or somebody sets `asked`, then drains. A second signal ends the process at once.
 
         Raises what `start` and `wait` raise.
         """
         loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
+        signals: list[signal.Signals] = []
 
         def on_signal(number: signal.Signals) -> None:
-            if asked.is_set():
+            if signals:
                 log.warning("%s again: ending at once", number.name)
                 logging.shutdown()
                 os._exit(128 + number)  # a batch in a thread would hold up an exit that waits for it
             log.info("%s: draining", number.name)
+            signals.append(number)
             asked.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         await self.start()
-        print(self.ready_line, flush=True)  # noqa: T201 - the one line that other programs wait for
+        on_ready()
         watch = asyncio.create_task(self.wait())
         asking = asyncio.create_task(asked.wait())
         try:
@@ -192,13 +217,13 @@ class Server:
             asking.cancel()
             await self.stop()
 
-    def _listen(self) -> grpc.aio.Server:
-        config = self.config
-        server = grpc.aio.server(
+    def _make_server(self) -> grpc.aio.Server:
+        return grpc.aio.server(
             options=[
-                # A second server on a taken port must fail, not share it silently.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.message_bytes_max),
+                # A second server on a taken port must fail, not share it silently. For workers, who are to share it, their
+                # supervisor has seen that it was free, and holds it.
+                ("grpc.so_reuseport", int(self.place is not None)),
+                ("grpc.max_receive_message_length", self.config.message_bytes_max),
                 # Find peers that died without a word within a minute; gRPC's own default is two hours.
                 ("grpc.keepalive_time_ms", 40_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
@@ -207,26 +232,19 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
-        address = f"{config.host}:{config.port}"
+
+    def _listen(self) -> None:
+        address = f"{self.config.host}:{self.config.port}"
         try:
-            self.grpc_port = server.add_insecure_port(address)
+            self.grpc_port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise StartFailed(
                 f"cannot listen on {address} for gRPC: the port is taken or the address is not ours"
             ) from error
-        return server
 
-    def _start_metrics(self, metrics: Metrics) -> tuple[WSGIServer, threading.Thread]:
-        registry = CollectorRegistry()
-        registry.register(metrics)
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        try:
-            return start_http_server(self.config.metrics_port, self.config.host, registry)
-        except OSError as error:
-            address = f"{self.config.host}:{self.config.metrics_port}"
-            raise StartFailed(f"cannot listen on {address} for metrics: {error.strerror}") from error
+    def _start_metrics(self, metrics: Metrics, source: Source) -> MetricsPort:
+        exposition = Exposition([source], metrics.refresh, supervised=False)
+        return MetricsPort(self.config.host, self.config.metrics_port, exposition)
 
     async def _open_store(self) -> Store:
         try:
@@ -256,3 +274,10 @@ class Server:
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
+
+
+async def _refresh(metrics: Metrics) -> None:
+    """Looks up every so often what is not counted, until cancelled."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        metrics.refresh()

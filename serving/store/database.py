@@ -42,6 +42,9 @@ CACHE_KIB = 8192
 WAL_PAGES = 4096
 # Between two attempts to enter WAL mode, which another process is just doing.
 RETRY_S = 0.01
+# For how long SQLite itself waits for a lock; then the store asks again. SQLite looks after 1, 2, 5 ms and more and more rarely,
+# up to every 100 ms. Beside processes that commit without a pause, who looks so rarely waits for seconds, and may wait in vain.
+LOOK_MS = 8
 
 _TABLES = """
 CREATE TABLE streams (
@@ -83,11 +86,12 @@ class Row(NamedTuple):
 class Database:
     """An open SQLite file.
 
-    Every method may raise sqlite3.Error; `explained` makes of it what a user can read.
+    Every method may raise sqlite3.Error; `explained` makes of it what a user can read. Once the file is open a method waits only
+    briefly for other processes: whoever calls it may do so again, when `is_locked` says so.
 
     Args:
         path: the file; it is made when it is missing.
-        busy_timeout_s: for how long to wait for other processes.
+        busy_timeout_s: for how long to wait for other processes when the file is opened, and is said to have been waited.
 
     Raises:
         StoreUnavailable: the file cannot be opened, is not Tidegate's, or is of a newer schema.
@@ -246,7 +250,7 @@ class Database:
         return count
 
     def is_locked(self, error: Exception) -> bool:
-        """Whether another process held the lock for too long."""
+        """Whether another process held the lock, and asking again may help."""
         return _code(error) == sqlite3.SQLITE_BUSY
 
     def explained(self, error: sqlite3.Error) -> StoreUnavailable:
@@ -284,6 +288,7 @@ class Database:
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
             execute(f"PRAGMA user_version = {SCHEMA}")
         execute("COMMIT")
+        execute(f"PRAGMA busy_timeout = {LOOK_MS}")
 
     def _enter_wal(self) -> str:
         """The journal mode that the file could be brought to.

@@ -215,8 +215,7 @@ class _Worker:
         if not operations:
             return []
         try:
-            with scope():
-                return list(self._results(database, operations))
+            return self._patiently(database, operations, scope)
         except Exception as error:  # noqa: BLE001 (each is raised where the operation is awaited)
             if len(operations) == 1 or database.is_locked(error):
                 # One error for each: awaiting adds to the traceback of what it raises.
@@ -226,6 +225,19 @@ class _Worker:
                 ]
         half = len(operations) // 2
         return self._attempt(database, operations[:half], scope) + self._attempt(database, operations[half:], scope)
+
+    def _patiently(
+        self, database: Database, operations: Sequence[_Operation], scope: Callable[[], AbstractContextManager[None]]
+    ) -> list[_Outcome]:
+        """What operations give; asks again for so long as another process holds the lock, within the time to wait for it."""
+        deadline = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                with scope():
+                    return list(self._results(database, operations))
+            except sqlite3.Error as error:
+                if not database.is_locked(error) or time.monotonic() > deadline:
+                    raise
 
     def _results(self, database: Database, operations: Sequence[_Operation]) -> Iterator[_Outcome]:
         """What each operation gives, in order."""

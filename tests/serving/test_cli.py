@@ -88,11 +88,27 @@ def start(root: Path, *options: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
-def test_serve_on_a_taken_port_is_refused(sum_root: Path, option: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_on_a_taken_port_is_refused(sum_root: Path, tmp_path: Path, option: str, workers: str) -> None:
     """Exit code 3 and one line with the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(start(sum_root, option, str(port)), 3, f"127.0.0.1:{port}")
+        ended = start(sum_root, option, str(port), "--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}")
+        refused(ended, 3, f"127.0.0.1:{port}")
+
+
+def test_serve_a_model_that_no_worker_can_serve_is_refused(tmp_path: Path) -> None:
+    """Exit code 3 and the line of one of them."""
+    root = write_model(tmp_path, b"rubbish")
+    ended = start(root, "--workers", "2", "--state", f"sqlite://{tmp_path / 'x.db'}")
+    refused(ended, 3, "toy/1: onnxruntime cannot load the graph")
+
+
+def test_serve_from_memory_is_one_process(tmp_path: Path, sum_root: Path) -> None:
+    """Whatever the machine has: streams in memory are that process' own."""
+    with serve(sum_root) as process:
+        pid = process.popen.pid
+        assert not Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +144,9 @@ def test_serve_an_empty_folder_is_refused(tmp_path: Path, folder: str) -> None:
         (["--drain-after", "-1"], ["--drain-after", "-1"]),
         (["--log-level", "loud"], ["--log-level", "loud"]),
         (["--colour", "blue"], ["--colour"]),
+        (["--workers", "-1"], ["--workers", "-1"]),
+        (["--workers", "some"], ["--workers", "integer"]),
+        (["--workers", "2"], ["--workers", "2", "memory:", "--workers 1", "sqlite:///PATH"]),
     ],
 )
 def test_serve_with_a_bad_option_is_refused(sum_root: Path, options: list[str], words: list[str]) -> None:

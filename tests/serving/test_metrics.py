@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.runtime.exposition import buckets
 from serving.runtime.metrics import SECONDS, Histogram
 from tests.support import (
     Gate,
@@ -371,5 +372,5 @@ def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 2.0, 9.0):
         histogram.observe(value)
-    assert histogram.buckets() == [("1.0", 2.0), ("2.0", 4.0), ("+Inf", 5.0)]
+    assert buckets(histogram.bounds, histogram.counts) == [("1.0", 2.0), ("2.0", 4.0), ("+Inf", 5.0)]
     assert histogram.sum == 14.0

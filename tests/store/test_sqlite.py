@@ -369,7 +369,7 @@ async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) ->
 async def test_a_lock_fails_all_that_wait_for_it_at_once(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Operations that share a commit do not wait for the lock one after another."""
+    """Operations that share a commit look for the lock together, more than once, and wait for it no longer than one would."""
     gate = Gate(monkeypatch)
     calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(100)]
     await gate.held()
@@ -379,7 +379,7 @@ async def test_a_lock_fails_all_that_wait_for_it_at_once(
         results = await asyncio.gather(*calls, return_exceptions=True)
     other.close()
     assert {type(result) for result in results} == {StoreUnavailable}
-    assert gate.transactions <= 2
+    assert 1 < gate.transactions < 20  # not one for each of a hundred
 
 
 # --- what is wrong with the file

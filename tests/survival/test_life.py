@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -65,6 +66,39 @@ async def test_an_answer_of_a_sync_stream_is_durable_when_it_arrives(lstm_root: 
             prediction = await stream.step(row)
             assert prediction.durable_step == prediction.step
             assert (await client.describe_stream("a")).durable_step == prediction.step
+
+
+async def test_a_half_closed_stream_is_stored_before_its_call_ends_well(lstm_root: Path, tmp_path: Path) -> None:
+    """Once its client has read OK, another server on the same store goes on where it was."""
+    state, rows = sqlite(tmp_path), rows_of(0, 8)
+    async with (
+        run_server(lstm_root, state=state, checkpoint_every="30s") as here,
+        run_server(lstm_root, state=state, checkpoint_every="30s") as there,
+        raw_channel(here) as one,
+        raw_channel(there) as other,
+        asyncio.timeout(PATIENCE),
+    ):
+        for number, row in enumerate(rows, 1):
+            call = RawCall(one if number % 2 else other)
+            assert (await call.open("a")).next_step == number
+            await call.step(*row.tolist(), step=number)
+            await call.call.done_writing()
+            assert (await call.ending()).code is grpc.StatusCode.OK
+
+
+async def test_a_half_closed_stream_that_cannot_be_stored_does_not_end_well(sum_root: Path) -> None:
+    """Its client learns that the store failed, and when to try again."""
+    async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, raw_channel(server) as channel:
+        store = BrokenStore(server)
+        call = RawCall(channel)
+        await call.open("a")
+        store.broken = True
+        await call.step(1, step=1)
+        await call.call.done_writing()
+        ending = await call.ending()
+        assert (ending.code, ending.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+        store.broken = False
+        await eventually(lambda: live(server) == 0, "parking")
 
 
 async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_path: Path) -> None:

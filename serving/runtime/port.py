@@ -1,0 +1,81 @@
+"""A port that workers share, held for them by their supervisor.
+
+Sharing hides whoever has the port already: a second server that joins in would take half of the first one's connections. So
+the port is first taken for oneself alone, which fails when anybody listens there, and then held in such a way that workers,
+and nobody else's processes, can listen on it. What is held listens to nothing, so no connection comes to it.
+"""
+
+import errno
+import socket
+from contextlib import ExitStack
+
+from serving.runtime.life import StartFailed
+
+# What gRPC takes to mean every address of both families.
+WILDCARDS = ("0.0.0.0", "::", "[::]")  # noqa: S104 (compared with, not bound to)
+
+
+class Port:
+    """A port of a host, held until it is closed.
+
+    Args:
+        host: name or address, as gRPC takes it.
+        port: its number; 0 picks a free one.
+
+    Raises StartFailed when it is taken or the address is not ours.
+
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.number = port
+        with ExitStack() as held:
+            try:
+                for family, address in _addresses(host, port):
+                    self._hold(held, family, address)
+            except OSError as error:
+                raise StartFailed(
+                    f"cannot listen on {host}:{port} for gRPC: the port is taken or the address is not ours"
+                ) from error
+            self._held = held.pop_all()
+
+    def close(self) -> None:
+        """Holds it no longer."""
+        self._held.close()
+
+    def _hold(self, held: ExitStack, family: socket.AddressFamily, address: str) -> None:
+        if self.number:
+            with _socket(family) as probe:
+                probe.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # a server that was here before does not count
+                probe.bind((address, self.number))
+                probe.listen(1)
+        holding = held.enter_context(_socket(family))
+        holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            holding.bind((address, self.number))
+        except OSError as error:
+            # Old connections of a server that did not share keep it for a minute from who does not say that they may be
+            # ignored. Saying so at once would let a second supervisor in, as long as no worker of ours listens.
+            if error.errno != errno.EADDRINUSE:
+                raise
+            holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holding.bind((address, self.number))
+        self.number = holding.getsockname()[1]
+
+
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
+    """What gRPC listens on: for a wildcard both families in one socket, if the system has both."""
+    if host not in WILDCARDS:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+    if socket.has_dualstack_ipv6():
+        return [(socket.AF_INET6, "::")]
+    return [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 (asked for)
+
+
+def _socket(family: socket.AddressFamily) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return made

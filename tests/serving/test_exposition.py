@@ -1,0 +1,208 @@
+"""What Prometheus is told of several workers."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from serving.runtime.block import Block, Family, make_file
+from serving.runtime.exposition import Exposition, Source
+from serving.runtime.metrics import Metrics
+from tests.support import Scrape
+
+FAMILIES = [
+    Family("toys", "Toys.", "counter", ("kind",), [("red",), ("blue",)]),
+    Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 2.0)),
+    Family("toy_depth", "Waiting.", "gauge", (), [()]),
+]
+
+
+def metrics_of(*models: str) -> Metrics:
+    """What a worker measures that serves these."""
+    metrics = Metrics({"tidegate": "1"})
+    for name in models:
+        metrics.add_model(name, "1", "f" * 64)
+    return metrics
+
+
+def source(worker: int, block: Block | None, *, up: bool = True) -> Source:
+    """A worker that is up, in this process."""
+    made = Source(str(worker))
+    made.block, made.up, made.pid = block, up, os.getpid()
+    return made
+
+
+def tell(sources: Sequence[Source]) -> Scrape:
+    """What /metrics says."""
+    registry = CollectorRegistry()
+    registry.register(Exposition(sources, lambda: None, supervised=True))
+    return Scrape(generate_latest(registry).decode())
+
+
+# --- blocks
+
+
+def test_what_one_process_counts_another_reads() -> None:
+    """The numbers and what they mean, at once and after the writer was killed."""
+    file = make_file()
+    os.set_inheritable(file, True)
+    code = (
+        "import os, sys; from serving.runtime.block import Block, Family\n"
+        "block = Block.begin([Family('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
+        "block.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
+    block = Block.read(file)
+    assert [(family.name, family.text, family.kind) for family in block.families] == [("toys", "Toys.", "counter")]
+    assert block.numbers("toys", ("red",)).tolist() == [0.0]
+    assert block.numbers("toys", ("blue",)).tolist() == [3.0]
+    with pytest.raises(TypeError):
+        block.numbers("toys", ("red",))[0] = 1.0  # a reader cannot write
+    os.close(file)
+
+
+def test_a_file_without_a_block_is_refused() -> None:
+    """Whatever it is, its numbers are not ours."""
+    file = make_file()
+    os.write(file, b"x" * 100)
+    with pytest.raises(ValueError, match="expected b'tdgblk"):
+        Block.read(file)
+    os.close(file)
+
+
+def test_counts_go_on_by_name_and_labels() -> None:
+    """Whatever else has come or gone; gauges begin anew."""
+    last = Block.begin(FAMILIES)
+    last.numbers("toys", ("blue",))[0] = 7.0
+    last.numbers("toy_seconds", ())[:] = memoryview(bytearray(32)).cast("d")
+    last.numbers("toy_seconds", ())[1] = 5.0
+    last.numbers("toy_depth", ())[0] = 9.0
+    block = Block.begin(
+        [FAMILIES[2], FAMILIES[1], Family("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
+    )
+    block.go_on_from(last)
+    assert block.numbers("toys", ("blue",)).tolist() == [7.0]
+    assert block.numbers("toys", ("green",)).tolist() == [0.0]
+    assert block.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
+    assert block.numbers("toy_depth", ()).tolist() == [0.0]
+
+
+def test_buckets_with_other_bounds_begin_anew() -> None:
+    """As many values below other bounds are another thing."""
+    last = Block.begin(FAMILIES)
+    last.numbers("toy_seconds", ())[1] = 5.0
+    block = Block.begin([Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
+    block.go_on_from(last)
+    assert block.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
+    """Every count and every histogram of every model that is still served."""
+    before = metrics_of("lake", "pond")
+    last = before.lay_out()
+    for model in before.models:
+        model.steps["ok"] += 3
+        model.missing_values += 2
+        model.step_seconds.observe(0.0004)
+    before.opened["new"] += 1
+    before.state_lost += 1
+    before.checkpoint_seconds.observe(0.01)
+    after = metrics_of("pond", "sea")
+    block = after.lay_out(None, last)
+    after.models[0].steps["ok"] += 4
+    after.models[0].step_seconds.observe(0.0004)
+    after.opened["new"] += 1
+    assert after.models[0].steps["ok"] == 7
+    assert after.models[0].missing_values == 2
+    told = tell([source(0, block)])
+    assert told("tidegate_steps_total", model="pond", outcome="ok") == 7
+    assert told("tidegate_steps_total", model="sea", outcome="ok") == 0
+    assert told("tidegate_step_seconds_count", model="pond") == 2
+    assert told("tidegate_step_seconds_sum", model="pond") == pytest.approx(0.0008)
+    assert told("tidegate_streams_opened_total", kind="new") == 2
+    assert told("tidegate_state_lost_total") == 1
+    assert told("tidegate_checkpoint_seconds_count") == 1
+
+
+# --- workers
+
+
+def test_every_series_says_whose_it_is() -> None:
+    """Workers that serve different models for a while are told side by side."""
+    one, two = metrics_of("lake"), metrics_of("lake", "pond")
+    told = tell([source(0, one.lay_out()), source(1, two.lay_out())])
+    one.models[0].steps["ok"] += 5
+    two.models[0].steps["ok"] += 6
+    told = tell([source(0, one.lay_out(None, None)), source(1, two.lay_out(None, None))])
+    for name, labels in {key: key[1] for key in told._samples}:
+        assert "worker" in dict(labels) or name == "python_info"
+    assert told("tidegate_worker_up", worker="0") == told("tidegate_worker_up", worker="1") == 1
+    assert told("tidegate_steps_total", model="pond", outcome="ok") == 0
+
+
+def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
+    """They say what was; its counts go on to be told."""
+    blocks = [metrics_of("lake").lay_out() for _ in range(2)]
+    told = tell([source(0, blocks[0], up=False), source(1, blocks[1])])
+    assert told("tidegate_worker_up", worker="0") == 0
+    assert told("tidegate_steps_total", worker="0", outcome="ok") == 0
+    for name in ("tidegate_queue_depth", "tidegate_unsaved_seconds", "tidegate_build_info", "tidegate_model_info"):
+        assert {dict(labels)["worker"] for sample, labels in told._samples if sample == name} == {"1"}
+
+
+@pytest.mark.parametrize(("up", "teller", "parked"), [((True, True), "0", 70), ((False, True), "1", 80)])
+def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str, parked: int) -> None:
+    """By the lowest worker that is up: all that are known, less what is live in any that is up."""
+    sources = []
+    for worker, live in enumerate((10, 20)):
+        metrics = metrics_of("lake")
+        metrics.live_streams, metrics.known_streams = (lambda live=live: live), lambda: 100
+        sources.append(source(worker, metrics.lay_out(), up=up[worker]))
+    told = tell(sources)
+    assert told("tidegate_streams", state="parked") == parked
+    assert told("tidegate_streams", state="parked", worker=teller) == parked
+
+
+def test_a_worker_that_has_never_served_is_not_up() -> None:
+    """Nothing else is known of it."""
+    told = tell([source(0, None, up=False), source(1, metrics_of("lake").lay_out())])
+    assert told("tidegate_worker_up", worker="0") == 0
+    assert told("tidegate_steps_total", outcome="ok") == 0
+
+
+def test_processes_are_told_one_by_one() -> None:
+    """Of each worker and the supervisor, under the names that Prometheus' clients use."""
+    told = tell([source(0, None), source(1, None)])
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
+        for worker in ("0", "1", "supervisor"):
+            assert told(f"process_{name}", worker=worker) > 0
+
+
+def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
+    """Not even between its end and the note that is taken of it."""
+    one = source(0, None)
+    before = one.process()["process_cpu_seconds"]
+    one.pid = 2**22 + 1  # no process can have it
+    assert one.process() == {"process_cpu_seconds": before}
+    one.pid, one.cpu_seconds = 0, before + 0.004
+    assert one.process() == {"process_cpu_seconds": before + 0.004}
+
+
+async def test_promtool_accepts_several_workers() -> None:
+    """Names, units, types and help are as Prometheus wants them; one of them is down."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        message = "promtool is not installed; it is in the Debian package prometheus"
+        if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    text = tell([source(worker, metrics_of("lake").lay_out(), up=worker != 1) for worker in range(3)]).text
+    checked = await asyncio.to_thread(
+        subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr

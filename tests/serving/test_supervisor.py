@@ -1,0 +1,230 @@
+"""What a supervisor does with workers that behave badly: toys that speak its language and serve nothing."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from serving.runtime import supervisor as supervisor_module
+from serving.runtime.life import StartFailed, StopFailed
+from serving.runtime.supervisor import Supervisor
+from tests.support import PATIENCE, ROOT, eventually
+
+TOY = """
+import json, os, socket, sys, time
+sys.path.insert(0, os.environ["TOY_ROOT"])
+from serving.runtime.block import Block, Family
+number, line = sys.argv[1], socket.socket(fileno=int(sys.argv[2])).makefile("rwb", buffering=0)
+told = json.loads(line.readline())
+def ready():
+    block = Block.begin([Family("toy_lives", "Lives.", "counter", (), [()])], told["block"])
+    if told["last_block"] is not None:
+        block.go_on_from(Block.read(told["last_block"]))
+    block.numbers("toy_lives", ())[0] += 1
+    line.write(b'{"ready": ["toy/1"]}\\n')
+def refuse():
+    line.write(b'{"refused": "toy/1 is broken"}\\n')
+    sys.exit(3)
+exec(told["act"])
+"""
+
+# A toy that ends as soon as it serves, but for its first life.
+FRAIL = 'ready(); (told["last_block"] is None or number == "1") and line.readline()'
+
+
+@asynccontextmanager
+async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "asyncio.Task[None]"]]:
+    """A supervisor of two toys that do `act`; it is told to stop at the end."""
+    supervisor = Supervisor(
+        [sys.executable, "-c", TOY],
+        {"act": act, "config": {}},
+        workers=2,
+        host="127.0.0.1",
+        port=0,
+        metrics_port=0,
+        drain_after_s=more.get("drain_after_s", 5.0),
+    )
+    running = asyncio.create_task(supervisor.run())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield supervisor, running
+    finally:
+        supervisor._asked.set()
+        await asyncio.wait([running], timeout=PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def toy_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where toys find the block."""
+    monkeypatch.setenv("TOY_ROOT", str(ROOT))
+
+
+def open_files() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def told(supervisor: Supervisor, worker: int) -> float:
+    """What a worker has counted over all its lives."""
+    block = supervisor._children[worker].source.block
+    return block.numbers("toy_lives", ())[0] if block else 0.0
+
+
+async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:
+    """With the ports that were picked, and what the workers serve; not again when one comes back."""
+    async with run("ready(); line.readline()") as (supervisor, running):
+        await eventually(lambda: supervisor._ready, "the start")
+        os.kill(supervisor._children[0].source.pid, signal.SIGKILL)
+        await eventually(lambda: told(supervisor, 0) == 2, "the restart")
+        supervisor._asked.set()
+        await running
+    assert re.fullmatch(
+        r"ready: grpc=127\.0\.0\.1:[1-9]\d* metrics=http://127\.0\.0\.1:[1-9]\d*/metrics models=toy/1\n",
+        capfd.readouterr().out,
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        ("refuse()", "toy/1 is broken"),
+        ("refuse() if number == '1' else ready(); line.readline()", "toy/1 is broken"),
+        ("sys.exit(7)", "ended with exit code 7 before it was ready"),
+        ("os.kill(os.getpid(), 9)", "was killed by SIGKILL before it was ready"),
+    ],
+)
+async def test_a_worker_that_cannot_start_fails_the_start(act: str, words: str) -> None:
+    """With its reason, or how it ended; no worker is left."""
+    async with run(act) as (supervisor, running):
+        with pytest.raises(StartFailed, match=words):
+            await running
+    assert [child.source.pid for child in supervisor._children] == [0, 0]
+
+
+async def test_a_worker_that_cannot_start_again_is_not_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others serve on; it is tried again, and comes back when its models are good again."""
+    bad = tmp_path / "bad"
+    act = f"refuse() if os.path.exists({str(bad)!r}) else ready(); line.readline()"
+    async with run(act) as (supervisor, running):
+        await eventually(lambda: supervisor._ready, "the start")
+        bad.touch()
+        os.kill(supervisor._children[0].source.pid, signal.SIGKILL)
+        await eventually(lambda: "toy/1 is broken" in caplog.text, "the refusal")
+        assert not supervisor._children[0].source.up
+        assert supervisor._children[1].source.up
+        bad.unlink()
+        await eventually(lambda: supervisor._children[0].source.up, "the restart")
+        assert told(supervisor, 0) == 2  # what it had counted before it was refused was kept
+        supervisor._asked.set()
+        await running
+
+
+async def test_the_pause_before_a_restart_grows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Doubling up to a bound while a worker keeps dying soon."""
+    monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS_MAX", 0.05)
+    with caplog.at_level(logging.WARNING):
+        async with run(FRAIL) as (one, _):
+            await eventually(lambda: one._ready, "the start")
+            os.kill(one._children[0].source.pid, signal.SIGKILL)
+            await eventually(lambda: one._children[0].source.restarts >= 4, "four restarts")
+            assert one._children[1].source.restarts == 0
+    pauses = [float(text) for text in re.findall(r"again in ([\d.]+) s", caplog.text)]
+    assert pauses[:5] == [0.01, 0.02, 0.04, 0.05, 0.05][: len(pauses)]
+
+
+async def test_the_pause_is_short_again_after_a_long_life(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it dies of then is not its start."""
+    monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "LIVED_SECONDS", 0.0)
+    with caplog.at_level(logging.WARNING):
+        async with run(FRAIL) as (one, _):
+            await eventually(lambda: one._ready, "the start")
+            os.kill(one._children[0].source.pid, signal.SIGKILL)
+            await eventually(lambda: one._children[0].source.restarts >= 3, "three restarts")
+    assert set(re.findall(r"again in ([\d.]+) s", caplog.text)) == {"0.01"}
+
+
+async def test_a_worker_that_does_not_drain_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the time for draining and some; that it was not clean is said."""
+    monkeypatch.setattr(supervisor_module, "DRAIN_MARGIN_SECONDS", 0.1)
+    async with run(
+        "ready(); number == '1' and line.readline(); number == '0' and time.sleep(60)", drain_after_s=0.1
+    ) as (
+        one,
+        running,
+    ):
+        await eventually(lambda: one._ready, "the start")
+        one._asked.set()
+        with pytest.raises(StopFailed, match=r"^worker 0 was killed by SIGKILL"):
+            await running
+
+
+async def test_a_worker_that_did_not_end_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its exit code: it could not store everything."""
+    async with run("ready(); line.readline(); sys.exit(int(number))") as (one, running):
+        await eventually(lambda: one._ready, "the start")
+        one._asked.set()
+        with pytest.raises(StopFailed, match=r"^worker 1 ended with exit code 1"):
+            await running
+
+
+async def test_a_stop_during_the_start_is_clean() -> None:
+    """A signal that comes before the workers are ready has them end; nothing is printed or restarted."""
+    async with run("line.readline()") as (one, running):
+        await eventually(lambda: all(child.source.pid for child in one._children), "the start")
+        one._asked.set()
+        await running
+    assert not one._ready
+
+
+async def test_the_time_that_dead_workers_have_used_is_kept() -> None:
+    """The sum over its lives, of which /proc knows only the last."""
+    act = "ready(); end = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nline.readline()"
+    async with run(act) as (one, _):
+        await eventually(lambda: one._ready, "the start")
+        source = one._children[0].source
+        await eventually(lambda: source.process()["process_cpu_seconds"] > 0.2, "computing")
+        before = source.process()["process_cpu_seconds"]
+        os.kill(source.pid, signal.SIGKILL)
+        while source.restarts == 0:
+            assert source.process()["process_cpu_seconds"] >= before
+            await asyncio.sleep(0.005)
+        await eventually(lambda: source.process()["process_cpu_seconds"] > before + 0.2, "computing again")
+
+
+async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither files of workers that died nor the line to them, however often they die."""
+    monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "LIVED_SECONDS", 0.0)
+    async with run("ready(); line.readline()") as (one, _):
+        await eventually(lambda: one._ready, "the start")
+        before = open_files()
+        for restarts in range(1, 6):
+            os.kill(one._children[0].source.pid, signal.SIGKILL)
+            await eventually(lambda: told(one, 0) == restarts + 1, "the restart")  # noqa: B023 - awaited here
+        await eventually(lambda: open_files() <= before, "closing")
+
+
+async def test_a_taken_port_fails_the_start() -> None:
+    """Sharing must not hide that somebody listens there already."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for ports in ({"port": port, "metrics_port": 0}, {"port": 0, "metrics_port": port}):
+            one = Supervisor(["none"], {"config": {}}, workers=2, host="127.0.0.1", drain_after_s=1.0, **ports)
+            with pytest.raises(StartFailed, match=f"127.0.0.1:{port}"):
+                await one.run()

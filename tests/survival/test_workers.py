@@ -1,0 +1,272 @@
+"""Workers die, freeze, stop and come back behind one port: streams, counts and the scrape survive it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.client import Client
+from tests.fleet import Fleet, Site, rows_of
+from tests.support import ROOT, RawCall, replay, running_sum, same_bits, timestep, write_model
+
+# The whole of one such test; three processes start in about two seconds.
+PATIENCE_S = 90.0
+
+Counters = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def counters(text: str) -> Counters:
+    """Every sample that must not fall: of counters, and the buckets, counts and sums of histograms."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        if family.type in ("counter", "histogram")
+        for sample in family.samples
+    }
+
+
+@contextlib.asynccontextmanager
+async def scraped(site: Site) -> AsyncIterator[list[Counters]]:
+    """Scrapes without a pause; at the end nothing has fallen or gone from one scrape to the next."""
+    seen: list[Counters] = []
+
+    async def scrape() -> None:
+        while True:
+            seen.append(counters(await asyncio.to_thread(site.scrape)))
+
+    scraping = asyncio.create_task(scrape())
+    try:
+        yield seen
+    finally:
+        scraping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await scraping
+    assert len(seen) > 3
+    for before, after in pairwise(seen):
+        fallen = {key: (value, after.get(key)) for key, value in before.items() if not after.get(key, -1.0) >= value}
+        assert not fallen
+
+
+async def until_up(site: Site, workers: int, restarts: int) -> None:
+    """Waits until so many workers are up, after so many restarts."""
+    while True:
+        metrics = await asyncio.to_thread(site.metrics)
+        if (metrics["tidegate_worker_up"], metrics["tidegate_worker_restarts_total"]) == (workers, restarts):
+            return
+        await asyncio.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and is not merely waiting to be seen to its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def until_gone(*pids: int) -> None:
+    """Waits until none of these runs any more."""
+    while any(alive(pid) for pid in pids):
+        await asyncio.sleep(0.02)
+
+
+async def test_a_killed_worker_loses_neither_streams_nor_counts(site: Callable[..., Site], graph: bytes) -> None:
+    """`kill -9` of either worker under load: every prediction once and bit-equal, /metrics answers, no counter falls."""
+    one = site("--workers", "2")
+    await one.start()
+    fleet = Fleet([one.address], streams=120, steps=60, pause_s=0.005)
+    async with asyncio.timeout(PATIENCE_S), scraped(one) as seen:
+        running = asyncio.create_task(fleet.run(clients=8))
+        await fleet.reached(1500)
+        first = one.workers()
+        os.kill(first[0], signal.SIGKILL)
+        await until_up(one, 2, 1)
+        await fleet.reached(4500)
+        os.kill(one.workers()[1], signal.SIGKILL)
+        await running
+        await until_up(one, 2, 2)
+    assert fleet.verdicts(graph) == []
+    assert not set(first.values()) & set(one.workers().values())
+    metrics = one.metrics()
+    assert metrics["tidegate_state_lost_total"] == 0
+    # Each prediction that a client has was counted, whatever became of the worker that made it.
+    assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] >= fleet.answered
+    ups = [
+        sum(value for (name, _), value in scrape.items() if name == "tidegate_worker_restarts_total") for scrape in seen
+    ]
+    assert ups[-1] == 2
+    assert await one.stop() == 0
+
+
+async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., Site]) -> None:
+    """Its counts are read where they are; it need not answer."""
+    one = site("--workers", "2")
+    await one.start()
+    async with asyncio.timeout(PATIENCE_S):
+        async with Client(one.address) as client, client.open("a") as stream:
+            for row in rows_of(0, 5):
+                await stream.step(row)
+        frozen = one.workers()
+        for pid in frozen.values():
+            os.kill(pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        metrics = one.metrics()
+        assert time.monotonic() - begun < 1.0
+        for pid in frozen.values():
+            os.kill(pid, signal.SIGCONT)
+    assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] == 5
+    assert metrics["tidegate_worker_up"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whom", ["the supervisor", "all"])
+async def test_a_signal_has_all_workers_drain(
+    site: Callable[..., Site], graph: bytes, number: signal.Signals, whom: str
+) -> None:
+    """Calls are told to move, all is stored, exit code 0; also when the workers get the signal as well."""
+    one = site("--workers", "2", "--checkpoint-every", "30s")
+    await one.start()
+    rows, truth = rows_of(0, 4), replay(graph, rows_of(0, 4))
+    async with asyncio.timeout(PATIENCE_S):
+        clients = [Client(one.address) for _ in range(6)]
+        for name, client in enumerate(clients):
+            stream = await client.open(str(name)).__aenter__()
+            await stream.step(rows[0])
+        workers = one.workers()
+        if whom == "all":  # as a terminal's Ctrl-C and systemd do
+            for pid in workers.values():
+                os.kill(pid, number)
+        one.send(number)
+        assert await one.ended() == 0
+        assert not any(map(alive, workers.values()))
+        for client in clients:
+            await client.close()
+        await one.start()
+        async with Client(one.address) as client:
+            for name in range(6):
+                async with client.open(str(name)) as stream:
+                    assert stream.next_step == 2
+                    assert same_bits(await stream.step(rows[1]), truth[1])
+
+
+async def test_a_second_signal_ends_everything_at_once(site: Callable[..., Site]) -> None:
+    """Though a worker is frozen and will not drain; the exit code is the one that shells know."""
+    one = site("--workers", "2", "--drain-after", "60s")
+    await one.start()
+    async with asyncio.timeout(PATIENCE_S):
+        workers = one.workers()
+        os.kill(workers[0], signal.SIGSTOP)
+        one.send(signal.SIGTERM)
+        await until_gone(workers[1])  # it drains, and the frozen one is what is left
+        one.send(signal.SIGTERM)
+        assert await one.ended() == 128 + signal.SIGTERM
+        await until_gone(workers[0])
+
+
+async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., Site], graph: bytes) -> None:
+    """`kill -9` of the supervisor leaves nobody behind, and nothing unsaved."""
+    one = site("--workers", "2", "--checkpoint-every", "30s")
+    await one.start()
+    rows, truth = rows_of(0, 2), replay(graph, rows_of(0, 2))
+    async with asyncio.timeout(PATIENCE_S):
+        workers = one.workers()
+        async with Client(one.address) as client:
+            stream = await client.open("a").__aenter__()
+            await stream.step(rows[0])
+            await one.kill()
+            await until_gone(*workers.values())
+        await one.start()
+        async with Client(one.address) as client, client.open("a") as stream:
+            assert stream.next_step == 2
+            assert same_bits(await stream.step(rows[1]), truth[1])
+
+
+async def test_workers_can_be_replaced_one_by_one(site: Callable[..., Site], graph: bytes, models: Path) -> None:
+    """SIGTERM to a worker: it drains, another takes its place, with the models of now and the counts of then."""
+    one = site("--workers", "2")
+    await one.start()
+    fleet = Fleet([one.address], streams=40, steps=60, pause_s=0.02)
+    async with asyncio.timeout(PATIENCE_S):
+        async with scraped(one) as seen:
+            running = asyncio.create_task(fleet.run(clients=8))
+            await fleet.reached(200)
+            write_model(models, running_sum(), "new")
+            for restarts, pid in enumerate(one.workers().values(), 1):
+                os.kill(pid, signal.SIGTERM)
+                await until_up(one, 2, restarts)
+            await running
+        assert fleet.verdicts(graph) == []
+        assert not any(("model", "new") in labels for _, labels in seen[0])
+        async with Client(one.address) as client, client.open(model="new") as stream:
+            await stream.step([1.0])
+        metrics = one.metrics()
+        assert metrics['tidegate_steps_total{model="new",outcome="ok",version="1"}'] == 1
+        assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] >= fleet.answered
+        assert await one.stop() == 0
+
+
+async def test_a_stream_is_where_it_was_whichever_worker_it_comes_to(site: Callable[..., Site], graph: bytes) -> None:
+    """A connection for each timestep, so that the worker changes at random; each call ends well before the next begins."""
+    one = site("--workers", "2", "--checkpoint-every", "30s")
+    await one.start()
+    rows = rows_of(3, 40)
+    truth = replay(graph, rows)
+    async with asyncio.timeout(PATIENCE_S):
+        for number, row in enumerate(rows, 1):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(one.address, options=options) as channel:
+                call = RawCall(channel)
+                assert (await call.open("nomad")).next_step == number
+                answer = (await call.ask(timestep(*row.tolist(), step=number))).prediction
+                assert answer.outputs[0] == truth[number - 1]["forecast"].tobytes()
+                await call.call.done_writing()
+                assert (await call.ending()).code is grpc.StatusCode.OK
+    resumed = {key[1]: value for key, value in counters(one.scrape()).items() if ("kind", "resumed") in key[1]}
+    assert sum(resumed.values()) == len(rows) - 1
+    assert min(resumed.values()) > 0, "all connections came to one worker"
+
+
+async def test_workers_run_the_code_that_started_them(
+    site: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder `serving` where the server happens to be started is not taken for ours."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "serving").mkdir(parents=True)
+    (elsewhere / "serving" / "__init__.py").write_text("raise AssertionError('this is not the server')\n")
+    monkeypatch.setattr("tests.fleet.ROOT", elsewhere)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    one = site("--workers", "2")
+    # As the command `tidegate` does it: the folder that is searched first is the one that it lies in.
+    one._command[1:3] = [
+        "-P",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from serving.cli import main; main()",
+    ]
+    await one.start()
+    assert await one.stop() == 0
+
+
+async def test_sums_of_gauges_mean_something(site: Callable[..., Site]) -> None:
+    """Live streams are each worker's own; parked ones, which all share, are told once."""
+    one = site("--workers", "2", "--checkpoint-every", "20ms")
+    await one.start()
+    async with asyncio.timeout(PATIENCE_S):
+        clients = [Client(one.address) for _ in range(8)]
+        for name, client in enumerate(clients):
+            stream = await client.open(str(name)).__aenter__()
+            await stream.step(np.zeros(8))
+        while (await asyncio.to_thread(one.metrics))['tidegate_streams{state="live"}'] != 8:
+            await asyncio.sleep(0.05)
+        parked = [line for line in one.scrape().splitlines() if line.startswith('tidegate_streams{state="parked"')]
+        assert len(parked) == 1
+        for client in clients:
+            await client.close()
