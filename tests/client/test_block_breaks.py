@@ -632,6 +632,7 @@ class Haunted:
         self.dice = dice
 
     async def __call__(self, call: BlockCall) -> None:
+        """Serves one call."""
         call.remembered = 4
         while (request := await call.read()) is not None:
             if self.dice.random() < 0.02:

@@ -326,13 +326,6 @@ async def test_a_full_queue_refuses_a_timestep_and_its_stream_goes_on(sum_root: 
         assert (await calls[2].step(3, step=1)).prediction.step == 1
 
 
-async def test_blocks_are_not_built_yet(sum_root: Path) -> None:
-    """UNIMPLEMENTED, at the first message or before."""
-    async with run_server(sum_root) as server, raw_channel(server) as channel:
-        call = pb_grpc.TidegateStub(channel).PredictBlocks(timeout=PATIENCE)
-        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_an_unknown_model_is_not_described(sum_root: Path) -> None:
     """NOT_FOUND with the same reason as on a call."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
