@@ -29,5 +29,6 @@ WORKDIR /
 EXPOSE 50051 9464
 # Starting Python costs some hundred milliseconds of CPU: not more often than needed.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s CMD ["tidegate", "health"]
+# One worker a core that the container is given; the first process is their supervisor, and needs no other init.
 ENTRYPOINT ["tidegate"]
 CMD ["serve"]

@@ -83,6 +83,21 @@ class Counts(dict[Label, int]):
         dict.__setitem__(self, label, int(numbers[0]))
 
 
+class Count:
+    """One count; whoever sets `value` writes it to `numbers` as well."""
+
+    __slots__ = ("numbers", "value")
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.numbers = _own(1)
+
+    def keep_in(self, numbers: Numbers) -> None:
+        """Goes on from the count that is there."""
+        self.numbers = numbers
+        self.value = int(numbers[0])
+
+
 class ModelMetrics:
     """What is measured of one model."""
 
@@ -94,18 +109,19 @@ class ModelMetrics:
         self.queue_seconds = Histogram(SECONDS)
         self.run_seconds = Histogram(SECONDS)
         self.batch_size = Histogram(SIZES)
-        self.missing = Counts(("values",))
+        self.missing = Count()
         self.batch_invariant = False
         self.queue_depth: Callable[[], int] = lambda: 0
 
     @property
     def missing_values(self) -> int:
         """Values of applied timesteps that were missing."""
-        return self.missing["values"]
+        return self.missing.value
 
     @missing_values.setter
     def missing_values(self, count: int) -> None:
-        self.missing["values"] = count
+        missing = self.missing
+        missing.value = missing.numbers[0] = count
 
 
 class Metrics:
@@ -124,7 +140,7 @@ class Metrics:
         self.checkpoints: Counts[CheckpointOutcome] = Counts(get_args(CheckpointOutcome))
         self.checkpoint_seconds = Histogram(SECONDS)
         self.unsaved_seconds: Callable[[], float] = lambda: 0.0
-        self.lost = Counts(("streams",))
+        self.lost = Count()
         self.live_streams: Callable[[], int] = lambda: 0
         self.known_streams: Callable[[], int] = lambda: 0
         self._gauges: list[tuple[Numbers, Callable[[], float]]] = []
@@ -134,11 +150,11 @@ class Metrics:
     @property
     def state_lost(self) -> int:
         """Streams whose stored state was older than was acknowledged."""
-        return self.lost["streams"]
+        return self.lost.value
 
     @state_lost.setter
     def state_lost(self, count: int) -> None:
-        self.lost["streams"] = count
+        self.lost.value = self.lost.numbers[0] = count
 
     def add_model(self, name: str, version: str, fingerprint: str) -> ModelMetrics:
         """Begins to measure one model."""
@@ -194,7 +210,7 @@ class Metrics:
         )
         yield _Metric(
             Family("tidegate_missing_values", "Values of applied timesteps that were NaN.", "counter", labels, series),
-            [keep for model in self.models for keep in model.missing.keepers()],
+            [model.missing.keep_in for model in self.models],
         )
         yield self._gauge(
             "queue_depth",
@@ -235,7 +251,7 @@ class Metrics:
                 (),
                 [()],
             ),
-            self.lost.keepers(),
+            [self.lost.keep_in],
         )
         yield _counter("checkpoints", "Checkpoints of a stream by how storing them went.", "outcome", self.checkpoints)
         yield _Metric(

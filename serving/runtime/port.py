@@ -30,8 +30,9 @@ class Port:
         self.number = port
         with ExitStack() as held:
             try:
-                for family, address in _addresses(host, port):
-                    self._hold(held, family, address)
+                lacking = [self._hold(held, family, address) for family, address in _addresses(host, port)]
+                if all(lacking):
+                    raise OSError(errno.EADDRNOTAVAIL, "none of its addresses is ours")  # noqa: TRY301 (one way out)
             except OSError as error:
                 raise StartFailed(
                     f"cannot listen on {host}:{port} for gRPC: the port is taken or the address is not ours"
@@ -42,26 +43,31 @@ class Port:
         """Holds it no longer."""
         self._held.close()
 
-    def _hold(self, held: ExitStack, family: socket.AddressFamily, address: str) -> None:
-        if self.number:
-            with _socket(family) as probe:
-                probe.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-                )  # a server that was here before does not count
-                probe.bind((address, self.number))
-                probe.listen(1)
-        holding = held.enter_context(_socket(family))
-        holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    def _hold(self, held: ExitStack, family: socket.AddressFamily, address: str) -> bool:
+        """Holds the port at one address; gives whether the system lacks that address, as it may lack one of a name's."""
         try:
-            holding.bind((address, self.number))
+            if self.number:
+                with _socket(family) as probe:
+                    # What is left of the connections of a server that was here before does not count.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((address, self.number))
+            holding = held.enter_context(_socket(family))
+            holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                holding.bind((address, self.number))
+            except OSError as error:
+                # It does count for who shares and does not say that. Saying so at once would let a second supervisor in, for
+                # as long as no worker of ours listens.
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                holding.bind((address, self.number))
         except OSError as error:
-            # Old connections of a server that did not share keep it for a minute from who does not say that they may be
-            # ignored. Saying so at once would let a second supervisor in, as long as no worker of ours listens.
-            if error.errno != errno.EADDRINUSE:
-                raise
-            holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holding.bind((address, self.number))
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                return True
+            raise
         self.number = holding.getsockname()[1]
+        return False
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
