@@ -269,6 +269,9 @@ class Ledger:
             StreamLost: an answer has another number than its timestep.
 
         """
+        # An answer that is ignored tells all the same what was applied: when one that had been applied is refused for want of
+        # room, those behind it are not, and nothing but this says so.
+        np.maximum.at(self._applied, parcel.streams[~answers.refused], parcel.steps[~answers.refused])
         heard = parcel.at >= 0
         refused = self._first_of_each(parcel, np.flatnonzero(answers.refused & heard))
         if len(refused):
@@ -396,6 +399,7 @@ class Ledger:
         """What was of these streams is nobody's business any more: their next open is like the first."""
         self._remove(streams)
         self.begun[streams] = False
+        self.durable_steps[streams] = 0
 
     def clear(self) -> list[Order]:
         """Drops everything; gives the orders whose callers wait."""
