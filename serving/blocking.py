@@ -3,6 +3,11 @@
     with Client("localhost:50051") as client, client.open("pump-7") as stream:
         prediction = stream.step([21.5, 40.2, 3.0])
 
+A gateway has many streams on one call:
+
+    with Client("localhost:50051") as client, client.block(1000) as block:
+        answer = block.step(x)  # (1000, features)
+
 It runs the asynchronous client on a thread of its own, so that there is one implementation of the protocol. A call may be
 made from any thread; errors are those of `serving.client`.
 """
@@ -10,15 +15,16 @@ made from any thread; errors are those of `serving.client`.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from serving import client as asynchronous
-from serving.client import Backoff, Existence, Model, Prediction, StreamInfo, Values
-from serving.client.client import BUFFER_MAX, RECONNECT_S
+from serving.client import Backoff, Existence, Model, Prediction, Predictions, Some, StreamInfo, Timesteps, Values
+from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept, Opening
 from serving.client.journal import Group
+from serving.core.spec import Ints
 
 T = TypeVar("T")
 
@@ -113,9 +119,30 @@ class Client:
     ) -> Iterator["Stream"]:
         """Opens a stream: begins it, or goes on where it was; see `serving.client.Client.open`."""
         opening = self._client.open(stream_id, model=model, version=version, existence=existence, sync=sync)
-        stream = Stream(self, self._call(opening.__aenter__()))
+        with self._entered(opening) as stream:
+            yield Stream(self, stream)
+
+    @contextmanager
+    def block(
+        self,
+        streams: Sequence[str] | int,
+        *,
+        model: str = "",
+        version: str = "",
+        existence: Existence = "any",
+        sync: bool = False,
+    ) -> Iterator["Block"]:
+        """Opens many streams of one model on one call; see `serving.client.Client.block`."""
+        opening = self._client.block(streams, model=model, version=version, existence=existence, sync=sync)
+        with self._entered(opening) as block:
+            yield Block(self, block)
+
+    @contextmanager
+    def _entered(self, opening: Opening[Kept]) -> Iterator[Kept]:
+        """Enters on the thread what an asynchronous client opens, and leaves it as it is left here."""
+        kept = self._call(opening.__aenter__())
         try:
-            yield stream
+            yield kept
         except BaseException as error:
             self._call(opening.__aexit__(type(error), error, error.__traceback__))
             raise
@@ -184,20 +211,77 @@ class Stream:
         has been read. See `serving.client.Stream.predict`.
         """
         group = Group()
-        under_way: deque[Future[Prediction]] = deque()
-        try:
-            for row in rows:
-                under_way.append(self._client._begin(self._stream.step(row, group=group)))  # noqa: SLF001 - two halves of one class
-                while under_way and (under_way[0].done() or len(under_way) >= self._stream.window):
-                    yield under_way[0].result()
-                    under_way.popleft()
-            while under_way:
-                yield under_way[0].result()
-                under_way.popleft()
-        finally:
-            for future in under_way:
-                future.cancel()
+        begun = (self._client._begin(self._stream.step(row, group=group)) for row in rows)  # noqa: SLF001 - two halves of one class
+        return _answers(begun, lambda: self._stream.window)
 
     def close(self, *, forget: bool = False) -> None:
         """Ends the stream once everything is stored; see `serving.client.Stream.close`."""
         self._client._call(self._stream.close(forget=forget))  # noqa: SLF001 - two halves of one class
+
+
+class Block:
+    """Many open streams. Made by `Client.block`; its attributes are those of `serving.client.Block`."""
+
+    def __init__(self, client: Client, block: asynchronous.Block) -> None:
+        self._client = client
+        self._block = block
+        self.stream_ids = block.stream_ids
+        self.kinds = block.kinds
+        self.model = block.model
+        self.refused = block.refused
+        self.lost = block.lost
+
+    def __repr__(self) -> str:
+        return repr(self._block)
+
+    @property
+    def reconnects(self) -> int:
+        """How often the streams were opened again after a break."""
+        return self._block.reconnects
+
+    @property
+    def next_steps(self) -> Ints:
+        """The number that the next timestep of each stream will have."""
+        return self._block.next_steps
+
+    @property
+    def durable_steps(self) -> Ints:
+        """Of each stream, the last timestep whose state is stored, as far as the server has told."""
+        return self._block.durable_steps
+
+    def step(self, x: Timesteps, rows: Sequence[int] | Ints | None = None) -> Predictions:
+        """Sends timesteps of many streams and waits for their predictions; see `serving.client.Block.step`."""
+        return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
+
+    def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
+        """Sends block after block, as many ahead as the server allows, and yields the answers in order.
+
+        The quick way to replay history; for blocks that come slowly use `step`: an answer is yielded when the next block has
+        been read. See `serving.client.Block.predict`.
+        """
+        begun = (
+            self._client._begin(self._block.step(*(block if isinstance(block, tuple) else (block,))))  # noqa: SLF001 - two halves of one class
+            for block in blocks
+        )
+        return _answers(begun, lambda: self._block.window)
+
+    def close(self, *, forget: bool = False) -> None:
+        """Ends the streams once everything is stored; see `serving.client.Block.close`."""
+        self._client._call(self._block.close(forget=forget))  # noqa: SLF001 - two halves of one class
+
+
+def _answers(begun: "Iterable[Future[T]]", window: Callable[[], int]) -> Iterator[T]:
+    """What comes of work that is begun one after the other, in order, so many of it at once."""
+    under_way: deque[Future[T]] = deque()
+    try:
+        for future in begun:
+            under_way.append(future)
+            while under_way and (under_way[0].done() or len(under_way) >= window()):
+                yield under_way[0].result()
+                under_way.popleft()
+        while under_way:
+            yield under_way[0].result()
+            under_way.popleft()
+    finally:
+        for future in under_way:
+            future.cancel()

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.rpc": {"serving.rpc", "serving.core", "protos"},
     "serving.runtime": {"serving.runtime", "serving.rpc", "serving.store", "serving.core", "protos"},
     "serving.client": {"serving.client", "serving.rpc.wire", "serving.core.spec", "protos"},
-    "serving.blocking": {"serving.client"},
+    "serving.blocking": {"serving.client", "serving.core.spec"},
     "serving.cli": {"serving.cli", "serving.client", "serving.runtime", "serving.core.spec", "serving.core.errors"},
     "serving.cli.refused": set(),
     "serving.cli.sheet": {"serving.core.spec"},

@@ -321,8 +321,6 @@ class Block:
                 pass
             await call.finish(self._limits.timeout_s)
         except CallEnded as ended:
-            if self._to_close is not None and not self._ledger.usable.any():
-                return True  # there was nothing left to close
             call.cut(ended.error)  # it may be this side that will have no more of it
             self._stop_waits()
             if call.written >= self._open_sent:
@@ -594,6 +592,7 @@ class Block:
         if len(self._to_close) < 2:
             self._call.half_close()  # nothing may follow
         if not self._to_close:
+            self._call.cut_after(self._limits.timeout_s, "end of the call")
             return None
         self._closes.append(self._to_close.popleft())
         handles = self._roster.handles(self._closes[-1]).tolist()

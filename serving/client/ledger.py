@@ -212,22 +212,21 @@ class Ledger:
         """What to send now, so many rows at most; None when nothing may be sent."""
         if not self.unsent:
             return None
-        left = self._roll.rows[self._from :]
-        streams, steps = left["stream"], left["step"]
+        streams, steps = self._roll["stream"][self._from :], self._roll["step"][self._from :]
         share = np.minimum(self.window - self._ahead, (self.window + 1) // 2)
         limits = np.where(self._open & ~self._held, self._cursor + share, 0)
         at = np.flatnonzero((steps >= self._cursor[streams]) & (steps < limits[streams]))[:rows_max]
         if not len(at):
             return None
         self._parcels_made += 1
-        rows = left[at]
-        parcel = Parcel(self._parcels_made, rows["stream"], rows["step"], rows["values"], at + self._from)
+        values = self._roll["values"][self._from :]
+        parcel = Parcel(self._parcels_made, streams[at], steps[at], values[at], at + self._from)
         self._parcels.append(parcel)
         np.maximum.at(self._cursor, parcel.streams, parcel.steps + 1)
         np.maximum.at(self._sent, parcel.streams, parcel.steps)
         np.add.at(self._ahead, parcel.streams, 1)
         unsent = steps >= self._cursor[streams]
-        self._from += int(unsent.argmax()) if unsent.any() else len(left)
+        self._from += int(unsent.argmax()) if unsent.any() else len(unsent)
         return parcel
 
     def hold(self, streams: Ints) -> None:
@@ -269,6 +268,9 @@ class Ledger:
             StreamLost: an answer has another number than its timestep.
 
         """
+        # An answer that is ignored tells all the same what was applied: when one that had been applied is refused for want of
+        # room, those behind it are not, and nothing but this says so.
+        np.maximum.at(self._applied, parcel.streams[~answers.refused], parcel.steps[~answers.refused])
         heard = parcel.at >= 0
         refused = self._first_of_each(parcel, np.flatnonzero(answers.refused & heard))
         if len(refused):
@@ -284,7 +286,7 @@ class Ledger:
         checks = checksums(answers.outputs, rows)
         fresh = steps > self.answered[streams]
         told = ~answers.forgotten[rows]
-        kept = self._roll.rows
+        kept = self._roll
         differ = ~fresh & told & kept["checked"][at] & (kept["check"][at] != checks)
         diverged: dict[int, Diverged] = {}
         if comparable and differ.any():
@@ -350,8 +352,9 @@ class Ledger:
             self._fail_at(place, error)
         gone = np.full(self.streams, NO_STEP)
         gone[streams] = parcel.steps[rows]
-        kept = self._roll.rows
-        kept["step"] -= kept["step"] > gone[kept["stream"]]
+        kept = self._roll
+        steps = kept["step"]
+        steps -= steps > gone[kept["stream"]]
         kept["step"][at] = 0
         self.next_steps[streams] -= 1
 
@@ -378,7 +381,7 @@ class Ledger:
             return
         streams = np.fromiter(errors, np.int64, len(errors))
         self.why.update(errors)
-        kept = self._roll.rows
+        kept = self._roll
         theirs = np.isin(kept["stream"], streams) & (kept["step"] > self.answered[kept["stream"]])
         for place in np.flatnonzero(theirs).tolist():
             self._fail_at(place, errors[int(kept["stream"][place])])
@@ -396,6 +399,7 @@ class Ledger:
         """What was of these streams is nobody's business any more: their next open is like the first."""
         self._remove(streams)
         self.begun[streams] = False
+        self.durable_steps[streams] = 0
 
     def clear(self) -> list[Order]:
         """Drops everything; gives the orders whose callers wait."""
@@ -409,7 +413,7 @@ class Ledger:
     def _remove(self, streams: Ints) -> None:
         """Takes all that these streams have out of the roll."""
         self._ignore(streams)
-        kept = self._roll.rows
+        kept = self._roll
         kept["step"][np.isin(kept["stream"], streams)] = 0
         self.next_steps[streams] = self._cursor[streams] = self.answered[streams] + 1
 
@@ -432,11 +436,10 @@ class Ledger:
 
     def _fail_at(self, at: int, error: ClientError, *, applied: bool = False) -> None:
         """Settles the row at a place of the roll with an error."""
-        row = self._roll.rows[at]
-        order = self._orders[int(row["order"])]
+        order, place = self._orders[int(self._roll["order"][at])], int(self._roll["place"][at])
         if applied:
-            order.steps[row["place"]] = row["step"]
-        self._fail(order, int(row["place"]), int(row["stream"]), error)
+            order.steps[place] = self._roll["step"][at]
+        self._fail(order, place, int(self._roll["stream"][at]), error)
 
     def _fail(self, order: Order, place: int, stream: int, error: ClientError) -> None:
         order.errors[place] = error
@@ -453,7 +456,7 @@ class Ledger:
         """The orders that rows, by their places in the roll, belong to, and which of the rows do."""
         if not len(at):
             return
-        numbers = self._roll.rows["order"][at]  # rising: so they came, and so they are sent
+        numbers = self._roll["order"][at]  # rising: so they came, and so they are sent
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(at)]
         for begin, end in pairwise(cuts):
             yield self._orders[int(numbers[begin])], slice(begin, end)
@@ -473,8 +476,7 @@ class Ledger:
 
     def _sweep(self) -> None:
         """Sweeps out the rows that have left."""
-        rows = self._roll.rows
-        stays = rows["step"] >= self.first_steps[rows["stream"]]
+        stays = self._roll["step"] >= self.first_steps[self._roll["stream"]]
         self._from = int(np.count_nonzero(stays[: self._from]))
         moved = self._roll.sweep(stays)
         for parcel in self._parcels:

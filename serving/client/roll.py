@@ -14,36 +14,37 @@ SWEEP_ROWS_MIN = 4096
 
 
 class Roll:
-    """The rows.
+    """The rows, by the names of their columns: what is written to a column stays.
 
-    A row's `step` is 0 when it has left for good; its `check` counts when it is `checked`.
+    `order`, `stream`, `step`, `place` and `values` say what a row is; `step` is 0 when it has left for good. `check` is the
+    checksum of its answer, which counts when it is `checked`.
     """
 
     def __init__(self) -> None:
         self._count = 0
-        self._all = _empty(0, 0)
         self._sweep_at = SWEEP_ROWS_MIN
+        self._columns: dict[str, Array] = {
+            **{name: np.empty(0, np.int64) for name in ("order", "stream", "step", "place")},
+            "check": np.empty(0, np.uint64),
+            "checked": np.empty(0, np.bool_),
+            "values": np.empty((0, 0), np.float32),
+        }
 
     def __len__(self) -> int:
         """How many rows there are."""
         return self._count
 
-    @property
-    def rows(self) -> Array:
-        """The rows, as they are kept: what is written to them stays."""
-        return self._all[: self._count]
+    def __getitem__(self, column: str) -> Array:
+        return self._columns[column][: self._count]
 
     def append(self, order: int, streams: Ints, steps: Ints, places: Ints, values: Floats) -> None:
         """Puts rows of an order at the end."""
         end = self._count + len(streams)
-        if end > len(self._all):
-            longer = _empty(max(end, 2 * len(self._all)), values.shape[1])
-            if self._count:
-                longer[: self._count] = self.rows
-            self._all = longer
-        new = self._all[self._count : end]
-        new["order"], new["stream"], new["step"], new["place"], new["values"] = order, streams, steps, places, values
-        new["checked"] = False
+        if end > len(self._columns["step"]):
+            self._grow(max(end, 2 * self._count), values.shape[1])
+        new = {"order": order, "stream": streams, "step": steps, "place": places, "checked": False, "values": values}
+        for name, column in new.items():
+            self._columns[name][self._count : end] = column
         self._count = end
 
     @property
@@ -54,8 +55,8 @@ class Roll:
     def sweep(self, stays: Bools) -> Ints:
         """Drops the rows that do not stay; gives the new place of each, -1 for those that are gone."""
         moved: Ints = np.where(stays, np.cumsum(stays) - 1, -1)
-        self._all = self.rows[stays]
-        self._count = len(self._all)
+        self._columns = {name: column[: self._count][stays] for name, column in self._columns.items()}
+        self._count = len(self._columns["step"])
         self._sweep_at = max(SWEEP_ROWS_MIN, 2 * self._count)
         return moved
 
@@ -63,15 +64,9 @@ class Roll:
         """Drops all rows."""
         self._count = 0
 
-
-def _empty(rows: int, features: int) -> Array:
-    columns = [
-        ("order", np.int64),
-        ("stream", np.int64),
-        ("step", np.int64),
-        ("place", np.int64),
-        ("check", np.uint64),
-        ("checked", np.bool_),
-        ("values", np.float32, (features,)),
-    ]
-    return np.empty(rows, np.dtype(columns, align=True))
+    def _grow(self, rows: int, features: int) -> None:
+        for name, column in self._columns.items():
+            longer = np.empty((rows, features) if name == "values" else rows, column.dtype)
+            if self._count:
+                longer[: self._count] = column[: self._count]
+            self._columns[name] = longer

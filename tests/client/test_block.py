@@ -198,6 +198,65 @@ async def test_an_open_that_is_not_answered_is_given_up() -> None:
                 pass
 
 
+async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is not answered; and when all are, nothing is waited for."""
+    monkeypatch.setattr(roster, "NAMES_MAX", 2)
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.read_streams()
+        await call.gone()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams()
+        await opened_and_closed(call)
+
+    async with connected(first, second, timeout_s=0.05) as (client, _, _), client.block(NAMES) as block:
+        assert block._call._watchdog is None
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        pb.OpenedStreams(),
+        pb.OpenedStreams(
+            stream_ids=["a"], handles=[0], kinds=[pb.Opened.NEW], next_steps=[1], epochs=[1], durable_steps=[0]
+        ),
+        pb.OpenedStreams(stream_ids=["a"], handles=[1], kinds=[pb.Opened.NEW], next_steps=[1], epochs=[1]),
+    ],
+)
+async def test_an_answer_that_does_not_fit_the_open_is_told(opened: pb.OpenedStreams) -> None:
+    """Such a server is none to go on with."""
+
+    async def script(call: BlockCall) -> None:
+        await call.read_streams()
+        await call.write(opened=opened)
+        await call.gone()
+
+    async with connected(script) as (client, _, _):
+        with pytest.raises(StreamLost, match=r"not asked for|without a handle"):
+            async with client.block(["a"]):
+                pass
+
+
+async def test_what_is_durable_is_told_of_streams_that_were_opened_later_too() -> None:
+    """Their handles came later."""
+
+    async def script(call: BlockCall) -> None:
+        await call.open_streams({"b": "STORE_UNAVAILABLE"})
+        call.server.histories["a"] = [1.0] * 5
+        await call.tell_durable(a=5)
+        await call.open_streams()
+        await call.tell_durable(b=7, a=6)
+        await call.serve_block()
+        await closing(call)
+
+    async with connected(script) as (client, server, _), client.block(["a", "b"]) as block:
+        await eventually(lambda: block.durable_steps.tolist() == [6, 7], "the news")
+        server.histories["a"].clear()
+        await block.step(column(1, 2))
+
+
 # Timesteps -------------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +552,29 @@ async def test_a_replay_that_finds_no_room_loses_its_stream() -> None:
     }
 
 
+async def test_a_replay_has_its_own_time() -> None:
+    """That it found no room when it was new is long ago."""
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.serve_block({0: error_of("OVERLOADED", retry_after_ms=1000)})
+        await call.serve_block()
+        call.server.lose_unstored()
+        await call.end()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.serve_block({0: error_of("OVERLOADED", retry_after_ms=1000)})
+        await call.serve_block()
+        await closing(call)
+
+    async with connected(first, second, reconnect_s=1.4) as (client, _, time), client.block(["a"]) as block:
+        assert await sums(block, [1.0]) == [1.0]
+        await block.close()
+        assert block.lost == {}
+        assert time.slept == [pytest.approx(1.5), 0.0, pytest.approx(1.5)]
+
+
 async def test_a_gap_that_cannot_be_opens_the_streams_again() -> None:
     """The server has lost its place; an open says where it is."""
 
@@ -560,7 +642,7 @@ async def test_a_block_whose_streams_are_all_lost_ends_quietly() -> None:
     async def script(call: BlockCall) -> None:
         await call.open_streams()
         await call.end_streams("TAKEN_OVER", *NAMES)
-        await call.end()
+        await call.end(code="FAILED_PRECONDITION")
 
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
         await eventually(lambda: len(block.lost) == 3, "the loss")
@@ -568,15 +650,18 @@ async def test_a_block_whose_streams_are_all_lost_ends_quietly() -> None:
             assert list((await block.step(column(1, 2, 3))).errors) == [0, 1, 2]
 
 
-async def test_a_block_whose_streams_are_all_lost_is_left_on_an_open_call() -> None:
-    """With a half-close."""
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_block_whose_streams_are_all_lost_is_left_on_an_open_call(ends: bool) -> None:
+    """With a half-close; a server that does not end the call is not waited for longer than `timeout_s`."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
         await call.end_streams("TAKEN_OVER", *NAMES)
         assert await call.read() is None
+        if not ends:
+            await call.gone()
 
-    async with connected(script) as (client, _, _), client.block(NAMES) as block:
+    async with connected(script, timeout_s=10 if ends else 0.05) as (client, _, _), client.block(NAMES) as block:
         await eventually(lambda: len(block.lost) == 3, "the loss")
 
 
@@ -689,6 +774,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
             await waiting
         assert await sums(block, [9.0], [0]) == [12.0]
         assert server.histories["a"] == [1.0, 2.0, 9.0]
+        assert not block._ledger.waiting
 
 
 async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,12 +4,15 @@ import asyncio
 import random
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client import (
     AnswerLost,
+    Client,
     DataLost,
     Diverged,
     InvalidTimestep,
@@ -23,9 +26,11 @@ from tests.client.scripted import eventually
 from tests.client.scripted_blocks import (
     MODEL,
     BlockCall,
+    ScriptedBlocks,
     closing,
     connected,
     error_of,
+    opened_and_closed,
 )
 from tests.client.test_block import NAMES, column, sums
 
@@ -184,16 +189,17 @@ async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypa
         await call.end()
 
     async def second(call: BlockCall) -> None:
-        await call.open_streams()
-        await call.open_streams()
+        for _ in NAMES:
+            await call.open_streams()
         assert [(list(ask.stream_ids), ask.existence) for ask in call.opens] == [
             (["a"], pb.Open.EXISTENCE_UNSPECIFIED),
             (["b"], pb.Open.MUST_BE_NEW),
+            (["c"], pb.Open.MUST_BE_NEW),
         ]
         await closing(call)
 
-    async with connected(first, second) as (client, _, _), client.block(["a", "b"], existence="must_be_new") as block:
-        assert block.kinds == ["new", "new"]
+    async with connected(first, second) as (client, _, _), client.block(NAMES, existence="must_be_new") as block:
+        assert block.kinds == ["new"] * 3
 
 
 async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
@@ -264,6 +270,86 @@ async def test_our_own_opens_are_not_taken_for_anothers() -> None:
 
     async with connected(first, lost, lost, last) as (client, _, _), client.block(["a"]) as block:
         assert await sums(block, [1.0]) == [1.0]
+
+
+async def test_an_open_of_ours_is_counted_until_the_next_answer() -> None:
+    """After that, an epoch that rose once too often is another's again."""
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.end()
+
+    async def lost(call: BlockCall) -> None:
+        await call.read_streams()
+        call.server.epochs["a"] += 1
+        await call.end()
+
+    async def third(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.read_block()
+        await call.end()
+
+    async def last(call: BlockCall) -> None:
+        call.server.epochs["a"] += 1
+        call.server.histories["a"].append(9.0)
+        await call.open_streams()
+        assert await call.read() is None
+
+    async with connected(first, lost, third, last) as (client, _, _), client.block(["a"]) as block:
+        answer = await block.step(column(1))
+        assert isinstance(answer.errors[0], TakenOver)
+
+
+async def test_another_that_has_only_looked_does_no_harm() -> None:
+    """It opened the stream and sent nothing: every answer is ours."""
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.end()
+
+    async def second(call: BlockCall) -> None:
+        call.server.epochs["a"] += 5
+        await call.open_streams()
+        await call.serve_block()
+        await closing(call)
+
+    async with connected(first, second) as (client, _, _), client.block(["a"]) as block:
+        assert await sums(block, [1.0]) == [1.0]
+
+
+async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
+    """A real connection that breaks, a port that refuses, a server that is there again: tries that reached nobody are not counted."""
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.serve_block()
+        await call.gone()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.serve_block()
+        await closing(call)
+
+    servicer = ScriptedBlocks([first, second])
+
+    async def start(port: int) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        pb_grpc.add_TidegateServicer_to_server(servicer, server)
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        return server, port
+
+    server, port = await start(0)
+    async with asyncio.timeout(10), Client(f"127.0.0.1:{port}") as client, client.block(NAMES) as block:
+        await sums(block, [1, 2, 3])
+        await server.stop(None)
+        waiting = asyncio.create_task(sums(block, [1, 2, 3]))
+        await eventually(lambda: block._patience.tries > 2, "tries in vain")
+        assert block._roster._opens.tolist() == [0, 0, 0]
+        server, _ = await start(port)
+        assert await waiting == [2.0, 4.0, 6.0]
+    await server.stop(None)
+    assert not servicer.failed
 
 
 @pytest.mark.parametrize("invariant", [True, False])
@@ -388,6 +474,7 @@ async def test_a_poisoned_row_is_not_sent_for_ever() -> None:
     """Answers to replays are no progress: a row that crashes its server is given up with it."""
 
     async def script(call: BlockCall) -> None:
+        call.remembered = 2  # so that the replay and the poisoned row go one after the other
         await call.open_streams()
         while not any(value == 13 for _, _, value in await call.read_block()):
             await call.answer_block(call.apply())
@@ -398,6 +485,38 @@ async def test_a_poisoned_row_is_not_sent_for_ever() -> None:
         await block.step(column(1))
         with pytest.raises(ServerUnavailable):
             await block.step(column(13))
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0])
+async def test_an_answer_begins_the_tries_anew(value: float) -> None:
+    """Or a refusal: each break is one of its own, however many there are."""
+
+    async def script(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.serve_block()
+        await call.end()
+
+    scripts = [script] * 5
+    async with connected(*scripts, opened_and_closed, reconnect_s=0.1) as (client, _, time):
+        async with client.block(["a"]) as block:
+            for number in range(5):
+                await block.step(column(value))
+                await eventually(lambda: block.reconnects > number, "the reconnect")  # noqa: B023 - awaited here
+        assert time.slept == [0.0] * 5
+
+
+async def test_a_server_that_falls_over_at_once_is_not_run_over() -> None:
+    """It opens, and breaks: the waits go on growing though each open is answered, and for ever."""
+
+    async def script(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.end()
+
+    scripts = [script] * 5
+    async with connected(*scripts, opened_and_closed, reconnect_s=0.2) as (client, _, time):
+        async with client.block(NAMES) as block:
+            await eventually(lambda: block.reconnects == 5, "the reconnects")
+        assert time.slept == [0.0, 0.05, 0.1, 0.2, 0.2]
 
 
 async def test_a_full_server_is_tried_again_after_a_break() -> None:
@@ -417,6 +536,63 @@ async def test_a_full_server_is_tried_again_after_a_break() -> None:
         await eventually(lambda: len(block._ledger.open) == 2 and block.reconnects == 1, "the second open")
         assert await sums(block, [1.0, 2.0]) == [1.0, 2.0]
         assert time.slept == [0.0, pytest.approx(0.15)]
+
+
+async def test_a_stream_that_was_open_has_its_own_time_to_be_opened_again() -> None:
+    """That the server had no room for it the first time is long ago."""
+    short = error_of("STORE_UNAVAILABLE", retry_after_ms=1000)
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams({"b": short})
+        await call.open_streams()
+        await call.end()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams({"b": short})
+        await opened_and_closed(call)
+
+    async with connected(first, second, reconnect_s=1.4) as (client, _, time), client.block(["a", "b"]) as block:
+        await eventually(lambda: len(block._ledger.open) == 2 and block.reconnects == 1, "the reconnect")
+        assert (block.lost, block.refused) == ({}, {})
+        assert time.slept == [pytest.approx(1.5), 0.0, pytest.approx(1.5)]
+
+
+async def test_a_wait_ends_with_its_call() -> None:
+    """What was waited for is done by the next open: a stream is not asked for twice, nor is anything left behind."""
+    woken = asyncio.Event()
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.end()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams({"b": "TOO_MANY_STREAMS"})
+        await eventually(lambda: bool(block._waits), "the wait")
+        await call.end()
+
+    async def third(call: BlockCall) -> None:
+        await call.open_streams()
+        woken.set()
+        await call.serve_block({0: "OVERLOADED"})
+        await eventually(lambda: bool(block._waits), "the other wait")
+        await call.gone()
+
+    async with connected(first, second, third) as (client, _, time):
+        sleep = time.sleep
+
+        async def sleep_long(seconds: float) -> None:
+            await (woken.wait() if seconds > 0.06 else sleep(seconds))
+
+        object.__setattr__(time.backoff, "sleep", sleep_long)
+        block = await client.block(["a", "b"]).__aenter__()
+        await eventually(lambda: block.reconnects == 2, "the reconnects")
+        woken.clear()
+        step = asyncio.create_task(block.step(column(1, 2)))
+        await eventually(lambda: bool(block._waits), "the wait")
+        await client.close()
+        with pytest.raises(StreamLost):
+            await step
+        await eventually(lambda: not block._waits, "the end of the wait")
 
 
 async def test_waiting_for_a_full_server_has_an_end() -> None:
@@ -513,6 +689,37 @@ async def test_a_close_is_not_over_before_everything_is_stored() -> None:
         assert (block.durable_steps.tolist(), block.lost) == ([1, 1, 1], {})
 
 
+async def test_a_close_waits_for_streams_that_are_still_to_be_opened() -> None:
+    """After a break the server had no room for one at first."""
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.next("close")
+        await call.end()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams({"b": "TOO_MANY_STREAMS"})
+        await call.open_streams()
+        assert await call.close_streams() == ["a", "b"]
+
+    async with connected(first, second) as (client, _, _), client.block(["a", "b"]):
+        pass
+
+
+async def test_many_streams_are_closed_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last is the end."""
+    monkeypatch.setattr("serving.client.block.HANDLES_MAX", 2)
+
+    async def script(call: BlockCall) -> None:
+        await call.open_streams()
+        assert await call.close_streams() == ["a", "b"]
+        assert await call.close_streams() == ["c"]
+        assert await call.read() is None
+
+    async with connected(script) as (client, _, _), client.block(NAMES):
+        pass
+
+
 async def test_a_close_that_is_never_stored_is_told() -> None:
     """After `reconnect_s`: the user must know that the server may lose it."""
 
@@ -542,26 +749,29 @@ async def test_a_stream_that_is_gone_when_it_is_closed_is_lost() -> None:
 
 
 async def test_streams_can_be_forgotten() -> None:
-    """A break opens those that must exist; one that is not there any more is done."""
+    """A break opens those that must exist, wherever the server is now; one that is not there any more is done."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
         await call.serve_block()
+        await call.tell_durable(c=1)
         await call.next("close")
         del call.server.histories["a"]
+        call.server.histories["c"].clear()
         await call.end()
 
     async def second(call: BlockCall) -> None:
         ask = await call.read_streams()
         assert (ask.existence, list(ask.acknowledged_steps)) == (pb.Open.MUST_EXIST, [0, 0, 0])
         await call.answer_open(ask, {})
-        assert await call.close_streams({"c": "STREAM_NOT_FOUND"}, forget=True) == ["b", "c"]
+        assert await call.close_streams({"c": "STREAM_NOT_FOUND"}, store=False, forget=True) == ["b", "c"]
 
     async with connected(first, second) as (client, _, _):
         async with client.block(NAMES) as block:
             await block.step(column(1, 2, 3))
+            await eventually(lambda: block.durable_steps[2] == 1, "the news")
             await block.close(forget=True)
-        assert (block.lost, block.refused) == ({}, {})
+        assert (block.lost, block.refused, block.kinds) == ({}, {}, ["new"] * 3)
 
 
 async def test_leaving_by_an_exception_does_not_wait() -> None:
@@ -632,7 +842,7 @@ class Haunted:
         self.dice = dice
 
     async def __call__(self, call: BlockCall) -> None:
-        """Serves one call."""
+        """Plays one call."""
         call.remembered = 4
         while (request := await call.read()) is not None:
             if self.dice.random() < 0.02:
@@ -708,5 +918,4 @@ async def test_a_haunted_server_changes_nothing(seed: int) -> None:
                 assert answer["sum"][row] == sum(history)
         assert server.histories == {name: history for name, history in expected.items() if name in server.histories}
         assert block.durable_steps.tolist() == [len(expected[name]) for name in streams]
-        assert len(server.calls) > 2
         server.scripts.clear()

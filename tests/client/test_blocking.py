@@ -10,10 +10,10 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.blocking import Client
 from serving.client import InvalidTimestep, TakenOver
-from tests.client.scripted import PATIENCE, Call, Script, Time, closing, scripted
+from tests.client.scripted import PATIENCE, Call, Script, Scripted, Time, closing, scripted
 
 
-def played(work: Callable[[Client], Any], *scripts: Script, **settings: Any) -> Any:
+def played(work: Callable[[Client], Any], *scripts: Script, make: Any = Scripted, **settings: Any) -> Any:
     """What `work` gives with a client of a server that plays these scripts, on a loop of its own."""
 
     async def play() -> Any:
@@ -21,7 +21,7 @@ def played(work: Callable[[Client], Any], *scripts: Script, **settings: Any) -> 
             with Client(server.address, backoff=Time().backoff, **settings) as client:
                 return work(client)
 
-        async with scripted(*scripts) as server:
+        async with scripted(*scripts, make=make) as server:
             return await asyncio.to_thread(run)
 
     return asyncio.run(play())

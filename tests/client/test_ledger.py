@@ -392,6 +392,32 @@ def test_an_answer_that_was_lost_before_its_repeat_was_refused() -> None:
         ledger.send_again(parcel, refused)
 
 
+def test_an_answer_that_is_ignored_tells_what_was_applied() -> None:
+    """Else a break would find the server ahead of what was sent, and take it for another client's doing.
+
+    The first was applied and its answer lost; its repeat is refused for want of room, and the second, behind it, is applied;
+    its own repeat is refused too, while the third is on its way.
+    """
+    ledger = ledger_at(1, window=3)
+    add(ledger, [0, 0, 0])
+    ledger.take(1)
+    ledger.cut()
+    assert not ledger.opened(ints(0), ints(2), ints(0), 3)
+    ledger.take(1)
+    ledger.take(1)
+    parcel, refused = refuse(ledger, 2, 0)
+    ledger.send_again(parcel, refused)
+    ledger.take(1)
+    hear(ledger, 3)
+    ledger.take(1)
+    hear(ledger, 4)
+    ledger.take(1)
+    parcel, refused = refuse(ledger, 5, 0)
+    ledger.send_again(parcel, refused)
+    ledger.cut()
+    assert not ledger.opened(ints(0), ints(4), ints(0), 3)
+
+
 def test_after_a_refusal_nothing_behind_it_can_have_been_applied() -> None:
     """A server that is ahead after the next break was written to by another."""
     ledger = ledger_at(1)
@@ -526,7 +552,7 @@ class Server:
         self.applied: list[list[float]] = [[] for _ in range(streams)]
         self.durable = [0] * streams
         self.to_read: deque[Parcel] = deque()
-        self.to_tell: deque[tuple[int, Answers | None, dict[int, str]]] = deque()
+        self.to_tell: deque[tuple[int, Answers | None, dict[int, tuple[str, int]]]] = deque()
 
     def run(self, *, full: bool, busy: Callable[[], bool]) -> None:
         """Answers one parcel, or has no room for it, or for a row of it."""
@@ -537,16 +563,16 @@ class Server:
         rows = len(parcel.steps)
         sums, seen = np.zeros((rows, 1), np.float32), np.zeros((rows, 2))
         forgotten, durable, refused = np.zeros(rows, np.bool_), np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
-        reasons: dict[int, str] = {}
+        reasons: dict[int, tuple[str, int]] = {}
         for row, (stream, step, value) in enumerate(contents(parcel)):
             applied = self.applied[stream]
             durable[row] = self.durable[stream]
             if step > len(applied) + 1:
-                reasons[row] = "gap"
+                reasons[row] = "gap", len(applied) + 1
             elif busy():
-                reasons[row] = "busy"
+                reasons[row] = "busy", len(applied) + 1
             elif step == len(applied) + 1 and value < 0:
-                reasons[row] = "bad"
+                reasons[row] = "bad", len(applied) + 1
             else:
                 if step == len(applied) + 1:
                     applied.append(value)
@@ -616,9 +642,10 @@ class World(RuleBasedStateMachine):
             heard = self.ledger.predicted(parcel, answers, comparable=True)
             assert not heard.diverged
             refused = heard.refused
-        self.ledger.refused(parcel, refused, np.zeros(len(refused), np.int64))
-        bad = [row for row in refused.tolist() if reasons.get(row) == "bad"]
-        again = [row for row in refused.tolist() if reasons.get(row, "busy") == "busy"]
+        said = {row: reasons.get(row, ("busy", 0)) for row in refused.tolist()}
+        self.ledger.refused(parcel, refused, ints(*(next_step for _, next_step in said.values())))
+        bad = [row for row, (reason, _) in said.items() if reason == "bad"]
+        again = [row for row, (reason, _) in said.items() if reason == "busy"]
         assert len(bad) + len(again) == len(refused), "the first that is refused cannot be a gap"
         assert not self.ledger.delivered(parcel, ints(*bad)).any()
         drop(self.ledger, parcel, ints(*bad))
