@@ -1,0 +1,146 @@
+"""The client processes: started together, begun together, and none outlives the bench.
+
+Each is a fresh interpreter in a process group of its own, so that Ctrl-C reaches the parent alone, and it ends by itself
+when the parent is gone.
+"""
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Self
+
+from serving.bench.load import DRAIN_S, patience_s
+from serving.bench.words import Go, Ready, Report, Seconds, Stop, Task
+
+# Starting Python and loading grpc takes half a second, ten times that on a busy machine.
+START_S = 30.0
+# From the word to the first timestep: time for the word to get around.
+HEAD_START_S = 0.1
+# How often the parent looks up from waiting.
+LOOK_S = 0.1
+
+
+class CrewFailed(Exception):
+    """A client process has ended or does not answer; the message says which and how."""
+
+
+class Crew:
+    """The client processes of a run; leaving the context ends those that are left.
+
+    Args:
+        tasks: one for each.
+        stopped: whether the user has had enough.
+
+    """
+
+    def __init__(self, tasks: list[Task], stopped: Callable[[], bool]) -> None:
+        self._tasks = tasks
+        self._stopped = stopped
+        self._told_to_stop = False
+        self._stack = ExitStack()
+        self._processes: dict[Connection[Any, Any], subprocess.Popen[bytes]] = {}
+        self._patience_s = max(patience_s(sum(task.lanes)) for task in tasks)
+
+    def __repr__(self) -> str:
+        return f"<Crew of {len(self._tasks)}, {len(self._processes)} running>"
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for task in self._tasks:
+                ours, theirs = Pipe()
+                stack.callback(ours.close)
+                process = subprocess.Popen(  # noqa: S603 - this very interpreter
+                    [sys.executable, "-m", "serving.bench", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,
+                )
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                theirs.close()
+                self._processes[ours] = process
+                ours.send(task)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def open(self) -> Ready:
+        """Waits until all have opened their streams, or were refused. Raises CrewFailed."""
+        streams, refused, why = 0, Counter[str](), ""
+        for ready in self._hear(Ready, time.monotonic() + START_S + self._patience_s):
+            streams += ready.streams
+            refused += ready.refused
+            why = why or ready.why
+        return Ready(streams, refused, why)
+
+    def go(self, warmup_s: float, seconds: float) -> Go:
+        """Begins the load; says when it is what."""
+        start = time.monotonic() + HEAD_START_S
+        go = Go(start, start + warmup_s, start + warmup_s + seconds)
+        if self._told_to_stop:
+            go = Go(0.0, 0.0, 0.0)
+        self._tell(go)
+        return go
+
+    def watch(self, go: Go, take: Callable[[Seconds], None], look: Callable[[], float]) -> list[Report]:
+        """Waits for the reports and hands on the seconds meanwhile; looks up when `look` wants to. Raises CrewFailed."""
+        end = max(go.end, time.monotonic())
+        return list(self._hear(Report, end + DRAIN_S + 2 * self._patience_s, take, look))
+
+    def _hear(
+        self,
+        kind: type[Any],
+        deadline: float,
+        take: Callable[[Seconds], None] = lambda _: None,
+        look: Callable[[], float] = lambda: LOOK_S,
+    ) -> Iterator[Any]:
+        """One word of that kind from each."""
+        silent = set(self._processes)
+        while silent:
+            wanted_s = look()
+            if self._stopped() and not self._told_to_stop:
+                self._told_to_stop = True
+                self._tell(Stop(time.monotonic()))
+            if time.monotonic() > deadline:
+                raise CrewFailed(f"{len(silent)} of {len(self._processes)} client processes do not answer")
+            for link in wait(list(silent), min(LOOK_S, wanted_s)):
+                assert isinstance(link, Connection)
+                word = self._word(link)
+                if isinstance(word, Seconds):
+                    take(word)
+                else:
+                    assert isinstance(word, kind), f"a client process said {word!r}, expected {kind.__name__}"
+                    silent.discard(link)
+                    yield word
+
+    def _word(self, link: "Connection[Any, Any]") -> Any:
+        try:
+            return link.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._failed(link) from None
+
+    def _tell(self, word: object) -> None:
+        for link in self._processes:
+            try:
+                link.send(word)
+            except BrokenPipeError:
+                raise self._failed(link) from None
+
+    def _failed(self, link: "Connection[Any, Any]") -> CrewFailed:
+        process = self._processes[link]
+        try:
+            code = process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return CrewFailed(f"client process {process.pid} has hung up and does not end")
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return CrewFailed(f"client process {process.pid} ended {how} before it had reported")
