@@ -5,20 +5,22 @@ order.
 
 Laws:
 1. A message's latency counts from when it was due, however late it was sent and however often.
-2. A row's numbers have no holes: after a refusal nothing more is sent until everything under way is answered. What was
-   behind a refused timestep comes back as a gap, and goes again with its new number.
+2. A row's numbers have no holes: after a refusal nothing more is sent until everything under way is answered. A message
+   that was behind a refused one comes back as a gap, and goes again with its new number.
 3. At most `window` messages are under way and at most as many wait. One that becomes due beyond that is not taken in.
 4. What was refused for want of room goes again when nothing is due at a time of its own (a closed loop); else it is let
-   go, as it is when it was refused for what it is.
+   go, as it is when it was refused for what it is. A row alone cannot go again where the next message is due anyway.
 """
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Refusals that go away by waiting, and the one that follows from another.
+# Refusals that go away by waiting.
 ROOM = frozenset({"OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"})
+# The one that follows from another, and how it is called when it does and the timestep is let go.
 GAP = "STEP_GAP"
+FOLLOWING_GAP = "STEP_GAP behind a refusal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Lane:
         due = self._under_way.popleft()
         if verdict.refused is not None:
             outcome = self._refused(due, verdict.refused, now)
+        elif self._settling and self._is_gap(verdict):
+            outcome = self._refused(due, Refusal(GAP), now)
         elif verdict.rows or self._since:
             outcome = self._partly(due, verdict.rows or {}, now)
         else:
@@ -151,6 +155,11 @@ class Lane:
         self._again.clear()
         self._since.clear()
         return given_up
+
+    def _is_gap(self, verdict: Verdict) -> bool:
+        """Whether no row was applied, since all were behind a refused one."""
+        rows = verdict.rows or {}
+        return len(rows) == self.rows and all(refusal.reason == GAP for refusal in rows.values())
 
     def _refused(self, due: float, refusal: Refusal, now: float) -> Outcome:
         follows = refusal.reason == GAP and self._settling
@@ -175,7 +184,8 @@ class Lane:
                 again += 1
             else:
                 self._since.pop(row, None)
-                refused[refusal.reason] = refused.get(refusal.reason, 0) + 1
+                reason = FOLLOWING_GAP if refusal.reason == GAP and follows else refusal.reason
+                refused[reason] = refused.get(reason, 0) + 1
         self._settling |= bool(rows)
         return Outcome(due, self.rows - len(rows), late, refused, again)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.bench.histogram import Histogram
-from serving.bench.lane import ROOM
+from serving.bench.lane import FOLLOWING_GAP, ROOM
 from serving.bench.machine import Machine
 from serving.bench.plan import Plan
 from serving.bench.scrape import ServerSide
@@ -170,7 +170,8 @@ class Result(_Part):
             told.append(f"{sum(self.streams.lost.values()):,} streams were lost: {_list(self.streams.lost)}")
         if told and self.streams.why:
             told.append(f"the first of these streams: {self.streams.why}")
-        failed = {reason: count for reason, count in self.timesteps.refused.items() if reason not in ROOM}
+        findings = {*ROOM, FOLLOWING_GAP}
+        failed = {reason: count for reason, count in self.timesteps.refused.items() if reason not in findings}
         if failed:
             told.append(f"{sum(failed.values()):,} timesteps failed: {_list(failed)}")
         return told
