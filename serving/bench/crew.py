@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -22,6 +21,8 @@ from serving.bench.words import Go, Ready, Report, Seconds, Stop, Task
 START_S = 30.0
 # From the word to the first timestep: time for the word to get around.
 HEAD_START_S = 0.1
+# For closing streams when there is nothing more to be learnt.
+PARTING_S = 5.0
 # How often the parent looks up from waiting.
 LOOK_S = 0.1
 
@@ -31,7 +32,7 @@ class CrewFailed(Exception):
 
 
 class Crew:
-    """The client processes of a run; leaving the context ends those that are left.
+    """The client processes of a run; leaving the context ends those that are left, politely.
 
     Args:
         tasks: one for each.
@@ -43,7 +44,6 @@ class Crew:
         self._tasks = tasks
         self._stopped = stopped
         self._told_to_stop = False
-        self._stack = ExitStack()
         self._processes: dict[Connection[Any, Any], subprocess.Popen[bytes]] = {}
         self._patience_s = max(patience_s(sum(task.lanes)) for task in tasks)
 
@@ -51,28 +51,18 @@ class Crew:
         return f"<Crew of {len(self._tasks)}, {len(self._processes)} running>"
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
+        try:
             for task in self._tasks:
-                ours, theirs = Pipe()
-                stack.callback(ours.close)
-                process = subprocess.Popen(  # noqa: S603 - this very interpreter
-                    [sys.executable, "-m", "serving.bench", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    process_group=0,
-                )
-                stack.callback(process.wait)
-                stack.callback(process.kill)
-                theirs.close()
-                self._processes[ours] = process
-                ours.send(task)
-            self._stack = stack.pop_all()
+                self._start(task)
+        except BaseException:
+            self._part(0.0)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._part(0.0 if kind is KeyboardInterrupt else PARTING_S)
 
     def open(self) -> Ready:
         """Waits until all have opened their streams, or were refused. Raises CrewFailed."""
@@ -96,6 +86,29 @@ class Crew:
         """Waits for the reports and hands on the seconds meanwhile; looks up when `look` wants to. Raises CrewFailed."""
         end = max(go.end, time.monotonic())
         return list(self._hear(Report, end + DRAIN_S + 2 * self._patience_s, take, look))
+
+    def _start(self, task: Task) -> None:
+        ours, theirs = Pipe()
+        with theirs:
+            self._processes[ours] = subprocess.Popen(  # noqa: S603 - this very interpreter
+                [sys.executable, "-m", "serving.bench", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        ours.send(task)
+
+    def _part(self, patience_s: float) -> None:
+        """Hangs up, upon which processes that still run close their streams and end; ends those that do not."""
+        for link in self._processes:
+            link.close()
+        deadline = time.monotonic() + patience_s
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def _hear(
         self,

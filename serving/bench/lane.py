@@ -76,7 +76,7 @@ class Lane:
         self._window = window
         self._closed = closed
         self._waiting: deque[float] = deque()  # due times of messages
-        self._under_way: deque[float] = deque()
+        self._under_way: deque[tuple[float, int]] = deque()  # due times and numbers
         self._again: list[float] = []  # came back while the lane settles
         self._settling = False
         self._over = 0  # messages that every row has had, but for those in `behind`
@@ -93,11 +93,6 @@ class Lane:
     def quiet(self) -> bool:
         """Whether nothing is under way and nothing waits."""
         return not (self._under_way or self._waiting or self._again)
-
-    @property
-    def alone(self) -> bool:
-        """Whether nothing is under way."""
-        return not self._under_way
 
     @property
     def paused_until(self) -> float:
@@ -122,16 +117,17 @@ class Lane:
 
     def send(self) -> int:
         """Puts a message under way; gives the number of its timesteps, from which each row takes off what it is behind."""
-        self._under_way.append(self._waiting.popleft())
-        return self._over + len(self._under_way)
+        number = self._over + len(self._under_way) + 1
+        self._under_way.append((self._waiting.popleft(), number))
+        return number
 
     def expected(self) -> int:
-        """The number of the message that is answered next."""
-        return self._over + 1
+        """The number of the message that is answered next; 0 when none is under way."""
+        return self._under_way[0][1] if self._under_way else 0
 
     def settle(self, verdict: Verdict, now: float) -> Outcome:
         """Takes the verdict on the message that was sent first of those under way."""
-        due = self._under_way.popleft()
+        due, _ = self._under_way.popleft()
         if verdict.refused is not None:
             outcome = self._refused(due, verdict.refused, now)
         elif self._settling and self._is_gap(verdict):
@@ -149,7 +145,7 @@ class Lane:
 
     def abandon(self) -> list[tuple[float, int]]:
         """Gives up what was not answered: when it was due and how many rows; nothing waits afterwards."""
-        given_up = [(due, self.rows) for due in (*self._under_way, *self._again, *self._waiting)]
+        given_up = [(due, self.rows) for due in (*(due for due, _ in self._under_way), *self._again, *self._waiting)]
         given_up += [(due, 1) for due in self._since.values()]
         self._waiting.clear()
         self._again.clear()

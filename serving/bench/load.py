@@ -143,7 +143,7 @@ class Runner:
             if isinstance(verdict, Ended):
                 tally.lost[verdict.reason] += verdict.streams
             elif verdict is not None:
-                if lane.alone:
+                if not lane.expected():
                     raise WrongAnswer("got an answer when nothing had been asked")
                 self._settle(verdict, now)
 
@@ -332,7 +332,7 @@ class Load:
 
     def answered(self, runner: Runner, now: float) -> None:
         """A message is over: in a closed loop the next is due, now or after a pause."""
-        if not self.closed or self._stopped.is_set():
+        if not self.closed or self._stopped.is_set() or now >= self.tally.end:
             return
         if not self.plan.think:
             runner.due(now)
@@ -405,9 +405,9 @@ class Load:
             for at, place in self._schedule.take(min(now, self.tally.end) - self._start):
                 self.tally.late(self._start + at, now)
                 self._by_place[place].due(self._start + at)
-        while self._thinking and self._thinking[0][0] <= now:
+        while self._thinking and self._thinking[0][0] <= min(now, self.tally.end):
             self._thinking.popleft()[1].due(now)
-        if not self._stopped.is_set():
+        if not self._stopped.is_set() and now < self.tally.end:
             self._set_alarm()
 
     def _set_alarm(self) -> None:

@@ -115,9 +115,7 @@ def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
     absent += [name for name, stage in stages.items() if not buckets[stage]]
     if absent:
         model = "/".join(labels.values())
-        raise ScrapeFailed(
-            f"{url} has no {absent[0]} of model {model}: is it the /metrics of the server that is measured?"
-        )
+        raise ScrapeFailed(f"{url} has no {absent[0]}, expected the metrics of the Tidegate server that serves {model}")
     cpu, steps, batches, rows = (sums[name] for name in needed)
     return Reading(at, cpu, steps, batches, rows, buckets)
 

@@ -70,6 +70,7 @@ def test_what_was_behind_a_refused_timestep_goes_again_in_order_once_all_have_co
         books.add(due)
     assert [books.send(), books.send(), books.send()] == [1, 2, 3]
     books.settle(Verdict(refused=BROKEN), 3.0)
+    assert books.expected() == 2
     books.add(4.0)
     assert not books.ready(3.0)
     assert books.settle(Verdict(refused=Refusal(GAP)), 3.0).over is False
