@@ -15,6 +15,8 @@ from serving.bench.tally import Second
 
 # What a person can follow.
 SECONDS_SHOWN = 12
+# The latency of a second without answers.
+NONE = "none"
 
 
 class Progress:
@@ -50,7 +52,7 @@ class Progress:
         if self._live is None:
             self.say(
                 f"{_clock(number, self._plan)}: {second.answered:,} steps/s{offered}, "
-                f"p50 {span(latency.p50)}, p99 {span(latency.p99)}{refused}"
+                f"p50 {span(latency.p50, NONE)}, p99 {span(latency.p99, NONE)}{refused}"
             )
             return
         self._shown.append(
@@ -58,8 +60,8 @@ class Progress:
                 _clock(number, self._plan),
                 f"{second.answered:,}",
                 "" if self._plan.rate is None else f"{second.offered:,}",
-                span(latency.p50),
-                span(latency.p99),
+                span(latency.p50, NONE),
+                span(latency.p99, NONE),
                 f"{second.refused:,}",
             )
         )

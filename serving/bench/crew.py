@@ -4,6 +4,9 @@ Each is a fresh interpreter in a process group of its own, so that Ctrl-C reache
 when the parent is gone.
 """
 
+import os
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +23,7 @@ from serving.bench.words import Go, Ready, Report, Seconds, Stop, Task
 
 # Starting Python and loading grpc takes half a second, ten times that on a busy machine.
 START_S = 30.0
+ROOT = Path(__file__).parent.parent.parent
 # From the word to the first timestep: time for the word to get around.
 HEAD_START_S = 0.1
 # For closing streams when there is nothing more to be learnt.
@@ -52,8 +57,10 @@ class Crew:
 
     def __enter__(self) -> Self:
         try:
-            for task in self._tasks:
-                self._start(task)
+            for _ in self._tasks:
+                self._start()
+            for link, task in zip(self._processes, self._tasks, strict=True):
+                self._tell(link, task)
         except BaseException:
             self._part(0.0)
             raise
@@ -77,26 +84,28 @@ class Crew:
         """Begins the load; says when it is what."""
         start = time.monotonic() + HEAD_START_S
         go = Go(start, start + warmup_s, start + warmup_s + seconds)
-        if self._told_to_stop:
-            go = Go(0.0, 0.0, 0.0)
-        self._tell(go)
+        for link in self._processes:
+            self._tell(link, go)
         return go
 
-    def watch(self, go: Go, take: Callable[[Seconds], None], look: Callable[[], float]) -> list[Report]:
-        """Waits for the reports and hands on the seconds meanwhile; looks up when `look` wants to. Raises CrewFailed."""
+    def watch(self, go: Go, take: Callable[[Seconds], None], look: Callable[[], float]) -> Iterator[Report]:
+        """Gives the reports, and hands on the seconds meanwhile; looks up when `look` wants to. Raises CrewFailed."""
         end = max(go.end, time.monotonic())
-        return list(self._hear(Report, end + DRAIN_S + 2 * self._patience_s, take, look))
+        return self._hear(Report, end + DRAIN_S + 2 * self._patience_s, take, look)
 
-    def _start(self, task: Task) -> None:
+    def _start(self) -> None:
         ours, theirs = Pipe()
+        with socket.socket(fileno=os.dup(ours.fileno())) as pipe:
+            pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_S), 0))
         with theirs:
             self._processes[ours] = subprocess.Popen(  # noqa: S603 - this very interpreter
-                [sys.executable, "-m", "serving.bench", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "serving.bench", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,
+                # The very code that this process runs, not what may lie in the current folder.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
             )
-        ours.send(task)
 
     def _part(self, patience_s: float) -> None:
         """Hangs up, upon which processes that still run close their streams and end; ends those that do not."""
@@ -123,7 +132,9 @@ class Crew:
             wanted_s = look()
             if self._stopped() and not self._told_to_stop:
                 self._told_to_stop = True
-                self._tell(Stop(time.monotonic()))
+                stop = Stop(time.monotonic())
+                for busy in silent if kind is Report else self._processes:  # one that has reported may be gone
+                    self._tell(busy, stop)
             if time.monotonic() > deadline:
                 raise CrewFailed(f"{len(silent)} of {len(self._processes)} client processes do not answer")
             for link in wait(list(silent), min(LOOK_S, wanted_s)):
@@ -142,12 +153,13 @@ class Crew:
         except (EOFError, ConnectionResetError):
             raise self._failed(link) from None
 
-    def _tell(self, word: object) -> None:
-        for link in self._processes:
-            try:
-                link.send(word)
-            except BrokenPipeError:
-                raise self._failed(link) from None
+    def _tell(self, link: "Connection[Any, Any]", word: object) -> None:
+        try:
+            link.send(word)
+        except BlockingIOError:
+            raise CrewFailed(f"client process {self._processes[link].pid} does not listen") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._failed(link) from None
 
     def _failed(self, link: "Connection[Any, Any]") -> CrewFailed:
         process = self._processes[link]

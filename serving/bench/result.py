@@ -154,7 +154,7 @@ class Result(_Part):
     histogram: list[Bucket]
     clients: Clients
     server: Server | None
-    """None without --metrics."""
+    """None without --metrics, and when it could not be read."""
     warnings: list[str]
     """What a reader must know before believing the figures."""
 
@@ -188,7 +188,7 @@ class Seen:
         ready: how opening went.
         reports: of the processes.
         series: seconds by number, of all processes.
-        server: what it says of itself.
+        server: what it says of itself; None when it is not known, and `server_failed` says why if it was asked.
 
     """
 
@@ -199,6 +199,7 @@ class Seen:
     reports: Sequence[Report]
     series: Mapping[int, Second]
     server: ServerSide | None
+    server_failed: str
 
 
 def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefix: str) -> Result:
@@ -246,7 +247,8 @@ def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefi
         server=None if seen.server is None else _server(seen.server),
         warnings=[],
     )
-    return result.model_copy(update={"warnings": _warnings(result)})
+    failed = [f"the server's side is not known: {seen.server_failed}"] if seen.server_failed else []
+    return result.model_copy(update={"warnings": [*_warnings(result), *failed]})
 
 
 def _second(number: int, second: Second) -> SecondSeen:

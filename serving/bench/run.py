@@ -13,11 +13,14 @@ from serving.bench.crew import Crew
 from serving.bench.machine import this_machine
 from serving.bench.plan import Plan
 from serving.bench.result import Result, Seen, make_result
-from serving.bench.scrape import Reading, ServerSide, scrape
+from serving.bench.scrape import Reading, ScrapeFailed, ServerSide, scrape
 from serving.bench.tally import Second
 from serving.bench.words import Go, Report, Seconds, Task
 from serving.client import Model
 from serving.core.spec import Floats
+
+# Times are sums of floats.
+TINY_S = 1e-6
 
 
 class BenchFailed(Exception):
@@ -29,31 +32,39 @@ class Interrupted(Exception):
 
 
 class Meter:
-    """Reads a server's metrics when the measured time begins and when it ends."""
+    """Reads a server's metrics when the measured time begins and when it ends.
+
+    Attributes:
+        side: what the server did between; None while it is not known.
+        failed: why it never will be.
+
+    """
 
     def __init__(self, url: str, model: Model) -> None:
         self._url = url
         self._model = model
         self._first: Reading | None = None
         self._last: Reading | None = None
+        self.side: ServerSide | None = None
+        self.failed = ""
         self._read()  # a wrong address is told before the load, not after
 
     def look(self, go: Go, *, stopped: bool) -> float:
         """Reads if it is time; gives the seconds until it is."""
         now = time.monotonic()
-        if self._first is None:
-            if now < go.begin:
-                return go.begin - now
-            self._first = self._read()
-        if self._last is None:
-            if now < go.end and not stopped:
-                return go.end - now
-            self._last = self._read()
+        try:
+            if self._first is None:
+                if now < go.begin:
+                    return go.begin - now
+                self._first = self._read()
+            if self._last is None and not self.failed:
+                if now < go.end and not stopped:
+                    return go.end - now
+                self._last = self._read()
+                self.side = ServerSide.between(self._first, self._last)
+        except ScrapeFailed as error:
+            self.failed = str(error)
         return math.inf
-
-    def between(self) -> ServerSide | None:
-        """What the server did in the measured time; None when that never began."""
-        return None if self._first is None or self._last is None else ServerSide.between(self._first, self._last)
 
     def _read(self) -> Reading:
         return scrape(self._url, self._model.name, self._model.version)
@@ -91,6 +102,7 @@ class Run:
         self._stopped = stopped
         self._tasks = [Task(plan, number, lanes, prefix, values) for number, lanes in enumerate(plan.shares)]
         self._seconds: dict[int, Second] = {}
+        self._reports: list[Report] = []
         self._told = Counter[int]()  # processes that have told a second
 
     def run(self) -> Result:
@@ -112,25 +124,26 @@ class Run:
                 raise BenchFailed(f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.why}")
             progress.say(f"{ready.streams:,} streams are open, in {len(self._tasks)} processes")
             go = crew.go(self._plan.warmup, self._plan.seconds)
-            reports = crew.watch(
+            for report in crew.watch(
                 go,
                 lambda word: self._take(word, progress),
                 lambda: math.inf if meter is None else meter.look(go, stopped=self._stopped()),
-            )
-        for report in reports:
-            self._add(report)
-        seconds = max(report.end for report in reports) - go.begin
+            ):
+                self._reports.append(report)
+                self._add(report)
+        seconds = max(report.end for report in self._reports) - go.begin
         if seconds <= 0:
             raise Interrupted("interrupted before anything was measured")
         return make_result(
             Seen(
                 begun=begun,
                 seconds=seconds,
-                interrupted=self._stopped(),
+                interrupted=self._stopped() and seconds < self._plan.seconds - TINY_S,
                 ready=ready,
-                reports=reports,
+                reports=self._reports,
                 series=self._seconds,
-                server=None if meter is None else meter.between(),
+                server=None if meter is None else meter.side,
+                server_failed="" if meter is None else meter.failed,
             ),
             plan=self._plan,
             machine=this_machine(),
@@ -139,10 +152,10 @@ class Run:
         )
 
     def _take(self, word: Seconds, progress: Progress) -> None:
-        """A process has told its last second; it is shown when all have."""
+        """A process has told its last second; it is shown when all have that are still at it."""
         self._add(word)
         self._told[word.before] += 1
-        if self._told[word.before] == len(self._tasks):
+        if self._told[word.before] >= len(self._tasks) - len(self._reports):
             progress.show(word.before - 1, self._seconds.get(word.before - 1, Second()))
 
     def _add(self, word: Seconds | Report) -> None:

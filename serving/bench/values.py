@@ -7,6 +7,8 @@ from serving.core.spec import Floats
 
 # Sent round and round, every stream from a row of its own; a model that is never at rest needs no more.
 ROWS = 4096
+# Of a file. Every client process holds them, twice.
+ROWS_MAX = 65_536
 
 
 def random_values(model: Model, missing: float, seed: int) -> Floats:

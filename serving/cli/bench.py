@@ -64,7 +64,8 @@ def bench(
         Path | None,
         typer.Option(
             envvar="TIDEGATE_BENCH_VALUES",
-            help="CSV with a column for each feature, sent round and round. Left out: random, within the training ranges.",
+            help="CSV with a column for each feature; its first 65,536 rows are sent round and round. Left out: random ones,"
+            " within the training ranges.",
         ),
     ] = None,
     missing: Annotated[
@@ -168,7 +169,7 @@ def _values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
     """What the streams send."""
     import numpy as np
 
-    from serving.bench.values import random_values
+    from serving.bench.values import ROWS_MAX, random_values
     from serving.cli.sheet import BadSheet, read_sheet
 
     if plan.missing and not model.handles_missing:
@@ -176,7 +177,7 @@ def _values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
     if path is None:
         return random_values(model, plan.missing, plan.seed)
     try:
-        values = read_sheet(path, [feature.name for feature in model.features]).values
+        values = read_sheet(path, [feature.name for feature in model.features]).values[:ROWS_MAX]
     except BadSheet as error:
         raise Refused(str(error), EXIT_USAGE) from None
     if not model.handles_missing and np.isnan(values).any():

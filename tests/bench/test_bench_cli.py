@@ -93,14 +93,13 @@ def test_a_closed_loop_is_measured_and_written(server: Process, tmp_path: Path) 
     assert asyncio.run(bench_streams(server)) == []
 
 
-@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
-def test_an_open_loop_offers_what_was_asked(server: Process, tmp_path: Path, arrivals: str) -> None:
-    """Offered and achieved are both told, and how late the client was."""
+def test_an_open_loop_offers_what_was_asked(server: Process, tmp_path: Path) -> None:
+    """Offered and achieved are both told, and how late the client was; values may be missing."""
     file = tmp_path / "a.json"
-    ended = bench(server, "--rate", "200", "--arrivals", arrivals, "--json", str(file))
+    ended = bench(server, "--rate", "200", "--arrivals", "constant", "--missing", "0.5", "--json", str(file))
     assert ended.returncode == 0, ended.stderr
     result = Result.model_validate_json(file.read_text())
-    assert result.offered_per_s == pytest.approx(200, rel=0.03 if arrivals == "constant" else 0.3)
+    assert result.offered_per_s == pytest.approx(200, rel=0.05)
     assert result.achieved_per_s == pytest.approx(result.offered_per_s, rel=0.1)
     assert result.clients.late
     assert "client lateness" in ended.stdout
@@ -111,12 +110,6 @@ def test_a_file_is_sent(server: Process, tmp_path: Path) -> None:
     """Missing values and all, where the model can have them."""
     file = write_csv(tmp_path / "a.csv", sensor_rows(20, missing=0.1))
     ended = bench(server, "--values", str(file), "--seconds", "0.3")
-    assert ended.returncode == 0, ended.stderr
-
-
-def test_random_values_may_be_missing(server: Process) -> None:
-    """The share that was asked for reaches the server."""
-    ended = bench(server, "--missing", "0.5", "--seconds", "0.3")
     assert ended.returncode == 0, ended.stderr
 
 
@@ -136,9 +129,9 @@ def test_a_server_with_a_full_queue_is_told(sum_root: Path, tmp_path: Path) -> N
     """In an open loop refusals are counted by reason: they are what was to be found out, so the exit code is 0."""
     file = tmp_path / "a.json"
     with serve(sum_root, "--queue-max", "1") as process:
-        options = ["--streams", "32", "--rate", "3000", "--arrivals", "poisson", "--json", str(file)]
-        ended = bench(process, *options)
-        closed = bench(process, "--streams", "32", "--json", str(tmp_path / "b.json"))
+        more = ["--streams", "32", "--seconds", "0.5"]
+        ended = bench(process, *more, "--rate", "3000", "--arrivals", "poisson", "--json", str(file))
+        closed = bench(process, *more, "--json", str(tmp_path / "b.json"))
     assert ended.returncode == 0, ended.stdout
     result = Result.model_validate_json(file.read_text())
     assert set(result.timesteps.refused) == {"OVERLOADED"}

@@ -64,8 +64,7 @@ async def test_an_open_loop_sends_what_is_due(block: int | None) -> None:
 STALL_S = 0.5
 
 
-@BLOCKS
-@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
+@pytest.mark.parametrize(("block", "arrivals"), [(None, "constant"), (3, "poisson")])
 async def test_everything_that_is_due_while_a_server_stalls_has_waited_for_it(block: int | None, arrivals: str) -> None:
     """No coordinated omission: each due time in the stall counts, with the wait from then to its end and no less."""
     async with toy() as server:
@@ -115,9 +114,9 @@ async def test_what_a_server_has_no_time_for_is_bounded_and_counted() -> None:
 async def test_the_pause_between_answer_and_next_timestep_is_kept() -> None:
     """Not less than it, and not much more."""
     async with toy() as server:
-        bench = await Bench(server, streams=2, think=0.05, seconds=1.0).run()
+        bench = await Bench(server, streams=2, think=0.05, seconds=0.5).run()
     for applied in server.streams.values():
-        assert 10 <= len(applied) <= 20
+        assert 4 <= len(applied) <= 10
     assert len(bench.tally.latency) == sum(len(applied) for applied in server.streams.values())
 
 
@@ -243,7 +242,7 @@ async def test_an_answer_to_something_else_is_no_answer() -> None:
 async def test_seconds_are_told_as_they_pass() -> None:
     """Each once, when it is over, the warm-up's too; together with the report's they are everything."""
     async with toy() as server:
-        bench = await Bench(server, rate=200.0, warmup=0.5, seconds=1.3).run()
+        bench = await Bench(server, rate=200.0, warmup=0.2, seconds=1.2).run()
     assert [word.before for word in bench.told] == [0, 1]
     assert list(bench.told[0].seconds) == [-1]
     assert list(bench.told[1].seconds) == [0]
