@@ -19,7 +19,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.runtime": {"serving.runtime", "serving.rpc", "serving.store", "serving.core", "protos"},
     "serving.client": {"serving.client", "serving.rpc.wire", "serving.core.spec", "protos"},
     "serving.blocking": {"serving.client", "serving.core.spec"},
+    "serving.bench": {"serving.bench", "serving.client", "serving.core.spec", "protos"},
     "serving.cli": {"serving.cli", "serving.client", "serving.runtime", "serving.core.spec", "serving.core.errors"},
+    "serving.cli.bench": {"serving.cli", "serving.bench", "serving.client", "serving.core.spec"},
     "serving.cli.refused": set(),
     "serving.cli.sheet": {"serving.core.spec"},
     "serving.cli.scoreboard": {"serving.core.spec"},
@@ -39,12 +41,12 @@ MAY_ALL_THE_SAME = {("serving.core.model", "os")}
 ONLY_HERE = {
     "google": {"serving.rpc", "serving.client.errors"},  # protobuf is the business of the wire
     "grpc_status": {"serving.rpc"},
-    "prometheus_client": {"serving.runtime"},
+    "prometheus_client": {"serving.runtime", "serving.bench.scrape"},  # a bench reads what the server exposes
     "onnxruntime": {"serving.core"},
     "typer": {"serving.cli"},
     "sqlite3": {"serving.store"},
     "redis": {"serving.store.redis"},
-    "matplotlib": {"serving.cli.plot", "serving.cli.replay"},
+    "matplotlib": {"serving.cli.plot", "serving.cli.replay", "serving.bench.picture"},
 }
 
 NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "training"}

@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from serving.cli import streams
-from serving.cli.refused import EXIT_NO, EXIT_START, EXIT_USAGE, Refused
+from serving.cli import bench, streams
+from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
     from serving.client import Model  # loaded by the command that asks
     from serving.runtime.config import ServerConfig
-
-# What shells report for a program that was interrupted by Ctrl-C.
-EXIT_INTERRUPTED = 130
 
 TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
@@ -42,6 +39,7 @@ app = typer.Typer(
 )
 
 app.add_typer(streams.app, name="streams")
+app.command("bench")(bench.bench)
 
 Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
 

@@ -3,6 +3,8 @@
 EXIT_NO = 1
 EXIT_USAGE = 2
 EXIT_START = 3
+# What shells report for a program that was interrupted by Ctrl-C.
+EXIT_INTERRUPTED = 130
 
 
 class Refused(Exception):

@@ -1,0 +1,190 @@
+"""The books of one call: what is due, what is under way, which number comes next. No grpc, no clock.
+
+A lane has one row (`Predict`) or many (`PredictBlocks`): a message holds the next timestep of every row, and is answered in
+order.
+
+Laws:
+1. A message's latency counts from when it was due, however late it was sent and however often.
+2. A row's numbers have no holes: after a refusal nothing more is sent until everything under way is answered. A message
+   that was behind a refused one comes back as a gap, and goes again with its new number.
+3. At most `window` messages are under way and at most as many wait. One that becomes due beyond that is not taken in.
+4. What was refused for want of room goes again when nothing is due at a time of its own (a closed loop); else it is let
+   go, as it is when it was refused for what it is. A row alone cannot go again where the next message is due anyway.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Refusals that go away by waiting.
+ROOM = frozenset({"OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"})
+# The one that follows from another, and how it is called when it does and the timestep is let go.
+GAP = "STEP_GAP"
+FOLLOWING_GAP = "STEP_GAP behind a refusal"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a message or a row was not applied, and when it may go again."""
+
+    reason: str
+    retry_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a server said of a message: refused as a whole, or applied but for some rows."""
+
+    refused: Refusal | None = None
+    rows: Mapping[int, Refusal] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a message.
+
+    Attributes:
+        due: when it was due.
+        applied: rows that were.
+        late: when those of them were due that had been refused before.
+        refused: reasons of rows that were let go, with their numbers.
+        again: rows that go again.
+        over: whether the message is; False when it goes again as a whole.
+
+    """
+
+    due: float
+    applied: int
+    late: tuple[float, ...] = ()
+    refused: Mapping[str, int] | None = None
+    again: int = 0
+    over: bool = True
+
+
+class Lane:
+    """One call's books.
+
+    Args:
+        rows: of a message.
+        window: the most messages under way.
+        closed: whether it is a closed loop, see law 4.
+
+    """
+
+    def __init__(self, rows: int, window: int, *, closed: bool) -> None:
+        self.rows = rows
+        self._window = window
+        self._closed = closed
+        self._waiting: deque[float] = deque()  # due times of messages
+        self._under_way: deque[tuple[float, int]] = deque()  # due times and numbers
+        self._again: list[float] = []  # came back while the lane settles
+        self._settling = False
+        self._over = 0  # messages that every row has had, but for those in `behind`
+        self.behind: dict[int, int] = {}  # timesteps that a row is behind the others
+        self._since: dict[int, float] = {}  # rows whose next timestep was due before its message
+        self._paused_until = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lane of {self.rows}, {self._over} over, {len(self._under_way)} under way, {len(self._waiting)} waiting>"
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way and nothing waits."""
+        return not (self._under_way or self._waiting or self._again)
+
+    @property
+    def paused_until(self) -> float:
+        """When the server has room again, as it said."""
+        return self._paused_until
+
+    def add(self, due: float) -> bool:
+        """A message is due; False when too many wait already."""
+        if len(self._waiting) >= self._window:
+            return False
+        self._waiting.append(due)
+        return True
+
+    def ready(self, now: float) -> bool:
+        """Whether a message can be sent."""
+        return (
+            bool(self._waiting)
+            and len(self._under_way) < self._window
+            and not self._settling
+            and now >= self._paused_until
+        )
+
+    def send(self) -> int:
+        """Puts a message under way; gives the number of its timesteps, from which each row takes off what it is behind."""
+        number = self._over + len(self._under_way) + 1
+        self._under_way.append((self._waiting.popleft(), number))
+        return number
+
+    def expected(self) -> int:
+        """The number of the message that is answered next; 0 when none is under way."""
+        return self._under_way[0][1] if self._under_way else 0
+
+    def settle(self, verdict: Verdict, now: float) -> Outcome:
+        """Takes the verdict on the message that was sent first of those under way."""
+        due, _ = self._under_way.popleft()
+        if verdict.refused is not None:
+            outcome = self._refused(due, verdict.refused, now)
+        elif self._settling and self._is_gap(verdict):
+            outcome = self._refused(due, Refusal(GAP), now)
+        elif verdict.rows or self._since:
+            outcome = self._partly(due, verdict.rows or {}, now)
+        else:
+            self._over += 1
+            outcome = Outcome(due, self.rows)
+        if self._settling and not self._under_way:
+            self._settling = False
+            self._waiting.extendleft(reversed(self._again))
+            self._again.clear()
+        return outcome
+
+    def abandon(self) -> list[tuple[float, int]]:
+        """Gives up what was not answered: when it was due and how many rows; nothing waits afterwards."""
+        given_up = [(due, self.rows) for due in (*(due for due, _ in self._under_way), *self._again, *self._waiting)]
+        given_up += [(due, 1) for due in self._since.values()]
+        self._waiting.clear()
+        self._again.clear()
+        self._since.clear()
+        return given_up
+
+    def _is_gap(self, verdict: Verdict) -> bool:
+        """Whether no row was applied, since all were behind a refused one."""
+        rows = verdict.rows or {}
+        return len(rows) == self.rows and all(refusal.reason == GAP for refusal in rows.values())
+
+    def _refused(self, due: float, refusal: Refusal, now: float) -> Outcome:
+        follows = refusal.reason == GAP and self._settling
+        self._settling = True
+        if follows or (self._closed and refusal.reason in ROOM):
+            self._pause(refusal, now)
+            self._again.append(due)
+            return Outcome(due, 0, again=self.rows, over=False)
+        return Outcome(due, 0, refused={refusal.reason: self.rows})
+
+    def _partly(self, due: float, rows: Mapping[int, Refusal], now: float) -> Outcome:
+        self._over += 1
+        follows = self._settling
+        late = tuple(self._since.pop(row) for row in list(self._since) if row not in rows)
+        refused: dict[str, int] = {}
+        again = 0
+        for row, refusal in rows.items():
+            self.behind[row] = self.behind.get(row, 0) + 1
+            if self._closed and (refusal.reason in ROOM or (refusal.reason == GAP and follows)):
+                self._since.setdefault(row, due)
+                self._pause(refusal, now)
+                again += 1
+            else:
+                self._since.pop(row, None)
+                reason = FOLLOWING_GAP if refusal.reason == GAP and follows else refusal.reason
+                refused[reason] = refused.get(reason, 0) + 1
+        self._settling |= bool(rows)
+        return Outcome(due, self.rows - len(rows), late, refused, again)
+
+    def _pause(self, refusal: Refusal, now: float) -> None:
+        if self._closed:
+            self._paused_until = max(self._paused_until, now + refusal.retry_s)

@@ -1,0 +1,307 @@
+"""The report of a bench, as it is written to JSON.
+
+Seconds are seconds, also where they are small. None, in JSON null, is what is not known: of a latency, that so many were
+never answered that the percentile lies among them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.bench.histogram import Histogram
+from serving.bench.lane import FOLLOWING_GAP, ROOM
+from serving.bench.machine import Machine
+from serving.bench.plan import Plan
+from serving.bench.scrape import ServerSide
+from serving.bench.tally import Second, Tally
+from serving.bench.words import Ready, Report
+from serving.client import Model
+
+# Raised when a field changes its meaning or goes; fields may be added without.
+FORMAT = 1
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+# Above this a client process has no time left to see an answer when it comes.
+BUSY = 0.9
+# A beat that is missed by more than this share of the median latency shows in it.
+LATE = 0.25
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Served(_Part):
+    """The model that ran."""
+
+    name: str
+    version: str
+    fingerprint: str
+    features: Count
+
+
+class Streams(_Part):
+    """What became of the streams."""
+
+    opened: Count
+    refused: dict[str, Count]
+    """That could not be opened, by reason."""
+    lost: dict[str, Count]
+    """That ended before the bench did, by reason."""
+    why: str
+    """What was said of the first that was refused or lost."""
+    left: Count
+    """That the server still has, since they could not be closed; their ids begin with `prefix`."""
+    prefix: str
+
+
+class Timesteps(_Part):
+    """What became of the timesteps that were due in the measured time."""
+
+    answered: Count
+    refused: dict[str, Count]
+    """Let go after a refusal, by reason."""
+    again: Count
+    """Sent more than once, after a refusal; warm-up included."""
+    unsent: Count
+    """Due, and never sent, since as many were under way and waiting as may be."""
+    unanswered: Count
+    """Sent or waiting, and not answered until the bench gave up."""
+
+
+class Latency(_Part):
+    """In seconds, from when a timestep was due."""
+
+    p50: Seconds | None
+    p90: Seconds | None
+    p99: Seconds | None
+    p99_9: Seconds | None
+    max: Seconds | None
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> "Latency":
+        """The quantiles of a histogram."""
+        known = {name: histogram.quantile(share) for name, share in QUANTILES.items()}
+        whole = histogram.longest_s if len(histogram) and not histogram.unanswered else None
+        return cls(**known, max=whole)
+
+
+class Bucket(_Part):
+    """One bucket of the latency histogram; empty ones are left out."""
+
+    at_most: Seconds
+    count: Count
+
+
+class SecondSeen(_Part):
+    """One second of the measured time; the last may be shorter."""
+
+    second: Count
+    offered: Count
+    answered: Count
+    refused: Count
+    latency: Latency
+    """Of the answers that came in it."""
+
+
+class Clients(_Part):
+    """What it cost to measure."""
+
+    busy: list[float]
+    """Share of a core, process by process."""
+    cpu_s_per_step: Seconds | None
+    late: Latency | None
+    """How late a client noticed that something was due: its own fault, and part of the latencies. Only with a rate."""
+
+
+class Server(_Part):
+    """What the server says of the measured time; other clients' steps are in it."""
+
+    seconds: Seconds
+    steps: Count
+    busy: float
+    """Cores."""
+    cpu_s_per_step: Seconds | None
+    batch_size: float | None
+    step_p50_s: Seconds | None
+    queue_p50_s: Seconds | None
+    run_p50_s: Seconds | None
+
+
+class Result(_Part):
+    """One bench."""
+
+    format: int = FORMAT
+    begun: datetime
+    settings: Plan
+    machine: Machine
+    model: Served
+    seconds: Seconds
+    """That were measured."""
+    interrupted: bool
+    streams: Streams
+    timesteps: Timesteps
+    offered_per_s: float
+    """What became due. In a closed loop that follows from the answers."""
+    achieved_per_s: float
+    latency: Latency
+    series: list[SecondSeen]
+    histogram: list[Bucket]
+    clients: Clients
+    server: Server | None
+    """None without --metrics, and when it could not be read."""
+    warnings: list[str]
+    """What a reader must know before believing the figures."""
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong, one line each; refusals for want of room are findings, not failures."""
+        told = []
+        if self.streams.refused:
+            told.append(
+                f"{sum(self.streams.refused.values()):,} streams could not be opened: {_list(self.streams.refused)}"
+            )
+        if self.streams.lost:
+            told.append(f"{sum(self.streams.lost.values()):,} streams were lost: {_list(self.streams.lost)}")
+        if told and self.streams.why:
+            told.append(f"the first of these streams: {self.streams.why}")
+        findings = {*ROOM, FOLLOWING_GAP}
+        failed = {reason: count for reason, count in self.timesteps.refused.items() if reason not in findings}
+        if failed:
+            told.append(f"{sum(failed.values()):,} timesteps failed: {_list(failed)}")
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that was seen of a run, by all processes.
+
+    Attributes:
+        begun: when.
+        seconds: that were measured.
+        interrupted: whether they are fewer than were asked for.
+        ready: how opening went.
+        reports: of the processes.
+        series: seconds by number, of all processes.
+        server: what it says of itself; None when it is not known, and `server_failed` says why if it was asked.
+
+    """
+
+    begun: datetime
+    seconds: float
+    interrupted: bool
+    ready: Ready
+    reports: Sequence[Report]
+    series: Mapping[int, Second]
+    server: ServerSide | None
+    server_failed: str
+
+
+def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefix: str) -> Result:
+    """The result of a run."""
+    tally = Tally()
+    for report in seen.reports:
+        tally.merge(report.tally)
+    series = {number: second for number, second in sorted(seen.series.items()) if 0 <= number < seen.seconds}
+    answered = sum(second.answered for second in series.values())
+    cpu_s = sum(report.cpu_s for report in seen.reports)
+    result = Result(
+        begun=seen.begun,
+        settings=plan,
+        machine=machine,
+        model=Served(
+            name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features)
+        ),
+        seconds=seen.seconds,
+        interrupted=seen.interrupted,
+        streams=Streams(
+            opened=seen.ready.streams,
+            refused=dict(seen.ready.refused),
+            lost=dict(tally.lost),
+            why=next((report.why for report in seen.reports if report.why), ""),
+            left=sum(report.left for report in seen.reports),
+            prefix=prefix,
+        ),
+        timesteps=Timesteps(
+            answered=len(tally.latency),
+            refused=dict(tally.refused),
+            again=tally.again,
+            unsent=tally.unsent,
+            unanswered=tally.latency.unanswered - tally.unsent,
+        ),
+        offered_per_s=sum(second.offered for second in series.values()) / seen.seconds,
+        achieved_per_s=answered / seen.seconds,
+        latency=Latency.of(tally.latency),
+        series=[_second(number, second) for number, second in series.items()],
+        histogram=[Bucket(at_most=bound, count=count) for bound, count in tally.latency.buckets()],
+        clients=Clients(
+            busy=[round(report.cpu_s / seen.seconds, 3) for report in seen.reports],
+            cpu_s_per_step=cpu_s / answered if answered else None,
+            late=None if plan.rate is None else Latency.of(tally.lateness),
+        ),
+        server=None if seen.server is None else _server(seen.server),
+        warnings=[],
+    )
+    failed = [f"the server's side is not known: {seen.server_failed}"] if seen.server_failed else []
+    return result.model_copy(update={"warnings": [*_warnings(result), *failed]})
+
+
+def _second(number: int, second: Second) -> SecondSeen:
+    return SecondSeen(
+        second=number,
+        offered=second.offered,
+        answered=second.answered,
+        refused=second.refused,
+        latency=Latency.of(second.latency),
+    )
+
+
+def _server(side: ServerSide) -> Server:
+    return Server(
+        seconds=side.seconds,
+        steps=side.steps,
+        busy=side.cpu_s / side.seconds,
+        cpu_s_per_step=side.cpu_s / side.steps if side.steps else None,
+        batch_size=side.batch_size,
+        step_p50_s=side.medians_s["step"],
+        queue_p50_s=side.medians_s["queue"],
+        run_p50_s=side.medians_s["run"],
+    )
+
+
+def _warnings(result: Result) -> list[str]:
+    told = []
+    busiest = max(result.clients.busy)
+    if busiest > BUSY:
+        told.append(
+            f"a client process used {busiest:.0%} of a core: the client is the bottleneck; add --processes, or machines"
+        )
+    late, median = result.clients.late, result.latency.p50
+    if late is not None and late.p99 is not None and median is not None and late.p99 > LATE * median:
+        told.append(
+            f"the clients noticed 1 % of what was due more than {late.p99 * 1e3:.2g} ms late, which is part of the "
+            "latencies; add --processes, or leave cores free for them"
+        )
+    steps, streams, rate = result.timesteps, result.streams, result.settings.rate
+    if steps.unsent:
+        told.append(
+            f"{steps.unsent:,} timesteps were due and never sent: the server does not keep up with --rate {rate:g}, "
+            "or lacks the cores that the clients use"
+        )
+    if steps.unanswered:
+        told.append(f"{steps.unanswered:,} timesteps were not answered until the bench gave up")
+    if streams.left:
+        told.append(
+            f"{streams.left:,} streams could not be closed and may rest at the server; "
+            f"`tidegate streams list --prefix {streams.prefix}` shows them"
+        )
+    return told
+
+
+def _list(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -1,0 +1,136 @@
+"""What the server says of itself: two readings of its /metrics, and what lies between them.
+
+Counters are summed over all labels but the model's, so a server of several worker processes counts as one.
+"""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+# A server under full load answers this between two batches.
+TIMEOUT_S = 5.0
+# Far above what any server of ours says.
+BYTES_MAX = 16 * 1024 * 1024
+
+CPU = "process_cpu_seconds_total"
+STEPS = "tidegate_steps_total"
+BATCH_SIZE = "tidegate_batch_size"
+STAGES = ("step", "queue", "run")
+
+
+class ScrapeFailed(Exception):
+    """The metrics cannot be read, or are not those of a Tidegate server; the message says what was got."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Counters at one time; `buckets` are cumulative counts by upper bound."""
+
+    at: float
+    cpu_s: float
+    steps: float
+    batches: float
+    rows: float
+    buckets: Mapping[str, Mapping[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSide:
+    """What a server did between two readings; what cannot be told, since nothing happened, is None.
+
+    Attributes:
+        seconds: between them.
+        cpu_s: of all its processes and threads.
+        steps: that it applied, of whoever sent them.
+        batch_size: mean.
+        medians_s: of a step, of its wait in the queue and of a batch's run, by stage.
+
+    """
+
+    seconds: float
+    cpu_s: float
+    steps: int
+    batch_size: float | None
+    medians_s: Mapping[str, float | None]
+
+    @classmethod
+    def between(cls, first: Reading, last: Reading) -> Self:
+        """What lies between two readings; ScrapeFailed when the server was started anew between them."""
+        if last.cpu_s < first.cpu_s or last.steps < first.steps:
+            raise ScrapeFailed("its counters went back: the server was started anew while it was measured")
+        batches = last.batches - first.batches
+        medians = {}
+        for stage in STAGES:
+            before = first.buckets[stage]
+            counts = {bound: count - before.get(bound, 0.0) for bound, count in last.buckets[stage].items()}
+            medians[stage] = _median(counts)
+        return cls(
+            last.at - first.at,
+            last.cpu_s - first.cpu_s,
+            round(last.steps - first.steps),
+            (last.rows - first.rows) / batches if batches else None,
+            medians,
+        )
+
+
+def scrape(url: str, model: str, version: str) -> Reading:
+    """Reads a server's metrics. Raises ScrapeFailed."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - checked to be http by the caller
+            text = answer.read(BYTES_MAX).decode()
+    except urllib.error.URLError as error:
+        raise ScrapeFailed(f"{url} cannot be read: {error.reason}") from None
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        raise ScrapeFailed(f"{url} cannot be read: {error!r}") from None
+    return read(text, time.monotonic(), url, {"model": model, "version": version})
+
+
+def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
+    """A reading from the text of an exposition. Raises ScrapeFailed."""
+    sums: dict[str, float] = {}
+    buckets: dict[str, dict[float, float]] = {stage: {} for stage in STAGES}
+    stages = {f"tidegate_{stage}_seconds_bucket": stage for stage in STAGES}
+    try:
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    except ValueError as error:
+        raise ScrapeFailed(f"{url} is not an exposition of Prometheus: {error}") from None
+    for sample in samples:
+        if any(sample.labels.get(name, value) != value for name, value in labels.items()):
+            continue  # another model's
+        if sample.name == STEPS and sample.labels.get("outcome") != "ok":
+            continue
+        if (stage := stages.get(sample.name)) is not None:
+            bound = float(sample.labels["le"])
+            buckets[stage][bound] = buckets[stage].get(bound, 0.0) + sample.value
+        else:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    needed = (CPU, STEPS, f"{BATCH_SIZE}_count", f"{BATCH_SIZE}_sum")
+    absent = [name for name in needed if name not in sums]
+    absent += [name for name, stage in stages.items() if not buckets[stage]]
+    if absent:
+        model = "/".join(labels.values())
+        raise ScrapeFailed(f"{url} has no {absent[0]}, expected the metrics of the Tidegate server that serves {model}")
+    cpu, steps, batches, rows = (sums[name] for name in needed)
+    return Reading(at, cpu, steps, batches, rows, buckets)
+
+
+def _median(counts: Mapping[float, float]) -> float | None:
+    """The median of a histogram with cumulative counts by upper bound: straight through its bucket, as Prometheus does."""
+    bounds = sorted(counts)
+    half = counts[bounds[-1]] / 2
+    if not half:
+        return None
+    below, low = 0.0, 0.0
+    for bound in bounds:
+        if counts[bound] >= half:
+            if bound == float("inf"):
+                return low
+            return low + (bound - low) * (half - below) / (counts[bound] - below)
+        below, low = counts[bound], bound
+    return None

@@ -1,0 +1,72 @@
+"""What the parent and its client processes say to each other.
+
+Parent: `Task`, then `Go`, and perhaps `Stop`. Client process: `Ready`, then `Seconds` now and then, then `Report`.
+All times are of `time.monotonic`, which the processes of a machine share.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.bench.plan import Plan
+from serving.bench.tally import Second, Tally
+from serving.core.spec import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a process is to do; `values` is (rows, features), sent round and round."""
+
+    plan: Plan
+    number: int
+    lanes: list[int]
+    prefix: str
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Streams are open, but for those that were refused, by reason; `why` was said of the first of them."""
+
+    streams: int
+    refused: Counter[str]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """The load starts, is measured from `begin` and ends at `end`."""
+
+    start: float
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """It ends already now."""
+
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Those before this one are over; by number, and those before 0 are the warm-up."""
+
+    before: int
+    seconds: Mapping[int, Second]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was seen up to `end`.
+
+    `left` streams could not be forgotten at the server; `why` was said of the first one that was refused or lost.
+    """
+
+    tally: Tally
+    seconds: Mapping[int, Second]
+    end: float
+    cpu_s: float
+    left: int
+    why: str

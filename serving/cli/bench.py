@@ -1,0 +1,241 @@
+"""`tidegate bench`: load on a server, and what came of it."""
+
+import asyncio
+import importlib.util
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, Refused
+
+if TYPE_CHECKING:
+    from serving.bench.plan import Plan
+    from serving.bench.result import Result
+    from serving.client import Model
+    from serving.core.spec import Floats
+
+Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
+
+
+def bench(
+    address: Address = "localhost:50051",
+    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
+    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    streams: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_STREAMS", help="Streams, all together.")] = 128,
+    processes: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_PROCESSES", help="Client processes.")] = 2,
+    connections: Annotated[
+        int, typer.Option(envvar="TIDEGATE_BENCH_CONNECTIONS", help="Connections of each process.")
+    ] = 2,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_RATE",
+            help="Timesteps a second over all streams, whatever the server does (open loop). Left out: each stream sends"
+            " its next when it has its answer (closed loop).",
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str, typer.Option(envvar="TIDEGATE_BENCH_ARRIVALS", help="With --rate: constant or poisson.")
+    ] = "constant",
+    seconds: Annotated[float, typer.Option(envvar="TIDEGATE_BENCH_SECONDS", help="Seconds that are measured.")] = 10.0,
+    warmup: Annotated[float, typer.Option(envvar="TIDEGATE_BENCH_WARMUP", help="Seconds of load before them.")] = 2.0,
+    think: Annotated[
+        float,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_THINK", help="Without --rate: seconds between an answer and the next timestep."
+        ),
+    ] = 0.0,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_BLOCK", help="Streams a call, and rows a message: PredictBlocks. Left out: Predict."
+        ),
+    ] = None,
+    ahead: Annotated[
+        int, typer.Option(envvar="TIDEGATE_BENCH_AHEAD", help="Without --rate: messages under way on a call.")
+    ] = 1,
+    values: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_VALUES",
+            help="CSV with a column for each feature; its first 65,536 rows are sent round and round. Left out: random ones,"
+            " within the training ranges.",
+        ),
+    ] = None,
+    missing: Annotated[
+        float, typer.Option(envvar="TIDEGATE_BENCH_MISSING", help="Share of random values that are missing.")
+    ] = 0.0,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_METRICS", metavar="URL", help="The server's /metrics, for what it says of itself."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(envvar="TIDEGATE_BENCH_JSON", help="Write all figures as JSON.")] = None,
+    png: Annotated[Path | None, typer.Option(envvar="TIDEGATE_BENCH_PNG", help="Write a picture as PNG.")] = None,
+    seed: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_SEED", help="Of values and arrivals.")] = 0,
+) -> None:
+    """Put load on a server and measure latency, throughput and cost.
+
+    The streams are new ones and are forgotten at the end. Ctrl-C ends early and reports what was measured.
+    """
+    plan = _plan(
+        address=address,
+        model=model,
+        version=version,
+        streams=streams,
+        processes=processes,
+        connections=connections,
+        rate=rate,
+        arrivals=arrivals,
+        seconds=seconds,
+        warmup=warmup,
+        think=think,
+        block=block,
+        ahead=ahead,
+        missing=missing,
+        seed=seed,
+    )
+    _check(values, missing, metrics, json, png)
+    result = _run(plan, values, metrics)
+    _report(result, json, png)
+    if result.failures:
+        raise typer.Exit(EXIT_NO)
+
+
+def _plan(**given: Any) -> "Plan":
+    """What is asked; one line and exit code 2 when it cannot be."""
+    from pydantic import ValidationError
+
+    from serving.bench.plan import Plan
+
+    try:
+        return Plan(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise Refused(str(first["ctx"]["error"]), EXIT_USAGE) from None
+        raise Refused(f"--{first['loc'][0]}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+
+
+def _check(values: Path | None, missing: float, metrics: str | None, json: Path | None, png: Path | None) -> None:
+    """Finds out before anything is sent what would fail at the end."""
+    if values is not None and missing:
+        raise Refused("--missing: the file of --values says itself what is missing; leave one of them out", EXIT_USAGE)
+    if metrics is not None and (urlsplit(metrics).scheme not in ("http", "https") or not urlsplit(metrics).hostname):
+        raise Refused(f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE)
+    if png is not None and importlib.util.find_spec("matplotlib") is None:
+        raise Refused("--png needs matplotlib: install tidegate with its extra, tidegate[plot]", EXIT_USAGE)
+    for path in (json, png):
+        if path is not None:
+            _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written: {error.strerror}", EXIT_USAGE) from None
+
+
+def _describe(plan: "Plan") -> "Model":
+    """The model that will run."""
+    from serving.client import Client, ClientError, ServerUnavailable
+
+    async def ask() -> "Model":
+        async with Client(plan.address) as client:
+            model, _ = await client.describe(plan.model, plan.version)
+            return model
+
+    try:
+        return asyncio.run(ask())
+    except ServerUnavailable as error:
+        raise Refused(f"server {plan.address} is not available: {error}", EXIT_NO) from None
+    except ClientError as error:
+        raise Refused(str(error), EXIT_USAGE) from None
+
+
+def _values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
+    """What the streams send."""
+    import numpy as np
+
+    from serving.bench.values import ROWS_MAX, random_values
+    from serving.cli.sheet import BadSheet, read_sheet
+
+    if plan.missing and not model.handles_missing:
+        raise Refused(f"--missing: model {model.name}/{model.version} cannot have missing values", EXIT_USAGE)
+    if path is None:
+        return random_values(model, plan.missing, plan.seed)
+    try:
+        values = read_sheet(path, [feature.name for feature in model.features]).values[:ROWS_MAX]
+    except BadSheet as error:
+        raise Refused(str(error), EXIT_USAGE) from None
+    if not model.handles_missing and np.isnan(values).any():
+        row = int(np.isnan(values).any(axis=1).argmax()) + 1
+        raise Refused(
+            f"{path}: row {row} has a missing value, and model {model.name}/{model.version} cannot have any", EXIT_USAGE
+        )
+    return values
+
+
+def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
+    """The bench itself."""
+    from rich.console import Console
+
+    from serving.bench.crew import CrewFailed
+    from serving.bench.run import BenchFailed, Interrupted, Run
+    from serving.bench.scrape import ScrapeFailed
+
+    model = _describe(plan)
+    values = _values(plan, path, model)
+    prefix = f"bench-{secrets.token_hex(4)}-"
+    with _interrupts() as stopped:
+        try:
+            return Run(plan, model, values, prefix, metrics, Console(stderr=True), stopped).run()
+        except Interrupted as error:
+            raise Refused(str(error), EXIT_INTERRUPTED) from None
+        except (BenchFailed, CrewFailed, ScrapeFailed) as error:
+            raise Refused(str(error), EXIT_NO) from None
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; the second time it ends the program."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(result: "Result", json: Path | None, png: Path | None) -> None:
+    """Prints the table and writes the files."""
+    from rich.console import Console
+
+    from serving.bench.board import print_result
+
+    print_result(Console(), result)
+    if json is not None:
+        json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
+    if png is not None:
+        from serving.bench.picture import draw  # needs matplotlib, which is optional
+
+        draw(result, png)

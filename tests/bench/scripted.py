@@ -1,0 +1,198 @@
+"""A server of a toy model that stalls and refuses when it is told to, and insists on the right numbers.
+
+It keeps a sum for each stream; what it applied, and in which values, is in `streams`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.bench.load import Load
+from serving.bench.plan import Plan
+from serving.bench.tally import Tally
+from serving.bench.words import Go, Ready, Report, Seconds, Task
+
+# Nothing here takes a second; what has not happened after this never will.
+PATIENCE = 20.0
+
+MODEL = pb.Model(
+    name="toy",
+    version="1",
+    fingerprint="f" * 64,
+    features=[pb.Feature(name="x"), pb.Feature(name="y")],
+    outputs=[pb.Output(name="sum", data_type=pb.FLOAT32, shape=[1])],
+)
+
+
+class Toy(pb_grpc.TidegateServicer):
+    """The server.
+
+    Attributes:
+        refuse: gives the reason for which a stream's timestep is refused, None when it is applied.
+        refuse_block: the same for a whole block, by its number.
+        refuse_open: the same for a stream that is opened.
+        stalled: (from, to) of each time in which it answered nothing.
+
+    """
+
+    def __init__(self) -> None:
+        self.streams: dict[str, list[tuple[float, ...]]] = {}
+        self.forgotten: list[str] = []
+        self.blocks: list[pb.Block] = []
+        self.wrong: list[str] = []
+        self.refuse: Callable[[str, int], str | None] = lambda _stream, _step: None
+        self.refuse_block: Callable[[int], str | None] = lambda _number: None
+        self.refuse_open: Callable[[str], str | None] = lambda _stream: None
+        self.stalled: tuple[float, float] = (0.0, 0.0)
+        self.retry_after_ms = 20
+        self.address = ""
+        self.stop: Callable[[], Awaitable[None]]
+
+    async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
+        """One stream."""
+        ask = (await context.read()).open
+        assert ask.existence == pb.Open.MUST_BE_NEW
+        if self.refuse_open(ask.stream_id):
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for another stream")
+        self.streams[ask.stream_id] = []
+        opened = pb.Opened(stream_id=ask.stream_id, next_step=1, answers_remembered=32, model=MODEL)
+        await context.write(pb.PredictResponse(opened=opened))
+        while (request := await context.read()) is not grpc.aio.EOF:
+            await self._stall()
+            if request.HasField("close"):
+                self._forget(ask.stream_id, forget=request.close.forget)
+                await context.write(pb.PredictResponse(closed=pb.Closed()))
+                return
+            error = self._step(ask.stream_id, request.timestep.step, request.timestep.values)
+            if error is None:
+                prediction = pb.Prediction(step=request.timestep.step, outputs=[b"1234"])
+                await context.write(pb.PredictResponse(prediction=prediction))
+            else:
+                await context.write(pb.PredictResponse(error=error))
+
+    async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
+        """Blocks of streams."""
+        names: dict[int, str] = {}
+        while (request := await context.read()) is not grpc.aio.EOF:
+            await self._stall()
+            if request.HasField("open"):
+                await context.write(pb.BlockResponse(opened=self._open(request.open, names)))
+            elif request.HasField("close"):
+                for handle in request.close.handles:
+                    self._forget(names[handle], forget=request.close.forget)
+                await context.write(pb.BlockResponse(closed=pb.ClosedStreams(steps=[0] * len(names))))
+            else:
+                # Of progress in storing a client of this kind wants to know nothing.
+                await context.write(pb.BlockResponse(durable=pb.DurableStreams()))
+                await context.write(pb.BlockResponse(block=self._block(request.block, names)))
+
+    def _open(self, ask: pb.OpenStreams, names: dict[int, str]) -> pb.OpenedStreams:
+        assert ask.existence == pb.Open.MUST_BE_NEW
+        opened = pb.OpenedStreams(answers_remembered=32, model=MODEL)
+        for row, name in enumerate(ask.stream_ids):
+            reason = self.refuse_open(name)
+            if reason:
+                opened.errors.append(pb.RowError(row=row, error=self._error(reason)))
+            else:
+                self.streams[name] = []
+                names[len(names) + 1] = name
+            opened.stream_ids.append(name)
+            opened.handles.append(0 if reason else len(names))
+        return opened
+
+    def _block(self, block: pb.Block, names: dict[int, str]) -> pb.PredictedBlock:
+        self.blocks.append(block)
+        reason = self.refuse_block(block.block)
+        if reason:
+            return pb.PredictedBlock(block=block.block, refused=self._error(reason))
+        handles, steps = np.frombuffer(block.handles, "<u4"), np.frombuffer(block.steps, "<u8")
+        width = 4 * len(MODEL.features)
+        assert len(handles) == len(steps) == len(block.values) // width
+        answer = pb.PredictedBlock(block=block.block, steps=block.steps, outputs=[bytes(4 * len(handles))])
+        for row, (handle, step) in enumerate(zip(handles.tolist(), steps.tolist(), strict=True)):
+            error = self._step(names[handle], step, block.values[row * width : (row + 1) * width])
+            if error is not None:
+                answer.errors.append(pb.RowError(row=row, error=error))
+        return answer
+
+    def _step(self, stream: str, step: int, values: bytes) -> pb.Error | None:
+        """Applies a timestep, or says why not."""
+        applied = self.streams[stream]
+        if step <= len(applied):
+            self.wrong.append(f"{stream}: {step} is a duplicate")
+        if step > len(applied) + 1:
+            return self._error("STEP_GAP", step)
+        reason = self.refuse(stream, step)
+        if reason:
+            return self._error(reason, step)
+        applied.append(tuple(np.frombuffer(values, "<f4").tolist()))
+        return None
+
+    def _error(self, reason: str, step: int = 0) -> pb.Error:
+        return pb.Error(step=step, reason=pb.Error.Reason.Value(reason), retry_after_ms=self.retry_after_ms)
+
+    def _forget(self, stream: str, *, forget: bool) -> None:
+        assert forget
+        self.forgotten.append(stream)
+
+    async def _stall(self) -> None:
+        begin, end = self.stalled
+        if begin <= time.monotonic() < end:
+            await asyncio.sleep(end - time.monotonic())
+
+
+@asynccontextmanager
+async def toy() -> AsyncIterator[Toy]:
+    """A server of the toy model; fails when it was sent a duplicate."""
+    servicer = Toy()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    pb_grpc.add_TidegateServicer_to_server(servicer, server)
+    servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    servicer.stop = lambda: server.stop(None)
+    await server.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield servicer
+    finally:
+        await servicer.stop()
+    assert not servicer.wrong, servicer.wrong
+
+
+class Bench:
+    """One client process, in this one."""
+
+    def __init__(self, server: Toy, values: Any = None, **settings: Any) -> None:
+        settings = {"streams": 4, "processes": 1, "connections": 1, "warmup": 0.0, "seconds": 0.5, **settings}
+        self.plan = Plan(address=server.address, **settings)
+        rows = np.arange(64, dtype=np.float32).reshape(32, 2) if values is None else values
+        self.told: list[Seconds] = []
+        self.load = Load(Task(self.plan, 0, self.plan.shares[0], "bench-test-", rows), self.told.append)
+        self.go: Go
+        self.ready: Ready
+        self.report: Report
+
+    @property
+    def tally(self) -> Tally:
+        """What was seen."""
+        return self.report.tally
+
+    async def run(self, before: Callable[[Go], None] = lambda _: None, *, loses: bool = False) -> "Bench":
+        """From the open to the end; `before` is told when the load begins. No stream is lost unless it is said."""
+        try:
+            self.ready = await self.load.open()
+            start = time.monotonic() + 0.02
+            begin = start + self.plan.warmup
+            self.go = Go(start, begin, begin + self.plan.seconds)
+            before(self.go)
+            self.report = await self.load.run(self.go)
+        finally:
+            await self.load.leave()
+        assert bool(self.tally.lost) is loses, (self.tally.lost, self.report.why)
+        return self

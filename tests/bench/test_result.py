@@ -1,0 +1,217 @@
+"""What is reported: figures, warnings, table and picture, also of runs that went badly."""
+
+import re
+from collections import Counter
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from serving.bench.board import Progress, print_result, span
+from serving.bench.lane import FOLLOWING_GAP
+from serving.bench.machine import this_machine
+from serving.bench.plan import Plan
+from serving.bench.result import Result, Seen, make_result
+from serving.bench.scrape import ServerSide
+from serving.bench.tally import Second, Tally
+from serving.bench.words import Ready, Report
+from serving.client import Model
+from serving.core.spec import Feature
+
+MODEL = Model("toy", "1", "f" * 64, "", 0.0, (Feature("x"),), (), batch_invariant=True, handles_missing=False)
+
+
+def made(
+    tally: Tally, seconds: float = 3.0, *, cpu_s: float = 0.3, left: int = 0, settings: Any = None, **seen: Any
+) -> Result:
+    """The result of one process that saw this, with its clock at 0 when the measured time began."""
+    plan = Plan(address="localhost:50051", streams=4, processes=1, **(settings or {}))
+    series = tally.take_seconds(2**62)
+    report = Report(tally, {}, seconds, cpu_s, left, "")
+    facts: dict[str, Any] = {
+        "begun": datetime(2026, 1, 2, tzinfo=UTC),
+        "seconds": seconds,
+        "interrupted": False,
+        "ready": Ready(4, Counter()),
+        "reports": [report],
+        "series": series,
+        "server": None,
+        "server_failed": "",
+        **seen,
+    }
+    return make_result(Seen(**facts), plan=plan, machine=this_machine(), model=MODEL, prefix="bench-test-")
+
+
+def tally(end: float = 3.0) -> Tally:
+    """One that measures from 0 on."""
+    made = Tally()
+    made.measure(0.0, end)
+    return made
+
+
+def good() -> Tally:
+    """Three seconds of ten timesteps each, answered after 1 to 30 ms; a warm-up before, and a straggler after."""
+    seen = tally()
+    seen.due(-0.5, 1)
+    seen.answered(-0.4, -0.5, 1)
+    for place in range(30):
+        due = place / 10
+        seen.due(due, 1)
+        seen.answered(due + 0.001 * (place + 1), due, 1)
+    seen.due(3.1, 1)
+    seen.answered(3.2, 3.1, 1)
+    return seen
+
+
+def test_rates_are_of_the_measured_seconds_and_latencies_of_what_was_due_in_them() -> None:
+    """Neither the warm-up nor what was due after the end is among them."""
+    result = made(good(), settings={"rate": 10.0})
+    assert (result.offered_per_s, result.achieved_per_s) == (10.0, 10.0)
+    assert [(second.second, second.offered, second.answered) for second in result.series] == [
+        (0, 10, 10),
+        (1, 10, 10),
+        (2, 10, 10),
+    ]
+    assert result.timesteps.answered == 30
+    assert result.latency.max == pytest.approx(0.030)
+    assert result.latency.p50 == pytest.approx(0.015, rel=0.01)
+    assert result.clients.busy == [0.1]
+    assert result.clients.cpu_s_per_step == pytest.approx(0.01)
+    assert not result.warnings
+    assert not result.failures
+
+
+def test_the_json_gives_the_result_back() -> None:
+    """Every figure of it, and of what is not known null."""
+    seen = good()
+    seen.dropped(1.0, 20)
+    result = made(seen, settings={"rate": 10.0})
+    assert result.latency.p99 is None
+    assert '"p99": null' in result.model_dump_json(indent=2)
+    assert Result.model_validate_json(result.model_dump_json()) == result
+
+
+def test_what_a_reader_must_know_is_a_warning() -> None:
+    """A busy client, late clients, a server that does not keep up, streams that are left, a server that is not known."""
+    seen = good()
+    seen.dropped(1.0, 2)
+    seen.unanswered(1.0, 3)
+    for _ in range(10):
+        seen.late(1.0, 1.01)
+    result = made(seen, cpu_s=2.9, left=2, settings={"rate": 10.0}, server_failed="http://x cannot be read")
+    assert (result.timesteps.unsent, result.timesteps.unanswered) == (2, 3)
+    patterns = [
+        "a client process used 97% of a core",
+        "noticed 1 % of what was due more than 10 ms late",
+        "2 timesteps were due and never sent: .*--rate 10",
+        "3 timesteps were not answered",
+        "2 streams could not be closed .*--prefix bench-test-`",
+        "http://x cannot be read",
+    ]
+    assert len(result.warnings) == len(patterns)
+    for warning, pattern in zip(result.warnings, patterns, strict=True):
+        assert re.search(pattern, warning), warning
+
+
+@pytest.mark.parametrize(
+    ("reason", "failed"), [("OVERLOADED", False), (FOLLOWING_GAP, False), ("MODEL_FAILED", True), ("STEP_GAP", True)]
+)
+def test_a_refusal_for_want_of_room_is_a_finding_and_any_other_a_failure(reason: str, failed: bool) -> None:
+    """The first is what a load is for; the second makes the exit code 1."""
+    seen = good()
+    seen.let_go(1.0, 1.0, {reason: 3})
+    result = made(seen)
+    assert result.timesteps.refused == {reason: 3}
+    assert bool(result.failures) is failed
+
+
+def test_streams_that_are_refused_or_lost_are_failures() -> None:
+    """With their reasons, most frequent first."""
+    seen = good()
+    seen.lost.update({"UNAVAILABLE": 1, "TAKEN_OVER": 2})
+    result = made(seen, ready=Ready(3, Counter({"TOO_MANY_STREAMS": 1})))
+    assert result.failures == [
+        "1 streams could not be opened: TOO_MANY_STREAMS 1",
+        "3 streams were lost: TAKEN_OVER 2, UNAVAILABLE 1",
+    ]
+
+
+def overloaded() -> Tally:
+    """One with refusals, and with more than half never answered."""
+    seen = good()
+    seen.let_go(0.5, 0.5, {"OVERLOADED": 3})
+    seen.dropped(1.0, 40)
+    return seen
+
+
+SIDE = ServerSide(3.0, 1.5, 30, 4.2, {"step": 0.001, "queue": None, "run": 0.0005})
+RUNS = pytest.mark.parametrize(
+    ("seen", "settings", "server"),
+    [
+        (good(), {}, SIDE),
+        (overloaded(), {"rate": 10.0}, ServerSide(3.0, 0.0, 0, None, dict.fromkeys(("step", "queue", "run")))),
+        (tally(), {"rate": 10.0}, None),
+        (good(), {"block": 2, "think": 0.01}, None),
+    ],
+    ids=["good", "overloaded", "nothing", "blocks"],
+)
+
+
+@RUNS
+def test_the_table_says_it_in_lines_that_fit(seen: Tally, settings: Any, server: ServerSide | None) -> None:
+    """Whatever the run was like; what is not known is said in words."""
+    out = StringIO()
+    print_result(Console(file=out, width=80), made(seen, settings=settings, server=server))
+    text = out.getvalue()
+    assert text.startswith("toy/1, 4 streams, ")
+    for word in ("achieved", "answered", "client CPU", "p99.9"):
+        assert word in text
+    assert "None" not in text
+    assert "nan" not in text
+
+
+@RUNS
+def test_the_picture_is_drawn(tmp_path: Path, seen: Tally, settings: Any, server: ServerSide | None) -> None:
+    """Whatever the run was like."""
+    pytest.importorskip("matplotlib", reason="it is in the extra plot")
+    from serving.bench.picture import draw
+
+    draw(made(seen, settings=settings, server=server), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0000004, "0 µs"),
+        (0.00051, "510 µs"),
+        (0.0123, "12.3 ms"),
+        (0.9996, "1 s"),
+        (12.34, "12.3 s"),
+        (None, "never"),
+    ],
+)
+def test_a_time_is_said_with_its_unit(seconds: float | None, text: str) -> None:
+    """Three digits, in the unit that fits."""
+    assert span(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_seconds_are_shown_as_they_pass(terminal: bool) -> None:
+    """A table on a terminal, a line elsewhere."""
+    out = StringIO()
+    second = Second(offered=12, answered=10, refused=2)
+    second.latency.add(0.002, 10)
+    plan = Plan(address="localhost:1", rate=12.0, seconds=5.0)
+    with Progress(Console(file=out, force_terminal=terminal, width=100), plan) as progress:
+        progress.show(-1, Second())
+        progress.show(0, second)
+    text = out.getvalue()
+    assert "warm-up" in text
+    assert "1 s of 5 s" in text
+    assert "1.99 ms" in text
+    if not terminal:
+        assert text.splitlines()[1] == "1 s of 5 s: 10 steps/s of 12 offered, p50 1.99 ms, p99 1.99 ms, 2 refused"

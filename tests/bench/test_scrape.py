@@ -1,0 +1,100 @@
+"""What is read from a server's /metrics."""
+
+import socket
+from collections.abc import Mapping
+
+import pytest
+
+from serving.bench.scrape import Reading, ScrapeFailed, ServerSide, read, scrape
+
+URL = "http://somewhere/metrics"
+TOY = {"model": "toy", "version": "1"}
+
+
+def exposition(counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> str:
+    """Metrics of a server, with the same buckets for all stages."""
+    lines = [f"{name} {value}" for name, value in counters.items()]
+    for stage in ("step", "queue", "run"):
+        lines += [
+            f'tidegate_{stage}_seconds_bucket{{model="toy",version="1",le="{bound}"}} {count}'
+            for bound, count in buckets.items()
+        ]
+    return "\n".join(lines) + "\n" + more
+
+
+COUNTERS = {
+    "process_cpu_seconds_total": 10.0,
+    'tidegate_steps_total{model="toy",version="1",outcome="ok"}': 100.0,
+    'tidegate_steps_total{model="toy",version="1",outcome="gap"}': 7.0,
+    'tidegate_batch_size_count{model="toy",version="1"}': 10.0,
+    'tidegate_batch_size_sum{model="toy",version="1"}': 100.0,
+}
+
+
+def reading(at: float, counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> Reading:
+    """A reading of such a server."""
+    return read(exposition(counters, buckets, more), at, URL, TOY)
+
+
+def test_between_two_readings_lies_what_the_server_did() -> None:
+    """Processor time, applied steps, the mean batch, and medians through the bucket that they are in."""
+    first = reading(1.0, COUNTERS, {"0.001": 50, "0.002": 100, "+Inf": 100})
+    more = {name: value * 3 for name, value in COUNTERS.items()}
+    last = reading(3.0, more, {"0.001": 60, "0.002": 200, "+Inf": 200})
+    side = ServerSide.between(first, last)
+    assert (side.seconds, side.cpu_s, side.steps, side.batch_size) == (2.0, 20.0, 200, 10.0)
+    # Ten of the hundred are below 1 ms, ninety between 1 and 2 ms: the fiftieth is four ninths of the way.
+    assert side.medians_s["queue"] == pytest.approx(0.001 + 0.001 * 40 / 90)
+
+
+def test_the_processes_of_a_server_add_up() -> None:
+    """Whatever label tells them apart; what runs another model does not count."""
+    split = {
+        'process_cpu_seconds_total{worker="0"}': 10.0,
+        'process_cpu_seconds_total{worker="1"}': 5.0,
+        'tidegate_steps_total{model="toy",version="1",outcome="ok",worker="0"}': 100.0,
+        'tidegate_steps_total{model="toy",version="1",outcome="ok",worker="1"}': 50.0,
+        'tidegate_steps_total{model="other",version="1",outcome="ok",worker="1"}': 999.0,
+        'tidegate_batch_size_count{model="toy",version="1",worker="0"}': 10.0,
+        'tidegate_batch_size_sum{model="toy",version="1",worker="0"}': 100.0,
+    }
+    made = reading(1.0, split, {"0.001": 1, "+Inf": 1})
+    assert (made.cpu_s, made.steps) == (15.0, 150.0)
+
+
+def test_of_a_server_that_did_nothing_nothing_is_known() -> None:
+    """None, not 0."""
+    same = reading(1.0, COUNTERS, {"0.001": 1, "+Inf": 1})
+    side = ServerSide.between(same, reading(2.0, COUNTERS, {"0.001": 1, "+Inf": 1}))
+    assert side.batch_size is None
+    assert set(side.medians_s.values()) == {None}
+
+
+def test_counters_that_go_back_are_told() -> None:
+    """The server was started anew."""
+    first = reading(1.0, COUNTERS, {"0.001": 1, "+Inf": 1})
+    with pytest.raises(ScrapeFailed, match="started anew"):
+        ServerSide.between(first, reading(2.0, dict.fromkeys(COUNTERS, 0.0), {"0.001": 0, "+Inf": 0}))
+
+
+@pytest.mark.parametrize("absent", ["process_cpu_seconds_total", "tidegate_steps_total", "tidegate_batch_size_sum"])
+def test_metrics_of_something_else_are_told(absent: str) -> None:
+    """By the name of what is not there."""
+    counters = {name: value for name, value in COUNTERS.items() if not name.startswith(absent)}
+    with pytest.raises(ScrapeFailed, match=f"no {absent}, .* toy/1"):
+        reading(1.0, counters, {"0.001": 1, "+Inf": 1})
+
+
+@pytest.mark.parametrize("text", ["<html>hello</html>", "a{ 1\n", ""])
+def test_a_page_that_is_no_exposition_is_told(text: str) -> None:
+    """With its address."""
+    with pytest.raises(ScrapeFailed, match=URL):
+        read(text, 1.0, URL, TOY)
+
+
+def test_a_server_that_does_not_answer_is_told() -> None:
+    """With its address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ScrapeFailed, match=f":{port}/metrics cannot be read"):
+        scrape(f"http://127.0.0.1:{port}/metrics", "toy", "1")
