@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from serving.runtime.block import Block, make_file
+from serving.runtime.board import Board, make_file
 from serving.runtime.exposition import Source
 
 # What the supervisor writes to have a worker end in good order. A signal would count: the second ends a worker at once,
@@ -29,7 +29,7 @@ class Child:
     Args:
         number: which one, from 0.
         command: what starts it; its number and the descriptor of its end of the line are added.
-        settings: what it is told, besides the descriptors of its blocks.
+        settings: what it is told, besides the descriptors of its boards.
         on_ready: is called when it serves.
 
     """
@@ -44,7 +44,7 @@ class Child:
         self._command = command
         self._settings = settings
         self._on_ready = on_ready
-        self._block: int | None = None  # descriptor of the block of its last life that served
+        self._board: int | None = None  # descriptor of the board of its last life that served
         self._writer: asyncio.StreamWriter | None = None
         self._line: socket.socket
         self._ended: asyncio.Future[int]
@@ -57,11 +57,11 @@ class Child:
 
         When cancelled it kills the process, and has seen its end all the same. Raises OSError when there is no process to be had.
         """
-        block = make_file()
+        board = make_file()
         try:
-            ended = self._spawn(block)
+            ended = self._spawn(board)
             try:
-                await self._listen(block)
+                await self._listen(board)
                 return await asyncio.shield(ended)
             finally:
                 self.source.up = False
@@ -69,8 +69,8 @@ class Child:
                 await asyncio.wait([ended])
                 self._hang_up()
         finally:
-            if self._block != block:
-                os.close(block)
+            if self._board != board:
+                os.close(board)
 
     def drain(self) -> None:
         """Has the process end in good order, if there is one."""
@@ -90,14 +90,14 @@ class Child:
 
     def close(self) -> None:
         """Lets go of what it counted."""
-        if self._block is not None:
-            os.close(self._block)
-            self._block = None
+        if self._board is not None:
+            os.close(self._board)
+            self._board = None
 
-    def _spawn(self, block: int) -> asyncio.Future[int]:
+    def _spawn(self, board: int) -> asyncio.Future[int]:
         """Starts a process; gives what becomes its exit code."""
         ours, theirs = socket.socketpair()
-        inherited = [theirs.fileno(), block, *([] if self._block is None else [self._block])]
+        inherited = [theirs.fileno(), board, *([] if self._board is None else [self._board])]
         command = [*self._command, str(self.number), str(theirs.fileno())]
         try:
             # No other thread of the supervisor starts processes, so nobody else inherits them meanwhile.
@@ -115,16 +115,16 @@ class Child:
         self._ended = asyncio.get_running_loop().create_future()
         return self._ended
 
-    async def _listen(self, block: int) -> None:
+    async def _listen(self, board: int) -> None:
         """Tells the process its settings and takes what it says, until it lets go of the line."""
         self.refused = ""
-        settings = {**self._settings, "block": block, "last_block": self._block}
+        settings = {**self._settings, "board": board, "last_board": self._board}
         reader, self._writer = await asyncio.open_unix_connection(sock=self._line)
         self._writer.write(json.dumps(settings).encode() + b"\n")
         try:
             async for line in reader:
                 if line.endswith(b"\n"):  # else it was killed in the middle of a word
-                    self._hear(json.loads(line), block)
+                    self._hear(json.loads(line), board)
         except ConnectionError:  # it ended before it had read everything
             pass
 
@@ -135,16 +135,16 @@ class Child:
         else:
             self._line.close()
 
-    def _hear(self, told: Mapping[str, object], block: int) -> None:
+    def _hear(self, told: Mapping[str, object], board: int) -> None:
         """Takes what the process says."""
         match told:
             case {"refused": str(reason)}:
                 self.refused = reason
             case {"ready": [*models]}:
-                self.source.block = Block.read(block)
-                if self._block is not None:
-                    os.close(self._block)
-                self._block = block
+                self.source.board = Board.read(board)
+                if self._board is not None:
+                    os.close(self._board)
+                self._board = board
                 self.models = [str(model) for model in models]
                 self.source.up = True
                 self._on_ready()

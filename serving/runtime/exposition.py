@@ -1,8 +1,8 @@
-"""What Prometheus is told: the blocks of all workers, each series with the label `worker`, and their processes.
+"""What Prometheus is told: the boards of all workers, each series with the label `worker`, and their processes.
 
 The laws of this file:
 1. It never waits for a worker: it reads memory, which is there even if the worker is frozen or dead.
-2. No counter falls. A worker's block outlives it, and its next life goes on from there; so does the time that it has used.
+2. No counter falls. A worker's board outlives it, and its next life goes on from there; so does the time that it has used.
 3. A gauge of a worker that is not up is left out: it says what was, not what is.
 """
 
@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, start_http_server
 from prometheus_client.registry import Collector
 
-from serving.runtime.block import Block, Family, Numbers
+from serving.runtime.board import Board, Family, Numbers
 from serving.runtime.life import StartFailed
 from serving.runtime.process import CPU_SECONDS, METRICS, measure
 
@@ -31,7 +31,7 @@ class Source:
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self.block: Block | None = None
+        self.board: Board | None = None
         self.up = False
         self.restarts = 0
         self.pid = 0
@@ -68,20 +68,20 @@ class Exposition(Collector):
         """Gives the exposition."""
         self._refresh()
         yield from self._workers()
-        # One look at who is up and at which block is whose: meanwhile workers come and go.
-        seen = [(source.worker, source.block, source.up) for source in self._sources if source.block is not None]
+        # One look at who is up and at which board is whose: meanwhile workers come and go.
+        seen = [(source.worker, source.board, source.up) for source in self._sources if source.board is not None]
         metrics: dict[str, Metric] = {}
-        for worker, block, up in seen:
-            for family in block.families:
+        for worker, board, up in seen:
+            for family in board.families:
                 if family.kind == "gauge" and not up:
                     continue
                 metric = metrics.setdefault(family.name, Metric(family.name, family.text, family.kind))
                 for series in family.series:
                     labels = dict(zip(family.labels, series, strict=True), worker=worker)
                     if list(series) != list(family.whole) or not family.whole:
-                        _add(metric, family, labels, block.numbers(family.name, series))
+                        _add(metric, family, labels, board.numbers(family.name, series))
                     elif worker == next(worker for worker, _, up in seen if up):
-                        metric.add_sample(family.name, labels, _rest(family, [block for _, block, up in seen if up]))
+                        metric.add_sample(family.name, labels, _rest(family, [board for _, board, up in seen if up]))
         yield from metrics.values()
         yield from self._processes()
 
@@ -148,7 +148,7 @@ def buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str,
     return list(zip([*map(repr, bounds), "+Inf"], accumulate(counts), strict=True))
 
 
-def _rest(family: Family, blocks: Sequence[Block]) -> float:
-    """What the first of some blocks says of the whole, less the parts of all."""
-    whole: float = blocks[0].numbers(family.name, family.whole)[0]
-    return max(0.0, whole - sum(block.numbers(family.name, family.part)[0] for block in blocks))
+def _rest(family: Family, boards: Sequence[Board]) -> float:
+    """What the first of some boards says of the whole, less the parts of all."""
+    whole: float = boards[0].numbers(family.name, family.whole)[0]
+    return max(0.0, whole - sum(board.numbers(family.name, family.part)[0] for board in boards))

@@ -1,7 +1,7 @@
 """What a serving process counts and measures: names, help, buckets, and where the numbers are kept.
 
-The hot path adds to plain Python numbers, one update a batch wherever that says the same, and writes each through to a block
-(`runtime.block`), from which `runtime.exposition` reads when somebody asks. One event loop writes, so nothing is locked. What
+The hot path adds to plain Python numbers, one update a batch wherever that says the same, and writes each through to a board
+(`runtime.board`), from which `runtime.exposition` reads when somebody asks. One event loop writes, so nothing is locked. What
 can be looked up at any time (the depth of a queue, the streams) is not counted: `refresh` looks it up.
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal, TypeVar, get_args
 
 from serving.rpc.desk import CloseReason
-from serving.runtime.block import Block, Family, Numbers
+from serving.runtime.board import Board, Family, Numbers
 
 Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind"]
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
@@ -162,18 +162,18 @@ class Metrics:
         self.models.append(model)
         return model
 
-    def lay_out(self, file: int | None = None, last: Block | None = None) -> Block:
-        """Moves all numbers to a block, which goes on from the counts of the `last` one; no model may come after this."""
+    def lay_out(self, file: int | None = None, last: Board | None = None) -> Board:
+        """Moves all numbers to a board, which goes on from the counts of the `last` one; no model may come after this."""
         metrics = [*self._of_models(), *self._of_streams(), *self._of_process()]
-        block = Block.begin([metric.family for metric in metrics], file)
+        board = Board.begin([metric.family for metric in metrics], file)
         if last is not None:
-            block.go_on_from(last)
+            board.go_on_from(last)
         for metric in metrics:
             for series, keep in zip(metric.family.series, metric.keep, strict=True):
-                keep(block.numbers(metric.family.name, series))
+                keep(board.numbers(metric.family.name, series))
         self._garbage_before = {name: dict(counts) for name, counts in self._garbage.items()}
         self.refresh()
-        return block
+        return board
 
     def refresh(self) -> None:
         """Looks up what is not counted."""
@@ -308,7 +308,7 @@ def _counter(name: str, text: str, label: str, counts: Counts[Label]) -> _Metric
 
 
 def _own(count: int) -> Numbers:
-    """Numbers that nobody else sees, for as long as there is no block."""
+    """Numbers that nobody else sees, for as long as there is no board."""
     return memoryview(bytearray(8 * count)).cast("d")
 
 

@@ -18,7 +18,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.core.errors import StoreUnavailable
 from serving.rpc.native import Native
-from serving.runtime.block import Block
+from serving.runtime.board import Board
 from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
 from serving.runtime.exposition import Exposition, MetricsPort, Source
@@ -45,11 +45,11 @@ REFRESH_SECONDS = 0.25
 class Place:
     """Where a worker is among others: it shares their port, and its numbers are read by another process.
 
-    `block` is the descriptor of an empty file for them, `last_block` of what the worker before it in this place counted.
+    `board` is the descriptor of an empty file for them, `last_board` of what the worker before it in this place counted.
     """
 
-    block: int
-    last_block: int | None
+    board: int
+    last_board: int | None
 
 
 class Server:
@@ -130,10 +130,10 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         if self.place is None:
-            source.block, source.up = metrics.lay_out(), True
+            source.board, source.up = metrics.lay_out(), True
         else:
-            last = self.place.last_block
-            metrics.lay_out(self.place.block, None if last is None else Block.read(last))
+            last = self.place.last_board
+            metrics.lay_out(self.place.board, None if last is None else Board.read(last))
             # Ports last: a connection that comes to this worker would wait until its models are loaded; others are ready.
             self._listen()
         await self._server.start()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from serving.runtime.block import Block, Family, make_file
+from serving.runtime.board import Board, Family, make_file
 from serving.runtime.exposition import Exposition, Source
 from serving.runtime.metrics import Metrics
 from tests.support import Scrape
@@ -30,10 +30,10 @@ def metrics_of(*models: str) -> Metrics:
     return metrics
 
 
-def source(worker: int, block: Block | None, *, up: bool = True) -> Source:
+def source(worker: int, board: Board | None, *, up: bool = True) -> Source:
     """A worker that is up, in this process."""
     made = Source(str(worker))
-    made.block, made.up, made.pid = block, up, os.getpid()
+    made.board, made.up, made.pid = board, up, os.getpid()
     return made
 
 
@@ -44,7 +44,7 @@ def tell(sources: Sequence[Source]) -> Scrape:
     return Scrape(generate_latest(registry).decode())
 
 
-# --- blocks
+# --- boards
 
 
 def test_what_one_process_counts_another_reads() -> None:
@@ -52,17 +52,17 @@ def test_what_one_process_counts_another_reads() -> None:
     file = make_file()
     os.set_inheritable(file, True)
     code = (
-        "import os, sys; from serving.runtime.block import Block, Family\n"
-        "block = Block.begin([Family('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
-        "block.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
+        "import os, sys; from serving.runtime.board import Board, Family\n"
+        "board = Board.begin([Family('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
+        "board.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
-    block = Block.read(file)
-    assert [(family.name, family.text, family.kind) for family in block.families] == [("toys", "Toys.", "counter")]
-    assert block.numbers("toys", ("red",)).tolist() == [0.0]
-    assert block.numbers("toys", ("blue",)).tolist() == [3.0]
+    board = Board.read(file)
+    assert [(family.name, family.text, family.kind) for family in board.families] == [("toys", "Toys.", "counter")]
+    assert board.numbers("toys", ("red",)).tolist() == [0.0]
+    assert board.numbers("toys", ("blue",)).tolist() == [3.0]
     with pytest.raises(TypeError):
-        block.numbers("toys", ("red",))[0] = 1.0  # a reader cannot write
+        board.numbers("toys", ("red",))[0] = 1.0  # a reader cannot write
     os.close(file)
 
 
@@ -71,34 +71,34 @@ def test_a_file_without_a_block_is_refused() -> None:
     file = make_file()
     os.write(file, b"x" * 100)
     with pytest.raises(ValueError, match="expected b'tdgblk"):
-        Block.read(file)
+        Board.read(file)
     os.close(file)
 
 
 def test_counts_go_on_by_name_and_labels() -> None:
     """Whatever else has come or gone; gauges begin anew."""
-    last = Block.begin(FAMILIES)
+    last = Board.begin(FAMILIES)
     last.numbers("toys", ("blue",))[0] = 7.0
     last.numbers("toy_seconds", ())[:] = memoryview(bytearray(32)).cast("d")
     last.numbers("toy_seconds", ())[1] = 5.0
     last.numbers("toy_depth", ())[0] = 9.0
-    block = Block.begin(
+    board = Board.begin(
         [FAMILIES[2], FAMILIES[1], Family("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
     )
-    block.go_on_from(last)
-    assert block.numbers("toys", ("blue",)).tolist() == [7.0]
-    assert block.numbers("toys", ("green",)).tolist() == [0.0]
-    assert block.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
-    assert block.numbers("toy_depth", ()).tolist() == [0.0]
+    board.go_on_from(last)
+    assert board.numbers("toys", ("blue",)).tolist() == [7.0]
+    assert board.numbers("toys", ("green",)).tolist() == [0.0]
+    assert board.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
+    assert board.numbers("toy_depth", ()).tolist() == [0.0]
 
 
 def test_buckets_with_other_bounds_begin_anew() -> None:
     """As many values below other bounds are another thing."""
-    last = Block.begin(FAMILIES)
+    last = Board.begin(FAMILIES)
     last.numbers("toy_seconds", ())[1] = 5.0
-    block = Block.begin([Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
-    block.go_on_from(last)
-    assert block.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
+    board = Board.begin([Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
+    board.go_on_from(last)
+    assert board.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
@@ -113,13 +113,13 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
     before.state_lost += 1
     before.checkpoint_seconds.observe(0.01)
     after = metrics_of("pond", "sea")
-    block = after.lay_out(None, last)
+    board = after.lay_out(None, last)
     after.models[0].steps["ok"] += 4
     after.models[0].step_seconds.observe(0.0004)
     after.opened["new"] += 1
     assert after.models[0].steps["ok"] == 7
     assert after.models[0].missing_values == 2
-    told = tell([source(0, block)])
+    told = tell([source(0, board)])
     assert told("tidegate_steps_total", model="pond", outcome="ok") == 7
     assert told("tidegate_steps_total", model="sea", outcome="ok") == 0
     assert told("tidegate_step_seconds_count", model="pond") == 2
@@ -147,8 +147,8 @@ def test_every_series_says_whose_it_is() -> None:
 
 def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
     """They say what was; its counts go on to be told."""
-    blocks = [metrics_of("lake").lay_out() for _ in range(2)]
-    told = tell([source(0, blocks[0], up=False), source(1, blocks[1])])
+    boards = [metrics_of("lake").lay_out() for _ in range(2)]
+    told = tell([source(0, boards[0], up=False), source(1, boards[1])])
     assert told("tidegate_worker_up", worker="0") == 0
     assert told("tidegate_steps_total", worker="0", outcome="ok") == 0
     for name in ("tidegate_queue_depth", "tidegate_unsaved_seconds", "tidegate_build_info", "tidegate_model_info"):

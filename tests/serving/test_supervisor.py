@@ -21,14 +21,14 @@ from tests.support import PATIENCE, ROOT, eventually
 TOY = """
 import json, os, socket, sys, time
 sys.path.insert(0, os.environ["TOY_ROOT"])
-from serving.runtime.block import Block, Family
+from serving.runtime.board import Board, Family
 number, line = sys.argv[1], socket.socket(fileno=int(sys.argv[2])).makefile("rwb", buffering=0)
 told = json.loads(line.readline())
 def ready():
-    block = Block.begin([Family("toy_lives", "Lives.", "counter", (), [()])], told["block"])
-    if told["last_block"] is not None:
-        block.go_on_from(Block.read(told["last_block"]))
-    block.numbers("toy_lives", ())[0] += 1
+    board = Board.begin([Family("toy_lives", "Lives.", "counter", (), [()])], told["board"])
+    if told["last_board"] is not None:
+        board.go_on_from(Board.read(told["last_board"]))
+    board.numbers("toy_lives", ())[0] += 1
     line.write(b'{"ready": ["toy/1"]}\\n')
 def refuse():
     line.write(b'{"refused": "toy/1 is broken"}\\n')
@@ -37,7 +37,7 @@ exec(told["act"])
 """
 
 # A toy that ends as soon as it serves, but for its first life.
-FRAIL = 'ready(); (told["last_block"] is None or number == "1") and line.readline()'
+FRAIL = 'ready(); (told["last_board"] is None or number == "1") and line.readline()'
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
 
 @pytest.fixture(autouse=True)
 def toy_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where toys find the block."""
+    """Where toys find the board."""
     monkeypatch.setenv("TOY_ROOT", str(ROOT))
 
 
@@ -74,8 +74,8 @@ def open_files() -> int:
 
 def told(supervisor: Supervisor, worker: int) -> float:
     """What a worker has counted over all its lives."""
-    block = supervisor._children[worker].source.block
-    return block.numbers("toy_lives", ())[0] if block else 0.0
+    board = supervisor._children[worker].source.board
+    return board.numbers("toy_lives", ())[0] if board else 0.0
 
 
 async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:

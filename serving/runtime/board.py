@@ -1,10 +1,10 @@
-"""A block of measurements: numbers in memory that another process can read, and what each of them means.
+"""A board of measurements: numbers in memory that another process can read, and what each of them means.
 
 The laws of this file:
-1. One process writes a block, all others read it. A number is eight aligned bytes, written at once: nothing is locked, and
+1. One process writes a board, all others read it. A number is eight aligned bytes, written at once: nothing is locked, and
    a reader is one update behind at most. What was counted is there even if the writer is killed with the next instruction.
 2. What the numbers mean is written before the first of them, and never changes. A writer tells its readers when that is done.
-3. A new writer begins a new block, and goes on from the counts of the last one that have the same names and labels: models
+3. A new writer begins a new board, and goes on from the counts of the last one that have the same names and labels: models
    may have changed meanwhile, and no count falls.
 """
 
@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 Kind = Literal["counter", "gauge", "histogram"]
 Numbers: TypeAlias = "memoryview[float]"  # doubles, which count exactly up to 2**53
 
-# What a block begins with, and the length of its description, which follows. The numbers come behind that.
+# What a board begins with, and the length of its description, which follows. The numbers come behind that.
 HEADER = struct.Struct("<8sQ")
 MAGIC = b"tdgblk01"
 NUMBER_BYTES = 8
@@ -50,7 +50,7 @@ class Family:
         return len(self.bounds) + 2 if self.kind == "histogram" else 1
 
 
-class Block:
+class Board:
     """The numbers of some families; made by `begin` or `read`."""
 
     def __init__(self, families: Sequence[Family], numbers: Numbers) -> None:
@@ -64,11 +64,11 @@ class Block:
                 place += family.width
 
     def __repr__(self) -> str:
-        return f"<Block: {len(self._places)} series of {len(self.families)} families>"
+        return f"<Board: {len(self._places)} series of {len(self.families)} families>"
 
     @classmethod
-    def begin(cls, families: Sequence[Family], file: int | None = None) -> "Block":
-        """A new block, all 0: in an empty file that processes share, or in memory of this process alone."""
+    def begin(cls, families: Sequence[Family], file: int | None = None) -> "Board":
+        """A new board, all 0: in an empty file that processes share, or in memory of this process alone."""
         described = json.dumps([_as_json(family) for family in families]).encode()
         size = _start(len(described)) + NUMBER_BYTES * sum(family.width * len(family.series) for family in families)
         if file is None:
@@ -81,12 +81,12 @@ class Block:
         return cls(families, memoryview(memory)[_start(len(described)) :].cast("d"))
 
     @classmethod
-    def read(cls, file: int) -> "Block":
-        """The block that another process has begun in a file; ValueError when there is none."""
+    def read(cls, file: int) -> "Board":
+        """The board that another process has begun in a file; ValueError when there is none."""
         memory = memoryview(mmap.mmap(file, 0, prot=mmap.PROT_READ))
         magic, length = HEADER.unpack_from(memory)
         if magic != MAGIC:
-            raise ValueError(f"got a block that begins with {magic!r}, expected {MAGIC!r}")
+            raise ValueError(f"got a board that begins with {magic!r}, expected {MAGIC!r}")
         described = json.loads(bytes(memory[HEADER.size : HEADER.size + length]))
         return cls([Family(**family) for family in described], memory[_start(length) :].cast("d"))
 
@@ -98,8 +98,8 @@ class Block:
         first, end = self._places.get((name, *series), (0, 0))
         return self._numbers[first:end]
 
-    def go_on_from(self, last: "Block") -> None:
-        """Takes over the counts of the block before this one. Gauges begin at 0, and so do buckets with other bounds."""
+    def go_on_from(self, last: "Board") -> None:
+        """Takes over the counts of the board before this one. Gauges begin at 0, and so do buckets with other bounds."""
         bounds = {family.name: list(family.bounds) for family in last.families if family.kind != "gauge"}
         for family in self.families:
             if bounds.get(family.name) == list(family.bounds):
