@@ -38,7 +38,7 @@ async def work(number: str, line: socket.socket) -> int:
         format=f"%(asctime)s %(levelname)s worker {number}: %(name)s: %(message)s",
     )
     arm(os.environ.get(VARIABLE, ""))
-    server = Server(ServerConfig(**told["config"]), Place(told["block"], told["last_block"]))
+    server = Server(ServerConfig(**told["config"]), Place(told["board"], told["last_board"]))
     asked = asyncio.Event()
 
     def on_ready() -> None:
