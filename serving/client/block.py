@@ -21,28 +21,21 @@ from serving.client.backoff import Backoff
 from serving.client.call import Call, CallEnded
 from serving.client.columns import decode_answers, decode_durable, encode_block, rows_max
 from serving.client.errors import (
-    AnswerLost,
     ClientError,
-    Diverged,
     InvalidTimestep,
     ModelMismatch,
-    Overloaded,
     ServerUnavailable,
-    StepGap,
-    StoreUnavailable,
     StreamLost,
     StreamNotFound,
-    TimestepRefused,
     TooManyStreams,
     ending_of,
-    is_ending,
     lost_by,
-    refusal_of,
 )
 from serving.client.ledger import Ledger
 from serving.client.nouns import Model, Predictions, model_of
-from serving.client.parcel import Order, Parcel
+from serving.client.parcel import Order
 from serving.client.patience import Limits, Patience, Shortage
+from serving.client.refusals import Decision, Refusals
 from serving.client.roster import HANDLES_MAX, Roster
 from serving.client.rows import Rows, Source
 from serving.core.spec import Array, Floats, Ints
@@ -94,6 +87,7 @@ class Block:
         self._resumed = False  # whether all were opened on this call
         self._open_sent = 0  # the number of the request that opens, on this call
         self._shortage = Shortage(len(stream_ids), backoff)
+        self._refusals = Refusals(self._ledger, self._shortage, limits.reconnect_s)
         self._waits: set[asyncio.Task[None]] = set()
         self._call = self._make_call()
         self._task = asyncio.create_task(self._run())
@@ -485,96 +479,27 @@ class Block:
     def _answered(self, call: Call, answer: pb.PredictedBlock) -> None:
         parcel = self._ledger.due(answer.block)
         if answer.HasField("refused"):
-            self._refused_whole(call, parcel, answer.refused)
+            self._follow(call, self._refusals.of_all(parcel, answer.refused))
             return
         answers = decode_answers(parcel, self.model, answer)
         heard = self._ledger.predicted(parcel, answers, comparable=self._comparable)
         self._lose(heard.diverged)
         applied = (parcel.at >= 0) & ~answers.refused
         self._shortage.over(parcel.streams[applied], parcel.steps[applied])
-        if len(heard.refused):
+        if len(rows := heard.refused[self._ledger.usable[parcel.streams[heard.refused]]]):
             errors = {row.row: row.error for row in answer.errors}
-            self._refused(call, parcel, heard.refused, [errors[row] for row in heard.refused.tolist()])
+            self._follow(call, self._refusals.of_rows(parcel, rows, [errors[row] for row in rows.tolist()]))
         if heard.fresh or self._ledger.idle:
             self._patience.get_on()
 
-    def _refused_whole(self, call: Call, parcel: Parcel, error: pb.Error) -> None:
-        """No row of a parcel was applied."""
-        if is_ending(error):
-            raise CallEnded(ending_of(error))
-        refusal = refusal_of(error)
-        if not isinstance(refusal, Overloaded | StoreUnavailable):
-            raise StreamLost(f"the server refused a block: {refusal}", refusal.reason)
-        rows = self._ledger.first_rows(parcel)
-        self._refused(call, parcel, rows, [error] * len(rows))
-
-    def _refused(self, call: Call, parcel: Parcel, rows: Ints, errors: Sequence[pb.Error]) -> None:
-        """Decides about rows that were refused, one a stream."""
-        self._ledger.refused(parcel, rows, np.array([error.next_step for error in errors], np.int64))
-        refusals: dict[int, TimestepRefused] = {}
-        lost: dict[int, ClientError] = {}
-        for row, error in zip(rows.tolist(), errors, strict=True):
-            if not is_ending(error):
-                refusals[row] = refusal_of(error)
-            elif isinstance(ending := ending_of(error), ServerUnavailable):
-                raise CallEnded(ending)
-            else:
-                lost[int(parcel.streams[row])] = ending
-            if isinstance(refusals.get(row), StepGap):
-                raise CallEnded(ServerUnavailable(f"the server has lost its place: {error.message}", "STEP_GAP"))
-        again = self._send_again(call, parcel, refusals)
-        given_up = np.setdiff1d(np.fromiter(refusals, np.int64, len(refusals)), again)
-        self._lose(lost | self._give_up(parcel, given_up, refusals))
-
-    def _send_again(self, call: Call, parcel: Parcel, refusals: Mapping[int, TimestepRefused]) -> Ints:
-        """Sends rows again, after a while, that there was no room for; gives those for which there is time."""
-        short = [row for row, refusal in refusals.items() if isinstance(refusal, Overloaded | StoreUnavailable)]
-        rows = np.array(short, np.int64)
-        rows = rows[self._shortage.may_wait(parcel.streams[rows], parcel.steps[rows], self._limits.reconnect_s)]
-        if len(rows):
-            streams = parcel.streams[rows]
-            self._ledger.send_again(parcel, rows)
-            self._ledger.hold(streams)
-            wait_s = self._backoff.not_before_s(max(refusals[row].retry_after_s for row in rows.tolist()))
-            self._later(call, wait_s, lambda: self._ledger.release(streams))
-        return rows
-
-    def _give_up(self, parcel: Parcel, rows: Ints, refusals: Mapping[int, TimestepRefused]) -> dict[int, ClientError]:
-        """Tells the callers of rows that they were refused; gives the streams that are lost by it."""
-        delivered, applied = self._ledger.delivered(parcel, rows), self._ledger.applied(parcel, rows)
-        lost: dict[int, ClientError] = {
-            int(parcel.streams[row]): self._loss_by(int(parcel.steps[row]), refusals[row])
-            for row in rows[delivered].tolist()
-        }
-        passed, dropped = rows[applied & ~delivered], rows[~applied & ~delivered]
-        self._shortage.given_up(parcel.streams[rows])
-        self._ledger.pass_over(
-            parcel,
-            passed,
-            [
-                AnswerLost(
-                    f"timestep {parcel.steps[row]} was applied, but could not be answered: {refusals[row]}",
-                    refusals[row].reason,
-                )
-                for row in passed.tolist()
-            ],
-        )
-        self._ledger.drop(parcel, dropped, [refusals[row] for row in dropped.tolist()])
-        if len(passed) or len(dropped):
+    def _follow(self, call: Call, decision: Decision) -> None:
+        """Does what was decided about refused timesteps."""
+        self._lose(decision.lost)
+        if len(decision.held):
+            wait_s = self._backoff.not_before_s(decision.retry_after_s)
+            self._later(call, wait_s, lambda: self._ledger.release(decision.held))
+        if decision.told:
             self._patience.get_on()
-        return lost
-
-    def _loss_by(self, step: int, refusal: TimestepRefused) -> StreamLost:
-        """What a stream is lost by when a timestep is refused whose answer was delivered."""
-        if isinstance(refusal, Overloaded | StoreUnavailable):
-            return ServerUnavailable(
-                f"timestep {step} could not be sent again for {self._limits.reconnect_s:g} s: {refusal}", refusal.reason
-            )
-        return Diverged(
-            f"timestep {step} was answered before, and is refused now that the server has lost it: what was delivered since "
-            f"timestep {step - 1} is not what the server goes on from; open the stream again to go on with the server's",
-            "DIVERGED",
-        )
 
     # Closing -----------------------------------------------------------------------------------------------------------
 

@@ -382,6 +382,28 @@ async def test_another_history_than_was_delivered_is_told(invariant: bool) -> No
         assert answer["sum"].ravel().tolist() == [0.0 if invariant else 4.0, 6.0]
 
 
+async def test_a_stream_that_diverges_and_is_refused_is_lost_once() -> None:
+    """Both in one answer; the other row of its stream is told of the loss."""
+
+    async def first(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.serve_block()
+        await call.read_block()
+        call.server.lose_unstored()
+        await call.end()
+
+    async def second(call: BlockCall) -> None:
+        await call.open_streams()
+        assert [step for _, step, _ in await call.read_block()] == [1, 2]
+        await call.answer_block(call.apply(), bits=0.5)
+        assert await call.read() is None
+
+    async with connected(first, second) as (client, _, _), client.block(["a"]) as block:
+        assert await sums(block, [1.0]) == [1.0]
+        answer = await block.step(column(-2))
+        assert isinstance(answer.errors[0], Diverged)
+
+
 async def test_another_model_under_the_same_name_is_told() -> None:
     """Old state is never fed to new weights: that concerns them all."""
 
