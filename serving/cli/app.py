@@ -58,7 +58,9 @@ def serve(
     queue_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_QUEUE_MAX", help="Most timesteps waiting for a batch.")
     ] = 4096,
-    live_max: Annotated[int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model.")] = 16384,
+    live_max: Annotated[
+        int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model, in each worker.")
+    ] = 16384,
     streams_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_STREAMS_MAX", help="Most streams, live and parked.")
     ] = 1_000_000,

@@ -49,7 +49,7 @@ class ServerConfig:
     live_max: Count = 16384
     """Most live streams of a model, in each worker. Memory is used only by those that are there."""
     streams_max: Count = 1_000_000
-    """Most streams, live and parked."""
+    """Most streams, live and parked. A worker learns once a minute what others have opened: until then it may let in more."""
     answers_remembered: Annotated[int, Field(gt=0, le=4096)] = 32
     """Answers kept of each stream for repeated timesteps; a client may have that many under way."""
     message_bytes_max: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024

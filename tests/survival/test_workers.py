@@ -120,15 +120,14 @@ async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., Site]) -> 
             os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
         metrics = one.metrics()
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 5.0  # it takes milliseconds; who waits for a frozen worker waits for ever
         for pid in frozen.values():
             os.kill(pid, signal.SIGCONT)
     assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] == 5
     assert metrics["tidegate_worker_up"] == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("whom", ["the supervisor", "all"])
+@pytest.mark.parametrize(("number", "whom"), [(signal.SIGTERM, "the supervisor"), (signal.SIGINT, "all")])
 async def test_a_signal_has_all_workers_drain(
     site: Callable[..., Site], graph: bytes, number: signal.Signals, whom: str
 ) -> None:
@@ -142,7 +141,7 @@ async def test_a_signal_has_all_workers_drain(
             stream = await client.open(str(name)).__aenter__()
             await stream.step(rows[0])
         workers = one.workers()
-        if whom == "all":  # as a terminal's Ctrl-C and systemd do
+        if whom == "all":  # as Ctrl-C in a terminal does, and systemd with SIGTERM
             for pid in workers.values():
                 os.kill(pid, number)
         one.send(number)
