@@ -296,7 +296,7 @@ class Load:
         self._alarm = Alarm(self._ring)
         cpu_s = 0.0
         if await self._until(go.start):
-            self._begin_load()
+            self._begin_load(go.start)
             self._tell_later()
         if await self._until(go.begin):
             cpu_s = time.process_time()
@@ -379,10 +379,10 @@ class Load:
             return Single(names[0], plan.model, plan.version, packed, offset)
         return Many(names, plan.model, plan.version, task.values, offset)
 
-    def _begin_load(self) -> None:
+    def _begin_load(self, start: float) -> None:
         plan = self.plan
         seed = (plan.seed, self._task.number)
-        self._start = time.monotonic()
+        self._start = start  # also when it is later than that: what is due is drawn already
         if not self._runners:
             self._stopped.set()
         elif plan.interval_s is not None:
@@ -405,7 +405,7 @@ class Load:
             for at, place in self._schedule.take(min(now, self.tally.end) - self._start):
                 self.tally.late(self._start + at, now)
                 self._by_place[place].due(self._start + at)
-        while self._thinking and self._thinking[0][0] <= min(now, self.tally.end):
+        while self._thinking and self._thinking[0][0] <= now < self.tally.end:
             self._thinking.popleft()[1].due(now)
         if not self._stopped.is_set() and now < self.tally.end:
             self._set_alarm()

@@ -60,7 +60,8 @@ def _draw_spread(axis: Axes, result: Result) -> None:
     missing = result.timesteps.unsent + result.timesteps.unanswered
     counts = np.array([bucket.count for bucket in result.histogram], np.int64)
     total = int(counts.sum()) + missing
-    axis.set_title("Latency from when a timestep was due, by percentile", loc="left", fontsize=10)
+    since = "sent" if result.settings.rate is None else "due"
+    axis.set_title(f"Latency from when a timestep was {since}, by percentile", loc="left", fontsize=10)
     axis.set_ylabel("latency")
     axis.set_xlabel("percentile of timesteps, %")
     if not total or not len(counts):

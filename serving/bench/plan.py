@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# What one machine of clients can hold: a call of `Predict` costs its client some 30 KB.
+# What one machine of clients can hold: a call of `Predict` costs its client 34 KB.
 STREAMS_MAX = 100_000
 PROCESSES_MAX = 64
 # A process that spreads its streams thinner measures its own sockets.

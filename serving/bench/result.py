@@ -4,7 +4,7 @@ Seconds are seconds, also where they are small. None, in JSON null, is what is n
 never answered that the percentile lies among them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -25,7 +25,7 @@ FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 # Above this a client process has no time left to see an answer when it comes.
 BUSY = 0.9
-# A beat that is missed by more than this share of the median latency shows in it.
+# Lateness beyond this share of the latency shows in it.
 LATE = 0.25
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -281,11 +281,10 @@ def _warnings(result: Result) -> list[str]:
         told.append(
             f"a client process used {busiest:.0%} of a core: the client is the bottleneck; add --processes, or machines"
         )
-    late, median = result.clients.late, result.latency.p50
-    if late is not None and late.p99 is not None and median is not None and late.p99 > LATE * median:
+    for name, late_s, latency_s in _late(result):
         told.append(
-            f"the clients noticed 1 % of what was due more than {late.p99 * 1e3:.2g} ms late, which is part of the "
-            "latencies; add --processes, or leave cores free for them"
+            f"the clients were late themselves: of the latency at {name}, {latency_s * 1e3:.2g} ms, {late_s * 1e3:.2g} ms "
+            "may be theirs; leave them cores of their own, or add --processes"
         )
     steps, streams, rate = result.timesteps, result.streams, result.settings.rate
     if steps.unsent:
@@ -301,6 +300,17 @@ def _warnings(result: Result) -> list[str]:
             f"`tidegate streams list --prefix {streams.prefix}` shows them"
         )
     return told
+
+
+def _late(result: Result) -> Iterator[tuple[str, float, float]]:
+    """The first percentile in which the clients' own lateness shows."""
+    late = result.clients.late
+    for name in ("p50", "p99"):
+        late_s = None if late is None else getattr(late, name)
+        latency_s = getattr(result.latency, name)
+        if late_s is not None and latency_s is not None and late_s > LATE * latency_s:
+            yield name, late_s, latency_s
+            return
 
 
 def _list(counts: Mapping[str, int]) -> str:

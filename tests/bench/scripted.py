@@ -38,7 +38,8 @@ class Toy(pb_grpc.TidegateServicer):
         refuse: gives the reason for which a stream's timestep is refused, None when it is applied.
         refuse_block: the same for a whole block, by its number.
         refuse_open: the same for a stream that is opened.
-        stalled: (from, to) of each time in which it answered nothing.
+        stalled: (from, to) of the time in which it answers nothing.
+        window: the answers that it says it remembers of a stream.
 
     """
 
@@ -52,6 +53,7 @@ class Toy(pb_grpc.TidegateServicer):
         self.refuse_open: Callable[[str], str | None] = lambda _stream: None
         self.stalled: tuple[float, float] = (0.0, 0.0)
         self.retry_after_ms = 20
+        self.window = 32
         self.address = ""
         self.stop: Callable[[], Awaitable[None]]
 
@@ -62,7 +64,7 @@ class Toy(pb_grpc.TidegateServicer):
         if self.refuse_open(ask.stream_id):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for another stream")
         self.streams[ask.stream_id] = []
-        opened = pb.Opened(stream_id=ask.stream_id, next_step=1, answers_remembered=32, model=MODEL)
+        opened = pb.Opened(stream_id=ask.stream_id, next_step=1, answers_remembered=self.window, model=MODEL)
         await context.write(pb.PredictResponse(opened=opened))
         while (request := await context.read()) is not grpc.aio.EOF:
             await self._stall()
@@ -95,7 +97,7 @@ class Toy(pb_grpc.TidegateServicer):
 
     def _open(self, ask: pb.OpenStreams, names: dict[int, str]) -> pb.OpenedStreams:
         assert ask.existence == pb.Open.MUST_BE_NEW
-        opened = pb.OpenedStreams(answers_remembered=32, model=MODEL)
+        opened = pb.OpenedStreams(answers_remembered=self.window, model=MODEL)
         for row, name in enumerate(ask.stream_ids):
             reason = self.refuse_open(name)
             if reason:

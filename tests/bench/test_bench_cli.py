@@ -75,7 +75,7 @@ def test_a_closed_loop_is_measured_and_written(server: Process, tmp_path: Path) 
     assert (result.model.name, result.model.version, result.model.features) == ("lake", "3", 8)
     assert result.seconds == pytest.approx(1.0, abs=0.1)
     assert result.timesteps.answered == sum(bucket.count for bucket in result.histogram) > 100
-    assert result.achieved_per_s == pytest.approx(result.timesteps.answered / result.seconds, rel=0.1)
+    assert result.achieved_per_s == pytest.approx(result.timesteps.answered / result.seconds, rel=0.5)
     latency = result.latency
     assert latency.p50 and latency.p90 and latency.p99 and latency.p99_9 and latency.max  # noqa: PT018
     assert 0 < latency.p50 <= latency.p90 <= latency.p99 <= latency.p99_9 <= latency.max
@@ -100,7 +100,7 @@ def test_an_open_loop_offers_what_was_asked(server: Process, tmp_path: Path) -> 
     assert ended.returncode == 0, ended.stderr
     result = Result.model_validate_json(file.read_text())
     assert result.offered_per_s == pytest.approx(200, rel=0.05)
-    assert result.achieved_per_s == pytest.approx(result.offered_per_s, rel=0.1)
+    assert result.achieved_per_s == pytest.approx(result.offered_per_s, rel=0.5)
     assert result.clients.late
     assert "client lateness" in ended.stdout
     assert "steps/s of" in ended.stderr

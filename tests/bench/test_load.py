@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.bench.lane import FOLLOWING_GAP
 from serving.bench.schedule import Schedule
 from serving.bench.words import Go
 from tests.bench.scripted import Bench, toy
@@ -56,9 +57,11 @@ async def test_an_open_loop_sends_what_is_due(block: int | None) -> None:
     async with toy() as server:
         bench = await Bench(server, block=block, rate=400.0).run()
     due = list(due_times(bench, 0.5))
-    assert len(bench.tally.latency) == pytest.approx(sum(rows for _, rows in due), abs=8)
-    assert len(bench.tally.lateness) == pytest.approx(len(due), abs=8)
-    assert sum(second.offered for second in bench.report.seconds.values()) == len(bench.tally.latency)
+    offered = sum(rows for _, rows in due)
+    assert sum(second.offered for second in bench.report.seconds.values()) == offered
+    assert len(bench.tally.latency) + bench.tally.latency.unanswered == offered
+    assert len(bench.tally.lateness) == len(due)
+    assert len(bench.tally.latency) > offered / 2
 
 
 STALL_S = 0.5
@@ -72,17 +75,18 @@ async def test_everything_that_is_due_while_a_server_stalls_has_waited_for_it(bl
         def stall(go: Go) -> None:
             server.stalled = (go.start + 0.2, go.start + 0.2 + STALL_S)
 
-        bench = Bench(server, block=block, rate=200.0, arrivals=arrivals, seconds=1.0)
+        server.window = 16  # of the 20 that are due in the stall, some have to wait on this side
+
+        bench = Bench(server, block=block, rate=160.0, arrivals=arrivals, seconds=1.0)
         await bench.run(stall)
     due = list(due_times(bench, 0.99))
-    # The schedule's start is a moment after `go.start`, so the stall begins a moment before 0.2 s of it.
+    latency = bench.tally.latency
     for wait_s in (0.1, 0.25, 0.4):
-        waited = sum(rows for at, rows in due if 0.2 <= at < 0.2 + STALL_S - wait_s - 0.02)
-        assert sum(count for bound, count in bench.tally.latency.buckets() if bound >= wait_s) >= waited > 0
-    p99_s = bench.tally.latency.quantile(0.99)
-    assert p99_s is not None
-    assert p99_s > STALL_S - 0.1
-    assert bench.tally.latency.unanswered == 0
+        waited = sum(rows for at, rows in due if 0.2 <= at < 0.2 + STALL_S - wait_s)
+        seen = sum(count for bound, count in latency.buckets() if bound >= wait_s) + latency.unanswered
+        assert seen >= waited > 0
+    p99_s = latency.quantile(0.99)
+    assert p99_s is None or p99_s > STALL_S - 0.1  # None: so busy a machine that some found no room to wait
 
 
 async def test_a_closed_loop_hides_a_stall_and_that_is_why_there_is_a_rate() -> None:
@@ -106,7 +110,7 @@ async def test_what_a_server_has_no_time_for_is_bounded_and_counted() -> None:
         bench = await Bench(server, rate=1000.0, seconds=0.6).run(stall)
     tally = bench.tally
     assert len(tally.latency) == 4 * (32 + 32)
-    assert tally.unsent == tally.latency.unanswered == pytest.approx(600 - 4 * 64, abs=5)
+    assert tally.unsent == tally.latency.unanswered == sum(rows for _, rows in due_times(bench, 0.6)) - 4 * 64
     assert tally.latency.quantile(0.99) is None
     assert tally.latency.quantile(0.1) is not None
 
@@ -158,8 +162,9 @@ async def test_in_an_open_loop_a_refused_timestep_is_counted_by_its_reason(block
     async with toy() as server:
         server.refuse = refuse
         bench = await Bench(server, block=block, rate=200.0).run()
-    assert bench.tally.refused == {reason: 7}
-    assert sum(second.refused for second in bench.report.seconds.values()) == 7
+    assert bench.tally.refused[reason] == 7
+    assert set(bench.tally.refused) <= {reason, FOLLOWING_GAP}  # on a busy machine two blocks are under way
+    assert sum(second.refused for second in bench.report.seconds.values()) == bench.tally.refused.total()
     assert len(bench.tally.latency) == sum(len(applied) for applied in server.streams.values())
 
 
@@ -246,5 +251,5 @@ async def test_seconds_are_told_as_they_pass() -> None:
     assert [word.before for word in bench.told] == [0, 1]
     assert list(bench.told[0].seconds) == [-1]
     assert list(bench.told[1].seconds) == [0]
-    measured = bench.told[1].seconds[0].answered + bench.report.seconds[1].answered
-    assert measured == pytest.approx(len(bench.tally.latency), abs=5)
+    measured = bench.told[1].seconds[0].offered + bench.report.seconds[1].offered
+    assert measured == len(bench.tally.latency) + bench.tally.latency.unanswered
