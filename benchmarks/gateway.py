@@ -5,6 +5,7 @@ already. An answer is not parsed: one without refusals, duplicates or gaps has e
 message grpc.aio costs a client next to nothing, so it carries them.
 """
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ VALUES = 16
 ANSWER_SECONDS_MAX = 60.0
 
 
-def channel(address: str) -> grpc.aio.Channel:
+def channel(address: str, *options: tuple[str, int]) -> grpc.aio.Channel:
     """A connection of its own."""
-    return grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+    return grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1), *options])
 
 
 class Gateway:
@@ -48,12 +49,21 @@ class Gateway:
     @classmethod
     async def open(cls, connection: grpc.aio.Channel, stream_ids: Sequence[str]) -> Self:
         """Opens streams on a call of their own; an empty id has the server issue one."""
-        call = connection.stream_stream(METHOD)()
+        return await cls.open_on(connection.stream_stream(METHOD)(), stream_ids)
+
+    @classmethod
+    async def open_on(cls, call: Any, stream_ids: Sequence[str]) -> Self:
+        """Opens streams on a call that may have others. Those take turns: an answer goes to whoever reads next."""
         await call.write(pb.BlockRequest(open=pb.OpenStreams(stream_ids=stream_ids)).SerializeToString())
         opened = pb.BlockResponse.FromString(await _answer(call)).opened
         if opened.errors or not opened.handles:
             raise RuntimeError(f"expected {len(stream_ids)} streams to be opened, got {opened.errors[:1]}")
         return cls(call, opened.handles, opened.next_steps)
+
+    @property
+    def block_bytes(self) -> int:
+        """The length of a block as it travels."""
+        return len(self._parts.block(self._number, self._steps))
 
     async def send(self) -> None:
         """Sends a block; returns when the network has taken it."""
@@ -133,8 +143,9 @@ def _number(number: int) -> bytes:
 
 async def _answer(call: Any) -> bytes:
     """The next response that answers something."""
-    while (response := await call.read()) is not grpc.aio.EOF and response[0] in (DURABLE, ENDED):
-        pass
+    async with asyncio.timeout(ANSWER_SECONDS_MAX):
+        while (response := await call.read()) is not grpc.aio.EOF and response[0] in (DURABLE, ENDED):
+            pass
     if response is grpc.aio.EOF:
         raise RuntimeError(f"the server ended the call: {await call.code()} {await call.details()}")
     answer: bytes = response
