@@ -24,7 +24,11 @@ HEADER_BYTES = 9
 # Before each gRPC message: one byte that says uncompressed, four that give its length.
 PREFIX_BYTES = 5
 
+# Error code CANCEL, RFC 9113 section 7.
+CANCEL = 8
+
 OnMessage = Callable[[bytes], None]
+OnEnd = Callable[[], None]
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -53,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._left = b""  # the beginning of a frame whose end has not come
         self._on_message: dict[int, OnMessage] = {}
+        self._on_end: dict[int, OnEnd] = {}
         self._messages: dict[int, bytes] = {}  # by call: the beginning of a message whose end has not come
         self._out: list[bytes] = []
         self._next_stream = 1
@@ -92,6 +97,20 @@ class Connection(asyncio.Protocol):
         """Says that the last answer of a call has come; that the server ends it is then no failure."""
         del self._on_message[call]
 
+    def on_end(self, call: int, on_end: OnEnd) -> None:
+        """Says that the server may end a call from now on, and who is told when it does."""
+        self._on_end[call] = on_end
+
+    def half_close(self, call: int) -> None:
+        """Says that nothing more is sent on a call."""
+        self._send(frame(DATA, END_STREAM, call, b""))
+
+    def cut(self, call: int) -> None:
+        """Cancels a call; what the server still sends on it is dropped."""
+        del self._on_message[call]
+        self._messages.pop(call, None)
+        self._send(frame(RST_STREAM, 0, call, struct.pack(">I", CANCEL)))
+
     def send(self, call: int, message: bytes) -> None:
         """Sends a message that is `prefixed` already. What is sent while answers are read leaves in one write."""
         size = len(message)
@@ -127,9 +146,12 @@ class Connection(asyncio.Protocol):
             size = PREFIX_BYTES + int.from_bytes(payload[1:PREFIX_BYTES], "big")
             if len(payload) < size:
                 break
-            self._on_message[stream](payload[PREFIX_BYTES:size])
+            on_message = self._on_message.get(stream)
+            if on_message is None:
+                return  # the call was cut
+            on_message(payload[PREFIX_BYTES:size])
             payload = payload[size:]
-        if payload:
+        if payload and stream in self._on_message:
             self._messages[stream] = payload
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
@@ -137,7 +159,10 @@ class Connection(asyncio.Protocol):
             self._send(frame(kind, ACK, 0, payload if kind == PING else b""))
             return
         ended = stream in self._on_message and (kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM))
-        if (ended or kind == GOAWAY) and not self.failed.done():
+        if ended and stream in self._on_end:
+            del self._on_message[stream]
+            self._on_end.pop(stream)()
+        elif (ended or kind == GOAWAY) and not self.failed.done():
             self.failed.set_exception(ConnectionError(f"the server ended call {stream}: {payload!r}"))
 
     def _send(self, data: bytes) -> None:

@@ -31,8 +31,10 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 METHOD = "/tidegate.v1.Tidegate/Predict"
 # Nobody answers a stream faster than this: a round trip through a Python server takes 40 us at the very best.
 STEPS_PER_SECOND_MAX = 40_000
-# The first byte of a response that holds a prediction: its field's number and type.
+# The first byte of a response: the number and type of the field it holds. `durable` answers nothing, and comes to a stream
+# that is quick enough to make hundreds of steps between two checkpoints.
 PREDICTION = (pb.PredictResponse.PREDICTION_FIELD_NUMBER << 3) | 2
+DURABLE = (pb.PredictResponse.DURABLE_FIELD_NUMBER << 3) | 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,12 @@ class Load:
         self._stack = ExitStack()
         self._processes: list[subprocess.Popen[str]] = []
 
+    def command(self) -> list[str]:
+        """What a client process runs, without Python itself."""
+        return [__file__, str(int(self._seconds_max * STEPS_PER_SECOND_MAX))]
+
     def __enter__(self) -> Self:
-        arguments = [sys.executable, __file__, str(int(self._seconds_max * STEPS_PER_SECOND_MAX))]
+        arguments = [sys.executable, *self.command()]
         for _ in range(self._clients):
             process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             self._processes.append(self._stack.enter_context(process))
@@ -87,33 +93,39 @@ class Load:
         shares = [streams // self._clients + (number < streams % self._clients) for number in range(self._clients)]
         busy = [(process, share) for process, share in zip(self._processes, shares, strict=True) if share]
         for process, share in busy:
-            _tell(process, {"address": side.address, "streams": share, "connections": self._connections})
+            tell(process, {"address": side.address, "streams": share, "connections": self._connections})
         for process, _ in busy:
-            _hear(process)
+            hear(process)
         begin = time.monotonic() + warmup_seconds
         for process, _ in busy:
-            _tell(process, {"begin": begin, "end": begin + seconds})
-        time.sleep(begin - time.monotonic())
+            tell(process, {"begin": begin, "end": begin + seconds})
+        _sleep_until(begin)
         before = side.cpu_seconds(), sum(cpu_seconds(process.pid) for process, _ in busy)
-        time.sleep(begin + seconds - time.monotonic())
+        _sleep_until(begin + seconds)
         after = side.cpu_seconds(), sum(cpu_seconds(process.pid) for process, _ in busy)
-        latencies = sorted(latency for process, _ in busy for latency in _hear(process)["latencies_us"])
+        latencies = sorted(latency for process, _ in busy for latency in hear(process)["latencies_us"])
         if not latencies:
             raise RuntimeError(f"side '{side.name}' answered nothing within {seconds:g} s")
         return Window(len(latencies), seconds, latencies, after[0] - before[0], after[1] - before[1])
 
 
-def _tell(process: subprocess.Popen[str], message: dict[str, Any]) -> None:
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
+
+
+def tell(process: subprocess.Popen[str], message: dict[str, Any]) -> None:
+    """Says something to a process that reads JSON, a line each."""
     assert process.stdin is not None
     process.stdin.write(json.dumps(message) + "\n")
     process.stdin.flush()
 
 
-def _hear(process: subprocess.Popen[str]) -> dict[str, Any]:
+def hear(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Waits for what a process says; raises when it has ended instead."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"a client process ended with exit code {process.wait()}; see its traceback above")
+        raise RuntimeError(f"a process of the benchmark ended with exit code {process.wait()}; see its traceback above")
     message: dict[str, Any] = json.loads(line)
     return message
 
@@ -159,6 +171,8 @@ class Stream:
 
     def _on_prediction(self, answer: bytes) -> None:
         now = time.monotonic()
+        if answer[0] == DURABLE:
+            return
         if answer[0] != PREDICTION:
             self.closed.set_exception(RuntimeError(f"expected a prediction, got {answer!r}"))
         elif now >= self._end:
@@ -169,7 +183,9 @@ class Stream:
                 self.latencies_us.append(round((now - self._sent) * 1e6, 1))
             self._send_next(now)
 
-    def _on_closed(self, _: bytes) -> None:
+    def _on_closed(self, answer: bytes) -> None:
+        if answer[0] == DURABLE:
+            return
         self._connection.hang_up(self._call)
         self.closed.set_result(None)
 

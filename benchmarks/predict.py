@@ -17,9 +17,18 @@ from rich.console import Console
 from rich.table import Table
 from rounds import Results, Sample, interleave
 from side import Side
+from table import make_table as make_any_table
 
 HERE = Path(__file__).resolve().parent
 BASE = "echo"
+COLUMNS = {
+    "steps_per_s": "steps/s",
+    "p50_us": "p50 µs",
+    "p99_us": "p99 µs",
+    "server_cpu_us": "server CPU µs/step",
+    "client_cpu_us": "client CPU µs/step",
+    "client_cores": "client cores",
+}
 
 
 def make_sides(folder: Path, streams_max: int) -> list[Side]:
@@ -49,27 +58,7 @@ def figures(window: Window) -> dict[str, float]:
 
 def make_table(results: Results, case: str, sides: list[Side], base: str) -> Table:
     """One case: the medians, and in brackets the median ratio to the base in the same round."""
-    table = Table(title=case, title_justify="left")
-    table.add_column("side")
-    columns = {
-        "steps_per_s": "steps/s",
-        "p50_us": "p50 µs",
-        "p99_us": "p99 µs",
-        "server_cpu_us": "server CPU µs/step",
-        "client_cpu_us": "client CPU µs/step",
-        "client_cores": "client cores",
-    }
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for side in sides:
-        cells = []
-        for figure in columns:
-            value = results.median(case, side.name, figure)
-            ratio = results.ratio(case, side.name, base, figure)
-            digits = 2 if figure == "client_cores" else 0
-            cells.append(f"{value:,.{digits}f} ({ratio:.2f})")
-        table.add_row(side.name, *cells)
-    return table
+    return make_any_table(results, case, [side.name for side in sides], base, COLUMNS)
 
 
 def main(

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
-from side import Side
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Sample:
     figures: dict[str, float]
 
 
-def interleave(rounds: int, sides: Sequence[Side]) -> Iterator[tuple[int, Side]]:
+def interleave(rounds: int, sides: Sequence[T]) -> Iterator[tuple[int, T]]:
     """A B C A B C ...: gives the number of the round, from 1, and whose turn it is."""
     for number in range(1, rounds + 1):
         for side in sides:
@@ -37,18 +37,21 @@ class Results:
         """Keeps a sample."""
         self.samples.append(sample)
 
-    def median(self, case: str, side: str, figure: str) -> float:
-        """Median over the rounds."""
-        return median(self._by_round(case, side, figure).values())
+    def median(self, case: str, side: str, figure: str) -> float | None:
+        """Median over the rounds; None when the side has no such figure."""
+        mine = self._by_round(case, side, figure).values()
+        return median(mine) if mine else None
 
-    def ratio(self, case: str, side: str, base: str, figure: str) -> float:
-        """Median over the rounds of a side's figure divided by the base's in the same round."""
+    def ratio(self, case: str, side: str, base: str, figure: str) -> float | None:
+        """Median over the rounds of a side's figure divided by the base's in the same round; None when there is none."""
         mine, theirs = self._by_round(case, side, figure), self._by_round(case, base, figure)
-        return median(mine[number] / theirs[number] for number in mine.keys() & theirs.keys())
+        # In a short window the kernel may have counted no hundredth of a second for the base.
+        both = [number for number in mine.keys() & theirs.keys() if theirs[number]]
+        return median(mine[number] / theirs[number] for number in both) if both else None
 
-    def summary(self, base: str) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    def summary(self, base: str) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
         """By case, side and figure: the median, and the ratio to the base."""
-        summary: dict[str, dict[str, dict[str, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+        summary: dict[str, dict[str, dict[str, dict[str, float | None]]]] = defaultdict(lambda: defaultdict(dict))
         for sample in self.samples:
             for figure in sample.figures:
                 summary[sample.case][sample.side][figure] = {
@@ -65,5 +68,5 @@ class Results:
         return {
             sample.round: sample.figures[figure]
             for sample in self.samples
-            if sample.case == case and sample.side == side
+            if sample.case == case and sample.side == side and figure in sample.figures
         }

@@ -1,20 +1,32 @@
-"""A side of a comparison: one server process, started, watched and stopped."""
+"""A side of a comparison: one server process, started, watched and stopped.
+
+What a side costs is what its process and the processes below it cost: a server with workers is one side.
+"""
 
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from machine import ROOT
+from prometheus_client.parser import text_string_to_metric_families
 
 # A server of ours is ready in about a second; a loaded CI machine may take many times as long.
 READY_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 30
+SCRAPE_SECONDS_MAX = 10
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def serve(models: Path, *options: str) -> list[str]:
+    """The arguments of a `tidegate serve` on free ports of the loopback that keeps to itself."""
+    fixed = ["--models", str(models), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    return ["-m", "serving", "serve", *fixed, "--log-level", "warning", *options]
 
 
 class Side:
@@ -32,13 +44,16 @@ class Side:
         self.name = name
         self.arguments = list(arguments)
         self.address = ""
+        self.metrics_url = ""
         self._process: subprocess.Popen[str]
 
     def __repr__(self) -> str:
         return f"<Side {self.name} {self.address or 'not started'}>"
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen([sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self._process = subprocess.Popen(
+            [sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+        )
         late = threading.Timer(READY_SECONDS_MAX, self._process.kill)
         late.start()
         try:
@@ -48,7 +63,8 @@ class Side:
         if not line.startswith("ready: "):
             self._process.kill()
             raise RuntimeError(f"side '{self.name}' printed {line!r}, expected 'ready: grpc=HOST:PORT'")
-        self.address = dict(word.split("=", 1) for word in line.split()[1:])["grpc"]
+        told = dict(word.split("=", 1) for word in line.split()[1:])
+        self.address, self.metrics_url = told["grpc"], told.get("metrics", "")
         return self
 
     def __exit__(
@@ -67,12 +83,48 @@ class Side:
         return self._process.pid
 
     def cpu_seconds(self) -> float:
-        """What its threads have used so far, in user and system mode; the kernel counts in hundredths of a second."""
+        """What it has used so far, in user and system mode; the kernel counts in hundredths of a second."""
         return cpu_seconds(self.pid)
+
+    def resident_bytes(self) -> int:
+        """The memory that it has now."""
+        return sum(_resident_bytes(pid) for pid in _family(self.pid))
+
+    def samples(self) -> list[tuple[str, dict[str, str], float]]:
+        """What its /metrics says: name, labels, value."""
+        with urllib.request.urlopen(self.metrics_url, timeout=SCRAPE_SECONDS_MAX) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return [(one.name, one.labels, one.value) for family in families for one in family.samples]
+
+
+def environment() -> dict[str, str]:
+    """What a server is started with: none of the user's own settings, and one process unless its arguments say more."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+    return mine | {"TIDEGATE_WORKERS": "1"}
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far, from /proc/PID/stat."""
+    """CPU time of a process and those below it so far, from /proc/PID/stat."""
+    return sum(_cpu_seconds(one) for one in _family(pid))
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process and those below it."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text("ascii").split():
+            yield from _family(int(child))
+
+
+def _cpu_seconds(pid: int) -> float:
     # The name in brackets may hold anything; the fields are counted from behind it. utime is field 14, stime 15.
     fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+def _resident_bytes(pid: int) -> int:
+    # Not /proc/PID/status: what it says lags behind by some hundred kilobytes a core.
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no line 'Rss:'")

@@ -1,0 +1,96 @@
+"""Bare onnxruntime: the same graph on as many rows at once, nothing before it and nothing behind it. The ceiling.
+
+Default session options but one thread, as in the server. Each run gets one of several sets of random inputs and state, made
+beforehand; what comes out is thrown away. No timestep's state is that of the timestep before: that it moves is what a server
+adds.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import cycle
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from load import Window, hear, tell
+from machine import ROOT
+from side import cpu_seconds
+
+# So many that a run does not find its inputs in the cache from the run before, as rows of a server come from afar too.
+SETS = 8
+
+
+class Bare:
+    """A process that runs a graph when it is told to; a side like any other, but without an address.
+
+    Args:
+        model: path of the graph.
+
+    """
+
+    name = "bare"
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+        self._process: subprocess.Popen[str]
+
+    def __enter__(self) -> Self:
+        arguments = [sys.executable, __file__, str(self._model)]
+        self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._process:
+            self._process.terminate()
+
+    def run(self, rows: int, warmup_seconds: float, seconds: float) -> Window:
+        """Runs batches of so many rows, and measures after the warm-up."""
+        tell(self._process, {"rows": rows, "seconds": warmup_seconds})
+        hear(self._process)
+        before = cpu_seconds(self._process.pid)
+        tell(self._process, {"rows": rows, "seconds": seconds})
+        runs_us: list[float] = sorted(hear(self._process)["runs_us"])
+        spent = cpu_seconds(self._process.pid) - before
+        return Window(len(runs_us) * rows, sum(runs_us) / 1e6, runs_us, spent, 0.0)
+
+
+# What follows runs in the process.
+
+
+def make_inputs(session: Any, rows: int) -> list[dict[str, Any]]:
+    """Sets of random inputs; whatever dimension is not a number is the batch."""
+    rng = np.random.default_rng(0)
+    shapes = {one.name: [size if isinstance(size, int) else rows for size in one.shape] for one in session.get_inputs()}
+    return [{name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(SETS)]
+
+
+def run(session: Any, rows: int, seconds: float) -> list[float]:
+    """Runs for so long; gives how long each run took, in microseconds."""
+    inputs = cycle(make_inputs(session, rows))
+    runs_us = []
+    end = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < end or not runs_us:
+        session.run(None, next(inputs))
+        runs_us.append(round((time.perf_counter() - begun) * 1e6, 1))
+    return runs_us
+
+
+def main(path: str) -> None:
+    """Runs as told on stdin, until it is closed."""
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options)
+    for line in sys.stdin:
+        ask = json.loads(line)
+        print(json.dumps({"runs_us": run(session, ask["rows"], ask["seconds"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
