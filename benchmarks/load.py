@@ -31,8 +31,10 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 METHOD = "/tidegate.v1.Tidegate/Predict"
 # Nobody answers a stream faster than this: a round trip through a Python server takes 40 us at the very best.
 STEPS_PER_SECOND_MAX = 40_000
-# The first byte of a response that holds a prediction: its field's number and type.
+# The first byte of a response: the number and type of the field it holds. `durable` answers nothing, and comes to a stream
+# that is quick enough to make hundreds of steps between two checkpoints.
 PREDICTION = (pb.PredictResponse.PREDICTION_FIELD_NUMBER << 3) | 2
+DURABLE = (pb.PredictResponse.DURABLE_FIELD_NUMBER << 3) | 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ class Stream:
 
     def _on_prediction(self, answer: bytes) -> None:
         now = time.monotonic()
+        if answer[0] == DURABLE:
+            return
         if answer[0] != PREDICTION:
             self.closed.set_exception(RuntimeError(f"expected a prediction, got {answer!r}"))
         elif now >= self._end:
@@ -169,7 +173,9 @@ class Stream:
                 self.latencies_us.append(round((now - self._sent) * 1e6, 1))
             self._send_next(now)
 
-    def _on_closed(self, _: bytes) -> None:
+    def _on_closed(self, answer: bytes) -> None:
+        if answer[0] == DURABLE:
+            return
         self._connection.hang_up(self._call)
         self.closed.set_result(None)
 
