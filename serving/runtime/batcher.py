@@ -1,13 +1,17 @@
 """Turns timesteps that arrive one at a time into batches.
 
 The laws of this file:
-1. One task owns the engine. Nobody else reads or writes state.
-2. There is no timer. When idle it runs at once; what arrived meanwhile is the next batch. `batch_max` bounds it.
+1. One batch at a time. Only the batch that runs reads or writes state.
+2. There is no timer. When idle it runs in the next turn of the loop; what arrived meanwhile is the next batch. `batch_max`
+   bounds it.
 3. State is written after the model succeeded and before any reply is sent.
 4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
    never used again under a running batch, and a caller that goes away affects nobody else.
 5. The queue has a bound; when it is full, a timestep is refused at once, and told so.
 6. It never dies quietly. An unexpected error fails that batch's callers and ends `run`, whose owner stops the server.
+
+A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
+plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`.
 """
 
 import asyncio
@@ -75,7 +79,8 @@ class Batcher:
         self.batch_max = batch_max
         self.queue_max = queue_max
         self._queue: deque[Entry] = deque()
-        self._wake: asyncio.Future[None] | None = None
+        self._due = True  # a turn will come without being asked for; at first, when `run` begins
+        self._to_run: asyncio.Future[list[Entry]]  # from a turn to `run`: a batch for the thread, or what went wrong
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
         self._run_seconds = 0.0
@@ -115,10 +120,12 @@ class Batcher:
         if len(self._queue) >= self.queue_max:
             self.metrics.steps["overloaded"] += 1
             raise Overloaded(self.queue_max, RETRY_AFTER_MS)
-        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Prediction] = loop.create_future()
         self._queue.append(Entry(lease, timestep, future, perf_counter()))
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if not self._due:
+            self._due = True
+            loop.call_soon(self._turn)
         return future
 
     def has_queued(self, stream: Stream) -> bool:
@@ -148,24 +155,63 @@ class Batcher:
         return await done
 
     async def run(self) -> None:
-        """Runs batches until cancelled. Afterwards nothing waits: what was queued has been refused."""
+        """Has batches run until cancelled. Afterwards nothing waits: what was queued has been refused."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                if not self._queue:
-                    self._wake = loop.create_future()
-                    await self._wake
-                    self._wake = None
-                if entries := self._take():
-                    await self._run(entries)
-                # A turn for the network: answers leave, timesteps arrive, and they are the next batch.
-                await asyncio.sleep(0)
+                self._to_run = loop.create_future()
+                loop.call_soon(self._turn)
+                await self._run_in_thread(await self._to_run)
         finally:
             self._dead = Stopping()
             for entry in self._queue:
                 _fail(entry, self._dead)
             self._queue.clear()
             self._thread.shutdown(wait=False)
+
+    def _turn(self) -> None:
+        """Runs what is queued as one batch, or has `run` do so when that may take long."""
+        if self._to_run.done():
+            return  # `run` was cancelled, and is about to refuse what is queued
+        entries: list[Entry] = []
+        try:
+            entries = self._take()
+            if entries and self._run_seconds >= INLINE_SECONDS:
+                self._to_run.set_result(entries)
+                return
+            if entries:
+                begun = perf_counter()
+                slots, steps, x = _columns(entries)
+                self._settle(entries, self.engine.run(slots, steps, x), x, begun)
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            _fail_all(entries)
+            self._to_run.set_exception(error)
+            return
+        # Between two batches there is a turn for the network: answers leave, timesteps arrive.
+        self._due = bool(self._queue)
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    async def _run_in_thread(self, entries: list[Entry]) -> None:
+        """Runs one batch beside the event loop; what must not happen meanwhile waits in `_between`."""
+        begun = perf_counter()
+        self._running = True
+        try:
+            slots, steps, x = _columns(entries)
+            running = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.run, slots, steps, x)
+            try:
+                report = await asyncio.shield(running)
+            finally:
+                if not running.done():  # cancelled: the thread still moves state, so nobody else may touch it yet
+                    await asyncio.wait([running])
+            self._settle(entries, report, x, begun)
+        except BaseException:
+            _fail_all(entries)
+            raise
+        finally:
+            self._running = False
+            while self._between:
+                self._between.popleft()()
 
     def _take(self) -> list[Entry]:
         """Takes a batch off the queue: at most one timestep of a stream, in the order they came."""
@@ -189,42 +235,10 @@ class Batcher:
         queue.extendleft(reversed(later))
         return entries
 
-    async def _run(self, entries: list[Entry]) -> None:
-        """Runs one batch and settles it."""
-        begun = perf_counter()
-        try:
-            slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
-            steps = np.array([entry.timestep.step for entry in entries], np.int64)
-            x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
-            if self._run_seconds < INLINE_SECONDS:
-                report = self.engine.run(slots, steps, x)
-            else:
-                report = await self._run_in_thread(slots, steps, x)
-            run_seconds = perf_counter() - begun
-            self._settle(entries, report, x)
-        except BaseException:
-            for entry in entries:
-                _fail(entry, ModelFailed("the server met an unexpected error; see its log"))
-            raise
-        finally:
-            self._running = False
-            while self._between:
-                self._between.popleft()()
-        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
-        self._measure(entries, report, begun, run_seconds)
-
-    async def _run_in_thread(self, slots: Ints, steps: Ints, x: Floats) -> Report:
-        """Runs one batch beside the event loop; what must not happen meanwhile waits in `_between`."""
-        self._running = True
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.run, slots, steps, x)
-        try:
-            return await asyncio.shield(running)
-        finally:
-            if not running.done():  # cancelled: the thread still moves state, so nobody else may touch it yet
-                await asyncio.wait([running])
-
-    def _settle(self, entries: Sequence[Entry], report: Report, x: Floats) -> None:
+    def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
         """Hands each caller its own answer; one that has gone away loses only its own."""
+        run_seconds = perf_counter() - begun
+        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
         crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
@@ -237,6 +251,7 @@ class Batcher:
         if report.verdicts is not None:
             for row in np.flatnonzero(report.verdicts).tolist():
                 self._settle_refused(entries[row], row, Verdict(int(report.verdicts[row])), report, x[row])
+        self._measure(entries, report, begun, run_seconds)
 
     def _settle_refused(self, entry: Entry, row: int, verdict: Verdict, report: Report, x: Floats) -> None:
         """Answers a timestep that the model did not apply."""
@@ -279,6 +294,19 @@ OUTCOMES: dict[int, Outcome] = {
     Verdict.FAILED: "failed",
     Verdict.POISONED: "failed",
 }
+
+
+def _columns(entries: Sequence[Entry]) -> tuple[Ints, Ints, Floats]:
+    """A batch as the engine wants it: slots, numbers, values."""
+    slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
+    steps = np.array([entry.timestep.step for entry in entries], np.int64)
+    x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
+    return slots, steps, x
+
+
+def _fail_all(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        _fail(entry, ModelFailed("the server met an unexpected error; see its log"))
 
 
 def _fail(entry: Entry, error: TidegateError) -> None:
