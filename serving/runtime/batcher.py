@@ -2,8 +2,8 @@
 
 The laws of this file:
 1. One batch at a time. Only the batch that runs reads or writes state.
-2. There is no timer. When idle it runs in the next turn of the loop; what arrived meanwhile is the next batch. `batch_max`
-   bounds it.
+2. There is no timer. A timestep runs in the next turn of the loop, or with others, as soon as a turn brings no more of
+   them; what arrives meanwhile is the next batch. `batch_max` bounds it.
 3. State is written after the model succeeded and before any reply is sent.
 4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
    never used again under a running batch, and a caller that goes away affects nobody else.
@@ -79,6 +79,7 @@ class Batcher:
         self.batch_max = batch_max
         self.queue_max = queue_max
         self._queue: deque[Entry] = deque()
+        self._seen = 0  # how many were queued in the last turn
         self._due = True  # a turn will come without being asked for; at first, when `run` begins
         self._to_run: asyncio.Future[list[Entry]]  # from a turn to `run`: a batch for the thread, or what went wrong
         self._running = False  # a batch is in the thread
@@ -174,6 +175,11 @@ class Batcher:
         if self._to_run.done():
             return  # `run` was cancelled, and is about to refuse what is queued
         entries: list[Entry] = []
+        seen, self._seen = self._seen, len(self._queue)
+        if max(1, seen) < self._seen < self.batch_max:
+            # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
+            asyncio.get_running_loop().call_soon(self._turn)
+            return
         try:
             entries = self._take()
             if entries and self._run_seconds >= INLINE_SECONDS:
@@ -188,7 +194,8 @@ class Batcher:
             self._to_run.set_exception(error)
             return
         # Between two batches there is a turn for the network: answers leave, timesteps arrive.
-        self._due = bool(self._queue)
+        self._seen = len(self._queue)
+        self._due = self._seen > 0
         if self._due:
             asyncio.get_running_loop().call_soon(self._turn)
 
