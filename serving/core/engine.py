@@ -4,6 +4,7 @@ The engine is the only one that moves state forward. It is plain and synchronous
 `run` returns or raises, every row is either one timestep further or exactly as it was.
 """
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
@@ -70,10 +71,12 @@ class Engine:
 
         """
         expected = self.slots.step[slots] + 1
-        steps = np.where(steps == 0, expected, steps)
+        in_order = steps.tobytes() == expected.tobytes()  # so they mostly come, and to compare bytes costs next to nothing
+        if not in_order:
+            steps = np.where(steps == 0, expected, steps)
+            in_order = np.array_equal(steps, expected)
         # One dot product is finite unless a value is NaN or infinite, or beyond 1e19; then the rows are looked at.
-        clean = np.isfinite(np.vdot(x, x))
-        if clean and np.array_equal(steps, expected):
+        if in_order and math.isfinite(np.vdot(x, x)):
             outputs, poisoned, failures = self._apply(slots, x)
             if not failures and not poisoned.size:
                 return Report(steps, None, None, outputs, 0, NO_FAILURES)
