@@ -71,7 +71,9 @@ class Engine:
 
         """
         expected = self.slots.step[slots] + 1
-        in_order = steps.tobytes() == expected.tobytes()  # so they mostly come, and to compare bytes costs next to nothing
+        in_order = (
+            steps.tobytes() == expected.tobytes()
+        )  # so they mostly come, and to compare bytes costs next to nothing
         if not in_order:
             steps = np.where(steps == 0, expected, steps)
             in_order = np.array_equal(steps, expected)

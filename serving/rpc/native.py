@@ -5,6 +5,7 @@ needs no bookkeeping, and a client that reads slowly or floods is held back by t
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ class Call:
         assert task is not None
         self._task = task
         self._context = context
+        self.write: Callable[[bytes], Awaitable[None]] = context.write
         self._reading = False
         self._telling: asyncio.Task[None] | None = None
         self.lease: Lease | None = None
@@ -87,13 +89,9 @@ class Call:
                 await self._told()
         return None if request is grpc.aio.EOF else cast(bytes, request)
 
-    async def write(self, response: bytes) -> None:
-        """Writes a response."""
-        await self._context.write(response)
-
     async def tell(self, **kind: Any) -> None:
         """Writes a response of the kind that is named."""
-        await self._context.write(pb.PredictResponse(**kind).SerializeToString())
+        await self.write(pb.PredictResponse(**kind).SerializeToString())
 
     async def _told(self) -> None:
         """Waits for what is being told: only one may write at a time."""

@@ -4,7 +4,7 @@ The hot path adds to plain Python numbers, one update a batch wherever that says
 when somebody asks for it. One event loop writes, so nothing is locked, and a scrape may be one update behind.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
@@ -39,6 +39,19 @@ class Histogram:
         """Adds a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def observe_many(self, values: Sequence[float]) -> None:
+        """Adds values, which are mostly so alike that they fall into a few buckets."""
+        ascending = sorted(values)
+        self.sum += sum(ascending)
+        place = 0
+        while place < len(ascending):
+            bucket = bisect_left(self.bounds, ascending[place])
+            within = place
+            place = (
+                bisect_right(ascending, self.bounds[bucket], within) if bucket < len(self.bounds) else len(ascending)
+            )
+            self.counts[bucket] += place - within
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by bound, as the exposition wants them."""
