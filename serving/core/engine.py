@@ -2,6 +2,8 @@
 
 The engine is the only one that moves state forward. It is plain and synchronous: whoever owns it calls `run`, and when
 `run` returns or raises, every row is either one timestep further or exactly as it was.
+
+A timestep that comes alone takes a shorter way, `run_alone`, as long as nothing is special about it.
 """
 
 import math
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from serving.core.errors import ModelFailed
 from serving.core.model import Model
 from serving.core.slots import Slots
-from serving.core.spec import Arrays, Floats, Ints
+from serving.core.spec import Arrays, Floats, Ints, Prediction, Timestep
 
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 
@@ -102,6 +104,25 @@ class Engine:
         return Report(
             steps, verdicts, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
         )
+
+    def run_alone(self, slot: int, timestep: Timestep) -> Prediction | None:
+        """Applies one timestep to one stream, if nothing is special about it; else gives None, and `run` tells what is.
+
+        What it does is what `run` does to a batch of one, bit for bit, at a third of the price. Special is what is not
+        next in order, or not finite, or fails: then the state is untouched.
+        """
+        row = self.model.row
+        step = self.slots.gather_row(slot, row.state) + 1
+        if timestep.step not in (0, step) or not row.take(timestep.values):
+            return None
+        try:
+            healthy = row.run()
+        except Exception:  # noqa: BLE001 - `run` meets it again, and has the words for it
+            return None
+        if not healthy:
+            return None
+        self.slots.scatter_row(slot, row.next_state, row.outputs)
+        return Prediction(step, tuple([bytes(part) for part in row.outputs]))
 
     def refused_values(self, x: Floats) -> npt.NDArray[np.bool_]:
         """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""

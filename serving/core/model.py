@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.core.errors import ContractBroken, ModelFailed
+from serving.core.row import Row
 from serving.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, StateTensor
 
 # Serving sends nothing anywhere. The variable counts while onnxruntime is being loaded, the call from then on.
@@ -105,7 +106,7 @@ class Model:
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
         self.spec = _read_spec(where, name, version, hashlib.sha256(graph).hexdigest(), self._session, sidecar)
-        self._alone = _Alone(self._session, self.spec)
+        self.row = Row(self._session, self.spec)
         self._fetch = [
             *(output.name for output in self.spec.outputs),
             *(tensor.next_name for tensor in self.spec.state),
@@ -138,7 +139,7 @@ class Model:
 
         """
         try:
-            return self._alone.step(x, state) if len(x) == 1 else self._step(x, state)
+            return self.row.step(x, state) if len(x) == 1 else self._step(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
@@ -203,39 +204,6 @@ class Model:
                     self.spec.title,
                     f"output '{name}' came out with shape {_shape(part.shape)}, expected {_shape((batch, *row))}",
                 )
-
-
-class _Alone:
-    """A graph with the memory of a batch of one, bound to it once.
-
-    To make and check the tensors of a run takes onnxruntime half as long again as a small graph itself. One row has the
-    same place in memory wherever the graph has its batch axis, so nothing is turned round either.
-    """
-
-    def __init__(self, session: Any, spec: Spec) -> None:
-        self._session = session
-        self._binding = session.io_binding()
-        self._x = np.zeros((1, len(spec.features)), np.float32)
-        self._state = tuple(np.zeros((1, *tensor.shape), tensor.dtype) for tensor in spec.state)
-        self._outputs = tuple(np.zeros((1, *output.shape), output.dtype) for output in spec.outputs)
-        self._next_state = tuple(np.zeros_like(part) for part in self._state)
-        shapes = [(*tensor.shape[: tensor.batch_axis], 1, *tensor.shape[tensor.batch_axis :]) for tensor in spec.state]
-        bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
-        bind_input(spec.input, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
-        for tensor, shape, part in zip(spec.state, shapes, self._state, strict=True):
-            bind_input(tensor.name, "cpu", 0, tensor.dtype, shape, part.ctypes.data)
-        for tensor, shape, part in zip(spec.state, shapes, self._next_state, strict=True):
-            bind_output(tensor.next_name, "cpu", 0, tensor.dtype, shape, part.ctypes.data)
-        for output, part in zip(spec.outputs, self._outputs, strict=True):
-            bind_output(output.name, "cpu", 0, output.dtype, part.shape, part.ctypes.data)
-
-    def step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
-        """As `Model.step`, for one row."""
-        self._x[:] = x
-        for mine, theirs in zip(self._state, state, strict=True):
-            mine[:] = theirs
-        self._session.run_with_iobinding(self._binding)
-        return tuple([part.copy() for part in self._outputs]), tuple([part.copy() for part in self._next_state])
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ The slabs are allocated at start; the system backs a row with memory when it is 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,10 @@ class Slots:
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
         )
+        # The same slabs as bytes, and how many a row has: one row is copied so while numpy would still look for the way.
+        self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
+        self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
+        self._steps: memoryview[int] = self.step.data
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
@@ -132,16 +137,29 @@ class Slots:
             slots = slots[healthy]
             next_state = tuple(rows[healthy] for rows in next_state)
             outputs = tuple(rows[healthy] for rows in outputs)
-        # One row, which is what a stream on its own makes, is a slice: numpy finds it in a third of the time.
-        where = slice(int(slots[0]), int(slots[0]) + 1) if len(slots) == 1 else slots
         for slab, rows in zip(self.state, next_state, strict=True):
-            slab[where] = rows
-        step = self.step[where] + 1
-        place = step % self.answers if len(slots) != 1 else int(step[0]) % self.answers
+            slab[slots] = rows
+        step = self.step[slots] + 1
         for slab, rows in zip(self._answers, outputs, strict=True):
-            slab[where, place] = rows
-        self.step[where] = step
+            slab[slots, step % self.answers] = rows
+        self.step[slots] = step
         return poisoned
+
+    def gather_row(self, slot: int, state: Sequence[memoryview]) -> int:
+        """Copies the state of one row to where the model wants it; gives the number of its last timestep."""
+        for (slab, size), part in zip(self._state_bytes, state, strict=True):
+            part[:] = slab[slot * size : (slot + 1) * size]
+        return self._steps[slot]
+
+    def scatter_row(self, slot: int, next_state: Sequence[memoryview], outputs: Sequence[memoryview]) -> None:
+        """Writes the outcome of one timestep of one row: state, number and answer together. The state is finite."""
+        for (slab, size), part in zip(self._state_bytes, next_state, strict=True):
+            slab[slot * size : (slot + 1) * size] = part
+        step = self._steps[slot] + 1
+        place = slot * self.answers + step % self.answers
+        for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
+            slab[place * size : (place + 1) * size] = part
+        self._steps[slot] = step
 
     def answer(self, slot: int, step: int) -> tuple[bytes, ...]:
         """The packed answer to a timestep that was applied, or nothing when it is no longer remembered."""

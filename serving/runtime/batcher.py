@@ -186,9 +186,7 @@ class Batcher:
                 self._to_run.set_result(entries)
                 return
             if entries:
-                begun = perf_counter()
-                slots, steps, x = _columns(entries)
-                self._settle(entries, self.engine.run(slots, steps, x), x, begun)
+                self._run_here(entries)
         except BaseException as error:  # noqa: BLE001 - `run` raises it
             _fail_all(entries)
             self._to_run.set_exception(error)
@@ -198,6 +196,18 @@ class Batcher:
         self._due = self._seen > 0
         if self._due:
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _run_here(self, entries: Sequence[Entry]) -> None:
+        """Runs one batch in the event loop."""
+        begun = perf_counter()
+        if len(entries) == 1:
+            (entry,) = entries
+            prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
+            if prediction is not None:
+                self._settle_alone(entry, prediction, begun)
+                return
+        slots, steps, x = _columns(entries)
+        self._settle(entries, self.engine.run(slots, steps, x), x, begun)
 
     async def _run_in_thread(self, entries: list[Entry]) -> None:
         """Runs one batch beside the event loop; what must not happen meanwhile waits in `_between`."""
@@ -244,8 +254,7 @@ class Batcher:
 
     def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
         """Hands each caller its own answer; one that has gone away loses only its own."""
-        run_seconds = perf_counter() - begun
-        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
+        self._measure(entries, begun)
         crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
@@ -256,7 +265,20 @@ class Batcher:
         if report.verdicts is not None:
             for row in np.flatnonzero(report.verdicts).tolist():
                 self._settle_refused(entries[row], row, Verdict(int(report.verdicts[row])), report, x[row])
-        self._measure(entries, report, begun, run_seconds)
+        self.metrics.missing_values += report.missing
+        if report.verdicts is None:
+            self.metrics.steps["ok"] += len(entries)
+        else:
+            for verdict, count in zip(*np.unique(report.verdicts, return_counts=True), strict=True):
+                self.metrics.steps[OUTCOMES[verdict]] += int(count)
+
+    def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
+        """Hands the only caller of a batch its answer."""
+        self._measure((entry,), begun)
+        self.metrics.steps["ok"] += 1
+        crash_point("before-answer")
+        if not entry.future.done():
+            entry.future.set_result(prediction)
 
     def _settle_refused(self, entry: Entry, row: int, verdict: Verdict, report: Report, x: Floats) -> None:
         """Answers a timestep that the model did not apply."""
@@ -276,17 +298,14 @@ class Batcher:
         else:
             _fail(entry, ModelFailed(f"model {title} made a state that is not finite; the timestep was not applied"))
 
-    def _measure(self, entries: Sequence[Entry], report: Report, begun: float, run_seconds: float) -> None:
+    def _measure(self, entries: Sequence[Entry], begun: float) -> None:
+        """Takes note of a batch that has just run."""
+        run_seconds = perf_counter() - begun
+        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
         metrics = self.metrics
         metrics.batch_size.observe(len(entries))
         metrics.run_seconds.observe(run_seconds)
         metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
-        metrics.missing_values += report.missing
-        if report.verdicts is None:
-            metrics.steps["ok"] += len(entries)
-        else:
-            for verdict, count in zip(*np.unique(report.verdicts, return_counts=True), strict=True):
-                metrics.steps[OUTCOMES[verdict]] += int(count)
 
 
 OUTCOMES: dict[int, Outcome] = {
