@@ -390,7 +390,16 @@ class Bench:
             self.batches.append(tuple(slots.tolist()))
             return inner(slots, steps, x)
 
+        alone = self.engine.run_alone
+
+        def noted_alone(slot: Any, timestep: Any) -> Any:
+            prediction = alone(slot, timestep)
+            if prediction is not None:
+                self.batches.append((slot,))
+            return prediction
+
         self.engine.run = noted  # type: ignore[method-assign]
+        self.engine.run_alone = noted_alone  # type: ignore[method-assign]
 
     def begin(self, name: str) -> Lease:
         """A live stream of that name."""

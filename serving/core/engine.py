@@ -2,8 +2,11 @@
 
 The engine is the only one that moves state forward. It is plain and synchronous: whoever owns it calls `run`, and when
 `run` returns or raises, every row is either one timestep further or exactly as it was.
+
+A timestep that comes alone takes a shorter way, `run_alone`, as long as nothing is special about it.
 """
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
@@ -14,7 +17,7 @@ import numpy.typing as npt
 from serving.core.errors import ModelFailed, NotFinite, StepGap, TimestepRefused
 from serving.core.model import Model
 from serving.core.slots import Slots
-from serving.core.spec import Arrays, Floats, Ints
+from serving.core.spec import Arrays, Floats, Ints, Prediction, Timestep
 
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 
@@ -71,10 +74,14 @@ class Engine:
 
         """
         expected = self.slots.step[slots] + 1
-        steps = np.where(steps == 0, expected, steps)
+        in_order = (
+            steps.tobytes() == expected.tobytes()
+        )  # so they mostly come, and to compare bytes costs next to nothing
+        if not in_order:
+            steps = np.where(steps == 0, expected, steps)
+            in_order = np.array_equal(steps, expected)
         # One dot product is finite unless a value is NaN or infinite, or beyond 1e19; then the rows are looked at.
-        clean = np.isfinite(np.vdot(x, x))
-        if clean and np.array_equal(steps, expected):
+        if in_order and math.isfinite(np.vdot(x, x)):
             outputs, poisoned, failures = self._apply(slots, x)
             if not failures and not poisoned.size:
                 return Report(steps, None, None, outputs, 0, NO_FAILURES)
@@ -98,6 +105,25 @@ class Engine:
         return Report(
             steps, verdicts, applied, outputs, missing, {int(rows[row]): why for row, why in failures.items()}
         )
+
+    def run_alone(self, slot: int, timestep: Timestep) -> Prediction | None:
+        """Applies one timestep to one stream, if nothing is special about it; else gives None, and `run` tells what is.
+
+        What it does is what `run` does to a batch of one, bit for bit, at a third of the price. Special is what is not
+        next in order, or not finite, or fails: then the state is untouched.
+        """
+        row = self.model.row
+        step = self.slots.gather_row(slot, row.state) + 1
+        if timestep.step not in (0, step) or not row.take(timestep.values):
+            return None
+        try:
+            healthy = row.run()
+        except Exception:  # noqa: BLE001 - `run` meets it again, and has the words for it
+            return None
+        if not healthy:
+            return None
+        self.slots.scatter_row(slot, row.next_state, row.outputs)
+        return Prediction(step, tuple([bytes(part) for part in row.outputs]))
 
     def refused_values(self, x: Floats) -> npt.NDArray[np.bool_]:
         """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""

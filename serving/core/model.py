@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.core.errors import ContractBroken, ModelFailed
+from serving.core.row import Row
 from serving.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, StateTensor
 
 # Serving sends nothing anywhere. The variable counts while onnxruntime is being loaded, the call from then on.
@@ -105,6 +106,7 @@ class Model:
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
         self.spec = _read_spec(where, name, version, hashlib.sha256(graph).hexdigest(), self._session, sidecar)
+        self.row = Row(self._session, self.spec)
         self._fetch = [
             *(output.name for output in self.spec.outputs),
             *(tensor.next_name for tensor in self.spec.state),
@@ -123,7 +125,7 @@ class Model:
         return f"<Model {self.spec.title} {self.spec.fingerprint[:12]}>"
 
     def step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
-        """Computes one timestep of a batch.
+        """Computes one timestep of a batch; what it gives is the caller's.
 
         Args:
             x: (batch, features), NaN where missing, no infinity.
@@ -136,13 +138,16 @@ class Model:
             ModelFailed: the graph could not be run.
 
         """
+        try:
+            return self.row.step(x, state) if len(x) == 1 else self._step(x, state)
+        except Exception as error:  # onnxruntime has no public base class for its errors
+            raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
+
+    def _step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
         feed = {self.spec.input: x}
         for (name, inwards, _), rows in zip(self._axes, state, strict=True):
             feed[name] = rows.transpose(inwards)
-        try:
-            results = self._session.run(self._fetch, feed)
-        except Exception as error:  # onnxruntime has no public base class for its errors
-            raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
+        results = self._session.run(self._fetch, feed)
         count = len(self.spec.outputs)
         next_state = tuple(
             result.transpose(outwards) for result, (_, _, outwards) in zip(results[count:], self._axes, strict=True)

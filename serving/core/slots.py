@@ -7,6 +7,9 @@ together: a reader never sees the state of one step with the number of another.
 The slabs are allocated at start; the system backs a row with memory when it is first written.
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +17,7 @@ from serving.core.spec import Arrays, Ints, Key, Spec
 
 # The step of a row that nobody has: no timestep has it, and a row that is taken again is seen to have changed.
 FREE = -1
+NO_ROWS: Ints = np.empty(0, np.int64)
 
 
 class Slots:
@@ -36,6 +40,10 @@ class Slots:
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
         )
+        # The same slabs as bytes, and how many a row has: one row is copied so while numpy would still look for the way.
+        self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
+        self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
+        self._steps: memoryview[int] = self.step.data
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
@@ -117,7 +125,7 @@ class Slots:
 
     def gather(self, slots: Ints) -> Arrays:
         """Copies the state of many rows: one array (batch, *shape) a tensor."""
-        return tuple(slab.take(slots, axis=0) for slab in self.state)
+        return tuple([slab.take(slots, axis=0) for slab in self.state])
 
     def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays) -> Ints:
         """Writes the outcome of one timestep of many rows, each once: state, number and answer together.
@@ -137,6 +145,22 @@ class Slots:
             slab[slots, step % self.answers] = rows
         self.step[slots] = step
         return poisoned
+
+    def gather_row(self, slot: int, state: Sequence[memoryview]) -> int:
+        """Copies the state of one row to where the model wants it; gives the number of its last timestep."""
+        for (slab, size), part in zip(self._state_bytes, state, strict=True):
+            part[:] = slab[slot * size : (slot + 1) * size]
+        return self._steps[slot]
+
+    def scatter_row(self, slot: int, next_state: Sequence[memoryview], outputs: Sequence[memoryview]) -> None:
+        """Writes the outcome of one timestep of one row: state, number and answer together. The state is finite."""
+        for (slab, size), part in zip(self._state_bytes, next_state, strict=True):
+            slab[slot * size : (slot + 1) * size] = part
+        step = self._steps[slot] + 1
+        place = slot * self.answers + step % self.answers
+        for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
+            slab[place * size : (place + 1) * size] = part
+        self._steps[slot] = step
 
     def answer(self, slot: int, step: int) -> tuple[bytes, ...]:
         """The packed answer to a timestep that was applied, or nothing when it is no longer remembered."""
@@ -165,9 +189,9 @@ class Slots:
             rows
             for rows, checked in zip(state, self._checked, strict=True)
             # One dot product a tensor costs half a microsecond and is finite unless a value is not, or is beyond 1e19.
-            if checked and not np.isfinite(np.vdot(rows, rows))
+            if checked and not math.isfinite(np.vdot(rows, rows))
         ]
         if not suspects:
-            return np.empty(0, np.int64)
+            return NO_ROWS
         healthy = np.logical_and.reduce([np.isfinite(rows).reshape(len(rows), -1).all(axis=1) for rows in suspects])
         return np.flatnonzero(~healthy)

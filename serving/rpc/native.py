@@ -5,13 +5,14 @@ needs no bookkeeping, and a client that reads slowly or floods is held back by t
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, cast
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.core.errors import (
     InvalidField,
     Stopping,
@@ -21,7 +22,7 @@ from serving.core.errors import (
     TooManyStreams,
     WrongOrder,
 )
-from serving.core.spec import Key
+from serving.core.spec import Key, Timestep
 from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
@@ -47,6 +48,7 @@ class Call:
         assert task is not None
         self._task = task
         self._context = context
+        self.write: Callable[[bytes], Awaitable[None]] = context.write
         self._reading = False
         self._telling: asyncio.Task[None] | None = None
         self.lease: Lease | None = None
@@ -68,16 +70,10 @@ class Call:
         step = self.lease.durable_step
         if self._reading and self._telling is None and 2 * (step - self.told_step) >= self.kept_max:
             self.told_step = step
-            self._telling = asyncio.create_task(self._tell(step))
+            self._telling = asyncio.create_task(self.tell(durable=pb.Durable(durable_step=step)))
 
-    async def read(self) -> pb.PredictRequest | None:
-        """The next request, None when the client has sent its last.
-
-        Raises:
-            TidegateError: the call was asked to end.
-            InvalidField: what came is not a request.
-
-        """
+    async def read(self) -> bytes | None:
+        """The next request, None when the client has sent its last. Raises why the call was asked to end."""
         if self.ended is not None:
             raise self.ended
         self._reading = True
@@ -88,20 +84,15 @@ class Call:
                 raise  # the client went away
             self._task.uncancel()
             raise self.ended from None
-        except DecodeError as error:
-            raise InvalidField("request", "got bytes that are not a PredictRequest") from error
         finally:
             self._reading = False
             if self._telling is not None:
                 await self._told()
-        return None if request is grpc.aio.EOF else cast(pb.PredictRequest, request)
+        return None if request is grpc.aio.EOF else cast(bytes, request)
 
-    async def write(self, response: pb.PredictResponse) -> None:
-        """Writes a response."""
-        await self._context.write(response)
-
-    async def _tell(self, step: int) -> None:
-        await self._context.write(pb.PredictResponse(durable=pb.Durable(durable_step=step)))
+    async def tell(self, **kind: Any) -> None:
+        """Writes a response of the kind that is named."""
+        await self.write(pb.PredictResponse(**kind).SerializeToString())
 
     async def _told(self) -> None:
         """Waits for what is being told: only one may write at a time."""
@@ -143,7 +134,7 @@ class Native(Admin):
         except Stopping as error:
             reason = "stopping"
             if call.lease is not None:
-                await call.write(pb.PredictResponse(move=pb.Move(message=str(error))))
+                await call.tell(move=pb.Move(message=str(error)))
             await abort(context, error)
         except TidegateError as error:
             reason = "taken_over" if call.ended is error else "protocol"
@@ -173,9 +164,10 @@ class Native(Admin):
 
     async def _open(self, call: Call) -> Lease:
         """Reads the first message and opens the stream."""
-        request = await call.read()
-        if request is None:
+        message = await call.read()
+        if message is None:
             raise WrongOrder("the call ended before its first message, expected an open")
+        request = wire.decode_request(message)
         kind = request.WhichOneof("kind")
         if kind is None:
             raise _unknown_kind()
@@ -196,17 +188,15 @@ class Native(Admin):
         call.told_step = lease.durable_step
         stream = lease.stream
         model = self._desk.model(stream.slots.spec.name, stream.slots.spec.version)
-        await call.write(
-            pb.PredictResponse(
-                opened=pb.Opened(
-                    stream_id=stream.key.stream_id,
-                    kind=wire.OPEN_KINDS[opening.kind],
-                    next_step=opening.next_step,
-                    epoch=stream.epoch,
-                    durable_step=lease.durable_step,
-                    answers_remembered=opening.answers_remembered,
-                    model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
-                )
+        await call.tell(
+            opened=pb.Opened(
+                stream_id=stream.key.stream_id,
+                kind=wire.OPEN_KINDS[opening.kind],
+                next_step=opening.next_step,
+                epoch=stream.epoch,
+                durable_step=lease.durable_step,
+                answers_remembered=opening.answers_remembered,
+                model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
             )
         )
         return lease
@@ -214,10 +204,16 @@ class Native(Admin):
     async def _serve(self, call: Call, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client has sent its last; gives the reason."""
         desk = self._desk
-        while (request := await call.read()) is not None:
+        reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
+        while (message := await call.read()) is not None:
             begun = perf_counter()
-            if request.HasField("timestep"):
-                await call.write(await self._answer(call, lease, request.timestep))
+            timestep = reader.read(message)
+            if timestep is None:
+                request = wire.decode_request(message)
+                if request.HasField("timestep"):
+                    timestep = wire.decode_timestep(request.timestep)
+            if timestep is not None:
+                await call.write(await self._answer(call, lease, timestep))
                 desk.answered(lease, perf_counter() - begun)
             elif request.HasField("close"):
                 return await self._close(call, lease, request.close)
@@ -233,20 +229,21 @@ class Native(Admin):
             await desk.durable(lease, lease.stream.step)
         return "disconnected"
 
-    async def _answer(self, call: Call, lease: Lease, message: pb.Timestep) -> pb.PredictResponse:
+    async def _answer(self, call: Call, lease: Lease, timestep: Timestep) -> bytes:
         """The answer to one timestep, or why it was refused."""
         stream = lease.stream
         try:
             if stream.slot < 0:
                 await self._desk.wake(lease)
-            prediction = await self._desk.submit(lease, wire.decode_timestep(message))
+            prediction = await self._desk.submit(lease, timestep)
             if call.sync:
                 await self._desk.durable(lease, prediction.step)
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
             if lease.ended is not None:
                 raise lease.ended from error
             # A stream that could not be woken has no number at hand; the client knows it.
-            return wire.encode_refusal(error, message.step, stream.step + 1 if stream.slot >= 0 else message.step)
+            next_step = stream.step + 1 if stream.slot >= 0 else timestep.step
+            return wire.encode_refusal(error, timestep.step, next_step).SerializeToString()
         call.told_step = lease.durable_step
         return wire.encode_prediction(prediction, lease.durable_step)
 
@@ -257,12 +254,22 @@ class Native(Admin):
             step = stream.step if stream.slot >= 0 else lease.durable_step
             lease.on_end = None  # what ends it is the call's own doing
             await self._desk.forget(lease)
-            await call.write(pb.PredictResponse(closed=pb.Closed(step=step)))
+            await call.tell(closed=pb.Closed(step=step))
             return "forgotten"
         if stream.slot >= 0:
             await self._desk.durable(lease, stream.step)
-        await call.write(pb.PredictResponse(closed=pb.Closed(step=lease.durable_step, durable_step=lease.durable_step)))
+        await call.tell(closed=pb.Closed(step=lease.durable_step, durable_step=lease.durable_step))
         return "closed"
+
+
+def add_to_server(native: Native, server: Any) -> None:
+    """Lets a grpc.aio server answer calls by `native`."""
+    pb_grpc.add_TidegateServicer_to_server(native, server)
+    # The messages of Predict come and go as bytes: `wire` reads and writes most of them without protobuf.
+    server.add_registered_method_handlers(
+        pb.DESCRIPTOR.services_by_name["Tidegate"].full_name,
+        {"Predict": grpc.stream_stream_rpc_method_handler(native.Predict)},
+    )
 
 
 def _unknown_kind() -> InvalidField:

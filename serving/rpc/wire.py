@@ -1,10 +1,17 @@
-"""Between protobuf messages and the nouns of the core, both ways. Nobody else builds or reads messages of `Predict`."""
+"""Between protobuf messages and the nouns of the core, both ways. Nobody else builds or reads messages of `Predict`.
+
+A timestep and its prediction, which are nearly all messages, are read and written here as bytes: protobuf's objects for
+the two cost as much as a row of the model. What is written is what protobuf would write; what is read and does not look
+as protobuf would have written it is left to protobuf.
+"""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import (
@@ -48,6 +55,11 @@ OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
     OpenKind.RESUMED: pb.Opened.RESUMED,
     OpenKind.TAKEN_OVER: pb.Opened.TAKEN_OVER,
 }
+# Numbers are written in digits of seven bits, lowest first; the eighth bit of each but the last says that more follow.
+# Up to so many are read here, which is for 268 million timesteps; protobuf reads the others.
+DIGITS_MAX = 4
+MORE_DIGITS = (0, 0, 0x80, 0x8080, 0x808080)
+ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
 # Refusals that go away by waiting.
 WORTH_RETRYING = (Overloaded, StoreBehind, StoreUnavailable, TooManyStreams)
 
@@ -75,21 +87,68 @@ def decode_sync(value: int) -> bool:
     return bool(value == pb.Open.SYNC)
 
 
+def decode_request(message: bytes) -> pb.PredictRequest:
+    """A request of any kind; InvalidField when it is none."""
+    try:
+        return pb.PredictRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidField("request", "got bytes that are not a PredictRequest") from error
+
+
 def decode_timestep(message: pb.Timestep) -> Timestep:
     """A timestep. What may be wrong with it is found by whoever knows the model."""
     return Timestep(message.step, message.values)
 
 
-def encode_prediction(prediction: Prediction, durable_step: int) -> pb.PredictResponse:
-    """An answer."""
-    return pb.PredictResponse(
-        prediction=pb.Prediction(
-            step=prediction.step,
-            outputs=prediction.outputs,
-            durable_step=durable_step,
-            duplicate=prediction.duplicate,
-        )
-    )
+class TimestepReader:
+    """Reads the timesteps of a model with so many features from the bytes of their requests.
+
+    The length of a request says of how many digits its number is, and so where everything stands. `read` looks there, and
+    gives None when it finds anything else.
+    """
+
+    def __init__(self, features: int) -> None:
+        width = 4 * features
+        self._values = b"\x12" + _varint(width)  # what stands before the values
+        self._layouts: dict[int, tuple[bytes, int, int]] = {}  # by length: how it begins, where its number is
+        for digits in range(DIGITS_MAX + 1):
+            number = b"\x08" if digits else b""  # 0 is not written
+            head = b"\x0a" + _varint(len(number) + digits + len(self._values) + width) + number
+            end = len(head) + digits
+            self._layouts[end + len(self._values) + width] = head, len(head), end
+
+    def read(self, message: bytes) -> Timestep | None:
+        """The timestep that a request is, None when protobuf has to look at it."""
+        layout = self._layouts.get(len(message))
+        if layout is None:
+            return None
+        head, begin, end = layout
+        if not message.startswith(head) or not message.startswith(self._values, end):
+            return None
+        digits = int.from_bytes(message[begin:end], "little")
+        if digits & 0x80808080 != MORE_DIGITS[end - begin]:
+            return None
+        step = digits & 0x7F | digits >> 1 & 0x3F80 | digits >> 2 & 0x1FC000 | digits >> 3 & 0xFE00000
+        return Timestep(step, message[end + len(self._values) :])
+
+
+@cache
+def timestep_reader(features: int) -> TimestepReader:
+    """The reader for models with so many features; there are as many as widths among the models."""
+    return TimestepReader(features)
+
+
+def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
+    """An answer: the bytes of a PredictResponse."""
+    step, outputs, duplicate = prediction
+    message = b"\x08" + _varint(step) if step else b""
+    for output in outputs:
+        message += b"\x12%b%b" % (_varint(len(output)), output)
+    if durable_step:
+        message += b"\x18" + _varint(durable_step)
+    if duplicate:
+        message += b"\x20\x01"
+    return b"\x0a%b%b" % (_varint(len(message)), message)
 
 
 def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.PredictResponse:
@@ -214,3 +273,12 @@ def decode_arrays(outputs: tuple[Output, ...], packed: Sequence[bytes]) -> dict[
         output.name: np.frombuffer(values, output.dtype).reshape(output.shape)
         for output, values in zip(outputs, packed, strict=True)
     }
+
+
+def _varint(number: int) -> bytes:
+    """A number that is not negative, as protobuf writes it."""
+    if number < 0x80:
+        return ONE_DIGIT[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + _varint(number >> 14)

@@ -1,13 +1,20 @@
 """Turns timesteps that arrive one at a time into batches.
 
 The laws of this file:
-1. One task owns the engine. Nobody else reads or writes state.
-2. There is no timer. When idle it runs at once; what arrived meanwhile is the next batch. `batch_max` bounds it.
+1. One batch at a time. Only the batch that runs reads or writes state.
+2. There is no timer. A timestep runs in the next turn of the loop, or with others, as soon as a turn brings no more of
+   them; what arrives meanwhile is the next batch. `batch_max` bounds it.
 3. State is written after the model succeeded and before any reply is sent.
 4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
    never used again under a running batch, and a caller that goes away affects nobody else.
 5. The queue has a bound; when it is full, a timestep is refused at once, and told so.
 6. It never dies quietly. An unexpected error fails that batch's callers and ends `run`, whose owner stops the server.
+
+Timesteps come one at a time, or many in a block, which is run in pieces. A piece is a batch like any other, and takes turns with
+the batches of single timesteps, so that a long block holds up nobody for longer than one piece.
+
+A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
+plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`.
 """
 
 import asyncio
@@ -16,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +39,7 @@ from serving.core.errors import (
     TimestepRefused,
     WrongWidth,
 )
-from serving.core.spec import STEP_MAX, Floats, Prediction, Timestep
+from serving.core.spec import STEP_MAX, Array, Floats, Ints, Prediction, Timestep
 from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import ModelMetrics, Outcome
@@ -90,9 +97,15 @@ class Batcher:
         self.queue_max = queue_max
         self._queue: deque[Entry] = deque()
         self._blocks: deque[BlockEntry] = deque()
-        self._wake: asyncio.Future[None] | None = None
+        self._block_ran = False  # the last batch was a piece of one
+        self._seen = 0  # how many were queued in the last turn
+        self._due = True  # a turn will come without being asked for; at first, when `run` begins
+        self._to_run: asyncio.Future[
+            list[Entry] | BlockEntry
+        ]  # from a turn to `run`: a batch for the thread, or what went wrong
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
+        # How long batches of timesteps and pieces of blocks take, as running means.
         self._run_seconds = 0.0
         self._piece_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
@@ -131,9 +144,12 @@ class Batcher:
         if len(self._queue) >= self.queue_max:
             self.metrics.steps["overloaded"] += 1
             raise Overloaded(self.queue_max, RETRY_AFTER_MS)
-        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Prediction] = loop.create_future()
         self._queue.append(Entry(lease, timestep, future, perf_counter()))
-        self._have_run()
+        if not self._due:
+            self._due = True
+            loop.call_soon(self._turn)
         return future
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
@@ -157,9 +173,12 @@ class Batcher:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
         block.cut(self.batch_max)
-        future: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Block] = loop.create_future()
         self._blocks.append(BlockEntry(block, future, perf_counter()))
-        self._have_run()
+        if not self._due:
+            self._due = True
+            loop.call_soon(self._turn)
         return future
 
     def has_queued(self, stream: Stream) -> bool:
@@ -191,29 +210,132 @@ class Batcher:
         return await done
 
     async def run(self) -> None:
-        """Runs batches until cancelled. Afterwards nothing waits: what was queued has been refused."""
+        """Has batches run until cancelled. Afterwards nothing waits: what was queued has been refused."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                if not self._queue and not self._blocks:
-                    self._wake = loop.create_future()
-                    await self._wake
-                    self._wake = None
-                if entries := self._take():
-                    await self._run(entries)
-                if self._blocks:  # a piece of one block, then it is the others' turn
-                    await self._run_piece(self._blocks.popleft())
-                # A turn for the network: answers leave, timesteps arrive, and they are the next batch.
-                await asyncio.sleep(0)
+                self._to_run = loop.create_future()
+                loop.call_soon(self._turn)
+                work = await self._to_run
+                if isinstance(work, BlockEntry):
+                    await self._run_piece_in_thread(work)
+                else:
+                    await self._run_in_thread(work)
         finally:
             self._dead = Stopping()
-            for entry in self._queue:
-                _fail(entry.future, self._dead)
+            _fail_all([*self._queue, *self._blocks], self._dead)
             self._queue.clear()
-            for waiting in self._blocks:
-                _fail(waiting.future, self._dead)
             self._blocks.clear()
             self._thread.shutdown(wait=False)
+
+    def _turn(self) -> None:
+        """Runs one batch, or has `run` do so when that may take long."""
+        if self._to_run.done():
+            return  # `run` was cancelled, and is about to refuse what is queued
+        seen, self._seen = self._seen, len(self._queue)
+        if max(1, seen) < self._seen < self.batch_max and not self._blocks:
+            # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
+            asyncio.get_running_loop().call_soon(self._turn)
+            return
+        if self._blocks and not (self._queue and self._block_ran):
+            self._block_ran = True
+            handed_over = self._take_up_piece(self._blocks.popleft())
+        else:
+            self._block_ran = False
+            handed_over = self._take_up_batch()
+        if handed_over:
+            return
+        # Between two batches there is a turn for the network: answers leave, timesteps arrive.
+        self._seen = len(self._queue)
+        self._due = bool(self._queue or self._blocks)
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _take_up_batch(self) -> bool:
+        """Runs what is queued as one batch; True when `run` has to go on."""
+        entries: list[Entry] = []
+        try:
+            entries = self._take()
+            if entries and self._run_seconds >= INLINE_SECONDS:
+                self._to_run.set_result(entries)
+                return True
+            if entries:
+                self._run_here(entries)
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            _fail_all(entries, _unexpected())
+            self._to_run.set_exception(error)
+            return True
+        return False
+
+    def _take_up_piece(self, entry: BlockEntry) -> bool:
+        """Runs the next piece of a block, unless its caller has gone; True when `run` has to go on."""
+        if entry.future.done():
+            self.metrics.steps["abandoned"] += entry.block.left
+            return False
+        if self._piece_seconds >= INLINE_SECONDS:
+            self._to_run.set_result(entry)
+            return True
+        begun = perf_counter()
+        try:
+            self._settle_piece(entry, entry.block.run_piece(self.engine), begun)
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            _fail_all([entry], _unexpected())
+            self._to_run.set_exception(error)
+            return True
+        return False
+
+    def _run_here(self, entries: Sequence[Entry]) -> None:
+        """Runs one batch in the event loop."""
+        begun = perf_counter()
+        if len(entries) == 1:
+            (entry,) = entries
+            prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
+            if prediction is not None:
+                self._settle_alone(entry, prediction, begun)
+                return
+        slots, steps, x = _columns(entries)
+        self._settle(entries, self.engine.run(slots, steps, x), x, begun)
+
+    async def _run_in_thread(self, entries: list[Entry]) -> None:
+        """Runs one batch beside the event loop."""
+        begun = perf_counter()
+        try:
+            slots, steps, x = _columns(entries)
+            report = await self._in_thread(partial(self.engine.run, slots, steps, x))
+            self._settle(entries, report, x, begun)
+        except BaseException:
+            _fail_all(entries, _unexpected())
+            raise
+        finally:
+            self._go_on()
+
+    async def _run_piece_in_thread(self, entry: BlockEntry) -> None:
+        """Runs one piece of a block beside the event loop."""
+        begun = perf_counter()
+        try:
+            verdicts = await self._in_thread(partial(entry.block.run_piece, self.engine))
+            self._settle_piece(entry, verdicts, begun)
+        except BaseException:
+            _fail_all([entry], _unexpected())
+            raise
+        finally:
+            self._go_on()
+
+    async def _in_thread(self, run: Callable[[], T]) -> T:
+        """Runs the engine in its thread; what must not happen meanwhile waits in `_between`."""
+        self._running = True
+        running = asyncio.get_running_loop().run_in_executor(self._thread, run)
+        try:
+            return await asyncio.shield(running)
+        finally:
+            if not running.done():  # cancelled: the thread still moves state, so nobody else may touch it yet
+                await asyncio.wait([running])
+
+    def _go_on(self) -> None:
+        """Does what had to wait for the end of a batch in the thread."""
+        self._running = False
+        while self._between:
+            self._between.popleft()()
 
     def _take(self) -> list[Entry]:
         """Takes a batch off the queue: at most one timestep of a stream, in the order they came."""
@@ -237,95 +359,49 @@ class Batcher:
         queue.extendleft(reversed(later))
         return entries
 
-    async def _run(self, entries: list[Entry]) -> None:
-        """Runs one batch and settles it."""
-        begun = perf_counter()
-        try:
-            slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
-            steps = np.array([entry.timestep.step for entry in entries], np.int64)
-            x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
-            if self._run_seconds < INLINE_SECONDS:
-                report = self.engine.run(slots, steps, x)
-            else:
-                report = await self._in_thread(partial(self.engine.run, slots, steps, x))
-            run_seconds = perf_counter() - begun
-            self._settle(entries, report, x)
-        except BaseException:
-            for entry in entries:
-                _fail(entry.future, ModelFailed("the server met an unexpected error; see its log"))
-            raise
-        finally:
-            self._between_batches()
-        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
-        self._measure(entries, report, begun, run_seconds)
+    def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
+        """Hands each caller its own answer; one that has gone away loses only its own."""
+        self._measure(entries, begun)
+        crash_point("before-answer")
+        steps = report.steps.tolist()
+        applied = range(len(entries)) if report.applied is None else report.applied.tolist()
+        for row, outputs in zip(applied, zip(*map(_cut, report.outputs), strict=True), strict=True):
+            future = entries[row].future
+            if not future.done():
+                future.set_result(Prediction(steps[row], outputs))
+        if report.verdicts is not None:
+            for row in np.flatnonzero(report.verdicts).tolist():
+                self._settle_refused(entries[row], row, Verdict(int(report.verdicts[row])), report, x[row])
+        self.metrics.missing_values += report.missing
+        if report.verdicts is None:
+            self.metrics.steps["ok"] += len(entries)
+        else:
+            self._count(report.verdicts)
 
-    async def _run_piece(self, entry: BlockEntry) -> None:
-        """Runs one piece of a block, which goes back to the end of the line, or to its caller when it was the last."""
-        block, future = entry.block, entry.future
-        if future.done():
-            self.metrics.steps["abandoned"] += block.left
-            return
-        begun = perf_counter()
-        try:
-            if self._piece_seconds < INLINE_SECONDS:
-                verdicts = block.run_piece(self.engine)
-            else:
-                verdicts = await self._in_thread(partial(block.run_piece, self.engine))
-            crash_point("before-answer")
-        except BaseException:
-            _fail(future, ModelFailed("the server met an unexpected error; see its log"))
-            raise
-        finally:
-            self._between_batches()
+    def _settle_piece(self, entry: BlockEntry, verdicts: npt.NDArray[np.int8], begun: float) -> None:
+        """Puts a block back in the line, or gives it to its caller when that was its last piece."""
         run_seconds = perf_counter() - begun
         self._piece_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._piece_seconds)
         self.metrics.batch_size.observe(len(verdicts))
         self.metrics.run_seconds.observe(run_seconds)
         self.metrics.queue_seconds.observe(begun - entry.queued_at, len(verdicts))
         self._count(verdicts)
-        if block.left:
+        crash_point("before-answer")
+        if entry.block.left:
             entry.queued_at = perf_counter()
             self._blocks.append(entry)
             return
-        self.metrics.missing_values += block.missing
-        if not future.done():
-            future.set_result(block)
+        self.metrics.missing_values += entry.block.missing
+        if not entry.future.done():
+            entry.future.set_result(entry.block)
 
-    async def _in_thread(self, run: Callable[[], T]) -> T:
-        """Runs the engine beside the event loop; what must not happen meanwhile waits in `_between`."""
-        self._running = True
-        running = asyncio.get_running_loop().run_in_executor(self._thread, run)
-        try:
-            return await asyncio.shield(running)
-        finally:
-            if not running.done():  # cancelled: the thread still moves state, so nobody else may touch it yet
-                await asyncio.wait([running])
-
-    def _have_run(self) -> None:
-        """Wakes the task if it waits."""
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def _between_batches(self) -> None:
-        """Does what had to wait for the end of a batch."""
-        self._running = False
-        while self._between:
-            self._between.popleft()()
-
-    def _settle(self, entries: Sequence[Entry], report: Report, x: Floats) -> None:
-        """Hands each caller its own answer; one that has gone away loses only its own."""
+    def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
+        """Hands the only caller of a batch its answer."""
+        self._measure((entry,), begun)
+        self.metrics.steps["ok"] += 1
         crash_point("before-answer")
-        steps = report.steps.tolist()
-        applied = range(len(entries)) if report.applied is None else report.applied.tolist()
-        columns = [(column.tobytes(), column.nbytes // max(1, len(applied))) for column in report.outputs]
-        for place, row in enumerate(applied):
-            future = entries[row].future
-            if not future.done():
-                outputs = tuple([packed[place * width : (place + 1) * width] for packed, width in columns])
-                future.set_result(Prediction(steps[row], outputs))
-        if report.verdicts is not None:
-            for row in np.flatnonzero(report.verdicts).tolist():
-                self._settle_refused(entries[row], row, Verdict(int(report.verdicts[row])), report, x[row])
+        if not entry.future.done():
+            entry.future.set_result(prediction)
 
     def _settle_refused(self, entry: Entry, row: int, verdict: Verdict, report: Report, x: Floats) -> None:
         """Answers a timestep that the model did not apply."""
@@ -339,22 +415,20 @@ class Batcher:
         else:
             _fail(entry.future, self.engine.refusal(verdict, step, stream.step + 1, x))
 
-    def _measure(self, entries: Sequence[Entry], report: Report, begun: float, run_seconds: float) -> None:
+    def _measure(self, entries: Sequence[Entry], begun: float) -> None:
+        """Takes note of a batch that has just run."""
+        run_seconds = perf_counter() - begun
+        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
         metrics = self.metrics
         metrics.batch_size.observe(len(entries))
         metrics.run_seconds.observe(run_seconds)
-        queue = metrics.queue_seconds
-        for entry in entries:
-            queue.observe(begun - entry.queued_at)
-        metrics.missing_values += report.missing
-        if report.verdicts is None:
-            metrics.steps["ok"] += len(entries)
-        else:
-            self._count(report.verdicts)
+        metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
 
     def _count(self, verdicts: npt.NDArray[np.int8]) -> None:
+        """Counts timesteps by what became of them."""
         for verdict, count in enumerate(np.bincount(verdicts).tolist()):
-            self.metrics.steps[OUTCOMES[verdict]] += count
+            if count:
+                self.metrics.steps[OUTCOMES[verdict]] += count
 
 
 OUTCOMES: dict[int, Outcome] = {
@@ -368,6 +442,32 @@ OUTCOMES: dict[int, Outcome] = {
 }
 
 
-def _fail(future: asyncio.Future[T], error: TidegateError) -> None:
+def _columns(entries: Sequence[Entry]) -> tuple[Ints, Ints, Floats]:
+    """A batch as the engine wants it: slots, numbers, values."""
+    slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
+    steps = np.array([entry.timestep.step for entry in entries], np.int64)
+    x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
+    return slots, steps, x
+
+
+def _cut(column: Array) -> list[bytes]:
+    """One output of many rows, packed row by row."""
+    if not len(column):
+        return []
+    packed = column.tobytes()
+    width = len(packed) // len(column)
+    return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+
+
+def _unexpected() -> ModelFailed:
+    return ModelFailed("the server met an unexpected error; see its log")
+
+
+def _fail_all(entries: Sequence[Entry | BlockEntry], error: TidegateError) -> None:
+    for entry in entries:
+        _fail(entry.future, error)
+
+
+def _fail(future: asyncio.Future[Any], error: TidegateError) -> None:
     if not future.done():
         future.set_exception(error)

@@ -6,7 +6,7 @@ can be looked up at any time (the depth of a queue, the streams) is not counted:
 """
 
 import gc
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +53,20 @@ class Histogram:
         counts, numbers = self.counts, self._numbers
         counts[place] = numbers[place] = counts[place] + times
         self.sum = numbers[-1] = self.sum + value * times
+
+    def observe_many(self, values: Sequence[float]) -> None:
+        """Adds values, which are mostly so alike that they fall into a few buckets."""
+        ascending = sorted(values)
+        counts, numbers = self.counts, self._numbers
+        self.sum = numbers[-1] = self.sum + sum(ascending)
+        place = 0
+        while place < len(ascending):
+            bucket = bisect_left(self.bounds, ascending[place])
+            within = place
+            place = (
+                bisect_right(ascending, self.bounds[bucket], within) if bucket < len(self.bounds) else len(ascending)
+            )
+            counts[bucket] = numbers[bucket] = counts[bucket] + place - within
 
     def keep_in(self, numbers: Numbers) -> None:
         """Goes on from the numbers that are there, and writes through to them from now on."""

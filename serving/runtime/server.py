@@ -15,9 +15,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.core.errors import StoreUnavailable
-from serving.rpc.native import Native
+from serving.rpc import native
 from serving.runtime.board import Board
 from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
@@ -125,8 +124,8 @@ class Server:
             forget_after_s=config.forget_after,
             pace=Pace(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
-        self._native = Native(self.keeper)
-        pb_grpc.add_TidegateServicer_to_server(self._native, self._server)
+        self._native = native.Native(self.keeper)
+        native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         if self.place is None:

@@ -118,6 +118,32 @@ async def test_an_idle_batcher_runs_at_once() -> None:
         assert future.done()
 
 
+async def test_a_batch_waits_for_what_the_loop_is_bringing() -> None:
+    """Timesteps of one burst come in a few turns; they go together, once a turn brings no more."""
+    async with run_bench(running_sum()) as bench:
+        await asyncio.sleep(0)
+        leases = [bench.begin(str(number)) for number in range(5)]
+        futures = [bench.batcher.submit(lease, t(1)) for lease in leases[:2]]
+        for lease in leases[2:]:
+            await asyncio.sleep(0)
+            futures.append(bench.batcher.submit(lease, t(1)))
+        await soon(*futures)
+        assert [len(batch) for batch in bench.batches] == [5]
+
+
+async def test_a_full_batch_waits_for_nothing() -> None:
+    """However much the loop brings, turn after turn: what fills a batch runs."""
+    async with run_bench(running_sum(), batch_max=3) as bench:
+        await asyncio.sleep(0)
+        futures = []
+        for number in range(6):
+            futures.append(bench.batcher.submit(bench.begin(f"{number} a"), t(1)))
+            futures.append(bench.batcher.submit(bench.begin(f"{number} b"), t(1)))
+            await asyncio.sleep(0)
+        assert [len(batch) for batch in bench.batches[:2]] == [3, 3]
+        await soon(*futures)
+
+
 async def test_what_arrives_while_a_batch_runs_is_the_next_batch() -> None:
     """All of it, together."""
     async with run_bench(running_sum()) as bench:
@@ -515,7 +541,7 @@ async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) 
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug of ours")
 
-        bench.engine.run = broken  # type: ignore[method-assign,assignment]
+        bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
         bench.batcher._run_seconds = 1.0 if threaded else 0.0
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
@@ -538,7 +564,7 @@ async def test_run_raises_what_broke_it() -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug of ours")
 
-    bench.engine.run = broken  # type: ignore[method-assign,assignment]
+    bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(batcher.run())
     future = batcher.submit(bench.begin("a"), t(1))
     error, _ = await soon(task, future)

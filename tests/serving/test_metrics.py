@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.runtime.exposition import buckets
@@ -374,3 +376,14 @@ def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
         histogram.observe(value)
     assert buckets(histogram.bounds, histogram.counts) == [("1.0", 2.0), ("2.0", 4.0), ("+Inf", 5.0)]
     assert histogram.sum == 14.0
+
+
+@given(st.lists(st.floats(0, 2) | st.sampled_from(SECONDS)))
+def test_many_values_are_observed_as_each_would_be(values: list[float]) -> None:
+    """A batch at once or one by one: the same counts, the same sum."""
+    together, apart = Histogram(SECONDS), Histogram(SECONDS)
+    together.observe_many(values)
+    for value in values:
+        apart.observe(value)
+    assert together.counts == apart.counts
+    assert together.sum == pytest.approx(apart.sum)

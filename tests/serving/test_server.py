@@ -324,7 +324,7 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path) -> None:
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug of ours")
 
-        batcher_of(server).engine.run = broken  # type: ignore[method-assign,assignment]
+        batcher_of(server).engine.run = batcher_of(server).engine.run_alone = broken  # type: ignore[method-assign,assignment]
         waiting = asyncio.create_task(server.wait())
         error = (await call.step(1, step=1)).error
         assert error.reason == pb.Error.MODEL_FAILED
