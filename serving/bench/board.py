@@ -113,8 +113,10 @@ def span(seconds: float | None, unknown: str = "never") -> str:
     """A time with its unit, as short as it can be said; a percentile is not known when it is among what never came."""
     if seconds is None:
         return unknown
+    if seconds < 0.9995e-6:
+        return f"{seconds * 1e9:.0f} ns"
     if seconds < 0.9995e-3:
-        return f"{seconds * 1e6:.0f} µs"
+        return f"{seconds * 1e6:.3g} µs"
     if seconds < 0.9995:
         return f"{seconds * 1e3:.3g} ms"
     return f"{seconds:.3g} s"

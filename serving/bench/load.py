@@ -453,7 +453,8 @@ class Load:
 
     def _tell_later(self) -> None:
         """Tells each second when it is over."""
-        number = math.floor(time.monotonic() - self.tally.begin) + 1
+        now = max(time.monotonic(), self._start) + TELL_AFTER_S / 2  # timers and sums of floats miss a little
+        number = math.floor(now - self.tally.begin) + 1
         at = self.tally.begin + number + TELL_AFTER_S
         self.loop.call_later(at - time.monotonic(), self._tell_second, number)
 

@@ -186,7 +186,8 @@ def test_the_picture_is_drawn(tmp_path: Path, seen: Tally, settings: Any, server
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0000004, "0 µs"),
+        (0.0000004, "400 ns"),
+        (0.0000023, "2.3 µs"),
         (0.00051, "510 µs"),
         (0.0123, "12.3 ms"),
         (0.9996, "1 s"),
