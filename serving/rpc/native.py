@@ -26,7 +26,7 @@ from serving.core.spec import Key, Timestep
 from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
-from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
+from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, Line
 from serving.rpc.status import abort
 
 # grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
@@ -186,7 +186,7 @@ class Native(Admin):
 
     async def _serve(self, call: Call, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client has sent its last; gives the reason."""
-        desk = self._desk
+        line = self._desk.line(lease)
         reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
         while (message := await call.read()) is not None:
             begun = perf_counter()
@@ -196,8 +196,8 @@ class Native(Admin):
                 if request.HasField("timestep"):
                     timestep = wire.decode_timestep(request.timestep)
             if timestep is not None:
-                await call.write(await self._answer(call, lease, timestep))
-                desk.answered(lease, perf_counter() - begun)
+                await call.write(await self._answer(call, lease, line, timestep))
+                line.answered(perf_counter() - begun)
             elif request.HasField("close"):
                 return await self._close(call, lease, request.close)
             elif request.HasField("open"):
@@ -208,13 +208,13 @@ class Native(Admin):
                 raise _unknown_kind()
         return "disconnected"  # or half-closed: from here a call that was cancelled looks the same
 
-    async def _answer(self, call: Call, lease: Lease, timestep: Timestep) -> bytes:
+    async def _answer(self, call: Call, lease: Lease, line: Line, timestep: Timestep) -> bytes:
         """The answer to one timestep, or why it was refused."""
         stream = lease.stream
         try:
             if stream.slot < 0:
                 await self._desk.wake(lease)
-            prediction = await self._desk.submit(lease, timestep)
+            prediction = await line.submit(lease, timestep)
             if call.sync:
                 await self._desk.durable(lease, prediction.step)
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:

@@ -81,7 +81,7 @@ class Batcher:
         self._queue: deque[Entry] = deque()
         self._seen = 0  # how many were queued in the last turn
         self._due = True  # a turn will come without being asked for; at first, when `run` begins
-        self._to_run: asyncio.Future[list[Entry]]  # from a turn to `run`: a batch for the thread, or what went wrong
+        self._to_run: asyncio.Future[None]  # from a turn to `run`: the next batch is for the thread, or what went wrong
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
         self._run_seconds = 0.0
@@ -129,6 +129,10 @@ class Batcher:
             loop.call_soon(self._turn)
         return future
 
+    def answered(self, seconds: float) -> None:
+        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
+        self.metrics.step_seconds.observe(seconds)
+
     def has_queued(self, stream: Stream) -> bool:
         """Whether a timestep of a stream is waiting for its batch."""
         return any(entry.lease.stream is stream for entry in self._queue)
@@ -162,7 +166,9 @@ class Batcher:
             while True:
                 self._to_run = loop.create_future()
                 loop.call_soon(self._turn)
-                await self._run_in_thread(await self._to_run)
+                await self._to_run
+                if entries := self._take():
+                    await self._run_in_thread(entries)
         finally:
             self._dead = Stopping()
             for entry in self._queue:
@@ -174,17 +180,17 @@ class Batcher:
         """Runs what is queued as one batch, or has `run` do so when that may take long."""
         if self._to_run.done():
             return  # `run` was cancelled, and is about to refuse what is queued
-        entries: list[Entry] = []
         seen, self._seen = self._seen, len(self._queue)
         if max(1, seen) < self._seen < self.batch_max:
             # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
             asyncio.get_running_loop().call_soon(self._turn)
             return
+        if self._queue and self._run_seconds >= INLINE_SECONDS:
+            self._to_run.set_result(None)
+            return
+        entries: list[Entry] = []
         try:
             entries = self._take()
-            if entries and self._run_seconds >= INLINE_SECONDS:
-                self._to_run.set_result(entries)
-                return
             if entries:
                 self._run_here(entries)
         except BaseException as error:  # noqa: BLE001 - `run` raises it
@@ -254,7 +260,8 @@ class Batcher:
 
     def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
         """Hands each caller its own answer; one that has gone away loses only its own."""
-        self._measure(entries, begun)
+        self._measure(len(entries), begun)
+        self.metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
         crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
@@ -274,7 +281,8 @@ class Batcher:
 
     def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
         """Hands the only caller of a batch its answer."""
-        self._measure((entry,), begun)
+        self._measure(1, begun)
+        self.metrics.queue_seconds.observe(begun - entry.queued_at)
         self.metrics.steps["ok"] += 1
         crash_point("before-answer")
         if not entry.future.done():
@@ -298,14 +306,12 @@ class Batcher:
         else:
             _fail(entry, ModelFailed(f"model {title} made a state that is not finite; the timestep was not applied"))
 
-    def _measure(self, entries: Sequence[Entry], begun: float) -> None:
+    def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch that has just run."""
         run_seconds = perf_counter() - begun
         self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
-        metrics = self.metrics
-        metrics.batch_size.observe(len(entries))
-        metrics.run_seconds.observe(run_seconds)
-        metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
+        self.metrics.batch_size.observe(size)
+        self.metrics.run_seconds.observe(run_seconds)
 
 
 OUTCOMES: dict[int, Outcome] = {

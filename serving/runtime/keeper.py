@@ -24,7 +24,7 @@ from serving.core.errors import (
     TidegateError,
     TooManyStreams,
 )
-from serving.core.spec import Checkpoint, Key, Prediction, Timestep
+from serving.core.spec import Checkpoint, Key
 from serving.core.streams import (
     Existence,
     Known,
@@ -38,6 +38,7 @@ from serving.core.streams import (
     rule_on_open,
 )
 from serving.rpc.desk import CloseReason, Opening, ServedModel, StreamInfo
+from serving.runtime.batcher import Batcher
 from serving.runtime.checkpointer import Checkpointer, Pace
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import Metrics
@@ -152,17 +153,13 @@ class Keeper:
                 stream.slots.release(slot)
                 raise
 
-    def submit(self, lease: Lease, timestep: Timestep) -> asyncio.Future[Prediction]:
-        """Queues a timestep of a live stream; see `Batcher.submit`."""
-        return self._repository.of(lease.stream.slots).batcher.submit(lease, timestep)
+    def line(self, lease: Lease) -> Batcher:
+        """Where the timesteps of a stream are queued."""
+        return self._repository.of(lease.stream.slots).batcher
 
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep is stored; see `Checkpointer.durable`."""
         await self.checkpointer.durable(lease, step)
-
-    def answered(self, lease: Lease, seconds: float) -> None:
-        """Counts an answered timestep."""
-        self._repository.of(lease.stream.slots).metrics.step_seconds.observe(seconds)
 
     def leave(self, lease: Lease, reason: CloseReason) -> None:
         """Lets go of a stream, which is parked soon; nothing happens to it if the lease is over already."""
