@@ -52,6 +52,16 @@ class StreamInfo:
     state_bytes: int
 
 
+class Line(Protocol):
+    """The way to a model, for the timesteps of the streams that live under it. Each passes here: nothing is looked up."""
+
+    def submit(self, lease: Lease, timestep: Timestep) -> "asyncio.Future[Prediction]":
+        """Queues a timestep of a live stream; raises TidegateError when it will not."""
+
+    def answered(self, seconds: float) -> None:
+        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
+
+
 class Desk(Protocol):
     """Opens streams, runs timesteps, answers questions; every method raises TidegateError when it will not."""
 
@@ -61,17 +71,14 @@ class Desk(Protocol):
     async def wake(self, lease: Lease) -> None:
         """Makes a parked stream live again that a call has open."""
 
-    def submit(self, lease: Lease, timestep: Timestep) -> "asyncio.Future[Prediction]":
-        """Queues a timestep of a live stream."""
+    def line(self, lease: Lease) -> "Line":
+        """Where the timesteps of a stream are queued; the same for as long as the stream is open."""
 
     def submit_block(self, block: "Block") -> "asyncio.Future[Block]":
         """Queues timesteps of many streams; the future gives the block back when each was run or refused."""
 
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep is stored."""
-
-    def answered(self, lease: Lease, seconds: float) -> None:
-        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
 
     def answered_block(self, block: "Block", seconds: float) -> None:
         """Counts the timesteps of a block that was answered."""

@@ -27,7 +27,7 @@ from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
 from serving.rpc.blocks import BlockCall
-from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
+from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, Line
 from serving.rpc.status import abort
 
 # grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
@@ -203,7 +203,7 @@ class Native(Admin):
 
     async def _serve(self, call: Call, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client has sent its last; gives the reason."""
-        desk = self._desk
+        line = self._desk.line(lease)
         reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
         while (message := await call.read()) is not None:
             begun = perf_counter()
@@ -213,8 +213,8 @@ class Native(Admin):
                 if request.HasField("timestep"):
                     timestep = wire.decode_timestep(request.timestep)
             if timestep is not None:
-                await call.write(await self._answer(call, lease, timestep))
-                desk.answered(lease, perf_counter() - begun)
+                await call.write(await self._answer(call, lease, line, timestep))
+                line.answered(perf_counter() - begun)
             elif request.HasField("close"):
                 return await self._close(call, lease, request.close)
             elif request.HasField("open"):
@@ -226,16 +226,16 @@ class Native(Admin):
         # Half-closed; a call that was cancelled looks the same from here, and is not held up. What the client is told has ended
         # well it may open anywhere, also at a server that knows only what is stored.
         if lease.stream.slot >= 0:
-            await desk.durable(lease, lease.stream.step)
+            await self._desk.durable(lease, lease.stream.step)
         return "disconnected"
 
-    async def _answer(self, call: Call, lease: Lease, timestep: Timestep) -> bytes:
+    async def _answer(self, call: Call, lease: Lease, line: Line, timestep: Timestep) -> bytes:
         """The answer to one timestep, or why it was refused."""
         stream = lease.stream
         try:
             if stream.slot < 0:
                 await self._desk.wake(lease)
-            prediction = await self._desk.submit(lease, timestep)
+            prediction = await line.submit(lease, timestep)
             if call.sync:
                 await self._desk.durable(lease, prediction.step)
         except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:

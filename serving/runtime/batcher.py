@@ -100,9 +100,7 @@ class Batcher:
         self._block_ran = False  # the last batch was a piece of one
         self._seen = 0  # how many were queued in the last turn
         self._due = True  # a turn will come without being asked for; at first, when `run` begins
-        self._to_run: asyncio.Future[
-            list[Entry] | BlockEntry
-        ]  # from a turn to `run`: a batch for the thread, or what went wrong
+        self._to_run: asyncio.Future[None]  # from a turn to `run`: the next batch is for the thread, or what went wrong
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
         # How long batches of timesteps and pieces of blocks take, as running means.
@@ -181,6 +179,10 @@ class Batcher:
             loop.call_soon(self._turn)
         return future
 
+    def answered(self, seconds: float) -> None:
+        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
+        self.metrics.step_seconds.observe(seconds)
+
     def has_queued(self, stream: Stream) -> bool:
         """Whether a timestep of a live stream is waiting for its batch."""
         return any(entry.lease.stream is stream for entry in self._queue) or any(
@@ -216,11 +218,11 @@ class Batcher:
             while True:
                 self._to_run = loop.create_future()
                 loop.call_soon(self._turn)
-                work = await self._to_run
-                if isinstance(work, BlockEntry):
-                    await self._run_piece_in_thread(work)
-                else:
-                    await self._run_in_thread(work)
+                await self._to_run
+                if self._piece_is_due:
+                    await self._run_piece_in_thread(self._take_piece())
+                elif entries := self._take():
+                    await self._run_in_thread(entries)
         finally:
             self._dead = Stopping()
             _fail_all([*self._queue, *self._blocks], self._dead)
@@ -237,13 +239,21 @@ class Batcher:
             # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
             asyncio.get_running_loop().call_soon(self._turn)
             return
-        if self._blocks and not (self._queue and self._block_ran):
-            self._block_ran = True
-            handed_over = self._take_up_piece(self._blocks.popleft())
-        else:
-            self._block_ran = False
-            handed_over = self._take_up_batch()
-        if handed_over:
+        piece_is_due = self._piece_is_due
+        if (self._queue or self._blocks) and self._usual_seconds(piece=piece_is_due) >= INLINE_SECONDS:
+            self._to_run.set_result(None)
+            return
+        taken: Sequence[Entry | BlockEntry] = ()
+        try:
+            if piece_is_due:
+                taken = (piece := self._take_piece(),)
+                self._run_piece_here(piece)
+            elif entries := self._take():
+                taken = entries
+                self._run_here(entries)
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            _fail_all(taken, _unexpected())
+            self._to_run.set_exception(error)
             return
         # Between two batches there is a turn for the network: answers leave, timesteps arrive.
         self._seen = len(self._queue)
@@ -251,38 +261,31 @@ class Batcher:
         if self._due:
             asyncio.get_running_loop().call_soon(self._turn)
 
-    def _take_up_batch(self) -> bool:
-        """Runs what is queued as one batch; True when `run` has to go on."""
-        entries: list[Entry] = []
-        try:
-            entries = self._take()
-            if entries and self._run_seconds >= INLINE_SECONDS:
-                self._to_run.set_result(entries)
-                return True
-            if entries:
-                self._run_here(entries)
-        except BaseException as error:  # noqa: BLE001 - `run` raises it
-            _fail_all(entries, _unexpected())
-            self._to_run.set_exception(error)
-            return True
-        return False
+    @property
+    def _piece_is_due(self) -> bool:
+        """Whether the next batch is a piece of a block: those and single timesteps take turns."""
+        return bool(self._blocks) and not (self._queue and self._block_ran)
 
-    def _take_up_piece(self, entry: BlockEntry) -> bool:
-        """Runs the next piece of a block, unless its caller has gone; True when `run` has to go on."""
+    def _usual_seconds(self, *, piece: bool) -> float:
+        return self._piece_seconds if piece else self._run_seconds
+
+    def _take_piece(self) -> BlockEntry:
+        """Takes the block off the line whose piece is due."""
+        self._block_ran = True
+        return self._blocks.popleft()
+
+    def _run_piece_here(self, entry: BlockEntry) -> None:
+        """Runs one piece of a block in the event loop."""
+        if self._is_abandoned(entry):
+            return
+        begun = perf_counter()
+        self._settle_piece(entry, entry.block.run_piece(self.engine), begun)
+
+    def _is_abandoned(self, entry: BlockEntry) -> bool:
+        """Whether the caller has gone; then what is left of the block is counted as dropped."""
         if entry.future.done():
             self.metrics.steps["abandoned"] += entry.block.left
-            return False
-        if self._piece_seconds >= INLINE_SECONDS:
-            self._to_run.set_result(entry)
-            return True
-        begun = perf_counter()
-        try:
-            self._settle_piece(entry, entry.block.run_piece(self.engine), begun)
-        except BaseException as error:  # noqa: BLE001 - `run` raises it
-            _fail_all([entry], _unexpected())
-            self._to_run.set_exception(error)
-            return True
-        return False
+        return entry.future.done()
 
     def _run_here(self, entries: Sequence[Entry]) -> None:
         """Runs one batch in the event loop."""
@@ -311,6 +314,8 @@ class Batcher:
 
     async def _run_piece_in_thread(self, entry: BlockEntry) -> None:
         """Runs one piece of a block beside the event loop."""
+        if self._is_abandoned(entry):
+            return
         begun = perf_counter()
         try:
             verdicts = await self._in_thread(partial(entry.block.run_piece, self.engine))
@@ -339,6 +344,7 @@ class Batcher:
 
     def _take(self) -> list[Entry]:
         """Takes a batch off the queue: at most one timestep of a stream, in the order they came."""
+        self._block_ran = False
         queue = self._queue
         entries: list[Entry] = []
         later: list[Entry] = []
@@ -361,7 +367,8 @@ class Batcher:
 
     def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
         """Hands each caller its own answer; one that has gone away loses only its own."""
-        self._measure(entries, begun)
+        self._measure(len(entries), begun)
+        self.metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
         crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
@@ -397,7 +404,8 @@ class Batcher:
 
     def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
         """Hands the only caller of a batch its answer."""
-        self._measure((entry,), begun)
+        self._measure(1, begun)
+        self.metrics.queue_seconds.observe(begun - entry.queued_at)
         self.metrics.steps["ok"] += 1
         crash_point("before-answer")
         if not entry.future.done():
@@ -415,14 +423,12 @@ class Batcher:
         else:
             _fail(entry.future, self.engine.refusal(verdict, step, stream.step + 1, x))
 
-    def _measure(self, entries: Sequence[Entry], begun: float) -> None:
-        """Takes note of a batch that has just run."""
+    def _measure(self, size: int, begun: float) -> None:
+        """Takes note of a batch of timesteps that has just run."""
         run_seconds = perf_counter() - begun
         self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
-        metrics = self.metrics
-        metrics.batch_size.observe(len(entries))
-        metrics.run_seconds.observe(run_seconds)
-        metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
+        self.metrics.batch_size.observe(size)
+        self.metrics.run_seconds.observe(run_seconds)
 
     def _count(self, verdicts: npt.NDArray[np.int8]) -> None:
         """Counts timesteps by what became of them."""

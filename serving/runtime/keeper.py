@@ -26,7 +26,7 @@ from serving.core.errors import (
     TidegateError,
     TooManyStreams,
 )
-from serving.core.spec import Checkpoint, Key, Prediction, Timestep
+from serving.core.spec import Checkpoint, Key
 from serving.core.streams import (
     Existence,
     Known,
@@ -40,6 +40,7 @@ from serving.core.streams import (
     rule_on_open,
 )
 from serving.rpc.desk import CloseReason, Opening, ServedModel, StreamInfo
+from serving.runtime.batcher import Batcher
 from serving.runtime.checkpointer import Checkpointer, Pace
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import Metrics
@@ -154,9 +155,9 @@ class Keeper:
                 stream.slots.release(slot)
                 raise
 
-    def submit(self, lease: Lease, timestep: Timestep) -> asyncio.Future[Prediction]:
-        """Queues a timestep of a live stream; see `Batcher.submit`."""
-        return self._repository.of(lease.stream.slots).batcher.submit(lease, timestep)
+    def line(self, lease: Lease) -> Batcher:
+        """Where the timesteps of a stream are queued."""
+        return self._repository.of(lease.stream.slots).batcher
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
         """Queues timesteps of many streams; see `Batcher.submit_block`."""
@@ -165,10 +166,6 @@ class Keeper:
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep is stored; see `Checkpointer.durable`."""
         await self.checkpointer.durable(lease, step)
-
-    def answered(self, lease: Lease, seconds: float) -> None:
-        """Counts an answered timestep."""
-        self._repository.of(lease.stream.slots).metrics.step_seconds.observe(seconds)
 
     def answered_block(self, block: Block, seconds: float) -> None:
         """Counts the timesteps of a block that was answered."""

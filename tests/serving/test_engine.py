@@ -2,8 +2,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving.core.engine import Engine, Report, Verdict
+from serving.core.spec import Timestep
 from tests.support import fragile, inverse, key, lstm, make_engine, picky, replay, running_sum, sensor_rows
 
 
@@ -241,3 +244,48 @@ def test_a_row_is_never_half_written() -> None:
         assert verdicts(report, 3) == [Verdict.APPLIED, Verdict.NOT_FINITE if step == 1 else Verdict.GAP, Verdict.GAP]
         assert report.outputs[0][0].tobytes() == alone[step - 1]["forecast"].tobytes()
     assert engine.slots.step[rows].tolist() == [6, 0, 0]
+
+
+# What may come on a stream: mostly good values, and what each of the models below chokes on.
+VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.0, 0.5, -0.0, 99.0, 3e38, np.nan, np.inf, -np.inf])
+# What is added to the number that comes next; None sends no number.
+OFF = st.sampled_from([0, 0, 0, None, None, -1, 1, -3])
+
+
+@pytest.mark.parametrize(
+    ("graph", "features"), [(running_sum(), 1), (picky(), 1), (inverse(), 1), (fragile(), 2), (lstm(), 8)]
+)
+@given(data=st.data())
+@settings(max_examples=20)
+def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: int, data: st.DataObject) -> None:
+    """The same bits in the row, the same answer; and where it does nothing, the row is as it was."""
+    short, long = make_engine(graph), make_engine(graph)
+    neighbour, slot = begin(short, 2)
+    begin(long, 2)
+    untouched = row_bits(short, neighbour)
+    for off, values in data.draw(st.lists(st.tuples(OFF, st.lists(VALUES, min_size=features, max_size=features)))):
+        step = 0 if off is None else max(1, int(short.slots.step[slot]) + 1 + off)
+        timestep = Timestep(step, np.array(values, "<f4").tobytes())
+        before = row_bits(short, slot)
+        prediction = short.run_alone(slot, timestep)
+        if prediction is None:
+            assert row_bits(short, slot) == before
+            run(short, [slot], [step], values)
+        report = run(long, [slot], [step], values)
+        assert row_bits(short, slot) == row_bits(long, slot)
+        assert row_bits(short, neighbour) == untouched
+        if prediction is not None:
+            assert verdicts(report, 1) == [Verdict.APPLIED]
+            assert prediction.step == report.steps[0]
+            assert prediction.outputs == tuple(part.tobytes() for part in report.outputs)
+
+
+def test_what_is_nothing_special_goes_the_short_way() -> None:
+    """With a number or without one; and its answer is remembered."""
+    engine = make_engine(running_sum())
+    (slot,) = begin(engine, 1)
+    for step in (1, 0, 3):
+        prediction = engine.run_alone(slot, Timestep(step, np.float32(2).tobytes()))
+        assert prediction is not None
+        assert engine.slots.answer(slot, prediction.step) == prediction.outputs
+    assert engine.slots.step[slot] == 3

@@ -490,7 +490,7 @@ async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Pa
     async with run_server(write_model(tmp_path / "m", running_sum()), state=address) as server:
         keeper = server.keeper
         lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
-        await keeper.submit(lease, Timestep(0, pack(1)))
+        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
         record, _ = await keeper.export(key("a"))
         forged = encode(replace(decode(record, ""), step=step))
         with pytest.raises(CheckpointBroken):
@@ -503,10 +503,10 @@ async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_pa
     async with run_server(write_model(tmp_path / "m", running_sum())) as server:
         keeper, batcher = server.keeper, batcher_of(server)
         lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
-        await keeper.submit(lease, Timestep(0, pack(1)))
+        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
         other = (await keeper.open(key("b"), "", "", Existence.ANY, 0)).lease
         gate = Gate(batcher)
-        running = keeper.submit(other, Timestep(0, pack(1)))
+        running = keeper.line(other).submit(other, Timestep(0, pack(1)))
         await gate.entered()
         # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
         epoch = await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id)
