@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -145,20 +145,33 @@ OPEN = prefixed(pb.PredictRequest(open=pb.Open()).SerializeToString())
 CLOSE = prefixed(pb.PredictRequest(close=pb.Close(forget=True)).SerializeToString())
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a stream sends, each message `prefixed`."""
+
+    opening: bytes
+    timesteps: Iterable[bytes]
+    closing: bytes
+    prediction: int
+    """How an answer to a timestep begins."""
+    half_closes: bool = False
+    """Whether the server ends a call only when the client has half-closed it, and not by itself after `closing`."""
+
+
 class Stream:
     """One stream from open to close, moved on by each answer. `opened` and `closed` are futures for whoever waits."""
 
-    def __init__(self, connection: Connection, requests: Sequence[bytes]) -> None:
+    def __init__(self, connection: Connection, script: Script) -> None:
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.latencies_us: list[float] = []
         self._connection = connection
-        self._requests = requests
-        self._step = 0
+        self._script = script
+        self._timesteps = iter(script.timesteps)
         self._sent = self._begin = self._end = 0.0
         self._call = connection.call(self._on_opened)
-        connection.send(self._call, OPEN)
+        connection.send(self._call, script.opening)
 
     def go(self, begin: float, end: float) -> None:
         """Steps until `end`, and counts from `begin` on."""
@@ -173,11 +186,11 @@ class Stream:
         now = time.monotonic()
         if answer[0] == DURABLE:
             return
-        if answer[0] != PREDICTION:
+        if answer[0] != self._script.prediction:
             self.closed.set_exception(RuntimeError(f"expected a prediction, got {answer!r}"))
         elif now >= self._end:
             self._connection.on_message(self._call, self._on_closed)
-            self._connection.send(self._call, CLOSE)
+            self._connection.send(self._call, self._script.closing)
         else:
             if now >= self._begin:
                 self.latencies_us.append(round((now - self._sent) * 1e6, 1))
@@ -186,13 +199,16 @@ class Stream:
     def _on_closed(self, answer: bytes) -> None:
         if answer[0] == DURABLE:
             return
-        self._connection.hang_up(self._call)
-        self.closed.set_result(None)
+        if self._script.half_closes:
+            self._connection.on_end(self._call, lambda: self.closed.set_result(None))
+            self._connection.half_close(self._call)
+        else:
+            self._connection.hang_up(self._call)
+            self.closed.set_result(None)
 
     def _send_next(self, now: float) -> None:
         self._sent = now
-        self._connection.send(self._call, self._requests[self._step])
-        self._step += 1
+        self._connection.send(self._call, next(self._timesteps))
 
 
 async def first(futures: Sequence[asyncio.Future[None]], connections: Sequence[Connection]) -> None:
@@ -207,15 +223,16 @@ async def first(futures: Sequence[asyncio.Future[None]], connections: Sequence[C
     await everything
 
 
-async def run_window(address: str, streams: int, connections_max: int, requests: Sequence[bytes]) -> list[float]:
+async def run_window(ask: dict[str, Any], method: str, make_script: Callable[[], Script]) -> list[float]:
     """Runs one window; gives the latencies of the steps that were answered within it."""
+    address, streams = ask["address"], ask["streams"]
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     connections = []
-    for _ in range(min(connections_max, streams)):
-        _, connection = await loop.create_connection(lambda: Connection(METHOD, address), host, int(port))
+    for _ in range(min(ask["connections"], streams)):
+        _, connection = await loop.create_connection(lambda: Connection(method, address), host, int(port))
         connections.append(connection)
-    running = [Stream(connections[number % len(connections)], requests) for number in range(streams)]
+    running = [Stream(connections[number % len(connections)], make_script()) for number in range(streams)]
     await first([stream.opened for stream in running], connections)
     print("{}", flush=True)
     told = json.loads(await asyncio.to_thread(sys.stdin.readline))
@@ -227,13 +244,13 @@ async def run_window(address: str, streams: int, connections_max: int, requests:
     return [latency for stream in running for latency in stream.latencies_us]
 
 
-async def serve_parent(requests: Sequence[bytes]) -> None:
-    """Runs windows as told on stdin, until it is closed."""
+async def serve_parent(method: str, make_script: Callable[[], Script]) -> None:
+    """Runs windows as told on stdin, until it is closed; `make_script` is asked once for each stream."""
     while line := await asyncio.to_thread(sys.stdin.readline):
-        ask = json.loads(line)
-        latencies_us = await run_window(ask["address"], ask["streams"], ask["connections"], requests)
+        latencies_us = await run_window(json.loads(line), method, make_script)
         print(json.dumps({"latencies_us": latencies_us}), flush=True)
 
 
 if __name__ == "__main__":
-    uvloop.run(serve_parent(make_requests(int(sys.argv[1]))))
+    SCRIPT = Script(OPEN, make_requests(int(sys.argv[1])), CLOSE, PREDICTION)
+    uvloop.run(serve_parent(METHOD, lambda: SCRIPT))

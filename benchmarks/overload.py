@@ -251,18 +251,16 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often each phase has its turn.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a phase, without warm-up.")] = 2.0,
     warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before each phase that are not counted.")] = 0.5,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; latency is not judged.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; nothing is judged.")] = False,
 ) -> None:
     """See whether pressure and slow readers harm anybody else."""
     if quick:
         rounds, seconds, warmup = 1, 0.3, 0.1
     found = uvloop.run(asyncio.wait_for(measure(rounds, warmup, seconds), RUN_SECONDS_MAX))
     print(", ".join(f"{name} {value}" for name, value in facts().items()))
-    if quick:
-        found = [fault for fault in found if "p99" not in fault]
     for fault in found:
         print(fault)
-    if found:
+    if found and not quick:
         raise typer.Exit(1)
 
 

@@ -84,6 +84,11 @@ class Side:
         """The process."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
     def cpu_seconds(self) -> float:
         """What it has used so far, in user and system mode; the kernel counts in hundredths of a second."""
         return cpu_seconds(self.pid)
