@@ -48,8 +48,10 @@ T = TypeVar("T")
 
 # A hop to a thread and back costs about as much as a small model; above this a batch would hold up the network.
 INLINE_SECONDS = 0.0005
-# How much a batch's time counts in the running mean by which a thread is chosen: a single slow one does not switch.
+# How much a batch's time counts in the running mean by which a thread is chosen, and the most that it counts as: when other
+# processes take the core, a few batches last for milliseconds, and a thread would only have to wait for two turns at the core.
 RUN_SECONDS_WEIGHT = 0.1
+RUN_SECONDS_COUNTED_MAX = 2 * INLINE_SECONDS
 # A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
 RETRY_AFTER_MS = 20
 # Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most.
@@ -426,7 +428,7 @@ class Batcher:
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
         run_seconds = perf_counter() - begun
-        self._run_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._run_seconds)
+        self._run_seconds += RUN_SECONDS_WEIGHT * (min(run_seconds, RUN_SECONDS_COUNTED_MAX) - self._run_seconds)
         self.metrics.batch_size.observe(size)
         self.metrics.run_seconds.observe(run_seconds)
 

@@ -1,6 +1,8 @@
 """The laws at the head of the batcher's file, one by one, on a real engine."""
 
 import asyncio
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -164,6 +166,24 @@ async def test_batch_max_bounds_a_batch() -> None:
         await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         slots = [lease.stream.slot for lease in leases]
         assert bench.batches == [tuple(slots[:4]), tuple(slots[4:8]), tuple(slots[8:])]
+
+
+async def test_a_few_batches_that_were_held_up_do_not_send_the_next_to_the_thread() -> None:
+    """A neighbour that took the core for a moment is no reason to hop; a model that is slow every time is."""
+    async with run_bench(running_sum()) as bench:
+        where: list[str] = []
+        inner, lease, other = bench.engine.run, bench.begin("a"), bench.begin("b")
+
+        def held_up(*arguments: Any) -> Any:
+            where.append(threading.current_thread().name)
+            time.sleep(0.01)
+            return inner(*arguments)
+
+        bench.engine.run = held_up  # type: ignore[method-assign]
+        for _ in range(12):
+            await soon(bench.batcher.submit(lease, t(1)), bench.batcher.submit(other, t(1)))
+        assert set(where[:4]) == {"MainThread"}
+        assert where[-1].startswith("engine-toy/1")
 
 
 # 3. State is written after the model succeeded and before any reply is sent.
