@@ -194,6 +194,8 @@ class BlockCall:
                 await self._desk.durable(lease, int(block.steps[row]))
             except TidegateError as error:
                 errors[row] = error
+                for column in block.outputs:
+                    column[row] = 0  # it may not be seen before it is stored
         return errors
 
     def _why(self, block: Block, row: int, asleep: TidegateError | None) -> TidegateError:

@@ -11,6 +11,7 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client
+from serving.core.errors import StoreUnavailable
 from serving.runtime import batcher as batcher_module
 from tests.support import (
     PATIENCE,
@@ -277,6 +278,29 @@ async def test_sync_answers_wait_until_they_are_stored(sum_root: Path) -> None:
         handles = list((await call.open("a", "b", durability=pb.Open.SYNC)).handles)
         for step in (1, 2, 3):
             assert numbers((await call.block(handles, [[1], [1]])).durable_steps) == [step, step]
+
+
+async def test_a_sync_answer_that_cannot_be_stored_is_held_back(sum_root: Path) -> None:
+    """Its row says why and that it was applied; sent again it is a repeat."""
+    settings = {"checkpoint_every": 0.02, "lag_max": 0.1, "ready_lag": 0.1}
+    async with run_server(sum_root, **settings) as server, raw_channel(server) as channel:
+        store = server.keeper._store
+        save = store.save
+
+        async def broken(_: object) -> list[bool]:
+            raise StoreUnavailable("test", "is broken")
+
+        call = RawBlocks(channel)
+        (handle,) = (await call.open("a", durability=pb.Open.SYNC)).handles
+        store.save = broken  # type: ignore[method-assign]
+        answer = await call.block([handle], [[5]], [1])
+        assert sums(answer) == [0]
+        assert (errors(answer)[0].reason, errors(answer)[0].next_step) == (Reason.STORE_UNAVAILABLE, 2)
+        store.save = save  # type: ignore[method-assign]
+        await eventually(lambda: not server.keeper.checkpointer.unsaved_seconds(), "storing")
+        await eventually(lambda: batcher_of(server).refusing is None, "the all-clear")
+        again = await call.block([handle], [[5]], [1])
+        assert (sums(again), list(again.duplicate_rows)) == ([5], [0])
 
 
 async def test_closing_stores_and_forgetting_drops(sum_root: Path) -> None:
