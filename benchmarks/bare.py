@@ -73,7 +73,7 @@ def make_inputs(session: Any, rows: int) -> list[dict[str, Any]]:
 def run(session: Any, rows: int, seconds: float) -> list[float]:
     """Runs for so long; gives how long each run took, in microseconds."""
     inputs = cycle(make_inputs(session, rows))
-    runs_us = []
+    runs_us: list[float] = []
     end = time.perf_counter() + seconds
     while (begun := time.perf_counter()) < end or not runs_us:
         session.run(None, next(inputs))

@@ -68,7 +68,8 @@ def main(
         load = stack.enter_context(BlockLoad(ahead=ahead))
         for count in rows or [64, 256, 1024, 4096]:
             case = f"{count:,} rows a block"
-            for number, side in interleave(rounds, [bare, *sides]):
+            turns: list[Bare | Side] = [bare, *sides]
+            for number, side in interleave(rounds, turns):
                 if isinstance(side, Bare):
                     window = side.run(count, warmup, seconds)
                 else:

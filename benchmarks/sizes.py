@@ -2,7 +2,7 @@
 
 python benchmarks/sizes.py [--rounds 3] [--seconds 1] [--quick]
 
-For `docs/performance.md`. Each model has a server of its own; cases that are compared, more streams or rows, take turns.
+For `docs/performance.md`. Each model has a server of its own, which stores as it comes; cases that are compared, more streams or rows, take turns.
 """
 
 from contextlib import ExitStack
