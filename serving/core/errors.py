@@ -7,6 +7,7 @@
     │   ├── StepGap              timesteps are missing before this one
     │   ├── Overloaded           the queue is full
     │   ├── StoreBehind          too much is unsaved
+    │   ├── FellAsleep           its stream was parked before it could run
     │   └── ModelFailed          the model raised, or made a state that is not finite
     ├── StreamRefused          an open, or a request about a stream or a model
     │   ├── InvalidField         a field of the request is out of range
@@ -96,6 +97,16 @@ class StoreBehind(TimestepRefused):
         super().__init__(
             f"the store is {unsaved_seconds:.1f} s behind, and a timestep that it cannot keep is refused; "
             f"send it again in {retry_after_ms} ms or later"
+        )
+
+
+class FellAsleep(TimestepRefused):
+    """The stream was woken and parked again before the timestep could run."""
+
+    def __init__(self, stream_id: str, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(
+            f"stream '{stream_id}' was parked again before its timestep could run; send it again in {retry_after_ms} ms or later"
         )
 
 

@@ -53,7 +53,7 @@ class Handles:
     def add(self, lease: Lease) -> int:
         """Gives a handle for a lease. Only when not `full`."""
         assert not self.full
-        handle = len(self._leases)
+        handle = lease.handle = len(self._leases)
         self._leases.append(lease)
         if handle == len(self._slot):
             self._slot, self._number, self._model, self._told = (

@@ -167,18 +167,20 @@ class Lease:
     """One call's hold on a stream; over for good once `ended` says why.
 
     `number` is never given twice; while the stream is live its row carries it, so that many holds can be checked at once.
-    `durable_step` is the last timestep whose state is stored. `on_end` is called once, when the hold ends, so that the
-    call can leave; `on_durable` whenever `durable_step` has risen.
+    `handle` is what a call that holds many streams knows it by. `durable_step` is the last timestep whose state is stored.
+    `on_end` is called once, when the hold has ended, so that the call can leave; `on_durable` whenever `durable_step` has
+    risen.
     """
 
-    __slots__ = ("durable_step", "ended", "number", "on_durable", "on_end", "stream")
+    __slots__ = ("durable_step", "ended", "handle", "number", "on_durable", "on_end", "stream")
 
     def __init__(self, stream: Stream, number: int, durable_step: int) -> None:
         self.stream = stream
         self.number = number
+        self.handle = 0
         self.durable_step = durable_step
         self.ended: TidegateError | None = None
-        self.on_end: Callable[[TidegateError], None] | None = None
+        self.on_end: Callable[[Lease], None] | None = None
         self.on_durable: Callable[[], None] | None = None
 
     def end(self, reason: TidegateError) -> None:
@@ -186,7 +188,7 @@ class Lease:
         assert self.ended is None
         self.ended = reason
         if self.on_end is not None:
-            self.on_end(reason)
+            self.on_end(self)
 
     def stored(self, step: int) -> None:
         """Takes note that the state after `step` is stored."""

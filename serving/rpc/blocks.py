@@ -11,7 +11,6 @@ The laws of this file:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -23,6 +22,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.block import Block
 from serving.core.engine import Verdict
 from serving.core.errors import (
+    FellAsleep,
     InvalidField,
     Stopping,
     TidegateError,
@@ -31,6 +31,7 @@ from serving.core.errors import (
 )
 from serving.core.handles import HANDLES_MAX, Handles
 from serving.core.spec import Key
+from serving.core.streams import Lease
 from serving.rpc import columns, wire
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
 
@@ -42,7 +43,9 @@ Context = Any
 # Streams that are opened, woken or dropped side by side: their claims share commits of the store. More would only wait.
 TOGETHER_MAX = 256
 STREAM_IDS_MAX = 65_536
-# A client that has used up the handles of a call opens another at once.
+# Streams of a block are woken side by side, and none sleeps again before `--park-after`: once is nearly always enough.
+WAKE_TRIES = 3
+# Nothing is waited for: a client that has used up the handles of a call opens another, a stream that fell asleep is woken.
 RETRY_AFTER_MS = 1
 
 
@@ -58,6 +61,7 @@ class BlockCall:
         self._held = Handles()
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
+        self._notice_end = self._on_end  # one for all leases: a bound method of its own would cost each 64 bytes
         self._stored = False  # something was, since the client was last told
         self._reading = False
         self._telling: asyncio.Task[None] | None = None
@@ -166,9 +170,6 @@ class BlockCall:
 
     async def _wake(self, block: Block) -> dict[int, TidegateError]:
         """Makes the streams of a block live that are parked; gives why rows could not be, by row."""
-        asleep = ~self._held.held(block.handles, block.slots)
-        if not asleep.any():
-            return {}
         failed: dict[int, TidegateError] = {}
 
         async def wake(handle: int) -> None:
@@ -180,8 +181,17 @@ class BlockCall:
                     failed[handle] = error
                 self._held.find(handle)
 
-        await _together(wake, np.unique(block.handles[asleep]).tolist())
-        return {row: failed[handle] for row, handle in enumerate(block.handles.tolist()) if handle in failed}
+        for _ in range(WAKE_TRIES):
+            asleep = block.handles[~self._held.held(block.handles, block.slots)]
+            if not asleep.size:
+                break
+            # Those that woke first may have fallen asleep again before the last is awake.
+            await _together(wake, [handle for handle in np.unique(asleep).tolist() if handle not in failed])
+        return (
+            {row: failed[handle] for row, handle in enumerate(block.handles.tolist()) if handle in failed}
+            if failed
+            else {}
+        )
 
     async def _wait_for_sync(self, block: Block) -> dict[int, TidegateError]:
         """Waits until what was applied is stored, where the client wants that; gives why rows are not, by row."""
@@ -208,8 +218,8 @@ class BlockCall:
             return InvalidField("handles", f"got {block.handles[row]}, which was closed on this call; open it again")
         if lease.ended is not None:
             return lease.ended
-        assert asleep is not None, "a stream was parked with a timestep in the queue"
-        return asleep
+        # Neither ended nor awake: it has fallen asleep each time that it was woken.
+        return asleep or FellAsleep(lease.stream.key.stream_id, RETRY_AFTER_MS)
 
     # Streams ----------------------------------------------------------------------------------------------------------
 
@@ -249,7 +259,7 @@ class BlockCall:
             # Nothing may come between: from here on the call lets go of what it holds.
             lease = opening.lease
             handle = self._held.add(lease)
-            lease.on_end = partial(self._on_end, handle)
+            lease.on_end = self._notice_end
             if sync:
                 self._sync.add(handle)
             opened.stream_ids[row] = lease.stream.key.stream_id
@@ -307,8 +317,9 @@ class BlockCall:
 
     # News -------------------------------------------------------------------------------------------------------------
 
-    def _on_end(self, handle: int, why: TidegateError) -> None:
-        self._endings.append((handle, why))
+    def _on_end(self, lease: Lease) -> None:
+        assert lease.ended is not None
+        self._endings.append((lease.handle, lease.ended))
         self._tell_soon()
 
     def _on_stored(self) -> None:

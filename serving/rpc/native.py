@@ -64,6 +64,11 @@ class Call:
             if self._reading:
                 self._task.cancel()
 
+    def lost(self, lease: Lease) -> None:
+        """Ends the call because its hold on the stream has ended."""
+        assert lease.ended is not None
+        self.end(lease.ended)
+
     def durable(self) -> None:
         """Tells the client what is durable, if no prediction is due that would, and it may be waiting for it."""
         assert self.lease is not None
@@ -139,6 +144,10 @@ class Native(Admin):
         except TidegateError as error:
             reason = "taken_over" if call.ended is error else "protocol"
             await abort(context, error)
+        except Exception:
+            # grpc.aio has no public name for what a write raises when the client has gone.
+            if not context.cancelled():
+                raise
         finally:
             if call.lease is not None:
                 self._desk.leave(call.lease, reason)
@@ -153,10 +162,13 @@ class Native(Admin):
         self._idle.clear()
         try:
             if self._stopping:
-                raise Stopping
+                raise Stopping  # noqa: TRY301 - one way out for all refusals
             await call.serve()
         except TidegateError as error:
             await abort(context, error)
+        except Exception:
+            if not context.cancelled():
+                raise
         finally:
             self._calls.discard(call)
             if not self._calls:
@@ -183,7 +195,7 @@ class Native(Admin):
         opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
         # Nothing may come between: from here on the call lets go of what it holds.
         lease = call.lease = opening.lease
-        lease.on_end = call.end
+        lease.on_end = call.lost
         lease.on_durable = call.durable
         call.told_step = lease.durable_step
         stream = lease.stream

@@ -21,6 +21,7 @@ TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
     errors.InvalidField: (code_pb2.INVALID_ARGUMENT, pb.Error.INVALID_FIELD),
     errors.StepGap: (code_pb2.OUT_OF_RANGE, pb.Error.STEP_GAP),
     errors.Overloaded: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.OVERLOADED),
+    errors.FellAsleep: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.OVERLOADED),
     errors.StoreBehind: (code_pb2.UNAVAILABLE, pb.Error.STORE_UNAVAILABLE),
     errors.ModelFailed: (code_pb2.INTERNAL, pb.Error.MODEL_FAILED),
     errors.WrongOrder: (code_pb2.FAILED_PRECONDITION, pb.Error.WRONG_ORDER),

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import (
+    FellAsleep,
     InvalidField,
     NotFinite,
     Overloaded,
@@ -61,7 +62,7 @@ DIGITS_MAX = 4
 MORE_DIGITS = (0, 0, 0x80, 0x8080, 0x808080)
 ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
 # Refusals that go away by waiting.
-WORTH_RETRYING = (Overloaded, StoreBehind, StoreUnavailable, TooManyStreams)
+WORTH_RETRYING = (FellAsleep, Overloaded, StoreBehind, StoreUnavailable, TooManyStreams)
 
 
 def check_stream_id(stream_id: str) -> None:

@@ -34,6 +34,8 @@ ROWS_A_COMMIT_MAX = 1024
 # After a round the machine is left to predictions for so many times as long as the round took: storing ten thousand streams
 # takes the better part of a second of a core, and shall not take all of it. Somebody who waits for it shortens that to once.
 REST_FACTOR = 3
+# The step of a row whose silence begins anew: no row stands at it, free or not.
+NEVER = FREE - 1
 # A store that failed is tried again after this, at least: it may be restarting.
 RETRY_SECONDS = 0.25
 
@@ -114,8 +116,10 @@ class Checkpointer:
         self._soon.set()
 
     def stay(self, stream: Stream) -> None:
-        """A stream has been opened again before it left."""
+        """A stream has been opened or woken: it does not leave, and its silence begins anew."""
         self._leaving.discard(stream)
+        if stream.slot >= 0:
+            self._silence[stream.slots.spec.id].end(stream.slot)
 
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep of a live stream is stored, which happens soon.
@@ -277,6 +281,10 @@ class _Silence:
     def __init__(self, capacity: int) -> None:
         self._step = np.full(capacity, FREE, np.int64)
         self._since = np.full(capacity, np.inf)
+
+    def end(self, row: int) -> None:
+        """A row's silence begins anew: another stream may have it, or the same one after it was away."""
+        self._step[row] = NEVER
 
     def rows(self, step: Ints, now: float, longer_than: float) -> list[int]:
         """The rows that have not moved for longer than that."""

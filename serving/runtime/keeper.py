@@ -151,6 +151,7 @@ class Keeper:
             slot = self._acquire(self._repository.of(stream.slots), stream.key)
             try:
                 self._streams.wake(stream, record.checkpoint, slot)
+                self.checkpointer.stay(stream)
             except BaseException:
                 stream.slots.release(slot)
                 raise
@@ -291,6 +292,7 @@ class Keeper:
             else:
                 lease = await self._bring_in(key, served, record, seen_epoch)
             if lease is not None:
+                self.checkpointer.stay(lease.stream)
                 return Opening(lease, kind, lease.stream.step + 1, served.slots.answers)
         raise StoreUnavailable("", f"stream '{key.stream_id}' is being opened by too many at once; try again")
 

@@ -520,8 +520,8 @@ def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
     engine, streams = make_engine(running_sum()), Streams()
     old = begin(streams, engine)
     step(engine, old, 5)
-    told: list[TidegateError] = []
-    old.on_end = told.append
+    told: list[TidegateError | None] = []
+    old.on_end = lambda lease: told.append(lease.ended)
     new = streams.take_over(old.stream, 2)
     assert isinstance(old.ended, TakenOver)
     assert told == [old.ended]
@@ -538,7 +538,7 @@ def test_a_stream_without_a_call_is_taken_over_too() -> None:
     engine, streams = make_engine(running_sum()), Streams()
     old = begin(streams, engine)
     step(engine, old, 5)
-    old.on_end = pytest.fail
+    old.on_end = lambda _: pytest.fail("nobody is there")
     streams.let_go(old)
     new = streams.take_over(old.stream, 2)
     assert old.ended is None
@@ -581,7 +581,7 @@ def test_letting_go_ends_nothing_and_stops_nothing() -> None:
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
     step(engine, lease, 5)
-    lease.on_end = pytest.fail
+    lease.on_end = lambda _: pytest.fail("nobody is there")
     streams.let_go(lease)
     assert lease.stream.lease is None
     assert lease.stream.phase is Phase.LIVE
@@ -621,8 +621,8 @@ def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
         streams.park(lease.stream)
     else:
         step(engine, lease, 5)
-    told: list[TidegateError] = []
-    lease.on_end = told.append
+    told: list[TidegateError | None] = []
+    lease.on_end = lambda lease: told.append(lease.ended)
     reason = TakenOver("a", 9)
     streams.drop(lease.stream, reason)
     assert len(engine.slots) == len(streams) == 0
@@ -645,7 +645,7 @@ def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
     """There is nobody to tell."""
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
-    lease.on_end = pytest.fail
+    lease.on_end = lambda _: pytest.fail("nobody is there")
     streams.let_go(lease)
     streams.drop(lease.stream, StreamNotFound("a"))
     assert len(streams) == 0
