@@ -144,10 +144,8 @@ class Native(Admin):
         except TidegateError as error:
             reason = "taken_over" if call.ended is error else "protocol"
             await abort(context, error)
-        except Exception:
-            # grpc.aio has no public name for what a write raises when the client has gone.
-            if not context.cancelled():
-                raise
+        except grpc.aio.InternalError:
+            pass  # a write met the end of its call: the client has gone
         finally:
             if call.lease is not None:
                 self._desk.leave(call.lease, reason)
@@ -162,13 +160,12 @@ class Native(Admin):
         self._idle.clear()
         try:
             if self._stopping:
-                raise Stopping  # noqa: TRY301 - one way out for all refusals
+                raise Stopping
             await call.serve()
         except TidegateError as error:
             await abort(context, error)
-        except Exception:
-            if not context.cancelled():
-                raise
+        except grpc.aio.InternalError:
+            pass  # as above
         finally:
             self._calls.discard(call)
             if not self._calls:

@@ -1,11 +1,13 @@
 """One client never harms another: not by leaving, not by bad input, not by reading slowly."""
 
 import asyncio
+import logging
 import random
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -320,6 +322,29 @@ async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
             answer = (await lazy.read()).prediction
             assert np.frombuffer(answer.outputs[0], np.float32)[0] == number
         await flood
+
+
+async def test_a_client_that_goes_while_it_is_written_to_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its stream is parked; the log of a server with many clients is for what is wrong."""
+    write_model(tmp_path, wide())
+    async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("lazy")
+        flood = asyncio.create_task(_flood(call, 500))
+        stream = server.keeper._streams.find(key("lazy"))
+        assert stream is not None
+        before = -1
+        while stream.step > before:  # until the network holds the answers back
+            before = stream.step
+            await asyncio.sleep(0.1)
+        assert stream.step < 500
+        call.call.cancel()
+        with suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await flood
+        await eventually(lambda: live(server) == 0, "parking")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def _flood(call: RawCall, count: int) -> None:
