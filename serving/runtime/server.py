@@ -230,7 +230,7 @@ class Server:
                 # A call whose client does not read takes at most so much from it. The probe would widen that to megabytes a
                 # call; this is room for a large block, or some thousand timesteps.
                 ("grpc.http2.bdp_probe", 0),
-                ("grpc.http2.lookahead_bytes", 256 * 1024),
+                ("grpc.http2.lookahead_bytes", 128 * 1024),
                 # Find peers that died without a word within a minute; gRPC's own default is two hours.
                 ("grpc.keepalive_time_ms", 40_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
