@@ -93,8 +93,8 @@ class TidegateServicer:
 
     def Predict(self, request_iterator, context):
         """Runs one stream over one call. The first request opens the stream, each later one carries a timestep; each request
-        gets one response, in order. When the client stops sending (half-close), the call ends OK and the stream is parked:
-        kept, and resumed by the next open. A broken connection parks it too.
+        gets one response, in order. When the client stops sending (half-close), the call ends OK once the stream is
+        stored, and it is parked: kept, and resumed by the next open. A broken connection parks it too.
 
         The call ends with
         ABORTED              another call has opened the same stream; do not reopen it without knowing why
