@@ -12,6 +12,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client
 from serving.core.errors import StoreUnavailable
+from serving.core.streams import Lease
 from serving.runtime import batcher as batcher_module
 from tests.support import (
     PATIENCE,
@@ -239,6 +240,40 @@ async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
         answer = await call.block(handles[:2], [[10], [10]])
         assert (sums(answer), numbers(answer.steps)) == ([11, 12], [2, 2])
         assert live(server) == 2
+
+
+async def test_streams_that_fall_asleep_while_others_wake_are_woken_again(sum_root: Path) -> None:
+    """A block finds all of its streams awake, or tells the row to come again; the call goes on."""
+    async with run_server(sum_root, park_after=3600, checkpoint_every=0.02) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        await call.block(handles, [[1], [1]])
+        keeper = server.keeper
+        streams = [keeper._streams.find(key(name)) for name in "ab"]
+        await eventually(lambda: not keeper.checkpointer.unsaved_seconds(), "storing")
+        for stream in streams:
+            assert stream is not None
+            keeper._streams.park(stream)
+        wake, tired = keeper.wake, [2]
+
+        async def wake_and_doze(lease: Lease) -> None:
+            await wake(lease)
+            if lease.stream is streams[0] and tired[0]:
+                tired[0] -= 1
+                keeper._streams.park(lease.stream)
+
+        keeper.wake = wake_and_doze  # type: ignore[method-assign]
+        assert sums(await call.block(handles, [[1], [1]], [2, 2])) == [2, 2]
+        assert tired == [0]
+        tired[0] = 3
+        await eventually(lambda: not keeper.checkpointer.unsaved_seconds(), "storing")
+        assert streams[0] is not None
+        keeper._streams.park(streams[0])
+        answer = await call.block(handles, [[1], [1]], [3, 3])
+        assert sums(answer) == [0, 3]
+        assert errors(answer)[0].reason == Reason.OVERLOADED
+        assert errors(answer)[0].retry_after_ms > 0
+        assert sums(await call.block(handles[:1], [[1]], [3])) == [3]
 
 
 async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
