@@ -47,7 +47,7 @@ INLINE_SECONDS = 0.0005
 # How much a batch's time counts in the running mean by which a thread is chosen, and the most that it counts as: when other
 # processes take the core, a few batches last for milliseconds, and a thread would only have to wait for two turns at the core.
 RUN_SECONDS_WEIGHT = 0.1
-RUN_SECONDS_COUNTED_MAX = 2 * INLINE_SECONDS
+RUN_SECONDS_COUNTED_MAX = 4 * INLINE_SECONDS
 # A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
 RETRY_AFTER_MS = 20
 
