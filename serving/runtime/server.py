@@ -227,10 +227,9 @@ class Server:
                 # supervisor has seen that it was free, and holds it.
                 ("grpc.so_reuseport", int(self.place is not None)),
                 ("grpc.max_receive_message_length", self.config.message_bytes_max),
-                # A call whose client does not read takes at most so much from it. The probe would widen that to megabytes a
-                # call; this is room for a large block, or some thousand timesteps.
+                # A call whose client does not read takes 64 KB from it, some thousand timesteps; the probe would widen that to
+                # megabytes a call.
                 ("grpc.http2.bdp_probe", 0),
-                ("grpc.http2.lookahead_bytes", 128 * 1024),
                 # Find peers that died without a word within a minute; gRPC's own default is two hours.
                 ("grpc.keepalive_time_ms", 40_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
