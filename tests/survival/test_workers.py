@@ -182,7 +182,11 @@ async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., S
             stream = await client.open("a").__aenter__()
             await stream.step(rows[0])
             await one.kill()
-            await until_gone(*workers.values())
+            try:
+                await until_gone(*workers.values())
+            finally:  # nobody else would end those that do not
+                for pid in filter(alive, workers.values()):
+                    os.kill(pid, signal.SIGKILL)
         await one.start()
         async with Client(one.address) as client, client.open("a") as stream:
             assert stream.next_step == 2
