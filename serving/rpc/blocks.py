@@ -10,7 +10,7 @@ The laws of this file:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -173,25 +173,29 @@ class BlockCall:
         failed: dict[int, TidegateError] = {}
 
         async def wake(handle: int) -> None:
-            lease = self._held.find(handle)
-            if lease is not None and lease.ended is None and lease.stream.slot < 0:
-                try:
-                    await self._desk.wake(lease)
-                except TidegateError as error:
-                    failed[handle] = error
-                self._held.find(handle)
+            lease = self._held[handle]
+            assert lease is not None
+            try:
+                await self._desk.wake(lease)
+            except TidegateError as error:
+                failed[handle] = error
+            self._held.find(handle)
 
         for _ in range(WAKE_TRIES):
-            asleep = block.handles[~self._held.held(block.handles, block.slots)]
-            if not asleep.size:
+            away = block.handles[~self._held.held(block.handles, block.slots)]
+            asleep = [handle for handle in np.unique(away).tolist() if handle not in failed and self._sleeps(handle)]
+            if not asleep:
                 break
             # Those that woke first may have fallen asleep again before the last is awake.
-            await _together(wake, [handle for handle in np.unique(asleep).tolist() if handle not in failed])
-        return (
-            {row: failed[handle] for row, handle in enumerate(block.handles.tolist()) if handle in failed}
-            if failed
-            else {}
-        )
+            await _together(wake, asleep)
+        if not failed:
+            return {}
+        return {row: failed[handle] for row, handle in enumerate(block.handles.tolist()) if handle in failed}
+
+    def _sleeps(self, handle: int) -> bool:
+        """Whether a stream is the call's own and parked; not one that was closed or has ended."""
+        lease = self._held.find(handle)
+        return lease is not None and lease.ended is None and lease.stream.slot < 0
 
     async def _wait_for_sync(self, block: Block) -> dict[int, TidegateError]:
         """Waits until what was applied is stored, where the client wants that; gives why rows are not, by row."""
@@ -351,7 +355,7 @@ class BlockCall:
             raise cast(BaseException, telling.exception())
 
 
-async def _together(do: Callable[[T], Awaitable[None]], items: Iterable[T]) -> None:
+async def _together(do: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:
     """Does something for each, some side by side, begun in their order."""
     left = iter(items)
 
@@ -360,5 +364,5 @@ async def _together(do: Callable[[T], Awaitable[None]], items: Iterable[T]) -> N
             await do(item)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(TOGETHER_MAX):
+        for _ in range(min(TOGETHER_MAX, len(items))):
             group.create_task(work())

@@ -390,7 +390,7 @@ class Batcher:
     def _settle_piece(self, entry: BlockEntry, verdicts: npt.NDArray[np.int8], begun: float) -> None:
         """Puts a block back in the line, or gives it to its caller when that was its last piece."""
         run_seconds = perf_counter() - begun
-        self._piece_seconds += RUN_SECONDS_WEIGHT * (run_seconds - self._piece_seconds)
+        self._piece_seconds = _mean(self._piece_seconds, run_seconds)
         self.metrics.batch_size.observe(len(verdicts))
         self.metrics.run_seconds.observe(run_seconds)
         self.metrics.queue_seconds.observe(begun - entry.queued_at, len(verdicts))
@@ -428,7 +428,7 @@ class Batcher:
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
         run_seconds = perf_counter() - begun
-        self._run_seconds += RUN_SECONDS_WEIGHT * (min(run_seconds, RUN_SECONDS_COUNTED_MAX) - self._run_seconds)
+        self._run_seconds = _mean(self._run_seconds, run_seconds)
         self.metrics.batch_size.observe(size)
         self.metrics.run_seconds.observe(run_seconds)
 
@@ -465,6 +465,11 @@ def _cut(column: Array) -> list[bytes]:
     packed = column.tobytes()
     width = len(packed) // len(column)
     return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+
+
+def _mean(mean: float, run_seconds: float) -> float:
+    """The running mean by which a thread is chosen, after one more batch."""
+    return mean + RUN_SECONDS_WEIGHT * (min(run_seconds, RUN_SECONDS_COUNTED_MAX) - mean)
 
 
 def _unexpected() -> ModelFailed:

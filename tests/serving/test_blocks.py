@@ -209,6 +209,25 @@ async def test_a_take_over_takes_one_stream_from_the_call(sum_root: Path) -> Non
         assert {row: error.reason for row, error in errors(answer).items()} == {0: Reason.TAKEN_OVER}
 
 
+async def test_rows_of_streams_that_have_ended_cost_no_waking(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway may go on sending them for as long as it likes."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b", "c")).handles)
+        await call.close(handles[0])
+        await RawCall(channel).open("b")
+        begun: list[asyncio.TaskGroup] = []
+        monkeypatch.setattr(asyncio.TaskGroup, "create_task", lambda group, _: begun.append(group))
+        answer = await call.block(handles, [[1]] * 3)
+        assert {row: error.reason for row, error in errors(answer).items()} == {
+            0: Reason.INVALID_FIELD,
+            1: Reason.TAKEN_OVER,
+        }
+        assert sums(answer)[2] == 1
+        assert not begun
+        monkeypatch.undo()
+
+
 async def test_a_stream_that_is_opened_twice_belongs_to_the_later_handle(sum_root: Path) -> None:
     """Within one message too."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
