@@ -12,9 +12,8 @@ The laws of this file:
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
-import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -33,12 +32,10 @@ from serving.core.handles import HANDLES_MAX, Handles
 from serving.core.spec import Key
 from serving.core.streams import Lease
 from serving.rpc import columns, wire
+from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
 
 T = TypeVar("T")
-
-# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
-Context = Any
 
 # Streams that are opened, woken or dropped side by side: their claims share commits of the store. More would only wait.
 TOGETHER_MAX = 256
@@ -49,30 +46,17 @@ WAKE_TRIES = 3
 RETRY_AFTER_MS = 1
 
 
-class BlockCall:
+class BlockCall(Call):
     """One call of `PredictBlocks`; others may ask it to end."""
 
     def __init__(self, desk: Desk, context: Context) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+        super().__init__(context)
         self._desk = desk
-        self._context = context
         self._held = Handles()
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
         self._notice_end = self._on_end  # one for all leases: a bound method of its own would cost each 64 bytes
         self._stored = False  # something was, since the client was last told
-        self._reading = False
-        self._telling: asyncio.Task[None] | None = None
-        self.ended: TidegateError | None = None
-
-    def end(self, reason: TidegateError) -> None:
-        """Ends the call with `reason` once what is under way is answered."""
-        if self.ended is None:
-            self.ended = reason
-            if self._reading:
-                self._task.cancel()
 
     async def serve(self) -> None:
         """Answers until the client has sent its last; lets go of every stream, whatever happens.
@@ -84,14 +68,14 @@ class BlockCall:
         unwatch = self._desk.watch(self._on_stored)
         reason: CloseReason = "disconnected"
         try:
-            while (request := await self._read()) is not None:
-                await self._context.write(await self._answer(request))
+            while (request := await self._next()) is not None:
+                await self.context.write(await self._answer(request))
             # The streams may go on elsewhere: what was answered is to be found there.
             for handle in list(self._held):
                 await self._durable(handle)
         except Stopping as error:
             reason = "stopping"
-            await self._context.write(pb.BlockResponse(move=pb.Move(message=str(error))))
+            await self.context.write(pb.BlockResponse(move=pb.Move(message=str(error))))
             raise
         except TidegateError:
             reason = "protocol"
@@ -101,26 +85,13 @@ class BlockCall:
             for handle in list(self._held):
                 self._let_go(handle, reason)
 
-    async def _read(self) -> pb.BlockRequest | None:
+    async def _next(self) -> pb.BlockRequest | None:
         """The next message, None when the client has sent its last."""
         await self._tell()
-        if self.ended is not None:
-            raise self.ended
-        self._reading = True
         try:
-            request = await self._context.read()
-        except asyncio.CancelledError:
-            if self.ended is None:
-                raise  # the client went away
-            self._task.uncancel()
-            raise self.ended from None
+            return cast(pb.BlockRequest | None, await self.read())
         except DecodeError as error:
             raise InvalidField("request", "got bytes that are not a BlockRequest") from error
-        finally:
-            self._reading = False
-            if self._telling is not None:
-                await self._told()
-        return None if request is grpc.aio.EOF else cast(pb.BlockRequest, request)
 
     async def _answer(self, request: pb.BlockRequest) -> pb.BlockResponse:
         if request.HasField("block"):
@@ -331,28 +302,20 @@ class BlockCall:
         self._tell_soon()
 
     def _tell_soon(self) -> None:
-        if self._reading and self._telling is None:
-            self._telling = asyncio.create_task(self._tell())
+        if self.reading and self.telling is None:
+            self.telling = asyncio.create_task(self._tell())
 
     async def _tell(self) -> None:
         """Tells what has happened since the client was last told."""
         while self._stored or self._endings:
             endings, self._endings = self._endings, []
             for some in columns.by_reason(endings).values():
-                await self._context.write(columns.encode_ended([handle for handle, _ in some], some[0][1]))
+                await self.context.write(columns.encode_ended([handle for handle, _ in some], some[0][1]))
             self._stored = False
             handles, steps = self._held.news()
             for first in range(0, len(handles), columns.ROWS_MAX):
                 rows = slice(first, first + columns.ROWS_MAX)
-                await self._context.write(columns.encode_durable(handles[rows], steps[rows]))
-
-    async def _told(self) -> None:
-        """Waits for what is being told: only one may write at a time."""
-        telling, self._telling = self._telling, None
-        assert telling is not None
-        await asyncio.wait([telling])
-        if not telling.cancelled() and telling.exception() is not None and not self._context.cancelled():
-            raise cast(BaseException, telling.exception())
+                await self.context.write(columns.encode_durable(handles[rows], steps[rows]))
 
 
 async def _together(do: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:

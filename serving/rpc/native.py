@@ -7,7 +7,7 @@ needs no bookkeeping, and a client that reads slowly or floods is held back by t
 import asyncio
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
@@ -27,42 +27,24 @@ from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
 from serving.rpc.blocks import BlockCall
+from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, Line
 from serving.rpc.status import abort
-
-# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
-Context = Any
 
 # What a client that does not say is taken to keep above `durable_step`.
 KEPT_MAX = 1024
 
 
-class Call:
-    """One call of `Predict`, as others see it: they may ask it to end, or to tell its client what is durable.
-
-    It writes nothing by itself while the call's own coroutine may be writing: only while that one is reading.
-    """
+class PredictCall(Call):
+    """One call of `Predict`: others may ask it to end, or to tell its client what is durable."""
 
     def __init__(self, context: Context) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._context = context
+        super().__init__(context)
         self.write: Callable[[bytes], Awaitable[None]] = context.write
-        self._reading = False
-        self._telling: asyncio.Task[None] | None = None
         self.lease: Lease | None = None
         self.kept_max = KEPT_MAX
         self.told_step = 0
         self.sync = False
-        self.ended: TidegateError | None = None
-
-    def end(self, reason: TidegateError) -> None:
-        """Ends the call with `reason` once the timestep under way is answered."""
-        if self.ended is None:
-            self.ended = reason
-            if self._reading:
-                self._task.cancel()
 
     def lost(self, lease: Lease) -> None:
         """Ends the call because its hold on the stream has ended."""
@@ -73,39 +55,13 @@ class Call:
         """Tells the client what is durable, if no prediction is due that would, and it may be waiting for it."""
         assert self.lease is not None
         step = self.lease.durable_step
-        if self._reading and self._telling is None and 2 * (step - self.told_step) >= self.kept_max:
+        if self.reading and self.telling is None and 2 * (step - self.told_step) >= self.kept_max:
             self.told_step = step
-            self._telling = asyncio.create_task(self.tell(durable=pb.Durable(durable_step=step)))
-
-    async def read(self) -> bytes | None:
-        """The next request, None when the client has sent its last. Raises why the call was asked to end."""
-        if self.ended is not None:
-            raise self.ended
-        self._reading = True
-        try:
-            request = await self._context.read()
-        except asyncio.CancelledError:
-            if self.ended is None:
-                raise  # the client went away
-            self._task.uncancel()
-            raise self.ended from None
-        finally:
-            self._reading = False
-            if self._telling is not None:
-                await self._told()
-        return None if request is grpc.aio.EOF else cast(bytes, request)
+            self.telling = asyncio.create_task(self.tell(durable=pb.Durable(durable_step=step)))
 
     async def tell(self, **kind: Any) -> None:
         """Writes a response of the kind that is named."""
         await self.write(pb.PredictResponse(**kind).SerializeToString())
-
-    async def _told(self) -> None:
-        """Waits for what is being told: only one may write at a time."""
-        telling, self._telling = self._telling, None
-        assert telling is not None
-        await asyncio.wait([telling])
-        if not telling.cancelled() and telling.exception() is not None and not self._context.cancelled():
-            raise cast(BaseException, telling.exception())
 
 
 class Native(Admin):
@@ -113,7 +69,7 @@ class Native(Admin):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
-        self._calls: set[Call | BlockCall] = set()
+        self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -127,7 +83,7 @@ class Native(Admin):
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the protocol."""
-        call = Call(context)
+        call = PredictCall(context)
         self._calls.add(call)
         self._idle.clear()
         reason: CloseReason = "disconnected"
@@ -171,7 +127,7 @@ class Native(Admin):
             if not self._calls:
                 self._idle.set()
 
-    async def _open(self, call: Call) -> Lease:
+    async def _open(self, call: PredictCall) -> Lease:
         """Reads the first message and opens the stream."""
         message = await call.read()
         if message is None:
@@ -210,7 +166,7 @@ class Native(Admin):
         )
         return lease
 
-    async def _serve(self, call: Call, lease: Lease) -> CloseReason:
+    async def _serve(self, call: PredictCall, lease: Lease) -> CloseReason:
         """Answers timesteps until the stream is closed or the client has sent its last; gives the reason."""
         line = self._desk.line(lease)
         reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
@@ -238,7 +194,7 @@ class Native(Admin):
             await self._desk.durable(lease, lease.stream.step)
         return "disconnected"
 
-    async def _answer(self, call: Call, lease: Lease, line: Line, timestep: Timestep) -> bytes:
+    async def _answer(self, call: PredictCall, lease: Lease, line: Line, timestep: Timestep) -> bytes:
         """The answer to one timestep, or why it was refused."""
         stream = lease.stream
         try:
@@ -256,7 +212,7 @@ class Native(Admin):
         call.told_step = lease.durable_step
         return wire.encode_prediction(prediction, lease.durable_step)
 
-    async def _close(self, call: Call, lease: Lease, message: pb.Close) -> CloseReason:
+    async def _close(self, call: PredictCall, lease: Lease, message: pb.Close) -> CloseReason:
         """Ends the stream at its client's wish, once everything is stored."""
         stream = lease.stream
         if message.forget:
