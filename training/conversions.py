@@ -4,7 +4,7 @@ Called by `datasets` with bytes whose checksum it has already seen. Knows neithe
 """
 
 import io
-import pickle  # noqa: S403 - one set is a pickle; see _Unpickler for what it may do
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

