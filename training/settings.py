@@ -4,14 +4,24 @@ The defaults serve a series of ten thousand rows or so; those of `Fit` were comp
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # A model's name is a folder and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Steps = Annotated[int, Field(ge=1)]
+Link = Literal["last", "season"]
+
+
+def _rising(quantiles: tuple[float, ...]) -> tuple[float, ...]:
+    if sorted(set(quantiles)) != list(quantiles) or not all(0.0 < quantile < 1.0 for quantile in quantiles):
+        raise ValueError("rising numbers between 0 and 1, such as 0.1,0.5,0.9")
+    return quantiles
+
+
+Quantiles = Annotated[tuple[float, ...], AfterValidator(_rising)]
 
 
 class Settings(BaseModel):
@@ -30,23 +40,73 @@ class Source(Settings):
 
 
 class Shape(Settings):
-    """The size of the recurrent part."""
+    """The size and kind of the recurrent part."""
 
-    cell: Literal["lstm"] = "lstm"
+    cell: Literal["lstm", "gru", "peephole", "peephole-previous", "rnn"] = "lstm"
+    activation: str = "tanh"  # of candidate and output; each cell says which it takes
     hidden: int = Field(default=64, ge=1, le=4096)
     layers: int = Field(default=1, ge=1, le=16)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)  # between layers
+    kernel: int = Field(default=1, ge=1, le=1024)  # timesteps that a causal convolution in front sees; 1: there is none
+    filters: int = Field(default=32, ge=1, le=4096)  # of that convolution
+    missing: Literal["mask", "last"] = "mask"  # whether the cells are told which values are only held
+    bidirectional: bool = False
+
+    @field_validator("bidirectional")
+    @classmethod
+    def _refuse(cls, wanted: bool) -> bool:
+        if wanted:
+            raise ValueError("false: the backward half would need the future, and a stream has none when it is served")
+        return wanted
+
+
+class Interval(Settings):
+    """Intervals whose coverage is kept online, see `monitors`."""
+
+    coverage: float = Field(default=0.8, gt=0.0, lt=1.0)
+
+
+class Anomaly(Settings):
+    """A score of how unexpected a timestep is, see `monitors`."""
+
+    alarm_rate: float = Field(default=0.001, gt=0.0, lt=0.5)  # long-run share of timesteps with an alarm
+
+
+class Forecast(Settings):
+    """What comes next: `targets` are indices of features, `horizons` count timesteps.
+
+    `links` say what the forecast is a correction of: the target's last seen value, its value one `season` of timesteps
+    before the forecast time, or both, each with a learned share.
+    """
+
+    kind: Literal["forecast"] = "forecast"
+    targets: tuple[int, ...] = Field(min_length=1)
+    horizons: tuple[Steps, ...] = Field(min_length=1)
+    quantiles: Quantiles = ()
+    links: tuple[Link, ...] = ("last",)
+    season: int = Field(default=0, ge=0)
+    interval: Interval | None = None
+    anomaly: Anomaly | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "season" in self.links and self.season < 2:
+            raise ValueError(f"a link to the season needs a season of at least 2 timesteps, got {self.season}")
+        return self
+
+
+class Classify(Settings):
+    """Which class a timestep belongs to."""
+
+    kind: Literal["classify"] = "classify"
+    classes: tuple[str, ...] = Field(min_length=2)
 
 
 class Architecture(Shape):
-    """A whole network; with the weights it is all that is needed to build it again.
-
-    `targets` are indices of features; `horizons` count timesteps.
-    """
+    """A whole network; with the weights it is all that is needed to build it again."""
 
     features: Steps
-    targets: tuple[int, ...] = Field(min_length=1)
-    horizons: tuple[Steps, ...] = Field(min_length=1)
+    task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
 class Fit(Settings):
@@ -72,8 +132,13 @@ class Request(Settings):
     """One training, from data to a version on disk. Shares are of the rows; what they leave is held out."""
 
     source: Source
+    task: Literal["forecast", "classify"] = "forecast"
     targets: tuple[str, ...] = ()  # the data set's own when empty
     horizons: tuple[Steps, ...] = Field(default=(1, 6, 36, 144), min_length=1)
+    quantiles: Quantiles = (0.1, 0.5, 0.9)
+    links: tuple[Link, ...] = ("last",)
+    interval: Interval | None = None
+    anomaly: Anomaly | None = None
     shape: Shape = Shape()
     fit: Fit = Fit()
     train_share: float = Field(default=0.70, gt=0, lt=1)

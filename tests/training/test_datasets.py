@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from training import datasets, errors
-from training.data import Series
 from training.pipeline import read_source
+from training.series import Series
 from training.settings import Source
 
 Packed = tuple[datasets.Dataset, datasets.Fetch, list[str]]
