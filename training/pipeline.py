@@ -183,7 +183,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.targets or _usual_targets(request.source)
+        targets = request.target or _usual_targets(request.source)
         check_targets(series, scaler, targets)
         task = Forecast(
             targets=tuple(series.column(target) for target in targets),
@@ -191,8 +191,8 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             quantiles=request.quantiles,
             links=request.links,
             season=request.season or season_steps(series.period_s) or 0,
-            interval=request.interval,
-            anomaly=request.anomaly,
+            coverage=request.coverage,
+            alarm_rate=request.alarm_rate,
         )
     return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
 
