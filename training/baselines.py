@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.data import Floats, Series
+from training.series import Floats, Series, Span, Spans
 
 DAY_S = 86_400.0
 
@@ -17,35 +17,52 @@ def season_steps(period_s: float | None) -> int | None:
     return round(steps) if steps >= 2 and abs(steps - round(steps)) < 1e-6 * steps else None
 
 
-def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], start: int, stop: int) -> Floats:
-    """The last observed value, for every horizon: (stop - start, horizons, targets); NaN before the first one."""
-    seen = _last_seen(series.values[:stop, list(targets)])[start:]  # (time, targets)
+def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
+    """The last observed value, for every horizon: (rows of the spans, horizons, targets); NaN before a group's first one.
+
+    Reads rows before a span too: a baseline may know the past of its group.
+    """
+    seen = np.concatenate([_last_seen(series, targets, span) for span in spans])  # (rows, targets)
     return np.repeat(seen[:, None, :], len(horizons), axis=1)
 
 
 def seasonal_naive(
-    series: Series, targets: Sequence[int], horizons: Sequence[int], start: int, stop: int, *, season: int
+    series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans, *, season: int
 ) -> Floats:
     """The value one season before what is forecast (or more seasons, until it lies in the past).
 
-    Reads rows before `start` too: a baseline may know the past. Counts rows, so it is NaN where a time gap lies between.
+    Reads rows before a span too. Counts rows, so it is NaN where a time gap lies between.
 
     Returns:
-        (stop - start, horizons, targets).
+        (rows of the spans, horizons, targets).
     """
-    values = _last_seen(series.values[:, list(targets)])
-    forecast = np.full((stop - start, len(horizons), len(targets)), np.nan, np.float32)
-    for first, end in series.stretches(0, stop):
-        for index, horizon in enumerate(horizons):
-            back = season * -(-horizon // season) - horizon  # rows before the present one, 0 <= back < season
-            begin = max(first + back, start)
-            if begin < end:
-                forecast[begin - start : end - start, index] = values[begin - back : end - back]
-    return forecast
+    parts = []
+    for first, end in spans:
+        past = _group_of(series, first)
+        values = _last_seen(series, targets, (past, end))
+        forecast = np.full((end - first, len(horizons), len(targets)), np.nan, np.float32)
+        for low, high in series.stretches(((past, end),)):
+            for index, horizon in enumerate(horizons):
+                back = season * -(-horizon // season) - horizon  # rows before the present one, 0 <= back < season
+                begin = max(low + back, first)
+                if begin < high:
+                    forecast[begin - first : high - first, index] = values[begin - back - past : high - back - past]
+        parts.append(forecast)
+    return np.concatenate(parts)
 
 
-def _last_seen(values: Floats) -> Floats:
-    """(time, targets) with each missing value replaced by the one before it; NaN before the first."""
+def _group_of(series: Series, row: int) -> int:
+    """The first row of the group that a row belongs to."""
+    return next(first for first, end in series.spans if first <= row < end)
+
+
+def _last_seen(series: Series, targets: Sequence[int], span: Span) -> Floats:
+    """(rows of the span, targets) with each missing value replaced by the one before it in the group; else NaN."""
+    first, end = span
+    past = _group_of(series, first)
+    values = series.values[past:end, list(targets)]
     rows = np.where(np.isnan(values), -1, np.arange(len(values))[:, None])
     rows = np.maximum.accumulate(rows, axis=0)
-    return np.where(rows < 0, np.float32(np.nan), np.take_along_axis(values, np.maximum(rows, 0), axis=0))
+    held = np.where(rows < 0, np.float32(np.nan), np.take_along_axis(values, np.maximum(rows, 0), axis=0))
+    seen: Floats = held[first - past :]
+    return seen

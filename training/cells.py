@@ -26,6 +26,10 @@ class Cell(nn.Module, ABC):
         self.inputs = inputs
         self.hidden = hidden
 
+    def fresh_state(self, batch: int) -> State:
+        """Zeros, [1, batch, hidden] for each of `states`."""
+        return tuple(torch.zeros(1, batch, self.hidden) for _ in self.states)
+
     @abstractmethod
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(time, batch, inputs) -> (time, batch, hidden) and the state after the last timestep."""

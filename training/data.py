@@ -1,4 +1,4 @@
-"""CSV or Parquet file -> `Series`, split by time, and the scaler of its training part. Knows no network and no torch.
+"""CSV or Parquet file -> `Series`, and back. Knows no network and no torch.
 
 A missing value is NaN from here to the served graph; everything else that is not a finite number is refused by name.
 """
@@ -7,8 +7,6 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from training.errors import (
-    ConstantTarget,
     EmptyColumn,
     InfiniteValue,
     MissingColumn,
@@ -29,88 +26,12 @@ from training.errors import (
     TimeOrderError,
     UnreadableTable,
 )
+from training.series import Floats, Series, Spans, Times, iso, steps_s_of
 
-Floats = npt.NDArray[np.float32]
-Times = npt.NDArray[np.datetime64]
-
-# A step longer than this many periods is a gap: one late sample is jitter, a missing row is not.
-GAP_PERIODS = 1.5
-# Irregular series have no period; only a silence much longer than the usual step cuts them.
-GAP_STEPS_IRREGULAR = 10.0
 # A series counts as regular when this share of its steps lies within a tenth of the median step.
 REGULAR_SHARE = 0.9
 # The year 2255; nanoseconds in 64 bits end seven years later, and today in milliseconds is far beyond.
 LAST_UNIX_S = 9e9
-# float32 keeps seven digits: a spread smaller than this part of the mean is rounding, not signal.
-CONSTANT_SPREAD = 1e-6
-
-
-@dataclass(frozen=True)
-class Series:
-    """A table of sensor values over time.
-
-    Attributes:
-        name: what the data is called in cards and tables.
-        sha256: of the file that it was read from.
-        names, units: of the columns of `values`; a unit is empty where unknown.
-        values: (time, features) float32 in raw units; NaN is missing, infinity never occurs.
-        times: (time,) strictly increasing, nanoseconds.
-        period_s: the usual step in seconds; None when the steps are irregular.
-    """
-
-    name: str
-    sha256: str
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    values: Floats
-    times: Times
-    period_s: float | None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def column(self, name: str) -> int:
-        """The index of a feature.
-
-        Raises:
-            MissingColumn: the series has no such feature.
-        """
-        if name not in self.names:
-            raise MissingColumn(f"{self.name}: no column {name!r}; there are: {', '.join(self.names)}")
-        return self.names.index(name)
-
-    def stretches(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-        """The runs of rows (first, end) within [start, stop) that no time gap interrupts, in order."""
-        end = len(self) if stop is None else stop
-        steps_s = _steps_s(self.times[start:end])
-        usual_s, factor = self.period_s, GAP_PERIODS
-        if usual_s is None:
-            usual_s, factor = float(np.median(steps_s)) if len(steps_s) else 0.0, GAP_STEPS_IRREGULAR
-        cuts = [start, *(int(i) + start + 1 for i in np.flatnonzero(steps_s > factor * usual_s)), end]
-        return [(first, last) for first, last in pairwise(cuts) if last > first]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows [0, train) teach, [train, validation) choose, [validation, test) are held out and judge."""
-
-    train: int
-    validation: int
-    test: int
-
-
-@dataclass(frozen=True)
-class Scaler:
-    """What the training part looks like, per feature: mean, standard deviation and range, all (features,) float32.
-
-    `constant` names the features whose spread is nil; their `std` is 1, so that they are zero, not NaN, when scaled.
-    """
-
-    mean: Floats
-    std: Floats
-    low: Floats
-    high: Floats
-    constant: tuple[str, ...]
 
 
 def read(
@@ -152,102 +73,18 @@ def read(
     )
 
 
-def split_by_time(series: Series, *, train: float, validation: float, horizon: int) -> Split:
-    """Cut at two moments, so that nothing later than a part has ever been seen by it.
-
-    Args:
-        series: what to cut.
-        train: share of the rows that teach.
-        validation: share of the rows that choose; the rest is held out.
-        horizon: the furthest step that will be forecast.
-
-    Raises:
-        SeriesTooShort: some part is too short to hold one forecast and what came true.
-    """
-    rows = len(series)
-    split = Split(train=int(rows * train), validation=int(rows * (train + validation)), test=rows)
-    parts = {
-        "training": split.train,
-        "validation": split.validation - split.train,
-        "held-out": split.test - split.validation,
-    }
-    for part, size in parts.items():
-        if size < horizon + 2:
-            raise SeriesTooShort(
-                f"{series.name}: the {part} part has {size} of {rows} rows, expected at least {horizon + 2} "
-                f"for a horizon of {horizon} steps; give more rows or smaller --horizons"
-            )
-    return split
-
-
-def fit_scaler(series: Series, stop: int) -> Scaler:
-    """Mean, spread and range of rows [0, stop), ignoring missing values.
-
-    Raises:
-        EmptyColumn: a feature has no value in these rows.
-    """
-    values = series.values[:stop].astype(np.float64)  # sums of 1e7 rows lose digits in float32
-    for index, column in enumerate(series.names):
-        if np.isnan(values[:, index]).all():
-            raise EmptyColumn(
-                f"{series.name}: column {column!r} has no value in the training part (rows 1 to {stop}); "
-                f"leave it out with --exclude {column}"
-            )
-    mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    constant = std <= CONSTANT_SPREAD * np.abs(mean)
-    return Scaler(
-        mean=mean.astype(np.float32),
-        std=np.where(constant, 1.0, std).astype(np.float32),
-        low=np.nanmin(values, axis=0).astype(np.float32),
-        high=np.nanmax(values, axis=0).astype(np.float32),
-        constant=tuple(name for name, flat in zip(series.names, constant, strict=True) if flat),
-    )
-
-
-def check_targets(series: Series, scaler: Scaler, targets: Sequence[str]) -> None:
-    """See that each target exists and moves in the training part.
-
-    Raises:
-        MissingColumn: it is not a feature of the series.
-        ConstantTarget: it never changes.
-    """
-    for target in targets:
-        index = series.column(target)
-        if target in scaler.constant:
-            raise ConstantTarget(
-                f"{series.name}: target {target!r} is always {scaler.mean[index]:g} in the training part; "
-                f"expected a column that changes"
-            )
-
-
-def ahead(series: Series, targets: Sequence[int], horizons: Sequence[int], start: int, stop: int) -> Floats:
-    """What comes true: (stop - start, horizons, targets), NaN where it is missing, past a gap, or at or after `stop`."""
-    truth = np.full((stop - start, len(horizons), len(targets)), np.nan, np.float32)
-    for first, end in series.stretches(start, stop):
-        for index, horizon in enumerate(horizons):
-            if end - first > horizon:
-                truth[first - start : end - start - horizon, index] = series.values[
-                    first + horizon : end, list(targets)
-                ]
-    return truth
-
-
-def write_csv(series: Series, path: Path, *, start: int, stop: int) -> None:
-    """Rows [start, stop) as CSV: `time` in ISO 8601, then the features; a missing value is an empty cell.
+def write_csv(series: Series, path: Path, spans: Spans) -> None:
+    """The rows of the spans as CSV: `time` in ISO 8601, then the features; a missing value is an empty cell.
 
     Nine digits bring back the same float32, so what is streamed from the file is what was scored.
     """
     lines = [",".join(["time", *(_quoted(name) for name in series.names)])]
-    for time, row in zip(series.times[start:stop], series.values[start:stop], strict=True):
-        cells = ("" if math.isnan(value) else f"{value:.9g}" for value in row.tolist())
-        lines.append(",".join([_iso(time), *cells]))
+    for first, end in spans:
+        for time, row in zip(series.times[first:end], series.values[first:end], strict=True):
+            cells = ("" if math.isnan(value) else f"{value:.9g}" for value in row.tolist())
+            lines.append(",".join([iso(time), *cells]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _iso(time: np.datetime64) -> str:
-    whole = time.astype("datetime64[s]")
-    return str(whole if whole == time else time)
 
 
 def _quoted(name: str) -> str:
@@ -346,7 +183,7 @@ def _check_order(times: Times, name: str, label: str) -> None:
         row = int(wrong[0]) + 1  # index of the later of the two
         what = "repeats the time of" if times[row] == times[row - 1] else "is earlier than"
         raise TimeOrderError(
-            f"{label}: row {row + 1} ({_iso(times[row])}) {what} row {row} ({_iso(times[row - 1])}) in column {name!r}; "
+            f"{label}: row {row + 1} ({iso(times[row])}) {what} row {row} ({iso(times[row - 1])}) in column {name!r}; "
             f"expected strictly increasing times: sort the table and drop repeats"
         )
 
@@ -393,12 +230,8 @@ def _first_text(column: Any) -> tuple[int, str]:
     return 1, str(column[0])
 
 
-def _steps_s(times: Times) -> npt.NDArray[np.float64]:
-    return np.diff(times).astype(np.float64) / 1e9
-
-
 def _period_s(times: Times) -> float | None:
-    steps_s = _steps_s(times)
+    steps_s = steps_s_of(times)
     if len(steps_s) == 0:
         return None
     usual = float(np.median(steps_s))

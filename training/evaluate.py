@@ -7,15 +7,15 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from training.baselines import persistence, season_steps, seasonal_naive
-from training.data import Floats, Series, ahead
 from training.errors import MissingColumn, ModelUnreadable, SeriesTooShort
+from training.series import Floats, Series, Spans, ahead, placed, rows_of
 
 # Nothing that a person measures leaves the machine. The variable counts while onnxruntime is being loaded, the call
 # in `Graph` from then on.
@@ -99,7 +99,8 @@ class Graph:
             )
         self.description: dict[str, Any] = json.loads(metadata["tidegate"])
         self.state = {pair["name"]: pair for pair in self.description["state"]}
-        self.outputs = ["forecast", *(pair["next"] for pair in self.state.values())]
+        self.outputs = [output["name"] for output in self.description["outputs"]]
+        self._fetch = [*self.outputs, *(pair["next"] for pair in self.state.values())]
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -137,51 +138,52 @@ class Graph:
             for name, pair in self.state.items()
         }
 
-    def step(self, x: Floats, state: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
-        """(batch, features) and the state -> (batch, horizons, targets) and the next state."""
-        forecast, *following = self.session.run(self.outputs, {"x": x, **state})
-        return forecast, dict(zip(self.state, following, strict=True))
+    def step(self, x: Floats, state: dict[str, Floats]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """(batch, features) and the state -> the outputs by name, each (batch, ...), and the next state."""
+        results = self.session.run(self._fetch, {"x": x, **state})
+        count = len(self.outputs)
+        return dict(zip(self.outputs, results[:count], strict=True)), dict(
+            zip(self.state, results[count:], strict=True)
+        )
 
-    def replay(self, values: Floats) -> Floats:
-        """(time, batch, features), step by step from a fresh state -> (time, batch, horizons, targets)."""
+    def replay(self, values: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """(time, batch, features), step by step from a fresh state -> the outputs (time, batch, ...) and the last state."""
         state = self.fresh_state(values.shape[1])
-        forecasts = []
+        steps: dict[str, list[Floats]] = {name: [] for name in self.outputs}
         for x in values:
-            forecast, state = self.step(x, state)
-            forecasts.append(forecast)
-        return np.stack(forecasts)
+            outputs, state = self.step(x, state)
+            for name, rows in outputs.items():
+                steps[name].append(rows)
+        return {name: np.stack(rows) for name, rows in steps.items()}, state
 
 
-def evaluate(
-    graph: Graph, series: Series, *, start: int = 0, stop: int | None = None, season: int | None = None
-) -> Scores:
-    """Replay rows [start, stop) from a fresh state, as a newly opened stream, and score every forecast that came true.
+def evaluate(graph: Graph, series: Series, spans: Spans | None = None, *, season: int | None = None) -> Scores:
+    """Replay the spans from a fresh state, as newly opened streams, and score every forecast that came true.
 
     A time gap ends the stream and opens a new one. Only timesteps count where model and baselines all have a forecast.
 
     Args:
         graph: what to judge.
         series: with the columns that the graph wants, in any order, and perhaps more.
-        start: the first row to replay. The baselines know the rows before it.
-        stop: the end of the rows; of the series when None.
+        spans: the rows to replay, all when None. The baselines know the rows before them.
         season: timesteps after which the seasonal-naive baseline repeats; a day when None and the period is known.
 
     Raises:
         MissingColumn: the series lacks a feature of the graph.
         SeriesTooShort: nothing that was forecast came true within the rows.
     """
-    end = len(series) if stop is None else stop
+    spans = series.spans if spans is None else spans
     ordered = _ordered(series, graph.features)
     targets, horizons = [ordered.column(name) for name in graph.targets], graph.horizons
     season = season or season_steps(series.period_s)
-    replayed = [graph.replay(ordered.values[a:b, None]) for a, b in ordered.stretches(start, end)]
-    forecasts = {
-        "model": np.concatenate(replayed)[:, 0] if replayed else np.empty((0, len(horizons), len(targets)), np.float32),
-        "persistence": persistence(ordered, targets, horizons, start, end),
-    }
+    mine = np.full((rows_of(spans), len(horizons), len(targets)), np.nan, np.float32)
+    for place, first, end in placed(ordered, spans):
+        outputs, _ = graph.replay(ordered.values[first:end, None])
+        mine[place : place + end - first] = outputs["forecast"][:, 0]
+    forecasts = {"model": mine, "persistence": persistence(ordered, targets, horizons, spans)}
     if season:
-        forecasts["seasonal_naive"] = seasonal_naive(ordered, targets, horizons, start, end, season=season)
-    truth = ahead(ordered, targets, horizons, start, end)
+        forecasts["seasonal_naive"] = seasonal_naive(ordered, targets, horizons, spans, season=season)
+    truth = ahead(ordered, targets, horizons, spans)
     table = tuple(
         _score(graph, truth, forecasts, place, index, series.name)
         for place in range(len(targets))
@@ -189,9 +191,9 @@ def evaluate(
     )
     return Scores(
         data=series.name,
-        start=str(series.times[start].astype("datetime64[s]")),
-        end=str(series.times[end - 1].astype("datetime64[s]")),
-        rows=end - start,
+        start=str(series.times[spans[0][0]].astype("datetime64[s]")),
+        end=str(series.times[spans[-1][1] - 1].astype("datetime64[s]")),
+        rows=rows_of(spans),
         season=season,
         table=table,
     )
@@ -206,8 +208,7 @@ def _ordered(series: Series, features: Sequence[str]) -> Series:
         )
     places = [series.names.index(name) for name in features]
     units = tuple(series.units[place] for place in places)
-    values = np.ascontiguousarray(series.values[:, places])
-    return Series(series.name, series.sha256, tuple(features), units, values, series.times, series.period_s)
+    return replace(series, names=tuple(features), units=units, values=np.ascontiguousarray(series.values[:, places]))
 
 
 def _score(graph: Graph, truth: Floats, forecasts: dict[str, Floats], place: int, index: int, data: str) -> Score:

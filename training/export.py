@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 import torch
 
-from training.data import Floats
 from training.errors import ModelUnreadable, ParityError, VersionExists
 from training.evaluate import Graph
 from training.network import Network
 from training.run import Facts
+from training.series import Floats
+from training.settings import Forecast
 
 CONTRACT = 1
 
@@ -45,13 +46,14 @@ _TAKEN = "version: {folder} exists already and is never overwritten; choose anot
 class Parity:
     """How far the graph is from the network, over `steps` carried timesteps with missing values.
 
-    `forecast` is in training standard deviations of the target, `state` in the state's own units. A raw difference would
+    `outputs` is in training standard deviations of the target where an output has the target's unit, `state` in the
+    state's own units. A raw difference would
     say little: 1e-5 is nothing for 800 hPa, beyond what float32 can hold, and a lot for a current of 1e-4 A.
     """
 
     steps: int
     batches: tuple[int, ...]
-    forecast: float
+    outputs: float
     state: float
     limit: float
 
@@ -75,8 +77,9 @@ def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProt
             external_data=False,
             verbose=False,
             input_names=["x", *names],
-            output_names=["forecast", *(f"{name}_next" for name in names)],
-            dynamic_shapes={"x": {0: batch}, "state": ({0: batch}, *({1: batch} for _ in state[1:]))},
+            output_names=[*network.output_names, *(f"{name}_next" for name in names)],
+            # Of every state tensor the batch is the last axis but one.
+            dynamic_shapes={"x": {0: batch}, "state": tuple({part.ndim - 2: batch} for part in state)},
         )
     assert program is not None  # it is None only for the old exporter
     model = program.model_proto
@@ -98,21 +101,12 @@ def describe(network: Network, facts: Facts, scores: dict[str, Any]) -> dict[str
     columns = zip(facts.features, facts.units, facts.low, facts.high, strict=True)
     return {
         "contract": CONTRACT,
-        "task": "forecast",
+        "task": architecture.task.kind,
         "cell": architecture.cell,
         "period_s": facts.period_s,
         "handles_missing": True,
         "features": [{"name": name, "unit": unit, "low": low, "high": high} for name, unit, low, high in columns],
-        "outputs": [
-            {
-                "name": "forecast",
-                "shape": ["batch", len(architecture.horizons), len(architecture.targets)],
-                "targets": [facts.features[target] for target in architecture.targets],
-                "units": [facts.units[target] for target in architecture.targets],
-                "horizons": list(architecture.horizons),
-                "quantiles": [],
-            }
-        ],
+        "outputs": _describe_outputs(network, facts),
         "state": [
             {"name": name, "next": f"{name}_next", "shape": _state_shape(part)}
             for name, part in zip(network.state_names, network.fresh_state(1), strict=True)
@@ -122,8 +116,27 @@ def describe(network: Network, facts: Facts, scores: dict[str, Any]) -> dict[str
     }
 
 
+def _describe_outputs(network: Network, facts: Facts) -> list[dict[str, Any]]:
+    """Each output with what its axes mean."""
+    with torch.no_grad():
+        outputs, _ = network.step(torch.zeros(1, network.architecture.features), network.fresh_state(1))
+    task = network.architecture.task
+    described: list[dict[str, Any]] = []
+    for name, part in outputs.items():
+        axes: dict[str, Any] = {"targets": [], "units": [], "horizons": [], "quantiles": []}
+        if isinstance(task, Forecast):
+            axes["targets"] = [facts.features[target] for target in task.targets]
+            axes["units"] = [facts.units[target] for target in task.targets]
+            axes["horizons"] = list(task.horizons)
+            axes["quantiles"] = list(task.quantiles) if name == "quantiles" else []
+        else:
+            axes["targets"] = list(task.classes)
+        described.append({"name": name, "shape": ["batch", *part.shape[1:]], **axes})
+    return described
+
+
 def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PARITY_LIMIT) -> Parity:
-    """Run the whole sequence in torch and the graph step by step, and compare every forecast and the last state.
+    """Run the whole sequence in torch and the graph step by step, and compare every output and the last state.
 
     Raises:
         ParityError: they differ by more than the limit.
@@ -131,9 +144,9 @@ def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PAR
     graph = Graph(model.SerializeToString(), "the exported graph")
     gaps = [_gap(network, graph, batch) for batch in PARITY_BATCHES]
     parity = Parity(PARITY_STEPS, PARITY_BATCHES, max(gap[0] for gap in gaps), max(gap[1] for gap in gaps), limit)
-    if max(parity.forecast, parity.state) > limit:
+    if max(parity.outputs, parity.state) > limit:
         raise ParityError(
-            f"export: graph and network differ by {parity.forecast:.1e} standard deviations in the forecast and "
+            f"export: graph and network differ by {parity.outputs:.1e} standard deviations in the outputs and "
             f"{parity.state:.1e} in the state after {PARITY_STEPS} steps, expected at most {limit:.0e}; nothing was written"
         )
     return parity
@@ -212,26 +225,15 @@ def _state_shape(part: torch.Tensor) -> list[int | str]:
 
 
 def _gap(network: Network, graph: Graph, batch: int) -> tuple[float, float]:
-    """The largest difference in forecast and in the last state; infinite if one of them is not a number."""
+    """The largest difference in the outputs and in the last state; infinite if one of them is not a number."""
     x = _probe(network, batch)
     with torch.no_grad():
         wanted, state = network.sequence(torch.from_numpy(x), network.fresh_state(batch))
-    got, after = _replay(graph, x)
-    std = network.std[network.head.targets].numpy()  # (targets,)
-    forecast = np.abs(got - wanted.numpy()) / std
+    got, after = graph.replay(x)
+    outputs = [np.abs((got[name] - part.numpy()) / network.unit(name)).max() for name, part in wanted.items()]
     carried = [np.abs(after[name] - part.numpy()).max() for name, part in zip(network.state_names, state, strict=True)]
-    gaps = float(forecast.max()), float(max(carried))
+    gaps = float(max(outputs)), float(max(carried))
     return gaps if all(np.isfinite(gaps)) else (float("inf"), float("inf"))
-
-
-def _replay(graph: Graph, values: Floats) -> tuple[Floats, dict[str, Floats]]:
-    """(time, batch, features) step by step: all forecasts (time, batch, horizons, targets) and the last state."""
-    state = graph.fresh_state(values.shape[1])
-    forecasts = []
-    for x in values:
-        forecast, state = graph.step(x, state)
-        forecasts.append(forecast)
-    return np.stack(forecasts), state
 
 
 def _probe(network: Network, batch: int) -> Floats:

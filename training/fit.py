@@ -1,8 +1,6 @@
 """Learns: truncated back-propagation through time over lanes with carried state, in plain PyTorch.
 
-The loss is the mean absolute error in units of persistence's own error on the training part, target by target and
-horizon by horizon. So 1 means "no better than repeating the last value", an easy horizon counts as much as a hard one,
-and a spiky target is judged by its usual day and not by its peaks.
+What is learned from, and in which unit losses and scores are, says `objective`.
 
 On a CPU the same seed, data and number of threads give the same weights, bit for bit, unless a time limit cuts in.
 """
@@ -19,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.baselines import persistence
 from training.cells import State
-from training.data import Floats, Scaler, Series, Split, ahead
 from training.errors import Diverged
 from training.lanes import PADDING, Plan, plan_epoch
 from training.network import Network, build_network
+from training.objective import build_objective
+from training.series import Scaler, Series, Split
 from training.settings import Architecture, Fit
 
 Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
@@ -35,7 +33,7 @@ FINAL_RATE = 0.02
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known after an epoch; `loss` and `score` are in units of persistence's error."""
+    """What is known after an epoch; `loss` and `score` are in the objective's unit, where 1 is no better than a naive guess."""
 
     number: int
     loss: float
@@ -68,7 +66,7 @@ def fit(
     Ctrl-C ends it early and keeps the best weights so far; before the first epoch is done it goes through.
 
     Args:
-        series: the whole series; only rows before `split.validation` are looked at.
+        series: the whole series; rows outside the training and validation parts are not looked at.
         split: which rows teach and which choose.
         scaler: of the training part.
         architecture: what to build.
@@ -92,11 +90,10 @@ class _Training:
         self.average = copy.deepcopy(self.network)
         self.steps = 0
         self.rng = np.random.default_rng(settings.seed)
-        self.stretches = series.stretches(0, split.train)
-        self.validation = series.stretches(split.train, split.validation)
+        self.stretches = series.stretches(split.train)
+        self.validation = series.stretches(split.validation)
         self.values = torch.from_numpy(series.values)  # (time, features)
-        self.truth = torch.from_numpy(_truth(series, architecture, split))  # (time, horizons, targets)
-        self.weight = torch.from_numpy(_weight(series, architecture, split))  # (horizons, targets)
+        self.objective = build_objective(series, split, scaler, architecture, torch.device("cpu"))
         self.started = time.monotonic()
 
     def run(self, on_epoch: Callable[[Epoch, Epoch], None]) -> Fitted:
@@ -153,9 +150,9 @@ class _Training:
         for index in range(plan.chunks):
             x, truth = self.chunk(plan, index)
             state = _reset(state, torch.from_numpy(plan.fresh[index]))
-            forecast, following = self.network.sequence(x, state)
+            outputs, following = self.network.scaled_sequence(x, state)
             state = tuple(part.detach() for part in following)  # carried on, but no gradient goes back through it
-            error, known = self.error(forecast, truth)
+            error, known = self.objective.loss(outputs, truth)
             if known == 0:
                 continue  # nothing but burn-in and padding
             self.optimizer.zero_grad()
@@ -179,14 +176,14 @@ class _Training:
                 slow.lerp_(quick, 1.0 - kept)
 
     def chunk(self, plan: Plan, index: int) -> tuple[Tensor, Tensor]:
-        """The inputs (time, lanes, features), some made missing, and what comes true, NaN where it does not count."""
+        """The inputs (time, lanes, features), some made missing, and what is true, unknown where it does not count."""
         part = slice(index * plan.chunk, (index + 1) * plan.chunk)
         rows = torch.from_numpy(plan.rows[part])
         real = rows != PADDING
         rows = rows.clamp(min=0)
         x = self.hide(self.values[rows]).masked_fill(~real.unsqueeze(-1), math.nan)
         scored = torch.from_numpy(plan.scored[part])
-        return x, self.truth[rows].masked_fill(~scored[..., None, None], math.nan)
+        return x, self.objective.truth(rows, scored)
 
     def hide(self, x: Tensor) -> Tensor:
         """Make single values missing, and whole sensors for the length of the chunk.
@@ -199,20 +196,17 @@ class _Training:
         silent = torch.rand(x.shape[1:]) < self.settings.hide
         return x.masked_fill(lost | silent, math.nan)
 
-    def error(self, forecast: Tensor, truth: Tensor) -> tuple[Tensor, int]:
-        """The sum of the weighted absolute errors where the truth is known, and how many those are."""
-        known = ~torch.isnan(truth)
-        error = (forecast - truth.where(known, forecast.detach())).abs() * self.weight
-        return error.sum(), int(known.sum())
-
     @torch.no_grad()
     def score(self) -> float:
-        """The mean weighted error on the validation part, timestep after timestep as in serving."""
+        """The mean loss on the validation part, timestep after timestep as in serving."""
         self.average.eval()
         total, count = 0.0, 0
         for first, end in self.validation:
-            forecast, _ = self.average.sequence(self.values[first:end].unsqueeze(1), self.average.fresh_state(1))
-            error, known = self.error(forecast.squeeze(1), self.truth[first:end])
+            outputs, _ = self.average.scaled_sequence(self.values[first:end].unsqueeze(1), self.average.fresh_state(1))
+            rows = torch.arange(first, end).unsqueeze(1)
+            error, known = self.objective.loss(
+                outputs, self.objective.truth(rows, torch.ones_like(rows, dtype=torch.bool))
+            )
             total, count = total + float(error), count + known
         return total / max(count, 1)
 
@@ -246,40 +240,18 @@ class _Training:
         return "patience" if epoch.number - best.number >= self.settings.patience else None
 
 
-def _truth(series: Series, architecture: Architecture, split: Split) -> Floats:
-    """What comes true, (validation end, horizons, targets). The training part does not see past its own end."""
-    parts = (0, split.train), (split.train, split.validation)
-    return np.concatenate(
-        [ahead(series, architecture.targets, architecture.horizons, start, stop) for start, stop in parts]
-    )
-
-
-def _weight(series: Series, architecture: Architecture, split: Split) -> Floats:
-    """One over persistence's mean absolute error on the training part: (horizons, targets).
-
-    One where that error is nil or unknown, so that nothing is divided by zero.
-    """
-    truth = ahead(series, architecture.targets, architecture.horizons, 0, split.train)
-    error = np.abs(truth - persistence(series, architecture.targets, architecture.horizons, 0, split.train))
-    known = ~np.isnan(error)
-    mean = np.where(known, error, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
-    weight: Floats = np.where(mean > 0, 1.0 / np.where(mean > 0, mean, 1.0), 1.0).astype(np.float32)
-    return weight
-
-
 def _optimizer(network: Network, settings: Fit) -> torch.optim.Optimizer:
     """AdamW that shrinks matrices and leaves biases and the head's share of persistence alone."""
     named = list(network.named_parameters())
-    shrunk = [weight for name, weight in named if weight.ndim > 1 and not name.endswith("share")]
-    left = [weight for name, weight in named if weight.ndim <= 1 or name.endswith("share")]
+    shrunk = [weight for name, weight in named if weight.ndim > 1 and "share" not in name]
+    left = [weight for name, weight in named if weight.ndim <= 1 or "share" in name]
     groups = [{"params": shrunk, "weight_decay": settings.weight_decay}, {"params": left, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
 def _reset(state: State, fresh: Tensor) -> State:
-    """Zero the state of the lanes that begin a run. The batch is the first axis of `last`, the second of the others."""
-    last, *others = state
-    return (last.masked_fill(fresh[:, None], 0.0), *(part.masked_fill(fresh[None, :, None], 0.0) for part in others))
+    """Zero the state of the lanes that begin a run: the batch is the last axis but one of every part."""
+    return tuple(part.masked_fill(fresh[:, None], 0.0) for part in state)
 
 
 def _copy(network: Network) -> dict[str, Tensor]:

@@ -5,21 +5,24 @@ standard deviations. So a state of zeros means "every sensor was last seen at it
 needs no special start.
 """
 
+from itertools import islice
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from training.cells import CELLS, Cell, State
-from training.data import Scaler
+from training.heads import Outputs, build_head
+from training.series import Floats, Scaler
 from training.settings import Architecture
 
 
 class Network(nn.Module):
-    """A recurrent forecaster.
+    """A recurrent network.
 
-    State, in order: `last` [batch, features], the last seen value of each feature in scaled units, then the states of
-    each layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]. All are zero in a fresh stream.
+    State, in order: `last` [batch, features], the last seen value of each feature in scaled units; the states of each
+    layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of the head. The batch is the last axis but one of
+    each, and all are zero in a fresh stream.
     """
 
     mean: Tensor  # (features,)
@@ -31,85 +34,84 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.from_numpy(scaler.mean))
         self.register_buffer("std", torch.from_numpy(scaler.std))
         # A layer sees each feature and whether it is missing: a value held for an hour is worth less than a fresh one.
-        widths = [2 * architecture.features] + [architecture.hidden] * (architecture.layers - 1)
+        width = (2 if architecture.missing == "mask" else 1) * architecture.features
+        widths = [width] + [architecture.hidden] * (architecture.layers - 1)
         cell = CELLS[architecture.cell]
         self.cells = nn.ModuleList([cell(width, architecture.hidden) for width in widths])
         self.dropout = nn.Dropout(architecture.dropout)
-        self.head = Head(architecture)
+        self.head = build_head(architecture)
+
+    @property
+    def layers(self) -> list[Cell]:
+        """The recurrent layers, in order."""
+        return [cast(Cell, layer) for layer in self.cells]
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the state inputs, in order; the output that replaces one is called `<name>_next`."""
-        states = CELLS[self.architecture.cell].states
-        return ("last", *(f"{name}{layer}" for layer in range(self.architecture.layers) for name in states))
+        carried = (f"{name}{index}" for index, layer in enumerate(self.layers) for name in layer.states)
+        return ("last", *carried, *self.head.states)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs, in order."""
+        return self.head.outputs
+
+    def unit(self, output: str) -> Floats:
+        """What a difference in an output is measured in: the target's standard deviation, or 1; broadcasts over it."""
+        return self.head.unit(output, self.std).cpu().numpy()
 
     def fresh_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep."""
-        last = torch.zeros(batch, self.architecture.features)
-        return (last, *(torch.zeros(1, batch, self.architecture.hidden) for _ in self.state_names[1:]))
+        last = torch.zeros(batch, self.architecture.features, device=self.mean.device)
+        carried = (part for layer in self.layers for part in layer.fresh_state(batch))
+        return (last, *carried, *self.head.fresh_state(batch))
 
-    def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """(time, batch, features) in raw units -> (time, batch, horizons, targets) in raw units, and the last state."""
+    def sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
+        """(time, batch, features) in raw units -> the outputs (time, batch, ...) as they are served, and the last state."""
+        outputs, following = self.scaled_sequence(x, state)
+        return self.head.raw(outputs, self.mean, self.std), following
+
+    def scaled_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
+        """The same with the head's outputs in scaled units: what is learned from."""
         missing = torch.isnan(x)
         seen = _fill_forward((x - self.mean) / self.std, missing, state[0])
-        y = torch.cat([seen, missing.to(seen.dtype)], dim=-1)
+        y = self._told(seen, missing)
+        parts = iter(state[1:])
         following: list[Tensor] = [seen[-1]]
-        for index, (layer, carried) in enumerate(self._layers(state)):
+        for index, layer in enumerate(self.layers):
+            carried = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), carried)
             following.extend(after)
-        return self.head(y, seen, self.mean, self.std), tuple(following)
+        outputs, after = self.head.sequence(y, seen, tuple(parts))
+        return outputs, (*following, *after)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """(batch, features) in raw units -> (batch, horizons, targets) in raw units, and the next state."""
+    def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:
+        """(batch, features) in raw units -> the outputs (batch, ...) as they are served, and the next state."""
         missing = torch.isnan(x)
         seen = torch.where(missing, state[0], (x - self.mean) / self.std)
-        y = torch.cat([seen, missing.to(seen.dtype)], dim=-1)
+        y = self._told(seen, missing)
+        parts = iter(state[1:])
         following: list[Tensor] = [seen]
-        for layer, carried in self._layers(state):
-            y, after = layer.step(y, carried)
+        for layer in self.layers:
+            y, after = layer.step(y, tuple(islice(parts, len(layer.states))))
             following.extend(after)
-        return self.head(y, seen, self.mean, self.std), tuple(following)
+        outputs, after = self.head.step(y, seen, tuple(parts))
+        return self.head.raw(outputs, self.mean, self.std), (*following, *after)
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """`step()` with the tensors in a row: what the exporter traces."""
-        forecast, following = self.step(x, state)
-        return forecast, *following
+        outputs, following = self.step(x, state)
+        return *outputs.values(), *following
 
     def prepare_export(self) -> None:
         """Lay the weights out as ONNX wants them."""
-        for layer in self.cells:
-            cast(Cell, layer).prepare_export()
+        for layer in self.layers:
+            layer.prepare_export()
 
-    def _layers(self, state: State) -> list[tuple[Cell, State]]:
-        """Each layer with its part of the state."""
-        size = (len(state) - 1) // len(self.cells)
-        return [
-            (cast(Cell, layer), state[1 + index * size : 1 + (index + 1) * size])
-            for index, layer in enumerate(self.cells)
-        ]
-
-
-class Head(nn.Module):
-    """Forecast = a line through the last layer, plus a share of the target's last seen value, in raw units.
-
-    The share is learned for each horizon and starts at 1: an untrained network is close to persistence, which is hard to
-    beat one step ahead and useless a day ahead.
-    """
-
-    targets: Tensor  # (targets,)
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.shape = (len(architecture.horizons), len(architecture.targets))
-        self.line = nn.Linear(architecture.hidden, self.shape[0] * self.shape[1])
-        self.share = nn.Parameter(torch.ones(self.shape))
-        self.register_buffer("targets", torch.tensor(architecture.targets), persistent=False)
-
-    def forward(self, y: Tensor, seen: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """(..., hidden) and (..., features) scaled -> (..., horizons, targets) raw."""
-        own = seen.index_select(-1, self.targets).unsqueeze(-2)  # (..., 1, targets)
-        scaled = self.line(y).unflatten(-1, self.shape) + self.share * own
-        return cast(Tensor, scaled * std[self.targets] + mean[self.targets])
+    def _told(self, seen: Tensor, missing: Tensor) -> Tensor:
+        """What the first layer is told: (..., inputs)."""
+        return torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.architecture.missing == "mask" else seen
 
 
 def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Network:
@@ -122,6 +124,6 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
 def _fill_forward(scaled: Tensor, missing: Tensor, last: Tensor) -> Tensor:
     """Replace what is missing by the value before it, and by `last` before the first: (time, batch, features)."""
     held = torch.cat([last.unsqueeze(0), scaled])
-    rows = torch.arange(1, len(held)).view(-1, 1, 1)
+    rows = torch.arange(1, len(held), device=scaled.device).view(-1, 1, 1)
     source = torch.where(missing, 0, rows).cummax(dim=0).values  # 0 is `last`
     return held.gather(0, source)

@@ -14,12 +14,14 @@ import onnx
 import torch
 
 from training import datasets, export, run
-from training.data import Series, check_targets, fit_scaler, read, split_by_time, write_csv
+from training.baselines import season_steps
+from training.data import read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
 from training.evaluate import Graph, Scores, evaluate
 from training.fit import Epoch, Fitted, fit
 from training.network import Network
-from training.settings import Architecture, Request, Source
+from training.series import Scaler, Series, check_targets, fit_scaler, split_by_time
+from training.settings import Architecture, Classify, Forecast, Request, Source
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     record, network = _learn(request, series, on_epoch, on_note)
     run.save(request.out, record, network)
     if request.held_out:
-        write_csv(series, request.held_out, start=record.facts.held_out, stop=len(series))
+        write_csv(series, request.held_out, record.facts.held_out.spans)
     return publish(record, network, series, request.models, request.name, version=version, season=request.season)
 
 
@@ -88,7 +90,7 @@ def publish(
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = export.check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, start=record.facts.held_out, season=season)
+    scores = evaluate(graph, series, record.facts.held_out.spans, season=season)
     # The same graph again with what it scored; the metadata does not touch the maths.
     description = export.describe(network, record.facts, scores.as_json())
     export.set_description(bare, description)
@@ -140,31 +142,24 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source)
-    start = 0
+    spans = None
     if card is not None and card["data"]["sha256"] == series.sha256:
         # The rows that the model has learned from say nothing about it.
-        start = card["data"]["training"]["rows"] + card["data"]["validation"]["rows"]
-    return evaluate(graph, series, start=start, season=season)
+        spans = tuple((first, end) for first, end in card["data"]["held_out"]["spans"])
+    return evaluate(graph, series, spans, season=season)
 
 
 def _learn(
     request: Request, series: Series, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
 ) -> tuple[run.Run, Network]:
     """Split, scale and fit."""
-    targets = request.targets or _usual_targets(request.source)
     split = split_by_time(
         series, train=request.train_share, validation=request.validation_share, horizon=max(request.horizons)
     )
     scaler = fit_scaler(series, split.train)
-    check_targets(series, scaler, targets)
     for name in scaler.constant:
         on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
-    architecture = Architecture(
-        features=len(series.names),
-        targets=tuple(series.column(target) for target in targets),
-        horizons=request.horizons,
-        **request.shape.model_dump(),
-    )
+    architecture = _architecture(request, series, scaler)
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
@@ -180,6 +175,26 @@ def _learn(
         outcome=run.outcome(fitted),
     )
     return record, fitted.network
+
+
+def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
+    """What to build for this series."""
+    task: Forecast | Classify
+    if request.task == "classify":
+        task = Classify(classes=series.classes)
+    else:
+        targets = request.target or _usual_targets(request.source)
+        check_targets(series, scaler, targets)
+        task = Forecast(
+            targets=tuple(series.column(target) for target in targets),
+            horizons=request.horizons,
+            quantiles=request.quantiles,
+            links=request.links,
+            season=request.season or season_steps(series.period_s) or 0,
+            coverage=request.coverage,
+            alarm_rate=request.alarm_rate,
+        )
+    return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
 
 
 def _usual_targets(source: Source) -> tuple[str, ...]:
@@ -199,7 +214,7 @@ def _ending(fitted: Fitted) -> str:
     }
     return (
         f"stopped after epoch {len(fitted.epochs)}: {reasons[fitted.stopped]}; "
-        f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = persistence)"
+        f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
     )
 
 
@@ -218,9 +233,9 @@ def _card(
             "name": facts.name,
             "sha256": facts.sha256,
             "rows": facts.rows,
-            "training": {"start": facts.train_start, "rows": facts.train_rows},
-            "validation": {"start": facts.validation_start, "rows": facts.validation_rows},
-            "held_out": {"start": facts.held_out_start, "end": facts.held_out_end, "rows": facts.rows - facts.held_out},
+            "training": facts.training.model_dump(),
+            "validation": facts.validation.model_dump(),
+            "held_out": facts.held_out.model_dump(),
         }
         | _provenance(record.source),
         "settings": {"network": record.architecture.model_dump(), "fit": record.fit.model_dump()},

@@ -14,13 +14,32 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.data import Floats, Scaler, Series, Split
 from training.errors import RunError
 from training.fit import Epoch, Fitted
 from training.network import Network, build_network
+from training.series import Floats, Scaler, Series, Spans, Split, iso, rows_of
 from training.settings import Architecture, Fit, Settings, Source
 
 _RUN, _METRICS, _WEIGHTS = "run.json", "metrics.jsonl", "weights.pt"
+
+
+class Part(Settings):
+    """One part of a split: its rows, and the earliest and the latest time among them."""
+
+    spans: Spans
+    rows: int
+    start: str
+    end: str
+
+    @classmethod
+    def of(cls, series: Series, spans: Spans) -> Self:
+        """Write down what there is to know of a part."""
+        return cls(
+            spans=spans,
+            rows=rows_of(spans),
+            start=iso(min(series.times[first] for first, _ in spans)),
+            end=iso(max(series.times[end - 1] for _, end in spans)),
+        )
 
 
 class Facts(Settings):
@@ -29,17 +48,15 @@ class Facts(Settings):
     name: str
     sha256: str
     rows: int
+    groups: int
     period_s: float | None
     features: tuple[str, ...]
     units: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    train_start: str
-    validation_start: str
-    held_out_start: str
-    held_out_end: str
-    train_rows: int
-    validation_rows: int
+    training: Part
+    validation: Part
+    held_out: Part
 
     @classmethod
     def of(cls, series: Series, split: Split, scaler: Scaler) -> Self:
@@ -48,27 +65,20 @@ class Facts(Settings):
             name=series.name,
             sha256=series.sha256,
             rows=len(series),
+            groups=max(len(series.groups), 1),
             period_s=series.period_s,
             features=series.names,
             units=series.units,
             low=tuple(_shortest(scaler.low)),
             high=tuple(_shortest(scaler.high)),
-            train_start=_iso(series.times[0]),
-            validation_start=_iso(series.times[split.train]),
-            held_out_start=_iso(series.times[split.validation]),
-            held_out_end=_iso(series.times[split.test - 1]),
-            train_rows=split.train,
-            validation_rows=split.validation - split.train,
+            training=Part.of(series, split.train),
+            validation=Part.of(series, split.validation),
+            held_out=Part.of(series, split.test),
         )
-
-    @property
-    def held_out(self) -> int:
-        """The first row of the held-out part."""
-        return self.train_rows + self.validation_rows
 
 
 class Outcome(Settings):
-    """How the training went; scores are in units of persistence's error on the training part."""
+    """How the training went; `best_score` is in the objective's unit, see `objective`."""
 
     epochs: int
     best_epoch: int

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from training import datasets
-from training.data import Scaler, Series, fit_scaler, read, split_by_time
+from training.data import read
 from training.errors import DatasetUnavailable
 from training.evaluate import Graph
 from training.export import build_graph, describe
 from training.network import Network, build_network
 from training.run import Facts
-from training.settings import Architecture
+from training.series import Scaler, Series, fit_scaler, split_by_time
+from training.settings import Architecture, Forecast
 
 HORIZONS = (1, 3)
 
@@ -57,16 +58,23 @@ def make_network() -> Callable[..., Network]:
     """Builds a small network with random weights, whose head and share are not at their starting values either."""
 
     def make(
-        *, features: int = 3, hidden: int = 8, layers: int = 1, targets: tuple[int, ...] = (0,), seed: int = 1
+        *,
+        features: int = 3,
+        hidden: int = 8,
+        layers: int = 1,
+        targets: tuple[int, ...] = (0,),
+        quantiles: tuple[float, ...] = (0.1, 0.5, 0.9),
+        seed: int = 1,
     ) -> Network:
         rng = np.random.default_rng(seed)
         mean = rng.normal(20, 5, features).astype(np.float32)
         std = rng.uniform(0.5, 3, features).astype(np.float32)
         scaler = Scaler(mean, std, mean - std, mean + std, ())
-        architecture = Architecture(features=features, targets=targets, horizons=HORIZONS, hidden=hidden, layers=layers)
+        task = Forecast(targets=targets, horizons=HORIZONS, quantiles=quantiles)
+        architecture = Architecture(features=features, task=task, hidden=hidden, layers=layers)
         network = build_network(architecture, scaler, seed)
         with torch.no_grad():
-            network.head.share.copy_(torch.from_numpy(rng.uniform(0.2, 0.9, network.head.shape)))
+            network.head.share["last"].copy_(torch.from_numpy(rng.uniform(0.2, 0.9, network.head.shape)))
         return network.eval()
 
     return make

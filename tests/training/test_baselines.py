@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from training.baselines import persistence, season_steps, seasonal_naive
-from training.data import Series
+from training.series import Series
 
 
 def test_persistence_repeats_the_last_seen_value(make_series: Callable[..., Series]) -> None:
     """Also where the present value is missing, and for every horizon."""
     series = make_series(10)
     series.values[5:7, 0] = np.nan
-    forecast = persistence(series, [0], [1, 3], 4, 9)
+    forecast = persistence(series, [0], [1, 3], ((4, 9),))
     np.testing.assert_array_equal(forecast[:, 0, 0], series.values[[4, 4, 4, 7, 8], 0])
     np.testing.assert_array_equal(forecast[:, 1], forecast[:, 0])
 
@@ -22,7 +22,7 @@ def test_persistence_knows_nothing_before_the_first_value(make_series: Callable[
     """Until a value was seen there is no forecast."""
     series = make_series(10)
     series.values[:3, 0] = np.nan
-    assert np.isnan(persistence(series, [0], [1], 0, 10)[:3]).all()
+    assert np.isnan(persistence(series, [0], [1], ((0, 10),))[:3]).all()
 
 
 @pytest.mark.parametrize(("horizon", "back"), [(1, 23), (24, 0), (25, 23), (48, 0)])
@@ -31,13 +31,13 @@ def test_seasonal_naive_repeats_the_same_time_of_the_last_season(
 ) -> None:
     """The value a whole number of seasons before what is forecast, the latest that is already known."""
     series = make_series(100)
-    forecast = seasonal_naive(series, [1], [horizon], 60, 70, season=24)
+    forecast = seasonal_naive(series, [1], [horizon], ((60, 70),), season=24)
     np.testing.assert_array_equal(forecast[:, 0, 0], series.values[60 - back : 70 - back, 1])
 
 
 def test_seasonal_naive_does_not_look_across_a_gap(make_series: Callable[..., Series]) -> None:
     """After a gap there is no forecast until a season has passed, because rows no longer tell the time of day."""
-    forecast = seasonal_naive(make_series(100, gap_at=50), [0], [1], 50, 100, season=24)
+    forecast = seasonal_naive(make_series(100, gap_at=50), [0], [1], ((50, 100),), season=24)
     assert np.isnan(forecast[:23]).all()
     assert not np.isnan(forecast[23:]).any()
 

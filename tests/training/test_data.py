@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from training import errors
-from training.data import Series, ahead, check_targets, fit_scaler, read, split_by_time, write_csv
+from training.data import read, write_csv
+from training.series import Series, ahead, check_targets, fit_scaler, split_by_time
 
 GOOD = """time,temperature,pressure
 2024-01-01 00:00:00,20.5,1001
@@ -206,9 +207,9 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
 def test_the_scaler_sees_the_training_part_only(make_series: Callable[..., Series]) -> None:
     """What comes after the training part changes nothing, whatever it is."""
     series = make_series(100)
-    before = fit_scaler(series, 70)
+    before = fit_scaler(series, ((0, 70),))
     series.values[70:] = 1e6
-    after = fit_scaler(series, 70)
+    after = fit_scaler(series, ((0, 70),))
     for name in ("mean", "std", "low", "high"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
@@ -217,7 +218,7 @@ def test_the_scaler_ignores_missing_values(make_series: Callable[..., Series]) -
     """Mean, spread and range are those of the values that are there."""
     series = make_series(100)
     series.values[:50, 1] = np.nan
-    scaler = fit_scaler(series, 100)
+    scaler = fit_scaler(series, ((0, 100),))
     there = series.values[50:, 1].astype(np.float64)
     np.testing.assert_allclose(
         [scaler.mean[1], scaler.std[1], scaler.low[1], scaler.high[1]],
@@ -230,7 +231,7 @@ def test_a_constant_column_has_scale_one(make_series: Callable[..., Series]) -> 
     """It is named, and scaled it is zero and not NaN."""
     series = make_series(100)
     series.values[:, 2] = 7.3
-    scaler = fit_scaler(series, 70)
+    scaler = fit_scaler(series, ((0, 70),))
     assert scaler.constant == ("s2",)
     assert scaler.std[2] == 1.0
 
@@ -240,7 +241,7 @@ def test_a_column_that_is_empty_in_the_training_part_is_refused(make_series: Cal
     series = make_series(100)
     series.values[:70, 1] = np.nan
     with pytest.raises(errors.EmptyColumn, match=r"'s1'.*--exclude s1"):
-        fit_scaler(series, 70)
+        fit_scaler(series, ((0, 70),))
 
 
 def test_a_constant_target_is_refused(make_series: Callable[..., Series]) -> None:
@@ -248,14 +249,14 @@ def test_a_constant_target_is_refused(make_series: Callable[..., Series]) -> Non
     series = make_series(100)
     series.values[:, 0] = 5
     with pytest.raises(errors.ConstantTarget, match="'s0' is always 5"):
-        check_targets(series, fit_scaler(series, 70), ["s0"])
+        check_targets(series, fit_scaler(series, ((0, 70),)), ["s0"])
 
 
 def test_a_missing_target_is_refused(make_series: Callable[..., Series]) -> None:
     """The message names it and the columns that exist."""
     series = make_series(100)
     with pytest.raises(errors.MissingColumn, match=r"'humidity'.*s0, s1, s2"):
-        check_targets(series, fit_scaler(series, 70), ["humidity"])
+        check_targets(series, fit_scaler(series, ((0, 70),)), ["humidity"])
 
 
 def test_a_series_too_short_for_its_horizon_is_refused(make_series: Callable[..., Series]) -> None:
@@ -267,19 +268,19 @@ def test_a_series_too_short_for_its_horizon_is_refused(make_series: Callable[...
 def test_parts_follow_each_other(make_series: Callable[..., Series]) -> None:
     """Training, validation and held-out part share no row and leave none out."""
     split = split_by_time(make_series(100), train=0.7, validation=0.15, horizon=3)
-    assert (split.train, split.validation, split.test) == (70, 85, 100)
+    assert dict(split) == {"training": ((0, 70),), "validation": ((70, 85),), "held-out": ((85, 100),)}
 
 
 def test_a_gap_cuts_a_series(make_series: Callable[..., Series]) -> None:
     """A step of more than one and a half periods ends a stretch."""
     assert make_series(100, gap_at=40).stretches() == [(0, 40), (40, 100)]
-    assert make_series(100, gap_at=40).stretches(40, 60) == [(40, 60)]
+    assert make_series(100, gap_at=40).stretches(((40, 60),)) == [(40, 60)]
 
 
 def test_truth_stops_at_gaps_and_ends(make_series: Callable[..., Series]) -> None:
     """What comes true is the value so many rows later, and nothing beyond a gap or the end of the part."""
     series = make_series(30, gap_at=20)
-    truth = ahead(series, [1], [2], 5, 25)  # rows 5..24
+    truth = ahead(series, [1], [2], ((5, 25),))  # rows 5..24
     np.testing.assert_array_equal(truth[:13, 0, 0], series.values[7:20, 1])
     np.testing.assert_array_equal(truth[15:18, 0, 0], series.values[22:25, 1])
     assert np.isnan(truth[[13, 14, 18, 19]]).all()
@@ -288,7 +289,7 @@ def test_truth_stops_at_gaps_and_ends(make_series: Callable[..., Series]) -> Non
 def test_written_rows_come_back_the_same(make_series: Callable[..., Series], tmp_path: Path) -> None:
     """A held-out part that is written and read again has the same bits, missing values and times."""
     series = make_series(100, missing=0.1)
-    write_csv(series, tmp_path / "part.csv", start=80, stop=100)
+    write_csv(series, tmp_path / "part.csv", ((80, 100),))
     again = read(tmp_path / "part.csv")
     assert again.names == series.names
     np.testing.assert_array_equal(again.values, series.values[80:])

@@ -19,8 +19,9 @@ import pytest
 
 from training import conversions, datasets, errors
 from training.cli import main
-from training.data import Series, read
+from training.data import read
 from training.pipeline import read_source
+from training.series import Series
 from training.settings import Source
 
 Packed = tuple[datasets.Dataset, datasets.Fetch, list[str]]

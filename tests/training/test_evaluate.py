@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from training import errors, scoreboard
-from training.data import Series
 from training.evaluate import Graph, evaluate
 from training.network import Network
+from training.series import Series
 
 
 def test_the_replay_is_the_network_s_own(
@@ -21,10 +21,10 @@ def test_the_replay_is_the_network_s_own(
     """The scored errors are those of the forecasts that the network gives for the same rows from a fresh state."""
     network, _ = exported
     series = make_series(300)
-    scores = evaluate(graph, series, start=200)
+    scores = evaluate(graph, series, ((200, 300),))
     x = torch.from_numpy(series.values[200:, None])
     with torch.no_grad():
-        forecasts = network.sequence(x, network.fresh_state(1))[0][:, 0].numpy()
+        forecasts = network.sequence(x, network.fresh_state(1))[0]["forecast"][:, 0].numpy()
     score = next(score for score in scores.table if (score.target, score.horizon) == ("s2", 3))
     errors_now = forecasts[:-3, 1, 1] - series.values[203:, 2]
     assert score.count == 97
@@ -35,7 +35,7 @@ def test_the_replay_is_the_network_s_own(
 def test_baselines_stand_beside_the_model(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Persistence and seasonal-naive are scored with what they would have forecast, the day taken from the period."""
     series = make_series(300)
-    scores = evaluate(graph, series, start=200)
+    scores = evaluate(graph, series, ((200, 300),))
     s0 = series.values[:, 0].astype(np.float64)
     score = scores.table[1]
     assert (score.target, score.horizon, scores.season) == ("s0", 3, 24)
@@ -45,12 +45,12 @@ def test_baselines_stand_beside_the_model(graph: Graph, make_series: Callable[..
 
 def test_a_season_may_be_given(graph: Graph, make_series: Callable[..., Series]) -> None:
     """In timesteps, whatever the period."""
-    assert evaluate(graph, make_series(300), start=200, season=7).season == 7
+    assert evaluate(graph, make_series(300), ((200, 300),), season=7).season == 7
 
 
 def test_without_a_period_there_is_no_season(graph: Graph, make_series: Callable[..., Series]) -> None:
     """An irregular series is scored beside persistence alone."""
-    scores = evaluate(graph, dataclasses.replace(make_series(300), period_s=None), start=200)
+    scores = evaluate(graph, dataclasses.replace(make_series(300), period_s=None), ((200, 300),))
     assert scores.season is None
     assert scores.table[0].seasonal_naive is None
     assert "persistence" in scoreboard.verdict(scores) or "baselines" in scoreboard.verdict(scores)
@@ -65,7 +65,7 @@ def test_columns_may_stand_in_any_order(graph: Graph, make_series: Callable[...,
         units=("", *series.units),
         values=np.column_stack([np.ones(300, np.float32), series.values[:, ::-1]]).astype(np.float32),
     )
-    assert evaluate(graph, turned, start=200).table == evaluate(graph, series, start=200).table
+    assert evaluate(graph, turned, ((200, 300),)).table == evaluate(graph, series, ((200, 300),)).table
 
 
 def test_a_missing_feature_is_refused(graph: Graph, make_series: Callable[..., Series]) -> None:
@@ -79,8 +79,8 @@ def test_after_a_gap_the_state_is_fresh(graph: Graph, make_series: Callable[...,
     series = make_series(200, gap_at=120)
     whole = evaluate(graph, series, season=5)
     parts = [
-        evaluate(graph, series, start=0, stop=120, season=5),
-        evaluate(graph, series, start=120, stop=200, season=5),
+        evaluate(graph, series, ((0, 120),), season=5),
+        evaluate(graph, series, ((120, 200),), season=5),
     ]
     for score, *halves in zip(whole.table, *(part.table for part in parts), strict=True):
         counts = [half.count for half in halves]
@@ -91,9 +91,9 @@ def test_after_a_gap_the_state_is_fresh(graph: Graph, make_series: Callable[...,
 def test_missing_truth_is_not_scored(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Timesteps whose truth is missing are left out for the model and the baselines alike."""
     series = make_series(300)
-    full = evaluate(graph, series, start=200).table[0].count
+    full = evaluate(graph, series, ((200, 300),)).table[0].count
     series.values[250:260, 0] = np.nan
-    scores = evaluate(graph, series, start=200)
+    scores = evaluate(graph, series, ((200, 300),))
     assert scores.table[0].count == full - 10
     assert np.isfinite(scores.table[0].model.mae)
 
@@ -101,19 +101,19 @@ def test_missing_truth_is_not_scored(graph: Graph, make_series: Callable[..., Se
 def test_too_few_rows_are_refused(graph: Graph, make_series: Callable[..., Series]) -> None:
     """When nothing that was forecast came true there is no score."""
     with pytest.raises(errors.SeriesTooShort, match=r"'s0' 3 steps ahead"):
-        evaluate(graph, make_series(300), start=297)
+        evaluate(graph, make_series(300), ((297, 300),))
 
 
 def test_losing_is_said_plainly(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Random weights lose, and the verdict says for what."""
-    scores = evaluate(graph, make_series(300), start=200)
+    scores = evaluate(graph, make_series(300), ((200, 300),))
     assert not scores.wins
     assert "does NOT beat the baselines for: s0 1 h ahead" in scoreboard.verdict(scores)
 
 
 def test_skill_is_against_the_better_baseline(graph: Graph, make_series: Callable[..., Series]) -> None:
     """0 is as good as the better of the two, 1 is perfect."""
-    score = evaluate(graph, make_series(300), start=200).table[0]
+    score = evaluate(graph, make_series(300), ((200, 300),)).table[0]
     better = min(score.persistence.mae, score.seasonal_naive.mae)
     assert score.skill == pytest.approx(1 - score.model.mae / better)
     assert score.wins == (score.skill > 0)

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from training import fit as fitting
-from training.data import Series, fit_scaler, split_by_time
 from training.errors import Diverged
 from training.fit import Epoch, Fitted, fit
-from training.settings import Architecture, Fit
+from training.series import Series, fit_scaler, split_by_time
+from training.settings import Architecture, Fit, Forecast
 
+TASK = Forecast(targets=(0,), horizons=(1, 3), quantiles=(0.1, 0.9))
 QUICK = Fit(epochs=3, lanes=4, chunk=16, burn_in=4, seed=5)
 
 
@@ -30,7 +31,7 @@ def learn(make_series: Callable[..., Series]) -> Callable[..., Fitted]:
     ) -> Fitted:
         series = series if series is not None else make_series(400)
         split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
-        architecture = Architecture(features=len(series.names), targets=(0,), horizons=(1, 3), hidden=8, **shape)
+        architecture = Architecture(features=len(series.names), task=TASK, hidden=8, **shape)
         return fit(series, split, fit_scaler(series, split.train), architecture, settings, on_epoch)
 
     return run
@@ -177,7 +178,8 @@ def test_persistence_scores_one(learn: Callable[..., Fitted], make_series: Calla
     """The unit of the loss: a network that repeats the last value has a loss of 1 on the training part."""
     series = make_series(400)
     split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
-    architecture = Architecture(features=3, targets=(0,), horizons=(1, 3), hidden=8)
+    task = TASK.model_copy(update={"quantiles": ()})
+    architecture = Architecture(features=3, task=task, hidden=8)
     settings = Fit(epochs=1, lanes=1, chunk=280, burn_in=0, learning_rate=1e-12, hide=0.0)
     training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, settings)
     with torch.no_grad():

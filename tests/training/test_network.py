@@ -17,15 +17,16 @@ def run_steps(network: Network, x: torch.Tensor, state: State) -> tuple[torch.Te
     forecasts = []
     with torch.no_grad():
         for now in x:
-            forecast, state = network.step(now, state)
-            forecasts.append(forecast)
+            outputs, state = network.step(now, state)
+            forecasts.append(outputs["forecast"])
     return torch.stack(forecasts), state
 
 
 def run_sequence(network: Network, x: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
     """All forecasts and the last state, in one go."""
     with torch.no_grad():
-        return network.sequence(x, state)
+        outputs, state = network.sequence(x, state)
+    return outputs["forecast"], state
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -107,7 +108,7 @@ def test_the_head_starts_at_the_last_value(make_network: Callable[..., Network])
     """With nothing learned by the line, the forecast of every horizon is the last seen value of the target."""
     network = make_network(targets=(2,))
     with torch.no_grad():
-        network.head.share.fill_(1.0)
+        network.head.share["last"].fill_(1.0)
         network.head.line.weight.zero_()
         network.head.line.bias.zero_()
     forecast, _ = run_sequence(network, torch.tensor([[[1.0, 2.0, 30.0]]]), network.fresh_state(1))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from training.cli import main
-from training.data import Series, read, write_csv
+from training.data import read, write_csv
+from training.series import Series
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
 REPOSITORY = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, make_series: Callable[..., Se
     """A folder with a table, and what `train` made of it: `result.json`, a run, version 1 and the held-out rows."""
     folder = tmp_path_factory.mktemp("work")
     series = make_series(600, missing=0.02)
-    write_csv(series, folder / "toy.csv", start=0, stop=len(series))
+    write_csv(series, folder / "toy.csv", series.spans)
     main([*train_arguments(folder), "--held-out", str(folder / "held-out.csv"), "--json", str(folder / "result.json")])
     return folder
 
@@ -53,7 +54,7 @@ def test_training_leaves_a_version_a_run_and_a_result(work: Path) -> None:
     assert result["scores"] == card["scores"]
     assert [row["horizon"] for row in card["scores"]["table"]] == [1, 3]
     assert {"mae", "rmse"} == set(card["scores"]["table"][0]["persistence"])
-    assert card["parity"]["forecast"] <= 1e-5
+    assert card["parity"]["outputs"] <= 1e-5
 
 
 def test_the_held_out_rows_are_those_that_were_scored(work: Path) -> None:
@@ -121,14 +122,14 @@ def test_a_used_run_folder_is_refused(work: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--horizons", "1,x"], "horizons: got '1,x', expected rising whole numbers"),
+        (["--horizons", "1,x"], "horizons: got 'x', expected: a valid integer"),
         (["--horizons", "6,1"], "horizons: got '6,1'"),
-        (["--horizons", "0,1"], "horizons.0: got 0, expected: greater than or equal to 1"),
-        (["--learning-rate", "-1"], "learning-rate: got -1.0, expected: greater than 0"),
-        (["--dropout", "1"], "dropout: got 1.0, expected: less than 1"),
+        (["--horizons", "0,1"], "horizons: got '0', expected: greater than or equal to 1"),
+        (["--learning-rate", "-1"], "learning-rate: got '-1', expected: greater than 0"),
+        (["--dropout", "1"], "dropout: got '1', expected: less than 1"),
         (["--name", "a/b"], "name: got 'a/b'"),
         (["--threads", "0"], "threads: got 0, expected at least 1"),
-        (["--epochs", "many"], "--epochs"),
+        (["--epochs", "many"], "epochs: got 'many', expected: a valid integer"),
         (["--nonsense"], "--nonsense"),
         (["--data", "nowhere"], "no data set is called 'nowhere'; known: appliances"),
         (["--data", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
@@ -202,8 +203,8 @@ def test_the_committed_model_keeps_its_promise(appliances: Series) -> None:
     folder = REPOSITORY / "models" / "appliances" / "1"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     assert card["data"]["sha256"] == appliances.sha256
-    start = card["data"]["training"]["rows"] + card["data"]["validation"]["rows"]
-    scores = evaluate(Graph.load(folder), appliances, start=start)
+    spans = tuple((first, end) for first, end in card["data"]["held_out"]["spans"])
+    scores = evaluate(Graph.load(folder), appliances, spans)
     assert scores.wins
     assert [score.horizon for score in scores.table] == [1, 6, 36, 144]
     for score, promised in zip(scores.table, card["scores"]["table"], strict=True):

@@ -1,0 +1,129 @@
+"""What a network learns from: the truth of each timestep, looked up when it is needed, and the loss.
+
+Forecasts: the mean pinball loss of the median and of each quantile, doubled, in units of persistence's own mean absolute
+error on the training part, target by target and horizon by horizon. For the median alone that is the mean absolute error:
+1 means "no better than repeating the last value", an easy horizon counts as much as a hard one, and a spiky target is
+judged by its usual day and not by its peaks. (Pinball: Koenker and Bassett, Regression Quantiles, Econometrica 46, 1978.)
+
+Classes: the cross-entropy in units of the entropy of the training part's classes: 1 means "no better than their
+frequencies".
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.baselines import persistence
+from training.errors import SettingsError
+from training.heads import Outputs
+from training.series import UNLABELLED, Floats, Scaler, Series, Spans, Split, ahead, rows_of
+from training.settings import Architecture, Classify, Forecast
+
+
+class Objective(ABC):
+    """The truth and the loss of one task on one series."""
+
+    @abstractmethod
+    def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """What was true of each row (...), as `loss` takes it; unknown where `counts` (...) is false."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, truth: Tensor) -> tuple[Tensor, int]:
+        """The sum of the losses where the truth is known, and how many those are."""
+
+
+class ForecastObjective(Objective):
+    """Pinball loss in units of persistence's error. The training part does not see past its own end."""
+
+    def __init__(self, series: Series, split: Split, scaler: Scaler, task: Forecast, device: torch.device) -> None:
+        self.values = torch.from_numpy(series.values).to(device)  # shared with the series on a CPU
+        self.horizons = torch.tensor(task.horizons, device=device)
+        self.targets = torch.tensor(task.targets, device=device)
+        self.mean = torch.from_numpy(scaler.mean).to(device)[self.targets]
+        self.std = torch.from_numpy(scaler.std).to(device)[self.targets]
+        weight = _weight(series, task, split.train) * scaler.std[list(task.targets)]  # of errors in scaled units
+        self.weight = torch.from_numpy(weight.astype(np.float32)).to(device)  # (horizons, targets)
+        self.end = torch.from_numpy(_ends(series, (*split.train, *split.validation))).to(device)
+        self.quantiles = torch.tensor(task.quantiles, device=device)
+
+    def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """(..., horizons, targets) in scaled units, NaN where unknown."""
+        wanted = rows.unsqueeze(-1) + self.horizons  # (..., horizons)
+        known = counts.unsqueeze(-1) & (wanted < self.end[rows].unsqueeze(-1))
+        values = self.values[wanted.clamp(max=len(self.values) - 1).unsqueeze(-1), self.targets]
+        return ((values - self.mean) / self.std).masked_fill(~known.unsqueeze(-1), torch.nan)
+
+    def loss(self, outputs: Outputs, truth: Tensor) -> tuple[Tensor, int]:
+        """Of `forecast` (..., horizons, targets) and `quantiles` (..., horizons, targets, quantiles)."""
+        known = ~torch.isnan(truth)
+        forecast = outputs["forecast"]
+        error = (forecast - truth.where(known, forecast.detach())).abs()  # twice the pinball loss of the median
+        if "quantiles" in outputs:
+            quantiles = outputs["quantiles"]
+            missed = truth.where(known, 0.0).unsqueeze(-1) - quantiles
+            pinball = torch.maximum(self.quantiles * missed, (self.quantiles - 1.0) * missed).sum(-1)
+            error = (error + 2.0 * pinball.where(known, 0.0)) / (1 + len(self.quantiles))
+        return (error * self.weight).sum(), int(known.sum())
+
+
+class ClassifyObjective(Objective):
+    """Cross-entropy in units of the classes' entropy."""
+
+    def __init__(self, series: Series, split: Split, task: Classify, device: torch.device) -> None:
+        if series.labels is None or series.classes != task.classes:
+            raise SettingsError(f"label: {series.name} has no labels to learn; name their column with --label")
+        self.labels = torch.from_numpy(series.labels).to(device)
+        taught = np.concatenate([series.labels[first:end] for first, end in split.train])
+        counts = np.bincount(taught[taught != UNLABELLED], minlength=len(task.classes))
+        share = counts[counts > 0] / counts.sum()
+        entropy = float(-(share * np.log(share)).sum())
+        if entropy == 0:
+            raise SettingsError(f"label: the training part of {series.name} has only one class; expected at least two")
+        self.unit = 1.0 / entropy
+
+    def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """(...) the class, `UNLABELLED` where unknown."""
+        return self.labels[rows].masked_fill(~counts, UNLABELLED)
+
+    def loss(self, outputs: Outputs, truth: Tensor) -> tuple[Tensor, int]:
+        """Of `logits` (..., classes)."""
+        logits = outputs["logits"].flatten(0, -2)
+        total = torch.nn.functional.cross_entropy(logits, truth.flatten(), ignore_index=UNLABELLED, reduction="sum")
+        return total * self.unit, int((truth != UNLABELLED).sum())
+
+
+def build_objective(
+    series: Series, split: Split, scaler: Scaler, architecture: Architecture, device: torch.device
+) -> Objective:
+    """The objective of the architecture's task."""
+    task = architecture.task
+    if task.kind == "forecast":
+        return ForecastObjective(series, split, scaler, task, device)
+    return ClassifyObjective(series, split, task, device)
+
+
+def _ends(series: Series, spans: Spans) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """(time,) for each row the end of its stretch within its span; 0 outside all spans. Series are far below 2^31 rows."""
+    ends = np.zeros(len(series), np.int32)
+    for span in spans:
+        for first, end in series.stretches((span,)):
+            ends[first:end] = end
+    return ends
+
+
+def _weight(series: Series, task: Forecast, spans: Spans) -> Floats:
+    """One over persistence's mean absolute error on the training part: (horizons, targets).
+
+    One where that error is nil or unknown, so that nothing is divided by zero. Horizon by horizon, to stay small in memory.
+    """
+    weight = np.ones((len(task.horizons), len(task.targets)), np.float32)
+    for index, horizon in enumerate(task.horizons):
+        error = np.abs(
+            ahead(series, task.targets, (horizon,), spans) - persistence(series, task.targets, (horizon,), spans)
+        ).reshape(rows_of(spans), -1)
+        known = ~np.isnan(error)
+        mean = np.where(known, error, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
+        weight[index] = np.where(mean > 0, 1.0 / np.where(mean > 0, mean, 1.0), 1.0)
+    return weight

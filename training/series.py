@@ -1,0 +1,262 @@
+"""The noun that everything else works on: a table of sensor values over time, how it is split, and its training part's scaler.
+
+Knows no files, no network and no torch. A missing value is NaN from here to the served graph.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from training.errors import ConstantTarget, EmptyColumn, MissingColumn, SeriesTooShort
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Times = npt.NDArray[np.datetime64]
+
+# Rows [first, end).
+Span = tuple[int, int]
+Spans = tuple[Span, ...]
+
+# A step longer than this many periods is a gap: one late sample is jitter, a missing row is not.
+GAP_PERIODS = 1.5
+# Irregular series have no period; only a silence much longer than the usual step cuts them.
+GAP_STEPS_IRREGULAR = 10.0
+# float32 keeps seven digits: a spread smaller than this part of the mean is rounding, not signal.
+CONSTANT_SPREAD = 1e-6
+# Of a label that is not known.
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows [first, end) of a table that belong to one sensor, machine or recording, in time order."""
+
+    name: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """A table of sensor values over time; of one source, or of several groups one after the other.
+
+    Attributes:
+        name: what the data is called in cards and tables.
+        sha256: of the file that it was read from.
+        names, units: of the columns of `values`; a unit is empty where unknown.
+        values: (time, features) float32 in raw units; NaN is missing, infinity never occurs.
+        times: (time,) nanoseconds, strictly increasing within a group.
+        period_s: the usual step in seconds; None when the steps are irregular.
+        groups: in row order, covering all rows; empty when the whole table is one series.
+        labels: (time,) an index of `classes`, `UNLABELLED` where unknown; None when there is no label column.
+        classes: the names of the labels.
+    """
+
+    name: str
+    sha256: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    values: Floats
+    times: Times
+    period_s: float | None
+    groups: tuple[Group, ...] = ()
+    labels: Ints | None = None
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def column(self, name: str) -> int:
+        """The index of a feature.
+
+        Raises:
+            MissingColumn: the series has no such feature.
+        """
+        if name not in self.names:
+            raise MissingColumn(f"{self.name}: no column {name!r}; there are: {', '.join(self.names)}")
+        return self.names.index(name)
+
+    @property
+    def spans(self) -> Spans:
+        """The rows of each group, or all rows as one span."""
+        return tuple((group.first, group.end) for group in self.groups) or ((0, len(self)),)
+
+    def stretches(self, spans: Spans | None = None) -> list[Span]:
+        """The runs of rows within the spans (all rows when None) that neither a time gap nor a group's end interrupts."""
+        return [
+            stretch
+            for first, end in (self.spans if spans is None else spans)
+            for stretch in pairwise([first, *self._cuts_within(first, end), end])
+            if stretch[0] < stretch[1]
+        ]
+
+    def _cuts_within(self, first: int, end: int) -> list[int]:
+        low, high = np.searchsorted(self._cuts, [first, end])
+        return [int(row) for row in self._cuts[low:high]]
+
+    @cached_property
+    def _cuts(self) -> Ints:
+        """The rows, in order, before which a gap lies or a group begins."""
+        steps_s = steps_s_of(self.times)
+        borders = np.zeros(len(steps_s), np.bool_)
+        borders[[group.first - 1 for group in self.groups[1:]]] = True
+        usual_s, factor = self.period_s, GAP_PERIODS
+        if usual_s is None:
+            inner = steps_s[~borders]
+            usual_s, factor = float(np.median(inner)) if len(inner) else 0.0, GAP_STEPS_IRREGULAR
+        return np.flatnonzero(borders | (steps_s > factor * usual_s)) + 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows that teach, rows that choose, and rows that are held out and judge."""
+
+    train: Spans
+    validation: Spans
+    test: Spans
+
+    def __iter__(self) -> Iterator[tuple[str, Spans]]:
+        """Each part with its name."""
+        return iter((("training", self.train), ("validation", self.validation), ("held-out", self.test)))
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """What the training part looks like, per feature: mean, standard deviation and range, all (features,) float32.
+
+    `constant` names the features whose spread is nil; their `std` is 1, so that they are zero, not NaN, when scaled.
+    """
+
+    mean: Floats
+    std: Floats
+    low: Floats
+    high: Floats
+    constant: tuple[str, ...]
+
+
+def rows_of(spans: Spans) -> int:
+    """How many rows the spans hold."""
+    return sum(end - first for first, end in spans)
+
+
+def split_by_time(series: Series, *, train: float, validation: float, horizon: int) -> Split:
+    """Cut every group at two of its rows, so that nothing later than a part has ever been seen by it.
+
+    Args:
+        series: what to cut.
+        train: share of the rows that teach.
+        validation: share of the rows that choose; the rest is held out.
+        horizon: the furthest step that will be forecast.
+
+    Raises:
+        SeriesTooShort: some part is too short to hold one forecast and what came true.
+    """
+    cuts = [
+        (first, first + int((end - first) * train), first + int((end - first) * (train + validation)), end)
+        for first, end in series.spans
+    ]
+    split = Split(
+        train=tuple((first, teach) for first, teach, _, _ in cuts),
+        validation=tuple((teach, choose) for _, teach, choose, _ in cuts),
+        test=tuple((choose, end) for _, _, choose, end in cuts),
+    )
+    check_parts(series, split, horizon)
+    return split
+
+
+def check_parts(series: Series, split: Split, horizon: int) -> None:
+    """See that each part holds at least one forecast and what came true.
+
+    Raises:
+        SeriesTooShort: one does not.
+    """
+    for part, spans in split:
+        longest = max((end - first for first, end in spans), default=0)
+        if longest < horizon + 2:
+            raise SeriesTooShort(
+                f"{series.name}: the {part} part has {longest} of {len(series)} rows, expected at least {horizon + 2} "
+                f"for a horizon of {horizon} steps; give more rows or smaller --horizons"
+            )
+
+
+def fit_scaler(series: Series, spans: Spans) -> Scaler:
+    """Mean, spread and range of the rows in the spans, ignoring missing values.
+
+    Raises:
+        EmptyColumn: a feature has no value in these rows.
+    """
+    moments = np.array([_moments(series, index, spans) for index in range(len(series.names))])  # (features, 4)
+    mean, std, low, high = moments.T
+    constant = std <= CONSTANT_SPREAD * np.abs(mean)
+    return Scaler(
+        mean=mean.astype(np.float32),
+        std=np.where(constant, 1.0, std).astype(np.float32),
+        low=low.astype(np.float32),
+        high=high.astype(np.float32),
+        constant=tuple(name for name, flat in zip(series.names, constant, strict=True) if flat),
+    )
+
+
+def _moments(series: Series, index: int, spans: Spans) -> tuple[float, float, float, float]:
+    """Mean, standard deviation, minimum and maximum of a column: one at a time, so that millions of rows stay cheap."""
+    # Sums of 1e7 rows lose digits in float32.
+    values = np.concatenate([series.values[first:end, index] for first, end in spans]).astype(np.float64)
+    if np.isnan(values).all():
+        column = series.names[index]
+        raise EmptyColumn(
+            f"{series.name}: column {column!r} has no value in the training part ({len(values)} rows); "
+            f"leave it out with --exclude {column}"
+        )
+    return float(np.nanmean(values)), float(np.nanstd(values)), float(np.nanmin(values)), float(np.nanmax(values))
+
+
+def check_targets(series: Series, scaler: Scaler, targets: Sequence[str]) -> None:
+    """See that each target exists and moves in the training part.
+
+    Raises:
+        MissingColumn: it is not a feature of the series.
+        ConstantTarget: it never changes.
+    """
+    for target in targets:
+        index = series.column(target)
+        if target in scaler.constant:
+            raise ConstantTarget(
+                f"{series.name}: target {target!r} is always {scaler.mean[index]:g} in the training part; "
+                f"expected a column that changes"
+            )
+
+
+def ahead(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
+    """What comes true: (rows of the spans, horizons, targets), NaN where it is missing, past a gap, or outside its span."""
+    truth = np.full((rows_of(spans), len(horizons), len(targets)), np.nan, np.float32)
+    for place, first, end in placed(series, spans):
+        for index, horizon in enumerate(horizons):
+            if end - first > horizon:
+                truth[place : place + end - first - horizon, index] = series.values[
+                    first + horizon : end, list(targets)
+                ]
+    return truth
+
+
+def placed(series: Series, spans: Spans) -> Iterator[tuple[int, int, int]]:
+    """Each stretch (first, end) of the spans, and before it where its first row stands when the spans are laid end to end."""
+    before = 0
+    for span in spans:
+        for first, end in series.stretches((span,)):
+            yield before + first - span[0], first, end
+        before += span[1] - span[0]
+
+
+def steps_s_of(times: Times) -> npt.NDArray[np.float64]:
+    """The seconds from each row to the next: (time - 1,)."""
+    return np.diff(times).astype(np.float64) / 1e9
+
+
+def iso(time: np.datetime64) -> str:
+    """ISO 8601, with a fraction only where there is one."""
+    whole = time.astype("datetime64[s]")
+    return str(whole if whole == time else time)
