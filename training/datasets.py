@@ -45,7 +45,7 @@ class Dataset:
         time: the time column.
         target: the column that is usually forecast; empty where there is a label instead.
         units: of each sensor; the columns that are neither sensors nor the time are named by the next three.
-        group: the column that says which of several series a row belongs to; they are not one after the other in time.
+        group: the column that says which of several series a row belongs to; the rows of each lie together, in time order.
         groups: how many there are.
         label: the column that says what the sensors show, as text.
         split_by: the column each of whose values stays whole, on one side of a split.
