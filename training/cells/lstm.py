@@ -1,6 +1,6 @@
 """Long short-term memory layers: the plain one, and two with peepholes, gates that look at the cell state."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class LSTM(Cell):
 
     states = ("h", "c")
     # How many of the gates i, f and o look at the previous cell state; with 2, o looks at the new one.
-    looking_back: ClassVar[Literal[0, 2, 3]] = 0
+    looking_back: ClassVar[int] = 0
     onnx_w: Tensor  # (1, 4 * hidden, inputs)
     onnx_r: Tensor  # (1, 4 * hidden, hidden)
     onnx_b: Tensor  # (1, 8 * hidden), those of the inputs before the recurrent ones
@@ -112,8 +112,8 @@ class PeepholePrevious(Peephole):
         """(batch, inputs) -> (batch, hidden) and the next (h, c), by plain nodes."""
         h, c = (part.squeeze(0) for part in state)
         gates = functional.linear(torch.cat([x, h], -1), self.onnx_w, self.onnx_b)
-        looking, g = gates.split([3 * self.hidden, self.hidden], -1)
-        i, f, o = torch.sigmoid(looking + self.onnx_p * torch.cat([c, c, c], -1)).split(self.hidden, -1)
+        looking, g = torch.split(gates, [3 * self.hidden, self.hidden], -1)
+        i, f, o = torch.sigmoid(looking + self.onnx_p * torch.cat([c, c, c], -1)).chunk(3, -1)
         squash = ACTIVATIONS[self.activation].value
         c = f * c + i * squash(g)
         h = o * squash(c)

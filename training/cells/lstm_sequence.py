@@ -121,7 +121,8 @@ def _run(
     cells[0] = c
     r = r.t().contiguous()  # (hidden, 4 * hidden); read by every timestep
     ends = F if looking_back == 2 else O  # the last gate that is known before the new cell state is
-    for x, out, row, looking, known, g, i, f, o, old, new in zip(
+    seen_before, seen_after = (None, None) if p is None else (p[:looking_back], p[O - I] if looking_back == 2 else None)
+    for x, out, row, looking, known, g, i, f, o, old, seen, new in zip(
         projected.unbind(0),
         y.unbind(0),
         _rows(gates.flatten(2), keep),
@@ -129,17 +130,18 @@ def _run(
         _rows(gates[:, :, I : ends + 1], keep),
         *(_rows(gates[:, :, gate], keep) for gate in (G, I, F, O)),
         _rows(cells[:-1] if keep else cells, keep),
+        _rows((cells[:-1] if keep else cells).unsqueeze(2), keep),
         _rows(cells[1:] if keep else cells, keep),
         strict=False,  # what is not kept repeats for ever
     ):
         torch.addmm(x, h, r, out=row)
-        if p is not None:
-            looking.addcmul_(old.unsqueeze(1), p[:looking_back])
+        if seen_before is not None:
+            looking.addcmul_(seen, seen_before)
         known.sigmoid_()
         g.copy_(squash.value(g))
         torch.mul(f, old, out=new).addcmul_(i, g)
-        if p is not None and looking_back == 2:
-            o.addcmul_(new, p[2]).sigmoid_()
+        if seen_after is not None:
+            o.addcmul_(new, seen_after).sigmoid_()
         torch.mul(o, squash.value(new), out=out)
         h = out
     return y, gates, cells
