@@ -119,19 +119,21 @@ def _run(
     gates = projected.new_empty(steps if keep else 1, batch, 4, hidden)
     cells = projected.new_empty(1 + steps if keep else 1, batch, hidden)
     cells[0] = c
+    olds, news = (cells[:-1], cells[1:]) if keep else (cells, cells)
     r = r.t().contiguous()  # (hidden, 4 * hidden); read by every timestep
-    ends = F if looking_back == 2 else O  # the last gate that is known before the new cell state is
-    seen_before, seen_after = (None, None) if p is None else (p[:looking_back], p[O - I] if looking_back == 2 else None)
+    seen_before = None if p is None else p[:looking_back]
+    seen_after = p[2] if p is not None and looking_back == 2 else None
+    early = slice(I, O if looking_back == 2 else None)  # the gates that are known before the new cell state is
     for x, out, row, looking, known, g, i, f, o, old, seen, new in zip(
         projected.unbind(0),
         y.unbind(0),
         _rows(gates.flatten(2), keep),
         _rows(gates[:, :, I : I + looking_back], keep),
-        _rows(gates[:, :, I : ends + 1], keep),
+        _rows(gates[:, :, early], keep),
         *(_rows(gates[:, :, gate], keep) for gate in (G, I, F, O)),
-        _rows(cells[:-1] if keep else cells, keep),
-        _rows((cells[:-1] if keep else cells).unsqueeze(2), keep),
-        _rows(cells[1:] if keep else cells, keep),
+        _rows(olds, keep),
+        _rows(olds.unsqueeze(2), keep),
+        _rows(news, keep),
         strict=False,  # what is not kept repeats for ever
     ):
         torch.addmm(x, h, r, out=row)
