@@ -19,8 +19,6 @@ class LSTM(Cell):
     """
 
     states = ("h", "c")
-    # How many of the gates i, f and o look at the previous cell state; with 2, o looks at the new one.
-    looking_back: ClassVar[int] = 0
     onnx_w: Tensor  # (1, 4 * hidden, inputs)
     onnx_r: Tensor  # (1, 4 * hidden, hidden)
     onnx_b: Tensor  # (1, 8 * hidden), those of the inputs before the recurrent ones
@@ -34,7 +32,7 @@ class LSTM(Cell):
         """(time, batch, inputs) -> (time, batch, hidden) and (h, c) after the last timestep."""
         h, c = state
         if self.activation != "tanh":
-            return self._by_hand(x, (h, c), None)
+            return self._by_hand(x, h, c)
         y, (h, c) = self.kernel(x, (h, c))
         return y, (h, c)
 
@@ -51,12 +49,15 @@ class LSTM(Cell):
             onnx_b=torch.cat([input_bias, recurrent_bias]).unsqueeze(0),
         )
 
-    def _by_hand(self, x: Tensor, state: tuple[Tensor, Tensor], p: Tensor | None) -> tuple[Tensor, State]:
+    def _by_hand(
+        self, x: Tensor, h: Tensor, c: Tensor, p: Tensor | None = None, *, o_looks_back: bool = False
+    ) -> tuple[Tensor, State]:
         """`sequence()` with this layer's activation, and with peepholes if there are any, (3, hidden) for i, f, o."""
-        w, r, input_bias, recurrent_bias = map(_candidate_first, self.kernel.all_weights[0])
+        w, r, input_bias, recurrent_bias = self.kernel.all_weights[0]
         projected = functional.linear(x, w, input_bias + recurrent_bias)
-        y, *after = lstm_sequence(projected, r, p, self.looking_back, state, ACTIVATIONS[self.activation])
-        return y, tuple(after)
+        squash = ACTIVATIONS[self.activation]
+        y, h, c = lstm_sequence(projected, r, p, h, c, squash, o_looks_back=o_looks_back)
+        return y, (h, c)
 
     def _attributes(self) -> dict[str, object]:
         if self.activation == "tanh":
@@ -70,7 +71,7 @@ class Peephole(LSTM):
     It is the ONNX operator with its input P. The weights of the peepholes begin at zero, so it begins as the plain LSTM.
     """
 
-    looking_back = 2
+    o_looks_back: ClassVar[bool] = False
     onnx_p: Tensor  # (1, 3 * hidden)
 
     def __init__(self, inputs: int, hidden: int, activation: str = "tanh") -> None:
@@ -81,7 +82,7 @@ class Peephole(LSTM):
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(time, batch, inputs) -> (time, batch, hidden) and (h, c) after the last timestep."""
         h, c = state
-        return self._by_hand(x, (h, c), self.peepholes.view(3, self.hidden))
+        return self._by_hand(x, h, c, self.peepholes.view(3, self.hidden), o_looks_back=self.o_looks_back)
 
     def onnx_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, inputs) -> (batch, hidden) and the next (h, c), by one node."""
@@ -103,7 +104,7 @@ class PeepholePrevious(Peephole):
     would be one node, but is slower the wider the layer, for W then has as many columns more as there are units.
     """
 
-    looking_back = 3
+    o_looks_back = True
     onnx_w: Tensor  # (4 * hidden, inputs + hidden), gates i, f, o, g
     onnx_b: Tensor  # (4 * hidden,)
     onnx_p: Tensor  # (3 * hidden,)
@@ -129,12 +130,6 @@ def _onnx_gates(weights: Tensor) -> Tensor:
     """From torch's gate order i, f, g, o along the first axis to ONNX's i, o, f, c, where c is what torch calls g."""
     i, f, g, o = weights.chunk(4)
     return torch.cat([i, o, f, g])
-
-
-def _candidate_first(weights: Tensor) -> Tensor:
-    """From torch's gate order i, f, g, o along the first axis to g, i, f, o, that of `lstm_sequence`."""
-    i, f, g, o = weights.chunk(4)
-    return torch.cat([g, i, f, o])
 
 
 def _candidate_last(weights: Tensor) -> Tensor:
