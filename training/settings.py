@@ -34,9 +34,28 @@ class Source(Settings):
     """Where a series comes from: enough to read the same rows and columns again."""
 
     data: str
-    time: str | None = None
-    columns: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    time: str | None = Field(default=None, description="The time column; found by itself when there is only one.")
+    period: float | None = Field(
+        default=None, gt=0, description="Seconds from row to row, for a table without a time column."
+    )
+    group: str | None = Field(
+        default=None, description="The column that says which of several series a row belongs to."
+    )
+    split_by: str | None = Field(
+        default=None, description="The column whose values stay whole when the data is split, such as the person."
+    )
+    label: str | None = Field(default=None, description="The column with the class of each row.")
+    columns: tuple[str, ...] = Field(default=(), description="Take only these columns.")
+    exclude: tuple[str, ...] = Field(default=(), description="Leave these columns out.")
+    known: tuple[str, ...] = Field(
+        default=(), description="Columns whose future is known, given for each horizon as well."
+    )
+    calendar: tuple[Literal["day", "week", "year"], ...] = Field(
+        default=(), description="Add sine and cosine of the time of day, week or year."
+    )
+    elapsed: bool = Field(
+        default=False, description="Add the seconds since the last timestep; a gap then makes the state fresh."
+    )
 
 
 class Shape(Settings):
@@ -146,6 +165,10 @@ class Request(Settings):
     season: Steps | None = None
     models: Path = Path("models")
     name: str = Field(pattern=NAME)
+    hold_out: tuple[str, ...] = Field(default=(), description="Values of the column to split by that are held out.")
+    split_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Which values of the column to split by teach, choose and are held out."
+    )
     version: Steps | None = None
     out: Path
     held_out: Path | None = None
