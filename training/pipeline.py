@@ -23,6 +23,9 @@ from training.network import Network
 from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
 from training.settings import Architecture, Classify, Forecast, Request, Source
 
+# A note is a line: of many groups the first few are named.
+NAMED = 5
+
 
 @dataclass(frozen=True)
 class Published:
@@ -60,7 +63,12 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         return read(path, **columns)
     wanted = datasets.dataset(source.data)
     columns["time"] = source.time or wanted.time
-    columns["exclude"] = source.exclude if source.columns else (*source.exclude, *wanted.noise)
+    own = {"group": wanted.group, "split_by": wanted.split_by, "label": wanted.label}
+    for role in ("group", "split_by", "label"):
+        columns[role] = own[role] if getattr(source, role) is None else getattr(source, role)
+    # What tells rows apart is no sensor, also where it is not used.
+    unused = {column for column in own.values() if column} - {columns[role] for role in ("group", "split_by", "label")}
+    columns["exclude"] = (*source.exclude, *sorted(unused), *(() if source.columns else wanted.noise))
     return read(datasets.fetch(source.data), name=wanted.name, units=wanted.units, **columns)
 
 
@@ -211,9 +219,8 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
         )
     split = split_by_time(series, train=train, validation=validation, horizon=horizon)
     if split.short:
-        on_note(
-            f"{len(split.short)} groups are too short to be cut and teach as a whole: {', '.join(split.short[:5])}, ..."
-        )
+        named = ", ".join(split.short[:NAMED]) + (", ..." if len(split.short) > NAMED else "")
+        on_note(f"too short to be cut, so they only teach: {len(split.short)} of {len(series.groups)} groups ({named})")
     return split
 
 
@@ -249,7 +256,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.targets or _usual_targets(request.source)
+        targets = request.target or _usual_targets(request.source)
         check_targets(series, scaler, targets)
         task = Forecast(
             targets=tuple(series.column(target) for target in targets),
@@ -257,8 +264,8 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             quantiles=request.quantiles,
             links=request.links,
             season=request.season or season_steps(series.period_s) or 0,
-            interval=request.interval,
-            anomaly=request.anomaly,
+            coverage=request.coverage,
+            alarm_rate=request.alarm_rate,
         )
     return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
 
@@ -266,7 +273,12 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
 def _usual_targets(source: Source) -> tuple[str, ...]:
     if source.data not in datasets.DATASETS:
         raise SettingsError("target: a file has no usual target; name the column to forecast with --target")
-    return (datasets.DATASETS[source.data].target,)
+    usual = datasets.DATASETS[source.data].target
+    if not usual:
+        raise SettingsError(
+            f"target: {source.data} is there to be classified; ask for --task classify, or name a --target"
+        )
+    return (usual,)
 
 
 def _ending(fitted: Fitted) -> str:
