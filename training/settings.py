@@ -127,10 +127,19 @@ class Classify(Settings):
     classes: tuple[str, ...] = Field(min_length=2)
 
 
+class Elapsed(Settings):
+    """The feature, by its index, that holds the seconds since the last timestep, and what they mean."""
+
+    feature: int = Field(ge=0)
+    usual_s: float = Field(gt=0)  # the usual step
+    reset_s: float = Field(gt=0)  # after a longer one the state is that of a fresh stream
+
+
 class Architecture(Shape):
     """A whole network; with the weights it is all that is needed to build it again."""
 
     features: Steps
+    elapsed: Elapsed | None = None
     task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
