@@ -21,7 +21,7 @@ from training.evaluate import Graph, Scores, evaluate
 from training.fit import Epoch, Fitted, fit
 from training.network import Network
 from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
-from training.settings import Architecture, Classify, Forecast, Request, Source
+from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
 
 # A note is a line: of many groups the first few are named.
 NAMED = 5
@@ -258,6 +258,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
     else:
         targets = request.target or _usual_targets(request.source)
         check_targets(series, scaler, targets)
+        _check_future(request.source, targets)
         task = Forecast(
             targets=tuple(series.column(target) for target in targets),
             horizons=request.horizons,
@@ -267,7 +268,27 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             coverage=request.coverage,
             alarm_rate=request.alarm_rate,
         )
-    return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
+    return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
+
+
+def _elapsed(series: Series) -> Elapsed | None:
+    """What the seconds since the last timestep mean, if they are a feature."""
+    if features.ELAPSED not in series.names:
+        return None
+    return Elapsed(feature=series.column(features.ELAPSED), usual_s=series.usual_s, reset_s=series.gap_s)
+
+
+def _check_future(source: Source, targets: Sequence[str]) -> None:
+    """What is made from others, or whose future is given, is not there to be forecast."""
+    for target in targets:
+        if target in source.known:
+            raise SettingsError(
+                f"known: {target!r} is a target as well, expected other columns: its future is what is to be forecast"
+            )
+        if features.can_make(target):
+            raise SettingsError(
+                f"target: {target!r} is made from the time or from another column; expected a measured one"
+            )
 
 
 def _usual_targets(source: Source) -> tuple[str, ...]:
