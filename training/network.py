@@ -5,7 +5,8 @@ standard deviations. So a state of zeros means "every sensor was last seen at it
 needs no special start.
 """
 
-from itertools import islice
+import math
+from itertools import islice, pairwise
 from typing import cast
 
 import torch
@@ -78,8 +79,20 @@ class Network(nn.Module):
 
     def scaled_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """The same with the head's outputs in scaled units: what is learned from."""
+        resets = self._resets(x)
+        if resets is None or not resets.any():
+            return self._uncut_sequence(x, state)
+        # Cut before each timestep at which some stream of the batch begins anew: only there may a state be replaced.
+        cuts = torch.nonzero(resets.any(dim=1)).flatten().tolist()
+        parts: list[Outputs] = []
+        for first, end in pairwise(sorted({0, *cuts, len(x)})):
+            outputs, state = self._uncut_sequence(x[first:end], _renewed(state, resets[first]))
+            parts.append(outputs)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, state
+
+    def _uncut_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         missing = torch.isnan(x)
-        seen = _fill_forward((x - self.mean) / self.std, missing, state[0])
+        seen = _fill_forward(self._scaled(x), missing, state[0])
         y = self._told(seen, missing)
         parts = iter(state[1:])
         following: list[Tensor] = [seen[-1]]
@@ -92,8 +105,11 @@ class Network(nn.Module):
 
     def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """(batch, features) in raw units -> the outputs (batch, ...) as they are served, and the next state."""
+        resets = self._resets(x)
+        if resets is not None:
+            state = _renewed(state, resets)
         missing = torch.isnan(x)
-        seen = torch.where(missing, state[0], (x - self.mean) / self.std)
+        seen = torch.where(missing, state[0], self._scaled(x))
         y = self._told(seen, missing)
         parts = iter(state[1:])
         following: list[Tensor] = [seen]
@@ -113,6 +129,22 @@ class Network(nn.Module):
         for layer in self.layers:
             layer.prepare_export()
 
+    def _resets(self, x: Tensor) -> Tensor | None:
+        """(...) whether so long a silence lies before a timestep that its stream begins anew; None when time is not told."""
+        elapsed = self.architecture.elapsed
+        return None if elapsed is None else x[..., elapsed.feature] > elapsed.reset_s  # never where it is missing
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Raw -> scaled units, NaN where missing."""
+        scaled = (x - self.mean) / self.std
+        elapsed = self.architecture.elapsed
+        if elapsed is None:
+            return scaled
+        # Steps range over decades, so their logarithm is told; 0, which a fresh stream holds, is the usual step.
+        steps = torch.log1p(x[..., elapsed.feature].clamp(min=0.0) / elapsed.usual_s) - math.log(2.0)
+        own = torch.arange(x.shape[-1], device=x.device) == elapsed.feature
+        return torch.where(own, steps.unsqueeze(-1), scaled)
+
     def _told(self, seen: Tensor, missing: Tensor) -> Tensor:
         """What the first layer is told: (..., inputs)."""
         return torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.architecture.missing == "mask" else seen
@@ -123,6 +155,11 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(architecture, scaler)
+
+
+def _renewed(state: State, resets: Tensor) -> State:
+    """The state, that of a fresh stream where `resets` (batch,) says so."""
+    return tuple(part.masked_fill(resets.unsqueeze(-1), 0) for part in state)
 
 
 def _fill_forward(scaled: Tensor, missing: Tensor, last: Tensor) -> Tensor:

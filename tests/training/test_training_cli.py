@@ -153,7 +153,7 @@ def test_a_bad_table_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     error = refused(capsys, "train", "--data", str(table), "--target", "a", "--out", str(out))
     assert error == (
         "error: bad.csv: column 'a' holds string, expected numbers; first in row 2: 'high'; "
-        "leave it out with --exclude a"
+        "leave it out with --exclude a, or name it with --group or --label if it says what a row belongs to"
     )
     assert not out.exists()
 
