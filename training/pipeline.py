@@ -17,10 +17,12 @@ from training import datasets, export, run
 from training.baselines import season_steps
 from training.data import read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
-from training.evaluate import Graph, Scores, evaluate
+from training.evaluate import evaluate
 from training.fit import Epoch, Fitted, fit
+from training.graph import Graph
 from training.network import Network
-from training.series import Scaler, Series, check_targets, fit_scaler, split_by_time
+from training.scores import Scores
+from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_time
 from training.settings import Architecture, Classify, Forecast, Request, Source
 
 
@@ -90,9 +92,9 @@ def publish(
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = export.check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, record.facts.held_out.spans, season=season)
+    scores = evaluate(graph, series, season=season, split=record.facts.split)
     # The same graph again with what it scored; the metadata does not touch the maths.
-    description = export.describe(network, record.facts, scores.as_json())
+    description = export.describe(network, record.facts, scores.summary())
     export.set_description(bare, description)
     card = _card(record, description, scores, parity, name, version)
     return Published(export.write(models, name, version, bare, card), record, scores, parity)
@@ -142,11 +144,12 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source)
-    spans = None
-    if card is not None and card["data"]["sha256"] == series.sha256:
-        # The rows that the model has learned from say nothing about it.
-        spans = tuple((first, end) for first, end in card["data"]["held_out"]["spans"])
-    return evaluate(graph, series, spans, season=season)
+    if card is None:
+        return evaluate(graph, series, season=season)
+    if card["data"]["sha256"] != series.sha256:
+        return evaluate(graph, series, season=season, scales=card["scores"].get("mase_scale"))
+    # The rows that the model has learned from say nothing about it, but the baselines learn from the same ones.
+    return evaluate(graph, series, season=season, split=_split(card["data"]))
 
 
 def _learn(
@@ -201,6 +204,12 @@ def _usual_targets(source: Source) -> tuple[str, ...]:
     if source.data not in datasets.DATASETS:
         raise SettingsError("target: a file has no usual target; name the column to forecast with --target")
     return (datasets.DATASETS[source.data].target,)
+
+
+def _split(data: dict[str, Any]) -> Split:
+    """The split that a card tells of."""
+    parts = (data[part]["spans"] for part in ("training", "validation", "held_out"))
+    return Split(*(tuple((first, end) for first, end in spans) for spans in parts))
 
 
 def _ending(fitted: Fitted) -> str:
