@@ -11,12 +11,17 @@ import numpy as np
 
 from training import metrics
 from training.baselines import persistence, residual_quantiles, season_steps, seasonal_naive
+from training.classification import labels_of, score_classes
+from training.cold import cold_start
 from training.errors import MissingColumn, SeriesTooShort
 from training.graph import Graph
 from training.metrics import Bools, Doubles
 from training.ridge import fit_ridge
 from training.scores import Error, Interval, Quantile, Score, Scores
 from training.series import Floats, Series, Spans, Split, ahead, rows_of
+
+# The outputs that are judged.
+WANTED = ("forecast", "quantiles", "interval", "probability")
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,58 @@ def evaluate(
         spans = split.test if split else series.spans
     ordered = _ordered(series, graph.features)
     season = season or season_steps(series.period_s)
-    scales = _scales(graph, ordered, split, season) if split else scales or {}
-    return Scores(
+    outputs = graph.replay_rows(ordered.values, ordered.stretches(spans), keep=WANTED)
+    sections = _classes if "probability" in outputs else _forecasts
+    return replace(
+        sections(graph, ordered, spans, outputs, split=split, season=season, scales=scales or {}),
         data=series.name,
         start=str(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
         end=str(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
         rows=rows_of(spans),
+    )
+
+
+def _classes(
+    graph: Graph,
+    series: Series,
+    spans: Spans,
+    outputs: dict[str, Floats],
+    *,
+    split: Split | None,
+    season: int | None,  # noqa: ARG001  classes have no season
+    scales: dict[str, float],  # noqa: ARG001  nor a scale
+) -> Scores:
+    """The sections of a classification."""
+    classes, probability = graph.targets, outputs["probability"]
+    series = replace(series, labels=labels_of(series, classes), classes=tuple(classes))
+    assert series.labels is not None  # set in the line above
+    truth = np.concatenate([series.labels[first:end] for first, end in spans])
+    return Scores(
+        classification=score_classes(series, classes, spans, probability, split),
+        cold_start=cold_start(graph, series, spans, "probability", truth, probability, [("class", 0)]),
+    )
+
+
+def _forecasts(
+    graph: Graph,
+    series: Series,
+    spans: Spans,
+    outputs: dict[str, Floats],
+    *,
+    split: Split | None,
+    season: int | None,
+    scales: dict[str, float],
+) -> Scores:
+    """The sections of a forecast."""
+    targets, horizons = [series.column(name) for name in graph.targets], graph.horizons
+    truth = ahead(series, targets, horizons, spans)
+    scales = _scales(graph, series, split, season) if split else scales
+    names = [(target, horizon) for target in graph.targets for horizon in horizons]
+    return Scores(
         season=season,
-        table=_forecast_table(graph, ordered, spans, season, split, scales),
+        table=_forecast_table(graph, series, spans, outputs, truth, season=season, split=split, scales=scales),
         mase_scale=scales,
+        cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
     )
 
 
@@ -108,14 +156,20 @@ def _scales(graph: Graph, series: Series, split: Split, season: int | None) -> d
 
 
 def _forecast_table(
-    graph: Graph, series: Series, spans: Spans, season: int | None, split: Split | None, scales: dict[str, float]
+    graph: Graph,
+    series: Series,
+    spans: Spans,
+    outputs: dict[str, Floats],
+    truth: Floats,
+    *,
+    season: int | None,
+    split: Split | None,
+    scales: dict[str, float],
 ) -> tuple[Score, ...]:
     """A row for each target and horizon."""
     targets = [series.column(name) for name in graph.targets]
-    outputs = graph.replay_rows(series.values, series.stretches(spans), keep=("forecast", "quantiles", "interval"))
     forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
     forecasts |= _rivals(series, targets, graph, spans, season, split)
-    truth = ahead(series, targets, graph.horizons, spans)
     return tuple(
         _score(graph, truth, forecasts, outputs.get("interval"), place, index, series.name, scales)
         for place in range(len(targets))

@@ -239,12 +239,12 @@ class Scores:
     the training part, seasonal where there is a season.
     """
 
-    data: str
-    start: str
-    end: str
-    rows: int
-    season: int | None
-    table: tuple[Score, ...]
+    data: str = ""
+    start: str = ""
+    end: str = ""
+    rows: int = 0
+    season: int | None = None
+    table: tuple[Score, ...] = ()
     mase_scale: dict[str, float] = field(default_factory=dict)
     classification: ClassScores | None = None
     anomaly: AnomalyScores | None = None
