@@ -215,10 +215,11 @@ class Kind:
 class AnomalyScores:
     """Anomalies: the graph beside PCA (T2 and Q) at a threshold that gives as many false alarms on the clean part.
 
-    `seeds` copies of the held-out part had faults put into them; `tolerance` is in timesteps, see `detection`.
+    `copies` of the held-out part had faults put into them, in `columns`; `tolerance` is in timesteps, see `events`.
+    `alarm_rate` is the share of clean timesteps with an alarm that the graph promises.
     """
 
-    seeds: int
+    copies: int
     tolerance: int
     columns: tuple[str, ...]
     alarm_rate: float | None

@@ -124,7 +124,7 @@ def test_without_truth_there_is_no_line(make_series: Callable[..., Series], spli
 def test_lags_end_at_a_gap(make_series: Callable[..., Series]) -> None:
     """The first timestep after a gap is repeated, because the rows before it are of another time."""
     series = make_series(600, gap_at=550)
-    inputs = ridge._inputs(series, np.zeros(3, np.float32), np.ones(3, np.float32))
+    inputs = ridge.inputs_of(series, np.zeros(3, np.float32), np.ones(3, np.float32))
     window = inputs.windows(np.array([551]), [0], 4, [2])
     np.testing.assert_array_equal(window[0], series.values[[551, 550, 550, 550, 551], [0, 0, 0, 0, 2]])
 
