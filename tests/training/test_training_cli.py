@@ -122,14 +122,14 @@ def test_a_used_run_folder_is_refused(work: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--horizons", "1,x"], "horizons: got '1,x', expected rising whole numbers"),
+        (["--horizons", "1,x"], "horizons: got 'x', expected: a valid integer"),
         (["--horizons", "6,1"], "horizons: got '6,1'"),
-        (["--horizons", "0,1"], "horizons.0: got 0, expected: greater than or equal to 1"),
-        (["--learning-rate", "-1"], "learning-rate: got -1.0, expected: greater than 0"),
-        (["--dropout", "1"], "dropout: got 1.0, expected: less than 1"),
+        (["--horizons", "0,1"], "horizons: got '0', expected: greater than or equal to 1"),
+        (["--learning-rate", "-1"], "learning-rate: got '-1', expected: greater than 0"),
+        (["--dropout", "1"], "dropout: got '1', expected: less than 1"),
         (["--name", "a/b"], "name: got 'a/b'"),
         (["--threads", "0"], "threads: got 0, expected at least 1"),
-        (["--epochs", "many"], "--epochs"),
+        (["--epochs", "many"], "epochs: got 'many', expected: a valid integer"),
         (["--nonsense"], "--nonsense"),
         (["--data", "nowhere"], "no data set is called 'nowhere'; known: appliances"),
         (["--data", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
@@ -153,7 +153,7 @@ def test_a_bad_table_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     error = refused(capsys, "train", "--data", str(table), "--target", "a", "--out", str(out))
     assert error == (
         "error: bad.csv: column 'a' holds string, expected numbers; first in row 2: 'high'; "
-        "leave it out with --exclude a"
+        "leave it out with --exclude a, or name it with --group or --label if it says what a row belongs to"
     )
     assert not out.exists()
 
