@@ -5,21 +5,59 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from training.backtest import Backtest, mean_and_spread
 from training.scores import AnomalyScores, ClassScores, Error, Score, Scores
 
 NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
 CLASS_NAMES = {"frequencies": "the class frequencies", "linear": "a linear classifier"}
+MEASURES = {"mae": "mean absolute error", "wrong": "share of wrong classes", "cross_entropy": "cross-entropy"}
 # What fits into a hundred columns.
 CONFUSION_CLASSES = 10
 CLASS_LETTERS = 7
 NAMED = 4
 # Of many targets the first few show how long a stream needs.
 COLD_ROWS = 12
+# Of many folds these stand in the table; the mean is over all.
+NAMED_FOLDS = 5
 
 
 def table(scores: Scores) -> RenderableType:
     """All tables that there is something for, one below the other."""
     return Group(*_forecast_tables(scores), *_class_tables(scores), *_anomaly_tables(scores), *_cold_tables(scores))
+
+
+def backtest_table(result: Backtest) -> RenderableType:
+    """The folds; then by target and horizon the model's error in each, its mean and spread, and its skill."""
+    folds = _board(f"{result.data}: {len(result.folds)} folds", ("fold", "from", "to"), ("taught", "chose", "judged"))
+    for fold in result.folds:
+        counts = (str(count) for count in (fold.taught, fold.chosen, fold.scores.rows))
+        folds.add_row(str(fold.number), fold.scores.start, fold.scores.end, *counts)
+    named = ", ".join(sorted({MEASURES[line.measure] for line in result.lines}))
+    board = _board(
+        f"{named} by fold, mean and standard deviation; skill against the best baseline",
+        ("target", "ahead" if result.folds[0].scores.table else "measure"),
+        (*(str(fold.number) for fold in result.folds[:NAMED_FOLDS]), "mean", "skill", "won"),
+    )
+    for line in result.lines:
+        mean, spread = mean_and_spread(line.values)
+        skill, skill_spread = mean_and_spread(line.skills)
+        board.add_row(
+            Text(line.target),
+            duration(line.horizon, line.horizon_s) if line.horizon else MEASURES[line.measure],
+            *(_number(value) for value in line.values[:NAMED_FOLDS]),
+            f"{mean:.4g} ± {spread:.2g}",
+            f"{100 * skill:.1f} ± {100 * skill_spread:.1f} %",
+            f"{line.wins}/{len(line.values)}",
+        )
+    return Group(folds, board)
+
+
+def backtest_verdict(result: Backtest) -> str:
+    """Whether the model beats the baselines whatever the fold."""
+    lost = [str(fold.number) for fold in result.folds if not fold.scores.wins]
+    if not lost:
+        return "The model beats every baseline in every fold."
+    return f"The model does NOT beat every baseline in fold {_joined(lost)} of {len(result.folds)}."
 
 
 def verdict(scores: Scores) -> str:
@@ -61,12 +99,17 @@ def _anomaly_verdict(scores: AnomalyScores) -> str:
 
 def ahead(score: Score) -> str:
     """How far ahead: `6 h`, or `36 steps` when the period is unknown."""
-    if score.horizon_s is None:
-        return f"{score.horizon} steps"
+    return duration(score.horizon, score.horizon_s)
+
+
+def duration(steps: int, seconds: float | None) -> str:
+    """A number of timesteps as people say it."""
+    if seconds is None:
+        return f"{steps} steps"
     for size_s, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if score.horizon_s >= size_s:
-            return f"{score.horizon_s / size_s:g} {unit}"
-    return f"{score.horizon_s:g} s"
+        if seconds >= size_s:
+            return f"{seconds / size_s:g} {unit}"
+    return f"{seconds:g} s"
 
 
 def _forecast_tables(scores: Scores) -> list[Table]:
