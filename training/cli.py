@@ -62,7 +62,7 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
 
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
         result = roll(request, rolling, progress.show, progress.note)
-    Console(soft_wrap=True).print(scoreboard.backtest_table(result))
+    _show(scoreboard.backtest_table(result))
     _say(scoreboard.backtest_verdict(result))
     _say(f"runs: {request.out}")
     if json_file:
@@ -179,14 +179,20 @@ def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the table, the verdict and where things are; write them to the file if there is one."""
     from training import scoreboard
 
-    console = Console(soft_wrap=True)
-    console.print(scoreboard.table(scores))
+    _show(scoreboard.table(scores))
     _say(scoreboard.verdict(scores))
     for what, path in places.items():
         _say(f"{what}: {path}")
     if json_file:
         result = {what: str(path) for what, path in places.items()} | {"scores": scores.as_json()}
         _write_json(json_file, result)
+
+
+def _show(table: Any) -> None:
+    """Print a table: as wide as it needs, since a narrow screen must not hide numbers."""
+    from training.scoreboard import WIDTH
+
+    Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:

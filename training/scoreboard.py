@@ -11,6 +11,8 @@ from training.scores import AnomalyScores, ClassScores, Error, Score, Scores
 NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
 CLASS_NAMES = {"frequencies": "the class frequencies", "linear": "a linear classifier"}
 MEASURES = {"mae": "mean absolute error", "wrong": "share of wrong classes", "cross_entropy": "cross-entropy"}
+# Columns of the widest table with names of usual length; on a narrower screen lines are cut, not numbers.
+WIDTH = 100
 # What fits into a hundred columns.
 CONFUSION_CLASSES = 10
 CLASS_LETTERS = 7
@@ -73,9 +75,10 @@ def verdict(scores: Scores) -> str:
 
 
 def _forecast_verdict(scores: Scores) -> str:
-    lost = ", ".join(f"{score.target} {ahead(score)} ahead" for score in scores.table if not score.wins)
+    lost = [f"{score.target} {ahead(score)} ahead" for score in scores.table if not score.wins]
     if lost:
-        return f"The model does NOT beat the baselines for: {lost}. Do not serve it for that."
+        more = f" and {len(lost) - NAMED} more of {len(scores.table)}" if len(lost) > NAMED else ""
+        return f"The model does NOT beat the baselines for: {', '.join(lost[:NAMED])}{more}. Do not serve it for that."
     named = [name for rival, name in NAMES.items() if any(rival in score.rivals for score in scores.table)]
     return f"The model beats {_joined(named)} at every horizon."
 
@@ -206,10 +209,8 @@ def _cold_tables(scores: Scores) -> list[Table]:
     part = scores.cold_start
     if part is None:
         return []
-    firsts = [before + 1 for before in (0, *part.steps[:-1])]
-    bands = [str(last) if first == last else f"{first}-{last}" for first, last in zip(firsts, part.steps, strict=True)]
-    title = f"error of a fresh stream beside a long one, by timestep ({part.streams} streams)"
-    board = _board(title, ("target", "ahead"), (*bands, "settled after"))
+    title = f"error of a fresh stream in % above a long one's, up to timestep ...; {part.streams} streams"
+    board = _board(title, ("target", "ahead"), (*(str(step) for step in part.steps), "settled after"))
     spans = {(score.target, score.horizon): ahead(score) for score in scores.table}
     for start in part.table[:COLD_ROWS]:
         board.add_row(
@@ -222,8 +223,8 @@ def _cold_tables(scores: Scores) -> list[Table]:
 
 
 def _more(cold: float, warm: float) -> str:
-    """By how much the cold error is larger: `+12 %`."""
-    return "-" if warm == 0 else f"{round(100 * (cold / warm - 1)):+d} %"
+    """By how many percent the cold error is larger: `+12`."""
+    return "-" if warm == 0 else f"{round(100 * (cold / warm - 1)):+d}"
 
 
 def _short(name: str) -> Text:

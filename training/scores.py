@@ -291,15 +291,20 @@ def _judged(score: Score) -> dict[str, Any]:
 
 
 def _short_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Of the model what there is but its single quantiles, of the baselines MAE and RMSE."""
-    kept = {name: row[name] for name in ("target", "unit", "horizon", "horizon_s", "count", "skill", "beats_baselines")}
+    """Of the model what there is but its single quantiles, of the baselines the MAE."""
+    kept = {name: row[name] for name in ("target", "unit", "horizon", "count", "skill", "beats_baselines")}
     model = {name: value for name, value in row["model"].items() if value is not None and name != "quantiles"}
     rivals = {
-        name: {"mae": row[name]["mae"], "rmse": row[name]["rmse"]}
-        for name in ("persistence", "seasonal_naive", "ridge")
-        if row[name] is not None
+        name: {"mae": row[name]["mae"]} for name in ("persistence", "seasonal_naive", "ridge") if row[name] is not None
     }
     return kept | {"model": model} | rivals | ({"interval": row["interval"]} if row["interval"] else {})
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """The same without these keys, however deep they are."""
+    if isinstance(value, dict):
+        return {key: _without(part, names) for key, part in value.items() if key not in names}
+    return value
 
 
 def _rounded(value: Any) -> Any:
