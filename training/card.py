@@ -83,6 +83,7 @@ def make(  # noqa: PLR0913  a card is where everything comes together
     told: Json,
     features: Sequence[Json],
     scores: Json,
+    verdict: str,
     history: Sequence[Json],
     graph: bytes,
 ) -> Json:
@@ -98,6 +99,7 @@ def make(  # noqa: PLR0913  a card is where everything comes together
         **told,
         "features": list(features),
         "scores": scores,
+        "verdict": verdict,
         "history": list(history),
     }
 

@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate`, `export` and `datasets`. The only place that prints and knows exit codes.
+"""The commands `train`, `evaluate`, `export`, `report` and `datasets`. The only place that prints and knows exit codes.
 
 A mistake of the person who types is one line on stderr and exit code 2, never a traceback. torch, onnx and pyarrow take
 seconds to load, so they are imported by the commands that use them and `--help` does not wait.
@@ -77,6 +77,22 @@ def export(
 
     published = export_run(run, models, data=data, name=name, version=version, season=season)
     _report(published.scores, json_file, model=published.folder, run=run)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="A version's folder.")],
+    data: Annotated[str | None, option("data", "Where the version's data is now, if it was moved.")] = None,
+    out: Annotated[Path | None, option("out", "The file to write; report.html beside the card when not given.")] = None,
+) -> None:
+    """Write the report of a version again, from its card and its data: one HTML page that needs nothing else."""
+    from training.pipeline import report_again
+
+    page = report_again(model, data=data)
+    path = out or model / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    _say(f"report: {path}")
 
 
 @app.command()

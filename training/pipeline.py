@@ -4,17 +4,14 @@ Prints nothing and knows no command line.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import onnx
-import torch
-
-from training import datasets, export, run
+from training import card, datasets, export, report, run, scoreboard
 from training.baselines import season_steps
+from training.curves import Replayed
 from training.data import read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
 from training.evaluate import Graph, Scores, evaluate
@@ -75,27 +72,54 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     run.save(request.out, record, network)
     if request.held_out:
         write_csv(series, request.held_out, record.facts.held_out.spans)
-    return publish(record, network, series, request.models, request.name, version=version, season=request.season)
+    return publish(
+        record, network, series, request.out, request.models, request.name, version=version, season=request.season
+    )
 
 
 def publish(
-    record: run.Run, network: Network, series: Series, models: Path, name: str, *, version: int, season: int | None
+    record: run.Run,
+    network: Network,
+    series: Series,
+    folder: Path,
+    models: Path,
+    name: str,
+    *,
+    version: int,
+    season: int | None,
 ) -> Published:
-    """Export a network, pass the gate, replay the held-out part through the graph, and write the version with its card.
+    """Export a network, pass the gate, replay the held-out part through the graph, and write the version.
+
+    Beside the graph stand its card and its report. `folder` is the run's: it knows how the learning went.
 
     Raises:
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
-    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
+    description = export.describe(network, record.facts, scores={})
+    bare = export.build_graph(network, description)
     parity = export.check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
     scores = evaluate(graph, series, record.facts.held_out.spans, season=season)
+    told = card.facts(record, network, parity)
     # The same graph again with what it scored; the metadata does not touch the maths.
-    description = export.describe(network, record.facts, scores.as_json())
-    export.set_description(bare, description)
-    card = _card(record, description, scores, parity, name, version)
-    return Published(export.write(models, name, version, bare, card), record, scores, parity)
+    described = description | {"scores": scores.as_json(), "training": card.in_metadata(told)}
+    export.set_description(bare, described)
+    content = bare.SerializeToString()
+    made = card.make(
+        name=name,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        description=described,
+        told=told,
+        features=card.columns(record, network, series),
+        scores=scores.as_json(),
+        verdict=scoreboard.verdict(scores),
+        history=run.read_metrics(folder),
+        graph=content,
+    )
+    page = report.build(_material(made, graph, series))
+    return Published(export.write(models, name, version, content, made, page), record, scores, parity)
 
 
 def export_run(
@@ -123,7 +147,7 @@ def export_run(
         raise ChecksumMismatch(
             f"data: {series.name} has SHA-256 {series.sha256}, expected {record.facts.sha256}, which the run learned from"
         )
-    return publish(record, network, series, models, label, version=free, season=season)
+    return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
 def judge(model: Path, *, data: str | None, time: str | None, season: int | None) -> Scores:
@@ -134,19 +158,51 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
-    card = export.read_card(model)
+    told = export.read_card(model)
     if data is not None:
         source = Source(data=data, time=time, columns=tuple(graph.features))
-    elif card is not None:
-        source = Source.model_validate(card["source"])
+    elif told is not None:
+        source = Source.model_validate(told["source"])
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source)
     spans = None
-    if card is not None and card["data"]["sha256"] == series.sha256:
+    if told is not None and told["data"]["sha256"] == series.sha256:
         # The rows that the model has learned from say nothing about it.
-        spans = tuple((first, end) for first, end in card["data"]["held_out"]["spans"])
+        spans = tuple((first, end) for first, end in told["data"]["held_out"]["spans"])
     return evaluate(graph, series, spans, season=season)
+
+
+def report_again(model: Path, *, data: str | None) -> str:
+    """The report of a version, made again from its card and its data.
+
+    Args:
+        model: the version's folder.
+        data: where its data is now; where it was when None.
+
+    Raises:
+        ModelUnreadable: there is no model, or no card that a report can be made of.
+        ChecksumMismatch: the data is no longer what the model learned from.
+        TrainingError: the data cannot be used.
+    """
+    graph = Graph.load(model)
+    told = export.read_card(model)
+    if told is None or "history" not in told:
+        raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
+    source = Source.model_validate(told["source"])
+    series = read_source(source.model_copy(update={"data": data or source.data}))
+    if series.sha256 != told["data"]["sha256"]:
+        raise ChecksumMismatch(
+            f"data: {series.name} has SHA-256 {series.sha256}, expected {told['data']['sha256']}, which the model learned "
+            f"from; `tidegate evaluate` scores a model on other data"
+        )
+    return report.build(_material(told, graph, series))
+
+
+def _material(told: dict[str, Any], graph: Graph, series: Series) -> report.Material:
+    """What the report draws: the held-out part through the graph."""
+    spans = tuple((first, end) for first, end in told["data"]["held_out"]["spans"])
+    return report.Material(card=told, replayed=Replayed.of(graph, series, spans))
 
 
 def _learn(
@@ -216,40 +272,3 @@ def _ending(fitted: Fitted) -> str:
         f"stopped after epoch {len(fitted.epochs)}: {reasons[fitted.stopped]}; "
         f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
     )
-
-
-def _card(
-    record: run.Run, description: dict[str, Any], scores: Scores, parity: export.Parity, name: str, version: int
-) -> dict[str, Any]:
-    """The model card: what `card.json` tells people and programs."""
-    facts = record.facts
-    return {
-        "name": name,
-        "version": version,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "description": description | {"scores": {}},  # they stand below, once
-        "source": record.source.model_dump(),
-        "data": {
-            "name": facts.name,
-            "sha256": facts.sha256,
-            "rows": facts.rows,
-            "training": facts.training.model_dump(),
-            "validation": facts.validation.model_dump(),
-            "held_out": facts.held_out.model_dump(),
-        }
-        | _provenance(record.source),
-        "settings": {"network": record.architecture.model_dump(), "fit": record.fit.model_dump()},
-        "outcome": record.outcome.model_dump(),
-        "scores": scores.as_json(),
-        "parity": asdict(parity),
-        "made_with": {
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": metadata.version("onnxruntime"),
-        },
-    }
-
-
-def _provenance(source: Source) -> dict[str, str]:
-    known = datasets.DATASETS.get(source.data)
-    return {"source": known.source, "licence": known.licence} if known else {}

@@ -42,13 +42,18 @@ def verdict(scores: Scores) -> str:
 
 
 def ahead(score: Score) -> str:
-    """How far ahead: `6 h`, or `36 steps` when the period is unknown."""
-    if score.horizon_s is None:
-        return f"{score.horizon} steps"
+    """How far ahead a score looks, in words."""
+    return lead(score.horizon, score.horizon_s)
+
+
+def lead(horizon: int, horizon_s: float | None) -> str:
+    """How long it is: `6 h`, or `36 steps` when the period is unknown."""
+    if horizon_s is None:
+        return f"{horizon} steps"
     for size_s, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if score.horizon_s >= size_s:
-            return f"{score.horizon_s / size_s:g} {unit}"
-    return f"{score.horizon_s:g} s"
+        if horizon_s >= size_s:
+            return f"{horizon_s / size_s:g} {unit}"
+    return f"{horizon_s:g} s"
 
 
 def _cell(error: Error | None) -> str:

@@ -28,6 +28,7 @@ TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
     "evaluate": "Score an exported model beside the baselines.",
     "export": "Write a trained run as a model that can be served.",
+    "report": "Write the page that says how good a model is.",
     "datasets": "List the named data sets, with source and licence.",
 }
 
