@@ -22,6 +22,15 @@ from training.series import Series, Spans, rows_of
 
 Json = dict[str, Any]
 
+# Why a training ended, in words.
+STOPPED = {
+    "epochs": "all epochs are done",
+    "patience": "the validation score has not improved for a while",
+    "minutes": "the time is up",
+    "interrupted": "interrupted: the best weights so far are kept",
+    "diverged": "the loss is no longer a number: the best weights before that are kept",
+}
+
 
 def facts(record: Run, network: Network, parity: Parity) -> Json:
     """What was learned from, with which settings, how it ended, and what made the graph."""

@@ -17,7 +17,7 @@ from training.series import Times
 Numbers = npt.NDArray[np.float64]
 
 # Drawn twice and chosen by the style: across the page, and across a phone of 360 pixels less its margins.
-WIDE, NARROW = 980, 340
+WIDE, NARROW = 750, 340
 # A letter of the sans-serif at 11 pixels, a little generous: text is measured by the browser, long after us.
 LETTER = 6.1
 LINE = 13  # pixels between two direct labels
@@ -60,7 +60,7 @@ def linear(values: npt.ArrayLike, unit: str = "", *, zero: bool = False, ticks: 
     # Ends on ticks below and above, so that the highest point has a number over it.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    marks = tuple((place * step, f"{place * step:,.{digits}f}") for place in range(first, last + 1))
+    marks = tuple((place * step, signed(f"{place * step:,.{digits}f}")) for place in range(first, last + 1))
     return Scale(first * step, last * step, marks, unit)
 
 
@@ -243,6 +243,11 @@ def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: in
 def both(draw: Callable[[int], str]) -> str:
     """A chart in two widths, of which the style of the page shows one."""
     return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
+
+
+def signed(number: str) -> str:
+    """A number with a minus sign in place of a hyphen."""
+    return number.replace("-", "−")
 
 
 def _round_step(size: float) -> float:

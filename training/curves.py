@@ -3,6 +3,7 @@
 Errors are forecast minus truth, in the target's unit, at the time that was forecast. Knows no SVG and no torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ STRETCH = 432
 # A stretch is looked for at this part of its length apart.
 STRIDE = 8
 BINS = 31  # of a histogram of errors; odd, so that no error has a bar in the middle
-TAIL = 0.005  # share of errors at either end that the outermost bars gather
+TAIL = 0.02  # share of the errors that may lie beyond the outermost bars, which gather them
 CONFIDENCE_BINS = 10  # of a reliability diagram
 
 
@@ -112,13 +113,18 @@ def telling_stretch(replayed: Replayed, target: int) -> Span:
     return chosen, chosen + length
 
 
-def histogram(errors: Numbers) -> tuple[Numbers, Numbers]:
-    """Edges and shares of `BINS` bars around zero; the outermost hold all that lies beyond."""
+def edges_of(errors: Sequence[Numbers]) -> Numbers:
+    """(BINS + 1,) the edges of bars around zero that hold all but a few of each of the errors."""
+    known = [np.abs(some[np.isfinite(some)]) for some in errors]
+    reach = max((float(np.quantile(some, 1 - TAIL)) for some in known if len(some)), default=0.0) or 1.0
+    return np.linspace(-reach, reach, BINS + 1)
+
+
+def histogram(errors: Numbers, edges: Numbers) -> Numbers:
+    """(BINS,) the share of the errors between each two edges; the outermost hold all that lies beyond."""
     known = errors[np.isfinite(errors)]
-    reach = float(np.quantile(np.abs(known), 1 - 2 * TAIL)) if len(known) else 1.0
-    edges = np.linspace(-(reach or 1.0), reach or 1.0, BINS + 1)
     counts, _ = np.histogram(np.clip(known, edges[0], edges[-1]), edges)
-    return edges, counts / max(len(known), 1)
+    return counts / max(len(known), 1)
 
 
 def by_hour(times: Times, errors: Numbers) -> Numbers:

@@ -23,16 +23,19 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%;overflow-wrap:break-word}
-main{max-width:1020px;margin:0 auto;padding:40px 20px 64px}
+main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}
 h1{font-size:30px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em}
 h2{font-size:20px;line-height:1.3;margin:0 0 4px}
 h3{font-size:15px;line-height:1.4;margin:24px 0 4px;font-weight:600}
 p{margin:0 0 12px;max-width:68ch}
-section{margin-top:44px;padding-top:20px;border-top:1px solid var(--rule)}
+section{margin-top:36px;padding-top:22px;border-top:1px solid var(--rule)}
 .kicker{color:var(--soft);font-size:13px;margin:0 0 6px}
 .lead{font-size:18px}
 .how,figcaption,.foot{color:var(--soft);font-size:14px}
 .how{margin-bottom:16px}
+header dl{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
+.body{min-width:0}
+@media screen and (min-width:900px){section{display:grid;grid-template-columns:236px minmax(0,1fr);gap:0 52px}}
 .verdict{border-left:4px solid var(--blue);background:var(--panel);padding:12px 16px;margin:20px 0;max-width:none;font-weight:600}
 .verdict.fails{border-color:var(--red)}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,210px),1fr));gap:12px 24px;margin:16px 0 0}
@@ -43,9 +46,9 @@ dd{margin:0;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;margin:8px 0}
 caption{text-align:left;font-weight:600;padding:8px 0 4px}
-th{text-align:right;font-weight:500;color:var(--soft);font-size:13px;vertical-align:bottom}
+th{text-align:right;font-weight:500;color:var(--soft);font-size:13px}
 td{text-align:right;white-space:nowrap}
-th,td{padding:5px 0 5px 22px;border-bottom:1px solid var(--rule)}
+th,td{vertical-align:baseline;padding:5px 0 5px 22px;border-bottom:1px solid var(--rule)}
 th:first-child,td:first-child,tbody th{text-align:left;padding-left:0;color:var(--ink);font-weight:400;font-size:14px}
 td small{color:var(--soft);font-size:12px;display:block;line-height:1.2}
 td .best{font-weight:600}
@@ -60,7 +63,7 @@ overflow-x:auto;margin:8px 0 16px;tab-size:4}
 code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .parts{display:flex;height:14px;margin:12px 0;gap:2px}
 .parts div{background:var(--grey);min-width:3px}.parts .validation{background:var(--purple)}.parts .held{background:var(--blue)}
-.key{display:inline-block;width:10px;height:10px;margin-right:6px;background:var(--grey)}
+.once{white-space:nowrap}.key{display:inline-block;width:10px;height:10px;margin-right:6px;background:var(--grey)}
 .key.validation{background:var(--purple)}.key.held{background:var(--blue)}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font:11px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--soft);
@@ -68,25 +71,25 @@ font-variant-numeric:tabular-nums}
 svg .end{text-anchor:end}svg .middle{text-anchor:middle}
 svg .number,svg .cell{fill:var(--ink)}
 svg .cell.strong{fill:var(--paper)}
-.grid-line,line.grid{stroke:var(--rule);stroke-width:1}line.axis{stroke:var(--grey);stroke-width:1}
+line.grid{stroke:var(--rule);stroke-width:1}line.axis{stroke:var(--grey);stroke-width:1}
 line.mark{stroke:var(--grey);stroke-dasharray:3 3}
 path.line{fill:none;stroke:var(--ink);stroke-width:1.3;stroke-linejoin:round}
-path.area{stroke:none;fill:var(--blue);fill-opacity:.2}
-path.truth{stroke:var(--ink);stroke-width:1}path.ideal{stroke:var(--grey);stroke-dasharray:3 3}
+path.area{fill:var(--tone);fill-opacity:.18}
+path.line.truth{stroke:var(--ink);stroke-width:1}path.line.ideal{stroke:var(--grey);stroke-dasharray:3 3}
 .a{--tone:var(--blue)}.b{--tone:var(--red)}.c{--tone:var(--green)}.d{--tone:var(--purple)}.e{--tone:var(--grey)}
-path.a,path.b,path.c,path.d,path.e{stroke:var(--tone)}
+path.line.a,path.line.b,path.line.c,path.line.d,path.line.e{stroke:var(--tone)}
 circle.a,circle.b,circle.c,circle.d,circle.e,rect.a,rect.b,rect.c,rect.d,rect.e{fill:var(--tone)}
 svg text.a,svg text.b,svg text.c,svg text.d,svg text.e{fill:var(--tone)}svg text.truth{fill:var(--ink)}
 rect.right{fill:var(--blue)}rect.wrong{fill:var(--red)}rect.fault{fill:var(--red);fill-opacity:.16}rect.alarm{fill:var(--red)}
 footer{margin-top:44px;border-top:1px solid var(--rule);padding-top:12px}
 @media (max-width:719px){main{padding:24px 16px 40px}.wide{display:none}.narrow{display:block}h1{font-size:25px}
-.lead{font-size:17px}th,td{padding-left:10px}table,tbody th,td:first-child{font-size:13px}section{margin-top:32px}}
+.lead{font-size:17px}th,td{padding-left:10px}table,th:first-child,tbody th{font-size:13px}section{margin-top:32px}}
 @page{size:A4;margin:15mm 14mm}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--panel:#f3f3f3;--blue:#0072b2;
 --red:#c4500a;--green:#00795a;--purple:#9a3f78;--grey:#777}
 body{font-size:10.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}main{padding:0;max-width:none}
 h1{font-size:20pt}h2{font-size:13pt}.lead{font-size:11.5pt}.how,figcaption,.foot{font-size:9pt}
-.wide{display:block}.narrow{display:none}.wide svg text{font-size:13px}.grid{grid-template-columns:1fr 1fr}
+.wide{display:block}.narrow{display:none}.grid{grid-template-columns:1fr 1fr}
 section{margin-top:18pt;padding-top:10pt}h2,h3,.how,figcaption,caption{break-after:avoid}
 figure,tr,pre,dl div{break-inside:avoid}pre{white-space:pre-wrap}.scroll{overflow:visible}
 table{font-size:9pt}th,td{padding:2.5pt 0 2.5pt 14pt}}
@@ -108,7 +111,8 @@ def section(title: str, how: str, *parts: str) -> Html:
     """A heading, one sentence that says how to read what follows, and the parts; nothing if there are none."""
     if not any(parts):
         return Html()
-    return tag("section", tag("h2", title), tag("p", how, kind="how"), *parts)
+    side = tag("div", tag("h2", title), tag("p", how, kind="how"))
+    return tag("section", side, tag("div", *parts, kind="body"))
 
 
 def figure(title: str, chart: str, said: str = "") -> Html:

@@ -261,14 +261,7 @@ def _usual_targets(source: Source) -> tuple[str, ...]:
 
 def _ending(fitted: Fitted) -> str:
     """Why the training stopped, in words."""
-    reasons = {
-        "epochs": "all epochs are done",
-        "patience": "the validation score has not improved for a while",
-        "minutes": "the time is up",
-        "interrupted": "interrupted: the best weights so far are kept",
-        "diverged": "the loss is no longer a number: the best weights before that are kept",
-    }
     return (
-        f"stopped after epoch {len(fitted.epochs)}: {reasons[fitted.stopped]}; "
+        f"stopped after epoch {len(fitted.epochs)}: {card.STOPPED[fitted.stopped]}; "
         f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from training import charts, curves
+from training.card import STOPPED
 from training.charts import Plot, both
 from training.curves import Replayed
 from training.faults import Event
@@ -25,6 +26,7 @@ SHOWN = 4
 COLOURS = "abcd"
 # How a card calls the baselines, and how people do.
 RIVALS = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge regression"}
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "peephole": "peephole LSTM", "peephole-previous": "peephole LSTM"}
 
 
@@ -119,6 +121,8 @@ def _learned(material: Material) -> str:
             f"A recurrent {what} tells which of {len(classes)} classes each timestep belongs to, from {seen}, {every}."
         )
     targets = [_with_unit(name, unit) for name, unit in zip(described["targets"], described["units"], strict=True)]
+    if len(targets) > 2 * SHOWN:
+        targets = [*targets[:SHOWN], f"{len(targets) - SHOWN} more"]
     horizons = [material.ahead(horizon) for horizon in described["horizons"]]
     return f"A recurrent {what} forecasts {_and(targets)} {_and(horizons)} ahead, from {seen}, {every}."
 
@@ -259,22 +263,19 @@ def _residuals(material: Material) -> Html:
     period_s = material.card["description"]["period_s"]
     for place, name, unit, horizons in material.shown():
         errors = [(ahead, colour, replayed.errors(index)[:, place]) for index, ahead, colour in horizons]
+        # The same edges for all horizons, so that a wide spread looks wide.
+        edges = curves.edges_of([wrong for *_, wrong in errors])
         for ahead, colour, wrong in errors:
-            edges, shares = curves.histogram(wrong)
-            across = charts.linear(edges, unit, ticks=4)
-            plot = Plot(
-                f"{name}, {ahead} ahead: errors",
-                across,
-                charts.linear(100 * shares, "% of forecasts", zero=True, ticks=3),
-                height=150,
-            )
-            plot.bars(edges, 100 * shares, colour)
+            shares = 100 * curves.histogram(wrong, edges)
+            scale = charts.linear(shares, "% of forecasts", zero=True, ticks=3)
+            plot = Plot(f"{name}, {ahead} ahead: errors", charts.linear(edges, unit, ticks=4), scale, height=150)
+            plot.bars(edges, shares, colour)
             plot.rule("mark", x=0.0)
             spread.append(figure(f"{name}, {ahead} ahead", plot.svg()))
         # Of days there is no hour.
         if period_s is None or period_s < 43_200:
             lines = [(ahead, colour, curves.by_hour(replayed.times, wrong)) for ahead, colour, wrong in errors]
-            hourly.append(figure(f"{name}, mean absolute error by hour of day", _hours(name, unit, lines)))
+            hourly.append(figure(f"{name}, absolute error by hour of day", _hours(name, unit, lines)))
     how = (
         "Forecast minus truth: bars to the right of zero are forecasts that were too high, the outermost bars hold everything beyond. "
         "By hour of the day, as the data's clock has it: a hill is a time at which the model is weak."
@@ -283,7 +284,7 @@ def _residuals(material: Material) -> Html:
 
 
 def _hours(name: str, unit: str, lines: Sequence[tuple[str, str, curves.Numbers]]) -> str:
-    marks = tuple((hour, f"{hour}:00") for hour in (0, 6, 12, 18, 23))
+    marks = tuple((hour, f"{hour}:00") for hour in (0, 6, 12, 18))
     scale = charts.linear(np.concatenate([errors for *_, errors in lines]), unit, zero=True, ticks=4)
     plot = Plot(f"{name}: error by hour", charts.Scale(0, 23, marks), scale, names=[ahead for ahead, *_ in lines])
     for _, colour, errors in lines:
@@ -375,12 +376,12 @@ def _learning(material: Material) -> Html:
     rates = np.array([row["learning_rate"] for row in history])
     power = int(np.floor(np.log10(rates.max()))) if rates.max() > 0 else 0
     scaled = rates / 10.0**power
-    scale = charts.linear(scaled, f"× 10^{power}", zero=True, ticks=4)
+    scale = charts.linear(scaled, f"× 10{str(power).translate(RAISED)}", zero=True, ticks=4)
     pace = Plot("learning rate by epoch", across, scale, height=220)
     pace.line(epochs, scaled, "e")
     how = (
         f"Loss on the training part and score on the validation part, 1 being a naive guess; the weights of epoch {best} were kept. "
-        f"The training stopped: {material.card['outcome']['stopped']}."
+        f"The training stopped: {STOPPED[material.card['outcome']['stopped']]}."
     )
     return section("Learning", how, grid(figure("Loss", plot.svg()), figure("Learning rate", pace.svg())))
 
@@ -391,11 +392,11 @@ def _data(material: Material) -> Html:
     bar = "".join(f'<div class="{kind}" style="flex:{card["data"][key]["rows"]}"></div>' for key, _, kind in names)
     parts = [
         [
-            Html(f'<span class="key {kind}"></span>{escape(label)}'),
+            Html(f'<span class="once"><span class="key {kind}"></span>{escape(label)}</span>'),
             f"{part['rows']:,}",
             f"{100 * part['rows'] / card['data']['rows']:.0f} %",
-            _minute(part["start"]),
-            _minute(part["end"]),
+            _day(part["start"]),
+            _day(part["end"]),
         ]
         for key, label, kind in names
         for part in [card["data"][key]]
@@ -425,7 +426,7 @@ def _data(material: Material) -> Html:
         table(["part", "timesteps", "share", "from", "to"], parts),
         tag("p", told, kind="foot"),
         table(
-            ["feature", "mean", "std", "lowest", "highest", "missing", "held out"],
+            ["feature", "mean", "std", "lowest", "highest", "missing", "and held out"],
             features,
             "Features in the training part",
         ),
@@ -435,7 +436,13 @@ def _data(material: Material) -> Html:
 def _settings(material: Material) -> Html:
     card = material.card
     parity, made = card["parity"], card["made_with"]
-    networks, fits = ([*_flat(card["settings"][part])] for part in ("network", "fit"))
+    names = [column["name"] for column in card["features"]]
+    network = card["settings"]["network"]
+    task = {key: value for key, value in network["task"].items() if key != "kind"}
+    if "targets" in task:  # the settings count columns
+        task["targets"] = [names[target] for target in task["targets"]]
+    networks = [*_flat(network | {"task": network["task"]["kind"]}), *_flat(task)]
+    fits = _flat(card["settings"]["fit"])
     agreed = (
         f"outputs differ by at most {parity['outputs']:.1e} standard deviations, the state by {parity['state']:.1e} "
         f"(allowed: {parity['limit']:.0e}), over {parity['steps']:,} timesteps with missing values, in batches of "
@@ -487,6 +494,15 @@ asyncio.run(main())
     )
 
 
+def _foot(material: Material) -> Html:
+    card = material.card
+    again = f"tidegate report models/{card['name']}/{card['version']}"
+    return tag(
+        "footer",
+        tag("p", "The same facts are in card.json. ", tag("code", again), " makes this page again.", kind="foot"),
+    )
+
+
 PARTS: tuple[Callable[[Material], Html], ...] = (
     _top,
     _against_baselines,
@@ -501,6 +517,7 @@ PARTS: tuple[Callable[[Material], Html], ...] = (
     _data,
     _settings,
     _serving,
+    _foot,
 )
 
 
@@ -532,16 +549,21 @@ def _levels(material: Material) -> list[float]:
     return next((list(output["quantiles"]) for output in outputs if output["name"] == "quantiles"), [])
 
 
-def _flat(settings: Json, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of nested settings, as the options are called."""
+def _flat(settings: Json) -> Iterator[tuple[str, str]]:
+    """Names, as the options are called, and values."""
     for key, value in settings.items():
-        name = f"{prefix}{key.replace('_', '-')}"
-        if isinstance(value, dict):
-            yield from _flat(value)
-        elif isinstance(value, list | tuple):
-            yield name, ", ".join(map(str, value)) or "none"
-        else:
-            yield name, "none" if value is None or value == "" else str(value)
+        yield key.replace("_", "-"), _said(value)
+
+
+def _said(value: object) -> str:
+    """A setting in words."""
+    if value is None or value in ("", (), []):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_said, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _whole(low: int, high: int) -> tuple[tuple[float, str], ...]:
@@ -558,7 +580,7 @@ def _last(values: curves.Numbers) -> float:
 
 
 def _with_unit(name: str, unit: str) -> str:
-    return f"{name}, {unit}" if unit else name
+    return f"{name} ({unit})" if unit else name
 
 
 def _and(words: Any) -> str:
@@ -571,7 +593,7 @@ def _number(value: float | None) -> str:
     """Four digits that count."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return charts.signed(f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}")
 
 
 def _percent(share: float) -> str:
@@ -581,10 +603,6 @@ def _percent(share: float) -> str:
 def _day(time: str) -> str:
     date = np.datetime64(time, "s").item()
     return f"{date.day} {charts.MONTHS[date.month - 1]} {date.year}"
-
-
-def _minute(time: str) -> str:
-    return time[:16].replace("T", " ")
 
 
 def _duration(seconds: float) -> str:
