@@ -56,7 +56,9 @@ def in_metadata(told: Json) -> Json:
     """The facts as the graph carries them: nothing as long as the data, and nothing that a clock has said."""
     parts = {"training", "validation", "held_out"}
     data = {
-        key: {inner: told_of for inner, told_of in value.items() if inner != "spans"} if key in parts else value
+        key: {inner: told_of for inner, told_of in value.items() if inner not in {"spans", "wholes"}}
+        if key in parts
+        else value
         for key, value in told["data"].items()
     }
     outcome = {key: value for key, value in told["outcome"].items() if key != "seconds"}

@@ -4,13 +4,14 @@ Errors are forecast minus truth, in the target's unit, at the time that was fore
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluate import Graph
-from training.series import UNLABELLED, Floats, Ints, Series, Span, Spans, Times, placed
+from training.faults import Event, Moments, inject
+from training.graph import Graph
+from training.series import Floats, Series, Span, Spans, Split, Times, placed
 
 Numbers = npt.NDArray[np.float64]
 
@@ -20,7 +21,8 @@ STRETCH = 432
 STRIDE = 8
 BINS = 31  # of a histogram of errors; odd, so that no error has a bar in the middle
 TAIL = 0.02  # share of the errors that may lie beyond the outermost bars, which gather them
-CONFIDENCE_BINS = 10  # of a reliability diagram
+FAULTS = 24  # put into the held-out part to be drawn: four of each kind, as far as there is room
+FAULT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -29,45 +31,31 @@ class Replayed:
 
     Attributes:
         times: (rows,).
-        values: (rows, features) raw, NaN where missing.
-        labels: (rows,) or None.
+        truth: (rows, targets) raw, NaN where missing; no targets where nothing is forecast.
         stretches: the places [first, end) between which no time gap lies; each was a fresh stream.
         outputs: (rows, ...) by name.
-        targets: the columns of `values` that are forecast.
         horizons: in timesteps.
     """
 
     times: Times
-    values: Floats
-    labels: Ints | None
+    truth: Numbers
     stretches: tuple[Span, ...]
     outputs: dict[str, Floats]
-    targets: tuple[int, ...]
     horizons: tuple[int, ...]
 
     @classmethod
-    def of(cls, graph: Graph, series: Series, spans: Spans, values: Floats | None = None) -> "Replayed":
-        """Replay the spans, each stretch as a newly opened stream; `values` (time, features) in place of the series' own."""
-        raw = series.values if values is None else values
-        runs = [(place, place + end - first, first, end) for place, first, end in placed(series, spans)]
+    def of(cls, graph: Graph, series: Series, spans: Spans) -> "Replayed":
+        """Replay the spans, each stretch as a newly opened stream; the series has the features of the graph in its order."""
+        assert tuple(graph.features) == series.names
         rows = np.concatenate([np.arange(first, end) for first, end in spans])
-        pieces = [graph.replay(raw[first:end, None])[0] for _, _, first, end in runs]
-        outputs = {name: np.concatenate([piece[name][:, 0] for piece in pieces]) for name in graph.outputs}
-        forecasts = "forecast" in outputs
+        targets = [series.column(name) for name in graph.targets] if "forecast" in graph.outputs else []
         return cls(
             times=series.times[rows],
-            values=raw[rows],
-            labels=None if series.labels is None else series.labels[rows],
-            stretches=tuple((low, high) for low, high, _, _ in runs),
-            outputs=outputs,
-            targets=tuple(series.column(name) for name in graph.targets) if forecasts else (),
+            truth=series.values[:, targets][rows].astype(np.float64),
+            stretches=tuple((place, place + end - first) for place, first, end in placed(series, spans)),
+            outputs=graph.replay_rows(series.values, series.stretches(spans)),
             horizons=tuple(graph.horizons),
         )
-
-    @property
-    def truth(self) -> Numbers:
-        """(rows, targets)."""
-        return self.values[:, list(self.targets)].astype(np.float64)
 
     def arrived(self, output: str, index: int) -> Numbers:
         """What was said of each row `horizons[index]` timesteps earlier: (rows, targets, ...), NaN where nothing was."""
@@ -80,6 +68,24 @@ class Replayed:
     def errors(self, index: int) -> Numbers:
         """(rows, targets)."""
         return self.arrived("forecast", index) - self.truth
+
+
+@dataclass(frozen=True)
+class Faulted:
+    """The longest stretch of the held-out part with faults of sensors in it, what the graph said, and where they are."""
+
+    replayed: Replayed
+    events: tuple[Event, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, series: Series, split: Split) -> "Faulted":
+        """Put `FAULTS` into the columns that are forecast and replay them."""
+        first, end = max(series.stretches(split.test), key=lambda stretch: stretch[1] - stretch[0])
+        columns = [series.column(name) for name in graph.targets]
+        moments = Moments.of(series, split.train)
+        broken, events = inject(series.values[first:end], moments, columns=columns, count=FAULTS, seed=FAULT_SEED)
+        faulty = replace(series, values=broken, times=series.times[first:end], groups=(), labels=None)
+        return cls(Replayed.of(graph, faulty, ((0, end - first),)), events)
 
 
 def telling_stretch(replayed: Replayed, target: int) -> Span:
@@ -131,27 +137,6 @@ def by_hour(times: Times, errors: Numbers) -> Numbers:
     """(24,) the mean absolute error of what happened in each hour of the day; NaN where nothing did."""
     hours = (times.astype("datetime64[h]").astype(np.int64)) % 24
     return np.array([_means(np.abs(errors[hours == hour])[:, None])[0] for hour in range(24)])
-
-
-def shares_below(truth: Numbers, quantiles: Numbers) -> Numbers:
-    """(rows,) and (rows, quantiles) -> (quantiles,) the share of rows where the truth is at most the quantile."""
-    known = np.isfinite(truth) & np.isfinite(quantiles).all(axis=1)
-    if not known.any():
-        return np.full(quantiles.shape[1], np.nan)
-    shares: Numbers = (truth[known, None] <= quantiles[known]).mean(axis=0)
-    return shares
-
-
-def reliability(probability: Floats, labels: Ints) -> tuple[Numbers, Numbers, Ints]:
-    """How sure the likeliest class was, how often it was right, and how many timesteps: a row for each filled bin."""
-    known = labels != UNLABELLED
-    sure, right = probability[known].max(axis=1), probability[known].argmax(axis=1) == labels[known]
-    bins = np.minimum((sure * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
-    counts = np.bincount(bins, minlength=CONFIDENCE_BINS)
-    filled = np.flatnonzero(counts)
-    said = np.bincount(bins, weights=sure, minlength=CONFIDENCE_BINS)[filled] / counts[filled]
-    true = np.bincount(bins, weights=right, minlength=CONFIDENCE_BINS)[filled] / counts[filled]
-    return said, true, counts[filled]
 
 
 def _means(values: Numbers) -> Numbers:

@@ -35,6 +35,7 @@ section{margin-top:36px;padding-top:22px;border-top:1px solid var(--rule)}
 .how{margin-bottom:16px}
 header dl{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
 .body{min-width:0}
+.body>h3:first-child{margin-top:0}.body>.scroll:first-child table{margin-top:0}.body>.scroll:first-child caption{padding-top:0}.body>.tight:first-child{margin-top:0}
 @media screen and (min-width:900px){section{display:grid;grid-template-columns:236px minmax(0,1fr);gap:0 52px}}
 .verdict{border-left:4px solid var(--blue);background:var(--panel);padding:12px 16px;margin:20px 0;max-width:none;font-weight:600}
 .verdict.fails{border-color:var(--red)}
@@ -50,7 +51,7 @@ th{text-align:right;font-weight:500;color:var(--soft);font-size:13px}
 td{text-align:right;white-space:nowrap}
 th,td{vertical-align:baseline;padding:5px 0 5px 22px;border-bottom:1px solid var(--rule)}
 th:first-child,td:first-child,tbody th{text-align:left;padding-left:0;color:var(--ink);font-weight:400;font-size:14px}
-td small{color:var(--soft);font-size:12px;display:block;line-height:1.2}
+td small,tbody th small{color:var(--soft);font-size:12px;display:block;line-height:1.2}
 td .best{font-weight:600}
 td .lost{color:var(--red);font-weight:600}
 figure{margin:0 0 20px}
@@ -91,7 +92,7 @@ body{font-size:10.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 h1{font-size:20pt}h2{font-size:13pt}.lead{font-size:11.5pt}.how,figcaption,.foot{font-size:9pt}
 .wide{display:block}.narrow{display:none}.grid{grid-template-columns:1fr 1fr}
 section{margin-top:18pt;padding-top:10pt}h2,h3,.how,figcaption,caption{break-after:avoid}
-figure,tr,pre,dl div{break-inside:avoid}pre{white-space:pre-wrap}.scroll{overflow:visible}
+figure,tr,pre,dl div,.side,.scroll{break-inside:avoid}.side{break-after:avoid}pre{white-space:pre-wrap}.scroll{overflow:visible}
 table{font-size:9pt}th,td{padding:2.5pt 0 2.5pt 14pt}}
 """
 
@@ -111,7 +112,7 @@ def section(title: str, how: str, *parts: str) -> Html:
     """A heading, one sentence that says how to read what follows, and the parts; nothing if there are none."""
     if not any(parts):
         return Html()
-    side = tag("div", tag("h2", title), tag("p", how, kind="how"))
+    side = tag("div", tag("h2", title), tag("p", how, kind="how"), kind="side")
     return tag("section", side, tag("div", *parts, kind="body"))
 
 

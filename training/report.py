@@ -14,8 +14,7 @@ import numpy as np
 from training import charts, curves
 from training.card import STOPPED
 from training.charts import Plot, both
-from training.curves import Replayed
-from training.faults import Event
+from training.curves import Faulted, Replayed
 from training.page import Html, facts, figure, grid, page, section, table, tag
 from training.scoreboard import lead
 
@@ -25,17 +24,9 @@ Json = dict[str, Any]
 SHOWN = 4
 COLOURS = "abcd"
 # How a card calls the baselines, and how people do.
-RIVALS = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge regression"}
+RIVALS = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "peephole": "peephole LSTM", "peephole-previous": "peephole LSTM"}
-
-
-@dataclass(frozen=True)
-class Faulted:
-    """The held-out part with faults of sensors put into it, what the graph said, and where the faults are (places)."""
-
-    replayed: Replayed
-    events: tuple[Event, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ class Material:
     def ahead(self, horizon: int) -> str:
         """How far ahead, in words."""
         period_s = self.card["description"]["period_s"]
-        return lead(horizon, None if period_s is None else horizon * period_s)
+        return lead(horizon, None if period_s is None else horizon * period_s).replace(" ", "\u00a0")
 
     def shown(self) -> Iterator[tuple[int, str, str, list[tuple[int, str, str]]]]:
         """The first targets (place, name, unit), each with up to `SHOWN` horizons (place, name, colour) across the range."""
@@ -121,7 +112,7 @@ def _learned(material: Material) -> str:
             f"A recurrent {what} tells which of {len(classes)} classes each timestep belongs to, from {seen}, {every}."
         )
     targets = [_with_unit(name, unit) for name, unit in zip(described["targets"], described["units"], strict=True)]
-    if len(targets) > 2 * SHOWN:
+    if len(targets) > SHOWN + 1:
         targets = [*targets[:SHOWN], f"{len(targets) - SHOWN} more"]
     horizons = [material.ahead(horizon) for horizon in described["horizons"]]
     return f"A recurrent {what} forecasts {_and(targets)} {_and(horizons)} ahead, from {seen}, {every}."
@@ -129,29 +120,54 @@ def _learned(material: Material) -> str:
 
 def _against_baselines(material: Material) -> Html:
     rows = material.table
-    rivals = _rivals(rows[0]) if rows else []
-    further = [
-        key for key in ("mase", "pinball", "coverage", "width") if any(_single(row, key) is not None for row in rows)
-    ]
-    headings = ["ahead", "model", *(RIVALS.get(name, name) for name in rivals), "skill", *further]
+    rivals = [name for name in RIVALS if any(row.get(name) for row in rows)]
     parts = []
     for target in dict.fromkeys(row["target"] for row in rows):
         mine = [row for row in rows if row["target"] == target]
-        body = [_score_row(row, rivals, further) for row in mine]
-        parts.append(table(headings, body, _with_unit(target, mine[0]["unit"])))
+        headings = ["ahead", "model", *(RIVALS[name] for name in rivals), "skill", "MASE"]
+        body = [_error_row(row, rivals) for row in mine]
+        parts.append(table(headings, body, f"{_with_unit(target, mine[0]['unit'])}: absolute error"))
     how = (
-        "Mean absolute error in the target's unit, and below it the root mean squared error: lower is better. "
-        "Skill is the share of the best baseline's error that the model takes away: 0 is no better, 100 % is perfect."
+        "Mean absolute error on the held-out part, and below it the root mean squared error: lower is better. Skill is the "
+        "share of the best baseline's error that the model takes away: 0 is no better, 100 % is perfect. MASE is the error "
+        "in units of what a naive forecast has on the training part. In red: a baseline that the model does not beat."
     )
     return section("Against the baselines", how, *parts)
 
 
-def _score_row(row: Json, rivals: Sequence[str], further: Sequence[str]) -> list[str]:
-    """Ahead, the errors, skill and what else was measured; a rival that is better stands out."""
+def _error_row(row: Json, rivals: Sequence[str]) -> list[str]:
+    """Ahead, the errors, skill and MASE; a rival that is not beaten stands out."""
     cells = [lead(row["horizon"], row["horizon_s"]), _errors(row["model"], "best")]
-    cells += [_errors(row.get(name), "lost" if _beaten(row, name) else "") for name in rivals]
+    cells += [_errors(row.get(name), "lost" if _unbeaten(row, name) else "") for name in rivals]
     cells.append(tag("span", f"{100 * row['skill']:.1f} %", kind="lost" if row["skill"] <= 0 else "best"))
-    return [*cells, *(_number(_single(row, key)) for key in further)]
+    return [*cells, _number(row["model"].get("mase"))]
+
+
+def _intervals(material: Material) -> Html:
+    rows = [row for row in material.table if row["model"].get("pinball") is not None or row.get("interval")]
+    rivals = [name for name in RIVALS if any((row.get(name) or {}).get("pinball") is not None for row in rows)]
+    calibrated = any(row.get("interval") for row in rows)
+    parts = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        mine = [row for row in rows if row["target"] == target]
+        headings = ["ahead", "model", *(RIVALS[name] for name in rivals), *["calibrated"] * calibrated]
+        body = [
+            [
+                lead(row["horizon"], row["horizon_s"]),
+                *(_pinball(row.get(name)) for name in ("model", *rivals)),
+                *[_calibrated(row.get("interval"))] * calibrated,
+            ]
+            for row in mine
+        ]
+        parts.append(table(headings, body, f"{_with_unit(target, mine[0]['unit'])}: pinball loss"))
+    levels = _levels(material)
+    stated = f", which should be {100 * (levels[-1] - levels[0]):.0f} %" if len(levels) > 1 else ""
+    how = (
+        "Pinball loss of the quantiles: lower is better. Below it, how much of what came true lies between the lowest and the "
+        f"highest quantile{stated}, and how wide that is on average. The quantiles of a baseline are those of its errors on "
+        "the validation part."
+    )
+    return section("Intervals", how, *parts)
 
 
 def _forecasts(material: Material) -> Html:
@@ -222,27 +238,28 @@ def _skill(material: Material) -> Html:
 
 
 def _calibration(material: Material) -> Html:
-    replayed, parts = material.replayed, []
-    levels = _levels(material)
-    if levels:
-        for place, name, _, horizons in material.shown():
-            shares = [
-                curves.shares_below(replayed.truth[:, place], replayed.arrived("quantiles", index)[:, place])
-                for index, _, _ in horizons
-            ]
-            lines = [
-                (ahead, colour, levels, list(share)) for (_, ahead, colour), share in zip(horizons, shares, strict=True)
-            ]
+    rows = {(row["target"], row["horizon"]): row["model"].get("quantiles", ()) for row in material.table}
+    parts = []
+    for _, name, _, horizons in material.shown():
+        lines = []
+        for index, ahead, colour in horizons:
+            told = rows.get((name, material.replayed.horizons[index]), ())
+            if told:
+                lines.append((ahead, colour, [one["level"] for one in told], [one["below"] for one in told]))
+        if lines:
             parts.append(figure(name, _diagonal(f"{name}: calibration", "stated", "observed", lines)))
-    if "probability" in replayed.outputs and replayed.labels is not None:
-        said, right, _ = curves.reliability(replayed.outputs["probability"], replayed.labels)
-        lines = [("", "a", list(said), list(right))]
-        parts.append(figure("Likeliest class", _diagonal("reliability", "probability", "right", lines)))
+    bins = (material.card["scores"].get("classification") or {}).get("confidence", ())
+    if bins:
+        lines = [("", COLOURS[0], [one["said"] for one in bins], [one["right"] for one in bins])]
+        parts.append(
+            figure("The likeliest class", _diagonal("reliability of the classes", "probability", "right", lines))
+        )
     how = (
-        "Of a quantile or a probability it is stated how often the truth should lie below it, or be it; a point above the dashed line "
-        "came true more often than stated, one below it less often."
+        "How often the model says that the truth lies below a quantile, and how often it does."
+        if rows
+        else "How sure the model is of the likeliest class, and how often it is right."
     )
-    return section("Calibration", how, grid(*parts))
+    return section("Calibration", f"{how} On the dashed line both are the same.", grid(*parts))
 
 
 def _diagonal(about: str, x: str, y: str, lines: Sequence[tuple[str, str, list[float], list[float]]]) -> str:
@@ -297,25 +314,54 @@ def _classes(material: Material) -> Html:
     told = material.card["scores"].get("classification")
     if not told:
         return Html()
-    said = [(key.replace("_", " "), _number(value)) for key, value in told.items() if isinstance(value, int | float)]
-    names = [str(name) for name in material.card["settings"]["network"]["task"]["classes"]]
-    chart = charts.matrix("confusion matrix", names, told["confusion"])
-    how = "Each row is what was true, each column what the model said; the darker a square, the larger its share of the row. Blue is right."
-    return section("Classes", how, facts(said, kind="tight"), figure("Confusion matrix", chart))
+    measures = (
+        ("accuracy", "accuracy", _share),
+        ("macro F1", "macro_f1", _number),
+        ("cross-entropy", "cross_entropy", _number),
+        ("perplexity", "perplexity", _number),
+        ("accuracy, mean of recordings", "recording_accuracy", _share),
+        ("cross-entropy, mean of recordings", "recording_cross_entropy", _number),
+    )
+    columns = [("model", "model"), ("frequencies", "class frequencies"), ("linear", "linear classifier")]
+    columns = [(key, name) for key, name in columns if told.get(key)]
+    body = [[name, *(show(told[column][key]) for column, _ in columns)] for name, key, show in measures]
+    chart = charts.matrix("confusion matrix", told["classes"], told["confusion"])
+    counted = f"{told['count']:,} labelled timesteps of {told['recordings']:,} recordings"
+    how = (
+        "Accuracy and F1: higher is better; cross-entropy and perplexity: lower. In the matrix a row is what was true and a "
+        "column what the model said; the darker a square, the larger its share of the row, and blue is right."
+    )
+    return section(
+        "Classes", how, table(["", *(name for _, name in columns)], body, counted), figure("Confusion matrix", chart)
+    )
 
 
 def _anomalies(material: Material) -> Html:
     told, faulted, parts = material.card["scores"].get("anomaly"), material.faulted, []
     if told:
-        said = [
-            (key.replace("_", " "), _number(value)) for key, value in told.items() if isinstance(value, int | float)
+        detectors = [(key, name) for key, name in (("model", "model"), ("pca", "PCA")) if told.get(key)]
+        found = [
+            [kind["kind"], *(_found(told[key]["kinds"][index]) for key, _ in detectors)]
+            for index, kind in enumerate(told["model"]["kinds"])
         ]
-        parts.append(facts(said, kind="tight"))
+        measures = (
+            ("false alarms", "false_alarms", _number),
+            ("precision", "precision", _share),
+            ("recall", "recall", _share),
+            ("F1 of events", "f1", _number),
+            ("area under precision and recall", "auc_pr", _number),
+            ("alarms a day on clean data", "clean_alarms_a_day", _number),
+            ("share of clean timesteps with an alarm", "clean_share", _share),
+        )
+        body = [["all faults", *(_found(told[key]) for key, _ in detectors)], *found]
+        body += [[name, *(show(told[column][key]) for column, _ in detectors)] for name, key, show in measures]
+        parts.append(table(["faults found", *(name for _, name in detectors)], body))
     if faulted is not None:
-        parts.append(figure("Score and alarms, with faults put into the held-out part", both(_score_chart(faulted))))
+        parts.append(figure("Score and alarms, with faults put in", both(_score_chart(faulted))))
     how = (
-        "The score of each timestep, 1 being the most unexpected; a shaded stretch is a fault that was put in, a red mark below the "
-        "axis an alarm. Marks outside the shade are false alarms, shade without a mark is a fault that was missed."
+        "Faults of sensors were put into the held-out part by seed; below a number of found faults is the median delay in "
+        "timesteps. In the chart the score is 1 where it is most unexpected, a shaded stretch is a fault, and a red dot an "
+        "alarm: a dot outside the shade is a false alarm, shade without a dot a fault that was missed."
     )
     return section("Anomalies", how, *parts)
 
@@ -343,21 +389,39 @@ def _score_chart(faulted: Faulted) -> Callable[[int], str]:
 
 
 def _cold_start(material: Material) -> Html:
+    told = material.card["scores"].get("cold_start")
+    if not told:
+        return Html()
+    drawn = {
+        (name, material.replayed.horizons[index]) for _, name, _, horizons in material.shown() for index, *_ in horizons
+    }
+    units = {row["target"]: row["unit"] for row in material.table}
     parts = []
-    for told in material.card["scores"].get("cold_start", [])[: SHOWN * SHOWN]:
-        steps, cold, warm = told["steps"], told["mae"], told["warm"]
-        name = f"{told['target']}, {material.ahead(told['horizon'])} ahead"
-        scale = charts.linear([*cold, warm], told.get("unit", ""), zero=True, ticks=4)
-        plot = Plot(
-            f"{name}: cold start", charts.logarithmic(steps, "steps"), scale, height=160, names=("fresh", "warm")
-        )
-        plot.rule("mark", y=warm)
-        plot.line(steps, cold, "a")
-        plot.dots(steps, cold, "a")
-        plot.name([(cold[-1], "fresh", "a"), (warm, "warm", "e")])
-        parts.append(figure(name, plot.svg()))
-    how = "The mean absolute error of a stream that has just been opened, by its number of timesteps, beside that of one that has run for long."
+    for start in told["table"]:
+        forecast = start["target"] in units
+        if forecast and (start["target"], start["horizon"]) not in drawn:
+            continue
+        name = f"{start['target']}, {material.ahead(start['horizon'])} ahead" if forecast else "Share of wrong classes"
+        settled = start["settled"]
+        said = f"as good after {settled:,} timesteps" if settled is not None else "not as good within these timesteps"
+        unit = units.get(start["target"], "")
+        parts.append(figure(name, _start_chart(name, unit, told["steps"], start["cold"], start["warm"]), said))
+    how = (
+        f"Errors of {told['streams']:,} streams that were opened all over the held-out part, by how many timesteps they had "
+        f"seen, beside those of a stream that has run for long, on the same timesteps. As good: within "
+        f"{100 * told['tolerance']:g} %."
+    )
     return section("A new stream", how, grid(*parts))
+
+
+def _start_chart(name: str, unit: str, steps: Sequence[int], cold: Sequence[float], warm: Sequence[float]) -> str:
+    scale = charts.linear([*cold, *warm], unit, zero=True, ticks=4)
+    plot = Plot(f"{name}: cold start", charts.logarithmic(steps, "step"), scale, height=170, names=("new", "long"))
+    for errors, kind in ((warm, "e"), (cold, "a")):
+        plot.line(steps, errors, kind)
+        plot.dots(steps, errors, kind)
+    plot.name([(cold[-1], "new", "a"), (warm[-1], "long", "e")])
+    return plot.svg()
 
 
 def _learning(material: Material) -> Html:
@@ -426,7 +490,7 @@ def _data(material: Material) -> Html:
         table(["part", "timesteps", "share", "from", "to"], parts),
         tag("p", told, kind="foot"),
         table(
-            ["feature", "mean", "std", "lowest", "highest", "missing", "and held out"],
+            ["feature", "mean", "std", "lowest", "highest", "missing", "missing, held out"],
             features,
             "Features in the training part",
         ),
@@ -477,9 +541,11 @@ from serving.client import Client
 
 
 async def main():
-    async with Client("localhost:50051") as client, client.open("stream-1", model={card["name"]!r}) as stream:
-        for value in ({value}, float("nan"), {value}):  # NaN is a missing value
-            prediction = await stream.step({{{feature["name"]!r}: value}})  # names left out are missing too
+    client = Client("localhost:50051")
+    async with client, client.open("stream-1", model={card["name"]!r}) as stream:
+        for value in ({value}, float("nan"), {value}):  # NaN: missing
+            # Features that are left out are missing too.
+            prediction = await stream.step({{{feature["name"]!r}: value}})
             print(prediction.step, prediction[{output!r}].ravel())
 
 
@@ -506,6 +572,7 @@ def _foot(material: Material) -> Html:
 PARTS: tuple[Callable[[Material], Html], ...] = (
     _top,
     _against_baselines,
+    _intervals,
     _forecasts,
     _skill,
     _calibration,
@@ -521,27 +588,41 @@ PARTS: tuple[Callable[[Material], Html], ...] = (
 )
 
 
-def _rivals(row: Json) -> list[str]:
-    """The baselines of a row, those that have a MAE."""
-    return [key for key, value in row.items() if key != "model" and isinstance(value, dict) and "mae" in value]
-
-
-def _beaten(row: Json, rival: str) -> bool:
+def _unbeaten(row: Json, rival: str) -> bool:
     """Whether the rival is at least as good as the model."""
     other = row.get(rival)
     return other is not None and other["mae"] <= row["model"]["mae"]
 
 
 def _errors(error: Json | None, kind: str) -> str:
-    if error is None:
+    """MAE, and below it RMSE."""
+    return _two(_number(error["mae"]), _number(error["rmse"]), kind) if error else "-"
+
+
+def _pinball(error: Json | None) -> str:
+    """Pinball loss, and below it coverage and width."""
+    if not error or error.get("pinball") is None:
         return "-"
-    return Html(f"{tag('span', _number(error['mae']), kind=kind)}{tag('small', _number(error['rmse']))}")
+    holds = f"{_share(error['coverage'])}, {_number(error['width'])}" if error.get("coverage") is not None else ""
+    return _two(_number(error["pinball"]), holds)
 
 
-def _single(row: Json, key: str) -> float | None:
-    """A measure of the model in a row, where it is one number."""
-    value = row["model"].get(key, row.get(key))
-    return float(value) if isinstance(value, int | float) else None
+def _calibrated(interval: Json | None) -> str:
+    """How much the interval of the graph holds and its width, and below it what it should hold."""
+    if not interval:
+        return "-"
+    stated = f"should be {_share(interval['nominal'])}" if interval.get("nominal") is not None else ""
+    return _two(f"{_share(interval['coverage'])}, {_number(interval['width'])}", stated)
+
+
+def _found(told: Json) -> str:
+    """How many of the faults, and below it the median delay."""
+    delay = f"after {_number(told['delay'])}" if told["delay"] is not None else ""
+    return _two(f"{told['found']} of {told['events']}", delay)
+
+
+def _two(above: str, below: str, kind: str = "") -> Html:
+    return Html(f"{tag('span', above, kind=kind)}{tag('small', below) if below else ''}")
 
 
 def _levels(material: Material) -> list[float]:
@@ -594,6 +675,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return charts.signed(f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _percent(share: float) -> str:
