@@ -137,10 +137,10 @@ def _against_baselines(material: Material) -> Html:
 
 def _error_row(row: Json, rivals: Sequence[str]) -> list[str]:
     """Ahead, the errors, skill and MASE; a rival that is not beaten stands out."""
-    cells = [lead(row["horizon"], row["horizon_s"]), _errors(row["model"], "best")]
+    cells = [lead(row["horizon"], row["horizon_s"]), _errors(row["model"], "best" if row["beats_baselines"] else "")]
     cells += [_errors(row.get(name), "lost" if _unbeaten(row, name) else "") for name in rivals]
-    cells.append(tag("span", f"{100 * row['skill']:.1f} %", kind="lost" if row["skill"] <= 0 else "best"))
-    return [*cells, _number(row["model"].get("mase"))]
+    cells.append(tag("span", _share(row["skill"]), kind="lost" if row["skill"] <= 0 else "best"))
+    return [*cells, _digits(row["model"].get("mase"), 3)]
 
 
 def _intervals(material: Material) -> Html:
@@ -224,16 +224,17 @@ def _skill(material: Material) -> Html:
     for target in list(dict.fromkeys(row["target"] for row in rows))[:SHOWN]:
         mine = [row for row in rows if row["target"] == target]
         bars = [
+            # A skill has no lower end; a bar has.
             (
                 lead(row["horizon"], row["horizon_s"]),
-                row["skill"],
-                f"{100 * row['skill']:.1f} %",
-                "a" if row["skill"] > 0 else "b",
+                max(row["skill"], -1.0),
+                _share(row["skill"]),
+                "ab"[row["skill"] <= 0],
             )
             for row in mine
         ]
         parts.append(figure(target, charts.bar_rows(f"{target}: skill by horizon", bars)))
-    how = "The share of the best baseline's error that the model takes away, by how far ahead it looks: a bar to the left is worse."
+    how = "The share of the best baseline's error that the model takes away, by how far ahead it looks: a bar to the left is worse, and ends at −100 %."
     return section("Skill by horizon", how, grid(*parts))
 
 
@@ -596,15 +597,15 @@ def _unbeaten(row: Json, rival: str) -> bool:
 
 def _errors(error: Json | None, kind: str) -> str:
     """MAE, and below it RMSE."""
-    return _two(_number(error["mae"]), _number(error["rmse"]), kind) if error else "-"
+    return _two(_digits(error["mae"]), _digits(error["rmse"]), kind) if error else "-"
 
 
 def _pinball(error: Json | None) -> str:
     """Pinball loss, and below it coverage and width."""
     if not error or error.get("pinball") is None:
         return "-"
-    holds = f"{_share(error['coverage'])}, {_number(error['width'])}" if error.get("coverage") is not None else ""
-    return _two(_number(error["pinball"]), holds)
+    holds = f"{_share(error['coverage'])}, {_digits(error['width'], 3)}" if error.get("coverage") is not None else ""
+    return _two(_digits(error["pinball"]), holds)
 
 
 def _calibrated(interval: Json | None) -> str:
@@ -612,7 +613,7 @@ def _calibrated(interval: Json | None) -> str:
     if not interval:
         return "-"
     stated = f"should be {_share(interval['nominal'])}" if interval.get("nominal") is not None else ""
-    return _two(f"{_share(interval['coverage'])}, {_number(interval['width'])}", stated)
+    return _two(f"{_share(interval['coverage'])}, {_digits(interval['width'], 3)}", stated)
 
 
 def _found(told: Json) -> str:
@@ -671,14 +672,21 @@ def _and(words: Any) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Four digits that count."""
+    """Four digits that count, without zeros at the end."""
     if value is None:
         return "-"
     return charts.signed(f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}")
 
 
+def _digits(value: float | None, digits: int = 4) -> str:
+    """So many digits that count, so that a column of errors has them below one another."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.{digits}g}".rstrip(".")
+
+
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else charts.signed(f"{100 * value:z.1f} %")
 
 
 def _percent(share: float) -> str:
