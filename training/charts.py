@@ -236,7 +236,9 @@ def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: in
             )
             if digits <= size - 4 and table[row, column]:
                 text = f"{table[row, column]:,.0f}"
-                marks.append(_text(x + size / 2, y + size / 2 + 4, text, f"cell middle{' strong' * (part > 0.5)}"))
+                marks.append(
+                    _text(x + size / 2, y + size / 2 + 4, text, f"cell middle{' strong' if part > 0.5 else ''}")
+                )
     return _svg(about, width, math.ceil(48 + size * len(names)), marks)
 
 

@@ -84,7 +84,7 @@ svg text.a,svg text.b,svg text.c,svg text.d,svg text.e{fill:var(--tone)}svg text
 rect.right{fill:var(--blue)}rect.wrong{fill:var(--red)}rect.fault{fill:var(--red);fill-opacity:.16}rect.alarm{fill:var(--red)}
 footer{margin-top:44px;border-top:1px solid var(--rule);padding-top:12px}
 @media (max-width:719px){main{padding:24px 16px 40px}.wide{display:none}.narrow{display:block}h1{font-size:25px}
-.lead{font-size:17px}th,td{padding-left:10px}table,th:first-child,tbody th{font-size:13px}section{margin-top:32px}}
+.lead{font-size:17px}th,td{padding-left:9px}table,th,th:first-child,td:first-child,tbody th{font-size:12.5px}td small{font-size:11px}section{margin-top:32px}}
 @page{size:A4;margin:15mm 14mm}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--panel:#f3f3f3;--blue:#0072b2;
 --red:#c4500a;--green:#00795a;--purple:#9a3f78;--grey:#777}

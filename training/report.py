@@ -124,8 +124,8 @@ def _against_baselines(material: Material) -> Html:
     parts = []
     for target in dict.fromkeys(row["target"] for row in rows):
         mine = [row for row in rows if row["target"] == target]
-        headings = ["ahead", "model", *(RIVALS[name] for name in rivals), "skill", "MASE"]
-        body = [_error_row(row, rivals) for row in mine]
+        headings = ["ahead", "model", "skill", *(RIVALS[name] for name in rivals), "MASE"]
+        body = [_error_row(material, row, rivals) for row in mine]
         parts.append(table(headings, body, f"{_with_unit(target, mine[0]['unit'])}: absolute error"))
     how = (
         "Mean absolute error on the held-out part, and below it the root mean squared error: lower is better. Skill is the "
@@ -135,11 +135,11 @@ def _against_baselines(material: Material) -> Html:
     return section("Against the baselines", how, *parts)
 
 
-def _error_row(row: Json, rivals: Sequence[str]) -> list[str]:
+def _error_row(material: Material, row: Json, rivals: Sequence[str]) -> list[str]:
     """Ahead, the errors, skill and MASE; a rival that is not beaten stands out."""
-    cells = [lead(row["horizon"], row["horizon_s"]), _errors(row["model"], "best" if row["beats_baselines"] else "")]
-    cells += [_errors(row.get(name), "lost" if _unbeaten(row, name) else "") for name in rivals]
+    cells = [material.ahead(row["horizon"]), _errors(row["model"], "best" if row["beats_baselines"] else "")]
     cells.append(tag("span", _share(row["skill"]), kind="lost" if row["skill"] <= 0 else "best"))
+    cells += [_errors(row.get(name), "lost" if _unbeaten(row, name) else "") for name in rivals]
     return [*cells, _digits(row["model"].get("mase"), 3)]
 
 
@@ -153,7 +153,7 @@ def _intervals(material: Material) -> Html:
         headings = ["ahead", "model", *(RIVALS[name] for name in rivals), *["calibrated"] * calibrated]
         body = [
             [
-                lead(row["horizon"], row["horizon_s"]),
+                material.ahead(row["horizon"]),
                 *(_pinball(row.get(name)) for name in ("model", *rivals)),
                 *[_calibrated(row.get("interval"))] * calibrated,
             ]
@@ -226,7 +226,7 @@ def _skill(material: Material) -> Html:
         bars = [
             # A skill has no lower end; a bar has.
             (
-                lead(row["horizon"], row["horizon_s"]),
+                material.ahead(row["horizon"]),
                 max(row["skill"], -1.0),
                 _share(row["skill"]),
                 "ab"[row["skill"] <= 0],
