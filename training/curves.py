@@ -4,12 +4,13 @@ Errors are forecast minus truth, in the target's unit, at the time that was fore
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from training.faults import Event, Moments, inject
+from training.detection import break_copies
+from training.faults import REST, Event, Moments
 from training.graph import Graph
 from training.series import Floats, Series, Span, Spans, Split, Times, placed
 
@@ -21,8 +22,7 @@ STRETCH = 432
 STRIDE = 8
 BINS = 31  # of a histogram of errors; odd, so that no error has a bar in the middle
 TAIL = 0.02  # share of the errors that may lie beyond the outermost bars, which gather them
-FAULTS = 24  # put into the held-out part to be drawn: four of each kind, as far as there is room
-FAULT_SEED = 0
+FAULTY = 4000  # timesteps with faults in them that are drawn: shorter faults than a pixel would not be seen
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,33 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Faulted:
-    """The longest stretch of the held-out part with faults of sensors in it, what the graph said, and where they are."""
+    """A stretch of the held-out part with faults of sensors in it, what the graph said, and where they are."""
 
     replayed: Replayed
     events: tuple[Event, ...]
 
     @classmethod
-    def of(cls, graph: Graph, series: Series, split: Split) -> "Faulted":
-        """Put `FAULTS` into the columns that are forecast and replay them."""
-        first, end = max(series.stretches(split.test), key=lambda stretch: stretch[1] - stretch[0])
-        columns = [series.column(name) for name in graph.targets]
-        moments = Moments.of(series, split.train)
-        broken, events = inject(series.values[first:end], moments, columns=columns, count=FAULTS, seed=FAULT_SEED)
-        faulty = replace(series, values=broken, times=series.times[first:end], groups=(), labels=None)
-        return cls(Replayed.of(graph, faulty, ((0, end - first),)), events)
+    def of(cls, graph: Graph, series: Series, split: Split, clean: Replayed) -> "Faulted | None":
+        """The first of the copies that the graph was judged by, see `detection`; None where there is no room for a fault."""
+        warm = [int(rows.argmax()) for rows in _each(clean, "warm") if rows.any()]
+        faulty = break_copies(
+            series,
+            series.stretches(split.test) if warm else [],
+            Moments.of(series, split.train),
+            columns=[series.column(name) for name in graph.targets],
+            warm=max(warm, default=0) + REST,
+        )
+        if faulty is None:
+            return None
+        (first, end), events = faulty.series.spans[0], faulty.events[0]
+        end = min(end, first + FAULTY)
+        shown = tuple(event for event in events if event.first < end - first)
+        return cls(Replayed.of(graph, faulty.series, ((first, end),)), shown)
+
+
+def _each(replayed: Replayed, output: str) -> list[npt.NDArray[np.bool_]]:
+    """Whether one output of one number is more than a half, stretch by stretch."""
+    return [replayed.outputs[output][first:end, 0] > 0.5 for first, end in replayed.stretches]
 
 
 def telling_stretch(replayed: Replayed, target: int) -> Span:

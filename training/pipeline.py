@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from training import card, curves, datasets, export, features, report, run, scoreboard
+import onnx
+
+from training import card, curves, datasets, export, features, report, run
 from training.baselines import season_steps
 from training.data import Columns, column_names, read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
@@ -20,6 +22,7 @@ from training.network import Network
 from training.scores import Scores
 from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
 from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+from training.verdict import verdict
 
 # A note is a line: of many groups the first few are named.
 NAMED = 5
@@ -126,10 +129,7 @@ def publish(
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
-    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
-    parity = export.check_parity(network, bare)
-    graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, season=season, split=record.facts.split)
+    bare, parity, scores = _scored(record, network, series, name, season)
     told = card.facts(record, network, parity)
     # The same graph again with what it scored; the metadata does not touch the maths.
     description = export.describe(network, record.facts, scores.summary()) | {"training": card.in_metadata(told)}
@@ -143,12 +143,41 @@ def publish(
         told=told,
         features=card.columns(record, network, series),
         scores=scores.as_json(),
-        verdict=scoreboard.verdict(scores),
+        verdict=verdict(scores),
         history=run.read_metrics(folder),
         graph=content,
     )
-    page = report.build(_material(made, graph, series))
+    page = report.build(_material(made, Graph(content, name), series))
     return Published(export.write(models, name, version, content, made, page), record, scores, parity)
+
+
+def learn_and_score(
+    request: Request,
+    series: Series,
+    split: Split,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+) -> tuple[run.Run, Scores]:
+    """Learn from a split of one's own and score its held-out part through the graph; writes the run folder, no version.
+
+    Raises:
+        TrainingError: something that the person can mend.
+    """
+    run.open_folder(request.out)
+    record, network = _learn(request, series, on_epoch, on_note, split)
+    run.save(request.out, record, network)
+    _, _, scores = _scored(record, network, series, request.name, request.season)
+    return record, scores
+
+
+def _scored(
+    record: run.Run, network: Network, series: Series, name: str, season: int | None
+) -> tuple[onnx.ModelProto, export.Parity, Scores]:
+    """The graph, past the gate, and what it scores on the held-out part."""
+    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
+    parity = export.check_parity(network, bare)
+    graph = Graph(bare.SerializeToString(), name)
+    return bare, parity, evaluate(graph, series, season=season, split=record.facts.split)
 
 
 def export_run(
@@ -234,8 +263,9 @@ def report_again(model: Path, *, data: str | None) -> str:
 def _material(told: dict[str, Any], graph: Graph, series: Series) -> report.Material:
     """What the report draws: the held-out part through the graph, and with faults in it where the graph looks for them."""
     split = _split_of(told["data"])
-    faulted = curves.Faulted.of(graph, series, split) if "score" in graph.outputs else None
-    return report.Material(told, curves.Replayed.of(graph, series, split.test), faulted)
+    replayed = curves.Replayed.of(graph, series, split.test)
+    faulted = curves.Faulted.of(graph, series, split, replayed) if "score" in graph.outputs else None
+    return report.Material(told, replayed, faulted)
 
 
 def _other(source: Source, told: dict[str, Any] | None) -> Source:
@@ -284,10 +314,14 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
 
 
 def _learn(
-    request: Request, series: Series, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
+    request: Request,
+    series: Series,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+    split: Split | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split, scale and fit."""
-    split = _split(request, series, on_note)
+    """Split unless that is done, scale and fit."""
+    split = split or _split(request, series, on_note)
     scaler = fit_scaler(series, split.train)
     for name in scaler.constant:
         on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")

@@ -16,15 +16,13 @@ from training.card import STOPPED
 from training.charts import Plot, both
 from training.curves import Faulted, Replayed
 from training.page import Html, facts, figure, grid, page, section, table, tag
-from training.scoreboard import lead
+from training.verdict import NAMES, duration, joined
 
 Json = dict[str, Any]
 
 # More charts of one kind than this say no more, and a hundred targets would be a book.
 SHOWN = 4
 COLOURS = "abcd"
-# How a card calls the baselines, and how people do.
-RIVALS = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "peephole": "peephole LSTM", "peephole-previous": "peephole LSTM"}
 
@@ -51,7 +49,7 @@ class Material:
     def ahead(self, horizon: int) -> str:
         """How far ahead, in words."""
         period_s = self.card["description"]["period_s"]
-        return lead(horizon, None if period_s is None else horizon * period_s).replace(" ", "\u00a0")
+        return duration(horizon, None if period_s is None else horizon * period_s).replace(" ", "\u00a0")
 
     def shown(self) -> Iterator[tuple[int, str, str, list[tuple[int, str, str]]]]:
         """The first targets (place, name, unit), each with up to `SHOWN` horizons (place, name, colour) across the range."""
@@ -104,7 +102,7 @@ def _learned(material: Material) -> str:
     network, period_s = card["settings"]["network"], card["description"]["period_s"]
     size = f"{network['layers']} layers of" if network["layers"] > 1 else "one layer of"
     what = f"{CELLS.get(network['cell'], network['cell'])} network with {size} {network['hidden']} units"
-    every = f"one timestep every {lead(1, period_s)}" if period_s else "timesteps at irregular times"
+    every = f"one timestep every {duration(1, period_s)}" if period_s else "timesteps at irregular times"
     seen = f"{len(card['features'])} feature{'s' * (len(card['features']) != 1)}"
     if described is None:
         classes = network["task"].get("classes", [])
@@ -115,16 +113,16 @@ def _learned(material: Material) -> str:
     if len(targets) > SHOWN + 1:
         targets = [*targets[:SHOWN], f"{len(targets) - SHOWN} more"]
     horizons = [material.ahead(horizon) for horizon in described["horizons"]]
-    return f"A recurrent {what} forecasts {_and(targets)} {_and(horizons)} ahead, from {seen}, {every}."
+    return f"A recurrent {what} forecasts {joined(targets)} {joined(horizons)} ahead, from {seen}, {every}."
 
 
 def _against_baselines(material: Material) -> Html:
     rows = material.table
-    rivals = [name for name in RIVALS if any(row.get(name) for row in rows)]
+    rivals = [name for name in NAMES if any(row.get(name) for row in rows)]
     parts = []
     for target in dict.fromkeys(row["target"] for row in rows):
         mine = [row for row in rows if row["target"] == target]
-        headings = ["ahead", "model", "skill", *(RIVALS[name] for name in rivals), "MASE"]
+        headings = ["ahead", "model", "skill", *(NAMES[name] for name in rivals), "MASE"]
         body = [_error_row(material, row, rivals) for row in mine]
         parts.append(table(headings, body, f"{_with_unit(target, mine[0]['unit'])}: absolute error"))
     how = (
@@ -145,12 +143,12 @@ def _error_row(material: Material, row: Json, rivals: Sequence[str]) -> list[str
 
 def _intervals(material: Material) -> Html:
     rows = [row for row in material.table if row["model"].get("pinball") is not None or row.get("interval")]
-    rivals = [name for name in RIVALS if any((row.get(name) or {}).get("pinball") is not None for row in rows)]
+    rivals = [name for name in NAMES if any((row.get(name) or {}).get("pinball") is not None for row in rows)]
     calibrated = any(row.get("interval") for row in rows)
     parts = []
     for target in dict.fromkeys(row["target"] for row in rows):
         mine = [row for row in rows if row["target"] == target]
-        headings = ["ahead", "model", *(RIVALS[name] for name in rivals), *["calibrated"] * calibrated]
+        headings = ["ahead", "model", *(NAMES[name] for name in rivals), *["calibrated"] * calibrated]
         body = [
             [
                 material.ahead(row["horizon"]),
@@ -383,7 +381,7 @@ def _score_chart(faulted: Faulted) -> Callable[[int], str]:
         plot = Plot("anomaly score", across, charts.Scale(0, 1, marks, "score"), width=width, height=190)
         plot.spans([(event.first, event.end) for event in faulted.events], "fault")
         plot.line(firsts, highest, "a")
-        plot.dots(places[alarm], np.full(int(alarm.sum()), -0.03), "b", 1.6)
+        plot.dots(places[alarm], np.full(int(alarm.sum()), -0.04), "b", 2.2)
         return plot.svg()
 
     return draw
@@ -511,7 +509,7 @@ def _settings(material: Material) -> Html:
     agreed = (
         f"outputs differ by at most {parity['outputs']:.1e} standard deviations, the state by {parity['state']:.1e} "
         f"(allowed: {parity['limit']:.0e}), over {parity['steps']:,} timesteps with missing values, in batches of "
-        f"{_and(map(str, parity['batches']))}"
+        f"{joined([str(batch) for batch in parity['batches']])}"
     )
     checks = [
         ("graph against network", agreed),
@@ -573,12 +571,12 @@ def _foot(material: Material) -> Html:
 PARTS: tuple[Callable[[Material], Html], ...] = (
     _top,
     _against_baselines,
+    _classes,
     _intervals,
     _forecasts,
     _skill,
     _calibration,
     _residuals,
-    _classes,
     _anomalies,
     _cold_start,
     _learning,
@@ -663,12 +661,6 @@ def _last(values: curves.Numbers) -> float:
 
 def _with_unit(name: str, unit: str) -> str:
     return f"{name} ({unit})" if unit else name
-
-
-def _and(words: Any) -> str:
-    """One, two and three."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else str(last)
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from training import card, report, scoreboard
+from training import card, report
 from training.curves import Faulted, Replayed
 from training.evaluate import evaluate
 from training.export import Parity
@@ -29,6 +29,7 @@ from training.run import Facts, Outcome, Run
 from training.scores import AnomalyScores, ClassError, ClassScores, Confidence, Detection, Interval, Kind
 from training.series import Series
 from training.settings import Fit, Source
+from training.verdict import NAMES, verdict
 
 HISTORY = [{"epoch": n, "loss": 1 / n, "score": 0.9 / n, "learning_rate": 0.004 / n, "elapsed_s": n} for n in (1, 2, 3)]
 FORECAST = {
@@ -69,7 +70,7 @@ def material(
         told=card.facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 1e-5)),
         features=card.columns(record, network, series),
         scores=scores.as_json(),
-        verdict=scoreboard.verdict(scores),
+        verdict=verdict(scores),
         history=HISTORY,
         graph=content,
     )
@@ -228,7 +229,7 @@ def test_a_section_goes_with_its_data(material: Material, section: str, without:
     if told["scores"]["table"] == "no quantiles":
         plain = {"pinball": None, "coverage": None, "width": None, "quantiles": []}
         told["scores"]["table"] = [
-            row | {name: row[name] | plain for name in ("model", *report.RIVALS) if row[name]}
+            row | {name: row[name] | plain for name in ("model", *NAMES) if row[name]}
             for row in material.card["scores"]["table"]
         ]
     assert section in titles(report.build(material))
@@ -262,7 +263,7 @@ def test_a_baseline_that_is_not_beaten_stands_out(material: Material) -> None:
     """Its error is marked where it is at most the model's, and nowhere else; the verdict is marked too."""
     page = report.build(material)
     rows = material.card["scores"]["table"]
-    lost = sum(row[name]["mae"] <= row["model"]["mae"] for row in rows for name in report.RIVALS if row[name])
+    lost = sum(row[name]["mae"] <= row["model"]["mae"] for row in rows for name in NAMES if row[name])
     weak = sum(row["skill"] <= 0 for row in rows)
     assert lost > 0
     assert page.count('class="lost"') == lost + weak
