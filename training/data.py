@@ -5,6 +5,7 @@ Columns are filled block by block, so that a series of millions of rows is held 
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -141,7 +142,10 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
 
 def _belonging(series: Series, row: int) -> list[str]:
     """The cells of a row's group and label, as far as there are such columns."""
-    cells = [_quoted(next(group.name for group in series.groups if row < group.end))] if series.groups else []
+    cells = []
+    if series.groups:
+        place = bisect_right(series.groups, row, key=lambda group: group.first) - 1
+        cells.append(_quoted(series.groups[place].name))
     if series.labels is not None:
         label = series.labels[row]
         cells.append("" if label == UNLABELLED else _quoted(series.classes[label]))

@@ -101,6 +101,24 @@ def test_parquet_and_csv_give_the_same_groups(table: Callable[[str], Path], tmp_
     np.testing.assert_array_equal(got.values, wanted.values)
 
 
+@pytest.mark.parametrize(
+    ("cells", "classes", "labels"),
+    [
+        ([2.0, 10.0, np.nan], ("2", "10"), [0, 1, UNLABELLED]),
+        ([True, False, None], ("false", "true"), [1, 0, UNLABELLED]),
+    ],
+)
+def test_labels_may_be_numbers_or_yes_and_no(
+    tmp_path: Path, cells: list[Any], classes: tuple[str, ...], labels: list[int]
+) -> None:
+    """Whole numbers that a frame keeps as floats, because one is missing, are whole numbers."""
+    times = np.arange(3).astype("datetime64[s]")
+    pq.write_table(pa.table({"time": times, "a": [1.0, 2.0, 3.0], "kind": cells}), tmp_path / "table.parquet")
+    series = read(tmp_path / "table.parquet", label="kind")
+    assert series.classes == classes
+    np.testing.assert_array_equal(series.labels, labels)
+
+
 def test_groups_and_labels_are_written_and_read_again(table: Callable[[str], Path], tmp_path: Path) -> None:
     """A part that is written has its group and label columns under their own names."""
     series = read(table(PUMPS), group="pump", label="state", exclude=["who"])
