@@ -20,7 +20,7 @@ import onnx
 import torch
 
 from training.errors import ModelUnreadable, ParityError, VersionExists
-from training.evaluate import Graph
+from training.graph import Graph
 from training.network import Network
 from training.run import Facts
 from training.series import Floats

@@ -1,4 +1,4 @@
-"""The network, written once: guard -> scaler -> cells -> head. `sequence()` trains it, `step()` is what is exported.
+"""The network, written once: guard -> scaler -> convolution -> cells -> head. `sequence()` trains it, `step()` is what is exported.
 
 Raw units go in and come out. Inside, everything is in scaled units: the distance from the training mean in training
 standard deviations. So a state of zeros means "every sensor was last seen at its training mean", and a fresh stream
@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from training.cells import CELLS, Cell, State
+from training.cells import CELLS, Cell, Convolution, State
 from training.heads import Outputs, build_head
 from training.series import Floats, Scaler
 from training.settings import Architecture
@@ -21,8 +21,9 @@ from training.settings import Architecture
 class Network(nn.Module):
     """A recurrent network.
 
-    State, in order: `last` [batch, features], the last seen value of each feature in scaled units; the states of each
-    layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of the head. The batch is the last axis but one of
+    State, in order: `last` [batch, features], the last seen value of each feature in scaled units; `past` [kernel - 1,
+    batch, inputs] of a convolution; the states of each layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of
+    the head. The batch is the last axis but one of
     each, and all are zero in a fresh stream.
     """
 
@@ -36,22 +37,25 @@ class Network(nn.Module):
         self.register_buffer("std", torch.from_numpy(scaler.std))
         # A layer sees each feature and whether it is missing: a value held for an hour is worth less than a fresh one.
         width = (2 if architecture.missing == "mask" else 1) * architecture.features
-        widths = [width] + [architecture.hidden] * (architecture.layers - 1)
+        self.front = Convolution(width, architecture.filters, architecture.kernel) if architecture.kernel > 1 else None
+        widths = [self.front.hidden if self.front else width] + [architecture.hidden] * (architecture.layers - 1)
         cell = CELLS[architecture.cell]
-        self.cells = nn.ModuleList([cell(width, architecture.hidden) for width in widths])
+        self.cells = nn.ModuleList([cell(width, architecture.hidden, architecture.activation) for width in widths])
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = build_head(architecture)
 
     @property
     def layers(self) -> list[Cell]:
-        """The recurrent layers, in order."""
-        return [cast(Cell, layer) for layer in self.cells]
+        """The convolution if there is one, then the recurrent layers, in order."""
+        cells = [cast(Cell, layer) for layer in self.cells]
+        return [self.front, *cells] if self.front else cells
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the state inputs, in order; the output that replaces one is called `<name>_next`."""
-        carried = (f"{name}{index}" for index, layer in enumerate(self.layers) for name in layer.states)
-        return ("last", *carried, *self.head.states)
+        front = self.front.states if self.front else ()
+        carried = (f"{name}{index}" for index, layer in enumerate(self.cells) for name in cast(Cell, layer).states)
+        return ("last", *front, *carried, *self.head.states)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -96,7 +100,7 @@ class Network(nn.Module):
             carried = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), carried)
             following.extend(after)
-        outputs, after = self.head.sequence(y, seen, tuple(parts))
+        outputs, after = self.head.sequence(self.dropout(y), seen, tuple(parts))
         return outputs, (*following, *after)
 
     def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:

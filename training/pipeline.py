@@ -17,9 +17,11 @@ from training import datasets, export, features, run
 from training.baselines import season_steps
 from training.data import Columns, column_names, read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
-from training.evaluate import Graph, Scores, evaluate
+from training.evaluate import evaluate
 from training.fit import Epoch, Fitted, fit
+from training.graph import Graph
 from training.network import Network
+from training.scores import Scores
 from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
 from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
 
@@ -119,9 +121,9 @@ def publish(
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = export.check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, record.facts.held_out.spans, season=season)
+    scores = evaluate(graph, series, season=season, split=record.facts.split)
     # The same graph again with what it scored; the metadata does not touch the maths.
-    description = export.describe(network, record.facts, scores.as_json())
+    description = export.describe(network, record.facts, scores.summary())
     export.set_description(bare, description)
     card = _card(record, description, scores, parity, name, version)
     return Published(export.write(models, name, version, bare, card), record, scores, parity)
@@ -172,11 +174,12 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source, [name for name in graph.features if features.can_make(name)])
-    spans = None
-    if card is not None and card["data"]["sha256"] == series.sha256:
-        # The rows that the model has learned from say nothing about it.
-        spans = tuple((first, end) for first, end in card["data"]["held_out"]["spans"])
-    return evaluate(graph, series, spans, season=season)
+    if card is None:
+        return evaluate(graph, series, season=season)
+    if card["data"]["sha256"] != series.sha256:
+        return evaluate(graph, series, season=season, scales=card["scores"].get("mase_scale"))
+    # The rows that the model has learned from say nothing about it, but the baselines learn from the same ones.
+    return evaluate(graph, series, season=season, split=_split_of(card["data"]))
 
 
 def _other(source: Source, card: dict[str, Any] | None) -> Source:
@@ -300,6 +303,13 @@ def _usual_targets(source: Source) -> tuple[str, ...]:
             f"target: {source.data} is there to be classified; ask for --task classify, or name a --target"
         )
     return (usual,)
+
+
+def _split_of(data: dict[str, Any]) -> Split:
+    """The split that a card tells of."""
+    parts = (data[part]["spans"] for part in ("training", "validation", "held_out"))
+    train, validation, held_out = (tuple((first, end) for first, end in spans) for spans in parts)
+    return Split(train, validation, held_out)
 
 
 def _ending(fitted: Fitted) -> str:

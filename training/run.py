@@ -82,6 +82,11 @@ class Facts(Settings):
             held_out=Part.of(series, split.test),
         )
 
+    @property
+    def split(self) -> Split:
+        """The rows of the parts."""
+        return Split(self.training.spans, self.validation.spans, self.held_out.spans)
+
 
 class Outcome(Settings):
     """How the training went; `best_score` is in the objective's unit, see `objective`."""

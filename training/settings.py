@@ -79,7 +79,7 @@ class Shape(Settings):
     activation: str = Field(default="tanh", description="Of candidate and output; each cell says which it takes.")
     hidden: int = Field(default=64, ge=1, le=4096, description="Units of a layer.")
     layers: int = Field(default=1, ge=1, le=16, description="Recurrent layers.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Between layers.")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Between layers, and before the head.")
     kernel: int = Field(
         default=1, ge=1, le=1024, description="Timesteps that a causal convolution in front sees; 1: there is none."
     )
