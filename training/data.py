@@ -416,6 +416,8 @@ def _block_times(column: Any, name: str, label: str, before: int) -> Times:
     """(rows,) datetime64[ns], NaT where missing; `before` counts the rows of earlier blocks."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _unix_times(column.cast(pa.float64()).to_numpy(zero_copy_only=False), name, label, before)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())  # there is no cast from the former to times
     try:
         times: Times = column.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False).astype("datetime64[ns]")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -440,11 +442,9 @@ def _unix_times(seconds: npt.NDArray[np.float64], name: str, label: str, before:
 
 
 def _block_codes(column: Any, name: str, texts: dict[str, int], label: str) -> Codes:
-    """The index of each cell's text in `texts`, which grows; -1 where the cell is empty."""
+    """The index of each cell's text in `texts`, which grows in the order of the rows; -1 where the cell is empty."""
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.dictionary_decode()
-    elif pa.types.is_floating(kind):  # whole numbers with empty cells, as frames keep them
+    if pa.types.is_floating(kind):  # whole numbers with empty cells, as frames keep them
         try:
             column = pa.array(column.to_numpy(zero_copy_only=False), from_pandas=True).cast(pa.int64())
         except pa.ArrowInvalid as error:
@@ -453,12 +453,18 @@ def _block_codes(column: Any, name: str, texts: dict[str, int], label: str) -> C
                 f"{str(error).splitlines()[0]}"
             ) from error
     try:
-        encoded = column.cast(pa.string()).dictionary_encode()
+        encoded = column if pa.types.is_dictionary(kind) else column.cast(pa.string()).dictionary_encode()
+        found = encoded.dictionary.cast(pa.string()).to_pylist()
     except pa.ArrowNotImplementedError as error:
         raise TextColumn(f"{label}: column {name!r} holds {kind}, expected text or whole numbers") from error
-    places = [texts.setdefault(text, len(texts)) if text else -1 for text in encoded.dictionary.to_pylist()]
-    indices = encoded.indices.fill_null(len(places)).to_numpy(zero_copy_only=False)
-    codes: Codes = np.array([*places, -1], np.int32)[indices]
+    indices = encoded.indices.cast(pa.int64()).fill_null(len(found)).to_numpy(zero_copy_only=False)
+    places = np.full(len(found) + 1, -1, np.int32)
+    # A dictionary may be in any order and hold what no row of the block has.
+    used, firsts = np.unique(indices, return_index=True)
+    for index in used[np.argsort(firsts)].tolist():
+        if index < len(found) and found[index]:
+            places[index] = texts.setdefault(found[index], len(texts))
+    codes: Codes = places[indices]
     return codes
 
 

@@ -194,6 +194,12 @@ def test_a_group_or_label_is_no_feature(table: Callable[[str], Path], column: st
         series.column(column)
 
 
+def test_a_stretch_ends_with_its_group(fleet: Callable[..., Series]) -> None:
+    """Also where the next group's times go on without a gap, and where rows of both are asked for."""
+    assert fleet(30, 20).stretches() == [(0, 30), (30, 50)]
+    assert fleet(30, 20).stretches(((10, 45),)) == [(10, 30), (30, 45)]
+
+
 def test_every_group_is_cut_at_its_own_rows(fleet: Callable[..., Series]) -> None:
     """Splitting by time gives each group a part of each kind."""
     split = split_by_time(fleet(100, 60), train=0.5, validation=0.25, horizon=3)

@@ -21,10 +21,13 @@ MADE = ("s1@+1", "s1@+3", "day_sin", "day_cos", "elapsed_s")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, make_series: Callable[..., Series]) -> Path:
-    """A folder with a table of six sites of a hundred hours each, one with a gap, and its training split by site."""
+    """A folder with a table of the same hundred hours at six sites, one with a gap, and its training split by site."""
     folder = tmp_path_factory.mktemp("sources")
     groups = tuple(Group(f"site{place}", 100 * place, 100 * (place + 1)) for place in range(6))
-    series = replace(make_series(600, missing=0.02, gap_at=150), groups=groups, group_column="site")
+    series = make_series(600, missing=0.02)
+    times = np.tile(series.times[:100], 6)
+    times[150:200] += np.timedelta64(100, "h")
+    series = replace(series, times=times, groups=groups, group_column="site")
     write_csv(series, folder / "sites.csv", series.spans)
     pipeline.train(request(folder), lambda *_: None, lambda _: None)
     return folder

@@ -11,7 +11,7 @@ import pytest
 
 from training import errors, table
 from training.data import column_names, read, series_of, write_csv
-from training.series import Group, Series
+from training.series import UNLABELLED, Group, Series
 
 TIMES = np.datetime64("2024-01-01T00:00:00", "ns") + np.arange(4) * np.timedelta64(600, "s")
 VALUES = np.array([[20.5, 1], [np.nan, 2], [21.5, 3], [22.0, 4]], np.float32)
@@ -66,6 +66,18 @@ def test_a_column_may_change_after_the_first_block(tmp_path: Path, first: str, l
     values = {"": np.nan, "true": 1.0}
     wanted = [values[cell] if cell in values else float(cell) for cell in cells]
     np.testing.assert_array_equal(read(path).values[:, 1], np.array(wanted, np.float32))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("first", "later"), [("1", "1.5"), ("", "2.5"), ("1", "")])
+def test_a_usual_change_needs_no_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, later: str
+) -> None:
+    """Numbers are read as numbers from the start, so that a large file is not held whole because of one fraction."""
+    lines = [f"2024-01-01 00:{row:02}:00,{row},{later if row > 30 else first}" for row in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["time,b,a", *lines]), encoding="utf-8")
+    monkeypatch.delattr(table, "_whole_csv")
+    assert len(read(tmp_path / "table.csv")) == 60
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -146,6 +158,27 @@ def test_groups_without_times_are_numbered_each(tmp_path: Path) -> None:
     assert series.classes == ("3", "5")
     assert (series.times - np.datetime64(0, "ns")).astype(int).tolist() == [0, 10**9, 0, 10**9]
     np.testing.assert_array_equal(series.values, VALUES[[0, 2, 1, 3]])
+
+
+def test_an_empty_text_is_an_empty_cell() -> None:
+    """An array of text cannot hold a missing value otherwise."""
+    columns = {"a": [1.0, 2.0, 3.0], "kind": ["", "on", "off"]}
+    assert series_of(pa.table(columns), period_s=1, label="kind").labels.tolist() == [UNLABELLED, 1, 0]  # type: ignore[union-attr]
+    with pytest.raises(errors.GroupColumnError, match="'kind' has no value in row 1"):
+        series_of(pa.table(columns), period_s=1, group="kind")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_any_kind_of_text_is_text(kind: Any) -> None:
+    """Frames keep text and time stamps in text in several ways, also as a dictionary that holds more than is used."""
+    dictionary = pa.array(["unused", "y", "x"], pa.string()).cast(kind)
+    who = pa.DictionaryArray.from_arrays(pa.array([2, 1, 2, 1], pa.uint32()), dictionary)
+    times = pa.array([str(time) for time in TIMES], pa.string()).cast(kind)
+    frame = pa.table({"at": times, "who": who, "kind": who.indices.cast(pa.int8()), "a": VALUES[:, 0]})
+    series = series_of(frame, time="at", group="who", label="kind")
+    assert series.groups == (Group("x", 0, 2), Group("y", 2, 4))
+    assert series.classes == ("1", "2")
+    np.testing.assert_array_equal(series.times, TIMES[[0, 2, 1, 3]])
 
 
 @pytest.mark.parametrize(
