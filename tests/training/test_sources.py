@@ -139,6 +139,15 @@ def test_a_made_feature_is_no_target(work: Path) -> None:
         pipeline.train(wrong, lambda *_: None, lambda _: None)
 
 
+def test_other_data_of_a_named_set_has_its_groups(tmp_path: Path) -> None:
+    """A part that was written has the set's columns, which the card does not repeat; what it lacks is not asked for."""
+    (tmp_path / "part.csv").write_text("time,origin,temp\n2024-01-01,JFK,1\n2024-01-02,JFK,2\n", encoding="utf-8")
+    other = pipeline._other(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "weather"}})
+    assert (other.group, other.label) == ("origin", None)
+    unlike = pipeline._other(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "watch"}})
+    assert (unlike.group, unlike.label) == (None, None)
+
+
 def test_named_sets_know_their_groups() -> None:
     """Recordings of persons with an exercise each; none of these columns is a feature, whether it is used or not."""
     try:
