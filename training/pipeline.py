@@ -126,15 +126,41 @@ def publish(
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
-    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
-    parity = export.check_parity(network, bare)
-    graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, season=season, split=record.facts.split)
+    bare, parity, scores = _scored(record, network, series, name, season)
     # The same graph again with what it scored; the metadata does not touch the maths.
     description = export.describe(network, record.facts, scores.summary())
     export.set_description(bare, description)
     card = _card(record, description, scores, parity, name, version)
     return Published(export.write(models, name, version, bare, card), record, scores, parity)
+
+
+def learn_and_score(
+    request: Request,
+    series: Series,
+    split: Split,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+) -> tuple[run.Run, Scores]:
+    """Learn from a split of one's own and score its held-out part through the graph; writes the run folder, no version.
+
+    Raises:
+        TrainingError: something that the person can mend.
+    """
+    run.open_folder(request.out)
+    record, network = _learn(request, series, on_epoch, on_note, split)
+    run.save(request.out, record, network)
+    _, _, scores = _scored(record, network, series, request.name, request.season)
+    return record, scores
+
+
+def _scored(
+    record: run.Run, network: Network, series: Series, name: str, season: int | None
+) -> tuple[onnx.ModelProto, export.Parity, Scores]:
+    """The graph, past the gate, and what it scores on the held-out part."""
+    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
+    parity = export.check_parity(network, bare)
+    graph = Graph(bare.SerializeToString(), name)
+    return bare, parity, evaluate(graph, series, season=season, split=record.facts.split)
 
 
 def export_run(
@@ -236,10 +262,14 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
 
 
 def _learn(
-    request: Request, series: Series, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
+    request: Request,
+    series: Series,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+    split: Split | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split, scale and fit."""
-    split = _split(request, series, on_note)
+    """Split unless that is done, scale and fit."""
+    split = split or _split(request, series, on_note)
     scaler = fit_scaler(series, split.train)
     for name in scaler.constant:
         on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")

@@ -206,3 +206,15 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; the next free one when not given.")
     out: Path = Field(description="The run folder; a new one under runs/ when not given.")
     held_out: Path | None = Field(default=None, description="Write the rows that were not learned from, as CSV.")
+
+
+class Rolling(Settings):
+    """A backtest: the end of the rows is cut into blocks of equal length; each is judged by a model of what was before."""
+
+    folds: int = Field(default=4, ge=2, le=100, description="How many times to learn and judge.")
+    start: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of the rows before the first block that is judged."
+    )
+    window: Steps | None = Field(
+        default=None, description="Learn from so many rows before a block only; from all of them when not given."
+    )
