@@ -4,7 +4,7 @@ The defaults serve a series of ten thousand rows or so; those of `Fit` were comp
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -109,23 +109,59 @@ class Architecture(Shape):
     task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
-class Fit(Settings):
-    """How to learn."""
+# What each optimiser is usually given, compared on `appliances`: the highest learning rate, and how much weights are shrunk.
+# AdamW shrinks a weight by rate x decay at each step; the others add decay x weight to the gradient.
+USUAL = {"adamw": (4e-3, 1.0), "adam": (4e-3, 1e-4), "sgd": (0.3, 1e-4)}
 
-    epochs: int = Field(default=60, ge=1)
-    minutes: float | None = Field(default=None, gt=0)  # of wall time; the schedule is squeezed into it
-    lanes: int = Field(default=16, ge=1)  # rows of a batch
-    chunk: int = Field(default=24, ge=1)  # timesteps that a gradient reaches back
-    burn_in: int = Field(default=24, ge=0)  # timesteps that only warm the state up
-    cold_share: float = Field(default=0.25, ge=0.0, le=1.0)  # of runs that count from their first timestep
-    learning_rate: float = Field(default=4e-3, gt=0)
-    warm_up: float = Field(default=0.05, ge=0.0, lt=1.0)  # share of the training
-    weight_decay: float = Field(default=1.0, ge=0.0)
-    average: float = Field(default=0.99, ge=0.0, lt=1.0)  # share of the averaged weights kept at each optimiser step
-    clip: float = Field(default=1.0, gt=0)  # norm of the gradient
-    hide: float = Field(default=0.02, ge=0.0, lt=1.0)  # share of values made missing
-    patience: int = Field(default=40, ge=1)  # epochs without a better validation score
-    seed: int = Field(default=0, ge=0, lt=2**63)
+
+class Fit(Settings):
+    """How to learn. `learning_rate` and `weight_decay` are never None: what is not given is the optimiser's usual."""
+
+    epochs: int = Field(default=60, ge=1, description="Stop after so many.")
+    minutes: float | None = Field(
+        default=None, gt=0, description="Stop after so long, with the schedule squeezed into it; depends on speed."
+    )
+    lanes: int = Field(default=16, ge=1, description="Rows of a batch.")
+    chunk: int = Field(default=24, ge=1, description="Timesteps that a gradient reaches back.")
+    burn_in: int = Field(default=24, ge=0, description="Timesteps that only warm the state up.")
+    cold_share: float = Field(
+        default=0.25, ge=0.0, le=1.0, description="Share of runs that count from their first timestep."
+    )
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(default="adamw", description="What takes the steps.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="The highest of the schedule; usually 0.004, for sgd 0.3."
+    )
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Of sgd, after Nesterov.")
+    schedule: Literal["cosine", "constant", "step", "plateau"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up."
+    )
+    warm_up: float = Field(default=0.05, ge=0.0, lt=1.0, description="Share of the training with a rising rate.")
+    drop: float = Field(default=0.3, gt=0.0, lt=1.0, description="What step and plateau multiply the rate by.")
+    drop_after: int = Field(
+        default=10, ge=1, description="Epochs between two drops of step; epochs without a better score for plateau."
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0.0, description="L2: of the weights for adamw, usually 1; of the loss for the others, 0.0001."
+    )
+    average: float = Field(
+        default=0.99, ge=0.0, lt=1.0, description="Share of the averaged weights kept at each optimiser step."
+    )
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    hide: float = Field(default=0.02, ge=0.0, lt=1.0, description="Share of values made missing.")
+    patience: int = Field(default=40, ge=1, description="Stop after so many epochs without a better validation score.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to learn; auto: on a GPU if there is one."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("optimizer", "adamw") not in USUAL:
+            return given
+        rate, decay = USUAL[given.get("optimizer", "adamw")]
+        asked = {name: value for name, value in given.items() if value is not None}
+        return {"learning_rate": rate, "weight_decay": decay} | asked
 
 
 class Request(Settings):

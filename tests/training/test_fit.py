@@ -12,6 +12,7 @@ import torch
 from training import fit as fitting
 from training.errors import Diverged
 from training.fit import Epoch, Fitted, fit
+from training.schedule import FINAL_RATE
 from training.series import Series, fit_scaler, split_by_time
 from training.settings import Architecture, Fit, Forecast
 
@@ -117,7 +118,7 @@ def test_a_time_limit_ends_the_training(learn: Callable[..., Fitted], monkeypatc
     fitted = learn(Fit(epochs=100_000, minutes=2.0, lanes=4, chunk=16))
     assert fitted.stopped == "minutes"
     assert fitted.epochs[-1].progress == 1.0
-    assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * fitting.FINAL_RATE)
+    assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
 def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., Fitted]) -> None:
@@ -139,7 +140,7 @@ def test_the_learning_rate_rises_and_falls(learn: Callable[..., Fitted]) -> None
     assert top == 3  # the end of the fourth of twenty epochs
     assert rates[:4] == sorted(rates[:4])
     assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(Fit().learning_rate * fitting.FINAL_RATE)
+    assert rates[-1] == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
 def test_missing_targets_do_not_count(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
