@@ -16,6 +16,7 @@ from rich.console import Console
 
 from training import datasets as named
 from training.errors import SettingsError, TrainingError
+from training.options import build, option, options_of
 from training.settings import Fit, Request, Shape, Source
 
 EXIT_USAGE = 2
@@ -23,84 +24,20 @@ EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Train recurrent networks on sensor series.")
 
-FIT, SHAPE = Fit(), Shape()  # the defaults, written down once
-
-
-def _option(name: str, about: str) -> Any:
-    """An option `--name` that can also be given as the environment variable TIDEGATE_NAME."""
-    return typer.Option(f"--{name}", envvar=f"TIDEGATE_{name.upper().replace('-', '_')}", help=about)
-
-
-Time = Annotated[str | None, _option("time", "The time column; found by itself when there is only one.")]
-Models = Annotated[Path, _option("models", "The folder of models.")]
-Name = Annotated[str | None, _option("name", "The model's name; the data's name when not given.")]
-Version = Annotated[int | None, _option("version", "The version to write; the next free one when not given.")]
-Season = Annotated[int | None, _option("season", "Timesteps of the seasonal-naive baseline; a day when not given.")]
-Json = Annotated[Path | None, _option("json", "Also write the result to this file, as JSON.")]
+Models = Annotated[Path, option("models", "The folder of models.")]
+Name = Annotated[str | None, option("name", "The model's name; the data's name when not given.")]
+Version = Annotated[int | None, option("version", "The version to write; the next free one when not given.")]
+Season = Annotated[int | None, option("season", "Timesteps of the seasonal-naive baseline; a day when not given.")]
+Json = Annotated[Path | None, option("json", "Also write the result to this file, as JSON.")]
+Threads = Annotated[int, option("threads", "For torch; more are seldom faster.")]
 
 
 @app.command()
-def train(
-    *,
-    data: Annotated[str, _option("data", "A named data set, or a .csv or .parquet file.")] = "appliances",
-    target: Annotated[str, _option("target", "Columns to forecast, by commas.")] = "",
-    horizons: Annotated[str, _option("horizons", "How many timesteps ahead, by commas.")] = "1,6,36,144",
-    time: Time = None,
-    columns: Annotated[str, _option("columns", "Take only these columns, by commas.")] = "",
-    exclude: Annotated[str, _option("exclude", "Leave these columns out, by commas.")] = "",
-    hidden: Annotated[int, _option("hidden", "Units of a layer.")] = SHAPE.hidden,
-    layers: Annotated[int, _option("layers", "Recurrent layers.")] = SHAPE.layers,
-    dropout: Annotated[float, _option("dropout", "Between layers.")] = SHAPE.dropout,
-    epochs: Annotated[int, _option("epochs", "Stop after so many.")] = FIT.epochs,
-    minutes: Annotated[
-        float | None, _option("minutes", "Stop after so long; the result then depends on speed.")
-    ] = None,
-    lanes: Annotated[int, _option("lanes", "Rows of a batch.")] = FIT.lanes,
-    chunk: Annotated[int, _option("chunk", "Timesteps that a gradient reaches back.")] = FIT.chunk,
-    burn_in: Annotated[int, _option("burn-in", "Timesteps that only warm the state up.")] = FIT.burn_in,
-    learning_rate: Annotated[float, _option("learning-rate", "The highest of the schedule.")] = FIT.learning_rate,
-    weight_decay: Annotated[float, _option("weight-decay", "Of AdamW.")] = FIT.weight_decay,
-    clip: Annotated[float, _option("clip", "Largest norm of the gradient.")] = FIT.clip,
-    hide: Annotated[float, _option("hide", "Share of values made missing.")] = FIT.hide,
-    patience: Annotated[int, _option("patience", "Stop after so many epochs without a better score.")] = FIT.patience,
-    seed: Annotated[int, _option("seed", "The same seed gives the same weights.")] = FIT.seed,
-    threads: Annotated[int, _option("threads", "For torch; more are seldom faster.")] = 1,
-    season: Season = None,
-    models: Models = Path("models"),
-    name: Name = None,
-    version: Version = None,
-    out: Annotated[Path | None, _option("out", "The run folder; a new one under runs/ when not given.")] = None,
-    held_out: Annotated[Path | None, _option("held-out", "Write the rows that were not learned from, as CSV.")] = None,
-    json_file: Json = None,
-) -> None:
+@options_of(Source, Request, Shape, Fit)
+def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
     """Train on a series, export the graph, score it on the held-out part, and write a version of the model."""
-    model = name or Path(data).stem
     # Read before torch is loaded, so that a wrong option is told at once.
-    request = Request(
-        source=Source(data=data, time=time, columns=_names(columns), exclude=_names(exclude)),
-        targets=_names(target),
-        horizons=_numbers("horizons", horizons),
-        shape=Shape(hidden=hidden, layers=layers, dropout=dropout),
-        fit=Fit(
-            epochs=epochs,
-            minutes=minutes,
-            lanes=lanes,
-            chunk=chunk,
-            burn_in=burn_in,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            clip=clip,
-            hide=hide,
-            patience=patience,
-            seed=seed,
-        ),
-        season=season,
-        models=models,
-        name=model,
-        version=version,
-        out=out or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
-        held_out=held_out,
-    )
+    request = _request(values)
     _set_threads(threads)
     from training.pipeline import train as learn
     from training.progress import FitProgress
@@ -113,8 +50,8 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
-    data: Annotated[str | None, _option("data", "Other data than the card names; all of its rows are scored.")] = None,
-    time: Time = None,
+    data: Annotated[str | None, option("data", "Other data than the card names; all of its rows are scored.")] = None,
+    time: Annotated[str | None, option("time", "The time column; found by itself when there is only one.")] = None,
     season: Season = None,
     json_file: Json = None,
 ) -> None:
@@ -127,7 +64,7 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A folder that `tidegate train` wrote.")],
-    data: Annotated[str | None, _option("data", "Where the run's data is now, if it was moved.")] = None,
+    data: Annotated[str | None, option("data", "Where the run's data is now, if it was moved.")] = None,
     season: Season = None,
     models: Models = Path("models"),
     name: Name = None,
@@ -182,29 +119,22 @@ def _fail(message: str) -> NoReturn:
 
 
 def _first_mistake(error: ValidationError) -> str:
-    """Pydantic's first complaint in our words: `learning-rate: got -1.0, expected greater than 0`."""
+    """Pydantic's first complaint in our words: `learning-rate: got '-1', expected: greater than 0`."""
     mistake = error.errors()[0]
-    option = ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
-    return f"{option}: got {mistake['input']!r}, expected: {mistake['msg'].removeprefix('Input should be ')}"
+    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
+    expected = (
+        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
+    )
+    return f"{word}: got {mistake['input']!r}, expected: {expected}"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers by commas, each once, in rising order.
-
-    Raises:
-        SettingsError: something else was given.
-    """
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or sorted(set(numbers)) != list(numbers):
-        raise SettingsError(f"{option}: got {text!r}, expected rising whole numbers by commas, such as 1,6,36")
-    return numbers
+def _request(values: dict[str, Any]) -> Request:
+    """What was asked for, with names for what was left open."""
+    source = build(Source, values)
+    model = values.get("name") or Path(source.data).stem
+    out = values.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    parts = {"source": source, "shape": build(Shape, values), "fit": build(Fit, values)}
+    return build(Request, values, **parts, name=model, out=out)
 
 
 def _set_threads(threads: int) -> None:

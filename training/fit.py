@@ -267,7 +267,7 @@ class _Training:
         """
         self.steps += 1
         kept = min(self.settings.average, self.steps / (self.steps + 10))
-        get_ema_multi_avg_fn(kept)(self.averages, self.weights, None)
+        get_ema_multi_avg_fn(kept)(self.averages, self.weights, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def batches(self, plan: Plan, hide: float = 0.0) -> Iterator[Batch]:
         """The chunks of a plan in order, looked up many at a time."""
@@ -281,11 +281,10 @@ class _Training:
             if hide:
                 x = _hidden(x, hide)
             truth = self.objective.truth(rows, torch.from_numpy(plan.scored(part)).to(self.device))
-            begins = plan.fresh[part].any(axis=1).tolist()
-            fresh = torch.from_numpy(plan.fresh[part]).to(self.device)
             known = self.objective.known(truth).tolist()
-            for index, begin in enumerate(begins):
-                yield Batch(x[index], truth[index], known[index], fresh[index] if begin else None)
+            fresh = torch.from_numpy(plan.fresh[part]).to(self.device)
+            for index, begins in enumerate(plan.fresh[part]):
+                yield Batch(x[index], truth[index], known[index], fresh[index] if begins.any() else None)
 
     @torch.no_grad()
     def score(self) -> float:
@@ -312,7 +311,9 @@ class _Training:
 def _device(settings: Fit) -> torch.device:
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
-        raise SettingsError("device: got 'cuda', but torch finds no GPU here; expected cpu, or auto for a GPU if there is one")
+        raise SettingsError(
+            "device: got 'cuda', but torch finds no GPU here; expected cpu, or auto for a GPU if there is one"
+        )
     return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
 
 

@@ -73,12 +73,12 @@ class Plan:
     @property
     def chunks(self) -> int:
         """How many optimiser steps the epoch has."""
-        return self.fresh.shape[0]
+        return len(self.fresh)
 
     @property
     def lanes(self) -> int:
         """How many lanes lie side by side."""
-        return self.fresh.shape[1]
+        return int(self.fresh.shape[1])
 
     def rows(self, part: slice = EVERYTHING) -> Rows:
         """(chunks, chunk, lanes) the row of the series, or `PADDING`, for these chunks."""
@@ -102,7 +102,8 @@ class Plan:
         before = (np.arange(len(run)) - passed[run]) * chunk  # rows of the run before the cell
         place = (begin[run] + before // chunk, runs.lane[run])
         shape = (int(of_lane.max()), lanes)
-        plan = cls(*(np.zeros(shape, np.int32) for _ in range(3)), np.zeros(shape, np.bool_), chunk)
+        head, size, skipped = np.zeros((3, *shape), np.int32)
+        plan = cls(head, size, skipped, np.zeros(shape, np.bool_), chunk)
         plan.head[place] = runs.first[run] + before
         plan.size[place] = np.minimum(runs.size[run] - before, chunk)
         plan.skipped[place] = np.clip(runs.skipped[run] - before, 0, chunk)
@@ -141,7 +142,9 @@ def plan_walk(stretches: Sequence[Span]) -> Plan:
 
     Stretches lie side by side; a long one is cut into pieces that warm their state up with the rows before them.
     """
-    pieces = [piece for stretch in stretches for piece in _pieces(stretch, sum(end - first for first, end in stretches))]
+    pieces = [
+        piece for stretch in stretches for piece in _pieces(stretch, sum(end - first for first, end in stretches))
+    ]
     lanes = min(len(pieces), PIECES_MAX)
     load = [(0, lane) for lane in range(lanes)]
     placed = []
@@ -159,9 +162,7 @@ def _pieces(stretch: Span, total: int) -> list[tuple[int, int, int]]:
     count = max((end - first) // max(PIECE_ROWS, total // PIECES_MAX), 1)
     borders = [first + (end - first) * index // count for index in range(count + 1)]
     run_ups = [0] + [RUN_UP_ROWS] * (count - 1)
-    return [
-        (low - run_up, high, run_up) for low, high, run_up in zip(borders[:-1], borders[1:], run_ups, strict=True)
-    ]
+    return [(low - run_up, high, run_up) for low, high, run_up in zip(borders[:-1], borders[1:], run_ups, strict=True)]
 
 
 def _ring(stretches: Ints, lanes: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:

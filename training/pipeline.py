@@ -15,10 +15,11 @@ import torch
 
 from training import datasets, export, run
 from training.baselines import season_steps
+from training.checkpoint import Keeper
 from training.data import read, write_csv
-from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
+from training.errors import ChecksumMismatch, ModelUnreadable, RunError, SettingsError
 from training.evaluate import Graph, Scores, evaluate
-from training.fit import Epoch, Fitted, fit
+from training.fit import Epoch, Fitted, fit, history, reason_to_stop
 from training.network import Network
 from training.series import Scaler, Series, check_targets, fit_scaler, split_by_time
 from training.settings import Architecture, Classify, Forecast, Request, Source
@@ -60,22 +61,33 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     Afterwards the run folder and the version are on disk; after an error there is no version.
 
     Args:
-        request: what to do.
+        request: what to do; with `resume`, the run of that folder goes on from where it was stopped or killed.
         on_epoch: see `fit`.
         on_note: called with a sentence that the person should read.
 
     Raises:
         TrainingError: something that the person can mend.
     """
+    resumed = request.resume
+    begun = run.read(resumed) if resumed else None
+    if resumed:
+        request = run.resumed(resumed, request)
     # Before the minutes of work, not after them.
     version = export.free_version(request.models, request.name, request.version)
     series = read_source(request.source)
-    run.open_folder(request.out)
-    record, network = _learn(request, series, on_epoch, on_note)
-    run.save(request.out, record, network)
-    if request.held_out:
-        write_csv(series, request.held_out, record.facts.held_out.spans)
-    return publish(record, network, series, request.models, request.name, version=version, season=request.season)
+    if begun:
+        _check_same(series, begun.facts)
+    else:
+        run.open_folder(request.out)
+    with run.alone(request.out):
+        keeper = Keeper(request.out)
+        if begun:
+            _take_up(begun, request, keeper)
+        record, network = _learn(request, series, keeper, on_epoch, on_note)
+        run.save(request.out, record, network)
+        if request.held_out:
+            write_csv(series, request.held_out, record.facts.held_out.spans)
+        return publish(record, network, series, request.models, request.name, version=version, season=request.season)
 
 
 def publish(
@@ -119,10 +131,7 @@ def export_run(
     label = name or Path(record.source.data).stem
     free = export.free_version(models, label, version)
     series = read_source(record.source.model_copy(update={"data": data or record.source.data}))
-    if series.sha256 != record.facts.sha256:
-        raise ChecksumMismatch(
-            f"data: {series.name} has SHA-256 {series.sha256}, expected {record.facts.sha256}, which the run learned from"
-        )
+    _check_same(series, record.facts)
     return publish(record, network, series, models, label, version=free, season=season)
 
 
@@ -149,8 +158,36 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
     return evaluate(graph, series, spans, season=season)
 
 
+def _check_same(series: Series, facts: run.Facts) -> None:
+    if series.sha256 != facts.sha256:
+        raise ChecksumMismatch(
+            f"data: {series.name} has SHA-256 {series.sha256}, expected {facts.sha256}, which the run learned from"
+        )
+
+
+def _take_up(begun: run.Begun | run.Run, request: Request, keeper: Keeper) -> None:
+    """See that there is something left to learn, and bring `metrics.jsonl` back to the last checkpoint.
+
+    Raises:
+        RunError: the run is finished.
+    """
+    state = keeper.found()
+    epochs, best = history(state) if state else ([], None)
+    if isinstance(begun, run.Run) and best:
+        reason = "diverged" if begun.outcome.stopped == "diverged" else reason_to_stop(request.fit, epochs[-1], best)
+        if reason:
+            raise RunError(
+                f"resume: {request.out} is finished after epoch {len(epochs)}: {REASONS[reason]}; {_MORE[reason]}"
+            )
+    run.write_metrics(request.out, epochs)
+
+
 def _learn(
-    request: Request, series: Series, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
+    request: Request,
+    series: Series,
+    keeper: Keeper,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
 ) -> tuple[run.Run, Network]:
     """Split, scale and fit."""
     split = split_by_time(
@@ -160,19 +197,25 @@ def _learn(
     for name in scaler.constant:
         on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
     architecture = _architecture(request, series, scaler)
+    facts = run.Facts.of(series, split, scaler)
+    run.begin(request.out, run.Begun(request=request, facts=facts))
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    fitted = fit(series, split, scaler, architecture, request.fit, told)
+    fitted = fit(series, split, scaler, architecture, request.fit, told, keeper=keeper)
+    run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
+    if fitted.stopped == "interrupted":
+        on_note(f"to go on: tidegate train --resume {request.out}")
     record = run.Run(
         source=request.source,
-        facts=run.Facts.of(series, split, scaler),
+        facts=facts,
         architecture=architecture,
         fit=request.fit,
         outcome=run.outcome(fitted),
+        request=request,
     )
     return record, fitted.network
 
@@ -183,7 +226,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.targets or _usual_targets(request.source)
+        targets = request.target or _usual_targets(request.source)
         check_targets(series, scaler, targets)
         task = Forecast(
             targets=tuple(series.column(target) for target in targets),
@@ -191,8 +234,8 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             quantiles=request.quantiles,
             links=request.links,
             season=request.season or season_steps(series.period_s) or 0,
-            interval=request.interval,
-            anomaly=request.anomaly,
+            coverage=request.coverage,
+            alarm_rate=request.alarm_rate,
         )
     return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
 
@@ -203,17 +246,26 @@ def _usual_targets(source: Source) -> tuple[str, ...]:
     return (datasets.DATASETS[source.data].target,)
 
 
+REASONS = {
+    "epochs": "all epochs are done",
+    "patience": "the validation score has not improved for a while",
+    "minutes": "the time is up",
+    "interrupted": "interrupted: the best weights so far are kept",
+    "diverged": "the loss is no longer a number: the best weights before that are kept",
+}
+# What makes a finished run go on.
+_MORE = {
+    "epochs": "raise --epochs to go on",
+    "patience": "raise --patience to go on",
+    "minutes": "raise --minutes to go on",
+    "diverged": "train anew with a smaller --learning-rate",
+}
+
+
 def _ending(fitted: Fitted) -> str:
     """Why the training stopped, in words."""
-    reasons = {
-        "epochs": "all epochs are done",
-        "patience": "the validation score has not improved for a while",
-        "minutes": "the time is up",
-        "interrupted": "interrupted: the best weights so far are kept",
-        "diverged": "the loss is no longer a number: the best weights before that are kept",
-    }
     return (
-        f"stopped after epoch {len(fitted.epochs)}: {reasons[fitted.stopped]}; "
+        f"stopped after epoch {len(fitted.epochs)}: {REASONS[fitted.stopped]}; "
         f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
     )
 

@@ -3,10 +3,11 @@
 The defaults serve a series of ten thousand rows or so; those of `Fit` were compared on `appliances` over four seeds.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 # A model's name is a folder and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -15,13 +16,23 @@ Steps = Annotated[int, Field(ge=1)]
 Link = Literal["last", "season"]
 
 
-def _rising(quantiles: tuple[float, ...]) -> tuple[float, ...]:
-    if sorted(set(quantiles)) != list(quantiles) or not all(0.0 < quantile < 1.0 for quantile in quantiles):
-        raise ValueError("rising numbers between 0 and 1, such as 0.1,0.5,0.9")
-    return quantiles
+def _split(value: Any) -> Any:
+    """What was typed with commas, as its parts."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-Quantiles = Annotated[tuple[float, ...], AfterValidator(_rising)]
+def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not all(one < other for one, other in pairwise(numbers)):
+        raise ValueError("rising numbers by commas, each once")
+    return numbers
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Links = Annotated[tuple[Link, ...], BeforeValidator(_split)]
+Horizons = Annotated[tuple[Steps, ...], Field(min_length=1), BeforeValidator(_split), AfterValidator(_rising)]
+Quantiles = Annotated[
+    tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], BeforeValidator(_split), AfterValidator(_rising)
+]
 
 
 class Settings(BaseModel):
@@ -33,24 +44,30 @@ class Settings(BaseModel):
 class Source(Settings):
     """Where a series comes from: enough to read the same rows and columns again."""
 
-    data: str
-    time: str | None = None
-    columns: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    data: str = Field(default="appliances", description="A named data set, or a .csv or .parquet file.")
+    time: str | None = Field(default=None, description="The time column; found by itself when there is only one.")
+    columns: Names = Field(default=(), description="Take only these columns, by commas.")
+    exclude: Names = Field(default=(), description="Leave these columns out, by commas.")
 
 
 class Shape(Settings):
     """The size and kind of the recurrent part."""
 
-    cell: Literal["lstm", "gru", "peephole", "peephole-previous", "rnn"] = "lstm"
-    activation: str = "tanh"  # of candidate and output; each cell says which it takes
-    hidden: int = Field(default=64, ge=1, le=4096)
-    layers: int = Field(default=1, ge=1, le=16)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)  # between layers
-    kernel: int = Field(default=1, ge=1, le=1024)  # timesteps that a causal convolution in front sees; 1: there is none
-    filters: int = Field(default=32, ge=1, le=4096)  # of that convolution
-    missing: Literal["mask", "last"] = "mask"  # whether the cells are told which values are only held
-    bidirectional: bool = False
+    cell: Literal["lstm", "gru", "peephole", "peephole-previous", "rnn"] = Field(
+        default="lstm", description="Kind of the recurrent layers."
+    )
+    activation: str = Field(default="tanh", description="Of candidate and output; each cell says which it takes.")
+    hidden: int = Field(default=64, ge=1, le=4096, description="Units of a layer.")
+    layers: int = Field(default=1, ge=1, le=16, description="Recurrent layers.")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Between layers.")
+    kernel: int = Field(
+        default=1, ge=1, le=1024, description="Timesteps that a causal convolution in front sees; 1: there is none."
+    )
+    filters: int = Field(default=32, ge=1, le=4096, description="Of that convolution.")
+    missing: Literal["mask", "last"] = Field(
+        default="mask", description="mask: the cells are told which values are only held; last: they are not."
+    )
+    bidirectional: bool = Field(default=False, description="Refused: a stream has no future to look back from.")
 
     @field_validator("bidirectional")
     @classmethod
@@ -58,18 +75,6 @@ class Shape(Settings):
         if wanted:
             raise ValueError("false: the backward half would need the future, and a stream has none when it is served")
         return wanted
-
-
-class Interval(Settings):
-    """Intervals whose coverage is kept online, see `monitors`."""
-
-    coverage: float = Field(default=0.8, gt=0.0, lt=1.0)
-
-
-class Anomaly(Settings):
-    """A score of how unexpected a timestep is, see `monitors`."""
-
-    alarm_rate: float = Field(default=0.001, gt=0.0, lt=0.5)  # long-run share of timesteps with an alarm
 
 
 class Forecast(Settings):
@@ -81,12 +86,12 @@ class Forecast(Settings):
 
     kind: Literal["forecast"] = "forecast"
     targets: tuple[int, ...] = Field(min_length=1)
-    horizons: tuple[Steps, ...] = Field(min_length=1)
+    horizons: Horizons
     quantiles: Quantiles = ()
-    links: tuple[Link, ...] = ("last",)
+    links: Links = ("last",)
     season: int = Field(default=0, ge=0)
-    interval: Interval | None = None
-    anomaly: Anomaly | None = None
+    coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -168,20 +173,29 @@ class Request(Settings):
     """One training, from data to a version on disk. Shares are of the rows; what they leave is held out."""
 
     source: Source
-    task: Literal["forecast", "classify"] = "forecast"
-    targets: tuple[str, ...] = ()  # the data set's own when empty
-    horizons: tuple[Steps, ...] = Field(default=(1, 6, 36, 144), min_length=1)
-    quantiles: Quantiles = (0.1, 0.5, 0.9)
-    links: tuple[Link, ...] = ("last",)
-    interval: Interval | None = None
-    anomaly: Anomaly | None = None
     shape: Shape = Shape()
     fit: Fit = Fit()
-    train_share: float = Field(default=0.70, gt=0, lt=1)
-    validation_share: float = Field(default=0.15, gt=0, lt=1)
-    season: Steps | None = None
-    models: Path = Path("models")
-    name: str = Field(pattern=NAME)
-    version: Steps | None = None
-    out: Path
-    held_out: Path | None = None
+    task: Literal["forecast", "classify"] = Field(default="forecast", description="What to learn.")
+    target: Names = Field(default=(), description="Columns to forecast, by commas.")
+    horizons: Horizons = Field(default=(1, 6, 36, 144), description="How many timesteps ahead, by commas.")
+    quantiles: Quantiles = Field(default=(0.1, 0.5, 0.9), description="Of each forecast, by commas.")
+    links: Links = Field(default=("last",), description="What a forecast corrects: last, season, or both by commas.")
+    coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None, description="Give intervals whose long-run coverage is kept at this share."
+    )
+    alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = Field(
+        default=None, description="Give an anomaly score, with an alarm for this long-run share of timesteps."
+    )
+    train_share: float = Field(default=0.70, gt=0, lt=1, description="Share of the rows that teach.")
+    validation_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows that choose.")
+    season: Steps | None = Field(
+        default=None, description="Timesteps of a season, for the baseline and the link; a day when not given."
+    )
+    models: Path = Field(default=Path("models"), description="The folder of models.")
+    name: str = Field(pattern=NAME, description="The model's name; the data's name when not given.")
+    version: Steps | None = Field(default=None, description="The version to write; the next free one when not given.")
+    out: Path = Field(description="The run folder; a new one under runs/ when not given.")
+    held_out: Path | None = Field(default=None, description="Write the rows that were not learned from, as CSV.")
+    resume: Path | None = Field(
+        default=None, description="Go on with the run of this folder; of its settings, --epochs may be raised."
+    )

@@ -50,7 +50,7 @@ def test_training_leaves_a_version_a_run_and_a_result(work: Path) -> None:
     card = json.loads((work / "models" / "toy" / "1" / "card.json").read_text(encoding="utf-8"))
     result = json.loads((work / "result.json").read_text(encoding="utf-8"))
     assert (work / "models" / "toy" / "1" / "model.onnx").is_file()
-    assert {path.name for path in (work / "run").iterdir()} == {"run.json", "metrics.jsonl", "weights.pt"}
+    assert {path.name for path in (work / "run").iterdir()} == {"run.json", "metrics.jsonl", "best.pt", "last.pt"}
     assert result["scores"] == card["scores"]
     assert [row["horizon"] for row in card["scores"]["table"]] == [1, 3]
     assert {"mae", "rmse"} == set(card["scores"]["table"][0]["persistence"])
@@ -122,14 +122,14 @@ def test_a_used_run_folder_is_refused(work: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--horizons", "1,x"], "horizons: got '1,x', expected rising whole numbers"),
+        (["--horizons", "1,x"], "horizons: got 'x', expected: a valid integer"),
         (["--horizons", "6,1"], "horizons: got '6,1'"),
-        (["--horizons", "0,1"], "horizons.0: got 0, expected: greater than or equal to 1"),
-        (["--learning-rate", "-1"], "learning-rate: got -1.0, expected: greater than 0"),
-        (["--dropout", "1"], "dropout: got 1.0, expected: less than 1"),
+        (["--horizons", "0,1"], "horizons: got '0', expected: greater than or equal to 1"),
+        (["--learning-rate", "-1"], "learning-rate: got '-1', expected: greater than 0"),
+        (["--dropout", "1"], "dropout: got '1', expected: less than 1"),
         (["--name", "a/b"], "name: got 'a/b'"),
         (["--threads", "0"], "threads: got 0, expected at least 1"),
-        (["--epochs", "many"], "--epochs"),
+        (["--epochs", "many"], "epochs: got 'many', expected: a valid integer"),
         (["--nonsense"], "--nonsense"),
         (["--data", "nowhere"], "no data set is called 'nowhere'; known: appliances"),
         (["--data", "nowhere.csv"], "cannot read nowhere.csv: No such file"),
