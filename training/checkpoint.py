@@ -4,7 +4,6 @@
 reader finds the old one or the new one. Knows nothing of what is in them.
 """
 
-import copy
 import io
 import os
 import pickle
@@ -50,7 +49,7 @@ class Keeper:
     def keep(self, state: State) -> None:
         """Write a state, whose `best` are the best weights, or hold a copy of it when the last write was just now."""
         if time.monotonic() - self.written_s < self.every_s:
-            self.held = copy.deepcopy(state)
+            self.held = _copy(state)
         else:
             self._write(state)
 
@@ -104,6 +103,15 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def _copy(value: Any) -> Any:
+    """A state that stays when the training goes on; tuples are never changed. Several times quicker than `deepcopy`."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copy(part) for name, part in value.items()}
+    return [_copy(part) for part in value] if isinstance(value, list) else value
 
 
 def generators(device: torch.device) -> State:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -32,9 +32,9 @@ from training.settings import Architecture, Fit
 
 Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 
-# Rows whose inputs and truths are looked up at once: so many that a look-up's fixed cost does not count, so few that they
-# stay small beside the series.
-BLOCK_ROWS = 16_384
+# Rows whose inputs and truths are looked up at once: so many that the fixed cost of a look-up does not count, so few that they
+# stay in the processor's cache and are small beside the series.
+BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class _Training:
         self.rng = np.random.default_rng(settings.seed)
         self.stretches = series.stretches(split.train)
         self.walk = plan_walk(series.stretches(split.validation))
-        self.values = torch.from_numpy(series.values).to(self.device)  # (time, features); on a CPU the series' own
+        # (time, features); on a CPU the series' own memory
+        self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
         self.objective = build_objective(series, split, scaler, architecture, self.values)
         self.epochs: list[Epoch] = []
         self.best: Epoch | None = None
@@ -179,7 +180,7 @@ class _Training:
         """All that the next epoch depends on, beside the data and the settings."""
         assert self.best is not None  # asked for after an epoch
         return {
-            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "epochs": tuple(vars(epoch) for epoch in self.epochs),
             "best_epoch": self.best.number,
             "best": self.best_weights,
             "network": self.network.state_dict(),
@@ -276,10 +277,12 @@ class _Training:
             part = slice(first, first + many)
             rows = torch.from_numpy(plan.rows(part)).to(self.device)  # (chunks, time, lanes)
             padding = rows == PADDING
-            rows = rows.clamp(min=0)
-            x = self.values[rows].masked_fill(padding.unsqueeze(-1), math.nan)
+            rows.clamp_(min=0)
+            x = self.values.index_select(0, rows.flatten()).view(*rows.shape, -1)
             if hide:
-                x = _hidden(x, hide)
+                _hide(x, hide)
+            if plan.size[part].min() < plan.chunk:
+                x[padding] = math.nan
             truth = self.objective.truth(rows, torch.from_numpy(plan.scored(part)).to(self.device))
             known = self.objective.known(truth).tolist()
             fresh = torch.from_numpy(plan.fresh[part]).to(self.device)
@@ -317,14 +320,17 @@ def _device(settings: Fit) -> torch.device:
     return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
 
 
-def _hidden(x: Tensor, share: float) -> Tensor:
+def _hide(x: Tensor, share: float) -> None:
     """Make single values of (chunks, time, lanes, features) missing, and whole sensors for the length of a chunk.
 
     A network that has never met a missing value has random weights where the guard tells it of one.
     """
-    lost = torch.rand(x.shape, device=x.device) < share
     silent = torch.rand((len(x), 1, *x.shape[2:]), device=x.device) < share
-    return x.masked_fill_(lost | silent, math.nan)
+    x.masked_fill_(silent, math.nan)
+    # Places instead of a number for each value, because most stay. One drawn twice is hidden once: with so many draws the
+    # share that is hit is the one that was asked for.
+    draws = round(-math.log1p(-share) * x.numel())
+    x.view(-1)[torch.randint(x.numel(), (draws,), device=x.device)] = math.nan
 
 
 def _reset(state: State, fresh: Tensor | None) -> State:
