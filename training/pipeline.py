@@ -269,6 +269,29 @@ def _take_up(begun: run.Begun | run.Run, request: Request, keeper: Keeper) -> No
     run.write_metrics(request.out, epochs)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All that a fit needs beside its settings."""
+
+    series: Series
+    split: Split
+    scaler: Scaler
+    architecture: Architecture
+
+
+def prepare(request: Request, series: Series, on_note: Callable[[str], None]) -> Prepared:
+    """Split and scale a series, and say what to build for it.
+
+    Raises:
+        TrainingError: the series does not have what was asked for.
+    """
+    split = _split(request, series, on_note)
+    scaler = fit_scaler(series, split.train)
+    for name in scaler.constant:
+        on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
+    return Prepared(series, split, scaler, _architecture(request, series, scaler))
+
+
 def _learn(
     request: Request,
     series: Series,
@@ -277,19 +300,15 @@ def _learn(
     on_note: Callable[[str], None],
 ) -> tuple[run.Run, Network]:
     """Split, scale and fit."""
-    split = _split(request, series, on_note)
-    scaler = fit_scaler(series, split.train)
-    for name in scaler.constant:
-        on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
-    architecture = _architecture(request, series, scaler)
-    facts = run.Facts.of(series, split, scaler)
+    prepared = prepare(request, series, on_note)
+    facts = run.Facts.of(series, prepared.split, prepared.scaler)
     run.begin(request.out, run.Begun(request=request, facts=facts))
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    fitted = fit(series, split, scaler, architecture, request.fit, told, keeper=keeper)
+    fitted = fit(series, prepared.split, prepared.scaler, prepared.architecture, request.fit, told, keeper=keeper)
     run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
     if fitted.stopped == "interrupted":
@@ -297,7 +316,7 @@ def _learn(
     record = run.Run(
         source=request.source,
         facts=facts,
-        architecture=architecture,
+        architecture=prepared.architecture,
         fit=request.fit,
         outcome=run.outcome(fitted),
         request=request,

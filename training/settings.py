@@ -235,3 +235,23 @@ class Request(Settings):
     resume: Path | None = Field(
         default=None, description="Go on with the run of this folder; of its settings, --epochs may be raised."
     )
+
+
+class Search(Settings):
+    """A search for good settings."""
+
+    trials: int = Field(
+        default=20, ge=1, description="How many settings to try, in all processes and sittings together."
+    )
+    minutes: float | None = Field(default=None, gt=0, description="Begin no trial after so long.")
+    trial_epochs: Steps = Field(default=20, description="Epochs of a trial; the best settings learn for all --epochs.")
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe", description="What picks settings: what has done well, chance, or one after the other."
+    )
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        default="median", description="What ends a trial that does worse than others did at its age."
+    )
+    search: str = Field(
+        default="",
+        description="Settings to try, as 'hidden=32,64;learning_rate=1e-3..1e-2', or a .toml or .json file of such.",
+    )
