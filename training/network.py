@@ -68,7 +68,7 @@ class Network(nn.Module):
     def fresh_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep."""
         last = torch.zeros(batch, self.architecture.features, device=self.mean.device)
-        carried = (part for layer in self.layers for part in layer.fresh_state(batch))
+        carried = (part.to(last.device) for layer in self.layers for part in layer.fresh_state(batch))
         return (last, *carried, *self.head.fresh_state(batch))
 
     def sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:

@@ -11,6 +11,7 @@ import torch
 
 from training import errors, pipeline
 from training.backtest import mean_and_spread, rolling_splits
+from training.checkpoint import Keeper
 from training.cli import main
 from training.data import write_csv
 from training.series import Group, Series
@@ -71,7 +72,7 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._learn(request, each, lambda *_: None, lambda _: None, split)
+        _, network = pipeline._learn(request, each, Keeper(request.out), lambda *_: None, lambda _: None, split)
         weights.append(network.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
