@@ -1,4 +1,4 @@
-"""The commands `train`, `backtest`, `evaluate`, `export` and `datasets`. The only place that prints and knows exit codes.
+"""The commands of the training package. The only place that prints and knows exit codes.
 
 A mistake of the person who types is one line on stderr and exit code 2, never a traceback. torch, onnx and pyarrow take
 seconds to load, so they are imported by the commands that use them and `--help` does not wait.
@@ -102,6 +102,22 @@ def export(
 
 
 @app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="A version's folder.")],
+    data: Annotated[str | None, option("data", "Where the version's data is now, if it was moved.")] = None,
+    out: Annotated[Path | None, option("out", "The file to write; report.html beside the card when not given.")] = None,
+) -> None:
+    """Write the report of a version again, from its card and its data: one HTML page that needs nothing else."""
+    from training.pipeline import report_again
+
+    page = report_again(model, data=data)
+    path = out or model / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    _say(f"report: {path}")
+
+
+@app.command()
 def datasets() -> None:
     """List the named data sets, with source and licence."""
     for index, dataset in enumerate(named.DATASETS.values()):
@@ -178,9 +194,10 @@ def _set_threads(threads: int) -> None:
 def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the table, the verdict and where things are; write them to the file if there is one."""
     from training import scoreboard
+    from training.verdict import verdict
 
     _show(scoreboard.table(scores))
-    _say(scoreboard.verdict(scores))
+    _say(verdict(scores))
     for what, path in places.items():
         _say(f"{what}: {path}")
     if json_file:

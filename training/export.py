@@ -167,10 +167,10 @@ def free_version(models: Path, name: str, version: int | None) -> int:
     return version
 
 
-def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: dict[str, Any]) -> Path:
-    """Write `<models>/<name>/<version>/` with `model.onnx` and `card.json`, whole or not at all; returns the folder.
+def write(models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str) -> Path:
+    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, whole or not at all.
 
-    A server that watches the folder sees the finished version appear at once.
+    Returns the folder. A server that watches the folder sees the finished version appear at once.
 
     Raises:
         VersionExists: the version is on disk already; it is left as it is.
@@ -182,8 +182,9 @@ def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: d
     # Beside its place, so that the rename stays within one file system; the dot keeps it from being taken for a version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
-        (scratch / "model.onnx").write_bytes(model.SerializeToString())
+        (scratch / "model.onnx").write_bytes(graph)
         (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server under another user must read the model
         _rename_new(scratch, folder)
     finally:

@@ -29,6 +29,7 @@ TRAINING_COMMANDS = {
     "backtest": "Learn from an ever longer past and judge what follows, several times.",
     "evaluate": "Score an exported model beside the baselines.",
     "export": "Write a trained run as a model that can be served.",
+    "report": "Write the page that says how good a model is.",
     "datasets": "List the named data sets, with source and licence.",
 }
 
