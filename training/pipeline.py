@@ -50,6 +50,9 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         TrainingError: it is not there, cannot be fetched, or cannot be used.
     """
     path = Path(source.data)
+    is_file = source.data not in datasets.DATASETS and (path.suffix or path.exists())
+    known = None if is_file else datasets.dataset(source.data)
+    source = _resolved(source)
     columns = Columns(
         time=source.time,
         period_s=source.period,
@@ -60,17 +63,22 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         exclude=source.exclude,
         made=made,
     )
-    if source.data not in datasets.DATASETS and (path.suffix or path.exists()):
+    if known is None:
         return read(path, **columns)
-    wanted = datasets.dataset(source.data)
-    columns["time"] = source.time or wanted.time
-    own = {"group": wanted.group, "split_by": wanted.split_by, "label": wanted.label}
-    for role in ("group", "split_by", "label"):
-        columns[role] = own[role] if getattr(source, role) is None else getattr(source, role)
+    return read(datasets.fetch(source.data), name=known.name, units=known.units, **columns)
+
+
+def _resolved(source: Source) -> Source:
+    """The source with what a named set knows of itself."""
+    known = datasets.DATASETS.get(source.data)
+    if known is None:
+        return source
+    own = {"group": known.group, "split_by": known.split_by, "label": known.label}
+    roles = {role: column if getattr(source, role) is None else getattr(source, role) for role, column in own.items()}
     # What tells rows apart is no sensor, also where it is not used.
-    unused = {column for column in own.values() if column} - {columns[role] for role in ("group", "split_by", "label")}
-    columns["exclude"] = (*source.exclude, *sorted(unused), *(() if source.columns else wanted.noise))
-    return read(datasets.fetch(source.data), name=wanted.name, units=wanted.units, **columns)
+    unused = {column for column in own.values() if column} - set(roles.values())
+    exclude = (*source.exclude, *sorted(unused), *(() if source.columns else known.noise))
+    return source.model_copy(update={"time": source.time or known.time, "exclude": exclude, **roles})
 
 
 def made_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
@@ -272,7 +280,7 @@ def _other(source: Source, told: dict[str, Any] | None) -> Source:
     """Other data for a model: its group and label are where those of its own data were, if it has such columns."""
     if told is None or source.data in datasets.DATASETS:
         return source
-    own = Source.model_validate(told["source"])
+    own = _resolved(Source.model_validate(told["source"]))
     there = column_names(Path(source.data))
     return source.model_copy(
         update={
