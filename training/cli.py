@@ -1,4 +1,4 @@
-"""The commands `train`, `tune`, `evaluate`, `export` and `datasets`. The only place that prints and knows exit codes.
+"""The commands `train`, `tune`, `backtest`, `evaluate`, `export` and `datasets`: all that prints and knows exit codes.
 
 A mistake of the person who types is one line on stderr and exit code 2, never a traceback. torch, onnx and pyarrow take
 seconds to load, so they are imported by the commands that use them and `--help` does not wait.
@@ -18,7 +18,7 @@ from rich.console import Console
 from training import datasets as named
 from training.errors import SettingsError, TrainingError
 from training.options import build, option, options_of
-from training.settings import Fit, Request, Search, Shape, Source
+from training.settings import Fit, Request, Rolling, Search, Shape, Source
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -79,6 +79,28 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
         _say(f"{outcome.left} of {search.trials} trials are left: the same command goes on")
     if outcome.best:
         _report(outcome.best.scores, json_file, model=outcome.best.folder, search=request.out)
+
+
+@app.command()
+@options_of(Rolling, Source, Request, Shape, Fit)
+def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
+    """Train several times on an ever longer past, and judge each model on the block that follows; writes no model."""
+    for name in ("models", "version", "held_out"):
+        if values.get(name) is not None:
+            raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
+    request, rolling = _request(values), build(Rolling, values)
+    _set_threads(threads)
+    from training import scoreboard
+    from training.backtest import backtest as roll
+    from training.progress import FitProgress
+
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
+        result = roll(request, rolling, progress.show, progress.note)
+    _show(scoreboard.backtest_table(result))
+    _say(scoreboard.backtest_verdict(result))
+    _say(f"runs: {request.out}")
+    if json_file:
+        _write_json(json_file, {"runs": str(request.out)} | result.as_json())
 
 
 @app.command()
@@ -197,15 +219,25 @@ def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the table, the verdict and where things are; write them to the file if there is one."""
     from training import scoreboard
 
-    console = Console(soft_wrap=True)
-    console.print(scoreboard.table(scores))
+    _show(scoreboard.table(scores))
     _say(scoreboard.verdict(scores))
     for what, path in places.items():
         _say(f"{what}: {path}")
     if json_file:
         result = {what: str(path) for what, path in places.items()} | {"scores": scores.as_json()}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_json(json_file, result)
+
+
+def _show(table: Any) -> None:
+    """Print a table: as wide as it needs, since a narrow screen must not hide numbers."""
+    from training.scoreboard import WIDTH
+
+    Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _say(line: str) -> None:

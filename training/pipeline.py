@@ -123,7 +123,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         keeper = Keeper(request.out)
         if begun:
             _take_up(begun, request, keeper)
-        record, network = _learn(request, series, keeper, on_epoch, on_note)
+        record, network = _learn(request, series, on_epoch, on_note, keeper=keeper)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -139,15 +139,41 @@ def publish(
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
-    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
-    parity = export.check_parity(network, bare)
-    graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, season=season, split=record.facts.split)
+    bare, parity, scores = _scored(record, network, series, name, season)
     # The same graph again with what it scored; the metadata does not touch the maths.
     description = export.describe(network, record.facts, scores.summary())
     export.set_description(bare, description)
     card = _card(record, description, scores, parity, name, version)
     return Published(export.write(models, name, version, bare, card), record, scores, parity)
+
+
+def learn_and_score(
+    request: Request,
+    series: Series,
+    split: Split,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+) -> tuple[run.Run, Scores]:
+    """Learn from a split of one's own and score its held-out part through the graph; writes the run folder, no version.
+
+    Raises:
+        TrainingError: something that the person can mend.
+    """
+    run.open_folder(request.out)
+    record, network = _learn(request, series, on_epoch, on_note, split)
+    run.save(request.out, record, network)
+    _, _, scores = _scored(record, network, series, request.name, request.season)
+    return record, scores
+
+
+def _scored(
+    record: run.Run, network: Network, series: Series, name: str, season: int | None
+) -> tuple[onnx.ModelProto, export.Parity, Scores]:
+    """The graph, past the gate, and what it scores on the held-out part."""
+    bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
+    parity = export.check_parity(network, bare)
+    graph = Graph(bare.SerializeToString(), name)
+    return bare, parity, evaluate(graph, series, season=season, split=record.facts.split)
 
 
 def export_run(
@@ -279,13 +305,13 @@ class Prepared:
     architecture: Architecture
 
 
-def prepare(request: Request, series: Series, on_note: Callable[[str], None]) -> Prepared:
-    """Split and scale a series, and say what to build for it.
+def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
+    """Split a series unless that is done, scale it, and say what to build for it.
 
     Raises:
         TrainingError: the series does not have what was asked for.
     """
-    split = _split(request, series, on_note)
+    split = split or _split(request, series, on_note)
     scaler = fit_scaler(series, split.train)
     for name in scaler.constant:
         on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
@@ -295,14 +321,16 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None]) ->
 def _learn(
     request: Request,
     series: Series,
-    keeper: Keeper,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
+    split: Split | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split, scale and fit."""
-    prepared = prepare(request, series, on_note)
+    """Split unless that is done, scale and fit; without a keeper the run cannot be resumed."""
+    prepared = prepare(request, series, on_note, split)
     facts = run.Facts.of(series, prepared.split, prepared.scaler)
-    run.begin(request.out, run.Begun(request=request, facts=facts))
+    if keeper:
+        run.begin(request.out, run.Begun(request=request, facts=facts))
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
@@ -311,7 +339,7 @@ def _learn(
     fitted = fit(series, prepared.split, prepared.scaler, prepared.architecture, request.fit, told, keeper=keeper)
     run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
-    if fitted.stopped == "interrupted":
+    if keeper and fitted.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
     record = run.Run(
         source=request.source,
@@ -319,7 +347,7 @@ def _learn(
         architecture=prepared.architecture,
         fit=request.fit,
         outcome=run.outcome(fitted),
-        request=request,
+        request=request if keeper else None,  # of a split of one's own a request knows nothing
     )
     return record, fitted.network
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
     "tune": "Search for good settings of a model.",
+    "backtest": "Learn from an ever longer past and judge what follows, several times.",
     "evaluate": "Score an exported model beside the baselines.",
     "export": "Write a trained run as a model that can be served.",
     "datasets": "List the named data sets, with source and licence.",
