@@ -130,7 +130,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         keeper = Keeper(request.out)
         if begun:
             _take_up(begun, request, keeper)
-        record, network = _learn(request, series, keeper, on_epoch, on_note)
+        record, network = _learn(request, series, on_epoch, on_note, keeper=keeper)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -389,7 +389,6 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
 def _learn(
     request: Request,
     series: Series,
-    keeper: Keeper,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
     split: Split | None = None,
@@ -397,7 +396,8 @@ def _learn(
     """Split unless that is done, scale and fit."""
     prepared = prepare(request, series, on_note, split)
     facts = run.Facts.of(series, prepared.split, prepared.scaler)
-    run.begin(request.out, run.Begun(request=request, facts=facts))
+    if keeper:
+        run.begin(request.out, run.Begun(request=request, facts=facts))
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
@@ -406,7 +406,7 @@ def _learn(
     fitted = fit(series, prepared.split, prepared.scaler, prepared.architecture, request.fit, told, keeper=keeper)
     run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
-    if fitted.stopped == "interrupted":
+    if keeper and fitted.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
     record = run.Run(
         source=request.source,
@@ -414,7 +414,7 @@ def _learn(
         architecture=prepared.architecture,
         fit=request.fit,
         outcome=run.outcome(fitted),
-        request=request,
+        request=request if keeper else None,  # of a split of one's own a request knows nothing
     )
     return record, fitted.network
 
