@@ -193,7 +193,7 @@ def learn_and_score(
         TrainingError: something that the person can mend.
     """
     run.open_folder(request.out)
-    record, network = _learn(request, series, Keeper(request.out), on_epoch, on_note, split)
+    record, network = _learn(request, series, on_epoch, on_note, split)
     run.save(request.out, record, network)
     _, _, scores = _scored(record, network, series, request.name, request.season)
     return record, scores
@@ -392,8 +392,9 @@ def _learn(
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
     split: Split | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split unless that is done, scale and fit."""
+    """Split unless that is done, scale and fit; without a keeper the run cannot be resumed."""
     prepared = prepare(request, series, on_note, split)
     facts = run.Facts.of(series, prepared.split, prepared.scaler)
     if keeper:
