@@ -1,4 +1,4 @@
-"""The network, written once: guard -> scaler -> cells -> head. `sequence()` trains it, `step()` is what is exported.
+"""The network, written once: guard -> scaler -> cells -> head -> monitors. `sequence()` trains it, `step()` is what is exported.
 
 Raw units go in and come out. Inside, everything is in scaled units: the distance from the training mean in training
 standard deviations. So a state of zeros means "every sensor was last seen at its training mean", and a fresh stream
@@ -8,11 +8,13 @@ needs no special start.
 from itertools import islice
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.cells import CELLS, Cell, State
 from training.heads import Outputs, build_head
+from training.monitors import Monitor, Reading, build_monitors
 from training.series import Floats, Scaler
 from training.settings import Architecture
 
@@ -21,8 +23,8 @@ class Network(nn.Module):
     """A recurrent network.
 
     State, in order: `last` [batch, features], the last seen value of each feature in scaled units; the states of each
-    layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of the head. The batch is the last axis but one of
-    each, and all are zero in a fresh stream.
+    layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of the head; those of the monitors. The batch is the
+    last axis but one of each, and all are zero in a fresh stream.
     """
 
     mean: Tensor  # (features,)
@@ -40,6 +42,7 @@ class Network(nn.Module):
         self.cells = nn.ModuleList([cell(width, architecture.hidden) for width in widths])
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = build_head(architecture)
+        self.monitors = nn.ModuleList(build_monitors(architecture))
 
     @property
     def layers(self) -> list[Cell]:
@@ -47,33 +50,52 @@ class Network(nn.Module):
         return [cast(Cell, layer) for layer in self.cells]
 
     @property
+    def watchers(self) -> list[Monitor]:
+        """The monitors, in order."""
+        return [cast(Monitor, monitor) for monitor in self.monitors]
+
+    @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the state inputs, in order; the output that replaces one is called `<name>_next`."""
         carried = (f"{name}{index}" for index, layer in enumerate(self.layers) for name in layer.states)
-        return ("last", *carried, *self.head.states)
+        watched = (name for monitor in self.watchers for name in monitor.states)
+        return ("last", *carried, *self.head.states, *watched)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of the outputs, in order."""
-        return self.head.outputs
+        return (*self.head.outputs, *(name for monitor in self.watchers for name in monitor.outputs))
 
     def unit(self, output: str) -> Floats:
         """What a difference in an output is measured in: the target's standard deviation, or 1; broadcasts over it."""
-        return self.head.unit(output, self.std).cpu().numpy()
+        speaker = next((monitor for monitor in self.watchers if output in monitor.outputs), self.head)
+        return speaker.unit(output, self.std).cpu().numpy()
 
     def fresh_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep."""
         last = torch.zeros(batch, self.architecture.features, device=self.mean.device)
         carried = (part for layer in self.layers for part in layer.fresh_state(batch))
-        return (last, *carried, *self.head.fresh_state(batch))
+        watched = (part for monitor in self.watchers for part in monitor.fresh_state(batch))
+        return (last, *carried, *self.head.fresh_state(batch), *watched)
 
     def sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """(time, batch, features) in raw units -> the outputs (time, batch, ...) as they are served, and the last state."""
-        outputs, following = self.scaled_sequence(x, state)
-        return self.head.raw(outputs, self.mean, self.std), following
+        said, following = self.scaled_sequence(x, state)
+        outputs = self.head.raw(said, self.mean, self.std)
+        if not self.watchers:
+            return outputs, following
+        core = len(following) - sum(len(monitor.states) for monitor in self.watchers)
+        last, watched, told = state[0], following[core:], []
+        for row, now in enumerate(x):
+            reading = self._read(now, last)
+            more, watched = self._watch(reading, {name: part[row] for name, part in said.items()}, watched)
+            last = reading.seen
+            told.append(more)
+        outputs |= {name: torch.stack([more[name] for more in told]) for name in told[0]}
+        return outputs, (*following[:core], *watched)
 
     def scaled_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
-        """The same with the head's outputs in scaled units: what is learned from."""
+        """The head's outputs in scaled units, which are learned from; the monitors' states stay as they are."""
         missing = torch.isnan(x)
         seen = _fill_forward((x - self.mean) / self.std, missing, state[0])
         y = self._told(seen, missing)
@@ -83,21 +105,21 @@ class Network(nn.Module):
             carried = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), carried)
             following.extend(after)
-        outputs, after = self.head.sequence(y, seen, tuple(parts))
-        return outputs, (*following, *after)
+        outputs, after = self.head.sequence(y, seen, tuple(islice(parts, len(self.head.states))))
+        return outputs, (*following, *after, *parts)
 
     def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """(batch, features) in raw units -> the outputs (batch, ...) as they are served, and the next state."""
-        missing = torch.isnan(x)
-        seen = torch.where(missing, state[0], (x - self.mean) / self.std)
-        y = self._told(seen, missing)
+        now = self._read(x, state[0])
+        y = self._told(now.seen, now.missing)
         parts = iter(state[1:])
-        following: list[Tensor] = [seen]
+        following: list[Tensor] = [now.seen]
         for layer in self.layers:
             y, after = layer.step(y, tuple(islice(parts, len(layer.states))))
             following.extend(after)
-        outputs, after = self.head.step(y, seen, tuple(parts))
-        return self.head.raw(outputs, self.mean, self.std), (*following, *after)
+        said, after = self.head.step(y, now.seen, tuple(islice(parts, len(self.head.states))))
+        more, watched = self._watch(now, said, tuple(parts))
+        return self.head.raw(said, self.mean, self.std) | more, (*following, *after, *watched)
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """`step()` with the tensors in a row: what the exporter traces."""
@@ -109,6 +131,22 @@ class Network(nn.Module):
         for layer in self.layers:
             layer.prepare_export()
 
+    def _read(self, x: Tensor, last: Tensor) -> Reading:
+        """One timestep (batch, features) in scaled units, what is missing held at its last value."""
+        missing = torch.isnan(x)
+        return Reading(torch.where(missing, last, (x - self.mean) / self.std), last, missing)
+
+    def _watch(self, now: Reading, said: Outputs, state: State) -> tuple[Outputs, State]:
+        """The outputs of all monitors for one timestep as they are served, and their next states."""
+        parts = iter(state)
+        outputs: Outputs = {}
+        following: list[Tensor] = []
+        for monitor in self.watchers:
+            more, after = monitor.step(now, said, tuple(islice(parts, len(monitor.states))))
+            outputs |= monitor.raw(more, self.mean, self.std)
+            following.extend(after)
+        return outputs, tuple(following)
+
     def _told(self, seen: Tensor, missing: Tensor) -> Tensor:
         """What the first layer is told: (..., inputs)."""
         return torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.architecture.missing == "mask" else seen
@@ -119,6 +157,17 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(architecture, scaler)
+
+
+def add_monitors(network: Network, architecture: Architecture) -> Network:
+    """A network of the architecture with the learned weights of one without monitors; what they know is still blank."""
+    blank = np.zeros(architecture.features, np.float32)
+    full = Network(architecture, Scaler(blank, blank, blank, blank, ()))
+    # Not strict, because the monitors' buffers are not there; everything else must be.
+    keys = full.load_state_dict(network.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    assert all(name.startswith("monitors.") for name in keys.missing_keys)
+    return full.eval()
 
 
 def _fill_forward(scaled: Tensor, missing: Tensor, last: Tensor) -> Tensor:
