@@ -116,7 +116,9 @@ class Intervals(Monitor):
         self.coverage = coverage
         self.pair = _pair(task.quantiles, coverage)
         self.shape = (len(task.horizons), len(task.targets))
+        self.reach = task.horizons
         self.slots = sum(task.horizons)
+        self.longest = float(max(task.horizons))
         self.block = self.shape[1] * (1 if self.pair is None else 2)
         self.widths = (self.slots * self.block, 1, self.shape[0] * self.shape[1])
         first = [sum(task.horizons[:index]) for index in range(self.shape[0])]
@@ -147,7 +149,7 @@ class Intervals(Monitor):
         centre, half = self._parts(made)
         half = torch.relu(half + (self.start + self.scale * shift))
         interval = torch.stack([centre - half, centre + half], dim=-1)
-        steps = torch.clamp(steps + 1.0, max=float(self.horizons.max()))
+        steps = torch.clamp(steps + 1.0, max=self.longest)
         return {"interval": interval}, (known.index_select(1, self.younger).flatten(1), steps, shift.flatten(1))
 
     def band(self, said: Outputs) -> Tensor:
@@ -176,6 +178,16 @@ class Intervals(Monitor):
     def unit(self, output: str, std: Tensor) -> Tensor:  # noqa: ARG002  there is one output
         """The targets' standard deviations."""
         return std[self.targets].unsqueeze(-1)
+
+
+class Look(NamedTuple):
+    """What is unusual about a timestep, see `Alarm`."""
+
+    parts: Tensor  # (batch, 5 * targets): jump, return, level, still, gone
+    present: Tensor  # (batch, 2 * targets): 1 where errors and levels are known
+    surprise: Tensor  # (batch, targets): the jump, signed
+    deviation: Tensor  # (batch, 2 * targets): errors and levels in their usual deviations
+    size: Tensor  # (batch, 2 * targets): those deviations
 
 
 class Alarm(Monitor):
@@ -231,53 +243,45 @@ class Alarm(Monitor):
 
     def step(self, now: Reading, said: Outputs, state: State) -> tuple[Outputs, State]:
         """`score`, `alarm` and `warm` (batch, 1), and `surprise` (batch, targets)."""
-        expected, surprised, mean, spread, lasting, clock = state
-        steps, burst, shift = clock.split(1, dim=-1)
+        return self.follow(self.look(now, state), said, state)
+
+    def follow(self, look: Look, said: Outputs, state: State) -> tuple[Outputs, State]:
+        """Judge what a timestep looks like, and learn from it."""
+        mean, spread = state[2], state[3]
+        steps, burst, shift = state[5].split(1, dim=-1)
         threshold = self.start + shift
-        warm = (steps >= WARM_STEPS).to(clock.dtype)
-        parts, present, surprise, deviation, size = self._parts(now, expected, surprised, mean, spread, lasting, steps)
-        evidence = self.evidence(parts)
+        evidence = self.evidence(look.parts)
+        warm = (steps >= WARM_STEPS).to(steps.dtype)
         score = warm * (evidence / (evidence + threshold))
         alarm = (score > 0.5).to(score.dtype)
-        quiet = warm - alarm
         # Up by the alarm that has just ended, if it was an accident; down a little for each timestep without one.
         ended = burst * (burst <= ACCIDENT_STEPS).to(burst.dtype)
-        shift = torch.maximum(
-            shift + quiet * (THRESHOLD_RATE * (ended - self.alarm_rate)), LEAST_THRESHOLD - self.start
-        )
+        shift = shift + (warm - alarm) * (THRESHOLD_RATE * (ended - self.alarm_rate))
+        shift = torch.maximum(shift, LEAST_THRESHOLD - self.start)
         far = (evidence > threshold + ACCIDENT_NATS).to(burst.dtype)
         burst = alarm * (burst + 1.0 + ACCIDENT_STEPS * far)
         clock = torch.cat([torch.clamp(steps + 1.0, max=WARM_STEPS), burst, shift], dim=-1)
-        pace = present * (1.0 - (1.0 - ALARM_PACE) * alarm)
-        moved = torch.clamp(deviation, -CLIP, CLIP) * size
+        pace = look.present * (1.0 - (1.0 - ALARM_PACE) * alarm)
+        moved = torch.clamp(look.deviation, -CLIP, CLIP) * look.size
         mean = mean + (MEAN_RATE * pace) * moved
-        spread = torch.clamp(
-            spread + (VARIANCE_RATE * pace) * (moved * moved - (1.0 + spread)), min=LEAST_VARIANCE - 1.0
-        )
+        spread = spread + (VARIANCE_RATE * pace) * (moved * moved - (1.0 + spread))
+        spread = torch.clamp(spread, min=LEAST_VARIANCE - 1.0)
+        outputs = {"score": score, "alarm": alarm, "warm": warm, "surprise": look.surprise}
         expected = said["forecast"].select(1, self.next)
-        outputs = {"score": score, "alarm": alarm, "warm": warm, "surprise": surprise}
-        return outputs, (expected, surprise, mean, spread, parts[:, 3 * self.count :], clock)
+        return outputs, (expected, look.surprise, mean, spread, look.parts[:, 3 * self.count :], clock)
 
     def evidence(self, parts: Tensor) -> Tensor:
         """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected part lies in its tail."""
         begin, within, before = self.tail
         return (torch.log(torch.relu(parts - begin) * within + 1.0) * before).amax(dim=-1, keepdim=True)
 
-    def _parts(
-        self,
-        now: Reading,
-        expected: Tensor,
-        surprised: Tensor,
-        mean: Tensor,
-        spread: Tensor,
-        lasting: Tensor,
-        steps: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All parts (batch, 5 * targets); what is present and how far errors and levels deviate (batch, 2 * targets)."""
+    def look(self, now: Reading, state: State) -> Look:
+        """What is unusual about a timestep, before it is judged."""
+        expected, surprised, mean, spread, lasting, clock = state
         value, last = now.seen.index_select(-1, self.targets), now.last.index_select(-1, self.targets)
         here = 1.0 - now.missing.index_select(-1, self.targets).to(value.dtype)
         # A fresh stream has no forecast to compare its first value with.
-        present = (here * torch.clamp(steps, max=1.0)).repeat(1, 2)
+        present = (here * torch.clamp(clock[:, :1], max=1.0)).repeat(1, 2)
         error = (value - expected - self.bias) / self.spread
         level = nn.functional.linear(now.seen, self.level, self.offset)
         size = torch.sqrt(spread + 1.0)
@@ -292,7 +296,7 @@ class Alarm(Monitor):
         still = torch.where(now.missing.index_select(-1, self.targets), still, (still + 1.0) * (value == last).to(value.dtype))
         gone = (gone + 1.0) * (1.0 - here)
         parts = torch.cat([surprise.abs(), returned, high.abs(), still, gone], dim=-1)
-        return parts, present, surprise, deviation, size
+        return Look(parts, present, surprise, deviation, size)
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:  # noqa: ARG002  a score has no unit
         """As they are."""

@@ -16,7 +16,7 @@ from training.cells import CELLS, Cell, State
 from training.heads import Outputs, build_head
 from training.monitors import Monitor, Reading, build_monitors
 from training.series import Floats, Scaler
-from training.settings import Architecture
+from training.settings import Architecture, Classify
 
 
 class Network(nn.Module):
@@ -97,7 +97,7 @@ class Network(nn.Module):
     def scaled_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """The head's outputs in scaled units, which are learned from; the monitors' states stay as they are."""
         missing = torch.isnan(x)
-        seen = _fill_forward((x - self.mean) / self.std, missing, state[0])
+        seen = fill_forward((x - self.mean) / self.std, missing, state[0])
         y = self._told(seen, missing)
         parts = iter(state[1:])
         following: list[Tensor] = [seen[-1]]
@@ -159,6 +159,15 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
         return Network(architecture, scaler)
 
 
+def without_monitors(architecture: Architecture) -> Architecture:
+    """The part of the architecture that is learned."""
+    task = architecture.task
+    if isinstance(task, Classify):
+        return architecture
+    bare = task.model_copy(update={"coverage": None, "alarm_rate": None})
+    return architecture.model_copy(update={"task": bare})
+
+
 def add_monitors(network: Network, architecture: Architecture) -> Network:
     """A network of the architecture with the learned weights of one without monitors; what they know is still blank."""
     blank = np.zeros(architecture.features, np.float32)
@@ -170,7 +179,7 @@ def add_monitors(network: Network, architecture: Architecture) -> Network:
     return full.eval()
 
 
-def _fill_forward(scaled: Tensor, missing: Tensor, last: Tensor) -> Tensor:
+def fill_forward(scaled: Tensor, missing: Tensor, last: Tensor) -> Tensor:
     """Replace what is missing by the value before it, and by `last` before the first: (time, batch, features)."""
     held = torch.cat([last.unsqueeze(0), scaled])
     rows = torch.arange(1, len(held), device=scaled.device).view(-1, 1, 1)

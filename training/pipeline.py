@@ -15,11 +15,13 @@ import torch
 
 from training import datasets, export, run
 from training.baselines import season_steps
+from training.calibration import calibrate
 from training.data import read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
 from training.evaluate import Graph, Scores, evaluate
 from training.fit import Epoch, Fitted, fit
-from training.network import Network
+from training.monitors import check_alarm
+from training.network import Network, add_monitors, without_monitors
 from training.series import Scaler, Series, check_targets, fit_scaler, split_by_time
 from training.settings import Architecture, Classify, Forecast, Request, Source
 
@@ -152,7 +154,7 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
 def _learn(
     request: Request, series: Series, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
 ) -> tuple[run.Run, Network]:
-    """Split, scale and fit."""
+    """Split, scale, fit, and calibrate the monitors."""
     split = split_by_time(
         series, train=request.train_share, validation=request.validation_share, horizon=max(request.horizons)
     )
@@ -165,8 +167,10 @@ def _learn(
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    fitted = fit(series, split, scaler, architecture, request.fit, told)
+    fitted = fit(series, split, scaler, without_monitors(architecture), request.fit, told)
     on_note(_ending(fitted))
+    network = add_monitors(fitted.network, architecture)
+    calibrate(network, series, split)
     record = run.Run(
         source=request.source,
         facts=run.Facts.of(series, split, scaler),
@@ -174,7 +178,7 @@ def _learn(
         fit=request.fit,
         outcome=run.outcome(fitted),
     )
-    return record, fitted.network
+    return record, network
 
 
 def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
@@ -194,6 +198,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             coverage=request.coverage,
             alarm_rate=request.alarm_rate,
         )
+        check_alarm(task)
     return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
 
 
