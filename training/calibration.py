@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.monitors import LEAST_THRESHOLD, WARM_STEPS, Alarm, Intervals, Reading
+from training.monitors import LEAST_HALF, LEAST_THRESHOLD, WARM_STEPS, Alarm, Intervals, Reading
 from training.network import Network, fill_forward
 from training.series import Floats, Series, Spans, Split, rows_of
 
@@ -89,27 +89,27 @@ def _replay(network: Network, series: Series, spans: Spans) -> Iterator[_Piece]:
 
 def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: Spans) -> None:
     """The quantile of the scores that belongs to the coverage, and their spread, for each horizon and target."""
-    scores: list[list[Tensor]] = [[] for _ in monitor.reach]
-    longest, before = max(monitor.reach), torch.empty(0)
+    scores: list[list[Tensor]] = [[] for _ in monitor.horizons]
+    known = torch.empty(0)
     for piece in _replay(network, series, spans):
-        made = monitor.band(piece.said)  # (rows, horizons, block)
-        known = made if piece.fresh else torch.cat([before, made])
+        made = torch.stack(monitor.band(piece.said)).unflatten(-1, monitor.shape)  # (2, rows, horizons, targets)
+        known = made if piece.fresh else torch.cat([known[:, -max(monitor.horizons) :], made], dim=1)
         truth = piece.seen[:, monitor.targets].masked_fill(piece.missing[:, monitor.targets], torch.nan)
-        for index, horizon in enumerate(monitor.reach):
-            # The forecasts of the last rows that have come true, and those rows.
-            band = known[: max(len(known) - horizon, 0), index][-len(truth) :]
-            scores[index].append(monitor.score(band, truth[len(truth) - len(band) :]))
-        before = known[-longest:]
+        for index, horizon in enumerate(monitor.horizons):
+            # The forecasts that come true in these rows; those of the first rows of a stream have not been made.
+            centre, half = known[:, : max(known.shape[1] - horizon, 0), index][:, -len(truth) :]
+            scores[index].append((truth[len(truth) - len(centre) :] - centre).abs() - half)
+    start, scale = monitor.start.view(monitor.shape), monitor.scale.view(monitor.shape)
     for index, parts in enumerate(scores):
         values = torch.cat(parts).numpy()  # (rows, targets)
         for target, column in enumerate(values.T):
-            known_scores = column[~np.isnan(column)].astype(np.float64)
-            if len(known_scores) == 0:
+            score = column[~np.isnan(column)].astype(np.float64)
+            if len(score) == 0:
                 continue  # nothing came true: the interval starts as the network has learned it
-            start = np.quantile(known_scores, monitor.coverage)
-            monitor.start[index, target] = float(start)
+            middle = np.quantile(score, monitor.coverage)
+            start[index, target] = float(middle)
             # Never nil: a series that is forecast perfectly may stop being so.
-            monitor.scale[index, target] = max(float(np.abs(known_scores - start).mean()), 1e-6)
+            scale[index, target] = max(float(np.abs(score - middle).mean()), LEAST_HALF)
 
 
 def _fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) -> None:
@@ -118,15 +118,23 @@ def _fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) -
     chosen = list(_replay(network, series, split.validation))
     pieces = [*taught, *chosen]
     errors = np.concatenate([_errors(monitor, piece) for piece in chosen])
-    monitor.bias.copy_(_float32(np.nan_to_num(_mean(errors))))
-    monitor.spread.copy_(_float32(_spread(errors)))
-    monitor.own.copy_(_float32(_own_errors(monitor, pieces)))
-    _fit_level(monitor, pieces, chosen)
-    parts = _watch(monitor, pieces).astype(np.float32)  # (rows, 5 * targets)
+    bias, spread = _mean(errors), _spread(errors)
+    weights, mean = _level(monitor, pieces, chosen)
+    monitor.mix.copy_(_float32(_block(np.diag(1.0 / spread), weights)))
+    monitor.offset.copy_(_float32(np.concatenate([-bias / spread, -mean])))
+    own = _own([(_errors(monitor, piece) - bias) / spread for piece in pieces])
+    monitor.own.copy_(_float32(own))
+    parts = _watch(monitor, pieces)  # (rows, 5 * targets)
     monitor.tail.copy_(_float32(np.array([_tail(column) for column in parts.T]).T))
     evidence = monitor.evidence(torch.from_numpy(parts)).numpy()
     start = np.quantile(evidence.astype(np.float64), 1.0 - monitor.alarm_rate)
     monitor.start.fill_(max(float(start), LEAST_THRESHOLD))
+
+
+def _block(first: Doubles, second: Doubles) -> Doubles:
+    """Two matrices, one after the other along the diagonal."""
+    (rows, columns), (more, others) = first.shape, second.shape
+    return np.block([[first, np.zeros((rows, others))], [np.zeros((more, columns)), second]])
 
 
 def _latest(spans: Spans, most: int) -> Spans:
@@ -146,30 +154,29 @@ def _errors(monitor: Alarm, piece: _Piece) -> Doubles:
     return errors
 
 
-def _own_errors(monitor: Alarm, pieces: Sequence[_Piece]) -> Doubles:
+def _own(errors: Sequence[Doubles]) -> Doubles:
     """(targets, targets): errors times this are what each target's error has that the others do not explain, in its units.
 
     From the inverse P of the errors' covariance: P e / sqrt(diag P) has variance 1, and is e where nothing is correlated.
     """
-    bias, spread = monitor.bias.double().numpy(), monitor.spread.double().numpy()
-    errors = np.concatenate([(_errors(monitor, piece) - bias) / spread for piece in pieces])
-    known = np.clip(np.nan_to_num(errors), -CLIP, CLIP)
+    known = np.clip(np.nan_to_num(np.concatenate(errors)), -CLIP, CLIP)
     covariance = known.T @ known / max(len(known), 1)
     inverse = _inverse(covariance + np.diag(OWN_SHARE * np.diag(covariance) + 1e-6))
-    own: Doubles = inverse / np.sqrt(np.diag(inverse))
-    return own
+    return np.asarray(inverse / np.sqrt(np.diag(inverse)))
 
 
-def _fit_level(monitor: Alarm, pieces: Sequence[_Piece], chosen: Sequence[_Piece]) -> None:
-    """The regression of each target on all other features, and what its residual usually is in the validation part."""
-    seen = np.concatenate([piece.seen.double().numpy() for piece in pieces])
+def _level(monitor: Alarm, pieces: Sequence[_Piece], chosen: Sequence[_Piece]) -> tuple[Doubles, Doubles]:
+    """The regression of each target on all other features (targets, features), and the mean of what it leaves (targets,).
+
+    In standard deviations of what it leaves in the validation part.
+    """
+    seen = np.concatenate([piece.seen.numpy() for piece in pieces]).astype(np.float64)
     centred = seen - seen.mean(axis=0)
     inverse = _inverse(centred.T @ centred / len(seen) + OWN_LEVEL * np.eye(seen.shape[1]))
     weights = (inverse / np.diag(inverse))[:, monitor.targets.numpy()]  # (features, targets)
-    level = np.concatenate([piece.seen.double().numpy() for piece in chosen]) @ weights
-    mean, spread = _mean(level), _spread(level)
-    monitor.level.copy_(_float32((weights / spread).T))
-    monitor.offset.copy_(_float32(-mean / spread))
+    level = np.concatenate([piece.seen.numpy() for piece in chosen]).astype(np.float64) @ weights
+    spread = _spread(level)
+    return (weights / spread).T, _mean(level) / spread
 
 
 def _watch(monitor: Alarm, pieces: Sequence[_Piece]) -> Floats:
@@ -183,7 +190,7 @@ def _watch(monitor: Alarm, pieces: Sequence[_Piece]) -> Floats:
     for lane, piece in enumerate(pieces):
         seen[: len(piece), lane], missing[: len(piece), lane] = piece.seen, piece.missing
         forecast[: len(piece), lane] = piece.said["forecast"]
-        counts[min(WARM_STEPS, len(piece) // 2) : len(piece), lane] = True
+        counts[min(int(WARM_STEPS), len(piece) // 2) : len(piece), lane] = True
     last = torch.stack([piece.last for piece in pieces])
     state = monitor.fresh_state(lanes)
     monitor.start.fill_(torch.inf)  # no alarm
@@ -191,7 +198,7 @@ def _watch(monitor: Alarm, pieces: Sequence[_Piece]) -> Floats:
     for step in range(longest):
         now = Reading(seen[step], last, missing[step])
         look = monitor.look(now, state)
-        _, state = monitor.follow(look, {"forecast": forecast[step]}, state)
+        _, state = monitor.judge(look, {"forecast": forecast[step]})
         rows.append(look.parts[counts[step]])
         last = seen[step]
     parts: Floats = torch.cat(rows).numpy()
@@ -199,7 +206,7 @@ def _watch(monitor: Alarm, pieces: Sequence[_Piece]) -> Floats:
 
 
 def _tail(values: Floats) -> tuple[float, float, float]:
-    """Where the tail of a part begins, the factor within its logarithm, and the one before it, see `Alarm.evidence`.
+    """Factor and summand within the logarithm of a part, and the factor before it, see `Alarm.evidence`.
 
     A generalised Pareto distribution by its moments (Hosking and Wallis, Technometrics 29, 1987). Shape k and scale s:
     -log of the tail is log(1 + k / s * excess) / k.
@@ -214,7 +221,7 @@ def _tail(values: Floats) -> tuple[float, float, float]:
     else:
         begin = float(values.max())
     scale = scale if scale > 0 else LEAST_SCALE
-    return begin, shape / scale, 1.0 / shape
+    return shape / scale, 1.0 - begin * shape / scale, 1.0 / shape
 
 
 def _inverse(matrix: Doubles) -> Doubles:

@@ -10,6 +10,7 @@ Laws:
 4. Everything is in scaled units, the distance from the training mean in training standard deviations, until `raw`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,14 +23,17 @@ from training.errors import SettingsError
 from training.heads import Outputs
 from training.settings import Architecture, Classify, Forecast
 
-# Of an interval's half-width, in mean absolute deviations of the scores, for each forecast that is missed. The long-run
-# coverage is off by the range that the width wanders through, divided by this and by the number of timesteps: a tenth of
-# that range is forgotten in some hundred timesteps, and 10,000 timesteps hold the coverage to a per cent.
+# How far an interval's half-width moves for a forecast that is missed, in mean absolute deviations of the scores and
+# divided by the root of the horizon: what is learned of a forecast comes so much later, and errors of neighbouring
+# timesteps are alike. The long-run coverage is off by the range that the half-width wanders through, divided by this and
+# by the number of timesteps: 10,000 of them hold it to a per cent.
 INTERVAL_RATE = 0.05
+# Of an interval: a half-width of zero marks a forecast that a young stream has not made.
+LEAST_HALF = 1e-6
 
 # A stream's first timesteps have a cold network and cold moments: they raise no alarm. A day of readings every quarter of
 # an hour; the network's own errors are at rest after a quarter of that.
-WARM_STEPS = 96
+WARM_STEPS = 96.0
 # The mean of the errors follows in some days of 10-minute readings, their variance in a week: slower than any fault that
 # is to be found, quicker than the seasons.
 MEAN_RATE = 1 / 500
@@ -38,13 +42,11 @@ VARIANCE_RATE = 1 / 1000
 ALARM_PACE = 1 / 20
 # An error counts for the moments up to this many standard deviations: one spike must not blind for a week.
 CLIP = 5.0
-# A sensor that was calm for a week is not believed to have less than half of the usual error.
-LEAST_VARIANCE = 0.25
-# Beyond all meaning; keeps a value that float32 can hardly hold from becoming infinite, and then NaN.
-MOST_DEVIATIONS = 1e6
+# A sensor that was calm for a week is not believed to have less than half of its usual error: logarithm of the variance.
+LEAST_SPREAD = math.log(0.25)
 
 # The threshold is in nats of tail probability: one more, and e times fewer timesteps of clean data are as unexpected.
-# An alarm timestep lifts it by so much; at an alarm rate of 1 % it forgets half of a shift in some 700 timesteps.
+# An alarm timestep lifts it by so much; at an alarm rate of 1 % half of a shift is followed in some 700 timesteps.
 THRESHOLD_RATE = 0.1
 # An alarm that is longer than this, or further above the threshold than that, is no accident of clean data: it does not
 # move the threshold, else each fault found would hide the next.
@@ -93,82 +95,75 @@ class Monitor(nn.Module, ABC):
 class Intervals(Monitor):
     """Intervals whose long-run coverage is kept online.
 
-    Conformalised quantile regression (Romano, Patterson and Candes, 2019) with a quantile tracker (Angelopoulos, Candes
-    and Tibshirani, Conformal PID Control, 2023; Gibbs and Candes, 2021). A forecast is a centre c and a half-width w, from
-    the pair of quantiles nearest to the coverage, or the forecast itself and 0. When it comes true after `horizon`
-    timesteps its score is s = |y - c| - w, which is how far the truth lies outside; and q += rate * (1{s > q} - (1 -
-    coverage)). The interval is c -/+ max(w + q, 0): its ends cannot cross.
+    Conformalised quantile regression (Romano, Patterson and Candes, 2019) with a quantile tracker (Gibbs and Candes,
+    2021; Angelopoulos, Candes and Tibshirani, Conformal PID Control, 2023). A forecast is a centre c and a half-width w,
+    from the pair of quantiles nearest to the coverage, or the forecast itself and 0. Its interval is c -/+ max(w + q, 0), so
+    the ends cannot cross. When it comes true, the horizon later, q += rate * (1 - coverage subtracted from 1 if the truth
+    lies outside, from 0 if inside). What was served is what is counted, whatever q has become since: so the share of
+    served intervals that hold the truth goes to the coverage for every series, however it changes.
 
-    State: `interval_past` [batch, n], the c and w of the forecasts that have not come true, the oldest first, horizon by
-    horizon; `interval_steps` [batch, 1]; `interval_shift` [batch, horizons * targets], q less its start, in units of `scale`.
+    State: `intervals` [batch, n]: the centres that have not come true, the oldest first, horizon by horizon, each with all
+    targets; in the same order their half-widths; q less its start [horizons * targets].
     """
 
     outputs = ("interval",)
-    states = ("interval_past", "interval_steps", "interval_shift")
-    start: Tensor  # (horizons, targets), q of a fresh stream
-    scale: Tensor  # (horizons, targets), mean absolute deviation of the scores
-    horizons: Tensor  # (horizons, 1)
-    oldest: Tensor  # (horizons,)
-    younger: Tensor  # (slots,)
+    states = ("intervals",)
+    start: Tensor  # (horizons * targets,), q of a fresh stream
+    scale: Tensor  # (horizons * targets,), mean absolute deviation of the scores
+    pace: Tensor  # (horizons * targets,), rate in units of the scale
+    columns: Tensor  # (horizons * targets,), the feature that each is a forecast of
 
     def __init__(self, task: Forecast, coverage: float) -> None:
         super().__init__()
         self.coverage = coverage
         self.pair = _pair(task.quantiles, coverage)
-        self.shape = (len(task.horizons), len(task.targets))
-        self.reach = task.horizons
-        self.slots = sum(task.horizons)
-        self.longest = float(max(task.horizons))
-        self.block = self.shape[1] * (1 if self.pair is None else 2)
-        self.widths = (self.slots * self.block, 1, self.shape[0] * self.shape[1])
-        first = [sum(task.horizons[:index]) for index in range(self.shape[0])]
-        # What follows a slot is the next of its horizon, and after the last the forecast that is made now.
-        younger = [
-            self.slots + index if step == horizon - 1 else first[index] + step + 1
-            for index, horizon in enumerate(task.horizons)
-            for step in range(horizon)
-        ]
-        self.register_buffer("start", torch.zeros(self.shape))
-        self.register_buffer("scale", torch.ones(self.shape))
+        self.horizons = task.horizons
+        self.count = len(task.targets)
+        self.shape = (len(task.horizons), self.count)
+        size = math.prod(self.shape)
+        # The parts of the state: of each horizon the forecast that comes true now, and the others.
+        self.parts = [part for horizon in task.horizons for part in (self.count, (horizon - 1) * self.count) if part]
+        self.widths = (2 * sum(self.parts) + size,)
+        pace = torch.tensor([INTERVAL_RATE / math.sqrt(horizon) for horizon in task.horizons])
+        self.register_buffer("start", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("pace", pace.repeat_interleave(self.count), persistent=False)
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
-        self.register_buffer("horizons", torch.tensor(task.horizons, dtype=torch.float32)[:, None], persistent=False)
-        self.register_buffer("oldest", torch.tensor(first), persistent=False)
-        self.register_buffer("younger", torch.tensor(younger), persistent=False)
+        self.register_buffer("columns", self.targets.repeat(len(task.horizons)), persistent=False)
 
     def step(self, now: Reading, said: Outputs, state: State) -> tuple[Outputs, State]:
         """`interval` (batch, horizons, targets, 2)."""
-        past, steps, shift = state
-        shift = shift.unflatten(-1, self.shape)
-        made = self.band(said)  # (batch, horizons, block)
-        known = torch.cat([past.reshape(-1, self.slots, self.block), made], dim=1)
-        score = self.score(known.index_select(1, self.oldest), now.seen.index_select(-1, self.targets).unsqueeze(1))
-        # 1 where a forecast comes true now: it was made, and there is a value.
-        true = (steps.unsqueeze(-1) >= self.horizons) & ~now.missing.index_select(-1, self.targets).unsqueeze(1)
-        missed = (score > self.start + self.scale * shift).to(score.dtype)
-        shift = shift + true.to(score.dtype) * (INTERVAL_RATE * (missed - (1.0 - self.coverage)))
-        centre, half = self._parts(made)
-        half = torch.relu(half + (self.start + self.scale * shift))
-        interval = torch.stack([centre - half, centre + half], dim=-1)
-        steps = torch.clamp(steps + 1.0, max=self.longest)
-        return {"interval": interval}, (known.index_select(1, self.younger).flatten(1), steps, shift.flatten(1))
+        *past, shift = state[0].split([*self.parts, *self.parts, len(self.start)], dim=-1)
+        due, waiting = self._due(past)
+        centre, half = torch.cat(due, dim=-1).chunk(2, dim=-1)
+        missed = (now.seen.index_select(-1, self.columns) - centre).abs() > half
+        step = self.pace * self.scale
+        moved = torch.where(missed, step * self.coverage, step * (self.coverage - 1.0))
+        unknown = (half <= 0.0) | now.missing.index_select(-1, self.columns)
+        shift = shift + torch.where(unknown, 0.0, moved)
+        centre, half = self.band(said)
+        half = torch.clamp(half + (self.start + shift), min=LEAST_HALF)
+        interval = torch.stack([centre - half, centre + half], dim=-1).unflatten(1, self.shape)
+        made = torch.cat([centre, half], dim=-1).split(self.count, dim=-1)
+        kept = [part for old, new in zip(waiting, made, strict=True) for part in (*old, new)]
+        return {"interval": interval}, (torch.cat([*kept, shift], dim=-1),)
 
-    def band(self, said: Outputs) -> Tensor:
-        """What a forecast says (..., horizons, block): the centres of all targets and, of quantiles, the half-widths."""
+    def _due(self, past: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """What comes true now, and what still waits: of each horizon, first the centres, then the half-widths."""
+        parts = iter(past)
+        due, waiting = [], []
+        for horizon in (*self.horizons, *self.horizons):
+            due.append(next(parts))
+            waiting.append([next(parts)] if horizon > 1 else [])
+        return due, waiting
+
+    def band(self, said: Outputs) -> tuple[Tensor, Tensor]:
+        """Centre and half-width of a forecast: each (batch, horizons * targets)."""
         if self.pair is None:
-            return said["forecast"]
-        low, high = (said["quantiles"].select(-1, index) for index in self.pair)
-        return torch.cat([(low + high) * 0.5, (high - low) * 0.5], dim=-1)
-
-    def score(self, band: Tensor, truth: Tensor) -> Tensor:
-        """How far the truth (..., targets) lies outside a forecast; negative inside."""
-        centre, half = self._parts(band)
-        return (truth - centre).abs() - half
-
-    def _parts(self, band: Tensor) -> tuple[Tensor, Tensor]:
-        if self.pair is None:
-            return band, torch.zeros_like(band)
-        centre, half = band.chunk(2, dim=-1)
-        return centre, half
+            centre = said["forecast"].flatten(1)
+            return centre, torch.zeros_like(centre)
+        low, high = (said["quantiles"].select(-1, index).flatten(1) for index in self.pair)
+        return (low + high) * 0.5, (high - low) * 0.5
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
         """In the targets' units."""
@@ -184,10 +179,12 @@ class Look(NamedTuple):
     """What is unusual about a timestep, see `Alarm`."""
 
     parts: Tensor  # (batch, 5 * targets): jump, return, level, still, gone
-    present: Tensor  # (batch, 2 * targets): 1 where errors and levels are known
+    missing: Tensor  # (batch, 2 * targets)
     surprise: Tensor  # (batch, targets): the jump, signed
-    deviation: Tensor  # (batch, 2 * targets): errors and levels in their usual deviations
-    size: Tensor  # (batch, 2 * targets): those deviations
+    deviation: Tensor  # (batch, 2 * targets): errors and levels in their usual deviations, 0 where missing
+    mean: Tensor  # (batch, 2 * targets): what is usual of them
+    spread: Tensor  # (batch, 2 * targets): logarithm of their variance
+    clock: tuple[Tensor, ...]  # each (batch, 1): timesteps, timesteps of this alarm, shift of the threshold
 
 
 class Alarm(Monitor):
@@ -196,32 +193,32 @@ class Alarm(Monitor):
     Five parts are looked at, each for every target, and the most unexpected of all counts:
 
     - jump: the error of the forecast that was made a timestep ago, less what the errors of the other targets explain.
-    - return: the smaller of this timestep's and the last one's, where they have opposite signs. A value that goes and
-      comes back is a spike, or noise; a change that stays is life. So it is rare in clean data, and sees spikes best.
+    - return: the smaller of this timestep's jump and the last one's, where they have opposite signs. A value that goes
+      and comes back is a spike, or noise; a change that stays is life. So it is rare in clean data, and sees spikes best.
     - level: the value less what the other features say it should be, by linear regression. Sees drift and scale, which
       the one-step forecast follows.
-    - still: for how long the value has been exactly the same.
-    - gone: for how long it has been missing.
+    - still: for how many timesteps the value has been exactly the same.
+    - gone: for how many it has been missing.
 
-    The first three are less a slow mean and over a slow standard deviation of their own. Each part's tail is a generalised
-    Pareto distribution (Siffer et al., Anomaly Detection in Streams with Extreme Value Theory, 2017), so that all are in
-    nats: evidence r means that e^-r of the tail is as unexpected. The alarm is on where r is above a threshold t that
-    tracks the quantile which belongs to the alarm rate. `score` is r / (r + t): above a half where there is an alarm.
+    Errors and levels are less a slow mean and over a slow standard deviation of their own. Each part's tail is a
+    generalised Pareto distribution (Siffer et al., Anomaly Detection in Streams with Extreme Value Theory, 2017), so that
+    all are in nats: evidence r means that a share e^-r of the tail is as unexpected. The alarm is on where r is above a
+    threshold t that tracks the quantile which belongs to the alarm rate. `score` is r / (r + t), above a half where
+    there is an alarm, and 0 until the stream is `warm`. `surprise` is the jump of each target, in standard deviations.
 
-    State, [batch, n]: `expected`, the forecast of this timestep; `surprised`, the last jump, signed; `usual_mean` and
-    `usual_spread`, of errors and levels, the spread less 1; `lasting`, how long each target is the same and is missing;
-    `alarm_clock`: timesteps seen, timesteps of this alarm, and the threshold less its start.
+    State: `watch` [batch, 8 * targets + 3]: the forecast of the next timestep and the last jump, signed, of each target;
+    mean and logarithm of the variance of errors and levels; how long each target has been the same, and missing;
+    timesteps seen, timesteps of this alarm, and the threshold less its start.
     """
 
     outputs = ("score", "alarm", "warm", "surprise")
-    states = ("expected", "surprised", "usual_mean", "usual_spread", "lasting", "alarm_clock")
-    bias: Tensor  # (targets,), the usual one-step error
-    spread: Tensor  # (targets,), its standard deviation
+    states = ("watch",)
+    mix: Tensor  # (2 * targets, targets + features), from errors and features to errors and levels in standard deviations
+    offset: Tensor  # (2 * targets,)
     own: Tensor  # (targets, targets), what of all errors is a target's own
-    level: Tensor  # (targets, features), what of all features is a target's own level
-    offset: Tensor  # (targets,)
-    tail: Tensor  # (3, 5 * targets): where each tail begins, the factor within the logarithm, and that before it
+    tail: Tensor  # (3, 5 * targets): factor and summand within each part's logarithm, and the factor before it
     start: Tensor  # (1,), the threshold of a fresh stream
+    twice: Tensor  # (2 * targets,), the targets, two times
 
     def __init__(self, task: Forecast, features: int, alarm_rate: float) -> None:
         super().__init__()
@@ -230,73 +227,69 @@ class Alarm(Monitor):
         self.alarm_rate = alarm_rate
         self.count = count
         self.next = task.horizons.index(1)
-        self.widths = (count, count, 2 * count, 2 * count, 2 * count, 3)
-        self.register_buffer("bias", torch.zeros(count))
-        self.register_buffer("spread", torch.ones(count))
-        self.register_buffer("own", torch.eye(count))
-        self.register_buffer("level", torch.eye(features)[list(task.targets)])
-        self.register_buffer("offset", torch.zeros(count))
-        # Until it is calibrated: the tail begins at one standard deviation, or after one timestep.
-        self.register_buffer("tail", torch.tensor([1.0, 0.1, 10.0])[:, None].repeat(1, 5 * count))
-        self.register_buffer("start", torch.tensor([5.0]))
+        self.sizes = [count, count, 2 * count, 2 * count, count, count, 1, 1, 1]
+        self.widths = (sum(self.sizes),)
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
+        self.register_buffer("twice", self.targets.repeat(2), persistent=False)
+        # Until it is calibrated: errors and levels as they are, and tails that begin at 1.
+        self.register_buffer("mix", torch.block_diag(torch.eye(count), torch.eye(features)[self.targets]))
+        self.register_buffer("offset", torch.zeros(2 * count))
+        self.register_buffer("own", torch.eye(count))
+        self.register_buffer("tail", torch.tensor([0.1, 0.9, 10.0])[:, None].repeat(1, 5 * count))
+        self.register_buffer("start", torch.tensor([5.0]))
 
     def step(self, now: Reading, said: Outputs, state: State) -> tuple[Outputs, State]:
         """`score`, `alarm` and `warm` (batch, 1), and `surprise` (batch, targets)."""
-        return self.follow(self.look(now, state), said, state)
-
-    def follow(self, look: Look, said: Outputs, state: State) -> tuple[Outputs, State]:
-        """Judge what a timestep looks like, and learn from it."""
-        mean, spread = state[2], state[3]
-        steps, burst, shift = state[5].split(1, dim=-1)
-        threshold = self.start + shift
-        evidence = self.evidence(look.parts)
-        warm = (steps >= WARM_STEPS).to(steps.dtype)
-        score = warm * (evidence / (evidence + threshold))
-        alarm = (score > 0.5).to(score.dtype)
-        # Up by the alarm that has just ended, if it was an accident; down a little for each timestep without one.
-        ended = burst * (burst <= ACCIDENT_STEPS).to(burst.dtype)
-        shift = shift + (warm - alarm) * (THRESHOLD_RATE * (ended - self.alarm_rate))
-        shift = torch.maximum(shift, LEAST_THRESHOLD - self.start)
-        far = (evidence > threshold + ACCIDENT_NATS).to(burst.dtype)
-        burst = alarm * (burst + 1.0 + ACCIDENT_STEPS * far)
-        clock = torch.cat([torch.clamp(steps + 1.0, max=WARM_STEPS), burst, shift], dim=-1)
-        pace = look.present * (1.0 - (1.0 - ALARM_PACE) * alarm)
-        moved = torch.clamp(look.deviation, -CLIP, CLIP) * look.size
-        mean = mean + (MEAN_RATE * pace) * moved
-        spread = spread + (VARIANCE_RATE * pace) * (moved * moved - (1.0 + spread))
-        spread = torch.clamp(spread, min=LEAST_VARIANCE - 1.0)
-        outputs = {"score": score, "alarm": alarm, "warm": warm, "surprise": look.surprise}
-        expected = said["forecast"].select(1, self.next)
-        return outputs, (expected, look.surprise, mean, spread, look.parts[:, 3 * self.count :], clock)
-
-    def evidence(self, parts: Tensor) -> Tensor:
-        """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected part lies in its tail."""
-        begin, within, before = self.tail
-        return (torch.log(torch.relu(parts - begin) * within + 1.0) * before).amax(dim=-1, keepdim=True)
+        return self.judge(self.look(now, state), said)
 
     def look(self, now: Reading, state: State) -> Look:
         """What is unusual about a timestep, before it is judged."""
-        expected, surprised, mean, spread, lasting, clock = state
-        value, last = now.seen.index_select(-1, self.targets), now.last.index_select(-1, self.targets)
-        here = 1.0 - now.missing.index_select(-1, self.targets).to(value.dtype)
-        # A fresh stream has no forecast to compare its first value with.
-        present = (here * torch.clamp(clock[:, :1], max=1.0)).repeat(1, 2)
-        error = (value - expected - self.bias) / self.spread
-        level = nn.functional.linear(now.seen, self.level, self.offset)
-        size = torch.sqrt(spread + 1.0)
-        deviation = torch.clamp(
-            (torch.cat([error, level], dim=-1) - mean) / size, -MOST_DEVIATIONS, MOST_DEVIATIONS
-        )
-        jump, high = (deviation * present).split(self.count, dim=-1)
-        surprise = here * (jump @ self.own)
+        expected, surprised, mean, spread, still, gone, *clock = state[0].split(self.sizes, dim=-1)
+        value = now.seen.index_select(-1, self.targets)
+        missing = now.missing.index_select(-1, self.twice)
+        lost = missing[:, : self.count]
+        mixed = nn.functional.linear(torch.cat([value - expected, now.seen], dim=-1), self.mix, self.offset)
+        deviation = torch.where(missing, 0.0, (mixed - mean) * torch.exp(spread * -0.5))
+        jump, level = deviation.split(self.count, dim=-1)
+        surprise = torch.where(lost, 0.0, jump @ self.own)
         returned = torch.maximum(torch.minimum(surprised, -surprise), -torch.maximum(surprised, -surprise))
-        still, gone = lasting.split(self.count, dim=-1)
+        same = value == now.last.index_select(-1, self.targets)
         # A missing value neither ends nor lengthens standing still.
-        still = torch.where(now.missing.index_select(-1, self.targets), still, (still + 1.0) * (value == last).to(value.dtype))
-        gone = (gone + 1.0) * (1.0 - here)
-        parts = torch.cat([surprise.abs(), returned, high.abs(), still, gone], dim=-1)
-        return Look(parts, present, surprise, deviation, size)
+        still = torch.where(lost, still, torch.where(same, still + 1.0, 0.0))
+        gone = torch.where(lost, gone + 1.0, 0.0)
+        parts = torch.cat([surprise.abs(), returned, level.abs(), still, gone], dim=-1)
+        return Look(parts, missing, surprise, deviation, mean, spread, tuple(clock))
+
+    def evidence(self, parts: Tensor) -> Tensor:
+        """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected part lies in its tail."""
+        factor, summand, before = self.tail
+        inside = torch.clamp(parts * factor + summand, min=1.0)
+        return (torch.log(inside) * before).amax(dim=-1, keepdim=True)
+
+    def judge(self, look: Look, said: Outputs) -> tuple[Outputs, State]:
+        """Whether it is worth an alarm; and learn from it, as `step` does."""
+        steps, burst, shift = look.clock
+        threshold = self.start + shift
+        evidence = self.evidence(look.parts)
+        warm = steps >= WARM_STEPS
+        score = torch.where(warm, evidence / (evidence + threshold), 0.0)
+        alarm = score > 0.5
+        outputs = {"score": score, "alarm": alarm.to(score.dtype), "warm": warm.to(score.dtype), "surprise": look.surprise}
+        # Up by the alarm that has just ended, if it was an accident; down a little for each timestep without one.
+        ended = torch.where(burst > ACCIDENT_STEPS, 0.0, burst)
+        moved = torch.where(warm ^ alarm, (ended - self.alarm_rate) * THRESHOLD_RATE, 0.0)
+        shift = torch.maximum(shift + moved, LEAST_THRESHOLD - self.start)
+        far = torch.where(evidence > threshold + ACCIDENT_NATS, ACCIDENT_STEPS + 1.0, 1.0)
+        burst = torch.where(alarm, burst + far, 0.0)
+        pace = torch.where(look.missing, 0.0, torch.where(alarm, ALARM_PACE, 1.0))
+        bounded = torch.clamp(look.deviation, -CLIP, CLIP)
+        mean = look.mean + pace * (bounded * MEAN_RATE)
+        spread = look.spread + pace * (bounded * bounded * VARIANCE_RATE - VARIANCE_RATE)
+        spread = torch.clamp(spread, min=LEAST_SPREAD)
+        expected = said["forecast"].select(1, self.next)
+        lasting = look.parts[:, 3 * self.count :]
+        steps = torch.clamp(steps + 1.0, max=WARM_STEPS)
+        return outputs, (torch.cat([expected, look.surprise, mean, spread, lasting, steps, burst, shift], dim=-1),)
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:  # noqa: ARG002  a score has no unit
         """As they are."""

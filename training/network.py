@@ -8,7 +8,6 @@ needs no special start.
 from itertools import islice
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -170,8 +169,9 @@ def without_monitors(architecture: Architecture) -> Architecture:
 
 def add_monitors(network: Network, architecture: Architecture) -> Network:
     """A network of the architecture with the learned weights of one without monitors; what they know is still blank."""
-    blank = np.zeros(architecture.features, np.float32)
-    full = Network(architecture, Scaler(blank, blank, blank, blank, ()))
+    # Copies, because a network shares the memory of its scaler.
+    mean, std = network.mean.numpy().copy(), network.std.numpy().copy()
+    full = Network(architecture, Scaler(mean, std, mean, mean, ()))
     # Not strict, because the monitors' buffers are not there; everything else must be.
     keys = full.load_state_dict(network.state_dict(), strict=False)
     assert not keys.unexpected_keys
