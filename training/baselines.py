@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.metrics import Doubles
 from training.series import Floats, Series, Span, Spans
 
 DAY_S = 86_400.0
@@ -49,6 +50,27 @@ def seasonal_naive(
                     forecast[begin - first : high - first, index] = values[begin - back - past : high - back - past]
         parts.append(forecast)
     return np.concatenate(parts)
+
+
+def residual_quantiles(forecast: Floats, truth: Floats, levels: Sequence[float]) -> Doubles:
+    """What has to be added to a forecast to make quantiles of it: those of what it missed on the validation part.
+
+    Args:
+        forecast: (rows, horizons, targets).
+        truth: the same shape, NaN where unknown.
+        levels: of the quantiles.
+
+    Returns:
+        (horizons, targets, levels); NaN where nothing is known.
+    """
+    missed = truth.astype(np.float64) - forecast
+    offsets = np.full((*missed.shape[1:], len(levels)), np.nan)
+    for place in np.ndindex(offsets.shape[:2]):
+        known = missed[(slice(None), *place)]
+        known = known[~np.isnan(known)]
+        if len(known):
+            offsets[place] = np.quantile(known, levels)
+    return offsets
 
 
 def _group_of(series: Series, row: int) -> int:

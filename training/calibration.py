@@ -81,7 +81,7 @@ def _replay(network: Network, series: Series, spans: Spans) -> Iterator[_Piece]:
             x = torch.from_numpy(series.values[first : min(first + CHUNK, stop)]).unsqueeze(1)
             last, missing = state[0], torch.isnan(x)
             said, state = network.scaled_sequence(x, state)
-            seen = fill_forward((x - network.mean) / network.std, missing, last)
+            seen = fill_forward(network.scaled(x), missing, last)
             yield _Piece(
                 first == start, last[0], seen[:, 0], missing[:, 0], {name: part[:, 0] for name, part in said.items()}
             )
@@ -92,7 +92,7 @@ def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: 
     scores: list[list[Tensor]] = [[] for _ in monitor.horizons]
     known = torch.empty(0)
     for piece in _replay(network, series, spans):
-        made = torch.stack(monitor.band(piece.said)).unflatten(-1, monitor.shape)  # (2, rows, horizons, targets)
+        made = torch.stack(monitor.band(piece.said)).reshape(2, -1, *monitor.shape)  # (2, rows, horizons, targets)
         known = made if piece.fresh else torch.cat([known[:, -max(monitor.horizons) :], made], dim=1)
         truth = piece.seen[:, monitor.targets].masked_fill(piece.missing[:, monitor.targets], torch.nan)
         for index, horizon in enumerate(monitor.horizons):

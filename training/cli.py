@@ -82,10 +82,18 @@ def export(
 @app.command()
 def datasets() -> None:
     """List the named data sets, with source and licence."""
-    for dataset in named.DATASETS.values():
+    for index, dataset in enumerate(named.DATASETS.values()):
+        if index:
+            _say("")
         _say(f"{dataset.name}: {dataset.about}")
         _say(f"  {dataset.rows} rows, {len(dataset.units)} channels, one every {dataset.period_s:g} s")
-        _say(f"  usual target: {dataset.target}")
+        if dataset.group:
+            _say(f"  groups: {dataset.groups}, by {dataset.group}")
+        if dataset.split_by:
+            _say(f"  kept whole when split: each {dataset.split_by}")
+        if dataset.label:
+            _say(f"  label: {dataset.label}")
+        _say(f"  usual target: {dataset.target or 'none, it is there to be classified'}")
         _say(f"  left out unless asked for: {', '.join(dataset.noise) or 'nothing'}")
         _say(f"  source: {dataset.source}")
         _say(f"  licence: {dataset.licence}")

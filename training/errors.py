@@ -6,12 +6,15 @@
     │   ├── UnknownDataset         no set has that name
     │   ├── DatasetUnavailable     it could not be fetched
     │   └── ChecksumMismatch       what was fetched is not what was pinned
-    ├── TableError               a CSV or Parquet file
+    ├── TableError               a table of sensor values: a file, or what a program hands over
     │   ├── UnreadableTable        not there, not a table, or an unknown kind of file
     │   ├── MissingColumn          a column that was asked for is not there
     │   ├── TimeColumnError        no time column, several, or one that holds no times
     │   ├── TimeOrderError         times that are missing, repeated or run backwards
     │   ├── TextColumn             a column that holds something other than numbers
+    │   ├── GroupColumnError       a group column, or one to split by, that does not say which rows belong together
+    │   ├── LabelColumnError       a label column without two classes
+    │   ├── SplitError             groups that cannot be shared out as asked
     │   ├── EmptyColumn            a column without a single value to learn from
     │   ├── InfiniteValue          a value beyond what float32 can hold
     │   ├── ConstantTarget         a target that never changes
@@ -52,7 +55,7 @@ class ChecksumMismatch(DatasetError):
 
 
 class TableError(TrainingError):
-    """A CSV or Parquet file cannot be used as a sensor series."""
+    """A table cannot be used as a sensor series."""
 
 
 class UnreadableTable(TableError):
@@ -73,6 +76,18 @@ class TimeOrderError(TableError):
 
 class TextColumn(TableError):
     """A column holds something other than numbers."""
+
+
+class GroupColumnError(TableError):
+    """A group column, or one to split by, does not say which rows belong together."""
+
+
+class LabelColumnError(TableError):
+    """A label column does not hold at least two classes."""
+
+
+class SplitError(TableError):
+    """The groups cannot be shared out as asked."""
 
 
 class EmptyColumn(TableError):

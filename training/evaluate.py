@@ -1,163 +1,59 @@
 """Scores a model the way it is served: the exported graph, one timestep after another, its state carried along.
 
-Knows no torch: what is judged is the file, through onnxruntime, beside persistence and seasonal-naive.
+Knows no torch: what is judged is the file, through onnxruntime, beside the baselines and on the same timesteps.
 """
 
-import json
-import math
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from training.baselines import persistence, season_steps, seasonal_naive
-from training.errors import MissingColumn, ModelUnreadable, SeriesTooShort
-from training.series import Floats, Series, Spans, ahead, placed, rows_of
+from training import metrics
+from training.baselines import persistence, residual_quantiles, season_steps, seasonal_naive
+from training.classification import labels_of, score_classes
+from training.cold import cold_start
+from training.errors import MissingColumn, SeriesTooShort
+from training.graph import Graph
+from training.metrics import Bools, Doubles
+from training.ridge import fit_ridge
+from training.scores import Error, Interval, Quantile, Score, Scores
+from training.series import Floats, Series, Spans, Split, ahead, rows_of
 
-# Nothing that a person measures leaves the machine. The variable counts while onnxruntime is being loaded, the call
-# in `Graph` from then on.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime as ort
-
-
-@dataclass(frozen=True)
-class Error:
-    """Mean absolute error and root mean squared error, in the target's unit."""
-
-    mae: float
-    rmse: float
+# The outputs that are judged.
+WANTED = ("forecast", "quantiles", "interval", "probability")
 
 
 @dataclass(frozen=True)
-class Score:
-    """One target at one horizon, the model beside its baselines, all on the same `count` timesteps."""
+class Forecasts:
+    """What one forecaster says: `point` (rows, horizons, targets) and `quantiles` (rows, horizons, targets, levels).
 
-    target: str
-    unit: str
-    horizon: int
-    horizon_s: float | None
-    count: int
-    model: Error
-    persistence: Error
-    seasonal_naive: Error | None
+    Instead of quantiles a baseline has `offsets` (horizons, targets, levels) of them from its point forecast.
+    """
 
-    @property
-    def wins(self) -> bool:
-        """Whether the model's MAE is below that of every baseline."""
-        rivals = [self.persistence] + ([self.seasonal_naive] if self.seasonal_naive else [])
-        return all(self.model.mae < rival.mae for rival in rivals)
+    point: Floats
+    quantiles: Floats | None = None
+    offsets: Doubles | None = None
 
-    @property
-    def skill(self) -> float:
-        """The part of the better baseline's MAE that the model takes away: 0 is no better, 1 is perfect."""
-        rivals = [self.persistence.mae] + ([self.seasonal_naive.mae] if self.seasonal_naive else [])
-        return 1.0 - self.model.mae / min(rivals) if min(rivals) > 0 else -math.inf
+    def at(self, index: int, place: int, known: Bools) -> tuple[Doubles, Doubles | None]:
+        """One horizon of one target on the known rows: (n,), and (n, levels) or None."""
+        point = self.point[known, index, place].astype(np.float64)
+        if self.quantiles is not None:
+            return point, self.quantiles[known, index, place].astype(np.float64)
+        if self.offsets is None or np.isnan(self.offsets[index, place]).any():
+            return point, None
+        return point, point[:, None] + self.offsets[index, place]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The table: a row for each target and horizon, on rows [start, stop) of the series."""
-
-    data: str
-    start: str
-    end: str
-    rows: int
-    season: int | None
-    table: tuple[Score, ...]
-
-    @property
-    def wins(self) -> bool:
-        """Whether the model beats every baseline at every horizon of every target."""
-        return all(score.wins for score in self.table)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON, for the card and for `--json`."""
-        table = [asdict(score) | {"skill": score.skill, "beats_baselines": score.wins} for score in self.table]
-        return asdict(self) | {"table": table, "beats_baselines": self.wins}
-
-
-class Graph:
-    """An exported graph and the description that travels in it."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        ort.disable_telemetry_events()
-        options = ort.SessionOptions()
-        # A step takes microseconds; handing it to a second thread costs more than it saves.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        try:
-            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a class of its own for each kind of damage, and no common one
-            raise ModelUnreadable(f"model: {name} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        if "tidegate" not in metadata:
-            raise ModelUnreadable(
-                f"model: {name} does not describe itself; expected a file that `tidegate train` wrote"
-            )
-        self.description: dict[str, Any] = json.loads(metadata["tidegate"])
-        self.state = {pair["name"]: pair for pair in self.description["state"]}
-        self.outputs = [output["name"] for output in self.description["outputs"]]
-        self._fetch = [*self.outputs, *(pair["next"] for pair in self.state.values())]
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read `model.onnx`, or the one in the folder.
-
-        Raises:
-            ModelUnreadable: there is none, or it is not one of ours.
-        """
-        file = path / "model.onnx" if path.is_dir() else path
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise ModelUnreadable(f"model: cannot read {file}: {error.strerror}") from error
-        return cls(content, str(file))
-
-    @property
-    def features(self) -> list[str]:
-        """The names of the columns of `x`, in order."""
-        return [feature["name"] for feature in self.description["features"]]
-
-    @property
-    def targets(self) -> list[str]:
-        """What is forecast."""
-        return list(self.description["outputs"][0]["targets"])
-
-    @property
-    def horizons(self) -> list[int]:
-        """How far ahead, in timesteps."""
-        return list(self.description["outputs"][0]["horizons"])
-
-    def fresh_state(self, batch: int) -> dict[str, Floats]:
-        """The state of streams that have not seen a timestep."""
-        return {
-            name: np.zeros([batch if size == "batch" else size for size in pair["shape"]], np.float32)
-            for name, pair in self.state.items()
-        }
-
-    def step(self, x: Floats, state: dict[str, Floats]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """(batch, features) and the state -> the outputs by name, each (batch, ...), and the next state."""
-        results = self.session.run(self._fetch, {"x": x, **state})
-        count = len(self.outputs)
-        return dict(zip(self.outputs, results[:count], strict=True)), dict(
-            zip(self.state, results[count:], strict=True)
-        )
-
-    def replay(self, values: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """(time, batch, features), step by step from a fresh state -> the outputs (time, batch, ...) and the last state."""
-        state = self.fresh_state(values.shape[1])
-        steps: dict[str, list[Floats]] = {name: [] for name in self.outputs}
-        for x in values:
-            outputs, state = self.step(x, state)
-            for name, rows in outputs.items():
-                steps[name].append(rows)
-        return {name: np.stack(rows) for name, rows in steps.items()}, state
-
-
-def evaluate(graph: Graph, series: Series, spans: Spans | None = None, *, season: int | None = None) -> Scores:
+def evaluate(
+    graph: Graph,
+    series: Series,
+    spans: Spans | None = None,
+    *,
+    season: int | None = None,
+    split: Split | None = None,
+    scales: dict[str, float] | None = None,
+) -> Scores:
     """Replay the spans from a fresh state, as newly opened streams, and score every forecast that came true.
 
     A time gap ends the stream and opens a new one. Only timesteps count where model and baselines all have a forecast.
@@ -165,37 +61,71 @@ def evaluate(graph: Graph, series: Series, spans: Spans | None = None, *, season
     Args:
         graph: what to judge.
         series: with the columns that the graph wants, in any order, and perhaps more.
-        spans: the rows to replay, all when None. The baselines know the rows before them.
+        spans: the rows to replay; the split's held-out part, or all rows, when None. The baselines know the rows before.
         season: timesteps after which the seasonal-naive baseline repeats; a day when None and the period is known.
+        split: of this series, if the model learned from it; without it there are no baselines that have to be fitted.
+        scales: what to divide a MAE by to give a MASE, by target, where there is no split to tell.
 
     Raises:
         MissingColumn: the series lacks a feature of the graph.
         SeriesTooShort: nothing that was forecast came true within the rows.
     """
-    spans = series.spans if spans is None else spans
+    if spans is None:
+        spans = split.test if split else series.spans
     ordered = _ordered(series, graph.features)
-    targets, horizons = [ordered.column(name) for name in graph.targets], graph.horizons
     season = season or season_steps(series.period_s)
-    mine = np.full((rows_of(spans), len(horizons), len(targets)), np.nan, np.float32)
-    for place, first, end in placed(ordered, spans):
-        outputs, _ = graph.replay(ordered.values[first:end, None])
-        mine[place : place + end - first] = outputs["forecast"][:, 0]
-    forecasts = {"model": mine, "persistence": persistence(ordered, targets, horizons, spans)}
-    if season:
-        forecasts["seasonal_naive"] = seasonal_naive(ordered, targets, horizons, spans, season=season)
-    truth = ahead(ordered, targets, horizons, spans)
-    table = tuple(
-        _score(graph, truth, forecasts, place, index, series.name)
-        for place in range(len(targets))
-        for index in range(len(horizons))
-    )
-    return Scores(
+    outputs = graph.replay_rows(ordered.values, ordered.stretches(spans), keep=WANTED)
+    sections = _classes if "probability" in outputs else _forecasts
+    return replace(
+        sections(graph, ordered, spans, outputs, split=split, season=season, scales=scales or {}),
         data=series.name,
-        start=str(series.times[spans[0][0]].astype("datetime64[s]")),
-        end=str(series.times[spans[-1][1] - 1].astype("datetime64[s]")),
+        start=str(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
+        end=str(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
         rows=rows_of(spans),
+    )
+
+
+def _classes(
+    graph: Graph,
+    series: Series,
+    spans: Spans,
+    outputs: dict[str, Floats],
+    *,
+    split: Split | None,
+    season: int | None,  # noqa: ARG001  classes have no season
+    scales: dict[str, float],  # noqa: ARG001  nor a scale
+) -> Scores:
+    """The sections of a classification."""
+    classes, probability = graph.targets, outputs["probability"]
+    series = replace(series, labels=labels_of(series, classes), classes=tuple(classes))
+    assert series.labels is not None  # set in the line above
+    truth = np.concatenate([series.labels[first:end] for first, end in spans])
+    return Scores(
+        classification=score_classes(series, classes, spans, probability, split),
+        cold_start=cold_start(graph, series, spans, "probability", truth, probability, [("class", 0)]),
+    )
+
+
+def _forecasts(
+    graph: Graph,
+    series: Series,
+    spans: Spans,
+    outputs: dict[str, Floats],
+    *,
+    split: Split | None,
+    season: int | None,
+    scales: dict[str, float],
+) -> Scores:
+    """The sections of a forecast."""
+    targets, horizons = [series.column(name) for name in graph.targets], graph.horizons
+    truth = ahead(series, targets, horizons, spans)
+    scales = _scales(graph, series, split, season) if split else scales
+    names = [(target, horizon) for target in graph.targets for horizon in horizons]
+    return Scores(
         season=season,
-        table=table,
+        table=_forecast_table(graph, series, spans, outputs, truth, season=season, split=split, scales=scales),
+        mase_scale=scales,
+        cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
     )
 
 
@@ -211,27 +141,122 @@ def _ordered(series: Series, features: Sequence[str]) -> Series:
     return replace(series, names=tuple(features), units=units, values=np.ascontiguousarray(series.values[:, places]))
 
 
-def _score(graph: Graph, truth: Floats, forecasts: dict[str, Floats], place: int, index: int, data: str) -> Score:
+def _scales(graph: Graph, series: Series, split: Split, season: int | None) -> dict[str, float]:
+    """By target, the mean absolute error of the naive forecast on the training part, seasonal where that can be."""
+    stretches = series.stretches(split.train)
+    scales = {}
+    for name in graph.targets:
+        values = series.values[:, series.column(name)]
+        scale = (metrics.naive_scale(values, stretches, season) if season else None) or metrics.naive_scale(
+            values, stretches, 1
+        )
+        if scale is not None:
+            scales[name] = scale
+    return scales
+
+
+def _forecast_table(
+    graph: Graph,
+    series: Series,
+    spans: Spans,
+    outputs: dict[str, Floats],
+    truth: Floats,
+    *,
+    season: int | None,
+    split: Split | None,
+    scales: dict[str, float],
+) -> tuple[Score, ...]:
+    """A row for each target and horizon."""
+    targets = [series.column(name) for name in graph.targets]
+    forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
+    forecasts |= _rivals(series, targets, graph, spans, season, split)
+    return tuple(
+        _score(graph, truth, forecasts, outputs.get("interval"), place, index, series.name, scales)
+        for place in range(len(targets))
+        for index in range(len(graph.horizons))
+    )
+
+
+def _rivals(
+    series: Series, targets: Sequence[int], graph: Graph, spans: Spans, season: int | None, split: Split | None
+) -> dict[str, Forecasts]:
+    """The baselines, with constant quantiles from the validation part where there is one."""
+    horizons, levels = graph.horizons, graph.quantiles
+    ridge = fit_ridge(series, split, targets, horizons, season=season) if split else None
+    rivals: dict[str, Callable[[Spans], Floats]] = {"persistence": partial(persistence, series, targets, horizons)}
+    if season:
+        rivals["seasonal_naive"] = partial(seasonal_naive, series, targets, horizons, season=season)
+    if ridge:
+        rivals["ridge"] = partial(ridge.forecast, series)
+    offsets: dict[str, Doubles] = {}
+    if split and levels:
+        chosen = ahead(series, targets, horizons, split.validation)
+        offsets = {
+            name: residual_quantiles(forecast(split.validation), chosen, levels) for name, forecast in rivals.items()
+        }
+    return {name: Forecasts(forecast(spans), offsets=offsets.get(name)) for name, forecast in rivals.items()}
+
+
+def _score(
+    graph: Graph,
+    truth: Floats,
+    forecasts: dict[str, Forecasts],
+    interval: Floats | None,
+    place: int,
+    index: int,
+    data: str,
+    scales: dict[str, float],
+) -> Score:
     """One row of the table."""
-    errors = {name: (forecast - truth)[:, index, place].astype(np.float64) for name, forecast in forecasts.items()}
-    known = ~np.isnan(sum(errors.values()))
-    horizon, target = graph.horizons[index], graph.targets[place]
+    target, horizon = graph.targets[place], graph.horizons[index]
+    true = truth[:, index, place].astype(np.float64)
+    points = {name: said.point[:, index, place].astype(np.float64) for name, said in forecasts.items()}
+    known = ~np.isnan(true + sum(points.values()))
     if not known.any():
         raise SeriesTooShort(
             f"{data}: no forecast of {target!r} {horizon} steps ahead can be scored on {len(truth)} rows; give more rows"
         )
-    period_s = graph.description["period_s"]
     scored = {
-        name: Error(mae=float(np.abs(error[known]).mean()), rmse=float(np.sqrt(np.square(error[known]).mean())))
-        for name, error in errors.items()
+        name: _error(true[known], said.at(index, place, known), graph.quantiles, scales.get(target))
+        for name, said in forecasts.items()
     }
+    period_s = graph.description["period_s"]
     return Score(
         target=target,
-        unit=graph.description["outputs"][0]["units"][place],
+        unit=graph.units[place],
         horizon=horizon,
         horizon_s=None if period_s is None else horizon * period_s,
         count=int(known.sum()),
         model=scored["model"],
         persistence=scored["persistence"],
         seasonal_naive=scored.get("seasonal_naive"),
+        ridge=scored.get("ridge"),
+        interval=None if interval is None else _interval(graph, interval[known, index, place], true[known]),
     )
+
+
+def _error(truth: Doubles, said: tuple[Doubles, Doubles | None], levels: Sequence[float], scale: float | None) -> Error:
+    """All that is known of one forecaster: truth (n,), its point forecasts (n,) and quantiles (n, levels)."""
+    point, quantiles = said
+    mae = metrics.mean_absolute(point - truth)
+    error = Error(mae=mae, rmse=metrics.root_mean_square(point - truth), mase=None if scale is None else mae / scale)
+    if quantiles is None or not levels:
+        return error
+    losses, below = metrics.pinball(truth, quantiles, levels), metrics.share_below(truth, quantiles)
+    share, width = metrics.coverage_and_width(truth, quantiles[:, 0], quantiles[:, -1])
+    return replace(
+        error,
+        pinball=float(losses.mean()),
+        # A single quantile makes no interval.
+        coverage=share if len(levels) > 1 else None,
+        width=width if len(levels) > 1 else None,
+        quantiles=tuple(
+            Quantile(level, float(loss), float(part)) for level, loss, part in zip(levels, losses, below, strict=True)
+        ),
+    )
+
+
+def _interval(graph: Graph, interval: Floats, truth: Doubles) -> Interval:
+    """Of the output `interval` (n, 2)."""
+    share, width = metrics.coverage_and_width(truth, *interval.astype(np.float64).T)
+    return Interval(graph.output("interval").get("coverage"), share, width)

@@ -20,7 +20,7 @@ import onnx
 import torch
 
 from training.errors import ModelUnreadable, ParityError, VersionExists
-from training.evaluate import Graph
+from training.graph import Graph
 from training.network import Network
 from training.run import Facts
 from training.series import Floats
@@ -241,6 +241,9 @@ def _probe(network: Network, batch: int) -> Floats:
     rng = np.random.default_rng(batch)
     shape = (PARITY_STEPS, batch, network.architecture.features)
     values = network.mean.numpy() + network.std.numpy() * rng.standard_normal(shape, np.float32)
+    elapsed = network.architecture.elapsed
+    if elapsed is not None:  # steps over decades, so that some renew the state
+        values[..., elapsed.feature] = elapsed.reset_s * np.exp(rng.normal(-4.0, 2.0, shape[:2]))
     silent = rng.random((*shape[:2], 1)) < PARITY_SILENT
     silent[0] = True
     return np.where(silent | (rng.random(shape) < PARITY_MISSING), np.float32(np.nan), values).astype(np.float32)

@@ -133,7 +133,7 @@ class Intervals(Monitor):
 
     def step(self, now: Reading, said: Outputs, state: State) -> tuple[Outputs, State]:
         """`interval` (batch, horizons, targets, 2)."""
-        *past, shift = state[0].split([*self.parts, *self.parts, len(self.start)], dim=-1)
+        *past, shift = torch.split(state[0], [*self.parts, *self.parts, len(self.start)], dim=-1)
         due, waiting = self._due(past)
         centre, half = torch.cat(due, dim=-1).chunk(2, dim=-1)
         missed = (now.seen.index_select(-1, self.columns) - centre).abs() > half
@@ -143,8 +143,8 @@ class Intervals(Monitor):
         shift = shift + torch.where(unknown, 0.0, moved)
         centre, half = self.band(said)
         half = torch.clamp(half + (self.start + shift), min=LEAST_HALF)
-        interval = torch.stack([centre - half, centre + half], dim=-1).unflatten(1, self.shape)
-        made = torch.cat([centre, half], dim=-1).split(self.count, dim=-1)
+        interval = torch.stack([centre - half, centre + half], dim=-1).reshape(-1, *self.shape, 2)
+        made = torch.split(torch.cat([centre, half], dim=-1), self.count, dim=-1)
         kept = [part for old, new in zip(waiting, made, strict=True) for part in (*old, new)]
         return {"interval": interval}, (torch.cat([*kept, shift], dim=-1),)
 
@@ -232,7 +232,9 @@ class Alarm(Monitor):
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
         self.register_buffer("twice", self.targets.repeat(2), persistent=False)
         # Until it is calibrated: errors and levels as they are, and tails that begin at 1.
-        self.register_buffer("mix", torch.block_diag(torch.eye(count), torch.eye(features)[self.targets]))
+        own = torch.cat([torch.eye(count), torch.zeros(count, features)], dim=1)
+        level = torch.cat([torch.zeros(count, count), torch.eye(features)[self.targets]], dim=1)
+        self.register_buffer("mix", torch.cat([own, level]))
         self.register_buffer("offset", torch.zeros(2 * count))
         self.register_buffer("own", torch.eye(count))
         self.register_buffer("tail", torch.tensor([0.1, 0.9, 10.0])[:, None].repeat(1, 5 * count))
@@ -244,13 +246,13 @@ class Alarm(Monitor):
 
     def look(self, now: Reading, state: State) -> Look:
         """What is unusual about a timestep, before it is judged."""
-        expected, surprised, mean, spread, still, gone, *clock = state[0].split(self.sizes, dim=-1)
+        expected, surprised, mean, spread, still, gone, *clock = torch.split(state[0], self.sizes, dim=-1)
         value = now.seen.index_select(-1, self.targets)
         missing = now.missing.index_select(-1, self.twice)
         lost = missing[:, : self.count]
         mixed = nn.functional.linear(torch.cat([value - expected, now.seen], dim=-1), self.mix, self.offset)
         deviation = torch.where(missing, 0.0, (mixed - mean) * torch.exp(spread * -0.5))
-        jump, level = deviation.split(self.count, dim=-1)
+        jump, level = deviation.chunk(2, dim=-1)
         surprise = torch.where(lost, 0.0, jump @ self.own)
         returned = torch.maximum(torch.minimum(surprised, -surprise), -torch.maximum(surprised, -surprise))
         same = value == now.last.index_select(-1, self.targets)
@@ -264,7 +266,7 @@ class Alarm(Monitor):
         """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected part lies in its tail."""
         factor, summand, before = self.tail
         inside = torch.clamp(parts * factor + summand, min=1.0)
-        return (torch.log(inside) * before).amax(dim=-1, keepdim=True)
+        return torch.amax(torch.log(inside) * before, dim=-1, keepdim=True)
 
     def judge(self, look: Look, said: Outputs) -> tuple[Outputs, State]:
         """Whether it is worth an alarm; and learn from it, as `step` does."""
@@ -274,7 +276,12 @@ class Alarm(Monitor):
         warm = steps >= WARM_STEPS
         score = torch.where(warm, evidence / (evidence + threshold), 0.0)
         alarm = score > 0.5
-        outputs = {"score": score, "alarm": alarm.to(score.dtype), "warm": warm.to(score.dtype), "surprise": look.surprise}
+        outputs = {
+            "score": score,
+            "alarm": alarm.to(score.dtype),
+            "warm": warm.to(score.dtype),
+            "surprise": look.surprise,
+        }
         # Up by the alarm that has just ended, if it was an accident; down a little for each timestep without one.
         ended = torch.where(burst > ACCIDENT_STEPS, 0.0, burst)
         moved = torch.where(warm ^ alarm, (ended - self.alarm_rate) * THRESHOLD_RATE, 0.0)

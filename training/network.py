@@ -1,17 +1,20 @@
-"""The network, written once: guard -> scaler -> cells -> head -> monitors. `sequence()` trains it, `step()` is what is exported.
+"""The network, written once: guard -> scaler -> convolution -> cells -> head -> monitors.
+
+`sequence()` trains it, `step()` is what is exported.
 
 Raw units go in and come out. Inside, everything is in scaled units: the distance from the training mean in training
 standard deviations. So a state of zeros means "every sensor was last seen at its training mean", and a fresh stream
 needs no special start.
 """
 
-from itertools import islice
+import math
+from itertools import islice, pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from training.cells import CELLS, Cell, State
+from training.cells import CELLS, Cell, Convolution, State
 from training.heads import Outputs, build_head
 from training.monitors import Monitor, Reading, build_monitors
 from training.series import Floats, Scaler
@@ -21,9 +24,9 @@ from training.settings import Architecture, Classify
 class Network(nn.Module):
     """A recurrent network.
 
-    State, in order: `last` [batch, features], the last seen value of each feature in scaled units; the states of each
-    layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of the head; those of the monitors. The batch is the
-    last axis but one of each, and all are zero in a fresh stream.
+    State, in order: `last` [batch, features], the last seen value of each feature in scaled units; `past` [kernel - 1,
+    batch, inputs] of a convolution; the states of each layer, for LSTM `h0`, `c0`, `h1`, ... [1, batch, hidden]; those of
+    the head; those of the monitors. The batch is the last axis but one of each, and all are zero in a fresh stream.
     """
 
     mean: Tensor  # (features,)
@@ -36,17 +39,19 @@ class Network(nn.Module):
         self.register_buffer("std", torch.from_numpy(scaler.std))
         # A layer sees each feature and whether it is missing: a value held for an hour is worth less than a fresh one.
         width = (2 if architecture.missing == "mask" else 1) * architecture.features
-        widths = [width] + [architecture.hidden] * (architecture.layers - 1)
+        self.front = Convolution(width, architecture.filters, architecture.kernel) if architecture.kernel > 1 else None
+        widths = [self.front.hidden if self.front else width] + [architecture.hidden] * (architecture.layers - 1)
         cell = CELLS[architecture.cell]
-        self.cells = nn.ModuleList([cell(width, architecture.hidden) for width in widths])
+        self.cells = nn.ModuleList([cell(width, architecture.hidden, architecture.activation) for width in widths])
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = build_head(architecture)
         self.monitors = nn.ModuleList(build_monitors(architecture))
 
     @property
     def layers(self) -> list[Cell]:
-        """The recurrent layers, in order."""
-        return [cast(Cell, layer) for layer in self.cells]
+        """The convolution if there is one, then the recurrent layers, in order."""
+        cells = [cast(Cell, layer) for layer in self.cells]
+        return [self.front, *cells] if self.front else cells
 
     @property
     def watchers(self) -> list[Monitor]:
@@ -56,9 +61,10 @@ class Network(nn.Module):
     @property
     def state_names(self) -> tuple[str, ...]:
         """The names of the state inputs, in order; the output that replaces one is called `<name>_next`."""
-        carried = (f"{name}{index}" for index, layer in enumerate(self.layers) for name in layer.states)
+        front = self.front.states if self.front else ()
+        carried = (f"{name}{index}" for index, layer in enumerate(self.cells) for name in cast(Cell, layer).states)
         watched = (name for monitor in self.watchers for name in monitor.states)
-        return ("last", *carried, *self.head.states, *watched)
+        return ("last", *front, *carried, *self.head.states, *watched)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -84,8 +90,12 @@ class Network(nn.Module):
         if not self.watchers:
             return outputs, following
         core = len(following) - sum(len(monitor.states) for monitor in self.watchers)
-        last, watched, told = state[0], following[core:], []
+        last, watched, told = state[0], state[core:], []
         for row, now in enumerate(x):
+            resets = self._resets(now)
+            if resets is not None:
+                last, *renewed = _renewed((last, *watched), resets)
+                watched = tuple(renewed)
             reading = self._read(now, last)
             more, watched = self._watch(reading, {name: part[row] for name, part in said.items()}, watched)
             last = reading.seen
@@ -95,8 +105,20 @@ class Network(nn.Module):
 
     def scaled_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """The head's outputs in scaled units, which are learned from; the monitors' states stay as they are."""
+        resets = self._resets(x)
+        if resets is None or not resets.any():
+            return self._uncut_sequence(x, state)
+        # Cut before each timestep at which some stream of the batch begins anew: only there may a state be replaced.
+        cuts = torch.nonzero(resets.any(dim=1)).flatten().tolist()
+        parts: list[Outputs] = []
+        for first, end in pairwise(sorted({0, *cuts, len(x)})):
+            outputs, state = self._uncut_sequence(x[first:end], _renewed(state, resets[first]))
+            parts.append(outputs)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, state
+
+    def _uncut_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         missing = torch.isnan(x)
-        seen = fill_forward((x - self.mean) / self.std, missing, state[0])
+        seen = fill_forward(self.scaled(x), missing, state[0])
         y = self._told(seen, missing)
         parts = iter(state[1:])
         following: list[Tensor] = [seen[-1]]
@@ -104,11 +126,14 @@ class Network(nn.Module):
             carried = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), carried)
             following.extend(after)
-        outputs, after = self.head.sequence(y, seen, tuple(islice(parts, len(self.head.states))))
+        outputs, after = self.head.sequence(self.dropout(y), seen, tuple(islice(parts, len(self.head.states))))
         return outputs, (*following, *after, *parts)
 
     def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         """(batch, features) in raw units -> the outputs (batch, ...) as they are served, and the next state."""
+        resets = self._resets(x)
+        if resets is not None:
+            state = _renewed(state, resets)
         now = self._read(x, state[0])
         y = self._told(now.seen, now.missing)
         parts = iter(state[1:])
@@ -133,7 +158,7 @@ class Network(nn.Module):
     def _read(self, x: Tensor, last: Tensor) -> Reading:
         """One timestep (batch, features) in scaled units, what is missing held at its last value."""
         missing = torch.isnan(x)
-        return Reading(torch.where(missing, last, (x - self.mean) / self.std), last, missing)
+        return Reading(torch.where(missing, last, self.scaled(x)), last, missing)
 
     def _watch(self, now: Reading, said: Outputs, state: State) -> tuple[Outputs, State]:
         """The outputs of all monitors for one timestep as they are served, and their next states."""
@@ -146,6 +171,22 @@ class Network(nn.Module):
             following.extend(after)
         return outputs, tuple(following)
 
+    def _resets(self, x: Tensor) -> Tensor | None:
+        """(...) whether so long a silence lies before a timestep that its stream begins anew; None when time is not told."""
+        elapsed = self.architecture.elapsed
+        return None if elapsed is None else x[..., elapsed.feature] > elapsed.reset_s  # never where it is missing
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Raw (..., features) -> scaled units, NaN where missing."""
+        scaled = (x - self.mean) / self.std
+        elapsed = self.architecture.elapsed
+        if elapsed is None:
+            return scaled
+        # Steps range over decades, so their logarithm is told; 0, which a fresh stream holds, is the usual step.
+        steps = torch.log1p(x[..., elapsed.feature].clamp(min=0.0) / elapsed.usual_s) - math.log(2.0)
+        own = torch.arange(x.shape[-1], device=x.device) == elapsed.feature
+        return torch.where(own, steps.unsqueeze(-1), scaled)
+
     def _told(self, seen: Tensor, missing: Tensor) -> Tensor:
         """What the first layer is told: (..., inputs)."""
         return torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.architecture.missing == "mask" else seen
@@ -156,6 +197,11 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(architecture, scaler)
+
+
+def _renewed(state: State, resets: Tensor) -> State:
+    """The state, that of a fresh stream where `resets` (batch,) says so."""
+    return tuple(part.masked_fill(resets.unsqueeze(-1), 0) for part in state)
 
 
 def without_monitors(architecture: Architecture) -> Architecture:

@@ -3,27 +3,32 @@
 Prints nothing and knows no command line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
 
-from training import datasets, export, run
+from training import datasets, export, features, run
 from training.baselines import season_steps
 from training.calibration import calibrate
-from training.data import read, write_csv
+from training.data import Columns, column_names, read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
-from training.evaluate import Graph, Scores, evaluate
+from training.evaluate import evaluate
 from training.fit import Epoch, Fitted, fit
+from training.graph import Graph
 from training.monitors import check_alarm
 from training.network import Network, add_monitors, without_monitors
-from training.series import Scaler, Series, check_targets, fit_scaler, split_by_time
-from training.settings import Architecture, Classify, Forecast, Request, Source
+from training.scores import Scores
+from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
+from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+
+# A note is a line: of many groups the first few are named.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -36,24 +41,50 @@ class Published:
     parity: export.Parity
 
 
-def read_source(source: Source) -> Series:
+def read_source(source: Source, made: Sequence[str] = ()) -> Series:
     """Read a named data set or a file.
+
+    Args:
+        source: where it is and what its columns are; a named set knows its own time, group, label and what splits it,
+            unless the source says otherwise (an empty name: none).
+        made: features to make from others, see `features`.
 
     Raises:
         TrainingError: it is not there, cannot be fetched, or cannot be used.
     """
     path = Path(source.data)
-    if source.data not in datasets.DATASETS and (path.suffix or path.exists()):
-        return read(path, time=source.time, columns=source.columns, exclude=source.exclude)
-    wanted = datasets.dataset(source.data)
-    return read(
-        datasets.fetch(source.data),
-        name=wanted.name,
-        time=source.time or wanted.time,
+    columns = Columns(
+        time=source.time,
+        period_s=source.period,
+        group=source.group,
+        split_by=source.split_by,
+        label=source.label,
         columns=source.columns,
-        exclude=source.exclude if source.columns else (*source.exclude, *wanted.noise),
-        units=wanted.units,
+        exclude=source.exclude,
+        made=made,
     )
+    if source.data not in datasets.DATASETS and (path.suffix or path.exists()):
+        return read(path, **columns)
+    wanted = datasets.dataset(source.data)
+    columns["time"] = source.time or wanted.time
+    own = {"group": wanted.group, "split_by": wanted.split_by, "label": wanted.label}
+    for role in ("group", "split_by", "label"):
+        columns[role] = own[role] if getattr(source, role) is None else getattr(source, role)
+    # What tells rows apart is no sensor, also where it is not used.
+    unused = {column for column in own.values() if column} - {columns[role] for role in ("group", "split_by", "label")}
+    columns["exclude"] = (*source.exclude, *sorted(unused), *(() if source.columns else wanted.noise))
+    return read(datasets.fetch(source.data), name=wanted.name, units=wanted.units, **columns)
+
+
+def made_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
+    """The names of the features that the source wants to be made.
+
+    Raises:
+        SettingsError: the future of a column is wanted where nothing is forecast.
+    """
+    if source.known and task != "forecast":
+        raise SettingsError("known: a class has no horizons; leave --known out, the columns are features as they are")
+    return features.made_names(source.known, horizons, source.calendar, elapsed=source.elapsed)
 
 
 def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
@@ -71,7 +102,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     """
     # Before the minutes of work, not after them.
     version = export.free_version(request.models, request.name, request.version)
-    series = read_source(request.source)
+    series = read_source(request.source, made_features(request.source, request.task, request.horizons))
     run.open_folder(request.out)
     record, network = _learn(request, series, on_epoch, on_note)
     run.save(request.out, record, network)
@@ -92,9 +123,9 @@ def publish(
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = export.check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
-    scores = evaluate(graph, series, record.facts.held_out.spans, season=season)
+    scores = evaluate(graph, series, season=season, split=record.facts.split)
     # The same graph again with what it scored; the metadata does not touch the maths.
-    description = export.describe(network, record.facts, scores.as_json())
+    description = export.describe(network, record.facts, scores.summary())
     export.set_description(bare, description)
     card = _card(record, description, scores, parity, name, version)
     return Published(export.write(models, name, version, bare, card), record, scores, parity)
@@ -120,7 +151,8 @@ def export_run(
     record, network = run.load(folder)
     label = name or Path(record.source.data).stem
     free = export.free_version(models, label, version)
-    series = read_source(record.source.model_copy(update={"data": data or record.source.data}))
+    source = record.source.model_copy(update={"data": data or record.source.data})
+    series = read_source(source, [name for name in record.facts.features if features.can_make(name)])
     if series.sha256 != record.facts.sha256:
         raise ChecksumMismatch(
             f"data: {series.name} has SHA-256 {series.sha256}, expected {record.facts.sha256}, which the run learned from"
@@ -138,26 +170,70 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
     graph = Graph.load(model)
     card = export.read_card(model)
     if data is not None:
-        source = Source(data=data, time=time, columns=tuple(graph.features))
+        source = _other(Source(data=data, time=time, columns=tuple(graph.features)), card)
     elif card is not None:
         source = Source.model_validate(card["source"])
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
-    series = read_source(source)
-    spans = None
-    if card is not None and card["data"]["sha256"] == series.sha256:
-        # The rows that the model has learned from say nothing about it.
-        spans = tuple((first, end) for first, end in card["data"]["held_out"]["spans"])
-    return evaluate(graph, series, spans, season=season)
+    series = read_source(source, [name for name in graph.features if features.can_make(name)])
+    if card is None:
+        return evaluate(graph, series, season=season)
+    if card["data"]["sha256"] != series.sha256:
+        return evaluate(graph, series, season=season, scales=card["scores"].get("mase_scale"))
+    # The rows that the model has learned from say nothing about it, but the baselines learn from the same ones.
+    return evaluate(graph, series, season=season, split=_split_of(card["data"]))
+
+
+def _other(source: Source, card: dict[str, Any] | None) -> Source:
+    """Other data for a model: its group and label are where those of its own data were, if it has such columns."""
+    if card is None or source.data in datasets.DATASETS:
+        return source
+    own = Source.model_validate(card["source"])
+    there = column_names(Path(source.data))
+    return source.model_copy(
+        update={
+            "period": own.period,
+            "group": own.group if own.group in there else None,
+            "label": own.label if own.label in there else None,
+        }
+    )
+
+
+def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> Split:
+    """Whole values of the column to split by where there is one, else by time."""
+    horizon = max(request.horizons) if request.task == "forecast" else 0
+    train, validation = request.train_share, request.validation_share
+    if train + validation >= 1:
+        raise SettingsError(
+            f"train-share, validation-share: got {train:g} and {validation:g}, expected less than 1 together: what they "
+            f"leave is held out"
+        )
+    if any(group.whole for group in series.groups):
+        return split_by_group(
+            series,
+            train=train,
+            validation=validation,
+            seed=request.split_seed,
+            hold_out=request.hold_out,
+            horizon=horizon,
+        )
+    if request.hold_out:
+        raise SettingsError(
+            f"hold-out: got {', '.join(request.hold_out)} but the data is split by time; name the column that has these "
+            f"values with --split-by"
+        )
+    split = split_by_time(series, train=train, validation=validation, horizon=horizon)
+    if split.short:
+        named = ", ".join(split.short[:NAMED]) + (", ..." if len(split.short) > NAMED else "")
+        on_note(f"too short to be cut, so they only teach: {len(split.short)} of {len(series.groups)} groups ({named})")
+    return split
 
 
 def _learn(
     request: Request, series: Series, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
 ) -> tuple[run.Run, Network]:
     """Split, scale, fit, and calibrate the monitors."""
-    split = split_by_time(
-        series, train=request.train_share, validation=request.validation_share, horizon=max(request.horizons)
-    )
+    split = _split(request, series, on_note)
     scaler = fit_scaler(series, split.train)
     for name in scaler.constant:
         on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
@@ -189,6 +265,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
     else:
         targets = request.target or _usual_targets(request.source)
         check_targets(series, scaler, targets)
+        _check_future(request.source, targets)
         task = Forecast(
             targets=tuple(series.column(target) for target in targets),
             horizons=request.horizons,
@@ -199,13 +276,45 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             alarm_rate=request.alarm_rate,
         )
         check_alarm(task)
-    return Architecture(features=len(series.names), task=task, **request.shape.model_dump())
+    return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
+
+
+def _elapsed(series: Series) -> Elapsed | None:
+    """What the seconds since the last timestep mean, if they are a feature."""
+    if features.ELAPSED not in series.names:
+        return None
+    return Elapsed(feature=series.column(features.ELAPSED), usual_s=series.usual_s, reset_s=series.gap_s)
+
+
+def _check_future(source: Source, targets: Sequence[str]) -> None:
+    """What is made from others, or whose future is given, is not there to be forecast."""
+    for target in targets:
+        if target in source.known:
+            raise SettingsError(
+                f"known: {target!r} is a target as well, expected other columns: its future is what is to be forecast"
+            )
+        if features.can_make(target):
+            raise SettingsError(
+                f"target: {target!r} is made from the time or from another column; expected a measured one"
+            )
 
 
 def _usual_targets(source: Source) -> tuple[str, ...]:
     if source.data not in datasets.DATASETS:
         raise SettingsError("target: a file has no usual target; name the column to forecast with --target")
-    return (datasets.DATASETS[source.data].target,)
+    usual = datasets.DATASETS[source.data].target
+    if not usual:
+        raise SettingsError(
+            f"target: {source.data} is there to be classified; ask for --task classify, or name a --target"
+        )
+    return (usual,)
+
+
+def _split_of(data: dict[str, Any]) -> Split:
+    """The split that a card tells of."""
+    parts = (data[part]["spans"] for part in ("training", "validation", "held_out"))
+    train, validation, held_out = (tuple((first, end) for first, end in spans) for spans in parts)
+    return Split(train, validation, held_out)
 
 
 def _ending(fitted: Fitted) -> str:

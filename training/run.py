@@ -24,12 +24,13 @@ _RUN, _METRICS, _WEIGHTS = "run.json", "metrics.jsonl", "weights.pt"
 
 
 class Part(Settings):
-    """One part of a split: its rows, and the earliest and the latest time among them."""
+    """One part of a split: its rows, the earliest and the latest time among them, and what is whole in it, if anything is."""
 
     spans: Spans
     rows: int
     start: str
     end: str
+    wholes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, series: Series, spans: Spans) -> Self:
@@ -39,6 +40,11 @@ class Part(Settings):
             rows=rows_of(spans),
             start=iso(min(series.times[first] for first, _ in spans)),
             end=iso(max(series.times[end - 1] for _, end in spans)),
+            wholes=tuple(
+                dict.fromkeys(
+                    group.whole for group in series.groups if group.whole and (group.first, group.end) in spans
+                )
+            ),
         )
 
 
@@ -75,6 +81,11 @@ class Facts(Settings):
             validation=Part.of(series, split.validation),
             held_out=Part.of(series, split.test),
         )
+
+    @property
+    def split(self) -> Split:
+        """The rows of the parts."""
+        return Split(self.training.spans, self.validation.spans, self.held_out.spans)
 
 
 class Outcome(Settings):

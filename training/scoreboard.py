@@ -1,42 +1,25 @@
-"""Scores as a table for people, with the sentence that says whether the model is worth serving."""
+"""Scores as tables for people, with the sentence that says whether the model is worth serving."""
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from training.evaluate import Error, Score, Scores
+from training.scores import Error, Score, Scores
+
+NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
 
 
-def table(scores: Scores) -> Table:
-    """One row for each target and horizon: MAE and RMSE of the model, persistence and seasonal-naive."""
-    # Eighty columns wide at most, for a log.
-    board = Table(
-        title=f"{scores.data}: {scores.rows} timesteps, {scores.start} to {scores.end}; MAE (RMSE)",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    for heading in ("target", "ahead"):
-        board.add_column(heading, no_wrap=True)
-    for heading in ("model", "persistence", "seasonal-naive", "skill"):
-        board.add_column(heading, justify="right", no_wrap=True)
-    for score in scores.table:
-        board.add_row(
-            Text(f"{score.target}, {score.unit}".removesuffix(", ")),  # Text: a name is no markup
-            ahead(score),
-            _cell(score.model),
-            _cell(score.persistence),
-            _cell(score.seasonal_naive),
-            f"{100 * score.skill:.1f} %",
-        )
-    return board
+def table(scores: Scores) -> RenderableType:
+    """All tables that there is something for, one below the other."""
+    return Group(*_forecast_tables(scores))
 
 
 def verdict(scores: Scores) -> str:
     """Whether the model beats the baselines, said plainly."""
     if scores.wins:
-        rivals = "persistence and seasonal-naive" if scores.season else "persistence"
-        return f"The model beats {rivals} at every horizon."
+        named = [name for rival, name in NAMES.items() if any(rival in score.rivals for score in scores.table)]
+        return f"The model beats {_joined(named)} at every horizon."
     lost = ", ".join(f"{score.target} {ahead(score)} ahead" for score in scores.table if not score.wins)
     return f"The model does NOT beat the baselines for: {lost}. Do not serve it for that."
 
@@ -51,5 +34,65 @@ def ahead(score: Score) -> str:
     return f"{score.horizon_s:g} s"
 
 
+def _forecast_tables(scores: Scores) -> list[Table]:
+    """MAE of the model and its baselines; then what else is known of the model's errors."""
+    if not scores.table:
+        return []
+    errors = _board(
+        f"{scores.data}: {scores.rows} timesteps, {scores.start} to {scores.end}; mean absolute error",
+        ("target", "ahead"),
+        ("model", *NAMES.values(), "skill"),
+    )
+    for score in scores.table:
+        rivals = (score.persistence, score.seasonal_naive, score.ridge)
+        errors.add_row(
+            *_place(score), *(_cell(error) for error in (score.model, *rivals)), f"{100 * score.skill:.1f} %"
+        )
+    more = _board(
+        "the model: RMSE, scaled error, pinball loss, and how much the widest interval holds",
+        ("target", "ahead"),
+        ("RMSE", "MASE", "pinball", "coverage", "width", "calibrated", "width"),
+    )
+    for score in scores.table:
+        model, interval = score.model, score.interval
+        more.add_row(
+            *_place(score),
+            _number(model.rmse),
+            _number(model.mase),
+            _number(model.pinball),
+            _percent(model.coverage),
+            _number(model.width),
+            _percent(interval.coverage if interval else None),
+            _number(interval.width if interval else None),
+        )
+    return [errors, more]
+
+
+def _place(score: Score) -> tuple[Text, str]:
+    return Text(f"{score.target}, {score.unit}".removesuffix(", ")), ahead(score)  # Text: a name is no markup
+
+
+def _board(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    # Eighty columns wide at most where names are short, for a log.
+    board = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in left:
+        board.add_column(heading, no_wrap=True)
+    for heading in right:
+        board.add_column(heading, justify="right", no_wrap=True)
+    return board
+
+
+def _joined(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def _cell(error: Error | None) -> str:
-    return "-" if error is None else f"{error.mae:.4g} ({error.rmse:.4g})"
+    return _number(error.mae if error else None)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from training.errors import ConstantTarget, EmptyColumn, MissingColumn, SeriesTooShort
+from training.errors import ConstantTarget, EmptyColumn, MissingColumn, SeriesTooShort, SplitError
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -33,11 +33,15 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Group:
-    """Rows [first, end) of a table that belong to one sensor, machine or recording, in time order."""
+    """Rows [first, end) of a table that belong to one sensor, machine or recording, in time order.
+
+    `whole` is what must not be torn apart by a split, such as the person on the recording; empty where time splits.
+    """
 
     name: str
     first: int
     end: int
+    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Series:
         groups: in row order, covering all rows; empty when the whole table is one series.
         labels: (time,) an index of `classes`, `UNLABELLED` where unknown; None when there is no label column.
         classes: the names of the labels.
+        group_column, label_column: what the table calls them; empty when there are none.
     """
 
     name: str
@@ -66,6 +71,8 @@ class Series:
     groups: tuple[Group, ...] = ()
     labels: Ints | None = None
     classes: tuple[str, ...] = ()
+    group_column: str = ""
+    label_column: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -76,9 +83,15 @@ class Series:
         Raises:
             MissingColumn: the series has no such feature.
         """
-        if name not in self.names:
-            raise MissingColumn(f"{self.name}: no column {name!r}; there are: {', '.join(self.names)}")
-        return self.names.index(name)
+        if name in self.names:
+            return self.names.index(name)
+        known = ", ".join(self.names)
+        for column, what in ((self.group_column, "group"), (self.label_column, "label")):
+            if name == column:
+                raise MissingColumn(
+                    f"{self.name}: {name!r} is the {what} column, expected a feature; there are: {known}"
+                )
+        raise MissingColumn(f"{self.name}: no column {name!r}; there are: {known}")
 
     @property
     def spans(self) -> Spans:
@@ -94,6 +107,19 @@ class Series:
             if stretch[0] < stretch[1]
         ]
 
+    @cached_property
+    def usual_s(self) -> float:
+        """The usual step in seconds, also of an irregular series; 0 where there is none."""
+        if self.period_s is not None:
+            return self.period_s
+        steps_s = np.delete(steps_s_of(self.times), [group.first - 1 for group in self.groups[1:]])
+        return float(np.median(steps_s)) if len(steps_s) else 0.0
+
+    @property
+    def gap_s(self) -> float:
+        """A longer step than this is a gap."""
+        return self.usual_s * (GAP_STEPS_IRREGULAR if self.period_s is None else GAP_PERIODS)
+
     def _cuts_within(self, first: int, end: int) -> list[int]:
         low, high = np.searchsorted(self._cuts, [first, end])
         return [int(row) for row in self._cuts[low:high]]
@@ -101,23 +127,22 @@ class Series:
     @cached_property
     def _cuts(self) -> Ints:
         """The rows, in order, before which a gap lies or a group begins."""
-        steps_s = steps_s_of(self.times)
-        borders = np.zeros(len(steps_s), np.bool_)
-        borders[[group.first - 1 for group in self.groups[1:]]] = True
-        usual_s, factor = self.period_s, GAP_PERIODS
-        if usual_s is None:
-            inner = steps_s[~borders]
-            usual_s, factor = float(np.median(inner)) if len(inner) else 0.0, GAP_STEPS_IRREGULAR
-        return np.flatnonzero(borders | (steps_s > factor * usual_s)) + 1
+        cuts = steps_s_of(self.times) > self.gap_s
+        cuts[[group.first - 1 for group in self.groups[1:]]] = True
+        return np.flatnonzero(cuts) + 1
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows that teach, rows that choose, and rows that are held out and judge."""
+    """Rows that teach, rows that choose, and rows that are held out and judge.
+
+    `short` names the groups that are whole in the training part because they are too short to be cut.
+    """
 
     train: Spans
     validation: Spans
     test: Spans
+    short: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[str, Spans]]:
         """Each part with its name."""
@@ -146,26 +171,123 @@ def rows_of(spans: Spans) -> int:
 def split_by_time(series: Series, *, train: float, validation: float, horizon: int) -> Split:
     """Cut every group at two of its rows, so that nothing later than a part has ever been seen by it.
 
+    A group that is too short for three parts teaches as a whole.
+
     Args:
         series: what to cut.
         train: share of the rows that teach.
         validation: share of the rows that choose; the rest is held out.
-        horizon: the furthest step that will be forecast.
+        horizon: the furthest step that will be forecast; 0 when nothing is.
 
     Raises:
-        SeriesTooShort: some part is too short to hold one forecast and what came true.
+        SeriesTooShort: no group is long enough.
     """
+    groups = series.groups or (Group(series.name, 0, len(series)),)
     cuts = [
-        (first, first + int((end - first) * train), first + int((end - first) * (train + validation)), end)
-        for first, end in series.spans
+        (group.first + int(rows * train), group.first + int(rows * (train + validation)))
+        for group in groups
+        for rows in [group.end - group.first]
     ]
+    long = [
+        min(teach - group.first, choose - teach, group.end - choose) >= _least(horizon)
+        for group, (teach, choose) in zip(groups, cuts, strict=True)
+    ]
+    if not any(long):  # cut them nevertheless: the longest says what is wrong
+        longest = int(np.argmax([group.end - group.first for group in groups]))
+        long[longest] = True
     split = Split(
-        train=tuple((first, teach) for first, teach, _, _ in cuts),
-        validation=tuple((teach, choose) for _, teach, choose, _ in cuts),
-        test=tuple((choose, end) for _, _, choose, end in cuts),
+        train=tuple(
+            (group.first, teach if enough else group.end)
+            for group, (teach, _), enough in zip(groups, cuts, long, strict=True)
+        ),
+        validation=tuple(cut for cut, enough in zip(cuts, long, strict=True) if enough),
+        test=tuple((cut[1], group.end) for group, cut, enough in zip(groups, cuts, long, strict=True) if enough),
+        short=tuple(group.name for group, enough in zip(groups, long, strict=True) if not enough),
     )
     check_parts(series, split, horizon)
     return split
+
+
+def split_by_group(
+    series: Series, *, train: float, validation: float, seed: int, hold_out: Sequence[str] = (), horizon: int
+) -> Split:
+    """Give whole persons, machines or sites (`Group.whole`) to each part, so that those held out are new to the network.
+
+    Which go where is chance; the shares of the rows are as near as whole ones allow.
+
+    Args:
+        series: what to split.
+        train: share of the rows that teach.
+        validation: share of the rows that choose; the rest is held out.
+        seed: of the chance.
+        hold_out: hold out these and no others; the rest is shared out between the other two parts.
+        horizon: the furthest step that will be forecast; 0 when nothing is.
+
+    Raises:
+        SplitError: there are fewer than three wholes, or one to hold out is not there.
+        SeriesTooShort: some part has no group that is long enough.
+    """
+    rows: dict[str, int] = {}
+    for group in series.groups:
+        rows[group.whole] = rows.get(group.whole, 0) + group.end - group.first
+    if unknown := [name for name in hold_out if name not in rows]:
+        raise SplitError(f"hold-out: {series.name} has no {unknown[0]!r}; there are: {', '.join(rows)}")
+    free = {name: count for name, count in rows.items() if name not in hold_out}
+    shares = [train, validation] if hold_out else [train, validation, 1.0 - train - validation]
+    if len(free) < len(shares):
+        raise SplitError(
+            f"split-by: {series.name} has {len(rows)} values to split by ({', '.join(rows)}), expected at least "
+            f"{len(shares) + len(set(hold_out))}: one for each part; split by time, or by another column"
+        )
+    part_of = dict.fromkeys(hold_out, 2) | _share_out(free, shares, np.random.default_rng(seed))
+    teach, choose, judge = (
+        tuple((group.first, group.end) for group in series.groups if part_of[group.whole] == part) for part in range(3)
+    )
+    split = Split(teach, choose, judge)
+    check_parts(series, split, horizon)
+    return split
+
+
+def _share_out(rows: dict[str, int], shares: Sequence[float], rng: np.random.Generator) -> dict[str, int]:
+    """Which part each name goes to: at least one to each, and shares of the rows as near as single moves bring them."""
+    names = [str(name) for name in rng.permutation(list(rows))]
+    wanted = np.array(shares) / sum(shares) * sum(rows.values())
+    got = np.zeros(len(shares))
+    parts: dict[str, int] = {}
+    for place, name in enumerate(names):
+        empty = np.flatnonzero(got == 0)
+        # The last names are kept for parts that have none yet.
+        part = int(empty[0]) if len(empty) >= len(names) - place else int(np.argmax(wanted - got))
+        parts[name] = part
+        got[part] += rows[name]
+    while move := _best_move(rows, parts, got - wanted):
+        name, part = move
+        got[parts[name]] -= rows[name]
+        got[part] += rows[name]
+        parts[name] = part
+    return parts
+
+
+def _best_move(
+    rows: dict[str, int], parts: dict[str, int], excess: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> tuple[str, int] | None:
+    """The name and the part to move it to that bring the shares nearest to what is wanted; None when no move does."""
+    left = np.bincount(list(parts.values()), minlength=len(excess))
+    best, gain = None, 1e-9  # rounding is no gain
+    for name, part in parts.items():
+        for other in range(len(excess)):
+            if other == part or left[part] == 1:
+                continue
+            before = abs(excess[part]) + abs(excess[other])
+            after = abs(excess[part] - rows[name]) + abs(excess[other] + rows[name])
+            if before - after > gain:
+                best, gain = (name, other), before - after
+    return best
+
+
+def _least(horizon: int) -> int:
+    """The rows that a part needs: for two forecasts and what came true."""
+    return horizon + 2
 
 
 def check_parts(series: Series, split: Split, horizon: int) -> None:
@@ -176,10 +298,13 @@ def check_parts(series: Series, split: Split, horizon: int) -> None:
     """
     for part, spans in split:
         longest = max((end - first for first, end in spans), default=0)
-        if longest < horizon + 2:
+        if longest < _least(horizon):
+            of = f" of {len(series)}" if len(spans) == 1 else " in the longest of its groups"
+            what = (
+                f"for a horizon of {horizon} steps; give more rows or smaller --horizons" if horizon else "; give more"
+            )
             raise SeriesTooShort(
-                f"{series.name}: the {part} part has {longest} of {len(series)} rows, expected at least {horizon + 2} "
-                f"for a horizon of {horizon} steps; give more rows or smaller --horizons"
+                f"{series.name}: the {part} part has {longest}{of} rows, expected at least {_least(horizon)} {what}"
             )
 
 

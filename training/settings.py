@@ -28,6 +28,7 @@ def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Calendar = Annotated[tuple[Literal["day", "week", "year"], ...], BeforeValidator(_split)]
 Links = Annotated[tuple[Link, ...], BeforeValidator(_split)]
 Horizons = Annotated[tuple[Steps, ...], Field(min_length=1), BeforeValidator(_split), AfterValidator(_rising)]
 Quantiles = Annotated[
@@ -44,10 +45,29 @@ class Settings(BaseModel):
 class Source(Settings):
     """Where a series comes from: enough to read the same rows and columns again."""
 
-    data: str = Field(default="appliances", description="A named data set, or a .csv or .parquet file.")
+    data: str = Field(default="appliances", description="A named data set, or a .csv, .parquet, .npy or .npz file.")
     time: str | None = Field(default=None, description="The time column; found by itself when there is only one.")
+    period: float | None = Field(
+        default=None, gt=0, description="Seconds from row to row, for a table without a time column."
+    )
+    group: str | None = Field(
+        default=None, description="The column that says which of several series a row belongs to."
+    )
+    split_by: str | None = Field(
+        default=None, description="The column whose values stay whole when the data is split, such as the person."
+    )
+    label: str | None = Field(default=None, description="The column with the class of each row.")
     columns: Names = Field(default=(), description="Take only these columns, by commas.")
     exclude: Names = Field(default=(), description="Leave these columns out, by commas.")
+    known: Names = Field(
+        default=(), description="Columns whose future is known and is given for each horizon, by commas."
+    )
+    calendar: Calendar = Field(
+        default=(), description="Add sine and cosine of the time of day, week or year: those named, by commas."
+    )
+    elapsed: bool = Field(
+        default=False, description="Add the seconds since the last timestep; a gap then makes the state fresh."
+    )
 
 
 class Shape(Settings):
@@ -59,7 +79,7 @@ class Shape(Settings):
     activation: str = Field(default="tanh", description="Of candidate and output; each cell says which it takes.")
     hidden: int = Field(default=64, ge=1, le=4096, description="Units of a layer.")
     layers: int = Field(default=1, ge=1, le=16, description="Recurrent layers.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Between layers.")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Between layers, and before the head.")
     kernel: int = Field(
         default=1, ge=1, le=1024, description="Timesteps that a causal convolution in front sees; 1: there is none."
     )
@@ -107,10 +127,19 @@ class Classify(Settings):
     classes: tuple[str, ...] = Field(min_length=2)
 
 
+class Elapsed(Settings):
+    """The feature, by its index, that holds the seconds since the last timestep, and what they mean."""
+
+    feature: int = Field(ge=0)
+    usual_s: float = Field(gt=0)  # the usual step
+    reset_s: float = Field(gt=0)  # after a longer one the state is that of a fresh stream
+
+
 class Architecture(Shape):
     """A whole network; with the weights it is all that is needed to build it again."""
 
     features: Steps
+    elapsed: Elapsed | None = None
     task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
@@ -160,6 +189,13 @@ class Request(Settings):
     )
     train_share: float = Field(default=0.70, gt=0, lt=1, description="Share of the rows that teach.")
     validation_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows that choose.")
+    hold_out: Names = Field(
+        default=(),
+        description="Values of the column to split by that are held out, by commas; by chance when not given.",
+    )
+    split_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Of the chance by which values of the column to split by are shared out."
+    )
     season: Steps | None = Field(
         default=None, description="Timesteps of a season, for the baseline and the link; a day when not given."
     )

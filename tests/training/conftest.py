@@ -13,8 +13,8 @@ import torch
 from training import datasets
 from training.data import read
 from training.errors import DatasetUnavailable
-from training.evaluate import Graph
 from training.export import build_graph, describe
+from training.graph import Graph
 from training.network import Network, build_network
 from training.run import Facts
 from training.series import Scaler, Series, fit_scaler, split_by_time

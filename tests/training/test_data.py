@@ -186,8 +186,8 @@ def test_a_table_without_rows_is_too_short(table: Callable[[str], Path]) -> None
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    """Only .csv and .parquet are read."""
-    with pytest.raises(errors.UnreadableTable, match=r"\.csv or \.parquet"):
+    """Only tables are read, and the message says which."""
+    with pytest.raises(errors.UnreadableTable, match=r"\.csv, \.parquet, \.npy or \.npz"):
         read(tmp_path / "table.xlsx")
 
 

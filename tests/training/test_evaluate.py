@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from training import errors, scoreboard
-from training.evaluate import Graph, evaluate
+from training.evaluate import evaluate
+from training.graph import Graph
 from training.network import Network
 from training.series import Series
 

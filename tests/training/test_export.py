@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from training import errors
-from training.evaluate import Graph
 from training.export import build_graph, check_parity, describe, free_version, write
+from training.graph import Graph
 from training.network import Network
 from training.run import Facts
 

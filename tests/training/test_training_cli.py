@@ -53,7 +53,7 @@ def test_training_leaves_a_version_a_run_and_a_result(work: Path) -> None:
     assert {path.name for path in (work / "run").iterdir()} == {"run.json", "metrics.jsonl", "weights.pt"}
     assert result["scores"] == card["scores"]
     assert [row["horizon"] for row in card["scores"]["table"]] == [1, 3]
-    assert {"mae", "rmse"} == set(card["scores"]["table"][0]["persistence"])
+    assert {"mae", "rmse"} < set(card["scores"]["table"][0]["persistence"])
     assert card["parity"]["outputs"] <= 1e-5
 
 
@@ -153,7 +153,7 @@ def test_a_bad_table_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     error = refused(capsys, "train", "--data", str(table), "--target", "a", "--out", str(out))
     assert error == (
         "error: bad.csv: column 'a' holds string, expected numbers; first in row 2: 'high'; "
-        "leave it out with --exclude a"
+        "leave it out with --exclude a, or name it with --group or --label if it says what a row belongs to"
     )
     assert not out.exists()
 
@@ -198,7 +198,8 @@ def test_training_does_not_import_serving() -> None:
 
 def test_the_committed_model_keeps_its_promise(appliances: Series) -> None:
     """`models/appliances/1` beats both baselines at every horizon on the rows that it has not seen, and is small."""
-    from training.evaluate import Graph, evaluate
+    from training.evaluate import evaluate
+    from training.graph import Graph
 
     folder = REPOSITORY / "models" / "appliances" / "1"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))

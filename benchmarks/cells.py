@@ -1,0 +1,100 @@
+"""What training a cell costs beside torch's LSTM: forward and backward over one chunk, on one thread.
+
+Exit code 1 where a kind that torch has no kernel for costs more than the goal.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from machine import load_average
+from rounds import Results, Sample, interleave
+
+from training.cells import CELLS, Cell, Convolution
+
+BASE = "nn.LSTM"
+GOAL = 3.0  # times nn.LSTM
+# (batch, time, inputs, hidden): a wide batch, and what `tidegate train` does by default on 13 sensors and a clock
+SIZES = ((32, 64, 8, 64), (16, 24, 27, 64))
+# What must reach the goal; the other rows are torch's kernels, and for comparison.
+HELD = ("peephole", "peephole-previous", "lstm relu", "lstm softsign", "lstm scaled-tanh")
+SHOWN = ("gru", "rnn", "gru relu", "rnn elu", "convolution")
+
+Side = tuple[str, Callable[[], None]]
+
+
+def make_layer(name: str, inputs: int, hidden: int) -> Cell:
+    """The layer of a row: `cell`, `cell activation` or `convolution`."""
+    if name == "convolution":
+        return Convolution(inputs, hidden, 3)
+    cell, _, activation = name.partition(" ")
+    return CELLS[cell](inputs, hidden, activation or "tanh")
+
+
+def make_sides(size: Sequence[int]) -> list[Side]:
+    """Each row's name with what it does once: forward and backward, all weights and the input getting gradients."""
+    batch, steps, inputs, hidden = size
+    x = torch.randn(steps, batch, inputs, requires_grad=True)
+    kernel = torch.nn.LSTM(inputs, hidden)
+
+    def base() -> None:
+        y, _ = kernel(x, (torch.zeros(1, batch, hidden), torch.zeros(1, batch, hidden)))
+        y.sum().backward()
+
+    def side(layer: Cell) -> Callable[[], None]:
+        def run() -> None:
+            y, _ = layer.sequence(x, layer.fresh_state(batch))
+            y.sum().backward()
+
+        return run
+
+    return [(BASE, base), *((name, side(make_layer(name, inputs, hidden))) for name in (*HELD, *SHOWN))]
+
+
+def measure(results: Results, size: Sequence[int], rounds: int, repeats: int) -> str:
+    """Let all rows of a size take turns; gives the name of the case."""
+    case = "batch {}, time {}, inputs {}, hidden {}".format(*size)
+    sides = make_sides(size)
+    for _, run in sides:
+        run()  # the first one allocates
+    for number, (name, run) in interleave(rounds, sides):
+        begun = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        spent_ms = (time.perf_counter() - begun) * 1e3 / repeats
+        results.add(Sample(case, number, name, load_average(), {"ms": spent_ms}))
+    return case
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table for each size; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=5, help="runs of a row in a round")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: sees that it runs, and that nothing is far off"
+    )
+    arguments = parser.parse_args(argv)
+    rounds, repeats = (5, 2) if arguments.quick else (arguments.rounds, arguments.repeats)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    results, missed = Results(), []
+    for size in SIZES:
+        case = measure(results, size, rounds, repeats)
+        print(f"\n{case}: forward and backward, median of {rounds} rounds\n")
+        print("| cell | ms | times nn.LSTM |\n|---|---|---|")
+        for name in (BASE, *HELD, *SHOWN):
+            ratio = results.ratio(case, name, BASE, "ms")
+            assert ratio is not None  # every round has both
+            print(f"| {name} | {results.median(case, name, 'ms'):.2f} | {ratio:.2f} |")
+            if name in HELD and ratio > GOAL:
+                missed.append(f"{name} at {case}: {ratio:.2f}, expected at most {GOAL:g}")
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

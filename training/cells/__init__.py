@@ -1,0 +1,33 @@
+"""Recurrent layers. Each computes the same in two ways: `sequence()` to train, `step()` to export and to serve.
+
+Under export a layer is one fused ONNX node; its weights are buffers in ONNX's layout, prepared beforehand, so that no
+slicing of weights is left in the graph. To add a cell, write such a class and enter it in `CELLS`.
+"""
+
+from training.cells.activation import ACTIVATIONS
+from training.cells.cell import Cell, State
+from training.cells.convolution import Convolution
+from training.cells.gru import GRU
+from training.cells.lstm import LSTM, Peephole, PeepholePrevious
+from training.cells.rnn import RNN
+
+__all__ = [
+    "ACTIVATIONS",
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Cell",
+    "Convolution",
+    "Peephole",
+    "PeepholePrevious",
+    "State",
+]
+
+CELLS: dict[str, type[Cell]] = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "peephole": Peephole,
+    "peephole-previous": PeepholePrevious,
+    "rnn": RNN,
+}
