@@ -74,6 +74,9 @@ class Monitor(nn.Module, ABC):
     outputs: tuple[str, ...]
     widths: tuple[int, ...]  # n of each state
     targets: Tensor  # (targets,)
+    # Moves every decision's threshold. Only the parity gate does: two roundings of a value that lies on a threshold decide
+    # differently, and both are right.
+    nudge: float = 0.0
 
     def fresh_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep."""
@@ -90,6 +93,10 @@ class Monitor(nn.Module, ABC):
     def unit(self, output: str, std: Tensor) -> Tensor:  # noqa: ARG002  most outputs have no unit
         """What a difference in an output is measured in; broadcasts over it."""
         return std.new_ones(())
+
+    def above(self, value: Tensor, threshold: Tensor | float) -> Tensor:
+        """Decide whether the value is above the threshold."""
+        return value > (threshold + self.nudge if self.nudge else threshold)
 
 
 class Intervals(Monitor):
@@ -136,7 +143,7 @@ class Intervals(Monitor):
         *past, shift = torch.split(state[0], [*self.parts, *self.parts, len(self.start)], dim=-1)
         due, waiting = self._due(past)
         centre, half = torch.cat(due, dim=-1).chunk(2, dim=-1)
-        missed = (now.seen.index_select(-1, self.columns) - centre).abs() > half
+        missed = self.above((now.seen.index_select(-1, self.columns) - centre).abs(), half)
         step = self.pace * self.scale
         moved = torch.where(missed, step * self.coverage, step * (self.coverage - 1.0))
         unknown = (half <= 0.0) | now.missing.index_select(-1, self.columns)
@@ -275,7 +282,7 @@ class Alarm(Monitor):
         evidence = self.evidence(look.parts)
         warm = steps >= WARM_STEPS
         score = torch.where(warm, evidence / (evidence + threshold), 0.0)
-        alarm = score > 0.5
+        alarm = self.above(score, 0.5)
         outputs = {
             "score": score,
             "alarm": alarm.to(score.dtype),
@@ -286,7 +293,7 @@ class Alarm(Monitor):
         ended = torch.where(burst > ACCIDENT_STEPS, 0.0, burst)
         moved = torch.where(warm ^ alarm, (ended - self.alarm_rate) * THRESHOLD_RATE, 0.0)
         shift = torch.maximum(shift + moved, LEAST_THRESHOLD - self.start)
-        far = torch.where(evidence > threshold + ACCIDENT_NATS, ACCIDENT_STEPS + 1.0, 1.0)
+        far = torch.where(self.above(evidence, threshold + ACCIDENT_NATS), ACCIDENT_STEPS + 1.0, 1.0)
         burst = torch.where(alarm, burst + far, 0.0)
         pace = torch.where(look.missing, 0.0, torch.where(alarm, ALARM_PACE, 1.0))
         bounded = torch.clamp(look.deviation, -CLIP, CLIP)
