@@ -284,8 +284,8 @@ def _step_gap(network: Network, graph: Graph, x: Floats) -> tuple[float, float]:
         answers = [_nudged_step(network, now, begin, nudge) for nudge in (0.0, -PARITY_LIMIT, PARITY_LIMIT)]
         for name in network.output_names:
             unit = network.unit(name)
-            got = np.concatenate([outputs[name] for outputs in told]) / unit
-            said_gap = max(said_gap, _nearest([answer[name] / unit for answer, _ in answers], got))
+            got = np.concatenate([outputs[name] for outputs in told])
+            said_gap = max(said_gap, _nearest([answer[name] / unit for answer, _ in answers], got / unit))
         for index, name in enumerate(network.state_names):
             got = _side_by_side(after, name)
             carried_gap = max(carried_gap, _nearest([answer[index] for _, answer in answers], got))
