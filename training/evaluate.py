@@ -13,6 +13,7 @@ from training import metrics
 from training.baselines import persistence, residual_quantiles, season_steps, seasonal_naive
 from training.classification import labels_of, score_classes
 from training.cold import cold_start
+from training.detection import score_anomalies
 from training.errors import MissingColumn, SeriesTooShort
 from training.graph import Graph
 from training.metrics import Bools, Doubles
@@ -21,7 +22,7 @@ from training.scores import Error, Interval, Quantile, Score, Scores
 from training.series import Floats, Series, Spans, Split, ahead, rows_of
 
 # The outputs that are judged.
-WANTED = ("forecast", "quantiles", "interval", "probability")
+WANTED = ("forecast", "quantiles", "interval", "probability", "score", "alarm", "warm")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def _forecasts(
         season=season,
         table=_forecast_table(graph, series, spans, outputs, truth, season=season, split=split, scales=scales),
         mase_scale=scales,
+        anomaly=score_anomalies(graph, series, spans, outputs, split) if "alarm" in outputs else None,
         cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
     )
 

@@ -180,10 +180,10 @@ def free_version(models: Path, name: str, version: int | None) -> int:
     return version
 
 
-def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: dict[str, Any]) -> Path:
-    """Write `<models>/<name>/<version>/` with `model.onnx` and `card.json`, whole or not at all; returns the folder.
+def write(models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str) -> Path:
+    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, whole or not at all.
 
-    A server that watches the folder sees the finished version appear at once.
+    Returns the folder. A server that watches the folder sees the finished version appear at once.
 
     Raises:
         VersionExists: the version is on disk already; it is left as it is.
@@ -195,8 +195,9 @@ def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: d
     # Beside its place, so that the rename stays within one file system; the dot keeps it from being taken for a version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
-        (scratch / "model.onnx").write_bytes(model.SerializeToString())
+        (scratch / "model.onnx").write_bytes(graph)
         (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server under another user must read the model
         _rename_new(scratch, folder)
     finally:
@@ -285,7 +286,9 @@ def _step_gap(network: Network, graph: Graph, x: Floats) -> tuple[float, float]:
         for name in network.output_names:
             unit = network.unit(name)
             got = np.concatenate([outputs[name] for outputs in told])
-            said_gap = max(said_gap, _nearest([answer[name] / unit for answer, _ in answers], got / unit))
+            said_gap = max(
+                said_gap, _nearest([answer[name] / unit for answer, _ in answers], np.asarray(got / unit, np.float32))
+            )
         for index, name in enumerate(network.state_names):
             got = _side_by_side(after, name)
             carried_gap = max(carried_gap, _nearest([answer[index] for _, answer in answers], got))

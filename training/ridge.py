@@ -82,8 +82,8 @@ class Ridge:
 
     def forecast(self, series: Series, spans: Spans) -> Floats:
         """(rows of the spans, horizons, targets). Reads rows before a span too."""
-        inputs = _inputs(series, self.mean, self.std)
-        rows = _rows(spans)
+        inputs = inputs_of(series, self.mean, self.std)
+        rows = rows_within(spans)
         forecast = np.empty((len(rows), len(self.lines[0]), len(self.targets)), np.float32)
         for place, (target, lines) in enumerate(zip(self.targets, self.lines, strict=True)):
             others = _others(inputs, target)
@@ -101,8 +101,8 @@ def fit_ridge(
 ) -> Ridge | None:
     """Fit on the training part and choose on the validation part; None when one of them has no truth for some horizon."""
     scaler = fit_scaler(series, split.train)
-    inputs = _inputs(series, scaler.mean, scaler.std)
-    teach, choose = _every(_rows(split.train)), _every(_rows(split.validation))
+    inputs = inputs_of(series, scaler.mean, scaler.std)
+    teach, choose = every(rows_within(split.train)), every(rows_within(split.validation))
     learned, chosen = (_truth(series, targets, horizons, spans) for spans in (split.train, split.validation))
     if not (_known_everywhere(learned) and _known_everywhere(chosen)):
         return None
@@ -214,9 +214,9 @@ class LinearClassifier:
 
     def probability(self, series: Series, spans: Spans) -> Floats:
         """(rows of the spans, classes). Reads rows before a span too."""
-        inputs = _inputs(series, self.mean, self.std)
+        inputs = inputs_of(series, self.mean, self.std)
         everything = range(inputs.values.shape[1])
-        rows = _rows(spans)
+        rows = rows_within(spans)
         said = np.empty((len(rows), len(self.intercepts)), np.float32)
         for low in range(0, len(rows), BLOCK):
             window = inputs.windows(rows[low : low + BLOCK], everything, self.lags, ())
@@ -228,11 +228,13 @@ def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
     """Fit on the training part, choose by cross-entropy on the validation part; None when one of them has no labels."""
     assert series.labels is not None  # the caller scores classes
     scaler = fit_scaler(series, split.train)
-    inputs = _inputs(series, scaler.mean, scaler.std)
-    teach, choose = (rows[series.labels[rows] != UNLABELLED] for rows in (_rows(split.train), _rows(split.validation)))
+    inputs = inputs_of(series, scaler.mean, scaler.std)
+    teach, choose = (
+        rows[series.labels[rows] != UNLABELLED] for rows in (rows_within(split.train), rows_within(split.validation))
+    )
     if not (len(teach) and len(choose)):
         return None
-    teach, choose = _every(teach), _every(choose)
+    teach, choose = every(teach), every(choose)
     everything = range(inputs.values.shape[1])
     wanted = np.eye(len(series.classes))
     best: tuple[float, LinearClassifier] | None = None
@@ -268,7 +270,8 @@ def hold(values: Floats, spans: Spans) -> Floats:
     return held
 
 
-def _inputs(series: Series, mean: Floats, std: Floats) -> Inputs:
+def inputs_of(series: Series, mean: Floats, std: Floats) -> Inputs:
+    """The series as the lines read it; `mean` and `std` (features,) are those of the training part."""
     begins = np.zeros(len(series), np.int64)
     for first, end in series.stretches():
         begins[first:end] = first
@@ -284,19 +287,19 @@ def _columns(lags: int, longest: int, others: int) -> Ints:
     return np.concatenate([np.arange(lags), longest + np.arange(others)])
 
 
-def _rows(spans: Spans) -> Ints:
+def rows_within(spans: Spans) -> Ints:
     """All rows of the spans, end to end."""
     return np.concatenate([np.arange(first, end, dtype=np.int64) for first, end in spans])
 
 
-def _every(rows: Ints) -> Ints:
+def every(rows: Ints) -> Ints:
     """At most `MOST_ROWS`, evenly chosen."""
     return rows[:: max(-(-len(rows) // MOST_ROWS), 1)]
 
 
 def _truth(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
-    """What comes true of the rows that `_every` takes: (rows, horizons, targets), horizon by horizon to stay small."""
-    places = _every(np.arange(rows_of(spans)))
+    """What comes true of the rows that `every` takes: (rows, horizons, targets), horizon by horizon to stay small."""
+    places = every(np.arange(rows_of(spans)))
     return np.stack([ahead(series, targets, (horizon,), spans)[places, 0] for horizon in horizons], axis=1)
 
 

@@ -7,7 +7,7 @@ network can be built and exported again.
 import json
 import pickle
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -165,6 +165,14 @@ def append_metrics(folder: Path, epoch: Epoch) -> None:
     }
     with (folder / _METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, one an epoch; none when there is no such file."""
+    path = folder / _METRICS
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def open_folder(folder: Path) -> None:

@@ -165,12 +165,18 @@ class ClassScores:
         return {name: error for name, error in named.items() if error is not None}
 
     @property
-    def wins(self) -> bool:
-        """Whether the model is right more often and surprised less than every baseline."""
-        return all(
-            self.model.accuracy > rival.accuracy and self.model.cross_entropy < rival.cross_entropy
-            for rival in self.rivals.values()
+    def lost(self) -> tuple[str, ...]:
+        """The baselines that are right as often, or surprised as little, as the model."""
+        return tuple(
+            name
+            for name, rival in self.rivals.items()
+            if not (self.model.accuracy > rival.accuracy and self.model.cross_entropy < rival.cross_entropy)
         )
+
+    @property
+    def wins(self) -> bool:
+        """Whether the model beats every baseline."""
+        return not self.lost
 
 
 @dataclass(frozen=True)
@@ -215,10 +221,11 @@ class Kind:
 class AnomalyScores:
     """Anomalies: the graph beside PCA (T2 and Q) at a threshold that gives as many false alarms on the clean part.
 
-    `seeds` copies of the held-out part had faults put into them; `tolerance` is in timesteps, see `detection`.
+    `copies` of the held-out part had faults put into them, in `columns`; `tolerance` is in timesteps, see `events`.
+    `alarm_rate` is the share of clean timesteps with an alarm that the graph promises.
     """
 
-    seeds: int
+    copies: int
     tolerance: int
     columns: tuple[str, ...]
     alarm_rate: float | None
@@ -290,15 +297,20 @@ def _judged(score: Score) -> dict[str, Any]:
 
 
 def _short_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Of the model what there is but its single quantiles, of the baselines MAE and RMSE."""
-    kept = {name: row[name] for name in ("target", "unit", "horizon", "horizon_s", "count", "skill", "beats_baselines")}
+    """Of the model what there is but its single quantiles, of the baselines the MAE."""
+    kept = {name: row[name] for name in ("target", "unit", "horizon", "count", "skill", "beats_baselines")}
     model = {name: value for name, value in row["model"].items() if value is not None and name != "quantiles"}
     rivals = {
-        name: {"mae": row[name]["mae"], "rmse": row[name]["rmse"]}
-        for name in ("persistence", "seasonal_naive", "ridge")
-        if row[name] is not None
+        name: {"mae": row[name]["mae"]} for name in ("persistence", "seasonal_naive", "ridge") if row[name] is not None
     }
     return kept | {"model": model} | rivals | ({"interval": row["interval"]} if row["interval"] else {})
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """The same without these keys, however deep they are."""
+    if isinstance(value, dict):
+        return {key: _without(part, names) for key, part in value.items() if key not in names}
+    return value
 
 
 def _rounded(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Steps = Annotated[int, Field(ge=1)]
-Link = Literal["last", "season"]
+Link = Literal["last", "season", "features"]
 
 
 def _split(value: Any) -> Any:
@@ -101,7 +101,7 @@ class Forecast(Settings):
     """What comes next: `targets` are indices of features, `horizons` count timesteps.
 
     `links` say what the forecast is a correction of: the target's last seen value, its value one `season` of timesteps
-    before the forecast time, or both, each with a learned share.
+    before the forecast time, each with a learned share, or a linear regression on all features.
     """
 
     kind: Literal["forecast"] = "forecast"
@@ -180,7 +180,9 @@ class Request(Settings):
     target: Names = Field(default=(), description="Columns to forecast, by commas.")
     horizons: Horizons = Field(default=(1, 6, 36, 144), description="How many timesteps ahead, by commas.")
     quantiles: Quantiles = Field(default=(0.1, 0.5, 0.9), description="Of each forecast, by commas.")
-    links: Links = Field(default=("last",), description="What a forecast corrects: last, season, or both by commas.")
+    links: Links = Field(
+        default=("last",), description="What a forecast corrects: last, season or features, by commas."
+    )
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="Give intervals whose long-run coverage is kept at this share."
     )
@@ -204,3 +206,15 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; the next free one when not given.")
     out: Path = Field(description="The run folder; a new one under runs/ when not given.")
     held_out: Path | None = Field(default=None, description="Write the rows that were not learned from, as CSV.")
+
+
+class Rolling(Settings):
+    """A backtest: the end of the rows is cut into blocks of equal length; each is judged by a model of what was before."""
+
+    folds: int = Field(default=4, ge=2, le=100, description="How many times to learn and judge.")
+    start: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of the rows before the first block that is judged."
+    )
+    window: Steps | None = Field(
+        default=None, description="Learn from so many rows before a block only; from all of them when not given."
+    )

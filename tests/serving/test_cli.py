@@ -396,7 +396,7 @@ def test_stream_to_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None
 # The training commands
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export", "datasets"])
+@pytest.mark.parametrize("command", ["train", "backtest", "evaluate", "export", "datasets"])
 @pytest.mark.parametrize("missing", ["entry point", "torch"])
 def test_a_training_command_without_the_training_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
@@ -435,5 +435,16 @@ def test_the_help_lists_every_command() -> None:
     """Those of the training package among them."""
     ended = run_command("--help")
     assert ended.returncode == 0
-    for command in ("serve", "stream", "models", "health", "bench", "train", "evaluate", "export", "datasets"):
+    for command in (
+        "serve",
+        "stream",
+        "models",
+        "health",
+        "bench",
+        "train",
+        "backtest",
+        "evaluate",
+        "export",
+        "datasets",
+    ):
         assert re.search(rf"^\s*{command}\s", ended.stdout, re.MULTILINE), command

@@ -18,7 +18,7 @@ from training.graph import Graph
 from training.network import Network, build_network
 from training.run import Facts
 from training.series import Scaler, Series, fit_scaler, split_by_time
-from training.settings import Architecture, Forecast
+from training.settings import Architecture, Classify, Forecast
 
 HORIZONS = (1, 3)
 
@@ -99,6 +99,15 @@ def exported(
     """A network of two layers and its graph. An export takes seconds, so there is one for all tests; leave it as it is."""
     network = make_network(layers=2, targets=(0, 2))
     return network, build_graph(network, describe(network, make_facts(3), scores={}))
+
+
+@pytest.fixture(scope="session")
+def classifier(make_facts: Callable[[int], Facts]) -> Graph:
+    """A small graph with random weights that tells three classes apart; leave it as it is."""
+    mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
+    architecture = Architecture(features=3, hidden=8, task=Classify(classes=("idle", "run", "walk")))
+    network = build_network(architecture, Scaler(mean, std, mean - std, mean + std, ()), seed=2).eval()
+    return Graph(build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(), "classifier")
 
 
 @pytest.fixture

@@ -494,14 +494,15 @@ def test_a_graph_whose_monitors_differ_is_refused(watched: Network, model: onnx.
         check_parity(watched, other)
 
 
-@pytest.mark.parametrize("batch", [2, 7, 64])
+@pytest.mark.parametrize("batch", [2, 7, 20])
 def test_rows_do_not_depend_on_the_batch(graph: Graph, series: Series, batch: int) -> None:
     """A row's outputs and state are the same bits alone and among others."""
     x = np.stack([series.values[20 * row : 20 * row + 130] for row in range(batch)], axis=1)
     together, state = graph.replay(x)
-    alone, own = graph.replay(np.ascontiguousarray(x[:, -1:]))
-    assert all(np.array_equal(together[name][:, -1], alone[name][:, 0]) for name in together)
-    assert all(np.array_equal(state[name][..., -1, :], own[name][..., 0, :]) for name in state)
+    for row in range(0, batch, 3):
+        alone, own = graph.replay(np.ascontiguousarray(x[:, row : row + 1]))
+        assert all(np.array_equal(together[name][:, row], alone[name][:, 0]) for name in together)
+        assert all(np.array_equal(state[name][..., row, :], own[name][..., 0, :]) for name in state)
 
 
 def test_the_description_says_what_was_promised(model: onnx.ModelProto) -> None:
