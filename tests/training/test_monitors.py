@@ -518,7 +518,7 @@ async def test_the_server_carries_the_monitors(
     model: onnx.ModelProto, graph: Graph, series: Series, tmp_path: Path
 ) -> None:
     """A stream that is left and taken up again is answered with the bits of one replay: score, alarm and interval."""
-    write(tmp_path / "models", "rooms", 1, model, {"name": "rooms"})
+    write(tmp_path / "models", "rooms", 1, model.SerializeToString(), {"name": "rooms"}, "")
     x = series.values[:130].copy()
     x[120] += 2.0
     wanted, _ = graph.replay(x[:, None])
