@@ -98,7 +98,7 @@ class ForecastHead(Head):
         if not self.states:
             return self._outputs(y, seen, None), state
         known = torch.cat([state[0], own], dim=-1)  # (batch, season * targets)
-        before = known.reshape(len(own), -1, own.shape[1]).index_select(1, torch.tensor(self._first()))
+        before = known.unflatten(-1, (self.task.season, own.shape[1])).index_select(1, torch.tensor(self._first()))
         return self._outputs(y, seen, before), (known[:, own.shape[1] :],)
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
