@@ -200,6 +200,7 @@ def toy_alarm(rate: float = ALARM_RATE) -> Alarm:
     monitor.mix += torch.from_numpy(rng.normal(0, 0.1, (4, 5))).float()
     monitor.own += torch.from_numpy(rng.normal(0, 0.1, (2, 2))).float()
     monitor.offset += 0.1
+    monitor.tail[0, 2:4] = 1.0  # what comes back counts for more than what jumps
     return monitor
 
 
@@ -322,9 +323,9 @@ def test_the_evidence_is_nearly_a_logarithm() -> None:
     """Over a thousand times the tail's scale it is within a fortieth of the formula, and it never falls."""
     monitor = toy_alarm()
     parts = torch.zeros(400, 10)
-    parts[:, 3] = torch.logspace(0.1, 4, 400)
+    parts[:, 0] = torch.logspace(0.1, 4, 400)
     evidence = monitor.evidence(parts)[:, 0]
-    np.testing.assert_allclose(evidence, 10 * torch.log(parts[:, 3] * 0.1 + 0.9), rtol=0.025)
+    np.testing.assert_allclose(evidence, 10 * torch.log(parts[:, 0] * 0.1 + 0.9), rtol=0.025)
     assert (evidence.diff() > 0).all()
 
 
@@ -390,9 +391,8 @@ def graph(model: onnx.ModelProto) -> Graph:
 
 def test_monitors_leave_what_was_learned_alone(watched: Network, series: Series) -> None:
     """With and without monitors the forecasts are the same bits."""
-    bare = build_network(without_monitors(watched.architecture), fit_scaler(series, ((0, 10),)), seed=0)
-    missing, extra = bare.load_state_dict(watched.state_dict(), strict=False)
-    assert (missing, all(name.startswith("monitors.") for name in extra)) == ([], True)
+    bare = build_network(without_monitors(watched.architecture), fit_scaler(series, ((0, 900),)), seed=1).eval()
+    watched = add_monitors(bare, watched.architecture)
     x = torch.from_numpy(series.values[:200, None])
     with torch.no_grad():
         wanted, _ = bare.sequence(x, bare.fresh_state(1))
@@ -431,6 +431,24 @@ def test_calibrated_intervals_cover_what_they_have_not_seen(graph: Graph, series
         truth = series.values[first + horizon : end]
         # 450 timesteps, and of neighbouring ones the truth is much the same.
         assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(COVERAGE, abs=0.05)
+
+
+def test_a_rarer_alarm_begins_at_a_higher_threshold(watched: Network, series: Series, split: Split) -> None:
+    """A tenth of the alarms needs a threshold that is about log 10 nats higher."""
+    task = watched.architecture.task.model_copy(update={"alarm_rate": 10 * ALARM_RATE, "coverage": None})
+    other = add_monitors(watched_bare(watched), watched.architecture.model_copy(update={"task": task}))
+    calibrate(other, series, split)
+    higher = watched.watchers[1].start.item() - other.watchers[0].start.item()
+    assert math.log(10) / 2 < higher < math.log(10) * 2
+
+
+def watched_bare(watched: Network) -> Network:
+    """The network without its monitors."""
+    scaler = fit_scaler_of_ones(watched.architecture.features)
+    bare = build_network(without_monitors(watched.architecture), scaler, seed=0)
+    learned = {name: part for name, part in watched.state_dict().items() if not name.startswith("monitors.")}
+    bare.load_state_dict(learned)
+    return bare
 
 
 def test_a_calibrated_alarm_keeps_its_rate_on_clean_data(graph: Graph, series: Series, split: Split) -> None:
