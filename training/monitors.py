@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from training.cells import State
 from training.errors import SettingsError
 from training.heads import Outputs
+from training.logarithm import logarithm
 from training.settings import Architecture, Classify, Forecast
 
 # How far an interval's half-width moves for a forecast that is missed, in mean absolute deviations of the scores and
@@ -273,7 +274,7 @@ class Alarm(Monitor):
         """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected part lies in its tail."""
         factor, summand, before = self.tail
         inside = torch.clamp(parts * factor + summand, min=1.0)
-        return torch.amax(torch.log(inside) * before, dim=-1, keepdim=True)
+        return torch.amax(logarithm(inside) * before, dim=-1, keepdim=True)
 
     def judge(self, look: Look, said: Outputs) -> tuple[Outputs, State]:
         """Whether it is worth an alarm; and learn from it, as `step` does."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.cells import CELLS, Cell, Convolution, State
 from training.heads import Outputs, build_head
+from training.logarithm import logarithm
 from training.monitors import Monitor, Reading, build_monitors
 from training.series import Floats, Scaler
 from training.settings import Architecture, Classify
@@ -182,7 +183,7 @@ class Network(nn.Module):
         if elapsed is None:
             return scaled
         # Steps range over decades, so their logarithm is told; 0, which a fresh stream holds, is the usual step.
-        steps = _logarithm((x[..., elapsed.feature].clamp(min=0.0) / elapsed.usual_s + 1.0) / 2.0)
+        steps = logarithm((x[..., elapsed.feature].clamp(min=0.0) / elapsed.usual_s + 1.0) / 2.0)
         own = torch.arange(x.shape[-1], device=x.device) == elapsed.feature
         return torch.where(own, steps.unsqueeze(-1), scaled)
 
@@ -201,17 +202,6 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
 def _renewed(state: State, resets: Tensor) -> State:
     """The state, that of a fresh stream where `resets` (batch,) says so."""
     return tuple(part.masked_fill(resets.unsqueeze(-1), 0) for part in state)
-
-
-def _logarithm(x: Tensor) -> Tensor:
-    """The natural logarithm, within a fortieth from 0.5 to 5000.
-
-    Of roots and quotients, which round alike wherever a row stands in a batch; with onnxruntime's Log a prediction would
-    change its last bits with the rows beside it.
-    """
-    for _ in range(4):
-        x = torch.sqrt(x)
-    return 32.0 * (x - 1.0) / (x + 1.0)
 
 
 def without_monitors(architecture: Architecture) -> Architecture:
