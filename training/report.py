@@ -165,6 +165,8 @@ def _intervals(material: Material) -> Html:
         f"highest quantile{stated}, and how wide that is on average. The quantiles of a baseline are those of its errors on "
         "the validation part."
     )
+    if calibrated:
+        how += " Calibrated: the interval that the graph corrects while it runs, what it holds, and what it promises."
     return section("Intervals", how, *parts)
 
 
@@ -378,10 +380,10 @@ def _score_chart(faulted: Faulted) -> Callable[[int], str]:
         highest = np.maximum.reduceat(score, firsts) if len(score) else score
         marks = tuple((place / 2, f"{place / 2:g}") for place in range(3))
         across = charts.linear(places, "timestep", zero=True, ticks=6 if width > charts.NARROW else 3)
-        plot = Plot("anomaly score", across, charts.Scale(0, 1, marks, "score"), width=width, height=190)
+        plot = Plot("anomaly score", across, charts.Scale(-0.1, 1, marks, "score"), width=width, height=190)
         plot.spans([(event.first, event.end) for event in faulted.events], "fault")
         plot.line(firsts, highest, "a")
-        plot.dots(places[alarm], np.full(int(alarm.sum()), -0.04), "b", 2.2)
+        plot.dots(places[alarm], np.full(int(alarm.sum()), -0.05), "b", 2.0)
         return plot.svg()
 
     return draw
