@@ -301,10 +301,11 @@ def test_the_card_tells_what_is_missing_in_each_part(
     values = series.values.copy()
     first, end = facts.split.test[0]
     values[first : first + (end - first) // 2, 1] = np.nan
+    values[:7, 0] = np.nan
     record = Run.model_construct(facts=facts)
     told = card.columns(record, exported[0], replace(series, values=values))
     assert [column["missing"]["held_out"] for column in told] == [0.0, 0.5, 0.0]
-    assert [column["missing"]["training"] for column in told] == [0.0, 0.0, 0.0]
+    assert [column["missing"]["training"] for column in told] == [7 / 280, 0.0, 0.0]
     assert told[1]["mean"] == pytest.approx(float(exported[0].mean[1]))
 
 
