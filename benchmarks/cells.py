@@ -12,9 +12,10 @@ import torch
 from machine import load_average
 from rounds import Results, Sample, interleave
 
-from training.cells import CELLS, Cell, Convolution
+from training.cells import CELLS, Cell, Convolution, Peephole
 
 BASE = "nn.LSTM"
+LOOP = "peephole, in a loop"
 GOAL = 3.0  # times nn.LSTM
 # (batch, time, inputs, hidden): a wide batch, and what `tidegate train` does by default on 13 sensors and a clock
 SIZES = ((32, 64, 8, 64), (16, 24, 27, 64))
@@ -33,6 +34,20 @@ def make_layer(name: str, inputs: int, hidden: int) -> Cell:
     return CELLS[cell](inputs, hidden, activation or "tanh")
 
 
+def run_in_a_loop(layer: Peephole, x: torch.Tensor) -> torch.Tensor:
+    """The peephole LSTM as one would write it, with a differentiable operation for everything: all outputs."""
+    w, r, input_bias, recurrent_bias = layer.kernel.all_weights[0]
+    p_i, p_f, p_o = layer.peepholes.chunk(3)
+    h, c = (part[0] for part in layer.fresh_state(x.shape[1]))
+    outputs = []
+    for now in torch.nn.functional.linear(x, w, input_bias + recurrent_bias):
+        i, f, g, o = (now + h @ r.t()).chunk(4, 1)
+        c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+        h = torch.sigmoid(o + p_o * c) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def make_sides(size: Sequence[int]) -> list[Side]:
     """Each row's name with what it does once: forward and backward, all weights and the input getting gradients."""
     batch, steps, inputs, hidden = size
@@ -43,6 +58,11 @@ def make_sides(size: Sequence[int]) -> list[Side]:
         y, _ = kernel(x, (torch.zeros(1, batch, hidden), torch.zeros(1, batch, hidden)))
         y.sum().backward()
 
+    peephole = Peephole(inputs, hidden)
+
+    def loop() -> None:
+        run_in_a_loop(peephole, x).sum().backward()
+
     def side(layer: Cell) -> Callable[[], None]:
         def run() -> None:
             y, _ = layer.sequence(x, layer.fresh_state(batch))
@@ -50,7 +70,8 @@ def make_sides(size: Sequence[int]) -> list[Side]:
 
         return run
 
-    return [(BASE, base), *((name, side(make_layer(name, inputs, hidden))) for name in (*HELD, *SHOWN))]
+    rows = [(name, side(make_layer(name, inputs, hidden))) for name in (*HELD, *SHOWN)]
+    return [(BASE, base), *rows, (LOOP, loop)]
 
 
 def measure(results: Results, size: Sequence[int], rounds: int, repeats: int) -> str:
@@ -85,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case = measure(results, size, rounds, repeats)
         print(f"\n{case}: forward and backward, median of {rounds} rounds\n")
         print("| cell | ms | times nn.LSTM |\n|---|---|---|")
-        for name in (BASE, *HELD, *SHOWN):
+        for name in (BASE, *HELD, *SHOWN, LOOP):
             ratio = results.ratio(case, name, BASE, "ms")
             assert ratio is not None  # every round has both
             print(f"| {name} | {results.median(case, name, 'ms'):.2f} | {ratio:.2f} |")

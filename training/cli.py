@@ -7,6 +7,7 @@ seconds to load, so they are imported by the commands that use them and `--help`
 import json
 import sys
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,10 +18,11 @@ from rich.console import Console
 from training import datasets as named
 from training.errors import SettingsError, TrainingError
 from training.options import build, option, options_of
-from training.settings import Fit, Request, Rolling, Shape, Source
+from training.settings import Fit, Request, Rolling, Search, Shape, Source
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
+FILE_WIDTH = 200  # columns of a table with many settings, where no terminal says how wide it is
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Train recurrent networks on sensor series.")
 
@@ -67,6 +69,38 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
     _say(f"runs: {request.out}")
     if json_file:
         _write_json(json_file, {"runs": str(request.out)} | result.as_json())
+
+
+@app.command()
+@options_of(Source, Request, Shape, Fit, Search)
+def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
+    """Search for good settings, learn the best ones in full, and write a version; the same command again goes on."""
+    search = build(Search, values)
+    # The same folder each time, so that a search goes on, and not one for each second. --minutes are the search's.
+    model = values.get("name") or Path(values.get("data") or Source().data).stem
+    request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
+    if request.resume:
+        raise SettingsError("resume: a search goes on by the same command with the same --out; leave --resume out")
+    _set_threads(threads)
+    _need("optuna", "tune")
+    from training.progress import FitProgress
+    from training.trials import draw, line, tables
+    from training.tune import Callbacks
+    from training.tune import tune as find
+
+    console = Console(stderr=True, soft_wrap=True)
+    with FitProgress(console) as progress:
+        outcome = find(
+            request, search, Callbacks(lambda *told: progress.note(line(*told)), progress.show, progress.note)
+        )
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH).print(tables(outcome))
+    picture = draw(outcome, request.out / "tune.png")
+    if picture:
+        _say(f"picture: {picture}")
+    if outcome.left:
+        _say(f"{outcome.left} of {search.trials} trials are left: the same command goes on")
+    if outcome.best:
+        _report(outcome.best.scores, json_file, model=outcome.best.folder, search=request.out)
 
 
 @app.command()
@@ -181,6 +215,12 @@ def _request(values: dict[str, Any]) -> Request:
     out = values.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     parts = {"source": source, "shape": build(Shape, values), "fit": build(Fit, values)}
     return build(Request, values, **parts, name=model, out=out)
+
+
+def _need(package: str, extra: str) -> None:
+    """See that the package of an extra is there."""
+    if find_spec(package) is None:
+        raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
 
 
 def _set_threads(threads: int) -> None:

@@ -5,30 +5,36 @@ What is learned from, and in which unit losses and scores are, says `objective`.
 On a CPU the same seed, data and number of threads give the same weights, bit for bit, unless a time limit cuts in.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from training import checkpoint
 from training.cells import State
-from training.errors import Diverged
-from training.lanes import PADDING, Plan, plan_epoch
+from training.checkpoint import Keeper
+from training.errors import Diverged, SettingsError
+from training.lanes import PADDING, Plan, plan_epoch, plan_walk
 from training.network import Network, build_network
 from training.objective import build_objective
+from training.optimizer import build_optimizer
+from training.schedule import rate
 from training.series import Scaler, Series, Split
 from training.settings import Architecture, Fit
 
 Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 
-# The cosine ends at this part of the learning rate, not at zero: the last epochs should still learn something.
-FINAL_RATE = 0.02
+# Rows whose inputs and truths are looked up at once: so many that the fixed cost of a look-up does not count, so few that they
+# stay in the processor's cache and are small beside the series.
+BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,23 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The network with its best weights, and how it came to them."""
+    """The network with its best weights, on the CPU, and how it came to them."""
 
     network: Network
     epochs: tuple[Epoch, ...]
     best: Epoch
     stopped: Stop
+    device: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One chunk of all lanes."""
+
+    x: Tensor  # (time, lanes, features)
+    truth: Tensor  # (time, lanes, ...)
+    known: float  # how much of the truth counts
+    fresh: Tensor | None  # (lanes,) whether the lane begins with a zero state; None where none does
 
 
 def fit(
@@ -60,6 +77,8 @@ def fit(
     architecture: Architecture,
     settings: Fit,
     on_epoch: Callable[[Epoch, Epoch], None] = lambda _epoch, _best: None,
+    *,
+    keeper: Keeper | None = None,
 ) -> Fitted:
     """Train a network; keep the weights with the best validation score, the state carried as in serving.
 
@@ -72,52 +91,125 @@ def fit(
         architecture: what to build.
         settings: how to learn.
         on_epoch: called after each epoch with it and the best so far.
+        keeper: where the training's state is kept, and where it goes on from if there is one; nothing is kept when None.
 
     Raises:
         Diverged: the loss was NaN or infinite before any epoch was done.
+        SettingsError: a GPU was asked for and there is none.
+        RunError: the state that was kept is not one of such a training.
     """
     with _own_generator(settings.seed):
-        return _Training(series, split, scaler, architecture, settings).run(on_epoch)
+        return _Training(series, split, scaler, architecture, settings, keeper).run(on_epoch)
+
+
+def reason_to_stop(settings: Fit, epoch: Epoch, best: Epoch) -> Stop | None:
+    """Why this epoch is the last one, if it is."""
+    if epoch.number >= settings.epochs:
+        return "epochs"
+    if settings.minutes is not None and epoch.elapsed_s >= 60.0 * settings.minutes:
+        return "minutes"
+    return "patience" if epoch.number - best.number >= settings.patience else None
+
+
+def history(state: checkpoint.State) -> tuple[list[Epoch], Epoch]:
+    """The epochs that a kept state has behind it, and the best of them."""
+    epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+    return epochs, epochs[state["best_epoch"] - 1]
 
 
 class _Training:
     """The life of one training; reads top to bottom."""
 
-    def __init__(self, series: Series, split: Split, scaler: Scaler, architecture: Architecture, settings: Fit) -> None:
+    def __init__(
+        self,
+        series: Series,
+        split: Split,
+        scaler: Scaler,
+        architecture: Architecture,
+        settings: Fit,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.settings = settings
-        self.network = build_network(architecture, scaler, settings.seed)
-        self.optimizer = _optimizer(self.network, settings)
-        self.average = copy.deepcopy(self.network)
+        self.keeper = keeper
+        self.device = _device(settings)
+        # Built on the CPU, so that a seed means the same weights everywhere.
+        self.network = build_network(architecture, scaler, settings.seed).to(self.device)
+        self.weights = list(self.network.parameters())
+        self.optimizer = build_optimizer(self.network, settings)
+        self.average = deepcopy(self.network).eval()
+        self.averages = list(self.average.parameters())
         self.steps = 0
         self.rng = np.random.default_rng(settings.seed)
         self.stretches = series.stretches(split.train)
-        self.validation = series.stretches(split.validation)
-        self.values = torch.from_numpy(series.values)  # (time, features)
-        self.objective = build_objective(series, split, scaler, architecture, torch.device("cpu"))
+        self.walk = plan_walk(series.stretches(split.validation))
+        # (time, features); on a CPU the series' own memory
+        self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
+        self.objective = build_objective(series, split, scaler, architecture, self.values)
+        self.epochs: list[Epoch] = []
+        self.best: Epoch | None = None
+        self.best_weights: dict[str, Tensor] = {}
         self.started = time.monotonic()
 
     def run(self, on_epoch: Callable[[Epoch, Epoch], None]) -> Fitted:
         """Epochs until there is a reason to stop; then back to the best weights."""
-        history: list[Epoch] = []
-        best: Epoch | None = None
-        weights: dict[str, Tensor] = {}
-        stopped: Stop | None = None
+        state = self.keeper.found() if self.keeper else None
+        if state:
+            self.restore(state)
+        stopped = reason_to_stop(self.settings, self.epochs[-1], self.best) if self.best else None
         try:
             while stopped is None:
-                epoch = self.epoch(len(history) + 1)
-                history.append(epoch)
-                if best is None or epoch.score < best.score:
-                    best, weights = epoch, _copy(self.average)
-                on_epoch(epoch, best)
-                stopped = self.reason_to_stop(epoch, best)
+                epoch = self.epoch(len(self.epochs) + 1)
+                self.epochs.append(epoch)
+                if self.best is None or epoch.score < self.best.score:
+                    self.best, self.best_weights = epoch, _copy(self.average)
+                if self.keeper:
+                    self.keeper.keep(self.state())
+                on_epoch(epoch, self.best)
+                stopped = reason_to_stop(self.settings, epoch, self.best)
         except (KeyboardInterrupt, Diverged) as error:
-            if best is None:
+            if self.best is None:
                 raise
             stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "diverged"
-        assert best is not None  # the loop ends only after an epoch
-        self.average.load_state_dict(weights)
-        self.average.eval()
-        return Fitted(self.average, tuple(history), best, stopped)
+        if self.keeper:
+            self.keeper.flush()
+        assert self.best is not None  # the loop ends only after an epoch
+        self.average.load_state_dict(self.best_weights)
+        return Fitted(self.average.cpu(), tuple(self.epochs), self.best, stopped, self.device.type)
+
+    def state(self) -> checkpoint.State:
+        """All that the next epoch depends on, beside the data and the settings."""
+        assert self.best is not None  # asked for after an epoch
+        return {
+            "epochs": tuple(vars(epoch) for epoch in self.epochs),
+            "best_epoch": self.best.number,
+            "best": self.best_weights,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "rng": self.rng.bit_generator.state,
+            "generators": checkpoint.generators(self.device),
+        }
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Go back to a state.
+
+        Raises:
+            RunError: it is not one of such a training.
+        """
+        try:
+            self.epochs, self.best = history(state)
+            self.best_weights = state["best"]
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.steps = state["steps"]
+            self.rng.bit_generator.state = state["rng"]
+            checkpoint.set_generators(self.device, state["generators"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            assert self.keeper is not None  # that is where the state comes from
+            raise checkpoint.damaged(self.keeper.folder / checkpoint.LAST, error) from error
+        self.started = time.monotonic() - self.epochs[-1].elapsed_s
 
     def epoch(self, number: int) -> Epoch:
         """Walk all lanes once, then see how the network does on the validation part.
@@ -133,36 +225,41 @@ class _Training:
             cold_share=self.settings.cold_share,
             rng=self.rng,
         )
-        loss = self.learn(plan, number)
+        scores = [epoch.score for epoch in self.epochs]
+        loss = self.learn(plan, number, scores)
         score = self.score()
         if not math.isfinite(loss + score):
             raise Diverged(
                 f"epoch {number}: loss {loss}, score {score}; expected numbers: try a smaller --learning-rate"
             )
-        progress = 1.0 if number == self.settings.epochs else self.progress(number)
-        return Epoch(number, loss, score, self.rate(progress), time.monotonic() - self.started, progress)
+        elapsed_s = time.monotonic() - self.started
+        progress = self.progress(number, elapsed_s)
+        return Epoch(number, loss, score, rate(self.settings, progress, scores), elapsed_s, progress)
 
-    def learn(self, plan: Plan, number: int) -> float:
+    def learn(self, plan: Plan, number: int, scores: list[float]) -> float:
         """One optimiser step a chunk, the state carried along; returns the mean loss."""
         self.network.train()
-        state = self.network.fresh_state(plan.rows.shape[1])
-        total, count = 0.0, 0.0
-        for index in range(plan.chunks):
-            x, truth = self.chunk(plan, index)
-            state = _reset(state, torch.from_numpy(plan.fresh[index]))
-            outputs, following = self.network.scaled_sequence(x, state)
+        state = self.network.fresh_state(plan.lanes)
+        errors: list[Tensor] = []
+        count = 0.0
+        for index, batch in enumerate(self.batches(plan, hide=self.settings.hide)):
+            outputs, following = self.network.scaled_sequence(batch.x, _reset(state, batch.fresh))
             state = tuple(part.detach() for part in following)  # carried on, but no gradient goes back through it
-            error, known = self.objective.loss(outputs, truth)
-            if known == 0:
+            if batch.known == 0:
                 continue  # nothing but burn-in and padding
+            error = self.objective.loss(outputs, batch.truth)
             self.optimizer.zero_grad()
-            (error / known).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-            self.set_rate(self.rate(self.progress(number - 1 + index / plan.chunks)))
+            (error / batch.known).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip, foreach=True)
+            progress = self.progress(number - 1 + index / plan.chunks, time.monotonic() - self.started)
+            self.set_rate(rate(self.settings, progress, scores))
             self.optimizer.step()
             self.follow()
-            total, count = total + float(error.detach()), count + known
-        return total / max(count, 1.0)
+            count += batch.known
+            errors.append(error.detach())
+            if len(errors) == 64:  # not one by one, which would wait for a GPU after each chunk
+                errors = [_total(errors)]
+        return float(_total(errors)) / max(count, 1.0) if errors else 0.0
 
     def follow(self) -> None:
         """Move the average a little towards the network: it is what is scored and kept, the network itself jumps about.
@@ -171,87 +268,78 @@ class _Training:
         """
         self.steps += 1
         kept = min(self.settings.average, self.steps / (self.steps + 10))
-        with torch.no_grad():
-            for slow, quick in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                slow.lerp_(quick, 1.0 - kept)
+        get_ema_multi_avg_fn(kept)(self.averages, self.weights, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    def chunk(self, plan: Plan, index: int) -> tuple[Tensor, Tensor]:
-        """The inputs (time, lanes, features), some made missing, and what is true, unknown where it does not count."""
-        part = slice(index * plan.chunk, (index + 1) * plan.chunk)
-        rows = torch.from_numpy(plan.rows[part])
-        real = rows != PADDING
-        rows = rows.clamp(min=0)
-        x = self.hide(self.values[rows]).masked_fill(~real.unsqueeze(-1), math.nan)
-        scored = torch.from_numpy(plan.scored[part])
-        return x, self.objective.truth(rows, scored)
-
-    def hide(self, x: Tensor) -> Tensor:
-        """Make single values missing, and whole sensors for the length of the chunk.
-
-        A network that has never met a missing value has random weights where the guard tells it of one.
-        """
-        if self.settings.hide == 0:
-            return x
-        lost = torch.rand(x.shape) < self.settings.hide
-        silent = torch.rand(x.shape[1:]) < self.settings.hide
-        return x.masked_fill(lost | silent, math.nan)
+    def batches(self, plan: Plan, hide: float = 0.0) -> Iterator[Batch]:
+        """The chunks of a plan in order, looked up many at a time."""
+        many = max(BLOCK_ROWS // (plan.chunk * plan.lanes), 1)
+        for first in range(0, plan.chunks, many):
+            part = slice(first, first + many)
+            rows = torch.from_numpy(plan.rows(part)).to(self.device)  # (chunks, time, lanes)
+            padding = rows == PADDING
+            rows.clamp_(min=0)
+            x = self.values.index_select(0, rows.flatten()).view(*rows.shape, -1)
+            if hide:
+                _hide(x, hide)
+            if plan.size[part].min() < plan.chunk:
+                x[padding] = math.nan
+            truth = self.objective.truth(rows, torch.from_numpy(plan.scored(part)).to(self.device))
+            known = self.objective.known(truth).tolist()
+            fresh = torch.from_numpy(plan.fresh[part]).to(self.device)
+            for index, begins in enumerate(plan.fresh[part]):
+                yield Batch(x[index], truth[index], known[index], fresh[index] if begins.any() else None)
 
     @torch.no_grad()
     def score(self) -> float:
         """The mean loss on the validation part, timestep after timestep as in serving."""
-        self.average.eval()
-        total, count = 0.0, 0
-        for first, end in self.validation:
-            outputs, _ = self.average.scaled_sequence(self.values[first:end].unsqueeze(1), self.average.fresh_state(1))
-            rows = torch.arange(first, end).unsqueeze(1)
-            error, known = self.objective.loss(
-                outputs, self.objective.truth(rows, torch.ones_like(rows, dtype=torch.bool))
-            )
-            total, count = total + float(error), count + known
-        return total / max(count, 1)
+        state = self.average.fresh_state(self.walk.lanes)
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
+        for batch in self.batches(self.walk):
+            outputs, state = self.average.scaled_sequence(batch.x, _reset(state, batch.fresh))
+            total += self.objective.loss(outputs, batch.truth)
+            count += batch.known
+        return float(total) / max(count, 1.0)
 
-    def progress(self, epochs: float) -> float:
+    def progress(self, epochs: float, elapsed_s: float) -> float:
         """How far the training is, 0..1: by epochs, or by the clock where that is further."""
-        clock = 0.0
-        if self.settings.minutes is not None:
-            clock = (time.monotonic() - self.started) / (60.0 * self.settings.minutes)
+        clock = 0.0 if self.settings.minutes is None else elapsed_s / (60.0 * self.settings.minutes)
         return min(1.0, max(clock, epochs / self.settings.epochs))
 
-    def rate(self, progress: float) -> float:
-        """Learning rate: a straight line up, then half a cosine down."""
-        settings = self.settings
-        if progress < settings.warm_up:
-            # not from zero, which would waste the first step
-            return settings.learning_rate * max(progress / settings.warm_up, FINAL_RATE)
-        turn = math.pi * (progress - settings.warm_up) / (1.0 - settings.warm_up)
-        return settings.learning_rate * (FINAL_RATE + (1.0 - FINAL_RATE) * (1.0 + math.cos(turn)) / 2.0)
-
-    def set_rate(self, rate: float) -> None:
+    def set_rate(self, learning_rate: float) -> None:
         """Put the learning rate into the optimiser."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def reason_to_stop(self, epoch: Epoch, best: Epoch) -> Stop | None:
-        """Why this epoch is the last one, if it is."""
-        if epoch.number == self.settings.epochs:
-            return "epochs"
-        if epoch.progress >= 1.0:
-            return "minutes"
-        return "patience" if epoch.number - best.number >= self.settings.patience else None
+            group["lr"] = learning_rate
 
 
-def _optimizer(network: Network, settings: Fit) -> torch.optim.Optimizer:
-    """AdamW that shrinks matrices and leaves biases and the head's share of persistence alone."""
-    named = list(network.named_parameters())
-    shrunk = [weight for name, weight in named if weight.ndim > 1 and "share" not in name]
-    left = [weight for name, weight in named if weight.ndim <= 1 or "share" in name]
-    groups = [{"params": shrunk, "weight_decay": settings.weight_decay}, {"params": left, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+def _device(settings: Fit) -> torch.device:
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise SettingsError(
+            "device: got 'cuda', but torch finds no GPU here; expected cpu, or auto for a GPU if there is one"
+        )
+    return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
 
 
-def _reset(state: State, fresh: Tensor) -> State:
+def _hide(x: Tensor, share: float) -> None:
+    """Make single values of (chunks, time, lanes, features) missing, and whole sensors for the length of a chunk.
+
+    A network that has never met a missing value has random weights where the guard tells it of one.
+    """
+    silent = torch.rand((len(x), 1, *x.shape[2:]), device=x.device) < share
+    x.masked_fill_(silent, math.nan)
+    # Places instead of a number for each value, because most stay. One drawn twice is hidden once: with so many draws the
+    # share that is hit is the one that was asked for.
+    draws = round(-math.log1p(-share) * x.numel())
+    x.view(-1)[torch.randint(x.numel(), (draws,), device=x.device)] = math.nan
+
+
+def _reset(state: State, fresh: Tensor | None) -> State:
     """Zero the state of the lanes that begin a run: the batch is the last axis but one of every part."""
-    return tuple(part.masked_fill(fresh[:, None], 0.0) for part in state)
+    return state if fresh is None else tuple(part.masked_fill(fresh[:, None], 0.0) for part in state)
+
+
+def _total(errors: list[Tensor]) -> Tensor:
+    return torch.stack([error.double() for error in errors]).sum()
 
 
 def _copy(network: Network) -> dict[str, Tensor]:
@@ -261,6 +349,6 @@ def _copy(network: Network) -> dict[str, Tensor]:
 @contextmanager
 def _own_generator(seed: int) -> Iterator[None]:
     """Chance that depends on the seed alone, and that leaves the caller's untouched."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():  # of the CPU and of every GPU
         torch.manual_seed(seed)
         yield

@@ -50,13 +50,14 @@ class ForecastHead(Head):
 
     The median is a line through the last layer plus a learned share of each link. The share of the first link, usually the
     last seen value, starts at 1: an untrained network is persistence, which is hard to beat one step ahead and useless a
-    day ahead. Each other quantile lies a number of steps from the median, and no step is negative: they cannot cross.
+    day ahead. The link to the features is a linear regression beside the cells (the autoregressive part of Lai et al., Modeling
+    Long- and Short-Term Temporal Patterns with Deep Neural Networks, SIGIR 2018). Each other quantile lies a number of steps from the median, and no step is negative: they cannot cross.
     """
 
     targets: Tensor  # (targets,)
     steps: Tensor  # (steps, quantiles), 1 or -1 where a step lies between the median and the quantile
 
-    def __init__(self, hidden: int, task: Forecast) -> None:
+    def __init__(self, hidden: int, features: int, task: Forecast) -> None:
         super().__init__()
         self.task = task
         self.shape = (len(task.horizons), len(task.targets))
@@ -65,8 +66,12 @@ class ForecastHead(Head):
         if len(steps):
             self.spread = nn.Linear(hidden, math.prod(self.shape) * len(steps))
         # One link starts at 1 and another at 0: two halves would be a worse forecast than either.
-        shares = {link: torch.full(self.shape, float(index == 0)) for index, link in enumerate(task.links)}
+        shared = [link for link in task.links if link != "features"]
+        shares = {link: torch.full(self.shape, float(index == 0)) for index, link in enumerate(shared)}
         self.share = nn.ParameterDict(shares)
+        if "features" in task.links:
+            self.skip = nn.Linear(features, math.prod(self.shape), bias=False)
+            nn.init.zeros_(self.skip.weight)
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
         self.register_buffer("steps", steps, persistent=False)
         self.states = ("season",) if "season" in task.links else ()
@@ -81,20 +86,20 @@ class ForecastHead(Head):
         """`forecast` (time, batch, horizons, targets) and `quantiles` (time, batch, horizons, targets, quantiles)."""
         own = seen.index_select(-1, self.targets)  # (time, batch, targets)
         if not self.states:
-            return self._outputs(y, own, None), state
+            return self._outputs(y, seen, None), state
         past = state[0].reshape(own.shape[1], -1, own.shape[2]).transpose(0, 1)  # (season - 1, batch, targets)
         known = torch.cat([past, own])
         before = torch.stack([known[first : first + len(own)] for first in self._first()], dim=-2)
-        return self._outputs(y, own, before), (known[len(own) :].transpose(0, 1).flatten(1),)
+        return self._outputs(y, seen, before), (known[len(own) :].transpose(0, 1).flatten(1),)
 
     def step(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:
         """`forecast` (batch, horizons, targets) and `quantiles` (batch, horizons, targets, quantiles)."""
         own = seen.index_select(-1, self.targets)  # (batch, targets)
         if not self.states:
-            return self._outputs(y, own, None), state
+            return self._outputs(y, seen, None), state
         known = torch.cat([state[0], own], dim=-1)  # (batch, season * targets)
         before = known.reshape(len(own), -1, own.shape[1]).index_select(1, torch.tensor(self._first()))
-        return self._outputs(y, own, before), (known[:, own.shape[1] :],)
+        return self._outputs(y, seen, before), (known[:, own.shape[1] :],)
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
         """In the targets' units."""
@@ -114,11 +119,12 @@ class ForecastHead(Head):
         # The present value is the last, season - 1; h - season * ceil(h / season) timesteps lie between.
         return [season - 1 + horizon - season * -(-horizon // season) for horizon in self.task.horizons]
 
-    def _outputs(self, y: Tensor, own: Tensor, before: Tensor | None) -> Outputs:
-        """(..., hidden), (..., targets) and (..., horizons, targets) -> what is forecast, in scaled units."""
-        median = self.line(y).unflatten(-1, self.shape)
+    def _outputs(self, y: Tensor, seen: Tensor, before: Tensor | None) -> Outputs:
+        """(..., hidden), (..., features) and (..., horizons, targets) -> what is forecast, in scaled units."""
+        flat = self.line(y) + self.skip(seen) if "features" in self.task.links else self.line(y)
+        median = flat.unflatten(-1, self.shape)
         if "last" in self.share:
-            median = median + self.share["last"] * own.unsqueeze(-2)
+            median = median + self.share["last"] * seen.index_select(-1, self.targets).unsqueeze(-2)
         if before is not None:
             median = median + self.share["season"] * before
         outputs: Outputs = {"forecast": median}
@@ -167,5 +173,7 @@ def build_head(architecture: Architecture) -> Head:
     """The head that the task wants."""
     task = architecture.task
     return (
-        ForecastHead(architecture.hidden, task) if task.kind == "forecast" else ClassifyHead(architecture.hidden, task)
+        ForecastHead(architecture.hidden, architecture.features, task)
+        if task.kind == "forecast"
+        else ClassifyHead(architecture.hidden, task)
     )

@@ -30,32 +30,46 @@ class Objective(ABC):
         """What was true of each row (...), as `loss` takes it; unknown where `counts` (...) is false."""
 
     @abstractmethod
-    def loss(self, outputs: Outputs, truth: Tensor) -> tuple[Tensor, int]:
-        """The sum of the losses where the truth is known, and how many those are."""
+    def known(self, truth: Tensor) -> Tensor:
+        """(n,) for truths (n, ...) how many of each are known: what a sum of losses is divided by."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, truth: Tensor) -> Tensor:
+        """The sum of the losses where the truth is known."""
 
 
 class ForecastObjective(Objective):
     """Pinball loss in units of persistence's error. The training part does not see past its own end."""
 
-    def __init__(self, series: Series, split: Split, scaler: Scaler, task: Forecast, device: torch.device) -> None:
-        self.values = torch.from_numpy(series.values).to(device)  # shared with the series on a CPU
+    def __init__(self, series: Series, split: Split, scaler: Scaler, task: Forecast, values: Tensor) -> None:
+        device = values.device
+        self.values = values
         self.horizons = torch.tensor(task.horizons, device=device)
         self.targets = torch.tensor(task.targets, device=device)
         self.mean = torch.from_numpy(scaler.mean).to(device)[self.targets]
         self.std = torch.from_numpy(scaler.std).to(device)[self.targets]
         weight = _weight(series, task, split.train) * scaler.std[list(task.targets)]  # of errors in scaled units
         self.weight = torch.from_numpy(weight.astype(np.float32)).to(device)  # (horizons, targets)
-        self.end = torch.from_numpy(_ends(series, (*split.train, *split.validation))).to(device)
+        # The stretches in row order, so that a row finds its own; before them an empty one for the rows before the first.
+        stretches = sorted(stretch for spans in (split.train, split.validation) for stretch in series.stretches(spans))
+        self.first, self.end = torch.tensor([(-1, 0), *stretches], device=device).T.contiguous()
         self.quantiles = torch.tensor(task.quantiles, device=device)
 
     def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
         """(..., horizons, targets) in scaled units, NaN where unknown."""
         wanted = rows.unsqueeze(-1) + self.horizons  # (..., horizons)
-        known = counts.unsqueeze(-1) & (wanted < self.end[rows].unsqueeze(-1))
-        values = self.values[wanted.clamp(max=len(self.values) - 1).unsqueeze(-1), self.targets]
-        return ((values - self.mean) / self.std).masked_fill(~known.unsqueeze(-1), torch.nan)
+        end = self.end[torch.bucketize(rows, self.first, right=True) - 1]
+        unknown = ~(counts.unsqueeze(-1) & (wanted < end.unsqueeze(-1)))
+        places = wanted.clamp_(max=len(self.values) - 1).unsqueeze(-1) * self.values.shape[1] + self.targets
+        # As one long row, which is looked up several times quicker than by two indices.
+        values = self.values.view(-1).index_select(0, places.flatten()).view(places.shape)
+        return values.sub_(self.mean).div_(self.std).masked_fill_(unknown.unsqueeze(-1), torch.nan)
 
-    def loss(self, outputs: Outputs, truth: Tensor) -> tuple[Tensor, int]:
+    def known(self, truth: Tensor) -> Tensor:
+        """Of truths (n, ..., horizons, targets)."""
+        return torch.count_nonzero(~torch.isnan(truth).flatten(1), dim=1)
+
+    def loss(self, outputs: Outputs, truth: Tensor) -> Tensor:
         """Of `forecast` (..., horizons, targets) and `quantiles` (..., horizons, targets, quantiles)."""
         known = ~torch.isnan(truth)
         forecast = outputs["forecast"]
@@ -65,7 +79,7 @@ class ForecastObjective(Objective):
             missed = truth.where(known, 0.0).unsqueeze(-1) - quantiles
             pinball = torch.maximum(self.quantiles * missed, (self.quantiles - 1.0) * missed).sum(-1)
             error = (error + 2.0 * pinball.where(known, 0.0)) / (1 + len(self.quantiles))
-        return (error * self.weight).sum(), int(known.sum())
+        return (error * self.weight).sum()
 
 
 class ClassifyObjective(Objective):
@@ -87,30 +101,25 @@ class ClassifyObjective(Objective):
         """(...) the class, `UNLABELLED` where unknown."""
         return self.labels[rows].masked_fill(~counts, UNLABELLED)
 
-    def loss(self, outputs: Outputs, truth: Tensor) -> tuple[Tensor, int]:
+    def known(self, truth: Tensor) -> Tensor:
+        """Of truths (n, ...)."""
+        return torch.count_nonzero((truth != UNLABELLED).flatten(1), dim=1)
+
+    def loss(self, outputs: Outputs, truth: Tensor) -> Tensor:
         """Of `logits` (..., classes)."""
         logits = outputs["logits"].flatten(0, -2)
         total = torch.nn.functional.cross_entropy(logits, truth.flatten(), ignore_index=UNLABELLED, reduction="sum")
-        return total * self.unit, int((truth != UNLABELLED).sum())
+        return total * self.unit
 
 
 def build_objective(
-    series: Series, split: Split, scaler: Scaler, architecture: Architecture, device: torch.device
+    series: Series, split: Split, scaler: Scaler, architecture: Architecture, values: Tensor
 ) -> Objective:
-    """The objective of the architecture's task."""
+    """The objective of the architecture's task; `values` are those of the series, on the device that learns."""
     task = architecture.task
     if task.kind == "forecast":
-        return ForecastObjective(series, split, scaler, task, device)
-    return ClassifyObjective(series, split, task, device)
-
-
-def _ends(series: Series, spans: Spans) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """(time,) for each row the end of its stretch within its span; 0 outside all spans. Series are far below 2^31 rows."""
-    ends = np.zeros(len(series), np.int32)
-    for span in spans:
-        for first, end in series.stretches((span,)):
-            ends[first:end] = end
-    return ends
+        return ForecastObjective(series, split, scaler, task, values)
+    return ClassifyObjective(series, split, task, values.device)
 
 
 def _weight(series: Series, task: Forecast, spans: Spans) -> Floats:

@@ -13,10 +13,11 @@ import onnx
 
 from training import card, curves, datasets, export, features, report, run
 from training.baselines import season_steps
+from training.checkpoint import Keeper
 from training.data import Columns, column_names, read, write_csv
-from training.errors import ChecksumMismatch, ModelUnreadable, SettingsError
+from training.errors import ChecksumMismatch, ModelUnreadable, RunError, SettingsError
 from training.evaluate import evaluate
-from training.fit import Epoch, Fitted, fit
+from training.fit import Epoch, Fitted, fit, history, reason_to_stop
 from training.graph import Graph
 from training.network import Network
 from training.scores import Scores
@@ -50,6 +51,9 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         TrainingError: it is not there, cannot be fetched, or cannot be used.
     """
     path = Path(source.data)
+    is_file = source.data not in datasets.DATASETS and (path.suffix or path.exists())
+    known = None if is_file else datasets.dataset(source.data)
+    source = _resolved(source)
     columns = Columns(
         time=source.time,
         period_s=source.period,
@@ -60,17 +64,22 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         exclude=source.exclude,
         made=made,
     )
-    if source.data not in datasets.DATASETS and (path.suffix or path.exists()):
+    if known is None:
         return read(path, **columns)
-    wanted = datasets.dataset(source.data)
-    columns["time"] = source.time or wanted.time
-    own = {"group": wanted.group, "split_by": wanted.split_by, "label": wanted.label}
-    for role in ("group", "split_by", "label"):
-        columns[role] = own[role] if getattr(source, role) is None else getattr(source, role)
+    return read(datasets.fetch(source.data), name=known.name, units=known.units, **columns)
+
+
+def _resolved(source: Source) -> Source:
+    """The source with what a named set knows of itself."""
+    known = datasets.DATASETS.get(source.data)
+    if known is None:
+        return source
+    own = {"group": known.group, "split_by": known.split_by, "label": known.label}
+    roles = {role: column if getattr(source, role) is None else getattr(source, role) for role, column in own.items()}
     # What tells rows apart is no sensor, also where it is not used.
-    unused = {column for column in own.values() if column} - {columns[role] for role in ("group", "split_by", "label")}
-    columns["exclude"] = (*source.exclude, *sorted(unused), *(() if source.columns else wanted.noise))
-    return read(datasets.fetch(source.data), name=wanted.name, units=wanted.units, **columns)
+    unused = {column for column in own.values() if column} - set(roles.values())
+    exclude = (*source.exclude, *sorted(unused), *(() if source.columns else known.noise))
+    return source.model_copy(update={"time": source.time or known.time, "exclude": exclude, **roles})
 
 
 def made_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
@@ -84,30 +93,50 @@ def made_features(source: Source, task: Literal["forecast", "classify"], horizon
     return features.made_names(source.known, horizons, source.calendar, elapsed=source.elapsed)
 
 
+def read_request(request: Request) -> Series:
+    """Read what a request wants to learn from.
+
+    Raises:
+        TrainingError: see `read_source` and `made_features`.
+    """
+    return read_source(request.source, made_features(request.source, request.task, request.horizons))
+
+
 def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
     """Learn, export, score and write a version.
 
     Afterwards the run folder and the version are on disk; after an error there is no version.
 
     Args:
-        request: what to do.
+        request: what to do; with `resume`, the run of that folder goes on from where it was stopped or killed.
         on_epoch: see `fit`.
         on_note: called with a sentence that the person should read.
 
     Raises:
         TrainingError: something that the person can mend.
     """
+    resumed = request.resume
+    begun = run.read(resumed) if resumed else None
+    if resumed:
+        request = run.resumed(resumed, request)
     # Before the minutes of work, not after them.
     version = export.free_version(request.models, request.name, request.version)
-    series = read_source(request.source, made_features(request.source, request.task, request.horizons))
-    run.open_folder(request.out)
-    record, network = _learn(request, series, on_epoch, on_note)
-    run.save(request.out, record, network)
-    if request.held_out:
-        write_csv(series, request.held_out, record.facts.held_out.spans)
-    return publish(
-        record, network, series, request.out, request.models, request.name, version=version, season=request.season
-    )
+    series = read_request(request)
+    if begun:
+        _check_same(series, begun.facts)
+    else:
+        run.open_folder(request.out)
+    with run.alone(request.out):
+        keeper = Keeper(request.out)
+        if begun:
+            _take_up(begun, request, keeper)
+        record, network = _learn(request, series, keeper, on_epoch, on_note)
+        run.save(request.out, record, network)
+        if request.held_out:
+            write_csv(series, request.held_out, record.facts.held_out.spans)
+        return publish(
+            record, network, series, request.out, request.models, request.name, version=version, season=request.season
+        )
 
 
 def publish(
@@ -164,7 +193,7 @@ def learn_and_score(
         TrainingError: something that the person can mend.
     """
     run.open_folder(request.out)
-    record, network = _learn(request, series, on_epoch, on_note, split)
+    record, network = _learn(request, series, Keeper(request.out), on_epoch, on_note, split)
     run.save(request.out, record, network)
     _, _, scores = _scored(record, network, series, request.name, request.season)
     return record, scores
@@ -202,10 +231,7 @@ def export_run(
     free = export.free_version(models, label, version)
     source = record.source.model_copy(update={"data": data or record.source.data})
     series = read_source(source, [name for name in record.facts.features if features.can_make(name)])
-    if series.sha256 != record.facts.sha256:
-        raise ChecksumMismatch(
-            f"data: {series.name} has SHA-256 {series.sha256}, expected {record.facts.sha256}, which the run learned from"
-        )
+    _check_same(series, record.facts)
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
@@ -272,7 +298,7 @@ def _other(source: Source, told: dict[str, Any] | None) -> Source:
     """Other data for a model: its group and label are where those of its own data were, if it has such columns."""
     if told is None or source.data in datasets.DATASETS:
         return source
-    own = Source.model_validate(told["source"])
+    own = _resolved(Source.model_validate(told["source"]))
     there = column_names(Path(source.data))
     return source.model_copy(
         update={
@@ -313,32 +339,82 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
     return split
 
 
+def _check_same(series: Series, facts: run.Facts) -> None:
+    if series.sha256 != facts.sha256:
+        raise ChecksumMismatch(
+            f"data: {series.name} has SHA-256 {series.sha256}, expected {facts.sha256}, which the run learned from"
+        )
+
+
+def _take_up(begun: run.Begun | run.Run, request: Request, keeper: Keeper) -> None:
+    """See that there is something left to learn, and bring `metrics.jsonl` back to the last checkpoint.
+
+    Raises:
+        RunError: the run is finished.
+    """
+    state = keeper.found()
+    epochs, best = history(state) if state else ([], None)
+    if isinstance(begun, run.Run) and best:
+        reason = "diverged" if begun.outcome.stopped == "diverged" else reason_to_stop(request.fit, epochs[-1], best)
+        if reason:
+            raise RunError(
+                f"resume: {request.out} is finished after epoch {len(epochs)}: {card.STOPPED[reason]}; {_MORE[reason]}"
+            )
+    run.write_metrics(request.out, epochs)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a fit needs beside its settings."""
+
+    series: Series
+    split: Split
+    scaler: Scaler
+    architecture: Architecture
+
+
+def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
+    """Split unless that is done, and scale a series, and say what to build for it.
+
+    Raises:
+        TrainingError: the series does not have what was asked for.
+    """
+    split = split or _split(request, series, on_note)
+    scaler = fit_scaler(series, split.train)
+    for name in scaler.constant:
+        on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
+    return Prepared(series, split, scaler, _architecture(request, series, scaler))
+
+
 def _learn(
     request: Request,
     series: Series,
+    keeper: Keeper,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
     split: Split | None = None,
 ) -> tuple[run.Run, Network]:
     """Split unless that is done, scale and fit."""
-    split = split or _split(request, series, on_note)
-    scaler = fit_scaler(series, split.train)
-    for name in scaler.constant:
-        on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
-    architecture = _architecture(request, series, scaler)
+    prepared = prepare(request, series, on_note, split)
+    facts = run.Facts.of(series, prepared.split, prepared.scaler)
+    run.begin(request.out, run.Begun(request=request, facts=facts))
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    fitted = fit(series, split, scaler, architecture, request.fit, told)
+    fitted = fit(series, prepared.split, prepared.scaler, prepared.architecture, request.fit, told, keeper=keeper)
+    run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
+    if fitted.stopped == "interrupted":
+        on_note(f"to go on: tidegate train --resume {request.out}")
     record = run.Run(
         source=request.source,
-        facts=run.Facts.of(series, split, scaler),
-        architecture=architecture,
+        facts=facts,
+        architecture=prepared.architecture,
         fit=request.fit,
         outcome=run.outcome(fitted),
+        request=request,
     )
     return record, fitted.network
 
@@ -400,6 +476,15 @@ def _split_of(data: dict[str, Any]) -> Split:
     parts = (data[part]["spans"] for part in ("training", "validation", "held_out"))
     train, validation, held_out = (tuple((first, end) for first, end in spans) for spans in parts)
     return Split(train, validation, held_out)
+
+
+# What makes a finished run go on.
+_MORE = {
+    "epochs": "raise --epochs to go on",
+    "patience": "raise --patience to go on",
+    "minutes": "raise --minutes to go on",
+    "diverged": "train anew with a smaller --learning-rate",
+}
 
 
 def _ending(fitted: Fitted) -> str:

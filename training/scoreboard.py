@@ -23,7 +23,8 @@ NAMED_FOLDS = 5
 
 def table(scores: Scores) -> RenderableType:
     """All tables that there is something for, one below the other."""
-    return Group(*_forecast_tables(scores), *_class_tables(scores), *_anomaly_tables(scores), *_cold_tables(scores))
+    boards = [*_forecast_tables(scores), *_class_tables(scores), *_anomaly_tables(scores), *_cold_tables(scores)]
+    return _stacked(boards)
 
 
 def backtest_table(result: Backtest) -> RenderableType:
@@ -49,7 +50,7 @@ def backtest_table(result: Backtest) -> RenderableType:
             f"{100 * skill:.1f} ± {100 * skill_spread:.1f} %",
             f"{line.wins}/{len(line.values)}",
         )
-    return Group(folds, board)
+    return _stacked([folds, board])
 
 
 def backtest_verdict(result: Backtest) -> str:
@@ -175,6 +176,15 @@ def _more(cold: float, warm: float) -> str:
 def _short(name: str) -> Text:
     """A class's name as a heading."""
     return Text(name[:CLASS_LETTERS])
+
+
+def _stacked(boards: list[Table]) -> Group:
+    """One below the other, each under its title: a title of a table itself would be folded to the table's width."""
+    parts: list[RenderableType] = []
+    for board in boards:
+        parts += [Text(f"{board.title}\n"), board, Text()]
+        board.title = None
+    return Group(*parts)
 
 
 def _place(score: Score) -> tuple[Text, str]:

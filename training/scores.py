@@ -165,12 +165,18 @@ class ClassScores:
         return {name: error for name, error in named.items() if error is not None}
 
     @property
-    def wins(self) -> bool:
-        """Whether the model is right more often and surprised less than every baseline."""
-        return all(
-            self.model.accuracy > rival.accuracy and self.model.cross_entropy < rival.cross_entropy
-            for rival in self.rivals.values()
+    def lost(self) -> tuple[str, ...]:
+        """The baselines that are right as often, or surprised as little, as the model."""
+        return tuple(
+            name
+            for name, rival in self.rivals.items()
+            if not (self.model.accuracy > rival.accuracy and self.model.cross_entropy < rival.cross_entropy)
         )
+
+    @property
+    def wins(self) -> bool:
+        """Whether the model beats every baseline."""
+        return not self.lost
 
 
 @dataclass(frozen=True)

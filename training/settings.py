@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Steps = Annotated[int, Field(ge=1)]
-Link = Literal["last", "season"]
+Link = Literal["last", "season", "features"]
 
 
 def _split(value: Any) -> Any:
@@ -101,7 +101,7 @@ class Forecast(Settings):
     """What comes next: `targets` are indices of features, `horizons` count timesteps.
 
     `links` say what the forecast is a correction of: the target's last seen value, its value one `season` of timesteps
-    before the forecast time, or both, each with a learned share.
+    before the forecast time, each with a learned share, or a linear regression on all features.
     """
 
     kind: Literal["forecast"] = "forecast"
@@ -143,31 +143,59 @@ class Architecture(Shape):
     task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
+# What each optimiser is usually given, compared on `appliances`: the highest learning rate, and how much weights are shrunk.
+# AdamW shrinks a weight by rate x decay at each step; the others add decay x weight to the gradient.
+USUAL = {"adamw": (4e-3, 1.0), "adam": (4e-3, 1e-4), "sgd": (0.3, 1e-4)}
+
+
 class Fit(Settings):
-    """How to learn."""
+    """How to learn. `learning_rate` and `weight_decay` are never None: what is not given is the optimiser's usual."""
 
     epochs: int = Field(default=60, ge=1, description="Stop after so many.")
     minutes: float | None = Field(
-        default=None,
-        gt=0,
-        description="Stop after so long; the schedule is squeezed into it, the result depends on speed.",
+        default=None, gt=0, description="Stop after so long, with the schedule squeezed into it; depends on speed."
     )
     lanes: int = Field(default=16, ge=1, description="Rows of a batch.")
     chunk: int = Field(default=24, ge=1, description="Timesteps that a gradient reaches back.")
     burn_in: int = Field(default=24, ge=0, description="Timesteps that only warm the state up.")
     cold_share: float = Field(
-        default=0.25, ge=0.0, le=1.0, description="Share of the runs that count from their first timestep."
+        default=0.25, ge=0.0, le=1.0, description="Share of runs that count from their first timestep."
     )
-    learning_rate: float = Field(default=4e-3, gt=0, description="The highest of the schedule.")
-    warm_up: float = Field(default=0.05, ge=0.0, lt=1.0, description="Share of the training in which the rate rises.")
-    weight_decay: float = Field(default=1.0, ge=0.0, description="Of AdamW.")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(default="adamw", description="What takes the steps.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="The highest of the schedule; usually 0.004, for sgd 0.3."
+    )
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Of sgd, after Nesterov.")
+    schedule: Literal["cosine", "constant", "step", "plateau"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up."
+    )
+    warm_up: float = Field(default=0.05, ge=0.0, lt=1.0, description="Share of the training with a rising rate.")
+    drop: float = Field(default=0.3, gt=0.0, lt=1.0, description="What step and plateau multiply the rate by.")
+    drop_after: int = Field(
+        default=10, ge=1, description="Epochs between two drops of step; epochs without a better score for plateau."
+    )
+    weight_decay: float | None = Field(
+        default=None, ge=0.0, description="L2: of the weights for adamw, usually 1; of the loss for the others, 0.0001."
+    )
     average: float = Field(
-        default=0.99, ge=0.0, lt=1.0, description="Share of the averaged weights that each optimiser step keeps."
+        default=0.99, ge=0.0, lt=1.0, description="Share of the averaged weights kept at each optimiser step."
     )
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     hide: float = Field(default=0.02, ge=0.0, lt=1.0, description="Share of values made missing.")
     patience: int = Field(default=40, ge=1, description="Stop after so many epochs without a better validation score.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to learn; auto: on a GPU if there is one."
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="The same seed gives the same weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("optimizer", "adamw") not in USUAL:
+            return given
+        rate, decay = USUAL[given.get("optimizer", "adamw")]
+        asked = {name: value for name, value in given.items() if value is not None}
+        return {"learning_rate": rate, "weight_decay": decay} | asked
 
 
 class Request(Settings):
@@ -180,7 +208,9 @@ class Request(Settings):
     target: Names = Field(default=(), description="Columns to forecast, by commas.")
     horizons: Horizons = Field(default=(1, 6, 36, 144), description="How many timesteps ahead, by commas.")
     quantiles: Quantiles = Field(default=(0.1, 0.5, 0.9), description="Of each forecast, by commas.")
-    links: Links = Field(default=("last",), description="What a forecast corrects: last, season, or both by commas.")
+    links: Links = Field(
+        default=("last",), description="What a forecast corrects: last, season or features, by commas."
+    )
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="Give intervals whose long-run coverage is kept at this share."
     )
@@ -204,6 +234,9 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; the next free one when not given.")
     out: Path = Field(description="The run folder; a new one under runs/ when not given.")
     held_out: Path | None = Field(default=None, description="Write the rows that were not learned from, as CSV.")
+    resume: Path | None = Field(
+        default=None, description="Go on with the run of this folder; of its settings, --epochs may be raised."
+    )
 
 
 class Rolling(Settings):
@@ -215,4 +248,24 @@ class Rolling(Settings):
     )
     window: Steps | None = Field(
         default=None, description="Learn from so many rows before a block only; from all of them when not given."
+    )
+
+
+class Search(Settings):
+    """A search for good settings."""
+
+    trials: int = Field(
+        default=20, ge=1, description="How many settings to try, in all processes and sittings together."
+    )
+    minutes: float | None = Field(default=None, gt=0, description="Begin no trial after so long.")
+    trial_epochs: Steps = Field(default=20, description="Epochs of a trial; the best settings learn for all --epochs.")
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe", description="What picks settings: what has done well, chance, or one after the other."
+    )
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        default="median", description="What ends a trial that does worse than others did at its age."
+    )
+    search: str = Field(
+        default="",
+        description="Settings to try, as 'hidden=32,64;learning_rate=1e-3..1e-2', or a .toml or .json file of such.",
     )

@@ -34,7 +34,7 @@ def _forecast_verdict(scores: Scores) -> str:
 def _class_verdict(scores: ClassScores) -> str:
     if not scores.rivals:
         return f"The model is right {percent(scores.model.accuracy)} of the time; without its training part there are no baselines."
-    named = joined([CLASS_NAMES[name] for name in scores.rivals])
+    named = joined([CLASS_NAMES[name] for name in scores.lost or scores.rivals])
     return f"The model beats {named}." if scores.wins else f"The model does NOT beat {named}. Do not serve it."
 
 

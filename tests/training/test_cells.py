@@ -23,8 +23,11 @@ STEPS, BATCH, INPUTS, HIDDEN = 50, 5, 3, 6
 
 EVERY = [(name, activation) for name, cell in CELLS.items() for activation in sorted(cell.activations)]
 BY_HAND = [(name, activation) for name, activation in EVERY if "peephole" in name or activation not in ("tanh", "relu")]
+# Through the exporter, which takes its time. A peephole's attributes are made as the LSTM's, and the nodes of the activations
+# of peephole-previous as those of rnn, so these two go with the one that has both alpha and beta.
+EXPORTED = [case for case in EVERY if "peephole" not in case[0] or case[1] in {"tanh", "scaled-tanh"}]
 LSTMS = [name for name, cell in CELLS.items() if issubclass(cell, LSTM)]
-FUSED = {"lstm": "LSTM", "gru": "GRU", "peephole": "LSTM", "rnn": "RNN"}
+FUSED = {"lstm": "LSTM", "gru": "GRU", "peephole": "LSTM"}
 
 
 def make_cell(name: str, activation: str = "tanh", *, inputs: int = INPUTS, hidden: int = HIDDEN) -> Cell:
@@ -385,8 +388,8 @@ class Together(nn.Module):
 
 @pytest.fixture(scope="module")
 def together() -> Together:
-    """Every cell with every activation, and last a convolution."""
-    return Together([*(make_cell(name, activation) for name, activation in EVERY), make_convolution()]).eval()
+    """The cells to be exported, and last a convolution."""
+    return Together([*(make_cell(name, activation) for name, activation in EXPORTED), make_convolution()]).eval()
 
 
 def export_step(together: Together) -> onnx.ModelProto:
@@ -410,14 +413,21 @@ def export_step(together: Together) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def graph(together: Together) -> onnx.ModelProto:
-    """One step of every cell with every activation, and of a convolution."""
+    """One step of all of them."""
     return export_step(together)
 
 
 @pytest.fixture(scope="module")
-def stepped(together: Together, graph: onnx.ModelProto) -> list[tuple[oracle.Doubles, list[oracle.Doubles]]]:
+def session(graph: onnx.ModelProto) -> Any:
+    """The graph in onnxruntime, on one thread as in the server."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def stepped(together: Together, session: Any) -> list[tuple[oracle.Doubles, list[oracle.Doubles]]]:
     """For each layer: all outputs and the last state of 50 steps through onnxruntime, the state carried."""
-    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     inputs = [make_inputs(layer) for layer in together.layers]
     x, state = inputs[0][0].numpy(), [part.numpy() for _, state in inputs for part in state]
     names = [value.name for value in session.get_inputs()]
@@ -430,13 +440,13 @@ def stepped(together: Together, graph: onnx.ModelProto) -> list[tuple[oracle.Dou
     return [(np.stack(y), last) for y, last in zip(zip(*outputs, strict=True), after, strict=True)]
 
 
-@pytest.mark.parametrize("index", range(len(EVERY)), ids=["-".join(case) for case in EVERY])
+@pytest.mark.parametrize("index", range(len(EXPORTED)), ids=["-".join(case) for case in EXPORTED])
 def test_graph_keeps_the_equations(
     together: Together, stepped: list[tuple[oracle.Doubles, list[oracle.Doubles]]], index: int
 ) -> None:
     """50 steps of the exported graph are those of the published equations: order of gates, layout, biases, attributes."""
     layer = together.layers[index]
-    wanted = expected(EVERY[index][0], layer, *make_inputs(layer))
+    wanted = expected(EXPORTED[index][0], layer, *make_inputs(layer))
     y, after = stepped[index]
     for got, want in zip([y, *(part[0] for part in after)], wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=2e-6, rtol=2e-6)
@@ -451,13 +461,31 @@ def test_graph_of_a_convolution(together: Together, stepped: list[tuple[oracle.D
     np.testing.assert_array_equal(past, wanted_past)
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_graph_gives_a_row_the_same_bits_in_any_batch(together: Together, session: Any, name: str) -> None:
+    """What a stream is answered does not depend on who else is asking: the server promises that."""
+    x, _ = make_inputs(together.layers[0], steps=1, batch=16)
+    state = [make_inputs(layer, batch=16)[1] for layer in together.layers]
+    rows = [x[0].numpy(), *(part.numpy() for parts in state for part in parts)]
+    names = [value.name for value in session.get_inputs()]
+    output = session.get_outputs()[EXPORTED.index((name, "tanh"))].name
+
+    def run(first: int, end: int) -> Any:
+        return session.run([output], {key: row[..., first:end, :] for key, row in zip(names, rows, strict=True)})[0]
+
+    whole = run(0, 16)
+    for size in (1, 2, 5):
+        for first in range(0, 16 - size, size):
+            np.testing.assert_array_equal(run(first, first + size), whole[first : first + size])
+
+
 def test_a_layer_is_one_fused_node(graph: onnx.ModelProto) -> None:
     """Each layer that has an operator is exactly one node; the others are one Gemm and what stands around it."""
     counts = Counter(node.op_type for node in graph.graph.node)
-    layers = Counter(FUSED.get(name, "Gemm") for name, _ in EVERY)
+    layers = Counter(FUSED.get(name, "Gemm") for name, _ in EXPORTED)
     layers["Gemm"] += 1  # the convolution
     assert {kind: counts[kind] for kind in layers} == layers
-    assert counts["MatMul"] == counts["Conv"] == 0
+    assert counts["MatMul"] == counts["Conv"] == counts["RNN"] == 0
 
 
 def test_weights_are_not_rearranged_in_the_graph() -> None:
@@ -469,7 +497,7 @@ def test_weights_are_not_rearranged_in_the_graph() -> None:
     graph = export_step(Together([*layers, Convolution(96, 96, 2)]).eval()).graph
     weights = {value.name: value for value in graph.initializer if np.prod(value.dims) > 8192}
     readers = Counter(node.op_type for node in graph.node for _ in weights.keys() & node.input)
-    assert readers == {"LSTM": 4, "GRU": 2, "RNN": 2, "Gemm": 2}  # W and R each, or both in one
+    assert readers == {"LSTM": 4, "GRU": 2, "Gemm": 3}  # W and R each, or both in one
 
 
 def test_the_batch_alone_is_symbolic(graph: onnx.ModelProto) -> None:

@@ -220,3 +220,12 @@ def test_groups_are_streams_of_their_own(graph: Graph, make_series: Callable[...
         assert score.seasonal_naive.mae == pytest.approx(
             np.average([half.seasonal_naive.mae for half in halves], weights=counts)
         )
+
+
+def test_a_season_longer_than_the_series_is_no_baseline(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Seasonal-naive would have no forecast, and nothing could be scored: the others are scored without it."""
+    score = evaluate(graph, make_series(600), split=SPLIT, season=4_320_000).table[0]
+    assert score.seasonal_naive is None
+    assert score.count == 149
+    assert score.ridge is not None
+    assert score.model.mase is not None

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from training import fit as fitting
-from training.errors import Diverged
+from training.errors import Diverged, SettingsError
 from training.fit import Epoch, Fitted, fit
+from training.lanes import Plan, Runs
+from training.schedule import FINAL_RATE
 from training.series import Series, fit_scaler, split_by_time
 from training.settings import Architecture, Fit, Forecast
 
@@ -117,7 +119,7 @@ def test_a_time_limit_ends_the_training(learn: Callable[..., Fitted], monkeypatc
     fitted = learn(Fit(epochs=100_000, minutes=2.0, lanes=4, chunk=16))
     assert fitted.stopped == "minutes"
     assert fitted.epochs[-1].progress == 1.0
-    assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * fitting.FINAL_RATE)
+    assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
 def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., Fitted]) -> None:
@@ -139,7 +141,7 @@ def test_the_learning_rate_rises_and_falls(learn: Callable[..., Fitted]) -> None
     assert top == 3  # the end of the fourth of twenty epochs
     assert rates[:4] == sorted(rates[:4])
     assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(Fit().learning_rate * fitting.FINAL_RATE)
+    assert rates[-1] == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
 def test_missing_targets_do_not_count(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
@@ -186,3 +188,67 @@ def test_persistence_scores_one(learn: Callable[..., Fitted], make_series: Calla
         training.network.head.line.weight.zero_()
         training.network.head.line.bias.zero_()
     assert training.epoch(1).loss == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_score_is_that_of_a_server(make_series: Callable[..., Series]) -> None:
+    """Walked in chunks and side by side, the validation part scores what it scores timestep after timestep in one go."""
+    series = make_series(1000, gap_at=720, missing=0.1)
+    split = split_by_time(series, train=0.6, validation=0.3, horizon=3)
+    architecture = Architecture(features=3, task=TASK, hidden=8)
+    training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, QUICK)
+    training.epoch(1)
+    total, count = 0.0, 0
+    for first, end in series.stretches(split.validation):
+        x = torch.from_numpy(series.values[first:end]).unsqueeze(1)
+        rows = torch.arange(first, end).unsqueeze(1)
+        with torch.no_grad():
+            outputs, _ = training.average.scaled_sequence(x, training.average.fresh_state(1))
+        truth = training.objective.truth(rows, torch.ones_like(rows, dtype=torch.bool))
+        total += float(training.objective.loss(outputs, truth))
+        count += int((~torch.isnan(truth)).sum())
+    assert training.score() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_pieces_of_a_long_stretch_score_what_the_whole_scores(make_series: Callable[..., Series]) -> None:
+    """The run-up before each piece brings the state to where it would be after all the rows before it."""
+    series = make_series(30_000)
+    split = split_by_time(series, train=0.05, validation=0.9, horizon=3)
+    architecture = Architecture(features=3, task=TASK, hidden=8)
+    training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, QUICK)
+    training.epoch(1)
+    assert training.walk.lanes > 1
+    pieces = training.score()
+    whole = Runs(*(np.array([number]) for number in (0, 1500, 27_000, 0)))
+    training.walk = Plan.of(whole, 1, 1000)
+    assert training.score() == pytest.approx(pieces, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
+def test_the_share_that_is_hidden_is_the_one_that_was_asked_for(share: float) -> None:
+    """Of values one by one and of sensors for a whole chunk: together 1 - (1 - share)^2, each chunk by itself."""
+    x = torch.zeros(800, 10, 16, 8)
+    torch.manual_seed(0)
+    fitting._hide(x, share)
+    hidden = torch.isnan(x)
+    assert float(hidden.float().mean()) == pytest.approx(1 - (1 - share) ** 2, rel=0.05)
+    assert float(hidden.all(dim=1).float().mean()) == pytest.approx(share, rel=0.15)
+
+
+def test_a_gpu_that_is_not_there_is_told(learn: Callable[..., Fitted]) -> None:
+    """The message says what to ask for instead."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SettingsError, match="device: got 'cuda', but torch finds no GPU here"):
+        learn(QUICK.model_copy(update={"device": "cuda"}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_what_a_cpu_learns(learn: Callable[..., Fitted]) -> None:
+    """Without chance, nearly the same losses and weights; what comes back is on the CPU."""
+    settings = QUICK.model_copy(update={"hide": 0.0})
+    there = learn(settings.model_copy(update={"device": "cuda"}))
+    here = learn(settings.model_copy(update={"device": "cpu"}))
+    assert there.device == "cuda"
+    assert [epoch.loss for epoch in there.epochs] == pytest.approx([epoch.loss for epoch in here.epochs], rel=1e-3)
+    for name, value in weights(there).items():
+        np.testing.assert_allclose(value, weights(here)[name], rtol=1e-2, atol=1e-3)

@@ -65,7 +65,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         run.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["run.json", "weights.pt"])
+@pytest.mark.parametrize("name", ["run.json", "best.pt"])
 def test_a_damaged_run_is_refused(record: tuple[run.Run, Network], tmp_path: Path, name: str) -> None:
     """Bytes that are no run are told in one line."""
     run.save(tmp_path, *record)

@@ -52,7 +52,7 @@ def test_training_leaves_a_version_a_run_and_a_result(work: Path) -> None:
     card = json.loads((work / "models" / "toy" / "1" / "card.json").read_text(encoding="utf-8"))
     result = json.loads((work / "result.json").read_text(encoding="utf-8"))
     assert (work / "models" / "toy" / "1" / "model.onnx").is_file()
-    assert {path.name for path in (work / "run").iterdir()} == {"run.json", "metrics.jsonl", "weights.pt"}
+    assert {path.name for path in (work / "run").iterdir()} == {"run.json", "metrics.jsonl", "best.pt", "last.pt"}
     assert result["scores"] == card["scores"]
     assert [row["horizon"] for row in card["scores"]["table"]] == [1, 3]
     assert {"mae", "rmse"} < set(card["scores"]["table"][0]["persistence"])

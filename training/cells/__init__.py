@@ -1,7 +1,8 @@
 """Recurrent layers. Each computes the same in two ways: `sequence()` to train, `step()` to export and to serve.
 
-Under export a layer is one fused ONNX node; its weights are buffers in ONNX's layout, prepared beforehand, so that no
-slicing of weights is left in the graph. To add a cell, write such a class and enter it in `CELLS`.
+Under export a layer is one fused ONNX node where there is a good one, else a Gemm and a few small nodes; its weights are
+buffers in the layout of those nodes, prepared beforehand, so that no slicing of weights is left in the graph. To add a
+cell, write such a class and enter it in `CELLS`.
 """
 
 from training.cells.activation import ACTIVATIONS

@@ -1,6 +1,9 @@
 """The activations of candidate and output: what each computes, its slope, and what the ONNX operators call it.
 
 A slope is told from the output alone, so that a sequence keeps one tensor for each activation and not two.
+
+Where elu or softplus is a node of its own (rnn, peephole-previous), the width should be a multiple of 4: else onnxruntime
+may give a row other bits alone than in a batch.
 """
 
 from collections.abc import Callable

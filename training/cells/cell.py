@@ -1,4 +1,4 @@
-"""What a network asks of a recurrent layer, and the one ONNX node that a layer becomes."""
+"""What a network asks of a recurrent layer, and the one ONNX node that an LSTM or a GRU becomes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def fused(
     peepholes: Sequence[Tensor] = (),
     attributes: dict[str, Any] | None = None,
 ) -> tuple[Tensor, State]:
-    """One timestep as one ONNX node, LSTM, GRU or RNN: (batch, inputs) -> (batch, hidden) and the next state."""
+    """One timestep as one ONNX node, LSTM or GRU: (batch, inputs) -> (batch, hidden) and the next state."""
     size = list(state[0].shape)
     # The first output is h of all timesteps; with one timestep it says the same as the second.
     _, *following = torch.onnx.ops.symbolic_multi_out(

@@ -1,8 +1,8 @@
 """A whole sequence of an LSTM of any kind, with a backward pass written by hand.
 
-torch has fast kernels for the plain LSTM only; a loop of differentiable operations costs ten times as much, most of it
-in keeping the graph. Here the loop holds what must be done timestep by timestep, in place; what can be done for all
-timesteps at once stands before or after it.
+torch has fast kernels for the plain LSTM only, and a loop of differentiable operations spends half its time on keeping the
+graph (`benchmarks/cells.py`). Here the loop holds what must be done timestep by timestep, in place; what can be done for
+all timesteps at once stands before or after it.
 
 The gates lie side by side in torch's order, i, f, g, o (g is the candidate). That suits both ways: i and f, which always
 look at the previous cell state, are neighbours, and so are those that get their gradient through the cell state, i, f, g.
