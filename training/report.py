@@ -189,7 +189,7 @@ def _forecasts(material: Material) -> Html:
     levels = material.replayed.outputs.get("quantiles") is not None and _levels(material)
     interval = f", the band from its {levels[0]:g} to its {levels[-1]:g} quantile" if levels else ""
     how = (
-        f"What came true in black, and in blue what had been forecast for that time{interval}. The stretch is, of the livelier "
+        f"The thin line is what came true, the blue one what had been forecast for that time{interval}. The stretch is, of the livelier "
         "half of the held-out part, the one whose error is the most usual: neither the best nor the worst."
     )
     return section("Forecasts against what came true", how, *parts)
