@@ -13,13 +13,15 @@ import onnx
 
 from training import card, curves, datasets, export, features, report, run
 from training.baselines import season_steps
+from training.calibration import calibrate
 from training.checkpoint import Keeper
 from training.data import Columns, column_names, read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, RunError, SettingsError
 from training.evaluate import evaluate
 from training.fit import Epoch, Fitted, fit, history, reason_to_stop
 from training.graph import Graph
-from training.network import Network
+from training.monitors import check_alarm
+from training.network import Network, add_monitors, without_monitors
 from training.scores import Scores
 from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
 from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
@@ -130,7 +132,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         keeper = Keeper(request.out)
         if begun:
             _take_up(begun, request, keeper)
-        record, network = _learn(request, series, keeper, on_epoch, on_note)
+        record, network = _learn(request, series, on_epoch, on_note, keeper=keeper)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -193,7 +195,7 @@ def learn_and_score(
         TrainingError: something that the person can mend.
     """
     run.open_folder(request.out)
-    record, network = _learn(request, series, Keeper(request.out), on_epoch, on_note, split)
+    record, network = _learn(request, series, on_epoch, on_note, split)
     run.save(request.out, record, network)
     _, _, scores = _scored(record, network, series, request.name, request.season)
     return record, scores
@@ -389,34 +391,38 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
 def _learn(
     request: Request,
     series: Series,
-    keeper: Keeper,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
     split: Split | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split unless that is done, scale and fit."""
+    """Split unless that is done, scale, fit, and calibrate the monitors; without a keeper the run cannot be resumed."""
     prepared = prepare(request, series, on_note, split)
     facts = run.Facts.of(series, prepared.split, prepared.scaler)
-    run.begin(request.out, run.Begun(request=request, facts=facts))
+    if keeper:
+        run.begin(request.out, run.Begun(request=request, facts=facts))
 
     def told(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    fitted = fit(series, prepared.split, prepared.scaler, prepared.architecture, request.fit, told, keeper=keeper)
+    bare = without_monitors(prepared.architecture)
+    fitted = fit(series, prepared.split, prepared.scaler, bare, request.fit, told, keeper=keeper)
     run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
-    if fitted.stopped == "interrupted":
+    if keeper and fitted.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
+    network = add_monitors(fitted.network, prepared.architecture)
+    calibrate(network, series, prepared.split)
     record = run.Run(
         source=request.source,
         facts=facts,
         architecture=prepared.architecture,
         fit=request.fit,
         outcome=run.outcome(fitted),
-        request=request,
+        request=request if keeper else None,  # of a split of one's own a request knows nothing
     )
-    return record, fitted.network
+    return record, network
 
 
 def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
@@ -437,6 +443,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             coverage=request.coverage,
             alarm_rate=request.alarm_rate,
         )
+        check_alarm(task)
     return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
 
 

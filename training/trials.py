@@ -89,6 +89,10 @@ def _draw_setting(axes: Axes, scored: Sequence[FrozenTrial], name: str) -> None:
         axes.set_xlim(-0.5, len(choices) - 0.5)
     elif getattr(told[0].distributions[name], "log", False):
         axes.set_xscale("log")
+        low, high = min(values), max(values)
+        ticks = [low, (low * high) ** 0.5, high]  # of its own the axis writes numbers over one another
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [shown(tick) for tick in ticks])
     axes.set(xlabel=name.replace("_", "-"), ylabel="validation score")
 
 

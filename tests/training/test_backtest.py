@@ -12,7 +12,6 @@ from rich.console import Console
 
 from training import errors, pipeline, scoreboard
 from training.backtest import Backtest, Fold, mean_and_spread, rolling_splits
-from training.checkpoint import Keeper
 from training.cli import main
 from training.data import write_csv
 from training.scores import ClassError, ClassScores, Scores
@@ -74,7 +73,7 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._learn(request, each, Keeper(request.out), lambda *_: None, lambda _: None, split)
+        _, network = pipeline._learn(request, each, lambda *_: None, lambda _: None, split)
         weights.append(network.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
