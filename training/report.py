@@ -371,7 +371,8 @@ def _score_chart(faulted: Faulted) -> Callable[[int], str]:
     replayed = faulted.replayed
     # The place, not the time, so that the gaps between groups take no room.
     places = np.arange(len(replayed.times))
-    score, alarm = replayed.outputs["score"][:, 0], replayed.outputs["alarm"][:, 0] > 0.5
+    score, warm = replayed.outputs["score"][:, 0], replayed.outputs["warm"][:, 0] > 0.5
+    alarm = (replayed.outputs["alarm"][:, 0] > 0.5) & warm  # as they are scored
 
     def draw(width: int) -> str:
         # As many points as there are pixels, each the highest of its timesteps: a spike must not fall between two.
