@@ -219,7 +219,7 @@ def test_pieces_of_a_long_stretch_score_what_the_whole_scores(make_series: Calla
     assert training.walk.lanes > 1
     pieces = training.score()
     whole = Runs(*(np.array([number]) for number in (0, 1500, 27_000, 0)))
-    training.walk = Plan.of(whole, 1, 1000)
+    training.walk, training.validation = Plan.of(whole, 1, 1000), None
     assert training.score() == pytest.approx(pieces, rel=1e-4)
 
 
