@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from training import pipeline, tune
+from training.cli import main
 from training.data import write_csv
 from training.errors import RunError
 from training.run import load
@@ -182,22 +183,27 @@ def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: P
     """Two processes share a search and one is killed in the midst of a trial: what is done stays, and the number is kept."""
     folder = tmp_path / "search"
     folder.mkdir()
-    with start(toy_csv, folder) as killed, start(toy_csv, folder) as other:
+    here = Search4(request_of(toy_csv, folder), LONG)
+    with start(toy_csv, folder) as killed:
         assert killed.stdout is not None
-        assert other.stdout is not None
-        first = [int(killed.stdout.readline()) for _ in range(2)]
-        time.sleep(np.random.default_rng().uniform(0, 0.05))
-        killed.kill()
-        rest = [int(number) for number in other.stdout.read().split()]
-    assert other.returncode == 0
-    with (folder / "journal.log").open("ab") as journal:
-        journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
-    trials = Search4(request_of(toy_csv, folder), LONG).run()
+        there = [int(killed.stdout.readline()) for _ in range(2)]
+
+        def kill(trial: Any, _done: int) -> None:
+            here.told.append(trial.number)
+            time.sleep(np.random.default_rng().uniform(0, 0.05))
+            killed.kill()
+
+        here.on_trial = kill
+        trials = here.run()
+        there += [int(number) for number in killed.stdout.read().split()]
     done = [trial.number for trial in trials]
     assert len(done) == 12
-    assert set(first) | set(rest) <= set(done)
-    assert not set(first) & set(rest)
+    assert not set(there) & set(here.told)
+    assert set(there) | set(here.told) <= set(done)
     assert len({trial.params["learning_rate"] for trial in trials}) == 12
+    with (folder / "journal.log").open("ab") as journal:
+        journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
+    assert [trial.number for trial in Search4(request_of(toy_csv, folder), LONG).run()] == done
 
 
 def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path) -> None:
@@ -219,6 +225,57 @@ def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path)
     assert again.best is None
     assert notes[-1] == "all 4 trials are done and the best is exported; raise --trials to go on"
     check_told(outcome, tmp_path)
+
+
+def test_the_command_prints_tables_and_writes_a_picture(
+    toy_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With time for nothing more than what is done already, it says what is left and how to go on."""
+    monkeypatch.chdir(tmp_path)
+    request = request_of(toy_csv, Path("search"))
+    Search4(request, QUICK.model_copy(update={"trials": 3})).run()
+    arguments = [
+        "--target",
+        "s0",
+        "--horizons",
+        "1,3",
+        "--hidden",
+        "8",
+        "--epochs",
+        "3",
+        "--lanes",
+        "4",
+        "--chunk",
+        "16",
+    ]
+    arguments += ["--data", str(toy_csv), "--name", "toy", "--out", "search", "--search", QUICK.search]
+    main(["tune", *arguments, "--trials", "9", "--trial-epochs", "2", "--minutes", "1e-9"])
+    said = capsys.readouterr().out
+    assert "3 trials, the best first" in said
+    assert "how much each setting matters" in said
+    assert "6 of 9 trials are left: the same command goes on" in said
+    assert (tmp_path / "search" / "tune.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--search", "hidden"], "search: got 'hidden', expected name=values"),
+        (["--trials", "0"], "trials: got '0', expected: greater than or equal to 1"),
+        (["--sampler", "luck"], "sampler: got 'luck', expected: 'tpe', 'random' or 'grid'"),
+        (["--resume", "run"], "resume: a search goes on by the same command"),
+        (["--sampler", "grid", "--search", "dropout=0..0.5"], "dropout is a range, which a grid cannot walk"),
+    ],
+)
+def test_a_wrong_search_is_one_line(
+    toy_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """Exit code 2 and what to do, before anything is read or written."""
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", "--data", str(toy_csv), "--target", "s0", "--out", str(tmp_path / "search"), *arguments])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "search").exists()
 
 
 def check_told(outcome: Outcome, folder: Path) -> None:
