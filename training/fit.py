@@ -353,6 +353,6 @@ def _copy(network: Network) -> dict[str, Tensor]:
 @contextmanager
 def _own_generator(seed: int) -> Iterator[None]:
     """Chance that depends on the seed alone, and that leaves the caller's untouched."""
-    with torch.random.fork_rng():  # of the CPU and of every GPU
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

@@ -223,14 +223,14 @@ def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path)
     assert notes[0].startswith("trial 0: score 0.")
     again = tune.tune(request, QUICK, tell)
     assert again.best is None
-    assert notes[-1] == "all 4 trials are done and the best is exported; raise --trials to go on"
+    assert notes[-1] == "the best of 4 trials is exported already; raise --trials to go on"
     check_told(outcome, tmp_path)
 
 
 def test_the_command_prints_tables_and_writes_a_picture(
     toy_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With time for nothing more than what is done already, it says what is left and how to go on."""
+    """When the time is up the best so far is exported; it says what is left and how to go on."""
     monkeypatch.chdir(tmp_path)
     request = request_of(toy_csv, Path("search"))
     Search4(request, QUICK.model_copy(update={"trials": 3})).run()
@@ -255,6 +255,7 @@ def test_the_command_prints_tables_and_writes_a_picture(
     assert "how much each setting matters" in said
     assert "6 of 9 trials are left: the same command goes on" in said
     assert (tmp_path / "search" / "tune.png").is_file()
+    assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
 
 
 @pytest.mark.parametrize(
