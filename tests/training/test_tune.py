@@ -1,5 +1,6 @@
 """Searches: what is tried, what survives a kill, and what comes of it."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -176,7 +177,7 @@ def start(toy_csv: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-LONG = QUICK.model_copy(update={"trials": 12, "trial_epochs": 8, "pruner": "none"})
+LONG = QUICK.model_copy(update={"trials": 12, "trial_epochs": 40, "pruner": "none"})
 
 
 def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: Path) -> None:
@@ -198,12 +199,46 @@ def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: P
         there += [int(number) for number in killed.stdout.read().split()]
     done = [trial.number for trial in trials]
     assert len(done) == 12
+    assert here.told
+    assert killed.returncode == -signal.SIGKILL
     assert not set(there) & set(here.told)
     assert set(there) | set(here.told) <= set(done)
     assert len({trial.params["learning_rate"] for trial in trials}) == 12
     with (folder / "journal.log").open("ab") as journal:
         journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
-    assert [trial.number for trial in Search4(request_of(toy_csv, folder), LONG).run()] == done
+    more = LONG.model_copy(update={"trials": 14})
+    for _ in range(2):  # what was written after the half line can be read
+        assert len(Search4(request_of(toy_csv, folder), more).run()) == 14
+
+
+def test_a_trial_whose_process_is_gone_is_tried_again(toy_csv: Path, tmp_path: Path) -> None:
+    """It is marked as failed, and its settings have a second chance, but no third: it may be they that kill."""
+    request = request_of(toy_csv, tmp_path)
+    series = pipeline.read_request(request)
+    space = read_space(QUICK.search, grid=False)
+    lost = []
+    for _ in range(2):
+        with tune._Worker(request, QUICK, space, series) as worker:
+            trial = worker._next()
+            assert trial is not None
+            lost.append(trial.params)
+    assert lost[0] == lost[1]
+    trials = Search4(request).run()
+    assert len(trials) == 4
+    assert lost[0] not in [trial.params for trial in trials]
+
+
+def test_a_trial_of_a_process_that_lives_is_left_alone(toy_csv: Path, tmp_path: Path) -> None:
+    """It counts as one of those that are under way, and the best is not learned in full before it is done."""
+    request = request_of(toy_csv, tmp_path)
+    notes: list[str] = []
+    tell = Callbacks(lambda *_: None, lambda *_: None, notes.append)
+    with tune._Worker(request, QUICK, read_space(QUICK.search, grid=False), pipeline.read_request(request)) as worker:
+        trial = worker._next()
+        assert trial is not None
+        outcome = tune.tune(request, QUICK, tell)
+        assert (len(outcome.trials), outcome.left, outcome.best) == (3, 1, None)
+        assert notes == ["other processes are still at work: the last one learns the best settings in full"]
 
 
 def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path) -> None:
