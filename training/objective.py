@@ -58,7 +58,7 @@ class ForecastObjective(Objective):
     def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
         """(..., horizons, targets) in scaled units, NaN where unknown."""
         wanted = rows.unsqueeze(-1) + self.horizons  # (..., horizons)
-        end = self.end[torch.bucketize(rows, self.first, right=True) - 1]
+        end = self.end[torch.bucketize(rows, self.first.to(rows.dtype), right=True) - 1]
         unknown = ~(counts.unsqueeze(-1) & (wanted < end.unsqueeze(-1)))
         places = wanted.clamp_(max=len(self.values) - 1).unsqueeze(-1) * self.values.shape[1] + self.targets
         # As one long row, which is looked up several times quicker than by two indices.
