@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.ensemble import RandomForestClassifier
 
 from training.graph import Graph
 from training.pipeline import read_source
@@ -71,7 +72,7 @@ def main() -> int:
     for name in given.only.split(","):
         with tempfile.TemporaryDirectory() as folder:
             train = trainer(Path(folder), quick=given.quick)
-            made = SECTIONS[name](train, seeds, quick=given.quick)
+            made = SECTIONS[name](train, seeds)
         print(f"\n## {made.title}\n\n" + "\n".join(made.lines), flush=True)
         sections.append(made)
         missed += made.missed
@@ -82,6 +83,7 @@ def main() -> int:
 
 
 Train = Callable[..., dict[str, Any]]
+Section = Callable[[Train, Sequence[int]], Result]
 
 
 def trainer(folder: Path, *, quick: bool) -> Train:
@@ -106,10 +108,10 @@ def trainer(folder: Path, *, quick: bool) -> Train:
     return train
 
 
-def forecast(name: str) -> Callable[..., Result]:
+def forecast(name: str) -> Section:
     """MAE, pinball loss and coverage, horizon by horizon, over the seeds."""
 
-    def section(train: Train, seeds: Sequence[int], *, quick: bool) -> Result:
+    def section(train: Train, seeds: Sequence[int]) -> Result:
         tables = [train(FORECASTS[name], "--seed", str(seed))["scores"]["table"] for seed in seeds]
         result = Result(f"{name}: forecasts", [f"`tidegate train {FORECASTS[name]}`, seeds 0 to {len(seeds) - 1}.", ""])
         result.lines += [
@@ -140,7 +142,7 @@ def forecast(name: str) -> Callable[..., Result]:
     return section
 
 
-def watch(train: Train, seeds: Sequence[int], *, quick: bool) -> Result:
+def watch(train: Train, seeds: Sequence[int]) -> Result:
     """Accuracy on people not seen, beside a random forest on windows, fold by fold."""
     series = read_source(Source(data="watch"))
     result = Result("watch: exercises of people not seen", [f"`tidegate train {WATCH} --hold-out PERSON,PERSON`.", ""])
@@ -149,7 +151,7 @@ def watch(train: Train, seeds: Sequence[int], *, quick: bool) -> Result:
         "|---|---|---|---|",
     ]
     mine, theirs = [], []
-    for people in FOLDS[:1] if quick else FOLDS:
+    for people in FOLDS:
         accuracies, steps = [], []
         for seed in seeds:
             answer = train(WATCH, "--hold-out", people, "--seed", str(seed))
@@ -170,7 +172,7 @@ def watch(train: Train, seeds: Sequence[int], *, quick: bool) -> Result:
     return result
 
 
-def anomaly(train: Train, seeds: Sequence[int], *, quick: bool) -> Result:
+def anomaly(train: Train, seeds: Sequence[int]) -> Result:
     """Injected faults found, and alarms on clean data."""
     result = Result("appliances: injected faults", [f"`tidegate train {ANOMALY}`, seeds 0 to {len(seeds) - 1}.", ""])
     result.lines += [
@@ -193,7 +195,7 @@ def anomaly(train: Train, seeds: Sequence[int], *, quick: bool) -> Result:
 
 
 RIVALS = ("persistence", "seasonal_naive", "ridge")
-SECTIONS: dict[str, Callable[..., Result]] = {
+SECTIONS: dict[str, Section] = {
     "appliances": forecast("appliances"),
     "weather": forecast("weather"),
     "watch": watch,
@@ -223,8 +225,6 @@ def at_windows(graph: Graph, series: Series, held_out: Sequence[tuple[int, int]]
 
 def forest(series: Series, taught: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], seed: int) -> float:
     """The accuracy of a random forest on the usual features of a window."""
-    from sklearn.ensemble import RandomForestClassifier
-
     assert series.labels is not None
     rows, judged = list(window_ends(taught)), list(window_ends(held_out))
     model = RandomForestClassifier(TREES, random_state=seed, n_jobs=1)

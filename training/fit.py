@@ -136,10 +136,6 @@ class _Training:
         self.device = _device(settings)
         # Built on the CPU, so that a seed means the same weights everywhere.
         self.network = build_network(architecture, scaler, settings.seed).to(self.device)
-        self.weights = list(self.network.parameters())
-        self.optimizer = build_optimizer(self.network, settings)
-        self.average = deepcopy(self.network).eval()
-        self.averages = list(self.average.parameters())
         self.steps = 0
         self.rng = np.random.default_rng(settings.seed)
         self.stretches = series.stretches(split.train)
@@ -147,6 +143,11 @@ class _Training:
         # (time, features); on a CPU the series' own memory
         self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
         self.objective = build_objective(series, split, scaler, architecture, self.values)
+        self.objective.measure(self.network.head)
+        self.weights = list(self.network.parameters())
+        self.optimizer = build_optimizer(self.network, settings)
+        self.average = deepcopy(self.network).eval()
+        self.averages = list(self.average.parameters())
         small = self.walk.chunks * self.walk.chunk * self.walk.lanes <= KEPT_ROWS
         self.validation = list(self.batches(self.walk)) if small else None
         self.epochs: list[Epoch] = []

@@ -300,7 +300,7 @@ def _json(made: Settings) -> bytes:
 def _blank_scaler(features: int) -> Scaler:
     """Filler until the weights, which hold the real one, are loaded."""
     blank = np.zeros(features, np.float32)
-    return Scaler(blank, blank + 1, blank, blank, ())
+    return Scaler(blank, blank + 1, blank, blank, blank + 1, ())
 
 
 def _shortest(values: Floats) -> list[float]:

@@ -87,6 +87,9 @@ class Shape(Settings):
     missing: Literal["mask", "last"] = Field(
         default="mask", description="mask: the cells are told which values are only held; last: they are not."
     )
+    changes: bool = Field(
+        default=True, description="The cells are told how far each feature has moved since the last timestep."
+    )
     bidirectional: bool = Field(default=False, description="Refused: a stream has no future to look back from.")
 
     @field_validator("bidirectional")
