@@ -1,4 +1,4 @@
-"""The commands `train`, `tune`, `backtest`, `evaluate`, `export` and `datasets`: all that prints and knows exit codes.
+"""The commands of the training package. The only place that prints and knows exit codes.
 
 A mistake of the person who types is one line on stderr and exit code 2, never a traceback. torch, onnx and pyarrow take
 seconds to load, so they are imported by the commands that use them and `--help` does not wait.
@@ -50,6 +50,28 @@ def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> Non
 
 
 @app.command()
+@options_of(Rolling, Source, Request, Shape, Fit)
+def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
+    """Train several times on an ever longer past, and judge each model on the block that follows; writes no model."""
+    for name in ("models", "version", "held_out"):
+        if values.get(name) is not None:
+            raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
+    request, rolling = _request(values), build(Rolling, values)
+    _set_threads(threads)
+    from training import scoreboard
+    from training.backtest import backtest as roll
+    from training.progress import FitProgress
+
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
+        result = roll(request, rolling, progress.show, progress.note)
+    _show(scoreboard.backtest_table(result))
+    _say(scoreboard.backtest_verdict(result))
+    _say(f"runs: {request.out}")
+    if json_file:
+        _write_json(json_file, {"runs": str(request.out)} | result.as_json())
+
+
+@app.command()
 @options_of(Source, Request, Shape, Fit, Search)
 def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
     """Search for good settings, learn the best ones in full, and write a version; the same command again goes on."""
@@ -82,28 +104,6 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 
 
 @app.command()
-@options_of(Rolling, Source, Request, Shape, Fit)
-def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
-    """Train several times on an ever longer past, and judge each model on the block that follows; writes no model."""
-    for name in ("models", "version", "held_out"):
-        if values.get(name) is not None:
-            raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
-    request, rolling = _request(values), build(Rolling, values)
-    _set_threads(threads)
-    from training import scoreboard
-    from training.backtest import backtest as roll
-    from training.progress import FitProgress
-
-    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        result = roll(request, rolling, progress.show, progress.note)
-    _show(scoreboard.backtest_table(result))
-    _say(scoreboard.backtest_verdict(result))
-    _say(f"runs: {request.out}")
-    if json_file:
-        _write_json(json_file, {"runs": str(request.out)} | result.as_json())
-
-
-@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
     data: Annotated[str | None, option("data", "Other data than the card names; all of its rows are scored.")] = None,
@@ -133,6 +133,22 @@ def export(
 
     published = export_run(run, models, data=data, name=name, version=version, season=season)
     _report(published.scores, json_file, model=published.folder, run=run)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
+    data: Annotated[str | None, option("data", "Where the version's data is now, if it was moved.")] = None,
+    out: Annotated[Path | None, option("out", "The file to write; report.html beside the card when not given.")] = None,
+) -> None:
+    """Write the report of a version again, from its card and its data: one HTML page that needs nothing else."""
+    from training.pipeline import report_again
+
+    page = report_again(model, data=data)
+    path = out or (model if model.is_dir() else model.parent) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    _say(f"report: {path}")
 
 
 @app.command()
@@ -218,9 +234,10 @@ def _set_threads(threads: int) -> None:
 def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the table, the verdict and where things are; write them to the file if there is one."""
     from training import scoreboard
+    from training.verdict import verdict
 
     _show(scoreboard.table(scores))
-    _say(scoreboard.verdict(scores))
+    _say(verdict(scores))
     for what, path in places.items():
         _say(f"{what}: {path}")
     if json_file:

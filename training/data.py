@@ -5,6 +5,7 @@ Columns are filled block by block, so that a series of millions of rows is held 
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -25,7 +26,7 @@ from training.errors import (
     TimeOrderError,
     UnreadableTable,
 )
-from training.series import UNLABELLED, Floats, Group, Ints, Series, Spans, Times, iso, steps_s_of
+from training.series import UNLABELLED, Floats, Group, Ints, Series, Spans, Times, inner_steps_s, iso
 from training.table import Table, columns_of, open_table, table_of_arrays, table_of_frame
 
 # A series counts as regular when this share of its steps lies within a tenth of the median step.
@@ -141,7 +142,10 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
 
 def _belonging(series: Series, row: int) -> list[str]:
     """The cells of a row's group and label, as far as there are such columns."""
-    cells = [_quoted(next(group.name for group in series.groups if row < group.end))] if series.groups else []
+    cells = []
+    if series.groups:
+        place = bisect_right(series.groups, row, key=lambda group: group.first) - 1
+        cells.append(_quoted(series.groups[place].name))
     if series.labels is not None:
         label = series.labels[row]
         cells.append("" if label == UNLABELLED else _quoted(series.classes[label]))
@@ -159,28 +163,34 @@ def _series(table: Table, columns: Columns, units: dict[str, str]) -> Series:
     wanted, made = _wanted(table, columns, {*roles.values(), *([time] if time else [])})
     filled = _Filled(table, time, roles, wanted)
     filled.fill()
-    order, groups = _order(table, filled)
-    times = _times(filled, columns, order, groups)
-    values = filled.values
-    if order is not None:
-        for index in range(len(wanted)):  # one at a time, so that the table is not there twice
-            values[:, index] = values[order, index]
-    labels, classes = _labels(table, filled)
+    groups = _arrange(filled, columns)
+    labels, classes = _labels(filled)
     series = Series(
         name=table.name,
         sha256=table.sha256,
         names=tuple(wanted),
         units=tuple(units.get(column, "") for column in wanted),
-        values=values,
-        times=times,
-        period_s=_period_s(times, groups) if time else columns.get("period_s"),
+        values=filled.values,
+        times=filled.times,
+        period_s=_period_s(filled.times, groups) if time else columns.get("period_s"),
         groups=groups,
-        labels=labels if labels is None or order is None else labels[order],
+        labels=labels,
         classes=classes,
         group_column=roles.get("group", ""),
         label_column=roles.get("label", ""),
     )
     return features.add(series, made)
+
+
+def _arrange(filled: "_Filled", columns: Columns) -> tuple[Group, ...]:
+    """Bring the rows of each group together and see that they are in order; returns the groups."""
+    order, groups = _order(filled)
+    _set_times(filled, columns, order, groups)
+    if order is not None:
+        for index in range(filled.values.shape[1]):  # one at a time, so that the table is not there twice
+            filled.values[:, index] = filled.values[order, index]
+        filled.codes = {role: codes[order] for role, codes in filled.codes.items()}
+    return groups
 
 
 def _roles(table: Table, columns: Columns) -> dict[str, str]:
@@ -294,6 +304,7 @@ class _Filled:
             for index, column in enumerate(self.wanted):
                 self.values[part, index] = _block_numbers(batch.column(column), column, self.table.name, self.rows)
             self.rows = part.stop
+        pa.default_memory_pool().release_unused()  # what the blocks needed
         self.values, self.times = self.values[: self.rows], self.times[: self.rows]
         self.codes = {role: codes[: self.rows] for role, codes in self.codes.items()}
         for index, column in enumerate(self.wanted):
@@ -304,7 +315,7 @@ class _Filled:
                 )
 
 
-def _order(table: Table, filled: _Filled) -> tuple[npt.NDArray[np.intp] | None, tuple[Group, ...]]:
+def _order(filled: _Filled) -> tuple[npt.NDArray[np.intp] | None, tuple[Group, ...]]:
     """The order of rows that brings groups together, None if they are, and the groups in order of their first rows."""
     if "group" not in filled.roles:
         return None, ()
@@ -312,13 +323,13 @@ def _order(table: Table, filled: _Filled) -> tuple[npt.NDArray[np.intp] | None, 
     missing = np.flatnonzero(codes < 0)
     if len(missing):
         raise GroupColumnError(
-            f"{table.name}: group column {column!r} has no value in row {missing[0] + 1}; expected one in every row"
+            f"{filled.table.name}: group column {column!r} has no value in row {missing[0] + 1}; expected one in every row"
         )
     order = np.argsort(codes, kind="stable") if (codes[1:] < codes[:-1]).any() else None
     names = list(filled.texts["group"])
     ends = np.cumsum(np.bincount(codes, minlength=len(names)))
     firsts = [0, *ends[:-1]]
-    wholes = _wholes(table, filled, order, firsts, names)
+    wholes = _wholes(filled, order, firsts, names)
     return order, tuple(
         Group(name, int(first), int(end), whole)
         for name, first, end, whole in zip(names, firsts, ends, wholes, strict=True)
@@ -326,7 +337,7 @@ def _order(table: Table, filled: _Filled) -> tuple[npt.NDArray[np.intp] | None, 
 
 
 def _wholes(
-    table: Table, filled: _Filled, order: npt.NDArray[np.intp] | None, firsts: Sequence[int], names: Sequence[str]
+    filled: _Filled, order: npt.NDArray[np.intp] | None, firsts: Sequence[int], names: Sequence[str]
 ) -> list[str]:
     """What each group must stay together with; empty where nothing says so."""
     if "split_by" not in filled.roles:
@@ -344,7 +355,7 @@ def _wholes(
             [texts[code] if code >= 0 else "" for code in (of_group[groups[row]], codes[row])],
         )
         raise GroupColumnError(
-            f"{table.name}: group {names[groups[row]]!r} has {told[1]!r} in row {_row(order, row)} and {told[0]!r} before in "
+            f"{filled.table.name}: group {names[groups[row]]!r} has {told[1]!r} in row {_row(order, row)} and {told[0]!r} before in "
             f"column {column!r}, expected the same in all its rows to split by it; choose another --split-by or --group"
         )
     return [texts[code] for code in of_group]
@@ -355,14 +366,14 @@ def _row(order: npt.NDArray[np.intp] | None, row: int) -> int:
     return int(row if order is None else order[row]) + 1
 
 
-def _labels(table: Table, filled: _Filled) -> tuple[Ints | None, tuple[str, ...]]:
-    """(time,) in the order of the file, and the classes: whole numbers in their order, text in that of the alphabet."""
+def _labels(filled: _Filled) -> tuple[Ints | None, tuple[str, ...]]:
+    """(time,) and the classes: whole numbers in their order, text in that of the alphabet."""
     if "label" not in filled.roles:
         return None, ()
     texts = list(filled.texts["label"])
     if len(texts) < 2:
         raise LabelColumnError(
-            f"{table.name}: label column {filled.roles['label']!r} holds {f'only {texts[0]!r}' if texts else 'nothing'}, "
+            f"{filled.table.name}: label column {filled.roles['label']!r} holds {f'only {texts[0]!r}' if texts else 'nothing'}, "
             f"expected at least two classes"
         )
     whole = all(text.removeprefix("-").isdecimal() for text in texts)
@@ -371,20 +382,23 @@ def _labels(table: Table, filled: _Filled) -> tuple[Ints | None, tuple[str, ...]
     return places[filled.codes["label"]], tuple(classes)
 
 
-def _times(filled: _Filled, columns: Columns, order: npt.NDArray[np.intp] | None, groups: tuple[Group, ...]) -> Times:
-    """(time,) datetime64[ns], strictly increasing within each group."""
+def _set_times(
+    filled: _Filled, columns: Columns, order: npt.NDArray[np.intp] | None, groups: tuple[Group, ...]
+) -> None:
+    """Put the times in order, or make them; strictly increasing within each group."""
     if filled.time is None:
         # Without a period rows are numbered, which stands as seconds since 1970; the series then has none.
         step = np.timedelta64(round((columns.get("period_s") or 1.0) * 1e9), "ns")
         counts = [group.end - group.first for group in groups] or [filled.rows]
-        numbers = np.concatenate([np.arange(count) for count in counts])
-        numbered: Times = np.datetime64(0, "ns") + numbers * step
-        return numbered
-    times = filled.times if order is None else filled.times[order]
+        filled.times = np.datetime64(0, "ns") + np.concatenate([np.arange(count) for count in counts]) * step
+        return
     label, name = filled.table.name, filled.time
     missing = np.flatnonzero(np.isnat(filled.times))
     if len(missing):
         raise TimeOrderError(f"{label}: column {name!r} has no time in row {missing[0] + 1}; expected one in every row")
+    if order is not None:
+        filled.times = filled.times[order]
+    times = filled.times
     bad = times[1:] <= times[:-1]
     bad[[group.first - 1 for group in groups[1:]]] = False
     if bad.any():
@@ -396,13 +410,14 @@ def _times(filled: _Filled, columns: Columns, order: npt.NDArray[np.intp] | None
             f"{label}: row {_row(order, at)} ({iso(times[at])}) {what} row {_row(order, at - 1)} ({iso(times[at - 1])})"
             f"{where} in column {name!r}; expected strictly increasing times: sort the table and drop repeats{advice}"
         )
-    return times
 
 
 def _block_times(column: Any, name: str, label: str, before: int) -> Times:
     """(rows,) datetime64[ns], NaT where missing; `before` counts the rows of earlier blocks."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _unix_times(column.cast(pa.float64()).to_numpy(zero_copy_only=False), name, label, before)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())  # there is no cast from the former to times
     try:
         times: Times = column.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False).astype("datetime64[ns]")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -427,11 +442,9 @@ def _unix_times(seconds: npt.NDArray[np.float64], name: str, label: str, before:
 
 
 def _block_codes(column: Any, name: str, texts: dict[str, int], label: str) -> Codes:
-    """The index of each cell's text in `texts`, which grows; -1 where the cell is empty."""
+    """The index of each cell's text in `texts`, which grows in the order of the rows; -1 where the cell is empty."""
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.dictionary_decode()
-    elif pa.types.is_floating(kind):  # whole numbers with empty cells, as frames keep them
+    if pa.types.is_floating(kind):  # whole numbers with empty cells, as frames keep them
         try:
             column = pa.array(column.to_numpy(zero_copy_only=False), from_pandas=True).cast(pa.int64())
         except pa.ArrowInvalid as error:
@@ -440,12 +453,18 @@ def _block_codes(column: Any, name: str, texts: dict[str, int], label: str) -> C
                 f"{str(error).splitlines()[0]}"
             ) from error
     try:
-        encoded = column.cast(pa.string()).dictionary_encode()
+        encoded = column if pa.types.is_dictionary(kind) else column.cast(pa.string()).dictionary_encode()
+        found = encoded.dictionary.cast(pa.string()).to_pylist()
     except pa.ArrowNotImplementedError as error:
         raise TextColumn(f"{label}: column {name!r} holds {kind}, expected text or whole numbers") from error
-    places = [texts.setdefault(text, len(texts)) if text else -1 for text in encoded.dictionary.to_pylist()]
-    indices = encoded.indices.fill_null(len(places)).to_numpy(zero_copy_only=False)
-    codes: Codes = np.array([*places, -1], np.int32)[indices]
+    indices = encoded.indices.cast(pa.int64()).fill_null(len(found)).to_numpy(zero_copy_only=False)
+    places = np.full(len(found) + 1, -1, np.int32)
+    # A dictionary may be in any order and hold what no row of the block has.
+    used, firsts = np.unique(indices, return_index=True)
+    for index in used[np.argsort(firsts)].tolist():
+        if index < len(found) and found[index]:
+            places[index] = texts.setdefault(found[index], len(texts))
+    codes: Codes = places[indices]
     return codes
 
 
@@ -491,9 +510,9 @@ def _first_text(column: Any) -> tuple[int, str]:
 
 def _period_s(times: Times, groups: tuple[Group, ...]) -> float | None:
     """The usual step within a group; None when the steps differ widely."""
-    steps_s = np.delete(steps_s_of(times), [group.first - 1 for group in groups[1:]])
+    steps_s = inner_steps_s(times, groups)
     if len(steps_s) == 0:
         return None
-    usual = float(np.median(steps_s))
-    regular = np.abs(steps_s - usual) <= usual / 10
+    usual = float(np.median(steps_s, overwrite_input=True))
+    regular = (steps_s >= 0.9 * usual) & (steps_s <= 1.1 * usual)
     return usual if float(np.mean(regular)) >= REGULAR_SHARE else None

@@ -24,6 +24,10 @@ from training.series import Floats, Series, Spans, Split, ahead, rows_of
 # The outputs that are judged.
 WANTED = ("forecast", "quantiles", "interval", "probability", "score", "alarm", "warm")
 
+# A baseline that has a forecast for a smaller share of the timesteps is left out, else all would be scored on those few:
+# seasonal-naive where stretches are shorter than a season.
+SPARSE = 0.5
+
 
 @dataclass(frozen=True)
 class Forecasts:
@@ -213,7 +217,11 @@ def _score(
     target, horizon = graph.targets[place], graph.horizons[index]
     true = truth[:, index, place].astype(np.float64)
     points = {name: said.point[:, index, place].astype(np.float64) for name, said in forecasts.items()}
-    known = ~np.isnan(true + sum(points.values()))
+    must = ~np.isnan(true + points["model"] + points["persistence"])
+    forecasts = {
+        name: said for name, said in forecasts.items() if (~np.isnan(points[name][must])).sum() >= SPARSE * must.sum()
+    }
+    known = ~np.isnan(true + sum(points[name] for name in forecasts))
     if not known.any():
         raise SeriesTooShort(
             f"{data}: no forecast of {target!r} {horizon} steps ahead can be scored on {len(truth)} rows; give more rows"

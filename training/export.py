@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import torch
 
+from training.cells import State
 from training.errors import ModelUnreadable, ParityError, VersionExists
 from training.graph import Graph
 from training.network import Network
@@ -116,6 +117,10 @@ def describe(network: Network, facts: Facts, scores: dict[str, Any]) -> dict[str
     }
 
 
+# Outputs that are of the whole timestep.
+_WITHOUT_AXES = ("score", "alarm", "warm")
+
+
 def _describe_outputs(network: Network, facts: Facts) -> list[dict[str, Any]]:
     """Each output with what its axes mean."""
     with torch.no_grad():
@@ -124,11 +129,19 @@ def _describe_outputs(network: Network, facts: Facts) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     for name, part in outputs.items():
         axes: dict[str, Any] = {"targets": [], "units": [], "horizons": [], "quantiles": []}
-        if isinstance(task, Forecast):
+        if isinstance(task, Forecast) and name in _WITHOUT_AXES:
+            axes |= {"alarm_rate": task.alarm_rate} if name == "score" else {}
+        elif isinstance(task, Forecast) and name == "surprise":
+            axes["targets"] = [facts.features[target] for target in task.targets]
+            axes["units"] = [""] * len(task.targets)  # standard deviations of the errors
+        elif isinstance(task, Forecast):
             axes["targets"] = [facts.features[target] for target in task.targets]
             axes["units"] = [facts.units[target] for target in task.targets]
             axes["horizons"] = list(task.horizons)
             axes["quantiles"] = list(task.quantiles) if name == "quantiles" else []
+            if name == "interval" and task.coverage is not None:  # its ends
+                outside = (1.0 - task.coverage) / 2.0
+                axes |= {"quantiles": [round(outside, 6), round(1.0 - outside, 6)], "coverage": task.coverage}
         else:
             axes["targets"] = list(task.classes)
         described.append({"name": name, "shape": ["batch", *part.shape[1:]], **axes})
@@ -167,10 +180,10 @@ def free_version(models: Path, name: str, version: int | None) -> int:
     return version
 
 
-def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: dict[str, Any]) -> Path:
-    """Write `<models>/<name>/<version>/` with `model.onnx` and `card.json`, whole or not at all; returns the folder.
+def write(models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str) -> Path:
+    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, whole or not at all.
 
-    A server that watches the folder sees the finished version appear at once.
+    Returns the folder. A server that watches the folder sees the finished version appear at once.
 
     Raises:
         VersionExists: the version is on disk already; it is left as it is.
@@ -182,8 +195,9 @@ def write(models: Path, name: str, version: int, model: onnx.ModelProto, card: d
     # Beside its place, so that the rename stays within one file system; the dot keeps it from being taken for a version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
-        (scratch / "model.onnx").write_bytes(model.SerializeToString())
+        (scratch / "model.onnx").write_bytes(graph)
         (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server under another user must read the model
         _rename_new(scratch, folder)
     finally:
@@ -225,15 +239,90 @@ def _state_shape(part: torch.Tensor) -> list[int | str]:
 
 
 def _gap(network: Network, graph: Graph, batch: int) -> tuple[float, float]:
-    """The largest difference in the outputs and in the last state; infinite if one of them is not a number."""
+    """The largest difference in the outputs and in the state; infinite if one of them is not a number.
+
+    What is learned is compared over the whole sequence: errors that add up are seen. The monitors decide: rounding may
+    turn a decision that is close, and from there on two right answers differ. So they are compared step by step, each from
+    the graph's own state.
+    """
     x = _probe(network, batch)
     with torch.no_grad():
-        wanted, state = network.sequence(torch.from_numpy(x), network.fresh_state(batch))
+        said, final = network.scaled_sequence(torch.from_numpy(x), network.fresh_state(batch))
+        wanted = network.head.raw(said, network.mean, network.std)
     got, after = graph.replay(x)
     outputs = [np.abs((got[name] - part.numpy()) / network.unit(name)).max() for name, part in wanted.items()]
-    carried = [np.abs(after[name] - part.numpy()).max() for name, part in zip(network.state_names, state, strict=True)]
+    core = len(final) - sum(len(monitor.states) for monitor in network.watchers)
+    names = network.state_names[:core]
+    carried = [np.abs(after[name] - part.numpy()).max() for name, part in zip(names, final[:core], strict=True)]
+    if network.watchers:
+        said_gap, carried_gap = _step_gap(network, graph, x)
+        outputs.append(said_gap)
+        carried.append(carried_gap)
     gaps = float(max(outputs)), float(max(carried))
     return gaps if all(np.isfinite(gaps)) else (float("inf"), float("inf"))
+
+
+def _step_gap(network: Network, graph: Graph, x: Floats) -> tuple[float, float]:
+    """The largest difference of single steps in the outputs and in the next state, each taken from the graph's own state.
+
+    Where the network's answer would be another with all thresholds moved by `PARITY_LIMIT`, either answer will do. A value
+    beyond 1 is compared by its share, as float32 rounds it.
+    """
+    state = graph.fresh_state(x.shape[1])
+    said_gap, carried_gap = 0.0, 0.0
+    for first in range(0, len(x), _TOGETHER):
+        before: list[dict[str, Floats]] = []
+        told: list[dict[str, Floats]] = []
+        after: list[dict[str, Floats]] = []
+        for now in x[first : first + _TOGETHER]:
+            before.append(state)
+            outputs, state = graph.step(now, state)
+            told.append(outputs)
+            after.append(state)
+        # All these steps as one batch: each has its state.
+        now = torch.from_numpy(x[first : first + _TOGETHER].reshape(-1, x.shape[-1]))
+        begin = tuple(torch.from_numpy(_side_by_side(before, name)) for name in network.state_names)
+        answers = [_nudged_step(network, now, begin, nudge) for nudge in (0.0, -PARITY_LIMIT, PARITY_LIMIT)]
+        for name in network.output_names:
+            unit = network.unit(name)
+            got = np.concatenate([outputs[name] for outputs in told])
+            said_gap = max(
+                said_gap, _nearest([answer[name] / unit for answer, _ in answers], np.asarray(got / unit, np.float32))
+            )
+        for index, name in enumerate(network.state_names):
+            got = _side_by_side(after, name)
+            carried_gap = max(carried_gap, _nearest([answer[index] for _, answer in answers], got))
+    return said_gap, carried_gap
+
+
+# Timesteps that are compared as one batch: a state with a ring of forecasts may have ten thousand numbers.
+_TOGETHER = 50
+
+
+def _side_by_side(states: list[dict[str, Floats]], name: str) -> Floats:
+    """One state tensor of several timesteps, as if they were one batch."""
+    return np.concatenate([state[name] for state in states], axis=-2)
+
+
+def _nudged_step(
+    network: Network, x: torch.Tensor, state: State, nudge: float
+) -> tuple[dict[str, Floats], tuple[Floats, ...]]:
+    """The network's step with the thresholds of all decisions moved."""
+    for monitor in network.watchers:
+        monitor.nudge = nudge
+    try:
+        with torch.no_grad():
+            outputs, after = network.step(x, state)
+    finally:
+        for monitor in network.watchers:
+            monitor.nudge = 0.0
+    return {name: part.numpy() for name, part in outputs.items()}, tuple(part.numpy() for part in after)
+
+
+def _nearest(answers: list[Floats], got: Floats) -> float:
+    """The largest distance from the nearest of several right answers; infinite where something is not a number."""
+    apart = np.min([np.abs(got - answer) / np.maximum(np.abs(answer), 1.0) for answer in answers], axis=0)
+    return float(np.where(np.isnan(apart), np.inf, apart).max())
 
 
 def _probe(network: Network, batch: int) -> Floats:

@@ -4,27 +4,28 @@ Prints nothing and knows no command line.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import torch
 
-from training import datasets, export, features, run
+from training import card, curves, datasets, export, features, report, run
 from training.baselines import season_steps
+from training.calibration import calibrate
 from training.checkpoint import Keeper
 from training.data import Columns, column_names, read, write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, RunError, SettingsError
 from training.evaluate import evaluate
 from training.fit import Epoch, Fitted, fit, history, reason_to_stop
 from training.graph import Graph
-from training.network import Network
+from training.monitors import check_alarm
+from training.network import Network, add_monitors, without_monitors
 from training.scores import Scores
 from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
 from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+from training.verdict import verdict
 
 # A note is a line: of many groups the first few are named.
 NAMED = 5
@@ -52,6 +53,9 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         TrainingError: it is not there, cannot be fetched, or cannot be used.
     """
     path = Path(source.data)
+    is_file = source.data not in datasets.DATASETS and (path.suffix or path.exists())
+    known = None if is_file else datasets.dataset(source.data)
+    source = _resolved(source)
     columns = Columns(
         time=source.time,
         period_s=source.period,
@@ -62,17 +66,22 @@ def read_source(source: Source, made: Sequence[str] = ()) -> Series:
         exclude=source.exclude,
         made=made,
     )
-    if source.data not in datasets.DATASETS and (path.suffix or path.exists()):
+    if known is None:
         return read(path, **columns)
-    wanted = datasets.dataset(source.data)
-    columns["time"] = source.time or wanted.time
-    own = {"group": wanted.group, "split_by": wanted.split_by, "label": wanted.label}
-    for role in ("group", "split_by", "label"):
-        columns[role] = own[role] if getattr(source, role) is None else getattr(source, role)
+    return read(datasets.fetch(source.data), name=known.name, units=known.units, **columns)
+
+
+def _resolved(source: Source) -> Source:
+    """The source with what a named set knows of itself."""
+    known = datasets.DATASETS.get(source.data)
+    if known is None:
+        return source
+    own = {"group": known.group, "split_by": known.split_by, "label": known.label}
+    roles = {role: column if getattr(source, role) is None else getattr(source, role) for role, column in own.items()}
     # What tells rows apart is no sensor, also where it is not used.
-    unused = {column for column in own.values() if column} - {columns[role] for role in ("group", "split_by", "label")}
-    columns["exclude"] = (*source.exclude, *sorted(unused), *(() if source.columns else wanted.noise))
-    return read(datasets.fetch(source.data), name=wanted.name, units=wanted.units, **columns)
+    unused = {column for column in own.values() if column} - set(roles.values())
+    exclude = (*source.exclude, *sorted(unused), *(() if source.columns else known.noise))
+    return source.model_copy(update={"time": source.time or known.time, "exclude": exclude, **roles})
 
 
 def made_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
@@ -127,24 +136,50 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
-        return publish(record, network, series, request.models, request.name, version=version, season=request.season)
+        return publish(
+            record, network, series, request.out, request.models, request.name, version=version, season=request.season
+        )
 
 
 def publish(
-    record: run.Run, network: Network, series: Series, models: Path, name: str, *, version: int, season: int | None
+    record: run.Run,
+    network: Network,
+    series: Series,
+    folder: Path,
+    models: Path,
+    name: str,
+    *,
+    version: int,
+    season: int | None,
 ) -> Published:
-    """Export a network, pass the gate, replay the held-out part through the graph, and write the version with its card.
+    """Export a network, pass the gate, replay the held-out part through the graph, and write the version.
+
+    Beside the graph stand its card and its report. `folder` is the run's: it knows how the learning went.
 
     Raises:
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
     bare, parity, scores = _scored(record, network, series, name, season)
+    told = card.facts(record, network, parity)
     # The same graph again with what it scored; the metadata does not touch the maths.
-    description = export.describe(network, record.facts, scores.summary())
+    description = export.describe(network, record.facts, scores.summary()) | {"training": card.in_metadata(told)}
     export.set_description(bare, description)
-    card = _card(record, description, scores, parity, name, version)
-    return Published(export.write(models, name, version, bare, card), record, scores, parity)
+    content = bare.SerializeToString()
+    made = card.make(
+        name=name,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        description=description,
+        told=told,
+        features=card.columns(record, network, series),
+        scores=scores.as_json(),
+        verdict=verdict(scores),
+        history=run.read_metrics(folder),
+        graph=content,
+    )
+    page = report.build(_material(made, Graph(content, name), series))
+    return Published(export.write(models, name, version, content, made, page), record, scores, parity)
 
 
 def learn_and_score(
@@ -199,7 +234,7 @@ def export_run(
     source = record.source.model_copy(update={"data": data or record.source.data})
     series = read_source(source, [name for name in record.facts.features if features.can_make(name)])
     _check_same(series, record.facts)
-    return publish(record, network, series, models, label, version=free, season=season)
+    return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
 def judge(model: Path, *, data: str | None, time: str | None, season: int | None) -> Scores:
@@ -210,27 +245,62 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
-    card = export.read_card(model)
+    told = export.read_card(model)
     if data is not None:
-        source = _other(Source(data=data, time=time, columns=tuple(graph.features)), card)
-    elif card is not None:
-        source = Source.model_validate(card["source"])
+        source = _other(Source(data=data, time=time, columns=tuple(graph.features)), told)
+    elif told is not None:
+        source = Source.model_validate(told["source"])
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source, [name for name in graph.features if features.can_make(name)])
-    if card is None:
+    if told is None:
         return evaluate(graph, series, season=season)
-    if card["data"]["sha256"] != series.sha256:
-        return evaluate(graph, series, season=season, scales=card["scores"].get("mase_scale"))
+    if told["data"]["sha256"] != series.sha256:
+        return evaluate(graph, series, season=season, scales=told["scores"].get("mase_scale"))
     # The rows that the model has learned from say nothing about it, but the baselines learn from the same ones.
-    return evaluate(graph, series, season=season, split=_split_of(card["data"]))
+    return evaluate(graph, series, season=season, split=_split_of(told["data"]))
 
 
-def _other(source: Source, card: dict[str, Any] | None) -> Source:
+def report_again(model: Path, *, data: str | None) -> str:
+    """The report of a version, made again from its card and its data.
+
+    Args:
+        model: the version's folder.
+        data: where its data is now; where it was when None.
+
+    Raises:
+        ModelUnreadable: there is no model, or no card that a report can be made of.
+        ChecksumMismatch: the data is no longer what the model learned from.
+        TrainingError: the data cannot be used.
+    """
+    graph = Graph.load(model)
+    told = export.read_card(model)
+    if told is None or "history" not in told:
+        raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
+    source = Source.model_validate(told["source"])
+    source = source.model_copy(update={"data": data or source.data})
+    series = read_source(source, [name for name in graph.features if features.can_make(name)])
+    if series.sha256 != told["data"]["sha256"]:
+        raise ChecksumMismatch(
+            f"data: {series.name} has SHA-256 {series.sha256}, expected {told['data']['sha256']}, which the model learned "
+            f"from; `tidegate evaluate` scores a model on other data"
+        )
+    return report.build(_material(told, graph, series))
+
+
+def _material(told: dict[str, Any], graph: Graph, series: Series) -> report.Material:
+    """What the report draws: the held-out part through the graph, and with faults in it where the graph looks for them."""
+    split = _split_of(told["data"])
+    replayed = curves.Replayed.of(graph, series, split.test)
+    faulted = curves.Faulted.of(graph, series, split, replayed) if "score" in graph.outputs else None
+    return report.Material(told, replayed, faulted)
+
+
+def _other(source: Source, told: dict[str, Any] | None) -> Source:
     """Other data for a model: its group and label are where those of its own data were, if it has such columns."""
-    if card is None or source.data in datasets.DATASETS:
+    if told is None or source.data in datasets.DATASETS:
         return source
-    own = Source.model_validate(card["source"])
+    own = _resolved(Source.model_validate(told["source"]))
     there = column_names(Path(source.data))
     return source.model_copy(
         update={
@@ -290,7 +360,7 @@ def _take_up(begun: run.Begun | run.Run, request: Request, keeper: Keeper) -> No
         reason = "diverged" if begun.outcome.stopped == "diverged" else reason_to_stop(request.fit, epochs[-1], best)
         if reason:
             raise RunError(
-                f"resume: {request.out} is finished after epoch {len(epochs)}: {REASONS[reason]}; {_MORE[reason]}"
+                f"resume: {request.out} is finished after epoch {len(epochs)}: {card.STOPPED[reason]}; {_MORE[reason]}"
             )
     run.write_metrics(request.out, epochs)
 
@@ -306,7 +376,7 @@ class Prepared:
 
 
 def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
-    """Split a series unless that is done, scale it, and say what to build for it.
+    """Split unless that is done, and scale a series, and say what to build for it.
 
     Raises:
         TrainingError: the series does not have what was asked for.
@@ -326,7 +396,7 @@ def _learn(
     split: Split | None = None,
     keeper: Keeper | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split unless that is done, scale and fit; without a keeper the run cannot be resumed."""
+    """Split unless that is done, scale, fit, and calibrate the monitors; without a keeper the run cannot be resumed."""
     prepared = prepare(request, series, on_note, split)
     facts = run.Facts.of(series, prepared.split, prepared.scaler)
     if keeper:
@@ -336,11 +406,14 @@ def _learn(
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    fitted = fit(series, prepared.split, prepared.scaler, prepared.architecture, request.fit, told, keeper=keeper)
+    bare = without_monitors(prepared.architecture)
+    fitted = fit(series, prepared.split, prepared.scaler, bare, request.fit, told, keeper=keeper)
     run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_ending(fitted))
     if keeper and fitted.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
+    network = add_monitors(fitted.network, prepared.architecture)
+    calibrate(network, series, prepared.split)
     record = run.Run(
         source=request.source,
         facts=facts,
@@ -349,7 +422,7 @@ def _learn(
         outcome=run.outcome(fitted),
         request=request if keeper else None,  # of a split of one's own a request knows nothing
     )
-    return record, fitted.network
+    return record, network
 
 
 def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
@@ -370,6 +443,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             coverage=request.coverage,
             alarm_rate=request.alarm_rate,
         )
+        check_alarm(task)
     return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
 
 
@@ -411,13 +485,6 @@ def _split_of(data: dict[str, Any]) -> Split:
     return Split(train, validation, held_out)
 
 
-REASONS = {
-    "epochs": "all epochs are done",
-    "patience": "the validation score has not improved for a while",
-    "minutes": "the time is up",
-    "interrupted": "interrupted: the best weights so far are kept",
-    "diverged": "the loss is no longer a number: the best weights before that are kept",
-}
 # What makes a finished run go on.
 _MORE = {
     "epochs": "raise --epochs to go on",
@@ -430,43 +497,6 @@ _MORE = {
 def _ending(fitted: Fitted) -> str:
     """Why the training stopped, in words."""
     return (
-        f"stopped after epoch {len(fitted.epochs)}: {REASONS[fitted.stopped]}; "
+        f"stopped after epoch {len(fitted.epochs)}: {card.STOPPED[fitted.stopped]}; "
         f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
     )
-
-
-def _card(
-    record: run.Run, description: dict[str, Any], scores: Scores, parity: export.Parity, name: str, version: int
-) -> dict[str, Any]:
-    """The model card: what `card.json` tells people and programs."""
-    facts = record.facts
-    return {
-        "name": name,
-        "version": version,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "description": description | {"scores": {}},  # they stand below, once
-        "source": record.source.model_dump(),
-        "data": {
-            "name": facts.name,
-            "sha256": facts.sha256,
-            "rows": facts.rows,
-            "training": facts.training.model_dump(),
-            "validation": facts.validation.model_dump(),
-            "held_out": facts.held_out.model_dump(),
-        }
-        | _provenance(record.source),
-        "settings": {"network": record.architecture.model_dump(), "fit": record.fit.model_dump()},
-        "outcome": record.outcome.model_dump(),
-        "scores": scores.as_json(),
-        "parity": asdict(parity),
-        "made_with": {
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": metadata.version("onnxruntime"),
-        },
-    }
-
-
-def _provenance(source: Source) -> dict[str, str]:
-    known = datasets.DATASETS.get(source.data)
-    return {"source": known.source, "licence": known.licence} if known else {}

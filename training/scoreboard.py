@@ -1,4 +1,4 @@
-"""Scores as tables for people, with the sentence that says whether the model is worth serving."""
+"""Scores as tables for people."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -6,17 +6,15 @@ from rich.table import Table
 from rich.text import Text
 
 from training.backtest import Backtest, mean_and_spread
-from training.scores import AnomalyScores, ClassScores, Error, Score, Scores
+from training.scores import Error, Score, Scores
+from training.verdict import CLASS_NAMES, NAMED, NAMES, ahead, duration, joined, percent
 
-NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
-CLASS_NAMES = {"frequencies": "the class frequencies", "linear": "a linear classifier"}
 MEASURES = {"mae": "mean absolute error", "wrong": "share of wrong classes", "cross_entropy": "cross-entropy"}
 # Columns of the widest table with names of usual length; on a narrower screen lines are cut, not numbers.
 WIDTH = 100
 # What fits into a hundred columns.
 CONFUSION_CLASSES = 10
 CLASS_LETTERS = 7
-NAMED = 4
 # Of many targets the first few show how long a stream needs.
 COLD_ROWS = 12
 # Of many folds these stand in the table; the mean is over all.
@@ -25,7 +23,8 @@ NAMED_FOLDS = 5
 
 def table(scores: Scores) -> RenderableType:
     """All tables that there is something for, one below the other."""
-    return Group(*_forecast_tables(scores), *_class_tables(scores), *_anomaly_tables(scores), *_cold_tables(scores))
+    boards = [*_forecast_tables(scores), *_class_tables(scores), *_anomaly_tables(scores), *_cold_tables(scores)]
+    return _stacked(boards)
 
 
 def backtest_table(result: Backtest) -> RenderableType:
@@ -51,7 +50,7 @@ def backtest_table(result: Backtest) -> RenderableType:
             f"{100 * skill:.1f} ± {100 * skill_spread:.1f} %",
             f"{line.wins}/{len(line.values)}",
         )
-    return Group(folds, board)
+    return _stacked([folds, board])
 
 
 def backtest_verdict(result: Backtest) -> str:
@@ -59,60 +58,7 @@ def backtest_verdict(result: Backtest) -> str:
     lost = [str(fold.number) for fold in result.folds if not fold.scores.wins]
     if not lost:
         return "The model beats every baseline in every fold."
-    return f"The model does NOT beat every baseline in fold {_joined(lost)} of {len(result.folds)}."
-
-
-def verdict(scores: Scores) -> str:
-    """Whether the model beats the baselines, said plainly."""
-    said = []
-    if scores.table:
-        said.append(_forecast_verdict(scores))
-    if scores.classification:
-        said.append(_class_verdict(scores.classification))
-    if scores.anomaly:
-        said.append(_anomaly_verdict(scores.anomaly))
-    return " ".join(said)
-
-
-def _forecast_verdict(scores: Scores) -> str:
-    lost = [f"{score.target} {ahead(score)} ahead" for score in scores.table if not score.wins]
-    if lost:
-        more = f" and {len(lost) - NAMED} more of {len(scores.table)}" if len(lost) > NAMED else ""
-        return f"The model does NOT beat the baselines for: {', '.join(lost[:NAMED])}{more}. Do not serve it for that."
-    named = [name for rival, name in NAMES.items() if any(rival in score.rivals for score in scores.table)]
-    return f"The model beats {_joined(named)} at every horizon."
-
-
-def _class_verdict(scores: ClassScores) -> str:
-    if not scores.rivals:
-        return f"The model is right {_percent(scores.model.accuracy)} of the time; without its training part there are no baselines."
-    named = _joined([CLASS_NAMES[name] for name in scores.lost or scores.rivals])
-    return f"The model beats {named}." if scores.wins else f"The model does NOT beat {named}. Do not serve it."
-
-
-def _anomaly_verdict(scores: AnomalyScores) -> str:
-    model = scores.model
-    text = f"It finds {model.found} of {model.events} injected faults"
-    if model.clean_alarms_a_day is not None:
-        text += f", with {model.clean_alarms_a_day:.2g} false alarms a day on clean data"
-    if scores.pca is not None:
-        text += f"; PCA finds {scores.pca.found} at that rate"
-    return text + "."
-
-
-def ahead(score: Score) -> str:
-    """How far ahead: `6 h`, or `36 steps` when the period is unknown."""
-    return duration(score.horizon, score.horizon_s)
-
-
-def duration(steps: int, seconds: float | None) -> str:
-    """A number of timesteps as people say it."""
-    if seconds is None:
-        return f"{steps} steps"
-    for size_s, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= size_s:
-            return f"{seconds / size_s:g} {unit}"
-    return f"{seconds:g} s"
+    return f"The model does NOT beat every baseline in fold {joined(lost)} of {len(result.folds)}."
 
 
 def _forecast_tables(scores: Scores) -> list[Table]:
@@ -134,9 +80,9 @@ def _forecast_tables(scores: Scores) -> list[Table]:
         "MASE": [_number(score.model.mase) for score in scores.table],
         "pinball": [_number(score.model.pinball) for score in scores.table],
         "ridge's": [_number(score.ridge.pinball if score.ridge else None) for score in scores.table],
-        "holds": [_percent(score.model.coverage) for score in scores.table],
+        "holds": [percent(score.model.coverage) for score in scores.table],
         "width": [_number(score.model.width) for score in scores.table],
-        "kept": [_percent(score.interval.coverage if score.interval else None) for score in scores.table],
+        "kept": [percent(score.interval.coverage if score.interval else None) for score in scores.table],
         "its width": [_number(score.interval.width if score.interval else None) for score in scores.table],
     }
     told = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
@@ -161,8 +107,8 @@ def _class_tables(scores: Scores) -> list[Table]:
     for name, error in {"model": part.model, **part.rivals}.items():
         errors.add_row(
             CLASS_NAMES.get(name, name),
-            _percent(error.accuracy),
-            _percent(error.recording_accuracy),
+            percent(error.accuracy),
+            percent(error.recording_accuracy),
             f"{error.macro_f1:.3f}",
             _number(error.cross_entropy),
             _number(error.perplexity),
@@ -193,8 +139,8 @@ def _anomaly_tables(scores: Scores) -> list[Table]:
                 name,
                 f"{detector.found}/{detector.events}",
                 str(detector.false_alarms),
-                _percent(detector.precision),
-                _percent(detector.recall),
+                percent(detector.precision),
+                percent(detector.recall),
                 f"{detector.f1:.3f}",
                 f"{detector.auc_pr:.3f}",
                 _number(detector.delay),
@@ -232,6 +178,15 @@ def _short(name: str) -> Text:
     return Text(name[:CLASS_LETTERS])
 
 
+def _stacked(boards: list[Table]) -> Group:
+    """One below the other, each under its title: a title of a table itself would be folded to the table's width."""
+    parts: list[RenderableType] = []
+    for board in boards:
+        parts += [Text(f"{board.title}\n"), board, Text()]
+        board.title = None
+    return Group(*parts)
+
+
 def _place(score: Score) -> tuple[Text, str]:
     return Text(f"{score.target}, {score.unit}".removesuffix(", ")), ahead(score)  # Text: a name is no markup
 
@@ -246,17 +201,9 @@ def _board(title: str, left: tuple[str, ...], right: tuple[str | Text, ...]) -> 
     return board
 
 
-def _joined(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def _cell(error: Error | None) -> str:
     return _number(error.mae if error else None)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"

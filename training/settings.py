@@ -242,6 +242,18 @@ class Request(Settings):
     )
 
 
+class Rolling(Settings):
+    """A backtest: the end of the rows is cut into blocks of equal length; each is judged by a model of what was before."""
+
+    folds: int = Field(default=4, ge=2, le=100, description="How many times to learn and judge.")
+    start: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of the rows before the first block that is judged."
+    )
+    window: Steps | None = Field(
+        default=None, description="Learn from so many rows before a block only; from all of them when not given."
+    )
+
+
 class Search(Settings):
     """A search for good settings."""
 
@@ -259,16 +271,4 @@ class Search(Settings):
     search: str = Field(
         default="",
         description="Settings to try, as 'hidden=32,64;learning_rate=1e-3..1e-2', or a .toml or .json file of such.",
-    )
-
-
-class Rolling(Settings):
-    """A backtest: the end of the rows is cut into blocks of equal length; each is judged by a model of what was before."""
-
-    folds: int = Field(default=4, ge=2, le=100, description="How many times to learn and judge.")
-    start: float = Field(
-        default=0.5, gt=0, lt=1, description="Share of the rows before the first block that is judged."
-    )
-    window: Steps | None = Field(
-        default=None, description="Learn from so many rows before a block only; from all of them when not given."
     )

@@ -20,8 +20,8 @@ from training.errors import SeriesTooShort, UnreadableTable
 
 # Rows of a block: small beside any table that is large, and large beside what a block costs in Python.
 BLOCK_ROWS = 1 << 16
-# Bytes of a block of a CSV file; the types of the columns are told from the first.
-BLOCK_BYTES = 1 << 21
+# Bytes of a block of a CSV file; the types of the columns are told from the first. pyarrow keeps some forty of them ready.
+BLOCK_BYTES = 1 << 20
 KINDS = (".csv", ".parquet", ".npy", ".npz")
 
 Array = npt.NDArray[Any]

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
-    "tune": "Search for good settings of a model.",
     "backtest": "Learn from an ever longer past and judge what follows, several times.",
+    "tune": "Search for good settings of a model.",
     "evaluate": "Score an exported model beside the baselines.",
     "export": "Write a trained run as a model that can be served.",
+    "report": "Write the page that says how good a model is.",
     "datasets": "List the named data sets, with source and licence.",
 }
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from training import errors, pipeline
-from training.backtest import mean_and_spread, rolling_splits
+from training import errors, pipeline, scoreboard
+from training.backtest import Backtest, Fold, mean_and_spread, rolling_splits
 from training.cli import main
 from training.data import write_csv
+from training.scores import ClassError, ClassScores, Scores
 from training.series import Group, Series
 from training.settings import Fit, Request, Rolling, Shape, Source
 
@@ -126,3 +128,25 @@ def test_what_cannot_work_is_told_before_learning(
     assert caught.value.code == 2
     assert words in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_classes_are_summed_up_too() -> None:
+    """By their wrong guesses and their cross-entropy, each against the best baseline, in the table and the verdict."""
+
+    def fold(number: int, accuracy: float, entropy: float) -> Fold:
+        mine = ClassError(accuracy, 0.5, entropy, 1.0, accuracy, entropy)
+        rival = replace(mine, accuracy=0.6, cross_entropy=1.0)
+        part = ClassScores(("a", "b"), 10, 2, mine, rival, None, ((5, 0), (0, 5)), ())
+        return Fold(number, "2024-01-01T00:00:00", 80, 20, Scores("watch", rows=10, classification=part))
+
+    result = Backtest("watch", None, (fold(1, 0.9, 0.5), fold(2, 0.5, 0.75)))
+    wrong, entropy = result.lines
+    assert wrong.values == pytest.approx((0.1, 0.5))
+    assert wrong.skills == pytest.approx((0.75, -0.25))
+    assert entropy.skills == pytest.approx((0.5, 0.25))
+    assert (wrong.wins, entropy.wins, result.wins) == (1, 1, False)
+    assert scoreboard.backtest_verdict(result) == "The model does NOT beat every baseline in fold 2 of 2."
+    console = Console(width=scoreboard.WIDTH)
+    with console.capture() as caught:
+        console.print(scoreboard.backtest_table(result))
+    assert "25.0 ± 70.7 %" in caught.get()

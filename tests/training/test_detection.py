@@ -1,16 +1,21 @@
 """Faults put into copies, and what a detector makes of them: hand-made scores, whose right answer is known."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from training import detection
+from training.curves import Faulted, Replayed
 from training.detection import Watch, _detection, break_copies, threshold_for
+from training.evaluate import evaluate
 from training.events import bursts
 from training.faults import Event, Moments
+from training.graph import Graph
 from training.metrics import Bools
-from training.series import Group, Series
+from training.series import Group, Series, Split
 
 
 def watch(*alarms: int, steps: int = 200, cold: int = 10) -> Watch:
@@ -110,3 +115,114 @@ def test_without_room_there_are_no_faults(make_series: Callable[..., Series]) ->
     series = make_series(200)
     assert break_copies(series, [(0, 200)], Moments.of(series, series.spans), columns=[0], warm=150) is None
     assert break_copies(series, [], Moments.of(series, series.spans), columns=[0], warm=150) is None
+
+
+@pytest.fixture(scope="module")
+def jumps() -> Graph:
+    """A graph made by hand: its score is the largest step of a sensor, its alarm a step above 7; warm from the tenth on.
+
+    A missing value is held, so it makes no step.
+    """
+    node, value = helper.make_node, helper.make_tensor_value_info
+    constants = {"limit": [[7.0]], "one": [[1.0]], "ten": [[9.5]]}
+    graph = helper.make_graph(
+        [
+            node("IsNaN", ["x"], ["missing"]),
+            node("Where", ["missing", "last", "x"], ["last_next"]),
+            node("Sub", ["last_next", "last"], ["step"]),
+            node("Abs", ["step"], ["size"]),
+            node("ReduceMax", ["size"], ["largest"], axes=[1], keepdims=1),
+            node("Greater", ["largest", "limit"], ["high"]),
+            node("Cast", ["high"], ["alarm"], to=TensorProto.FLOAT),
+            node("Add", ["largest", "one"], ["more"]),
+            node("Div", ["largest", "more"], ["score"]),
+            node("Add", ["count", "one"], ["count_next"]),
+            node("Greater", ["count", "ten"], ["late"]),
+            node("Cast", ["late"], ["warm"], to=TensorProto.FLOAT),
+            node("Unsqueeze", ["last_next", "axis"], ["forecast"]),
+        ],
+        "jumps",
+        [value(name, TensorProto.FLOAT, ["batch", size]) for name, size in (("x", 3), ("last", 3), ("count", 1))],
+        [
+            value("forecast", TensorProto.FLOAT, ["batch", 1, 3]),
+            *(value(name, TensorProto.FLOAT, ["batch", 1]) for name in ("score", "alarm", "warm", "count_next")),
+            value("last_next", TensorProto.FLOAT, ["batch", 3]),
+        ],
+        [
+            *(numpy_helper.from_array(np.array(part, np.float32), name) for name, part in constants.items()),
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    names = ["s0", "s1", "s2"]
+    small = {"shape": ["batch", 1]}
+    description = {
+        "period_s": 3600.0,
+        "features": [{"name": name} for name in names],
+        "outputs": [
+            {"name": "forecast", "shape": ["batch", 1, 3], "targets": names, "units": ["°C"] * 3, "horizons": [1]},
+            {"name": "score", "alarm_rate": 0.01} | small,
+            *({"name": name} | small for name in ("alarm", "warm")),
+        ],
+        "state": [
+            {"name": name, "next": f"{name}_next", "shape": ["batch", size]}
+            for name, size in (("last", 3), ("count", 1))
+        ],
+    }
+    helper.set_model_props(model, {"tidegate": json.dumps(description)})
+    return Graph(model.SerializeToString(), "jumps")
+
+
+def test_alarms_of_a_graph_are_judged(jumps: Graph, make_series: Callable[..., Series]) -> None:
+    """Jumps are found as they come, silence is not; PCA stands beside it at no more alarms on the clean part."""
+    scores = evaluate(jumps, make_series(3000), split=Split(((0, 1000),), ((1000, 1500),), ((1500, 3000),)))
+    part = scores.anomaly
+    assert part is not None
+    assert (part.columns, part.alarm_rate, part.tolerance) == (("s0", "s1", "s2"), 0.01, 6)
+    found = {kind.kind: kind.found / kind.events for kind in part.model.kinds}
+    assert found["spike"] == 1.0
+    assert found["noise"] > 0.8
+    assert found["dropout"] < 0.2
+    assert part.model.events > 150
+    assert part.model.delay < 4
+    assert part.model.clean_alarms == 0
+    assert part.pca.clean_alarms <= part.model.clean_alarms
+    assert part.pca.events == part.model.events
+    assert json.loads(json.dumps(scores.as_json()))["anomaly"]["model"]["found"] == part.model.found
+
+
+def test_other_data_is_judged_without_pca(jumps: Graph, make_series: Callable[..., Series]) -> None:
+    """Faults are then as large as the judged rows themselves make them."""
+    part = evaluate(jumps, make_series(1000, gap_at=400)).anomaly
+    assert part is not None
+    assert part.pca is None
+    assert part.model.recall > 0.3
+
+
+def test_a_part_that_never_gets_warm_is_not_judged(jumps: Graph, make_series: Callable[..., Series]) -> None:
+    """There is no place for a fault."""
+    assert evaluate(jumps, make_series(60)).anomaly is None
+
+
+def test_the_faults_of_the_report_are_those_that_were_judged(jumps: Graph, make_series: Callable[..., Series]) -> None:
+    """The drawn copy differs from the clean rows within its faults alone, and its spikes are found, as the scores say."""
+    series, split = make_series(3000), Split(((0, 1000),), ((1000, 1500),), ((1500, 3000),))
+    clean = Replayed.of(jumps, series, split.test)
+    faulted = Faulted.of(jumps, series, split, clean)
+    assert faulted is not None
+    inside = np.zeros(1500, np.bool_)
+    for event in faulted.events:
+        inside[event.first : event.end] = True
+    changed = (faulted.replayed.truth != clean.truth).any(axis=1)
+    assert changed.any()
+    assert not changed[~inside].any()
+    alarm = faulted.replayed.outputs["alarm"][:, 0] > 0.5
+    spikes = [event for event in faulted.events if event.kind == "spike"]
+    assert spikes
+    assert all(alarm[event.first] for event in spikes)
+
+
+def test_a_part_too_short_for_a_fault_draws_none(jumps: Graph, make_series: Callable[..., Series]) -> None:
+    """Where there is no room for a fault, the report has no chart of them."""
+    series, split = make_series(300), Split(((0, 200),), ((200, 250),), ((250, 300),))
+    assert Faulted.of(jumps, series, split, Replayed.of(jumps, series, split.test)) is None

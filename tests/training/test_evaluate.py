@@ -10,12 +10,13 @@ import pytest
 import torch
 from sklearn.metrics import mean_pinball_loss
 
-from training import errors, scoreboard
+from training import errors
 from training.evaluate import evaluate
 from training.graph import Graph
 from training.network import Network
 from training.scores import Error
 from training.series import Group, Series, Split
+from training.verdict import verdict
 
 
 def test_the_replay_is_the_network_s_own(
@@ -56,7 +57,7 @@ def test_without_a_period_there_is_no_season(graph: Graph, make_series: Callable
     scores = evaluate(graph, dataclasses.replace(make_series(300), period_s=None), ((200, 300),))
     assert scores.season is None
     assert scores.table[0].seasonal_naive is None
-    assert "persistence" in scoreboard.verdict(scores) or "baselines" in scoreboard.verdict(scores)
+    assert "persistence" in verdict(scores) or "baselines" in verdict(scores)
 
 
 def test_columns_may_stand_in_any_order(graph: Graph, make_series: Callable[..., Series]) -> None:
@@ -111,7 +112,7 @@ def test_losing_is_said_plainly(graph: Graph, make_series: Callable[..., Series]
     """Random weights lose, and the verdict says for what."""
     scores = evaluate(graph, make_series(300), ((200, 300),))
     assert not scores.wins
-    assert "does NOT beat the baselines for: s0 1 h ahead" in scoreboard.verdict(scores)
+    assert "does NOT beat the baselines for: s0 1 h ahead" in verdict(scores)
 
 
 def test_skill_is_against_the_better_baseline(graph: Graph, make_series: Callable[..., Series]) -> None:
@@ -199,7 +200,7 @@ def test_all_forecasters_are_scored_on_the_same_timesteps(graph: Graph, make_ser
     scores = evaluate(graph, series, split=SPLIT)
     assert scores.table[0].count == 49 + 99 - 23
     assert scores.table[0].ridge is not None
-    assert "beats persistence, seasonal-naive and ridge" in scoreboard.verdict(
+    assert "beats persistence, seasonal-naive and ridge" in verdict(
         dataclasses.replace(scores, table=(dataclasses.replace(scores.table[0], model=Error(0.0, 0.0)),))
     )
 
@@ -219,3 +220,12 @@ def test_groups_are_streams_of_their_own(graph: Graph, make_series: Callable[...
         assert score.seasonal_naive.mae == pytest.approx(
             np.average([half.seasonal_naive.mae for half in halves], weights=counts)
         )
+
+
+def test_a_season_longer_than_the_series_is_no_baseline(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """Seasonal-naive would have no forecast, and nothing could be scored: the others are scored without it."""
+    score = evaluate(graph, make_series(600), split=SPLIT, season=4_320_000).table[0]
+    assert score.seasonal_naive is None
+    assert score.count == 149
+    assert score.ridge is not None
+    assert score.model.mase is not None

@@ -173,26 +173,26 @@ def test_a_retrained_network_exports_its_new_weights(
 
 
 def test_a_version_is_written_whole(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
-    """The folder holds the graph and the card, and nothing else is left beside it."""
-    folder = write(tmp_path, "toy", 3, exported[1], {"name": "toy"})
+    """The folder holds the graph, the card and the report, and nothing else is left beside it."""
+    folder = write(tmp_path, "toy", 3, exported[1].SerializeToString(), {"name": "toy"}, "<p/>")
     assert folder == tmp_path / "toy" / "3"
-    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.onnx", "report.html"]
     assert [path.name for path in (tmp_path / "toy").iterdir()] == ["3"]
     assert Graph.load(folder).horizons == [1, 3]
 
 
 def test_a_version_is_never_overwritten(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
     """A second write of a version is refused and changes nothing."""
-    folder = write(tmp_path, "toy", 1, exported[1], {"name": "first"})
+    folder = write(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": "first"}, "<p/>")
     with pytest.raises(errors.VersionExists, match=r"toy.1 exists already.*--version"):
-        write(tmp_path, "toy", 1, exported[1], {"name": "second"})
+        write(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": "second"}, "<p/>")
     assert json.loads((folder / "card.json").read_text(encoding="utf-8")) == {"name": "first"}
 
 
 def test_a_write_that_fails_leaves_nothing(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
     """A card that cannot be written leaves neither a version nor a scratch folder."""
     with pytest.raises(TypeError):
-        write(tmp_path, "toy", 1, exported[1], {"name": object()})
+        write(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": object()}, "<p/>")
     assert list((tmp_path / "toy").iterdir()) == []
 
 

@@ -101,6 +101,24 @@ def test_parquet_and_csv_give_the_same_groups(table: Callable[[str], Path], tmp_
     np.testing.assert_array_equal(got.values, wanted.values)
 
 
+@pytest.mark.parametrize(
+    ("cells", "classes", "labels"),
+    [
+        ([2.0, 10.0, np.nan], ("2", "10"), [0, 1, UNLABELLED]),
+        ([True, False, None], ("false", "true"), [1, 0, UNLABELLED]),
+    ],
+)
+def test_labels_may_be_numbers_or_yes_and_no(
+    tmp_path: Path, cells: list[Any], classes: tuple[str, ...], labels: list[int]
+) -> None:
+    """Whole numbers that a frame keeps as floats, because one is missing, are whole numbers."""
+    times = np.arange(3).astype("datetime64[s]")
+    pq.write_table(pa.table({"time": times, "a": [1.0, 2.0, 3.0], "kind": cells}), tmp_path / "table.parquet")
+    series = read(tmp_path / "table.parquet", label="kind")
+    assert series.classes == classes
+    np.testing.assert_array_equal(series.labels, labels)
+
+
 def test_groups_and_labels_are_written_and_read_again(table: Callable[[str], Path], tmp_path: Path) -> None:
     """A part that is written has its group and label columns under their own names."""
     series = read(table(PUMPS), group="pump", label="state", exclude=["who"])
@@ -174,6 +192,12 @@ def test_a_group_or_label_is_no_feature(table: Callable[[str], Path], column: st
     series = read(table(PUMPS), **ROLES)
     with pytest.raises(errors.MissingColumn, match=rf"'{column}' is the (group|label) column.*flow"):
         series.column(column)
+
+
+def test_a_stretch_ends_with_its_group(fleet: Callable[..., Series]) -> None:
+    """Also where the next group's times go on without a gap, and where rows of both are asked for."""
+    assert fleet(30, 20).stretches() == [(0, 30), (30, 50)]
+    assert fleet(30, 20).stretches(((10, 45),)) == [(10, 30), (30, 45)]
 
 
 def test_every_group_is_cut_at_its_own_rows(fleet: Callable[..., Series]) -> None:

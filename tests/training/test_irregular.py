@@ -106,7 +106,7 @@ def test_the_network_is_told_the_logarithm_of_the_steps(network: Network) -> Non
     for seconds in (USUAL_S, 0.0, 7 * 86_400.0):
         x[0, TIME] = seconds
         seen.append(float(network.step(x, network.fresh_state(1))[1][0][0, TIME]))
-    np.testing.assert_allclose(seen, [0.0, -math.log(2), math.log1p(7 * 86_400 / USUAL_S) - math.log(2)], atol=1e-6)
+    np.testing.assert_allclose(seen, [0.0, -math.log(2), math.log1p(7 * 86_400 / USUAL_S) - math.log(2)], rtol=0.025)
 
 
 def test_the_graph_passes_the_gate_with_silences(network: Network, graph: tuple[Any, Graph]) -> None:
@@ -125,6 +125,16 @@ def test_one_stream_over_a_gap_is_as_two_streams(graph: tuple[Any, Graph], make_
         np.testing.assert_array_equal(whole[name][35:], fresh[name])
     for name in state:
         np.testing.assert_array_equal(state[name], fresh_state[name])
+
+
+def test_a_row_has_the_same_bits_in_any_batch(network: Network, graph: tuple[Any, Graph]) -> None:
+    """What the network is told of the time does not depend on where in a batch a row stands."""
+    x = rows(network, 1, 64)[0].numpy()
+    x[:, TIME] = np.exp(np.random.default_rng(1).normal(6.0, 3.0, 64))
+    _, whole = graph[1].step(x, graph[1].fresh_state(64))
+    for row in range(64):
+        _, alone = graph[1].step(x[row : row + 1], graph[1].fresh_state(1))
+        np.testing.assert_array_equal(alone["last"], whole["last"][row : row + 1])
 
 
 @pytest.mark.parametrize("missing", ["mask", "last"])

@@ -12,6 +12,7 @@ from training.evaluate import evaluate
 from training.graph import Graph
 from training.scores import AnomalyScores, ClassError, ClassScores, Detection, Error, Interval, Kind, Score, Scores
 from training.series import Series, Split
+from training.verdict import verdict
 
 
 def lines(scores: Scores) -> list[str]:
@@ -52,10 +53,10 @@ def test_what_nobody_knows_has_no_column(graph: Graph, make_series: Callable[...
 
 def test_the_verdict_names_all_baselines() -> None:
     """And, where some are not beaten, the first few targets and how many more there are."""
-    assert scoreboard.verdict(Scores(table=(row("a", 1.0),))) == (
+    assert verdict(Scores(table=(row("a", 1.0),))) == (
         "The model beats persistence, seasonal-naive and ridge at every horizon."
     )
-    said = scoreboard.verdict(Scores(table=tuple(row(name, 2.5) for name in "abcdef")))
+    said = verdict(Scores(table=tuple(row(name, 2.5) for name in "abcdef")))
     assert said.startswith("The model does NOT beat the baselines for: a 6 h ahead, b 6 h ahead")
     assert "and 2 more of 6" in said
 
@@ -77,7 +78,7 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
     )
     part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((9, 1), (0, 0)), ())
     scores = Scores("watch", rows=10, classification=part)
-    assert scoreboard.verdict(scores) == said
+    assert verdict(scores) == said
     told = lines(scores)
     assert any("a linear classifier" in line and "70.0 %" in line for line in told)
     assert any(line.split() == ["a", "90", "%", "10", "%"] for line in told)
@@ -89,7 +90,7 @@ def test_a_detector_stands_beside_pca() -> None:
     model = Detection(8, 10, 2, 0.8, 0.8, 0.8, 0.75, 3.0, 4, 0.5, 0.001, kinds)
     pca = replace(model, found=4, f1=0.5, kinds=(Kind("spike", 4, 4, 0.0), Kind("drift", 0, 6, None)))
     scores = Scores("x", anomaly=AnomalyScores(1, 6, ("T1",), 0.001, model, pca))
-    said = scoreboard.verdict(scores)
+    said = verdict(scores)
     assert (
         said == "It finds 8 of 10 injected faults, with 0.5 false alarms a day on clean data; PCA finds 4 at that rate."
     )
