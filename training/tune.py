@@ -120,7 +120,8 @@ class Learner:
 
         def told(epoch: Epoch, _best: Epoch) -> None:
             trial.report(epoch.score, epoch.number)
-            if trial.should_prune():
+            # After its last epoch there is nothing left to save: a trial that came so far counts with its best score.
+            if epoch.number < self.search.trial_epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
         prepared = self.prepared

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
 from training import pipeline, tune
@@ -113,19 +114,29 @@ def test_a_trial_scores_what_its_training_scores(toy_csv: Path, tmp_path: Path) 
     assert trial.value == fitted.best.score
 
 
-def test_what_does_worse_is_ended_early(toy_csv: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_what_does_worse_is_ended_early(toy_csv: Path, tmp_path: Path, pruner: str) -> None:
     """A trial that hardly learns is pruned once there are others to compare it with."""
     search = Search(
         trials=6,
         trial_epochs=6,
         sampler="grid",
         search="learning_rate=0.02,0.021,0.022,0.023,1e-8,0.024",
-        pruner="median",
+        pruner=pruner,
     )
     trials = Search4(request_of(toy_csv, tmp_path), search).run()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
-    assert 1e-8 in [trial.params["learning_rate"] for trial in pruned]
+    assert pruner == "hyperband" or 1e-8 in [trial.params["learning_rate"] for trial in pruned]
     assert all(trial.last_step < 6 for trial in pruned)
+
+
+def test_a_trial_that_is_done_is_not_ended_early(
+    toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pruner that objects to every last epoch, as hyperband may, takes no finished trial out of the race."""
+    monkeypatch.setattr(tune, "_pruner", lambda search: ThresholdPruner(upper=0.0, n_warmup_steps=search.trial_epochs))
+    trials = Search4(request_of(toy_csv, tmp_path)).run()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
 
 
 def test_settings_that_do_not_work_are_told_and_not_tried_again(toy_csv: Path, tmp_path: Path) -> None:
