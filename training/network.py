@@ -50,6 +50,9 @@ class Network(nn.Module):
         widths = [self.front.hidden if self.front else width] + [architecture.hidden] * (architecture.layers - 1)
         cell = CELLS[architecture.cell]
         self.cells = nn.ModuleList([cell(width, architecture.hidden, architecture.activation) for width in widths])
+        if architecture.memory is not None:
+            for layer in self.cells:
+                cast(Cell, layer).remember(architecture.memory)
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = build_head(architecture, width)
         self.monitors = nn.ModuleList(build_monitors(architecture))

@@ -511,7 +511,7 @@ def _settings(material: Material) -> Html:
     fits = _flat(card["settings"]["fit"])
     agreed = (
         f"outputs differ by at most {parity['outputs']:.1e} standard deviations, the state by {parity['state']:.1e} "
-        f"(allowed: {parity['limit']:.0e}), over {parity['steps']:,} timesteps with missing values, in batches of "
+        f"(rounding alone: {parity['rounding']:.1e}, allowed: {parity['limit']:.0e}), over {parity['steps']:,} timesteps with missing values, in batches of "
         f"{joined([str(batch) for batch in parity['batches']])}"
     )
     checks = [

@@ -84,6 +84,12 @@ class Shape(Settings):
         default=1, ge=1, le=1024, description="Timesteps that a causal convolution in front sees; 1: there is none."
     )
     filters: int = Field(default=32, ge=1, le=4096, description="Of that convolution.")
+    memory: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000_000,
+        description="For long lags: the gates begin by holding the state for up to so many timesteps, each unit for another time.",
+    )
     missing: Literal["mask", "last"] = Field(
         default="mask", description="mask: the cells are told which values are only held; last: they are not."
     )

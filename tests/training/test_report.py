@@ -67,7 +67,7 @@ def material(
         version=3,
         created="2024-05-06T07:08:09+00:00",
         description=graph.description,
-        told=card.facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 1e-5)),
+        told=card.facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 3e-7, 1e-5)),
         features=card.columns(record, network, series),
         scores=scores.as_json(),
         verdict=verdict(scores),
