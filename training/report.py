@@ -355,6 +355,9 @@ def _anomalies(material: Material) -> Html:
             ("share of clean timesteps with an alarm", "clean_share", _share),
         )
         body = [["all faults", *(_found(told[key]) for key, _ in detectors)], *found]
+        body.append(
+            ["before they were over", *(f"{told[key]['during']} of {told[key]['events']}" for key, _ in detectors)]
+        )
         body += [[name, *(show(told[column][key]) for column, _ in detectors)] for name, key, show in measures]
         parts.append(table(["faults found", *(name for _, name in detectors)], body))
     if faulted is not None:

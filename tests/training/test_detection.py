@@ -174,7 +174,7 @@ def jumps() -> Graph:
 
 
 def test_alarms_of_a_graph_are_judged(jumps: Graph, make_series: Callable[..., Series]) -> None:
-    """Jumps are found as they come, silence is not; PCA stands beside it at no more alarms on the clean part."""
+    """Jumps are found as they come, silence only by the jump after it; PCA stands beside it at no more alarms on the clean part."""
     scores = evaluate(jumps, make_series(3000), split=Split(((0, 1000),), ((1000, 1500),), ((1500, 3000),)))
     part = scores.anomaly
     assert part is not None
@@ -182,7 +182,8 @@ def test_alarms_of_a_graph_are_judged(jumps: Graph, make_series: Callable[..., S
     found = {kind.kind: kind.found / kind.events for kind in part.model.kinds}
     assert found["spike"] == 1.0
     assert found["noise"] > 0.8
-    assert found["dropout"] < 0.2
+    assert found["dropout"] < 0.6  # where the sensor comes back elsewhere
+    assert part.model.during < part.model.found
     assert part.model.events > 150
     assert part.model.delay < 4
     assert part.model.clean_alarms == 0

@@ -125,7 +125,7 @@ def watching(material: Material) -> Material:
     """The same with an anomaly score, alarms and faults."""
     told = copy.deepcopy(material.card)
     kinds = (Kind("spike", 3, 4, 0.0), Kind("drift", 0, 1, None))
-    model = Detection(3, 5, 1, 0.75, 0.6, 0.67, 0.71, 2.0, 1, 0.4, 0.001, kinds)
+    model = Detection(3, 2, 5, 1, 0.75, 0.6, 0.67, 0.71, 2.0, 1, 0.4, 0.001, kinds)
     told["scores"]["anomaly"] = json.loads(
         json.dumps(asdict(AnomalyScores(2, 6, ("s0",), 0.001, model, replace(model, found=1, recall=0.2))))
     )
