@@ -149,6 +149,18 @@ def test_a_graph_that_differs_is_refused(exported: tuple[Network, onnx.ModelProt
         check_parity(network, model)
 
 
+def test_a_large_cell_state_is_compared_by_its_share(
+    make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
+) -> None:
+    """A cell that forgets nothing counts into the hundreds, where float32 is coarser than the limit, and still passes."""
+    network = make_network(hidden=4)
+    with torch.no_grad():
+        network.cells[0].kernel.bias_ih_l0[:8] = 20.0  # input and forget gates open
+        network.cells[0].kernel.bias_ih_l0[8:12] = torch.tensor([0.5, -0.5, 0.4, -0.4])
+    parity = check_parity(network, build_graph(network, describe(network, make_facts(3), scores={})))
+    assert parity.state <= LIMIT
+
+
 def test_a_graph_that_gives_nan_is_refused(exported: tuple[Network, onnx.ModelProto]) -> None:
     """NaN is no small difference."""
     network, model = exported
