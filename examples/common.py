@@ -1,4 +1,4 @@
-"""What the examples share: commands that are printed before they run, a server for as long as it is needed, a table of rows.
+"""What the examples share: commands that are printed before they run, a server, a table's rows, checks.
 
 Every example is a script to read from top to bottom. It ends with exit code 1 when something that it shows does not hold.
 """
@@ -124,21 +124,22 @@ def numbers(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> Floats:
     return np.array([[float(row[name] or "nan") for name in names] for row in rows], np.float32)
 
 
-def replayed(model: Path, x: Floats) -> dict[str, Floats]:
-    """What the exported graph says of (time, features) by itself, without a server: the outputs, each (time, ...)."""
-    outputs, _ = Graph.load(model).replay(x[:, None])
-    return {name: values[:, 0] for name, values in outputs.items()}
-
-
-def same_bits(served: Mapping[str, Floats], alone: Mapping[str, Floats]) -> bool:
-    """Whether two sets of outputs are equal to the last bit."""
-    return served.keys() == alone.keys() and all(
-        np.array_equal(served[name].view(np.uint32), alone[name].view(np.uint32)) for name in alone
-    )
-
-
 def check(claim: str, *, holds: bool) -> None:
     """Print a claim and whether it holds; end the example if it does not."""
     console.print(f"{'[green]holds[/]' if holds else '[red]FAILS[/]'}  {claim}", soft_wrap=True)
     if not holds:
         sys.exit(1)
+
+
+def same_bits(model: Path, x: Floats, served: Mapping[str, Floats]) -> bool:
+    """Whether what was served is what the exported graph says by itself, to the last bit.
+
+    Args:
+        model: the version's folder.
+        x: (time, features) what was streamed.
+        served: the outputs by name, each (time, ...).
+    """
+    alone, _ = Graph.load(model).replay(x[:, None])
+    return served.keys() == alone.keys() and all(
+        np.array_equal(served[name].view(np.uint32), alone[name][:, 0].view(np.uint32)) for name in alone
+    )

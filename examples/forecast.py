@@ -8,22 +8,9 @@ hour, as a weather station would, and each forecast is held against what came tr
 
 from pathlib import Path
 
+import common
 import matplotlib as mpl
 import numpy as np
-from common import (
-    check,
-    console,
-    given,
-    next_version,
-    numbers,
-    read_rows,
-    replayed,
-    run,
-    same_bits,
-    say,
-    serving,
-    title,
-)
 from matplotlib import pyplot as plt
 from rich.table import Table
 
@@ -40,51 +27,53 @@ HOUR = np.timedelta64(1, "h")
 
 def main() -> None:
     """Runs the example."""
-    here = given(__doc__, "forecast")
-    version, held_out = next_version(here.models / "weather"), here.folder / "held_out.csv"
+    here = common.given(__doc__, "forecast")
+    version, held_out = common.next_version(here.models / "weather"), here.folder / "held_out.csv"
 
-    title("1. Learn from three airports at once; hold the last weeks of each out")
-    run(
+    common.title("1. Learn from three airports at once; hold the last weeks of each out")
+    common.run(
         "train", "--data", "weather", "--target", "temp", "--horizons", ",".join(map(str, HORIZONS)),
         "--calendar", "day,year", "--coverage", COVERAGE, "--hidden", 32, "--epochs", 5 if here.quick else 40,
         "--models", here.models, "--version", version, "--out", here.folder / f"run-{version}", "--held-out", held_out,
     )  # fmt: skip
 
-    title(f"2. Serve it, and stream what {AIRPORT} measured")
-    rows = [row for row in read_rows(held_out) if row["origin"] == AIRPORT]
+    common.title(f"2. Serve it, and stream what {AIRPORT} measured")
+    rows = [row for row in common.read_rows(held_out) if row["origin"] == AIRPORT]
     with (
-        serving(here.models, here.folder / "data") as (address, _),
+        common.serving(here.models, here.folder / "data") as (address, _),
         Client(address) as client,
         client.open(model="weather") as stream,
     ):
-        x = numbers(rows, [feature.name for feature in stream.model.features])
+        x = common.numbers(rows, [feature.name for feature in stream.model.features])
         predictions = list(stream.predict(x))  # as many ahead as the server allows; `stream.step` sends one and waits
     served = {name: np.stack([said[name] for said in predictions]) for name in predictions[0]}
 
-    title(f"3. What was said at noon and midnight of the last days, {HORIZONS[2]} hours ahead")
+    common.title(f"3. What was said at noon and midnight of the last days, {HORIZONS[2]} hours ahead")
     times = np.array([row["time"] for row in rows], "datetime64[s]")
-    temperature = numbers(rows, ["temp"])[:, 0]
+    temperature = common.numbers(rows, ["temp"])[:, 0]
     truth = true_later(times, temperature)
     forecast, interval = served["forecast"][..., 0], served["interval"][..., 0, :]  # (hours, horizons), (..., 2)
     show(times, forecast[:, 2], interval[:, 2], truth[:, 2])
     picture = here.folder / "forecast.png"
     draw(picture, times, forecast[:, 2], interval[:, 2], truth[:, 2])
-    say(f"picture: {picture}")
+    common.say(f"picture: {picture}")
 
-    title("4. Was it worth it?")
+    common.title("4. Was it worth it?")
     inside = (interval[..., 0] <= truth) & (truth <= interval[..., 1])
     for place, hours in enumerate(HORIZONS):
         known = ~np.isnan(truth[:, place] + temperature)
         error = np.abs(forecast[:, place] - truth[:, place])[known].mean()
         naive = np.abs(temperature - truth[:, place])[known].mean()
         covered = inside[known, place].mean()
-        check(f"{hours:>2} h: error {error:.2f} °F, below persistence, which has {naive:.2f}", holds=error < naive)
-        check(
+        common.check(
+            f"{hours:>2} h: error {error:.2f} °F, below persistence, which has {naive:.2f}", holds=error < naive
+        )
+        common.check(
             f"{hours:>2} h: {covered:.0%} came true inside the interval, {COVERAGE:.0%} to within {LEEWAY:.0%}",
             holds=abs(covered - COVERAGE) <= LEEWAY,
         )
-    alone = replayed(here.models / "weather" / str(version), x)
-    check("each number served is that of the graph replayed alone, to the last bit", holds=same_bits(served, alone))
+    same = common.same_bits(here.models / "weather" / str(version), x, served)
+    common.check("what was served is what the graph says by itself, to the last bit", holds=same)
 
 
 def true_later(times: np.ndarray, values: Floats) -> Floats:
@@ -109,7 +98,7 @@ def show(times: np.ndarray, forecast: Floats, interval: Floats, truth: Floats) -
             f"{truth[row]:.1f}",
             "inside" if low <= truth[row] <= high else "outside",
         )
-    console.print(table)
+    common.console.print(table)
 
 
 def draw(picture: Path, times: np.ndarray, forecast: Floats, interval: Floats, truth: Floats) -> None:

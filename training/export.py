@@ -48,8 +48,9 @@ class Parity:
     """How far the graph is from the network, over `steps` carried timesteps with missing values.
 
     `outputs` is in training standard deviations of the target where an output has the target's unit, `state` in the
-    state's own units, and a share of it beyond 1: a cell state that counts to 40 cannot be held to 1e-5 by float32. A raw
-    difference would say little: 1e-5 is nothing for 800 hPa and a lot for a current of 1e-4 A.
+    state's own units, or in its largest number where that is beyond 1: a cell state that counts to 40 for hundreds of
+    timesteps cannot be held to 1e-5 by float32. A raw difference would say little: 1e-5 is nothing for 800 hPa and a lot
+    for a current of 1e-4 A.
     """
 
     steps: int
@@ -253,12 +254,16 @@ def _gap(network: Network, graph: Graph, batch: int) -> tuple[float, float]:
     outputs = [np.abs((got[name] - part.numpy()) / network.unit(name)).max() for name, part in wanted.items()]
     core = len(final) - sum(len(monitor.states) for monitor in network.watchers)
     names = network.state_names[:core]
-    carried = [_nearest([part.numpy()], after[name]) for name, part in zip(names, final[:core], strict=True)]
+    # In the largest number of the learned state: what a large cell state is rounded by reaches all others in time.
+    largest = max(1.0, *(float(part.abs().max()) for part in final[:core]))
+    carried = [
+        np.abs(after[name] - part.numpy()).max() / largest for name, part in zip(names, final[:core], strict=True)
+    ]
     if network.watchers:
         said_gap, carried_gap = _step_gap(network, graph, x)
         outputs.append(said_gap)
         carried.append(carried_gap)
-    gaps = float(max(outputs)), float(max(carried))
+    gaps = float(np.max(outputs)), float(np.max(carried))  # NaN, if there is one
     return gaps if all(np.isfinite(gaps)) else (float("inf"), float("inf"))
 
 
@@ -320,7 +325,7 @@ def _nudged_step(
 
 
 def _nearest(answers: list[Floats], got: Floats) -> float:
-    """The largest distance from the nearest of some right answers, a share of it beyond 1; infinite where it is not a number."""
+    """The largest distance from the nearest of several right answers; infinite where something is not a number."""
     apart = np.min([np.abs(got - answer) / np.maximum(np.abs(answer), 1.0) for answer in answers], axis=0)
     return float(np.where(np.isnan(apart), np.inf, apart).max())
 
