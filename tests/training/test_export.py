@@ -149,6 +149,21 @@ def test_a_graph_that_differs_is_refused(exported: tuple[Network, onnx.ModelProt
         check_parity(network, model)
 
 
+def test_quantiles_do_not_depend_on_the_batch(
+    make_network: Callable[..., Network], make_facts: Callable[[int], Facts], sensor_rows: Callable[..., Any]
+) -> None:
+    """Nor do they where a row's are too few for a vector of the processor, and lie far apart as learned ones do."""
+    network = make_network(hidden=4, quantiles=(0.1, 0.5))
+    with torch.no_grad():
+        network.head.spread.weight.mul_(10)
+    graph = Graph(build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(), "test")
+    x = sensor_rows(500, 7)
+    together, _ = graph.replay(x)
+    for row in range(7):
+        alone, _ = graph.replay(np.ascontiguousarray(x[:, row : row + 1]))
+        assert alone["quantiles"].tobytes() == together["quantiles"][:, row : row + 1].tobytes()
+
+
 def test_a_large_cell_state_may_be_rounded(
     make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
 ) -> None:
