@@ -2,8 +2,8 @@
 
     python examples/anomaly.py [--quick] [--folder demo/anomaly]
 
-The model forecasts all eighteen room sensors ten minutes ahead and knows how wrong it usually is. Faults are put into a copy of
-rows that it has not seen; the clean and the faulty rows are streamed side by side, and an alarm should come in one only.
+The model forecasts nine rooms' temperatures ten minutes ahead and knows how wrong it usually is. Faults are put into a copy of
+rows that it has not seen; the clean and the faulty rows are streamed side by side, and alarms should come in one only.
 """
 
 import json
@@ -22,7 +22,7 @@ from training.pipeline import read_source
 from training.series import Floats
 from training.settings import Source
 
-ROOMS = (*(f"T{room}" for room in range(1, 10)), *(f"RH_{room}" for room in range(1, 10)))
+ROOMS = [f"T{room}" for room in range(1, 10)]
 ALARM_RATE = 0.005
 FAULTS = 18
 STEP_MIN = 10
@@ -49,9 +49,12 @@ def main() -> None:
     common.title("1. Learn what is usual in nine rooms")
     common.run(
         "train", "--data", "appliances", "--target", ",".join(ROOMS), "--horizons", 1, "--alarm-rate", ALARM_RATE,
-        "--hidden", 32, "--epochs", 5 if here.quick else 60, "--models", here.models, "--name", "rooms",
+        "--hidden", 32, "--epochs", 20 if here.quick else 60, "--models", here.models, "--name", "rooms",
         "--version", version, "--out", here.folder / f"run-{version}", "--held-out", held_out,
     )  # fmt: skip
+
+    common.say("In ten minutes a room changes by a tick of its sensor at most, so nothing beats persistence by much.")
+    common.say("For an alarm it counts that the model knows how wrong it usually is.")
 
     common.title(f"2. Break a copy of the rows that it has not seen, in {FAULTS} places")
     series = read_source(Source(data="appliances"))
@@ -72,7 +75,7 @@ def main() -> None:
     served = {name: np.stack([said[name] for said in answers], axis=1) for name in answers[0]}  # (2, time, ...)
     calm, excited = served["alarm"][:, :, 0] > 0.5
     found = find(excited, faults, tolerance=TOLERANCE)
-    show(times, faults, found, series.names, served["surprise"][1])
+    show(times, faults, found, series.names)
     for first, end in bursts(calm):
         common.say(f"false alarm in the clean stream: {times[first].item():%d %b %H:%M}, {end - first} timesteps")
     picture = here.folder / "anomaly.png"
@@ -94,17 +97,14 @@ def main() -> None:
     common.check("what was served is what the graph says by itself, to the last bit", holds=same)
 
 
-def show(times: np.ndarray, faults: tuple[Event, ...], found: Found, names: tuple[str, ...], surprise: Floats) -> None:
-    """Prints a line for each fault; `surprise` (time, sensors) says which sensor the graph finds oddest."""
+def show(times: np.ndarray, faults: tuple[Event, ...], found: Found, names: tuple[str, ...]) -> None:
+    """Prints a line for each fault."""
     table = Table(box=None, header_style="bold")
-    for name in ("from", "sensor", "", "alarm", "oddest then"):
+    for name in ("from", "sensor", "", "alarm"):
         table.add_column(name)
     for fault, delay in zip(faults, found.delays, strict=True):
-        when, oddest = "[red]none[/]", ""
-        if delay is not None:
-            when = "at once" if delay == 0 else f"after {delay * STEP_MIN} min"
-            oddest = ROOMS[np.abs(surprise[fault.first + delay]).argmax()]
-        table.add_row(f"{times[fault.first].item():%d %b %H:%M}", names[fault.column], WHAT[fault.kind], when, oddest)
+        when = "[red]none[/]" if delay is None else "at once" if delay == 0 else f"after {delay * STEP_MIN} min"
+        table.add_row(f"{times[fault.first].item():%d %b %H:%M}", names[fault.column], WHAT[fault.kind], when)
     common.console.print(table)
 
 
@@ -118,7 +118,8 @@ def draw(
         axes.plot(times, score, color="tab:blue", lw=0.6)
         axes.plot(times[alarm], np.full(alarm.sum(), 1.04), "|", color="tab:red", ms=7, label="alarm")
         axes.axhline(0.5, color="grey", lw=0.6, ls=":")
-        axes.set(ylabel="score", ylim=(0, 1.1), title=name)
+        axes.set(ylabel="score", ylim=(0, 1.1), yticks=(0, 0.5, 1))
+        axes.set_title(name, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     for fault in faults:
         both[1].axvspan(
@@ -126,7 +127,7 @@ def draw(
             label="fault" if fault is faults[0] else None,
         )  # fmt: skip
     both[1].xaxis.set_major_formatter(mpl.dates.DateFormatter("%d %b"))
-    both[1].legend(loc="lower right", ncols=2, frameon=True)
+    figure.legend(*both[1].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     figure.savefig(picture, dpi=120)
 
 
