@@ -139,8 +139,9 @@ class ForecastHead(Head):
             median = median + cast(Tensor, links[self.base])
         outputs: Outputs = {"forecast": median}
         if len(self.steps):
-            # ELU + 1 is positive, smooth, and two nodes where softplus is three.
-            size = nn.functional.elu(self.spread(y)).reshape(*y.shape[:-1], *self.shape, -1) + 1.0
+            # ELU + 1, which is positive and smooth. Not by onnxruntime's Elu: it rounds by where a row stands in a batch.
+            size = self.spread(y)
+            size = (torch.relu(size) + torch.exp(-torch.relu(-size))).reshape(*y.shape[:-1], *self.shape, -1)
             outputs["quantiles"] = median.unsqueeze(-1) + (size * self.naive.unsqueeze(-1)) @ self.steps
         elif self.task.quantiles:
             outputs["quantiles"] = median.unsqueeze(-1)

@@ -190,6 +190,33 @@ def test_a_sharp_graph_that_differs_is_refused(sharp: tuple[Network, onnx.ModelP
         check_parity(network, thousandth_off(model, constant))
 
 
+def test_quantiles_do_not_depend_on_the_batch(
+    make_network: Callable[..., Network], make_facts: Callable[[int], Facts], sensor_rows: Callable[..., Any]
+) -> None:
+    """Nor do they where a row's are too few for a vector of the processor, and lie far apart as learned ones do."""
+    network = make_network(hidden=4, quantiles=(0.1, 0.5))
+    with torch.no_grad():
+        network.head.spread.weight.mul_(10)
+    graph = Graph(build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(), "test")
+    x = sensor_rows(500, 7)
+    together, _ = graph.replay(x)
+    for row in range(7):
+        alone, _ = graph.replay(np.ascontiguousarray(x[:, row : row + 1]))
+        assert alone["quantiles"].tobytes() == together["quantiles"][:, row : row + 1].tobytes()
+
+
+def test_a_large_cell_state_may_be_rounded(
+    make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
+) -> None:
+    """A cell that forgets nothing counts into the hundreds, where float32 is coarser than the limit, and still passes."""
+    network = make_network(hidden=4)
+    with torch.no_grad():
+        network.cells[0].kernel.bias_ih_l0[:8] = 20.0  # input and forget gates open
+        network.cells[0].kernel.bias_ih_l0[8:12] = torch.tensor([0.5, -0.5, 0.4, -0.4])
+    parity = check_parity(network, build_graph(network, describe(network, make_facts(3), scores={})))
+    assert parity.state <= LIMIT
+
+
 def test_a_graph_that_gives_nan_is_refused(exported: tuple[Network, onnx.ModelProto]) -> None:
     """NaN is no small difference."""
     network, model = exported
