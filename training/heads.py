@@ -74,8 +74,10 @@ class ForecastHead(Head):
         self.line = nn.Linear(hidden, math.prod(self.shape))
         if len(steps):
             self.spread = nn.Linear(hidden, math.prod(self.shape) * len(steps))
-        self.share = nn.ParameterDict({link: torch.zeros(self.shape) for link in task.links if link != "features"})
-        self.base = next(iter(self.share), None)
+        shared = [link for link in task.links if link != "features"]
+        self.share = nn.ParameterDict({link: torch.zeros(self.shape) for link in shared})
+        # Not the first of the dictionary, which torch has sorted.
+        self.base = shared[0] if shared else None
         if "features" in task.links:
             self.skip = nn.Linear(inputs, math.prod(self.shape), bias=False)
             nn.init.zeros_(self.skip.weight)

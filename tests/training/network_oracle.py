@@ -24,6 +24,7 @@ class Recipe:
     activation: str = "tanh"
     layers: int = 1
     kernel: int = 1
+    changes: bool = True
     masked: bool = True
     targets: tuple[int, ...] = ()
     horizons: tuple[int, ...] = ()
@@ -41,7 +42,8 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
     missing = np.isnan(x)
     seen = held((x - mean) / std)
     state = {"last": seen[-1]}
-    y = np.concatenate([seen, missing], axis=-1) if recipe.masked else seen
+    moved = np.clip(np.diff(seen, axis=0, prepend=0 * seen[:1]) / weights["pace"], -5, 5)
+    told = y = np.concatenate([seen, *[moved] * recipe.changes, *[missing] * recipe.masked], axis=-1)
     if recipe.kernel > 1:
         past = np.zeros((recipe.kernel - 1, *y.shape[1:]))
         y, state["past"] = oracle.convolution(y, weights["front.weight"], weights["front.bias"], past)
@@ -52,7 +54,7 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
         logits = y @ weights["head.line.weight"].T + weights["head.line.bias"]
         odds = np.exp(logits)
         return {"probability": odds / odds.sum(-1, keepdims=True)}, state
-    said, after = forecasts(recipe, weights, y, seen)
+    said, after = forecasts(recipe, weights, y, seen, told)
     state |= after
     outputs = {"forecast": said["forecast"] * std[list(recipe.targets)] + mean[list(recipe.targets)]}
     if recipe.quantiles:
@@ -107,32 +109,29 @@ def run_layer(recipe: Recipe, weights: Weights, index: int, y: Doubles) -> tuple
 
 
 def forecasts(
-    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles
+    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles, told: Doubles
 ) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
     """In scaled units, (time, batch, horizons, targets) and with quantiles as a further axis; the state `season`."""
     steps, batch = y.shape[:2]
     own = seen[..., list(recipe.targets)]
     shape = (steps, batch, len(recipe.horizons), len(recipe.targets))
-    median = (y @ weights["head.line.weight"].T + weights["head.line.bias"]).reshape(shape)
+    naive = weights["head.naive"]
+    correction = (y @ weights["head.line.weight"].T + weights["head.line.bias"]).reshape(shape)
     if "features" in recipe.links:
-        median = median + (seen @ weights["head.skip.weight"].T).reshape(shape)
-    if "last" in recipe.links:
-        median = median + weights["head.share.last"] * own[:, :, None]
-    state = {}
+        correction = correction + (told @ weights["head.skip.weight"].T).reshape(shape)
+    links = {"last": np.repeat(own[:, :, None], len(recipe.horizons), axis=2)}
+    state: dict[str, Doubles] = {}
     if "season" in recipe.links:
-        for index, horizon in enumerate(recipe.horizons):
-            # As many whole seasons before the time that is forecast as bring it to the present or before.
-            back = recipe.season * math.ceil(horizon / recipe.season) - horizon
-            for now in range(steps):
-                before = own[now - back] if now >= back else np.zeros_like(own[0])
-                median[now, :, index] += weights["head.share.season"][index] * before
-        kept = np.concatenate([np.zeros((recipe.season - 1, *own.shape[1:])), own])[-(recipe.season - 1) :]
-        state["season"] = kept.swapaxes(0, 1).reshape(batch, -1)
+        links["season"], state["season"] = seasons(recipe, own)
+    shared = [link for link in recipe.links if link != "features"]
+    for link in shared:
+        correction = correction + weights[f"head.share.{link}"] * links[link]
+    median = links[shared[0]] + correction * naive if shared else correction * naive
     others = [quantile for quantile in recipe.quantiles if quantile != 0.5]
     quantiles = np.repeat(median[..., None], len(recipe.quantiles), axis=-1)
     if others:
         raw = (y @ weights["head.spread.weight"].T + weights["head.spread.bias"]).reshape(*shape, len(others))
-        size = 1.0 + np.where(raw > 0, raw, np.exp(np.minimum(raw, 0)) - 1)
+        size = naive[..., None] * (1.0 + np.where(raw > 0, raw, np.exp(np.minimum(raw, 0)) - 1))
         for place, quantile in enumerate(recipe.quantiles):
             for number, other in enumerate(others):
                 if quantile <= other < 0.5:
@@ -140,6 +139,19 @@ def forecasts(
                 if 0.5 < other <= quantile:
                     quantiles[..., place] += size[..., number]
     return {"forecast": median, "quantiles": quantiles}, state
+
+
+def seasons(recipe: Recipe, own: Doubles) -> tuple[Doubles, Doubles]:
+    """The targets' values (time, batch, horizons, targets) whole seasons before what is forecast; the state `season`."""
+    steps, batch, targets = own.shape
+    before = np.zeros((steps, batch, len(recipe.horizons), targets))
+    for index, horizon in enumerate(recipe.horizons):
+        # As many whole seasons before the time that is forecast as bring it to the present or before.
+        back = recipe.season * math.ceil(horizon / recipe.season) - horizon
+        for now in range(back, steps):
+            before[now, :, index] = own[now - back]
+    kept = own[-(recipe.season - 1) :]
+    return before, kept.swapaxes(0, 1).reshape(batch, -1)
 
 
 def intervals(
@@ -162,7 +174,7 @@ def intervals(
             made = now - horizon
             if made >= 0 and not missing[now, row, feature]:
                 outside = abs(seen[now, row, feature] - centre[made, row, index, place]) > half[made, row, index, place]
-                rate = 0.05 / math.sqrt(horizon) * scale[index, place]
+                rate = 0.1 / math.sqrt(horizon) * scale[index, place]
                 q[row, index, place] += rate * (outside - (1 - coverage))
         half[now] = np.maximum(width[now] + start + q, 1e-6)
     waiting = [
@@ -198,7 +210,8 @@ def alarms(
         still = np.where(here, np.where(value[chosen] == last[chosen], still + 1, 0.0), still)
         gone = np.where(here, 0.0, gone + 1)
         parts = np.concatenate([abs(jump), back, abs(deviation[count:]), still, gone])
-        evidence = max(before * np.log(np.maximum(1.0, factor * parts + summand)))
+        root = np.maximum(1.0, factor * parts + summand) ** (1 / 16)
+        evidence = max(before * 32 * (root - 1) / (root + 1))  # the logarithm, nearly
         threshold = start + shift
         warm = age >= 96
         score = evidence / (evidence + threshold) if warm else 0.0

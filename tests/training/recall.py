@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from training.fit import Fitted, fit
+from training.network import Network
 from training.series import UNLABELLED, Floats, Group, Ints, Scaler, Series, Split, fit_scaler
 from training.settings import Architecture, Classify, Fit, Shape
 
@@ -63,10 +64,9 @@ class Task:
         return fit(self.series, self.split, self.scaler, architecture, settings)
 
 
-def accuracy(fitted: Fitted, lag: int, count: int = 500) -> float:
+def accuracy(network: Network, lag: int, count: int = 500) -> float:
     """The share of new sequences whose symbol is named rightly at the recall, from a fresh state each."""
     values, symbols = make_recall(count, lag, seed=1)
-    network = fitted.network
     with torch.no_grad():
         outputs, _ = network.sequence(torch.from_numpy(values), network.fresh_state(count))
     return float((outputs["probability"][-1].argmax(-1).numpy() == symbols).mean())
