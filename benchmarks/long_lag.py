@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the task is that of the tests
+# The task is that of the tests. The folder of this file goes: torch would take its `triton` for the compiler.
+sys.path[0] = str(Path(__file__).parent.parent)
 
 from tests.training.recall import CLASSES, Task, accuracy
 from training.cells import CELLS
