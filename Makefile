@@ -34,10 +34,12 @@ bench: $(READY)
 	$(BIN)/python benchmarks/workers.py --rounds 3
 	$(BIN)/python benchmarks/ready.py
 	$(BIN)/python -m benchmarks.survival
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.idle --streams 20000
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/live.py
 	$(BIN)/python benchmarks/overload.py --rounds 3
+	$(BIN)/python -m benchmarks.fit
 
 # Against Triton, which is no dependency of ours: it gets an environment of its own.
 bench-peers: $(READY) $(TRITON)/.ready

@@ -3,6 +3,8 @@
 Every sensor is a target. The network is trained for a few epochs, the monitors are calibrated, and copies of the held-out
 part with faults from different seeds are replayed through the exported graph side by side. An alarm finds a fault from its
 first timestep to two after its last: some faults show only when they end. Exit code 1 where a goal is missed.
+
+Run as `python -m benchmarks.alarms`: as a script it would take a file of this folder for a package of that name.
 """
 
 import argparse

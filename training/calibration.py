@@ -20,7 +20,7 @@ from training.series import Floats, Series, Spans, Split, rows_of
 
 # Timesteps of one call of the network: enough to be quick, few enough to be small.
 CHUNK = 4096
-# Rows of the training part that the alarm is fitted on, the latest: its tails are then made of thousands of values, and
+# Rows of the training part, and of the validation part, that the alarm is fitted on, the latest: its tails are then made of thousands of values, and
 # more would only take time.
 MOST_ROWS = 200_000
 
@@ -115,7 +115,7 @@ def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: 
 def _fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) -> None:
     """The usual errors and levels, the tails of all parts, and the threshold that belongs to the alarm rate."""
     taught = list(_replay(network, series, _latest(split.train, MOST_ROWS)))
-    chosen = list(_replay(network, series, split.validation))
+    chosen = list(_replay(network, series, _latest(split.validation, MOST_ROWS)))
     pieces = [*taught, *chosen]
     errors = np.concatenate([_errors(monitor, piece) for piece in chosen])
     bias, spread = _mean(errors), _spread(errors)

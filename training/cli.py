@@ -137,7 +137,7 @@ def export(
 
 @app.command()
 def report(
-    model: Annotated[Path, typer.Argument(help="A version's folder.")],
+    model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
     data: Annotated[str | None, option("data", "Where the version's data is now, if it was moved.")] = None,
     out: Annotated[Path | None, option("out", "The file to write; report.html beside the card when not given.")] = None,
 ) -> None:
@@ -145,7 +145,7 @@ def report(
     from training.pipeline import report_again
 
     page = report_again(model, data=data)
-    path = out or model / "report.html"
+    path = out or (model if model.is_dir() else model.parent) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     _say(f"report: {path}")

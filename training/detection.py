@@ -180,6 +180,7 @@ def _detection(
     warm = sum(int(watch.warm.sum()) for watch in clean)
     return Detection(
         found=len(hits),
+        during=sum(sum(part.during) for part in found),
         events=len(delays),
         false_alarms=false,
         precision=len(hits) / (len(hits) + false) if len(hits) + false else None,

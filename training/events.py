@@ -18,34 +18,37 @@ from training.metrics import Bools
 class Found:
     """What became of the events of one stream.
 
-    `delays` holds for each event the timesteps from its first to the first alarm, None when it was not found;
-    `false_alarms` counts the bursts of alarms that belong to none.
+    `delays` holds for each event the timesteps from its first to the first alarm, None when it was not found, and
+    `during` whether that alarm came before the event was over; `false_alarms` counts the bursts of alarms that belong to none.
     """
 
     delays: tuple[int | None, ...]
+    during: tuple[bool, ...]
     false_alarms: int
 
 
 def find(alarm: Bools, events: Sequence[Event], *, tolerance: int) -> Found:
     """Match alarms to events.
 
-    An event is found when an alarm falls inside it, or within `tolerance` timesteps after its first. A burst of alarms,
-    however long, is one false alarm when no timestep of it belongs to an event. What an event leaves behind, the jump back
-    to normal in the `tolerance` timesteps after its end, is neither found nor false.
+    An event is found when an alarm falls inside it or within `tolerance` timesteps after its end, when the sensor has
+    jumped back: whoever is told then knows what to think of the values before. A burst of alarms, however long, is one
+    false alarm when no timestep of it belongs to an event in this sense.
 
     Args:
         alarm: (time,) of one stream.
         events: in its rows, in the order of time.
         tolerance: in timesteps.
     """
-    delays = []
+    delays: list[int | None] = []
+    during = []
     excused = np.zeros(len(alarm), np.bool_)
     for event in events:
-        inside = alarm[event.first : max(event.end, event.first + tolerance)]
+        inside = alarm[event.first : event.end + tolerance]
         delays.append(int(inside.argmax()) if inside.any() else None)
+        during.append(bool(alarm[event.first : event.end].any()))
         excused[event.first : event.end + tolerance] = True
     false = sum(not excused[first:end].any() for first, end in bursts(alarm))
-    return Found(tuple(delays), false)
+    return Found(tuple(delays), tuple(during), false)
 
 
 def bursts(alarm: Bools) -> list[tuple[int, int]]:

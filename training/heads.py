@@ -5,6 +5,7 @@ A head may carry state of its own; the batch is the last axis but one of every s
 
 import math
 from abc import ABC, abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,15 @@ class Head(nn.Module, ABC):
     outputs: tuple[str, ...]
 
     @abstractmethod
-    def sequence(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:
-        """(time, batch, hidden) and (time, batch, features) scaled -> outputs in scaled units, and the next state."""
+    def sequence(self, y: Tensor, seen: Tensor, told: Tensor, state: State) -> tuple[Outputs, State]:
+        """(time, batch, hidden), (time, batch, features) scaled and (time, batch, inputs) -> outputs, and the next state.
+
+        `told` is what the first layer is told. The outputs are in scaled units.
+        """
 
     @abstractmethod
-    def step(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:
-        """(batch, hidden) and (batch, features) scaled -> outputs in scaled units, and the next state."""
+    def step(self, y: Tensor, seen: Tensor, told: Tensor, state: State) -> tuple[Outputs, State]:
+        """(batch, hidden), (batch, features) scaled and (batch, inputs) -> outputs in scaled units, and the next state."""
 
     @abstractmethod
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
@@ -48,16 +52,21 @@ class Head(nn.Module, ABC):
 class ForecastHead(Head):
     """A median and quantiles for each horizon and target.
 
-    The median is a line through the last layer plus a learned share of each link. The share of the first link, usually the
-    last seen value, starts at 1: an untrained network is persistence, which is hard to beat one step ahead and useless a
-    day ahead. The link to the features is a linear regression beside the cells (the autoregressive part of Lai et al., Modeling
-    Long- and Short-Term Temporal Patterns with Deep Neural Networks, SIGIR 2018). Each other quantile lies a number of steps from the median, and no step is negative: they cannot cross.
+    The median is the first link, usually the last seen value, plus a correction: a line through the last layer and a
+    learned share of each link. The correction starts small, so an untrained network is close to persistence, which is hard
+    to beat one step ahead and useless a day ahead. The link to the features is a linear regression on what the cells are
+    told (the autoregressive part of Lai et al., Modeling Long- and Short-Term Temporal Patterns with Deep Neural Networks,
+    SIGIR 2018). Each other quantile lies a number of steps from the median, and no step is negative: they cannot cross.
+
+    Corrections and steps are in units of persistence's own error, target by target and horizon by horizon: for a slow
+    sensor that is a hundredth of its standard deviation, and an optimiser's step would be too coarse for it.
     """
 
     targets: Tensor  # (targets,)
+    naive: Tensor  # (horizons, targets) persistence's mean absolute error on the training part, in scaled units
     steps: Tensor  # (steps, quantiles), 1 or -1 where a step lies between the median and the quantile
 
-    def __init__(self, hidden: int, features: int, task: Forecast) -> None:
+    def __init__(self, hidden: int, inputs: int, task: Forecast) -> None:
         super().__init__()
         self.task = task
         self.shape = (len(task.horizons), len(task.targets))
@@ -65,13 +74,14 @@ class ForecastHead(Head):
         self.line = nn.Linear(hidden, math.prod(self.shape))
         if len(steps):
             self.spread = nn.Linear(hidden, math.prod(self.shape) * len(steps))
-        # One link starts at 1 and another at 0: two halves would be a worse forecast than either.
         shared = [link for link in task.links if link != "features"]
-        shares = {link: torch.full(self.shape, float(index == 0)) for index, link in enumerate(shared)}
-        self.share = nn.ParameterDict(shares)
+        self.share = nn.ParameterDict({link: torch.zeros(self.shape) for link in shared})
+        # Not the first of the dictionary, which torch has sorted.
+        self.base = shared[0] if shared else None
         if "features" in task.links:
-            self.skip = nn.Linear(features, math.prod(self.shape), bias=False)
+            self.skip = nn.Linear(inputs, math.prod(self.shape), bias=False)
             nn.init.zeros_(self.skip.weight)
+        self.register_buffer("naive", torch.ones(self.shape))
         self.register_buffer("targets", torch.tensor(task.targets), persistent=False)
         self.register_buffer("steps", steps, persistent=False)
         self.states = ("season",) if "season" in task.links else ()
@@ -82,24 +92,24 @@ class ForecastHead(Head):
         width = (self.task.season - 1) * self.shape[1]
         return (torch.zeros(batch, width, device=self.steps.device),) if self.states else ()
 
-    def sequence(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:
+    def sequence(self, y: Tensor, seen: Tensor, told: Tensor, state: State) -> tuple[Outputs, State]:
         """`forecast` (time, batch, horizons, targets) and `quantiles` (time, batch, horizons, targets, quantiles)."""
         own = seen.index_select(-1, self.targets)  # (time, batch, targets)
         if not self.states:
-            return self._outputs(y, seen, None), state
+            return self._outputs(y, own, told, None), state
         past = state[0].reshape(own.shape[1], -1, own.shape[2]).transpose(0, 1)  # (season - 1, batch, targets)
         known = torch.cat([past, own])
         before = torch.stack([known[first : first + len(own)] for first in self._first()], dim=-2)
-        return self._outputs(y, seen, before), (known[len(own) :].transpose(0, 1).flatten(1),)
+        return self._outputs(y, own, told, before), (known[len(own) :].transpose(0, 1).flatten(1),)
 
-    def step(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:
+    def step(self, y: Tensor, seen: Tensor, told: Tensor, state: State) -> tuple[Outputs, State]:
         """`forecast` (batch, horizons, targets) and `quantiles` (batch, horizons, targets, quantiles)."""
         own = seen.index_select(-1, self.targets)  # (batch, targets)
         if not self.states:
-            return self._outputs(y, seen, None), state
+            return self._outputs(y, own, told, None), state
         known = torch.cat([state[0], own], dim=-1)  # (batch, season * targets)
-        before = known.reshape(len(own), -1, own.shape[1]).index_select(1, torch.tensor(self._first()))
-        return self._outputs(y, seen, before), (known[:, own.shape[1] :],)
+        before = known.unflatten(-1, (self.task.season, own.shape[1])).index_select(1, torch.tensor(self._first()))
+        return self._outputs(y, own, told, before), (known[:, own.shape[1] :],)
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:
         """In the targets' units."""
@@ -119,20 +129,22 @@ class ForecastHead(Head):
         # The present value is the last, season - 1; h - season * ceil(h / season) timesteps lie between.
         return [season - 1 + horizon - season * -(-horizon // season) for horizon in self.task.horizons]
 
-    def _outputs(self, y: Tensor, seen: Tensor, before: Tensor | None) -> Outputs:
-        """(..., hidden), (..., features) and (..., horizons, targets) -> what is forecast, in scaled units."""
-        flat = self.line(y) + self.skip(seen) if "features" in self.task.links else self.line(y)
-        median = flat.unflatten(-1, self.shape)
-        if "last" in self.share:
-            median = median + self.share["last"] * seen.index_select(-1, self.targets).unsqueeze(-2)
-        if before is not None:
-            median = median + self.share["season"] * before
+    def _outputs(self, y: Tensor, own: Tensor, told: Tensor, before: Tensor | None) -> Outputs:
+        """(..., hidden), (..., targets), (..., inputs) and (..., horizons, targets) -> what is forecast, in scaled units."""
+        flat = self.line(y) + self.skip(told) if "features" in self.task.links else self.line(y)
+        correction = flat.unflatten(-1, self.shape)
+        links = {"last": own.unsqueeze(-2), "season": before}
+        for link, share in self.share.items():
+            correction = correction + share * cast(Tensor, links[link])
+        median = correction * self.naive
+        if self.base:
+            median = median + cast(Tensor, links[self.base])
         outputs: Outputs = {"forecast": median}
         if len(self.steps):
             # ELU + 1, which is positive and smooth. Not by onnxruntime's Elu: it rounds by where a row stands in a batch.
             size = self.spread(y)
             size = (torch.relu(size) + torch.exp(-torch.relu(-size))).reshape(*y.shape[:-1], *self.shape, -1)
-            outputs["quantiles"] = median.unsqueeze(-1) + size @ self.steps
+            outputs["quantiles"] = median.unsqueeze(-1) + (size * self.naive.unsqueeze(-1)) @ self.steps
         elif self.task.quantiles:
             outputs["quantiles"] = median.unsqueeze(-1)
         return outputs
@@ -157,11 +169,11 @@ class ClassifyHead(Head):
         super().__init__()
         self.line = nn.Linear(hidden, len(task.classes))
 
-    def sequence(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
+    def sequence(self, y: Tensor, seen: Tensor, told: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
         """`logits` (time, batch, classes)."""
         return {"logits": self.line(y)}, state
 
-    def step(self, y: Tensor, seen: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
+    def step(self, y: Tensor, seen: Tensor, told: Tensor, state: State) -> tuple[Outputs, State]:  # noqa: ARG002  no last value
         """`logits` (batch, classes)."""
         return {"logits": self.line(y)}, state
 
@@ -170,11 +182,11 @@ class ClassifyHead(Head):
         return {"probability": torch.softmax(outputs["logits"], dim=-1)}
 
 
-def build_head(architecture: Architecture) -> Head:
-    """The head that the task wants."""
+def build_head(architecture: Architecture, inputs: int) -> Head:
+    """The head that the task wants; `inputs` is the width of what the first layer is told."""
     task = architecture.task
     return (
-        ForecastHead(architecture.hidden, architecture.features, task)
+        ForecastHead(architecture.hidden, inputs, task)
         if task.kind == "forecast"
         else ClassifyHead(architecture.hidden, task)
     )

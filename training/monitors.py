@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from training.cells import State
 from training.errors import SettingsError
 from training.heads import Outputs
+from training.logarithm import logarithm
 from training.settings import Architecture, Classify, Forecast
 
 # How far an interval's half-width moves for a forecast that is missed, in mean absolute deviations of the scores and
 # divided by the root of the horizon: what is learned of a forecast comes so much later, and errors of neighbouring
 # timesteps are alike. The long-run coverage is off by the range that the half-width wanders through, divided by this and
-# by the number of timesteps: 10,000 of them hold it to a per cent.
-INTERVAL_RATE = 0.05
+# by the number of timesteps: 5,000 of them hold it to a per cent.
+INTERVAL_RATE = 0.1
 # Of an interval: a half-width of zero marks a forecast that a young stream has not made.
 LEAST_HALF = 1e-6
 
@@ -273,7 +274,7 @@ class Alarm(Monitor):
         """(..., 5 * targets) -> (..., 1), in nats: how far the most unexpected part lies in its tail."""
         factor, summand, before = self.tail
         inside = torch.clamp(parts * factor + summand, min=1.0)
-        return torch.amax(torch.log(inside) * before, dim=-1, keepdim=True)
+        return torch.amax(logarithm(inside) * before, dim=-1, keepdim=True)
 
     def judge(self, look: Look, said: Outputs) -> tuple[Outputs, State]:
         """Whether it is worth an alarm; and learn from it, as `step` does."""

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from training.cells import CELLS, Cell, Convolution, State
 from training.heads import Outputs, build_head
+from training.logarithm import logarithm
 from training.monitors import Monitor, Reading, build_monitors
 from training.series import Floats, Scaler
 from training.settings import Architecture, Classify
+
+# In usual steps of a feature. The first timestep of a stream comes from the training mean and may be hundreds of a slow
+# sensor's steps away: no such number is to reach the cells.
+LEAP = 5.0
 
 
 class Network(nn.Module):
@@ -30,20 +35,26 @@ class Network(nn.Module):
 
     mean: Tensor  # (features,)
     std: Tensor  # (features,)
+    pace: Tensor  # (features,) how far a feature usually moves in a timestep, in scaled units
 
     def __init__(self, architecture: Architecture, scaler: Scaler) -> None:
         super().__init__()
         self.architecture = architecture
         self.register_buffer("mean", torch.from_numpy(scaler.mean))
         self.register_buffer("std", torch.from_numpy(scaler.std))
-        # A layer sees each feature and whether it is missing: a value held for an hour is worth less than a fresh one.
-        width = (2 if architecture.missing == "mask" else 1) * architecture.features
+        self.register_buffer("pace", torch.from_numpy(scaler.step / scaler.std))
+        # Each feature, how far it has moved, and whether it is missing: a value held for an hour is worth less than a
+        # fresh one, and of a slow sensor the movement is what counts and the value hides it.
+        width = (1 + architecture.changes + (architecture.missing == "mask")) * architecture.features
         self.front = Convolution(width, architecture.filters, architecture.kernel) if architecture.kernel > 1 else None
         widths = [self.front.hidden if self.front else width] + [architecture.hidden] * (architecture.layers - 1)
         cell = CELLS[architecture.cell]
         self.cells = nn.ModuleList([cell(width, architecture.hidden, architecture.activation) for width in widths])
+        if architecture.memory is not None:
+            for layer in self.cells:
+                cast(Cell, layer).remember(architecture.memory)
         self.dropout = nn.Dropout(architecture.dropout)
-        self.head = build_head(architecture)
+        self.head = build_head(architecture, width)
         self.monitors = nn.ModuleList(build_monitors(architecture))
 
     @property
@@ -118,14 +129,15 @@ class Network(nn.Module):
     def _uncut_sequence(self, x: Tensor, state: State) -> tuple[Outputs, State]:
         missing = torch.isnan(x)
         seen = fill_forward(self.scaled(x), missing, state[0])
-        y = self._told(seen, missing)
+        told = self._told(seen, torch.cat([state[0].unsqueeze(0), seen[:-1]]), missing)
+        y = told
         parts = iter(state[1:])
         following: list[Tensor] = [seen[-1]]
         for index, layer in enumerate(self.layers):
             carried = tuple(islice(parts, len(layer.states)))
             y, after = layer.sequence(y if index == 0 else self.dropout(y), carried)
             following.extend(after)
-        outputs, after = self.head.sequence(self.dropout(y), seen, tuple(islice(parts, len(self.head.states))))
+        outputs, after = self.head.sequence(self.dropout(y), seen, told, tuple(islice(parts, len(self.head.states))))
         return outputs, (*following, *after, *parts)
 
     def step(self, x: Tensor, state: State) -> tuple[Outputs, State]:
@@ -134,13 +146,14 @@ class Network(nn.Module):
         if resets is not None:
             state = _renewed(state, resets)
         now = self._read(x, state[0])
-        y = self._told(now.seen, now.missing)
+        told = self._told(now.seen, now.last, now.missing)
+        y = told
         parts = iter(state[1:])
         following: list[Tensor] = [now.seen]
         for layer in self.layers:
             y, after = layer.step(y, tuple(islice(parts, len(layer.states))))
             following.extend(after)
-        said, after = self.head.step(y, now.seen, tuple(islice(parts, len(self.head.states))))
+        said, after = self.head.step(y, now.seen, told, tuple(islice(parts, len(self.head.states))))
         more, watched = self._watch(now, said, tuple(parts))
         return self.head.raw(said, self.mean, self.std) | more, (*following, *after, *watched)
 
@@ -182,13 +195,18 @@ class Network(nn.Module):
         if elapsed is None:
             return scaled
         # Steps range over decades, so their logarithm is told; 0, which a fresh stream holds, is the usual step.
-        steps = _logarithm((x[..., elapsed.feature].clamp(min=0.0) / elapsed.usual_s + 1.0) / 2.0)
+        steps = logarithm((x[..., elapsed.feature].clamp(min=0.0) / elapsed.usual_s + 1.0) / 2.0)
         own = torch.arange(x.shape[-1], device=x.device) == elapsed.feature
         return torch.where(own, steps.unsqueeze(-1), scaled)
 
-    def _told(self, seen: Tensor, missing: Tensor) -> Tensor:
+    def _told(self, seen: Tensor, last: Tensor, missing: Tensor) -> Tensor:
         """What the first layer is told: (..., inputs)."""
-        return torch.cat([seen, missing.to(seen.dtype)], dim=-1) if self.architecture.missing == "mask" else seen
+        parts = [seen]
+        if self.architecture.changes:
+            parts.append(((seen - last) / self.pace).clamp(-LEAP, LEAP))
+        if self.architecture.missing == "mask":
+            parts.append(missing.to(seen.dtype))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else seen
 
 
 def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Network:
@@ -201,17 +219,6 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
 def _renewed(state: State, resets: Tensor) -> State:
     """The state, that of a fresh stream where `resets` (batch,) says so."""
     return tuple(part.masked_fill(resets.unsqueeze(-1), 0) for part in state)
-
-
-def _logarithm(x: Tensor) -> Tensor:
-    """The natural logarithm, within a fortieth from 0.5 to 5000.
-
-    Of roots and quotients, which round alike wherever a row stands in a batch; with onnxruntime's Log a prediction would
-    change its last bits with the rows beside it.
-    """
-    for _ in range(4):
-        x = torch.sqrt(x)
-    return 32.0 * (x - 1.0) / (x + 1.0)
 
 
 def without_monitors(architecture: Architecture) -> Architecture:
@@ -227,7 +234,7 @@ def add_monitors(network: Network, architecture: Architecture) -> Network:
     """A network of the architecture with the learned weights of one without monitors; what they know is still blank."""
     # Copies, because a network shares the memory of its scaler.
     mean, std = network.mean.numpy().copy(), network.std.numpy().copy()
-    full = Network(architecture, Scaler(mean, std, mean, mean, ()))
+    full = Network(architecture, Scaler(mean, std, mean, mean, std, ()))
     # Not strict, because the monitors' buffers are not there; everything else must be.
     keys = full.load_state_dict(network.state_dict(), strict=False)
     assert not keys.unexpected_keys

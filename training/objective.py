@@ -17,13 +17,17 @@ from torch import Tensor
 
 from training.baselines import persistence
 from training.errors import SettingsError
-from training.heads import Outputs
+from training.heads import ForecastHead, Head, Outputs
 from training.series import UNLABELLED, Floats, Scaler, Series, Spans, Split, ahead, rows_of
 from training.settings import Architecture, Classify, Forecast
 
 
 class Objective(ABC):
     """The truth and the loss of one task on one series."""
+
+    @abstractmethod
+    def measure(self, head: Head) -> None:
+        """Tell the head the units that it works in."""
 
     @abstractmethod
     def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
@@ -55,10 +59,15 @@ class ForecastObjective(Objective):
         self.first, self.end = torch.tensor([(-1, 0), *stretches], device=device).T.contiguous()
         self.quantiles = torch.tensor(task.quantiles, device=device)
 
+    def measure(self, head: Head) -> None:
+        """Persistence's error is the unit of a forecast's corrections."""
+        assert isinstance(head, ForecastHead)
+        head.naive.copy_(1.0 / self.weight)
+
     def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
         """(..., horizons, targets) in scaled units, NaN where unknown."""
         wanted = rows.unsqueeze(-1) + self.horizons  # (..., horizons)
-        end = self.end[torch.bucketize(rows, self.first, right=True) - 1]
+        end = self.end[torch.bucketize(rows, self.first.to(rows.dtype), right=True) - 1]
         unknown = ~(counts.unsqueeze(-1) & (wanted < end.unsqueeze(-1)))
         places = wanted.clamp_(max=len(self.values) - 1).unsqueeze(-1) * self.values.shape[1] + self.targets
         # As one long row, which is looked up several times quicker than by two indices.
@@ -96,6 +105,9 @@ class ClassifyObjective(Objective):
         if entropy == 0:
             raise SettingsError(f"label: the training part of {series.name} has only one class; expected at least two")
         self.unit = 1.0 / entropy
+
+    def measure(self, head: Head) -> None:
+        """Classes have no unit."""
 
     def truth(self, rows: Tensor, counts: Tensor) -> Tensor:
         """(...) the class, `UNLABELLED` where unknown."""

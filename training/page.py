@@ -54,7 +54,7 @@ th:first-child,td:first-child,tbody th{text-align:left;padding-left:0;color:var(
 td small,tbody th small{color:var(--soft);font-size:12px;display:block;line-height:1.2}
 td .best{font-weight:600}
 td .lost{color:var(--red);font-weight:600}
-figure{margin:0 0 20px}
+figure{margin:0 0 20px}.scroll+figure{margin-top:24px}
 figcaption{margin-bottom:6px}
 figcaption b{color:var(--ink);font-weight:600}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:8px 28px}
@@ -81,7 +81,7 @@ path.line.truth{stroke:var(--ink);stroke-width:1}path.line.ideal{stroke:var(--gr
 path.line.a,path.line.b,path.line.c,path.line.d,path.line.e{stroke:var(--tone)}
 circle.a,circle.b,circle.c,circle.d,circle.e,rect.a,rect.b,rect.c,rect.d,rect.e{fill:var(--tone)}
 svg text.a,svg text.b,svg text.c,svg text.d,svg text.e{fill:var(--tone)}svg text.truth{fill:var(--ink)}
-rect.right{fill:var(--blue)}rect.wrong{fill:var(--red)}rect.fault{fill:var(--red);fill-opacity:.16}rect.alarm{fill:var(--red)}
+rect.right,rect.wrong{stroke:var(--rule);fill:var(--red)}rect.right{fill:var(--blue)}rect.fault{fill:var(--red);fill-opacity:.16}rect.alarm{fill:var(--red)}
 footer{margin-top:44px;border-top:1px solid var(--rule);padding-top:12px}
 @media (max-width:719px){main{padding:24px 16px 40px}.wide{display:none}.narrow{display:block}h1{font-size:25px}
 .lead{font-size:17px}th,td{padding-left:9px}table,th,th:first-child,td:first-child,tbody th{font-size:12.5px}td small{font-size:11px}section{margin-top:32px}}

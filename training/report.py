@@ -165,6 +165,8 @@ def _intervals(material: Material) -> Html:
         f"highest quantile{stated}, and how wide that is on average. The quantiles of a baseline are those of its errors on "
         "the validation part."
     )
+    if calibrated:
+        how += " Calibrated: the interval that the graph corrects while it runs, what it holds, and what it promises."
     return section("Intervals", how, *parts)
 
 
@@ -187,7 +189,7 @@ def _forecasts(material: Material) -> Html:
     levels = material.replayed.outputs.get("quantiles") is not None and _levels(material)
     interval = f", the band from its {levels[0]:g} to its {levels[-1]:g} quantile" if levels else ""
     how = (
-        f"What came true in black, and in blue what had been forecast for that time{interval}. The stretch is, of the livelier "
+        f"The thin line is what came true, the blue one what had been forecast for that time{interval}. The stretch is, of the livelier "
         "half of the held-out part, the one whose error is the most usual: neither the best nor the worst."
     )
     return section("Forecasts against what came true", how, *parts)
@@ -353,6 +355,9 @@ def _anomalies(material: Material) -> Html:
             ("share of clean timesteps with an alarm", "clean_share", _share),
         )
         body = [["all faults", *(_found(told[key]) for key, _ in detectors)], *found]
+        body.append(
+            ["before they were over", *(f"{told[key]['during']} of {told[key]['events']}" for key, _ in detectors)]
+        )
         body += [[name, *(show(told[column][key]) for column, _ in detectors)] for name, key, show in measures]
         parts.append(table(["faults found", *(name for _, name in detectors)], body))
     if faulted is not None:
@@ -369,7 +374,8 @@ def _score_chart(faulted: Faulted) -> Callable[[int], str]:
     replayed = faulted.replayed
     # The place, not the time, so that the gaps between groups take no room.
     places = np.arange(len(replayed.times))
-    score, alarm = replayed.outputs["score"][:, 0], replayed.outputs["alarm"][:, 0] > 0.5
+    score, warm = replayed.outputs["score"][:, 0], replayed.outputs["warm"][:, 0] > 0.5
+    alarm = (replayed.outputs["alarm"][:, 0] > 0.5) & warm  # as they are scored
 
     def draw(width: int) -> str:
         # As many points as there are pixels, each the highest of its timesteps: a spike must not fall between two.
@@ -378,10 +384,10 @@ def _score_chart(faulted: Faulted) -> Callable[[int], str]:
         highest = np.maximum.reduceat(score, firsts) if len(score) else score
         marks = tuple((place / 2, f"{place / 2:g}") for place in range(3))
         across = charts.linear(places, "timestep", zero=True, ticks=6 if width > charts.NARROW else 3)
-        plot = Plot("anomaly score", across, charts.Scale(0, 1, marks, "score"), width=width, height=190)
+        plot = Plot("anomaly score", across, charts.Scale(-0.1, 1, marks, "score"), width=width, height=190)
         plot.spans([(event.first, event.end) for event in faulted.events], "fault")
         plot.line(firsts, highest, "a")
-        plot.dots(places[alarm], np.full(int(alarm.sum()), -0.04), "b", 2.2)
+        plot.dots(places[alarm], np.full(int(alarm.sum()), -0.05), "b", 2.0)
         return plot.svg()
 
     return draw
@@ -508,7 +514,7 @@ def _settings(material: Material) -> Html:
     fits = _flat(card["settings"]["fit"])
     agreed = (
         f"outputs differ by at most {parity['outputs']:.1e} standard deviations, the state by {parity['state']:.1e} "
-        f"(allowed: {parity['limit']:.0e}), over {parity['steps']:,} timesteps with missing values, in batches of "
+        f"(rounding alone: {parity['rounding']:.1e}, allowed: {parity['limit']:.0e}), over {parity['steps']:,} timesteps with missing values, in batches of "
         f"{joined([str(batch) for batch in parity['batches']])}"
     )
     checks = [

@@ -25,7 +25,7 @@ from training.network import Network, build_network
 from training.series import Floats, Scaler, Series, Spans, Split, iso, rows_of
 from training.settings import Architecture, Fit, Request, Settings, Source
 
-_RUN, _METRICS = "run.json", "metrics.jsonl"
+RUN, _METRICS = "run.json", "metrics.jsonl"
 Told = TypeVar("Told", bound=Settings)
 
 
@@ -146,14 +146,14 @@ def outcome(fitted: Fitted) -> Outcome:
 
 def begin(folder: Path, begun: Begun) -> None:
     """Write `run.json` before the first epoch, so that a training which is killed can go on."""
-    replace_file(folder / _RUN, _json(begun))
+    replace_file(folder / RUN, _json(begun))
 
 
 def save(folder: Path, run: Run, network: Network) -> None:
     """Write `run.json` and `best.pt`; the folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / checkpoint.BEST, network.state_dict())
-    replace_file(folder / _RUN, _json(run))
+    replace_file(folder / RUN, _json(run))
 
 
 def load(folder: Path) -> tuple[Run, Network]:
@@ -181,7 +181,7 @@ def read(folder: Path) -> Begun | Run:
     Raises:
         RunError: it is missing or damaged.
     """
-    path = folder / _RUN
+    path = folder / RUN
     try:
         return _EITHER.validate_json(path.read_bytes())
     except OSError as error:
@@ -285,7 +285,7 @@ def open_folder(folder: Path) -> None:
     Raises:
         RunError: a run is there already; a run is never written over.
     """
-    if (folder / _METRICS).exists() or (folder / _RUN).exists():
+    if (folder / _METRICS).exists() or (folder / RUN).exists():
         raise RunError(f"out: {folder} holds a run already; choose another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -300,7 +300,7 @@ def _json(made: Settings) -> bytes:
 def _blank_scaler(features: int) -> Scaler:
     """Filler until the weights, which hold the real one, are loaded."""
     blank = np.zeros(features, np.float32)
-    return Scaler(blank, blank + 1, blank, blank, ())
+    return Scaler(blank, blank + 1, blank, blank, blank + 1, ())
 
 
 def _shortest(values: Floats) -> list[float]:

@@ -130,7 +130,7 @@ def _anomaly_tables(scores: Scores) -> list[Table]:
     board = _board(
         f"{part.model.events} faults put into {', '.join(part.columns[:NAMED])}{', ...' if len(part.columns) > NAMED else ''}",
         ("",),
-        ("found", "false", "precision", "recall", "F1", "AUC-PR", "delay", "clean alarms/d"),
+        ("found", "in time", "false", "precision", "recall", "F1", "AUC-PR", "delay", "clean alarms/d"),
     )
     kinds = _board("found, by kind of fault", ("",), tuple(kind.kind for kind in part.model.kinds))
     for name, detector in (("model", part.model), ("PCA (T2, Q)", part.pca)):
@@ -138,6 +138,7 @@ def _anomaly_tables(scores: Scores) -> list[Table]:
             board.add_row(
                 name,
                 f"{detector.found}/{detector.events}",
+                str(detector.during),
                 str(detector.false_alarms),
                 percent(detector.precision),
                 percent(detector.recall),

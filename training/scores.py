@@ -185,6 +185,7 @@ class Detection:
 
     Attributes:
         found, events: faults found, of how many; by kind in `kinds`.
+        during: faults found before they were over, and not by the jump back.
         false_alarms: bursts of alarms that belong to no fault.
         precision, recall, f1: of events; precision is None where there was no alarm at all.
         auc_pr: average precision of the score by timestep.
@@ -194,6 +195,7 @@ class Detection:
     """
 
     found: int
+    during: int
     events: int
     false_alarms: int
     precision: float | None

@@ -151,15 +151,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Scaler:
-    """What the training part looks like, per feature: mean, standard deviation and range, all (features,) float32.
+    """What the training part looks like, per feature, all (features,) float32.
 
-    `constant` names the features whose spread is nil; their `std` is 1, so that they are zero, not NaN, when scaled.
+    Mean, standard deviation and range; `step` is the standard deviation of the change from one timestep to the next.
+
+    `constant` names the features whose spread is nil; their `std` and `step` are 1, so that they are zero, not NaN, when scaled.
     """
 
     mean: Floats
     std: Floats
     low: Floats
     high: Floats
+    step: Floats
     constant: tuple[str, ...]
 
 
@@ -314,20 +317,21 @@ def fit_scaler(series: Series, spans: Spans) -> Scaler:
     Raises:
         EmptyColumn: a feature has no value in these rows.
     """
-    moments = np.array([_moments(series, index, spans) for index in range(len(series.names))])  # (features, 4)
-    mean, std, low, high = moments.T
+    moments = np.array([_moments(series, index, spans) for index in range(len(series.names))])  # (features, 5)
+    mean, std, low, high, step = moments.T
     constant = std <= CONSTANT_SPREAD * np.abs(mean)
     return Scaler(
         mean=mean.astype(np.float32),
         std=np.where(constant, 1.0, std).astype(np.float32),
         low=low.astype(np.float32),
         high=high.astype(np.float32),
+        step=np.where(constant | (step == 0), np.where(constant, 1.0, std), step).astype(np.float32),
         constant=tuple(name for name, flat in zip(series.names, constant, strict=True) if flat),
     )
 
 
-def _moments(series: Series, index: int, spans: Spans) -> tuple[float, float, float, float]:
-    """Mean, standard deviation, minimum and maximum of a column: one at a time, so that millions of rows stay cheap."""
+def _moments(series: Series, index: int, spans: Spans) -> tuple[float, ...]:
+    """Mean, standard deviation, range and steps of a column: one at a time, so that millions of rows stay cheap."""
     # Sums of 1e7 rows lose digits in float32.
     values = np.concatenate([series.values[first:end, index] for first, end in spans]).astype(np.float64)
     if np.isnan(values).all():
@@ -336,7 +340,9 @@ def _moments(series: Series, index: int, spans: Spans) -> tuple[float, float, fl
             f"{series.name}: column {column!r} has no value in the training part ({len(values)} rows); "
             f"leave it out with --exclude {column}"
         )
-    return float(np.nanmean(values)), float(np.nanstd(values)), float(np.nanmin(values)), float(np.nanmax(values))
+    steps = np.diff(values)
+    step = 0.0 if np.isnan(steps).all() else float(np.nanstd(steps))
+    return float(np.nanmean(values)), float(np.nanstd(values)), float(np.nanmin(values)), float(np.nanmax(values)), step
 
 
 def check_targets(series: Series, scaler: Scaler, targets: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from training import pipeline
+from training import pipeline, run
 from training.errors import Diverged, RunError, SettingsError
 from training.fit import Epoch, fit
 from training.series import Series
@@ -95,7 +95,7 @@ def tune(request: Request, search: Search, tell: Callbacks) -> Outcome:
     with _Worker(request, search, space, series) as worker:
         try:
             worker.work(Learner(request, search, prepared), tell)
-            best = worker.finish(tell) if worker.left() == 0 else None
+            best = worker.finish(tell)
         except KeyboardInterrupt:
             tell.on_note("interrupted: what is done is kept; the same command goes on")
             best = None
@@ -120,7 +120,8 @@ class Learner:
 
         def told(epoch: Epoch, _best: Epoch) -> None:
             trial.report(epoch.score, epoch.number)
-            if trial.should_prune():
+            # After its last epoch there is nothing left to save: a trial that came so far counts with its best score.
+            if epoch.number < self.search.trial_epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
         prepared = self.prepared
@@ -195,33 +196,55 @@ class _Worker:
         return optuna.importance.get_param_importances(self.study)
 
     def finish(self, tell: Callbacks) -> pipeline.Published | None:
-        """Learn the best settings in full and export them, unless another process does or did."""
+        """Learn the best settings in full and export them, unless another process will or did.
+
+        Raises:
+            RunError: all trials are done, and none came to a score.
+        """
         with self._alone():
-            holder = self.study.user_attrs.get("finisher")
+            self._reap()
             scored = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if not scored:
-                raise RunError(f"tune: no trial in {self.folder} came to a score; try other values with --search")
-            best = min(scored, key=lambda trial: (trial.value, trial.number))
-            if self.study.user_attrs.get("published") == best.number:
-                tell.on_note(f"all {self.total} trials are done and the best is exported; raise --trials to go on")
-                return None
-            if holder and holder != self.name and self._lives(holder):
-                tell.on_note("another process learns the best settings in full")
+            best = min(scored, key=lambda trial: (trial.value, trial.number), default=None)
+            note = self._why_not(best)
+            if note:
+                tell.on_note(note)
                 return None
             self.study.set_user_attr("finisher", self.name)
-        published = self._publish(best, tell)
-        self.study.set_user_attr("published", best.number)
-        return published
-
-    def _publish(self, best: FrozenTrial, tell: Callbacks) -> pipeline.Published:
+        assert best is not None  # or there was a note
         tell.on_note(
             f"trial {best.number} is the best, with a validation score of {best.value:.4f}: learning it in full"
         )
+        published = self._publish(best, tell)
+        if published.run.outcome.stopped != "interrupted":
+            self.study.set_user_attr("published", best.number)
+        return published
+
+    def _why_not(self, best: FrozenTrial | None) -> str:
+        """Why there is nothing to finish; empty when there is."""
+        known = self.study.user_attrs
+        if self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            return "other processes are still at work: the last one learns the best settings in full"
+        if self._lives(known.get("finisher", "")):
+            return "another process learns the best settings in full"
+        if best is None:
+            if self.left():
+                return "no trial has come to a score yet"
+            raise RunError(f"tune: no trial in {self.folder} came to a score; try other values with --search")
+        if known.get("published") == best.number:
+            return f"the best of {len(self.done())} trials is exported already; raise --trials to go on"
+        return ""
+
+    def _publish(self, best: FrozenTrial, tell: Callbacks) -> pipeline.Published:
         out = self.folder / f"best-{best.number}"
         request = with_values(self.request, best.params).model_copy(update={"out": out})
-        if (out / "run.json").exists():  # it was killed in the midst
-            request = request.model_copy(update={"resume": out})
-        return pipeline.train(request, tell.on_epoch, tell.on_note)
+        begun = run.read(out) if (out / run.RUN).exists() else None
+        if isinstance(begun, run.Run) and begun.outcome.stopped != "interrupted":  # killed before it was exported
+            return pipeline.export_run(
+                out, request.models, data=None, name=request.name, version=request.version, season=request.season
+            )
+        return pipeline.train(
+            request.model_copy(update={"resume": out if begun else None}), tell.on_epoch, tell.on_note
+        )
 
     def _next(self) -> optuna.Trial | None:
         """Begin a trial; None when enough are done or under way, or the time is up."""

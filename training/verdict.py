@@ -40,7 +40,7 @@ def _class_verdict(scores: ClassScores) -> str:
 
 def _anomaly_verdict(scores: AnomalyScores) -> str:
     model = scores.model
-    text = f"It finds {model.found} of {model.events} injected faults"
+    text = f"It finds {model.found} of {model.events} injected faults, {model.during} of them before they are over"
     if model.clean_alarms_a_day is not None:
         text += f", with {model.clean_alarms_a_day:.2g} false alarms a day on clean data"
     if scores.pca is not None:

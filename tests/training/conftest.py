@@ -69,12 +69,12 @@ def make_network() -> Callable[..., Network]:
         rng = np.random.default_rng(seed)
         mean = rng.normal(20, 5, features).astype(np.float32)
         std = rng.uniform(0.5, 3, features).astype(np.float32)
-        scaler = Scaler(mean, std, mean - std, mean + std, ())
+        scaler = Scaler(mean, std, mean - std, mean + std, std / 4, ())
         task = Forecast(targets=targets, horizons=HORIZONS, quantiles=quantiles)
         architecture = Architecture(features=features, task=task, hidden=hidden, layers=layers)
         network = build_network(architecture, scaler, seed)
         with torch.no_grad():
-            network.head.share["last"].copy_(torch.from_numpy(rng.uniform(0.2, 0.9, network.head.shape)))
+            network.head.share["last"].copy_(torch.from_numpy(rng.uniform(-0.8, -0.1, network.head.shape)))
         return network.eval()
 
     return make
@@ -106,7 +106,7 @@ def classifier(make_facts: Callable[[int], Facts]) -> Graph:
     """A small graph with random weights that tells three classes apart; leave it as it is."""
     mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
     architecture = Architecture(features=3, hidden=8, task=Classify(classes=("idle", "run", "walk")))
-    network = build_network(architecture, Scaler(mean, std, mean - std, mean + std, ()), seed=2).eval()
+    network = build_network(architecture, Scaler(mean, std, mean - std, mean + std, std / 4, ()), seed=2).eval()
     return Graph(build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(), "classifier")
 
 

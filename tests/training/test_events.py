@@ -24,8 +24,8 @@ LONG, SHORT = Event("stuck", 0, 20, 40), Event("spike", 1, 60, 61)
         ((), (None, None), 0),
         ((20,), (0, None), 0),
         ((39, 39), (19, None), 0),
-        ((65,), (None, 5), 0),
-        ((66,), (None, None), 0),  # in the aftermath: neither found nor false
+        ((66,), (None, 6), 0),
+        ((45,), (25, None), 0),  # by the jump back
         ((67,), (None, None), 1),
         ((19,), (None, None), 1),
         ((18, 19, 20), (0, None), 0),  # a burst that reaches into an event belongs to it
@@ -34,7 +34,7 @@ LONG, SHORT = Event("stuck", 0, 20, 40), Event("spike", 1, 60, 61)
     ],
 )
 def test_alarms_are_matched_to_events(rows: tuple[int, ...], delays: tuple[int | None, ...], false: int) -> None:
-    """Inside an event or within six timesteps after its first it is found; elsewhere a burst is one false alarm."""
+    """Inside an event or within six timesteps after its end it is found; elsewhere a burst is one false alarm."""
     found = find(alarms(*rows), (LONG, SHORT), tolerance=6)
     assert (found.delays, found.false_alarms) == (delays, false)
 

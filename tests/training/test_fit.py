@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from training import fit as fitting
+from training import lanes as lanes_module
 from training.errors import Diverged, SettingsError
 from training.fit import Epoch, Fitted, fit
 from training.lanes import Plan, Runs
@@ -190,8 +191,12 @@ def test_persistence_scores_one(learn: Callable[..., Fitted], make_series: Calla
     assert training.epoch(1).loss == pytest.approx(1.0, rel=1e-4)
 
 
-def test_the_score_is_that_of_a_server(make_series: Callable[..., Series]) -> None:
-    """Walked in chunks and side by side, the validation part scores what it scores timestep after timestep in one go."""
+@pytest.mark.parametrize("lanes", [1, 64])
+def test_the_score_is_that_of_a_server(
+    make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    """Walked in chunks, side by side or one after the other, each stretch scores what it scores in one go from a fresh state."""
+    monkeypatch.setattr(lanes_module, "PIECES_MAX", lanes)
     series = make_series(1000, gap_at=720, missing=0.1)
     split = split_by_time(series, train=0.6, validation=0.3, horizon=3)
     architecture = Architecture(features=3, task=TASK, hidden=8)
@@ -219,7 +224,7 @@ def test_pieces_of_a_long_stretch_score_what_the_whole_scores(make_series: Calla
     assert training.walk.lanes > 1
     pieces = training.score()
     whole = Runs(*(np.array([number]) for number in (0, 1500, 27_000, 0)))
-    training.walk = Plan.of(whole, 1, 1000)
+    training.walk, training.validation = Plan.of(whole, 1, 1000), None
     assert training.score() == pytest.approx(pieces, rel=1e-4)
 
 

@@ -31,7 +31,7 @@ def network() -> Network:
         hidden=8,
         layers=2,
     )
-    return build_network(architecture, Scaler(mean, std, mean - std, mean + std, ()), seed=1).eval()
+    return build_network(architecture, Scaler(mean, std, mean - std, mean + std, std / 4, ()), seed=1).eval()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_missing_values_are_held(missing: str) -> None:
         hidden=8,
         missing="mask" if missing == "mask" else "last",
     )
-    network = build_network(architecture, Scaler(mean, mean / 5, mean, mean, ()), seed=1).eval()
+    network = build_network(architecture, Scaler(mean, mean / 5, mean, mean, mean / 20, ()), seed=1).eval()
     x = torch.from_numpy(mean * (1 + 0.2 * np.random.default_rng(0).standard_normal((50, 2, 2), np.float32)))
     x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = math.nan
     with torch.no_grad():

@@ -108,7 +108,7 @@ def test_the_head_starts_at_the_last_value(make_network: Callable[..., Network])
     """With nothing learned by the line, the forecast of every horizon is the last seen value of the target."""
     network = make_network(targets=(2,))
     with torch.no_grad():
-        network.head.share["last"].fill_(1.0)
+        network.head.share["last"].zero_()
         network.head.line.weight.zero_()
         network.head.line.bias.zero_()
     forecast, _ = run_sequence(network, torch.tensor([[[1.0, 2.0, 30.0]]]), network.fresh_state(1))

@@ -67,7 +67,7 @@ def material(
         version=3,
         created="2024-05-06T07:08:09+00:00",
         description=graph.description,
-        told=card.facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 1e-5)),
+        told=card.facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 3e-7, 1e-5)),
         features=card.columns(record, network, series),
         scores=scores.as_json(),
         verdict=verdict(scores),
@@ -125,7 +125,7 @@ def watching(material: Material) -> Material:
     """The same with an anomaly score, alarms and faults."""
     told = copy.deepcopy(material.card)
     kinds = (Kind("spike", 3, 4, 0.0), Kind("drift", 0, 1, None))
-    model = Detection(3, 5, 1, 0.75, 0.6, 0.67, 0.71, 2.0, 1, 0.4, 0.001, kinds)
+    model = Detection(3, 2, 5, 1, 0.75, 0.6, 0.67, 0.71, 2.0, 1, 0.4, 0.001, kinds)
     told["scores"]["anomaly"] = json.loads(
         json.dumps(asdict(AnomalyScores(2, 6, ("s0",), 0.001, model, replace(model, found=1, recall=0.2))))
     )
@@ -134,7 +134,8 @@ def watching(material: Material) -> Material:
     rng = np.random.default_rng(0)
     score = rng.random((rows, 1)).astype(np.float32) * 0.3
     score[20:24] = 0.95
-    outputs = {"score": score, "alarm": (score > 0.9).astype(np.float32)}
+    outputs = {"score": score, "alarm": (score > 0.9).astype(np.float32), "warm": np.ones_like(score)}
+    outputs["warm"][:22] = 0
     faulted = Faulted(
         replace(material.replayed, outputs=outputs), (Event("spike", 0, 20, 21), Event("drift", 2, 40, 55))
     )
@@ -208,6 +209,14 @@ def test_sections_are_there_when_their_data_is(material: Material, classifying: 
     assert titles(report.build(material)) == FORECAST | ALWAYS
     assert titles(report.build(classifying)) == {"Classes", "Calibration", "A new stream"} | ALWAYS
     assert titles(report.build(watching)) == FORECAST | {"Anomalies"} | ALWAYS
+
+
+def test_only_alarms_of_a_warm_stream_are_drawn(watching: Material) -> None:
+    """Of four alarms the two before the stream is warm are left out, in both widths; each fault has its shade."""
+    page = tree(report.build(watching))
+    dots = [dot for dot in page.iter("circle") if dot.get("class") == "dot b" and dot.get("r") == "2.0"]
+    assert len(dots) == 2 * 2
+    assert sum(box.get("class") == "fault" for box in page.iter("rect")) == 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -301,10 +310,11 @@ def test_the_card_tells_what_is_missing_in_each_part(
     values = series.values.copy()
     first, end = facts.split.test[0]
     values[first : first + (end - first) // 2, 1] = np.nan
+    values[:7, 0] = np.nan
     record = Run.model_construct(facts=facts)
     told = card.columns(record, exported[0], replace(series, values=values))
     assert [column["missing"]["held_out"] for column in told] == [0.0, 0.5, 0.0]
-    assert [column["missing"]["training"] for column in told] == [0.0, 0.0, 0.0]
+    assert [column["missing"]["training"] for column in told] == [7 / 280, 0.0, 0.0]
     assert told[1]["mean"] == pytest.approx(float(exported[0].mean[1]))
 
 

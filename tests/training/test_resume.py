@@ -21,6 +21,7 @@ from training.cli import main
 from training.data import write_csv
 from training.errors import RunError
 from training.fit import Epoch, Fitted, fit
+from training.progress import FitProgress
 from training.series import Series, fit_scaler, split_by_time
 from training.settings import Architecture, Fit, Forecast
 
@@ -212,8 +213,6 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory, toy_csv: Path) -> tupl
 
 def run_stopped(patch: pytest.MonkeyPatch, arguments: list[str]) -> str:
     """Run `train` and press Ctrl-C when it tells of the third epoch; returns its notes."""
-    from training.progress import FitProgress
-
     notes = []
 
     def press(_progress: FitProgress, epoch: Epoch, _best: Epoch) -> None:
@@ -273,7 +272,10 @@ def test_two_processes_do_not_learn_in_one_folder(
 
 
 def test_resuming_gives_what_a_whole_training_gives(
-    stopped_run: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    stopped_run: tuple[Path, list[str], str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the folder alone: the same weights, each epoch once in the metrics, a new version; then it is finished."""
     folder, arguments, _ = stopped_run
@@ -282,7 +284,11 @@ def test_resuming_gives_what_a_whole_training_gives(
     # A kill may leave epochs in the metrics that no checkpoint knows, and half a line.
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"epoch": 4}\n{"epo')
-    main(["train", "--resume", str(run)])
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(FitProgress, "show", lambda *_: seen.append(epochs_of(run)))
+        main(["train", "--resume", str(run)])
+    assert seen == [[1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]]
     main(["train", *arguments[:-1], str(tmp_path / "whole")])
     wanted, got = (torch.load(path / "best.pt") for path in (tmp_path / "whole", run))
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)

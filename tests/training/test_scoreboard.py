@@ -87,12 +87,14 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
 def test_a_detector_stands_beside_pca() -> None:
     """With what it finds of each kind, and the false alarms a day."""
     kinds = (Kind("spike", 3, 4, 0.0), Kind("drift", 5, 6, 9.0))
-    model = Detection(8, 10, 2, 0.8, 0.8, 0.8, 0.75, 3.0, 4, 0.5, 0.001, kinds)
+    model = Detection(8, 6, 10, 2, 0.8, 0.8, 0.8, 0.75, 3.0, 4, 0.5, 0.001, kinds)
     pca = replace(model, found=4, f1=0.5, kinds=(Kind("spike", 4, 4, 0.0), Kind("drift", 0, 6, None)))
     scores = Scores("x", anomaly=AnomalyScores(1, 6, ("T1",), 0.001, model, pca))
     said = verdict(scores)
     assert (
-        said == "It finds 8 of 10 injected faults, with 0.5 false alarms a day on clean data; PCA finds 4 at that rate."
+        said
+        == "It finds 8 of 10 injected faults, 6 of them before they are over, with 0.5 false alarms a day on clean data; "
+        "PCA finds 4 at that rate."
     )
     told = lines(scores)
     assert any(line.split() == ["model", "3/4", "5/6"] for line in told)

@@ -1,5 +1,6 @@
 """The commands: what they print, write and return."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from training.cli import main
 from training.data import read, write_csv
+from training.graph import Graph
 from training.series import Series
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
@@ -63,6 +65,37 @@ def test_the_held_out_rows_are_those_that_were_scored(work: Path) -> None:
     series = read(work / "held-out.csv")
     assert len(series) == card["scores"]["rows"] == card["data"]["held_out"]["rows"] == 90
     assert series.times[0] == np.datetime64(card["data"]["held_out"]["start"])
+
+
+def test_a_report_is_made_again_to_the_byte(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`report` gives the page that the training wrote, from the version and its data alone."""
+    folder = work / "models" / "toy" / "1"
+    main(["report", str(folder), "--out", str(work / "pages" / "again.html")])
+    assert (work / "pages" / "again.html").read_bytes() == (folder / "report.html").read_bytes()
+    assert capsys.readouterr().out == f"report: {work / 'pages' / 'again.html'}\n"
+
+
+def test_a_report_on_other_data_is_refused(
+    work: Path, make_series: Callable[..., Series], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page whose curves and scores were of different rows would lie."""
+    series = make_series(600, seed=9)
+    write_csv(series, work / "other.csv", series.spans)
+    error = refused(capsys, "report", str(work / "models" / "toy" / "1"), "--data", str(work / "other.csv"))
+    assert "SHA-256" in error
+    assert "tidegate evaluate" in error
+
+
+def test_the_card_and_the_graph_tell_the_same(work: Path) -> None:
+    """The fingerprint is the file's; settings, parts and parity in the metadata are those of the card."""
+    folder = work / "models" / "toy" / "1"
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert card["fingerprint"] == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    told = Graph.load(folder).description["training"]
+    assert told["settings"] == card["settings"]
+    assert told["parity"] == card["parity"]
+    assert told["data"]["held_out"]["rows"] == card["data"]["held_out"]["rows"]
+    assert [line["epoch"] for line in card["history"]] == list(range(1, card["outcome"]["epochs"] + 1))
 
 
 def test_evaluating_repeats_the_scores_of_the_training(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

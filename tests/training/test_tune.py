@@ -1,5 +1,6 @@
 """Searches: what is tried, what survives a kill, and what comes of it."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
 from training import pipeline, tune
+from training.cli import main
 from training.data import write_csv
 from training.errors import RunError
 from training.run import load
@@ -111,19 +114,29 @@ def test_a_trial_scores_what_its_training_scores(toy_csv: Path, tmp_path: Path) 
     assert trial.value == fitted.best.score
 
 
-def test_what_does_worse_is_ended_early(toy_csv: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_what_does_worse_is_ended_early(toy_csv: Path, tmp_path: Path, pruner: str) -> None:
     """A trial that hardly learns is pruned once there are others to compare it with."""
     search = Search(
         trials=6,
         trial_epochs=6,
         sampler="grid",
         search="learning_rate=0.02,0.021,0.022,0.023,1e-8,0.024",
-        pruner="median",
+        pruner=pruner,
     )
     trials = Search4(request_of(toy_csv, tmp_path), search).run()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
-    assert 1e-8 in [trial.params["learning_rate"] for trial in pruned]
+    assert pruner == "hyperband" or 1e-8 in [trial.params["learning_rate"] for trial in pruned]
     assert all(trial.last_step < 6 for trial in pruned)
+
+
+def test_a_trial_that_is_done_is_not_ended_early(
+    toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pruner that objects to every last epoch, as hyperband may, takes no finished trial out of the race."""
+    monkeypatch.setattr(tune, "_pruner", lambda search: ThresholdPruner(upper=0.0, n_warmup_steps=search.trial_epochs))
+    trials = Search4(request_of(toy_csv, tmp_path)).run()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
 
 
 def test_settings_that_do_not_work_are_told_and_not_tried_again(toy_csv: Path, tmp_path: Path) -> None:
@@ -175,29 +188,68 @@ def start(toy_csv: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-LONG = QUICK.model_copy(update={"trials": 12, "trial_epochs": 8, "pruner": "none"})
+LONG = QUICK.model_copy(update={"trials": 12, "trial_epochs": 40, "pruner": "none"})
 
 
 def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: Path) -> None:
     """Two processes share a search and one is killed in the midst of a trial: what is done stays, and the number is kept."""
     folder = tmp_path / "search"
     folder.mkdir()
-    with start(toy_csv, folder) as killed, start(toy_csv, folder) as other:
+    here = Search4(request_of(toy_csv, folder), LONG)
+    with start(toy_csv, folder) as killed:
         assert killed.stdout is not None
-        assert other.stdout is not None
-        first = [int(killed.stdout.readline()) for _ in range(2)]
-        time.sleep(np.random.default_rng().uniform(0, 0.05))
-        killed.kill()
-        rest = [int(number) for number in other.stdout.read().split()]
-    assert other.returncode == 0
-    with (folder / "journal.log").open("ab") as journal:
-        journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
-    trials = Search4(request_of(toy_csv, folder), LONG).run()
+        there = [int(killed.stdout.readline()) for _ in range(2)]
+
+        def kill(trial: Any, _done: int) -> None:
+            here.told.append(trial.number)
+            time.sleep(np.random.default_rng().uniform(0, 0.05))
+            killed.kill()
+
+        here.on_trial = kill
+        trials = here.run()
+        there += [int(number) for number in killed.stdout.read().split()]
     done = [trial.number for trial in trials]
     assert len(done) == 12
-    assert set(first) | set(rest) <= set(done)
-    assert not set(first) & set(rest)
+    assert here.told
+    assert killed.returncode == -signal.SIGKILL
+    assert not set(there) & set(here.told)
+    assert set(there) | set(here.told) <= set(done)
     assert len({trial.params["learning_rate"] for trial in trials}) == 12
+    with (folder / "journal.log").open("ab") as journal:
+        journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
+    more = LONG.model_copy(update={"trials": 14})
+    for _ in range(2):  # what was written after the half line can be read
+        assert len(Search4(request_of(toy_csv, folder), more).run()) == 14
+
+
+def test_a_trial_whose_process_is_gone_is_tried_again(toy_csv: Path, tmp_path: Path) -> None:
+    """It is marked as failed, and its settings have a second chance, but no third: it may be they that kill."""
+    request = request_of(toy_csv, tmp_path)
+    series = pipeline.read_request(request)
+    space = read_space(QUICK.search, grid=False)
+    lost = []
+    for _ in range(2):
+        with tune._Worker(request, QUICK, space, series) as worker:
+            trial = worker._next()
+            assert trial is not None
+            lost.append(trial.params)
+    assert lost[0] == lost[1]
+    trials = Search4(request).run()
+    assert len(trials) == 4
+    assert lost[0] not in [trial.params for trial in trials]
+
+
+def test_a_trial_of_a_process_that_lives_is_left_alone(toy_csv: Path, tmp_path: Path) -> None:
+    """It counts as one of those that are under way, and the best is not learned in full before it is done."""
+    request = request_of(toy_csv, tmp_path)
+    notes: list[str] = []
+    tell = Callbacks(lambda *_: None, lambda *_: None, notes.append)
+    with tune._Worker(request, QUICK, read_space(QUICK.search, grid=False), pipeline.read_request(request)) as worker:
+        trial = worker._next()
+        assert trial is not None
+        outcome = tune.tune(request, QUICK, tell)
+        assert (len(outcome.trials), outcome.left, outcome.best) == (3, 1, None)
+        assert notes == ["other processes are still at work: the last one learns the best settings in full"]
 
 
 def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path) -> None:
@@ -217,8 +269,60 @@ def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path)
     assert notes[0].startswith("trial 0: score 0.")
     again = tune.tune(request, QUICK, tell)
     assert again.best is None
-    assert notes[-1] == "all 4 trials are done and the best is exported; raise --trials to go on"
+    assert notes[-1] == "the best of 4 trials is exported already; raise --trials to go on"
     check_told(outcome, tmp_path)
+
+
+def test_the_command_prints_tables_and_writes_a_picture(
+    toy_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the time is up the best so far is exported; it says what is left and how to go on."""
+    monkeypatch.chdir(tmp_path)
+    request = request_of(toy_csv, Path("search"))
+    Search4(request, QUICK.model_copy(update={"trials": 3})).run()
+    arguments = [
+        "--target",
+        "s0",
+        "--horizons",
+        "1,3",
+        "--hidden",
+        "8",
+        "--epochs",
+        "3",
+        "--lanes",
+        "4",
+        "--chunk",
+        "16",
+    ]
+    arguments += ["--data", str(toy_csv), "--name", "toy", "--out", "search", "--search", QUICK.search]
+    main(["tune", *arguments, "--trials", "9", "--trial-epochs", "2", "--minutes", "1e-9"])
+    said = capsys.readouterr().out
+    assert "3 trials, the best first" in said
+    assert "how much each setting matters" in said
+    assert "6 of 9 trials are left: the same command goes on" in said
+    assert (tmp_path / "search" / "tune.png").is_file()
+    assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--search", "hidden"], "search: got 'hidden', expected name=values"),
+        (["--trials", "0"], "trials: got '0', expected: greater than or equal to 1"),
+        (["--sampler", "luck"], "sampler: got 'luck', expected: 'tpe', 'random' or 'grid'"),
+        (["--resume", "run"], "resume: a search goes on by the same command"),
+        (["--sampler", "grid", "--search", "dropout=0..0.5"], "dropout is a range, which a grid cannot walk"),
+    ],
+)
+def test_a_wrong_search_is_one_line(
+    toy_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """Exit code 2 and what to do, before anything is read or written."""
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", "--data", str(toy_csv), "--target", "s0", "--out", str(tmp_path / "search"), *arguments])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "search").exists()
 
 
 def check_told(outcome: Outcome, folder: Path) -> None:

@@ -64,10 +64,29 @@ class Cell(nn.Module, ABC):
     def prepare_export(self) -> None:
         """Lay the weights out as ONNX wants them; to be called again when they have changed."""
 
+    def remember(self, steps: int) -> None:  # noqa: ARG002  only gates can
+        """Begin with gates that hold the state for up to so many timesteps, each unit for another time.
+
+        Chrono initialisation: Tallec & Ollivier, Can recurrent neural networks warp time? (2018). A gate with the bias
+        log(n) forgets in some n timesteps; gradients reach back as far.
+
+        Raises:
+            SettingsError: the layer has no gates.
+        """
+        raise SettingsError(
+            f"memory: a layer of kind {type(self).__name__} has no gates that could hold its state; leave it out, or "
+            f"take another cell"
+        )
+
     def keep(self, **buffers: Tensor) -> None:
         """Hold the prepared weights; they are not part of what is saved."""
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer.detach(), persistent=False)
+
+
+def spread_biases(units: int, steps: int) -> Tensor:
+    """(units,) biases of gates that hold for 1 to so many timesteps, each by chance: log u, u uniform from 1 to steps - 1."""
+    return torch.log1p(torch.rand(units) * (steps - 2))
 
 
 def fused(

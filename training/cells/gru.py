@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from training.cells.activation import ACTIVATIONS, Activation
-from training.cells.cell import Cell, State, activation_attributes, fused
+from training.cells.cell import Cell, State, activation_attributes, fused, spread_biases
 
 
 class GRU(Cell):
@@ -42,6 +42,13 @@ class GRU(Cell):
         attributes = {} if self.activation == "tanh" else activation_attributes(["sigmoid", self.activation])
         weights = (self.onnx_w, self.onnx_r, self.onnx_b)
         return fused("GRU", x, weights, state, attributes={"linear_before_reset": 1, **attributes})
+
+    def remember(self, steps: int) -> None:
+        """Begin with update gates that hold for up to so many timesteps."""
+        _, _, input_bias, recurrent_bias = self.kernel.all_weights[0]
+        with torch.no_grad():
+            input_bias.chunk(3)[1].copy_(spread_biases(self.hidden, steps))
+            recurrent_bias.chunk(3)[1].zero_()
 
     def prepare_export(self) -> None:
         """Put the weights into ONNX's layout."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.cells.activation import ACTIVATIONS
-from training.cells.cell import Cell, State, activation_attributes, fused
+from training.cells.cell import Cell, State, activation_attributes, fused, spread_biases
 from training.cells.lstm_sequence import lstm_sequence
 
 
@@ -48,6 +48,15 @@ class LSTM(Cell):
             onnx_r=r.unsqueeze(0),
             onnx_b=torch.cat([input_bias, recurrent_bias]).unsqueeze(0),
         )
+
+    def remember(self, steps: int) -> None:
+        """Begin with forget gates that hold for up to so many timesteps, and input gates that let as little in."""
+        _, _, input_bias, recurrent_bias = self.kernel.all_weights[0]
+        bias = spread_biases(self.hidden, steps)
+        with torch.no_grad():
+            for gate, value in ((0, -bias), (1, bias)):
+                input_bias.chunk(4)[gate].copy_(value)
+                recurrent_bias.chunk(4)[gate].zero_()
 
     def _by_hand(
         self, x: Tensor, h: Tensor, c: Tensor, p: Tensor | None = None, *, o_looks_back: bool = False

@@ -1,0 +1,274 @@
+"""How good the models are: every recipe learned with several seeds, judged through the exported graph, beside the baselines.
+
+    python benchmarks/accuracy.py                       # all, five seeds; about half an hour on one core
+    python benchmarks/accuracy.py --only weather --seeds 2
+    python benchmarks/accuracy.py --quick               # one seed and few epochs: does it run, not how good it is
+
+A recipe is what is typed after `tidegate train`. Writes `benchmarks/accuracy.md` with `--write`.
+Exits with 1 when a goal is missed, unless it was `--quick`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+
+from training.graph import Graph
+from training.pipeline import read_source
+from training.series import Series
+from training.settings import Source
+
+HERE = Path(__file__).parent
+TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
+
+# Found with `tidegate tune` on the validation parts (the commands stand in accuracy.md), where the held-out rows are not seen.
+FORECASTS = {
+    "appliances": "--data appliances --calendar day --horizons 1,6,36,144 --coverage 0.8",
+    "weather": "--data weather --calendar day,year --links last,features --horizons 1,3,6,12 --coverage 0.8",
+}
+WATCH = (
+    "--data watch --task classify --kernel 25 --filters 64 --dropout 0.5 --lanes 16 --chunk 400 --burn-in 0 "
+    "--learning-rate 3e-3 --weight-decay 0.1 --epochs 40"
+)
+# Each person is held out once, together with another.
+FOLDS = ("01,02", "03,04", "05,06", "07,08", "09,10")
+ROOMS = "T1,T2,T3,T5,T7,RH_1,RH_2"
+ANOMALY = f"--data appliances --target {ROOMS} --horizons 1 --links last,features --alarm-rate 0.002"
+
+# 2 s of 50 Hz, one window every second: usual for exercises that repeat every few seconds.
+WINDOW, STRIDE = 100, 50
+TREES = 300
+
+
+@dataclass
+class Result:
+    """A section of the page, and what it misses."""
+
+    title: str
+    lines: list[str]
+    missed: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    """Run what was asked for; 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", default="appliances,weather,watch,anomaly")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/accuracy.md")
+    given = parser.parse_args()
+    seeds = range(1 if given.quick else given.seeds)
+    missed = []
+    sections = []
+    for name in given.only.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            train = trainer(Path(folder), quick=given.quick)
+            made = SECTIONS[name](train, seeds)
+        print(f"\n## {made.title}\n\n" + "\n".join(made.lines), flush=True)
+        sections.append(made)
+        missed += made.missed
+    print("\n" + ("\n".join(f"missed: {goal}" for goal in missed) or "Every goal is met."))
+    if given.write:
+        write(sections, f"python benchmarks/accuracy.py --seeds {given.seeds} --only {given.only} --write")
+    return int(bool(missed) and not given.quick)
+
+
+Train = Callable[..., dict[str, Any]]
+Section = Callable[[Train, Sequence[int]], Result]
+
+
+def trainer(folder: Path, *, quick: bool) -> Train:
+    """A function that runs `tidegate train` with a recipe and more words, and gives back what `--json` wrote."""
+    numbers = iter(range(10_000))
+
+    def train(recipe: str, *more: str) -> dict[str, Any]:
+        number = next(numbers)
+        result = folder / f"{number}.json"
+        command = [TIDEGATE, "train", *recipe.split(), *more, "--models", str(folder / "models")]
+        command += [
+            "--out",
+            str(folder / f"run-{number}"),
+            "--json",
+            str(result),
+            *(["--epochs", "2"] if quick else []),
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return answer
+
+    return train
+
+
+def forecast(name: str) -> Section:
+    """MAE, pinball loss and coverage, horizon by horizon, over the seeds."""
+
+    def section(train: Train, seeds: Sequence[int]) -> Result:
+        tables = [train(FORECASTS[name], "--seed", str(seed))["scores"]["table"] for seed in seeds]
+        result = Result(f"{name}: forecasts", [f"`tidegate train {FORECASTS[name]}`, seeds 0 to {len(seeds) - 1}.", ""])
+        result.lines += [
+            "| ahead | MAE | persistence | seasonal-naive | ridge | pinball | best baseline's | 80 % interval holds |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for rows in zip(*tables, strict=True):
+            baselines = [rows[0][rival] for rival in ("persistence", "seasonal_naive", "ridge") if rows[0][rival]]
+            maes = [row["model"]["mae"] for row in rows]
+            pinballs = [row["model"]["pinball"] for row in rows]
+            covered = [row["interval"]["coverage"] for row in rows]
+            best = min(rival["pinball"] for rival in baselines)
+            result.lines.append(
+                f"| {rows[0]['horizon']} | {spread(maes)} | "
+                + " | ".join("-" if rows[0][rival] is None else f"{rows[0][rival]['mae']:.4g}" for rival in RIVALS)
+                + f" | {spread(pinballs)} | {best:.4g} | {100 * statistics.mean(covered):.1f} % "
+                f"({100 * min(covered):.1f} to {100 * max(covered):.1f}) |"
+            )
+            ahead = f"{name}, {rows[0]['horizon']} ahead"
+            if max(maes) >= min(rival["mae"] for rival in baselines):
+                result.missed.append(f"{ahead}: MAE of every seed below every baseline's")
+            if max(pinballs) >= best:
+                result.missed.append(f"{ahead}: pinball loss of every seed below every baseline's")
+            if not all(0.77 <= share <= 0.83 for share in covered):
+                result.missed.append(f"{ahead}: the interval holds 77 to 83 % for every seed")
+        return result
+
+    return section
+
+
+def watch(train: Train, seeds: Sequence[int]) -> Result:
+    """Accuracy on people not seen, beside a random forest on windows, fold by fold."""
+    series = read_source(Source(data="watch"))
+    result = Result("watch: exercises of people not seen", [f"`tidegate train {WATCH} --hold-out PERSON,PERSON`.", ""])
+    result.lines += [
+        "| held out | model, at the forest's windows | model, every timestep | random forest |",
+        "|---|---|---|---|",
+    ]
+    mine, theirs = [], []
+    for people in FOLDS:
+        accuracies, steps = [], []
+        for seed in seeds:
+            answer = train(WATCH, "--hold-out", people, "--seed", str(seed))
+            card = json.loads((Path(answer["model"]) / "card.json").read_text(encoding="utf-8"))
+            parts = {part: spans(card, part) for part in ("training", "validation", "held_out")}
+            accuracies.append(at_windows(Graph.load(Path(answer["model"])), series, parts["held_out"]))
+            steps.append(answer["scores"]["classification"]["model"]["accuracy"])
+        # The forest has no need of a validation part: it may learn from those people too.
+        trees = [forest(series, parts["training"] + parts["validation"], parts["held_out"], seed) for seed in seeds]
+        result.lines.append(f"| {people} | {percent(accuracies)} | {percent(steps)} | {percent(trees)} |")
+        mine.append(statistics.mean(accuracies))
+        theirs.append(statistics.mean(trees))
+    result.lines.append(
+        f"| mean of the folds | {percent([statistics.mean(mine)])} | | {percent([statistics.mean(theirs)])} |"
+    )
+    if statistics.mean(mine) <= statistics.mean(theirs):
+        result.missed.append("watch: more accurate than the random forest over the folds")
+    return result
+
+
+def anomaly(train: Train, seeds: Sequence[int]) -> Result:
+    """Injected faults found, and alarms on clean data."""
+    result = Result("appliances: injected faults", [f"`tidegate train {ANOMALY}`, seeds 0 to {len(seeds) - 1}.", ""])
+    result.lines += [
+        "| seed | found | by kind | false alarms a day, clean | share of timesteps with an alarm, clean | stated | PCA finds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for seed in seeds:
+        scores = train(ANOMALY, "--seed", str(seed))["scores"]["anomaly"]
+        model, stated = scores["model"], scores["alarm_rate"]
+        kinds = ", ".join(f"{kind['kind']} {kind['found']}/{kind['events']}" for kind in model["kinds"])
+        result.lines.append(
+            f"| {seed} | {model['found']}/{model['events']} | {kinds} | {model['clean_alarms_a_day']:.2g} | "
+            f"{100 * model['clean_share']:.2g} % | {100 * stated:.2g} % | {scores['pca']['found']} |"
+        )
+        if model["found"] < 0.9 * model["events"] or model["clean_alarms_a_day"] > 1:
+            result.missed.append(f"anomaly, seed {seed}: 90 % found at one false alarm a day or less")
+        if not stated / 1.5 <= model["clean_share"] <= 1.5 * stated:
+            result.missed.append(f"anomaly, seed {seed}: the stated alarm rate within a factor of 1.5")
+    return result
+
+
+RIVALS = ("persistence", "seasonal_naive", "ridge")
+SECTIONS: dict[str, Section] = {
+    "appliances": forecast("appliances"),
+    "weather": forecast("weather"),
+    "watch": watch,
+    "anomaly": anomaly,
+}
+
+
+def spans(card: dict[str, Any], part: str) -> list[tuple[int, int]]:
+    """The rows of a part, as the card has them."""
+    return [(first, end) for first, end in card["data"][part]["spans"]]
+
+
+def window_ends(parts: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """The last row of each window."""
+    for first, end in parts:
+        yield from range(first + WINDOW - 1, end, STRIDE)
+
+
+def at_windows(graph: Graph, series: Series, held_out: Sequence[tuple[int, int]]) -> float:
+    """The model's accuracy at the last timestep of each of the forest's windows, its state carried through a recording."""
+    said = graph.replay_rows(series.values, held_out)["probability"].argmax(axis=-1)
+    rows = np.concatenate([np.arange(first, end) for first, end in held_out])
+    label = dict(zip(rows.tolist(), said.tolist(), strict=True))
+    assert series.labels is not None
+    return statistics.mean(float(label[row] == series.labels[row]) for row in window_ends(held_out))
+
+
+def forest(series: Series, taught: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], seed: int) -> float:
+    """The accuracy of a random forest on the usual features of a window."""
+    assert series.labels is not None
+    rows, judged = list(window_ends(taught)), list(window_ends(held_out))
+    model = RandomForestClassifier(TREES, random_state=seed, n_jobs=1)
+    model.fit(np.array([window_features(series, row) for row in rows]), series.labels[rows])
+    guess = model.predict(np.array([window_features(series, row) for row in judged]))
+    return float((guess == series.labels[judged]).mean())
+
+
+def window_features(series: Series, row: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Moments, quartiles, ranges, changes, correlations and lengths of the two vectors in the window that ends at a row."""
+    window = series.values[row + 1 - WINDOW : row + 1].astype(np.float64)
+    lengths = np.linalg.norm(window.reshape(WINDOW, 2, 3), axis=2)
+    parts = [
+        *(moment(window, axis=0) for moment in (np.mean, np.std, np.min, np.max)),
+        *np.percentile(window, (25, 50, 75), axis=0),
+        np.abs(np.diff(window, axis=0)).mean(axis=0),
+        np.sqrt(np.square(window).mean(axis=0)),
+        lengths.mean(axis=0),
+        lengths.std(axis=0),
+        np.nan_to_num(np.corrcoef(window.T)[np.triu_indices(6, 1)]),
+    ]
+    return np.concatenate([np.ravel(part) for part in parts])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.4g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
+
+
+def percent(values: Sequence[float]) -> str:
+    """The same in percent."""
+    text = f"{100 * statistics.mean(values):.1f}"
+    return f"{text} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{text} %"
+
+
+def write(sections: Sequence[Result], command: str) -> None:
+    """The page, with what is missed said beside what is met."""
+    head = (HERE / "accuracy.head.md").read_text(encoding="utf-8").rstrip()
+    body = [f"## {section.title}\n\n" + "\n".join(section.lines) for section in sections]
+    missed = [f"- {goal}" for section in sections for goal in section.missed]
+    verdict = "Every goal is met." if not missed else "Missed:\n\n" + "\n".join(missed)
+    pieces = [head, f"Made with `{command}`.", *body, f"## Goals\n\n{verdict}"]
+    (HERE / "accuracy.md").write_text("\n\n".join(pieces) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
