@@ -23,9 +23,9 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
 from training.graph import Graph
-from training.pipeline import read_source
 from training.series import Series
 from training.settings import Source
+from training.source import read_source
 
 HERE = Path(__file__).parent
 TIDEGATE = str(Path(sys.executable).with_name("tidegate"))

@@ -21,10 +21,10 @@ from training.fit import fit
 from training.graph import Graph
 from training.monitors import WARM_STEPS
 from training.network import add_monitors, without_monitors
-from training.pipeline import read_source
 from training.run import Facts
 from training.series import Floats, Series, Split, fit_scaler, split_by_time
 from training.settings import Architecture, Fit, Forecast, Source
+from training.source import read_source
 
 HORIZONS = (1, 6, 36)
 COVERAGE = 0.8

@@ -1,5 +1,7 @@
 """Which cells learn to name a symbol after so many timesteps of distractors, and how long that takes on one thread.
 
+python -m benchmarks.long_lag [--quick]
+
 The task of `tests/training/recall.py`, after Hochreiter & Schmidhuber (1997). Gates begin by holding the state for up to
 five times the lag (`--memory`); gradients reach back over the whole lag. Exit code 1 where a cell with gates does not learn.
 """
@@ -8,12 +10,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-
-# The task is that of the tests. The folder of this file goes: torch would take its `triton` for the compiler.
-sys.path[0] = str(Path(__file__).parent.parent)
 
 from tests.training.recall import CLASSES, Task, accuracy
 from training.cells import CELLS

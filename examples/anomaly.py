@@ -18,9 +18,9 @@ from rich.table import Table
 from serving.blocking import Client
 from training.events import Found, bursts, find
 from training.faults import Event, Moments, inject
-from training.pipeline import read_source
 from training.series import Floats
 from training.settings import Source
+from training.source import read_source
 
 ROOMS = [f"T{room}" for room in range(1, 10)]
 ALARM_RATE = 0.005

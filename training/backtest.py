@@ -13,10 +13,11 @@ import numpy as np
 
 from training.errors import SettingsError
 from training.fit import Epoch
-from training.pipeline import learn_and_score, made_features, read_source
+from training.pipeline import learn_and_score
 from training.scores import Scores
 from training.series import Series, Spans, Split, check_parts, iso, rows_of
 from training.settings import Request, Rolling
+from training.source import made_features, read_source
 
 
 @dataclass(frozen=True)

@@ -3,32 +3,29 @@
 Prints nothing and knows no command line.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
-from training import card, curves, datasets, export, features, report, run
-from training.baselines import season_steps
+from training import card, curves, export, features, report, run
 from training.calibration import calibrate
 from training.checkpoint import Keeper
-from training.data import Columns, column_names, read, write_csv
-from training.errors import ChecksumMismatch, ModelUnreadable, RunError, SettingsError
+from training.data import write_csv
+from training.errors import ChecksumMismatch, ModelUnreadable, RunError
 from training.evaluate import evaluate
 from training.fit import Epoch, Fitted, fit, history, reason_to_stop
 from training.graph import Graph
-from training.monitors import check_alarm
 from training.network import Network, add_monitors, without_monitors
+from training.prepare import prepare
 from training.scores import Scores
-from training.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
-from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+from training.series import Series, Split
+from training.settings import Request, Source
+from training.source import other_source, read_request, read_source
 from training.verdict import verdict
-
-# A note is a line: of many groups the first few are named.
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -39,69 +36,6 @@ class Published:
     run: run.Run
     scores: Scores
     parity: export.Parity
-
-
-def read_source(source: Source, made: Sequence[str] = ()) -> Series:
-    """Read a named data set or a file.
-
-    Args:
-        source: where it is and what its columns are; a named set knows its own time, group, label and what splits it,
-            unless the source says otherwise (an empty name: none).
-        made: features to make from others, see `features`.
-
-    Raises:
-        TrainingError: it is not there, cannot be fetched, or cannot be used.
-    """
-    path = Path(source.data)
-    is_file = source.data not in datasets.DATASETS and (path.suffix or path.exists())
-    known = None if is_file else datasets.dataset(source.data)
-    source = _resolved(source)
-    columns = Columns(
-        time=source.time,
-        period_s=source.period,
-        group=source.group,
-        split_by=source.split_by,
-        label=source.label,
-        columns=source.columns,
-        exclude=source.exclude,
-        made=made,
-    )
-    if known is None:
-        return read(path, **columns)
-    return read(datasets.fetch(source.data), name=known.name, units=known.units, **columns)
-
-
-def _resolved(source: Source) -> Source:
-    """The source with what a named set knows of itself."""
-    known = datasets.DATASETS.get(source.data)
-    if known is None:
-        return source
-    own = {"group": known.group, "split_by": known.split_by, "label": known.label}
-    roles = {role: column if getattr(source, role) is None else getattr(source, role) for role, column in own.items()}
-    # What tells rows apart is no sensor, also where it is not used.
-    unused = {column for column in own.values() if column} - set(roles.values())
-    exclude = (*source.exclude, *sorted(unused), *(() if source.columns else known.noise))
-    return source.model_copy(update={"time": source.time or known.time, "exclude": exclude, **roles})
-
-
-def made_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
-    """The names of the features that the source wants to be made.
-
-    Raises:
-        SettingsError: the future of a column is wanted where nothing is forecast.
-    """
-    if source.known and task != "forecast":
-        raise SettingsError("known: a class has no horizons; leave --known out, the columns are features as they are")
-    return features.made_names(source.known, horizons, source.calendar, elapsed=source.elapsed)
-
-
-def read_request(request: Request) -> Series:
-    """Read what a request wants to learn from.
-
-    Raises:
-        TrainingError: see `read_source` and `made_features`.
-    """
-    return read_source(request.source, made_features(request.source, request.task, request.horizons))
 
 
 def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
@@ -247,7 +181,7 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
     graph = Graph.load(model)
     told = export.read_card(model)
     if data is not None:
-        source = _other(Source(data=data, time=time, columns=tuple(graph.features)), told)
+        source = other_source(Source(data=data, time=time, columns=tuple(graph.features)), told)
     elif told is not None:
         source = Source.model_validate(told["source"])
     else:
@@ -296,51 +230,6 @@ def _material(told: dict[str, Any], graph: Graph, series: Series) -> report.Mate
     return report.Material(told, replayed, faulted)
 
 
-def _other(source: Source, told: dict[str, Any] | None) -> Source:
-    """Other data for a model: its group and label are where those of its own data were, if it has such columns."""
-    if told is None or source.data in datasets.DATASETS:
-        return source
-    own = _resolved(Source.model_validate(told["source"]))
-    there = column_names(Path(source.data))
-    return source.model_copy(
-        update={
-            "period": own.period,
-            "group": own.group if own.group in there else None,
-            "label": own.label if own.label in there else None,
-        }
-    )
-
-
-def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> Split:
-    """Whole values of the column to split by where there is one, else by time."""
-    horizon = max(request.horizons) if request.task == "forecast" else 0
-    train, validation = request.train_share, request.validation_share
-    if train + validation >= 1:
-        raise SettingsError(
-            f"train-share, validation-share: got {train:g} and {validation:g}, expected less than 1 together: what they "
-            f"leave is held out"
-        )
-    if any(group.whole for group in series.groups):
-        return split_by_group(
-            series,
-            train=train,
-            validation=validation,
-            seed=request.split_seed,
-            hold_out=request.hold_out,
-            horizon=horizon,
-        )
-    if request.hold_out:
-        raise SettingsError(
-            f"hold-out: got {', '.join(request.hold_out)} but the data is split by time; name the column that has these "
-            f"values with --split-by"
-        )
-    split = split_by_time(series, train=train, validation=validation, horizon=horizon)
-    if split.short:
-        named = ", ".join(split.short[:NAMED]) + (", ..." if len(split.short) > NAMED else "")
-        on_note(f"too short to be cut, so they only teach: {len(split.short)} of {len(series.groups)} groups ({named})")
-    return split
-
-
 def _check_same(series: Series, facts: run.Facts) -> None:
     if series.sha256 != facts.sha256:
         raise ChecksumMismatch(
@@ -363,29 +252,6 @@ def _take_up(begun: run.Begun | run.Run, request: Request, keeper: Keeper) -> No
                 f"resume: {request.out} is finished after epoch {len(epochs)}: {card.STOPPED[reason]}; {_MORE[reason]}"
             )
     run.write_metrics(request.out, epochs)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that a fit needs beside its settings."""
-
-    series: Series
-    split: Split
-    scaler: Scaler
-    architecture: Architecture
-
-
-def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
-    """Split unless that is done, and scale a series, and say what to build for it.
-
-    Raises:
-        TrainingError: the series does not have what was asked for.
-    """
-    split = split or _split(request, series, on_note)
-    scaler = fit_scaler(series, split.train)
-    for name in scaler.constant:
-        on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
-    return Prepared(series, split, scaler, _architecture(request, series, scaler))
 
 
 def _learn(
@@ -423,59 +289,6 @@ def _learn(
         request=request if keeper else None,  # of a split of one's own a request knows nothing
     )
     return record, network
-
-
-def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
-    """What to build for this series."""
-    task: Forecast | Classify
-    if request.task == "classify":
-        task = Classify(classes=series.classes)
-    else:
-        targets = request.target or _usual_targets(request.source)
-        check_targets(series, scaler, targets)
-        _check_future(request.source, targets)
-        task = Forecast(
-            targets=tuple(series.column(target) for target in targets),
-            horizons=request.horizons,
-            quantiles=request.quantiles,
-            links=request.links,
-            season=request.season or season_steps(series.period_s) or 0,
-            coverage=request.coverage,
-            alarm_rate=request.alarm_rate,
-        )
-        check_alarm(task)
-    return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
-
-
-def _elapsed(series: Series) -> Elapsed | None:
-    """What the seconds since the last timestep mean, if they are a feature."""
-    if features.ELAPSED not in series.names:
-        return None
-    return Elapsed(feature=series.column(features.ELAPSED), usual_s=series.usual_s, reset_s=series.gap_s)
-
-
-def _check_future(source: Source, targets: Sequence[str]) -> None:
-    """What is made from others, or whose future is given, is not there to be forecast."""
-    for target in targets:
-        if target in source.known:
-            raise SettingsError(
-                f"known: {target!r} is a target as well, expected other columns: its future is what is to be forecast"
-            )
-        if features.can_make(target):
-            raise SettingsError(
-                f"target: {target!r} is made from the time or from another column; expected a measured one"
-            )
-
-
-def _usual_targets(source: Source) -> tuple[str, ...]:
-    if source.data not in datasets.DATASETS:
-        raise SettingsError("target: a file has no usual target; name the column to forecast with --target")
-    usual = datasets.DATASETS[source.data].target
-    if not usual:
-        raise SettingsError(
-            f"target: {source.data} is there to be classified; ask for --task classify, or name a --target"
-        )
-    return (usual,)
 
 
 def _split_of(data: dict[str, Any]) -> Split:

@@ -36,8 +36,10 @@ from pydantic import ValidationError
 from training import pipeline, run
 from training.errors import Diverged, RunError, SettingsError
 from training.fit import Epoch, fit
+from training.prepare import Prepared, prepare
 from training.series import Series
 from training.settings import Request, Search
+from training.source import read_request
 from training.space import Range, Space, Value, as_text, grid_of, read_space, with_values
 
 JOURNAL, DECISIONS, WORKERS = "journal.log", "decisions.lock", "workers"
@@ -89,8 +91,8 @@ def tune(request: Request, search: Search, tell: Callbacks) -> Outcome:
     """
     space = read_space(search.search, grid=search.sampler == "grid")
     with_values(request, {name: _first(values) for name, values in space.items()})
-    series = pipeline.read_request(request)
-    prepared = pipeline.prepare(request, series, tell.on_note)
+    series = read_request(request)
+    prepared = prepare(request, series, tell.on_note)
     request.out.mkdir(parents=True, exist_ok=True)
     with _Worker(request, search, space, series) as worker:
         try:
@@ -108,7 +110,7 @@ class Learner:
 
     request: Request
     search: Search
-    prepared: pipeline.Prepared
+    prepared: Prepared
 
     def score(self, trial: optuna.Trial) -> float:
         """The best validation score of the trial's settings.

@@ -20,9 +20,9 @@ import pytest
 from training import conversions, datasets, errors
 from training.cli import main
 from training.data import read
-from training.pipeline import read_source
 from training.series import Series
 from training.settings import Source
+from training.source import read_source
 
 Packed = tuple[datasets.Dataset, datasets.Fetch, list[str]]
 

@@ -15,6 +15,7 @@ from training.data import read, write_csv
 from training.evaluate import Graph
 from training.series import Group, Series
 from training.settings import Fit, Request, Shape, Source
+from training.source import made_features, other_source, read_source
 
 MADE = ("s1@+1", "s1@+3", "day_sin", "day_cos", "elapsed_s")
 
@@ -85,7 +86,7 @@ def test_the_held_out_rows_can_be_streamed(work: Path) -> None:
     """The file has every feature of the model, and the client reads the bits that were scored."""
     graph = Graph.load(work / "models/sites/1")
     sheet = read_sheet(work / "held-out.csv", graph.features)
-    series = pipeline.read_source(request(work).source, MADE)
+    series = read_source(request(work).source, MADE)
     np.testing.assert_array_equal(sheet.values, series.values[[*range(100, 200), *range(400, 500)]])
     assert sheet.label == "time"
 
@@ -129,7 +130,7 @@ def test_holding_out_needs_a_column(work: Path) -> None:
 def test_a_class_has_no_future(work: Path) -> None:
     """Without horizons there is nothing to look ahead by."""
     with pytest.raises(errors.SettingsError, match="known: a class has no horizons"):
-        pipeline.made_features(request(work).source, "classify", (1,))
+        made_features(request(work).source, "classify", (1,))
 
 
 def test_a_made_feature_is_no_target(work: Path) -> None:
@@ -142,9 +143,9 @@ def test_a_made_feature_is_no_target(work: Path) -> None:
 def test_other_data_of_a_named_set_has_its_groups(tmp_path: Path) -> None:
     """A part that was written has the set's columns, which the card does not repeat; what it lacks is not asked for."""
     (tmp_path / "part.csv").write_text("time,origin,temp\n2024-01-01,JFK,1\n2024-01-02,JFK,2\n", encoding="utf-8")
-    other = pipeline._other(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "weather"}})
+    other = other_source(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "weather"}})
     assert (other.group, other.label) == ("origin", None)
-    unlike = pipeline._other(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "watch"}})
+    unlike = other_source(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "watch"}})
     assert (unlike.group, unlike.label) == (None, None)
 
 
@@ -156,8 +157,8 @@ def test_named_sets_know_their_groups() -> None:
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             raise
         pytest.skip(f"needs the data set watch, which cannot be fetched here: {error}")
-    series = pipeline.read_source(Source(data="watch"))
+    series = read_source(Source(data="watch"))
     assert (len(series.groups), len({group.whole for group in series.groups}), len(series.classes)) == (140, 10, 7)
     assert series.names == ("ax", "ay", "az", "wx", "wy", "wz")
-    plain = pipeline.read_source(Source(data="watch", label="", split_by=""))
+    plain = read_source(Source(data="watch", label="", split_by=""))
     assert (plain.labels, plain.names, plain.groups[0].whole) == (None, series.names, "")

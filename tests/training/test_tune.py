@@ -13,13 +13,15 @@ import pytest
 from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
-from training import pipeline, tune
+from training import tune
 from training.cli import main
 from training.data import write_csv
 from training.errors import RunError
+from training.prepare import prepare
 from training.run import load
 from training.series import Series
 from training.settings import Fit, Request, Search, Shape, Source
+from training.source import read_request
 from training.space import read_space
 from training.trials import draw, line, tables
 from training.tune import Callbacks, Learner, Outcome
@@ -62,8 +64,8 @@ class Search4:
 
     def run(self) -> list[Any]:
         """Work until all is done; returns the trials."""
-        series = pipeline.read_request(self.request)
-        learner = Learner(self.request, self.search, pipeline.prepare(self.request, series, print))
+        series = read_request(self.request)
+        learner = Learner(self.request, self.search, prepare(self.request, series, print))
         self.request.out.mkdir(exist_ok=True)
         space = read_space(self.search.search, grid=self.search.sampler == "grid")
         with tune._Worker(self.request, self.search, space, series) as worker:
@@ -104,10 +106,10 @@ def test_a_search_goes_on_where_it_was(toy_csv: Path, tmp_path: Path) -> None:
 def test_a_trial_scores_what_its_training_scores(toy_csv: Path, tmp_path: Path) -> None:
     """On the validation part: rows of the held-out part may be anything."""
     request = request_of(toy_csv, tmp_path / "search")
-    series = pipeline.read_request(request)
+    series = read_request(request)
     trial = Search4(request, QUICK.model_copy(update={"trials": 1})).run()[0]
     series.values[340:] = 1e6
-    prepared = pipeline.prepare(request, series, print)
+    prepared = prepare(request, series, print)
     settings = request.fit.model_copy(update={"epochs": 2, "learning_rate": trial.params["learning_rate"]})
     architecture = prepared.architecture.model_copy(update={"hidden": trial.params["hidden"]})
     fitted = tune.fit(series, prepared.split, prepared.scaler, architecture, settings)
@@ -225,7 +227,7 @@ def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: P
 def test_a_trial_whose_process_is_gone_is_tried_again(toy_csv: Path, tmp_path: Path) -> None:
     """It is marked as failed, and its settings have a second chance, but no third: it may be they that kill."""
     request = request_of(toy_csv, tmp_path)
-    series = pipeline.read_request(request)
+    series = read_request(request)
     space = read_space(QUICK.search, grid=False)
     lost = []
     for _ in range(2):
@@ -244,7 +246,7 @@ def test_a_trial_of_a_process_that_lives_is_left_alone(toy_csv: Path, tmp_path: 
     request = request_of(toy_csv, tmp_path)
     notes: list[str] = []
     tell = Callbacks(lambda *_: None, lambda *_: None, notes.append)
-    with tune._Worker(request, QUICK, read_space(QUICK.search, grid=False), pipeline.read_request(request)) as worker:
+    with tune._Worker(request, QUICK, read_space(QUICK.search, grid=False), read_request(request)) as worker:
         trial = worker._next()
         assert trial is not None
         outcome = tune.tune(request, QUICK, tell)
