@@ -15,9 +15,9 @@ import torch
 # The task is that of the tests. The folder of this file goes: torch would take its `triton` for the compiler.
 sys.path[0] = str(Path(__file__).parent.parent)
 
-from tests.training.recall import CLASSES, Task, accuracy
-from training.cells import CELLS
-from training.settings import Fit, Shape
+from tests.training.recall import CLASSES, Task, accuracy  # noqa: E402  after the path
+from training.cells import CELLS  # noqa: E402
+from training.settings import Fit, Shape  # noqa: E402
 
 LAGS = (200, 500, 1000)
 GOAL = 0.95
