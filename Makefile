@@ -8,10 +8,14 @@ IMAGE ?= tidegate
 # Builds the image where no container engine runs, if such a tool is at hand.
 IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 
-.PHONY: demo test check bench bench-peers protos image
+.PHONY: demo examples test check bench bench-peers protos image
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
+
+# All of them in small form, a quarter of a minute each. Without --quick an example learns for as long as is worth it.
+examples: $(READY)
+	for example in forecast classify anomaly own_data tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
 test: $(READY)
 	$(BIN)/pytest

@@ -53,8 +53,10 @@ def main() -> None:
         "--version", version, "--out", here.folder / f"run-{version}", "--held-out", held_out,
     )  # fmt: skip
 
-    common.say("In ten minutes a room changes by a tick of its sensor at most, so nothing beats persistence by much.")
-    common.say("For an alarm it counts that the model knows how wrong it usually is.")
+    common.say(
+        "As forecasts they are not to be served, as it says: in ten minutes most rooms change by a tick of the sensor."
+    )
+    common.say("An alarm needs something else: to know how wrong the forecasts usually are.")
 
     common.title(f"2. Break a copy of the rows that it has not seen, in {FAULTS} places")
     series = read_source(Source(data="appliances"))
