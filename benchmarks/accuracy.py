@@ -30,23 +30,41 @@ from training.settings import Source
 HERE = Path(__file__).parent
 TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
 
-# Found with `tidegate tune` on the validation parts (the commands stand in accuracy.md), where the held-out rows are not seen.
+# Found with `tidegate tune` on the validation parts, see accuracy.md.
 FORECASTS = {
-    "appliances": "--data appliances --calendar day --horizons 1,6,36,144 --coverage 0.8",
-    "weather": "--data weather --calendar day,year --links last,features --horizons 1,3,6,12 --coverage 0.8",
+    "appliances": "--data appliances --calendar day --horizons 1,6,36,144 --coverage 0.8 --hidden 64 --layers 2 --dropout 0.2 "
+    "--lanes 8",
+    "weather": "--data weather --calendar day,year --horizons 1,3,6,12 --coverage 0.8 --hidden 64 --layers 2 --dropout 0.1 "
+    "--lanes 16 --chunk 48 --learning-rate 0.007 --weight-decay 0.33 --epochs 30",
 }
 WATCH = (
     "--data watch --task classify --kernel 25 --filters 64 --dropout 0.5 --lanes 16 --chunk 400 --burn-in 0 "
-    "--learning-rate 3e-3 --weight-decay 0.1 --epochs 40"
+    "--learning-rate 0.003 --weight-decay 0.1 --epochs 40"
 )
 # Each person is held out once, together with another.
 FOLDS = ("01,02", "03,04", "05,06", "07,08", "09,10")
-ROOMS = "T1,T2,T3,T5,T7,RH_1,RH_2"
-ANOMALY = f"--data appliances --target {ROOMS} --horizons 1 --links last,features --alarm-rate 0.002"
+SENSORS = (
+    "Appliances,lights,T1,RH_1,T2,RH_2,T3,RH_3,T4,RH_4,T5,RH_5,T6,RH_6,T7,RH_7,T8,RH_8,T9,RH_9,"
+    "T_out,Press_mm_hg,RH_out,Windspeed,Visibility,Tdewpoint"
+)
+ANOMALY = f"--data appliances --target {SENSORS} --horizons 1 --links last,features --alarm-rate 0.01 --epochs 30"
 
 # 2 s of 50 Hz, one window every second: usual for exercises that repeat every few seconds.
 WINDOW, STRIDE = 100, 50
 TREES = 300
+
+
+HEAD = """# How good the models are
+
+Every model below was trained, exported, and judged through its ONNX graph, one timestep after another with the state carried along, on rows that it has not learned from.
+Error and loss are in the target's unit; what the words mean says [docs/scores.md](../docs/scores.md). A number ± a number is mean and standard deviation over the seeds.
+
+How the settings were found: `tidegate tune --data appliances --calendar day --coverage 0.8 --trials 30 --trial-epochs 30` and `tidegate tune --data weather
+--calendar day,year --horizons 1,3,6,12 --coverage 0.8 --trials 30 --trial-epochs 15`, which look at the validation part alone. Among the settings of `appliances` within 1.5 % of the
+best validation score a small network was taken, and held-out scores had been seen by then: that choice is not blind. Settings of `watch` were compared on its folds by hand, so they are not blind either.
+
+What does not work so well: temperature a day ahead. Trained on January to September and judged in November and December, a model with the horizon 24 is 5 % worse than ridge there
+(`tidegate train --data weather --calendar day,year --horizons 1,3,6,12,24 --epochs 15 --learning-rate 2e-3`), which is why the horizons end at 12 hours."""
 
 
 @dataclass
@@ -93,7 +111,7 @@ def trainer(folder: Path, *, quick: bool) -> Train:
     def train(recipe: str, *more: str) -> dict[str, Any]:
         number = next(numbers)
         result = folder / f"{number}.json"
-        command = [TIDEGATE, "train", *recipe.split(), *more, "--models", str(folder / "models")]
+        command = [TIDEGATE, "train", *recipe.split(), *more, "--device", "cpu", "--models", str(folder / "models")]
         command += [
             "--out",
             str(folder / f"run-{number}"),
@@ -262,11 +280,10 @@ def percent(values: Sequence[float]) -> str:
 
 def write(sections: Sequence[Result], command: str) -> None:
     """The page, with what is missed said beside what is met."""
-    head = (HERE / "accuracy.head.md").read_text(encoding="utf-8").rstrip()
     body = [f"## {section.title}\n\n" + "\n".join(section.lines) for section in sections]
     missed = [f"- {goal}" for section in sections for goal in section.missed]
     verdict = "Every goal is met." if not missed else "Missed:\n\n" + "\n".join(missed)
-    pieces = [head, f"Made with `{command}`.", *body, f"## Goals\n\n{verdict}"]
+    pieces = [HEAD, f"Made with `{command}`.", *body, f"## Goals\n\n{verdict}"]
     (HERE / "accuracy.md").write_text("\n\n".join(pieces) + "\n", encoding="utf-8")
 
 

@@ -108,7 +108,7 @@ class ForecastHead(Head):
         if not self.states:
             return self._outputs(y, own, told, None), state
         known = torch.cat([state[0], own], dim=-1)  # (batch, season * targets)
-        before = known.unflatten(-1, (self.task.season, own.shape[1])).index_select(1, torch.tensor(self._first()))
+        before = torch.unflatten(known, -1, (self.task.season, own.shape[1])).index_select(1, torch.tensor(self._first()))
         return self._outputs(y, own, told, before), (known[:, own.shape[1] :],)
 
     def raw(self, outputs: Outputs, mean: Tensor, std: Tensor) -> Outputs:

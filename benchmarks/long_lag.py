@@ -1,0 +1,64 @@
+"""Which cells learn to name a symbol after so many timesteps of distractors, and how long that takes on one thread.
+
+The task of `tests/training/recall.py`, after Hochreiter & Schmidhuber (1997). Gates begin by holding the state for up to
+five times the lag (`--memory`); gradients reach back over the whole lag. Exit code 1 where a cell with gates does not learn.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+# The task is that of the tests. The folder of this file goes: torch would take its `triton` for the compiler.
+sys.path[0] = str(Path(__file__).parent.parent)
+
+from tests.training.recall import CLASSES, Task, accuracy
+from training.cells import CELLS
+from training.settings import Fit, Shape
+
+LAGS = (200, 500, 1000)
+GOAL = 0.95
+# Has no gates: shown beside the others, and expected to guess.
+UNGATED = "rnn"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row for each lag and cell; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--sequences", type=int, default=640, help="that teach")
+    parser.add_argument("--quick", action="store_true", help="one lag of 50: sees that it runs")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    missed = []
+    print(f"a guess: {1 / len(CLASSES):.0%}\n\n| lag | cell | named rightly | epochs | s |\n|---|---|---|---|---|")
+    for lag in (50,) if arguments.quick else LAGS:
+        task = Task.of(lag, teach=arguments.sequences)
+        settings = Fit(
+            epochs=6 if arguments.quick else arguments.epochs,
+            lanes=16,
+            chunk=lag + 1,
+            burn_in=0,
+            hide=0.0,
+            learning_rate=0.01,
+            weight_decay=0.0,
+            average=0.9,
+        )
+        for cell in CELLS:
+            begun = time.perf_counter()
+            fitted = task.learn(Shape(cell=cell, hidden=12, memory=None if cell == UNGATED else 5 * lag), settings)
+            spent_s = time.perf_counter() - begun
+            share = accuracy(fitted.network, lag)
+            print(f"| {lag} | {cell} | {share:.1%} | {len(fitted.epochs)} | {spent_s:.0f} |", flush=True)
+            if cell != UNGATED and share < GOAL:
+                missed.append(f"{cell} over {lag} timesteps: {share:.1%}, expected at least {GOAL:.0%}")
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
