@@ -37,7 +37,7 @@ def main() -> None:
     common.title("1. Learn from 19,735 rows of a house's sensors and export one timestep as ONNX")
     version = common.next_version(models / "appliances")
     common.run(
-        "train", "--data", "appliances", "--target", "Appliances", "--calendar", "day", "--hidden", 32,
+        "train", "--data", "appliances", "--target", "Appliances", "--calendar", "day", "--hidden", 32, "--dropout", 0.2,
         "--minutes", given.minutes, "--models", models, "--name", "appliances", "--version", version,
         "--out", folder / f"run-{version}", "--held-out", held_out,
     )  # fmt: skip
