@@ -27,8 +27,8 @@ from training.settings import Architecture, Classify, Forecast
 # How far an interval's half-width moves for a forecast that is missed, in mean absolute deviations of the scores and
 # divided by the root of the horizon: what is learned of a forecast comes so much later, and errors of neighbouring
 # timesteps are alike. The long-run coverage is off by the range that the half-width wanders through, divided by this and
-# by the number of timesteps: 5,000 of them hold it to a per cent.
-INTERVAL_RATE = 0.1
+# by the number of timesteps: 3,000 of them hold it to a per cent.
+INTERVAL_RATE = 0.15
 # Of an interval: a half-width of zero marks a forecast that a young stream has not made.
 LEAST_HALF = 1e-6
 
