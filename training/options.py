@@ -17,9 +17,10 @@ Made = TypeVar("Made", bound=BaseModel)
 
 
 def option(name: str, about: str, **more: Any) -> Any:
-    """An option `--name` that can also be given as the environment variable TIDEGATE_NAME."""
+    """An option `--name` that can also be given as the environment variable TIDEGATE_NAME; `off` adds `--no-name`."""
     word = name.replace("_", "-")
-    return typer.Option(f"--{word}", envvar=f"TIDEGATE_{name.upper().replace('-', '_')}", help=about, **more)
+    shown = f"--{word}/--no-{word}" if more.pop("off", False) else f"--{word}"
+    return typer.Option(shown, envvar=f"TIDEGATE_{name.upper().replace('-', '_')}", help=about, **more)
 
 
 def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -37,7 +38,9 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[
-                    _typed(field), option(name, _help(field), show_default=False, metavar=_metavar(field))
+                    _typed(field),
+                    # What is on unless one says otherwise needs a word to turn it off.
+                    option(name, _help(field), show_default=False, metavar=_metavar(field), off=field.default is True),
                 ],
             )
             for name, field in fields.items()

@@ -53,6 +53,7 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
             validation=validation,
             seed=request.split_seed,
             hold_out=request.hold_out,
+            validate=request.validate_on,
             horizon=horizon,
         )
     if request.hold_out:

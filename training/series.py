@@ -212,7 +212,14 @@ def split_by_time(series: Series, *, train: float, validation: float, horizon: i
 
 
 def split_by_group(
-    series: Series, *, train: float, validation: float, seed: int, hold_out: Sequence[str] = (), horizon: int
+    series: Series,
+    *,
+    train: float,
+    validation: float,
+    seed: int,
+    hold_out: Sequence[str] = (),
+    validate: Sequence[str] = (),
+    horizon: int,
 ) -> Split:
     """Give whole persons, machines or sites (`Group.whole`) to each part, so that those held out are new to the network.
 
@@ -224,10 +231,11 @@ def split_by_group(
         validation: share of the rows that choose; the rest is held out.
         seed: of the chance.
         hold_out: hold out these and no others; the rest is shared out between the other two parts.
+        validate: with `hold_out`: these choose, and the rest teaches.
         horizon: the furthest step that will be forecast; 0 when nothing is.
 
     Raises:
-        SplitError: there are fewer than three wholes, or one to hold out is not there.
+        SplitError: there are fewer than three wholes, or those that are named are not there or leave none to teach.
         SeriesTooShort: some part has no group that is long enough.
     """
     rows: dict[str, int] = {}
@@ -235,6 +243,9 @@ def split_by_group(
         rows[group.whole] = rows.get(group.whole, 0) + group.end - group.first
     if unknown := [name for name in hold_out if name not in rows]:
         raise SplitError(f"hold-out: {series.name} has no {unknown[0]!r}; there are: {', '.join(rows)}")
+    if validate:
+        part_of = _named_parts(series, list(rows), hold_out, validate)
+        return _split_of(series, part_of, horizon)
     free = {name: count for name, count in rows.items() if name not in hold_out}
     shares = [train, validation] if hold_out else [train, validation, 1.0 - train - validation]
     if len(free) < len(shares):
@@ -243,6 +254,27 @@ def split_by_group(
             f"{len(shares) + len(set(hold_out))}: one for each part; split by time, or by another column"
         )
     part_of = dict.fromkeys(hold_out, 2) | _share_out(free, shares, np.random.default_rng(seed))
+    return _split_of(series, part_of, horizon)
+
+
+def _named_parts(
+    series: Series, names: Sequence[str], hold_out: Sequence[str], validate: Sequence[str]
+) -> dict[str, int]:
+    """The part of each name, when those that choose and those that judge are named."""
+    wrong = [name for name in validate if name not in names or name in hold_out]
+    if wrong or not hold_out:
+        raise SplitError(
+            f"validate-on: got {', '.join(wrong or validate)}, expected values of {', '.join(names)} that are not held out, "
+            f"beside --hold-out"
+        )
+    parts = dict.fromkeys(names, 0) | dict.fromkeys(validate, 1) | dict.fromkeys(hold_out, 2)
+    if 0 not in parts.values():
+        raise SplitError(f"validate-on: {series.name} has only {', '.join(names)}; leave at least one to teach")
+    return parts
+
+
+def _split_of(series: Series, part_of: dict[str, int], horizon: int) -> Split:
+    """The spans of each part."""
     teach, choose, judge = (
         tuple((group.first, group.end) for group in series.groups if part_of[group.whole] == part) for part in range(3)
     )

@@ -235,6 +235,9 @@ class Request(Settings):
         default=(),
         description="Values of the column to split by that are held out, by commas; by chance when not given.",
     )
+    validate_on: Names = Field(
+        default=(), description="Of data split by wholes: these choose and the rest teaches; needs --hold-out."
+    )
     split_seed: int = Field(
         default=0, ge=0, lt=2**63, description="Of the chance by which values of the column to split by are shared out."
     )

@@ -174,7 +174,7 @@ def intervals(
             made = now - horizon
             if made >= 0 and not missing[now, row, feature]:
                 outside = abs(seen[now, row, feature] - centre[made, row, index, place]) > half[made, row, index, place]
-                rate = 0.1 / math.sqrt(horizon) * scale[index, place]
+                rate = 0.15 / math.sqrt(horizon) * scale[index, place]
                 q[row, index, place] += rate * (outside - (1 - coverage))
         half[now] = np.maximum(width[now] + start + q, 1e-6)
     waiting = [

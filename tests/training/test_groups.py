@@ -278,6 +278,35 @@ def test_holding_out_what_is_not_there_is_refused(fleet: Callable[..., Series]) 
         split_by_group(fleet(50, 50, 50), train=0.7, validation=0.15, seed=0, hold_out=("zoe",), horizon=3)
 
 
+def test_those_that_choose_may_be_named(fleet: Callable[..., Series]) -> None:
+    """Beside those that are held out; the rest teaches."""
+    series = fleet(*[50] * 5)
+    split = split_by_group(
+        series, train=0.7, validation=0.15, seed=0, hold_out=("g1",), validate=("g3", "g4"), horizon=3
+    )
+    named = {part: [series.groups[first // 50].name for first, _ in spans] for part, spans in split}
+    assert named == {"training": ["g0", "g2"], "validation": ["g3", "g4"], "held-out": ["g1"]}
+
+
+@pytest.mark.parametrize(
+    ("hold_out", "validate", "words"),
+    [
+        (("g1",), ("zoe",), "validate-on: got zoe, expected values of g0, g1, g2"),
+        (("g1",), ("g1",), "validate-on: got g1, expected .* that are not held out"),
+        ((), ("g1",), "beside --hold-out"),
+        (("g1", "g2"), ("g0",), "leave at least one to teach"),
+    ],
+)
+def test_wrong_names_to_choose_by_are_refused(
+    fleet: Callable[..., Series], hold_out: tuple[str, ...], validate: tuple[str, ...], words: str
+) -> None:
+    """The message says what was got and what there is."""
+    with pytest.raises(errors.SplitError, match=words):
+        split_by_group(
+            fleet(50, 50, 50), train=0.7, validation=0.15, seed=0, hold_out=hold_out, validate=validate, horizon=3
+        )
+
+
 @pytest.mark.parametrize(("groups", "hold_out"), [(2, ()), (2, ("g0",))])
 def test_too_few_groups_are_refused(fleet: Callable[..., Series], groups: int, hold_out: tuple[str, ...]) -> None:
     """Each part needs one."""
