@@ -194,6 +194,12 @@ class Fit(Settings):
     )
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     hide: float = Field(default=0.02, ge=0.0, lt=1.0, description="Share of values made missing.")
+    vary: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Of classes: spread of a gain on each feature, drawn for each lane and epoch.",
+    )
     patience: int = Field(default=40, ge=1, description="Stop after so many epochs without a better validation score.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to learn; auto: on a GPU if there is one."
