@@ -60,11 +60,12 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
             validate=request.validate_on,
             horizon=horizon,
         )
-    if request.hold_out:
-        raise SettingsError(
-            f"hold-out: got {', '.join(request.hold_out)} but the data is split by time; name the column that has these "
-            f"values with --split-by"
-        )
+    for option, names in (("hold-out", request.hold_out), ("validate-on", request.validate_on)):
+        if names:
+            raise SettingsError(
+                f"{option}: got {', '.join(names)} but the data is split by time; name the column that has these "
+                f"values with --split-by"
+            )
     split = split_by_time(series, train=train, validation=validation, horizon=horizon)
     if split.short:
         named = ", ".join(split.short[:NAMED]) + (", ..." if len(split.short) > NAMED else "")

@@ -127,6 +127,13 @@ def test_holding_out_needs_a_column(work: Path) -> None:
     refused(work, "hold-out: got site4, site1 but the data is split by time.*--split-by", split_by=None)
 
 
+def test_choosing_by_name_needs_a_column(work: Path) -> None:
+    """Split by time, there are no values to choose by: the names are not passed over in silence."""
+    parts = {"hold_out": (), "validate_on": ("site2",), "out": work / "chosen"}
+    with pytest.raises(errors.SettingsError, match="validate-on: got site2 but the data is split by time"):
+        pipeline.train(request(work, split_by=None).model_copy(update=parts), lambda *_: None, lambda _: None)
+
+
 def test_a_class_has_no_future(work: Path) -> None:
     """Without horizons there is nothing to look ahead by."""
     with pytest.raises(errors.SettingsError, match="known: a class has no horizons"):
