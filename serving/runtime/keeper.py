@@ -180,13 +180,7 @@ class Keeper:
     def leave(self, lease: Lease, reason: CloseReason) -> None:
         """Lets go of a stream, which is parked soon; nothing happens to it if the lease is over already."""
         self._metrics.closed[reason] += 1
-        if lease.ended is None:
-            stream = lease.stream
-            self._streams.let_go(lease)
-            if stream.phase is Phase.LIVE:
-                self.checkpointer.leave(stream)
-            else:
-                self._streams.drop(stream, StreamNotFound(stream.key.stream_id))  # it is in the store, and nowhere else
+        self._let_go(lease)
 
     async def forget(self, lease: Lease) -> None:
         """Drops the stream that a call has open, and its state."""
@@ -314,7 +308,37 @@ class Keeper:
         return None, record, Known(Phase.EXPIRED if head.expired else Phase.PARKED, head.step, head.model)
 
     async def _take_over(self, stream: Stream, served: Served, seen_epoch: int) -> Lease | None:
-        """Gives a stream that is live here to another call; None when another process was faster."""
+        """Gives a stream that is live here to another call; None when another process was faster.
+
+        Once begun it is done, whether or not the caller waits for it: with the old epoch here and the new one in the store,
+        what is not yet stored never would be.
+        """
+        taking = asyncio.create_task(self._claim_live(stream, served, seen_epoch))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            try:
+                await asyncio.wait([taking])  # nobody else opens it until then
+            finally:
+                taking.add_done_callback(self._nobody_took)
+            raise
+
+    def _nobody_took(self, taking: asyncio.Task[Lease | None]) -> None:
+        """Lets go of a stream that was taken over for a call that went away meanwhile."""
+        lease = None if taking.cancelled() or taking.exception() else taking.result()
+        if lease is not None:
+            self._let_go(lease)
+
+    def _let_go(self, lease: Lease) -> None:
+        if lease.ended is None:
+            stream = lease.stream
+            self._streams.let_go(lease)
+            if stream.phase is Phase.LIVE:
+                self.checkpointer.leave(stream)
+            else:
+                self._streams.drop(stream, StreamNotFound(stream.key.stream_id))  # it is in the store, and nowhere else
+
+    async def _claim_live(self, stream: Stream, served: Served, seen_epoch: int) -> Lease | None:
         epoch = await self._store.claim(stream.key, seen_epoch, served.spec.id)
         crash_point("during-take-over")
         if epoch is None:

@@ -277,6 +277,60 @@ async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path)
         assert (await RawCall(channel).open("a")).kind == pb.Opened.NEW
 
 
+async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_root: Path) -> None:
+    """The take-over waits for a batch; its caller goes meanwhile, and the stream is parked, not held by nobody for ever."""
+    rows = sensor_rows(2, seed=9)
+    expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
+    async with run_server(lstm_root) as server, raw_channel(server) as channel:
+        first, second = RawCall(channel), RawCall(channel)
+        await first.open("a")
+        batcher = batcher_of(server)
+        gate = Gate(batcher)
+        await first.send(timestep(*rows[0]))
+        await gate.entered()
+        await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
+        await eventually(lambda: bool(batcher._between), "the take-over")
+        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        second.call.cancel()
+        await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
+        gate.open()
+        assert (await first.ending()).reason == "TAKEN_OVER"
+        await eventually(lambda: live(server) == 0, "parking")
+        again = RawCall(channel)
+        assert (await again.open("a")).next_step == 2
+        assert (await again.step(*rows[1])).prediction.outputs[0] == expected[1]
+
+
+async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_steps(lstm_root: Path) -> None:
+    """The store knows the new epoch, though nobody waited for it: what was not yet stored is stored under that one."""
+    rows = sensor_rows(2, seed=9)
+    expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
+    async with run_server(lstm_root, checkpoint_every=60) as server, raw_channel(server) as channel:
+        first, second = RawCall(channel), RawCall(channel)
+        await first.open("a")
+        await first.step(*rows[0])
+        inner, claimed, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: Any) -> int | None:
+            epoch = await inner(*arguments)
+            claimed.set()
+            await answer.wait()
+            return epoch
+
+        server.keeper._store.claim = slow  # type: ignore[method-assign]
+        await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
+        await asyncio.wait_for(claimed.wait(), PATIENCE)
+        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        second.call.cancel()
+        await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
+        answer.set()
+        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        await eventually(lambda: live(server) == 0, "parking")
+        again = RawCall(channel)
+        assert (await again.open("a")).next_step == 2
+        assert (await again.step(*rows[1])).prediction.outputs[0] == expected[1]
+
+
 async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -> None:
     """No slot stays taken, no task alive, no call on the books, whenever the cancel comes."""
     async with run_server(sum_root, live_max=64) as server, raw_channel(server) as channel:
