@@ -27,8 +27,8 @@ STOPPED = {
     "epochs": "all epochs are done",
     "patience": "the validation score has not improved for a while",
     "minutes": "the time is up",
-    "interrupted": "interrupted: the best weights so far are kept",
-    "diverged": "the loss is no longer a number: the best weights before that are kept",
+    "interrupted": "interrupted: the weights so far are kept",
+    "diverged": "the loss is no longer a number: the weights before that are kept",
 }
 
 

@@ -53,7 +53,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The network with its best weights, on the CPU, and how it came to them."""
+    """The network with its best weights, on the CPU, and how it came to them; best are the last where `Fit.keep` says so."""
 
     network: Network
     epochs: tuple[Epoch, ...]
@@ -82,7 +82,7 @@ def fit(
     *,
     keeper: Keeper | None = None,
 ) -> Fitted:
-    """Train a network; keep the weights with the best validation score, the state carried as in serving.
+    """Train a network; keep the weights with the best validation score, the state carried as in serving, or the last ones.
 
     Ctrl-C ends it early and keeps the best weights so far; before the first epoch is done it goes through.
 
@@ -165,7 +165,7 @@ class _Training:
             while stopped is None:
                 epoch = self.epoch(len(self.epochs) + 1)
                 self.epochs.append(epoch)
-                if self.best is None or epoch.score < self.best.score:
+                if self.best is None or self.settings.keep == "last" or epoch.score < self.best.score:
                     self.best, self.best_weights = epoch, _copy(self.average)
                 if self.keeper:
                     self.keeper.keep(self.state())

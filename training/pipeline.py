@@ -275,7 +275,7 @@ def _learn(
     bare = without_monitors(prepared.architecture)
     fitted = fit(series, prepared.split, prepared.scaler, bare, request.fit, told, keeper=keeper)
     run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
-    on_note(_ending(fitted))
+    on_note(_ending(fitted, request.fit.keep))
     if keeper and fitted.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
     network = add_monitors(fitted.network, prepared.architecture)
@@ -307,9 +307,10 @@ _MORE = {
 }
 
 
-def _ending(fitted: Fitted) -> str:
-    """Why the training stopped, in words."""
+def _ending(fitted: Fitted, keep: str) -> str:
+    """Why the training stopped, and whose weights were kept, in words."""
+    which = "best" if keep == "best" else "last weights kept,"
     return (
         f"stopped after epoch {len(fitted.epochs)}: {card.STOPPED[fitted.stopped]}; "
-        f"best validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
+        f"{which} validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
     )

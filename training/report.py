@@ -437,7 +437,7 @@ def _learning(material: Material) -> Html:
     across = charts.Scale(min(epochs), max(*epochs, min(epochs) + 1), _whole(min(epochs), max(epochs)), "epoch")
     loss, score = [row["loss"] for row in history], [row["score"] for row in history]
     plot = Plot("loss by epoch", across, charts.linear([*loss, *score], ticks=4), height=220, names=("validation",))
-    plot.rule("mark", x=best, text=f"best: epoch {best}")
+    plot.rule("mark", x=best, text=f"kept: epoch {best}")
     plot.line(epochs, loss, "a")
     plot.line(epochs, score, "b")
     plot.dots([best], [score[epochs.index(best)]] if best in epochs else [np.nan], "b", 3.5)
@@ -487,7 +487,7 @@ def _data(material: Material) -> Html:
         + (f" in {groups:,} groups" if groups > 1 else "")
         + f", SHA-256 {card['data']['sha256']}."
     )
-    how = "The model has learned from the first part, the second chose its best epoch, and only the third, which it has never seen, judges it."
+    how = "The model has learned from the first part, the second watched it learn, and only the third, which it has never seen, judges it."
     return section(
         "Data",
         how,

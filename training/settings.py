@@ -200,7 +200,15 @@ class Fit(Settings):
         lt=1.0,
         description="Of classes: spread of a gain on each feature, drawn for each lane and epoch.",
     )
-    patience: int = Field(default=40, ge=1, description="Stop after so many epochs without a better validation score.")
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="Weights of which epoch: best by validation score, or last, where those who choose are too few to tell.",
+    )
+    patience: int = Field(
+        default=40,
+        ge=1,
+        description="Stop after so many epochs without a better validation score; with --keep last, never.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to learn; auto: on a GPU if there is one."
     )

@@ -106,6 +106,21 @@ def test_the_best_weights_are_kept(learn: Callable[..., Fitted], monkeypatch: py
     assert same(weights(whole), weights(fit_with_scores(on_epoch=stop)))
 
 
+def test_the_last_weights_are_kept_when_that_is_asked_for(
+    learn: Callable[..., Fitted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that only get worse neither choose an epoch nor end the training."""
+
+    def learn_with_scores(*scores: float) -> Fitted:
+        left = iter(scores)
+        monkeypatch.setattr(fitting._Training, "score", lambda _self: next(left))
+        return learn(Fit(epochs=len(scores), lanes=4, chunk=16, patience=1, keep="last"))
+
+    worse, better = learn_with_scores(0.5, 0.7, 0.9), learn_with_scores(0.9, 0.7, 0.5)
+    assert (worse.best.number, worse.best.score, worse.stopped) == (3, 0.9, "epochs")
+    assert same(weights(worse), weights(better))
+
+
 def test_early_stopping_waits_for_its_patience(learn: Callable[..., Fitted]) -> None:
     """So many epochs without a better score end the training."""
     fitted = learn(Fit(epochs=200, lanes=4, chunk=16, learning_rate=0.05, average=0.0, patience=4))
