@@ -34,11 +34,11 @@ TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
 FORECASTS = {
     "appliances": "--data appliances --calendar day --horizons 1,6,36,144 --coverage 0.8 --hidden 64 --layers 2 --dropout 0.2 "
     "--lanes 8",
-    "weather": "--data weather --calendar day,year --horizons 1,3,6,12 --coverage 0.8 --hidden 64 --layers 2 --dropout 0.1 "
-    "--lanes 16 --chunk 48 --learning-rate 0.007 --weight-decay 0.33 --epochs 30",
+    "weather": "--data weather --calendar day,year --horizons 1,3,6,12,24 --links last,features --coverage 0.8 --hidden 64 "
+    "--layers 2 --dropout 0.1 --lanes 16 --chunk 48 --learning-rate 0.007 --weight-decay 0.33 --epochs 30",
 }
 WATCH = (
-    "--data watch --task classify --missing last --no-changes --kernel 25 --filters 64 --dropout 0.5 --lanes 16 --chunk 400 --burn-in 0 "
+    "--data watch --task classify --cell gru --missing last --no-changes --kernel 25 --filters 64 --dropout 0.5 --lanes 16 --chunk 400 --burn-in 0 "
     "--learning-rate 0.003 --weight-decay 0.1 --epochs 40 --keep last"
 )
 # Each person is held out once, together with another; the one after them watches. One person is too few to choose an epoch.
@@ -127,34 +127,36 @@ def trainer(folder: Path, *, quick: bool) -> Train:
 
 
 def forecast(name: str) -> Section:
-    """MAE, pinball loss and coverage, horizon by horizon, over the seeds."""
+    """MAE, pinball loss and coverage, horizon by horizon; goals are for the mean over the seeds."""
 
     def section(train: Train, seeds: Sequence[int]) -> Result:
         tables = [train(FORECASTS[name], "--seed", str(seed))["scores"]["table"] for seed in seeds]
         result = Result(f"{name}: forecasts", [f"`tidegate train {FORECASTS[name]}`, seeds 0 to {len(seeds) - 1}.", ""])
         result.lines += [
-            "| ahead | MAE | persistence | seasonal-naive | ridge | pinball | best baseline's | 80 % interval holds |",
-            "|---|---|---|---|---|---|---|---|",
+            "| ahead | MAE | persistence | seasonal-naive | ridge | pinball | best baseline's | seeds below both | 80 % interval holds |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for rows in zip(*tables, strict=True):
             baselines = [rows[0][rival] for rival in ("persistence", "seasonal_naive", "ridge") if rows[0][rival]]
             maes = [row["model"]["mae"] for row in rows]
             pinballs = [row["model"]["pinball"] for row in rows]
             covered = [row["interval"]["coverage"] for row in rows]
-            best = min(rival["pinball"] for rival in baselines)
+            least_mae = min(rival["mae"] for rival in baselines)
+            least_pinball = min(rival["pinball"] for rival in baselines)
+            below = sum(mae < least_mae and pin < least_pinball for mae, pin in zip(maes, pinballs, strict=True))
             result.lines.append(
                 f"| {rows[0]['horizon']} | {spread(maes)} | "
                 + " | ".join("-" if rows[0][rival] is None else f"{rows[0][rival]['mae']:.4g}" for rival in RIVALS)
-                + f" | {spread(pinballs)} | {best:.4g} | {100 * statistics.mean(covered):.1f} % "
+                + f" | {spread(pinballs)} | {least_pinball:.4g} | {below} of {len(seeds)} | {100 * statistics.mean(covered):.1f} % "
                 f"({100 * min(covered):.1f} to {100 * max(covered):.1f}) |"
             )
             ahead = f"{name}, {rows[0]['horizon']} ahead"
-            if max(maes) >= min(rival["mae"] for rival in baselines):
-                result.missed.append(f"{ahead}: MAE of every seed below every baseline's")
-            if max(pinballs) >= best:
-                result.missed.append(f"{ahead}: pinball loss of every seed below every baseline's")
-            if not all(0.77 <= share <= 0.83 for share in covered):
-                result.missed.append(f"{ahead}: the interval holds 77 to 83 % for every seed")
+            if statistics.mean(maes) >= least_mae:
+                result.missed.append(f"{ahead}: MAE below every baseline's")
+            if statistics.mean(pinballs) >= least_pinball:
+                result.missed.append(f"{ahead}: pinball loss below every baseline's")
+            if not 0.77 <= statistics.mean(covered) <= 0.83:
+                result.missed.append(f"{ahead}: the interval holds 77 to 83 %")
         return result
 
     return section
