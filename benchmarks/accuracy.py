@@ -60,11 +60,9 @@ Every model below was trained, exported, and judged through its ONNX graph, one 
 Error and loss are in the target's unit; what the words mean says [docs/scores.md](../docs/scores.md). A number ± a number is mean and standard deviation over the seeds.
 
 How the settings were found: `tidegate tune --data appliances --calendar day --coverage 0.8 --trials 30 --trial-epochs 30` and `tidegate tune --data weather
---calendar day,year --horizons 1,3,6,12 --coverage 0.8 --trials 30 --trial-epochs 15`, which look at the validation part alone. Among the settings of `appliances` within 1.5 % of the
-best validation score a small network was taken, and held-out scores had been seen by then: that choice is not blind. Settings of `watch` were compared on its folds by hand, so they are not blind either.
-
-What does not work so well: temperature a day ahead. Trained on January to September and judged in November and December, a model with the horizon 24 is 5 % worse than ridge there
-(`tidegate train --data weather --calendar day,year --horizons 1,3,6,12,24 --epochs 15 --learning-rate 2e-3`), which is why the horizons end at 12 hours."""
+--calendar day,year --horizons 1,3,6,12 --coverage 0.8 --trials 30 --trial-epochs 15`, which look at the validation part alone. What was chosen with held-out scores in view is not blind:
+among the settings of `appliances` within 1.5 % of the best validation score a small network; the link to the features and the day-ahead horizon of `weather`; the settings of `watch`, compared by
+hand on its folds, where the kind of cell and whose weights are kept decide."""
 
 
 @dataclass

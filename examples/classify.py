@@ -28,7 +28,7 @@ def main() -> None:
     common.title(f"1. Learn from nine persons; person {PERSON} is held out")
     common.run(
         "train", "--data", "watch", "--task", "classify", "--hold-out", PERSON, "--kernel", 25, "--filters", 64,
-        "--dropout", 0.5, "--chunk", 400, "--lanes", 16, "--epochs", 4 if here.quick else 40,
+        "--dropout", 0.5, "--chunk", 400, "--lanes", 16, "--epochs", 4 if here.quick else 40, "--keep", "last",
         "--models", here.models, "--version", version, "--out", here.folder / f"run-{version}", "--held-out", held_out,
     )  # fmt: skip
 
