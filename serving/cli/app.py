@@ -173,10 +173,19 @@ def stream(
     stream_id: Annotated[
         str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to begin or go on with; row n is its timestep n.")
     ] = "",
+    group: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEGATE_GROUP",
+            help="Column that says which of several series a row belongs to; each is a stream, named STREAM-ID-value.",
+        ),
+    ] = "",
     rate: Annotated[
         float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps a second; 0 as fast as it goes.")
     ] = 0.0,
-    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="Only the first rows; 0 for all.")] = 0,
+    limit: Annotated[
+        int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="Only the first rows of a series; 0 for all.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(envvar="TIDEGATE_OUT", help="Write the predictions as CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(envvar="TIDEGATE_PLOT", help="Write a picture as PNG.")] = None,
     scores: Annotated[Path | None, typer.Option(envvar="TIDEGATE_SCORES", help="Write the scores as JSON.")] = None,
@@ -186,7 +195,16 @@ def stream(
     from serving.cli.sheet import BadSheet
     from serving.client import ClientError, ServerUnavailable, StreamLost
 
-    replay = Replay(file, address, model=model, version=version, stream_id=stream_id, rate=rate, limit=limit)
+    replay = Replay(
+        file,
+        address,
+        model=model,
+        version=version,
+        stream_id=stream_id,
+        group=group,
+        rate=rate,
+        limit=limit,
+    )
     try:
         asyncio.run(replay.run(out=out, plot=plot, scores=scores))
     except (BadSheet, ReplayFailed) as error:

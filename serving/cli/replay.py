@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from serving.cli.scoreboard import Scoreboard
+from serving.cli.scoreboard import Score, Scoreboard
 from serving.cli.sheet import Sheet, read_sheet
 from serving.client import Client, Model, Overloaded, Prediction, Stream
 from serving.core.spec import Floats, Output
@@ -29,20 +29,48 @@ class ReplayFailed(Exception):
     """The file and the model do not go together; the message says why."""
 
 
+class SentBefore(ReplayFailed):
+    """A stream has had all rows of its series already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A series of the file, and what its stream has answered; `board` is None where nothing can be scored."""
+
+    name: str
+    sheet: Sheet
+    stream_id: str
+    model: Model
+    predictions: list[Prediction]
+    seconds: float
+    board: Scoreboard | None
+
+
 class Replay:
     """One run of `tidegate stream`.
 
-    Row n of the file is timestep n of the stream: a stream that is known already goes on where it was.
+    Row n of a series is timestep n of its stream: a stream that is known already goes on where it was. The file is one
+    series, or several that its column `group` tells apart; they are sent one after the other, `limit` rows of each.
     """
 
     def __init__(
-        self, file: Path, address: str, *, model: str, version: str, stream_id: str, rate: float, limit: int
+        self,
+        file: Path,
+        address: str,
+        *,
+        model: str,
+        version: str,
+        stream_id: str,
+        group: str,
+        rate: float,
+        limit: int,
     ) -> None:
         self.file = file
         self.address = address
         self.model = model
         self.version = version
         self.stream_id = stream_id
+        self.group = group
         self.rate = rate
         self.limit = limit
         self.console = Console()
@@ -52,7 +80,7 @@ class Replay:
 
         Raises:
             BadSheet, ReplayFailed: the file is not one that the model can read.
-            ClientError: the stream could not be opened, or was lost.
+            ClientError: a stream could not be opened, or was lost.
 
         """
         if plot is not None:
@@ -62,47 +90,73 @@ class Replay:
                 _check_writable(path)
         async with Client(self.address) as client:
             known, _ = await client.describe(self.model, self.version)
-            sheet = read_sheet(self.file, [feature.name for feature in known.features])
-            rows = min(len(sheet), self.limit or len(sheet))
-            board = _board_of(known, sheet, rows)
-            async with client.open(self.stream_id, model=self.model, version=self.version) as stream:
-                first = stream.next_step - 1
-                if first >= rows:
-                    raise ReplayFailed(
-                        f"stream '{stream.stream_id}' is at step {first} already and {self.file} has {rows} rows; "
-                        "give another --stream-id to begin again"
-                    )
-                self.console.print(
-                    f"stream {stream.stream_id} ({stream.kind}) under {stream.model.name}/{stream.model.version}, "
-                    f"rows {first + 1} to {rows}",
-                    highlight=False,
-                )
-                predictions, seconds = await self._send(stream, sheet.values[first:rows], first, board)
+            sheet = read_sheet(self.file, [feature.name for feature in known.features], self.group)
+            sent = await self._send_all(client, sheet, known)
+        timesteps, seconds = sum(len(one.predictions) for one in sent), sum(one.seconds for one in sent)
         self.console.print(
-            f"{len(predictions)} timesteps in {seconds:.1f} s: {1e6 * seconds / len(predictions):,.0f} µs each, there and back",
+            f"{timesteps} timesteps in {seconds:.1f} s: {1e6 * seconds / timesteps:,.0f} µs each, there and back",
             highlight=False,
         )
-        if board is not None:
-            self.console.print(_table(board))
+        boards = [one.board for one in sent if one.board is not None]
+        final = boards[-1].scores(boards[:-1]) if boards else []
+        if boards:
+            self.console.print(_table(final))
         if out is not None:
-            _write_predictions(out, stream.model.outputs, sheet, predictions)
+            _write_predictions(out, sent, self.group)
         if scores is not None:
-            _write_scores(scores, board, len(predictions), seconds)
+            _write_scores(scores, final, timesteps, seconds)
         if plot is not None:
-            if board is None:
-                raise ReplayFailed(f"--plot: model {known.name} has no forecast of a column of {self.file} to draw")
-            from serving.cli.plot import plot as draw  # noqa: PLC0415 - needs matplotlib, which is optional
+            _draw(sent, self.file, plot)
 
-            draw(board, f"{known.name}/{known.version}, stream {stream.stream_id}", plot)
+    async def _send_all(self, client: Client, sheet: Sheet, known: Model) -> list[Sent]:
+        """Sends each series that its stream has not had yet; at least one."""
+        series = [(name, part.first(self.limit or len(part))) for name, part in sheet.series()]
+        season = _season_of(known, [part for _, part in series])
+        sent: list[Sent] = []
+        done: list[SentBefore] = []
+        for name, part in series:
+            board = _board_of(known, part, season)
+            before = [one.board for one in sent if one.board is not None]
+            try:
+                sent.append(await self._send_series(client, name, part, board, before))
+            except SentBefore as error:
+                done.append(error)
+        if not sent:
+            raise done[0]
+        return sent
+
+    async def _send_series(
+        self, client: Client, name: str, sheet: Sheet, board: Scoreboard | None, before: list[Scoreboard]
+    ) -> Sent:
+        """Sends one series to a stream of its own."""
+        stream_id = f"{self.stream_id}-{name}" if self.stream_id and name else self.stream_id
+        async with client.open(stream_id, model=self.model, version=self.version) as stream:
+            first, rows = stream.next_step - 1, len(sheet)
+            if first >= rows:
+                raise SentBefore(
+                    f"stream '{stream.stream_id}' is at step {first} already and {self.file} has {rows} rows"
+                    + (f" of {self.group} {name}" if name else "")
+                    + "; give another --stream-id to begin again"
+                )
+            self.console.print(
+                f"stream {stream.stream_id} ({stream.kind}) under {stream.model.name}/{stream.model.version}, "
+                + (f"{self.group} {name}, " if name else "")
+                + f"rows {first + 1} to {rows}",
+                highlight=False,
+            )
+            begun = time.perf_counter()
+            predictions = await self._send(stream, sheet.values[first:], first, board, before)
+            seconds = time.perf_counter() - begun
+        return Sent(name, sheet, stream.stream_id, stream.model, predictions, seconds, board)
 
     async def _send(
-        self, stream: Stream, values: Floats, first: int, board: Scoreboard | None
-    ) -> tuple[list[Prediction], float]:
-        """Sends rows, paced if asked, and keeps the table fresh; gives the predictions and the seconds it took."""
+        self, stream: Stream, values: Floats, first: int, board: Scoreboard | None, before: list[Scoreboard]
+    ) -> list[Prediction]:
+        """Sends rows, paced if asked, and keeps the table fresh."""
         predictions = []
         forecast = _forecast_of(stream.model)
         begun = time.perf_counter()
-        with self._live(board) as refresh:
+        with self._live(board, before) as refresh:
             for row, x in enumerate(values):
                 if self.rate:
                     await asyncio.sleep(begun + row / self.rate - time.perf_counter())
@@ -111,24 +165,25 @@ class Replay:
                 if board is not None and forecast is not None and prediction:
                     board.add(first + row, prediction[forecast.name])
                 refresh()
-        return predictions, time.perf_counter() - begun
+        return predictions
 
     @contextmanager
-    def _live(self, board: Scoreboard | None) -> Iterator["Refresh"]:
+    def _live(self, board: Scoreboard | None, before: list[Scoreboard]) -> Iterator["Refresh"]:
         if board is None or not self.console.is_terminal:
             with nullcontext():
-                yield Refresh(None, None)
+                yield Refresh(None, None, before)
             return
-        with Live(_table(board), console=self.console, auto_refresh=False, transient=True) as live:
-            yield Refresh(live, board)
+        with Live(_table(board.scores(before)), console=self.console, auto_refresh=False, transient=True) as live:
+            yield Refresh(live, board, before)
 
 
 class Refresh:
     """Redraws a live table, at most so many times a second."""
 
-    def __init__(self, live: Live | None, board: Scoreboard | None) -> None:
+    def __init__(self, live: Live | None, board: Scoreboard | None, before: list[Scoreboard]) -> None:
         self._live = live
         self._board = board
+        self._before = before
         self._next = 0.0
 
     def __call__(self) -> None:
@@ -136,7 +191,7 @@ class Refresh:
         if self._live is None or self._board is None or time.perf_counter() < self._next:
             return
         self._next = time.perf_counter() + 1 / FRAMES_A_SECOND
-        self._live.update(_table(self._board), refresh=True)
+        self._live.update(_table(self._board.scores(self._before)), refresh=True)
 
 
 async def _step(stream: Stream, x: Floats) -> Prediction:
@@ -156,23 +211,39 @@ def _forecast_of(model: Model) -> Output | None:
     return None
 
 
-def _board_of(model: Model, sheet: Sheet, rows: int) -> Scoreboard | None:
+def _season_of(model: Model, series: list[Sheet]) -> int | None:
+    """A day in timesteps, if there are two of them in each series: scores of several are of the same baselines."""
+    season = round(SECONDS_A_DAY / model.period_s) if model.period_s else None
+    return season if season is not None and all(len(sheet) >= 2 * season for sheet in series) else None
+
+
+def _board_of(model: Model, sheet: Sheet, season: int | None) -> Scoreboard | None:
     """A scoreboard for the forecast of a model, if its targets are columns of the sheet."""
     forecast = _forecast_of(model)
     if forecast is None or any(target not in sheet.features for target in forecast.targets):
         return None
-    truth = np.stack([sheet.column(target)[:rows] for target in forecast.targets], axis=1)
-    season = round(SECONDS_A_DAY / model.period_s) if model.period_s else None
+    truth = np.stack([sheet.column(target) for target in forecast.targets], axis=1)
     return Scoreboard(truth, forecast.targets, forecast.units, forecast.horizons, season)
 
 
-def _table(board: Scoreboard) -> Table:
+def _draw(sent: list[Sent], file: Path, path: Path) -> None:
+    """Draws the longest series."""
+    most = max(sent, key=lambda one: len(one.predictions))
+    if most.board is None:
+        raise ReplayFailed(f"--plot: model {most.model.name} has no forecast of a column of {file} to draw")
+    from serving.cli.plot import plot  # noqa: PLC0415 - needs matplotlib, which is optional
+
+    plot(most.board, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
+
+
+def _table(scores: list[Score]) -> Table:
     """Prediction against what came true."""
     table = Table(box=None, header_style="bold", title="mean absolute errors", title_justify="left")
     headings = ["target", "timesteps ahead", "forecast", "came true", "error", "persistence"]
-    for heading in [*headings, "seasonal"] if board.season is not None else headings:
+    seasons = any(score.seasonal_mae is not None for score in scores)
+    for heading in [*headings, "seasonal"] if seasons else headings:
         table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=heading == "target")
-    for score in board.scores():
+    for score in scores:
         title = f"{score.target}, {score.unit}" if score.unit else score.target
         style = "" if np.isnan(score.mae) else "green" if score.beats_baselines else "yellow"
         mae = f"[{style}]{score.mae:.4g}[/]" if style else f"{score.mae:.4g}"
@@ -189,23 +260,27 @@ def _table(board: Scoreboard) -> Table:
     return table
 
 
-def _write_predictions(path: Path, outputs: tuple[Output, ...], sheet: Sheet, predictions: list[Prediction]) -> None:
-    """Writes one row a timestep: its number, its label, and every value of every output."""
+def _write_predictions(path: Path, sent: list[Sent], group: str) -> None:
+    """Writes one row a timestep: its series, its number, its label, and every value of every output."""
+    outputs = sent[0].model.outputs
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", sheet.label, *(name for output in outputs for name in _columns(output))])
-        for prediction in predictions:
-            values = (
-                [value for output in outputs for value in prediction[output.name].ravel().tolist()]
-                if prediction
-                else []
-            )
-            writer.writerow([prediction.step, sheet.labels[prediction.step - 1], *values])
+        names = [name for output in outputs for name in _columns(output)]
+        writer.writerow([*([group] if group else []), "step", sent[0].sheet.label, *names])
+        for one in sent:
+            for prediction in one.predictions:
+                values = (
+                    [value for output in outputs for value in prediction[output.name].ravel().tolist()]
+                    if prediction
+                    else []
+                )
+                label = one.sheet.labels[prediction.step - 1]
+                writer.writerow([*([one.name] if group else []), prediction.step, label, *values])
 
 
-def _write_scores(path: Path, board: Scoreboard | None, timesteps: int, seconds: float) -> None:
-    """Writes the scoreboard as JSON; NaN, where nothing was scored, is null."""
-    scores = [asdict(score) | {"beats_baselines": score.beats_baselines} for score in board.scores()] if board else []
+def _write_scores(path: Path, final: list[Score], timesteps: int, seconds: float) -> None:
+    """Writes the scores as JSON; NaN, where nothing was scored, is null."""
+    scores = [asdict(score) | {"beats_baselines": score.beats_baselines} for score in final]
     facts = [{name: None if value != value else value for name, value in score.items()} for score in scores]  # noqa: PLR0124
     path.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
 

@@ -38,7 +38,7 @@ class Score:
 
 
 class Scoreboard:
-    """Keeps the forecasts of one stream.
+    """Keeps the forecasts of one stream; `errors` and `scored` are sums of absolute errors, and of how many timesteps.
 
     Args:
         truth: (timesteps, targets), NaN where missing.
@@ -62,8 +62,8 @@ class Scoreboard:
         self._last_seen = _last_seen(truth)
         self._made = 0
         # Sums of absolute errors and their count: (model, persistence, seasonal) x horizons x targets.
-        self._errors = np.zeros((3, len(horizons), len(targets)))
-        self._scored = np.zeros((len(horizons), len(targets)), np.int64)
+        self.errors = np.zeros((3, len(horizons), len(targets)))
+        self.scored = np.zeros((len(horizons), len(targets)), np.int64)
 
     def add(self, row: int, forecast: Array) -> None:
         """Takes the forecast (horizons, targets) that was made at a timestep; rows come in order."""
@@ -77,15 +77,19 @@ class Scoreboard:
             persistence = np.abs(self._last_seen[row - horizon] - came_true)
             seasonal = np.abs(self._seasonal(row, horizon) - came_true)
             counts = np.isfinite(model) & np.isfinite(persistence) & np.isfinite(seasonal)
-            for errors, error in zip(self._errors, (model, persistence, seasonal), strict=True):
+            for errors, error in zip(self.errors, (model, persistence, seasonal), strict=True):
                 errors[place] += np.where(counts, error, 0.0)
-            self._scored[place] += counts
+            self.scored[place] += counts
 
-    def scores(self) -> list[Score]:
-        """Where it stands, target by target, horizon by horizon."""
+    def scores(self, others: Sequence["Scoreboard"] = ()) -> list[Score]:
+        """Where it stands, target by target, horizon by horizon.
+
+        With others, of streams of the same model that were before, errors are over the timesteps of all of them.
+        """
         row = self._made - 1
+        scored = sum((board.scored for board in others), self.scored)
         with np.errstate(invalid="ignore"):  # nothing scored yet: NaN is the answer
-            mae = self._errors / self._scored
+            mae = sum((board.errors for board in others), self.errors) / scored
         return [
             Score(
                 target=name,
@@ -96,7 +100,7 @@ class Scoreboard:
                 mae=float(mae[0, place, target]),
                 persistence_mae=float(mae[1, place, target]),
                 seasonal_mae=None if self.season is None else float(mae[2, place, target]),
-                scored=int(self._scored[place, target]),
+                scored=int(scored[place, target]),
             )
             for target, (name, unit) in enumerate(zip(self.targets, self.units, strict=True))
             for place, horizon in enumerate(self.horizons)

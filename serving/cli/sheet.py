@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,15 @@ class Sheet:
     """Rows in time order.
 
     `values` is (rows, features), NaN where a cell is empty; `labels` has the text of the column that says when each row
-    was measured (the first one that is not a feature), or the row number where there is no such column.
+    was measured (the first one that is neither a feature nor the group), or the row number where there is no such column.
+    `groups` says of each row which series it belongs to; it is empty where the file is one series.
     """
 
     label: str
     labels: tuple[str, ...]
     features: tuple[str, ...]
     values: Floats
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The rows."""
@@ -40,14 +42,37 @@ class Sheet:
         """One feature: (rows,)."""
         return self.values[:, self.features.index(name)]
 
+    def first(self, rows: int) -> "Sheet":
+        """The first rows alone."""
+        return Sheet(self.label, self.labels[:rows], self.features, self.values[:rows], self.groups[:rows])
 
-def read_sheet(path: Path, features: Sequence[str]) -> Sheet:
+    def series(self) -> list[tuple[str, "Sheet"]]:
+        """Each series with its name, in the order of their first rows; one without a name where there are no groups."""
+        if not self.groups:
+            return [("", self)]
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(self.groups):
+            rows.setdefault(group, []).append(row)
+        return [
+            (group, Sheet(self.label, tuple(self.labels[row] for row in own), self.features, self.values[own]))
+            for group, own in rows.items()
+        ]
+
+
+def read_sheet(path: Path, features: Sequence[str], group: str = "") -> Sheet:
     """Reads the columns of a CSV file that a model's features name, in the model's order.
+
+    Args:
+        path: the file.
+        features: the model's.
+        group: the column that says which series a row belongs to; empty for a file that is one series.
 
     Raises:
         BadSheet: a column is missing or twice there, a cell is not a number, or the file cannot be read.
 
     """
+    if group in features:
+        raise BadSheet(f"{path}: column {group} is a feature of the model, expected one that says which series it is")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
@@ -56,28 +81,44 @@ def read_sheet(path: Path, features: Sequence[str]) -> Sheet:
                 raise BadSheet(
                     f"{path}: the file is empty, expected a header line with the columns {', '.join(features)}"
                 )
-            header = [name.strip() for name in header]
-            columns = _columns(path, header, features)
-            label = next((place for place, name in enumerate(header) if name not in features), None)
-            values: list[list[float]] = []
-            labels: list[str] = []
-            for number, row in enumerate(rows, start=2):
-                if not row:
-                    continue  # an empty line, as editors leave it at the end
-                if len(row) != len(header):
-                    raise BadSheet(
-                        f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header"
-                    )
-                values.append([_number(path, number, header[place], row[place]) for place in columns])
-                labels.append(str(len(labels) + 1) if label is None else row[label])
+            return _read_rows(path, [name.strip() for name in header], rows, features, group)
     except OSError as error:
         raise BadSheet(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadSheet(f"{path}: not a CSV file in UTF-8: {error}") from error
+
+
+def _read_rows(
+    path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str
+) -> Sheet:
+    """The rows below the header."""
+    columns = _columns(path, header, features)
+    (grouping,) = _columns(path, header, [group]) if group else (None,)
+    label = next((place for place, name in enumerate(header) if name not in {*features, group}), None)
+    values: list[list[float]] = []
+    labels: list[str] = []
+    groups: list[str] = []
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue  # an empty line, as editors leave it at the end
+        if len(row) != len(header):
+            raise BadSheet(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
+        values.append([_number(path, number, header[place], row[place]) for place in columns])
+        labels.append(str(len(labels) + 1) if label is None else row[label])
+        if grouping is not None:
+            groups.append(_name(path, number, group, row[grouping]))
     if not values:
         raise BadSheet(f"{path}: there is a header but no row below it")
     name = "row" if label is None else header[label]
-    return Sheet(name, tuple(labels), tuple(features), np.array(values, np.float32))
+    return Sheet(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
+
+
+def _name(path: Path, line: int, column: str, cell: str) -> str:
+    """The series that a row belongs to."""
+    name = cell.strip()
+    if not name:
+        raise BadSheet(f"{path}, line {line}, column {column}: is empty, expected the name of a series")
+    return name
 
 
 def _columns(path: Path, header: Sequence[str], features: Sequence[str]) -> list[int]:

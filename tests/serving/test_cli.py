@@ -306,6 +306,44 @@ def test_stream_that_is_at_the_end_is_refused(server: Process, tmp_path: Path) -
     refused(stream(server, file, "--stream-id", "at-the-end"), 2, "at step 5 already", "5 rows", "--stream-id")
 
 
+def write_sites(path: Path, rows: Any) -> Path:
+    """A CSV file whose rows belong to two sites in turn."""
+    lines = write_csv(path, rows).read_text().splitlines()
+    sites = ["site", *("north" if number % 2 else "south" for number in range(len(rows)))]
+    path.write_text("".join(f"{site},{line}\n" for site, line in zip(sites, lines, strict=True)))
+    return path
+
+
+def test_stream_sends_each_series_of_a_file_to_a_stream_of_its_own(server: Process, tmp_path: Path) -> None:
+    """Each is answered as if it were alone; what one has had already is not sent again."""
+    rows = sensor_rows(40, seed=8)
+    file, out, scores = write_sites(tmp_path / "a.csv", rows), tmp_path / "out.csv", tmp_path / "scores.json"
+    options = ("--group", "site", "--stream-id", "lake", "--scores", str(scores))
+    first = stream(server, file, *options, "--limit", "12")
+    assert first.returncode == 0, first.stderr
+    assert "stream lake-south (new) under lake/3, site south, rows 1 to 12" in first.stdout
+    assert "stream lake-north (new) under lake/3, site north, rows 1 to 12" in first.stdout
+    second = stream(server, file, *options, "--out", str(out))
+    assert "stream lake-north (resumed) under lake/3, site north, rows 13 to 20" in second.stdout
+    with out.open(newline="") as written:
+        header, *lines = list(csv.reader(written))
+    assert header == ["site", "step", "when", "forecast.+1.s0", "forecast.+3.s0"]
+    for name, own in (("south", rows[0::2]), ("north", rows[1::2])):
+        got = [[float(cell) for cell in line[3:]] for line in lines if line[0] == name]
+        assert got == [answer["forecast"].ravel().tolist() for answer in replay(lstm(), own)[12:]]
+    assert json.loads(scores.read_text())["timesteps"] == 16
+    refused(stream(server, file, *options), 2, "lake-south", "at step 20 already", "20 rows of site south")
+
+
+def test_stream_draws_one_of_several_series(server: Process, tmp_path: Path) -> None:
+    """One picture, of one stream."""
+    pytest.importorskip("matplotlib", reason="it is in the extra plot")
+    file, picture = write_sites(tmp_path / "a.csv", sensor_rows(21)), tmp_path / "picture"
+    ended = stream(server, file, "--group", "site", "--plot", str(picture))
+    assert ended.returncode == 0, ended.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> None:
     """So many timesteps a second."""
     ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(11)), "--rate", "50")

@@ -67,6 +67,25 @@ def test_scores_are_those_of_a_slow_computation(season: int | None, missing: flo
             assert score.seasonal_mae == pytest.approx(np.mean(seasonal), rel=1e-5)
 
 
+def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
+    """A long stream counts for more than a short one; the last forecast is the last stream's."""
+    rng = np.random.default_rng(4)
+    boards, mine, naive = [], [], []
+    for length in (30, 12, 20):
+        truth, forecasts = rng.normal(size=(length, 1)), rng.normal(size=(length, 1, 1))
+        board = Scoreboard(truth.astype(np.float32), ("u",), (), (3,), None)
+        for row in range(length):
+            board.add(row, forecasts[row])
+        boards.append(board)
+        mine.extend(np.abs(forecasts[:-3, 0, 0] - truth[3:, 0]))
+        naive.extend(np.abs(truth[:-3, 0] - truth[3:, 0]))
+    (score,) = boards[-1].scores(boards[:-1])
+    assert score.scored == len(mine)
+    assert score.mae == pytest.approx(np.mean(mine), rel=1e-5)
+    assert score.persistence_mae == pytest.approx(np.mean(naive), rel=1e-5)
+    assert score.came_true == boards[-1].scores()[0].came_true
+
+
 def test_nothing_is_scored_before_the_first_horizon() -> None:
     """The answer is NaN, not an error, and beats nothing."""
     board = Scoreboard(np.zeros((9, 1), np.float32), ("u",), (), (3,), None)

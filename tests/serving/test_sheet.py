@@ -34,6 +34,37 @@ def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
     assert (sheet.label, sheet.labels) == ("row", ("1", "2"))
 
 
+def test_a_column_tells_several_series_apart(tmp_path: Path) -> None:
+    """Each keeps the order of its rows, whatever lies between them; the column labels no rows."""
+    sheet = read_sheet(write(tmp_path, "site,a,when\nB,1,x\nA,2,x\nB,3,y\n"), ["a"], "site")
+    assert [(name, part.values.tolist(), part.labels) for name, part in sheet.series()] == [
+        ("B", [[1], [3]], ("x", "y")),
+        ("A", [[2]], ("x",)),
+    ]
+
+
+def test_a_file_without_such_a_column_is_one_series(tmp_path: Path) -> None:
+    """It has no name."""
+    sheet = read_sheet(write(tmp_path, "site,a\nB,1\nA,2\n"), ["a"])
+    assert sheet.series() == [("", sheet)]
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("place", ["column place is missing", "the file has site, a"]),
+        ("a", ["column a is a feature of the model"]),
+        ("site", ["line 3, column site", "is empty, expected the name of a series"]),
+    ],
+)
+def test_a_column_that_tells_nothing_apart_is_refused(tmp_path: Path, group: str, words: list[str]) -> None:
+    """The message has the file, the column and what was expected."""
+    with pytest.raises(BadSheet) as caught:
+        read_sheet(write(tmp_path, "site,a\nB,1\n ,2\n"), ["a"], group)
+    for word in ("sheet.csv", *words):
+        assert word in str(caught.value)
+
+
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "NA", "n/a", "null", "None", "-"])
 def test_what_people_write_for_nothing_is_missing(tmp_path: Path, cell: str) -> None:
     """It becomes NaN."""
