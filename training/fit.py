@@ -247,7 +247,7 @@ class _Training:
         state = self.network.fresh_state(plan.lanes)
         errors: list[Tensor] = []
         count = 0.0
-        for index, batch in enumerate(self.batches(plan, hide=self.settings.hide, vary=self.settings.vary)):
+        for index, batch in enumerate(self.batches(plan, hide=self.settings.hide)):
             outputs, following = self.network.scaled_sequence(batch.x, _reset(state, batch.fresh))
             state = tuple(part.detach() for part in following)  # carried on, but no gradient goes back through it
             if batch.known == 0:
@@ -275,10 +275,8 @@ class _Training:
         kept = min(self.settings.average, self.steps / (self.steps + 10))
         get_ema_multi_avg_fn(kept)(self.averages, self.weights, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    def batches(self, plan: Plan, hide: float = 0.0, vary: float = 0.0) -> Iterator[Batch]:
+    def batches(self, plan: Plan, hide: float = 0.0) -> Iterator[Batch]:
         """The chunks of a plan in order, looked up many at a time."""
-        mean = self.network.mean
-        gain = 1.0 + vary * torch.randn(plan.lanes, len(mean), device=self.device) if vary else None
         many = max(BLOCK_ROWS // (plan.chunk * plan.lanes), 1)
         for first in range(0, plan.chunks, many):
             part = slice(first, first + many)
@@ -286,8 +284,6 @@ class _Training:
             padding = rows == PADDING
             rows.clamp_(min=0)
             x = self.values.index_select(0, rows.flatten()).view(*rows.shape, -1)
-            if gain is not None:
-                x.sub_(mean).mul_(gain).add_(mean)
             if hide:
                 _hide(x, hide)
             if plan.size[part].min() < plan.chunk:

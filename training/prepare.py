@@ -30,10 +30,6 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
     Raises:
         TrainingError: the series does not have what was asked for.
     """
-    if request.fit.vary and request.task != "classify":
-        raise SettingsError(
-            f"vary: got {request.fit.vary:g} for a forecast, expected 0: what comes true would not have the gain of the input"
-        )
     split = split or _split(request, series, on_note)
     scaler = fit_scaler(series, split.train)
     for name in scaler.constant:

@@ -194,12 +194,6 @@ class Fit(Settings):
     )
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     hide: float = Field(default=0.02, ge=0.0, lt=1.0, description="Share of values made missing.")
-    vary: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Of classes: spread of a gain on each feature, drawn for each lane and epoch.",
-    )
     keep: Literal["best", "last"] = Field(
         default="best",
         description="Weights of which epoch: best by validation score, or last, where those who choose are too few to tell.",

@@ -160,23 +160,6 @@ def test_the_learning_rate_rises_and_falls(learn: Callable[..., Fitted]) -> None
     assert rates[-1] == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
-def test_a_gain_keeps_the_mean_and_is_one_for_each_lane_and_feature(make_series: Callable[..., Series]) -> None:
-    """Within an epoch a value is as many times as far from the training mean, however many chunks it lasts."""
-    series = make_series(400)
-    split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
-    architecture = Architecture(features=3, task=TASK, hidden=8)
-    training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, QUICK)
-    plan = fitting.plan_epoch(
-        training.stretches, lanes=4, chunk=16, burn_in=0, cold_share=0.0, rng=np.random.default_rng(0)
-    )
-    mean = training.network.mean
-    plain = torch.cat([batch.x for batch in training.batches(plan)]) - mean
-    varied = torch.cat([batch.x for batch in training.batches(plan, vary=0.2)]) - mean
-    gain = (varied / plain).nanmedian(dim=0).values  # (lanes, features)
-    torch.testing.assert_close(varied, plain * gain, atol=1e-3, rtol=1e-3, equal_nan=True)
-    assert 0.05 < gain.std() < 0.5
-
-
 def test_missing_targets_do_not_count(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
     """With a third of the target missing the loss is a number and the network learns."""
     series = make_series(400)

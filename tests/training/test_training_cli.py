@@ -178,12 +178,6 @@ def test_a_file_needs_a_target(work: Path, capsys: pytest.CaptureFixture[str]) -
     assert "--target" in refused(capsys, "train", "--data", str(work / "toy.csv"), "--horizons", "1")
 
 
-def test_a_forecast_takes_no_gain(work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What comes true would not have it."""
-    words = ("--target", "s0", "--vary", "0.2", "--out", str(tmp_path / "run"))
-    assert "vary: got 0.2 for a forecast" in refused(capsys, "train", "--data", str(work / "toy.csv"), *QUICK, *words)
-
-
 def test_a_bad_table_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The table's error reaches the person as it is, and leaves no folder behind."""
     table = tmp_path / "bad.csv"
