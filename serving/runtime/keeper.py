@@ -325,8 +325,11 @@ class Keeper:
 
     def _nobody_took(self, taking: asyncio.Task[Lease | None]) -> None:
         """Lets go of a stream that was taken over for a call that went away meanwhile."""
-        lease = None if taking.cancelled() or taking.exception() else taking.result()
-        if lease is not None:
+        if taking.cancelled():
+            return
+        if (error := taking.exception()) is not None:
+            log.error("a stream was not taken over, and the call that wanted it has gone: %s", error)
+        elif (lease := taking.result()) is not None:
             self._let_go(lease)
 
     def _let_go(self, lease: Lease) -> None:

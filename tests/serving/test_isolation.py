@@ -13,6 +13,7 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client, ClientError, StreamLost
+from serving.core.errors import StoreUnavailable
 from tests.support import (
     PATIENCE,
     Gate,
@@ -329,6 +330,32 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
         again = RawCall(channel)
         assert (await again.open("a")).next_step == 2
         assert (await again.step(*rows[1])).prediction.outputs[0] == expected[1]
+
+
+async def test_a_take_over_that_fails_after_its_call_has_gone_is_told_in_the_log(
+    sum_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nobody else to tell; the call that has the stream keeps it."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        first, second = RawCall(channel), RawCall(channel)
+        await first.open("a")
+        inner, asked, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+
+        async def broken(*_: object) -> int:
+            asked.set()
+            await answer.wait()
+            raise StoreUnavailable("memory:", "gone for a while")
+
+        server.keeper._store.claim = broken  # type: ignore[method-assign]
+        await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        second.call.cancel()
+        await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
+        answer.set()
+        await eventually(lambda: "gone for a while" in caplog.text, "the line in the log")
+        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        assert (await first.step(1)).prediction.step == 1
 
 
 async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -> None:
