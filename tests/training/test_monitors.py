@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from training import errors, monitors
 from training.calibration import calibrate
 from training.export import build_graph, check_parity, describe, write
 from training.graph import Graph
+from training.heads import ForecastHead
 from training.monitors import Alarm, Intervals, Reading
 from training.network import Network, add_monitors, build_network, without_monitors
 from training.run import Facts
@@ -371,6 +372,9 @@ def watched(series: Series, split: Split) -> Network:
     )
     architecture = Architecture(features=4, hidden=8, task=task)
     bare = build_network(without_monitors(architecture), fit_scaler(series, split.train), seed=0)
+    with torch.no_grad():
+        for weight in cast(ForecastHead, bare.head).line.parameters():
+            weight.zero_()
     network = add_monitors(bare, architecture)
     calibrate(network, series, split)
     return network
@@ -430,7 +434,7 @@ def test_calibrated_intervals_cover_what_they_have_not_seen(graph: Graph, series
         low, high = np.moveaxis(outputs["interval"][:-horizon, 0, index], -1, 0)
         truth = series.values[first + horizon : end]
         # 450 timesteps, and of neighbouring ones the truth is much the same.
-        assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(COVERAGE, abs=0.06)
+        assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(COVERAGE, abs=0.05)
 
 
 def test_a_rarer_alarm_begins_at_a_higher_threshold(watched: Network, series: Series, split: Split) -> None:
@@ -488,7 +492,7 @@ def test_the_surprise_names_the_sensor(graph: Graph, series: Series) -> None:
     outputs, _ = graph.replay(values)
     surprise = outputs["surprise"][150]
     assert np.abs(surprise).argmax(axis=1).tolist() == [0, 1, 2, 3]
-    assert (np.diag(surprise) < -4).all()
+    assert (np.diag(surprise) < -5).all()
 
 
 def test_the_graph_computes_what_the_network_does(graph: Graph, watched: Network, series: Series) -> None:
