@@ -373,6 +373,9 @@ def _moments(series: Series, index: int, spans: Spans) -> tuple[float, ...]:
             f"leave it out with --exclude {column}"
         )
     steps = np.diff(values)
+    # From one series to the next, or over a gap, is no step.
+    ends = np.cumsum([end - first for first, end in series.stretches(spans)])
+    steps[ends[:-1] - 1] = np.nan
     step = 0.0 if np.isnan(steps).all() else float(np.nanstd(steps))
     return float(np.nanmean(values)), float(np.nanstd(values)), float(np.nanmin(values)), float(np.nanmax(values)), step
 

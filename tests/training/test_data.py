@@ -1,6 +1,7 @@
 """Reading a table: what a series is, and what each kind of bad table gets."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from training import errors
 from training.data import read, write_csv
-from training.series import Series, ahead, check_targets, fit_scaler, split_by_time
+from training.series import Group, Series, ahead, check_targets, fit_scaler, split_by_time
 
 GOOD = """time,temperature,pressure
 2024-01-01 00:00:00,20.5,1001
@@ -210,7 +211,7 @@ def test_the_scaler_sees_the_training_part_only(make_series: Callable[..., Serie
     before = fit_scaler(series, ((0, 70),))
     series.values[70:] = 1e6
     after = fit_scaler(series, ((0, 70),))
-    for name in ("mean", "std", "low", "high"):
+    for name in ("mean", "std", "low", "high", "step"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
@@ -225,6 +226,18 @@ def test_the_scaler_ignores_missing_values(make_series: Callable[..., Series]) -
         [there.mean(), there.std(), there.min(), there.max()],
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("where", ["gap", "groups"])
+def test_a_jump_over_a_border_is_no_step(make_series: Callable[..., Series], where: str) -> None:
+    """How far a sensor moves in a timestep is told by neighbours in time of the same series."""
+    series = make_series(100, gap_at=60 if where == "gap" else None)
+    if where == "groups":
+        series = replace(series, groups=(Group("a", 0, 60), Group("b", 60, 100)))
+    series.values[60:] += 1000
+    scaler = fit_scaler(series, series.spans)
+    own = np.concatenate([np.diff(series.values[rows], axis=0) for rows in (slice(0, 60), slice(60, 100))])
+    np.testing.assert_allclose(scaler.step, own.std(axis=0), rtol=1e-4)
 
 
 def test_a_constant_column_has_scale_one(make_series: Callable[..., Series]) -> None:
