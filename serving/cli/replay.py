@@ -110,15 +110,13 @@ class Replay:
 
     async def _send_all(self, client: Client, sheet: Sheet, known: Model) -> list[Sent]:
         """Sends each series that its stream has not had yet; at least one."""
-        series = [(name, part.first(self.limit or len(part))) for name, part in sheet.series()]
-        season = _season_of(known, [part for _, part in series])
         sent: list[Sent] = []
         done: list[SentBefore] = []
-        for name, part in series:
-            board = _board_of(known, part, season)
+        for name, rows in sheet.series():
+            part = rows.first(self.limit or len(rows))
             before = [one.board for one in sent if one.board is not None]
             try:
-                sent.append(await self._send_series(client, name, part, board, before))
+                sent.append(await self._send_series(client, name, part, _board_of(known, part), before))
             except SentBefore as error:
                 done.append(error)
         if not sent:
@@ -211,18 +209,13 @@ def _forecast_of(model: Model) -> Output | None:
     return None
 
 
-def _season_of(model: Model, series: list[Sheet]) -> int | None:
-    """A day in timesteps, if there are two of them in each series: scores of several are of the same baselines."""
-    season = round(SECONDS_A_DAY / model.period_s) if model.period_s else None
-    return season if season is not None and all(len(sheet) >= 2 * season for sheet in series) else None
-
-
-def _board_of(model: Model, sheet: Sheet, season: int | None) -> Scoreboard | None:
+def _board_of(model: Model, sheet: Sheet) -> Scoreboard | None:
     """A scoreboard for the forecast of a model, if its targets are columns of the sheet."""
     forecast = _forecast_of(model)
     if forecast is None or any(target not in sheet.features for target in forecast.targets):
         return None
     truth = np.stack([sheet.column(target) for target in forecast.targets], axis=1)
+    season = round(SECONDS_A_DAY / model.period_s) if model.period_s else None
     return Scoreboard(truth, forecast.targets, forecast.units, forecast.horizons, season)
 
 

@@ -84,9 +84,11 @@ class Scoreboard:
     def scores(self, others: Sequence["Scoreboard"] = ()) -> list[Score]:
         """Where it stands, target by target, horizon by horizon.
 
-        With others, of streams of the same model that were before, errors are over the timesteps of all of them.
+        With others, of streams of the same model that were before, errors are over the timesteps of all of them; where one
+        of them is too short for a season, there is none.
         """
         row = self._made - 1
+        seasonal = all(board.season is not None for board in (self, *others))
         scored = sum((board.scored for board in others), self.scored)
         with np.errstate(invalid="ignore"):  # nothing scored yet: NaN is the answer
             mae = sum((board.errors for board in others), self.errors) / scored
@@ -99,7 +101,7 @@ class Scoreboard:
                 came_true=float(self.truth[row, target]) if row >= 0 else np.nan,
                 mae=float(mae[0, place, target]),
                 persistence_mae=float(mae[1, place, target]),
-                seasonal_mae=None if self.season is None else float(mae[2, place, target]),
+                seasonal_mae=float(mae[2, place, target]) if seasonal else None,
                 scored=int(scored[place, target]),
             )
             for target, (name, unit) in enumerate(zip(self.targets, self.units, strict=True))

@@ -86,6 +86,17 @@ def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
     assert score.came_true == boards[-1].scores()[0].came_true
 
 
+def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
+    """It has none, and a mean over the rest would be over other timesteps than the model's."""
+    short, long = (Scoreboard(np.zeros((length, 1), np.float32), ("u",), (), (1,), 5) for length in (9, 20))
+    for board in (short, long):
+        for row in range(len(board.truth)):
+            board.add(row, np.ones((1, 1)))
+    assert long.scores()[0].seasonal_mae == 0
+    assert long.scores([short])[0].seasonal_mae is None
+    assert short.scores([long])[0].seasonal_mae is None
+
+
 def test_nothing_is_scored_before_the_first_horizon() -> None:
     """The answer is NaN, not an error, and beats nothing."""
     board = Scoreboard(np.zeros((9, 1), np.float32), ("u",), (), (3,), None)
