@@ -63,7 +63,10 @@ Error and loss are in the target's unit; what the words mean says [docs/scores.m
 How the settings were found: `tidegate tune --data appliances --calendar day --coverage 0.8 --trials 30 --trial-epochs 30` and `tidegate tune --data weather
 --calendar day,year --horizons 1,3,6,12 --coverage 0.8 --trials 30 --trial-epochs 15`, which look at the validation part alone. What was chosen with held-out scores in view is not blind:
 among the settings of `appliances` within 1.5 % of the best validation score a small network; the link to the features and the day-ahead horizon of `weather`; the settings of `watch`, compared by
-hand on its folds, where the kind of cell and whose weights are kept decide."""
+hand on its folds, where the kind of cell and whose weights are kept decide.
+
+What works least: temperature a day ahead. Trained on January to September and judged in November and December, the model's MAE is below ridge's there by less than the spread over the
+seeds, and the intervals hold the least of all."""
 
 
 @dataclass
