@@ -249,6 +249,13 @@ class Database:
         count: int = self._connection.execute("SELECT count(*) FROM streams WHERE expired = 0").fetchone()[0]
         return count
 
+    def newest_unix_nano(self) -> int:
+        """When a stream that is not expired was last updated; 0 when there is none."""
+        newest: int | None = self._connection.execute(
+            "SELECT max(updated_unix_nano) FROM streams WHERE expired = 0"
+        ).fetchone()[0]
+        return newest or 0
+
     def is_locked(self, error: Exception) -> bool:
         """Whether another process held the lock, and asking again may help."""
         return _code(error) == sqlite3.SQLITE_BUSY

@@ -81,6 +81,16 @@ class MemoryStore:
         """The streams that are known and not expired."""
         return sum(not record.head.expired for record in self._records.values())
 
+    async def newest_unix_nano(self) -> int:
+        """When a stream that is not expired was last updated."""
+        return max(
+            (record.head.updated_unix_nano for record in self._records.values() if not record.head.expired), default=0
+        )
+
+    def cpu_seconds(self) -> float:
+        """It has no thread."""
+        return 0.0
+
     async def close(self) -> None:
         """Nothing to close."""
 

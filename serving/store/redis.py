@@ -259,6 +259,15 @@ class RedisStore:
         """The streams that are known and not expired."""
         return int(await self._within(self._redis.zcard(_AGES)))
 
+    async def newest_unix_nano(self) -> int:
+        """When a stream that is not expired was last updated, to the microsecond."""
+        newest = await self._within(self._redis.zrange(_AGES, -1, -1, withscores=True))
+        return int(newest[0][1]) * 1000 if newest else 0
+
+    def cpu_seconds(self) -> float:
+        """It has no thread."""
+        return 0.0
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._redis.aclose()

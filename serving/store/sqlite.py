@@ -28,7 +28,7 @@ BATCH_MAX = 1024
 # Operations that may wait. A worker that opens every stream of a full server at once stays below it.
 QUEUE_MAX = 1 << 17
 
-_READS = frozenset({"load", "scan", "count"})
+_READS = frozenset({"load", "scan", "count", "newest_unix_nano"})
 
 # A future, and the result or the exception that it gets.
 _Outcome = tuple["asyncio.Future[Any]", Any]
@@ -114,6 +114,15 @@ class SqliteStore:
         count: int = await self._submit("count", ())
         return count
 
+    async def newest_unix_nano(self) -> int:
+        """When a stream that is not expired was last updated."""
+        newest: int = await self._submit("newest_unix_nano", ())
+        return newest
+
+    def cpu_seconds(self) -> float:
+        """What the thread has used."""
+        return self._worker.cpu_seconds if self._worker else 0.0
+
     async def close(self) -> None:
         """Does what still waits, then closes the file."""
         if self._worker is not None:
@@ -131,6 +140,7 @@ class _Worker:
 
     def __init__(self, path: Path, clock: Callable[[], int], busy_timeout_s: float) -> None:
         self.waiting = 0  # counted in the event loop alone
+        self.cpu_seconds = 0.0  # as of the last commit
         self._path = path
         self._clock = clock
         self._busy_timeout_s = busy_timeout_s
@@ -182,6 +192,7 @@ class _Worker:
                 # Reads stand outside the transaction: they need no lock, and see nothing that may yet be rolled back.
                 outcomes = self._attempt(database, reads, nullcontext)
                 outcomes += self._attempt(database, writes, database.transaction)
+                self.cpu_seconds = time.thread_time()
                 self._tell(self._finish, outcomes)
             database.close()
         finally:

@@ -90,5 +90,11 @@ class Store(Protocol):
     async def count(self) -> int:
         """The streams that are known and not expired."""
 
+    async def newest_unix_nano(self) -> int:
+        """When a stream that is not expired was last updated; 0 when there is none."""
+
+    def cpu_seconds(self) -> float:
+        """The processor time that threads of the store have used; what it does in the event loop is not in it."""
+
     async def close(self) -> None:
         """Closes the store; what was saved is kept."""

@@ -331,6 +331,22 @@ async def test_streams_are_counted(store: Store, clock: Clock) -> None:
     assert await store.count() == 2
 
 
+async def test_the_newest_stamp_is_of_a_stream_that_is_not_expired(store: Store, clock: Clock) -> None:
+    """By it a server tells for how long no other ran; 0 where there is no stream."""
+    assert await store.newest_unix_nano() == 0
+    await store.claim(key("a"), 0, MODEL)
+    clock.now += MS
+    await store.save([checkpoint("a")])
+    newest = clock.now
+    clock.now += MS
+    await store.claim(key("forgotten"), 0, MODEL)
+    assert await store.newest_unix_nano() == clock.now
+    await store.forget(key("forgotten"), 1)
+    assert await store.newest_unix_nano() == newest
+    await store.expire(clock.now, 0)
+    assert await store.newest_unix_nano() == 0
+
+
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
 async def test_a_store_finds_what_the_last_one_left(place: Place) -> None:
     """Whatever was known when a store was closed is known to the next one that opens the same place."""
