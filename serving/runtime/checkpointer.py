@@ -7,51 +7,46 @@ The laws of this file:
    that it is not ready, and when it passes `lag_max_s` new timesteps are refused: nothing is left unprotected in silence.
 4. A stream gives its slot back when its state is stored, never before.
 5. A checkpoint that the store refuses was written under an old epoch: the stream has another owner, and is dropped here.
+6. A round stores everything, every so often. What somebody waits for is stored at once and by itself, also in the midst of a
+   round: a `SYNC` stream, one whose call is asked to end, one without a call that is to give its slot back.
+7. Nothing here keeps the event loop for longer than a slice, however many streams there are.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 
 import numpy as np
 
 from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
-from serving.core.slots import FREE
-from serving.core.spec import Checkpoint, Ints
+from serving.core.slots import FREE, Slots
+from serving.core.spec import Checkpoint, Ints, Key
 from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
+from serving.rpc.slices import SLICE_SECONDS, Slices
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import Metrics
+from serving.runtime.pace import Pace, Work
 from serving.runtime.repository import Repository, Served
 from serving.store import Store
 
 log = logging.getLogger("tidegate.checkpoints")
 
-# Copying a row and wrapping it costs a few microseconds, during which nothing else runs.
+# One commit, one fsync; who waits for a stream that is not among these waits for it.
 ROWS_A_COMMIT_MAX = 1024
-# After a round the machine is left to predictions for so many times as long as the round took: storing ten thousand streams
-# takes the better part of a second of a core, and shall not take all of it. Somebody who waits for it shortens that to once.
-REST_FACTOR = 3
+# Copying a row and wrapping it costs a few microseconds, during which nothing else runs.
+ROWS_A_COPY_MAX = 256
+# Streams that leave their slots between two batches. It takes a few microseconds each, more behind a long queue.
+PARKED_AT_ONCE_MAX = 256
+# Those who waited for the store go on to answer their clients, a hundred microseconds each: so many in a turn of the loop.
+WOKEN_AT_ONCE_MAX = 16
 # The step of a row whose silence begins anew: no row stands at it, free or not.
 NEVER = FREE - 1
-# A store that failed is tried again after this, at least: it may be restarting.
+# A store that failed is tried again after this: it may be restarting. Who waits for it looks as often whether it is too late.
 RETRY_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Times, in seconds.
-
-    State is stored every `every_s`; a silent stream leaves its slot after `park_after_s`; `ready_lag_s` and `lag_max_s`
-    are those of law 3.
-    """
-
-    every_s: float
-    park_after_s: float
-    ready_lag_s: float
-    lag_max_s: float
 
 
 class Checkpointer:
@@ -64,6 +59,7 @@ class Checkpointer:
         metrics: where to count.
         may_park: whether a stream may leave its slot now; False while it is being opened.
         pace: how often, and how late is too late.
+        clock: a monotonic clock, in seconds.
 
     """
 
@@ -75,6 +71,7 @@ class Checkpointer:
         metrics: Metrics,
         may_park: Callable[[Stream], bool],
         pace: Pace,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._repository = repository
         self._streams = streams
@@ -82,12 +79,16 @@ class Checkpointer:
         self._metrics = metrics
         self._may_park = may_park
         self._pace = pace
-        self._clean_at = perf_counter()  # when everything there was had last been stored
-        self._soon = asyncio.Event()
-        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._clock = clock
+        self._clean_at = clock()  # when everything there was had last been stored
+        self._give_up_at = math.inf
+        self._soon = asyncio.Event()  # something is to be stored, or a stream to leave, before the next round
+        self._wanted: set[Stream] = set()  # somebody waits until they are stored
+        self._waiting: dict[asyncio.Future[None], None] = {}  # those who wait, in their order
+        self._flushing = False
         self._leaving: set[Stream] = set()  # no call has them open; they give their slots back when stored
         self._failing = False
-        self.watchers: list[Callable[[], None]] = []  # called whenever something was stored
+        self.watchers: list[Callable[[], None]] = []  # called at the end of each round
         self._silence = {served.spec.id: _Silence(served.slots.capacity) for served in repository}
         metrics.unsaved_seconds = self.unsaved_seconds
 
@@ -97,18 +98,20 @@ class Checkpointer:
     @property
     def ready(self) -> bool:
         """Whether the store keeps up well enough to call the server ready."""
-        return self.unsaved_seconds() <= self._pace.ready_lag_s
+        return self._pace.ready(self.unsaved_seconds())
 
     @property
     def idle(self) -> bool:
         """Whether everything is stored and every stream without a call has left its slot."""
-        return not self._leaving and not any(served.slots.unsaved().size for served in self._repository)
+        return not self._leaving and not self._unsaved
+
+    @property
+    def _unsaved(self) -> bool:
+        return any(served.slots.unsaved().size for served in self._repository)
 
     def unsaved_seconds(self) -> float:
         """How long the oldest change that is not stored may have been waiting; 0 when there is none."""
-        if not any(served.slots.unsaved().size for served in self._repository):
-            return 0.0
-        return perf_counter() - self._clean_at
+        return self._clock() - self._clean_at if self._unsaved else 0.0
 
     def leave(self, stream: Stream) -> None:
         """A stream's call has gone: it gives its slot back once it is stored, which happens soon."""
@@ -121,75 +124,121 @@ class Checkpointer:
         if stream.slot >= 0:
             self._silence[stream.slots.spec.id].end(stream.slot)
 
+    def store_soon(self, lease: Lease) -> None:
+        """Has a stream stored at once, for somebody who is about to wait for it with `durable`."""
+        if lease.stream.phase is Phase.LIVE:
+            self._wanted.add(lease.stream)
+            self._soon.set()
+
     async def durable(self, lease: Lease, step: int) -> None:
-        """Waits until a timestep of a live stream is stored, which happens soon.
+        """Waits until a timestep of a live stream is stored, which happens at once.
 
         Raises:
-            StoreBehind: the store has been failing for too long.
+            StoreBehind: the store has been failing for too long, or for longer than `give_up_in` allows.
             TidegateError: the stream was taken over or dropped meanwhile.
 
         """
-        while lease.ended is None and lease.durable_step < step:
-            if self.unsaved_seconds() > self._pace.lag_max_s:
+        while lease.ended is None and not _is_stored(lease, step):
+            if self._pace.too_late(self.unsaved_seconds()) or self._clock() >= self._give_up_at:
                 raise self._behind()
-            self._soon.set()
-            await self._round_end()
+            self.store_soon(lease)
+            await self._stored_some()
         if lease.ended is not None:
             raise lease.ended
 
+    def give_up_in(self, seconds: float) -> None:
+        """From so many seconds from now on `durable` waits for nothing: the process is to end."""
+        self._give_up_at = self._clock() + seconds
+
     async def flush(self) -> None:
-        """Waits until everything is stored and every stream without a call has left its slot."""
-        while not self.idle:
-            self._soon.set()
-            await self._round_end()
+        """Waits until everything is stored and every stream without a call has left its slot; nothing rests meanwhile."""
+        self._flushing = True
+        try:
+            while not self.idle:
+                self._soon.set()
+                await self._stored_some()
+        finally:
+            self._flushing = False
 
     def judge(self) -> None:
         """Has timesteps refused while too much is unsaved; to be called every so often, for a store may hang."""
-        behind = self._behind() if self.unsaved_seconds() > self._pace.lag_max_s else None
+        unsaved_s = self.unsaved_seconds()
+        if not unsaved_s:
+            self._clean_at = self._clock()  # what changes next has waited since now at the most
+        behind = self._behind() if self._pace.too_late(unsaved_s) else None
         for served in self._repository:
             served.batcher.refusing = behind
 
     async def run(self) -> None:
         """Stores what has changed, every so often, until cancelled."""
         while True:
-            begun = perf_counter()
-            failed = await self._round()
-            settled, self._settled = self._settled, asyncio.get_running_loop().create_future()
-            settled.set_result(None)
+            begun, used_s = self._clock(), -self._store.cpu_seconds()
+            work = Work(self._round())
+            stored = await work
             for notice in self.watchers:
                 notice()
-            took = perf_counter() - begun
-            if failed:
-                await asyncio.sleep(max(RETRY_SECONDS, self._pace.every_s))
-            else:
-                await self._rest(took, max(self._pace.every_s - took, REST_FACTOR * took))
+            await self._wake_waiting()
+            if stored:
+                used_s += work.used_s + self._store.cpu_seconds()
+                stored = await self._rest(self._pace.rest_s(self._clock() - begun, used_s, self.unsaved_seconds()))
+            if not stored:
+                await asyncio.sleep(RETRY_SECONDS)
 
-    async def _rest(self, least: float, most: float) -> None:
-        """Waits; no longer than `least` when something is to be stored soon. Always lets others run."""
-        await asyncio.sleep(least)
-        try:
-            async with asyncio.timeout(most - least):
-                await self._soon.wait()
-        except TimeoutError:
-            pass
-        self._soon.clear()
+    async def _rest(self, rest_s: float) -> bool:
+        """Waits for the next round, and stores at once what is wanted before that; gives whether the store took it."""
+        ends = self._clock() + rest_s
+        await asyncio.sleep(0)  # others run, however much there is to store
+        while not self._flushing and (left_s := ends - self._clock()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._soon.wait()
+            except TimeoutError:
+                break
+            self._soon.clear()
+            if not await self._store_wanted():
+                return False
+        return True
 
     async def _round(self) -> bool:
-        """Stores all that is unsaved now, then lets streams leave; gives whether the store failed."""
-        begun = perf_counter()
+        """Stores all that is unsaved now, then lets streams leave; gives whether the store took it."""
+        begun = self._clock()
         for served in self._repository:
-            rows = served.slots.unsaved()
+            slots = served.slots
+            rows = slots.unsaved()
             for first in range(0, len(rows), ROWS_A_COMMIT_MAX):
-                if not await self._commit(served, rows[first : first + ROWS_A_COMMIT_MAX].tolist()):
-                    return True
+                if not await self._store_wanted():
+                    return False
+                some = rows[first : first + ROWS_A_COMMIT_MAX]
+                some = some[slots.step[some] > slots.saved[some]]  # without those that were wanted
+                if not await self._commit(served, some.tolist()):
+                    return False
             await self._park_silent(served)
-        self._clean_at = begun
+        self._clean_at = max(self._clean_at, begun)
+        return await self._store_wanted()
+
+    async def _store_wanted(self) -> bool:
+        """Stores what somebody waits for, and lets streams without a call leave; gives whether the store took it."""
+        if not self._wanted and not self._leaving:
+            return True
+        wanted, self._wanted = self._wanted, set()
+        rows: dict[Slots, list[int]] = {}
+        slices = Slices()
+        for stream in [*wanted, *self._leaving]:
+            if stream.phase is Phase.LIVE and not stream.saved:
+                rows.setdefault(stream.slots, []).append(stream.slot)
+            await slices.rest()
+        for slots, some in rows.items():
+            for first in range(0, len(some), ROWS_A_COMMIT_MAX):
+                if not await self._commit(self._repository.of(slots), some[first : first + ROWS_A_COMMIT_MAX]):
+                    self._wanted |= wanted
+                    return False
         await self._park_leaving()
-        return False
+        await self._wake_waiting()
+        return True
 
     async def _commit(self, served: Served, rows: Sequence[int]) -> bool:
         """Stores rows that were unsaved, as they are now; gives whether the store took them."""
-        streams, checkpoints = await served.batcher.between(lambda: self._copy(served, rows))
+        streams, checkpoints = await self._copied(served, rows)
         if not checkpoints:
             return True
         begun = perf_counter()
@@ -213,6 +262,16 @@ class Checkpointer:
             else:
                 await self._fenced(served, stream, checkpoint)
         return True
+
+    async def _copied(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
+        """Copies what is still unsaved of rows, a part of them between two batches, the next between others."""
+        copies: dict[Key, tuple[Stream, Checkpoint]] = {}  # a stream may move meanwhile to another row that is to come
+        for first in range(0, len(rows), ROWS_A_COPY_MAX):
+            some = rows[first : first + ROWS_A_COPY_MAX]
+            for copied in zip(*await served.batcher.between(partial(self._copy, served, some)), strict=True):
+                copies[copied[1].key] = copied
+            await asyncio.sleep(0)
+        return [stream for stream, _ in copies.values()], [checkpoint for _, checkpoint in copies.values()]
 
     def _copy(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
         """Copies what is still unsaved of rows; between batches."""
@@ -243,19 +302,37 @@ class Checkpointer:
 
     async def _park_leaving(self) -> None:
         """Lets streams without a call leave their slots."""
-        for stream in [stream for stream in self._leaving if self._may_park(stream)]:
-            served = self._repository.of(stream.slots)
-            if await served.batcher.between(partial(self._park, served, stream)):
-                self._leaving.discard(stream)
+        for served in self._repository:
+            await self._park_all(served, [stream for stream in self._leaving if stream.slots is served.slots])
 
     async def _park_silent(self, served: Served) -> None:
         """Lets streams leave their slots that a call has open but has long sent nothing on."""
-        silent = self._silence[served.spec.id].rows(served.slots.step, perf_counter(), self._pace.park_after_s)
-        for row in silent:
+        silent = []
+        slices = Slices()
+        for row in self._silence[served.spec.id].rows(served.slots.step, self._clock(), self._pace.park_after_s):
             key = served.slots.keys[row]
             stream = None if key is None else self._streams.find(key)
-            if stream is not None and stream not in self._leaving and self._may_park(stream):
-                await served.batcher.between(partial(self._park, served, stream))
+            if stream is not None and stream not in self._leaving:
+                silent.append(stream)
+            await slices.rest()
+        await self._park_all(served, silent)
+
+    async def _park_all(self, served: Served, streams: Iterable[Stream]) -> None:
+        """Takes streams of one model out of their slots, as far as they may leave: a part of them between two batches."""
+        left = deque(streams)
+        while left:
+            await served.batcher.between(partial(self._park_some, served, left))
+            await asyncio.sleep(0)
+
+    def _park_some(self, served: Served, left: deque[Stream]) -> None:
+        """Takes streams off `left` and out of their slots, no longer than a slice; between batches."""
+        ends = perf_counter() + SLICE_SECONDS
+        for _ in range(min(len(left), PARKED_AT_ONCE_MAX)):
+            stream = left.popleft()
+            if self._park(served, stream):
+                self._leaving.discard(stream)
+            if perf_counter() >= ends:
+                break
 
     def _park(self, served: Served, stream: Stream) -> bool:
         """Takes a stream out of its slot, if it is stored and has nothing to do; between batches."""
@@ -267,12 +344,31 @@ class Checkpointer:
         self._streams.park(stream)
         return True
 
-    async def _round_end(self) -> None:
-        """Waits for the end of a round, but not for ever: a store may hang."""
-        await asyncio.wait([self._settled], timeout=RETRY_SECONDS)
+    async def _stored_some(self) -> None:
+        """Waits until something was stored, but not for ever: a store may hang."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
+        try:
+            await asyncio.wait([waiter], timeout=max(0.0, min(RETRY_SECONDS, self._give_up_at - self._clock())))
+        finally:
+            del self._waiting[waiter]
+
+    async def _wake_waiting(self) -> None:
+        """Has those look again who wait, some in each turn of the loop."""
+        for place, waiter in enumerate(list(self._waiting), 1):
+            if not waiter.done():
+                waiter.set_result(None)
+            if place % WOKEN_AT_ONCE_MAX == 0:
+                await asyncio.sleep(0)
 
     def _behind(self) -> StoreBehind:
         return StoreBehind(self.unsaved_seconds(), max(1, round(1000 * self._pace.every_s)))
+
+
+def _is_stored(lease: Lease, step: int) -> bool:
+    """Whether a timestep is stored of a stream that a call has open; that of a parked one always is."""
+    stream = lease.stream
+    return lease.durable_step >= step or stream.slot < 0 or bool(stream.slots.saved[stream.slot] >= step)
 
 
 class _Silence:

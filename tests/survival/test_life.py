@@ -2,10 +2,9 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
 import grpc
 import numpy as np
@@ -23,7 +22,7 @@ from serving.client import (
     TakenOver,
 )
 from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
+from serving.core.spec import STEP_MAX, Key, Timestep
 from serving.core.streams import Existence, checkpoint_rows
 from serving.store import decode, encode
 from tests.fleet import Fleet, Site, rows_of
@@ -365,28 +364,6 @@ async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> No
                 assert same_bits(await stream.step(row), expected)
         assert (await server.keeper._store.load(Key("default", "a"))).head.step == 60
         assert server.keeper.checkpointer.unsaved_seconds() == 0
-
-
-async def test_a_store_with_much_to_do_leaves_most_of_the_time_to_predictions(sum_root: Path) -> None:
-    """Rounds that are slow come more rarely; else ten thousand busy streams would do little but be stored."""
-    async with run_server(sum_root, checkpoint_every=0.01) as server, Client(address_of(server)) as client:
-        store = server.keeper.checkpointer._store
-        save, times = store.save, []
-
-        async def slow(checkpoints: Sequence[Checkpoint]) -> list[bool]:
-            times.append(perf_counter())
-            await asyncio.sleep(0.05)
-            kept = await save(checkpoints)
-            times.append(perf_counter())
-            return kept
-
-        store.save = slow  # type: ignore[method-assign]
-        async with client.open() as stream:
-            while len(times) < 8:
-                await stream.step([1.0])
-            busy = [end - begin for begin, end in zip(times[0:6:2], times[1:7:2], strict=True)]
-            rests = [begin - end for begin, end in zip(times[2:8:2], times[1:7:2], strict=True)]
-    assert all(rest > 2 * work for rest, work in zip(rests, busy, strict=True))
 
 
 async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:

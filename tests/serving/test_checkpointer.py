@@ -1,0 +1,341 @@
+"""The checkpointer, with a store that waits on request and a clock that is set by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
+from serving.core.spec import Checkpoint
+from serving.core.streams import Lease, Streams
+from serving.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
+from serving.runtime.metrics import Metrics
+from serving.runtime.pace import Pace
+from serving.runtime.repository import Limits, load_repository
+from serving.store import MemoryStore
+from tests.support import PATIENCE, eventually, key
+from tests.turns import watched_turns
+
+# As many as a server holds by default: what takes a few microseconds for each of them is a pause that everybody feels.
+MANY = 16_384
+# Of all that a piece of work takes, what one turn of the loop may: work that is not cut takes all of it in one.
+TURN_PART = 0.25
+
+
+class PausedStore(MemoryStore):
+    """A store whose saves wait while it is paused, and fail while it is broken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saves: list[list[str]] = []  # the streams of each save, from when it was asked for
+        self.broken = False
+        self._permits = asyncio.Semaphore(0)
+        self._paused = False
+
+    async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        """Waits, then keeps what may be kept."""
+        self.saves.append([checkpoint.key.stream_id for checkpoint in checkpoints])
+        if self._paused:
+            await self._permits.acquire()
+        if self.broken:
+            raise StoreUnavailable("test", "is broken")
+        return await super().save(checkpoints)
+
+    def pause(self) -> None:
+        """From now on a save waits."""
+        self._paused = True
+
+    def let_one(self) -> None:
+        """Lets one save go on."""
+        self._permits.release()
+
+    def go_on(self) -> None:
+        """Lets all go on, also later ones."""
+        self._paused = False
+        self._permits.release()
+
+    async def asked(self, saves: int) -> None:
+        """Waits until so many saves were asked for."""
+        await eventually(lambda: len(self.saves) >= saves, f"save {saves}")
+
+
+class Workshop:
+    """A checkpointer on one model, without a server around it."""
+
+    def __init__(self, root: Path, capacity: int, pace: Pace) -> None:
+        metrics = Metrics({})
+        self.now = 1000.0
+        self.repository = load_repository(root, Limits(capacity, 4, 16, 64), metrics)
+        self.served = next(iter(self.repository))
+        self.slots = self.served.slots
+        self.streams = Streams()
+        self.store = PausedStore()
+        self.checkpointer = Checkpointer(
+            self.repository, self.streams, self.store, metrics, lambda _: True, pace, clock=lambda: self.now
+        )
+
+    async def begin(self, count: int) -> list[Lease]:
+        """New streams, each of which a call has open."""
+        leases = []
+        for number in range(count):
+            name = key(f"s{number}")
+            epoch = await self.store.claim(name, 0, self.served.spec.id)
+            assert epoch is not None
+            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), epoch))
+        return leases
+
+    def step(self, *leases: Lease) -> None:
+        """Each has one timestep more."""
+        self.slots.step[np.array([lease.stream.slot for lease in leases])] += 1
+
+    def leave(self, *leases: Lease) -> None:
+        """Their calls have gone."""
+        for lease in leases:
+            self.streams.let_go(lease)
+            self.checkpointer.leave(lease.stream)
+
+
+Open = Callable[..., Workshop]
+
+
+@pytest.fixture
+def workshop(sum_root: Path) -> Open:
+    """Makes a workshop where state is stored every hour, unless it is asked for."""
+
+    def make(capacity: int = 8, **pace: float) -> Workshop:
+        times = {"every_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
+        return Workshop(sum_root, capacity, Pace(**times))
+
+    return make
+
+
+@asynccontextmanager
+async def running(shop: Workshop) -> AsyncIterator[None]:
+    """Its checkpointer runs, and rests after its first round."""
+    task = asyncio.create_task(shop.checkpointer.run())
+    try:
+        async with asyncio.timeout(2 * PATIENCE):
+            await asyncio.sleep(0)
+            yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
+    """Its checkpointer has just had a commit that took ten minutes, and rests."""
+    shop.step(lease)
+    shop.store.pause()
+    async with running(shop):
+        await shop.store.asked(1)
+        shop.now += 600
+        shop.store.go_on()
+        await eventually(lambda: lease.durable_step == 1, "the commit")
+        yield
+
+
+# The pace.
+
+
+async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(workshop: Open) -> None:
+    """A disk that is well again is used again: waiting for it was no work to rest from."""
+    shop = workshop(every_s=0.2)
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    shop.store.pause()
+    async with running(shop):
+        await shop.store.asked(1)
+        shop.now += 9
+        shop.step(lease)
+        shop.store.go_on()
+        await eventually(lambda: lease.durable_step == 2, "the next round")
+        assert shop.checkpointer.unsaved_seconds() == 0
+
+
+@pytest.mark.parametrize("how", ["durable", "flush", "leave"])
+async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Open, how: str) -> None:
+    """A `SYNC` stream, a server that stops and a stream without a call are stored at once."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    async with stalled(shop, lease):
+        shop.step(lease)
+        match how:
+            case "durable":
+                await shop.checkpointer.durable(lease, 2)
+            case "flush":
+                await shop.checkpointer.flush()
+            case "leave":
+                shop.leave(lease)
+                await eventually(lambda: not len(shop.slots), "leaving")
+        assert shop.store.saves == [["s0"], ["s0"]]
+
+
+async def test_who_waits_has_only_its_own_stream_stored(workshop: Open) -> None:
+    """One `SYNC` stream does not have thousands of others stored with each of its timesteps."""
+    shop = workshop()
+    leases = await shop.begin(8)
+    async with running(shop):
+        for number in range(1, 4):
+            shop.step(*leases)
+            await shop.checkpointer.durable(leases[3], number)
+        assert shop.store.saves == [["s3"]] * 3
+
+
+async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
+    """What is wanted in the midst of a round is stored before the rest of it."""
+    shop = workshop(capacity=3 * ROWS_A_COMMIT_MAX)
+    leases = await shop.begin(3 * ROWS_A_COMMIT_MAX)
+    shop.step(*leases)
+    shop.store.pause()
+    async with running(shop):
+        await shop.store.asked(1)
+        waiting = asyncio.create_task(shop.checkpointer.durable(leases[-1], 1))
+        await asyncio.sleep(0)
+        shop.store.let_one()
+        await shop.store.asked(2)
+        assert shop.store.saves[1] == [leases[-1].stream.key.stream_id]
+        shop.store.let_one()
+        await waiting
+        assert leases[-2].durable_step == 0
+
+
+async def test_a_round_stores_nothing_twice(workshop: Open) -> None:
+    """A stream that was stored because somebody waited is not stored again when its turn comes."""
+    shop = workshop(capacity=2 * ROWS_A_COMMIT_MAX)
+    leases = await shop.begin(2 * ROWS_A_COMMIT_MAX)
+    shop.step(*leases)
+    shop.store.pause()
+    async with running(shop):
+        await shop.store.asked(1)
+        shop.checkpointer.store_soon(leases[-1])
+        shop.store.go_on()
+        await eventually(lambda: shop.checkpointer.idle, "the round")
+        assert sum(map(len, shop.store.saves)) == len(leases)
+
+
+async def test_a_store_that_failed_is_asked_again_soon(workshop: Open) -> None:
+    """However rarely state is stored."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    async with running(shop):
+        shop.store.broken = True
+        shop.step(lease)
+        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        await shop.store.asked(1)
+        shop.store.broken = False
+        await waiting
+        assert lease.durable_step == 1
+
+
+async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(workshop: Open) -> None:
+    """A server that stops tells its clients to move in any case."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    shop.store.pause()
+    async with running(shop):
+        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        await shop.store.asked(1)
+        shop.checkpointer.give_up_in(10)
+        shop.now += 11
+        with pytest.raises(StoreBehind):
+            await waiting
+
+
+async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -> None:
+    """The store keeps nothing under the old epoch, and the call is told so."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    async with running(shop):
+        shop.step(lease)
+        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id) == 2
+        with pytest.raises(TakenOver):
+            await shop.checkpointer.durable(lease, 1)
+
+
+# What is unsaved.
+
+
+async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
+    """It has waited since the last look that found nothing to store, at the most, however long ago the last round was."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    async with running(shop):
+        shop.now += 1800
+        shop.checkpointer.judge()
+        shop.step(lease)
+        shop.now += 2
+        assert shop.checkpointer.unsaved_seconds() == 2
+        shop.now += 3
+        shop.checkpointer.judge()
+        assert shop.checkpointer.unsaved_seconds() == 5
+
+
+async def test_a_change_ages_while_the_store_waits(workshop: Open) -> None:
+    """What came while a commit was stuck is as old as it is when that ends, not new."""
+    shop = workshop()
+    one, two = await shop.begin(2)
+    async with stalled(shop, one):
+        shop.step(two)
+        assert shop.checkpointer.unsaved_seconds() >= 600
+        await shop.checkpointer.flush()
+        assert shop.checkpointer.unsaved_seconds() == 0
+
+
+# Turns of the loop.
+
+
+async def test_thousands_that_fall_silent_at_once_pause_nobody(workshop: Open) -> None:
+    """They leave their slots some at a time, between batches."""
+    shop = workshop(capacity=MANY)
+    await shop.begin(MANY)
+    assert await shop.checkpointer._round()
+    shop.now += 61
+    async with watched_turns() as turns:
+        assert await shop.checkpointer._round()
+    assert not len(shop.slots)
+    assert turns.longest < TURN_PART * turns.total
+
+
+async def test_thousands_that_leave_at_once_pause_nobody(workshop: Open) -> None:
+    """The same when a gateway's call goes away."""
+    shop = workshop(capacity=MANY)
+    shop.leave(*await shop.begin(MANY))
+    async with watched_turns() as turns:
+        assert await shop.checkpointer._round()
+    assert not len(shop.slots)
+    assert turns.longest < TURN_PART * turns.total
+
+
+async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
+    """Not even with a store that never waits."""
+    shop = workshop(capacity=MANY)
+    shop.step(*await shop.begin(MANY))
+    async with watched_turns() as turns:
+        assert await shop.checkpointer._round()
+    assert shop.checkpointer.unsaved_seconds() == 0
+    assert turns.longest < TURN_PART * turns.total
+
+
+async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:
+    """A thousand calls that are stored in one commit do not all answer in one turn of the loop."""
+    shop = workshop(capacity=1024)
+    leases = await shop.begin(1024)
+    async with running(shop):
+        shop.step(*leases)
+        turn = 0
+        woken: dict[int, int] = {}
+
+        async def wait(lease: Lease) -> None:
+            await shop.checkpointer.durable(lease, 1)
+            woken[turn] = woken.get(turn, 0) + 1
+
+        waiting = [asyncio.create_task(wait(lease)) for lease in leases]
+        while not all(task.done() for task in waiting):
+            turn += 1
+            await asyncio.sleep(0)
+        assert max(woken.values()) <= WOKEN_AT_ONCE_MAX
