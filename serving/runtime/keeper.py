@@ -7,7 +7,6 @@ or drops a stream (`_alone`), and while somebody does, the checkpointer leaves i
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -41,10 +40,12 @@ from serving.core.streams import (
 )
 from serving.rpc.desk import CloseReason, Opening, ServedModel, StreamInfo
 from serving.runtime.batcher import Batcher
-from serving.runtime.checkpointer import Checkpointer, Pace
+from serving.runtime.checkpointer import Checkpointer
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import Metrics
+from serving.runtime.pace import Pace
 from serving.runtime.repository import Repository, Served
+from serving.runtime.sweeper import Sweeper
 from serving.store import Head, Record, Store, decode, encode
 
 log = logging.getLogger("tidegate.streams")
@@ -55,11 +56,6 @@ STREAM_ID_BYTES = 16
 RETRY_AFTER_MS = 1000
 # Two openers of one stream in different processes: one of them wins each time, so a handful of tries is many.
 CLAIM_TRIES = 8
-# How often old streams are looked for, in seconds: expiry is counted in hours.
-SWEEP_SECONDS = 60.0
-# A tombstone is kept so many times as long as the state was: long enough to tell a late client what happened.
-TOMBSTONE_FACTOR = 10
-NANOSECONDS = 1_000_000_000
 
 
 class Keeper:
@@ -89,7 +85,6 @@ class Keeper:
         self._store = store
         self._metrics = metrics
         self._streams_max = streams_max
-        self._forget_after_s = forget_after_s
         self._streams = Streams()
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._stopping = False
@@ -102,6 +97,7 @@ class Keeper:
             self._may_park,
             pace,
         )
+        self.sweeper = Sweeper(store, forget_after_s, self._count)
         metrics.live_streams = self._live
         metrics.known_streams = lambda: self._known
 
@@ -163,6 +159,10 @@ class Keeper:
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
         """Queues timesteps of many streams; see `Batcher.submit_block`."""
         return self._repository.of(block.slots).batcher.submit_block(block)
+
+    def store_soon(self, lease: Lease) -> None:
+        """Has a stream stored at once; see `Checkpointer.store_soon`."""
+        self.checkpointer.store_soon(lease)
 
     async def durable(self, lease: Lease, step: int) -> None:
         """Waits until a timestep is stored; see `Checkpointer.durable`."""
@@ -246,21 +246,6 @@ class Keeper:
         async with self._alone(source):
             checkpoint, _ = await self._latest(source)
         return await self._plant(checkpoint, Key(source.tenant, stream_id or secrets.token_urlsafe(STREAM_ID_BYTES)))
-
-    async def sweep(self) -> None:
-        """Forgets streams after long silence, and keeps count, until cancelled."""
-        while True:
-            try:
-                if self._forget_after_s:
-                    now = time.time_ns()
-                    age = round(self._forget_after_s * NANOSECONDS)
-                    forgotten = await self._store.expire(now - age, now - TOMBSTONE_FACTOR * age)
-                    if forgotten:
-                        log.info("%d streams forgotten after %g s of silence", forgotten, self._forget_after_s)
-                self._known = await self._store.count()
-            except StoreUnavailable as error:
-                log.error("%s; streams are not swept", error)
-            await asyncio.sleep(min(SWEEP_SECONDS, self._forget_after_s / 4 or SWEEP_SECONDS))
 
     async def close(self) -> None:
         """Opens nothing more, and waits until every stream is in the store."""
@@ -438,6 +423,10 @@ class Keeper:
         """Whether nobody is opening, waking or dropping a stream now."""
         lock = self._locks.get(stream.key)
         return lock is None or not lock.locked()
+
+    def _count(self, known: int) -> None:
+        """Takes note of how many streams the store knows."""
+        self._known = known
 
     def _live(self) -> int:
         return sum(len(served.slots) for served in self._repository)

@@ -18,12 +18,12 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.rpc import native
 from serving.runtime.board import Board
-from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
 from serving.runtime.exposition import Exposition, MetricsPort, Source
 from serving.runtime.keeper import Keeper
 from serving.runtime.life import StartFailed, StopFailed, ready_line
 from serving.runtime.metrics import Metrics
+from serving.runtime.pace import Pace
 from serving.runtime.repository import Limits, Repository, load_repository
 from serving.store import Store, store_at
 
@@ -34,6 +34,9 @@ LAG_WATCH_SECONDS = 0.25
 # New objects at which the collector looks for those that only hold each other. Of a timestep under way there are some twenty:
 # at Python's 700 those of a hundred streams were gone through again and again, though each goes by itself when it is answered.
 NEW_OBJECTS = 10_000
+# Of the time for stopping, what is kept for telling the clients to move when the store does not take their streams: half of it at
+# the most.
+SECONDS_TO_TELL = 1.0
 # What storing may take at least, in seconds, when calls have used up the time for stopping.
 SECONDS_TO_STORE = 2.0
 SERVICE = pb.DESCRIPTOR.services_by_name["Tidegate"].full_name
@@ -143,18 +146,20 @@ class Server:
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
             asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
-            asyncio.create_task(self.keeper.sweep(), name="sweeper"),
+            asyncio.create_task(self.keeper.sweeper.run(), name="sweeper"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
             *([] if self.place is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]
 
     async def stop(self) -> None:
-        """Drains: health turns NOT_SERVING, what is under way is answered, calls end UNAVAILABLE, all state is stored.
+        """Drains: health turns NOT_SERVING, what is under way is answered, all state is stored, calls end UNAVAILABLE.
 
+        A call ends once its streams are stored. When the store does not take them in time, it ends all the same.
         Raises StopFailed, when all else is done, if the store did not take all state in time.
         """
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
+        self.keeper.checkpointer.give_up_in(self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2))
         try:
             async with asyncio.timeout_at(deadline):
                 await self._native.drain()
