@@ -10,7 +10,7 @@ The laws of this file:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TypeVar, cast
 
@@ -24,6 +24,7 @@ from serving.core.errors import (
     FellAsleep,
     InvalidField,
     Stopping,
+    StoreBehind,
     TidegateError,
     TimestepRefused,
     TooManyStreams,
@@ -34,6 +35,7 @@ from serving.core.streams import Lease
 from serving.rpc import columns, wire
 from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
+from serving.rpc.slices import Slices
 
 T = TypeVar("T")
 
@@ -71,10 +73,11 @@ class BlockCall(Call):
             while (request := await self._next()) is not None:
                 await self.context.write(await self._answer(request))
             # The streams may go on elsewhere: what was answered is to be found there.
-            for handle in list(self._held):
-                await self._durable(handle)
+            if behind := await self._settle():
+                raise behind[0]
         except Stopping as error:
             reason = "stopping"
+            self.left_unsaved = len(await self._settle())
             await self.context.write(pb.BlockResponse(move=pb.Move(message=str(error))))
             raise
         except TidegateError:
@@ -82,8 +85,7 @@ class BlockCall(Call):
             raise
         finally:
             unwatch()
-            for handle in list(self._held):
-                self._let_go(handle, reason)
+            await self._let_go_of_all(reason)
 
     async def _next(self) -> pb.BlockRequest | None:
         """The next message, None when the client has sent its last."""
@@ -171,6 +173,7 @@ class BlockCall(Call):
     async def _wait_for_sync(self, block: Block) -> dict[int, TidegateError]:
         """Waits until what was applied is stored, where the client wants that; gives why rows are not, by row."""
         errors: dict[int, TidegateError] = {}
+        await self._store_soon(handle for handle in block.handles.tolist() if handle in self._sync)
         for row, handle in enumerate(block.handles.tolist()):
             lease = self._held[handle]
             if handle not in self._sync or lease is None or block.verdicts[row] > Verdict.DUPLICATE:
@@ -274,6 +277,8 @@ class BlockCall(Call):
                     return  # the stream is still open
             self._let_go(handle, "forgotten" if message.forget else "closed")
 
+        if not message.forget:
+            await self._store_soon(message.handles)
         await _together(close, range(count))
         return pb.BlockResponse(closed=closed)
 
@@ -282,6 +287,47 @@ class BlockCall(Call):
         lease = self._held[handle]
         if lease is not None and lease.ended is None and lease.stream.slot >= 0:
             await self._desk.durable(lease, lease.stream.step)
+
+    async def _settle(self) -> list[StoreBehind]:
+        """Waits until all of the call's streams are stored, and tells so; gives why some are not, if the store is behind."""
+        await self._store_soon(self._held)
+        behind = []
+        slices = Slices()
+        for handle in self._held:
+            try:
+                await self._durable(handle)
+            except StoreBehind as error:
+                behind.append(error)
+            except TidegateError:
+                lease = self._held[handle]
+                if lease is None or lease.ended is None:
+                    raise
+                # Else the client is told by `_tell`.
+            await slices.rest()
+        self._stored = True
+        await self._tell()
+        return behind
+
+    async def _store_soon(self, handles: Iterable[int]) -> None:
+        """Has streams stored at once, together, that will be waited for one after another."""
+        slices = Slices()
+        for handle in handles:
+            lease = self._held[handle]
+            if lease is not None:
+                self._desk.store_soon(lease)
+            await slices.rest()
+
+    async def _let_go_of_all(self, reason: CloseReason) -> None:
+        """Lets go of every stream, also when the call is cancelled once more."""
+        slices = Slices()
+        handles = iter(self._held)
+        try:
+            for handle in handles:
+                self._let_go(handle, reason)
+                await slices.rest()
+        finally:
+            for handle in handles:
+                self._let_go(handle, reason)
 
     def _let_go(self, handle: int, reason: CloseReason) -> None:
         self._sync.discard(handle)

@@ -25,6 +25,7 @@ class Call:
         self.reading = False
         self.telling: asyncio.Task[None] | None = None
         self.ended: TidegateError | None = None
+        self.left_unsaved = 0  # streams that the store did not take before the call had to end
 
     def end(self, reason: TidegateError) -> None:
         """Ends the call with `reason` once what is under way is answered."""

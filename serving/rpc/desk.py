@@ -77,8 +77,11 @@ class Desk(Protocol):
     def submit_block(self, block: "Block") -> "asyncio.Future[Block]":
         """Queues timesteps of many streams; the future gives the block back when each was run or refused."""
 
+    def store_soon(self, lease: Lease) -> None:
+        """Has a stream stored at once, for somebody who is about to wait for many."""
+
     async def durable(self, lease: Lease, step: int) -> None:
-        """Waits until a timestep is stored."""
+        """Waits until a timestep is stored, which happens at once; StoreBehind when the store does not take it in time."""
 
     def answered_block(self, block: "Block", seconds: float) -> None:
         """Counts the timesteps of a block that was answered."""

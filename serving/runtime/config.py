@@ -70,9 +70,9 @@ class ServerConfig:
     forget_after: Duration = 7 * 86400.0
     """How long a stream may be silent before it is forgotten, in seconds; 0 for ever."""
     ready_lag: Duration = 5.0
-    """How far the store may be behind before the server says that it is not ready, in seconds."""
+    """How far the store may be behind before the server says that it is not ready, in seconds after `checkpoint_every`."""
     lag_max: Duration = 30.0
-    """How far the store may be behind before new timesteps are refused, in seconds."""
+    """How far the store may be behind before new timesteps are refused, in seconds after `checkpoint_every`."""
 
     @property
     def state_address(self) -> str:
