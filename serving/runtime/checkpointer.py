@@ -37,7 +37,8 @@ log = logging.getLogger("tidegate.checkpoints")
 
 # One commit, one fsync; who waits for a stream that is not among these waits for it.
 ROWS_A_COMMIT_MAX = 1024
-# Copying a row and wrapping it costs a few microseconds, during which nothing else runs.
+# Copying a row and wrapping it costs a few microseconds, during which nothing else runs. So many rows of some KB stay in the
+# processor's cache: measured 3 us a row, not 6 as with a thousand.
 ROWS_A_COPY_MAX = 256
 # Streams that leave their slots between two batches. It takes a few microseconds each, more behind a long queue.
 PARKED_AT_ONCE_MAX = 256

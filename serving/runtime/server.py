@@ -159,7 +159,9 @@ class Server:
         """
         await self._health.enter_graceful_shutdown()
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
-        self.keeper.checkpointer.give_up_in(self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2))
+        time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
+        # A task that has failed will store nothing: then there is nothing to wait for.
+        self.keeper.checkpointer.give_up_in(0.0 if any(task.done() for task in self._tasks) else time_to_store)
         try:
             async with asyncio.timeout_at(deadline):
                 await self._native.drain()
@@ -169,7 +171,6 @@ class Server:
         await self._server.stop(grace=1.0)
         storing = asyncio.create_task(self._store_all())
         time_left = max(deadline - asyncio.get_running_loop().time(), SECONDS_TO_STORE)
-        # A task that has failed will store nothing: then there is nothing to wait for.
         await asyncio.wait([storing, *self._tasks], timeout=time_left, return_when=asyncio.FIRST_COMPLETED)
         unsaved = "" if storing.done() else f"the store did not take all state in time: {self.keeper.checkpointer!r}"
         storing.cancel()

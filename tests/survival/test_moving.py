@@ -276,3 +276,25 @@ async def test_the_rows_of_a_sync_block_are_stored_together(sum_root: Path, tmp_
         here.server.keeper._store.save = counted  # type: ignore[method-assign]
         await call.block(handles, np.ones((STREAMS, 1)))
         assert saves == [STREAMS]
+
+
+async def test_a_server_that_can_store_nothing_more_does_not_wait_for_it(sum_root: Path, tmp_path: Path) -> None:
+    """When what stores has died, calls are told to move at once."""
+    async with two_servers(sum_root, tmp_path, drain_after=3600.0) as (here, one, _):
+        call = RawCall(one)
+        await call.open("a")
+
+        async def broken(_: Sequence[Checkpoint]) -> list[bool]:
+            raise RuntimeError("a bug")
+
+        here.server.keeper._store.save = broken  # type: ignore[method-assign]
+        await call.step(1)
+        (stream,) = here.server.keeper._streams
+        assert stream.lease is not None
+        here.server.keeper.store_soon(stream.lease)
+        with pytest.raises(RuntimeError, match="checkpointer ended"):
+            await here.server.wait()
+        stopping = here.stop()
+        assert (await call.read()).HasField("move")
+        with pytest.raises(StopFailed):
+            await stopping
