@@ -46,7 +46,7 @@ PARKED_AT_ONCE_MAX = 256
 WOKEN_AT_ONCE_MAX = 16
 # The step of a row whose silence begins anew: no row stands at it, free or not.
 NEVER = FREE - 1
-# A store that failed is tried again after this: it may be restarting. Who waits for it looks as often whether it is too late.
+# A store that failed is tried again after this: it may be restarting.
 RETRY_SECONDS = 0.25
 
 
@@ -85,7 +85,7 @@ class Checkpointer:
         self._give_up_at = math.inf
         self._soon = asyncio.Event()  # something is to be stored, or a stream to leave, before the next round
         self._wanted: set[Stream] = set()  # somebody waits until they are stored
-        self._waiting: dict[asyncio.Future[None], None] = {}  # those who wait, in their order
+        self._waiting: dict[asyncio.Future[None], Lease | None] = {}  # who waits, in order, and for which stream
         self._flushing = False
         self._leaving: set[Stream] = set()  # no call has them open; they give their slots back when stored
         self._failing = False
@@ -143,7 +143,7 @@ class Checkpointer:
             if self._pace.too_late(self.unsaved_seconds()) or self._clock() >= self._give_up_at:
                 raise self._behind()
             self.store_soon(lease)
-            await self._stored_some()
+            await self._stored_some(lease)
         if lease.ended is not None:
             raise lease.ended
 
@@ -161,14 +161,26 @@ class Checkpointer:
         finally:
             self._flushing = False
 
-    def judge(self) -> None:
-        """Has timesteps refused while too much is unsaved; to be called every so often, for a store may hang."""
+    async def judge(self) -> None:
+        """Acts on what is too late; to be called every so often, for a store may hang.
+
+        While too much is unsaved, timesteps are refused. Who waits for the store learns that it is too late for that, or that its
+        stream has ended.
+        """
         unsaved_s = self.unsaved_seconds()
         if not unsaved_s:
             self._clean_at = self._clock()  # what changes next has waited since now at the most
         behind = self._behind() if self._pace.too_late(unsaved_s) else None
         for served in self._repository:
             served.batcher.refusing = behind
+        too_late = behind is not None or self._clock() >= self._give_up_at
+        await self._wake(
+            [
+                waiter
+                for waiter, lease in self._waiting.items()
+                if too_late or (lease is not None and lease.ended is not None)
+            ]
+        )
 
     async def run(self) -> None:
         """Stores what has changed, every so often, until cancelled."""
@@ -178,7 +190,7 @@ class Checkpointer:
             stored = await work
             for notice in self.watchers:
                 notice()
-            await self._wake_waiting()
+            await self._wake(list(self._waiting))
             if stored:
                 used_s += work.used_s + self._store.cpu_seconds()
                 stored = await self._rest(self._pace.rest_s(self._clock() - begun, used_s, self.unsaved_seconds()))
@@ -234,7 +246,7 @@ class Checkpointer:
                     self._wanted |= wanted
                     return False
         await self._park_leaving()
-        await self._wake_waiting()
+        await self._wake(list(self._waiting))
         return True
 
     async def _commit(self, served: Served, rows: Sequence[int]) -> bool:
@@ -345,18 +357,18 @@ class Checkpointer:
         self._streams.park(stream)
         return True
 
-    async def _stored_some(self) -> None:
-        """Waits until something was stored, but not for ever: a store may hang."""
+    async def _stored_some(self, lease: Lease | None = None) -> None:
+        """Waits until something was stored, or it is too late for that, or the lease has ended."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = None
+        self._waiting[waiter] = lease
         try:
-            await asyncio.wait([waiter], timeout=max(0.0, min(RETRY_SECONDS, self._give_up_at - self._clock())))
+            await waiter
         finally:
             del self._waiting[waiter]
 
-    async def _wake_waiting(self) -> None:
+    async def _wake(self, waiters: Sequence[asyncio.Future[None]]) -> None:
         """Has those look again who wait, some in each turn of the loop."""
-        for place, waiter in enumerate(list(self._waiting), 1):
+        for place, waiter in enumerate(waiters, 1):
             if not waiter.done():
                 waiter.set_result(None)
             if place % WOKEN_AT_ONCE_MAX == 0:

@@ -29,7 +29,7 @@ from serving.store import Store, store_at
 
 log = logging.getLogger("tidegate.server")
 
-# How often the lag of the store is looked at, in seconds.
+# How often the lag of the store is looked at, in seconds; who waits for a store that hangs gives up so much too late.
 LAG_WATCH_SECONDS = 0.25
 # New objects at which the collector looks for those that only hold each other. Of a timestep under way there are some twenty:
 # at Python's 700 those of a hundred streams were gone through again and again, though each goes by itself when it is answered.
@@ -276,7 +276,7 @@ class Server:
         ready = True
         while True:
             await asyncio.sleep(LAG_WATCH_SECONDS)
-            self.keeper.checkpointer.judge()
+            await self.keeper.checkpointer.judge()
             if ready != self.keeper.checkpointer.ready:
                 ready = not ready
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.keeper.checkpointer)

@@ -241,7 +241,10 @@ async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(workshop: Open)
         waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
         await shop.store.asked(1)
         shop.checkpointer.give_up_in(10)
+        await shop.checkpointer.judge()
+        assert not waiting.done()
         shop.now += 11
+        await shop.checkpointer.judge()
         with pytest.raises(StoreBehind):
             await waiting
 
@@ -257,6 +260,37 @@ async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -
             await shop.checkpointer.durable(lease, 1)
 
 
+async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended(workshop: Open) -> None:
+    """Another call has it, and the one that waits need not hold out until the store is well."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    shop.store.pause()
+    async with running(shop):
+        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        await shop.store.asked(1)
+        shop.streams.take_over(lease.stream, 2)
+        await shop.checkpointer.judge()
+        with pytest.raises(TakenOver):
+            await waiting
+
+
+async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(workshop: Open) -> None:
+    """Past the bound for new timesteps an answer is not held any longer."""
+    shop = workshop(every_s=0.2)
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    shop.store.pause()
+    async with running(shop):
+        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        await shop.store.asked(1)
+        shop.now += 31
+        await shop.checkpointer.judge()
+        with pytest.raises(StoreBehind, match="31"):
+            await waiting
+        assert shop.served.batcher.refusing is not None
+
+
 # What is unsaved.
 
 
@@ -266,12 +300,12 @@ async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.now += 1800
-        shop.checkpointer.judge()
+        await shop.checkpointer.judge()
         shop.step(lease)
         shop.now += 2
         assert shop.checkpointer.unsaved_seconds() == 2
         shop.now += 3
-        shop.checkpointer.judge()
+        await shop.checkpointer.judge()
         assert shop.checkpointer.unsaved_seconds() == 5
 
 
