@@ -6,19 +6,20 @@ The laws of this file:
 3. A store that is slow or down stops nobody at first; the lag is a metric. When it passes `ready_lag_s` the server says
    that it is not ready, and when it passes `lag_max_s` new timesteps are refused: nothing is left unprotected in silence.
 4. A stream gives its slot back when its state is stored, never before.
-5. A checkpoint that the store refuses was written under an old epoch: the stream has another owner, and is dropped here.
+5. A checkpoint that the store refuses was written under an old epoch, or the store has lost the stream: what is true is found
+   out by `on_refused`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
 import numpy as np
 
-from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
+from serving.core.errors import StoreBehind, StoreUnavailable
 from serving.core.slots import FREE
 from serving.core.spec import Checkpoint, Ints
 from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
@@ -63,6 +64,8 @@ class Checkpointer:
         store: where to.
         metrics: where to count.
         may_park: whether a stream may leave its slot now; False while it is being opened.
+        on_refused: finds out why the store refused a stream, and stores it again or drops it.
+        on_parked: takes note that a stream has left its slot.
         pace: how often, and how late is too late.
 
     """
@@ -74,6 +77,8 @@ class Checkpointer:
         store: Store,
         metrics: Metrics,
         may_park: Callable[[Stream], bool],
+        on_refused: Callable[[Stream], Awaitable[None]],
+        on_parked: Callable[[Stream], None],
         pace: Pace,
     ) -> None:
         self._repository = repository
@@ -81,6 +86,8 @@ class Checkpointer:
         self._store = store
         self._metrics = metrics
         self._may_park = may_park
+        self._on_refused = on_refused
+        self._on_parked = on_parked
         self._pace = pace
         self._clean_at = perf_counter()  # when everything there was had last been stored
         self._soon = asyncio.Event()
@@ -136,6 +143,17 @@ class Checkpointer:
             await self._round_end()
         if lease.ended is not None:
             raise lease.ended
+
+    async def settled(self, stream: Stream) -> None:
+        """Waits until what a stream has applied by now is stored, or it has left its slot. StoreBehind as above."""
+        if stream.phase is not Phase.LIVE:
+            return
+        step = stream.step
+        while stream.phase is Phase.LIVE and stream.slots.saved[stream.slot] < step:
+            if self.unsaved_seconds() > self._pace.lag_max_s:
+                raise self._behind()
+            self._soon.set()
+            await self._round_end()
 
     async def flush(self) -> None:
         """Waits until everything is stored and every stream without a call has left its slot."""
@@ -198,21 +216,28 @@ class Checkpointer:
             kept = await self._store.save(checkpoints)
         except StoreUnavailable as error:
             self._metrics.checkpoints["failed"] += len(checkpoints)
-            if not self._failing:
-                log.error("%s; predictions go on, unsaved", error)
-            self._failing = True
-            return False
+            return self._failed(error)
         crash_point("after-commit")
         if self._failing:
             log.info("the store is back")
         self._failing = False
         self._metrics.checkpoint_seconds.observe(perf_counter() - begun)
-        for stream, checkpoint, ok in zip(streams, checkpoints, kept, strict=True):
-            if ok:
-                self._stored(stream, checkpoint)
-            else:
-                await self._fenced(served, stream, checkpoint)
+        try:
+            for stream, checkpoint, ok in zip(streams, checkpoints, kept, strict=True):
+                if ok:
+                    self._stored(stream, checkpoint)
+                else:
+                    await self._refused(stream, checkpoint)
+        except StoreUnavailable as error:
+            return self._failed(error)
         return True
+
+    def _failed(self, error: StoreUnavailable) -> bool:
+        """Says so once; always False."""
+        if not self._failing:
+            log.error("%s; predictions go on, unsaved", error)
+        self._failing = True
+        return False
 
     def _copy(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
         """Copies what is still unsaved of rows; between batches."""
@@ -231,15 +256,11 @@ class Checkpointer:
             if stream.lease is not None and stream.epoch == checkpoint.epoch:
                 stream.lease.stored(checkpoint.step)
 
-    async def _fenced(self, served: Served, stream: Stream, checkpoint: Checkpoint) -> None:
-        """The store refused: the stream has another owner, unless we have raised the epoch ourselves meanwhile."""
+    async def _refused(self, stream: Stream, checkpoint: Checkpoint) -> None:
+        """The store refused, which means nothing if we have raised the epoch ourselves meanwhile, or are just doing so."""
         self._metrics.checkpoints["fenced"] += 1
-        if stream.phase is not Phase.LIVE or stream.epoch != checkpoint.epoch or not self._may_park(stream):
-            return
-        log.warning("stream %s was taken over by another server and is dropped here", stream.key.stream_id)
-        self._leaving.discard(stream)
-        reason = TakenOver(stream.key.stream_id, stream.epoch + 1)
-        await served.batcher.between(lambda: self._streams.drop(stream, reason))
+        if stream.phase is Phase.LIVE and stream.epoch == checkpoint.epoch and self._may_park(stream):
+            await self._on_refused(stream)
 
     async def _park_leaving(self) -> None:
         """Lets streams without a call leave their slots."""
@@ -265,6 +286,7 @@ class Checkpointer:
             return False
         crash_point("during-park")
         self._streams.park(stream)
+        self._on_parked(stream)
         return True
 
     async def _round_end(self) -> None:

@@ -144,6 +144,7 @@ class Server:
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
             asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
             asyncio.create_task(self.keeper.sweep(), name="sweeper"),
+            asyncio.create_task(self.keeper.peers.run(), name="peers"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
             *([] if self.place is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]

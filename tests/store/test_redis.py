@@ -13,7 +13,7 @@ from redis.asyncio.client import Pipeline
 from serving.core.errors import CheckpointBroken, StoreUnavailable
 from serving.store import Store, encode, store_at
 from serving.store.redis import RedisStore
-from tests.store.support import MODEL, MS, Clock, RedisServer, checkpoint, key, redis_place
+from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint, claim, key, redis_place, scan
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer
     store = store_at(durable_redis.address)
     await store.start()
     assert store.survives == "a killed process, a restart of redis and a power loss"
-    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(100)))
+    await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(100)))
     kept = [checkpoint(str(place), step=place + 1) for place in range(100)]
     assert all(await store.save(kept))
     durable_redis.kill()
@@ -70,7 +70,7 @@ async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer
     durable_redis.start()
     records = [await store.load(each.key) for each in kept]
     assert [record and record.checkpoint for record in records] == kept
-    assert await store.claim(key("0"), 1, MODEL) == 2  # scripts are gone with the old server
+    assert await claim(store, key("0"), 1, MODEL) == 2  # scripts are gone with the old server
     assert await store.save([checkpoint("0", 1, step=9)]) == [False]
     await store.close()
 
@@ -130,7 +130,7 @@ async def test_a_redis_that_throws_streams_out_is_warned_of(
 
 async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save of a thousand streams is sent at once, in scripts of a bounded size."""
-    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(1000)))
+    await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(1000)))
     await store.save([checkpoint("0")])  # so that the script is known
     trips = []
     execute = Pipeline.execute
@@ -146,9 +146,9 @@ async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.M
 
 async def test_scripts_that_redis_forgot_are_sent_again(store: Store, redis_server: RedisServer) -> None:
     """A redis that has flushed its scripts is no failure."""
-    assert await store.claim(key("a"), 0, MODEL) == 1
+    assert await claim(store, key("a"), 0, MODEL) == 1
     assert redis_server.command("SCRIPT FLUSH") == b"+OK\r\n"
-    assert await store.claim(key("a"), 1, MODEL) == 2
+    assert await claim(store, key("a"), 1, MODEL) == 2
 
 
 # --- what is wrong with the server
@@ -164,13 +164,13 @@ async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisS
     finally:
         redis_server.signal(signal.SIGCONT)
     assert text == f"store {redis_server.address}/0: did not answer within 0.2 s"
-    assert await hasty.claim(key("b"), 0, MODEL) == 1
+    assert await claim(hasty, key("b"), 0, MODEL) == 1
     await hasty.close()
 
 
 async def test_more_calls_than_connections_wait_their_turn(store: Store) -> None:
     """A thousand calls at once are all answered, over a bounded number of connections."""
-    assert await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(1000))) == [1] * 1000
+    assert await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(1000))) == [1] * 1000
     assert isinstance(store, RedisStore)
     assert len(await store._redis.client_list()) <= 17
 
@@ -212,7 +212,7 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
     server = server_with()
     store = store_at(server.address)
     await store.start()
-    await store.claim(key("a"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=1)])
     assert server.command("CONFIG SET maxmemory 1") == b"+OK\r\n"
     assert "its memory is full; nothing was written: raise maxmemory" in await refusal(
@@ -229,12 +229,12 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
 async def test_another_format_is_named(store: Store, redis_server: RedisServer) -> None:
     """Streams that another version has laid out in another way are refused at the start."""
     assert redis_server.command("SET tidegate:format 7") == b"+OK\r\n"
-    assert "its format b'7' is not 1" in await refusal(store_at(redis_server.address).start())
+    assert "its format b'7' is not 2" in await refusal(store_at(redis_server.address).start())
 
 
 async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) -> None:
     """A record that somebody spoiled is never a fresh stream: load names server and stream."""
-    await store.claim(key("a"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
     assert isinstance(store, RedisStore)
     await store._redis.hset("tidegate:stream:7:default:a", "record", encode(checkpoint("a"))[:-1])  # type: ignore[misc]
@@ -247,21 +247,23 @@ async def test_nothing_is_left_of_a_stream_that_vanished(redis_server: RedisServ
     place = redis_place(redis_server)
     async with place.open() as store:
         for stream_id in ("forgotten", "expired", "expired too"):
-            await store.claim(key(stream_id, "te:nant"), 0, MODEL)
+            await begin(store, key(stream_id, "te:nant"))
         assert await store.forget(key("forgotten", "te:nant"), 1)
         place.clock.now += MS
-        await store.expire(place.clock.now, 0)
+        await store.expire(place.clock.now, 0, 0)
         assert await store.forget(key("expired", "te:nant"), 2)
-        await store.expire(0, place.clock.now)
-    assert redis_server.command("KEYS *") == b"*1\r\n$15\r\ntidegate:format\r\n"
+        place.clock.now += MS
+        await store.expire(0, place.clock.now, place.clock.now)
+    kept = redis_server.command("KEYS *").decode().split("\r\n")[2::2]
+    assert sorted(kept) == ["tidegate:format", "tidegate:highest-epoch"]
 
 
 async def test_a_stream_that_redis_threw_out_is_not_known(store: Store, redis_server: RedisServer) -> None:
     """What eviction leaves behind in the indices is no stream, and does not come back as a tombstone."""
-    await store.claim(key("a"), 0, MODEL)
-    await store.claim(key("b"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
+    await claim(store, key("b"), 0, MODEL)
     assert redis_server.command("DEL tidegate:stream:7:default:a") == b":1\r\n"
-    assert [head.key.stream_id for head in await store.scan("default", "", "", 1)] == ["b"]
-    await store.expire(Clock().now + MS, 0)
+    assert [head.key.stream_id for head in await scan(store, "default", "", "", 1)] == ["b"]
+    await store.expire(Clock().now + MS, 0, 0)
     assert await store.load(key("a")) is None
-    assert await store.claim(key("a"), 0, MODEL) == 1
+    assert await claim(store, key("a"), 0, MODEL) == 1
