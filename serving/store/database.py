@@ -1,4 +1,4 @@
-"""The SQLite file under a store: its schema, and its statements over many streams at once.
+"""The SQLite file under a store: how it is opened, and its statements over many streams at once.
 
 Synchronous, and used by one thread. That thread runs beside a busy event loop, and every call into SQLite gives the GIL
 away and queues for it again. So what is asked of many streams is asked in few calls: values go in as one list, and rows come
@@ -21,11 +21,8 @@ from typing import Any, NamedTuple
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import encode
+from serving.store.schema import APPLICATION_ID, BEAT, BUILD, HEAD, SCHEMA, WANTED
 from serving.store.store import BEAT_SECONDS, DEAD_SECONDS, Head, Holder, Mark, Marking, Tombstone, Wanted
-
-SCHEMA = 2
-# "TdGt": tells `file` and us that a database is Tidegate's.
-APPLICATION_ID = 0x54644774
 
 # For UPDATE ... FROM, ON CONFLICT without a target, and JSON that is always there. Debian 12 and Python's own builds have it.
 SQLITE_NEEDED = (3, 38, 0)
@@ -52,61 +49,6 @@ RETRY_S = 0.01
 # For how long SQLite itself waits for a lock; then the store asks again. SQLite looks after 1, 2, 5 ms and more and more rarely,
 # up to every 100 ms. Beside processes that commit without a pause, who looks so rarely waits for seconds, and may wait in vain.
 LOOK_MS = 8
-
-# Whatever is looked at without the record stands before it: what stands behind a large one is read through all of it.
-_STREAMS = """CREATE TABLE streams (
-    tenant TEXT NOT NULL,
-    stream_id TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    writer INTEGER NOT NULL, -- who claimed it last, and alone may store it
-    mark INTEGER NOT NULL, -- whether the writer has it in memory: a Mark
-    asked INTEGER NOT NULL,
-    answered INTEGER NOT NULL,
-    step INTEGER NOT NULL,
-    model_name TEXT NOT NULL,
-    model_version TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    created_unix_nano INTEGER NOT NULL,
-    updated_unix_nano INTEGER NOT NULL,
-    state_bytes INTEGER NOT NULL,
-    tombstone INTEGER NOT NULL, -- a Tombstone
-    record BLOB, -- NULL before the first checkpoint, and of a tombstone
-    PRIMARY KEY (tenant, stream_id)
-)"""
-_INDEXES = (
-    "CREATE INDEX streams_by_age ON streams (tombstone, updated_unix_nano)",
-    "CREATE INDEX streams_expired ON streams (tenant, stream_id) WHERE tombstone = 1",
-    "CREATE INDEX streams_held ON streams (tenant, stream_id) WHERE mark != 0",
-)
-_BESIDE = (
-    "CREATE TABLE writers (writer INTEGER PRIMARY KEY, beat_unix_nano INTEGER NOT NULL)",
-    """CREATE TABLE notices (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: who has read one asks for those above it
-        tenant TEXT NOT NULL, stream_id TEXT NOT NULL, posted_unix_nano INTEGER NOT NULL)""",
-    "CREATE TABLE epochs (highest INTEGER NOT NULL) -- of streams that are gone without a tombstone",
-    "INSERT INTO epochs VALUES (0)",
-)
-# From the schema before: nobody has its streams in memory.
-_FROM_1 = (
-    "ALTER TABLE streams RENAME TO streams_1",
-    "DROP INDEX streams_by_age",
-    _STREAMS,
-    """INSERT INTO streams SELECT tenant, stream_id, epoch, 0, 0, 0, 0, step, model_name, model_version, fingerprint,
-        created_unix_nano, updated_unix_nano, state_bytes, expired, record FROM streams_1""",
-    "DROP TABLE streams_1",
-)
-_BUILD = {0: (_STREAMS, *_INDEXES, *_BESIDE), 1: (*_FROM_1, *_INDEXES, *_BESIDE), SCHEMA: ()}
-
-_BEAT = "ifnull((SELECT beat_unix_nano FROM writers WHERE writers.writer = streams.writer), 0)"
-_HEAD = f"""stream_id, epoch, step, model_name, model_version, fingerprint, created_unix_nano, updated_unix_nano,
-    state_bytes, tombstone, streams.writer, mark, asked, answered, CASE mark WHEN 0 THEN 0 ELSE {_BEAT} END"""
-# What a scan looks for; each has an index that holds few more than that.
-_WANTED = {
-    Wanted.ALL: "tombstone != 2",
-    Wanted.HELD: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {_BEAT} >= :alive)",
-    Wanted.REST: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {_BEAT} >= :alive))",
-    Wanted.EXPIRED: "tombstone = 1",
-}
 
 
 class Claim(NamedTuple):
@@ -201,7 +143,7 @@ class Database:
         for start in range(0, len(keys), ROWS):
             chunk = keys[start : start + ROWS]
             for place, *head, record in self._answer(
-                f"""SELECT json_group_array(json_array(wanted.column1, {_HEAD}, hex(record)))
+                f"""SELECT json_group_array(json_array(wanted.column1, {HEAD}, hex(record)))
                 FROM ({_values(3, len(chunk))}) AS wanted
                 JOIN streams ON tenant = wanted.column2 AND stream_id = wanted.column3""",
                 _flat(((place, *key) for place, key in enumerate(chunk)), 3, len(chunk)),
@@ -333,10 +275,10 @@ class Database:
         """Heads in the order of their ids, and the id to go on after."""
         now = self._clock()
         heads = self._answer(
-            f"""SELECT json_group_array(json_array({_HEAD})) FROM (
+            f"""SELECT json_group_array(json_array({HEAD})) FROM (
                 SELECT * FROM streams
                 WHERE tenant = :tenant AND stream_id > :after AND stream_id >= :prefix AND (:all OR stream_id < :end)
-                    AND {_WANTED[wanted]}
+                    AND {WANTED[wanted]}
                 ORDER BY stream_id LIMIT :limit) AS streams""",
             {
                 "tenant": tenant,
@@ -371,7 +313,7 @@ class Database:
             f"""UPDATE streams SET epoch = epoch + 1, writer = 0, mark = 0, state_bytes = 0, tombstone = 1, record = NULL
             WHERE rowid IN (
                 SELECT rowid FROM streams WHERE tombstone = 0 AND updated_unix_nano < ?
-                    AND NOT (mark = {Mark.LIVE} AND (streams.writer = ? OR {_BEAT} >= ?)) LIMIT ?)""",
+                    AND NOT (mark = {Mark.LIVE} AND (streams.writer = ? OR {BEAT} >= ?)) LIMIT ?)""",
             (before_unix_nano, self._writer, alive, EXPIRE_ROWS),
         ).rowcount
 
@@ -431,7 +373,7 @@ class Database:
         execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         execute(f"PRAGMA journal_size_limit = {WAL_PAGES * 4096}")  # a WAL that outgrew this is cut when it is reset
         execute("BEGIN IMMEDIATE")
-        for statement in _BUILD[self._check_schema()]:  # looked at again: another process may have been here
+        for statement in BUILD[self._check_schema()]:  # looked at again: another process may have been here
             execute(statement)
         execute(f"PRAGMA application_id = {APPLICATION_ID}")
         execute(f"PRAGMA user_version = {SCHEMA}")

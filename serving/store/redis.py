@@ -36,6 +36,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import encode, read
+from serving.store.scripts import ASK, BEGIN, CLAIM, EXPIRE, FIELDS, FORGET, MARK, PLANT, SAVE, SCAN
 from serving.store.store import (
     DEAD_SECONDS,
     Head,
@@ -62,9 +63,6 @@ ROWS = 256
 # Streams that one `expire` turns, and ids that one `scan` looks at.
 EXPIRE_ROWS = 1000
 SCAN_ROWS = 1000
-# Notices that are kept: who looks several times a second misses none.
-NOTICES_MAX = 10_000
-
 DEAD_MS = round(DEAD_SECONDS * 1000)
 
 _PREFIX = "tidegate"
@@ -73,180 +71,6 @@ _TOMBSTONES = f"{_PREFIX}:tombstones"
 _DELETED = f"{_PREFIX}:deleted"
 _NOTICES = f"{_PREFIX}:notices"
 _HIGHEST = f"{_PREFIX}:highest-epoch"  # of streams that are gone without a tombstone
-
-# What a head is made of, in order. `expired` is a Tombstone, and called so for the sake of what is stored.
-_FIELDS = (
-    *("epoch", "step", "name", "version", "fingerprint", "created", "updated", "bytes", "expired"),
-    *("writer", "mark", "asked", "answered"),
-)
-_QUOTED = ", ".join(f"'{field}'" for field in _FIELDS)
-# What writers do to a stream. A stream of the format before has no `writer` and no `mark`: nobody has it in memory.
-# The scripts of one stream begin so. KEYS: stream, ages, tombstones, deleted, ids, notices, highest epoch.
-# ARGV: member, id, writer, now, score.
-_BEGIN = f"""
-local stream, ages, tombstones, deleted, ids, notices, highest = unpack(KEYS)
-local member, id, me, now, score = unpack(ARGV)
-local epoch, writer, mark, tombstone = unpack(redis.call('HMGET', stream, 'epoch', 'writer', 'mark', 'expired'))
-local function give_notice()
-  if mark and mark ~= '0' and writer ~= me then
-    redis.call('XADD', notices, 'MAXLEN', '~', {NOTICES_MAX}, '*', 'member', member)
-  end
-end
-local function next_epoch()
-  return string.format('%.0f', tonumber(epoch or redis.call('GET', highest) or '0') + 1)
-end
-local function found()
-  return redis.call('HMGET', stream, {_QUOTED}, 'record')
-end
-"""
-# ARGV more: seen epoch, model name, version, fingerprint, what is there while a writer is alive, for how many milliseconds.
-_CLAIM = """
-if (epoch or '0') ~= ARGV[6] then return false end
-give_notice()
-local following = next_epoch()
-if not epoch or tombstone ~= '0' then
-  redis.call('HSET', stream, 'step', 0, 'created', now, 'bytes', 0, 'expired', 0)
-  redis.call('ZADD', ids, 0, id)
-  redis.call('ZREM', tombstones, member)
-  redis.call('ZREM', deleted, member)
-end
-redis.call('HSET', stream, 'epoch', following, 'writer', me, 'mark', 2, 'asked', 0, 'answered', 0, 'updated', now,
-  'name', ARGV[7], 'version', ARGV[8], 'fingerprint', ARGV[9])
-redis.call('ZADD', ages, score, member)
-redis.call('SET', ARGV[10], 1, 'PX', ARGV[11]) -- who has a stream is alive
-return found()
-"""
-# ARGV more: seen epoch, step, bytes, record, model name, version, fingerprint, then to restore the epoch, to plant nothing.
-_PLANT = """
-if (epoch or '0') ~= ARGV[6] or (epoch and tombstone == '0') then return false end
-local following, said = ARGV[13], 2
-if not following then
-  following, said = next_epoch(), 0
-elseif tonumber(following) <= tonumber(redis.call('GET', highest) or '0') then
-  return false
-end
-redis.call('HSET', stream, 'epoch', following, 'writer', me, 'mark', said, 'asked', 0, 'answered', 0,
-  'step', ARGV[7], 'bytes', ARGV[8], 'record', ARGV[9], 'name', ARGV[10], 'version', ARGV[11], 'fingerprint', ARGV[12],
-  'created', now, 'updated', now, 'expired', 0)
-redis.call('ZADD', ids, 0, id)
-redis.call('ZADD', ages, score, member)
-redis.call('ZREM', tombstones, member)
-redis.call('ZREM', deleted, member)
-return found()
-"""
-# ARGV more: epoch.
-_ASK = """
-if epoch ~= ARGV[6] then return false end
-give_notice()
-return redis.call('HINCRBY', stream, 'asked', 1)
-"""
-# ARGV more: epoch.
-_FORGET = """
-if epoch ~= ARGV[6] or tombstone == '2' then return 0 end
-give_notice()
-redis.call('HSET', stream, 'epoch', next_epoch(), 'writer', 0, 'mark', 0, 'bytes', 0, 'expired', 2, 'updated', now)
-redis.call('HDEL', stream, 'record')
-redis.call('ZREM', ages, member)
-redis.call('ZREM', tombstones, member)
-redis.call('ZADD', deleted, score, member)
-redis.call('ZREM', ids, id)
-return 1
-"""
-# KEYS: ages, streams. ARGV: writer, now, score, then of each stream: epoch, step, bytes, record, member. One text of 0 and 1
-# comes back: a list of numbers costs the client a microsecond or more each.
-_SAVE = """
-local kept = {}
-for i = 2, #KEYS do
-  local at = 5 * i - 6
-  local epoch, writer, tombstone = unpack(redis.call('HMGET', KEYS[i], 'epoch', 'writer', 'expired'))
-  if epoch == ARGV[at] and writer == ARGV[1] and tombstone == '0' then
-    redis.call('HSET', KEYS[i], 'step', ARGV[at + 1], 'updated', ARGV[2], 'bytes', ARGV[at + 2], 'record', ARGV[at + 3])
-    redis.call('ZADD', KEYS[1], ARGV[3], ARGV[at + 4])
-    kept[i - 1] = '1'
-  else
-    kept[i - 1] = '0'
-  end
-end
-return table.concat(kept)
-"""
-# KEYS: streams. ARGV: writer, then of each stream: epoch, mark, answered.
-_MARK = """
-for i = 1, #KEYS do
-  local at = 3 * i - 1
-  local epoch, writer, tombstone, answered = unpack(
-    redis.call('HMGET', KEYS[i], 'epoch', 'writer', 'expired', 'answered'))
-  if epoch == ARGV[at] and writer == ARGV[1] and tombstone == '0' then
-    local settled = math.max(tonumber(answered), tonumber(ARGV[at + 2]))
-    redis.call('HSET', KEYS[i], 'mark', ARGV[at + 1], 'answered', settled)
-  end
-end
-return 1
-"""
-# KEYS: ids. ARGV: least, greatest, most heads, most ids to look at, what keys of streams and of writers begin with, what is
-# wanted, writer. Heads as one JSON text, after it the id to go on after.
-_SCAN = """
-local heads, least, looked, last = {}, ARGV[1], 0, false
-local most, budget, wanted = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[7]
-repeat
-  local ids = redis.call('ZRANGEBYLEX', KEYS[1], least, ARGV[2], 'LIMIT', 0, math.min(budget - looked, 256))
-  for _, id in ipairs(ids) do
-    local head = redis.call('HMGET', ARGV[5] .. id, FIELDS)
-    looked, last, least = looked + 1, id, '(' .. id
-    if head[1] then
-      local alive = 0
-      if head[11] and head[11] ~= '0' and (head[10] == ARGV[8] or redis.call('EXISTS', ARGV[6] .. head[10]) == 1) then
-        alive = 1
-      end
-      local expired = head[9] == '1'
-      if wanted == 'all' or (wanted == 'expired' and expired) or (wanted == 'held' and not expired and alive == 1)
-          or (wanted == 'rest' and not expired and alive == 0) then
-        table.insert(head, 1, id)
-        head[15] = alive
-        heads[#heads + 1] = cjson.encode(head)
-      end
-    else -- the server threw the stream out for want of memory
-      redis.call('ZREM', KEYS[1], id)
-    end
-    if #heads == most then break end
-  end
-until #ids == 0 or #heads == most or looked == budget
-if #heads < most and looked < budget then last = false end
-return {'[' .. table.concat(heads, ',') .. ']', last}
-""".replace("FIELDS", _QUOTED)
-# KEYS: ages, tombstones, deleted, highest epoch. ARGV: before, purge before, purge deleted before (scores), limit, what keys of
-# ids, of streams and of writers begin with, writer, score. A member is LENGTH:TENANT:ID, and the key of its stream ends with it.
-_EXPIRE = """
-for set = 2, 3 do
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[set], '-inf', '(' .. ARGV[set], 'LIMIT', 0, ARGV[4])) do
-    local colon = string.find(member, ':', 1, true)
-    local length = tonumber(string.sub(member, 1, colon - 1))
-    local tenant = string.sub(member, colon + 1, colon + length)
-    local epoch = redis.call('HGET', ARGV[6] .. member, 'epoch')
-    if epoch and tonumber(epoch) > tonumber(redis.call('GET', KEYS[4]) or '0') then redis.call('SET', KEYS[4], epoch) end
-    redis.call('DEL', ARGV[6] .. member)
-    redis.call('ZREM', KEYS[set], member)
-    redis.call('ZREM', ARGV[5] .. tenant, string.sub(member, colon + length + 2))
-  end
-end
-local turned = 0
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[4])) do
-  local stream = ARGV[6] .. member
-  local epoch, writer, mark = unpack(redis.call('HMGET', stream, 'epoch', 'writer', 'mark'))
-  if epoch and mark == '2' and (writer == ARGV[8] or redis.call('EXISTS', ARGV[7] .. writer) == 1) then
-    redis.call('ZADD', KEYS[1], ARGV[9], member) -- its silence begins when nobody has it in memory
-  else
-    if epoch then -- else the server threw it out for want of memory
-      redis.call('HINCRBY', stream, 'epoch', 1)
-      redis.call('HSET', stream, 'expired', 1, 'bytes', 0, 'writer', 0, 'mark', 0)
-      redis.call('HDEL', stream, 'record')
-      redis.call('ZADD', KEYS[2], redis.call('ZSCORE', KEYS[1], member), member)
-    end
-    redis.call('ZREM', KEYS[1], member)
-    turned = turned + 1
-  end
-end
-return turned
-"""
 
 
 class RedisStore:
@@ -313,24 +137,24 @@ class RedisStore:
 
     async def load(self, key: Key) -> Record | None:
         """What is held of a stream."""
-        return await self._record(key, await self._within(self._redis.hmget(_stream(key), [*_FIELDS, "record"])))
+        return await self._record(key, await self._within(self._redis.hmget(_stream(key), [*FIELDS, "record"])))
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
         """Raises the epoch if it still is `seen_epoch`, and gives what is held then; else None."""
         alive = (_writer_key(self._writer), DEAD_MS)
-        return await self._record(key, await self._one(_CLAIM, key, seen_epoch, *model, *alive))
+        return await self._record(key, await self._one(CLAIM, key, seen_epoch, *model, *alive))
 
     async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
         """Makes a stream with its first state, if it still is unknown or that tombstone."""
         c = replace(checkpoint, epoch=0)  # the new one is not known yet
-        planted = await self._one(_PLANT, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model)
+        planted = await self._one(PLANT, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model)
         return await self._record(c.key, planted)
 
     async def restore(self, checkpoint: Checkpoint) -> bool:
         """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
         c = checkpoint
         arguments = (0, c.step, len(c.payload), encode(c), *c.model, c.epoch)
-        return bool(await self._one(_PLANT, c.key, *arguments))
+        return bool(await self._one(PLANT, c.key, *arguments))
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those whose epoch is still theirs, all in one round trip."""
@@ -343,7 +167,7 @@ class RedisStore:
             for c in chunk:
                 arguments += (c.epoch, c.step, len(c.payload), encode(c), _member(c.key))
             calls.append((keys, arguments))
-        answers = await self._scripts(_SAVE, calls)
+        answers = await self._scripts(SAVE, calls)
         return [kept == ord("1") for answer in answers for kept in answer]
 
     async def mark(self, markings: Sequence[Marking]) -> None:
@@ -355,16 +179,16 @@ class RedisStore:
             for _, epoch, mark, answered in chunk:
                 arguments += (epoch, int(mark), answered)
             calls.append(([_stream(marking.key) for marking in chunk], arguments))
-        await self._scripts(_MARK, calls)
+        await self._scripts(MARK, calls)
 
     async def ask(self, key: Key, epoch: int) -> int | None:
         """Asks the writer of a stream to store it."""
-        number: int | None = await self._one(_ASK, key, epoch)
+        number: int | None = await self._one(ASK, key, epoch)
         return number
 
     async def forget(self, key: Key, epoch: int) -> bool:
         """Leaves a tombstone of a stream unless its epoch is another."""
-        return bool(await self._one(_FORGET, key, epoch))
+        return bool(await self._one(FORGET, key, epoch))
 
     async def scan(
         self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
@@ -376,7 +200,7 @@ class RedisStore:
         greatest = b"(" + first[:-1] + bytes([first[-1] + 1]) if first else b"+"
         beginning = _stream(Key(tenant, ""))
         arguments = (least, greatest, limit, SCAN_ROWS, beginning, _writer_key(""), wanted.value, self._writer)
-        heads, following = await self._script(_SCAN, (_ids(tenant),), arguments)
+        heads, following = await self._script(SCAN, (_ids(tenant),), arguments)
         found = [
             self._head(Key(tenant, stream_id), values[:-1], alive=bool(values[-1]))
             for stream_id, *values in json.loads(heads)
@@ -398,7 +222,7 @@ class RedisStore:
             self._writer,
             self._clock() // 1000,
         )
-        return int(await self._script(_EXPIRE, (_AGES, _TOMBSTONES, _DELETED, _HIGHEST), arguments))
+        return int(await self._script(EXPIRE, (_AGES, _TOMBSTONES, _DELETED, _HIGHEST), arguments))
 
     async def count(self) -> int:
         """The streams that are known and not tombstones."""
@@ -450,7 +274,7 @@ class RedisStore:
         now = self._clock()
         keys = (_stream(key), _AGES, _TOMBSTONES, _DELETED, _ids(key.tenant), _NOTICES, _HIGHEST)
         begin = (_member(key), key.stream_id, self._writer, now, now // 1000)
-        return await self._script(_BEGIN + script, keys, (*begin, *arguments))
+        return await self._script(BEGIN + script, keys, (*begin, *arguments))
 
     async def _record(self, key: Key, found: Sequence[Any] | None) -> Record | None:
         """What is held of a stream, from its fields."""
@@ -519,13 +343,21 @@ class RedisStore:
 
     async def _within(self, call: Awaitable[Result]) -> Result:
         """What a call gives, within the time-out; StoreUnavailable with what is wrong."""
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await call
+                result = await call
         # Whatever it is: the library lets through what the event loop says of a connection that has just died (a RuntimeError
         # of uvloop for one), and a server does not end for that.
         except Exception as error:
+            if task.cancelling() > cancelled:
+                raise asyncio.CancelledError from error
             raise StoreUnavailable(self._name, self._explained(error)) from error
+        if task.cancelling() > cancelled:  # now and then the library swallows it, and the caller would never end
+            raise asyncio.CancelledError
+        return result
 
     def _explained(self, error: Exception) -> str:
         """What is wrong with the server, and what to do about it."""

@@ -1,6 +1,7 @@
 """What is particular to redis: what survives which setting, and what is said when it is slow, full, closed or gone."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from redis.asyncio.client import Pipeline
 
 from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.store import Store, encode, store_at
+from serving.store import Head, Record, Store, encode, store_at
 from serving.store.redis import RedisStore
 from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint, claim, key, redis_place, scan
 
@@ -267,3 +268,55 @@ async def test_a_stream_that_redis_threw_out_is_not_known(store: Store, redis_se
     await store.expire(Clock().now + MS, 0, 0)
     assert await store.load(key("a")) is None
     assert await claim(store, key("a"), 0, MODEL) == 1
+
+
+async def test_a_cancelled_caller_ends_whatever_the_library_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that the library swallows still ends the caller: a task of the server would go on for ever."""
+    assert isinstance(store, RedisStore)
+    begun = asyncio.Event()
+
+    async def swallow(_: str) -> int:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return 0
+
+    monkeypatch.setattr(store._redis, "zcard", swallow)
+    counting = asyncio.create_task(store.count())
+    await begun.wait()
+    counting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await counting
+
+
+async def test_whatever_the_library_raises_the_store_is_unavailable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the event loop says of a connection that has just died is no error of redis', and ends no task of the server."""
+    assert isinstance(store, RedisStore)
+
+    async def fail(_: str) -> int:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    monkeypatch.setattr(store._redis, "zcard", fail)
+    assert "the connection failed: RuntimeError('unable to perform" in await refusal(store.count())
+
+
+async def test_a_stream_of_the_format_before_is_taken_over(redis_server: RedisServer) -> None:
+    """It is what it was; nobody has it in memory, and it can be claimed."""
+    place = redis_place(redis_server)
+    kept = checkpoint("a", 3, step=7)
+    async with place.open() as store:
+        assert isinstance(store, RedisStore)
+        fields = dict(zip(("name", "version", "fingerprint"), MODEL, strict=True))
+        record = {"epoch": 3, "step": 7, "created": 1000, "updated": 2000, "bytes": 5, "expired": 0, **fields}
+        await store._redis.hset("tidegate:stream:7:default:a", mapping={**record, "record": encode(kept)})  # type: ignore[misc]
+        await store._redis.zadd("tidegate:ids:default", {"a": 0})
+        await store._redis.zadd("tidegate:ages", {"7:default:a": 2})
+        await store._redis.set("tidegate:format", 1)
+    async with place.open() as store:
+        head = Head(key("a"), 3, 7, MODEL, 1000, 2000, 5)
+        assert await store.load(key("a")) == Record(head, kept)
+        assert await scan(store, "default", "", "", 10) == [head]
+        assert await claim(store, key("a"), 3, MODEL) == 4
+        assert await store.save([checkpoint("a", 4, step=8)]) == [True]
