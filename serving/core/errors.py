@@ -25,6 +25,7 @@
     │   └── Stopping             the server is going away
     ├── CheckpointBroken       a stored state that is damaged, foreign or of a newer format; nothing of it is used
     ├── StoreUnavailable       the store cannot be read or written
+    │   └── StoreGone            it is no longer what was opened; only a restart of the server helps
     └── ContractBroken         a model file that cannot be served; raised when it is loaded
 
 Attributes carry the values; how an error looks on the wire is the business of `serving.rpc.status`.
@@ -246,6 +247,10 @@ class StoreUnavailable(TidegateError):
     def __init__(self, store: str, message: str, retry_after_ms: int = 1000) -> None:
         self.retry_after_ms = retry_after_ms
         super().__init__(f"store {store}: {message}")
+
+
+class StoreGone(StoreUnavailable):
+    """The store is no longer what was opened. Only a restart of the server helps."""
 
 
 class ContractBroken(TidegateError):

@@ -19,7 +19,7 @@ from time import perf_counter
 
 import numpy as np
 
-from serving.core.errors import StoreBehind, StoreUnavailable
+from serving.core.errors import StoreBehind, StoreGone, StoreUnavailable
 from serving.core.slots import FREE
 from serving.core.spec import Checkpoint, Ints
 from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
@@ -65,7 +65,7 @@ class Checkpointer:
         metrics: where to count.
         may_park: whether a stream may leave its slot now; False while it is being opened.
         on_refused: finds out why the store refused a stream, and stores it again or drops it.
-        on_parked: takes note that a stream has left its slot.
+        on_parked: takes note that a stream has left its slot, and at which timestep.
         pace: how often, and how late is too late.
 
     """
@@ -78,7 +78,7 @@ class Checkpointer:
         metrics: Metrics,
         may_park: Callable[[Stream], bool],
         on_refused: Callable[[Stream], Awaitable[None]],
-        on_parked: Callable[[Stream], None],
+        on_parked: Callable[[Stream, int], None],
         pace: Pace,
     ) -> None:
         self._repository = repository
@@ -94,6 +94,7 @@ class Checkpointer:
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leaving: set[Stream] = set()  # no call has them open; they give their slots back when stored
         self._failing = False
+        self.store_gone = False  # only a restart of the server helps
         self.watchers: list[Callable[[], None]] = []  # called whenever something was stored
         self._silence = {served.spec.id: _Silence(served.slots.capacity) for served in repository}
         metrics.unsaved_seconds = self.unsaved_seconds
@@ -237,6 +238,7 @@ class Checkpointer:
         if not self._failing:
             log.error("%s; predictions go on, unsaved", error)
         self._failing = True
+        self.store_gone |= isinstance(error, StoreGone)
         return False
 
     def _copy(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
@@ -285,8 +287,9 @@ class Checkpointer:
         if not stream.saved or not self._may_park(stream) or served.batcher.has_queued(stream):
             return False
         crash_point("during-park")
+        step = stream.step
         self._streams.park(stream)
-        self._on_parked(stream)
+        self._on_parked(stream, step)
         return True
 
     async def _round_end(self) -> None:

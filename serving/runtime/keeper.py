@@ -33,6 +33,7 @@ from serving.core.errors import (
     TidegateError,
     TooManyStreams,
 )
+from serving.core.marks import HighWaterMarks
 from serving.core.spec import Checkpoint, Key
 from serving.core.streams import (
     Existence,
@@ -106,6 +107,7 @@ class Keeper:
         self._streams_max = streams_max
         self._forget_after_s = forget_after_s
         self._streams = Streams()
+        self._marks = HighWaterMarks()  # of streams that have left this process
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._stopping = False
         self._known = 0  # streams in the store, as of the last sweep and what this process has done since
@@ -118,7 +120,7 @@ class Keeper:
             metrics,
             self._may_park,
             self._refused,
-            self.peers.say,
+            self._parked,
             pace,
         )
         metrics.live_streams = self._live
@@ -341,6 +343,8 @@ class Keeper:
         if stream is not None and not _is_ours(record, stream):
             await self._drop(stream, self._why_gone(stream, record))
             stream = None
+        if lost := self._known_lost(key, record):
+            raise lost
         if record is None:
             return None, None, None
         head = record.head
@@ -355,6 +359,20 @@ class Keeper:
                 raise lost
             return stream, record, Known(Phase.LIVE, head.step, head.model)
         return None, record, Known(LEFT[head.tombstone], head.step, head.model)
+
+    def _known_lost(self, key: Key, record: Record | None) -> StateLost | None:
+        """What is wrong with a record that tells less than this process knows to have been stored."""
+        if record is not None and record.head.tombstone:
+            return None
+        epoch, step = (record.head.epoch, record.head.step) if record is not None else (0, 0)
+        known = self._marks.lost(key, epoch, step)
+        return StateLost(key.stream_id, step, known) if known else None
+
+    def _parked(self, stream: Stream, step: int) -> None:
+        """A stream has left its slot."""
+        if stream.lease is None:
+            self._marks.note(stream.key, stream.epoch, step)
+        self.peers.say(stream)
 
     async def _begin(self, claim: Coroutine[None, None, Lease | None]) -> Lease | None:
         """Makes a claim that begins a stream, unless there are too many."""
@@ -403,6 +421,7 @@ class Keeper:
                 self.checkpointer.leave(stream)
             else:
                 self._streams.drop(stream, StreamNotFound(stream.key.stream_id))  # it is in the store, and nowhere else
+                self._marks.note(stream.key, stream.epoch, lease.durable_step)
                 self.peers.say_of(Marking(stream.key, stream.epoch, Mark.RELEASED))
 
     async def _claim(self, key: Key, served: Served, stream: Stream | None, seen: Record | None) -> Lease | None:

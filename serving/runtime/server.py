@@ -268,10 +268,14 @@ class Server:
 
     async def _watch_lag(self) -> None:
         """Says that the server is not ready while the store is behind."""
-        ready = True
+        ready, gone = True, False
         while True:
             await asyncio.sleep(LAG_WATCH_SECONDS)
             self.keeper.checkpointer.judge()
+            if self.keeper.checkpointer.store_gone and not gone:
+                gone = True
+                log.error("the process is not healthy: only a restart helps")
+                await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
             if ready != self.keeper.checkpointer.ready:
                 ready = not ready
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.keeper.checkpointer)

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.core.errors import StoreUnavailable
+from serving.core.errors import StoreGone, StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import encode
 from serving.store.schema import APPLICATION_ID, BEAT, BUILD, HEAD, SCHEMA, WANTED
@@ -112,7 +112,8 @@ class Database:
         except StoreUnavailable:
             self._connection.close()
             raise
-        self._inode = path.stat().st_ino
+        self._inode = _inode(path)
+        self._wal_inode: int | None = None  # until it is first seen
         (self._noticed,) = self._connection.execute("SELECT ifnull(max(seq), 0) FROM sqlite_sequence").fetchone()
 
     def close(self) -> None:
@@ -409,16 +410,17 @@ class Database:
         return int(schema)
 
     def _check_in_place(self) -> None:
-        """Refuses to write to a file that is no longer where it was: SQLite would, and a restart would find nothing."""
-        try:
-            inode = self._path.stat().st_ino
-        except OSError:
-            inode = None
-        if inode != self._inode:
-            raise StoreUnavailable(
+        """Refuses to write to a file that is no longer where it was: SQLite would, and a restart would find nothing.
+
+        The same for its WAL, where the newest commits are.
+        """
+        wal = _inode(self._path.with_name(self._path.name + "-wal"))
+        if self._inode != _inode(self._path) or (self._wal_inode is not None and self._wal_inode != wal):
+            raise StoreGone(
                 self._name,
-                "was removed or replaced while in use; restart the server to use what is there now",
+                "or its WAL was removed or replaced while in use; restart the server to use what is there now",
             )
+        self._wal_inode = wal
 
     def _at_epoch(self, seen: Sequence[tuple[Key, int]], writer: int | None = None) -> list[int]:
         """Places of those whose epoch is the one that was seen; 0 is that of an unknown stream. At most ROWS.
@@ -498,6 +500,14 @@ _MEANINGS = {
     sqlite3.SQLITE_CORRUPT: "is damaged; stop all servers that use it and put a backup in its place",
     sqlite3.SQLITE_IOERR: "the disk failed ({name}); look at the system's log",
 }
+
+
+def _inode(path: Path) -> int | None:
+    """What tells a file from another of the same name; None when there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _code(error: Exception) -> int:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.core.errors import CheckpointBroken, StoreUnavailable
+from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
 from serving.store import Head, Record, SqliteStore, Tombstone, encode
 from serving.store import database as database_module
 from serving.store import sqlite as sqlite_module
@@ -565,11 +565,14 @@ async def test_a_bad_record_is_named_and_can_be_dropped(
     assert await store.forget(key("a"), head.epoch)
 
 
-async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path) -> None:
-    """When the file is removed while in use, saves fail: SQLite would keep them where no restart finds them."""
+@pytest.mark.parametrize("ending", ["", "-wal"])
+async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path, ending: str) -> None:
+    """When the file or its WAL is removed while in use, saves fail: SQLite would keep them where no restart finds them."""
     await claim(store, key("a"), 0, MODEL)
-    path.unlink()
-    assert "was removed or replaced while in use" in await refusal(store.save([checkpoint("a")]))
+    assert await store.save([checkpoint("a")]) == [True]
+    path.with_name(path.name + ending).unlink()
+    with pytest.raises(StoreGone, match="removed or replaced while in use"):
+        await store.save([checkpoint("a")])
 
 
 async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
