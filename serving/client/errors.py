@@ -176,7 +176,7 @@ def refusal_of(error: pb.Error) -> TimestepRefused:
     """The typed error for the refusal of a timestep."""
     kind = IN_BAND.get(error.reason, TimestepRefused)
     return kind(
-        error.message,
+        _message_of(error),
         _name_of(error),
         field=error.field,
         next_step=error.next_step,
@@ -188,13 +188,20 @@ def ending_of(error: pb.Error) -> ClientError:
     """The typed error for one stream of many that was not opened, or has ended."""
     name = _name_of(error)
     return AT_THE_END.get(name, StreamRefused)(
-        error.message, name, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
+        _message_of(error), name, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
     )
 
 
 def is_ending(error: pb.Error) -> bool:
     """Whether the refusal of a timestep tells that its stream, or the call, has come to an end."""
     return error.reason not in IN_BAND and _name_of(error) in AT_THE_END
+
+
+def _message_of(error: pb.Error) -> str:
+    """What the server says; where it has said so for hundreds of rows of a message already, what it means."""
+    if error.message:
+        return error.message
+    return f"{error.field or 'stream'}: refused as {_name_of(error)}, like others of its message before it"
 
 
 def _name_of(error: pb.Error) -> str:

@@ -112,9 +112,9 @@ class Handles:
     def durable(self, handles: Ints, slots: Slots) -> Ints:
         """The last stored timestep of each stream; the client is told of them now."""
         durable = slots.saved[self._slot[handles]]
-        for place in np.flatnonzero(~self.held(handles, slots)).tolist():
-            lease = self[int(handles[place])]
-            durable[place] = 0 if lease is None else lease.durable_step
+        away = np.flatnonzero(~self.held(handles, slots))
+        leases = [self._leases[handle] for handle in handles[away].tolist()]
+        durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
         self._told[handles] = durable
         return durable
 

@@ -23,6 +23,7 @@ from serving.core.errors import (
     WrongOrder,
 )
 from serving.core.spec import Key, Timestep
+from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
@@ -57,7 +58,7 @@ class PredictCall(Call):
         step = self.lease.durable_step
         if self.reading and self.telling is None and 2 * (step - self.told_step) >= self.kept_max:
             self.told_step = step
-            self.telling = asyncio.create_task(self.tell(durable=pb.Durable(durable_step=step)))
+            self.tell_beside(self.tell(durable=pb.Durable(durable_step=step)))
 
     async def tell(self, **kind: Any) -> None:
         """Writes a response of the kind that is named."""
@@ -140,7 +141,7 @@ class Native(Admin):
             raise WrongOrder(f"the first message is {kind}, expected open")
         ask = request.open
         if ask.stream_id:
-            wire.check_stream_id(ask.stream_id)
+            check_stream_id(ask.stream_id)
         existence = wire.decode_existence(ask.existence)
         call.sync = wire.decode_sync(ask.durability)
         call.kept_max = ask.kept_max or KEPT_MAX
@@ -230,10 +231,13 @@ class Native(Admin):
 def add_to_server(native: Native, server: Any) -> None:
     """Lets a grpc.aio server answer calls by `native`."""
     pb_grpc.add_TidegateServicer_to_server(native, server)
-    # The messages of Predict come and go as bytes: `wire` reads and writes most of them without protobuf.
+    # The messages of these come and go as bytes: `wire` reads and writes most of them without protobuf.
     server.add_registered_method_handlers(
         pb.DESCRIPTOR.services_by_name["Tidegate"].full_name,
-        {"Predict": grpc.stream_stream_rpc_method_handler(native.Predict)},
+        {
+            "Predict": grpc.stream_stream_rpc_method_handler(native.Predict),
+            "PredictBlocks": grpc.stream_stream_rpc_method_handler(native.PredictBlocks),
+        },
     )
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.core.block import Block
-from serving.core.engine import Engine, Report, Verdict
+from serving.core.engine import Engine, Report, Verdict, refusal
 from serving.core.errors import (
     InvalidField,
     ModelFailed,
@@ -423,7 +423,7 @@ class Batcher:
         elif verdict is Verdict.FAILED:
             _fail(entry.future, report.failures[row])
         else:
-            _fail(entry.future, self.engine.refusal(verdict, step, stream.step + 1, x))
+            _fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
 
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
@@ -447,6 +447,7 @@ OUTCOMES: dict[int, Outcome] = {
     Verdict.FAILED: "failed",
     Verdict.POISONED: "failed",
     Verdict.NOT_HELD: "ended",
+    Verdict.NO_STEP_LEFT: "invalid",
 }
 
 

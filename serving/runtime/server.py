@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.rpc import native
+from serving.rpc.unreadable import Unreadable
 from serving.runtime.board import Board
 from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
@@ -222,6 +223,7 @@ class Server:
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
+            interceptors=[Unreadable()],
             options=[
                 # A second server on a taken port must fail, not share it silently. For workers, who are to share it, their
                 # supervisor has seen that it was free, and holds it.
@@ -236,7 +238,7 @@ class Server:
                 # Sensors that ping through quiet times are welcome, from every 10 s on.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-            ]
+            ],
         )
 
     def _listen(self) -> None:
