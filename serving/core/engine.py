@@ -80,7 +80,8 @@ class Engine:
         )  # so they mostly come, and to compare bytes costs next to nothing
         if not in_order:
             steps = np.where(steps == 0, expected, steps)
-            in_order = np.array_equal(steps, expected)
+            # Only a timestep without a number comes to one beyond the last: one that has it was refused at the door.
+            in_order = np.array_equal(steps, expected) and bool(steps.max() <= STEP_MAX)
         # One dot product is finite unless a value is NaN or infinite, or beyond 1e19; then the rows are looked at.
         if in_order and math.isfinite(np.vdot(x, x)):
             outputs, poisoned, failures = self._apply(slots, x)
@@ -93,7 +94,6 @@ class Engine:
             verdicts[refused_values(self.model.spec, x).any(axis=1)] = Verdict.NOT_FINITE
             verdicts[steps > expected] = Verdict.GAP
             verdicts[steps < expected] = Verdict.DUPLICATE
-            # Only a timestep without a number comes to it: one that has it was refused at the door.
             verdicts[steps > STEP_MAX] = Verdict.NO_STEP_LEFT
             rows = np.flatnonzero(verdicts == Verdict.APPLIED)
             if not rows.size:
