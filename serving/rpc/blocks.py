@@ -45,6 +45,9 @@ TOGETHER_MAX = 256
 STREAMS_MAX = columns.ROWS_MAX
 # Streams of a block are woken side by side, and none sleeps again before `--park-after`: once is nearly always enough.
 WAKE_TRIES = 3
+# A block for which there is no room is told so after this time: one that came back at once, again and again, would keep the loop
+# busy with reading what is refused, and small calls waiting. What fills the line is done in about as long.
+REFUSED_SECONDS = 0.25
 # Nothing is waited for: a client that has used up the handles of a call opens another, a stream that fell asleep is woken.
 RETRY_AFTER_MS = 1
 
@@ -116,6 +119,8 @@ class BlockCall(Call):
             failed = await self._wake(block)
             await self._desk.submit_block(block)
         except (TimestepRefused, InvalidField) as error:
+            if isinstance(error, TimestepRefused):
+                await asyncio.sleep(REFUSED_SECONDS)
             return columns.encode_refused(message.block, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
         errors = await self._errors(message, block, failed, unsaved)
