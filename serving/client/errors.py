@@ -16,6 +16,7 @@
     │   ├── StreamExists
     │   ├── TooManyStreams
     │   └── Unauthenticated
+    ├── WrongProcess           the client was made before this process was forked: make another one here
     └── StreamLost             the stream object is of no more use; open the stream again to go on
         ├── TakenOver            another client has opened it: find out which before you do
         ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
@@ -45,6 +46,17 @@ class ClientError(Exception):
         self.next_step = next_step
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class WrongProcess(ClientError):
+    """The client was made by the process that this one was forked from, and stays there. Make another one here."""
+
+    def __init__(self, made_in: int, used_in: int) -> None:
+        super().__init__(
+            f"the client was made in process {made_in} and is used in process {used_in}, which was forked from it; a connection "
+            "does not survive a fork: make a client in each process, or start processes by spawn or forkserver",
+            "WRONG_PROCESS",
+        )
 
 
 class TimestepRefused(ClientError):
