@@ -191,11 +191,11 @@ class StreamExists(StreamRefused):
 class TooManyStreams(StreamRefused):
     """A limit on streams is reached."""
 
-    def __init__(self, what: str, limit: int, retry_after_ms: int) -> None:
+    def __init__(self, what: str, limit: int, retry_after_ms: int, *, holder: str = "the server") -> None:
         self.limit = limit
         self.retry_after_ms = retry_after_ms
         super().__init__(
-            f"the server holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
+            f"{holder} holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
         )
 
 

@@ -66,10 +66,11 @@ class PredictCall(Call):
 
 
 class Native(Admin):
-    """Speaks `tidegate.v1` for a desk."""
+    """Speaks `tidegate.v1` for a desk; a call holds at most `live_max` live streams of a model."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, live_max: int) -> None:
         super().__init__(desk)
+        self._live_max = live_max
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -112,7 +113,7 @@ class Native(Admin):
 
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the protocol."""
-        call = BlockCall(self._desk, context)
+        call = BlockCall(self._desk, context, self._live_max)
         self._calls.add(call)
         self._idle.clear()
         try:
