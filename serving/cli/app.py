@@ -64,11 +64,11 @@ def serve(
     live_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model, in each worker.")
     ] = 16384,
-    call_live_max: Annotated[
+    peer_live_max: Annotated[
         int,
         typer.Option(
-            envvar="TIDEGATE_CALL_LIVE_MAX",
-            help="Most live streams of a model on one call of blocks; 0: seven eighths of --live-max.",
+            envvar="TIDEGATE_PEER_LIVE_MAX",
+            help="Most live streams of a model over one connection; 0: seven eighths of --live-max.",
         ),
     ] = 0,
     streams_max: Annotated[
@@ -140,7 +140,7 @@ def serve(
             "batch_max": batch_max,
             "queue_max": queue_max,
             "live_max": live_max,
-            "call_live_max": call_live_max,
+            "peer_live_max": peer_live_max,
             "streams_max": streams_max,
             "answers_remembered": answers_remembered,
             "message_bytes_max": message_bytes_max,

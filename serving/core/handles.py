@@ -51,13 +51,16 @@ class Handles:
         """Whether no more can be given."""
         return len(self._leases) > HANDLES_MAX
 
-    def live(self, spec: Spec) -> int:
-        """How many of the streams that are held are live under a model."""
+    def live(self, spec: Spec | None) -> int:
+        """How many of the streams that are held are live under a model; without one, under that which has most."""
         given = slice(1, len(self._leases))
-        return sum(
-            int(((self._model[given] == place) & (slots.holder[self._slot[given]] == self._number[given])).sum())
-            for place, slots in enumerate(self._models)
-            if slots.spec is spec
+        return max(
+            (
+                int(((self._model[given] == place) & (slots.holder[self._slot[given]] == self._number[given])).sum())
+                for place, slots in enumerate(self._models)
+                if spec is None or slots.spec is spec
+            ),
+            default=0,
         )
 
     def add(self, lease: Lease) -> int:

@@ -10,8 +10,7 @@ The laws of this file:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
@@ -30,12 +29,13 @@ from serving.core.errors import (
     TooManyStreams,
 )
 from serving.core.handles import HANDLES_MAX, Handles
-from serving.core.spec import Key, Spec
+from serving.core.spec import Key
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
 from serving.rpc import columns, wire
 from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
+from serving.rpc.share import Share
 from serving.rpc.slices import Slices
 
 T = TypeVar("T")
@@ -51,19 +51,16 @@ WAKE_TRIES = 3
 REFUSED_SECONDS = 0.25
 # Nothing is waited for: a client that has used up the handles of a call opens another, a stream that fell asleep is woken.
 RETRY_AFTER_MS = 1
-# A live stream parks when it has been silent for a while, or is closed: a matter of seconds.
-SLOT_RETRY_AFTER_MS = 1000
 
 
 class BlockCall(Call):
-    """One call of `PredictBlocks`; others may ask it to end. It holds at most `live_max` live streams of a model."""
+    """One call of `PredictBlocks`; others may ask it to end. Its live streams count for the `share` of its connection."""
 
-    def __init__(self, desk: Desk, context: Context, live_max: int) -> None:
+    def __init__(self, desk: Desk, context: Context, share: Share) -> None:
         super().__init__(context)
         self._desk = desk
-        self._live_max = live_max
+        self._share = share
         self._held = Handles()
-        self._coming = 0  # streams that are on their way to be live
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
         self._notice_end = self._on_end  # one for all leases: a bound method of its own would cost each 64 bytes
@@ -77,6 +74,7 @@ class BlockCall(Call):
 
         """
         unwatch = self._desk.watch(self._on_stored)
+        self._share.handles.add(self._held)
         reason: CloseReason = "disconnected"
         try:
             while (request := await self._next()) is not None:
@@ -95,6 +93,7 @@ class BlockCall(Call):
             unwatch()
             for handle in list(self._held):
                 self._let_go(handle, reason)
+            self._share.handles.discard(self._held)
 
     async def _next(self) -> pb.BlockRequest | None:
         """The next message, None when the client has sent its last."""
@@ -155,7 +154,7 @@ class BlockCall(Call):
             lease = self._held[handle]
             assert lease is not None
             try:
-                with self._room(lease.stream.slots.spec):
+                with self._share.room(lease.stream.slots.spec):
                     await self._desk.wake(lease)
             except TidegateError as error:
                 failed[handle] = error
@@ -266,7 +265,7 @@ class BlockCall(Call):
                     check_stream_id(key.stream_id, "stream_ids")
                 if self._held.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
-                with self._room(served.spec):
+                with self._share.room(served.spec):
                     opening = await self._desk.open(
                         key, served.spec.name, served.spec.version, existence, acknowledged[row]
                     )
@@ -289,17 +288,6 @@ class BlockCall(Call):
 
         await _together(open_, range(count))
         return errors.append_to(pb.BlockResponse.OPENED_FIELD_NUMBER, opened)
-
-    @contextmanager
-    def _room(self, spec: Spec) -> Iterator[None]:
-        """Lets one more stream become live; raises TooManyStreams when the call has all that one call may have."""
-        if self._held.count + self._coming >= self._live_max and self._held.live(spec) + self._coming >= self._live_max:
-            raise TooManyStreams("live", self._live_max, SLOT_RETRY_AFTER_MS, holder="the call")
-        self._coming += 1
-        try:
-            yield
-        finally:
-            self._coming -= 1
 
     async def _close(self, message: pb.CloseStreams) -> bytes:
         """Ends many streams at their client's wish, once everything is stored."""

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -30,6 +31,7 @@ from serving.rpc.admin import Admin
 from serving.rpc.blocks import BlockCall
 from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, Line
+from serving.rpc.share import Share
 from serving.rpc.status import abort
 
 # What a client that does not say is taken to keep above `durable_step`.
@@ -66,11 +68,12 @@ class PredictCall(Call):
 
 
 class Native(Admin):
-    """Speaks `tidegate.v1` for a desk; a call holds at most `live_max` live streams of a model."""
+    """Speaks `tidegate.v1` for a desk; a connection holds at most `live_max` live streams of a model."""
 
     def __init__(self, desk: Desk, live_max: int) -> None:
         super().__init__(desk)
         self._live_max = live_max
+        self._shares: WeakValueDictionary[str, Share] = WeakValueDictionary()  # by peer, for as long as it has calls
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,13 +89,14 @@ class Native(Admin):
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the protocol."""
         call = PredictCall(context)
+        share = self._share(context)
         self._calls.add(call)
         self._idle.clear()
         reason: CloseReason = "disconnected"
         try:
             if self._stopping:
                 raise Stopping  # noqa: TRY301 - one way out for all refusals
-            lease = await self._open(call)
+            lease = await self._open(call, share)
             reason = await self._serve(call, lease)
         except Stopping as error:
             reason = "stopping"
@@ -107,13 +111,14 @@ class Native(Admin):
         finally:
             if call.lease is not None:
                 self._desk.leave(call.lease, reason)
+                share.singles -= 1
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
 
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the protocol."""
-        call = BlockCall(self._desk, context, self._live_max)
+        call = BlockCall(self._desk, context, self._share(context))
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -129,7 +134,14 @@ class Native(Admin):
             if not self._calls:
                 self._idle.set()
 
-    async def _open(self, call: PredictCall) -> Lease:
+    def _share(self, context: Context) -> Share:
+        """What the calls of a connection share."""
+        share = self._shares.get(context.peer())
+        if share is None:
+            share = self._shares[context.peer()] = Share(self._live_max)
+        return share
+
+    async def _open(self, call: PredictCall, share: Share) -> Lease:
         """Reads the first message and opens the stream."""
         message = await call.read()
         if message is None:
@@ -147,9 +159,11 @@ class Native(Admin):
         call.sync = wire.decode_sync(ask.durability)
         call.kept_max = ask.kept_max or KEPT_MAX
         key = Key(DEFAULT_TENANT, ask.stream_id)
-        opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
+        with share.room():
+            opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
         # Nothing may come between: from here on the call lets go of what it holds.
         lease = call.lease = opening.lease
+        share.singles += 1
         lease.on_end = call.lost
         lease.on_durable = call.durable
         call.told_step = lease.durable_step

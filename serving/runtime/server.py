@@ -129,7 +129,7 @@ class Server:
             forget_after_s=config.forget_after,
             pace=Pace(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
-        self._native = native.Native(self.keeper, config.live_max_of_a_call)
+        self._native = native.Native(self.keeper, config.live_max_of_a_peer)
         native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

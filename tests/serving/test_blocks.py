@@ -595,35 +595,3 @@ async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None
                 answered += 1
                 assert numbers(response.block.steps) == [answered]
         await flooding
-
-
-async def test_one_call_leaves_room_for_others(sum_root: Path) -> None:
-    """Of eight slots it has seven, opened or woken; what it closes makes room again, and its other streams go on."""
-    settings = {"live_max": 8, "park_after": 0.2, "checkpoint_every": 0.02}
-    async with run_server(sum_root, **settings) as server, raw_channel(server) as channel:
-        greedy, other = RawBlocks(channel), RawBlocks(channel)
-        opened = await greedy.open(*(f"s{number}" for number in range(10)))
-        refused = errors(opened)
-        assert len(refused) == 3
-        assert {error.reason for error in refused.values()} == {Reason.TOO_MANY_STREAMS}
-        assert all("the call holds its limit of 7 live streams" in error.message for error in refused.values())
-        assert all(error.retry_after_ms for error in refused.values())
-        (theirs,) = (await other.open("theirs")).handles
-        assert theirs
-        held = [handle for handle in opened.handles if handle]
-        assert sums(await greedy.block(held, [[1]] * 7)) == [1] * 7
-        await eventually(lambda: live(server) == 0, "parking")
-        more = [handle for handle in (await greedy.open("t0", "t1", "t2")).handles if handle]
-        answer = await greedy.block([*more, *held], [[1]] * 10)
-        asleep = errors(answer)
-        assert len(asleep) == 3
-        assert {error.reason for error in asleep.values()} == {Reason.TOO_MANY_STREAMS}
-        await greedy.close(*more)
-        await greedy.block(held, [[1]] * 7)
-        assert live(server) <= 8
-
-
-async def test_a_bound_of_a_call_may_be_given(sum_root: Path) -> None:
-    """A gateway that speaks for all streams may have all slots."""
-    async with run_server(sum_root, live_max=8, call_live_max=8) as server, raw_channel(server) as channel:
-        assert all((await RawBlocks(channel).open(*(f"s{number}" for number in range(8)))).handles)
