@@ -41,8 +41,9 @@ KEPT_MAX = 1024
 class PredictCall(Call):
     """One call of `Predict`: others may ask it to end, or to tell its client what is durable."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, share: Share) -> None:
         super().__init__(context)
+        self.share = share
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         self.lease: Lease | None = None
         self.kept_max = KEPT_MAX
@@ -88,15 +89,14 @@ class Native(Admin):
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the protocol."""
-        call = PredictCall(context)
-        share = self._share(context)
+        call = PredictCall(context, self._share(context))
         self._calls.add(call)
         self._idle.clear()
         reason: CloseReason = "disconnected"
         try:
             if self._stopping:
                 raise Stopping  # noqa: TRY301 - one way out for all refusals
-            lease = await self._open(call, share)
+            lease = await self._open(call)
             reason = await self._serve(call, lease)
         except Stopping as error:
             reason = "stopping"
@@ -111,7 +111,10 @@ class Native(Admin):
         finally:
             if call.lease is not None:
                 self._desk.leave(call.lease, reason)
-                share.singles -= 1
+                call.share.singles.discard(call.lease)
+                call.lease.on_end = call.lease.on_durable = (
+                    None  # or the two would hold each other until they are collected
+                )
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
@@ -141,7 +144,7 @@ class Native(Admin):
             share = self._shares[context.peer()] = Share(self._live_max)
         return share
 
-    async def _open(self, call: PredictCall, share: Share) -> Lease:
+    async def _open(self, call: PredictCall) -> Lease:
         """Reads the first message and opens the stream."""
         message = await call.read()
         if message is None:
@@ -159,11 +162,11 @@ class Native(Admin):
         call.sync = wire.decode_sync(ask.durability)
         call.kept_max = ask.kept_max or KEPT_MAX
         key = Key(DEFAULT_TENANT, ask.stream_id)
-        with share.room():
+        with call.share.room():
             opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
         # Nothing may come between: from here on the call lets go of what it holds.
         lease = call.lease = opening.lease
-        share.singles += 1
+        call.share.singles.add(lease)
         lease.on_end = call.lost
         lease.on_durable = call.durable
         call.told_step = lease.durable_step
@@ -215,7 +218,8 @@ class Native(Admin):
         stream = lease.stream
         try:
             if stream.slot < 0:
-                await self._desk.wake(lease)
+                with call.share.room(stream.slots.spec):
+                    await self._desk.wake(lease)
             prediction = await line.submit(lease, timestep)
             if call.sync:
                 await self._desk.durable(lease, prediction.step)

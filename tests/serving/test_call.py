@@ -42,7 +42,7 @@ class Context:
 
 def predict_call(context: Context) -> tuple[Call, Callable[[], None]]:
     """A `Predict` call, and what has it tell."""
-    call = PredictCall(context)
+    call = PredictCall(context, Share(8))
     call.lease = SimpleNamespace(durable_step=call.kept_max)  # type: ignore[assignment]
     return call, call.durable
 

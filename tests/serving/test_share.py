@@ -1,12 +1,15 @@
 """One connection leaves room for others, whatever calls it makes."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.core.handles import Handles
+from serving.rpc import share
 from tests.support import RawBlocks, RawCall, eventually, live, raw_channel, run_server
 
 Reason = pb.Error.Reason
@@ -68,6 +71,44 @@ async def test_the_calls_of_a_connection_count_together(sum_root: Path, blocks: 
         single[0].call.cancel()
         await eventually(lambda: live(server) == 7, "parking")
         assert (await RawCall(mine).open("again")).next_step == 1
+
+
+async def test_streams_at_rest_leave_room(sum_root: Path) -> None:
+    """A connection, as that of a proxy, may have any number of calls whose streams are silent; one that wakes needs room."""
+    settings = {"live_max": 8, "park_after": 0.2, "checkpoint_every": 0.02}
+    async with run_server(sum_root, **settings) as server, raw_channel(server) as channel:
+        single = [RawCall(channel) for _ in range(14)]
+        for number, one in enumerate(single):
+            await one.open(f"s{number}")
+            await one.step(1)
+            if number == 6:
+                await eventually(lambda: live(server) == 0, "parking")
+        answers = [await one.step(1) for one in single[7:]]
+        assert all(answer.prediction.step == 2 for answer in answers)
+        refusal = (await single[0].step(1, step=2)).error
+        assert refusal.reason == Reason.TOO_MANY_STREAMS
+        assert "the connection holds its limit of 7" in refusal.message
+        await eventually(lambda: live(server) == 0, "parking")
+        assert (await single[0].step(1, step=2)).prediction.step == 2
+
+
+async def test_room_is_counted_now_and_then(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks again and again while there is none has the server count no more often."""
+    monkeypatch.setattr(share, "COUNT_REST", 1e9)
+    async with run_server(sum_root, live_max=8) as server, raw_channel(server) as channel:
+        greedy = RawBlocks(channel)
+        await greedy.open(*(f"s{number}" for number in range(7)))
+        counted = 0
+        inner = Handles.live
+
+        def live_of(*arguments: Any) -> int:
+            nonlocal counted
+            counted += 1
+            return inner(*arguments)
+
+        monkeypatch.setattr(Handles, "live", live_of)
+        assert len((await greedy.open(*(f"t{number}" for number in range(50)))).errors) == 50
+        assert counted <= 1
 
 
 async def test_a_connection_may_be_given_more(sum_root: Path) -> None:
