@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 from serving.core.block import Block
 from serving.core.errors import (
     CheckpointBroken,
+    InvalidField,
     ModelNotFound,
     StateLost,
     Stopping,
@@ -33,7 +34,9 @@ from serving.core.errors import (
     TidegateError,
     TooManyStreams,
 )
+from serving.core.imported import check_imported
 from serving.core.marks import HighWaterMarks
+from serving.core.slots import Slots
 from serving.core.spec import Checkpoint, Key
 from serving.core.streams import (
     Existence,
@@ -278,14 +281,17 @@ class Keeper:
         """Makes a stream from a record.
 
         Raises:
-            CheckpointBroken: the record is damaged or of a newer format.
+            InvalidField: the record is damaged or of a newer format, or no server of this model can have written it.
             ModelNotFound: its model is not served.
             StreamExists: there is a stream of that id.
             TooManyStreams: the server knows as many as it may.
 
         """
-        checkpoint = decode(record, "checkpoint")
-        return await self._plant(checkpoint, Key(tenant, stream_id or checkpoint.key.stream_id))
+        try:
+            checkpoint = decode(record, "checkpoint")
+        except CheckpointBroken as error:  # a client's mistake, not a loss of the store's
+            raise InvalidField("checkpoint", error.message) from error
+        return await self._plant(checkpoint, Key(tenant, stream_id or checkpoint.key.stream_id), check_imported)
 
     async def fork(self, source: Key, stream_id: str) -> StreamInfo:
         """Makes a stream that starts at another one's state. StreamNotFound, StreamExists, TooManyStreams."""
@@ -568,13 +574,15 @@ class Keeper:
             raise StreamNotFound(key.stream_id)
         return record.checkpoint, info
 
-    async def _plant(self, checkpoint: Checkpoint, key: Key) -> StreamInfo:
+    async def _plant(
+        self, checkpoint: Checkpoint, key: Key, check: Callable[[Checkpoint, Slots], None] = check_fits
+    ) -> StreamInfo:
         """Stores a state as a new stream, in one write: so there is all of it, or nothing."""
         served = [one for one in self._repository if one.spec.fingerprint == checkpoint.model.fingerprint]
         if not served:
             titles = [f"{one.spec.title} ({one.spec.fingerprint[:12]})" for one in self._repository]
             raise ModelNotFound(checkpoint.model.title, f"with fingerprint {checkpoint.model.fingerprint[:12]}", titles)
-        check_fits(checkpoint, served[0].slots)
+        check(checkpoint, served[0].slots)
         if self._known + self._beginning >= self._streams_max:
             raise TooManyStreams("known", self._streams_max, RETRY_AFTER_MS)
         self._beginning += 1

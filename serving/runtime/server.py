@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.rpc import native
+from serving.rpc.unreadable import Unreadable
 from serving.runtime.board import Board
 from serving.runtime.checkpointer import Pace
 from serving.runtime.config import ServerConfig
@@ -128,7 +129,7 @@ class Server:
             forget_after_s=config.forget_after,
             pace=Pace(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
-        self._native = native.Native(self.keeper)
+        self._native = native.Native(self.keeper, config.live_max_of_a_peer)
         native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -223,6 +224,7 @@ class Server:
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
+            interceptors=[Unreadable()],
             options=[
                 # A second server on a taken port must fail, not share it silently. For workers, who are to share it, their
                 # supervisor has seen that it was free, and holds it.
@@ -237,7 +239,7 @@ class Server:
                 # Sensors that ping through quiet times are welcome, from every 10 s on.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-            ]
+            ],
         )
 
     def _listen(self) -> None:
