@@ -86,6 +86,7 @@ async def test_what_can_be_read_is_answered_as_before(sum_root: Path) -> None:
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         assert (await ask(channel, "/grpc.health.v1.Health/Check", b"")).code is grpc.StatusCode.OK
         assert (await ask(channel, "/tidegate.v1.Tidegate/ListModels", b"")).code is grpc.StatusCode.OK
+        assert (await ask(channel, "/tidegate.v1.Tidegate/Nothing", b"")).code is grpc.StatusCode.UNIMPLEMENTED
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
         assert await watch.read() == b"\x08\x01"
         watch.cancel()
