@@ -187,6 +187,8 @@ class Server:
         """Waits until a task that must not end has ended; raises what ended it. Never returns."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         task = done.pop()
+        # Now: while the server stops, something else may go wrong because of this, and be taken for the cause.
+        log.critical("%s ended, and so does the server", task.get_name(), exc_info=task.exception())
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         raise RuntimeError(f"{task.get_name()} ended") from task.exception()
 
