@@ -9,10 +9,12 @@ A gateway has many streams on one call:
         answer = block.step(x)  # (1000, features)
 
 It runs the asynchronous client on a thread of its own, so that there is one implementation of the protocol. A call may be
-made from any thread; errors are those of `serving.client`.
+made from any thread; errors are those of `serving.client`. A client belongs to the process that made it: in one that was
+forked from it, every call raises WrongProcess; make a client there.
 """
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -21,7 +23,18 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from serving import client as asynchronous
-from serving.client import Backoff, Existence, Model, Prediction, Predictions, Some, StreamInfo, Timesteps, Values
+from serving.client import (
+    Backoff,
+    Existence,
+    Model,
+    Prediction,
+    Predictions,
+    Some,
+    StreamInfo,
+    Timesteps,
+    Values,
+    WrongProcess,
+)
 from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept, Opening
 from serving.client.journal import Group
 from serving.core.spec import Ints
@@ -42,6 +55,7 @@ class Client:
         backoff: Backoff | None = None,
     ) -> None:
         self.address = address
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"tidegate-client-{address}", daemon=True)
         self._thread.start()
@@ -65,8 +79,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection; streams that are open on it are parked by the server. Does nothing the second time."""
-        if not self._loop.is_closed():
+        """Ends the connection; streams that are open on it are parked by the server. Does nothing the second time.
+
+        Nor does it in a process that was forked: the connection is that of the process that made it.
+        """
+        if os.getpid() == self._pid and not self._loop.is_closed():
             self._call(self._client.close())
             self._stop()
 
@@ -150,6 +167,9 @@ class Client:
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Runs work on the thread."""
+        if os.getpid() != self._pid:
+            work.close()
+            raise WrongProcess(self._pid, os.getpid())  # its thread and its connection stayed behind
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:

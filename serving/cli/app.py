@@ -64,6 +64,13 @@ def serve(
     live_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model, in each worker.")
     ] = 16384,
+    peer_live_max: Annotated[
+        int,
+        typer.Option(
+            envvar="TIDEGATE_PEER_LIVE_MAX",
+            help="Most live streams of a model over one connection; 0: seven eighths of --live-max.",
+        ),
+    ] = 0,
     streams_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_STREAMS_MAX", help="Most streams, live and parked.")
     ] = 1_000_000,
@@ -133,6 +140,7 @@ def serve(
             "batch_max": batch_max,
             "queue_max": queue_max,
             "live_max": live_max,
+            "peer_live_max": peer_live_max,
             "streams_max": streams_max,
             "answers_remembered": answers_remembered,
             "message_bytes_max": message_bytes_max,

@@ -12,8 +12,17 @@ prediction comes once, in order. A gateway has thousands on one call, and takes 
             answer = await block.step(x)  # (1000, features)
             print(answer["forecast"].shape, answer.errors)
 
+A client belongs to the process that made it: a process that is forked, as `multiprocessing` does by default on Linux before
+Python 3.14, makes its own. One that uses the other's is told so by `WrongProcess`.
+
 What can go wrong nevertheless is drawn in `serving.client.errors`.
 """
+
+import os
+
+# gRPC's handlers of a fork end one child in five with a fault of memory when the process has an asynchronous channel, also a
+# child that never touches it. They count while grpc is being loaded; whoever wants them says so in the environment.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from serving.client.backoff import Backoff
 from serving.client.block import Block, Some, Timesteps
@@ -40,6 +49,7 @@ from serving.client.errors import (
     TimestepRefused,
     TooManyStreams,
     Unauthenticated,
+    WrongProcess,
 )
 from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
 from serving.client.stream import Stream, Values
@@ -78,4 +88,5 @@ __all__ = [
     "TooManyStreams",
     "Unauthenticated",
     "Values",
+    "WrongProcess",
 ]

@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.backoff import Backoff
 from serving.client.call import Call, CallEnded
 from serving.client.columns import decode_answers, decode_durable, encode_block, rows_max
+from serving.client.connection import Connection
 from serving.client.errors import (
     ClientError,
     InvalidTimestep,
@@ -62,17 +62,18 @@ class Block:
     model: Model
 
     def __init__(
-        self, stub: Any, stream_ids: Sequence[str], ask: pb.OpenStreams, limits: Limits, backoff: Backoff
+        self, connection: Connection, stream_ids: Sequence[str], ask: pb.OpenStreams, limits: Limits, backoff: Backoff
     ) -> None:
         self.refused: dict[int, ClientError] = {}
         self.lost: dict[int, ClientError] = {}
         self.reconnects = 0
-        self._stub = stub
+        connection.check()
+        self._connection = connection
         self._limits = limits
         self._backoff = backoff
         self._ledger = Ledger(len(stream_ids), limits.buffer_max)
         self._roster = Roster(stream_ids, ask, self._ledger)
-        self._patience = Patience(limits, backoff)
+        self._patience = Patience(limits, backoff, connection.may_be_up)
         self._rows_max = 1
         self._comparable = False  # whether this server promises the same bits for the same timesteps
         self._ready = asyncio.Event()  # every stream was opened or refused
@@ -192,6 +193,7 @@ class Block:
             ClientError: what ended them all before that, unless it was raised to somebody already. What ended one of them is in `lost`.
 
         """
+        self._connection.check()
         if not self._close_asked.is_set():
             self._forget = forget
             self._close_asked.set()
@@ -202,12 +204,15 @@ class Block:
 
     async def leave(self) -> None:
         """Ends the call at once; the server parks the streams. Timesteps under way may be applied or not."""
+        if self._connection.elsewhere:
+            return  # they are open in the process that opened them
         self._call.cut(StreamLost("the streams were left"))
         self._task.cancel()
         await asyncio.wait([self._task])
 
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Ticket:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
+        self._connection.check()
         values, streams = self._columns(x, rows)
         async with self._door:
             self._check()
@@ -304,7 +309,7 @@ class Block:
         if self._forgetting:
             self._ledger.begin_again(np.flatnonzero(self._ledger.usable))
         self._roster.begin(forgetting=self._forgetting)
-        return Call(self._stub.PredictBlocks, None, self._next_request, self._backoff.sleep)
+        return Call(self._connection.stub.PredictBlocks, None, self._next_request, self._backoff.sleep)
 
     async def _speak(self) -> bool:
         """One call from its open to its end; True when the streams are closed, False when they shall be opened again."""

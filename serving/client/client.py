@@ -6,9 +6,9 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client.backoff import Backoff
 from serving.client.block import Block
+from serving.client.connection import Connection
 from serving.client.errors import error_of
 from serving.client.nouns import STATES, Model, StreamInfo, info_of, model_of
 from serving.client.patience import Limits
@@ -31,12 +31,12 @@ BUFFER_MAX = 8192
 # Streams decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
 CHANNEL_RECONNECT_MS_FIRST = 100
 CHANNEL_RECONNECT_MS_MAX = 1000
-# A server that refuses every row of a block says why of each: 65,536 sentences. gRPC's own limit is 4 MB.
+# The answer to 65,536 rows of a model with many outputs. gRPC's own limit is 4 MB.
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Client:
-    """A connection to a server.
+    """A connection to a server; of the process that made it, see `WrongProcess`.
 
     Args:
         address: HOST:PORT.
@@ -64,7 +64,7 @@ class Client:
         self._backoff = backoff or Backoff()
         self._streams: set[Stream] = set()
         self._blocks: set[Block] = set()
-        self._channel = grpc.aio.insecure_channel(
+        channel = grpc.aio.insecure_channel(
             address,
             options=[
                 # Find out within a minute that a server died without a word.
@@ -77,7 +77,8 @@ class Client:
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ],
         )
-        self._stub = pb_grpc.TidegateStub(self._channel)
+        self._connection = Connection(channel)
+        self._stub = self._connection.stub
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,12 +87,17 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection; streams that are still open are left as they are, and parked by the server."""
+        """Ends the connection; streams that are still open are left as they are, and parked by the server.
+
+        Does nothing in a process that was forked: the connection is that of the process that made it.
+        """
+        if self._connection.elsewhere:
+            return
         for stream in list(self._streams):
             await stream.leave()
         for block in list(self._blocks):
             await block.leave()
-        await self._channel.close()
+        await self._connection.channel.close()
 
     async def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
@@ -206,7 +212,7 @@ class Client:
             durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
             kept_max=self._limits.buffer_max,
         )
-        return Opening(self._streams, lambda: Stream(self._stub, ask, self._limits, self._backoff))
+        return Opening(self._streams, lambda: Stream(self._connection, ask, self._limits, self._backoff))
 
     def block(
         self,
@@ -249,10 +255,11 @@ class Client:
             existence=EXISTENCE[existence],
             durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
         )
-        return Opening(self._blocks, lambda: Block(self._stub, stream_ids, ask, self._limits, self._backoff))
+        return Opening(self._blocks, lambda: Block(self._connection, stream_ids, ask, self._limits, self._backoff))
 
     async def _ask(self, method: Any, request: Any) -> Any:
         """Asks a question that is answered once."""
+        self._connection.check()
         try:
             return await method(request, timeout=self._limits.timeout_s)
         except grpc.aio.AioRpcError as error:

@@ -16,6 +16,7 @@
     │   ├── StreamExists
     │   ├── TooManyStreams
     │   └── Unauthenticated
+    ├── WrongProcess           the client was made before this process was forked: make another one here
     └── StreamLost             the stream object is of no more use; open the stream again to go on
         ├── TakenOver            another client has opened it: find out which before you do
         ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
@@ -45,6 +46,17 @@ class ClientError(Exception):
         self.next_step = next_step
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class WrongProcess(ClientError):
+    """The client was made by the process that this one was forked from, and stays there. Make another one here."""
+
+    def __init__(self, made_in: int, used_in: int) -> None:
+        super().__init__(
+            f"the client was made in process {made_in} and is used in process {used_in}, which was forked from it; a connection "
+            "does not survive a fork: make a client in each process, or start processes by spawn or forkserver",
+            "WRONG_PROCESS",
+        )
 
 
 class TimestepRefused(ClientError):
@@ -176,7 +188,7 @@ def refusal_of(error: pb.Error) -> TimestepRefused:
     """The typed error for the refusal of a timestep."""
     kind = IN_BAND.get(error.reason, TimestepRefused)
     return kind(
-        error.message,
+        _message_of(error),
         _name_of(error),
         field=error.field,
         next_step=error.next_step,
@@ -188,13 +200,20 @@ def ending_of(error: pb.Error) -> ClientError:
     """The typed error for one stream of many that was not opened, or has ended."""
     name = _name_of(error)
     return AT_THE_END.get(name, StreamRefused)(
-        error.message, name, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
+        _message_of(error), name, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
     )
 
 
 def is_ending(error: pb.Error) -> bool:
     """Whether the refusal of a timestep tells that its stream, or the call, has come to an end."""
     return error.reason not in IN_BAND and _name_of(error) in AT_THE_END
+
+
+def _message_of(error: pb.Error) -> str:
+    """What the server says; where it has said so for hundreds of rows of a message already, what it means."""
+    if error.message:
+        return error.message
+    return f"{error.field or 'stream'}: refused as {_name_of(error)}, like others of its message before it"
 
 
 def _name_of(error: pb.Error) -> str:

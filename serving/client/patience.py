@@ -6,6 +6,7 @@ crashes the server is among them each time, and must not be sent for ever.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +31,19 @@ class Limits:
 class Patience:
     """The tries since the last answer.
 
+    Args:
+        limits: how long to try.
+        backoff: the waits between tries.
+        may_be_up: whether a call may reach the server now.
+
     Attributes:
         tries: how many were in vain.
 
     """
 
-    def __init__(self, limits: Limits, backoff: Backoff) -> None:
+    def __init__(self, limits: Limits, backoff: Backoff, may_be_up: Callable[[], bool]) -> None:
         self._limits = limits
+        self._may_be_up = may_be_up
         self._backoff = backoff
         self.tries = 0
         self._until: float | None = backoff.clock() + min(limits.timeout_s, limits.reconnect_s)
@@ -56,7 +63,7 @@ class Patience:
         self._until = None
 
     async def wait(self, error: ClientError, name: str, *, opened: bool) -> None:
-        """Waits before the next open; raises when that is of no use.
+        """Waits before the next open, and on while a call could not reach the server; raises when that is of no use.
 
         Args:
             error: what ended the call.
@@ -64,6 +71,11 @@ class Patience:
             opened: whether it ever was open.
 
         """
+        await self._wait(error, name, opened=opened)
+        while not self._may_be_up():
+            await self._wait(error, name, opened=opened)
+
+    async def _wait(self, error: ClientError, name: str, *, opened: bool) -> None:
         if not (isinstance(error, ServerUnavailable) or (opened and isinstance(error, TooManyStreams))):
             raise error
         now = self._backoff.clock()

@@ -13,13 +13,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.backoff import Backoff
 from serving.client.call import Call, CallEnded
+from serving.client.connection import Connection
 from serving.client.errors import (
     AnswerLost,
     ClientError,
@@ -63,12 +63,13 @@ class Stream:
 
     model: Model
 
-    def __init__(self, stub: Any, ask: pb.Open, limits: Limits, backoff: Backoff) -> None:
+    def __init__(self, connection: Connection, ask: pb.Open, limits: Limits, backoff: Backoff) -> None:
         self.stream_id = ask.stream_id
         self.kind = ""
         self.epoch = 0
         self.reconnects = 0
-        self._stub = stub
+        connection.check()
+        self._connection = connection
         self._ask = ask
         self._limits = limits
         self._backoff = backoff
@@ -81,7 +82,7 @@ class Stream:
         self._told = False  # whether anybody knows of it
         # Since the server last answered an open: requests to open that may have reached it.
         self._opens = 0
-        self._patience = Patience(limits, backoff)
+        self._patience = Patience(limits, backoff, connection.may_be_up)
         self._call = self._make_call()
         self._task = asyncio.create_task(self._run())
 
@@ -168,6 +169,7 @@ class Stream:
             ClientError: what ended the stream before that, unless it was raised to somebody already.
 
         """
+        self._connection.check()
         if self._closing is None:
             self._closing = pb.Close(forget=forget)
             self._call.wake()
@@ -177,12 +179,15 @@ class Stream:
 
     async def leave(self) -> None:
         """Ends the call at once; the server parks the stream. Timesteps under way may be applied or not."""
+        if self._connection.elsewhere:
+            return  # it is open in the process that opened it
         self._call.cut(StreamLost("the stream was left"))
         self._task.cancel()
         await asyncio.wait([self._task])
 
     async def _submit(self, values: Values, step: int | None, group: Group | None) -> Ticket:
         """Puts a timestep in line, once there is room; gives a future of its answer."""
+        self._connection.check()
         packed = self._pack(values)
         await self._room.acquire()
         try:
@@ -269,7 +274,9 @@ class Stream:
         self._ready.set()
 
     def _make_call(self) -> Call:
-        return Call(self._stub.Predict, pb.PredictRequest(open=self._ask), self._next_request, self._backoff.sleep)
+        return Call(
+            self._connection.stub.Predict, pb.PredictRequest(open=self._ask), self._next_request, self._backoff.sleep
+        )
 
     async def _speak(self) -> bool:
         """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""

@@ -4,14 +4,13 @@ Rows of one stream are applied in the order they stand, each in another piece, s
 the same bits as one at a time.
 """
 
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.engine import Engine, Verdict
-from serving.core.errors import TimestepRefused
+from serving.core.engine import Engine, Verdict, refusal
+from serving.core.errors import ModelFailed, TimestepRefused
 from serving.core.handles import Handles
 from serving.core.spec import Array, Floats, Ints
 
@@ -35,7 +34,6 @@ class Block:
         steps: the numbers, also those that the server gave.
         verdicts: (rows,) a `Verdict` each.
         outputs: one array (rows, *shape) an output; zero for rows without an answer.
-        refusals: why rows were refused that the engine has seen, by row.
         forgotten: (rows,) duplicates whose answers are no longer remembered.
         missing: how many values of the timesteps that were applied so far were NaN.
         left: how many rows have not been run.
@@ -52,11 +50,13 @@ class Block:
         self.outputs: tuple[Array, ...] = tuple(
             np.zeros((len(handles), *output.shape), output.dtype) for output in self.slots.spec.outputs
         )
-        self.refusals: dict[int, TimestepRefused] = {}
         self.forgotten = np.zeros(len(handles), np.bool_)
         self.missing = 0
         self.left = len(handles)
-        self._pieces: deque[Piece] = deque()
+        self._pieces: Iterator[Piece] = iter(())
+        # What `refusal` is made of, once somebody asks: a sentence for each of thousands of rows would hold up all others.
+        self._expected: Ints = np.zeros(len(handles), np.int64)
+        self._failures: dict[int, ModelFailed] = {}
 
     def __repr__(self) -> str:
         return f"<Block of {len(self)} rows, {self.left} left>"
@@ -67,7 +67,7 @@ class Block:
 
     def cut(self, piece_max: int) -> None:
         """Makes it ready to be run in pieces of at most so many rows."""
-        self._pieces.extend(_pieces(self.handles, piece_max))
+        self._pieces = _pieces(self.handles, piece_max)
 
     def holds(self, slot: int) -> bool:
         """Whether a timestep of the stream in that row is among them."""
@@ -75,7 +75,7 @@ class Block:
 
     def run_piece(self, engine: Engine) -> npt.NDArray[np.int8]:
         """Runs the next piece; gives the verdicts on its rows. Only once it was `cut`, and while some are `left`."""
-        piece = self._pieces.popleft()
+        piece = next(self._pieces)
         handles = self.handles[piece]
         self.left -= len(handles)
         held = self.held.held(handles, self.slots)
@@ -88,11 +88,17 @@ class Block:
                 self._run(engine, rows[held], handles[held])
         return self.verdicts[piece]
 
-    def next_step(self, row: int) -> int:
-        """What the stream of a row expects next, as of now; the row's own number when that is not known."""
-        if self.held.held(self.handles[row : row + 1], self.slots)[0]:
-            return int(self.slots.step[self.held.slots(self.handles)[row]]) + 1
-        return int(self.steps[row])
+    def refusal(self, row: int) -> TimestepRefused:
+        """Why the engine refused a row."""
+        return self._failures.get(row) or refusal(
+            self.slots.spec, int(self.verdicts[row]), int(self.steps[row]), int(self._expected[row]), self.x[row]
+        )
+
+    def next_steps(self, rows: Ints) -> Ints:
+        """What the streams of rows expect next, as of now; a row's own number when that is not known."""
+        handles = self.handles[rows]
+        following = self.slots.step[self.held.slots(handles)] + 1
+        return np.where(self.held.held(handles, self.slots), following, self.steps[rows])
 
     def _run(self, engine: Engine, piece: Piece, handles: Ints) -> None:
         slots = self.held.slots(handles)
@@ -109,11 +115,10 @@ class Block:
             for mine, part in zip(self.outputs, report.outputs, strict=True):
                 mine[rows[report.applied]] = part
         self._repeat(rows, slots)
-        for place in np.flatnonzero(report.verdicts > Verdict.DUPLICATE).tolist():
-            row, expected = int(rows[place]), int(self.slots.step[slots[place]]) + 1
-            self.refusals[row] = report.failures.get(place) or engine.refusal(
-                int(report.verdicts[place]), int(report.steps[place]), expected, self.x[row]
-            )
+        refused = np.flatnonzero(report.verdicts > Verdict.DUPLICATE)
+        self._expected[rows[refused]] = self.slots.step[slots[refused]] + 1
+        for place, why in report.failures.items():
+            self._failures[int(rows[place])] = why
 
     def _repeat(self, rows: Ints, slots: Ints) -> None:
         """Answers the duplicates among rows that have just been run: now their answers are still in the ring."""
@@ -141,6 +146,9 @@ def _pieces(handles: Ints, piece_max: int) -> Iterator[Piece]:
     begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
     turn = np.empty(count, np.int64)  # of each row among those of its stream
     turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
-    for rows in np.split(np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn))[:-1]):
-        for first in range(0, len(rows), piece_max):
-            yield rows[first : first + piece_max]
+    rows = np.argsort(turn, kind="stable")
+    begin = 0
+    for end in np.cumsum(np.bincount(turn)).tolist():
+        for first in range(begin, end, piece_max):
+            yield rows[first : min(first + piece_max, end)]
+        begin = end

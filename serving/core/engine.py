@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.errors import ModelFailed, NotFinite, StepGap, TimestepRefused
+from serving.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused
 from serving.core.model import Model
 from serving.core.slots import Slots
-from serving.core.spec import Arrays, Floats, Ints, Prediction, Timestep
+from serving.core.spec import STEP_MAX, Arrays, Floats, Ints, Prediction, Spec, Timestep
 
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 
@@ -32,6 +32,7 @@ class Verdict(IntEnum):
     FAILED = 4  # the model raised on this row
     POISONED = 5  # the model made a state that is not finite
     NOT_HELD = 6  # the stream no longer belongs to the call that sent it; never from `Engine.run`
+    NO_STEP_LEFT = 7  # the stream has had the last number that there is
 
 
 class Report(NamedTuple):
@@ -79,7 +80,8 @@ class Engine:
         )  # so they mostly come, and to compare bytes costs next to nothing
         if not in_order:
             steps = np.where(steps == 0, expected, steps)
-            in_order = np.array_equal(steps, expected)
+            # Only a timestep without a number comes to one beyond the last: one that has it was refused at the door.
+            in_order = np.array_equal(steps, expected) and bool(steps.max() <= STEP_MAX)
         # One dot product is finite unless a value is NaN or infinite, or beyond 1e19; then the rows are looked at.
         if in_order and math.isfinite(np.vdot(x, x)):
             outputs, poisoned, failures = self._apply(slots, x)
@@ -89,9 +91,10 @@ class Engine:
             rows = np.arange(len(slots))
         else:
             verdicts = np.zeros(len(slots), np.int8)
-            verdicts[self.refused_values(x).any(axis=1)] = Verdict.NOT_FINITE
+            verdicts[refused_values(self.model.spec, x).any(axis=1)] = Verdict.NOT_FINITE
             verdicts[steps > expected] = Verdict.GAP
             verdicts[steps < expected] = Verdict.DUPLICATE
+            verdicts[steps > STEP_MAX] = Verdict.NO_STEP_LEFT
             rows = np.flatnonzero(verdicts == Verdict.APPLIED)
             if not rows.size:
                 return Report(steps, verdicts, rows, (), 0, NO_FAILURES)
@@ -114,7 +117,7 @@ class Engine:
         """
         row = self.model.row
         step = self.slots.gather_row(slot, row.state) + 1
-        if timestep.step not in (0, step) or not row.take(timestep.values):
+        if timestep.step not in (0, step) or step > STEP_MAX or not row.take(timestep.values):
             return None
         try:
             healthy = row.run()
@@ -124,21 +127,6 @@ class Engine:
             return None
         self.slots.scatter_row(slot, row.next_state, row.outputs)
         return Prediction(step, tuple([bytes(part) for part in row.outputs]))
-
-    def refused_values(self, x: Floats) -> npt.NDArray[np.bool_]:
-        """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""
-        return np.isinf(x) if self.model.spec.handles_missing else ~np.isfinite(x)
-
-    def refusal(self, verdict: int, step: int, next_step: int, x: Floats) -> TimestepRefused:
-        """Why a timestep (features,) was refused as GAP, NOT_FINITE or POISONED."""
-        spec = self.model.spec
-        if verdict == Verdict.GAP:
-            return StepGap(step, next_step)
-        if verdict == Verdict.NOT_FINITE:
-            column = int(np.flatnonzero(self.refused_values(x))[0])
-            return NotFinite(spec.features[column].name, float(x[column]), spec.title)
-        assert verdict == Verdict.POISONED
-        return ModelFailed(f"model {spec.title} made a state that is not finite; the timestep was not applied")
 
     def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Moves rows forward; gives their outputs, and the rows left as they were: those poisoned, and why others failed."""
@@ -168,3 +156,21 @@ class Engine:
             for part, value in zip(outputs, alone, strict=True):
                 part[row] = value[0]
         return outputs, np.array(poisoned, np.int64), failures
+
+
+def refused_values(spec: Spec, x: Floats) -> npt.NDArray[np.bool_]:
+    """Marks the values of x that no timestep may have: infinity, and NaN unless the model handles missing values."""
+    return np.isinf(x) if spec.handles_missing else ~np.isfinite(x)
+
+
+def refusal(spec: Spec, verdict: int, step: int, next_step: int, x: Floats) -> TimestepRefused:
+    """Why a timestep (features,) was refused as GAP, NOT_FINITE, POISONED or NO_STEP_LEFT."""
+    if verdict == Verdict.GAP:
+        return StepGap(step, next_step)
+    if verdict == Verdict.NOT_FINITE:
+        column = int(np.flatnonzero(refused_values(spec, x))[0])
+        return NotFinite(spec.features[column].name, float(x[column]), spec.title)
+    if verdict == Verdict.NO_STEP_LEFT:
+        return NoStepLeft(STEP_MAX)
+    assert verdict == Verdict.POISONED
+    return ModelFailed(f"model {spec.title} made a state that is not finite; the timestep was not applied")

@@ -5,6 +5,7 @@
     │   ├── WrongWidth           not one value a feature
     │   ├── NotFinite            a value is infinite, or missing where the model cannot have that
     │   ├── StepGap              timesteps are missing before this one
+    │   ├── NoStepLeft           the stream has had the last number that there is
     │   ├── Overloaded           the queue is full
     │   ├── StoreBehind          too much is unsaved
     │   ├── FellAsleep           its stream was parked before it could run
@@ -25,6 +26,7 @@
     │   └── Stopping             the server is going away
     ├── CheckpointBroken       a stored state that is damaged, foreign or of a newer format; nothing of it is used
     ├── StoreUnavailable       the store cannot be read or written
+    │   └── StoreGone            it is no longer what was opened; only a restart of the server helps
     └── ContractBroken         a model file that cannot be served; raised when it is loaded
 
 Attributes carry the values; how an error looks on the wire is the business of `serving.rpc.status`.
@@ -32,6 +34,10 @@ Attributes carry the values; how an error looks on the wire is the business of `
 
 import math
 from collections.abc import Sequence
+
+# A sentence is for people: of a long list it names so many, and of a long name so many characters.
+NAMES_MAX = 8
+NAME_CHARACTERS_MAX = 64
 
 
 class TidegateError(Exception):
@@ -49,9 +55,9 @@ class WrongWidth(TimestepRefused):
         self.got_bytes = got_bytes
         self.expected_features = tuple(expected_features)
         count = len(self.expected_features)
-        names = ", ".join(self.expected_features[:8]) + (", ..." if count > 8 else "")
         super().__init__(
-            f"values: got {got_bytes} bytes, expected {4 * count}: one little-endian float32 for each of {count} features ({names})"
+            f"values: got {got_bytes} bytes, expected {4 * count}: one little-endian float32 for each of {count} features "
+            f"({_some(self.expected_features)})"
         )
 
 
@@ -66,7 +72,7 @@ class NotFinite(TimestepRefused):
             expected += ", or NaN where it is missing"
         else:
             expected += f"; model {model} does not handle missing values"
-        super().__init__(f"values: feature '{feature}' is {value}, expected {expected}")
+        super().__init__(f"values: feature '{_cut(feature)}' is {value}, expected {expected}")
 
 
 class StepGap(TimestepRefused):
@@ -76,6 +82,13 @@ class StepGap(TimestepRefused):
         self.got = got
         self.expected = expected
         super().__init__(f"step: got {got}, expected {expected}; send the timesteps from {expected} on")
+
+
+class NoStepLeft(TimestepRefused):
+    """The stream has had the last number that a timestep can have."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(f"step: the stream is at {last}, the last number that there is; begin another stream")
 
 
 class Overloaded(TimestepRefused):
@@ -137,14 +150,14 @@ class ModelNotFound(StreamRefused):
         self.name = name
         self.version = version
         wanted = f"{name}/{version}" if version else name
-        super().__init__(f"model: '{wanted}' is not served; served are {', '.join(served) or 'none'}")
+        super().__init__(f"model: '{_cut(wanted)}' is not served; served are {_some(served)}")
 
 
 class ModelNotNamed(StreamRefused):
     """Several models are served and the request names none."""
 
     def __init__(self, served: Sequence[str]) -> None:
-        super().__init__(f"model: none was named and several are served: {', '.join(served)}; name one of them")
+        super().__init__(f"model: none was named and several are served: {_some(served)}; name one of them")
 
 
 class ModelMismatch(StreamRefused):
@@ -179,11 +192,11 @@ class StreamExists(StreamRefused):
 class TooManyStreams(StreamRefused):
     """A limit on streams is reached."""
 
-    def __init__(self, what: str, limit: int, retry_after_ms: int) -> None:
+    def __init__(self, what: str, limit: int, retry_after_ms: int, *, holder: str = "the server") -> None:
         self.limit = limit
         self.retry_after_ms = retry_after_ms
         super().__init__(
-            f"the server holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
+            f"{holder} holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
         )
 
 
@@ -237,6 +250,7 @@ class CheckpointBroken(TidegateError):
 
     def __init__(self, where: str, message: str) -> None:
         self.where = where
+        self.message = message
         super().__init__(f"{where}: {message}")
 
 
@@ -248,9 +262,25 @@ class StoreUnavailable(TidegateError):
         super().__init__(f"store {store}: {message}")
 
 
+class StoreGone(StoreUnavailable):
+    """The store is no longer what was opened. Only a restart of the server helps."""
+
+
 class ContractBroken(TidegateError):
     """A model file cannot be served."""
 
     def __init__(self, where: str, message: str) -> None:
         self.where = where
         super().__init__(f"{where}: {message}")
+
+
+def _cut(name: str) -> str:
+    """A name as a sentence has room for it."""
+    return name if len(name) <= NAME_CHARACTERS_MAX else f"{name[:NAME_CHARACTERS_MAX]}..."
+
+
+def _some(names: Sequence[str]) -> str:
+    """A list as a sentence has room for it."""
+    more = len(names) - NAMES_MAX
+    listed = ", ".join(map(_cut, names[:NAMES_MAX])) or "none"
+    return f"{listed} and {more} more" if more > 0 else listed

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serving.core.errors import InvalidField
 from serving.core.slots import Slots
-from serving.core.spec import Ints
+from serving.core.spec import Ints, Spec
 from serving.core.streams import Lease
 
 # A gateway may open and close streams for as long as its call lasts, and a handle is never given twice: 24 MB of columns.
@@ -22,10 +22,11 @@ NOWHERE = -1
 
 
 class Handles:
-    """Handles 1, 2, 3, ... of one call, each for a lease until it is dropped."""
+    """Handles 1, 2, 3, ... of one call, each for a lease until it is dropped; `count` are held now."""
 
     def __init__(self) -> None:
         self._leases: list[Lease | None] = [None]  # nobody has handle 0
+        self.count = 0
         self._models: list[Slots] = []
         # A column each: the row of the stream, the number of its lease, the place of its model in `_models`, the last
         # stored timestep that the client was told of.
@@ -50,11 +51,24 @@ class Handles:
         """Whether no more can be given."""
         return len(self._leases) > HANDLES_MAX
 
+    def live(self, spec: Spec | None) -> int:
+        """How many of the streams that are held are live under a model; without one, under that which has most."""
+        given = slice(1, len(self._leases))
+        return max(
+            (
+                int(((self._model[given] == place) & (slots.holder[self._slot[given]] == self._number[given])).sum())
+                for place, slots in enumerate(self._models)
+                if spec is None or slots.spec is spec
+            ),
+            default=0,
+        )
+
     def add(self, lease: Lease) -> int:
         """Gives a handle for a lease. Only when not `full`."""
         assert not self.full
         handle = lease.handle = len(self._leases)
         self._leases.append(lease)
+        self.count += 1
         if handle == len(self._slot):
             self._slot, self._number, self._model, self._told = (
                 np.concatenate([column, np.full(handle, NOWHERE, np.int64)])
@@ -72,6 +86,7 @@ class Handles:
     def drop(self, handle: int) -> Lease | None:
         """Holds a lease no longer; gives it."""
         lease, self._leases[handle] = self[handle], None
+        self.count -= lease is not None
         self._number[handle] = NOWHERE
         return lease
 
@@ -112,9 +127,9 @@ class Handles:
     def durable(self, handles: Ints, slots: Slots) -> Ints:
         """The last stored timestep of each stream; the client is told of them now."""
         durable = slots.saved[self._slot[handles]]
-        for place in np.flatnonzero(~self.held(handles, slots)).tolist():
-            lease = self[int(handles[place])]
-            durable[place] = 0 if lease is None else lease.durable_step
+        away = np.flatnonzero(~self.held(handles, slots))
+        leases = [self._leases[handle] for handle in handles[away].tolist()]
+        durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
         self._told[handles] = durable
         return durable
 

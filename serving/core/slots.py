@@ -66,6 +66,8 @@ class Slots:
         assert not self.full
         if self._free:
             slot = self._free.pop()
+            for slab in self._answers:
+                slab[slot] = 0  # what another stream was answered is in no record of this one
         else:
             slot = self._untouched
             self._untouched += 1

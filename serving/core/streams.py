@@ -48,7 +48,7 @@ class Event(Enum):
     OPEN = "open"
     STEP = "step"
     PARK = "park"
-    FORGET = "forget"
+    FORGET = "forget"  # is held no longer: it was deleted, taken over elsewhere, or lost
     EXPIRE = "expire"
 
 
@@ -84,7 +84,10 @@ class OpenKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a stream when it is opened: where it is in its life, at which timestep, under which model."""
+    """What is known of a stream when it is opened: where it is in its life, at which timestep, under which model.
+
+    One that is NEW was deleted: that is all that is known of it.
+    """
 
     phase: Phase
     step: int
@@ -96,7 +99,7 @@ def rule_on_open(key: Key, known: Known | None, spec: Spec, existence: Existence
 
     Raises:
         StreamExists: it exists and must be new.
-        StreamNotFound: it does not exist and must.
+        StreamNotFound: it does not exist and must, or it was deleted and the client goes on from before that.
         StreamExpired: it was forgotten; only an open that wants a new one may begin again.
         ModelMismatch: its state was made by other weights.
         StateLost: it is kept at an earlier step than was acknowledged to the client.
@@ -106,8 +109,9 @@ def rule_on_open(key: Key, known: Known | None, spec: Spec, existence: Existence
         if existence is not Existence.MUST_BE_NEW:
             raise StreamExpired(key.stream_id, known.step)
         known = None
-    if known is None:
-        if existence is Existence.MUST_EXIST:
+    deleted = known is not None and known.phase is Phase.NEW
+    if known is None or deleted:
+        if existence is Existence.MUST_EXIST or (deleted and acknowledged_step):
             raise StreamNotFound(key.stream_id)
         if acknowledged_step:
             raise StateLost(key.stream_id, 0, acknowledged_step)

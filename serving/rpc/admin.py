@@ -8,8 +8,10 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.core.errors import InvalidField, TidegateError
 from serving.core.spec import Key
+from serving.core.stream_id import check_stream_id
 from serving.rpc import wire
 from serving.rpc.desk import DEFAULT_TENANT, Desk
+from serving.rpc.slices import Slices
 from serving.rpc.status import abort
 
 PAGE_SIZE = 100
@@ -65,8 +67,12 @@ class Admin(pb_grpc.TidegateServicer):
         size = request.page_size or PAGE_SIZE
         phase = wire.decode_phase(request.state)
         streams = await self._desk.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
-        token = streams[-1].stream_id if len(streams) == size else ""
-        return pb.ListStreamsResponse(streams=[wire.encode_stream(info) for info in streams], next_page_token=token)
+        page = pb.ListStreamsResponse(next_page_token=streams[-1].stream_id if len(streams) == size else "")
+        slices = Slices()
+        for info in streams:
+            page.streams.append(wire.encode_stream(info))
+            await slices.rest()
+        return page
 
     @unary
     async def DescribeStream(self, request: pb.DescribeStreamRequest) -> pb.DescribeStreamResponse:  # noqa: N802
@@ -88,7 +94,7 @@ class Admin(pb_grpc.TidegateServicer):
     async def ImportStream(self, request: pb.ImportStreamRequest) -> pb.ImportStreamResponse:  # noqa: N802
         """Makes a stream from an exported state."""
         if request.stream_id:
-            wire.check_stream_id(request.stream_id)
+            check_stream_id(request.stream_id)
         info = await self._desk.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
         return pb.ImportStreamResponse(stream=wire.encode_stream(info))
 
@@ -96,11 +102,11 @@ class Admin(pb_grpc.TidegateServicer):
     async def ForkStream(self, request: pb.ForkStreamRequest) -> pb.ForkStreamResponse:  # noqa: N802
         """Copies a stream."""
         if request.new_stream_id:
-            wire.check_stream_id(request.new_stream_id)
+            check_stream_id(request.new_stream_id, "new_stream_id")
         info = await self._desk.fork(_key(request.stream_id), request.new_stream_id)
         return pb.ForkStreamResponse(stream=wire.encode_stream(info))
 
 
 def _key(stream_id: str) -> Key:
-    wire.check_stream_id(stream_id)
+    check_stream_id(stream_id)
     return Key(DEFAULT_TENANT, stream_id)

@@ -12,7 +12,7 @@ The laws of this file:
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import perf_counter
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -31,29 +31,36 @@ from serving.core.errors import (
 )
 from serving.core.handles import HANDLES_MAX, Handles
 from serving.core.spec import Key
+from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
 from serving.rpc import columns, wire
 from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
+from serving.rpc.share import Share
 from serving.rpc.slices import Slices
 
 T = TypeVar("T")
 
 # Streams that are opened, woken or dropped side by side: their claims share commits of the store. More would only wait.
 TOGETHER_MAX = 256
-STREAM_IDS_MAX = 65_536
+# Streams that one message may open or close: as many as a block has rows.
+STREAMS_MAX = columns.ROWS_MAX
 # Streams of a block are woken side by side, and none sleeps again before `--park-after`: once is nearly always enough.
 WAKE_TRIES = 3
+# A block for which there is no room is told so after this time: one that came back at once, again and again, would keep the loop
+# busy with reading what is refused, and small calls waiting. What fills the line is done in about as long.
+REFUSED_SECONDS = 0.25
 # Nothing is waited for: a client that has used up the handles of a call opens another, a stream that fell asleep is woken.
 RETRY_AFTER_MS = 1
 
 
 class BlockCall(Call):
-    """One call of `PredictBlocks`; others may ask it to end."""
+    """One call of `PredictBlocks`; others may ask it to end. Its live streams count for the `share` of its connection."""
 
-    def __init__(self, desk: Desk, context: Context) -> None:
+    def __init__(self, desk: Desk, context: Context, share: Share) -> None:
         super().__init__(context)
         self._desk = desk
+        self._share = share
         self._held = Handles()
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
@@ -68,6 +75,7 @@ class BlockCall(Call):
 
         """
         unwatch = self._desk.watch(self._on_stored)
+        self._share.handles.add(self._held)
         reason: CloseReason = "disconnected"
         try:
             while (request := await self._next()) is not None:
@@ -78,7 +86,7 @@ class BlockCall(Call):
         except Stopping as error:
             reason = "stopping"
             self.left_unsaved = len(await self._settle())
-            await self.context.write(pb.BlockResponse(move=pb.Move(message=str(error))))
+            await self.context.write(pb.BlockResponse(move=pb.Move(message=str(error))).SerializeToString())
             raise
         except TidegateError:
             reason = "protocol"
@@ -86,16 +94,18 @@ class BlockCall(Call):
         finally:
             unwatch()
             await self._let_go_of_all(reason)
+            self._share.handles.discard(self._held)
 
     async def _next(self) -> pb.BlockRequest | None:
         """The next message, None when the client has sent its last."""
         await self._tell()
+        message = await self.read()
         try:
-            return cast(pb.BlockRequest | None, await self.read())
+            return None if message is None else pb.BlockRequest.FromString(message)
         except DecodeError as error:
             raise InvalidField("request", "got bytes that are not a BlockRequest") from error
 
-    async def _answer(self, request: pb.BlockRequest) -> pb.BlockResponse:
+    async def _answer(self, request: pb.BlockRequest) -> bytes:
         if request.HasField("block"):
             return await self._predict(request.block)
         if request.HasField("open"):
@@ -106,20 +116,19 @@ class BlockCall(Call):
 
     # Blocks -----------------------------------------------------------------------------------------------------------
 
-    async def _predict(self, message: pb.Block) -> pb.BlockResponse:
+    async def _predict(self, message: pb.Block) -> bytes:
         """The answer to a block."""
         begun = perf_counter()
         try:
             block = self._decode(message)
-            errors = await self._wake(block)
+            failed = await self._wake(block)
             await self._desk.submit_block(block)
         except (TimestepRefused, InvalidField) as error:
+            if isinstance(error, TimestepRefused):
+                await asyncio.sleep(REFUSED_SECONDS)
             return columns.encode_refused(message.block, error)
-        if self._sync:
-            errors |= await self._wait_for_sync(block)
-        for row in np.flatnonzero(block.verdicts > Verdict.DUPLICATE).tolist():
-            errors[row] = self._why(block, row, errors.get(row))
-        sent = columns.decode_steps(message, len(block)) if errors else block.steps
+        unsaved = await self._wait_for_sync(block) if self._sync else {}
+        errors = await self._errors(message, block, failed, unsaved)
         response = columns.encode_predicted(
             message.block,
             block.steps,
@@ -127,10 +136,7 @@ class BlockCall(Call):
             self._held.durable(block.handles, block.slots),
             block.verdicts == Verdict.DUPLICATE,
             block.forgotten,
-            [
-                columns.encode_row_error(row, error, int(sent[row]), block.next_step(row))
-                for row, error in sorted(errors.items())
-            ],
+            errors,
         )
         self._desk.answered_block(block, perf_counter() - begun)
         return response
@@ -142,28 +148,33 @@ class BlockCall(Call):
         return Block(self._held, handles, steps, columns.decode_values(message, len(handles), features))
 
     async def _wake(self, block: Block) -> dict[int, TidegateError]:
-        """Makes the streams of a block live that are parked; gives why rows could not be, by row."""
+        """Makes the streams of a block live that are parked; gives why some could not be, by handle."""
         failed: dict[int, TidegateError] = {}
 
         async def wake(handle: int) -> None:
             lease = self._held[handle]
             assert lease is not None
             try:
-                await self._desk.wake(lease)
+                with self._share.room(lease.stream.slots.spec):
+                    await self._desk.wake(lease)
             except TidegateError as error:
                 failed[handle] = error
             self._held.find(handle)
 
         for _ in range(WAKE_TRIES):
             away = block.handles[~self._held.held(block.handles, block.slots)]
-            asleep = [handle for handle in np.unique(away).tolist() if handle not in failed and self._sleeps(handle)]
+            asleep = []
+            if away.size:
+                slices = Slices()
+                for handle in np.unique(away).tolist():
+                    if handle not in failed and self._sleeps(handle):
+                        asleep.append(handle)
+                    await slices.rest()
             if not asleep:
                 break
             # Those that woke first may have fallen asleep again before the last is awake.
             await _together(wake, asleep)
-        if not failed:
-            return {}
-        return {row: failed[handle] for row, handle in enumerate(block.handles.tolist()) if handle in failed}
+        return failed
 
     def _sleeps(self, handle: int) -> bool:
         """Whether a stream is the call's own and parked; not one that was closed or has ended."""
@@ -174,7 +185,9 @@ class BlockCall(Call):
         """Waits until what was applied is stored, where the client wants that; gives why rows are not, by row."""
         errors: dict[int, TidegateError] = {}
         await self._store_soon(handle for handle in block.handles.tolist() if handle in self._sync)
+        slices = Slices()
         for row, handle in enumerate(block.handles.tolist()):
+            await slices.rest()
             lease = self._held[handle]
             if handle not in self._sync or lease is None or block.verdicts[row] > Verdict.DUPLICATE:
                 continue
@@ -186,26 +199,51 @@ class BlockCall(Call):
                     column[row] = 0  # it may not be seen before it is stored
         return errors
 
-    def _why(self, block: Block, row: int, asleep: TidegateError | None) -> TidegateError:
-        """Why a row was refused."""
-        verdict = int(block.verdicts[row])
-        if verdict != Verdict.NOT_HELD:
-            return block.refusals[row]
-        lease = self._held[int(block.handles[row])]
+    async def _errors(
+        self, message: pb.Block, block: Block, failed: dict[int, TidegateError], unsaved: dict[int, TidegateError]
+    ) -> wire.RowErrors:
+        """Why rows were refused: by the engine, because their streams `failed` to wake, or because they are `unsaved`."""
+        errors = wire.RowErrors(pb.PredictedBlock.ERRORS_FIELD_NUMBER)
+        refused = block.verdicts > Verdict.DUPLICATE
+        refused[list(unsaved)] = True
+        rows = np.flatnonzero(refused)
+        if not rows.size:
+            return errors
+        sent = columns.decode_steps(message, len(block))[rows].tolist()
+        following = block.next_steps(rows).tolist()
+        alike: dict[int, TidegateError] = {}  # by verdict, for rows without a sentence: one error for all of them
+        slices = Slices()
+        for row, step, next_step in zip(rows.tolist(), sent, following, strict=True):
+            verdict = int(block.verdicts[row])
+            if row in unsaved:
+                error = unsaved[row]
+            elif verdict == Verdict.NOT_HELD:
+                error = self._why_not_held(int(block.handles[row]), failed)
+            elif errors.telling or verdict not in alike:
+                error = alike[verdict] = block.refusal(row)
+            else:
+                error = alike[verdict]
+            errors.add(row, error, step, next_step)
+            await slices.rest()
+        return errors
+
+    def _why_not_held(self, handle: int, failed: dict[int, TidegateError]) -> TidegateError:
+        """Why a row was refused whose stream was not live, or not the call's own."""
+        lease = self._held[handle]
         if lease is None:
-            return InvalidField("handles", f"got {block.handles[row]}, which was closed on this call; open it again")
+            return InvalidField("handles", f"got {handle}, which was closed on this call; open it again")
         if lease.ended is not None:
             return lease.ended
         # Neither ended nor awake: it has fallen asleep each time that it was woken.
-        return asleep or FellAsleep(lease.stream.key.stream_id, RETRY_AFTER_MS)
+        return failed.get(handle) or FellAsleep(lease.stream.key.stream_id, RETRY_AFTER_MS)
 
     # Streams ----------------------------------------------------------------------------------------------------------
 
-    async def _open(self, message: pb.OpenStreams) -> pb.BlockResponse:
+    async def _open(self, message: pb.OpenStreams) -> bytes:
         """Opens many streams."""
         count = len(message.stream_ids)
-        if count > STREAM_IDS_MAX:
-            raise InvalidField("stream_ids", f"got {count}, expected at most {STREAM_IDS_MAX}; send several messages")
+        if count > STREAMS_MAX:
+            raise InvalidField("stream_ids", f"got {count}, expected at most {STREAMS_MAX}; send several messages")
         acknowledged = message.acknowledged_steps or [0] * count
         if len(acknowledged) != count:
             raise InvalidField("acknowledged_steps", f"got {len(acknowledged)}, expected none or {count}")
@@ -220,19 +258,21 @@ class BlockCall(Call):
             durable_steps=[0] * count,
             model=wire.encode_model(served.spec, batch_invariant=served.batch_invariant),
         )
+        errors = wire.RowErrors(pb.OpenedStreams.ERRORS_FIELD_NUMBER)
 
         async def open_(row: int) -> None:
             key = Key(DEFAULT_TENANT, message.stream_ids[row])
             try:
                 if key.stream_id:
-                    wire.check_stream_id(key.stream_id)
+                    check_stream_id(key.stream_id, "stream_ids")
                 if self._held.full:
-                    raise TooManyStreams("handles of a call", HANDLES_MAX, RETRY_AFTER_MS)
-                opening = await self._desk.open(
-                    key, served.spec.name, served.spec.version, existence, acknowledged[row]
-                )
+                    raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
+                with self._share.room(served.spec):
+                    opening = await self._desk.open(
+                        key, served.spec.name, served.spec.version, existence, acknowledged[row]
+                    )
             except TidegateError as error:
-                opened.errors.append(columns.encode_row_error(row, error, 0, 0))
+                errors.add(row, error, 0, 0)
                 return
             # Nothing may come between: from here on the call lets go of what it holds.
             lease = opening.lease
@@ -249,11 +289,14 @@ class BlockCall(Call):
             opened.answers_remembered = opening.answers_remembered
 
         await _together(open_, range(count))
-        return pb.BlockResponse(opened=opened)
+        return errors.append_to(pb.BlockResponse.OPENED_FIELD_NUMBER, opened)
 
-    async def _close(self, message: pb.CloseStreams) -> pb.BlockResponse:
+    async def _close(self, message: pb.CloseStreams) -> bytes:
         """Ends many streams at their client's wish, once everything is stored."""
         count = len(message.handles)
+        if count > STREAMS_MAX:
+            raise InvalidField("handles", f"got {count}, expected at most {STREAMS_MAX}; send several messages")
+        errors = wire.RowErrors(pb.ClosedStreams.ERRORS_FIELD_NUMBER)
         closed = pb.ClosedStreams(steps=[0] * count, durable_steps=[0] * count)
 
         async def close(row: int) -> None:
@@ -272,7 +315,7 @@ class BlockCall(Call):
                     await self._durable(handle)
                     closed.steps[row] = closed.durable_steps[row] = lease.durable_step
             except TidegateError as error:
-                closed.errors.append(columns.encode_row_error(row, error, 0, 0))
+                errors.add(row, error, 0, 0)
                 if lease is None or lease.ended is None:
                     return  # the stream is still open
             self._let_go(handle, "forgotten" if message.forget else "closed")
@@ -280,7 +323,7 @@ class BlockCall(Call):
         if not message.forget:
             await self._store_soon(message.handles)
         await _together(close, range(count))
-        return pb.BlockResponse(closed=closed)
+        return errors.append_to(pb.BlockResponse.CLOSED_FIELD_NUMBER, closed)
 
     async def _durable(self, handle: int) -> None:
         """Waits until all of a stream is stored, if it is still the call's own."""
@@ -349,7 +392,7 @@ class BlockCall(Call):
 
     def _tell_soon(self) -> None:
         if self.reading and self.telling is None:
-            self.telling = asyncio.create_task(self._tell())
+            self.tell_beside(self._tell())
 
     async def _tell(self) -> None:
         """Tells what has happened since the client was last told."""
@@ -367,10 +410,12 @@ class BlockCall(Call):
 async def _together(do: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:
     """Does something for each, some side by side, begun in their order."""
     left = iter(items)
+    slices = Slices()
 
     async def work() -> None:
         for item in left:
             await do(item)
+            await slices.rest()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(TOGETHER_MAX, len(items))):

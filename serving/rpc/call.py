@@ -4,11 +4,15 @@ A call's own coroutine reads and answers. What is told beside that is told only 
 """
 
 import asyncio
-from typing import Any, cast
+import logging
+from collections.abc import Coroutine
+from typing import Any
 
 import grpc
 
 from serving.core.errors import TidegateError
+
+log = logging.getLogger("tidegate.call")
 
 # grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
 Context = Any
@@ -57,10 +61,27 @@ class Call:
                 await self._told()
         return None if message is grpc.aio.EOF else message
 
+    def tell_beside(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Has something told while the call reads. Only when it reads, and nothing is being told."""
+        assert self.reading
+        assert self.telling is None
+        self.telling = asyncio.create_task(telling)
+
     async def _told(self) -> None:
         """Waits for what is being told: only one may write at a time."""
         telling, self.telling = self.telling, None
         assert telling is not None
-        await asyncio.wait([telling])
-        if not telling.cancelled() and telling.exception() is not None and not self.context.cancelled():
-            raise cast(BaseException, telling.exception())
+        try:
+            await asyncio.wait([telling])
+        except asyncio.CancelledError:
+            telling.add_done_callback(_look_at)  # the client has gone while it was told, and nobody waits any longer
+            raise
+        if not telling.cancelled() and (error := telling.exception()) is not None and not self.context.cancelled():
+            raise error
+
+
+def _look_at(telling: asyncio.Task[None]) -> None:
+    """Looks at how telling went that nobody waits for. A write that met the end of its call is no news."""
+    error = None if telling.cancelled() else telling.exception()
+    if error is not None and not isinstance(error, grpc.aio.InternalError):
+        log.error("a call failed to tell its client what happened beside its answers", exc_info=error)

@@ -78,44 +78,39 @@ def encode_predicted(
     durable_steps: Ints,
     duplicates: npt.NDArray[np.bool_],
     forgotten: npt.NDArray[np.bool_],
-    errors: Iterable[pb.RowError],
-) -> pb.BlockResponse:
+    errors: wire.RowErrors,
+) -> bytes:
     """The answer to a block."""
-    return pb.BlockResponse(
-        block=pb.PredictedBlock(
-            block=number,
-            steps=steps.astype(STEP, copy=False).tobytes(),
-            outputs=[part.tobytes() for part in outputs],
-            durable_steps=durable_steps.astype(STEP, copy=False).tobytes(),
-            duplicate_rows=np.flatnonzero(duplicates & ~forgotten).tolist(),
-            forgotten_rows=np.flatnonzero(forgotten).tolist(),
-            errors=errors,
-        )
+    block = pb.PredictedBlock(
+        block=number,
+        steps=steps.astype(STEP, copy=False).tobytes(),
+        outputs=[part.tobytes() for part in outputs],
+        durable_steps=durable_steps.astype(STEP, copy=False).tobytes(),
+        duplicate_rows=np.flatnonzero(duplicates & ~forgotten).tolist(),
+        forgotten_rows=np.flatnonzero(forgotten).tolist(),
     )
+    return errors.append_to(pb.BlockResponse.BLOCK_FIELD_NUMBER, block)
 
 
-def encode_refused(number: int, error: TidegateError) -> pb.BlockResponse:
+def encode_refused(number: int, error: TidegateError) -> bytes:
     """The refusal of a whole block."""
-    return pb.BlockResponse(block=pb.PredictedBlock(block=number, refused=wire.encode_error(error, 0, 0)))
+    refused = pb.PredictedBlock(block=number, refused=wire.encode_error(error, 0, 0))
+    return pb.BlockResponse(block=refused).SerializeToString()
 
 
-def encode_row_error(row: int, error: TidegateError, step: int, next_step: int) -> pb.RowError:
-    """Why a row was refused: `step` as it was sent, `next_step` what its stream expects."""
-    return pb.RowError(row=row, error=wire.encode_error(error, step, next_step))
-
-
-def encode_durable(handles: Ints, durable_steps: Ints) -> pb.BlockResponse:
+def encode_durable(handles: Ints, durable_steps: Ints) -> bytes:
     """Progress in storing."""
     return pb.BlockResponse(
         durable=pb.DurableStreams(
             handles=handles.astype(HANDLE).tobytes(), durable_steps=durable_steps.astype(STEP, copy=False).tobytes()
         )
-    )
+    ).SerializeToString()
 
 
-def encode_ended(handles: Sequence[int], why: TidegateError) -> pb.BlockResponse:
+def encode_ended(handles: Sequence[int], why: TidegateError) -> bytes:
     """That streams no longer belong to the call."""
-    return pb.BlockResponse(ended=pb.EndedStreams(handles=handles, error=wire.encode_error(why, 0, 0)))
+    ended = pb.EndedStreams(handles=handles, error=wire.encode_error(why, 0, 0))
+    return pb.BlockResponse(ended=ended).SerializeToString()
 
 
 def by_reason(

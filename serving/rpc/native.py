@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -25,12 +26,14 @@ from serving.core.errors import (
     WrongOrder,
 )
 from serving.core.spec import Key, Timestep
+from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.admin import Admin
 from serving.rpc.blocks import BlockCall
 from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, Line
+from serving.rpc.share import Share
 from serving.rpc.status import abort
 
 log = logging.getLogger("tidegate.native")
@@ -44,8 +47,9 @@ KEPT_MAX = 1024
 class PredictCall(Call):
     """One call of `Predict`: others may ask it to end, or to tell its client what is durable."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, share: Share) -> None:
         super().__init__(context)
+        self.share = share
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         self.lease: Lease | None = None
         self.kept_max = KEPT_MAX
@@ -63,7 +67,7 @@ class PredictCall(Call):
         step = self.lease.durable_step
         if self.reading and self.telling is None and 2 * (step - self.told_step) >= self.kept_max:
             self.told_step = step
-            self.telling = asyncio.create_task(self.tell(durable=pb.Durable(durable_step=step)))
+            self.tell_beside(self.tell(durable=pb.Durable(durable_step=step)))
 
     async def tell(self, **kind: Any) -> None:
         """Writes a response of the kind that is named."""
@@ -71,10 +75,12 @@ class PredictCall(Call):
 
 
 class Native(Admin):
-    """Speaks `tidegate.v1` for a desk."""
+    """Speaks `tidegate.v1` for a desk; a connection holds at most `live_max` live streams of a model."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, live_max: int) -> None:
         super().__init__(desk)
+        self._live_max = live_max
+        self._shares: WeakValueDictionary[str, Share] = WeakValueDictionary()  # by peer, for as long as it has calls
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -99,7 +105,7 @@ class Native(Admin):
 
     async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs one stream; see the protocol."""
-        call = PredictCall(context)
+        call = PredictCall(context, self._share(context))
         self._calls.add(call)
         self._idle.clear()
         reason: CloseReason = "disconnected"
@@ -123,11 +129,15 @@ class Native(Admin):
         finally:
             if call.lease is not None:
                 self._desk.leave(call.lease, reason)
+                call.share.singles.discard(call.lease)
+                call.lease.on_end = call.lease.on_durable = (
+                    None  # or the two would hold each other until they are collected
+                )
             self._end(call)
 
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the protocol."""
-        call = BlockCall(self._desk, context)
+        call = BlockCall(self._desk, context, self._share(context))
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -148,6 +158,13 @@ class Native(Admin):
         if not self._calls:
             self._idle.set()
 
+    def _share(self, context: Context) -> Share:
+        """What the calls of a connection share."""
+        share = self._shares.get(context.peer())
+        if share is None:
+            share = self._shares[context.peer()] = Share(self._live_max)
+        return share
+
     async def _open(self, call: PredictCall) -> Lease:
         """Reads the first message and opens the stream."""
         message = await call.read()
@@ -161,14 +178,16 @@ class Native(Admin):
             raise WrongOrder(f"the first message is {kind}, expected open")
         ask = request.open
         if ask.stream_id:
-            wire.check_stream_id(ask.stream_id)
+            check_stream_id(ask.stream_id)
         existence = wire.decode_existence(ask.existence)
         call.sync = wire.decode_sync(ask.durability)
         call.kept_max = ask.kept_max or KEPT_MAX
         key = Key(DEFAULT_TENANT, ask.stream_id)
-        opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
+        with call.share.room():
+            opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
         # Nothing may come between: from here on the call lets go of what it holds.
         lease = call.lease = opening.lease
+        call.share.singles.add(lease)
         lease.on_end = call.lost
         lease.on_durable = call.durable
         call.told_step = lease.durable_step
@@ -229,7 +248,8 @@ class Native(Admin):
         stream = lease.stream
         try:
             if stream.slot < 0:
-                await self._desk.wake(lease)
+                with call.share.room(stream.slots.spec):
+                    await self._desk.wake(lease)
             prediction = await line.submit(lease, timestep)
             if call.sync:
                 await self._desk.durable(lease, prediction.step)
@@ -260,10 +280,13 @@ class Native(Admin):
 def add_to_server(native: Native, server: Any) -> None:
     """Lets a grpc.aio server answer calls by `native`."""
     pb_grpc.add_TidegateServicer_to_server(native, server)
-    # The messages of Predict come and go as bytes: `wire` reads and writes most of them without protobuf.
+    # The messages of these come and go as bytes: `wire` reads and writes most of them without protobuf.
     server.add_registered_method_handlers(
         pb.DESCRIPTOR.services_by_name["Tidegate"].full_name,
-        {"Predict": grpc.stream_stream_rpc_method_handler(native.Predict)},
+        {
+            "Predict": grpc.stream_stream_rpc_method_handler(native.Predict),
+            "PredictBlocks": grpc.stream_stream_rpc_method_handler(native.PredictBlocks),
+        },
     )
 
 

@@ -13,6 +13,9 @@ from serving.core import errors
 
 # The domain of google.rpc.ErrorInfo; with it, a reason is unique among all services a client may talk to.
 DOMAIN = "tidegate"
+# A status travels as metadata, of which gRPC takes 8 KB by default. The sentence is in it three times: as text, where a
+# byte that is no ASCII takes three, and twice in the details, whose base64 takes four bytes for three.
+SENTENCE_BYTES_MAX = 1024
 
 # error: (gRPC code, reason). The first class that fits counts.
 TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
@@ -20,6 +23,7 @@ TABLE: Mapping[type[errors.TidegateError], tuple[int, pb.Error.Reason]] = {
     errors.NotFinite: (code_pb2.INVALID_ARGUMENT, pb.Error.NOT_FINITE),
     errors.InvalidField: (code_pb2.INVALID_ARGUMENT, pb.Error.INVALID_FIELD),
     errors.StepGap: (code_pb2.OUT_OF_RANGE, pb.Error.STEP_GAP),
+    errors.NoStepLeft: (code_pb2.INVALID_ARGUMENT, pb.Error.INVALID_FIELD),
     errors.Overloaded: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.OVERLOADED),
     errors.FellAsleep: (code_pb2.RESOURCE_EXHAUSTED, pb.Error.OVERLOADED),
     errors.StoreBehind: (code_pb2.UNAVAILABLE, pb.Error.STORE_UNAVAILABLE),
@@ -48,6 +52,17 @@ def reason_of(error: errors.TidegateError) -> tuple[int, pb.Error.Reason]:
     return code_pb2.INTERNAL, pb.Error.REASON_UNSPECIFIED
 
 
+def sentence(error: errors.TidegateError) -> str:
+    """What an error says, cut where it would be too long to travel."""
+    text = str(error)
+    if len(text) <= SENTENCE_BYTES_MAX and text.isascii():
+        return text
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) <= SENTENCE_BYTES_MAX:
+        return encoded.decode()
+    return encoded[: SENTENCE_BYTES_MAX - 3].decode(errors="ignore") + "..."
+
+
 async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
     """Ends a call with an error: its code, its sentence, and google.rpc details for programs."""
     code, reason = reason_of(error)
@@ -56,13 +71,13 @@ async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
         info.metadata["next_step"] = str(error.step + 1)
     details: list[any_pb2.Any] = [_pack(info)]
     if isinstance(error, errors.InvalidField):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=sentence(error))
         details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
     if isinstance(error, errors.TooManyStreams | errors.Overloaded | errors.StoreUnavailable):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(error.retry_after_ms)
         details.append(_pack(retry))
-    status = status_pb2.Status(code=code, message=str(error), details=details)
+    status = status_pb2.Status(code=code, message=sentence(error), details=details)
     await context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort returned")
 

@@ -5,18 +5,18 @@ the two cost as much as a row of the model. What is written is what protobuf wou
 as protobuf would have written it is left to protobuf.
 """
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import (
     FellAsleep,
     InvalidField,
+    NoStepLeft,
     NotFinite,
     Overloaded,
     StepGap,
@@ -29,10 +29,7 @@ from serving.core.errors import (
 from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
 from serving.core.streams import Existence, OpenKind, Phase
 from serving.rpc.desk import StreamInfo
-from serving.rpc.status import reason_of
-
-# Long enough for any path-like name, short enough to be a key in every store.
-STREAM_ID_BYTES_MAX = 256
+from serving.rpc.status import reason_of, sentence
 
 DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.float32): pb.FLOAT32,
@@ -61,17 +58,10 @@ OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
 DIGITS_MAX = 4
 MORE_DIGITS = (0, 0, 0x80, 0x8080, 0x808080)
 ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
+# Rows of an answer that have a sentence for people: more than anybody reads.
+SENTENCES_MAX = 256
 # Refusals that go away by waiting.
 WORTH_RETRYING = (FellAsleep, Overloaded, StoreBehind, StoreUnavailable, TooManyStreams)
-
-
-def check_stream_id(stream_id: str) -> None:
-    """Raises InvalidField for a name that a stream cannot have; empty is no name."""
-    size = len(stream_id.encode())
-    if not 0 < size <= STREAM_ID_BYTES_MAX:
-        raise InvalidField("stream_id", f"got {size} bytes, expected 1 to {STREAM_ID_BYTES_MAX}")
-    if any(unicodedata.category(character) == "Cc" for character in stream_id):
-        raise InvalidField("stream_id", f"got {stream_id!r}, expected no control characters")
 
 
 def decode_existence(value: int) -> Existence:
@@ -159,21 +149,75 @@ def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.Predic
 
 def encode_error(error: TidegateError, step: int, next_step: int) -> pb.Error:
     """Why something was refused within a call."""
-    field = ""
-    if isinstance(error, InvalidField):
-        field = error.field
-    elif isinstance(error, WrongWidth | NotFinite):
-        field = "values"
-    elif isinstance(error, StepGap):
-        field = "step"
     return pb.Error(
         step=step,
         reason=reason_of(error)[1],
-        message=str(error),
-        field=field,
+        message=sentence(error),
+        field=_field_of(error),
         next_step=next_step,
-        retry_after_ms=error.retry_after_ms if isinstance(error, WORTH_RETRYING) else 0,
+        retry_after_ms=_retry_after_ms(error),
     )
+
+
+def _field_of(error: TidegateError) -> str:
+    """The field at fault, empty when none is."""
+    if isinstance(error, InvalidField):
+        return error.field
+    if isinstance(error, WrongWidth | NotFinite):
+        return "values"
+    return "step" if isinstance(error, StepGap | NoStepLeft) else ""
+
+
+def _retry_after_ms(error: TidegateError) -> int:
+    return error.retry_after_ms if isinstance(error, WORTH_RETRYING) else 0
+
+
+class RowErrors:
+    """The rows of one answer that were refused, as bytes: so many `RowError`s in the field of that number.
+
+    Thousands of rows may be refused at once, for one reason: the first of them tell people why, the others only programs.
+    With a sentence each, the answer to the longest block would be longer than what gRPC clients accept by default.
+    """
+
+    def __init__(self, field: int) -> None:
+        self._tag = _varint(field << 3 | 2)
+        self._content = bytearray()
+        self._count = 0
+        self._known: dict[tuple[type, str, int], tuple[bytes, bytes]] = {}
+
+    def __len__(self) -> int:
+        """How many rows were refused."""
+        return self._count
+
+    @property
+    def telling(self) -> bool:
+        """Whether the next row will have a sentence of its own."""
+        return self._count < SENTENCES_MAX
+
+    def add(self, row: int, error: TidegateError, step: int, next_step: int) -> None:
+        """Adds a row: `step` as it was sent, `next_step` what its stream expects."""
+        if self.telling:
+            why = encode_error(error, step, next_step).SerializeToString()
+        else:
+            middle, end = self._without_sentence(error)
+            why = (b"\x08" + _varint(step) if step else b"") + middle
+            why += (b"\x28" + _varint(next_step) if next_step else b"") + end
+        content = (b"\x08" + _varint(row) if row else b"") + b"\x12" + _varint(len(why)) + why
+        self._content += self._tag + _varint(len(content)) + content
+        self._count += 1
+
+    def append_to(self, kind: int, message: Message) -> bytes:
+        """The bytes of a response that has `message` as its `kind`, with the rows behind all else that is set."""
+        size = message.ByteSize() + len(self._content)
+        return b"".join((_varint(kind << 3 | 2), _varint(size), message.SerializeToString(), self._content))
+
+    def _without_sentence(self, error: TidegateError) -> tuple[bytes, bytes]:
+        """What stands before and behind the number that is expected, the same for all errors of a kind."""
+        kind = type(error), _field_of(error), _retry_after_ms(error)
+        if (known := self._known.get(kind)) is None:
+            middle = pb.Error(reason=reason_of(error)[1], field=kind[1]).SerializeToString()
+            known = self._known[kind] = middle, pb.Error(retry_after_ms=kind[2]).SerializeToString()
+        return known
 
 
 def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:

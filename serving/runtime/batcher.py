@@ -11,7 +11,8 @@ The laws of this file:
 6. It never dies quietly. An unexpected error fails that batch's callers and ends `run`, whose owner stops the server.
 
 Timesteps come one at a time, or many in a block, which is run in pieces. A piece is a batch like any other, and takes turns with
-the batches of single timesteps, so that a long block holds up nobody for longer than one piece.
+the batches of single timesteps, so that a long block holds up nobody for longer than one piece. Calls that send blocks take turns
+with each other, a piece each, however many blocks they have in the line.
 
 A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
 plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`.
@@ -19,9 +20,10 @@ plain callback, and only what a turn cannot do itself, to wait for a thread or t
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -29,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.core.block import Block
-from serving.core.engine import Engine, Report, Verdict
+from serving.core.engine import Engine, Report, Verdict, refusal
 from serving.core.errors import (
     InvalidField,
     ModelFailed,
@@ -39,6 +41,7 @@ from serving.core.errors import (
     TimestepRefused,
     WrongWidth,
 )
+from serving.core.handles import Handles
 from serving.core.spec import STEP_MAX, Array, Floats, Ints, Prediction, Timestep
 from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
@@ -54,8 +57,10 @@ RUN_SECONDS_WEIGHT = 0.1
 RUN_SECONDS_COUNTED_MAX = 4 * INLINE_SECONDS
 # A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
 RETRY_AFTER_MS = 20
-# Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most.
+# Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks of one
+# piece find room when long ones have none: they wait for one turn.
 BLOCK_ROWS_MAX = 1 << 18
+SHORT_BLOCK_ROWS_MAX = 2 * BLOCK_ROWS_MAX
 
 
 class Entry:
@@ -98,7 +103,7 @@ class Batcher:
         self.batch_max = batch_max
         self.queue_max = queue_max
         self._queue: deque[Entry] = deque()
-        self._blocks: deque[BlockEntry] = deque()
+        self._blocks: dict[Handles, deque[BlockEntry]] = {}  # by call, in the order of their turns
         self._block_ran = False  # the last batch was a piece of one
         self._seen = 0  # how many were queued in the last turn
         self._due = True  # a turn will come without being asked for; at first, when `run` begins
@@ -168,14 +173,15 @@ class Batcher:
             self.metrics.steps["store_behind"] += len(block)
             raise self.refusing.with_traceback(None)
         # One block is always let in, however long: behind it the bound counts.
-        waiting = sum(len(entry.block) for entry in self._blocks)
-        if waiting and waiting + len(block) > BLOCK_ROWS_MAX:
+        waiting = sum(entry.block.left for entry in self._block_entries())
+        bound = BLOCK_ROWS_MAX if len(block) > self.batch_max else SHORT_BLOCK_ROWS_MAX
+        if waiting and waiting + len(block) > bound:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
         block.cut(self.batch_max)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Block] = loop.create_future()
-        self._blocks.append(BlockEntry(block, future, perf_counter()))
+        self._blocks.setdefault(block.held, deque()).append(BlockEntry(block, future, perf_counter()))
         if not self._due:
             self._due = True
             loop.call_soon(self._turn)
@@ -188,7 +194,7 @@ class Batcher:
     def has_queued(self, stream: Stream) -> bool:
         """Whether a timestep of a live stream is waiting for its batch."""
         return any(entry.lease.stream is stream for entry in self._queue) or any(
-            entry.block.slots is stream.slots and entry.block.holds(stream.slot) for entry in self._blocks
+            entry.block.slots is stream.slots and entry.block.holds(stream.slot) for entry in self._block_entries()
         )
 
     async def between(self, act: Callable[[], T]) -> T:
@@ -227,7 +233,7 @@ class Batcher:
                     await self._run_in_thread(entries)
         finally:
             self._dead = Stopping()
-            _fail_all([*self._queue, *self._blocks], self._dead)
+            _fail_all([*self._queue, *self._block_entries()], self._dead)
             self._queue.clear()
             self._blocks.clear()
             self._thread.shutdown(wait=False)
@@ -272,9 +278,18 @@ class Batcher:
         return self._piece_seconds if piece else self._run_seconds
 
     def _take_piece(self) -> BlockEntry:
-        """Takes the block off the line whose piece is due."""
+        """Takes the block off the line whose piece is due; its call has its next turn when all others have had theirs."""
         self._block_ran = True
-        return self._blocks.popleft()
+        call, line = next(iter(self._blocks.items()))
+        del self._blocks[call]
+        entry = line.popleft()
+        if line:
+            self._blocks[call] = line
+        return entry
+
+    def _block_entries(self) -> Iterator[BlockEntry]:
+        """The blocks in the line."""
+        return chain.from_iterable(self._blocks.values())
 
     def _run_piece_here(self, entry: BlockEntry) -> None:
         """Runs one piece of a block in the event loop."""
@@ -398,7 +413,7 @@ class Batcher:
         crash_point("before-answer")
         if entry.block.left:
             entry.queued_at = perf_counter()
-            self._blocks.append(entry)
+            self._blocks.setdefault(entry.block.held, deque()).appendleft(entry)
             return
         self.metrics.missing_values += entry.block.missing
         if not entry.future.done():
@@ -423,7 +438,7 @@ class Batcher:
         elif verdict is Verdict.FAILED:
             _fail(entry.future, report.failures[row])
         else:
-            _fail(entry.future, self.engine.refusal(verdict, step, stream.step + 1, x))
+            _fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
 
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
@@ -447,6 +462,7 @@ OUTCOMES: dict[int, Outcome] = {
     Verdict.FAILED: "failed",
     Verdict.POISONED: "failed",
     Verdict.NOT_HELD: "ended",
+    Verdict.NO_STEP_LEFT: "invalid",
 }
 
 

@@ -6,7 +6,8 @@ The laws of this file:
 3. A store that is slow or down stops nobody at first; the lag is a metric. When it passes `ready_lag_s` the server says
    that it is not ready, and when it passes `lag_max_s` new timesteps are refused: nothing is left unprotected in silence.
 4. A stream gives its slot back when its state is stored, never before.
-5. A checkpoint that the store refuses was written under an old epoch: the stream has another owner, and is dropped here.
+5. A checkpoint that the store refuses was written under an old epoch, or the store has lost the stream: what is true is found
+   out by `on_refused`.
 6. A round stores everything, every so often. What somebody waits for is stored at once and by itself, also in the midst of a
    round: a `SYNC` stream, one whose call is asked to end, one without a call that is to give its slot back.
 7. Nothing here keeps the event loop for longer than a slice, however many streams there are.
@@ -16,13 +17,13 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
 
 import numpy as np
 
-from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
+from serving.core.errors import StoreBehind, StoreGone, StoreUnavailable
 from serving.core.slots import FREE, Slots
 from serving.core.spec import Checkpoint, Ints, Key
 from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
@@ -59,8 +60,9 @@ class Checkpointer:
         store: where to.
         metrics: where to count.
         may_park: whether a stream may leave its slot now; False while it is being opened.
+        on_refused: finds out why the store refused a stream, and stores it again or drops it.
+        on_parked: takes note that a stream has left its slot, and at which timestep.
         pace: how often, and how late is too late.
-        clock: a monotonic clock, in seconds.
 
     """
 
@@ -71,17 +73,20 @@ class Checkpointer:
         store: Store,
         metrics: Metrics,
         may_park: Callable[[Stream], bool],
+        on_refused: Callable[[Stream], Awaitable[None]],
+        on_parked: Callable[[Stream, int], None],
         pace: Pace,
-        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._repository = repository
         self._streams = streams
         self._store = store
         self._metrics = metrics
         self._may_park = may_park
+        self._on_refused = on_refused
+        self._on_parked = on_parked
         self._pace = pace
-        self._clock = clock
-        self._clean_at = clock()  # when everything there was had last been stored
+        self._clock = pace.clock
+        self._clean_at = self._clock()  # when everything there was had last been stored
         self._give_up_at = math.inf
         self._soon = asyncio.Event()  # something is to be stored, or a stream to leave, before the next round
         self._wanted: set[Stream] = set()  # somebody waits until they are stored
@@ -89,6 +94,7 @@ class Checkpointer:
         self._flushing = False
         self._leaving: set[Stream] = set()  # no call has them open; they give their slots back when stored
         self._failing = False
+        self.store_gone = False  # only a restart of the server helps
         self.watchers: list[Callable[[], None]] = []  # called at the end of each round
         self._silence = {served.spec.id: _Silence(served.slots.capacity) for served in repository}
         metrics.unsaved_seconds = self.unsaved_seconds
@@ -127,8 +133,11 @@ class Checkpointer:
 
     def store_soon(self, lease: Lease) -> None:
         """Has a stream stored at once, for somebody who is about to wait for it with `durable`."""
-        if lease.stream.phase is Phase.LIVE:
-            self._wanted.add(lease.stream)
+        self._want(lease.stream)
+
+    def _want(self, stream: Stream) -> None:
+        if stream.phase is Phase.LIVE:
+            self._wanted.add(stream)
             self._soon.set()
 
     async def durable(self, lease: Lease, step: int) -> None:
@@ -140,15 +149,24 @@ class Checkpointer:
 
         """
         while lease.ended is None and not _is_stored(lease, step):
-            if self._pace.too_late(self.unsaved_seconds()) or self._clock() >= self._give_up_at:
-                raise self._behind()
+            self._check_in_time()
             self.store_soon(lease)
             await self._stored_some(lease)
         if lease.ended is not None:
             raise lease.ended
 
+    async def settled(self, stream: Stream) -> None:
+        """Waits until what a stream has applied by now is stored, or it has left its slot. StoreBehind as above."""
+        if stream.phase is not Phase.LIVE:
+            return
+        step = stream.step
+        while stream.phase is Phase.LIVE and stream.slots.saved[stream.slot] < step:
+            self._check_in_time()
+            self._want(stream)
+            await self._stored_some()
+
     def give_up_in(self, seconds: float) -> None:
-        """From so many seconds from now on `durable` waits for nothing: the process is to end."""
+        """From so many seconds from now on nobody waits for the store: the process is to end."""
         self._give_up_at = self._clock() + seconds
 
     async def flush(self) -> None:
@@ -260,20 +278,20 @@ class Checkpointer:
             kept = await self._store.save(checkpoints)
         except StoreUnavailable as error:
             self._metrics.checkpoints["failed"] += len(checkpoints)
-            if not self._failing:
-                log.error("%s; predictions go on, unsaved", error)
-            self._failing = True
-            return False
+            return self._failed(error)
         crash_point("after-commit")
         if self._failing:
             log.info("the store is back")
         self._failing = False
         self._metrics.checkpoint_seconds.observe(perf_counter() - begun)
-        for stream, checkpoint, ok in zip(streams, checkpoints, kept, strict=True):
-            if ok:
-                self._stored(stream, checkpoint)
-            else:
-                await self._fenced(served, stream, checkpoint)
+        try:
+            for stream, checkpoint, ok in zip(streams, checkpoints, kept, strict=True):
+                if ok:
+                    self._stored(stream, checkpoint)
+                else:
+                    await self._refused(stream, checkpoint)
+        except StoreUnavailable as error:
+            return self._failed(error)
         return True
 
     async def _copied(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
@@ -285,6 +303,14 @@ class Checkpointer:
                 copies[copied[1].key] = copied
             await asyncio.sleep(0)
         return [stream for stream, _ in copies.values()], [checkpoint for _, checkpoint in copies.values()]
+
+    def _failed(self, error: StoreUnavailable) -> bool:
+        """Says so once; always False."""
+        if not self._failing:
+            log.error("%s; predictions go on, unsaved", error)
+        self._failing = True
+        self.store_gone |= isinstance(error, StoreGone)
+        return False
 
     def _copy(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
         """Copies what is still unsaved of rows; between batches."""
@@ -303,15 +329,11 @@ class Checkpointer:
             if stream.lease is not None and stream.epoch == checkpoint.epoch:
                 stream.lease.stored(checkpoint.step)
 
-    async def _fenced(self, served: Served, stream: Stream, checkpoint: Checkpoint) -> None:
-        """The store refused: the stream has another owner, unless we have raised the epoch ourselves meanwhile."""
+    async def _refused(self, stream: Stream, checkpoint: Checkpoint) -> None:
+        """The store refused, which means nothing if we have raised the epoch ourselves meanwhile, or are just doing so."""
         self._metrics.checkpoints["fenced"] += 1
-        if stream.phase is not Phase.LIVE or stream.epoch != checkpoint.epoch or not self._may_park(stream):
-            return
-        log.warning("stream %s was taken over by another server and is dropped here", stream.key.stream_id)
-        self._leaving.discard(stream)
-        reason = TakenOver(stream.key.stream_id, stream.epoch + 1)
-        await served.batcher.between(lambda: self._streams.drop(stream, reason))
+        if stream.phase is Phase.LIVE and stream.epoch == checkpoint.epoch and self._may_park(stream):
+            await self._on_refused(stream)
 
     async def _park_leaving(self) -> None:
         """Lets streams without a call leave their slots."""
@@ -354,7 +376,9 @@ class Checkpointer:
         if not stream.saved or not self._may_park(stream) or served.batcher.has_queued(stream):
             return False
         crash_point("during-park")
+        step = stream.step
         self._streams.park(stream)
+        self._on_parked(stream, step)
         return True
 
     async def _stored_some(self, lease: Lease | None = None) -> None:
@@ -373,6 +397,11 @@ class Checkpointer:
                 waiter.set_result(None)
             if place % WOKEN_AT_ONCE_MAX == 0:
                 await asyncio.sleep(0)
+
+    def _check_in_time(self) -> None:
+        """Raises StoreBehind when it is too late to wait for the store."""
+        if self._pace.too_late(self.unsaved_seconds()) or self._clock() >= self._give_up_at:
+            raise self._behind()
 
     def _behind(self) -> StoreBehind:
         return StoreBehind(self.unsaved_seconds(), max(1, round(1000 * self._pace.every_s)))

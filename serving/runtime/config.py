@@ -48,6 +48,8 @@ class ServerConfig:
     """Most timesteps that may wait for a batch: sixteen full batches, some milliseconds."""
     live_max: Count = 16384
     """Most live streams of a model, in each worker. Memory is used only by those that are there."""
+    peer_live_max: Annotated[int, Field(ge=0)] = 0
+    """Most live streams of a model that one connection may hold, so that none takes all. 0: seven eighths of `live_max`."""
     streams_max: Count = 1_000_000
     """Most streams, live and parked. A worker learns once a minute what others have opened: until then it may let in more."""
     answers_remembered: Annotated[int, Field(gt=0, le=4096)] = 32
@@ -78,6 +80,11 @@ class ServerConfig:
     def state_address(self) -> str:
         """Where streams rest, spelled out."""
         return self.state or f"sqlite://{(self.data_dir / 'tidegate.db').absolute()}"
+
+    @property
+    def live_max_of_a_peer(self) -> int:
+        """How many live streams of a model one connection may hold."""
+        return self.peer_live_max or self.live_max - self.live_max // 8
 
     @property
     def worker_count(self) -> int:

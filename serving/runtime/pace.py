@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ NEXT_ROUND_FACTOR = 2
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Times, in seconds.
+    """Times, in seconds, and the clock that tells them, a monotonic one.
 
     State is stored every `every_s`; a silent stream leaves its slot after `park_after_s`. A store is behind when a change waits
     longer than `every_s`: by `ready_lag_s`, and the server is not ready; by `lag_max_s`, and new timesteps are refused.
@@ -27,6 +27,7 @@ class Pace:
     park_after_s: float
     ready_lag_s: float
     lag_max_s: float
+    clock: Callable[[], float] = perf_counter
 
     def ready(self, unsaved_s: float) -> bool:
         """Whether the store keeps up, when the oldest change has waited so long."""

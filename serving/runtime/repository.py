@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from serving.core.engine import Engine
 from serving.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
 from serving.core.model import Model
 from serving.core.slots import Slots
-from serving.core.spec import Spec
+from serving.core.spec import Ints, Spec
 from serving.runtime.batcher import Batcher
+from serving.runtime.cores import usable_cores
 from serving.runtime.metrics import Metrics, ModelMetrics
 
 log = logging.getLogger("tidegate.repository")
@@ -72,20 +75,33 @@ class Repository:
 
 
 def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
-    """Loads every model under `root`, checks it against the contract and warms it up.
+    """Loads every model under `root`, checks it against the contract and warms it up; as many at a time as there are cores.
 
     Raises:
-        ContractBroken: there is no model, or one cannot be served. One bad model stops the start: a server that
-            silently leaves a model out fails its clients later and farther from the cause.
+        ContractBroken: there is no model, or one cannot be served: the first in the order of the paths. One bad model stops
+            the start: a server that silently leaves a model out fails its clients later and farther from the cause.
 
     """
     paths = sorted(root.glob("*/*/model.onnx"))
     if not paths:
         raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
-    return Repository([_load(path, limits, metrics) for path in paths])
+    # onnxruntime lets others run while it does, and nearly all of the time is its own.
+    with ThreadPoolExecutor(min(len(paths), usable_cores()), thread_name_prefix="load") as threads:
+        found = threads.map(partial(_load, limits.batch_max), paths)
+        return Repository([_serve(one, limits, metrics) for one in found])
 
 
-def _load(path: Path, limits: Limits, metrics: Metrics) -> Served:
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model that was checked: `varying` are the sizes of batches that change its bits."""
+
+    model: Model
+    varying: Ints
+    card_json: str
+
+
+def _load(batch_max: int, path: Path) -> _Loaded:
+    """Reads a model and checks it; touches nothing that is shared."""
     name, version = path.parent.parent.name, path.parent.name
     if not version.isdecimal():
         raise ContractBroken(str(path), f"version '{version}' is not a decimal number, expected for example {name}/1")
@@ -99,8 +115,13 @@ def _load(path: Path, limits: Limits, metrics: Metrics) -> Served:
     except UnicodeDecodeError as error:
         raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
     model = Model(name, version, graph, sidecar_text)
-    varying = model.varying_batches(limits.batch_max)
-    measured = metrics.add_model(name, version, model.spec.fingerprint)
+    return _Loaded(model, model.varying_batches(batch_max), card_json)
+
+
+def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> Served:
+    """Makes room for the streams of a model, and says what was found."""
+    model, varying = loaded.model, loaded.varying
+    measured = metrics.add_model(model.spec.name, model.spec.version, model.spec.fingerprint)
     measured.batch_invariant = not varying.size
     if varying.size:
         log.warning(
@@ -112,4 +133,4 @@ def _load(path: Path, limits: Limits, metrics: Metrics) -> Served:
     slots = Slots(model.spec, limits.live_max, limits.answers)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
     log.info("model %s loaded, fingerprint %s", model.spec.title, model.spec.fingerprint[:12])
-    return Served(model.spec, slots, batcher, measured, card_json)
+    return Served(model.spec, slots, batcher, measured, loaded.card_json)

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.rpc import native
+from serving.rpc.unreadable import Unreadable
 from serving.runtime.board import Board
 from serving.runtime.config import ServerConfig
 from serving.runtime.exposition import Exposition, MetricsPort, Source
@@ -131,7 +132,7 @@ class Server:
             forget_after_s=config.forget_after,
             pace=Pace(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
-        self._native = native.Native(self.keeper)
+        self._native = native.Native(self.keeper, config.live_max_of_a_peer)
         native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -147,6 +148,7 @@ class Server:
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
             asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
             asyncio.create_task(self.keeper.sweeper.run(), name="sweeper"),
+            asyncio.create_task(self.keeper.peers.run(), name="peers"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
             *([] if self.place is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]
@@ -191,6 +193,8 @@ class Server:
         """Waits until a task that must not end has ended; raises what ended it. Never returns."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         task = done.pop()
+        # Now: while the server stops, something else may go wrong because of this, and be taken for the cause.
+        log.critical("%s ended, and so does the server", task.get_name(), exc_info=task.exception())
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         raise RuntimeError(f"{task.get_name()} ended") from task.exception()
 
@@ -228,6 +232,7 @@ class Server:
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
+            interceptors=[Unreadable()],
             options=[
                 # A second server on a taken port must fail, not share it silently. For workers, who are to share it, their
                 # supervisor has seen that it was free, and holds it.
@@ -242,7 +247,7 @@ class Server:
                 # Sensors that ping through quiet times are welcome, from every 10 s on.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-            ]
+            ],
         )
 
     def _listen(self) -> None:
@@ -273,10 +278,14 @@ class Server:
 
     async def _watch_lag(self) -> None:
         """Says that the server is not ready while the store is behind."""
-        ready = True
+        ready, gone = True, False
         while True:
             await asyncio.sleep(LAG_WATCH_SECONDS)
             await self.keeper.checkpointer.judge()
+            if self.keeper.checkpointer.store_gone and not gone:
+                gone = True
+                log.error("the process is not healthy: only a restart helps")
+                await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
             if ready != self.keeper.checkpointer.ready:
                 ready = not ready
                 log.warning("%s: %r", "ready again" if ready else "not ready", self.keeper.checkpointer)

@@ -26,6 +26,8 @@ log = logging.getLogger("tidegate.sweeper")
 SWEEP_SECONDS = 60.0
 # A tombstone is kept so many times as long as the state was: long enough to tell a late client what happened.
 TOMBSTONE_FACTOR = 10
+# That of a deleted stream, in seconds: long enough for whoever had it open to learn why it is gone.
+DELETED_KEPT_SECONDS = 3600.0
 # What a wall clock may outrun the monotonic one by between two looks and still run evenly: NTP's slewing, 30 ms a minute, and a
 # process that was not given the processor between the two readings. No more than a part of what a stream may be silent.
 EVEN_SECONDS = 1.0
@@ -92,6 +94,7 @@ class Sweeper:
         self._store = store
         self._forget_after_s = forget_after_s
         self._forget_after = round(forget_after_s * NANOSECONDS)
+        self._deleted_kept = round(DELETED_KEPT_SECONDS * NANOSECONDS)
         self._on_count = on_count
         self._wall = wall
         self._steady = steady
@@ -111,19 +114,19 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Forgets what has been silent for too long, all of it, and counts what is left. StoreUnavailable."""
-        if self._forget_after:
-            await self._forget()
-        self._on_count(await self._store.count())
-
-    async def _forget(self) -> None:
         if self._account is None:
             newest = await self._store.newest_unix_nano()
-            self._account = Account(newest, self._forget_after, self._wall, self._steady)
-        now = self._account.now()
+            kept = self._forget_after or self._deleted_kept
+            self._account = Account(newest, kept, self._wall, self._steady)
+        await self._forget(self._account.now())
+        self._on_count(await self._store.count())
+
+    async def _forget(self, now: int) -> None:
+        age = self._forget_after or now  # nothing is older than that
         forgotten = 0
         while True:
             begun = self._steady()
-            some = await self._store.expire(now - self._forget_after, now - TOMBSTONE_FACTOR * self._forget_after)
+            some = await self._store.expire(now - age, now - TOMBSTONE_FACTOR * age, now - self._deleted_kept)
             if not some:
                 break
             forgotten += some

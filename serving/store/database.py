@@ -1,4 +1,4 @@
-"""The SQLite file under a store: its schema, and its statements over many streams at once.
+"""The SQLite file under a store: how it is opened, and its statements over many streams at once.
 
 Synchronous, and used by one thread. That thread runs beside a busy event loop, and every call into SQLite gives the GIL
 away and queues for it again. So what is asked of many streams is asked in few calls: values go in as one list, and rows come
@@ -10,21 +10,19 @@ back as one JSON text instead of one call a row (measured beside a loop that nev
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.core.errors import StoreUnavailable
+from serving.core.errors import StoreGone, StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import encode
-from serving.store.store import Head
-
-SCHEMA = 1
-# "TdGt": tells `file` and us that a database is Tidegate's.
-APPLICATION_ID = 0x54644774
+from serving.store.schema import APPLICATION_ID, BEAT, BUILD, HEAD, SCHEMA, WANTED
+from serving.store.store import BEAT_SECONDS, DEAD_SECONDS, Head, Holder, Mark, Marking, Tombstone, Wanted
 
 # For UPDATE ... FROM, ON CONFLICT without a target, and JSON that is always there. Debian 12 and Python's own builds have it.
 SQLITE_NEEDED = (3, 38, 0)
@@ -35,6 +33,12 @@ ROWS = 256
 CHUNK_BYTES = 4 << 20
 # Rows that one `expire` turns, so that it holds the write lock for some 10 ms at most.
 EXPIRE_ROWS = 1000
+# For how long a notice can be read, in seconds; writers look several times a second. One that was away for longer finds out when
+# it next stores.
+NOTICE_SECONDS = 60
+# Writers that have said nothing for so long are dropped from the list, in seconds.
+WRITER_SECONDS = 86_400
+NANOSECONDS = 1_000_000_000
 # Page cache, in KiB. The system caches the file as well; resident memory stays flat however many streams there are.
 CACHE_KIB = 8192
 # Pages of 4 KiB in the WAL at which a commit moves them into the database. SQLite's 1,000 would be reached by every single
@@ -45,27 +49,6 @@ RETRY_S = 0.01
 # For how long SQLite itself waits for a lock; then the store asks again. SQLite looks after 1, 2, 5 ms and more and more rarely,
 # up to every 100 ms. Beside processes that commit without a pause, who looks so rarely waits for seconds, and may wait in vain.
 LOOK_MS = 8
-
-_TABLES = """
-CREATE TABLE streams (
-    tenant TEXT NOT NULL,
-    stream_id TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    step INTEGER NOT NULL,
-    model_name TEXT NOT NULL,
-    model_version TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    created_unix_nano INTEGER NOT NULL,
-    updated_unix_nano INTEGER NOT NULL,
-    state_bytes INTEGER NOT NULL,
-    expired INTEGER NOT NULL,
-    record BLOB, -- NULL before the first checkpoint, and of an expired stream
-    PRIMARY KEY (tenant, stream_id)
-);
-CREATE INDEX streams_by_age ON streams (expired, updated_unix_nano);
-"""
-_HEAD = """stream_id, epoch, step, model_name, model_version, fingerprint,
-    created_unix_nano, updated_unix_nano, state_bytes, expired"""
 
 
 class Claim(NamedTuple):
@@ -91,6 +74,8 @@ class Database:
 
     Args:
         path: the file; it is made when it is missing.
+        writer: the number of who uses it.
+        clock: stamps what is written.
         busy_timeout_s: for how long to wait for other processes when the file is opened, and is said to have been waited.
 
     Raises:
@@ -98,10 +83,13 @@ class Database:
 
     """
 
-    def __init__(self, path: Path, busy_timeout_s: float) -> None:
+    def __init__(self, path: Path, writer: int, clock: Callable[[], int], busy_timeout_s: float) -> None:
         self._path = path
+        self._writer = writer
+        self._clock = clock
+        self._beat_unix_nano = 0
         self._name = f"sqlite://{path.absolute()}"
-        self._busy_timeout_s = busy_timeout_s
+        self.busy_timeout_s = busy_timeout_s
         if sqlite3.sqlite_version_info < SQLITE_NEEDED:
             raise StoreUnavailable(
                 self._name, f"SQLite is {sqlite3.sqlite_version}, expected {'.'.join(map(str, SQLITE_NEEDED))} or newer"
@@ -124,10 +112,15 @@ class Database:
         except StoreUnavailable:
             self._connection.close()
             raise
-        self._inode = path.stat().st_ino
+        self._inode = _inode(path)
+        self._wal_inode: int | None = None  # until it is first seen
+        (self._noticed,) = self._connection.execute("SELECT ifnull(max(seq), 0) FROM sqlite_sequence").fetchone()
 
     def close(self) -> None:
         """Closes the file; the last process to do so moves the WAL into it."""
+        # Whoever cannot say that it has gone is taken for dead soon.
+        with suppress(sqlite3.Error, StoreUnavailable), self.transaction():
+            self._connection.execute("DELETE FROM writers WHERE writer = ?", (self._writer,))
         self._connection.close()
 
     @contextmanager
@@ -146,113 +139,212 @@ class Database:
 
     def load(self, keys: Sequence[Key]) -> list[Row | None]:
         """What is known of each."""
+        now = self._clock()
         rows: list[Row | None] = [None] * len(keys)
         for start in range(0, len(keys), ROWS):
             chunk = keys[start : start + ROWS]
             for place, *head, record in self._answer(
-                f"""SELECT json_group_array(json_array(wanted.column1, {_HEAD}, hex(record)))
+                f"""SELECT json_group_array(json_array(wanted.column1, {HEAD}, hex(record)))
                 FROM ({_values(3, len(chunk))}) AS wanted
                 JOIN streams ON tenant = wanted.column2 AND stream_id = wanted.column3""",
                 _flat(((place, *key) for place, key in enumerate(chunk)), 3, len(chunk)),
             ):
-                rows[start + place] = Row(_head(chunk[place].tenant, head), bytes.fromhex(record) or None)
+                rows[start + place] = Row(self._head(chunk[place].tenant, head, now), bytes.fromhex(record) or None)
         return rows
 
-    def claim(self, claims: Sequence[Claim], now: int) -> list[int | None]:
-        """The new epoch of each, None where another is seen. In a transaction; each stream once."""
-        epochs: list[int | None] = [None] * len(claims)
+    def claim(self, claims: Sequence[Claim]) -> list[Row | None]:
+        """What is known of each after the claim, None where another epoch is seen. In a transaction; each stream once."""
+        now = self._clock()
+        if now - self._beat_unix_nano > BEAT_SECONDS * NANOSECONDS:
+            self.beat()  # who has a stream is alive
+        rows: list[Row | None] = [None] * len(claims)
         for start in range(0, len(claims), ROWS):
             chunk = claims[start : start + ROWS]
             won = self._at_epoch([(claim.key, claim.seen_epoch) for claim in chunk])
+            self._give_notice([chunk[place].key for place in won], now)
+            highest = self._highest_epoch()
             self._connection.execute(
                 f"""INSERT INTO streams (tenant, stream_id, epoch, model_name, model_version, fingerprint,
-                    step, created_unix_nano, updated_unix_nano, state_bytes, expired)
-                SELECT column1, column2, column3, column4, column5, column6, 0, ?, ?, 0, 0
+                    writer, mark, asked, answered, step, created_unix_nano, updated_unix_nano, state_bytes, tombstone)
+                SELECT column1, column2, column3, column4, column5, column6, ?, {Mark.LIVE}, 0, 0, 0, ?, ?, 0, 0
                 FROM ({_values(6, len(won))}) WHERE column1 IS NOT NULL
                 ON CONFLICT DO UPDATE SET
                     epoch = excluded.epoch,
+                    writer = excluded.writer,
+                    mark = excluded.mark,
+                    asked = 0,
+                    answered = 0,
                     model_name = excluded.model_name,
                     model_version = excluded.model_version,
                     fingerprint = excluded.fingerprint,
-                    step = iif(expired, 0, step),
-                    created_unix_nano = iif(expired, excluded.created_unix_nano, created_unix_nano),
+                    step = iif(tombstone, 0, step),
+                    created_unix_nano = iif(tombstone, excluded.created_unix_nano, created_unix_nano),
                     updated_unix_nano = excluded.updated_unix_nano,
-                    expired = 0""",
+                    tombstone = 0""",
                 [
+                    self._writer,
                     now,
                     now,
                     *_flat(
-                        ((*chunk[place].key, chunk[place].seen_epoch + 1, *chunk[place].model) for place in won),
+                        (
+                            (*chunk[place].key, (chunk[place].seen_epoch or highest) + 1, *chunk[place].model)
+                            for place in won
+                        ),
                         6,
                         len(won),
                     ),
                 ],
             )
-            for place in won:
-                epochs[start + place] = chunk[place].seen_epoch + 1
-        return epochs
+            for place, row in zip(won, self.load([chunk[place].key for place in won]), strict=True):
+                rows[start + place] = row
+        return rows
 
-    def save(self, checkpoints: Sequence[Checkpoint], now: int) -> list[bool]:
+    def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Row | None:
+        """What is known of a stream that was made with its first state; None where it is there. In a transaction."""
+        now = self._clock()
+        known = self.load([checkpoint.key])[0]
+        if (known.head.epoch if known else 0) != seen_epoch or (known and not known.head.tombstone):
+            return None
+        self._insert(replace(checkpoint, epoch=(seen_epoch or self._highest_epoch()) + 1), Mark.RELEASED, now)
+        return self.load([checkpoint.key])[0]
+
+    def restore(self, checkpoint: Checkpoint) -> bool:
+        """Whether a stream was made known again under its own epoch. In a transaction."""
+        now = self._clock()
+        if self.load([checkpoint.key])[0] is not None or checkpoint.epoch <= self._highest_epoch():
+            return False
+        self._insert(checkpoint, Mark.LIVE, now)
+        return True
+
+    def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those that are not fenced. In a transaction; each stream once."""
+        now = self._clock()
         kept: list[bool] = []
         for chunk in _chunks(checkpoints):
             changed = self._connection.execute(
                 f"""UPDATE streams SET
                     step = next.column4, state_bytes = next.column5, record = next.column6, updated_unix_nano = ?
                 FROM ({_values(6, len(chunk))}) AS next
-                WHERE tenant = next.column1 AND stream_id = next.column2 AND epoch = next.column3 AND NOT expired""",
+                WHERE tenant = next.column1 AND stream_id = next.column2 AND epoch = next.column3
+                    AND writer = ? AND tombstone = 0""",
                 [
                     now,
                     *_flat(((*c.key, c.epoch, c.step, len(c.payload), encode(c)) for c in chunk), 6, len(chunk)),
+                    self._writer,
                 ],
             ).rowcount
             if changed == len(chunk):
                 kept += [True] * len(chunk)
             else:
-                theirs = set(self._at_epoch([(c.key, c.epoch) for c in chunk], but_expired=True))
+                theirs = set(self._at_epoch([(c.key, c.epoch) for c in chunk], writer=self._writer))
                 kept += [place in theirs for place in range(len(chunk))]
         return kept
 
-    def forget(self, key: Key, epoch: int) -> bool:
-        """Whether a stream was dropped."""
-        sql = "DELETE FROM streams WHERE tenant = ? AND stream_id = ? AND epoch = ?"
-        return self._connection.execute(sql, (*key, epoch)).rowcount == 1
+    def mark(self, markings: Sequence[Marking]) -> None:
+        """Notes of streams who has them in memory. In a transaction."""
+        for start in range(0, len(markings), ROWS):
+            chunk = markings[start : start + ROWS]
+            self._connection.execute(
+                f"""UPDATE streams SET mark = said.column4, answered = max(answered, said.column5)
+                FROM ({_values(5, len(chunk))}) AS said
+                WHERE tenant = said.column1 AND stream_id = said.column2 AND epoch = said.column3
+                    AND writer = ? AND tombstone = 0""",
+                [
+                    *_flat(((*said.key, said.epoch, said.mark, said.answered) for said in chunk), 5, len(chunk)),
+                    self._writer,
+                ],
+            )
 
-    def scan(self, tenant: str, prefix: str, after: str, limit: int) -> list[Head]:
-        """Heads in the order of their ids."""
-        end = _after_all(prefix)
+    def ask(self, key: Key, epoch: int) -> int | None:
+        """How often the writer of a stream has been asked to store it, now once more. In a transaction."""
+        self._give_notice([key], self._clock())
+        row = self._connection.execute(
+            "UPDATE streams SET asked = asked + 1 WHERE tenant = ? AND stream_id = ? AND epoch = ? RETURNING asked",
+            (*key, epoch),
+        ).fetchone()
+        return row and int(row[0])
+
+    def forget(self, key: Key, epoch: int) -> bool:
+        """Whether a stream was deleted. In a transaction."""
+        now = self._clock()
+        self._give_notice([key], now)
+        sql = """UPDATE streams SET epoch = epoch + 1, writer = 0, mark = 0, state_bytes = 0, record = NULL,
+            tombstone = 2, updated_unix_nano = ? WHERE tenant = ? AND stream_id = ? AND epoch = ? AND tombstone != 2"""
+        return self._connection.execute(sql, (now, *key, epoch)).rowcount == 1
+
+    def scan(self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted) -> tuple[list[Head], str | None]:
+        """Heads in the order of their ids, and the id to go on after."""
+        now = self._clock()
         heads = self._answer(
-            f"""SELECT json_group_array(json_array({_HEAD})) FROM (
-                SELECT {_HEAD} FROM streams
-                WHERE tenant = ? AND stream_id > ? AND stream_id >= ? AND (? OR stream_id < ?)
-                ORDER BY stream_id LIMIT ?)""",
-            (tenant, after, prefix, end is None, end, limit),
+            f"""SELECT json_group_array(json_array({HEAD})) FROM (
+                SELECT * FROM streams
+                WHERE tenant = :tenant AND stream_id > :after AND stream_id >= :prefix AND (:all OR stream_id < :end)
+                    AND {WANTED[wanted]}
+                ORDER BY stream_id LIMIT :limit) AS streams""",
+            {
+                "tenant": tenant,
+                "after": after,
+                "prefix": prefix,
+                "all": _after_all(prefix) is None,
+                "end": _after_all(prefix),
+                "self": self._writer,
+                "alive": now - round(DEAD_SECONDS * NANOSECONDS),
+                "limit": limit,
+            },
         )
         # SQLite does not promise that the array keeps the order of the rows.
-        return sorted((_head(tenant, head) for head in heads), key=lambda head: head.key)
+        found = sorted((self._head(tenant, head, now) for head in heads), key=lambda head: head.key)
+        return found, found[-1].key.stream_id if len(found) == limit else None
 
-    def expire(self, before_unix_nano: int, purge_before_unix_nano: int) -> int:
+    def expire(self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int) -> int:
         """Turns some old streams into tombstones, after dropping some old tombstones. In a transaction."""
-        self._connection.execute(
-            """DELETE FROM streams WHERE rowid IN (
-                SELECT rowid FROM streams WHERE expired = 1 AND updated_unix_nano < ? LIMIT ?)""",
-            (purge_before_unix_nano, EXPIRE_ROWS),
-        )
+        alive = self._clock() - round(DEAD_SECONDS * NANOSECONDS)
+        for tombstone, before in (
+            (Tombstone.EXPIRED, purge_before_unix_nano),
+            (Tombstone.DELETED, purge_deleted_before_unix_nano),
+        ):
+            gone = self._connection.execute(
+                """DELETE FROM streams WHERE rowid IN (
+                    SELECT rowid FROM streams WHERE tombstone = ? AND updated_unix_nano < ? LIMIT ?) RETURNING epoch""",
+                (tombstone, before, EXPIRE_ROWS),
+            ).fetchall()
+            if gone:
+                self._connection.execute("UPDATE epochs SET highest = max(highest, ?)", max(gone))
         return self._connection.execute(
-            """UPDATE streams SET epoch = epoch + 1, state_bytes = 0, expired = 1, record = NULL WHERE rowid IN (
-                SELECT rowid FROM streams WHERE expired = 0 AND updated_unix_nano < ? LIMIT ?)""",
-            (before_unix_nano, EXPIRE_ROWS),
+            f"""UPDATE streams SET epoch = epoch + 1, writer = 0, mark = 0, state_bytes = 0, tombstone = 1, record = NULL
+            WHERE rowid IN (
+                SELECT rowid FROM streams WHERE tombstone = 0 AND updated_unix_nano < ?
+                    AND NOT (mark = {Mark.LIVE} AND (streams.writer = ? OR {BEAT} >= ?)) LIMIT ?)""",
+            (before_unix_nano, self._writer, alive, EXPIRE_ROWS),
         ).rowcount
 
+    def beat(self) -> None:
+        """Notes that this writer is alive. In a transaction."""
+        now = self._beat_unix_nano = self._clock()
+        self._connection.execute(
+            "INSERT INTO writers VALUES (?, ?) ON CONFLICT DO UPDATE SET beat_unix_nano = excluded.beat_unix_nano",
+            (self._writer, now),
+        )
+        self._connection.execute("DELETE FROM writers WHERE beat_unix_nano < ?", (now - WRITER_SECONDS * NANOSECONDS,))
+
+    def notices(self) -> list[Key]:
+        """The streams that writers were told to look at since this was last asked."""
+        rows = self._connection.execute(
+            "SELECT number, tenant, stream_id FROM notices WHERE number > ? ORDER BY number", (self._noticed,)
+        ).fetchall()
+        if rows:
+            self._noticed = rows[-1][0]
+        return list(dict.fromkeys(Key(tenant, stream_id) for _, tenant, stream_id in rows))
+
     def count(self) -> int:
-        """The streams that are not expired."""
-        count: int = self._connection.execute("SELECT count(*) FROM streams WHERE expired = 0").fetchone()[0]
+        """The streams that are not tombstones."""
+        count: int = self._connection.execute("SELECT count(*) FROM streams WHERE tombstone = 0").fetchone()[0]
         return count
 
     def newest_unix_nano(self) -> int:
-        """When a stream that is not expired was last updated; 0 when there is none."""
+        """When a stream that is not a tombstone was last updated; 0 when there is none."""
         newest: int | None = self._connection.execute(
-            "SELECT max(updated_unix_nano) FROM streams WHERE expired = 0"
+            "SELECT max(updated_unix_nano) FROM streams WHERE tombstone = 0"
         ).fetchone()[0]
         return newest or 0
 
@@ -266,7 +358,7 @@ class Database:
         meaning = _MEANINGS.get(_code(error), "{error} ({name})")
         return StoreUnavailable(
             self._name,
-            meaning.format(error=error, name=name, folder=self._path.absolute().parent, seconds=self._busy_timeout_s),
+            meaning.format(error=error, name=name, folder=self._path.absolute().parent, seconds=self.busy_timeout_s),
         )
 
     def _prepare(self) -> None:
@@ -289,11 +381,10 @@ class Database:
         execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         execute(f"PRAGMA journal_size_limit = {WAL_PAGES * 4096}")  # a WAL that outgrew this is cut when it is reset
         execute("BEGIN IMMEDIATE")
-        if self._check_schema() == 0:  # still: another process may have been here
-            for statement in _TABLES.strip().removesuffix(";").split(";\n"):
-                execute(statement)
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {SCHEMA}")
+        for statement in BUILD[self._check_schema()]:  # looked at again: another process may have been here
+            execute(statement)
+        execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        execute(f"PRAGMA user_version = {SCHEMA}")
         execute("COMMIT")
         execute(f"PRAGMA busy_timeout = {LOOK_MS}")
 
@@ -302,7 +393,7 @@ class Database:
 
         Here alone SQLite does not wait for others: two processes that begin a file together would lock each other out.
         """
-        deadline = time.monotonic() + self._busy_timeout_s
+        deadline = time.monotonic() + self.busy_timeout_s
         while True:
             try:
                 return str(self._connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
@@ -326,28 +417,81 @@ class Database:
         return int(schema)
 
     def _check_in_place(self) -> None:
-        """Refuses to write to a file that is no longer where it was: SQLite would, and a restart would find nothing."""
-        try:
-            inode = self._path.stat().st_ino
-        except OSError:
-            inode = None
-        if inode != self._inode:
-            raise StoreUnavailable(
-                self._name,
-                "was removed or replaced while in use; restart the server to use what is there now",
-            )
+        """Refuses to write to a file that is no longer where it was: SQLite would, and a restart would find nothing.
 
-    def _at_epoch(self, seen: Sequence[tuple[Key, int]], *, but_expired: bool = False) -> list[int]:
-        """Places of those whose epoch is the one that was seen; 0 is that of an unknown stream. At most ROWS."""
+        The same for its WAL, where the newest commits are.
+        """
+        wal = _inode(self._path.with_name(self._path.name + "-wal"))
+        if self._inode != _inode(self._path) or (self._wal_inode is not None and self._wal_inode != wal):
+            raise StoreGone(
+                self._name,
+                "or its WAL was removed or replaced while in use; restart the server to use what is there now",
+            )
+        self._wal_inode = wal
+
+    def _at_epoch(self, seen: Sequence[tuple[Key, int]], writer: int | None = None) -> list[int]:
+        """Places of those whose epoch is the one that was seen; 0 is that of an unknown stream. At most ROWS.
+
+        With a writer only of those that it may store.
+        """
+        mine = "" if writer is None else f"AND writer = {writer} AND tombstone = 0"
         [places] = self._connection.execute(
             f"""SELECT json_group_array(seen.column1) FROM ({_values(4, len(seen))}) AS seen
             LEFT JOIN streams ON tenant = seen.column2 AND stream_id = seen.column3
-            WHERE seen.column1 IS NOT NULL AND ifnull(epoch, 0) = seen.column4 {"AND NOT expired" if but_expired else ""}""",
+            WHERE seen.column1 IS NOT NULL AND ifnull(epoch, 0) = seen.column4 {mine}""",
             _flat(((place, *key, epoch) for place, (key, epoch) in enumerate(seen)), 4, len(seen)),
         ).fetchone()
-        return list(json.loads(places))
+        return sorted(json.loads(places))
 
-    def _answer(self, sql: str, arguments: Sequence[Any]) -> list[Any]:
+    def _give_notice(self, keys: Sequence[Key], now: int) -> None:
+        """Has the other writers that have these streams in memory look at them. At most ROWS."""
+        posted = self._connection.execute(
+            f"""INSERT INTO notices (tenant, stream_id, posted_unix_nano)
+            SELECT tenant, stream_id, ? FROM ({_values(2, len(keys))}) AS said
+            JOIN streams ON tenant = said.column1 AND stream_id = said.column2 WHERE mark != 0 AND writer != ?""",
+            [now, *_flat((tuple(key) for key in keys), 2, len(keys)), self._writer],
+        ).rowcount
+        if posted:
+            before = now - NOTICE_SECONDS * NANOSECONDS
+            self._connection.execute("DELETE FROM notices WHERE posted_unix_nano < ?", (before,))
+
+    def _insert(self, checkpoint: Checkpoint, mark: Mark, now: int) -> None:
+        """Puts a stream with its first state where there is none, or a tombstone."""
+        c = checkpoint
+        self._connection.execute(
+            """INSERT OR REPLACE INTO streams (tenant, stream_id, epoch, writer, mark, asked, answered, step, model_name,
+                model_version, fingerprint, created_unix_nano, updated_unix_nano, state_bytes, tombstone, record)
+            VALUES (?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?, ?, 0, ?)""",
+            (*c.key, c.epoch, self._writer, mark, c.step, *c.model, now, now, len(c.payload), encode(c)),
+        )
+
+    def _highest_epoch(self) -> int:
+        """The highest epoch of a stream that is gone without a tombstone."""
+        (highest,) = self._connection.execute("SELECT highest FROM epochs").fetchone()
+        return int(highest)
+
+    def _head(self, tenant: str, row: Sequence[Any], now: int) -> Head:
+        stream_id, epoch, step, name, version, fingerprint, created, updated, state_bytes, *rest = row
+        tombstone, writer, mark, asked, answered, beat = rest
+        alive = beat >= now - round(DEAD_SECONDS * NANOSECONDS)
+        holder = Holder.SELF if mark and writer == self._writer else Holder.OTHER if mark and alive else Holder.NOBODY
+        return Head(
+            Key(tenant, stream_id),
+            epoch,
+            step,
+            ModelId(name, version, fingerprint),
+            created,
+            updated,
+            state_bytes,
+            Tombstone(tombstone),
+            holder,
+            live=holder is not Holder.NOBODY and mark == Mark.LIVE,
+            mine=writer == self._writer,
+            asked=asked,
+            answered=answered,
+        )
+
+    def _answer(self, sql: str, arguments: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         """The rows that a statement gives as one JSON text."""
         [text] = self._connection.execute(sql, arguments).fetchone()
         return list(json.loads(text))
@@ -363,6 +507,14 @@ _MEANINGS = {
     sqlite3.SQLITE_CORRUPT: "is damaged; stop all servers that use it and put a backup in its place",
     sqlite3.SQLITE_IOERR: "the disk failed ({name}); look at the system's log",
 }
+
+
+def _inode(path: Path) -> int | None:
+    """What tells a file from another of the same name; None when there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _code(error: Exception) -> int:
@@ -409,17 +561,3 @@ def _after_all(prefix: str) -> str | None:
         return None
     following = ord(stem[-1]) + 1
     return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are no characters
-
-
-def _head(tenant: str, row: Sequence[Any]) -> Head:
-    stream_id, epoch, step, name, version, fingerprint, created, updated, state_bytes, expired = row
-    return Head(
-        Key(tenant, stream_id),
-        epoch,
-        step,
-        ModelId(name, version, fingerprint),
-        created,
-        updated,
-        state_bytes,
-        expired=bool(expired),
-    )

@@ -13,6 +13,8 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -34,109 +36,41 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import encode, read
-from serving.store.store import Head, Record
+from serving.store.scripts import ASK, BEGIN, CLAIM, EXPIRE, FIELDS, FORGET, MARK, PLANT, SAVE, SCAN
+from serving.store.store import (
+    DEAD_SECONDS,
+    Head,
+    Holder,
+    Mark,
+    Marking,
+    Record,
+    Tombstone,
+    Wanted,
+    new_writer,
+)
 
 log = logging.getLogger("tidegate.store")
 
 Result = TypeVar("Result")
 
-FORMAT = 1
+FORMAT = 2
 # For the whole of an operation. A healthy server answers in a millisecond; the checkpointer tries again by itself.
 TIMEOUT_S = 2.0
 # Connections of this process. An operation holds one for a round trip; what finds none free waits, within its time-out.
 CONNECTIONS_MAX = 16
 # Streams a script: it runs some 2 ms with so many, and meanwhile the server serves nobody else.
 ROWS = 256
-# Streams that one `expire` turns.
+# Streams that one `expire` turns, and ids that one `scan` looks at.
 EXPIRE_ROWS = 1000
+SCAN_ROWS = 1000
+DEAD_MS = round(DEAD_SECONDS * 1000)
 
 _PREFIX = "tidegate"
 _AGES = f"{_PREFIX}:ages"
 _TOMBSTONES = f"{_PREFIX}:tombstones"
-
-# KEYS: stream, ages, tombstones, ids. ARGV: seen epoch, next epoch, now, score, member, id, model name, version, fingerprint.
-_CLAIM = """
-local epoch, expired = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'expired'))
-if (epoch or '0') ~= ARGV[1] then return 0 end
-if not epoch or expired == '1' then
-  redis.call('HSET', KEYS[1], 'step', 0, 'created', ARGV[3], 'bytes', 0, 'expired', 0)
-  redis.call('ZADD', KEYS[4], 0, ARGV[6])
-  redis.call('ZREM', KEYS[3], ARGV[5])
-end
-redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'updated', ARGV[3],
-  'name', ARGV[7], 'version', ARGV[8], 'fingerprint', ARGV[9])
-redis.call('ZADD', KEYS[2], ARGV[4], ARGV[5])
-return 1
-"""
-# KEYS: ages, streams. ARGV: now, score, then of each stream: epoch, step, bytes, record, member. One text of 0 and 1 comes
-# back: a list of numbers costs the client a microsecond or more each.
-_SAVE = """
-local kept = {}
-for i = 2, #KEYS do
-  local at = 5 * i - 7
-  local epoch, expired = unpack(redis.call('HMGET', KEYS[i], 'epoch', 'expired'))
-  if epoch == ARGV[at] and expired == '0' then
-    redis.call('HSET', KEYS[i], 'step', ARGV[at + 1], 'updated', ARGV[1], 'bytes', ARGV[at + 2], 'record', ARGV[at + 3])
-    redis.call('ZADD', KEYS[1], ARGV[2], ARGV[at + 4])
-    kept[i - 1] = '1'
-  else
-    kept[i - 1] = '0'
-  end
-end
-return table.concat(kept)
-"""
-# KEYS: stream, ages, tombstones, ids. ARGV: epoch, member, id.
-_FORGET = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[2], ARGV[2])
-redis.call('ZREM', KEYS[3], ARGV[2])
-redis.call('ZREM', KEYS[4], ARGV[3])
-return 1
-"""
-# KEYS: ids. ARGV: least, greatest, limit, what the keys of the streams begin with. Heads as one JSON text.
-_SCAN = """
-local heads, least, limit = {}, ARGV[1], tonumber(ARGV[3])
-repeat
-  local ids = redis.call('ZRANGEBYLEX', KEYS[1], least, ARGV[2], 'LIMIT', 0, limit - #heads)
-  for _, id in ipairs(ids) do
-    local head = redis.call('HMGET', ARGV[4] .. id,
-      'epoch', 'step', 'name', 'version', 'fingerprint', 'created', 'updated', 'bytes', 'expired')
-    if head[1] then
-      table.insert(head, 1, id)
-      heads[#heads + 1] = cjson.encode(head)
-    else -- the server threw the stream out for want of memory
-      redis.call('ZREM', KEYS[1], id)
-    end
-    least = '(' .. id
-  end
-until #ids == 0 or #heads == limit
-return '[' .. table.concat(heads, ',') .. ']'
-"""
-# KEYS: ages, tombstones. ARGV: before, purge before (scores), limit, what keys of ids and of streams begin with. A member is
-# LENGTH:TENANT:ID, and the key of its stream ends with it.
-_EXPIRE = """
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])) do
-  local colon = string.find(member, ':', 1, true)
-  local length = tonumber(string.sub(member, 1, colon - 1))
-  local tenant = string.sub(member, colon + 1, colon + length)
-  redis.call('DEL', ARGV[5] .. member)
-  redis.call('ZREM', KEYS[2], member)
-  redis.call('ZREM', ARGV[4] .. tenant, string.sub(member, colon + length + 2))
-end
-local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[3])
-for _, member in ipairs(old) do
-  local stream = ARGV[5] .. member
-  if redis.call('EXISTS', stream) == 1 then -- unless the server threw it out for want of memory
-    redis.call('HINCRBY', stream, 'epoch', 1)
-    redis.call('HSET', stream, 'expired', 1, 'bytes', 0)
-    redis.call('HDEL', stream, 'record')
-    redis.call('ZADD', KEYS[2], redis.call('ZSCORE', KEYS[1], member), member)
-  end
-  redis.call('ZREM', KEYS[1], member)
-end
-return #old
-"""
+_DELETED = f"{_PREFIX}:deleted"
+_NOTICES = f"{_PREFIX}:notices"
+_HIGHEST = f"{_PREFIX}:highest-epoch"  # of streams that are gone without a tombstone
 
 
 class RedisStore:
@@ -170,6 +104,8 @@ class RedisStore:
         self._name = f"redis://{f'[{host}]' if ':' in host else host}:{port}/{database}"
         self._clock = clock
         self._timeout_s = timeout_s
+        self._writer = new_writer()
+        self._noticed = "0-0"  # the last notice that was read
         self._redis = Redis(
             connection_pool=BlockingConnectionPool(
                 max_connections=CONNECTIONS_MAX,
@@ -201,19 +137,24 @@ class RedisStore:
 
     async def load(self, key: Key) -> Record | None:
         """What is held of a stream."""
-        found: list[Any] = await self._within(self._redis.hmget(_stream(key), [*_FIELDS, "record"]))
-        *head, record = found
-        if head[0] is None:
-            return None
-        values = [value.decode() for value in head]
-        return read(_head(key, values), record, f"{self._name}: stream '{key.stream_id}'")
+        return await self._record(key, await self._within(self._redis.hmget(_stream(key), [*FIELDS, "record"])))
 
-    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> int | None:
-        """Raises the epoch if it still is `seen_epoch`, else None."""
-        now = self._clock()
-        keys = (_stream(key), _AGES, _TOMBSTONES, _ids(key.tenant))
-        arguments = (seen_epoch, seen_epoch + 1, now, now // 1000, _member(key), key.stream_id, *model)
-        return seen_epoch + 1 if await self._script(_CLAIM, keys, arguments) else None
+    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
+        """Raises the epoch if it still is `seen_epoch`, and gives what is held then; else None."""
+        alive = (_writer_key(self._writer), DEAD_MS)
+        return await self._record(key, await self._one(CLAIM, key, seen_epoch, *model, *alive))
+
+    async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
+        """Makes a stream with its first state, if it still is unknown or that tombstone."""
+        c = replace(checkpoint, epoch=0)  # the new one is not known yet
+        planted = await self._one(PLANT, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model)
+        return await self._record(c.key, planted)
+
+    async def restore(self, checkpoint: Checkpoint) -> bool:
+        """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
+        c = checkpoint
+        arguments = (0, c.step, len(c.payload), encode(c), *c.model, c.epoch)
+        return bool(await self._one(PLANT, c.key, *arguments))
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those whose epoch is still theirs, all in one round trip."""
@@ -222,45 +163,73 @@ class RedisStore:
         for start in range(0, len(checkpoints), ROWS):
             chunk = checkpoints[start : start + ROWS]
             keys = [_AGES, *(_stream(c.key) for c in chunk)]
-            arguments: list[Any] = [now, now // 1000]
+            arguments: list[Any] = [self._writer, now, now // 1000]
             for c in chunk:
                 arguments += (c.epoch, c.step, len(c.payload), encode(c), _member(c.key))
             calls.append((keys, arguments))
-        answers = await self._scripts(_SAVE, calls)
+        answers = await self._scripts(SAVE, calls)
         return [kept == ord("1") for answer in answers for kept in answer]
 
-    async def forget(self, key: Key, epoch: int) -> bool:
-        """Drops a stream unless its epoch is another."""
-        keys = (_stream(key), _AGES, _TOMBSTONES, _ids(key.tenant))
-        return bool(await self._script(_FORGET, keys, (epoch, _member(key), key.stream_id)))
+    async def mark(self, markings: Sequence[Marking]) -> None:
+        """Notes who has streams in memory."""
+        calls = []
+        for start in range(0, len(markings), ROWS):
+            chunk = markings[start : start + ROWS]
+            arguments: list[Any] = [self._writer]
+            for _, epoch, mark, answered in chunk:
+                arguments += (epoch, int(mark), answered)
+            calls.append(([_stream(marking.key) for marking in chunk], arguments))
+        await self._scripts(MARK, calls)
 
-    async def scan(self, tenant: str, prefix: str, after: str, limit: int) -> list[Head]:
+    async def ask(self, key: Key, epoch: int) -> int | None:
+        """Asks the writer of a stream to store it."""
+        number: int | None = await self._one(ASK, key, epoch)
+        return number
+
+    async def forget(self, key: Key, epoch: int) -> bool:
+        """Leaves a tombstone of a stream unless its epoch is another."""
+        return bool(await self._one(FORGET, key, epoch))
+
+    async def scan(
+        self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
+    ) -> tuple[list[Head], str | None]:
         """Heads in the order of their ids."""
         first, last = prefix.encode(), after.encode()
         least = b"(" + last if last >= first else b"[" + first
         # No byte of UTF-8 is 255, so the next byte in the place of the last comes after all that begin with the prefix.
         greatest = b"(" + first[:-1] + bytes([first[-1] + 1]) if first else b"+"
         beginning = _stream(Key(tenant, ""))
-        heads = json.loads(await self._script(_SCAN, (_ids(tenant),), (least, greatest, limit, beginning)))
-        return [_head(Key(tenant, stream_id), values) for stream_id, *values in heads]
+        arguments = (least, greatest, limit, SCAN_ROWS, beginning, _writer_key(""), wanted.value, self._writer)
+        heads, following = await self._script(SCAN, (_ids(tenant),), arguments)
+        found = [
+            self._head(Key(tenant, stream_id), values[:-1], alive=bool(values[-1]))
+            for stream_id, *values in json.loads(heads)
+        ]
+        return found, None if following is None else following.decode()
 
-    async def expire(self, before_unix_nano: int, purge_before_unix_nano: int) -> int:
+    async def expire(
+        self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
+    ) -> int:
         """Turns old streams into tombstones, drops old tombstones."""
         arguments = (
             before_unix_nano // 1000,
             purge_before_unix_nano // 1000,
+            purge_deleted_before_unix_nano // 1000,
             EXPIRE_ROWS,
             _ids(""),
             f"{_PREFIX}:stream:",
+            _writer_key(""),
+            self._writer,
+            self._clock() // 1000,
         )
-        return int(await self._script(_EXPIRE, (_AGES, _TOMBSTONES), arguments))
+        return int(await self._script(EXPIRE, (_AGES, _TOMBSTONES, _DELETED, _HIGHEST), arguments))
 
     async def count(self) -> int:
-        """The streams that are known and not expired."""
+        """The streams that are known and not tombstones."""
         return int(await self._within(self._redis.zcard(_AGES)))
 
     async def newest_unix_nano(self) -> int:
-        """When a stream that is not expired was last updated, to the microsecond."""
+        """When a stream that is not a tombstone was last updated, to the microsecond."""
         newest = await self._within(self._redis.zrange(_AGES, -1, -1, withscores=True))
         return int(newest[0][1]) * 1000 if newest else 0
 
@@ -268,18 +237,36 @@ class RedisStore:
         """It has no thread."""
         return 0.0
 
+    async def beat(self) -> None:
+        """Says that this writer is alive."""
+        await self._within(self._redis.set(_writer_key(self._writer), 1, px=DEAD_MS))
+
+    async def notices(self) -> list[Key]:
+        """The streams to look at since this was last asked."""
+        found: Any = await self._within(self._redis.xrange(_NOTICES, f"({self._noticed}"))
+        if found:
+            self._noticed = found[-1][0].decode()
+        return list(dict.fromkeys(_key(fields[b"member"].decode()) for _, fields in found))
+
     async def close(self) -> None:
-        """Closes the connections."""
+        """Says that this writer has gone, and closes the connections."""
+        with suppress(StoreUnavailable):  # whoever cannot say so is taken for dead soon
+            await self._within(self._redis.delete(_writer_key(self._writer)))
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 
     async def _look(self) -> None:
         """Checks that the server is one that can be used, and says what is dangerous about it."""
-        kept = await self._within(self._redis.set(f"{_PREFIX}:format", FORMAT, nx=True, get=True))
-        if isinstance(kept, bytes) and kept != b"%d" % FORMAT:
+        form = f"{_PREFIX}:format"
+        kept = await self._within(self._redis.set(form, FORMAT, nx=True, get=True))
+        if kept == b"1":  # what it lacks is read as nothing
+            await self._within(self._redis.set(form, FORMAT))
+        elif isinstance(kept, bytes) and kept != b"%d" % FORMAT:
             raise StoreUnavailable(
                 self._name, f"its format {kept!r} is not {FORMAT}, the one that this server knows; update the server"
             )
+        newest: Any = await self._within(self._redis.xrevrange(_NOTICES, count=1))
+        self._noticed = newest[0][0].decode() if newest else "0-0"
         persistence = await self._within(self._redis.info("persistence"))
         memory = await self._within(self._redis.info("memory"))
         self.survives = _survives(bool(persistence.get("aof_enabled")), await self._setting("appendfsync"))
@@ -290,6 +277,46 @@ class RedisStore:
             log.warning(
                 "%s: redis forgets streams when its memory is full; set maxmemory-policy noeviction", self._name
             )
+
+    async def _one(self, script: str, key: Key, *arguments: Any) -> Any:
+        """Runs a script of one stream."""
+        now = self._clock()
+        keys = (_stream(key), _AGES, _TOMBSTONES, _DELETED, _ids(key.tenant), _NOTICES, _HIGHEST)
+        begin = (_member(key), key.stream_id, self._writer, now, now // 1000)
+        return await self._script(BEGIN + script, keys, (*begin, *arguments))
+
+    async def _record(self, key: Key, found: Sequence[Any] | None) -> Record | None:
+        """What is held of a stream, from its fields."""
+        if found is None or found[0] is None:
+            return None
+        *fields, record = found
+        values = [value and value.decode() for value in fields]
+        writer, mark = values[9:11]
+        alive = mark not in (None, "0") and (
+            writer == str(self._writer) or bool(await self._within(self._redis.exists(_writer_key(writer))))
+        )
+        return read(self._head(key, values, alive=alive), record, f"{self._name}: stream '{key.stream_id}'")
+
+    def _head(self, key: Key, values: Sequence[str], *, alive: bool) -> Head:
+        """A head from the texts of its fields."""
+        epoch, step, name, version, fingerprint, created, updated, state_bytes, tombstone, *rest = values
+        writer, mark, asked, answered = rest
+        holder = (Holder.SELF if writer == str(self._writer) else Holder.OTHER) if alive else Holder.NOBODY
+        return Head(
+            key,
+            int(epoch),
+            int(step),
+            ModelId(name, version, fingerprint),
+            int(created),
+            int(updated),
+            int(state_bytes),
+            Tombstone(int(tombstone)),
+            holder,
+            live=alive and int(mark) == Mark.LIVE,
+            mine=writer == str(self._writer),
+            asked=int(asked or 0),
+            answered=int(answered or 0),
+        )
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         [answer] = await self._scripts(script, [(keys, arguments)])
@@ -325,16 +352,27 @@ class RedisStore:
 
     async def _within(self, call: Awaitable[Result]) -> Result:
         """What a call gives, within the time-out; StoreUnavailable with what is wrong."""
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await call
-        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+                result = await call
+        # Whatever it is: the library lets through what the event loop says of a connection that has just died (a RuntimeError
+        # of uvloop for one), and a server does not end for that.
+        except Exception as error:
+            if task.cancelling() > cancelled:
+                raise asyncio.CancelledError from error
             raise StoreUnavailable(self._name, self._explained(error)) from error
+        if task.cancelling() > cancelled:  # now and then the library swallows it, and the caller would never end
+            raise asyncio.CancelledError
+        return result
 
     def _explained(self, error: Exception) -> str:
         """What is wrong with the server, and what to do about it."""
         meaning = next(
-            (meaning for kind, meaning in _MEANINGS if isinstance(error, kind)), "refused a command: {error}"
+            (meaning for kind, meaning in _MEANINGS if isinstance(error, kind)),
+            "refused a command: {error}" if isinstance(error, RedisError) else "the connection failed: {error!r}",
         )
         return meaning.format(error=error, seconds=self._timeout_s)
 
@@ -350,7 +388,6 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (ReadOnlyError, "is a replica, which cannot be written; name the primary"),
     (OutOfMemoryError, "its memory is full; nothing was written: raise maxmemory"),
 )
-_FIELDS = ("epoch", "step", "name", "version", "fingerprint", "created", "updated", "bytes", "expired")
 
 
 def _survives(appended: bool, fsync: str | None) -> str:
@@ -379,22 +416,19 @@ def _ids(tenant: str) -> str:
     return f"{_PREFIX}:ids:{tenant}"
 
 
-def _head(key: Key, values: Sequence[str]) -> Head:
-    """A head from the texts of its _FIELDS."""
-    epoch, step, name, version, fingerprint, created, updated, state_bytes, expired = values
-    return Head(
-        key,
-        int(epoch),
-        int(step),
-        ModelId(name, version, fingerprint),
-        int(created),
-        int(updated),
-        int(state_bytes),
-        expired=expired == "1",
-    )
+def _key(member: str) -> Key:
+    """The stream that stands in sorted sets as that."""
+    length, _, rest = member.partition(":")
+    tenant = rest.encode()[: int(length)].decode()
+    return Key(tenant, rest[len(tenant) + 1 :])
 
 
-@cache  # the five scripts
+def _writer_key(writer: int | str) -> str:
+    """What is there for as long as a writer is alive."""
+    return f"{_PREFIX}:writer:{writer}"
+
+
+@cache  # the scripts
 def _sha(script: str) -> str:
     """What a script goes by on the server."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

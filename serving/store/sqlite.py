@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -19,7 +20,7 @@ from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import read
 from serving.store.database import Claim, Database, Row
-from serving.store.store import Head, Record
+from serving.store.store import Head, Marking, Record, Wanted, new_writer
 
 # A group commit of another worker takes some 10 ms. Who waits longer than this is stuck, or is no server.
 BUSY_TIMEOUT_S = 5.0
@@ -28,7 +29,7 @@ BATCH_MAX = 1024
 # Operations that may wait. A worker that opens every stream of a full server at once stays below it.
 QUEUE_MAX = 1 << 17
 
-_READS = frozenset({"load", "scan", "count", "newest_unix_nano"})
+_READS = frozenset({"load", "scan", "count", "notices", "newest_unix_nano"})
 
 # A future, and the result or the exception that it gets.
 _Outcome = tuple["asyncio.Future[Any]", Any]
@@ -64,6 +65,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._busy_timeout_s = busy_timeout_s
+        self._writer = new_writer()
         self._worker: _Worker | None = None
 
     def __repr__(self) -> str:
@@ -73,19 +75,35 @@ class SqliteStore:
     async def start(self) -> None:
         """Opens the file; StoreUnavailable when it cannot be used."""
         assert self._worker is None
-        worker = _Worker(self._path, self._clock, self._busy_timeout_s)
+        worker = _Worker(partial(Database, self._path, self._writer, self._clock, self._busy_timeout_s), self._path)
         await worker.start()
         self._worker = worker
 
     async def load(self, key: Key) -> Record | None:
         """What is held of a stream."""
-        row: Row | None = await self._submit("load", key)
-        return row and read(row.head, row.record, f"sqlite://{self._path.absolute()}: stream '{key.stream_id}'")
+        return self._read(await self._submit("load", key))
 
-    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> int | None:
-        """Raises the epoch if it still is `seen_epoch`, else None."""
-        epoch: int | None = await self._submit("claim", Claim(key, seen_epoch, model), key)
-        return epoch
+    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
+        """Raises the epoch if it still is `seen_epoch`, and gives what is held then; else None."""
+        return self._read(await self._submit("claim", Claim(key, seen_epoch, model), key))
+
+    async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
+        """Makes a stream with its first state, if it still is unknown or that tombstone."""
+        return self._read(await self._submit("plant", (checkpoint, seen_epoch), checkpoint.key))
+
+    async def restore(self, checkpoint: Checkpoint) -> bool:
+        """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
+        restored: bool = await self._submit("restore", (checkpoint,), checkpoint.key)
+        return restored
+
+    async def mark(self, markings: Sequence[Marking]) -> None:
+        """Notes who has streams in memory."""
+        await self._submit("mark", (markings,), *(marking.key for marking in markings))
+
+    async def ask(self, key: Key, epoch: int) -> int | None:
+        """Asks the writer of a stream to store it."""
+        number: int | None = await self._submit("ask", (key, epoch), key)
+        return number
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those whose epoch is still theirs; they are on disk when this returns."""
@@ -95,19 +113,33 @@ class SqliteStore:
         return kept
 
     async def forget(self, key: Key, epoch: int) -> bool:
-        """Drops a stream unless its epoch is another."""
-        dropped: bool = await self._submit("forget", (key, epoch), key)
-        return dropped
+        """Leaves a tombstone of a stream unless its epoch is another."""
+        deleted: bool = await self._submit("forget", (key, epoch), key)
+        return deleted
 
-    async def scan(self, tenant: str, prefix: str, after: str, limit: int) -> list[Head]:
+    async def scan(
+        self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
+    ) -> tuple[list[Head], str | None]:
         """Heads in the order of their ids."""
-        heads: list[Head] = await self._submit("scan", (tenant, prefix, after, limit))
-        return heads
+        found: tuple[list[Head], str | None] = await self._submit("scan", (tenant, prefix, after, limit, wanted))
+        return found
 
-    async def expire(self, before_unix_nano: int, purge_before_unix_nano: int) -> int:
+    async def expire(
+        self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
+    ) -> int:
         """Turns old streams into tombstones, drops old tombstones."""
-        expired: int = await self._submit("expire", (before_unix_nano, purge_before_unix_nano))
+        before = (before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano)
+        expired: int = await self._submit("expire", before)
         return expired
+
+    async def beat(self) -> None:
+        """Says that this writer is alive."""
+        await self._submit("beat", ())
+
+    async def notices(self) -> list[Key]:
+        """The streams to look at since this was last asked."""
+        keys: list[Key] = await self._submit("notices", ())
+        return keys
 
     async def count(self) -> int:
         """The streams that are known and not expired."""
@@ -115,7 +147,7 @@ class SqliteStore:
         return count
 
     async def newest_unix_nano(self) -> int:
-        """When a stream that is not expired was last updated."""
+        """When a stream that is not a tombstone was last updated."""
         newest: int = await self._submit("newest_unix_nano", ())
         return newest
 
@@ -129,6 +161,11 @@ class SqliteStore:
             worker, self._worker = self._worker, None
             await worker.close()
 
+    def _read(self, row: Row | None) -> Record | None:
+        return row and read(
+            row.head, row.record, f"sqlite://{self._path.absolute()}: stream '{row.head.key.stream_id}'"
+        )
+
     async def _submit(self, name: str, argument: Any, *keys: Key) -> Any:
         if self._worker is None:
             raise StoreUnavailable(f"sqlite://{self._path.absolute()}", "is not open")
@@ -138,12 +175,11 @@ class SqliteStore:
 class _Worker:
     """The thread that owns the file, and the line of operations before it."""
 
-    def __init__(self, path: Path, clock: Callable[[], int], busy_timeout_s: float) -> None:
+    def __init__(self, open_: Callable[[], Database], path: Path) -> None:
         self.waiting = 0  # counted in the event loop alone
         self.cpu_seconds = 0.0  # as of the last commit
+        self._open = open_
         self._path = path
-        self._clock = clock
-        self._busy_timeout_s = busy_timeout_s
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Operation | None] = SimpleQueue()  # None ends it
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -180,7 +216,7 @@ class _Worker:
     def _run(self) -> None:
         """The life of the thread."""
         try:
-            database = Database(self._path, self._busy_timeout_s)
+            database = self._open()
         except Exception as error:  # noqa: BLE001 (it is raised in `start`)
             self._tell(_settle, [(self._opened, error)])
             return
@@ -241,7 +277,7 @@ class _Worker:
         self, database: Database, operations: Sequence[_Operation], scope: Callable[[], AbstractContextManager[None]]
     ) -> list[_Outcome]:
         """What operations give; asks again for so long as another process holds the lock, within the time to wait for it."""
-        deadline = time.monotonic() + self._busy_timeout_s
+        deadline = time.monotonic() + database.busy_timeout_s
         while True:
             try:
                 with scope():
@@ -252,7 +288,6 @@ class _Worker:
 
     def _results(self, database: Database, operations: Sequence[_Operation]) -> Iterator[_Outcome]:
         """What each operation gives, in order."""
-        now = self._clock()
         for run in _runs(operations):
             arguments = [operation.argument for operation in run]
             results: Sequence[Any]
@@ -260,9 +295,9 @@ class _Worker:
                 case "load":
                     results = database.load(arguments)
                 case "claim":
-                    results = database.claim(arguments, now)
+                    results = database.claim(arguments)
                 case "save":
-                    kept = iter(database.save([checkpoint for save in arguments for checkpoint in save], now))
+                    kept = iter(database.save([checkpoint for save in arguments for checkpoint in save]))
                     results = [[next(kept) for _ in save] for save in arguments]
                 case name:
                     results = [getattr(database, name)(*argument) for argument in arguments]

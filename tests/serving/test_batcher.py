@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.core.block import Block
 from serving.core.errors import (
     InvalidField,
     ModelFailed,
@@ -19,10 +20,12 @@ from serving.core.errors import (
     TakenOver,
     WrongWidth,
 )
+from serving.core.handles import Handles
 from serving.core.spec import STEP_MAX, Prediction, Timestep
 from serving.core.streams import checkpoint_rows
 from tests.support import (
     PATIENCE,
+    Bench,
     Gate,
     fragile,
     inverse,
@@ -184,6 +187,33 @@ async def test_a_few_batches_that_were_held_up_do_not_send_the_next_to_the_threa
             await soon(bench.batcher.submit(lease, t(1)), bench.batcher.submit(other, t(1)))
         assert set(where[:3]) == {"MainThread"}
         assert where[-1].startswith("engine-toy/1")
+
+
+# Turns of those who send blocks.
+
+
+def call_of(bench: Bench, name: str, streams: int) -> Handles:
+    """A call that holds so many streams."""
+    held = Handles()
+    for number in range(streams):
+        held.add(bench.begin(f"{name}{number}"))
+    return held
+
+
+def block_of(held: Handles, rows: int) -> Block:
+    """A block with a timestep for each of the first streams of a call."""
+    return Block(held, np.arange(1, rows + 1), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
+
+
+async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:
+    """Its second block has its turn when the first is done, and other calls have theirs between."""
+    async with run_bench(running_sum(), batch_max=1, capacity=128) as bench:
+        many, one = call_of(bench, "many ", 3), call_of(bench, "one ", 6)
+        mine = {stream.stream.slot for stream in map(one.__getitem__, one) if stream is not None}
+        flooding = [bench.batcher.submit_block(block_of(many, 3)) for _ in range(4)]
+        await soon(bench.batcher.submit_block(block_of(one, 6)), *flooding)
+        whose = ["one" if batch[0] in mine else "many" for batch in bench.batches]
+        assert whose == ["many", "one"] * 6 + ["many"] * 6
 
 
 # 3. State is written after the model succeeded and before any reply is sent.

@@ -1,6 +1,7 @@
 """`PredictBlocks` through a real server: every promise of the single call, by row."""
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client
 from serving.core.errors import StoreUnavailable
 from serving.core.streams import Lease
+from serving.rpc import blocks as blocks_module
 from serving.runtime import batcher as batcher_module
 from tests.support import (
     PATIENCE,
@@ -490,12 +492,11 @@ async def test_single_timesteps_have_their_turn_between_the_pieces_of_a_block(su
         assert sums((await call.read()).block) == [1] * 40
 
 
-async def test_a_block_for_which_there_is_no_room_is_refused_at_once(
-    sum_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With when to try again; nothing of it was applied."""
+async def test_a_block_for_which_there_is_no_room_is_refused(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With when to try again; nothing of it was applied. One of few rows still finds room where a long one does not."""
     monkeypatch.setattr(batcher_module, "BLOCK_ROWS_MAX", 5)
-    async with run_server(sum_root) as server, raw_channel(server) as channel:
+    monkeypatch.setattr(blocks_module, "REFUSED_SECONDS", 0)
+    async with run_server(sum_root, batch_max=2) as server, raw_channel(server) as channel:
         first, second, third = RawBlocks(channel), RawBlocks(channel), RawBlocks(channel)
         a = list((await first.open(*"abc")).handles)
         b = list((await second.open(*"def")).handles)
@@ -508,11 +509,34 @@ async def test_a_block_for_which_there_is_no_room_is_refused_at_once(
         refused = (await third.block(c * 2, [[1]] * 4)).refused
         assert refused.reason == Reason.OVERLOADED
         assert refused.retry_after_ms > 0
+        await third.send(block_request(c, [[1]] * 2))
+        await eventually(lambda: len(batcher_of(server)._blocks) == 2, "queueing")
         gate.open()
         assert sums((await first.read()).block) == [1] * 3
         assert sums((await second.read()).block) == [1] * 3
-        assert sums(await third.block(c, [[1]] * 2)) == [1] * 2
+        assert sums((await third.read()).block) == [1] * 2
         assert (await scrape(server))("tidegate_steps_total", outcome="overloaded") == 4
+
+
+async def test_a_block_for_which_there_is_no_room_is_told_so_late(
+    sum_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that sends the next block at once keeps nobody busy with reading what is refused."""
+    monkeypatch.setattr(batcher_module, "BLOCK_ROWS_MAX", 1)
+    monkeypatch.setattr(batcher_module, "SHORT_BLOCK_ROWS_MAX", 1)
+    monkeypatch.setattr(blocks_module, "REFUSED_SECONDS", 0.1)
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        calls = [RawBlocks(channel) for _ in range(3)]
+        handles = [list((await call.open(f"s{number}")).handles) for number, call in enumerate(calls)]
+        gate = Gate(batcher_of(server))
+        await calls[0].send(block_request(handles[0], [[1]]))
+        await gate.entered()
+        await calls[1].send(block_request(handles[1], [[1]]))
+        await eventually(lambda: len(batcher_of(server)._blocks) == 1, "queueing")
+        begun = time.perf_counter()
+        assert (await calls[2].block(handles[2], [[1]])).refused.reason == Reason.OVERLOADED
+        assert time.perf_counter() - begun >= 0.1
+        gate.open()
 
 
 async def test_a_block_whose_client_has_gone_is_dropped_where_it_stands(sum_root: Path) -> None:

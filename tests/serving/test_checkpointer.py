@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
 from serving.core.spec import Checkpoint
-from serving.core.streams import Lease, Streams
+from serving.core.streams import Lease, Stream, Streams
 from serving.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
 from serving.runtime.metrics import Metrics
 from serving.runtime.pace import Pace
@@ -74,17 +75,28 @@ class Workshop:
         self.streams = Streams()
         self.store = PausedStore()
         self.checkpointer = Checkpointer(
-            self.repository, self.streams, self.store, metrics, lambda _: True, pace, clock=lambda: self.now
+            self.repository,
+            self.streams,
+            self.store,
+            metrics,
+            lambda _: True,
+            self._refused,
+            lambda *_: None,
+            replace(pace, clock=lambda: self.now),
         )
+
+    async def _refused(self, stream: Stream) -> None:
+        """Another has the stream."""
+        self.streams.drop(stream, TakenOver(stream.key.stream_id, stream.epoch + 1))
 
     async def begin(self, count: int) -> list[Lease]:
         """New streams, each of which a call has open."""
         leases = []
         for number in range(count):
             name = key(f"s{number}")
-            epoch = await self.store.claim(name, 0, self.served.spec.id)
-            assert epoch is not None
-            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), epoch))
+            record = await self.store.claim(name, 0, self.served.spec.id)
+            assert record is not None
+            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), record.head.epoch))
         return leases
 
     def step(self, *leases: Lease) -> None:
@@ -156,9 +168,9 @@ async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(worksho
         assert shop.checkpointer.unsaved_seconds() == 0
 
 
-@pytest.mark.parametrize("how", ["durable", "flush", "leave"])
+@pytest.mark.parametrize("how", ["durable", "settled", "flush", "leave"])
 async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Open, how: str) -> None:
-    """A `SYNC` stream, a server that stops and a stream without a call are stored at once."""
+    """A `SYNC` stream, one that another server asks for, a server that stops and a stream without a call are stored at once."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with stalled(shop, lease):
@@ -166,6 +178,8 @@ async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Ope
         match how:
             case "durable":
                 await shop.checkpointer.durable(lease, 2)
+            case "settled":
+                await shop.checkpointer.settled(lease.stream)
             case "flush":
                 await shop.checkpointer.flush()
             case "leave":
@@ -255,7 +269,7 @@ async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.step(lease)
-        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id) == 2
+        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id)
         with pytest.raises(TakenOver):
             await shop.checkpointer.durable(lease, 1)
 

@@ -33,7 +33,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
     events: list[str] = []
     with serve(lstm_root) as process:
         async with Client(process.address, reconnect_s=0) as client:
-            channel = client._channel  # one connection keeps the order in which the server says things
+            channel = client._connection.channel  # one connection keeps the order in which the server says things
             ready = asyncio.Event()
             stepping = 0
 

@@ -258,24 +258,28 @@ async def test_a_cancelled_call_frees_its_slot_for_another(sum_root: Path) -> No
 
 
 async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path) -> None:
-    """The slot that was set aside for it comes free, and the name can be opened again."""
+    """Its claim is finished all the same, the slot that was set aside comes free, and the name can be opened again."""
     async with run_server(sum_root, live_max=1) as server, raw_channel(server) as channel:
-        inner, asked = server.keeper._store.claim, asyncio.Event()
+        inner, asked, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
 
-        async def slow(*_: object) -> int:
+        async def slow(*arguments: Any) -> Any:
             asked.set()
-            await asyncio.Event().wait()  # a store that does not answer
-            raise AssertionError
+            await answer.wait()  # a store that takes its time
+            return await inner(*arguments)
 
         server.keeper._store.claim = slow  # type: ignore[method-assign]
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         await asyncio.wait_for(asked.wait(), PATIENCE)
         assert live(server) == 1
+        (theirs,) = server._native._calls
         call.call.cancel()
+        await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
+        answer.set()
         await eventually(lambda: live(server) == 0, "the release of the slot")
         server.keeper._store.claim = inner  # type: ignore[method-assign]
-        assert (await RawCall(channel).open("a")).kind == pb.Opened.NEW
+        opened = await RawCall(channel).open("a")
+        assert (opened.kind, opened.next_step) == (pb.Opened.RESUMED, 1)
 
 
 async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_root: Path) -> None:

@@ -1,5 +1,7 @@
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -442,3 +444,20 @@ def test_an_int64_state_keeps_its_type() -> None:
     _, state = model.step(np.zeros((1, 2), np.float32), model.initial_state(1))
     assert state[0].dtype == np.int64
     assert np.array_equal(state[0], [[7, 8, 9]])
+
+
+@pytest.mark.parametrize(("make", "runs"), [(running_sum, 3), (partial(lstm, hidden=512), 1)])
+def test_every_size_of_a_batch_is_compared_as_often_as_its_values_are_few(
+    make: Callable[[], bytes], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once at least; a size with hundreds of values in a row is not run again and again while a server starts."""
+    model, sizes = load(make()), Counter[int]()
+    inner = model.step
+
+    def noted(x: Any, state: Any) -> Any:
+        sizes[len(x)] += 1
+        return inner(x, state)
+
+    monkeypatch.setattr(model, "step", noted)
+    model.varying_batches(8)
+    assert {size: count for size, count in sizes.items() if size > 1} == dict.fromkeys(range(2, 9), runs)

@@ -312,7 +312,7 @@ async def test_a_server_that_is_not_there_is_told_as_such(sum_root: Path) -> Non
                 pass
 
 
-async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path) -> None:
+async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Health turns NOT_SERVING, `wait` raises what happened, calls end, and the process can exit non-zero."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         watcher = watch(channel)
@@ -333,6 +333,9 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path) -> None:
             with pytest.raises(RuntimeError, match="ended") as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert (
+            "a bug of ours" in caplog.text
+        )  # at once: while the server stops something else may be taken for the cause
         assert (await watcher.read()).status == NOT_SERVING
         await other.send(timestep(1, step=1))
         assert (await other.ending()).code is grpc.StatusCode.UNAVAILABLE

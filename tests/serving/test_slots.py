@@ -139,6 +139,14 @@ def test_a_slot_taken_again_remembers_from_its_first_answer() -> None:
     assert [answers_of(there, slot, step) for step in (1, 2, 3)] == [[10], [20], [30]]
 
 
+def test_a_slot_taken_again_has_nothing_of_the_stream_before_it() -> None:
+    """What another stream was answered is in no record of the next one, which its client may export."""
+    slots = make(capacity=1)
+    slots.release(run(slots, 3))
+    fresh = make(capacity=1)
+    assert packed(slots, take(slots)) == packed(fresh, take(fresh))
+
+
 def test_a_slot_taken_again_is_saved_up_to_step_0() -> None:
     """What was stored of the stream before says nothing of the next one."""
     slots = make()

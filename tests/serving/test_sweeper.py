@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.core.spec import Checkpoint, ModelId
 from serving.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, Account, Sweeper
-from serving.store import MemoryStore
+from serving.store import Mark, Marking, MemoryStore
 from tests.support import key
 
 MODEL = ModelId("toy", "1", "f" * 64)
@@ -59,10 +59,11 @@ class World:
     async def use(self, *names: str) -> None:
         """Has streams stored now."""
         for name in names:
-            record = await self.store.load(key(name))
-            if record is None:
-                await self.store.claim(key(name), 0, MODEL)
-            await self.store.save([Checkpoint(key(name), 1, 1, MODEL, 4, b"state")])
+            record = await self.store.load(key(name)) or await self.store.claim(key(name), 0, MODEL)
+            assert record is not None
+            epoch = record.head.epoch
+            await self.store.save([Checkpoint(key(name), epoch, 1, MODEL, 4, b"state")])
+            await self.store.mark([Marking(key(name), epoch, Mark.RELEASED)])
 
     async def sweep(self) -> None:
         """One look of the sweeper."""
@@ -78,7 +79,7 @@ class World:
     async def has(self, name: str) -> bool:
         """Whether a stream's state is still there."""
         record = await self.store.load(key(name))
-        return record is not None and not record.head.expired
+        return record is not None and not record.head.tombstone
 
 
 @pytest.fixture
@@ -222,12 +223,14 @@ class SomeAtATime(MemoryStore):
 
     calls = 0
 
-    async def expire(self, before_unix_nano: int, purge_before_unix_nano: int) -> int:
+    async def expire(
+        self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
+    ) -> int:
         """Turns the first thousand."""
         self.calls += 1
-        old = [key for key, record in self._records.items() if not record.head.expired][:1000]
-        kept = {key: self._records.pop(key) for key in list(self._records) if key not in set(old)}
-        expired = await super().expire(before_unix_nano, purge_before_unix_nano)
+        old = set([key for key, record in self._records.items() if not record.head.tombstone][:1000])
+        kept = {key: self._records.pop(key) for key in list(self._records) if key not in old}
+        expired = await super().expire(before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano)
         self._records |= kept
         return expired
 
@@ -237,8 +240,7 @@ async def test_all_that_is_old_is_forgotten_in_one_sweep() -> None:
     world = World()
     world.store = SomeAtATime(lambda: world.clocks.wall)
     world.start()
-    for number in range(3500):
-        await world.store.claim(key(f"s{number}"), 0, MODEL)
+    await world.use(*(f"s{number}" for number in range(3500)))
     await world.sweep()
     assert world.known == 3500
     world.store.calls = 0

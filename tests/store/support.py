@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store import MemoryStore, SqliteStore, Store, store_at
+from serving.store import Head, Mark, Marking, MemoryStore, SqliteStore, Store, Wanted, store_at
 
 MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
@@ -30,6 +30,32 @@ def key(stream_id: str, tenant: str = "default") -> Key:
 def checkpoint(stream_id: str, epoch: int = 1, step: int = 1, payload: bytes = b"state") -> Checkpoint:
     """A checkpoint of a stream of the default tenant."""
     return Checkpoint(key(stream_id), epoch, step, MODEL, 4, payload)
+
+
+async def claim(store: Store, of: Key, seen_epoch: int, model: ModelId = MODEL) -> int | None:
+    """Claims a stream; gives the epoch, None when somebody else was faster."""
+    record = await store.claim(of, seen_epoch, model)
+    return record and record.head.epoch
+
+
+async def begin(store: Store, of: Key, seen_epoch: int = 0, model: ModelId = MODEL) -> int | None:
+    """Claims a stream and has it in memory no longer; gives the epoch."""
+    epoch = await claim(store, of, seen_epoch, model)
+    assert epoch is not None
+    await store.mark([Marking(of, epoch, Mark.RELEASED)])
+    return epoch
+
+
+async def scan(
+    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
+) -> list[Head]:
+    """Up to so many heads, however often the store stops before."""
+    heads: list[Head] = []
+    following: str | None = after
+    while following is not None and len(heads) < limit:
+        page, following = await store.scan(tenant, prefix, following, limit - len(heads), wanted)
+        heads += page
+    return heads
 
 
 @dataclass

@@ -128,4 +128,4 @@ def test_a_record_of_an_older_epoch_is_the_last_before_the_claim() -> None:
 
 def head_of(kept: Checkpoint) -> Head:
     """A head that speaks of a checkpoint."""
-    return Head(kept.key, kept.epoch, kept.step, MODEL, 0, 0, len(kept.payload), expired=False)
+    return Head(kept.key, kept.epoch, kept.step, MODEL, 0, 0, len(kept.payload))

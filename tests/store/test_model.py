@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store import Head, Record
-from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, memory_place, redis_place, sqlite_place
+from serving.store import Head, Holder, Mark, Marking, Record, Tombstone, Wanted
+from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, memory_place, redis_place, scan, sqlite_place
 
 # Few, so that operations meet; the ids are told apart by their bytes alone.
 KEYS = [Key(tenant, stream_id) for tenant, stream_id in (("a", "x"), ("a", "xé"), ("a", "y"), ("a:b", "x"))]
@@ -34,13 +34,34 @@ class Stream:
     updated: int
     step: int = 0
     kept: Checkpoint | None = None
-    expired: bool = False
+    tombstone: Tombstone = Tombstone.NONE
+    writer: int = 0  # which opening of the store has claimed it; 0: nobody may write it
+    mark: Mark = Mark.RELEASED
+    asked: int = 0
+    answered: int = 0
 
-    def record(self, key: Key) -> Record:
-        """What a store should say."""
+    def record(self, key: Key, me: int) -> Record:
+        """What a store should say, the opening of that number being asked; those before it are dead."""
         size = len(self.kept.payload) if self.kept else 0
-        head = Head(key, self.epoch, self.step, self.model, self.created, self.updated, size, expired=self.expired)
-        return Record(head, self.kept)
+        head = Head(key, self.epoch, self.step, self.model, self.created, self.updated, size, self.tombstone)
+        if self.held(me):
+            head = replace(head, holder=Holder.SELF, live=self.mark is Mark.LIVE)
+        head = replace(head, mine=self.writer == me)
+        return Record(replace(head, asked=self.asked, answered=self.answered), self.kept)
+
+    def held(self, me: int) -> bool:
+        """Whether somebody who is alive has it in memory."""
+        return bool(self.mark) and self.writer == me and not self.tombstone
+
+    def bury(self, tombstone: Tombstone) -> None:
+        """Leaves a tombstone."""
+        self.epoch, self.kept, self.tombstone, self.writer, self.mark = (
+            self.epoch + 1,
+            None,
+            tombstone,
+            0,
+            Mark.RELEASED,
+        )
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -52,6 +73,8 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         """Opens an empty store."""
         self.streams: dict[Key, Stream] = {}
+        self.highest = 0  # of the epochs of streams that are gone
+        self.me = 0  # how often the store was opened
         self.folder = TemporaryDirectory()
         self.place = type(self).make_place(Path(self.folder.name))
         self.runner = asyncio.Runner()
@@ -59,6 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._open()
 
     def _open(self) -> None:
+        self.me += 1
         self.opened = AsyncExitStack()
         self.store = self.run(self.opened.enter_async_context(self.place.open()))
 
@@ -72,15 +96,62 @@ class StoreMachine(RuleBasedStateMachine):
         """Gives the next epoch to who saw the last, and nothing to others."""
         stream = self.streams.get(key)
         seen = (stream.epoch if stream else 0) + drift
-        epoch = self.run(self.store.claim(key, seen, model))
+        record = self.run(self.store.claim(key, seen, model))
         if drift:
-            assert epoch is None
+            assert record is None
             return
-        assert epoch == seen + 1
-        if stream is None or stream.expired:
-            self.streams[key] = Stream(epoch, model, self.clock.now, self.clock.now)
+        now = self.clock.now
+        if stream is None or stream.tombstone:
+            stream = self.streams[key] = Stream((seen or self.highest) + 1, model, now, now)
         else:
-            stream.epoch, stream.model, stream.updated = epoch, model, self.clock.now
+            stream.epoch, stream.model, stream.updated = seen + 1, model, now
+        stream.writer, stream.mark, stream.asked, stream.answered = self.me, Mark.LIVE, 0, 0
+        assert record == stream.record(key, self.me)
+
+    @rule(key=keys, drift=drifts, step=st.integers(1, 2**62), payload=st.binary(max_size=64))
+    def plant(self, key: Key, drift: int, step: int, payload: bytes) -> None:
+        """Makes a stream where there is none, for who knows that."""
+        stream = self.streams.get(key)
+        seen = (stream.epoch if stream else 0) + drift
+        record = self.run(self.store.plant(Checkpoint(key, 7, step, MODEL, 4, payload), seen))
+        if drift or (stream and not stream.tombstone):
+            assert record is None
+            return
+        epoch, now = (seen or self.highest) + 1, self.clock.now
+        stream = self.streams[key] = Stream(epoch, MODEL, now, now, step, writer=self.me)
+        assert record is not None
+        assert record.checkpoint is not None
+        stream.kept = replace(record.checkpoint, key=key, step=step, payload=payload)
+        assert record == stream.record(key, self.me)
+
+    @rule(key=keys, epoch=st.integers(1, 5), step=st.integers(1, 2**62))
+    def restore(self, key: Key, epoch: int, step: int) -> None:
+        """Makes a stream known again that the store cannot have deleted."""
+        restored = self.run(self.store.restore(Checkpoint(key, epoch, step, MODEL, 4, b"restored")))
+        assert restored == (key not in self.streams and epoch > self.highest)
+        if restored:
+            now = self.clock.now
+            kept = Checkpoint(key, epoch, step, MODEL, 4, b"restored")
+            self.streams[key] = Stream(epoch, MODEL, now, now, step, kept, writer=self.me, mark=Mark.LIVE)
+
+    @rule(key=keys, drift=drifts, mark=st.sampled_from(Mark), answered=st.integers(0, 3))
+    def mark(self, key: Key, drift: int, mark: Mark, answered: int) -> None:
+        """Says who has a stream in memory, if its writer does."""
+        stream = self.streams.get(key)
+        self.run(self.store.mark([Marking(key, (stream.epoch if stream else 1) + drift, mark, answered)]))
+        if stream and not stream.tombstone and stream.writer == self.me and not drift:
+            stream.mark, stream.answered = mark, max(answered, stream.answered)
+
+    @rule(key=keys, drift=drifts)
+    def ask(self, key: Key, drift: int) -> None:
+        """Counts how often a stream's holder was asked."""
+        stream = self.streams.get(key)
+        number = self.run(self.store.ask(key, (stream.epoch if stream else 1) + drift))
+        if stream is None or drift:
+            assert number is None
+        else:
+            stream.asked += 1
+            assert number == stream.asked
 
     @rule(
         writes=st.lists(
@@ -95,7 +166,8 @@ class StoreMachine(RuleBasedStateMachine):
             checkpoints.append(
                 Checkpoint(key, max((stream.epoch if stream else 1) + drift, 0), step, MODEL, 4, payload)
             )
-            expected.append(stream is not None and not stream.expired and drift == 0)
+            mine = stream is not None and not stream.tombstone and stream.writer == self.me
+            expected.append(mine and drift == 0)
         assert self.run(self.store.save(checkpoints)) == expected
         for checkpoint, kept in zip(checkpoints, expected, strict=True):
             if kept:
@@ -104,32 +176,40 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=keys, drift=drifts)
     def forget(self, key: Key, drift: int) -> None:
-        """Drops a stream for who knows its epoch."""
+        """Deletes a stream for who knows its epoch."""
         stream = self.streams.get(key)
         dropped = self.run(self.store.forget(key, (stream.epoch if stream else 1) + drift))
-        assert dropped == (stream is not None and drift == 0)
-        if dropped:
-            del self.streams[key]
+        assert dropped == (stream is not None and stream.tombstone is not Tombstone.DELETED and drift == 0)
+        if stream is not None and dropped:
+            stream.bury(Tombstone.DELETED)
+            stream.updated = self.clock.now
 
     @rule(passed_ms=st.integers(1, 5))
     def tick(self, passed_ms: int) -> None:
         """Lets time pass."""
         self.clock.now += passed_ms * MS
 
-    @rule(age_ms=st.integers(0, 6), more_ms=st.integers(0, 6))
-    def expire(self, age_ms: int, more_ms: int) -> None:
-        """Turns what is older than one age, and drops tombstones older than another."""
+    @rule(age_ms=st.integers(0, 6), more_ms=st.integers(0, 6), deleted_ms=st.integers(0, 6))
+    def expire(self, age_ms: int, more_ms: int, deleted_ms: int) -> None:
+        """Turns what is older than one age and held by nobody, and drops tombstones older than others."""
         before = self.clock.now - age_ms * MS
-        purge_before = before - more_ms * MS
-        old = [stream for stream in self.streams.values() if not stream.expired and stream.updated < before]
-        self.streams = {
-            key: stream
-            for key, stream in self.streams.items()
-            if not (stream.expired and stream.updated < purge_before)
+        purge_before = {
+            Tombstone.EXPIRED: before - more_ms * MS,
+            Tombstone.DELETED: self.clock.now - deleted_ms * MS,
         }
+        for key, stream in list(self.streams.items()):
+            if stream.tombstone and stream.updated < purge_before[stream.tombstone]:
+                self.highest = max(self.highest, stream.epoch)
+                del self.streams[key]
+        # Redis keeps a held stream from being looked at again; the others look at its age each time.
+        old = [
+            stream
+            for stream in self.streams.values()
+            if not (stream.tombstone or (stream.held(self.me) and stream.mark is Mark.LIVE)) and stream.updated < before
+        ]
         for stream in old:
-            stream.epoch, stream.kept, stream.expired = stream.epoch + 1, None, True
-        assert self.run(self.store.expire(before, purge_before)) == len(old)
+            stream.bury(Tombstone.EXPIRED)
+        assert self.run(self.store.expire(before, *purge_before.values())) == len(old)
 
     @rule()
     def reopen(self) -> None:
@@ -143,16 +223,23 @@ class StoreMachine(RuleBasedStateMachine):
         """Everything that a store tells is what the model knows."""
         for key in KEYS:
             stream = self.streams.get(key)
-            assert self.run(self.store.load(key)) == (stream and stream.record(key))
+            assert self.run(self.store.load(key)) == (stream and stream.record(key, self.me))
         for tenant in ("a", "a:b"):
             known = sorted(
-                (key for key in self.streams if key.tenant == tenant), key=lambda key: key.stream_id.encode()
+                (key for key, stream in self.streams.items() if key.tenant == tenant),
+                key=lambda key: key.stream_id.encode(),
             )
-            heads = [self.streams[key].record(key).head for key in known]
-            assert self.run(self.store.scan(tenant, "", "", 10)) == heads
+            heads = [self.streams[key].record(key, self.me).head for key in known]
+            heads = [head for head in heads if head.tombstone is not Tombstone.DELETED]
+            assert self.run(scan(self.store, tenant, "", "", 10)) == heads
             narrow = [head for head in heads if head.key.stream_id.startswith("x") and head.key.stream_id > "x"]
-            assert self.run(self.store.scan(tenant, "x", "x", 1)) == narrow[:1]
-        assert self.run(self.store.count()) == sum(not stream.expired for stream in self.streams.values())
+            assert self.run(scan(self.store, tenant, "x", "x", 1)) == narrow[:1]
+            expired = [head for head in heads if head.tombstone]
+            held = [head for head in heads if head.holder is Holder.SELF]
+            rest = [head for head in heads if not head.tombstone and head.holder is Holder.NOBODY]
+            for wanted, those in ((Wanted.EXPIRED, expired), (Wanted.HELD, held), (Wanted.REST, rest)):
+                assert self.run(scan(self.store, tenant, "", "", 10, wanted)) == those
+        assert self.run(self.store.count()) == sum(not stream.tombstone for stream in self.streams.values())
 
     def teardown(self) -> None:
         """Closes what `begin` opened."""

@@ -1,6 +1,7 @@
 """What is particular to redis: what survives which setting, and what is said when it is slow, full, closed or gone."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,9 +12,9 @@ import pytest
 from redis.asyncio.client import Pipeline
 
 from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.store import Store, encode, store_at
+from serving.store import Head, Record, Store, encode, store_at
 from serving.store.redis import RedisStore
-from tests.store.support import MODEL, MS, Clock, RedisServer, checkpoint, key, redis_place
+from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint, claim, key, redis_place, scan
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer
     store = store_at(durable_redis.address)
     await store.start()
     assert store.survives == "a killed process, a restart of redis and a power loss"
-    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(100)))
+    await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(100)))
     kept = [checkpoint(str(place), step=place + 1) for place in range(100)]
     assert all(await store.save(kept))
     durable_redis.kill()
@@ -70,7 +71,7 @@ async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer
     durable_redis.start()
     records = [await store.load(each.key) for each in kept]
     assert [record and record.checkpoint for record in records] == kept
-    assert await store.claim(key("0"), 1, MODEL) == 2  # scripts are gone with the old server
+    assert await claim(store, key("0"), 1, MODEL) == 2  # scripts are gone with the old server
     assert await store.save([checkpoint("0", 1, step=9)]) == [False]
     await store.close()
 
@@ -130,7 +131,7 @@ async def test_a_redis_that_throws_streams_out_is_warned_of(
 
 async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save of a thousand streams is sent at once, in scripts of a bounded size."""
-    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(1000)))
+    await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(1000)))
     await store.save([checkpoint("0")])  # so that the script is known
     trips = []
     execute = Pipeline.execute
@@ -146,9 +147,9 @@ async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.M
 
 async def test_scripts_that_redis_forgot_are_sent_again(store: Store, redis_server: RedisServer) -> None:
     """A redis that has flushed its scripts is no failure."""
-    assert await store.claim(key("a"), 0, MODEL) == 1
+    assert await claim(store, key("a"), 0, MODEL) == 1
     assert redis_server.command("SCRIPT FLUSH") == b"+OK\r\n"
-    assert await store.claim(key("a"), 1, MODEL) == 2
+    assert await claim(store, key("a"), 1, MODEL) == 2
 
 
 # --- what is wrong with the server
@@ -164,13 +165,13 @@ async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisS
     finally:
         redis_server.signal(signal.SIGCONT)
     assert text == f"store {redis_server.address}/0: did not answer within 0.2 s"
-    assert await hasty.claim(key("b"), 0, MODEL) == 1
+    assert await claim(hasty, key("b"), 0, MODEL) == 1
     await hasty.close()
 
 
 async def test_more_calls_than_connections_wait_their_turn(store: Store) -> None:
     """A thousand calls at once are all answered, over a bounded number of connections."""
-    assert await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(1000))) == [1] * 1000
+    assert await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(1000))) == [1] * 1000
     assert isinstance(store, RedisStore)
     assert len(await store._redis.client_list()) <= 17
 
@@ -212,7 +213,7 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
     server = server_with()
     store = store_at(server.address)
     await store.start()
-    await store.claim(key("a"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=1)])
     assert server.command("CONFIG SET maxmemory 1") == b"+OK\r\n"
     assert "its memory is full; nothing was written: raise maxmemory" in await refusal(
@@ -229,12 +230,12 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
 async def test_another_format_is_named(store: Store, redis_server: RedisServer) -> None:
     """Streams that another version has laid out in another way are refused at the start."""
     assert redis_server.command("SET tidegate:format 7") == b"+OK\r\n"
-    assert "its format b'7' is not 1" in await refusal(store_at(redis_server.address).start())
+    assert "its format b'7' is not 2" in await refusal(store_at(redis_server.address).start())
 
 
 async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) -> None:
     """A record that somebody spoiled is never a fresh stream: load names server and stream."""
-    await store.claim(key("a"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
     assert isinstance(store, RedisStore)
     await store._redis.hset("tidegate:stream:7:default:a", "record", encode(checkpoint("a"))[:-1])  # type: ignore[misc]
@@ -247,21 +248,75 @@ async def test_nothing_is_left_of_a_stream_that_vanished(redis_server: RedisServ
     place = redis_place(redis_server)
     async with place.open() as store:
         for stream_id in ("forgotten", "expired", "expired too"):
-            await store.claim(key(stream_id, "te:nant"), 0, MODEL)
+            await begin(store, key(stream_id, "te:nant"))
         assert await store.forget(key("forgotten", "te:nant"), 1)
         place.clock.now += MS
-        await store.expire(place.clock.now, 0)
+        await store.expire(place.clock.now, 0, 0)
         assert await store.forget(key("expired", "te:nant"), 2)
-        await store.expire(0, place.clock.now)
-    assert redis_server.command("KEYS *") == b"*1\r\n$15\r\ntidegate:format\r\n"
+        place.clock.now += MS
+        await store.expire(0, place.clock.now, place.clock.now)
+    kept = redis_server.command("KEYS *").decode().split("\r\n")[2::2]
+    assert sorted(kept) == ["tidegate:format", "tidegate:highest-epoch"]
 
 
 async def test_a_stream_that_redis_threw_out_is_not_known(store: Store, redis_server: RedisServer) -> None:
     """What eviction leaves behind in the indices is no stream, and does not come back as a tombstone."""
-    await store.claim(key("a"), 0, MODEL)
-    await store.claim(key("b"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
+    await claim(store, key("b"), 0, MODEL)
     assert redis_server.command("DEL tidegate:stream:7:default:a") == b":1\r\n"
-    assert [head.key.stream_id for head in await store.scan("default", "", "", 1)] == ["b"]
-    await store.expire(Clock().now + MS, 0)
+    assert [head.key.stream_id for head in await scan(store, "default", "", "", 1)] == ["b"]
+    await store.expire(Clock().now + MS, 0, 0)
     assert await store.load(key("a")) is None
-    assert await store.claim(key("a"), 0, MODEL) == 1
+    assert await claim(store, key("a"), 0, MODEL) == 1
+
+
+async def test_a_cancelled_caller_ends_whatever_the_library_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that the library swallows still ends the caller: a task of the server would go on for ever."""
+    assert isinstance(store, RedisStore)
+    begun = asyncio.Event()
+
+    async def swallow(_: str) -> int:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return 0
+
+    monkeypatch.setattr(store._redis, "zcard", swallow)
+    counting = asyncio.create_task(store.count())
+    await begun.wait()
+    counting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await counting
+
+
+async def test_whatever_the_library_raises_the_store_is_unavailable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the event loop says of a connection that has just died is no error of redis', and ends no task of the server."""
+    assert isinstance(store, RedisStore)
+
+    async def fail(_: str) -> int:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    monkeypatch.setattr(store._redis, "zcard", fail)
+    assert "the connection failed: RuntimeError('unable to perform" in await refusal(store.count())
+
+
+async def test_a_stream_of_the_format_before_is_taken_over(redis_server: RedisServer) -> None:
+    """It is what it was; nobody has it in memory, and it can be claimed."""
+    place = redis_place(redis_server)
+    kept = checkpoint("a", 3, step=7)
+    async with place.open() as store:
+        assert isinstance(store, RedisStore)
+        fields = dict(zip(("name", "version", "fingerprint"), MODEL, strict=True))
+        record = {"epoch": 3, "step": 7, "created": 1000, "updated": 2000, "bytes": 5, "expired": 0, **fields}
+        await store._redis.hset("tidegate:stream:7:default:a", mapping={**record, "record": encode(kept)})  # type: ignore[misc]
+        await store._redis.zadd("tidegate:ids:default", {"a": 0})
+        await store._redis.zadd("tidegate:ages", {"7:default:a": 2})
+        await store._redis.set("tidegate:format", 1)
+    async with place.open() as store:
+        head = Head(key("a"), 3, 7, MODEL, 1000, 2000, 5)
+        assert await store.load(key("a")) == Record(head, kept)
+        assert await scan(store, "default", "", "", 10) == [head]
+        assert await claim(store, key("a"), 3, MODEL) == 4
+        assert await store.save([checkpoint("a", 4, step=8)]) == [True]

@@ -9,8 +9,10 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.store import SqliteStore, encode
+from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
+from serving.store import Head, Record, SqliteStore, Tombstone, encode
 from serving.store import database as database_module
 from serving.store import sqlite as sqlite_module
 from serving.store.database import Database, _after_all
-from tests.store.support import MODEL, PATIENCE_S, checkpoint, key, python
+from tests.store.support import MODEL, PATIENCE_S, checkpoint, claim, key, python, scan
 
 OPEN = """
 import asyncio, sys
@@ -109,9 +111,9 @@ async def refusal(call: Any) -> str:
 async def test_what_waits_is_committed_together(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operations that queue while a commit is under way share the next one."""
     gate = Gate(monkeypatch)
-    calls = [asyncio.create_task(store.claim(key("first"), 0, MODEL))]
+    calls = [asyncio.create_task(claim(store, key("first"), 0, MODEL))]
     await gate.held()
-    calls += [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(500)]
+    calls += [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(500)]
     await asyncio.sleep(0)  # let them queue
     gate.open()
     assert await asyncio.gather(*calls) == [1] * 501
@@ -121,14 +123,14 @@ async def test_what_waits_is_committed_together(store: SqliteStore, monkeypatch:
 async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims and saves of one stream that share a commit see each other, the first first."""
     gate = Gate(monkeypatch)
-    first = asyncio.create_task(store.claim(key("first"), 0, MODEL))
+    first = asyncio.create_task(claim(store, key("first"), 0, MODEL))
     await gate.held()
     calls = [
-        asyncio.create_task(store.claim(key("a"), 0, MODEL)),
-        asyncio.create_task(store.claim(key("a"), 0, MODEL)),
+        asyncio.create_task(claim(store, key("a"), 0, MODEL)),
+        asyncio.create_task(claim(store, key("a"), 0, MODEL)),
         asyncio.create_task(store.save([checkpoint("a", 1, step=1)])),
         asyncio.create_task(store.save([checkpoint("a", 1, step=2)])),
-        asyncio.create_task(store.claim(key("a"), 1, MODEL)),
+        asyncio.create_task(claim(store, key("a"), 1, MODEL)),
         asyncio.create_task(store.save([checkpoint("a", 1, step=3)])),
         asyncio.create_task(store.forget(key("a"), 1)),
     ]
@@ -146,7 +148,7 @@ async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Dat
     another = SqliteStore(path)
     await another.start()
     keys = [key(str(place)) for place in range(1000)]
-    await asyncio.gather(*(another.claim(each, 0, MODEL) for each in keys))
+    await asyncio.gather(*(claim(another, each, 0, MODEL) for each in keys))
     statements: list[str] = []
     opened[-1]._connection.set_trace_callback(statements.append)
     assert all(await another.save([checkpoint(each.stream_id) for each in keys]))
@@ -161,10 +163,10 @@ async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Dat
 async def test_a_bad_operation_fails_alone(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operations that share a commit with one that cannot be done are done; that one fails with its own error."""
     gate = Gate(monkeypatch)
-    first = asyncio.create_task(store.claim(key("first"), 0, MODEL))
+    first = asyncio.create_task(claim(store, key("first"), 0, MODEL))
     await gate.held()
-    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(20)]
-    calls.insert(7, asyncio.create_task(store.claim(key("\ud800"), 0, MODEL)))  # no text that UTF-8 can hold
+    calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(20)]
+    calls.insert(7, asyncio.create_task(claim(store, key("\ud800"), 0, MODEL)))  # no text that UTF-8 can hold
     await asyncio.sleep(0)
     gate.open()
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -176,10 +178,10 @@ async def test_a_bad_operation_fails_alone(store: SqliteStore, monkeypatch: pyte
 async def test_a_cancelled_caller_harms_no_one(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others of a commit are answered when one of them has gone, before or while it runs."""
     gate = Gate(monkeypatch)
-    runs = asyncio.create_task(store.claim(key("runs"), 0, MODEL))
+    runs = asyncio.create_task(claim(store, key("runs"), 0, MODEL))
     await gate.held()
-    waits = asyncio.create_task(store.claim(key("waits"), 0, MODEL))
-    stays = asyncio.create_task(store.claim(key("stays"), 0, MODEL))
+    waits = asyncio.create_task(claim(store, key("waits"), 0, MODEL))
+    stays = asyncio.create_task(claim(store, key("stays"), 0, MODEL))
     await asyncio.sleep(0)  # let them queue
     runs.cancel()
     waits.cancel()
@@ -194,23 +196,23 @@ async def test_a_full_queue_refuses_at_once(store: SqliteStore, monkeypatch: pyt
     """An operation more than may wait is refused while the others wait on."""
     monkeypatch.setattr(sqlite_module, "QUEUE_MAX", 2)
     gate = Gate(monkeypatch)
-    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(2)]
+    calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(2)]
     await asyncio.sleep(0)
-    assert "2 operations wait for the disk" in await refusal(store.claim(key("late"), 0, MODEL))
+    assert "2 operations wait for the disk" in await refusal(claim(store, key("late"), 0, MODEL))
     gate.open()
     assert await asyncio.gather(*calls) == [1, 1]
-    assert await store.claim(key("late"), 0, MODEL) == 1
+    assert await claim(store, key("late"), 0, MODEL) == 1
 
 
 async def test_close_does_what_still_waits(path: Path) -> None:
     """Operations queued before close are done; later ones are refused."""
     store = SqliteStore(path)
     await store.start()
-    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(100)]
+    calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(100)]
     await asyncio.sleep(0)
     await store.close()
     assert await asyncio.gather(*calls) == [1] * 100
-    assert "is not open" in await refusal(store.claim(key("a"), 0, MODEL))
+    assert "is not open" in await refusal(claim(store, key("a"), 0, MODEL))
     assert "tidegate-store" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -314,12 +316,12 @@ def test_a_file_that_is_just_made_is_not_taken_for_a_foreign_one(path: Path, mon
             if sql == "PRAGMA user_version":  # the second look
                 with monkeypatch.context() as unwatched, suppress(StoreUnavailable):  # it may have to wait for us
                     unwatched.setattr(sqlite3, "connect", connect)
-                    Database(path, 0.01).close()
+                    Database(path, 1, time.time_ns, 0.01).close()
             return super().execute(sql, *arguments)
 
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Watched))
-    Database(path, 0.05).close()
+    Database(path, 1, time.time_ns, 0.05).close()
 
 
 async def test_a_frozen_process_is_fenced_when_it_wakes(store: SqliteStore, path: Path) -> None:
@@ -330,7 +332,7 @@ async def test_a_frozen_process_is_fenced_when_it_wakes(store: SqliteStore, path
 async def main():
     await store.start()
     a = Key("default", "a")
-    print(await store.claim(a, 0, MODEL), flush=True)
+    print((await store.claim(a, 0, MODEL)).head.epoch, flush=True)
     sys.stdin.readline()
     print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.forget(a, 1), flush=True)
     await store.close()
@@ -340,7 +342,7 @@ asyncio.run(main())
     with python(script, str(path)) as sleeper:
         assert sleeper.stdout is not None
         assert await asyncio.to_thread(sleeper.stdout.readline) == "1\n"
-        assert await store.claim(key("a"), 1, MODEL) == 2
+        assert await claim(store, key("a"), 1, MODEL) == 2
         assert await store.save([checkpoint("a", 2, step=1)]) == [True]
         assert sleeper.stdin is not None
         sleeper.stdin.write("wake\n")
@@ -353,7 +355,7 @@ asyncio.run(main())
 
 async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) -> None:
     """While another process holds the lock, writes fail after the time-out and reads go on; then all is well again."""
-    await store.claim(key("a"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         text = await refusal(store.save([checkpoint("a")]))
@@ -371,7 +373,7 @@ async def test_a_lock_fails_all_that_wait_for_it_at_once(
 ) -> None:
     """Operations that share a commit look for the lock together, more than once, and wait for it no longer than one would."""
     gate = Gate(monkeypatch)
-    calls = [asyncio.create_task(store.claim(key(str(place)), 0, MODEL)) for place in range(100)]
+    calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(100)]
     await gate.held()
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -395,8 +397,8 @@ async def test_a_full_disk_is_named(full: str, opened: list[Database], path: Pat
     try:
         if full == "database":
             opened[-1]._connection.execute("PRAGMA max_page_count = 100")
-        await store.claim(key("a"), 0, MODEL)
-        await store.claim(key("b"), 0, MODEL)
+        await claim(store, key("a"), 0, MODEL)
+        await claim(store, key("b"), 0, MODEL)
         assert await store.save([checkpoint("a", step=1)]) == [True]
         text = await refusal(store.save([checkpoint("a", step=2), checkpoint("b", step=2, payload=bytes(2 << 20))]))
         assert (
@@ -431,12 +433,12 @@ async def test_room_for_the_small_is_used(
     another = SqliteStore(path)
     await another.start()
     opened[-1]._connection.execute("PRAGMA max_page_count = 100")
-    await another.claim(key("big"), 0, MODEL)
+    await claim(another, key("big"), 0, MODEL)
     gate = Gate(monkeypatch)
-    first = asyncio.create_task(another.claim(key("first"), 0, MODEL))
+    first = asyncio.create_task(claim(another, key("first"), 0, MODEL))
     await gate.held()
     big = asyncio.create_task(another.save([checkpoint("big", payload=bytes(2 << 20))]))
-    small = [asyncio.create_task(another.claim(key(str(place)), 0, MODEL)) for place in range(10)]
+    small = [asyncio.create_task(claim(another, key(str(place)), 0, MODEL)) for place in range(10)]
     await asyncio.sleep(0)
     gate.open()
     assert "the disk is full" in await refusal(big)
@@ -509,7 +511,7 @@ async def test_a_newer_schema_is_named(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
     other.close()
-    assert "its schema 7 is newer than 1, the newest that this server knows; update" in await refusal(store.start())
+    assert "its schema 7 is newer than 2, the newest that this server knows; update" in await refusal(store.start())
 
 
 async def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,7 +525,7 @@ async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
     """Streams on damaged pages are unavailable, with what to do; those beside them in a batch are loaded as ever."""
     store = SqliteStore(path)
     await store.start()
-    await asyncio.gather(*(store.claim(key(str(place)), 0, MODEL) for place in range(200)))
+    await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(200)))
     await store.save([checkpoint(str(place), payload=bytes(3000)) for place in range(200)])
     await store.close()
     with path.open("r+b") as file:
@@ -552,28 +554,31 @@ async def test_a_bad_record_is_named_and_can_be_dropped(
     store: SqliteStore, path: Path, record: bytes, message: str
 ) -> None:
     """A record that somebody spoiled is never a fresh stream: load names file and stream, and forget still works."""
-    await store.claim(key("a"), 0, MODEL)
+    await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
     with sqlite3.connect(path) as other:
         other.execute("UPDATE streams SET record = ?", (record,))
     other.close()
     with pytest.raises(CheckpointBroken, match=f"{path}: stream 'a': record: .*{message}"):
         await store.load(key("a"))
-    [head] = await store.scan("default", "", "", 1)
+    [head] = await scan(store, "default", "", "", 1)
     assert await store.forget(key("a"), head.epoch)
 
 
-async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path) -> None:
-    """When the file is removed while in use, saves fail: SQLite would keep them where no restart finds them."""
-    await store.claim(key("a"), 0, MODEL)
-    path.unlink()
-    assert "was removed or replaced while in use" in await refusal(store.save([checkpoint("a")]))
+@pytest.mark.parametrize("ending", ["", "-wal"])
+async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path, ending: str) -> None:
+    """When the file or its WAL is removed while in use, saves fail: SQLite would keep them where no restart finds them."""
+    await claim(store, key("a"), 0, MODEL)
+    assert await store.save([checkpoint("a")]) == [True]
+    path.with_name(path.name + ending).unlink()
+    with pytest.raises(StoreGone, match="removed or replaced while in use"):
+        await store.save([checkpoint("a")])
 
 
 async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much is saved, the WAL is moved into the file before it has grown by another limit."""
     for place in range(40):
-        await store.claim(key(str(place)), 0, MODEL)
+        await claim(store, key(str(place)), 0, MODEL)
     limit = 4096 * database_module.WAL_PAGES
     for step in range(40):  # 160 MB in all
         await store.save([checkpoint(str(place), step=step, payload=bytes([step]) * 100_000) for place in range(40)])
@@ -588,3 +593,35 @@ def test_the_end_of_a_prefix_parts_the_texts(stem: str, rest: str, other: str) -
         assert end is None or (prefix + rest).encode() < end.encode()
         between = prefix.encode() <= other.encode() and (end is None or other.encode() < end.encode())
         assert between == other.startswith(prefix)
+
+
+async def test_a_file_of_the_schema_before_is_taken_over(path: Path) -> None:
+    """Streams, tombstones and their records are what they were; nobody has them in memory, and they can be claimed."""
+    database = sqlite3.connect(path)
+    database.executescript(
+        """CREATE TABLE streams (
+            tenant TEXT NOT NULL, stream_id TEXT NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
+            model_name TEXT NOT NULL, model_version TEXT NOT NULL, fingerprint TEXT NOT NULL,
+            created_unix_nano INTEGER NOT NULL, updated_unix_nano INTEGER NOT NULL, state_bytes INTEGER NOT NULL,
+            expired INTEGER NOT NULL, record BLOB, PRIMARY KEY (tenant, stream_id));
+        CREATE INDEX streams_by_age ON streams (expired, updated_unix_nano);
+        PRAGMA application_id = 0x54644774;
+        PRAGMA user_version = 1;"""
+    )
+    kept = checkpoint("kept", 3, step=7, payload=bytes(9000))
+    for stream_id, expired, record in (("kept", 0, encode(kept)), ("old", 1, None)):
+        database.execute(
+            "INSERT INTO streams VALUES ('default', ?, 3, 7, ?, ?, ?, 1, 2, 9000, ?, ?)",
+            (stream_id, *MODEL, expired, record),
+        )
+    database.commit()
+    database.close()
+    store = SqliteStore(path)
+    await store.start()
+    head = Head(key("kept"), 3, 7, MODEL, 1, 2, 9000)
+    tombstone = Head(key("old"), 3, 7, MODEL, 1, 2, 9000, Tombstone.EXPIRED)
+    assert await store.load(key("kept")) == Record(head, kept)
+    assert await scan(store, "default", "", "", 10) == [head, tombstone]
+    assert await claim(store, key("kept"), 3, MODEL) == 4
+    assert await store.save([replace(kept, epoch=4)]) == [True]
+    await store.close()

@@ -21,7 +21,7 @@ from serving.client import (
     StreamRefused,
     TakenOver,
 )
-from serving.core.errors import CheckpointBroken, StoreUnavailable
+from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from serving.core.spec import STEP_MAX, Key, Timestep
 from serving.core.streams import Existence, checkpoint_rows
 from serving.store import decode, encode
@@ -278,7 +278,7 @@ async def test_a_damaged_state_is_not_imported(lstm_root: Path, damage: str) -> 
         }[damage]
         with pytest.raises(ClientError) as caught:
             await client.import_stream(damaged, "b")
-        assert caught.value.reason == "STATE_UNREADABLE"
+        assert caught.value.reason == "INVALID_FIELD"
         with pytest.raises(StreamNotFound):
             await client.describe_stream("b")
 
@@ -364,6 +364,85 @@ async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> No
                 assert same_bits(await stream.step(row), expected)
         assert (await server.keeper._store.load(Key("default", "a"))).head.step == 60
         assert server.keeper.checkpointer.unsaved_seconds() == 0
+
+
+async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_path: Path) -> None:
+    """Health of the process turns NOT_SERVING when the database is removed: only a restart helps, and who watches does that."""
+    async with (
+        run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms") as server,
+        raw_channel(server) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        call = RawCall(channel)
+        await call.open("a")
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        (tmp_path / "state.db").rename(tmp_path / "elsewhere.db")
+        await call.step(1)
+        async with asyncio.timeout(PATIENCE):
+            while (
+                await health.Check(health_pb2.HealthCheckRequest())
+            ).status == health_pb2.HealthCheckResponse.SERVING:
+                await asyncio.sleep(0.02)
+        (tmp_path / "elsewhere.db").rename(tmp_path / "state.db")  # so that the server can end well
+
+
+async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_root: Path) -> None:
+    """The process remembers what it has stored of streams that it has no longer: a new open is told, once, and counted."""
+    async with run_server(sum_root, checkpoint_every="10ms") as server, raw_channel(server) as channel:
+        records = server.keeper._store._records
+        for number in range(1, 21):
+            call = RawCall(channel)
+            await call.open("a")
+            await call.step(1, step=number)
+            await call.call.done_writing()
+            await call.ending()
+            if number == 10:
+                older = records[key("a")]
+        await eventually(lambda: live(server) == 0, "parking")
+        records[key("a")] = replace(older, head=replace(older.head, epoch=records[key("a")].head.epoch))
+        call = RawCall(channel)
+        await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
+        ending = await call.ending()
+        assert (ending.reason, "kept at step 10, but 20" in ending.message) == ("STATE_LOST", True)
+        assert server.keeper._metrics.state_lost == 1
+        assert (await RawCall(channel).open("a")).next_step == 11
+
+
+async def test_a_deleted_stream_that_begins_anew_is_not_lost(sum_root: Path) -> None:
+    """That it is at an earlier step than this process knows is no loss; the epoch tells."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel, Client(address_of(server)) as client:
+        call = RawCall(channel)
+        await call.open("a")
+        for _ in range(5):
+            await call.step(1)
+        await call.call.done_writing()
+        await call.ending()
+        await client.delete_stream("a")
+        for next_step in (1, 2):
+            call = RawCall(channel)
+            assert (await call.open("a")).next_step == next_step
+            await call.step(1)
+            await call.call.done_writing()
+            await call.ending()
+        assert server.keeper._metrics.state_lost == 0
+
+
+async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Path, tmp_path: Path) -> None:
+    """Opens, forks and imports side by side never let in more than the limit, and each beyond it is refused."""
+    async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(PATIENCE):
+        keeper = server.keeper
+        lease = (await keeper.open(key("source"), "", "", Existence.ANY, 0)).lease
+        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
+        record, _ = await keeper.export(key("source"))
+        begun = await asyncio.gather(
+            *(keeper.open(key(f"open-{place}"), "", "", Existence.ANY, 0) for place in range(20)),
+            *(keeper.fork(key("source"), f"fork-{place}") for place in range(20)),
+            *(keeper.import_("default", record, f"import-{place}") for place in range(20)),
+            return_exceptions=True,
+        )
+        assert {type(each) for each in begun if isinstance(each, BaseException)} == {TooManyStreams}
+        # A stream that begins while all are counted may count twice until they are counted again.
+        assert 19 <= await keeper._store.count() <= 20
 
 
 async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:
@@ -460,9 +539,9 @@ async def test_running_sums_count_each_timestep_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["memory:", "sqlite"])
-@pytest.mark.parametrize("step", [STEP_MAX + 1, STEP_MAX + 2, 2**64 - 1])
+@pytest.mark.parametrize("step", [STEP_MAX, STEP_MAX + 1, STEP_MAX + 2, 2**64 - 1])
 async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Path, state: str, step: int) -> None:
-    """It is broken, and nothing of it is used."""
+    """It is invalid, and nothing of it is used."""
     address = state if state == "memory:" else f"sqlite://{tmp_path / 'x.db'}"
     async with run_server(write_model(tmp_path / "m", running_sum()), state=address) as server:
         keeper = server.keeper
@@ -470,7 +549,7 @@ async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Pa
         await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
         record, _ = await keeper.export(key("a"))
         forged = encode(replace(decode(record, ""), step=step))
-        with pytest.raises(CheckpointBroken):
+        with pytest.raises(InvalidField, match="checkpoint: "):
             await keeper.import_("default", forged, "b")
         assert await keeper._store.load(key("b")) is None
 
@@ -486,11 +565,9 @@ async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_pa
         running = keeper.line(other).submit(other, Timestep(0, pack(1)))
         await gate.entered()
         # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
-        epoch = await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id)
-        assert epoch
-        served = keeper._repository.of(lease.stream.slots)
+        assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id)
         (checkpoint,) = checkpoint_rows([lease.stream])
-        fenced = asyncio.create_task(keeper.checkpointer._fenced(served, lease.stream, checkpoint))
+        fenced = asyncio.create_task(keeper.checkpointer._refused(lease.stream, checkpoint))
         await asyncio.sleep(0)
         opening = asyncio.create_task(keeper.open(key("a"), "", "", Existence.ANY, 0))
         await asyncio.sleep(0.05)

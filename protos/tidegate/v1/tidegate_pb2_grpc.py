@@ -164,8 +164,8 @@ class TidegateServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportStream(self, request, context):
-        """Makes a stream from an exported state. INVALID_ARGUMENT when the state is damaged or of a newer format,
-        FAILED_PRECONDITION when it belongs to a model that is not served, ALREADY_EXISTS when the id is taken.
+        """Makes a stream from an exported state. INVALID_ARGUMENT when the state is damaged, of a newer format or none that its
+        model can have made, NOT_FOUND when it belongs to a model that is not served, ALREADY_EXISTS when the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

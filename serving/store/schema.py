@@ -1,0 +1,66 @@
+"""What the SQLite file holds: its tables, how those of older versions are made into them, and what is read from them.
+
+Whatever is looked at without the record stands before it in the table: what stands behind a large one is read through all of it.
+"""
+
+from serving.store.store import Wanted
+
+SCHEMA = 2
+# "TdGt": tells `file` and us that a database is Tidegate's.
+APPLICATION_ID = 0x54644774
+
+_STREAMS = """CREATE TABLE streams (
+    tenant TEXT NOT NULL,
+    stream_id TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    writer INTEGER NOT NULL, -- who claimed it last, and alone may store it
+    mark INTEGER NOT NULL, -- whether the writer has it in memory: a Mark
+    asked INTEGER NOT NULL,
+    answered INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    model_name TEXT NOT NULL,
+    model_version TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    created_unix_nano INTEGER NOT NULL,
+    updated_unix_nano INTEGER NOT NULL,
+    state_bytes INTEGER NOT NULL,
+    tombstone INTEGER NOT NULL, -- a Tombstone
+    record BLOB, -- NULL before the first checkpoint, and of a tombstone
+    PRIMARY KEY (tenant, stream_id)
+)"""
+_INDEXES = (
+    "CREATE INDEX streams_by_age ON streams (tombstone, updated_unix_nano)",
+    "CREATE INDEX streams_expired ON streams (tenant, stream_id) WHERE tombstone = 1",
+    "CREATE INDEX streams_held ON streams (tenant, stream_id) WHERE mark != 0",
+)
+_BESIDE = (
+    "CREATE TABLE writers (writer INTEGER PRIMARY KEY, beat_unix_nano INTEGER NOT NULL)",
+    """CREATE TABLE notices (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: who has read one asks for those above it
+        tenant TEXT NOT NULL, stream_id TEXT NOT NULL, posted_unix_nano INTEGER NOT NULL)""",
+    "CREATE TABLE epochs (highest INTEGER NOT NULL) -- of streams that are gone without a tombstone",
+    "INSERT INTO epochs VALUES (0)",
+)
+# From the schema before: nobody has its streams in memory.
+_FROM_1 = (
+    "ALTER TABLE streams RENAME TO streams_1",
+    "DROP INDEX streams_by_age",
+    _STREAMS,
+    """INSERT INTO streams SELECT tenant, stream_id, epoch, 0, 0, 0, 0, step, model_name, model_version, fingerprint,
+        created_unix_nano, updated_unix_nano, state_bytes, expired, record FROM streams_1""",
+    "DROP TABLE streams_1",
+)
+# The statements that make the tables, from those of each schema.
+BUILD = {0: (_STREAMS, *_INDEXES, *_BESIDE), 1: (*_FROM_1, *_INDEXES, *_BESIDE), SCHEMA: ()}
+
+# When the writer of a stream last said that it is alive.
+BEAT = "ifnull((SELECT beat_unix_nano FROM writers WHERE writers.writer = streams.writer), 0)"
+HEAD = f"""stream_id, epoch, step, model_name, model_version, fingerprint, created_unix_nano, updated_unix_nano,
+    state_bytes, tombstone, streams.writer, mark, asked, answered, CASE mark WHEN 0 THEN 0 ELSE {BEAT} END"""
+# What a scan looks for; each has an index that holds few more than that.
+WANTED = {
+    Wanted.ALL: "tombstone != 2",
+    Wanted.HELD: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} >= :alive)",
+    Wanted.REST: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {BEAT} >= :alive))",
+    Wanted.EXPIRED: "tombstone = 1",
+}

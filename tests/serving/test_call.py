@@ -1,0 +1,87 @@
+"""What the streaming calls share: a word beside the answers, and a client that goes while it is told."""
+
+import asyncio
+import gc
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from serving.rpc.blocks import BlockCall
+from serving.rpc.call import Call
+from serving.rpc.native import PredictCall
+from serving.rpc.share import Share
+from tests.support import PATIENCE
+
+
+class Context:
+    """A client that sends a message when told to, and does not read until it goes."""
+
+    def __init__(self) -> None:
+        self.sent = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.writing = asyncio.Event()
+
+    async def read(self) -> bytes:
+        """The next message."""
+        await self.sent.wait()
+        return b"message"
+
+    async def write(self, _: bytes) -> None:
+        """Waits for a reader that never comes."""
+        self.writing.set()
+        await self.gone.wait()
+        raise grpc.aio.InternalError("the call has ended")
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone."""
+        return self.gone.is_set()
+
+
+def predict_call(context: Context) -> tuple[Call, Callable[[], None]]:
+    """A `Predict` call, and what has it tell."""
+    call = PredictCall(context, Share(8))
+    call.lease = SimpleNamespace(durable_step=call.kept_max)  # type: ignore[assignment]
+    return call, call.durable
+
+
+def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
+    """A `PredictBlocks` call, and what has it tell."""
+    call = BlockCall(SimpleNamespace(), context, Share(8))  # type: ignore[arg-type]
+    call._endings.append((1, SimpleNamespace()))  # type: ignore[arg-type]
+    call._tell = lambda: context.write(b"")  # type: ignore[method-assign]
+    return call, call._on_stored
+
+
+@pytest.mark.parametrize("make", [predict_call, block_call])
+async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
+    make: Callable[[Context], tuple[Call, Callable[[], None]]],
+) -> None:
+    """Its call is cancelled while it waits for what is being told; how that went is looked at all the same."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    context = Context()
+    calls: list[tuple[Call, Callable[[], None]]] = []
+
+    async def handle() -> None:
+        calls.append(make(context))
+        await calls[0][0].read()
+
+    handling = asyncio.create_task(handle())
+    await asyncio.sleep(0)  # it reads
+    calls[0][1]()
+    async with asyncio.timeout(PATIENCE):
+        await context.writing.wait()
+    context.sent.set()
+    for _ in range(3):
+        await asyncio.sleep(0)  # it has read, and waits for what is being told
+    handling.cancel()
+    await asyncio.gather(handling, return_exceptions=True)
+    context.gone.set()
+    for _ in range(3):
+        await asyncio.sleep(0)  # telling meets the end of the call
+    del calls[:], handling
+    gc.collect()
+    assert not complaints

@@ -1,0 +1,148 @@
+"""Thousands of messages that make no sense, to every method: each gets an answer, and nobody else notices."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from tests.support import (
+    LSTM_FEATURES,
+    PATIENCE,
+    RawCall,
+    block_request,
+    key,
+    lstm,
+    pack,
+    raw_channel,
+    read_ending,
+    replay,
+    run_server,
+    sensor_rows,
+    write_model,
+)
+
+MESSAGES = 3000
+TOGETHER = 16
+SERVICE = "/tidegate.v1.Tidegate/"
+# What a client may hear when its message was at fault. UNKNOWN and INTERNAL would be a fault of the server's.
+TAKEN = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "DATA_LOSS", "ABORTED"}
+TAKEN |= {"RESOURCE_EXHAUSTED"}  # the slots are few, and calls hold them
+TAKEN |= {"ENDED"}
+# What grpc.aio says here, instead of what the server has said, when it writes to a call that has just ended.
+WRITE_FAILED = "Internal error from Core"
+WIDTH = len(LSTM_FEATURES)
+
+
+def seeds(record: bytes) -> dict[str, Sequence[Message]]:
+    """Messages that are right, by method."""
+    name = {"stream_id": "fuzz"}
+    block = block_request([1, 2, 1], np.ones((3, WIDTH)), [1, 1, 2], 7)
+    opens = pb.BlockRequest(open=pb.OpenStreams(stream_ids=["f1", "f2", ""], acknowledged_steps=[0, 0, 0]))
+    return {
+        "Predict": [
+            pb.PredictRequest(open=pb.Open(stream_id="fuzz", kept_max=3)),
+            pb.PredictRequest(timestep=pb.Timestep(step=1, values=pack(*[1.0] * WIDTH))),
+            pb.PredictRequest(close=pb.Close(forget=True)),
+        ],
+        "PredictBlocks": [opens, block, pb.BlockRequest(close=pb.CloseStreams(handles=[1, 2]))],
+        "ListModels": [pb.ListModelsRequest()],
+        "DescribeModel": [pb.DescribeModelRequest(name="toy", version="1")],
+        "ListStreams": [pb.ListStreamsRequest(prefix="f", page_size=3, page_token="a", state=pb.Stream.LIVE)],
+        "DescribeStream": [pb.DescribeStreamRequest(**name)],
+        "DeleteStream": [pb.DeleteStreamRequest(**name)],
+        "ExportStream": [pb.ExportStreamRequest(**name)],
+        "ImportStream": [pb.ImportStreamRequest(checkpoint=record, stream_id="f3")],
+        "ForkStream": [pb.ForkStreamRequest(stream_id="fuzz", new_stream_id="f4")],
+    }
+
+
+def mangled(chance: random.Random, data: bytes) -> bytes:
+    """A message with some bytes changed, cut, or put in twice."""
+    content = bytearray(data)
+    for _ in range(chance.choice((0, 1, 1, 2, 4))):
+        place = chance.randrange(len(content) + 1)
+        match chance.randrange(4):
+            case 0:
+                content[place : place + 1] = chance.randbytes(1)
+            case 1:
+                content[place:place] = chance.choice((b"\xff", b"\0", b"\xff" * 9 + b"\x01", chance.randbytes(5)))
+            case 2:
+                del content[place : place + chance.randrange(9)]
+            case _:
+                content[place:place] = content[: chance.randrange(40)]
+    return bytes(content)
+
+
+async def send(channel: grpc.aio.Channel, method: str, messages: Sequence[bytes]) -> str:
+    """How a call ends that sends these and half-closes."""
+    call = channel.stream_stream(SERVICE + method)(iter_of(messages))
+    async with asyncio.timeout(PATIENCE):
+        try:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        except grpc.aio.AioRpcError:
+            pass
+        ending = read_ending(await call.code(), await call.details(), await call.trailing_metadata())
+    if ending.message == WRITE_FAILED:
+        return "ENDED"
+    assert ending.code is grpc.StatusCode.OK or (ending.reason and ending.message), (method, messages, ending)
+    return ending.code.name
+
+
+async def iter_of(messages: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """As grpc wants what is sent."""
+    for message in messages:
+        yield message
+
+
+async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A neighbour keeps its bits, each call ends with a code that fits and a reason, and the log stays empty."""
+    write_model(tmp_path, lstm())
+    rows = sensor_rows(2000, seed=1, missing=0.1)
+    truth = replay(lstm(), rows)
+    chance = random.Random(20)
+    async with run_server(tmp_path, live_max=64, answers_remembered=4) as server, raw_channel(server) as channel:
+        seed = RawCall(channel)
+        await seed.open("seed")
+        await seed.step(*[1.0] * WIDTH)
+        right = {
+            method: [message.SerializeToString() for message in messages]
+            for method, messages in seeds((await server.keeper.export(key("seed")))[0]).items()
+        }
+        neighbour = RawCall(channel)
+        await neighbour.open("neighbour")
+        caplog.set_level(logging.INFO)
+        caplog.clear()
+        codes: set[str] = set()
+        left = MESSAGES
+
+        async def fuzz() -> None:
+            nonlocal left
+            while left > 0:
+                method = chance.choice(list(right))
+                messages = right[method]
+                if len(messages) > 1:
+                    messages = [messages[0], *chance.choices(messages, k=chance.randrange(4))]
+                sent = [mangled(chance, message) for message in messages]
+                left -= len(sent)
+                codes.add(await send(channel, method, sent))
+
+        fuzzing = asyncio.gather(*(fuzz() for _ in range(TOGETHER)))
+        step = 0
+        while step < len(rows) and (not fuzzing.done() or step == 0):
+            answer = (await neighbour.step(*rows[step], step=step + 1)).prediction
+            assert answer.outputs[0] == truth[step]["forecast"].tobytes()
+            step += 1
+        await fuzzing
+        log = list(caplog.records)
+    assert codes <= TAKEN
+    assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= codes
+    # A client that says that more was acknowledged than is kept speaks of a loss, and that an operator hears.
+    assert not [text for record in log if "was acknowledged" not in (text := record.getMessage())]

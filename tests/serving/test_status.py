@@ -1,0 +1,65 @@
+"""How errors look at the end of a call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from serving.core import errors
+from serving.rpc.status import SENTENCE_BYTES_MAX, TABLE, abort, sentence
+
+# Longer than any id or name may be, and of characters that take the most bytes on the way.
+LONG = "\U0001f527" * 4096
+NAMES = [LONG] * 200
+MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
+    errors.WrongWidth: lambda: errors.WrongWidth(1, NAMES),
+    errors.NotFinite: lambda: errors.NotFinite(LONG, float("inf"), LONG),
+    errors.InvalidField: lambda: errors.InvalidField("stream_id", LONG),
+    errors.StepGap: lambda: errors.StepGap(2**63, 2**63),
+    errors.NoStepLeft: lambda: errors.NoStepLeft(2**63),
+    errors.Overloaded: lambda: errors.Overloaded(1, 1),
+    errors.FellAsleep: lambda: errors.FellAsleep(LONG, 1),
+    errors.StoreBehind: lambda: errors.StoreBehind(1.0, 1),
+    errors.ModelNotFound: lambda: errors.ModelNotFound(LONG, LONG, NAMES),
+    errors.ModelNotNamed: lambda: errors.ModelNotNamed(NAMES),
+    errors.StreamNotFound: lambda: errors.StreamNotFound(LONG),
+    errors.StreamExists: lambda: errors.StreamExists(LONG),
+    errors.ModelMismatch: lambda: errors.ModelMismatch(LONG, LONG, LONG),
+    errors.TooManyStreams: lambda: errors.TooManyStreams("live", 1, 1),
+    errors.TakenOver: lambda: errors.TakenOver(LONG, 2**63),
+    errors.StreamExpired: lambda: errors.StreamExpired(LONG, 2**63 - 2),
+    errors.StateLost: lambda: errors.StateLost(LONG, 2**63, 2**63),
+    errors.CheckpointBroken: lambda: errors.CheckpointBroken(LONG, LONG),
+    errors.StoreUnavailable: lambda: errors.StoreUnavailable(LONG, LONG),
+    errors.Stopping: errors.Stopping,
+}
+
+
+class Context:
+    """Takes the status that a call ends with."""
+
+    async def abort_with_status(self, status: Any) -> None:
+        """Keeps it, and ends the call as grpc does."""
+        self.status = status
+        raise RuntimeError("aborted")
+
+
+@pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.__name__)
+async def test_the_status_of_every_error_fits_into_metadata(kind: type[errors.TidegateError]) -> None:
+    """8 KB is what gRPC takes by default: beyond it another code comes, without a word of what was wrong."""
+    context = Context()
+    with pytest.raises(RuntimeError, match="aborted"):
+        await abort(context, MAKE.get(kind, lambda: kind(LONG))())
+    text = context.status.details.encode()
+    percent_encoded = sum(1 if 0x20 <= byte < 0x7F and byte != 0x25 else 3 for byte in text)
+    details = dict(context.status.trailing_metadata)["grpc-status-details-bin"]
+    assert percent_encoded + len(details) * 4 / 3 + 200 < 8192
+    assert text
+
+
+def test_a_sentence_is_cut_between_characters() -> None:
+    """What is left is text, and says that it was cut."""
+    cut = sentence(errors.WrongOrder("é" * SENTENCE_BYTES_MAX))
+    assert len(cut.encode()) <= SENTENCE_BYTES_MAX
+    assert set(cut) == {"é", "."}
+    assert cut.endswith("...")
