@@ -18,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from serving.cli import bench, streams
+from serving.cli.address import Address
 from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ app = typer.Typer(
 
 app.add_typer(streams.app, name="streams")
 app.command("bench")(bench.bench)
-
-Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
 
 
 @app.command()
@@ -167,7 +166,7 @@ def serve(
 @app.command()
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
-    address: Address = "localhost:50051",
+    address: Address = "",
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
     stream_id: Annotated[
@@ -219,7 +218,7 @@ def stream(
 
 @app.command()
 def models(
-    address: Address = "localhost:50051",
+    address: Address = "",
     as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
 ) -> None:
     """List the models that a server serves."""
@@ -255,14 +254,16 @@ def models(
 
 @app.command()
 def health(
-    address: Address = "localhost:50051",
+    address: Address = "",
     timeout: Annotated[float, typer.Option(envvar="TIDEGATE_TIMEOUT", help="Seconds to wait for an answer.")] = 3.0,
 ) -> None:
     """Ask a server whether it serves; exit code 0 says yes."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+    options = [("grpc.enable_http_proxy", int("grpc_proxy" in os.environ))]
+    with grpc.insecure_channel(address, options) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
@@ -277,6 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line and exits."""
     # gRPC writes lines of its own to stderr unless it is told not to before it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Kubernetes tells every container of a service that is called `tidegate` where that is, as tcp://HOST:PORT. That is no setting.
+    if os.environ.get("TIDEGATE_PORT", "").startswith("tcp://"):
+        del os.environ["TIDEGATE_PORT"]
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TRAINING_COMMANDS:
