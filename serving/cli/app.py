@@ -6,7 +6,6 @@ start. Errors are one line on stderr; a traceback is always our own bug.
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,11 +50,16 @@ def serve(
     models: Annotated[
         Path, typer.Option(envvar="TIDEGATE_MODELS", help="Folder of <name>/<version>/model.onnx.")
     ] = Path("models"),
-    host: Annotated[str, typer.Option(envvar="TIDEGATE_HOST", help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
+    host: Annotated[
+        str, typer.Option(envvar="TIDEGATE_HOST", help="Name or address to listen on, or unix:PATH.")
+    ] = "0.0.0.0",  # noqa: S104
     port: Annotated[int, typer.Option(envvar="TIDEGATE_PORT", help="Port of gRPC; 0 picks a free one.")] = 50051,
     metrics_port: Annotated[
         int, typer.Option(envvar="TIDEGATE_METRICS_PORT", help="Port of /metrics; 0 picks a free one.")
     ] = 9464,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="TIDEGATE_METRICS_HOST", help="Address of /metrics; empty: that of --host.")
+    ] = "",
     batch_max: Annotated[int, typer.Option(envvar="TIDEGATE_BATCH_MAX", help="Most timesteps in a batch.")] = 256,
     queue_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_QUEUE_MAX", help="Most timesteps waiting for a batch.")
@@ -114,13 +118,15 @@ def serve(
     from serving.core.errors import ContractBroken
     from serving.runtime.config import ServerConfig
     from serving.runtime.crash import VARIABLE, arm
-    from serving.runtime.life import StartFailed, StopFailed
+    from serving.runtime.descriptors import raise_limit
+    from serving.runtime.life import StartFailed, StopFailed, open_standard_files
+    from serving.runtime.log import start_log
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    open_standard_files()
+    start_log(log_level.upper())
+    raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
         # Durations are text until the config has read them.
@@ -129,6 +135,7 @@ def serve(
             "host": host,
             "port": port,
             "metrics_port": metrics_port,
+            "metrics_host": metrics_host,
             "batch_max": batch_max,
             "queue_max": queue_max,
             "live_max": live_max,
@@ -301,10 +308,13 @@ def _serve_alone(config: "ServerConfig") -> None:
     """Serves in this process."""
     import uvloop
 
+    from serving.runtime.life import say_ready
     from serving.runtime.server import Server
+    from serving.runtime.signals import leave_no_zombies
 
+    leave_no_zombies()
     server = Server(config)
-    uvloop.run(server.run(lambda: print(server.ready_line, flush=True), asyncio.Event()))
+    uvloop.run(server.run(lambda: say_ready(server.ready_line), asyncio.Event()))
 
 
 def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log_level: str) -> None:
@@ -318,6 +328,7 @@ def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log
         workers=config.worker_count,
         host=config.host,
         port=config.port,
+        metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
     )
