@@ -765,14 +765,14 @@ def serve(root: Path, *options: str) -> Iterator[Process]:
         popen.communicate()
 
 
-def run_command(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """Runs a `tidegate` command to its end."""
+def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a `tidegate` command to its end, with more environment variables."""
     return subprocess.run(
         [sys.executable, "-m", "serving", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
+        env=environment() | {"PYTHONPATH": str(ROOT)} | variables,
         cwd=cwd or ROOT,
     )

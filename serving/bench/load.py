@@ -8,6 +8,7 @@ Laws:
 
 import asyncio
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -247,6 +248,7 @@ class Load:
                     ("grpc.use_local_subchannel_pool", 1),
                     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+                    ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
                 ],
             )
             for _ in range(min(task.plan.connections, len(task.lanes)))

@@ -6,7 +6,6 @@ start. Errors are one line on stderr; a traceback is always our own bug.
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from serving.cli import bench, streams
+from serving.cli.address import Address
 from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
@@ -44,19 +44,22 @@ app = typer.Typer(
 app.add_typer(streams.app, name="streams")
 app.command("bench")(bench.bench)
 
-Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
-
 
 @app.command()
 def serve(
     models: Annotated[
         Path, typer.Option(envvar="TIDEGATE_MODELS", help="Folder of <name>/<version>/model.onnx.")
     ] = Path("models"),
-    host: Annotated[str, typer.Option(envvar="TIDEGATE_HOST", help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
+    host: Annotated[
+        str, typer.Option(envvar="TIDEGATE_HOST", help="Name or address to listen on, or unix:PATH.")
+    ] = "0.0.0.0",  # noqa: S104
     port: Annotated[int, typer.Option(envvar="TIDEGATE_PORT", help="Port of gRPC; 0 picks a free one.")] = 50051,
     metrics_port: Annotated[
         int, typer.Option(envvar="TIDEGATE_METRICS_PORT", help="Port of /metrics; 0 picks a free one.")
     ] = 9464,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="TIDEGATE_METRICS_HOST", help="Address of /metrics; empty: that of --host.")
+    ] = "",
     batch_max: Annotated[int, typer.Option(envvar="TIDEGATE_BATCH_MAX", help="Most timesteps in a batch.")] = 256,
     queue_max: Annotated[
         int, typer.Option(envvar="TIDEGATE_QUEUE_MAX", help="Most timesteps waiting for a batch.")
@@ -122,13 +125,15 @@ def serve(
     from serving.core.errors import ContractBroken
     from serving.runtime.config import ServerConfig
     from serving.runtime.crash import VARIABLE, arm
-    from serving.runtime.life import StartFailed, StopFailed
+    from serving.runtime.descriptors import raise_limit
+    from serving.runtime.life import StartFailed, StopFailed, open_standard_files
+    from serving.runtime.log import start_log
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    open_standard_files()
+    start_log(log_level.upper())
+    raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
         # Durations are text until the config has read them.
@@ -137,6 +142,7 @@ def serve(
             "host": host,
             "port": port,
             "metrics_port": metrics_port,
+            "metrics_host": metrics_host,
             "batch_max": batch_max,
             "queue_max": queue_max,
             "live_max": live_max,
@@ -175,7 +181,7 @@ def serve(
 @app.command()
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
-    address: Address = "localhost:50051",
+    address: Address = "",
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
     stream_id: Annotated[
@@ -227,7 +233,7 @@ def stream(
 
 @app.command()
 def models(
-    address: Address = "localhost:50051",
+    address: Address = "",
     as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
 ) -> None:
     """List the models that a server serves."""
@@ -263,14 +269,16 @@ def models(
 
 @app.command()
 def health(
-    address: Address = "localhost:50051",
+    address: Address = "",
     timeout: Annotated[float, typer.Option(envvar="TIDEGATE_TIMEOUT", help="Seconds to wait for an answer.")] = 3.0,
 ) -> None:
     """Ask a server whether it serves; exit code 0 says yes."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+    options = [("grpc.enable_http_proxy", int("grpc_proxy" in os.environ))]
+    with grpc.insecure_channel(address, options) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
@@ -285,6 +293,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line and exits."""
     # gRPC writes lines of its own to stderr unless it is told not to before it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Kubernetes tells every container of a service that is called `tidegate` where that is, as tcp://HOST:PORT. That is no setting.
+    if os.environ.get("TIDEGATE_PORT", "").startswith("tcp://"):
+        del os.environ["TIDEGATE_PORT"]
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TRAINING_COMMANDS:
@@ -305,10 +316,13 @@ def _serve_alone(config: "ServerConfig") -> None:
     """Serves in this process."""
     import uvloop
 
+    from serving.runtime.life import say_ready
     from serving.runtime.server import Server
+    from serving.runtime.signals import leave_no_zombies
 
+    leave_no_zombies()
     server = Server(config)
-    uvloop.run(server.run(lambda: print(server.ready_line, flush=True), asyncio.Event()))
+    uvloop.run(server.run(lambda: say_ready(server.ready_line), asyncio.Event()))
 
 
 def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log_level: str) -> None:
@@ -322,6 +336,7 @@ def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log
         workers=config.worker_count,
         host=config.host,
         port=config.port,
+        metrics_host=config.metrics_address,
         metrics_port=config.metrics_port,
         drain_after_s=config.drain_after,
     )

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from serving.cli.address import Address
 from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
     from serving.client import Model
     from serving.core.spec import Floats
 
-Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
-
 
 def bench(
-    address: Address = "localhost:50051",
+    address: Address = "",
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
     streams: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_STREAMS", help="Streams, all together.")] = 128,

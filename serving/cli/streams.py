@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from serving.cli.address import Address
 from serving.cli.refused import EXIT_NO, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
@@ -21,14 +22,13 @@ NANOSECONDS = 1_000_000_000
 
 app = typer.Typer(help="List and administer the streams of a server.", no_args_is_help=True, rich_markup_mode=None)
 
-Address = Annotated[str, typer.Option(envvar="TIDEGATE_ADDRESS", metavar="HOST:PORT", help="Where the server is.")]
 AsJson = Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")]
 StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
 
 
 @app.command("list")
 def list_(
-    address: Address = "localhost:50051",
+    address: Address = "",
     prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
     state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
     limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="At most so many; 0 for all.")] = 100,
@@ -50,13 +50,13 @@ def list_(
 
 
 @app.command()
-def describe(stream_id: StreamId, address: Address = "localhost:50051", as_json: AsJson = False) -> None:
+def describe(stream_id: StreamId, address: Address = "", as_json: AsJson = False) -> None:
     """Describe one stream."""
     _show([_ask(address, lambda client: client.describe_stream(stream_id))], as_json=as_json)
 
 
 @app.command()
-def delete(stream_id: StreamId, address: Address = "localhost:50051") -> None:
+def delete(stream_id: StreamId, address: Address = "") -> None:
     """Delete a stream and its state; a call that has it open ends."""
     info = _ask(address, lambda client: client.delete_stream(stream_id))
     print(f"deleted {info.stream_id} at step {info.step}")
@@ -66,7 +66,7 @@ def delete(stream_id: StreamId, address: Address = "localhost:50051") -> None:
 def export(
     stream_id: StreamId,
     file: Annotated[Path, typer.Argument(help="Where to write the state.")],
-    address: Address = "localhost:50051",
+    address: Address = "",
 ) -> None:
     """Write a stream's state to a file that another server imports; the stream goes on."""
     record = _ask(address, lambda client: client.export_stream(stream_id))
@@ -80,7 +80,7 @@ def export(
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="What `tidegate streams export` wrote.")],
-    address: Address = "localhost:50051",
+    address: Address = "",
     stream_id: Annotated[
         str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty for the one that it had.")
     ] = "",
@@ -98,7 +98,7 @@ def import_(
 def fork(
     stream_id: StreamId,
     new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty for one that the server makes.")] = "",
-    address: Address = "localhost:50051",
+    address: Address = "",
 ) -> None:
     """Make a new stream that starts at another one's state."""
     info = _ask(address, lambda client: client.fork_stream(stream_id, new_stream_id))

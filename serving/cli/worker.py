@@ -20,6 +20,7 @@ from serving.runtime.child import DRAIN, HELD_SIGNALS
 from serving.runtime.config import ServerConfig
 from serving.runtime.crash import VARIABLE, arm
 from serving.runtime.life import StartFailed, StopFailed
+from serving.runtime.log import start_log
 from serving.runtime.server import Place, Server
 
 log = logging.getLogger("tidegate.worker")
@@ -28,17 +29,13 @@ log = logging.getLogger("tidegate.worker")
 async def work(number: str, line: socket.socket) -> int:
     """Serves until told to stop; gives the exit code."""
     reader, writer = await asyncio.open_unix_connection(sock=line)
-    settings = await reader.readline()
-    if not settings:  # the supervisor has died already
+    settings = await _read(reader)
+    if not settings.endswith(b"\n"):  # the supervisor has died already
         return 0
     told = json.loads(settings)
-    logging.basicConfig(
-        level=told["log_level"],
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s worker {number}: %(name)s: %(message)s",
-    )
+    start_log(told["log_level"], f"worker {number}: ")
     arm(os.environ.get(VARIABLE, ""))
-    server = Server(ServerConfig(**told["config"]), Place(told["board"], told["last_board"]))
+    server = Server(ServerConfig(**told["config"]), Place(told["board"], told["last_board"], first=number == "0"))
     asked = asyncio.Event()
 
     def on_ready() -> None:
@@ -63,9 +60,19 @@ async def work(number: str, line: socket.socket) -> int:
 
 async def _listen(reader: asyncio.StreamReader, asked: asyncio.Event) -> None:
     """Sets `asked` when the supervisor says so, or has died."""
-    told = await reader.readline()
-    log.info("%s: draining", "told to stop" if told == DRAIN else "the supervisor has died")
-    asked.set()
+    try:
+        told = await _read(reader)
+        log.info("%s: draining", "told to stop" if told == DRAIN else "the supervisor has died")
+    finally:
+        asked.set()  # whatever happened to the line: a worker that nobody looks after keeps the port from the next ones
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    """The next line; empty when the supervisor has died."""
+    try:
+        return await reader.readline()
+    except ConnectionError:  # it had not read all that was written to it: then the line does not end, it breaks
+        return b""
 
 
 if __name__ == "__main__":

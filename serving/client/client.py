@@ -1,5 +1,6 @@
 """A connection to a server, on which streams are opened and questions are asked."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -75,6 +76,8 @@ class Client:
                 ("grpc.initial_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_FIRST),
                 ("grpc.max_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_MAX),
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+                ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
             ],
         )
         self._connection = Connection(channel)

@@ -20,7 +20,7 @@ from serving.runtime.exposition import Source
 # and whoever stops a whole group of processes has sent the first.
 DRAIN = b"drain\n"
 # What would end a process that has no handlers yet waits until the worker serves.
-HELD_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HELD_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Child:
@@ -46,6 +46,7 @@ class Child:
         self._on_ready = on_ready
         self._board: int | None = None  # descriptor of the board of its last life that served
         self._writer: asyncio.StreamWriter | None = None
+        self._draining = False
         self._line: socket.socket
         self._ended: asyncio.Future[int]
 
@@ -73,7 +74,8 @@ class Child:
                 os.close(board)
 
     def drain(self) -> None:
-        """Has the process end in good order, if there is one."""
+        """Has the process end in good order, if there is one: now, or as soon as it can be told."""
+        self._draining = True
         if self._writer is not None:
             self._writer.write(DRAIN)
 
@@ -121,6 +123,8 @@ class Child:
         settings = {**self._settings, "board": board, "last_board": self._board}
         reader, self._writer = await asyncio.open_unix_connection(sock=self._line)
         self._writer.write(json.dumps(settings).encode() + b"\n")
+        if self._draining:  # it was asked while there was a process but no line yet
+            self._writer.write(DRAIN)
         try:
             async for line in reader:
                 if line.endswith(b"\n"):  # else it was killed in the middle of a word

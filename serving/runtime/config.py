@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_v
 from pydantic.dataclasses import dataclass
 
 from serving.runtime.cores import usable_cores
+from serving.runtime.host import checked, is_unix
 
 # The store that is of one process.
 MEMORY = "memory:"
@@ -36,11 +37,13 @@ class ServerConfig:
     models: Path
     """Folder of <name>/<version>/model.onnx."""
     host: str = "0.0.0.0"  # noqa: S104 - a container's server is for others to reach
-    """Address to listen on, for gRPC and metrics."""
+    """Where to listen for gRPC: a name or an address of either family, or unix:PATH. 0.0.0.0 and :: are all of both families."""
     port: Port = 50051
     """Port of gRPC; 0 picks a free one."""
     metrics_port: Port = 9464
     """Port of /metrics; 0 picks a free one."""
+    metrics_host: str = ""
+    """Where to listen for /metrics. Empty: as for gRPC; localhost beside a unix socket, which is not for others either."""
     batch_max: Annotated[int, Field(gt=0, le=4096)] = 256
     """Most timesteps in a batch. A full batch of 256 takes a few hundred microseconds with a small LSTM: beyond that
     latency grows and little is gained."""
@@ -64,7 +67,7 @@ class ServerConfig:
     """Folder for what the server writes."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that share the port and the store; one keeps one core busy. 0: as many as there are cores to use, and one
-    with `memory:`, which is of one process. A thousand is far beyond what one machine's disk can keep up with."""
+    with `memory:` or a unix socket, which are of one process. A thousand is far beyond what one machine's disk can keep up with."""
     checkpoint_every: Annotated[Duration, Field(gt=0)] = 0.2
     """How often state is stored, in seconds: what a client has to send again after a crash."""
     park_after: Duration = 60.0
@@ -87,9 +90,33 @@ class ServerConfig:
         return self.peer_live_max or self.live_max - self.live_max // 8
 
     @property
+    def metrics_address(self) -> str:
+        """Where to listen for /metrics, spelled out."""
+        return self.metrics_host or ("localhost" if is_unix(self.host) else self.host)
+
+    @property
     def worker_count(self) -> int:
         """How many processes serve."""
-        return self.workers or (1 if self.state == MEMORY else usable_cores())
+        return self.workers or (1 if self.state == MEMORY or is_unix(self.host) else usable_cores())
+
+    @field_validator("host")
+    @classmethod
+    def _can_be_a_host(cls, host: str) -> str:
+        return checked(host)
+
+    @field_validator("metrics_host")
+    @classmethod
+    def _can_be_a_host_with_a_port(cls, host: str) -> str:
+        if is_unix(host):
+            raise ValueError("expected a name or an address: a unix socket is for gRPC alone")
+        return checked(host) if host else host
+
+    @field_validator("workers")
+    @classmethod
+    def _share_a_port(cls, workers: int, info: ValidationInfo) -> int:
+        if workers > 1 and is_unix(info.data.get("host", "")):
+            raise ValueError("one process alone can listen on a unix socket; say --workers 1, or listen on an address")
+        return workers
 
     @field_validator("workers")
     @classmethod

@@ -9,14 +9,11 @@ The laws of this file:
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Metric, PlatformCollector, start_http_server
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from serving.runtime.board import Board, Family, Numbers
-from serving.runtime.life import StartFailed
 from serving.runtime.process import CPU_SECONDS, METRICS, measure
 
 # The label of the process that looks after the workers, where there is one.
@@ -103,30 +100,6 @@ class Exposition(Collector):
                 sample = f"{name}_total" if METRICS[name][1] else name
                 metrics[name].add_sample(sample, {"worker": source.worker}, value)
         yield from metrics.values()
-
-
-class MetricsPort:
-    """Serves an exposition over HTTP, in threads of its own, until it is closed.
-
-    Raises StartFailed when the port cannot be had.
-    """
-
-    def __init__(self, host: str, port: int, exposition: Exposition) -> None:
-        registry = CollectorRegistry()
-        registry.register(exposition)
-        PlatformCollector(registry=registry)
-        try:
-            started: tuple[WSGIServer, Thread] = start_http_server(port, host, registry)
-        except OSError as error:
-            raise StartFailed(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from error
-        self._server, self._thread = started
-        self.port: int = self._server.server_port
-
-    def close(self) -> None:
-        """Answers no more."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def _add(metric: Metric, family: Family, labels: dict[str, str], numbers: Numbers) -> None:

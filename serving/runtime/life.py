@@ -1,6 +1,13 @@
 """What the life of a server tells others, whichever process leads it: that it is ready, or how it failed."""
 
+import logging
+import os
+import sys
 from collections.abc import Sequence
+
+log = logging.getLogger("tidegate.life")
+
+STDOUT = 1
 
 
 class StartFailed(Exception):
@@ -11,6 +18,28 @@ class StopFailed(Exception):
     """The server stopped with state that is not stored. Clients still have the timesteps, and will send them again."""
 
 
-def ready_line(host: str, grpc_port: int, metrics_port: int, models: Sequence[str]) -> str:
-    """What is printed when the server is ready; other programs wait for it and read the ports from it."""
-    return f"ready: grpc={host}:{grpc_port} metrics=http://{host}:{metrics_port}/metrics models={','.join(models)}"
+def ready_line(grpc: str, metrics: str, models: Sequence[str]) -> str:
+    """What is printed when the server is ready; other programs wait for it and read the addresses from it."""
+    return f"ready: grpc={grpc} metrics=http://{metrics}/metrics models={','.join(models)}"
+
+
+def say_ready(line: str) -> None:
+    """Prints the line; when nobody can read it, it is in the log, and serving goes on."""
+    left = f"{line}\n".encode()
+    try:
+        if sys.stdout is None:
+            raise BrokenPipeError("it was closed before the start")
+        # Not through Python's buffer: what cannot be written now would be tried again at the end, and change the exit code.
+        while left:
+            left = left[os.write(STDOUT, left) :]
+    except OSError as error:
+        log.warning("stdout cannot be written: %s; %s", error.strerror or error, line)
+
+
+def open_standard_files() -> None:
+    """Has descriptors 0, 1 and 2 lead nowhere if they are closed; else the next files would get them, and what is printed."""
+    for file in range(3):
+        try:
+            os.fstat(file)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar, get_args
 
 from serving.rpc.desk import CloseReason
 from serving.runtime.board import Board, Family, Numbers
+from serving.runtime.log import lines_dropped
 
 Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind"]
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
@@ -155,6 +156,7 @@ class Metrics:
         self.checkpoint_seconds = Histogram(SECONDS)
         self.unsaved_seconds: Callable[[], float] = lambda: 0.0
         self.lost = Count()
+        self.log_lines_dropped = Count()  # by those who had this place before; what this process drops is looked up
         self.live_streams: Callable[[], int] = lambda: 0
         self.known_streams: Callable[[], int] = lambda: 0
         self._gauges: list[tuple[Numbers, Callable[[], float]]] = []
@@ -193,6 +195,7 @@ class Metrics:
         """Looks up what is not counted."""
         for numbers, look in self._gauges:
             numbers[0] = look()
+        self.log_lines_dropped.numbers[0] = self.log_lines_dropped.value + lines_dropped()
         for generation, stats in zip(GENERATIONS, gc.get_stats(), strict=True):
             for name, before in self._garbage_before.items():
                 self._garbage[name][generation] = before[generation] + stats[name.removeprefix("objects_")]
@@ -286,6 +289,8 @@ class Metrics:
             tuple(self.versions),
             {tuple(self.versions.values()): _one},
         )
+        text = "Lines of the log that were dropped, since stderr was not read."
+        yield _Metric(Family("tidegate_log_lines_dropped", text, "counter", (), [()]), [self.log_lines_dropped.keep_in])
         for name, text in GARBAGE.items():
             counts = self._garbage[name]
             family = Family(f"python_gc_{name}", text, "counter", ("generation",), [(one,) for one in counts])

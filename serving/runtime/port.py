@@ -9,10 +9,8 @@ import errno
 import socket
 from contextlib import ExitStack
 
+from serving.runtime.host import addresses, make_socket, with_port
 from serving.runtime.life import StartFailed
-
-# What gRPC takes to mean every address of both families.
-WILDCARDS = ("0.0.0.0", "::", "[::]")  # noqa: S104 (compared with, not bound to)
 
 
 class Port:
@@ -30,12 +28,12 @@ class Port:
         self.number = port
         with ExitStack() as held:
             try:
-                lacking = [self._hold(held, family, address) for family, address in _addresses(host, port)]
+                lacking = [self._hold(held, family, address) for family, address in addresses(host, port)]
                 if all(lacking):
                     raise OSError(errno.EADDRNOTAVAIL, "none of its addresses is ours")  # noqa: TRY301 (one way out)
             except OSError as error:
                 raise StartFailed(
-                    f"cannot listen on {host}:{port} for gRPC: the port is taken or the address is not ours"
+                    f"cannot listen on {with_port(host, port)} for gRPC: the port is taken or the address is not ours"
                 ) from error
             self._held = held.pop_all()
 
@@ -47,11 +45,11 @@ class Port:
         """Holds the port at one address; gives whether the system lacks that address, as it may lack one of a name's."""
         try:
             if self.number:
-                with _socket(family) as probe:
+                with make_socket(family) as probe:
                     # What is left of the connections of a server that was here before does not count.
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind((address, self.number))
-            holding = held.enter_context(_socket(family))
+            holding = held.enter_context(make_socket(family))
             holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             try:
                 holding.bind((address, self.number))
@@ -68,20 +66,3 @@ class Port:
             raise
         self.number = holding.getsockname()[1]
         return False
-
-
-def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    """What gRPC listens on: for a wildcard both families in one socket, if the system has both."""
-    if host not in WILDCARDS:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
-    if socket.has_dualstack_ipv6():
-        return [(socket.AF_INET6, "::")]
-    return [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 (asked for)
-
-
-def _socket(family: socket.AddressFamily) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    if family == socket.AF_INET6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    return made

@@ -20,12 +20,18 @@ from serving.rpc import native
 from serving.rpc.unreadable import Unreadable
 from serving.runtime.board import Board
 from serving.runtime.config import ServerConfig
-from serving.runtime.exposition import Exposition, MetricsPort, Source
+from serving.runtime.doorkeeper import Doorkeeper
+from serving.runtime.exposition import Exposition, Source
+from serving.runtime.host import is_unix, why_not_unix, with_port
 from serving.runtime.keeper import Keeper
 from serving.runtime.life import StartFailed, StopFailed, ready_line
+from serving.runtime.memory import Need, memory_limit
 from serving.runtime.metrics import Metrics
+from serving.runtime.metrics_port import MetricsPort
 from serving.runtime.pace import Pace
+from serving.runtime.process import measure
 from serving.runtime.repository import Limits, Repository, load_repository
+from serving.runtime.signals import hang_up
 from serving.store import Store, store_at
 
 log = logging.getLogger("tidegate.server")
@@ -52,10 +58,12 @@ class Place:
     """Where a worker is among others: it shares their port, and its numbers are read by another process.
 
     `board` is the descriptor of an empty file for them, `last_board` of what the worker before it in this place counted.
+    The `first` one says what is to be said once for all.
     """
 
     board: int
     last_board: int | None
+    first: bool
 
 
 class Server:
@@ -77,13 +85,15 @@ class Server:
         self.repository: Repository
         self.keeper: Keeper
         self._health = health.aio.HealthServicer()
+        self._doorkeeper = Doorkeeper()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def ready_line(self) -> str:
         """What is printed when the server is ready; other programs wait for it and read the ports from it."""
         models = [served.spec.title for served in self.repository]
-        return ready_line(self.config.host, self.grpc_port, self.metrics_port, models)
+        grpc = with_port(self.config.host, self.grpc_port)
+        return ready_line(grpc, with_port(self.config.metrics_address, self.metrics_port), models)
 
     async def start(self) -> None:
         """Takes the ports, opens the store, loads the models and warms them up; afterwards health says SERVING.
@@ -124,6 +134,7 @@ class Server:
         resources.push_async_callback(store.close)
         limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
         self.repository = load_repository(config.models, limits, metrics)
+        self._warn_of_memory()
         self.keeper = Keeper(
             self.repository,
             store,
@@ -144,12 +155,14 @@ class Server:
             # Ports last: a connection that comes to this worker would wait until its models are loaded; others are ready.
             self._listen()
         await self._server.start()
+        self._doorkeeper.begin()
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
             asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
             asyncio.create_task(self.keeper.sweeper.run(), name="sweeper"),
             asyncio.create_task(self.keeper.peers.run(), name="peers"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
+            asyncio.create_task(self._doorkeeper.watch(), name="descriptor watch"),
             *([] if self.place is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
         ]
 
@@ -217,6 +230,7 @@ class Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         await self.start()
         on_ready()
         watch = asyncio.create_task(self.wait())
@@ -232,8 +246,10 @@ class Server:
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
-            interceptors=[Unreadable()],
+            interceptors=[self._doorkeeper, Unreadable()],
             options=[
+                # One more is closed at once; without a descriptor it would hang, and its client with it.
+                ("grpc.max_allowed_incoming_connections", self._doorkeeper.connections_max),
                 # A second server on a taken port must fail, not share it silently. For workers, who are to share it, their
                 # supervisor has seen that it was free, and holds it.
                 ("grpc.so_reuseport", int(self.place is not None)),
@@ -251,7 +267,9 @@ class Server:
         )
 
     def _listen(self) -> None:
-        address = f"{self.config.host}:{self.config.port}"
+        address = with_port(self.config.host, self.config.port)
+        if is_unix(address) and (why := why_not_unix(address)):
+            raise StartFailed(f"cannot listen on {address} for gRPC: {why}")
         try:
             self.grpc_port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -261,7 +279,20 @@ class Server:
 
     def _start_metrics(self, metrics: Metrics, source: Source) -> MetricsPort:
         exposition = Exposition([source], metrics.refresh, supervised=False)
-        return MetricsPort(self.config.host, self.config.metrics_port, exposition)
+        return MetricsPort(self.config.metrics_address, self.config.metrics_port, exposition)
+
+    def _warn_of_memory(self) -> None:
+        """Says so when the live streams that are allowed do not fit into memory: the system would kill what serves them."""
+        if self.place is not None and not self.place.first:
+            return
+        need = Need(
+            rows=tuple(served.slots.row_bytes(served.slots.answers) for served in self.repository),
+            live_max=self.config.live_max,
+            workers=self.config.worker_count,
+            base=int(measure(os.getpid()).get("process_resident_memory_bytes", 0)),
+        )
+        if warning := need.warning(*memory_limit()):
+            log.warning("%s", warning)
 
     async def _open_store(self) -> Store:
         try:

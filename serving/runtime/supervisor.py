@@ -4,7 +4,8 @@ The laws of this file:
 1. It holds the port, serves one /metrics for all, and touches neither streams nor models: there is little that can kill it.
 2. A worker that ends is started again, after a pause that grows while it keeps ending soon. What it held is in the store, and
    clients open it again at whichever worker they come to.
-3. At the beginning one worker that cannot start fails the start, with the reason that it gave. Later it is an ending like others.
+3. At the beginning one worker that says why it cannot start fails the start; so does one that ends START_TRIES times without a
+   word, perhaps for want of memory. Later both are endings like others.
 4. SIGTERM has all workers drain at the same time; whoever needs longer than `drain_after_s` and some is killed, and the exit
    code says so. A second signal ends everything at once.
 5. If it dies, its workers drain: see `runtime.child`.
@@ -18,9 +19,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.runtime.child import Child
-from serving.runtime.exposition import Exposition, MetricsPort
-from serving.runtime.life import StartFailed, StopFailed, ready_line
+from serving.runtime.exposition import Exposition
+from serving.runtime.host import with_port
+from serving.runtime.life import StartFailed, StopFailed, ready_line, say_ready
+from serving.runtime.metrics_port import MetricsPort
 from serving.runtime.port import Port
+from serving.runtime.signals import hang_up
 
 log = logging.getLogger("tidegate.supervisor")
 
@@ -30,6 +34,8 @@ PAUSE_SECONDS = 0.1
 PAUSE_SECONDS_MAX = 30.0
 # A worker that has lived for so long dies of something else than its start.
 LIVED_SECONDS = 60.0
+# How often a worker may end without a word before all are ready. What kills one by chance does not do it three times.
+START_TRIES = 3
 # What a worker may need beyond the time for draining: it cuts calls, stores what is left, and ends.
 DRAIN_MARGIN_SECONDS = 5.0
 
@@ -41,8 +47,9 @@ class Supervisor:
         command: what starts a worker.
         settings: what each is told, by name; the port that was picked is put into `config`, under `port`.
         workers: how many.
-        host: address to listen on.
+        host: address to listen on for gRPC.
         port: of gRPC; 0 picks a free one.
+        metrics_host: address to listen on for /metrics.
         metrics_port: of /metrics; 0 picks a free one.
         drain_after_s: what a worker is given for draining, in seconds.
 
@@ -56,6 +63,7 @@ class Supervisor:
         workers: int,
         host: str,
         port: int,
+        metrics_host: str,
         metrics_port: int,
         drain_after_s: float,
     ) -> None:
@@ -64,6 +72,7 @@ class Supervisor:
         self._workers = workers
         self._host = host
         self._port = port
+        self._metrics_host = metrics_host
         self._metrics_port = metrics_port
         self._drain_after_s = drain_after_s
         self._children: list[Child] = []
@@ -88,7 +97,7 @@ class Supervisor:
             settings = {**self._settings, "config": {**self._settings["config"], "port": port.number}}
             self._children = [Child(number, self._command, settings, self._on_ready) for number in range(self._workers)]
             exposition = Exposition([child.source for child in self._children], _nothing, supervised=True)
-            metrics_port = MetricsPort(self._host, self._metrics_port, exposition)
+            metrics_port = MetricsPort(self._metrics_host, self._metrics_port, exposition)
             self._port, self._metrics_port = port.number, metrics_port.port
             try:
                 await self._keep_all()
@@ -108,6 +117,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             async with asyncio.TaskGroup() as group:
                 keeping = [group.create_task(self._keep(child), name=repr(child)) for child in self._children]
@@ -121,6 +131,7 @@ class Supervisor:
         """Has a worker live, again and again, until told to stop."""
         loop = asyncio.get_running_loop()
         pause = PAUSE_SECONDS
+        tries = 0
         while not self._asked.is_set():
             begun = loop.time()
             try:
@@ -133,7 +144,12 @@ class Supervisor:
                     self._wrong.append(f"worker {child.number} {how} while it was to stop; see its log")
                 return
             if not self._ready:
-                raise StartFailed(child.refused or f"worker {child.number} {how} before it was ready; see its log")
+                tries += 1
+                if child.refused or tries == START_TRIES:
+                    raise StartFailed(
+                        child.refused
+                        or f"worker {child.number} {how} before it was ready, {tries} times in a row; see its log"
+                    )
             if loop.time() - begun >= LIVED_SECONDS:
                 pause = PAUSE_SECONDS
             log.warning("worker %d: %s; it is started again in %g s", child.number, how, pause)
@@ -165,8 +181,9 @@ class Supervisor:
         """Says so when the last worker has become ready for the first time."""
         if not self._ready and not self._asked.is_set() and all(child.source.up for child in self._children):
             self._ready = True
-            line = ready_line(self._host, self._port, self._metrics_port, self._children[0].models)
-            print(line, flush=True)  # noqa: T201 - the one line that other programs wait for
+            grpc = with_port(self._host, self._port)
+            metrics = with_port(self._metrics_host, self._metrics_port)
+            say_ready(ready_line(grpc, metrics, self._children[0].models))
             log.info("%d workers are ready", self._workers)
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -195,7 +212,10 @@ class Supervisor:
 
 def _described(code: int) -> str:
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:  # a real-time signal, which has no name
+            return f"was killed by signal {-code}"
     return f"ended with exit code {code}"
 
 

@@ -40,10 +40,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         yield process
 
 
-def bench(server: Process, *options: str) -> "subprocess.CompletedProcess[str]":
+def bench(server: Process, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """A short run of few streams, unless the options say otherwise."""
     short = ["--streams", "8", "--seconds", "1", "--warmup", "0.2", "--processes", "1", "--connections", "1"]
-    return run_command("bench", "--address", server.address, *short, *options)
+    return run_command("bench", "--address", server.address, *short, *options, **variables)
 
 
 def metrics_of(server: Process) -> str:
@@ -91,6 +91,14 @@ def test_a_closed_loop_is_measured_and_written(server: Process, tmp_path: Path) 
     assert not result.failures
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert asyncio.run(bench_streams(server)) == []
+
+
+def test_a_proxy_of_the_environment_is_not_asked(server: Process) -> None:
+    """Neither for timesteps nor for metrics: what is measured is near."""
+    ended = bench(
+        server, "--seconds", "0.2", "--metrics", metrics_of(server), http_proxy="http://127.0.0.1:1", no_proxy=""
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_an_open_loop_offers_what_was_asked(server: Process, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from serving.cli import app as cli
+from serving.cli.address import default_address
 from serving.client import Client
 from tests.support import (
     LSTM_FEATURES,
@@ -183,6 +184,67 @@ def test_every_option_of_every_command_names_its_environment_variable() -> None:
 def test_an_unknown_command_is_refused() -> None:
     """Exit code 2 and one line."""
     refused(run_command("swim"), 2, "swim")
+
+
+@pytest.mark.parametrize("port", ["tcp://10.0.0.1:50051", "tcp://[fd00::1]:50051"])
+def test_the_port_that_kubernetes_tells_of_a_service_is_no_setting(sum_root: Path, port: str) -> None:
+    """A service called `tidegate` puts it into every container of its namespace, the server's among them."""
+    ended = run_command("serve", "--models", str(sum_root), "--workers", "-1", TIDEGATE_PORT=port)
+    refused(ended, 2, "--workers", "-1")
+
+
+# Where the server is
+
+# Nobody answers there.
+PROXY = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+
+
+def port_of(server: Process) -> str:
+    """Its gRPC port."""
+    return server.address.rpartition(":")[2]
+
+
+@pytest.mark.parametrize("command", [["health"], ["models"], ["streams", "list"]])
+def test_commands_ask_the_server_of_their_environment(server: Process, command: list[str]) -> None:
+    """In a container they follow TIDEGATE_PORT, as the server does, so that its health check finds it."""
+    ended = run_command(*command, TIDEGATE_PORT=port_of(server))
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_an_address_wins_over_a_port(server: Process) -> None:
+    """It says more."""
+    ended = run_command("health", TIDEGATE_PORT="1", TIDEGATE_ADDRESS=server.address)
+    assert ended.stdout == "SERVING\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "localhost:50051"),
+        ({"TIDEGATE_PORT": "7"}, "localhost:7"),
+        ({"TIDEGATE_PORT": "0"}, "localhost:50051"),
+        ({"TIDEGATE_HOST": "0.0.0.0", "TIDEGATE_PORT": "7"}, "localhost:7"),
+        ({"TIDEGATE_HOST": "::", "TIDEGATE_PORT": "7"}, "localhost:7"),
+        ({"TIDEGATE_HOST": "::1", "TIDEGATE_PORT": "7"}, "[::1]:7"),
+        ({"TIDEGATE_HOST": "10.0.0.1"}, "10.0.0.1:50051"),
+        ({"TIDEGATE_HOST": "unix:/run/s", "TIDEGATE_PORT": "7"}, "unix:/run/s"),
+    ],
+)
+def test_the_address_is_where_the_server_of_an_environment_listens(variables: dict[str, str], address: str) -> None:
+    """All addresses are on this machine as well."""
+    assert default_address(variables) == address
+
+
+@pytest.mark.parametrize("command", [["health"], ["models"], ["streams", "list"]])
+def test_a_proxy_of_the_environment_is_not_asked(server: Process, command: list[str]) -> None:
+    """Docker's client puts one into containers, and localhost is not behind it."""
+    ended = run_command(*command, "--address", server.address, **PROXY)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_proxy_that_is_meant_for_grpc_is_asked(server: Process) -> None:
+    """It has a variable of its own."""
+    refused(run_command("health", "--address", server.address, grpc_proxy="http://127.0.0.1:1"), 1, server.address)
 
 
 # health, models

@@ -82,7 +82,7 @@ def test_a_part_of_a_core_is_none_and_one_is_the_least(
 ) -> None:
     """As many as are allowed and paid for."""
     files = {"/proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": f"{quota} 100000\n"}
-    monkeypatch.setattr(cores, "_read", reader(files))
+    monkeypatch.setattr(cores, "read_file", reader(files))
     monkeypatch.setattr(cores, "_allowed_cores", lambda: allowed)
     assert usable_cores() == expected
 

@@ -1,19 +1,24 @@
 """What a supervisor does with workers that behave badly: toys that speak its language and serve nothing."""
 
 import asyncio
+import json
 import logging
 import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serving.runtime import child as child_module
 from serving.runtime import supervisor as supervisor_module
+from serving.runtime.board import make_file
 from serving.runtime.life import StartFailed, StopFailed
 from serving.runtime.supervisor import Supervisor
 from tests.support import PATIENCE, ROOT, eventually
@@ -49,6 +54,7 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
         workers=2,
         host="127.0.0.1",
         port=0,
+        metrics_host="127.0.0.1",
         metrics_port=0,
         drain_after_s=more.get("drain_after_s", 5.0),
     )
@@ -107,6 +113,31 @@ async def test_a_worker_that_cannot_start_fails_the_start(act: str, words: str) 
         with pytest.raises(StartFailed, match=words):
             await running
     assert [child.source.pid for child in supervisor._children] == [0, 0]
+
+
+async def test_a_worker_that_is_killed_before_it_is_ready_is_started_again(tmp_path: Path) -> None:
+    """Perhaps for want of memory, while others start at the same time: that is no reason not to serve."""
+    mark = tmp_path / "mark"
+    act = f"""
+if number == "1" and not os.path.exists({str(mark)!r}):
+    open({str(mark)!r}, "w").close()
+    os.kill(os.getpid(), 9)
+ready()
+line.readline()
+"""
+    async with run(act) as (supervisor, _):
+        await eventually(lambda: supervisor._ready, "the start")
+        assert [child.source.restarts for child in supervisor._children] == [0, 1]
+
+
+async def test_a_worker_that_says_nothing_is_tried_so_often_and_no_more(tmp_path: Path) -> None:
+    """Then the start has failed."""
+    lives = tmp_path / "lives"
+    act = f"open({str(lives)!r}, 'a').write('x') if number == '0' else line.readline(); sys.exit(7)"
+    async with run(act) as (_, running):
+        with pytest.raises(StartFailed, match=r"exit code 7 before it was ready, 3 times in a row"):
+            await running
+    assert lives.read_text() == "xxx"
 
 
 async def test_a_worker_that_cannot_start_again_is_not_the_end(
@@ -186,10 +217,61 @@ async def test_a_worker_that_did_not_end_well_is_told(monkeypatch: pytest.Monkey
 async def test_a_stop_during_the_start_is_clean() -> None:
     """A signal that comes before the workers are ready has them end; nothing is printed or restarted."""
     async with run("line.readline()") as (one, running):
-        await eventually(lambda: all(child.source.pid for child in one._children), "the start")
+        await eventually(lambda: sum(child.source.pid > 0 for child in one._children) == 2, "the start")
         one._asked.set()
         await running
     assert not one._ready
+
+
+async def test_a_worker_that_has_no_line_yet_is_told_to_stop_as_soon_as_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stop that comes between its spawn and its first line is passed on: nobody waits for it until it is killed."""
+    connect = asyncio.open_unix_connection
+
+    async def connect_late(**more: Any) -> Any:
+        await asked.wait()  # there is a process, and no line
+        await asyncio.sleep(0)  # those who stop have their turn
+        return await connect(**more)
+
+    monkeypatch.setattr(child_module.asyncio, "open_unix_connection", connect_late)
+    async with run("line.readline(); ready()", drain_after_s=60.0) as (one, running):
+        asked = one._asked
+        await eventually(lambda: sum(child.source.pid > 0 for child in one._children) == 2, "the start")
+        one._asked.set()
+        await running
+
+
+def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """A real worker, and the end of its line that is its supervisor's."""
+    ours, theirs = socket.socketpair()
+    board = make_file()
+    os.set_inheritable(board, True)
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "serving.cli.worker", "0", str(theirs.fileno())],
+        pass_fds=[theirs.fileno(), board],
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    theirs.close()
+    os.close(board)
+    config = {"models": str(root), "host": "127.0.0.1", "port": 0, "metrics_port": 0, "state": "memory:"}
+    told = {"log_level": "INFO", "config": config, "board": board, "last_board": None}
+    ours.sendall(json.dumps(told).encode() + b"\n")
+    return popen, ours
+
+
+def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -> None:
+    """The line breaks then, it does not end: a worker that stayed would keep the port from the next server."""
+    popen, ours = listen_as_a_worker(sum_root)
+    try:
+        ours.settimeout(PATIENCE)
+        assert ours.recv(1, socket.MSG_PEEK)  # it has said that it is ready, and nobody has read it
+        ours.close()
+        assert popen.wait(PATIENCE) == 0
+    finally:
+        popen.kill()
+        popen.wait()
 
 
 async def test_the_time_that_dead_workers_have_used_is_kept() -> None:
@@ -225,6 +307,14 @@ async def test_a_taken_port_fails_the_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for ports in ({"port": port, "metrics_port": 0}, {"port": 0, "metrics_port": port}):
-            one = Supervisor(["none"], {"config": {}}, workers=2, host="127.0.0.1", drain_after_s=1.0, **ports)
+            one = Supervisor(
+                ["none"],
+                {"config": {}},
+                workers=2,
+                host="127.0.0.1",
+                metrics_host="127.0.0.1",
+                drain_after_s=1.0,
+                **ports,
+            )
             with pytest.raises(StartFailed, match=f"127.0.0.1:{port}"):
                 await one.run()
