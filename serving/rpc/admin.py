@@ -10,7 +10,7 @@ from serving.core.errors import InvalidField, TidegateError
 from serving.core.spec import Key
 from serving.core.stream_id import check_stream_id
 from serving.rpc import wire
-from serving.rpc.desk import DEFAULT_TENANT, Desk
+from serving.rpc.desk import DEFAULT_TENANT, Administration
 from serving.rpc.slices import Slices
 from serving.rpc.status import abort
 
@@ -41,21 +41,24 @@ def unary(
 
 
 class Admin(pb_grpc.TidegateServicer):
-    """Answers for a desk."""
+    """Answers for who administers the server behind it."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, administration: Administration) -> None:
+        self._administration = administration
 
     @unary
     async def ListModels(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
         """Lists the models."""
-        models = [wire.encode_model(model.spec, batch_invariant=model.batch_invariant) for model in self._desk.models()]
+        models = [
+            wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
+            for model in self._administration.models()
+        ]
         return pb.ListModelsResponse(models=models)
 
     @unary
     async def DescribeModel(self, request: pb.DescribeModelRequest) -> pb.DescribeModelResponse:  # noqa: N802
         """Describes one model."""
-        model = self._desk.model(request.name, request.version)
+        model = self._administration.model(request.name, request.version)
         described = wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
         return pb.DescribeModelResponse(model=described, card_json=model.card_json)
 
@@ -66,7 +69,7 @@ class Admin(pb_grpc.TidegateServicer):
             raise InvalidField("page_size", f"got {request.page_size}, expected at most {PAGE_SIZE_MAX}")
         size = request.page_size or PAGE_SIZE
         phase = wire.decode_phase(request.state)
-        streams = await self._desk.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
+        streams = await self._administration.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
         page = pb.ListStreamsResponse(next_page_token=streams[-1].stream_id if len(streams) == size else "")
         slices = Slices()
         for info in streams:
@@ -77,17 +80,21 @@ class Admin(pb_grpc.TidegateServicer):
     @unary
     async def DescribeStream(self, request: pb.DescribeStreamRequest) -> pb.DescribeStreamResponse:  # noqa: N802
         """Describes one stream."""
-        return pb.DescribeStreamResponse(stream=wire.encode_stream(await self._desk.describe(_key(request.stream_id))))
+        return pb.DescribeStreamResponse(
+            stream=wire.encode_stream(await self._administration.describe(_key(request.stream_id)))
+        )
 
     @unary
     async def DeleteStream(self, request: pb.DeleteStreamRequest) -> pb.DeleteStreamResponse:  # noqa: N802
         """Deletes a stream."""
-        return pb.DeleteStreamResponse(stream=wire.encode_stream(await self._desk.delete(_key(request.stream_id))))
+        return pb.DeleteStreamResponse(
+            stream=wire.encode_stream(await self._administration.delete(_key(request.stream_id)))
+        )
 
     @unary
     async def ExportStream(self, request: pb.ExportStreamRequest) -> pb.ExportStreamResponse:  # noqa: N802
         """Hands out a stream's state."""
-        record, info = await self._desk.export(_key(request.stream_id))
+        record, info = await self._administration.export(_key(request.stream_id))
         return pb.ExportStreamResponse(checkpoint=record, stream=wire.encode_stream(info))
 
     @unary
@@ -95,7 +102,7 @@ class Admin(pb_grpc.TidegateServicer):
         """Makes a stream from an exported state."""
         if request.stream_id:
             check_stream_id(request.stream_id)
-        info = await self._desk.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
+        info = await self._administration.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
         return pb.ImportStreamResponse(stream=wire.encode_stream(info))
 
     @unary
@@ -103,7 +110,7 @@ class Admin(pb_grpc.TidegateServicer):
         """Copies a stream."""
         if request.new_stream_id:
             check_stream_id(request.new_stream_id, "new_stream_id")
-        info = await self._desk.fork(_key(request.stream_id), request.new_stream_id)
+        info = await self._administration.fork(_key(request.stream_id), request.new_stream_id)
         return pb.ForkStreamResponse(stream=wire.encode_stream(info))
 
 

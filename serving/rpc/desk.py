@@ -63,7 +63,7 @@ class Line(Protocol):
 
 
 class Desk(Protocol):
-    """Opens streams, runs timesteps, answers questions; every method raises TidegateError when it will not."""
+    """Opens streams and runs timesteps; every method raises TidegateError when it will not."""
 
     async def open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
         """Opens a stream; an empty id in `key` is replaced by one that nobody can guess."""
@@ -94,6 +94,13 @@ class Desk(Protocol):
 
     async def forget(self, lease: Lease) -> None:
         """Lets go of a stream and drops it."""
+
+    def model(self, name: str, version: str) -> ServedModel:
+        """One model; empty strings mean the only one and the newest."""
+
+
+class Administration(Protocol):
+    """Answers operators; every method raises TidegateError when it will not."""
 
     def models(self) -> list[ServedModel]:
         """The models being served, newest version of each name first."""

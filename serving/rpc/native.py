@@ -32,7 +32,7 @@ from serving.rpc import wire
 from serving.rpc.admin import Admin
 from serving.rpc.blocks import BlockCall
 from serving.rpc.call import Call, Context
-from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, Line
+from serving.rpc.desk import DEFAULT_TENANT, Administration, CloseReason, Desk, Line
 from serving.rpc.share import Share
 from serving.rpc.status import abort
 
@@ -77,8 +77,9 @@ class PredictCall(Call):
 class Native(Admin):
     """Speaks `tidegate.v1` for a desk; a connection holds at most `live_max` live streams of a model."""
 
-    def __init__(self, desk: Desk, live_max: int) -> None:
-        super().__init__(desk)
+    def __init__(self, desk: Desk, administration: Administration, live_max: int) -> None:
+        super().__init__(administration)
+        self._desk = desk
         self._live_max = live_max
         self._shares: WeakValueDictionary[str, Share] = WeakValueDictionary()  # by peer, for as long as it has calls
         self._calls: set[Call] = set()

@@ -12,6 +12,7 @@ from serving.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Ints, Spec
+from serving.rpc.desk import ServedModel
 from serving.runtime.batcher import Batcher
 from serving.runtime.cores import usable_cores
 from serving.runtime.metrics import Metrics, ModelMetrics
@@ -38,6 +39,11 @@ class Served:
     batcher: Batcher
     metrics: ModelMetrics
     card_json: str
+
+    @property
+    def described(self) -> ServedModel:
+        """The model as callers see it."""
+        return ServedModel(self.spec, self.metrics.batch_invariant, self.card_json)
 
 
 class Repository:

@@ -18,10 +18,12 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.rpc import native
 from serving.rpc.unreadable import Unreadable
+from serving.runtime.administration import Administration
 from serving.runtime.board import Board
 from serving.runtime.config import ServerConfig
 from serving.runtime.doorkeeper import Doorkeeper
 from serving.runtime.exposition import Exposition, Source
+from serving.runtime.holdings import Holdings
 from serving.runtime.host import is_unix, why_not_unix, with_port
 from serving.runtime.keeper import Keeper
 from serving.runtime.life import StartFailed, StopFailed, ready_line
@@ -83,7 +85,9 @@ class Server:
         self.grpc_port = 0
         self.metrics_port = 0
         self.repository: Repository
+        self.holdings: Holdings
         self.keeper: Keeper
+        self.administration: Administration
         self._health = health.aio.HealthServicer()
         self._doorkeeper = Doorkeeper()
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,7 +139,7 @@ class Server:
         limits = Limits(config.live_max, config.answers_remembered, config.batch_max, config.queue_max)
         self.repository = load_repository(config.models, limits, metrics)
         self._warn_of_memory()
-        self.keeper = Keeper(
+        self.holdings = Holdings(
             self.repository,
             store,
             metrics,
@@ -143,7 +147,9 @@ class Server:
             forget_after_s=config.forget_after,
             pace=Pace(config.checkpoint_every, config.park_after, config.ready_lag, config.lag_max),
         )
-        self._native = native.Native(self.keeper, config.live_max_of_a_peer)
+        self.keeper = Keeper(self.repository, store, metrics, self.holdings)
+        self.administration = Administration(self.repository, store, self.holdings)
+        self._native = native.Native(self.keeper, self.administration, config.live_max_of_a_peer)
         native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -158,9 +164,9 @@ class Server:
         self._doorkeeper.begin()
         self._tasks = [
             *(asyncio.create_task(served.batcher.run(), name=repr(served.batcher)) for served in self.repository),
-            asyncio.create_task(self.keeper.checkpointer.run(), name="checkpointer"),
-            asyncio.create_task(self.keeper.sweeper.run(), name="sweeper"),
-            asyncio.create_task(self.keeper.peers.run(), name="peers"),
+            asyncio.create_task(self.holdings.checkpointer.run(), name="checkpointer"),
+            asyncio.create_task(self.holdings.sweeper.run(), name="sweeper"),
+            asyncio.create_task(self.holdings.peers.run(), name="peers"),
             asyncio.create_task(self._watch_lag(), name="lag watch"),
             asyncio.create_task(self._doorkeeper.watch(), name="descriptor watch"),
             *([] if self.place is None else [asyncio.create_task(_refresh(metrics), name="refresher")]),
@@ -176,7 +182,7 @@ class Server:
         deadline = asyncio.get_running_loop().time() + self.config.drain_after
         time_to_store = self.config.drain_after - min(SECONDS_TO_TELL, self.config.drain_after / 2)
         # A task that has failed will store nothing: then there is nothing to wait for.
-        self.keeper.checkpointer.give_up_in(0.0 if any(task.done() for task in self._tasks) else time_to_store)
+        self.holdings.checkpointer.give_up_in(0.0 if any(task.done() for task in self._tasks) else time_to_store)
         try:
             async with asyncio.timeout_at(deadline):
                 await self._native.drain()
@@ -187,7 +193,7 @@ class Server:
         storing = asyncio.create_task(self._store_all())
         time_left = max(deadline - asyncio.get_running_loop().time(), SECONDS_TO_STORE)
         await asyncio.wait([storing, *self._tasks], timeout=time_left, return_when=asyncio.FIRST_COMPLETED)
-        unsaved = "" if storing.done() else f"the store did not take all state in time: {self.keeper.checkpointer!r}"
+        unsaved = "" if storing.done() else f"the store did not take all state in time: {self.holdings.checkpointer!r}"
         storing.cancel()
         for task in self._tasks:
             task.cancel()
@@ -312,14 +318,14 @@ class Server:
         ready, gone = True, False
         while True:
             await asyncio.sleep(LAG_WATCH_SECONDS)
-            await self.keeper.checkpointer.judge()
-            if self.keeper.checkpointer.store_gone and not gone:
+            await self.holdings.checkpointer.judge()
+            if self.holdings.checkpointer.store_gone and not gone:
                 gone = True
                 log.error("the process is not healthy: only a restart helps")
                 await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-            if ready != self.keeper.checkpointer.ready:
+            if ready != self.holdings.checkpointer.ready:
                 ready = not ready
-                log.warning("%s: %r", "ready again" if ready else "not ready", self.keeper.checkpointer)
+                log.warning("%s: %r", "ready again" if ready else "not ready", self.holdings.checkpointer)
                 status = health_pb2.HealthCheckResponse
                 await self._health.set(SERVICE, status.SERVING if ready else status.NOT_SERVING)
 

@@ -39,6 +39,8 @@ NOTICE_SECONDS = 60
 # Writers that have said nothing for so long are dropped from the list, in seconds.
 WRITER_SECONDS = 86_400
 NANOSECONDS = 1_000_000_000
+# How far from now the last word of a writer that is alive may be. One from the future was said before the clock was put back.
+DEAD_NANO = round(DEAD_SECONDS * NANOSECONDS)
 # Page cache, in KiB. The system caches the file as well; resident memory stays flat however many streams there are.
 CACHE_KIB = 8192
 # Pages of 4 KiB in the WAL at which a commit moves them into the database. SQLite's 1,000 would be reached by every single
@@ -288,7 +290,8 @@ class Database:
                 "all": _after_all(prefix) is None,
                 "end": _after_all(prefix),
                 "self": self._writer,
-                "alive": now - round(DEAD_SECONDS * NANOSECONDS),
+                "first": now - DEAD_NANO,
+                "last": now + DEAD_NANO,
                 "limit": limit,
             },
         )
@@ -298,7 +301,7 @@ class Database:
 
     def expire(self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int) -> int:
         """Turns some old streams into tombstones, after dropping some old tombstones. In a transaction."""
-        alive = self._clock() - round(DEAD_SECONDS * NANOSECONDS)
+        now = self._clock()
         for tombstone, before in (
             (Tombstone.EXPIRED, purge_before_unix_nano),
             (Tombstone.DELETED, purge_deleted_before_unix_nano),
@@ -314,8 +317,8 @@ class Database:
             f"""UPDATE streams SET epoch = epoch + 1, writer = 0, mark = 0, state_bytes = 0, tombstone = 1, record = NULL
             WHERE rowid IN (
                 SELECT rowid FROM streams WHERE tombstone = 0 AND updated_unix_nano < ?
-                    AND NOT (mark = {Mark.LIVE} AND (streams.writer = ? OR {BEAT} >= ?)) LIMIT ?)""",
-            (before_unix_nano, self._writer, alive, EXPIRE_ROWS),
+                    AND NOT (mark = {Mark.LIVE} AND (streams.writer = ? OR {BEAT} BETWEEN ? AND ?)) LIMIT ?)""",
+            (before_unix_nano, self._writer, now - DEAD_NANO, now + DEAD_NANO, EXPIRE_ROWS),
         ).rowcount
 
     def beat(self) -> None:
@@ -473,7 +476,7 @@ class Database:
     def _head(self, tenant: str, row: Sequence[Any], now: int) -> Head:
         stream_id, epoch, step, name, version, fingerprint, created, updated, state_bytes, *rest = row
         tombstone, writer, mark, asked, answered, beat = rest
-        alive = beat >= now - round(DEAD_SECONDS * NANOSECONDS)
+        alive = abs(now - beat) <= DEAD_NANO
         holder = Holder.SELF if mark and writer == self._writer else Holder.OTHER if mark and alive else Holder.NOBODY
         return Head(
             Key(tenant, stream_id),

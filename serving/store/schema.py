@@ -60,7 +60,7 @@ HEAD = f"""stream_id, epoch, step, model_name, model_version, fingerprint, creat
 # What a scan looks for; each has an index that holds few more than that.
 WANTED = {
     Wanted.ALL: "tombstone != 2",
-    Wanted.HELD: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} >= :alive)",
-    Wanted.REST: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {BEAT} >= :alive))",
+    Wanted.HELD: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} BETWEEN :first AND :last)",
+    Wanted.REST: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {BEAT} BETWEEN :first AND :last))",
     Wanted.EXPIRED: "tombstone = 1",
 }

@@ -114,7 +114,7 @@ async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: p
         await seed.step(*[1.0] * WIDTH)
         right = {
             method: [message.SerializeToString() for message in messages]
-            for method, messages in seeds((await server.keeper.export(key("seed")))[0]).items()
+            for method, messages in seeds((await server.administration.export(key("seed")))[0]).items()
         }
         neighbour = RawCall(channel)
         await neighbour.open("neighbour")

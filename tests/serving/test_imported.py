@@ -217,6 +217,6 @@ async def test_a_record_at_its_last_number_is_not_planted(sum_root: Path) -> Non
     async with run_server(sum_root, answers_remembered=ANSWERS) as server:
         checkpoint, _ = row()
         with pytest.raises(InvalidField):
-            await server.keeper.import_("default", encode(replace(checkpoint, step=STEP_MAX)), "b")
+            await server.administration.import_("default", encode(replace(checkpoint, step=STEP_MAX)), "b")
         lease = (await server.keeper.open(key("b"), "", "", Existence.MUST_BE_NEW, 0)).lease
         assert lease.stream.step == 0

@@ -385,7 +385,7 @@ async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -
         await eventually(lambda: live(server) == 1, "parking")
         await eventually(lambda: len(server._native._calls) == 1, "the end of the calls")
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks + 1, "the end of the tasks")
-        assert not len(server.keeper._locks)
+        assert not len(server.holdings._locks)
         assert np.frombuffer((await call.step(5)).prediction.outputs[0], np.float32).item() == 5
 
 

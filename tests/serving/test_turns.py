@@ -11,7 +11,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import TidegateError
 from serving.rpc import blocks
 from serving.rpc.call import Call
-from serving.rpc.desk import Desk
+from serving.rpc.desk import Administration, Desk
 from serving.rpc.native import ENDED_AT_ONCE_MAX, Native
 from tests.support import PATIENCE, RawBlocks, eventually, live, raw_channel, run_server
 from tests.turns import watched_turns
@@ -70,7 +70,7 @@ async def test_asking_many_calls_to_end_pauses_nobody() -> None:
             """As of `Call`."""
             asked.append(turn)
 
-    native = Native(cast(Desk, None), live_max=1)
+    native = Native(cast(Desk, None), cast(Administration, None), live_max=1)
     native._calls |= {cast(Call, Asked()) for _ in range(1000)}
     draining = asyncio.create_task(native.drain())
     while not draining.done():

@@ -531,5 +531,9 @@ async def test_what_a_dead_writer_held_counts_no_longer(place: Place) -> None:
         assert record.head.holder is Holder.NOBODY
         await ours.beat()
         assert await theirs.expire(place.clock.now, 0, 0) == 0
-        place.clock.now += 10_000 * MS
+        place.clock.now -= 20_000 * MS  # it was set wrong when the writer was last heard
+        record = await theirs.load(key("a"))
+        assert record is not None
+        assert record.head.holder is Holder.NOBODY
+        place.clock.now += 30_000 * MS
         assert await theirs.expire(place.clock.now, 0, 0) == 1

@@ -433,11 +433,11 @@ async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Pat
         keeper = server.keeper
         lease = (await keeper.open(key("source"), "", "", Existence.ANY, 0)).lease
         await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        record, _ = await keeper.export(key("source"))
+        record, _ = await server.administration.export(key("source"))
         begun = await asyncio.gather(
             *(keeper.open(key(f"open-{place}"), "", "", Existence.ANY, 0) for place in range(20)),
-            *(keeper.fork(key("source"), f"fork-{place}") for place in range(20)),
-            *(keeper.import_("default", record, f"import-{place}") for place in range(20)),
+            *(server.administration.fork(key("source"), f"fork-{place}") for place in range(20)),
+            *(server.administration.import_("default", record, f"import-{place}") for place in range(20)),
             return_exceptions=True,
         )
         assert {type(each) for each in begun if isinstance(each, BaseException)} == {TooManyStreams}
@@ -547,10 +547,10 @@ async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Pa
         keeper = server.keeper
         lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
         await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        record, _ = await keeper.export(key("a"))
+        record, _ = await server.administration.export(key("a"))
         forged = encode(replace(decode(record, ""), step=step))
         with pytest.raises(InvalidField, match="checkpoint: "):
-            await keeper.import_("default", forged, "b")
+            await server.administration.import_("default", forged, "b")
         assert await keeper._store.load(key("b")) is None
 
 
