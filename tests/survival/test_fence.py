@@ -224,6 +224,22 @@ async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, st
         assert {stream.stream_id for stream in listed.streams} == {"a", "fork-27"}
 
 
+async def test_who_lost_a_stream_cannot_delete_it(tmp_path: Path, state: str) -> None:
+    """A close that forgets, sent before the call heard that the stream was opened elsewhere, leaves it to the new owner."""
+    async with two_servers(tmp_path, state) as (here, to_here, _, to_there):
+        old = await opened_at(to_here, 1, durability=SYNC)
+        await step(old, 1)
+
+        async def take_over() -> None:
+            new = await opened_at(to_there, 2, durability=SYNC)
+            await step(new, 2)
+
+        before(here, "load", take_over)
+        await old.send(pb.PredictRequest(close=pb.Close(forget=True)))
+        assert (await old.ending()).reason == "TAKEN_OVER"
+        await step(await opened_at(to_there, 3), 3)
+
+
 @pytest.mark.parametrize("how", ["import", "fork"])
 @pytest.mark.parametrize("what", ["fails", "is cancelled"])
 async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, how: str, what: str) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -22,7 +23,7 @@ from serving.client import (
     TakenOver,
 )
 from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
-from serving.core.spec import STEP_MAX, Key, Timestep
+from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
 from serving.core.streams import Existence, checkpoint_rows
 from serving.store import decode, encode
 from tests.fleet import Fleet, Site, rows_of
@@ -211,6 +212,25 @@ async def test_a_stream_is_not_opened_under_other_weights(tmp_path: Path) -> Non
             with pytest.raises(ModelMismatch, match="fingerprint"):
                 async with client.open("a"):
                     pass
+
+
+async def test_a_list_of_few_among_many_asks_the_store_once(sum_root: Path, tmp_path: Path) -> None:
+    """A page of one expired stream, of which there is none among a thousand, is one look, not one for each of them."""
+    async with run_server(sum_root, state=sqlite(tmp_path)) as server, Client(address_of(server)) as client:
+        store: Any = server.keeper._store
+        model = server.repository.find("toy", "").spec.id
+        planted = [store.plant(Checkpoint(key(str(place)), 0, 1, model, 4, b""), 0) for place in range(1000)]
+        assert all(await asyncio.gather(*planted))
+        scan, looks = store.scan, 0
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return await scan(*arguments)
+
+        store.scan = counted
+        assert [each async for each in client.streams(state="expired", page_size=1)] == []
+        assert looks == 1
 
 
 async def test_streams_are_listed_page_by_page(sum_root: Path, tmp_path: Path) -> None:
