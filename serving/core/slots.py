@@ -92,6 +92,10 @@ class Slots:
         """The slots whose last timestep is not stored, in ascending order."""
         return np.flatnonzero(self.step[: self._untouched] > self.saved[: self._untouched])
 
+    def store_again(self) -> None:
+        """Takes the last timestep of every row for one that is not stored."""
+        self.saved[:] = np.minimum(self.saved, np.maximum(self.step - 1, 0))
+
     def pack(self, slots: Ints) -> npt.NDArray[np.uint8]:
         """Copies the content of many rows, (batch, bytes) each.
 

@@ -77,7 +77,7 @@ class Holdings:
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self.known = 0
         self._beginning = 0  # streams that are being begun, and are not in `known`
-        self.peers = Peers(store, self._look_at, lambda: bool(self.streams))
+        self.peers = Peers(store, self._look_at, lambda: bool(self.streams), self._store_all_again)
         self.checkpointer = Checkpointer(
             repository,
             self.streams,
@@ -224,6 +224,12 @@ class Holdings:
             if self.streams.find(key) is not None and stream is not None:
                 mark = Mark.LIVE if stream.phase is Phase.LIVE else Mark.ASLEEP
             await self._store.mark([Marking(key, head.epoch, mark, head.asked)])
+
+    async def _store_all_again(self) -> None:
+        """The store was restarted: what it has less than was stored it gets again, from all that is live."""
+        log.warning("the store was restarted; all live streams are stored again")
+        for served in self._repository:
+            await served.batcher.between(served.slots.store_again)
 
     def _parked(self, stream: Stream, step: int) -> None:
         """A stream has left its slot."""

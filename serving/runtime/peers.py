@@ -45,13 +45,22 @@ class Peers:
         store: what they share.
         look: looks at a stream that another server opened, deleted or asks for.
         holds_any: whether this server has any stream in memory.
+        on_restart: stores all live streams again, after the store was restarted and may have less.
 
     """
 
-    def __init__(self, store: Store, look: Callable[[Key], Awaitable[None]], holds_any: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        look: Callable[[Key], Awaitable[None]],
+        holds_any: Callable[[], bool],
+        on_restart: Callable[[], Awaitable[None]],
+    ) -> None:
         self._store = store
         self._look = look
         self._holds_any = holds_any
+        self._on_restart = on_restart
+        self._run_of_store: str | None = None
         self._unsaid: dict[Key, Marking] = {}
         self._beat_at = 0.0
         self._failing = False
@@ -115,7 +124,10 @@ class Peers:
         while True:
             try:
                 if self._holds_any() and loop.time() >= self._beat_at:
-                    await self._store.beat()
+                    run, last = await self._store.beat(), self._run_of_store
+                    self._run_of_store = run
+                    if last not in (None, run):
+                        await self._on_restart()
                     self._beat_at = loop.time() + BEAT_SECONDS
                 await self.flush()
                 keys = await self._store.notices()

@@ -151,8 +151,9 @@ class MemoryStore:
         """The streams that are known and not tombstones."""
         return sum(not record.head.tombstone for record in self._records.values())
 
-    async def beat(self) -> None:
-        """Nobody else listens."""
+    async def beat(self) -> str:
+        """Nobody else listens, and it is never another."""
+        return ""
 
     async def notices(self) -> list[Key]:
         """Nobody else speaks."""

@@ -237,9 +237,11 @@ class RedisStore:
         """It has no thread."""
         return 0.0
 
-    async def beat(self) -> None:
-        """Says that this writer is alive."""
+    async def beat(self) -> str:
+        """Says that this writer is alive; gives the number of the server's run."""
         await self._within(self._redis.set(_writer_key(self._writer), 1, px=DEAD_MS))
+        server = await self._within(self._redis.info("server"))
+        return str(server.get("run_id", ""))
 
     async def notices(self) -> list[Key]:
         """The streams to look at since this was last asked."""

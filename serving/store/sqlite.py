@@ -132,9 +132,10 @@ class SqliteStore:
         expired: int = await self._submit("expire", before)
         return expired
 
-    async def beat(self) -> None:
-        """Says that this writer is alive."""
+    async def beat(self) -> str:
+        """Says that this writer is alive. A file that is replaced is noticed by every write."""
         await self._submit("beat", ())
+        return ""
 
     async def notices(self) -> list[Key]:
         """The streams to look at since this was last asked."""

@@ -185,8 +185,12 @@ class Store(Protocol):
     async def count(self) -> int:
         """The streams that are known and not tombstones."""
 
-    async def beat(self) -> None:
-        """Says that this writer is alive; to be called every `BEAT_SECONDS` while it has streams in memory."""
+    async def beat(self) -> str:
+        """Says that this writer is alive; to be called every `BEAT_SECONDS` while it has streams in memory.
+
+        Gives what the store's process goes by: when that is another, the store was restarted, or another one took its place,
+        and may have less than was stored.
+        """
 
     async def notices(self) -> list[Key]:
         """The streams that this writer is to look at, since it was last asked: each may have another writer, or be asked for."""

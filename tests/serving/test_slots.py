@@ -388,3 +388,15 @@ def test_one_line_says_how_full_they_are() -> None:
     slots = make(capacity=4)
     take(slots)
     assert repr(slots) == "<Slots toy/1: 1 of 4 taken>"
+
+
+def test_all_that_was_saved_can_be_saved_again() -> None:
+    """Every row with a timestep is unsaved once more; a fresh one and a free one are not."""
+    slots = make()
+    one, other, fresh, free = run(slots, 3), run(slots, 1), take(slots), take(slots)
+    slots.release(free)
+    slots.saved[[one, other]] = slots.step[[one, other]]
+    assert not slots.unsaved().size
+    slots.store_again()
+    assert slots.unsaved().tolist() == sorted([one, other])
+    assert fresh not in slots.unsaved()

@@ -16,6 +16,7 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
+from serving.core.spec import Key
 from serving.runtime.server import Server
 from tests.fleet import Site, rows_of
 from tests.store.support import RedisServer
@@ -409,6 +410,28 @@ async def test_a_live_stream_that_redis_has_lost_is_stored_again(tmp_path: Path,
         assert prediction.durable_step == 8
         await step(await opened_at(to_there, 9), 9)
         assert here.keeper._metrics.state_lost == 0
+
+
+async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Path, forgetful: RedisServer) -> None:
+    """Redis comes back with an older state under a stream that says nothing: soon it has the last one again."""
+    async with two_servers(tmp_path, forgetful.address) as (here, to_here, _, to_there):
+        old = await opened_at(to_here, 1, durability=SYNC)
+        for number in range(1, 21):
+            await step(old, number)
+            if number == 10:
+                assert forgetful.command("SAVE") == b"+OK\r\n"
+        await eventually(lambda: bool(here.holdings.peers._run_of_store), "the first beat")
+        forgetful.kill()
+        forgetful.start()
+        store = here.keeper._store
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                record = await store.load(Key("default", "a"))
+                assert record is not None
+                if record.head.step == 20:
+                    break
+            await asyncio.sleep(0.02)
+        await step(await opened_at(to_there, 21), 21)
 
 
 async def test_of_two_owners_after_a_loss_one_is_told_that_its_state_is_lost(
