@@ -136,14 +136,15 @@ class TidegateServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListStreams(self, request, context):
-        """Lists the streams that the caller may see, in the order of their ids, page by page.
+        """Lists the streams that the caller may see, in the order of their ids, page by page. Of a stream that another server has
+        in memory, `step` is the last stored one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeStream(self, request, context):
-        """Describes one stream. NOT_FOUND when there is none of that id.
+        """Describes one stream as of its last applied timestep, whichever server has it. NOT_FOUND when there is none of that id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
