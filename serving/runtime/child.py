@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from serving.runtime.board import Board, make_file
 from serving.runtime.exposition import Source
@@ -68,7 +69,7 @@ class Child:
                 self.source.up = False
                 self.kill()  # it has ended, unless something is wrong on this side
                 await asyncio.wait([ended])
-                self._hang_up()
+                await self._hang_up()
         finally:
             if self._board != board:
                 os.close(board)
@@ -132,12 +133,15 @@ class Child:
         except ConnectionError:  # it ended before it had read everything
             pass
 
-    def _hang_up(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        else:
+    async def _hang_up(self) -> None:
+        """Closes the line; it is closed when this returns, also where the event loop ends right after it."""
+        if self._writer is None:
             self._line.close()
+            return
+        writer, self._writer = self._writer, None
+        writer.transport.abort()  # nobody is left to read what was not sent
+        with suppress(OSError):  # how the line broke is no news: the process has ended
+            await writer.wait_closed()
 
     def _hear(self, told: Mapping[str, object], board: int) -> None:
         """Takes what the process says."""

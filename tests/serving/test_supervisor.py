@@ -318,3 +318,24 @@ async def test_a_taken_port_fails_the_start() -> None:
             )
             with pytest.raises(StartFailed, match=f"127.0.0.1:{port}"):
                 await one.run()
+
+
+async def test_the_line_is_closed_when_a_life_has_ended() -> None:
+    """At once, not in a later turn of the loop: a loop that ends before that would leave it to the garbage collector."""
+    # It reads its settings, so that the line breaks by ending and not by an error.
+    reads = "import socket, sys; socket.socket(fileno=int(sys.argv[2])).recv(9999)"
+    child = child_module.Child(0, [sys.executable, "-c", reads], {}, lambda: None)
+    sockets: list[Any] = []
+
+    async def live() -> int:
+        await child.live()
+        return int(sockets[0].fileno())  # in the same turn
+
+    living = asyncio.create_task(live())
+    await eventually(lambda: child._writer is not None, "the line")
+    assert child._writer is not None
+    sockets.append(child._writer.get_extra_info("socket"))
+    _, status, used = await asyncio.to_thread(os.wait4, child.source.pid, 0)
+    child.reaped(status, used.ru_utime)
+    assert await living == -1
+    child.close()
