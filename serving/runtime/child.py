@@ -66,10 +66,12 @@ class Child:
                 await self._listen(board)
                 return await asyncio.shield(ended)
             finally:
-                self.source.up = False
-                self.kill()  # it has ended, unless something is wrong on this side
-                await asyncio.wait([ended])
-                await self._hang_up()
+                try:
+                    self.source.up = False
+                    self.kill()  # it has ended, unless something is wrong on this side
+                    await asyncio.wait([ended])
+                finally:  # also when it is cancelled once more, while it waits
+                    await self._hang_up()
         finally:
             if self._board != board:
                 os.close(board)

@@ -339,3 +339,20 @@ async def test_the_line_is_closed_when_a_life_has_ended() -> None:
     child.reaped(status, used.ru_utime)
     assert await living == -1
     child.close()
+
+
+async def test_the_line_is_closed_however_often_a_life_is_cancelled() -> None:
+    """Once more while it waits for the end of a process that was killed: nothing is left to the garbage collector."""
+    child = child_module.Child(0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda: None)
+    living = asyncio.create_task(child.live())
+    await eventually(lambda: child._writer is not None, "the line")
+    assert child._writer is not None
+    line = child._writer.get_extra_info("socket")
+    pid = child.source.pid
+    living.cancel()
+    await asyncio.sleep(0)  # it waits for an end that nobody tells it of
+    living.cancel()
+    await asyncio.wait([living])
+    assert line.fileno() == -1
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    child.close()
