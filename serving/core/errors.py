@@ -259,7 +259,7 @@ class StoreUnavailable(TidegateError):
 
     def __init__(self, store: str, message: str, retry_after_ms: int = 1000) -> None:
         self.retry_after_ms = retry_after_ms
-        super().__init__(f"store {store}: {message}")
+        super().__init__(f"store {store}: {message}" if store else message)
 
 
 class StoreGone(StoreUnavailable):

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from serving.core.errors import CheckpointBroken, StoreUnavailable, TidegateError
+from serving.core.errors import StoreUnavailable, TidegateError
 from serving.core.spec import Key
 from serving.core.streams import Phase, Stream
 from serving.store import Holder, Mark, Marking, Record, Store
@@ -26,6 +26,8 @@ LOOK_SECONDS = 0.1
 # How long somebody waits for the server that has a stream in memory to store it: that looks, commits and answers in a fraction of a
 # second. Longer than it takes to be taken for dead, so that after a crash what is stored is found rather than an error.
 ASK_SECONDS = DEAD_SECONDS + 2.0
+# How long a look at one stream may take: with what lies between two heartbeats less than it takes to be taken for dead.
+LOOK_AT_SECONDS = 2.0
 # Between two looks at whether it has.
 ASK_AGAIN_SECONDS = 0.02
 # Marks in one write: a store that is in memory takes a few microseconds for each, during which nothing else runs.
@@ -104,15 +106,15 @@ class Peers:
         asked: tuple[int, int] | None = None  # of which epoch, by which number
         while record is not None and record.head.holder is Holder.OTHER and record.head.live:
             head = record.head
-            if asked is None or asked[0] != head.epoch:
-                number = await self._store.ask(key, head.epoch)
-                asked = None if number is None else (head.epoch, number)
-            elif head.answered >= asked[1]:
+            if asked is not None and asked[0] == head.epoch and head.answered >= asked[1]:
                 break
-            elif loop.time() > deadline:
+            if loop.time() > deadline:  # also when it changes hands again and again
                 raise HolderSilent(
                     "", f"the server that has stream '{key.stream_id}' in memory does not answer; try again"
                 )
+            if asked is None or asked[0] != head.epoch:
+                number = await self._store.ask(key, head.epoch)
+                asked = None if number is None else (head.epoch, number)
             else:
                 await asyncio.sleep(ASK_AGAIN_SECONDS)
             record = await self._store.load(key)
@@ -120,18 +122,13 @@ class Peers:
 
     async def run(self) -> None:
         """Says, listens and shows that this server is alive, until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                if self._holds_any() and loop.time() >= self._beat_at:
-                    run, last = await self._store.beat(), self._run_of_store
-                    self._run_of_store = run
-                    if last not in (None, run):
-                        await self._on_restart()
-                    self._beat_at = loop.time() + BEAT_SECONDS
+                await self._beat()
                 await self.flush()
                 keys = await self._store.notices()
                 for first in range(0, len(keys), TOGETHER_MAX):
+                    await self._beat()  # however long the others take, this server is not taken for dead
                     await asyncio.gather(*(self._look_at(key) for key in keys[first : first + TOGETHER_MAX]))
                 if self._failing:
                     log.info("other servers can be heard again")
@@ -142,12 +139,23 @@ class Peers:
                 self._failing = True
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def _beat(self) -> None:
+        """Shows that this server is alive, when it is time to and it has something in memory."""
+        now = asyncio.get_running_loop().time()
+        if not self._holds_any() or now < self._beat_at:
+            return
+        self._beat_at = now + BEAT_SECONDS
+        run, last = await self._store.beat(), self._run_of_store
+        self._run_of_store = run
+        if last not in (None, run):
+            await self._on_restart()
+
     async def _look_at(self, key: Key) -> None:
         """Looks at one stream; one that cannot be looked at does not keep the others waiting."""
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(LOOK_AT_SECONDS):
                 await self._look(key)
-        except (TidegateError, CheckpointBroken, TimeoutError) as error:
+        except (TidegateError, TimeoutError) as error:
             log.warning(
                 "stream %s: another server asked for it, in vain: %s", key.stream_id, error or "it took too long"
             )
