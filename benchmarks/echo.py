@@ -15,7 +15,7 @@ from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 ANSWER = bytes(range(4 * OUTPUTS))
 
 
-class Echo(pb_grpc.TidegateServicer):
+class Echo(pb_grpc.TidegateServiceServicer):
     """Keeps nothing and computes nothing."""
 
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
@@ -33,7 +33,7 @@ class Echo(pb_grpc.TidegateServicer):
 async def main() -> None:
     """Serves until it is killed."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    pb_grpc.add_TidegateServicer_to_server(Echo(), server)
+    pb_grpc.add_TidegateServiceServicer_to_server(Echo(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"ready: grpc=127.0.0.1:{port}", flush=True)

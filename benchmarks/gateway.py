@@ -17,10 +17,10 @@ from model import FEATURES, OUTPUTS
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 
-METHOD = "/tidegate.v1.Tidegate/PredictBlocks"
+METHOD = "/tidegate.v1.TidegateService/PredictBlocks"
 # What is told unasked comes between answers. The first byte of a response: the number and type of the field it holds.
-DURABLE = (pb.BlockResponse.DURABLE_FIELD_NUMBER << 3) | 2
-ENDED = (pb.BlockResponse.ENDED_FIELD_NUMBER << 3) | 2
+DURABLE = (pb.PredictBlocksResponse.DURABLE_FIELD_NUMBER << 3) | 2
+ENDED = (pb.PredictBlocksResponse.ENDED_FIELD_NUMBER << 3) | 2
 # Blocks are numbered from here on, so that the number takes as many bytes in each: a varint of four, for 266 million blocks.
 BLOCK_FIRST = 1 << 21
 # Different rows of values, which blocks take in turn.
@@ -54,8 +54,8 @@ class Gateway:
     @classmethod
     async def open_on(cls, call: Any, stream_ids: Sequence[str]) -> Self:
         """Opens streams on a call that may have others. Those take turns: an answer goes to whoever reads next."""
-        await call.write(pb.BlockRequest(open=pb.OpenStreams(stream_ids=stream_ids)).SerializeToString())
-        opened = pb.BlockResponse.FromString(await _answer(call)).opened
+        await call.write(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids)).SerializeToString())
+        opened = pb.PredictBlocksResponse.FromString(await _answer(call)).opened
         if opened.errors or not opened.handles:
             raise RuntimeError(f"expected {len(stream_ids)} streams to be opened, got {opened.errors[:1]}")
         return cls(call, opened.handles, opened.next_steps)
@@ -83,13 +83,15 @@ class Gateway:
         answer = await _answer(self.call)
         number, sent = self._sent.popleft()
         if not self._parts.is_clean(answer, number):
-            raise RuntimeError(f"expected {self.rows} predictions, got {pb.BlockResponse.FromString(answer)!s:.500}")
+            raise RuntimeError(
+                f"expected {self.rows} predictions, got {pb.PredictBlocksResponse.FromString(answer)!s:.500}"
+            )
         return sent
 
     async def forget(self) -> None:
         """Ends the streams and the call."""
         close = pb.CloseStreams(handles=self._handles, forget=True)
-        await self.call.write(pb.BlockRequest(close=close).SerializeToString())
+        await self.call.write(pb.PredictBlocksRequest(close=close).SerializeToString())
         await _answer(self.call)
         await self.call.done_writing()
 
@@ -118,11 +120,11 @@ class _Parts:
         ]
         whole = pb.Block(block=BLOCK_FIRST, handles=bytes(4 * rows), steps=bytes(8 * rows),
                          values=bytes(4 * FEATURES * rows))  # fmt: skip
-        self._head = pb.BlockRequest(block=whole).SerializeToString()[: -whole.ByteSize()]
+        self._head = pb.PredictBlocksRequest(block=whole).SerializeToString()[: -whole.ByteSize()]
         answer = pb.PredictedBlock(
             block=BLOCK_FIRST, steps=bytes(8 * rows), outputs=[bytes(4 * OUTPUTS * rows)], durable_steps=bytes(8 * rows)
         )
-        response = pb.BlockResponse(block=answer).SerializeToString()
+        response = pb.PredictBlocksResponse(block=answer).SerializeToString()
         self._answer_bytes = len(response)
         self._answer_head = response[: -answer.ByteSize()]
 

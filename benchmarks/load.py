@@ -28,7 +28,7 @@ from side import Side, cpu_seconds
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 
-METHOD = "/tidegate.v1.Tidegate/Predict"
+METHOD = "/tidegate.v1.TidegateService/Predict"
 # Nobody answers a stream faster than this: a round trip through a Python server takes 40 us at the very best.
 STEPS_PER_SECOND_MAX = 40_000
 # The first byte of a response: the number and type of the field it holds. `durable` answers nothing, and comes to a stream

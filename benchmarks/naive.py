@@ -18,7 +18,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
-class Naive(pb_grpc.TidegateServicer):
+class Naive(pb_grpc.TidegateServiceServicer):
     """Runs the graph for one message at a time."""
 
     def __init__(self, path: str) -> None:
@@ -47,7 +47,7 @@ class Naive(pb_grpc.TidegateServicer):
 def main(path: str, threads: int) -> None:
     """Serves until it is killed."""
     server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 0)])
-    pb_grpc.add_TidegateServicer_to_server(Naive(path), server)
+    pb_grpc.add_TidegateServiceServicer_to_server(Naive(path), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"ready: grpc=127.0.0.1:{port}", flush=True)

@@ -36,6 +36,7 @@ from model import write_model
 from side import Side, serve
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.rpc.status import reason_name
 
 BOUND, AFTERWARDS, SLOW = "at the bound", "afterwards", "beside slow readers"
 QUEUE_MAX = 64
@@ -114,10 +115,10 @@ class Presser:
                 self._seen.accepted_us.append((now - self._sent) * 1e6)
         else:
             error = pb.PredictResponse.FromString(answer).error
-            if error.reason != pb.Error.OVERLOADED or not error.retry_after_ms:
-                self._seen.wrong = f"{pb.Error.Reason.Name(error.reason)}, retry_after_ms {error.retry_after_ms}"
+            if error.reason != pb.Error.REASON_OVERLOADED or not error.retry_after.ToMilliseconds():
+                self._seen.wrong = f"{reason_name(error.reason)}, retry_after {error.retry_after}"
             self._seen.refused += counts
-            wait_s = error.retry_after_ms / 1000
+            wait_s = error.retry_after.ToTimedelta().total_seconds()
         if now >= self._end:
             self._connection.on_message(self._call, self._on_closed)
             self._connection.send(self._call, CLOSE)

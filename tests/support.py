@@ -543,7 +543,7 @@ class RawCall:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.call = channel.stream_stream(
-            "/tidegate.v1.Tidegate/Predict", response_deserializer=pb.PredictResponse.FromString
+            "/tidegate.v1.TidegateService/Predict", response_deserializer=pb.PredictResponse.FromString
         )()
 
     async def send(self, request: pb.PredictRequest | bytes) -> None:
@@ -584,24 +584,24 @@ class RawBlocks:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.call = channel.stream_stream(
-            "/tidegate.v1.Tidegate/PredictBlocks", response_deserializer=pb.BlockResponse.FromString
+            "/tidegate.v1.TidegateService/PredictBlocks", response_deserializer=pb.PredictBlocksResponse.FromString
         )()
-        self.told: list[pb.BlockResponse] = []  # what the server told without being asked
+        self.told: list[pb.PredictBlocksResponse] = []  # what the server told without being asked
 
-    async def send(self, request: pb.BlockRequest | bytes) -> None:
+    async def send(self, request: pb.PredictBlocksRequest | bytes) -> None:
         """Sends a request, or bytes that are none."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
         async with asyncio.timeout(PATIENCE):
             await self.call.write(data)
 
-    async def read(self) -> pb.BlockResponse:
+    async def read(self) -> pb.PredictBlocksResponse:
         """The next response, whatever it is."""
         async with asyncio.timeout(PATIENCE):
             response = await self.call.read()
         assert response is not grpc.aio.EOF, await self.ending()
         return response
 
-    async def ask(self, request: pb.BlockRequest | bytes) -> pb.BlockResponse:
+    async def ask(self, request: pb.PredictBlocksRequest | bytes) -> pb.PredictBlocksResponse:
         """Sends a request and reads its response; what the server tells beside that is in `told`."""
         await self.send(request)
         while (response := await self.read()).WhichOneof("kind") in ("durable", "ended"):
@@ -610,7 +610,7 @@ class RawBlocks:
 
     async def open(self, *stream_ids: str, **more: Any) -> pb.OpenedStreams:
         """Opens streams."""
-        return (await self.ask(pb.BlockRequest(open=pb.OpenStreams(stream_ids=stream_ids, **more)))).opened
+        return (await self.ask(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids, **more)))).opened
 
     async def block(self, handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.PredictedBlock:
         """Has a block answered."""
@@ -618,16 +618,16 @@ class RawBlocks:
 
     async def close(self, *handles: int, forget: bool = False) -> pb.ClosedStreams:
         """Closes streams."""
-        return (await self.ask(pb.BlockRequest(close=pb.CloseStreams(handles=handles, forget=forget)))).closed
+        return (await self.ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=forget)))).closed
 
     async def ending(self) -> Ending:
         """Waits for the end of the call, whatever comes before it."""
         return await ending_of(self.call)
 
 
-def block_request(handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.BlockRequest:
+def block_request(handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.PredictBlocksRequest:
     """A block as it travels."""
-    return pb.BlockRequest(
+    return pb.PredictBlocksRequest(
         block=pb.Block(
             block=number,
             handles=np.asarray(handles, "<u4").tobytes(),

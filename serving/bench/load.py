@@ -362,7 +362,7 @@ class Load:
             self._drained.set()
 
     def _make_runners(self) -> list[Runner]:
-        stubs = [pb_grpc.TidegateStub(channel) for channel in self._channels]
+        stubs = [pb_grpc.TidegateServiceStub(channel) for channel in self._channels]
         packed = [row.astype("<f4").tobytes() for row in self._task.values]
         runners = []
         first = 0

@@ -14,6 +14,7 @@ import numpy as np
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.bench.lane import Refusal, Verdict
 from serving.core.spec import Floats
+from serving.rpc.status import reason_name
 
 APPLIED = Verdict()
 
@@ -64,7 +65,7 @@ class Single:
     method = "Predict"
 
     def __init__(self, stream_id: str, model: str, version: str, values: Sequence[bytes], offset: int) -> None:
-        self._open = pb.Open(stream_id=stream_id, model=model, version=version, existence=pb.Open.MUST_BE_NEW)
+        self._open = pb.Open(stream_id=stream_id, model=model, version=version, existence=pb.EXISTENCE_MUST_BE_NEW)
         self._values = values
         self._offset = offset
         self.window = 1
@@ -110,7 +111,9 @@ class Many:
     method = "PredictBlocks"
 
     def __init__(self, stream_ids: Sequence[str], model: str, version: str, values: Floats, offset: int) -> None:
-        self._open = pb.OpenStreams(stream_ids=stream_ids, model=model, version=version, existence=pb.Open.MUST_BE_NEW)
+        self._open = pb.OpenStreams(
+            stream_ids=stream_ids, model=model, version=version, existence=pb.EXISTENCE_MUST_BE_NEW
+        )
         self.window = 1
         self._offset = offset
         self._rounds = len(values)
@@ -124,11 +127,11 @@ class Many:
         """Streams that are open."""
         return len(self._handles)
 
-    def open(self) -> pb.BlockRequest:
+    def open(self) -> pb.PredictBlocksRequest:
         """Opens the streams, which must be new."""
-        return pb.BlockRequest(open=self._open)
+        return pb.PredictBlocksRequest(open=self._open)
 
-    def opened(self, response: pb.BlockResponse) -> Counter[str]:
+    def opened(self, response: pb.PredictBlocksResponse) -> Counter[str]:
         """Keeps the handles of those that are open."""
         if not response.HasField("opened"):
             raise WrongAnswer(f"got {response.WhichOneof('kind')}, expected opened")
@@ -139,15 +142,15 @@ class Many:
         self._handles = handles[handles != 0]
         self._packed_handles = self._handles.tobytes()
         self.window = max(1, opened.answers_remembered)
-        refused = Counter(_reason(row.error) for row in opened.errors)
+        refused = Counter(reason_name(row.error.reason) for row in opened.errors)
         if refused.total() != len(handles) - self.rows:
             raise WrongAnswer(f"got {refused.total()} errors for {len(handles) - self.rows} streams without a handle")
         return refused
 
-    def message(self, number: int, behind: Mapping[int, int]) -> pb.BlockRequest:
+    def message(self, number: int, behind: Mapping[int, int]) -> pb.PredictBlocksRequest:
         """The block of that number."""
         first = (self._offset + number) % self._rounds
-        return pb.BlockRequest(
+        return pb.PredictBlocksRequest(
             block=pb.Block(
                 block=number,
                 handles=self._packed_handles,
@@ -156,18 +159,18 @@ class Many:
             )
         )
 
-    def verdict(self, response: pb.BlockResponse, number: int) -> Verdict | Ended | None:
+    def verdict(self, response: pb.PredictBlocksResponse, number: int) -> Verdict | Ended | None:
         """Applied or refused, row by row."""
         kind = response.WhichOneof("kind")
         if kind == "block":
             return self._block(response.block, number)
         if kind == "ended":
-            return Ended(_reason(response.ended.error), len(response.ended.handles))
+            return Ended(reason_name(response.ended.error.reason), len(response.ended.handles))
         return None
 
-    def close(self) -> pb.BlockRequest:
+    def close(self) -> pb.PredictBlocksRequest:
         """Has the streams forgotten."""
-        return pb.BlockRequest(close=pb.CloseStreams(handles=self._handles.tolist(), forget=True))
+        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=self._handles.tolist(), forget=True))
 
     def _block(self, block: pb.PredictedBlock, number: int) -> Verdict:
         if block.block != number:
@@ -189,10 +192,5 @@ class Many:
         return steps.tobytes()
 
 
-def _reason(error: pb.Error) -> str:
-    """The name of a reason; that of a newer server than this client is its number."""
-    return pb.Error.Reason.Name(error.reason) if error.reason in pb.Error.Reason.values() else str(error.reason)
-
-
 def _refusal(error: pb.Error) -> Refusal:
-    return Refusal(_reason(error), error.retry_after_ms / 1000)
+    return Refusal(reason_name(error.reason), error.retry_after.ToTimedelta().total_seconds())

@@ -330,7 +330,7 @@ class Block:
             return False
         return True
 
-    def _take_in(self, call: Call, response: pb.BlockResponse) -> bool:
+    def _take_in(self, call: Call, response: pb.PredictBlocksResponse) -> bool:
         """One response; True when it is the last. Kinds that this client does not know mean nothing to it."""
         kind = response.WhichOneof("kind")
         over = False
@@ -380,14 +380,14 @@ class Block:
         stream, error = next(iter(errors.items()))
         log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._roster.stream_ids[stream], error)
 
-    def _next_request(self) -> pb.BlockRequest | None:
+    def _next_request(self) -> pb.PredictBlocksRequest | None:
         """What to send now."""
         if (ask := self._roster.take()) is not None:
             self._open_sent = self._call.taken + 1
             self._call.cut_after(self._limits.timeout_s, "answer to open")
-            return pb.BlockRequest(open=ask)
+            return pb.PredictBlocksRequest(open=ask)
         if (parcel := self._ledger.take(self._rows_max)) is not None:
-            return pb.BlockRequest(block=encode_block(parcel, self._roster.handles(parcel.streams)))
+            return pb.PredictBlocksRequest(block=encode_block(parcel, self._roster.handles(parcel.streams)))
         return self._next_close()
 
     def _later(self, call: Call, seconds: float, then: Callable[[], None]) -> None:
@@ -508,7 +508,7 @@ class Block:
 
     # Closing -----------------------------------------------------------------------------------------------------------
 
-    def _next_close(self) -> pb.BlockRequest | None:
+    def _next_close(self) -> pb.PredictBlocksRequest | None:
         """Closes what is open, once there is nothing else to do."""
         if not self._close_asked.is_set() or self._roster.opening or not self._ledger.idle:
             return None
@@ -526,7 +526,7 @@ class Block:
             return None
         self._closes.append(self._to_close.popleft())
         handles = self._roster.handles(self._closes[-1]).tolist()
-        return pb.BlockRequest(close=pb.CloseStreams(handles=handles, forget=self._forget))
+        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=self._forget))
 
     def _closed(self, message: pb.ClosedStreams) -> bool:
         """Whether that is the end: everything is stored, or forgotten as was asked."""

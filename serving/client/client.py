@@ -19,10 +19,10 @@ Kept = TypeVar("Kept", bound=Stream | Block)
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
-EXISTENCE: Mapping[Existence, pb.Open.Existence] = {
-    "any": pb.Open.EXISTENCE_UNSPECIFIED,
-    "must_exist": pb.Open.MUST_EXIST,
-    "must_be_new": pb.Open.MUST_BE_NEW,
+EXISTENCE: Mapping[Existence, pb.Existence] = {
+    "any": pb.EXISTENCE_UNSPECIFIED,
+    "must_exist": pb.EXISTENCE_MUST_EXIST,
+    "must_be_new": pb.EXISTENCE_MUST_BE_NEW,
 }
 
 # A restart of a server takes seconds, a failover of its store some tens.
@@ -212,7 +212,7 @@ class Client:
             model=model,
             version=version,
             existence=EXISTENCE[existence],
-            durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
+            durability=pb.DURABILITY_SYNC if sync else pb.DURABILITY_UNSPECIFIED,
             kept_max=self._limits.buffer_max,
         )
         return Opening(self._streams, lambda: Stream(self._connection, ask, self._limits, self._backoff))
@@ -256,7 +256,7 @@ class Client:
             model=model,
             version=version,
             existence=EXISTENCE[existence],
-            durability=pb.Open.SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED,
+            durability=pb.DURABILITY_SYNC if sync else pb.DURABILITY_UNSPECIFIED,
         )
         return Opening(self._blocks, lambda: Block(self._connection, stream_ids, ask, self._limits, self._backoff))
 

@@ -18,7 +18,7 @@ class Connection:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self.stub: Any = pb_grpc.TidegateStub(channel)
+        self.stub: Any = pb_grpc.TidegateServiceStub(channel)
         self._pid = os.getpid()
 
     @property

@@ -34,6 +34,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.rpc.status import reason_name
 
 log = logging.getLogger("tidegate.client")
 
@@ -146,14 +147,14 @@ class ServerUnavailable(StreamLost):
 
 
 IN_BAND: Mapping[int, type[TimestepRefused]] = {
-    pb.Error.WRONG_WIDTH: InvalidTimestep,
-    pb.Error.NOT_FINITE: InvalidTimestep,
-    pb.Error.INVALID_FIELD: InvalidTimestep,
-    pb.Error.STEP_GAP: StepGap,
-    pb.Error.OVERLOADED: Overloaded,
-    pb.Error.TOO_MANY_STREAMS: Overloaded,  # a parked stream that its timestep could not wake
-    pb.Error.STORE_UNAVAILABLE: StoreUnavailable,
-    pb.Error.MODEL_FAILED: ModelFailed,
+    pb.Error.REASON_WRONG_WIDTH: InvalidTimestep,
+    pb.Error.REASON_NOT_FINITE: InvalidTimestep,
+    pb.Error.REASON_INVALID_FIELD: InvalidTimestep,
+    pb.Error.REASON_STEP_GAP: StepGap,
+    pb.Error.REASON_OVERLOADED: Overloaded,
+    pb.Error.REASON_TOO_MANY_STREAMS: Overloaded,  # a parked stream that its timestep could not wake
+    pb.Error.REASON_STORE_UNAVAILABLE: StoreUnavailable,
+    pb.Error.REASON_MODEL_FAILED: ModelFailed,
 }
 # By the name of a reason, and where the server gave none, by the name of the gRPC code.
 AT_THE_END: Mapping[str, type[ClientError]] = {
@@ -189,36 +190,34 @@ def refusal_of(error: pb.Error) -> TimestepRefused:
     kind = IN_BAND.get(error.reason, TimestepRefused)
     return kind(
         _message_of(error),
-        _name_of(error),
+        reason_name(error.reason),
         field=error.field,
         next_step=error.next_step,
-        retry_after_s=error.retry_after_ms / 1000,
+        retry_after_s=error.retry_after.ToTimedelta().total_seconds(),
     )
 
 
 def ending_of(error: pb.Error) -> ClientError:
     """The typed error for one stream of many that was not opened, or has ended."""
-    name = _name_of(error)
+    name = reason_name(error.reason)
     return AT_THE_END.get(name, StreamRefused)(
-        _message_of(error), name, next_step=error.next_step, retry_after_s=error.retry_after_ms / 1000
+        _message_of(error),
+        name,
+        next_step=error.next_step,
+        retry_after_s=error.retry_after.ToTimedelta().total_seconds(),
     )
 
 
 def is_ending(error: pb.Error) -> bool:
     """Whether the refusal of a timestep tells that its stream, or the call, has come to an end."""
-    return error.reason not in IN_BAND and _name_of(error) in AT_THE_END
+    return error.reason not in IN_BAND and reason_name(error.reason) in AT_THE_END
 
 
 def _message_of(error: pb.Error) -> str:
     """What the server says; where it has said so for hundreds of rows of a message already, what it means."""
     if error.message:
         return error.message
-    return f"{error.field or 'stream'}: refused as {_name_of(error)}, like others of its message before it"
-
-
-def _name_of(error: pb.Error) -> str:
-    """The reason as people write it; its number when this client does not know it."""
-    return pb.Error.Reason.Name(error.reason) if error.reason in pb.Error.Reason.values() else str(error.reason)
+    return f"{error.field or 'stream'}: refused as {reason_name(error.reason)}, like others of its message before it"
 
 
 # What grpc.aio puts over the status that the server has sent, when a write meets a call that has just ended: the reason is

@@ -13,9 +13,9 @@ from serving.rpc import wire
 
 # Where a stream is in its life, as people write it.
 STATES: Mapping[str, pb.Stream.State] = {
-    "live": pb.Stream.LIVE,
-    "parked": pb.Stream.PARKED,
-    "expired": pb.Stream.EXPIRED,
+    "live": pb.Stream.STATE_LIVE,
+    "parked": pb.Stream.STATE_PARKED,
+    "expired": pb.Stream.STATE_EXPIRED,
 }
 STATE_NAMES: Mapping[int, str] = {number: name for name, number in STATES.items()}
 
@@ -113,7 +113,7 @@ def model_of(model: pb.Model) -> Model:
         model.version,
         model.fingerprint,
         model.task,
-        model.period_seconds,
+        model.period.ToTimedelta().total_seconds(),
         wire.decode_features(model),
         wire.decode_outputs(model),
         model.batch_invariant,
@@ -132,7 +132,7 @@ def info_of(stream: pb.Stream) -> StreamInfo:
         stream.step,
         stream.durable_step,
         stream.epoch,
-        stream.created_unix_nano,
-        stream.updated_unix_nano,
+        stream.create_time.ToNanoseconds(),
+        stream.update_time.ToNanoseconds(),
         stream.state_bytes,
     )

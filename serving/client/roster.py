@@ -27,7 +27,7 @@ NAMES_BYTES_MAX = 1_000_000
 # As many as the protocol allows names a message.
 HANDLES_MAX = 65_536
 
-KINDS = {pb.Opened.NEW: "new", pb.Opened.RESUMED: "resumed", pb.Opened.TAKEN_OVER: "taken_over"}
+KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
 
 
 class Opened(NamedTuple):
@@ -61,7 +61,7 @@ class Roster:
         self._opens: Ints = np.zeros(
             len(stream_ids), np.int64
         )  # since the last answer, those that may have reached the server
-        self._to_open: deque[tuple[Ints, pb.Open.Existence]] = deque()
+        self._to_open: deque[tuple[Ints, pb.Existence]] = deque()
         self._asked: Ints | None = None
 
     def begin(self, *, forgetting: bool) -> None:
@@ -80,10 +80,10 @@ class Roster:
         """
         known, complete = self._ledger.begun[streams], self._ledger.complete[streams]
         ways = np.where(
-            known, np.where(complete, pb.Open.EXISTENCE_UNSPECIFIED, pb.Open.MUST_EXIST), self.ask.existence
+            known, np.where(complete, pb.EXISTENCE_UNSPECIFIED, pb.EXISTENCE_MUST_EXIST), self.ask.existence
         )
         if forgetting:
-            ways[:] = pb.Open.MUST_EXIST
+            ways[:] = pb.EXISTENCE_MUST_EXIST
         for existence in np.unique(ways).tolist():
             self._to_open.extend((lot, existence) for lot in self._lots(streams[ways == existence]))
 

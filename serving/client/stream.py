@@ -335,7 +335,7 @@ class Stream:
         if first:
             self.stream_id = opened.stream_id
             self.model = model_of(opened.model)
-            self.kind = pb.Opened.Kind.Name(opened.kind).lower()
+            self.kind = pb.Opened.Kind.Name(opened.kind).removeprefix("KIND_").lower()
             self._ready.set()
         if first or (self._journal.idle and self._closing is None):
             self._patience.rest()
@@ -472,7 +472,7 @@ class Stream:
             # A stream that a crash took before it was stored may begin again: everything since its first timestep is
             # here. One that was stored must be there: DATA_LOSS otherwise. Else what was before us must still exist.
             anew = self._journal.first_step == 1 or self._ask.acknowledged_step
-            self._ask.existence = pb.Open.EXISTENCE_UNSPECIFIED if anew and not self._forgetting else pb.Open.MUST_EXIST
+            self._ask.existence = pb.EXISTENCE_UNSPECIFIED if anew and not self._forgetting else pb.EXISTENCE_MUST_EXIST
 
 
 def _settle(entry: Entry, answer: pb.Prediction | ClientError) -> None:

@@ -5,6 +5,7 @@
     │   ├── WrongWidth           not one value a feature
     │   ├── NotFinite            a value is infinite, or missing where the model cannot have that
     │   ├── StepGap              timesteps are missing before this one
+    │   ├── ValuesDiffer         its number was applied with other values
     │   ├── NoStepLeft           the stream has had the last number that there is
     │   ├── Overloaded           the queue is full
     │   ├── StoreBehind          too much is unsaved
@@ -82,6 +83,17 @@ class StepGap(TimestepRefused):
         self.got = got
         self.expected = expected
         super().__init__(f"step: got {got}, expected {expected}; send the timesteps from {expected} on")
+
+
+class ValuesDiffer(TimestepRefused):
+    """A timestep of this number was applied, with other values: two clients write, or one has lost count."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(
+            f"values: timestep {step} was applied with other values; another client writes to this stream, or this one has lost "
+            "count: find out which before you go on"
+        )
 
 
 class NoStepLeft(TimestepRefused):

@@ -40,7 +40,7 @@ def unary(
     return answer
 
 
-class Admin(pb_grpc.TidegateServicer):
+class Admin(pb_grpc.TidegateServiceServicer):
     """Answers for who administers the server behind it."""
 
     def __init__(self, administration: Administration) -> None:

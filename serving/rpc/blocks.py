@@ -86,7 +86,7 @@ class BlockCall(Call):
         except Stopping as error:
             reason = "stopping"
             self.left_unsaved = len(await self._settle())
-            await self.context.write(pb.BlockResponse(move=pb.Move(message=str(error))).SerializeToString())
+            await self.context.write(pb.PredictBlocksResponse(move=pb.Move(message=str(error))).SerializeToString())
             raise
         except TidegateError:
             reason = "protocol"
@@ -96,16 +96,16 @@ class BlockCall(Call):
             await self._let_go_of_all(reason)
             self._share.handles.discard(self._held)
 
-    async def _next(self) -> pb.BlockRequest | None:
+    async def _next(self) -> pb.PredictBlocksRequest | None:
         """The next message, None when the client has sent its last."""
         await self._tell()
         message = await self.read()
         try:
-            return None if message is None else pb.BlockRequest.FromString(message)
+            return None if message is None else pb.PredictBlocksRequest.FromString(message)
         except DecodeError as error:
-            raise InvalidField("request", "got bytes that are not a BlockRequest") from error
+            raise InvalidField("request", "got bytes that are not a PredictBlocksRequest") from error
 
-    async def _answer(self, request: pb.BlockRequest) -> bytes:
+    async def _answer(self, request: pb.PredictBlocksRequest) -> bytes:
         if request.HasField("block"):
             return await self._predict(request.block)
         if request.HasField("open"):
@@ -203,7 +203,7 @@ class BlockCall(Call):
         self, message: pb.Block, block: Block, failed: dict[int, TidegateError], unsaved: dict[int, TidegateError]
     ) -> wire.RowErrors:
         """Why rows were refused: by the engine, because their streams `failed` to wake, or because they are `unsaved`."""
-        errors = wire.RowErrors(pb.PredictedBlock.ERRORS_FIELD_NUMBER)
+        errors = wire.RowErrors(pb.PredictedBlock.ERRORS_FIELD_NUMBER, of_timesteps=True)
         refused = block.verdicts > Verdict.DUPLICATE
         refused[list(unsaved)] = True
         rows = np.flatnonzero(refused)
@@ -258,7 +258,7 @@ class BlockCall(Call):
             durable_steps=[0] * count,
             model=wire.encode_model(served.spec, batch_invariant=served.batch_invariant),
         )
-        errors = wire.RowErrors(pb.OpenedStreams.ERRORS_FIELD_NUMBER)
+        errors = wire.RowErrors(pb.OpenedStreams.ERRORS_FIELD_NUMBER, of_timesteps=False)
 
         async def open_(row: int) -> None:
             key = Key(DEFAULT_TENANT, message.stream_ids[row])
@@ -289,14 +289,14 @@ class BlockCall(Call):
             opened.answers_remembered = opening.answers_remembered
 
         await _together(open_, range(count))
-        return errors.append_to(pb.BlockResponse.OPENED_FIELD_NUMBER, opened)
+        return errors.append_to(pb.PredictBlocksResponse.OPENED_FIELD_NUMBER, opened)
 
     async def _close(self, message: pb.CloseStreams) -> bytes:
         """Ends many streams at their client's wish, once everything is stored."""
         count = len(message.handles)
         if count > STREAMS_MAX:
             raise InvalidField("handles", f"got {count}, expected at most {STREAMS_MAX}; send several messages")
-        errors = wire.RowErrors(pb.ClosedStreams.ERRORS_FIELD_NUMBER)
+        errors = wire.RowErrors(pb.ClosedStreams.ERRORS_FIELD_NUMBER, of_timesteps=False)
         closed = pb.ClosedStreams(steps=[0] * count, durable_steps=[0] * count)
 
         async def close(row: int) -> None:
@@ -323,7 +323,7 @@ class BlockCall(Call):
         if not message.forget:
             await self._store_soon(message.handles)
         await _together(close, range(count))
-        return errors.append_to(pb.BlockResponse.CLOSED_FIELD_NUMBER, closed)
+        return errors.append_to(pb.PredictBlocksResponse.CLOSED_FIELD_NUMBER, closed)
 
     async def _durable(self, handle: int) -> None:
         """Waits until all of a stream is stored, if it is still the call's own."""

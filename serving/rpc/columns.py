@@ -12,7 +12,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import InvalidField, TidegateError
 from serving.core.spec import STEP_MAX, Array, Floats, Ints
 from serving.rpc import wire
-from serving.rpc.status import reason_of
+from serving.rpc.status import meaning_of
 
 # A block of so many rows is 3 MB with eight features, and a tenth of a second of work with a small model.
 ROWS_MAX = 65_536
@@ -89,18 +89,18 @@ def encode_predicted(
         duplicate_rows=np.flatnonzero(duplicates & ~forgotten).tolist(),
         forgotten_rows=np.flatnonzero(forgotten).tolist(),
     )
-    return errors.append_to(pb.BlockResponse.BLOCK_FIELD_NUMBER, block)
+    return errors.append_to(pb.PredictBlocksResponse.BLOCK_FIELD_NUMBER, block)
 
 
 def encode_refused(number: int, error: TidegateError) -> bytes:
     """The refusal of a whole block."""
-    refused = pb.PredictedBlock(block=number, refused=wire.encode_error(error, 0, 0))
-    return pb.BlockResponse(block=refused).SerializeToString()
+    refused = pb.PredictedBlock(block=number, refused=wire.encode_error(error, of_timestep=False))
+    return pb.PredictBlocksResponse(block=refused).SerializeToString()
 
 
 def encode_durable(handles: Ints, durable_steps: Ints) -> bytes:
     """Progress in storing."""
-    return pb.BlockResponse(
+    return pb.PredictBlocksResponse(
         durable=pb.DurableStreams(
             handles=handles.astype(HANDLE).tobytes(), durable_steps=durable_steps.astype(STEP, copy=False).tobytes()
         )
@@ -109,8 +109,8 @@ def encode_durable(handles: Ints, durable_steps: Ints) -> bytes:
 
 def encode_ended(handles: Sequence[int], why: TidegateError) -> bytes:
     """That streams no longer belong to the call."""
-    ended = pb.EndedStreams(handles=handles, error=wire.encode_error(why, 0, 0))
-    return pb.BlockResponse(ended=ended).SerializeToString()
+    ended = pb.EndedStreams(handles=handles, error=wire.encode_error(why, of_timestep=False))
+    return pb.PredictBlocksResponse(ended=ended).SerializeToString()
 
 
 def by_reason(
@@ -119,5 +119,5 @@ def by_reason(
     """Handles that have ended, put together by why."""
     found: dict[pb.Error.Reason, list[tuple[int, TidegateError]]] = {}
     for handle, why in endings:
-        found.setdefault(reason_of(why)[1], []).append((handle, why))
+        found.setdefault(meaning_of(why, of_timestep=False).reason, []).append((handle, why))
     return found

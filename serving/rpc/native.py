@@ -280,10 +280,10 @@ class Native(Admin):
 
 def add_to_server(native: Native, server: Any) -> None:
     """Lets a grpc.aio server answer calls by `native`."""
-    pb_grpc.add_TidegateServicer_to_server(native, server)
+    pb_grpc.add_TidegateServiceServicer_to_server(native, server)
     # The messages of these come and go as bytes: `wire` reads and writes most of them without protobuf.
     server.add_registered_method_handlers(
-        pb.DESCRIPTOR.services_by_name["Tidegate"].full_name,
+        pb.DESCRIPTOR.services_by_name["TidegateService"].full_name,
         {
             "Predict": grpc.stream_stream_rpc_method_handler(native.Predict),
             "PredictBlocks": grpc.stream_stream_rpc_method_handler(native.PredictBlocks),

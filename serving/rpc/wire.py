@@ -6,6 +6,7 @@ as protobuf would have written it is left to protobuf.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -14,44 +15,40 @@ from google.protobuf.message import DecodeError, Message
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import (
-    FellAsleep,
     InvalidField,
     NoStepLeft,
     NotFinite,
-    Overloaded,
     StepGap,
-    StoreBehind,
-    StoreUnavailable,
     TidegateError,
-    TooManyStreams,
+    ValuesDiffer,
     WrongWidth,
 )
 from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
 from serving.core.streams import Existence, OpenKind, Phase
 from serving.rpc.desk import StreamInfo
-from serving.rpc.status import reason_of, sentence
+from serving.rpc.status import WORTH_RETRYING, meaning_of, sentence
 
 DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
-    np.dtype(np.float32): pb.FLOAT32,
-    np.dtype(np.float64): pb.FLOAT64,
-    np.dtype(np.int32): pb.INT32,
-    np.dtype(np.int64): pb.INT64,
-    np.dtype(np.bool_): pb.BOOL,
+    np.dtype(np.float32): pb.DATA_TYPE_FLOAT32,
+    np.dtype(np.float64): pb.DATA_TYPE_FLOAT64,
+    np.dtype(np.int32): pb.DATA_TYPE_INT32,
+    np.dtype(np.int64): pb.DATA_TYPE_INT64,
+    np.dtype(np.bool_): pb.DATA_TYPE_BOOL,
 }
 EXISTENCE: Mapping[int, Existence] = {
-    pb.Open.EXISTENCE_UNSPECIFIED: Existence.ANY,
-    pb.Open.MUST_EXIST: Existence.MUST_EXIST,
-    pb.Open.MUST_BE_NEW: Existence.MUST_BE_NEW,
+    pb.EXISTENCE_UNSPECIFIED: Existence.ANY,
+    pb.EXISTENCE_MUST_EXIST: Existence.MUST_EXIST,
+    pb.EXISTENCE_MUST_BE_NEW: Existence.MUST_BE_NEW,
 }
 STATES: Mapping[Phase, pb.Stream.State] = {
-    Phase.LIVE: pb.Stream.LIVE,
-    Phase.PARKED: pb.Stream.PARKED,
-    Phase.EXPIRED: pb.Stream.EXPIRED,
+    Phase.LIVE: pb.Stream.STATE_LIVE,
+    Phase.PARKED: pb.Stream.STATE_PARKED,
+    Phase.EXPIRED: pb.Stream.STATE_EXPIRED,
 }
 OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
-    OpenKind.NEW: pb.Opened.NEW,
-    OpenKind.RESUMED: pb.Opened.RESUMED,
-    OpenKind.TAKEN_OVER: pb.Opened.TAKEN_OVER,
+    OpenKind.NEW: pb.Opened.KIND_NEW,
+    OpenKind.RESUMED: pb.Opened.KIND_RESUMED,
+    OpenKind.TAKEN_OVER: pb.Opened.KIND_TAKEN_OVER,
 }
 # Numbers are written in digits of seven bits, lowest first; the eighth bit of each but the last says that more follow.
 # Up to so many are read here, which is for 268 million timesteps; protobuf reads the others.
@@ -60,22 +57,20 @@ MORE_DIGITS = (0, 0, 0x80, 0x8080, 0x808080)
 ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
 # Rows of an answer that have a sentence for people: more than anybody reads.
 SENTENCES_MAX = 256
-# Refusals that go away by waiting.
-WORTH_RETRYING = (FellAsleep, Overloaded, StoreBehind, StoreUnavailable, TooManyStreams)
 
 
 def decode_existence(value: int) -> Existence:
     """What an open asks for; InvalidField when this server does not know it."""
     if value not in EXISTENCE:
-        raise InvalidField("existence", f"got {value}, expected one of {', '.join(pb.Open.Existence.keys())}")
+        raise InvalidField("existence", f"got {value}, expected one of {', '.join(pb.Existence.keys())}")
     return EXISTENCE[value]
 
 
 def decode_sync(value: int) -> bool:
     """Whether answers wait until they are durable; InvalidField when this server does not know the wish."""
-    if value not in (pb.Open.DURABILITY_UNSPECIFIED, pb.Open.SYNC):
-        raise InvalidField("durability", f"got {value}, expected one of {', '.join(pb.Open.Durability.keys())}")
-    return bool(value == pb.Open.SYNC)
+    if value not in pb.Durability.values():
+        raise InvalidField("durability", f"got {value}, expected one of {', '.join(pb.Durability.keys())}")
+    return bool(value == pb.DURABILITY_SYNC)
 
 
 def decode_request(message: bytes) -> pb.PredictRequest:
@@ -144,18 +139,21 @@ def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
 
 def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.PredictResponse:
     """The refusal of one timestep: `step` as it was sent, `next_step` what the stream expects."""
-    return pb.PredictResponse(error=encode_error(error, step, next_step))
+    return pb.PredictResponse(error=encode_error(error, step, next_step, of_timestep=True))
 
 
-def encode_error(error: TidegateError, step: int, next_step: int) -> pb.Error:
-    """Why something was refused within a call."""
+def encode_error(error: TidegateError, step: int = 0, next_step: int = 0, *, of_timestep: bool) -> pb.Error:
+    """Why something was refused within a call; `of_timestep` as in `meaning_of`."""
+    code, reason, action = meaning_of(error, of_timestep=of_timestep)
     return pb.Error(
         step=step,
-        reason=reason_of(error)[1],
+        reason=reason,
         message=sentence(error),
         field=_field_of(error),
         next_step=next_step,
-        retry_after_ms=_retry_after_ms(error),
+        retry_after=_retry_after(error),
+        action=action,
+        code=code,
     )
 
 
@@ -163,13 +161,13 @@ def _field_of(error: TidegateError) -> str:
     """The field at fault, empty when none is."""
     if isinstance(error, InvalidField):
         return error.field
-    if isinstance(error, WrongWidth | NotFinite):
+    if isinstance(error, WrongWidth | NotFinite | ValuesDiffer):
         return "values"
     return "step" if isinstance(error, StepGap | NoStepLeft) else ""
 
 
-def _retry_after_ms(error: TidegateError) -> int:
-    return error.retry_after_ms if isinstance(error, WORTH_RETRYING) else 0
+def _retry_after(error: TidegateError) -> timedelta | None:
+    return timedelta(milliseconds=error.retry_after_ms) if isinstance(error, WORTH_RETRYING) else None
 
 
 class RowErrors:
@@ -177,13 +175,15 @@ class RowErrors:
 
     Thousands of rows may be refused at once, for one reason: the first of them tell people why, the others only programs.
     With a sentence each, the answer to the longest block would be longer than what gRPC clients accept by default.
+    `of_timesteps` says that rows are timesteps, and not streams.
     """
 
-    def __init__(self, field: int) -> None:
+    def __init__(self, field: int, *, of_timesteps: bool) -> None:
         self._tag = _varint(field << 3 | 2)
+        self._of_timesteps = of_timesteps
         self._content = bytearray()
         self._count = 0
-        self._known: dict[tuple[type, str, int], tuple[bytes, bytes]] = {}
+        self._known: dict[tuple[type, str, timedelta | None], tuple[bytes, bytes]] = {}
 
     def __len__(self) -> int:
         """How many rows were refused."""
@@ -197,7 +197,7 @@ class RowErrors:
     def add(self, row: int, error: TidegateError, step: int, next_step: int) -> None:
         """Adds a row: `step` as it was sent, `next_step` what its stream expects."""
         if self.telling:
-            why = encode_error(error, step, next_step).SerializeToString()
+            why = encode_error(error, step, next_step, of_timestep=self._of_timesteps).SerializeToString()
         else:
             middle, end = self._without_sentence(error)
             why = (b"\x08" + _varint(step) if step else b"") + middle
@@ -213,10 +213,14 @@ class RowErrors:
 
     def _without_sentence(self, error: TidegateError) -> tuple[bytes, bytes]:
         """What stands before and behind the number that is expected, the same for all errors of a kind."""
-        kind = type(error), _field_of(error), _retry_after_ms(error)
+        kind = type(error), _field_of(error), _retry_after(error)
         if (known := self._known.get(kind)) is None:
-            middle = pb.Error(reason=reason_of(error)[1], field=kind[1]).SerializeToString()
-            known = self._known[kind] = middle, pb.Error(retry_after_ms=kind[2]).SerializeToString()
+            code, reason, action = meaning_of(error, of_timestep=self._of_timesteps)
+            middle = pb.Error(reason=reason, field=kind[1]).SerializeToString()
+            known = self._known[kind] = (
+                middle,
+                pb.Error(retry_after=kind[2], action=action, code=code).SerializeToString(),
+            )
         return known
 
 
@@ -227,7 +231,7 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
         version=spec.version,
         fingerprint=spec.fingerprint,
         task=spec.task,
-        period_seconds=spec.period_s or 0.0,
+        period=timedelta(seconds=spec.period_s) if spec.period_s else None,
         features=[
             pb.Feature(name=feature.name, unit=feature.unit, low=feature.low, high=feature.high)
             for feature in spec.features
@@ -265,7 +269,7 @@ def decode_phase(state: int) -> Phase | None:
 
 def encode_stream(info: StreamInfo) -> pb.Stream:
     """A stream as an operator sees it."""
-    return pb.Stream(
+    stream = pb.Stream(
         stream_id=info.stream_id,
         state=STATES[info.phase],
         model=info.model.name,
@@ -274,10 +278,11 @@ def encode_stream(info: StreamInfo) -> pb.Stream:
         step=info.step,
         durable_step=info.durable_step,
         epoch=info.epoch,
-        created_unix_nano=info.created_unix_nano,
-        updated_unix_nano=info.updated_unix_nano,
         state_bytes=info.state_bytes,
     )
+    stream.create_time.FromNanoseconds(info.created_unix_nano)
+    stream.update_time.FromNanoseconds(info.updated_unix_nano)
+    return stream
 
 
 def decode_features(model: pb.Model) -> tuple[Feature, ...]:

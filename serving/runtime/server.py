@@ -48,7 +48,7 @@ NEW_OBJECTS = 10_000
 SECONDS_TO_TELL = 1.0
 # What storing may take at least, in seconds, when calls have used up the time for stopping.
 SECONDS_TO_STORE = 2.0
-SERVICE = pb.DESCRIPTOR.services_by_name["Tidegate"].full_name
+SERVICE = pb.DESCRIPTOR.services_by_name["TidegateService"].full_name
 
 
 # How often a worker looks up what its supervisor is to tell Prometheus, in seconds; what is counted is there at once.

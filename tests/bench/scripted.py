@@ -18,6 +18,7 @@ from serving.bench.load import Load
 from serving.bench.plan import Plan
 from serving.bench.tally import Tally
 from serving.bench.words import Go, Ready, Report, Seconds, Task
+from tests.client.reasons import error_of
 
 # Nothing here takes a second; what has not happened after this never will.
 PATIENCE = 20.0
@@ -27,11 +28,11 @@ MODEL = pb.Model(
     version="1",
     fingerprint="f" * 64,
     features=[pb.Feature(name="x"), pb.Feature(name="y")],
-    outputs=[pb.Output(name="sum", data_type=pb.FLOAT32, shape=[1])],
+    outputs=[pb.Output(name="sum", data_type=pb.DATA_TYPE_FLOAT32, shape=[1])],
 )
 
 
-class Toy(pb_grpc.TidegateServicer):
+class Toy(pb_grpc.TidegateServiceServicer):
     """The server.
 
     Attributes:
@@ -60,7 +61,7 @@ class Toy(pb_grpc.TidegateServicer):
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
         """One stream."""
         ask = (await context.read()).open
-        assert ask.existence == pb.Open.MUST_BE_NEW
+        assert ask.existence == pb.EXISTENCE_MUST_BE_NEW
         if self.refuse_open(ask.stream_id):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for another stream")
         self.streams[ask.stream_id] = []
@@ -85,18 +86,18 @@ class Toy(pb_grpc.TidegateServicer):
         while (request := await context.read()) is not grpc.aio.EOF:
             await self._stall()
             if request.HasField("open"):
-                await context.write(pb.BlockResponse(opened=self._open(request.open, names)))
+                await context.write(pb.PredictBlocksResponse(opened=self._open(request.open, names)))
             elif request.HasField("close"):
                 for handle in request.close.handles:
                     self._forget(names[handle], forget=request.close.forget)
-                await context.write(pb.BlockResponse(closed=pb.ClosedStreams(steps=[0] * len(names))))
+                await context.write(pb.PredictBlocksResponse(closed=pb.ClosedStreams(steps=[0] * len(names))))
             else:
                 # Of progress in storing a client of this kind wants to know nothing.
-                await context.write(pb.BlockResponse(durable=pb.DurableStreams()))
-                await context.write(pb.BlockResponse(block=self._block(request.block, names)))
+                await context.write(pb.PredictBlocksResponse(durable=pb.DurableStreams()))
+                await context.write(pb.PredictBlocksResponse(block=self._block(request.block, names)))
 
     def _open(self, ask: pb.OpenStreams, names: dict[int, str]) -> pb.OpenedStreams:
-        assert ask.existence == pb.Open.MUST_BE_NEW
+        assert ask.existence == pb.EXISTENCE_MUST_BE_NEW
         opened = pb.OpenedStreams(answers_remembered=self.window, model=MODEL)
         for row, name in enumerate(ask.stream_ids):
             reason = self.refuse_open(name)
@@ -138,7 +139,7 @@ class Toy(pb_grpc.TidegateServicer):
         return None
 
     def _error(self, reason: str, step: int = 0) -> pb.Error:
-        return pb.Error(step=step, reason=pb.Error.Reason.Value(reason), retry_after_ms=self.retry_after_ms)
+        return error_of(reason, step=step, retry_after_ms=self.retry_after_ms)
 
     def _forget(self, stream: str, *, forget: bool) -> None:
         assert forget
@@ -155,7 +156,7 @@ async def toy() -> AsyncIterator[Toy]:
     """A server of the toy model; fails when it was sent a duplicate."""
     servicer = Toy()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    pb_grpc.add_TidegateServicer_to_server(servicer, server)
+    pb_grpc.add_TidegateServiceServicer_to_server(servicer, server)
     servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     servicer.stop = lambda: server.stop(None)
     await server.start()

@@ -20,6 +20,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client import Client, Stream
 from serving.client.backoff import Backoff
+from tests.client.reasons import error_of
 
 # Nothing here takes a second; what has not happened after this never will.
 PATIENCE = 10.0
@@ -31,7 +32,7 @@ MODEL = pb.Model(
     version="1",
     fingerprint="f" * 64,
     features=[pb.Feature(name="x")],
-    outputs=[pb.Output(name="sum", data_type=pb.FLOAT32, shape=[1])],
+    outputs=[pb.Output(name="sum", data_type=pb.DATA_TYPE_FLOAT32, shape=[1])],
     batch_invariant=True,
 )
 
@@ -60,7 +61,7 @@ class Call:
         self.server.epoch += 1
         opened = {
             "stream_id": self.ask.stream_id or "made-up",
-            "kind": pb.Opened.RESUMED,
+            "kind": pb.Opened.KIND_RESUMED,
             "next_step": next_step or len(self.server.history) + 1,
             "epoch": self.server.epoch,
             "answers_remembered": 32,
@@ -109,9 +110,9 @@ class Call:
     async def refuse(self, *steps: int, reason: str, next_step: int = 0, retry_after_ms: int = 0) -> None:
         """Refuses timesteps."""
         for step in steps:
-            error = pb.Error(
+            error = error_of(
+                reason,
                 step=step,
-                reason=pb.Error.Reason.Value(reason),
                 message=f"{step} is refused",
                 next_step=next_step or len(self.server.history) + 1,
                 retry_after_ms=retry_after_ms,
@@ -143,7 +144,7 @@ class Call:
         details = []
         if reason:
             packed = any_pb2.Any()
-            packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tidegate"))
+            packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tidegate.v1"))
             details.append(packed)
         status = status_pb2.Status(code=code_pb2.Code.Value(code), message=message, details=details)
         await self.context.abort_with_status(rpc_status.to_status(status))
@@ -158,7 +159,7 @@ class Call:
 Script = Callable[[Call], Awaitable[None]]
 
 
-class Scripted(pb_grpc.TidegateServicer):
+class Scripted(pb_grpc.TidegateServiceServicer):
     """The server. Its questions are answered from `pages` and `replies`."""
 
     def __init__(self, scripts: Sequence[Script]) -> None:
@@ -225,7 +226,7 @@ async def scripted(*scripts: Any, make: Callable[[Sequence[Any]], Any] = Scripte
     """A server that plays these scripts; fails when one failed or was not played."""
     servicer = make(scripts)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    pb_grpc.add_TidegateServicer_to_server(servicer, server)
+    pb_grpc.add_TidegateServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     servicer.address = f"127.0.0.1:{port}"
     await server.start()

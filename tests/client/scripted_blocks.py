@@ -13,6 +13,7 @@ import numpy as np
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client
 from tests.client import scripted
+from tests.client.reasons import error_of
 from tests.client.scripted import Scripted, Time
 
 MODEL = pb.Model(
@@ -21,8 +22,8 @@ MODEL = pb.Model(
     fingerprint="f" * 64,
     features=[pb.Feature(name="x")],
     outputs=[
-        pb.Output(name="sum", data_type=pb.FLOAT32, shape=[1]),
-        pb.Output(name="count", data_type=pb.INT64, shape=[]),
+        pb.Output(name="sum", data_type=pb.DATA_TYPE_FLOAT32, shape=[1]),
+        pb.Output(name="count", data_type=pb.DATA_TYPE_INT64, shape=[]),
     ],
     batch_invariant=True,
 )
@@ -31,13 +32,6 @@ REMEMBERED = 32
 # Stream, number, value.
 Row = tuple[str, int, float]
 Reasons = Mapping[int, str | pb.Error]
-
-
-def error_of(reason: str | pb.Error, **more: Any) -> pb.Error:
-    """An error by the name of its reason."""
-    if isinstance(reason, pb.Error):
-        return reason
-    return pb.Error(reason=pb.Error.Reason.Value(reason), message=f"{reason} it is", **more)
 
 
 class BlockCall(scripted.Call):
@@ -55,7 +49,7 @@ class BlockCall(scripted.Call):
 
     async def write(self, **kind: Any) -> None:
         """Writes a response."""
-        await self.context.write(pb.BlockResponse(**kind))
+        await self.context.write(pb.PredictBlocksResponse(**kind))
 
     async def next(self, kind: str) -> Any:
         """Reads a request, which must be of this kind."""
@@ -80,13 +74,13 @@ class BlockCall(scripted.Call):
         for row, (asked, durable) in enumerate(zip(ask.stream_ids, acknowledged, strict=True)):
             name = asked or f"made-{len(server.histories)}"
             reason = refused.get(name)
-            if reason is None and name not in server.histories and ask.existence == pb.Open.MUST_EXIST:
+            if reason is None and name not in server.histories and ask.existence == pb.EXISTENCE_MUST_EXIST:
                 reason = "STREAM_NOT_FOUND"
             if reason is None and len(server.histories.get(name, [])) < durable:
                 reason = "STATE_LOST"
             known = name in server.histories
             opened.stream_ids.append(name)
-            opened.kinds.append(pb.Opened.RESUMED if known else pb.Opened.NEW)
+            opened.kinds.append(pb.Opened.KIND_RESUMED if known else pb.Opened.KIND_NEW)
             if reason is not None:
                 opened.errors.add(row=row, error=error_of(reason))
                 opened.handles.append(0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving import blocking
@@ -22,15 +23,15 @@ from tests.client.scripted import MODEL, Scripted, scripted
 
 STREAM = pb.Stream(
     stream_id="a",
-    state=pb.Stream.PARKED,
+    state=pb.Stream.STATE_PARKED,
     model="toy",
     version="1",
     fingerprint="f" * 64,
     step=9,
     durable_step=8,
     epoch=3,
-    created_unix_nano=1_700_000_000_000_000_001,
-    updated_unix_nano=1_700_000_000_000_000_002,
+    create_time=Timestamp(seconds=1_700_000_000, nanos=1),
+    update_time=Timestamp(seconds=1_700_000_000, nanos=2),
     state_bytes=77,
 )
 INFO = StreamInfo(
@@ -77,7 +78,7 @@ async def test_streams_come_page_by_page(ask: Ask) -> None:
         server.replies["ListStreamsRequest"] = page
         found = await ask(server, "streams", "pump-", "parked", page_size=2)
     assert [info.stream_id for info in found] == ["a", "b", "c"]
-    assert asked == [("pump-", pb.Stream.PARKED, 2, token) for token in ("", "more", "on")]
+    assert asked == [("pump-", pb.Stream.STATE_PARKED, 2, token) for token in ("", "more", "on")]
 
 
 async def test_a_state_that_there_is_not_is_refused_here(ask: Ask) -> None:

@@ -58,7 +58,7 @@ async def test_an_open_says_what_was_asked() -> None:
         await call.open_streams()
         assert call.opens == [
             pb.OpenStreams(
-                stream_ids=NAMES, model="toy", version="1", existence=pb.Open.MUST_BE_NEW, durability=pb.Open.SYNC,
+                stream_ids=NAMES, model="toy", version="1", existence=pb.EXISTENCE_MUST_BE_NEW, durability=pb.DURABILITY_SYNC,
                 acknowledged_steps=[0, 0, 0],
             )
         ]  # fmt: skip
@@ -220,9 +220,9 @@ async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> No
     [
         pb.OpenedStreams(),
         pb.OpenedStreams(
-            stream_ids=["a"], handles=[0], kinds=[pb.Opened.NEW], next_steps=[1], epochs=[1], durable_steps=[0]
+            stream_ids=["a"], handles=[0], kinds=[pb.Opened.KIND_NEW], next_steps=[1], epochs=[1], durable_steps=[0]
         ),
-        pb.OpenedStreams(stream_ids=["a"], handles=[1], kinds=[pb.Opened.NEW], next_steps=[1], epochs=[1]),
+        pb.OpenedStreams(stream_ids=["a"], handles=[1], kinds=[pb.Opened.KIND_NEW], next_steps=[1], epochs=[1]),
     ],
 )
 async def test_an_answer_that_does_not_fit_the_open_is_told(opened: pb.OpenedStreams) -> None:
@@ -513,7 +513,7 @@ async def test_a_row_that_was_applied_and_could_not_be_answered_is_told() -> Non
         await call.open_streams()
         await call.read_block()
         call.apply()
-        error = pb.Error(reason=pb.Error.STORE_UNAVAILABLE, step=1, next_step=2, message="not stored")
+        error = pb.Error(reason=pb.Error.REASON_STORE_UNAVAILABLE, step=1, next_step=2, message="not stored")
         await call.answer_block({1: error})
         assert await call.serve_block() == [("b", 2, 5.0)]
         await closing(call)

@@ -166,10 +166,10 @@ async def test_an_open_after_a_break_asks_for_what_each_stream_must_have() -> No
         await call.open_streams()
         asked = [(list(ask.stream_ids), ask.existence, list(ask.acknowledged_steps)) for ask in call.opens]
         assert asked == [
-            (["a", "b"], pb.Open.EXISTENCE_UNSPECIFIED, [0, 1]),
-            (["c"], pb.Open.MUST_EXIST, [0]),
+            (["a", "b"], pb.EXISTENCE_UNSPECIFIED, [0, 1]),
+            (["c"], pb.EXISTENCE_MUST_EXIST, [0]),
         ]
-        assert {(ask.model, ask.version, ask.durability) for ask in call.opens} == {("toy", "1", pb.Open.SYNC)}
+        assert {(ask.model, ask.version, ask.durability) for ask in call.opens} == {("toy", "1", pb.DURABILITY_SYNC)}
         await closing(call)
 
     async with (
@@ -192,9 +192,9 @@ async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypa
         for _ in NAMES:
             await call.open_streams()
         assert [(list(ask.stream_ids), ask.existence) for ask in call.opens] == [
-            (["a"], pb.Open.EXISTENCE_UNSPECIFIED),
-            (["b"], pb.Open.MUST_BE_NEW),
-            (["c"], pb.Open.MUST_BE_NEW),
+            (["a"], pb.EXISTENCE_UNSPECIFIED),
+            (["b"], pb.EXISTENCE_MUST_BE_NEW),
+            (["c"], pb.EXISTENCE_MUST_BE_NEW),
         ]
         await closing(call)
 
@@ -334,7 +334,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
 
     async def start(port: int) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        pb_grpc.add_TidegateServicer_to_server(servicer, server)
+        pb_grpc.add_TidegateServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         return server, port
@@ -784,7 +784,7 @@ async def test_streams_can_be_forgotten() -> None:
 
     async def second(call: BlockCall) -> None:
         ask = await call.read_streams()
-        assert (ask.existence, list(ask.acknowledged_steps)) == (pb.Open.MUST_EXIST, [0, 0, 0])
+        assert (ask.existence, list(ask.acknowledged_steps)) == (pb.EXISTENCE_MUST_EXIST, [0, 0, 0])
         await call.answer_open(ask, {})
         assert await call.close_streams({"c": "STREAM_NOT_FOUND"}, store=False, forget=True) == ["b", "c"]
 

@@ -39,7 +39,7 @@ def test_timesteps_are_answered() -> None:
 
     async def script(call: Call) -> None:
         await answers_three(call)
-        assert (call.ask.durability, call.ask.existence) == (pb.Open.SYNC, pb.Open.MUST_EXIST)
+        assert (call.ask.durability, call.ask.existence) == (pb.DURABILITY_SYNC, pb.EXISTENCE_MUST_EXIST)
 
     def work(client: Client) -> Any:
         with client.open("a", sync=True, existence="must_exist") as stream:

@@ -36,9 +36,14 @@ async def test_an_open_says_what_was_asked() -> None:
     """Name, model, durability, and how much this client keeps."""
 
     async def script(call: Call) -> None:
-        await call.open(kind=pb.Opened.NEW)
+        await call.open(kind=pb.Opened.KIND_NEW)
         assert call.ask == pb.Open(
-            stream_id="a", model="toy", version="1", existence=pb.Open.MUST_BE_NEW, durability=pb.Open.SYNC, kept_max=70
+            stream_id="a",
+            model="toy",
+            version="1",
+            existence=pb.EXISTENCE_MUST_BE_NEW,
+            durability=pb.DURABILITY_SYNC,
+            kept_max=70,
         )
         await closing(call)
 
@@ -203,7 +208,7 @@ async def test_a_long_replay_keeps_to_the_window() -> None:
         assert server.history == list(range(100))
 
 
-async def resumed_with(existence: pb.Open.Existence, acknowledged: int, *serving: Any, **opening: Any) -> None:
+async def resumed_with(existence: pb.Existence, acknowledged: int, *serving: Any, **opening: Any) -> None:
     """Plays `serving` on the first call and looks at the second's open."""
 
     async def first(call: Call) -> None:
@@ -217,7 +222,7 @@ async def resumed_with(existence: pb.Open.Existence, acknowledged: int, *serving
         await call.open()
         assert (call.ask.existence, call.ask.acknowledged_step) == (existence, acknowledged)
         assert (call.ask.stream_id, call.ask.model, call.ask.version) == ("made-up", "toy", "1")
-        assert call.ask.durability == pb.Open.SYNC
+        assert call.ask.durability == pb.DURABILITY_SYNC
         await closing(call)
 
     async with connected(first, second) as (client, _, _), client.open(sync=True) as stream:
@@ -227,17 +232,17 @@ async def resumed_with(existence: pb.Open.Existence, acknowledged: int, *serving
 
 async def test_a_stream_that_is_all_here_may_begin_again() -> None:
     """Its first timestep is still kept: a crash that took the whole stream has taken nothing."""
-    await resumed_with(pb.Open.EXISTENCE_UNSPECIFIED, 0, (1, 0), (2, 0))
+    await resumed_with(pb.EXISTENCE_UNSPECIFIED, 0, (1, 0), (2, 0))
 
 
 async def test_a_stream_that_was_stored_must_be_as_far() -> None:
     """The server is told what it has told, and answers DATA_LOSS when it has less."""
-    await resumed_with(pb.Open.EXISTENCE_UNSPECIFIED, 1, (1, 0), (2, 1))
+    await resumed_with(pb.EXISTENCE_UNSPECIFIED, 1, (1, 0), (2, 1))
 
 
 async def test_a_stream_whose_beginning_is_not_here_must_exist() -> None:
     """Begun by somebody else and never told durable: it must not begin again unseen."""
-    await resumed_with(pb.Open.MUST_EXIST, 0, (8, 0), next_step=8)
+    await resumed_with(pb.EXISTENCE_MUST_EXIST, 0, (8, 0), next_step=8)
 
 
 async def test_lost_data_is_told() -> None:
@@ -811,7 +816,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
 
     async def start(port: int) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        pb_grpc.add_TidegateServicer_to_server(servicer, server)
+        pb_grpc.add_TidegateServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         return server, port

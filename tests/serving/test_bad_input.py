@@ -69,22 +69,22 @@ def opening(stream_id: str = "a", **more: object) -> pb.PredictRequest:
 @pytest.mark.parametrize(
     ("bad", "reason", "field", "words"),
     [
-        (timestep(1, 2, step=2), pb.Error.WRONG_WIDTH, "values", ["got 8 bytes", "expected 4", "x"]),
-        (timestep(step=2), pb.Error.WRONG_WIDTH, "values", ["got 0 bytes", "expected 4"]),
+        (timestep(1, 2, step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 8 bytes", "expected 4", "x"]),
+        (timestep(step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 0 bytes", "expected 4"]),
         (
             pb.PredictRequest(timestep=pb.Timestep(step=2, values=b"abc")),
-            pb.Error.WRONG_WIDTH,
+            pb.Error.REASON_WRONG_WIDTH,
             "values",
             ["got 3 bytes"],
         ),
-        (timestep(np.inf, step=2), pb.Error.NOT_FINITE, "values", ["'x' is inf", "finite"]),
-        (timestep(-np.inf, step=2), pb.Error.NOT_FINITE, "values", ["'x' is -inf"]),
-        (timestep(np.nan, step=2), pb.Error.NOT_FINITE, "values", ["'x' is nan", "does not handle missing"]),
-        (timestep(np.inf, step=0), pb.Error.NOT_FINITE, "values", ["'x' is inf"]),
-        (timestep(1, step=3), pb.Error.STEP_GAP, "step", ["got 3, expected 2"]),
-        (timestep(1, step=2**63 - 2), pb.Error.STEP_GAP, "step", ["expected 2"]),
-        (timestep(1, step=2**63 - 1), pb.Error.INVALID_FIELD, "step", [f"got {2**63 - 1}"]),
-        (timestep(1, step=2**64 - 1), pb.Error.INVALID_FIELD, "step", [f"got {2**64 - 1}"]),
+        (timestep(np.inf, step=2), pb.Error.REASON_NOT_FINITE, "values", ["'x' is inf", "finite"]),
+        (timestep(-np.inf, step=2), pb.Error.REASON_NOT_FINITE, "values", ["'x' is -inf"]),
+        (timestep(np.nan, step=2), pb.Error.REASON_NOT_FINITE, "values", ["'x' is nan", "does not handle missing"]),
+        (timestep(np.inf, step=0), pb.Error.REASON_NOT_FINITE, "values", ["'x' is inf"]),
+        (timestep(1, step=3), pb.Error.REASON_STEP_GAP, "step", ["got 3, expected 2"]),
+        (timestep(1, step=2**63 - 2), pb.Error.REASON_STEP_GAP, "step", ["expected 2"]),
+        (timestep(1, step=2**63 - 1), pb.Error.REASON_INVALID_FIELD, "step", [f"got {2**63 - 1}"]),
+        (timestep(1, step=2**64 - 1), pb.Error.REASON_INVALID_FIELD, "step", [f"got {2**64 - 1}"]),
     ],
 )
 async def test_a_bad_timestep_is_refused_and_its_stream_goes_on(
@@ -126,7 +126,7 @@ async def test_a_timestep_on_which_the_model_fails_is_refused(
         await good_call.open("good")
         for number in range(1, 6):
             refused, answered = await asyncio.gather(bad_call.step(bad, step=1), good_call.step(1, step=number))
-            assert refused.error.reason == pb.Error.MODEL_FAILED
+            assert refused.error.reason == pb.Error.REASON_MODEL_FAILED
             assert refused.error.next_step == 1
             assert answered.prediction.step == number
         assert (await bad_call.step(1, step=1)).prediction.step == 1
@@ -159,7 +159,7 @@ LONG = "x" * 256
         ([opening(), b"\xff\xff this is no message"], "INVALID_ARGUMENT", "INVALID_FIELD", ["not a PredictRequest"]),
         ([opening(model="pump")], "NOT_FOUND", "MODEL_NOT_FOUND", ["'pump'", "toy/1"]),
         ([opening(version="9")], "NOT_FOUND", "MODEL_NOT_FOUND", ["'toy/9'"]),
-        ([opening(existence=pb.Open.MUST_EXIST)], "NOT_FOUND", "STREAM_NOT_FOUND", ["'a'"]),
+        ([opening(existence=pb.EXISTENCE_MUST_EXIST)], "NOT_FOUND", "STREAM_NOT_FOUND", ["'a'"]),
         ([opening(existence=77)], "INVALID_ARGUMENT", "INVALID_FIELD", ["existence", "77"]),
         ([opening(LONG + "x")], "INVALID_ARGUMENT", "INVALID_FIELD", ["257 bytes", "1 to 256"]),
         ([opening("é" * 129)], "INVALID_ARGUMENT", "INVALID_FIELD", ["258 bytes"]),
@@ -175,7 +175,7 @@ async def test_a_bad_message_ends_its_call_with_a_code_and_a_reason(
     """The gRPC code, google.rpc.ErrorInfo and a sentence; nobody else notices, and no slot stays taken."""
     async with run_server(sum_root) as server, raw_channel(server) as channel, bystander(channel):
         ending = await ended(channel, *requests)
-        assert (ending.code.name, ending.reason, ending.domain) == (code, reason, "tidegate")
+        assert (ending.code.name, ending.reason, ending.domain) == (code, reason, "tidegate.v1")
         assert all(word in ending.message for word in words), ending.message
         assert "Traceback" not in ending.message
         await eventually(lambda: live(server) == 1, "only the bystander staying")
@@ -248,7 +248,7 @@ async def test_a_stream_that_must_be_new_is_not_resumed(sum_root: Path) -> None:
     """ALREADY_EXISTS."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         await RawCall(channel).open("a")
-        ending = await ended(channel, opening(existence=pb.Open.MUST_BE_NEW))
+        ending = await ended(channel, opening(existence=pb.EXISTENCE_MUST_BE_NEW))
         assert (ending.code.name, ending.reason) == ("ALREADY_EXISTS", "STREAM_EXISTS")
 
 
@@ -287,7 +287,7 @@ async def test_too_many_live_streams_are_refused_until_one_closes(sum_root: Path
         await second.ask(pb.PredictRequest(close=pb.Close()))
         await eventually(lambda: live(server) == 1, "parking")
         third = RawCall(channel)
-        assert (await third.open("c")).kind == pb.Opened.NEW
+        assert (await third.open("c")).kind == pb.Opened.KIND_NEW
         assert np.frombuffer((await third.step(1)).prediction.outputs[0], np.float32).item() == 1
 
 
@@ -302,9 +302,9 @@ async def test_too_many_known_streams_are_refused(sum_root: Path) -> None:
         ending = await ended(channel, opening("c"))
         assert (ending.reason, "limit of 2 known" in ending.message) == ("TOO_MANY_STREAMS", True)
         call = RawCall(channel)
-        assert (await call.open("a")).kind == pb.Opened.RESUMED
+        assert (await call.open("a")).kind == pb.Opened.KIND_RESUMED
         await call.ask(pb.PredictRequest(close=pb.Close(forget=True)))
-        assert (await RawCall(channel).open("c")).kind == pb.Opened.NEW
+        assert (await RawCall(channel).open("c")).kind == pb.Opened.KIND_NEW
 
 
 async def test_a_full_queue_refuses_a_timestep_and_its_stream_goes_on(sum_root: Path) -> None:
@@ -320,8 +320,8 @@ async def test_a_full_queue_refuses_a_timestep_and_its_stream_goes_on(sum_root: 
         await calls[1].send(timestep(2, step=1))
         await eventually(lambda: len(batcher._queue) == 1, "queueing")
         error = (await calls[2].step(3, step=1)).error
-        assert (error.reason, error.next_step) == (pb.Error.OVERLOADED, 1)
-        assert error.retry_after_ms > 0
+        assert (error.reason, error.next_step) == (pb.Error.REASON_OVERLOADED, 1)
+        assert error.retry_after.ToMilliseconds() > 0
         gate.open()
         assert [(await call.read()).prediction.step for call in calls[:2]] == [1, 1]
         assert (await calls[2].step(3, step=1)).prediction.step == 1
@@ -331,7 +331,9 @@ async def test_an_unknown_model_is_not_described(sum_root: Path) -> None:
     """NOT_FOUND with the same reason as on a call."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await pb_grpc.TidegateStub(channel).DescribeModel(pb.DescribeModelRequest(name="pump"), timeout=PATIENCE)
+            await pb_grpc.TidegateServiceStub(channel).DescribeModel(
+                pb.DescribeModelRequest(name="pump"), timeout=PATIENCE
+            )
         error = caught.value
         ending = read_ending(error.code(), error.details(), error.trailing_metadata())
         assert (ending.code.name, ending.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")

@@ -71,7 +71,7 @@ async def test_one_message_opens_many_streams(sum_root: Path) -> None:
         assert sorted(opened.handles) == [1, 2, 3]
         assert opened.stream_ids[0] == "a"
         assert len(opened.stream_ids[1]) > 20
-        assert list(opened.kinds) == [pb.Opened.NEW] * 3
+        assert list(opened.kinds) == [pb.Opened.KIND_NEW] * 3
         assert (list(opened.next_steps), list(opened.epochs)) == ([1, 1, 1], [1, 1, 1])
         assert (opened.model.name, opened.answers_remembered) == ("toy", 32)
 
@@ -136,7 +136,7 @@ async def test_repeats_and_gaps_are_told_by_row(sum_root: Path) -> None:
         assert sums(answer) == [6, 0, 0, 15]
         assert (list(answer.duplicate_rows), list(answer.forgotten_rows)) == ([0], [1])
         (gap,) = answer.errors
-        assert (gap.row, gap.error.reason, gap.error.step, gap.error.next_step) == (2, Reason.STEP_GAP, 7, 4)
+        assert (gap.row, gap.error.reason, gap.error.step, gap.error.next_step) == (2, Reason.REASON_STEP_GAP, 7, 4)
 
 
 async def test_a_bad_row_leaves_the_others_alone(sum_root: Path) -> None:
@@ -146,7 +146,7 @@ async def test_a_bad_row_leaves_the_others_alone(sum_root: Path) -> None:
         handles = list((await call.open("a", "b")).handles)
         answer = await call.block(handles, [[np.inf], [2]])
         assert sums(answer) == [0, 2]
-        assert errors(answer)[0].reason == Reason.NOT_FINITE
+        assert errors(answer)[0].reason == Reason.REASON_NOT_FINITE
         assert "feature 'x' is inf" in errors(answer)[0].message
         assert numbers((await call.block(handles, [[1], [1]])).steps) == [1, 2]
 
@@ -176,8 +176,8 @@ async def test_a_block_that_makes_no_sense_is_refused_as_a_whole(sum_root: Path,
         call = RawBlocks(channel)
         await call.open("a")
         block.block = 5
-        refused = (await call.ask(pb.BlockRequest(block=block))).block
-        assert (refused.block, refused.refused.reason, refused.steps) == (5, Reason.INVALID_FIELD, b"")
+        refused = (await call.ask(pb.PredictBlocksRequest(block=block))).block
+        assert (refused.block, refused.refused.reason, refused.steps) == (5, Reason.REASON_INVALID_FIELD, b"")
         assert words in refused.refused.message
         assert sums(await call.block([1], [[4]])) == [4]
 
@@ -202,13 +202,13 @@ async def test_a_take_over_takes_one_stream_from_the_call(sum_root: Path) -> Non
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
         await call.block(handles, [[1], [1]])
-        assert (await RawCall(other).open("a")).kind == pb.Opened.TAKEN_OVER
+        assert (await RawCall(other).open("a")).kind == pb.Opened.KIND_TAKEN_OVER
         while (told := await call.read()).WhichOneof("kind") != "ended":
             pass
-        assert (list(told.ended.handles), told.ended.error.reason) == ([handles[0]], Reason.TAKEN_OVER)
+        assert (list(told.ended.handles), told.ended.error.reason) == ([handles[0]], Reason.REASON_TAKEN_OVER)
         answer = await call.block(handles, [[5], [5]])
         assert sums(answer) == [0, 6]
-        assert {row: error.reason for row, error in errors(answer).items()} == {0: Reason.TAKEN_OVER}
+        assert {row: error.reason for row, error in errors(answer).items()} == {0: Reason.REASON_TAKEN_OVER}
 
 
 async def test_rows_of_streams_that_have_ended_cost_no_waking(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +222,8 @@ async def test_rows_of_streams_that_have_ended_cost_no_waking(sum_root: Path, mo
         monkeypatch.setattr(asyncio.TaskGroup, "create_task", lambda group, _: begun.append(group))
         answer = await call.block(handles, [[1]] * 3)
         assert {row: error.reason for row, error in errors(answer).items()} == {
-            0: Reason.INVALID_FIELD,
-            1: Reason.TAKEN_OVER,
+            0: Reason.REASON_INVALID_FIELD,
+            1: Reason.REASON_TAKEN_OVER,
         }
         assert sums(answer)[2] == 1
         assert not begun
@@ -236,7 +236,7 @@ async def test_a_stream_that_is_opened_twice_belongs_to_the_later_handle(sum_roo
         call = RawBlocks(channel)
         handles = list((await call.open("a", "a")).handles)
         answer = await call.block(handles, [[1], [1]])
-        assert [error.reason for error in errors(answer).values()] == [Reason.TAKEN_OVER]
+        assert [error.reason for error in errors(answer).values()] == [Reason.REASON_TAKEN_OVER]
         assert sums(answer)[handles.index(max(handles))] == 1
 
 
@@ -248,7 +248,7 @@ async def test_a_deleted_stream_ends_alone(sum_root: Path) -> None:
         await call.block(handles, [[1], [1]])
         await client.delete_stream("b")
         answer = await call.block(handles, [[1], [1]])
-        assert {row: error.reason for row, error in errors(answer).items()} == {1: Reason.STREAM_NOT_FOUND}
+        assert {row: error.reason for row, error in errors(answer).items()} == {1: Reason.REASON_STREAM_NOT_FOUND}
 
 
 async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
@@ -292,8 +292,8 @@ async def test_streams_that_fall_asleep_while_others_wake_are_woken_again(sum_ro
         keeper._streams.park(streams[0])
         answer = await call.block(handles, [[1], [1]], [3, 3])
         assert sums(answer) == [0, 3]
-        assert errors(answer)[0].reason == Reason.OVERLOADED
-        assert errors(answer)[0].retry_after_ms > 0
+        assert errors(answer)[0].reason == Reason.REASON_OVERLOADED
+        assert errors(answer)[0].retry_after.ToMilliseconds() > 0
         assert sums(await call.block(handles[:1], [[1]], [3])) == [3]
 
 
@@ -310,8 +310,8 @@ async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
         await RawCall(channel).open("c")
         answer = await call.block(handles, [[1], [1]])
         ((row, error),) = errors(answer).items()
-        assert (error.reason, error.step, error.next_step) == (Reason.TOO_MANY_STREAMS, 0, 0)
-        assert error.retry_after_ms > 0
+        assert (error.reason, error.step, error.next_step) == (Reason.REASON_TOO_MANY_STREAMS, 0, 0)
+        assert error.retry_after.ToMilliseconds() > 0
         assert sums(answer)[1 - row] == 2
 
 
@@ -331,7 +331,7 @@ async def test_sync_answers_wait_until_they_are_stored(sum_root: Path) -> None:
     """For the streams that were opened so."""
     async with run_server(sum_root, checkpoint_every=0.05) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
-        handles = list((await call.open("a", "b", durability=pb.Open.SYNC)).handles)
+        handles = list((await call.open("a", "b", durability=pb.DURABILITY_SYNC)).handles)
         for step in (1, 2, 3):
             assert numbers((await call.block(handles, [[1], [1]])).durable_steps) == [step, step]
 
@@ -347,11 +347,11 @@ async def test_a_sync_answer_that_cannot_be_stored_is_held_back(sum_root: Path) 
             raise StoreUnavailable("test", "is broken")
 
         call = RawBlocks(channel)
-        (handle,) = (await call.open("a", durability=pb.Open.SYNC)).handles
+        (handle,) = (await call.open("a", durability=pb.DURABILITY_SYNC)).handles
         store.save = broken  # type: ignore[method-assign]
         answer = await call.block([handle], [[5]], [1])
         assert sums(answer) == [0]
-        assert (errors(answer)[0].reason, errors(answer)[0].next_step) == (Reason.STORE_UNAVAILABLE, 2)
+        assert (errors(answer)[0].reason, errors(answer)[0].next_step) == (Reason.REASON_STORE_UNAVAILABLE, 2)
         store.save = save  # type: ignore[method-assign]
         await eventually(lambda: not server.keeper.checkpointer.unsaved_seconds(), "storing")
         await eventually(lambda: batcher_of(server).refusing is None, "the all-clear")
@@ -367,7 +367,7 @@ async def test_closing_stores_and_forgetting_drops(sum_root: Path) -> None:
         await call.block([a, b, c], [[1]] * 3)
         closed = await call.close(a, 99)
         assert (list(closed.steps), list(closed.durable_steps)) == ([1, 0], [1, 0])
-        assert errors(closed)[1].reason == Reason.INVALID_FIELD
+        assert errors(closed)[1].reason == Reason.REASON_INVALID_FIELD
         assert list((await call.close(b, forget=True)).steps) == [1]
         answer = await call.block([a, b, c], [[1]] * 3)
         assert {row: error.field for row, error in errors(answer).items()} == {0: "handles", 1: "handles"}
@@ -402,12 +402,12 @@ async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) ->
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         await call.open("a")
-        opened = await call.open("a", "b", "bad\n", existence=pb.Open.MUST_EXIST)
+        opened = await call.open("a", "b", "bad\n", existence=pb.EXISTENCE_MUST_EXIST)
         assert opened.handles[0] > 0
         assert (opened.handles[1], opened.handles[2]) == (0, 0)
         assert {row: error.reason for row, error in errors(opened).items()} == {
-            1: Reason.STREAM_NOT_FOUND,
-            2: Reason.INVALID_FIELD,
+            1: Reason.REASON_STREAM_NOT_FOUND,
+            2: Reason.REASON_INVALID_FIELD,
         }
 
 
@@ -415,26 +415,26 @@ async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
     """Each stream has its own acknowledged step."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         opened = await RawBlocks(channel).open("a", "b", acknowledged_steps=[0, 7])
-        assert {row: error.reason for row, error in errors(opened).items()} == {1: Reason.STATE_LOST}
+        assert {row: error.reason for row, error in errors(opened).items()} == {1: Reason.REASON_STATE_LOST}
 
 
 @pytest.mark.parametrize(
     ("request_", "code", "words"),
     [
-        (pb.BlockRequest(), grpc.StatusCode.INVALID_ARGUMENT, "kind: got a request without one"),
-        (b"\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "request: got bytes that are not a BlockRequest"),
+        (pb.PredictBlocksRequest(), grpc.StatusCode.INVALID_ARGUMENT, "kind: got a request without one"),
+        (b"\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "request: got bytes that are not a PredictBlocksRequest"),
         (
-            pb.BlockRequest(open=pb.OpenStreams(stream_ids=["a"], acknowledged_steps=[1, 2])),
+            pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["a"], acknowledged_steps=[1, 2])),
             grpc.StatusCode.INVALID_ARGUMENT,
             "acknowledged_steps: got 2, expected none or 1",
         ),
         (
-            pb.BlockRequest(open=pb.OpenStreams(stream_ids=[""] * 65_537)),
+            pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=[""] * 65_537)),
             grpc.StatusCode.INVALID_ARGUMENT,
             "stream_ids: got 65537, expected at most 65536",
         ),
         (
-            pb.BlockRequest(open=pb.OpenStreams(stream_ids=["a"], model="nope")),
+            pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["a"], model="nope")),
             grpc.StatusCode.NOT_FOUND,
             "model: 'nope' is not served",
         ),
@@ -507,8 +507,8 @@ async def test_a_block_for_which_there_is_no_room_is_refused(sum_root: Path, mon
         await second.send(block_request(b, [[1]] * 3))
         await eventually(lambda: len(batcher_of(server)._blocks) == 1, "queueing")
         refused = (await third.block(c * 2, [[1]] * 4)).refused
-        assert refused.reason == Reason.OVERLOADED
-        assert refused.retry_after_ms > 0
+        assert refused.reason == Reason.REASON_OVERLOADED
+        assert refused.retry_after.ToMilliseconds() > 0
         await third.send(block_request(c, [[1]] * 2))
         await eventually(lambda: len(batcher_of(server)._blocks) == 2, "queueing")
         gate.open()
@@ -534,7 +534,7 @@ async def test_a_block_for_which_there_is_no_room_is_told_so_late(
         await calls[1].send(block_request(handles[1], [[1]]))
         await eventually(lambda: len(batcher_of(server)._blocks) == 1, "queueing")
         begun = time.perf_counter()
-        assert (await calls[2].block(handles[2], [[1]])).refused.reason == Reason.OVERLOADED
+        assert (await calls[2].block(handles[2], [[1]])).refused.reason == Reason.REASON_OVERLOADED
         assert time.perf_counter() - begun >= 0.1
         gate.open()
 

@@ -30,7 +30,7 @@ from tests.support import (
 
 MESSAGES = 3000
 TOGETHER = 16
-SERVICE = "/tidegate.v1.Tidegate/"
+SERVICE = "/tidegate.v1.TidegateService/"
 # What a client may hear when its message was at fault. UNKNOWN and INTERNAL would be a fault of the server's.
 TAKEN = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "DATA_LOSS", "ABORTED"}
 TAKEN |= {"RESOURCE_EXHAUSTED"}  # the slots are few, and calls hold them
@@ -44,17 +44,17 @@ def seeds(record: bytes) -> dict[str, Sequence[Message]]:
     """Messages that are right, by method."""
     name = {"stream_id": "fuzz"}
     block = block_request([1, 2, 1], np.ones((3, WIDTH)), [1, 1, 2], 7)
-    opens = pb.BlockRequest(open=pb.OpenStreams(stream_ids=["f1", "f2", ""], acknowledged_steps=[0, 0, 0]))
+    opens = pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["f1", "f2", ""], acknowledged_steps=[0, 0, 0]))
     return {
         "Predict": [
             pb.PredictRequest(open=pb.Open(stream_id="fuzz", kept_max=3)),
             pb.PredictRequest(timestep=pb.Timestep(step=1, values=pack(*[1.0] * WIDTH))),
             pb.PredictRequest(close=pb.Close(forget=True)),
         ],
-        "PredictBlocks": [opens, block, pb.BlockRequest(close=pb.CloseStreams(handles=[1, 2]))],
+        "PredictBlocks": [opens, block, pb.PredictBlocksRequest(close=pb.CloseStreams(handles=[1, 2]))],
         "ListModels": [pb.ListModelsRequest()],
         "DescribeModel": [pb.DescribeModelRequest(name="toy", version="1")],
-        "ListStreams": [pb.ListStreamsRequest(prefix="f", page_size=3, page_token="a", state=pb.Stream.LIVE)],
+        "ListStreams": [pb.ListStreamsRequest(prefix="f", page_size=3, page_token="a", state=pb.Stream.STATE_LIVE)],
         "DescribeStream": [pb.DescribeStreamRequest(**name)],
         "DeleteStream": [pb.DeleteStreamRequest(**name)],
         "ExportStream": [pb.ExportStreamRequest(**name)],

@@ -139,7 +139,7 @@ async def test_a_stream_that_has_had_the_last_number_takes_no_other_timestep(alo
 
 async def imported(channel: grpc.aio.Channel, record: bytes, stream_id: str) -> grpc.StatusCode:
     """How an import ends."""
-    call = channel.unary_unary("/tidegate.v1.Tidegate/ImportStream")(
+    call = channel.unary_unary("/tidegate.v1.TidegateService/ImportStream")(
         pb.ImportStreamRequest(checkpoint=record, stream_id=stream_id).SerializeToString()
     )
     async with asyncio.timeout(PATIENCE):
@@ -193,7 +193,7 @@ def test_no_record_harms_the_server(tmp_path: Path) -> None:
         async with run_server(root, live_max=4, answers_remembered=ANSWERS) as server, raw_channel(server) as channel:
             if await imported(channel, record, "") is grpc.StatusCode.OK:
                 call = RawCall(channel)
-                assert (await call.open(stream_id, existence=pb.Open.MUST_EXIST)).next_step == decode(
+                assert (await call.open(stream_id, existence=pb.EXISTENCE_MUST_EXIST)).next_step == decode(
                     record, ""
                 ).step + 1
                 await call.step(1)

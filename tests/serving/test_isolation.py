@@ -279,7 +279,7 @@ async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path)
         await eventually(lambda: live(server) == 0, "the release of the slot")
         server.keeper._store.claim = inner  # type: ignore[method-assign]
         opened = await RawCall(channel).open("a")
-        assert (opened.kind, opened.next_step) == (pb.Opened.RESUMED, 1)
+        assert (opened.kind, opened.next_step) == (pb.Opened.KIND_RESUMED, 1)
 
 
 async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_root: Path) -> None:

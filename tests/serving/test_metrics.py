@@ -156,7 +156,7 @@ async def _overloaded(server: Any, channel: grpc.aio.Channel) -> None:
     await calls[1].send(timestep(1))
     await eventually(lambda: len(batcher._queue) == 1, "queueing")
     assert (await scrape(server))("tidegate_queue_depth") == 1
-    assert (await calls[2].step(1)).error.reason == pb.Error.OVERLOADED
+    assert (await calls[2].step(1)).error.reason == pb.Error.REASON_OVERLOADED
     gate.open()
     for call in calls[:2]:
         await call.read()
@@ -236,7 +236,7 @@ async def test_opens_and_closes_are_counted_by_how_they_went(sum_root: Path) -> 
         await other.ask(pb.PredictRequest(close=pb.Close(forget=True)))  # forgotten
         await other.ending()
         call = RawCall(channel)
-        await call.send(pb.PredictRequest(open=pb.Open(stream_id="b", existence=pb.Open.MUST_EXIST)))  # refused
+        await call.send(pb.PredictRequest(open=pb.Open(stream_id="b", existence=pb.EXISTENCE_MUST_EXIST)))  # refused
         await call.ending()
         call = RawCall(channel)
         await call.open("c")

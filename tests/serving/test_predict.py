@@ -194,7 +194,7 @@ async def test_a_take_over_under_a_running_batch_counts_its_timestep(sum_root: P
         await eventually(lambda: opening.done() or bool(batcher_of(server)._between), "the open")
         gate.open()
         opened = await opening
-        assert opened.kind == pb.Opened.TAKEN_OVER
+        assert opened.kind == pb.Opened.KIND_TAKEN_OVER
         assert opened.next_step == 2
         answer = (await new.step(6, step=opened.next_step)).prediction
         assert not answer.duplicate
@@ -254,7 +254,7 @@ async def test_a_half_close_parks_the_stream(sum_root: Path) -> None:
         assert (await call.ending()).code.name == "OK"
         await eventually(lambda: live(server) == 0, "parking")
         again = await RawCall(channel).open("a")
-        assert again.kind == pb.Opened.RESUMED
+        assert again.kind == pb.Opened.KIND_RESUMED
 
 
 async def test_a_forgotten_stream_begins_anew(sum_root: Path) -> None:

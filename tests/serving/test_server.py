@@ -41,7 +41,7 @@ from tests.support import (
     write_model,
 )
 
-SERVICE = "tidegate.v1.Tidegate"
+SERVICE = "tidegate.v1.TidegateService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -327,7 +327,7 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.
         batcher_of(server).engine.run = batcher_of(server).engine.run_alone = broken  # type: ignore[method-assign,assignment]
         waiting = asyncio.create_task(server.wait())
         error = (await call.step(1, step=1)).error
-        assert error.reason == pb.Error.MODEL_FAILED
+        assert error.reason == pb.Error.REASON_MODEL_FAILED
         assert "a bug of ours" not in error.message
         async with asyncio.timeout(PATIENCE):
             with pytest.raises(RuntimeError, match="ended") as caught:

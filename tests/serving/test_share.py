@@ -32,9 +32,9 @@ async def test_a_call_of_blocks_leaves_room(sum_root: Path) -> None:
         opened = await greedy.open(*(f"s{number}" for number in range(10)))
         assert len(opened.errors) == 3
         for part in opened.errors:
-            assert part.error.reason == Reason.TOO_MANY_STREAMS
+            assert part.error.reason == Reason.REASON_TOO_MANY_STREAMS
             assert "the connection holds its limit of 7 live streams" in part.error.message
-            assert part.error.retry_after_ms
+            assert part.error.retry_after.ToMilliseconds()
         assert (await RawCall(theirs).open("theirs")).next_step == 1
         await greedy.close(opened.handles[0])
         assert (await greedy.open("again")).handles[0] > 0
@@ -51,7 +51,7 @@ async def test_streams_that_wake_leave_room(sum_root: Path) -> None:
         handles += (await call.open("t0", "t1", "t2")).handles
         await eventually(lambda: live(server) == 0, "parking")
         answer = await call.block(handles, [[1]] * 10)
-        assert {part.error.reason for part in answer.errors} == {Reason.TOO_MANY_STREAMS}
+        assert {part.error.reason for part in answer.errors} == {Reason.REASON_TOO_MANY_STREAMS}
         assert len(answer.errors) == 3
         assert np.count_nonzero(np.frombuffer(answer.outputs[0], "<f4")) == 7
 
@@ -86,7 +86,7 @@ async def test_streams_at_rest_leave_room(sum_root: Path) -> None:
         answers = [await one.step(1) for one in single[7:]]
         assert all(answer.prediction.step == 2 for answer in answers)
         refusal = (await single[0].step(1, step=2)).error
-        assert refusal.reason == Reason.TOO_MANY_STREAMS
+        assert refusal.reason == Reason.REASON_TOO_MANY_STREAMS
         assert "the connection holds its limit of 7" in refusal.message
         await eventually(lambda: live(server) == 0, "parking")
         assert (await single[0].step(1, step=2)).prediction.step == 2

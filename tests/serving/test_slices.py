@@ -19,7 +19,7 @@ ROWS = 65_536  # the most that a message may have
 # The longest that the loop may be kept: seconds before there were slices, some 20 ms now on a slow core.
 PAUSE_MAX = 0.25
 
-Ask = Callable[[pb.BlockRequest], Awaitable[pb.BlockResponse]]
+Ask = Callable[[pb.PredictBlocksRequest], Awaitable[pb.PredictBlocksResponse]]
 
 
 class Pauses:
@@ -46,7 +46,7 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[Ask]:
     """A call that asks in bytes, and reads the answer once the loop's longest pause was judged, while another stream steps."""
     async with run_server(root, batch_max=256) as server, raw_channel(server) as channel, raw_channel(server) as other:
         # Its answers stay bytes until the watch is over: what protobuf takes to read them here is not the server's.
-        call = channel.stream_stream("/tidegate.v1.Tidegate/PredictBlocks")()
+        call = channel.stream_stream("/tidegate.v1.TidegateService/PredictBlocks")()
         neighbour = RawCall(other)
         await neighbour.open("neighbour")
 
@@ -57,7 +57,7 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[Ask]:
                 answer = (await neighbour.step(1, step=count)).prediction
                 assert np.frombuffer(answer.outputs[0], np.float32).item() == count
 
-        async def ask(request: pb.BlockRequest) -> pb.BlockResponse:
+        async def ask(request: pb.PredictBlocksRequest) -> pb.PredictBlocksResponse:
             data = request.SerializeToString()
             pauses = Pauses()
             watching = asyncio.create_task(pauses.watch())
@@ -71,7 +71,7 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[Ask]:
             assert pauses.longest < PAUSE_MAX
             assert answer is not grpc.aio.EOF, await ending_of(call)
             assert not stepping.done(), stepping.exception()
-            return pb.BlockResponse.FromString(answer)
+            return pb.PredictBlocksResponse.FromString(answer)
 
         stepping = asyncio.create_task(step())
         try:
@@ -84,12 +84,12 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[Ask]:
 
 async def opened(ask: Ask, *stream_ids: str) -> list[int]:
     """Handles of streams of those names."""
-    return list((await ask(pb.BlockRequest(open=pb.OpenStreams(stream_ids=stream_ids)))).opened.handles)
+    return list((await ask(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids)))).opened.handles)
 
 
 @pytest.mark.parametrize(
     ("value", "step", "reason", "field"),
-    [(1.0, 7, pb.Error.STEP_GAP, "step"), (np.inf, 0, pb.Error.NOT_FINITE, "values")],
+    [(1.0, 7, pb.Error.REASON_STEP_GAP, "step"), (np.inf, 0, pb.Error.REASON_NOT_FINITE, "values")],
 )
 async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
     sum_root: Path, value: float, step: int, reason: int, field: str
@@ -107,30 +107,30 @@ async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
 async def test_handles_that_are_not_held_hold_nobody_up(sum_root: Path) -> None:
     """A close of as many as a message may name."""
     async with call_beside_a_neighbour(sum_root) as ask:
-        closed = (await ask(pb.BlockRequest(close=pb.CloseStreams(handles=range(1, ROWS + 1))))).closed
+        closed = (await ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=range(1, ROWS + 1))))).closed
     assert sorted(part.row for part in closed.errors) == list(range(ROWS))
-    assert {part.error.reason for part in closed.errors} == {pb.Error.INVALID_FIELD}
+    assert {part.error.reason for part in closed.errors} == {pb.Error.REASON_INVALID_FIELD}
 
 
 async def test_rows_of_closed_streams_hold_nobody_up(sum_root: Path) -> None:
     """A block of as many as a message may have."""
     async with call_beside_a_neighbour(sum_root) as ask:
         handles = await opened(ask, *(f"s{number}" for number in range(200)))
-        await ask(pb.BlockRequest(close=pb.CloseStreams(handles=handles)))
+        await ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles)))
         answer = (await ask(block_request(np.resize(handles, ROWS), np.ones((ROWS, 1))))).block
     assert [part.row for part in answer.errors] == list(range(ROWS))
 
 
 @pytest.mark.parametrize(
     ("stream_id", "existence", "reason"),
-    [("a\n", 0, pb.Error.INVALID_FIELD), ("nobody", pb.Open.MUST_EXIST, pb.Error.STREAM_NOT_FOUND)],
+    [("a\n", 0, pb.Error.REASON_INVALID_FIELD), ("nobody", pb.EXISTENCE_MUST_EXIST, pb.Error.REASON_STREAM_NOT_FOUND)],
 )
 async def test_opens_that_are_refused_hold_nobody_up(
-    sum_root: Path, stream_id: str, existence: pb.Open.Existence, reason: int
+    sum_root: Path, stream_id: str, existence: pb.Existence, reason: int
 ) -> None:
     """As many as a message may have."""
     async with call_beside_a_neighbour(sum_root) as ask:
-        request = pb.BlockRequest(open=pb.OpenStreams(stream_ids=[stream_id] * ROWS, existence=existence))
+        request = pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=[stream_id] * ROWS, existence=existence))
         answer = (await ask(request)).opened
     assert sorted(part.row for part in answer.errors) == list(range(ROWS))
     assert {part.error.reason for part in answer.errors} == {reason}
@@ -139,16 +139,16 @@ async def test_opens_that_are_refused_hold_nobody_up(
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (pb.BlockRequest(close=pb.CloseStreams(handles=range(ROWS + 1))), "handles"),
-        (pb.BlockRequest(open=pb.OpenStreams(stream_ids=["a"] * (ROWS + 1))), "stream_ids"),
+        (pb.PredictBlocksRequest(close=pb.CloseStreams(handles=range(ROWS + 1))), "handles"),
+        (pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["a"] * (ROWS + 1))), "stream_ids"),
     ],
 )
 async def test_a_message_that_names_too_many_streams_ends_its_call(
-    sum_root: Path, request_: pb.BlockRequest, field: str
+    sum_root: Path, request_: pb.PredictBlocksRequest, field: str
 ) -> None:
     """As INVALID_ARGUMENT, with the number that is allowed."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
-        call = channel.stream_stream("/tidegate.v1.Tidegate/PredictBlocks")()
+        call = channel.stream_stream("/tidegate.v1.TidegateService/PredictBlocks")()
         await call.write(request_.SerializeToString())
         ending = await ending_of(call)
         assert (ending.code, ending.fields) == (grpc.StatusCode.INVALID_ARGUMENT, (field,))

@@ -16,6 +16,7 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
     errors.NotFinite: lambda: errors.NotFinite(LONG, float("inf"), LONG),
     errors.InvalidField: lambda: errors.InvalidField("stream_id", LONG),
     errors.StepGap: lambda: errors.StepGap(2**63, 2**63),
+    errors.ValuesDiffer: lambda: errors.ValuesDiffer(2**63),
     errors.NoStepLeft: lambda: errors.NoStepLeft(2**63),
     errors.Overloaded: lambda: errors.Overloaded(1, 1),
     errors.FellAsleep: lambda: errors.FellAsleep(LONG, 1),

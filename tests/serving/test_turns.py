@@ -51,7 +51,7 @@ async def test_a_call_that_is_cancelled_while_it_lets_go_lets_go_of_all(
         await call.open(*"abcdefgh")
         monkeypatch.setattr(blocks, "Slices", LongRest)
         (serving,) = server._native._calls
-        await call.send(pb.BlockRequest())  # of no kind: that ends a call
+        await call.send(pb.PredictBlocksRequest())  # of no kind: that ends a call
         await resting.wait()
         assert live(server) > 0
         serving._task.cancel()

@@ -25,12 +25,18 @@ from tests.support import (
 
 GARBAGE = b"\xff\xff this is no message"
 UNARY = [
-    *(f"/tidegate.v1.Tidegate/{name}" for name in ("ListModels", "DescribeModel", "ListStreams", "DescribeStream")),
-    *(f"/tidegate.v1.Tidegate/{name}" for name in ("DeleteStream", "ExportStream", "ImportStream", "ForkStream")),
+    *(
+        f"/tidegate.v1.TidegateService/{name}"
+        for name in ("ListModels", "DescribeModel", "ListStreams", "DescribeStream")
+    ),
+    *(
+        f"/tidegate.v1.TidegateService/{name}"
+        for name in ("DeleteStream", "ExportStream", "ImportStream", "ForkStream")
+    ),
     "/grpc.health.v1.Health/Check",
 ]
 STREAMS = [
-    *("/tidegate.v1.Tidegate/Predict", "/tidegate.v1.Tidegate/PredictBlocks"),
+    *("/tidegate.v1.TidegateService/Predict", "/tidegate.v1.TidegateService/PredictBlocks"),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ]
 # What gRPC takes of metadata by default.
@@ -85,8 +91,8 @@ async def test_what_can_be_read_is_answered_as_before(sum_root: Path) -> None:
     """Health, its watch and a call without fields, all of which are empty messages."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         assert (await ask(channel, "/grpc.health.v1.Health/Check", b"")).code is grpc.StatusCode.OK
-        assert (await ask(channel, "/tidegate.v1.Tidegate/ListModels", b"")).code is grpc.StatusCode.OK
-        assert (await ask(channel, "/tidegate.v1.Tidegate/Nothing", b"")).code is grpc.StatusCode.UNIMPLEMENTED
+        assert (await ask(channel, "/tidegate.v1.TidegateService/ListModels", b"")).code is grpc.StatusCode.OK
+        assert (await ask(channel, "/tidegate.v1.TidegateService/Nothing", b"")).code is grpc.StatusCode.UNIMPLEMENTED
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
         assert await watch.read() == b"\x08\x01"
         watch.cancel()
@@ -117,7 +123,7 @@ async def crowded(tmp_path: Path) -> AsyncIterator[Server]:
 async def test_a_refusal_fits_into_what_metadata_may_weigh(crowded: Server, method: str, request_: Any) -> None:
     """Whatever a client names and however many models there are: what is too long is cut, and comes with its own code."""
     async with raw_channel(crowded) as channel:
-        call = channel.unary_unary(f"/tidegate.v1.Tidegate/{method}")(request_.SerializeToString())
+        call = channel.unary_unary(f"/tidegate.v1.TidegateService/{method}")(request_.SerializeToString())
         async with asyncio.timeout(PATIENCE):
             code, trailers = await call.code(), await call.trailing_metadata()
         assert code.name in ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")

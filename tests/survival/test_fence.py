@@ -34,7 +34,7 @@ from tests.support import (
 
 ROWS = rows_of(0, 60)
 TRUTH = [answer["forecast"].tobytes() for answer in replay(lstm(), ROWS)]
-SYNC = pb.Open.SYNC
+SYNC = pb.DURABILITY_SYNC
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -211,7 +211,7 @@ async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, st
             match asked % 3:
                 case 0:
                     stream = await unary(to_there, "DescribeStream", pb.DescribeStreamRequest(stream_id="a"))
-                    assert (stream.stream.step, stream.stream.state) == (last, pb.Stream.LIVE)
+                    assert (stream.stream.step, stream.stream.state) == (last, pb.Stream.STATE_LIVE)
                 case 1:
                     exported = await unary(to_there, "ExportStream", pb.ExportStreamRequest(stream_id="a"))
                     assert exported.stream.step == last
@@ -221,7 +221,7 @@ async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, st
         copy = RawCall(to_there)
         assert (await copy.open("fork-27")).next_step == 28
         await step(copy, 28)
-        listed = await unary(to_there, "ListStreams", pb.ListStreamsRequest(state=pb.Stream.LIVE))
+        listed = await unary(to_there, "ListStreams", pb.ListStreamsRequest(state=pb.Stream.STATE_LIVE))
         assert {stream.stream_id for stream in listed.streams} == {"a", "fork-27"}
 
 
@@ -275,7 +275,7 @@ async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, h
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
         missing = RawCall(to_here)
-        await missing.send(pb.PredictRequest(open=pb.Open(stream_id="b", existence=pb.Open.MUST_EXIST)))
+        await missing.send(pb.PredictRequest(open=pb.Open(stream_id="b", existence=pb.EXISTENCE_MUST_EXIST)))
         assert (await missing.ending()).reason == "STREAM_NOT_FOUND"
         assert (await unary(to_there, method, request)).stream.step == 10
         copy = RawCall(to_here)
@@ -326,7 +326,7 @@ async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -
     for _ in range(turns + 1):
         call = RawCall(channels[int(rng.integers(len(channels)))])
         known = durable
-        opened = await call.open(f"stream-{number}", durability=SYNC if sync else pb.Open.DURABILITY_UNSPECIFIED)
+        opened = await call.open(f"stream-{number}", durability=SYNC if sync else pb.DURABILITY_UNSPECIFIED)
         assert opened.next_step > known, f"{known} was durable, but the stream goes on at {opened.next_step}"
         answered = asyncio.Event()
         before_it, running = running, asyncio.create_task(run(call, opened.next_step, answered))
@@ -393,7 +393,7 @@ async def test_a_sleeping_stream_that_wakes_older_than_it_was_is_lost(
             assert (ending.code, ending.reason) == (grpc.StatusCode.DATA_LOSS, "STATE_LOST")
         else:
             answer = await old.block(handles, ROWS[20:21])
-            assert [error.error.reason for error in answer.errors] == [pb.Error.STATE_LOST]
+            assert [error.error.reason for error in answer.errors] == [pb.Error.REASON_STATE_LOST]
         assert here.keeper._metrics.state_lost == 1
 
 
@@ -458,7 +458,7 @@ async def unary(channel: grpc.aio.Channel, method: str, request: Any) -> Any:
     """Has a unary call answered."""
     response = getattr(pb, type(request).__name__.removesuffix("Request") + "Response")
     call = channel.unary_unary(
-        f"/tidegate.v1.Tidegate/{method}",
+        f"/tidegate.v1.TidegateService/{method}",
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=response.FromString,
     )

@@ -46,7 +46,7 @@ from tests.support import (
     write_model,
 )
 
-SERVICE = "tidegate.v1.Tidegate"
+SERVICE = "tidegate.v1.TidegateService"
 
 
 def sqlite(folder: Path) -> str:
@@ -499,8 +499,8 @@ async def test_what_cannot_be_kept_is_refused_and_not_left_unprotected(sum_root:
             while not (answer := await call.step(1, step=number)).HasField("error"):
                 number += 1
                 await asyncio.sleep(0.01)
-            assert answer.error.reason == pb.Error.STORE_UNAVAILABLE
-            assert answer.error.retry_after_ms > 0
+            assert answer.error.reason == pb.Error.REASON_STORE_UNAVAILABLE
+            assert answer.error.retry_after.ToMilliseconds() > 0
             assert answer.error.next_step == number
             store.broken = False
             while (answer := await call.step(1, step=number)).HasField("error"):

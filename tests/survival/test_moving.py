@@ -198,7 +198,7 @@ async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_roo
         clock = checkpointer._clock
         call, sync = RawCall(one), RawCall(one)
         await call.open("a")
-        await sync.open("sync", durability=pb.Open.SYNC)
+        await sync.open("sync", durability=pb.DURABILITY_SYNC)
         here.hold_up()
         await sync.send(timestep(1))
         await here.asked.wait()
@@ -262,7 +262,7 @@ async def test_the_rows_of_a_sync_block_are_stored_together(sum_root: Path, tmp_
     """One commit, not one for each row that is waited for."""
     async with two_servers(sum_root, tmp_path) as (here, one, _):
         call = RawBlocks(one)
-        handles = (await call.open(*[f"s{number}" for number in range(STREAMS)], durability=pb.Open.SYNC)).handles
+        handles = (await call.open(*[f"s{number}" for number in range(STREAMS)], durability=pb.DURABILITY_SYNC)).handles
         saves = []
         save = here.server.keeper._store.save
 

@@ -1,3 +1,7 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -7,20 +11,47 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Existence(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EXISTENCE_UNSPECIFIED: _ClassVar[Existence]
+    EXISTENCE_MUST_EXIST: _ClassVar[Existence]
+    EXISTENCE_MUST_BE_NEW: _ClassVar[Existence]
+
+class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DURABILITY_UNSPECIFIED: _ClassVar[Durability]
+    DURABILITY_SYNC: _ClassVar[Durability]
+    DURABILITY_ASYNC: _ClassVar[Durability]
+
+class OutputFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTPUT_FORMAT_UNSPECIFIED: _ClassVar[OutputFormat]
+    OUTPUT_FORMAT_PACKED: _ClassVar[OutputFormat]
+    OUTPUT_FORMAT_NUMBERS: _ClassVar[OutputFormat]
+
 class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
-    FLOAT32: _ClassVar[DataType]
-    FLOAT64: _ClassVar[DataType]
-    INT32: _ClassVar[DataType]
-    INT64: _ClassVar[DataType]
-    BOOL: _ClassVar[DataType]
+    DATA_TYPE_FLOAT32: _ClassVar[DataType]
+    DATA_TYPE_FLOAT64: _ClassVar[DataType]
+    DATA_TYPE_INT32: _ClassVar[DataType]
+    DATA_TYPE_INT64: _ClassVar[DataType]
+    DATA_TYPE_BOOL: _ClassVar[DataType]
+EXISTENCE_UNSPECIFIED: Existence
+EXISTENCE_MUST_EXIST: Existence
+EXISTENCE_MUST_BE_NEW: Existence
+DURABILITY_UNSPECIFIED: Durability
+DURABILITY_SYNC: Durability
+DURABILITY_ASYNC: Durability
+OUTPUT_FORMAT_UNSPECIFIED: OutputFormat
+OUTPUT_FORMAT_PACKED: OutputFormat
+OUTPUT_FORMAT_NUMBERS: OutputFormat
 DATA_TYPE_UNSPECIFIED: DataType
-FLOAT32: DataType
-FLOAT64: DataType
-INT32: DataType
-INT64: DataType
-BOOL: DataType
+DATA_TYPE_FLOAT32: DataType
+DATA_TYPE_FLOAT64: DataType
+DATA_TYPE_INT32: DataType
+DATA_TYPE_INT64: DataType
+DATA_TYPE_BOOL: DataType
 
 class PredictRequest(_message.Message):
     __slots__ = ("timestep", "open", "close")
@@ -49,49 +80,41 @@ class PredictResponse(_message.Message):
     def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "existence", "durability", "acknowledged_step", "kept_max")
-    class Existence(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-        __slots__ = ()
-        EXISTENCE_UNSPECIFIED: _ClassVar[Open.Existence]
-        MUST_EXIST: _ClassVar[Open.Existence]
-        MUST_BE_NEW: _ClassVar[Open.Existence]
-    EXISTENCE_UNSPECIFIED: Open.Existence
-    MUST_EXIST: Open.Existence
-    MUST_BE_NEW: Open.Existence
-    class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-        __slots__ = ()
-        DURABILITY_UNSPECIFIED: _ClassVar[Open.Durability]
-        SYNC: _ClassVar[Open.Durability]
-    DURABILITY_UNSPECIFIED: Open.Durability
-    SYNC: Open.Durability
+    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "acknowledged_step")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXISTENCE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
-    ACKNOWLEDGED_STEP_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_STEP_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
-    existence: Open.Existence
-    durability: Open.Durability
-    acknowledged_step: int
+    existence: Existence
+    durability: Durability
+    owner: str
+    resume_from: int
     kept_max: int
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Open.Existence, str]] = ..., durability: _Optional[_Union[Open.Durability, str]] = ..., acknowledged_step: _Optional[int] = ..., kept_max: _Optional[int] = ...) -> None: ...
+    output_format: OutputFormat
+    acknowledged_step: int
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., acknowledged_step: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model")
+    __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model", "owner_changed", "message_bytes_max")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Opened.Kind]
-        NEW: _ClassVar[Opened.Kind]
-        RESUMED: _ClassVar[Opened.Kind]
-        TAKEN_OVER: _ClassVar[Opened.Kind]
+        KIND_NEW: _ClassVar[Opened.Kind]
+        KIND_RESUMED: _ClassVar[Opened.Kind]
+        KIND_TAKEN_OVER: _ClassVar[Opened.Kind]
     KIND_UNSPECIFIED: Opened.Kind
-    NEW: Opened.Kind
-    RESUMED: Opened.Kind
-    TAKEN_OVER: Opened.Kind
+    KIND_NEW: Opened.Kind
+    KIND_RESUMED: Opened.Kind
+    KIND_TAKEN_OVER: Opened.Kind
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +122,8 @@ class Opened(_message.Message):
     DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    OWNER_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     kind: Opened.Kind
     next_step: int
@@ -106,27 +131,65 @@ class Opened(_message.Message):
     durable_step: int
     answers_remembered: int
     model: Model
-    def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+    owner_changed: bool
+    message_bytes_max: int
+    def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., owner_changed: _Optional[bool] = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
 
 class Timestep(_message.Message):
-    __slots__ = ("step", "values")
+    __slots__ = ("step", "values", "numbers")
     STEP_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
     step: int
     values: bytes
-    def __init__(self, step: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
+    numbers: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("step", "outputs", "durable_step", "duplicate")
+    __slots__ = ("step", "outputs", "durable_step", "duplicate", "output_numbers")
     STEP_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     step: int
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     durable_step: int
     duplicate: bool
-    def __init__(self, step: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., durable_step: _Optional[int] = ..., duplicate: _Optional[bool] = ...) -> None: ...
+    output_numbers: _containers.RepeatedCompositeFieldContainer[Numbers]
+    def __init__(self, step: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., durable_step: _Optional[int] = ..., duplicate: _Optional[bool] = ..., output_numbers: _Optional[_Iterable[_Union[Numbers, _Mapping]]] = ...) -> None: ...
+
+class Numbers(_message.Message):
+    __slots__ = ("numbers",)
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    numbers: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, numbers: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class PredictOneRequest(_message.Message):
+    __slots__ = ("stream_id", "model", "version", "step", "values", "numbers", "durability", "output_format")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    stream_id: str
+    model: str
+    version: str
+    step: int
+    values: bytes
+    numbers: _containers.RepeatedScalarFieldContainer[float]
+    durability: Durability
+    output_format: OutputFormat
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ...) -> None: ...
+
+class PredictOneResponse(_message.Message):
+    __slots__ = ("prediction",)
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    prediction: Prediction
+    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("forget",)
@@ -155,64 +218,82 @@ class Move(_message.Message):
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("step", "reason", "message", "field", "next_step", "retry_after_ms")
+    __slots__ = ("step", "reason", "message", "field", "next_step", "retry_after", "action", "code")
+    class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ACTION_UNSPECIFIED: _ClassVar[Error.Action]
+        ACTION_RETRY: _ClassVar[Error.Action]
+        ACTION_DROP: _ClassVar[Error.Action]
+        ACTION_REOPEN: _ClassVar[Error.Action]
+        ACTION_STREAM_LOST: _ClassVar[Error.Action]
+    ACTION_UNSPECIFIED: Error.Action
+    ACTION_RETRY: Error.Action
+    ACTION_DROP: Error.Action
+    ACTION_REOPEN: Error.Action
+    ACTION_STREAM_LOST: Error.Action
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[Error.Reason]
-        WRONG_WIDTH: _ClassVar[Error.Reason]
-        NOT_FINITE: _ClassVar[Error.Reason]
-        INVALID_FIELD: _ClassVar[Error.Reason]
-        STEP_GAP: _ClassVar[Error.Reason]
-        OVERLOADED: _ClassVar[Error.Reason]
-        MODEL_FAILED: _ClassVar[Error.Reason]
-        WRONG_ORDER: _ClassVar[Error.Reason]
-        MODEL_NOT_FOUND: _ClassVar[Error.Reason]
-        STREAM_NOT_FOUND: _ClassVar[Error.Reason]
-        STREAM_EXISTS: _ClassVar[Error.Reason]
-        MODEL_MISMATCH: _ClassVar[Error.Reason]
-        TOO_MANY_STREAMS: _ClassVar[Error.Reason]
-        TAKEN_OVER: _ClassVar[Error.Reason]
-        STOPPING: _ClassVar[Error.Reason]
-        STREAM_EXPIRED: _ClassVar[Error.Reason]
-        STATE_LOST: _ClassVar[Error.Reason]
-        STORE_UNAVAILABLE: _ClassVar[Error.Reason]
-        UNAUTHENTICATED: _ClassVar[Error.Reason]
-        STATE_UNREADABLE: _ClassVar[Error.Reason]
+        REASON_WRONG_WIDTH: _ClassVar[Error.Reason]
+        REASON_NOT_FINITE: _ClassVar[Error.Reason]
+        REASON_INVALID_FIELD: _ClassVar[Error.Reason]
+        REASON_STEP_GAP: _ClassVar[Error.Reason]
+        REASON_OVERLOADED: _ClassVar[Error.Reason]
+        REASON_MODEL_FAILED: _ClassVar[Error.Reason]
+        REASON_WRONG_ORDER: _ClassVar[Error.Reason]
+        REASON_MODEL_NOT_FOUND: _ClassVar[Error.Reason]
+        REASON_STREAM_NOT_FOUND: _ClassVar[Error.Reason]
+        REASON_STREAM_EXISTS: _ClassVar[Error.Reason]
+        REASON_MODEL_MISMATCH: _ClassVar[Error.Reason]
+        REASON_TOO_MANY_STREAMS: _ClassVar[Error.Reason]
+        REASON_TAKEN_OVER: _ClassVar[Error.Reason]
+        REASON_STOPPING: _ClassVar[Error.Reason]
+        REASON_STREAM_EXPIRED: _ClassVar[Error.Reason]
+        REASON_STATE_LOST: _ClassVar[Error.Reason]
+        REASON_STORE_UNAVAILABLE: _ClassVar[Error.Reason]
+        REASON_UNAUTHENTICATED: _ClassVar[Error.Reason]
+        REASON_STATE_UNREADABLE: _ClassVar[Error.Reason]
+        REASON_VALUES_DIFFER: _ClassVar[Error.Reason]
     REASON_UNSPECIFIED: Error.Reason
-    WRONG_WIDTH: Error.Reason
-    NOT_FINITE: Error.Reason
-    INVALID_FIELD: Error.Reason
-    STEP_GAP: Error.Reason
-    OVERLOADED: Error.Reason
-    MODEL_FAILED: Error.Reason
-    WRONG_ORDER: Error.Reason
-    MODEL_NOT_FOUND: Error.Reason
-    STREAM_NOT_FOUND: Error.Reason
-    STREAM_EXISTS: Error.Reason
-    MODEL_MISMATCH: Error.Reason
-    TOO_MANY_STREAMS: Error.Reason
-    TAKEN_OVER: Error.Reason
-    STOPPING: Error.Reason
-    STREAM_EXPIRED: Error.Reason
-    STATE_LOST: Error.Reason
-    STORE_UNAVAILABLE: Error.Reason
-    UNAUTHENTICATED: Error.Reason
-    STATE_UNREADABLE: Error.Reason
+    REASON_WRONG_WIDTH: Error.Reason
+    REASON_NOT_FINITE: Error.Reason
+    REASON_INVALID_FIELD: Error.Reason
+    REASON_STEP_GAP: Error.Reason
+    REASON_OVERLOADED: Error.Reason
+    REASON_MODEL_FAILED: Error.Reason
+    REASON_WRONG_ORDER: Error.Reason
+    REASON_MODEL_NOT_FOUND: Error.Reason
+    REASON_STREAM_NOT_FOUND: Error.Reason
+    REASON_STREAM_EXISTS: Error.Reason
+    REASON_MODEL_MISMATCH: Error.Reason
+    REASON_TOO_MANY_STREAMS: Error.Reason
+    REASON_TAKEN_OVER: Error.Reason
+    REASON_STOPPING: Error.Reason
+    REASON_STREAM_EXPIRED: Error.Reason
+    REASON_STATE_LOST: Error.Reason
+    REASON_STORE_UNAVAILABLE: Error.Reason
+    REASON_UNAUTHENTICATED: Error.Reason
+    REASON_STATE_UNREADABLE: Error.Reason
+    REASON_VALUES_DIFFER: Error.Reason
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
-    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     step: int
     reason: Error.Reason
     message: str
     field: str
     next_step: int
-    retry_after_ms: int
-    def __init__(self, step: _Optional[int] = ..., reason: _Optional[_Union[Error.Reason, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., next_step: _Optional[int] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    retry_after: _duration_pb2.Duration
+    action: Error.Action
+    code: int
+    def __init__(self, step: _Optional[int] = ..., reason: _Optional[_Union[Error.Reason, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., next_step: _Optional[int] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., action: _Optional[_Union[Error.Action, str]] = ..., code: _Optional[int] = ...) -> None: ...
 
-class BlockRequest(_message.Message):
+class PredictBlocksRequest(_message.Message):
     __slots__ = ("block", "open", "close")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -222,7 +303,7 @@ class BlockRequest(_message.Message):
     close: CloseStreams
     def __init__(self, block: _Optional[_Union[Block, _Mapping]] = ..., open: _Optional[_Union[OpenStreams, _Mapping]] = ..., close: _Optional[_Union[CloseStreams, _Mapping]] = ...) -> None: ...
 
-class BlockResponse(_message.Message):
+class PredictBlocksResponse(_message.Message):
     __slots__ = ("block", "opened", "closed", "durable", "ended", "move")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
@@ -239,23 +320,29 @@ class BlockResponse(_message.Message):
     def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
-    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "acknowledged_steps")
+    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "acknowledged_steps")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXISTENCE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
+    KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_STEPS_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     model: str
     version: str
-    existence: Open.Existence
-    durability: Open.Durability
+    existence: Existence
+    durability: Durability
+    owner: str
+    resume_from: _containers.RepeatedScalarFieldContainer[int]
+    kept_max: int
     acknowledged_steps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Open.Existence, str]] = ..., durability: _Optional[_Union[Open.Durability, str]] = ..., acknowledged_steps: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., acknowledged_steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
-    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors")
+    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +352,8 @@ class OpenedStreams(_message.Message):
     ANSWERS_REMEMBERED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_CHANGED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     handles: _containers.RepeatedScalarFieldContainer[int]
     kinds: _containers.RepeatedScalarFieldContainer[Opened.Kind]
@@ -274,7 +363,9 @@ class OpenedStreams(_message.Message):
     answers_remembered: int
     model: Model
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+    owner_changed_rows: _containers.RepeatedScalarFieldContainer[int]
+    message_bytes_max: int
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
 
 class Block(_message.Message):
     __slots__ = ("block", "handles", "steps", "values")
@@ -351,12 +442,12 @@ class EndedStreams(_message.Message):
     def __init__(self, handles: _Optional[_Iterable[int]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "task", "period_seconds", "features", "outputs", "state", "batch_invariant", "handles_missing")
+    __slots__ = ("name", "version", "fingerprint", "task", "period", "features", "outputs", "state", "batch_invariant", "handles_missing")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
-    PERIOD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -366,13 +457,13 @@ class Model(_message.Message):
     version: str
     fingerprint: str
     task: str
-    period_seconds: float
+    period: _duration_pb2.Duration
     features: _containers.RepeatedCompositeFieldContainer[Feature]
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
     state: _containers.RepeatedCompositeFieldContainer[StateTensor]
     batch_invariant: bool
     handles_missing: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period_seconds: _Optional[float] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: _Optional[bool] = ..., handles_missing: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: _Optional[bool] = ..., handles_missing: _Optional[bool] = ...) -> None: ...
 
 class Feature(_message.Message):
     __slots__ = ("name", "unit", "low", "high")
@@ -441,17 +532,17 @@ class DescribeModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., card_json: _Optional[str] = ...) -> None: ...
 
 class Stream(_message.Message):
-    __slots__ = ("stream_id", "state", "model", "version", "fingerprint", "step", "durable_step", "epoch", "created_unix_nano", "updated_unix_nano", "state_bytes")
+    __slots__ = ("stream_id", "state", "model", "version", "fingerprint", "step", "durable_step", "epoch", "create_time", "update_time", "state_bytes")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Stream.State]
-        LIVE: _ClassVar[Stream.State]
-        PARKED: _ClassVar[Stream.State]
-        EXPIRED: _ClassVar[Stream.State]
+        STATE_LIVE: _ClassVar[Stream.State]
+        STATE_PARKED: _ClassVar[Stream.State]
+        STATE_EXPIRED: _ClassVar[Stream.State]
     STATE_UNSPECIFIED: Stream.State
-    LIVE: Stream.State
-    PARKED: Stream.State
-    EXPIRED: Stream.State
+    STATE_LIVE: Stream.State
+    STATE_PARKED: Stream.State
+    STATE_EXPIRED: Stream.State
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -460,8 +551,8 @@ class Stream(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     DURABLE_STEP_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
-    CREATED_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
-    UPDATED_UNIX_NANO_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     state: Stream.State
@@ -471,10 +562,10 @@ class Stream(_message.Message):
     step: int
     durable_step: int
     epoch: int
-    created_unix_nano: int
-    updated_unix_nano: int
+    create_time: _timestamp_pb2.Timestamp
+    update_time: _timestamp_pb2.Timestamp
     state_bytes: int
-    def __init__(self, stream_id: _Optional[str] = ..., state: _Optional[_Union[Stream.State, str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., epoch: _Optional[int] = ..., created_unix_nano: _Optional[int] = ..., updated_unix_nano: _Optional[int] = ..., state_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream_id: _Optional[str] = ..., state: _Optional[_Union[Stream.State, str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., epoch: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_bytes: _Optional[int] = ...) -> None: ...
 
 class ListStreamsRequest(_message.Message):
     __slots__ = ("prefix", "state", "page_size", "page_token")

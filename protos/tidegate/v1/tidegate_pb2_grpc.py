@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class TidegateStub:
+class TidegateServiceStub:
     """Runs recurrent models over streams and keeps the streams' state.
     """
 
@@ -36,58 +36,63 @@ class TidegateStub:
             channel: A grpc.Channel.
         """
         self.Predict = channel.stream_stream(
-                '/tidegate.v1.Tidegate/Predict',
+                '/tidegate.v1.TidegateService/Predict',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.PredictOne = channel.unary_unary(
+                '/tidegate.v1.TidegateService/PredictOne',
+                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.SerializeToString,
+                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.FromString,
+                _registered_method=True)
         self.PredictBlocks = channel.stream_stream(
-                '/tidegate.v1.Tidegate/PredictBlocks',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.BlockRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.BlockResponse.FromString,
+                '/tidegate.v1.TidegateService/PredictBlocks',
+                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.SerializeToString,
+                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
-                '/tidegate.v1.Tidegate/ListModels',
+                '/tidegate.v1.TidegateService/ListModels',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
         self.DescribeModel = channel.unary_unary(
-                '/tidegate.v1.Tidegate/DescribeModel',
+                '/tidegate.v1.TidegateService/DescribeModel',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
         self.ListStreams = channel.unary_unary(
-                '/tidegate.v1.Tidegate/ListStreams',
+                '/tidegate.v1.TidegateService/ListStreams',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.FromString,
                 _registered_method=True)
         self.DescribeStream = channel.unary_unary(
-                '/tidegate.v1.Tidegate/DescribeStream',
+                '/tidegate.v1.TidegateService/DescribeStream',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.FromString,
                 _registered_method=True)
         self.DeleteStream = channel.unary_unary(
-                '/tidegate.v1.Tidegate/DeleteStream',
+                '/tidegate.v1.TidegateService/DeleteStream',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.FromString,
                 _registered_method=True)
         self.ExportStream = channel.unary_unary(
-                '/tidegate.v1.Tidegate/ExportStream',
+                '/tidegate.v1.TidegateService/ExportStream',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.FromString,
                 _registered_method=True)
         self.ImportStream = channel.unary_unary(
-                '/tidegate.v1.Tidegate/ImportStream',
+                '/tidegate.v1.TidegateService/ImportStream',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.FromString,
                 _registered_method=True)
         self.ForkStream = channel.unary_unary(
-                '/tidegate.v1.Tidegate/ForkStream',
+                '/tidegate.v1.TidegateService/ForkStream',
                 request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
                 response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
                 _registered_method=True)
 
 
-class TidegateServicer:
+class TidegateServiceServicer:
     """Runs recurrent models over streams and keeps the streams' state.
     """
 
@@ -97,15 +102,31 @@ class TidegateServicer:
         stored, and it is parked: kept, and resumed by the next open. A broken connection parks it too.
 
         The call ends with
-        ABORTED              another call has opened the same stream; do not reopen it without knowing why
-        UNAVAILABLE          the server is stopping; open the stream again, at another replica or a little later
-        FAILED_PRECONDITION  a timestep came before open, or a second open came
+        ABORTED              another client has opened the stream: do not open it again without knowing why
+        UNAVAILABLE          the server stops, or its store cannot be reached: open the stream again, here or elsewhere
+        FAILED_PRECONDITION  a message came out of order: a timestep before open, a second open, anything after close
         INVALID_ARGUMENT     the open request is malformed, or a request has no kind
-        NOT_FOUND            no such model, or no such stream and `MUST_EXIST`
-        ALREADY_EXISTS       the stream exists and `MUST_BE_NEW`
-        RESOURCE_EXHAUSTED   a limit on streams is reached, or a message exceeds the size limit; retry later
-        DATA_LOSS            the store holds an older state than was acknowledged to this client, or a damaged one
-        and carries a google.rpc.ErrorInfo whose reason is the name of an `Error.Reason`.
+        NOT_FOUND            no such model, or no such stream and `EXISTENCE_MUST_EXIST`
+        ALREADY_EXISTS       the stream exists and `EXISTENCE_MUST_BE_NEW`
+        RESOURCE_EXHAUSTED   a limit on streams is reached, or a message exceeds the size limit
+        DATA_LOSS            the store has lost timesteps that the client cannot send again, or holds a damaged state
+        and carries `google.rpc.Status` in the trailer `grpc-status-details-bin`. Its details are
+        google.rpc.ErrorInfo   always: `domain` is "tidegate.v1", `reason` the name of an `Error.Reason` without "REASON_";
+        `metadata` has "action", the name of an `Error.Action` without "ACTION_", and "next_step"
+        where it is known
+        google.rpc.BadRequest  for INVALID_FIELD: the field and what was expected
+        google.rpc.RetryInfo   where waiting helps: how long
+        An end without `google.rpc.ErrorInfo` was not made by this service but by gRPC, a proxy or the network.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictOne(self, request, context):
+        """Runs one timestep of one stream: opens or resumes the stream, applies the timestep and answers. For clients that cannot
+        hold a call open. The answer is stored when it leaves, unless `DURABILITY_ASYNC` is asked for. A request that is sent
+        again with the same `step` and values is answered again and applied once. Errors are those of `Predict`, those of a
+        timestep among them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,17 +202,22 @@ class TidegateServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_TidegateServicer_to_server(servicer, server):
+def add_TidegateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Predict': grpc.stream_stream_rpc_method_handler(
                     servicer.Predict,
                     request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.FromString,
                     response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.SerializeToString,
             ),
+            'PredictOne': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictOne,
+                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.FromString,
+                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.SerializeToString,
+            ),
             'PredictBlocks': grpc.stream_stream_rpc_method_handler(
                     servicer.PredictBlocks,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.BlockRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.BlockResponse.SerializeToString,
+                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.FromString,
+                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -235,13 +261,13 @@ def add_TidegateServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'tidegate.v1.Tidegate', rpc_method_handlers)
+            'tidegate.v1.TidegateService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('tidegate.v1.Tidegate', rpc_method_handlers)
+    server.add_registered_method_handlers('tidegate.v1.TidegateService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Tidegate:
+class TidegateService:
     """Runs recurrent models over streams and keeps the streams' state.
     """
 
@@ -259,9 +285,36 @@ class Tidegate:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/tidegate.v1.Tidegate/Predict',
+            '/tidegate.v1.TidegateService/Predict',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictOne(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.v1.TidegateService/PredictOne',
+            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.SerializeToString,
+            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -286,9 +339,9 @@ class Tidegate:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/tidegate.v1.Tidegate/PredictBlocks',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.BlockRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.BlockResponse.FromString,
+            '/tidegate.v1.TidegateService/PredictBlocks',
+            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.SerializeToString,
+            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -313,7 +366,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/ListModels',
+            '/tidegate.v1.TidegateService/ListModels',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.FromString,
             options,
@@ -340,7 +393,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/DescribeModel',
+            '/tidegate.v1.TidegateService/DescribeModel',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
             options,
@@ -367,7 +420,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/ListStreams',
+            '/tidegate.v1.TidegateService/ListStreams',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.FromString,
             options,
@@ -394,7 +447,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/DescribeStream',
+            '/tidegate.v1.TidegateService/DescribeStream',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.FromString,
             options,
@@ -421,7 +474,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/DeleteStream',
+            '/tidegate.v1.TidegateService/DeleteStream',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.FromString,
             options,
@@ -448,7 +501,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/ExportStream',
+            '/tidegate.v1.TidegateService/ExportStream',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.FromString,
             options,
@@ -475,7 +528,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/ImportStream',
+            '/tidegate.v1.TidegateService/ImportStream',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.FromString,
             options,
@@ -502,7 +555,7 @@ class Tidegate:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/tidegate.v1.Tidegate/ForkStream',
+            '/tidegate.v1.TidegateService/ForkStream',
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
             protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
             options,

@@ -1,0 +1,22 @@
+"""Errors as a server tells them, by the name of their reason."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.rpc.status import TABLE, UNKNOWN, Meaning
+
+BY_REASON: Mapping[int, Meaning] = {meaning.reason: meaning for meaning in TABLE.values()}
+
+
+def error_of(reason: str | pb.Error, *, retry_after_ms: int = 0, **more: Any) -> pb.Error:
+    """An error with the code and the action that belong to its reason."""
+    if isinstance(reason, pb.Error):
+        return reason
+    number = pb.Error.Reason.Value(f"REASON_{reason}")
+    meaning = BY_REASON.get(number, UNKNOWN)
+    more = {"message": f"{reason} it is", "action": meaning.action, "code": meaning.code, **more}
+    if retry_after_ms:
+        more["retry_after"] = timedelta(milliseconds=retry_after_ms)
+    return pb.Error(reason=number, **more)
