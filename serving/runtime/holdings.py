@@ -180,7 +180,7 @@ class Holdings:
             return False
         batcher = self._repository.of(stream.slots).batcher
         [checkpoint] = await batcher.between(lambda: checkpoint_rows([stream]))
-        if not await self._store.restore(checkpoint):
+        if not await self._store.restore(checkpoint, ""):
             return False
         log.error(
             "stream %s: the store had lost it; it is stored again, at step %d", stream.key.stream_id, checkpoint.step

@@ -264,7 +264,7 @@ class Keeper:
         """Makes this process the stream's only owner; None when another was faster."""
         seen_epoch = seen.head.epoch if seen is not None else 0
         if stream is not None and stream.phase is Phase.LIVE:
-            record = await self._store.claim(key, seen_epoch, served.spec.id)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, "")
             crash_point("during-take-over")
             if record is None:
                 return None
@@ -274,7 +274,7 @@ class Keeper:
             return await self._repository.of(stream.slots).batcher.between(take_over)
         slot = self._acquire(served, key)
         try:
-            record = await self._store.claim(key, seen_epoch, served.spec.id)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, "")
             crash_point("during-take-over")
             if record is None:
                 served.slots.release(slot)
