@@ -20,7 +20,7 @@ async def owners(store: Store, of: Key) -> list[str]:
     return [record.head.owner, *(head.owner for head in heads)]
 
 
-@pytest.mark.parametrize("owner", ["ann", "", ODD])
+@pytest.mark.parametrize("owner", ["ann", "", ODD], ids=["ann", "none", "odd"])
 async def test_the_owner_of_a_claim_is_kept(store: Store, owner: str) -> None:
     """Claim, load and scan give the owner that a first claim named, whatever characters are in it."""
     record = await store.claim(key("a"), 0, MODEL, owner)
@@ -29,7 +29,7 @@ async def test_the_owner_of_a_claim_is_kept(store: Store, owner: str) -> None:
     assert await owners(store, key("a")) == [owner, owner]
 
 
-@pytest.mark.parametrize("owner", ["bob", "ann", ""])
+@pytest.mark.parametrize("owner", ["bob", "ann", ""], ids=["bob", "ann", "none"])
 async def test_a_claim_replaces_the_owner(store: Store, owner: str) -> None:
     """The claim's own owner is what it gives and what stays, also when it names none; the head loaded before has the old one."""
     await claim(store, key("a"), 0, owner="ann")
@@ -106,7 +106,7 @@ async def test_a_planted_stream_has_no_owner(store: Store) -> None:
     assert await owners(store, key("old")) == ["", ""]
 
 
-@pytest.mark.parametrize("owner", ["ann", ""])
+@pytest.mark.parametrize("owner", ["ann", ""], ids=["ann", "none"])
 async def test_a_lost_stream_is_restored_with_its_owner(store: Store, owner: str) -> None:
     """Restore stores the owner beside the state; one that is refused changes nothing."""
     assert await store.restore(checkpoint("a", 3, step=9), owner)

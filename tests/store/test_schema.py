@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,7 +15,8 @@ import pytest
 
 from serving.core.errors import StoreUnavailable
 from serving.store import Head, Holder, Mark, Record, SqliteStore, Tombstone, encode
-from serving.store.database import Database
+from serving.store import file as file_module
+from serving.store.database import Claim, Database
 from tests.store.support import MODEL, checkpoint, claim, key, scan
 
 KEPT = checkpoint("kept", 3, step=7, payload=bytes(9000))
@@ -107,11 +109,13 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callab
     connect = sqlite3.connect
 
     def arrange(statement: str, act: Callable[[], None]) -> None:
+        waiting = [act]
+
         class Watched(sqlite3.Connection):
             def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
-                if sql.startswith(statement):
+                if waiting and sql.startswith(statement):
                     monkeypatch.setattr(sqlite3, "connect", connect)
-                    act()
+                    waiting.pop()()
                 return super().execute(sql, *arguments)
 
         monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Watched))
@@ -183,13 +187,14 @@ async def test_a_server_of_schema_2_that_runs_goes_on(path: Path) -> None:
 async def test_servers_that_open_an_old_file_together_take_it_over_once(
     make: Callable[[Path], None], path: Path, meanwhile: Callable[[str, Callable[[], None]], None]
 ) -> None:
-    """Who has seen the old schema, and is overtaken by another that makes it new, finds it new, and what that one wrote."""
+    """Who has seen the old schema, and is overtaken by another that makes it new, leaves it and what that one wrote."""
     make(path)
 
     def another() -> None:
         other = Database(path, 1, time.time_ns, 5.0)
         with other.file.transaction():
-            assert other.forget(key("kept"), 3)
+            [row] = other.claim([Claim(key("kept"), 3, MODEL, "ann")])
+            assert row is not None
         other.close()
 
     meanwhile("PRAGMA synchronous", another)
@@ -197,7 +202,7 @@ async def test_servers_that_open_an_old_file_together_take_it_over_once(
     await store.start()
     record = await store.load(key("kept"))
     assert record is not None
-    assert (record.head.epoch, record.head.tombstone) == (4, Tombstone.DELETED)
+    assert (record.head.epoch, record.head.owner, record.checkpoint) == (4, "ann", KEPT)
     assert schema(path) == 3
     await store.close()
 
@@ -243,13 +248,29 @@ async def test_a_file_is_taken_over_whole_or_not_at_all(
     await store.close()
 
 
-async def test_an_old_file_that_is_locked_is_left_alone(path: Path) -> None:
-    """While another process writes for longer than is waited, start says so, and the file stays what it was."""
+async def test_who_takes_an_old_file_over_is_waited_for(
+    path: Path, meanwhile: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """A store waits for longer than it would for a commit: copying a large file takes longer than that."""
     make_2(path)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        meanwhile("BEGIN IMMEDIATE", lambda: threading.Timer(0.2, other.execute, ["ROLLBACK"]).start())
+        store = SqliteStore(path, busy_timeout_s=0.0)
+        await store.start()
+        assert not other.in_transaction
+    assert schema(path) == 3
+    await store.close()
+
+
+async def test_an_old_file_that_is_locked_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process holds the lock for longer than is waited, start says so, and the file stays what it was."""
+    make_2(path)
+    monkeypatch.setattr(file_module, "TAKE_OVER_S", 0.25)
     with closing(sqlite3.connect(path, isolation_level=None)) as older:
         older.execute("BEGIN IMMEDIATE")
         store = SqliteStore(path, busy_timeout_s=0.05)
-        with pytest.raises(StoreUnavailable, match="another process held its lock"):
+        with pytest.raises(StoreUnavailable, match=r"another process held its lock for more than 0\.25 s"):
             await store.start()
         older.execute("ROLLBACK")
     assert schema(path) == 2
