@@ -34,7 +34,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.status import reason_name
+from serving.rpc.names import reason_name
 
 log = logging.getLogger("tidegate.client")
 

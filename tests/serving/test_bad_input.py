@@ -69,8 +69,13 @@ def opening(stream_id: str = "a", **more: object) -> pb.PredictRequest:
 @pytest.mark.parametrize(
     ("bad", "reason", "field", "words"),
     [
-        (timestep(1, 2, step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 8 bytes", "expected 4", "x"]),
-        (timestep(step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 0 bytes", "expected 4"]),
+        (
+            timestep(1, 2, step=2),
+            pb.Error.REASON_WRONG_WIDTH,
+            "values",
+            ["got 2 numbers in 8 bytes", "expected 4", "x"],
+        ),
+        (timestep(step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 0 numbers", "expected 4"]),
         (
             pb.PredictRequest(timestep=pb.Timestep(step=2, values=b"abc")),
             pb.Error.REASON_WRONG_WIDTH,
@@ -166,7 +171,7 @@ LONG = "x" * 256
         ([opening("a\nb")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id", r"'a\nb'"]),
         ([opening("a\0b")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id"]),
         ([opening("a\x7fb")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id"]),
-        ([opening(acknowledged_step=3)], "DATA_LOSS", "STATE_LOST", ["kept at step 0", "3 was acknowledged"]),
+        ([opening(resume_from=4)], "DATA_LOSS", "STATE_LOST", ["kept at timestep 0", "3 was told to be stored"]),
     ],
 )
 async def test_a_bad_message_ends_its_call_with_a_code_and_a_reason(

@@ -18,7 +18,7 @@ from serving.core.errors import InvalidField, NoStepLeft
 from serving.core.imported import check_imported
 from serving.core.slots import Slots
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import Existence, Streams, checkpoint_rows
+from serving.core.streams import Ask, Existence, Streams, checkpoint_rows
 from serving.store import decode, encode
 from tests.support import (
     FLOAT,
@@ -72,7 +72,7 @@ def test_a_row_of_ours_passes() -> None:
         (lambda one: replace(one, step=1), "from step 1 on|from step"),
         (lambda one: replace(one, answers=0), "remembers 0 answers, expected 1 to 4096"),
         (lambda one: replace(one, answers=2**31), "remembers 2147483648 answers"),
-        (lambda one: replace(one, answers=2), "its state has 76 bytes, expected"),
+        (lambda one: replace(one, answers=2), "its state has 108 bytes, expected"),
         (lambda one: replace(one, payload=b""), "its state has 0 bytes"),
         (lambda one: patched(one, 0, np.int64(0)), "from step 0 on, expected 1 to 4 at step 3"),
         (lambda one: patched(one, 0, np.int64(5)), "from step 5 on"),
@@ -218,5 +218,5 @@ async def test_a_record_at_its_last_number_is_not_planted(sum_root: Path) -> Non
         checkpoint, _ = row()
         with pytest.raises(InvalidField):
             await server.administration.import_("default", encode(replace(checkpoint, step=STEP_MAX)), "b")
-        lease = (await server.keeper.open(key("b"), "", "", Existence.MUST_BE_NEW, 0)).lease
+        lease = (await server.keeper.open(key("b"), "", "", Ask(Existence.MUST_BE_NEW))).lease
         assert lease.stream.step == 0
