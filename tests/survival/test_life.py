@@ -585,7 +585,7 @@ async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_pa
         running = keeper.line(other).submit(other, Timestep(0, pack(1)))
         await gate.entered()
         # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
-        assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id)
+        assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id, "")
         (checkpoint,) = checkpoint_rows([lease.stream])
         fenced = asyncio.create_task(keeper.checkpointer._refused(lease.stream, checkpoint))
         await asyncio.sleep(0)
