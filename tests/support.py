@@ -518,6 +518,8 @@ class Ending:
     domain: str
     retry_s: float | None
     fields: tuple[str, ...]
+    action: str
+    next_step: int
 
 
 def read_ending(code: grpc.StatusCode, message: str | None, trailers: Any) -> Ending:
@@ -535,7 +537,8 @@ def read_ending(code: grpc.StatusCode, message: str | None, trailers: Any) -> En
             retry_s = retry.retry_delay.ToTimedelta().total_seconds()
         if detail.Unpack(bad):
             fields = tuple(violation.field for violation in bad.field_violations)
-    return Ending(code, message or "", info.reason, info.domain, retry_s, fields)
+    action, next_step = info.metadata.get("action", ""), int(info.metadata.get("next_step", 0))
+    return Ending(code, message or "", info.reason, info.domain, retry_s, fields, action, next_step)
 
 
 class RawCall:

@@ -8,9 +8,8 @@ import numpy as np
 
 from serving.client.errors import InvalidArgument
 
-# What the protocol allows, in bytes of UTF-8.
-STREAM_ID_BYTES_MAX = 256
-OWNER_BYTES_MAX = 128
+# What the protocol allows a stream's name and an owner, in bytes of UTF-8.
+NAME_BYTES_MAX = 256
 # The largest number that a field of 32 bits without a sign can hold.
 UINT32_MAX = 2**32 - 1
 
@@ -42,9 +41,9 @@ def text(field: str, value: object, *, bytes_max: int | None = None, least: int 
     return str(value)
 
 
-def stream_id(field: str, value: object, *, least: int = 0) -> str:
-    """An argument that names a stream; with `least` 1 it may not be empty."""
-    return text(field, value, bytes_max=STREAM_ID_BYTES_MAX, least=least)
+def name(field: str, value: object, *, least: int = 0) -> str:
+    """An argument that names a stream or an owner; with `least` 1 it may not be empty."""
+    return text(field, value, bytes_max=NAME_BYTES_MAX, least=least)
 
 
 def flag(field: str, value: object) -> bool:

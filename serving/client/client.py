@@ -169,7 +169,7 @@ class Client:
         if arguments.text("state", state) and state not in STATES:
             raise arguments.wrong("state", state, f"one of {', '.join(STATES)}, or nothing for all")
         request = pb.ListStreamsRequest(
-            prefix=arguments.stream_id("prefix", prefix),
+            prefix=arguments.name("prefix", prefix),
             state=STATES.get(state, pb.Stream.STATE_UNSPECIFIED),
             page_size=arguments.whole("page_size", page_size, 0, arguments.UINT32_MAX),
             page_token=arguments.text("token", token),
@@ -180,21 +180,21 @@ class Client:
     async def describe_stream(self, stream_id: str) -> StreamInfo:
         """One stream. Raises StreamNotFound."""
         answer = await self._ask(
-            "DescribeStream", pb.DescribeStreamRequest(stream_id=arguments.stream_id("stream_id", stream_id, least=1))
+            "DescribeStream", pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
         )
         return info_of(answer.stream)
 
     async def delete_stream(self, stream_id: str) -> StreamInfo:
         """Deletes a stream and its state; gives it as it was. Whoever has it open loses it. Raises StreamNotFound."""
         answer = await self._ask(
-            "DeleteStream", pb.DeleteStreamRequest(stream_id=arguments.stream_id("stream_id", stream_id, least=1))
+            "DeleteStream", pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
         )
         return info_of(answer.stream)
 
     async def export_stream(self, stream_id: str) -> bytes:
         """A stream's state at its last applied timestep, for `import_stream`; the stream goes on. Raises StreamNotFound."""
         answer = await self._ask(
-            "ExportStream", pb.ExportStreamRequest(stream_id=arguments.stream_id("stream_id", stream_id, least=1))
+            "ExportStream", pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
         )
         checkpoint: bytes = answer.checkpoint
         return checkpoint
@@ -210,7 +210,7 @@ class Client:
         """
         if not isinstance(checkpoint, bytes) or not checkpoint:
             raise arguments.wrong("checkpoint", checkpoint, "the bytes that export_stream gave")
-        request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=arguments.stream_id("stream_id", stream_id))
+        request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=arguments.name("stream_id", stream_id))
         return info_of((await self._ask("ImportStream", request)).stream)
 
     async def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
@@ -222,8 +222,8 @@ class Client:
 
         """
         request = pb.ForkStreamRequest(
-            stream_id=arguments.stream_id("source", source, least=1),
-            new_stream_id=arguments.stream_id("new_id", new_id),
+            stream_id=arguments.name("source", source, least=1),
+            new_stream_id=arguments.name("new_id", new_id),
         )
         answer = await self._ask("ForkStream", request)
         return info_of(answer.stream)
@@ -260,7 +260,7 @@ class Client:
 
         """
         request = pb.PredictOneRequest(
-            stream_id=arguments.stream_id("stream_id", stream_id, least=1),
+            stream_id=arguments.name("stream_id", stream_id, least=1),
             model=arguments.text("model", model),
             version=arguments.text("version", version),
             step=0 if step is None else arguments.whole("step", step, 0, STEP_MAX),
@@ -288,7 +288,7 @@ class Client:
             version: that model's version; empty for the newest, or the one it runs under.
             existence: "must_exist" or "must_be_new" to be refused otherwise.
             sync: predictions come only when their timesteps are stored.
-            owner: what the server knows this client by when the stream is opened again, at most 128 bytes of UTF-8; empty for a
+            owner: what the server knows this client by when the stream is opened again, at most 256 bytes of UTF-8; empty for a
                 random one. Give the same each time when a program that was restarted shall count as the one before it.
 
         Raises:
@@ -298,7 +298,7 @@ class Client:
 
         """
         ask = pb.Open(
-            stream_id=arguments.stream_id("stream_id", stream_id),
+            stream_id=arguments.name("stream_id", stream_id),
             model=arguments.text("model", model),
             version=arguments.text("version", version),
             existence=_existence(existence),
@@ -360,7 +360,7 @@ def _stream_ids(streams: Sequence[str] | int) -> list[str]:
         return [""] * arguments.whole("streams", streams, 1, STREAMS_MAX)
     if isinstance(streams, str | bytes | Mapping) or not isinstance(streams, Iterable):
         raise arguments.wrong("streams", streams, expected)
-    stream_ids = [arguments.stream_id("streams", stream_id) for stream_id in streams]
+    stream_ids = [arguments.name("streams", stream_id) for stream_id in streams]
     named = [stream_id for stream_id in stream_ids if stream_id]
     if not stream_ids or len(set(named)) < len(named):
         raise InvalidArgument(
@@ -381,7 +381,7 @@ def _existence(value: object) -> pb.Existence:
 
 
 def _owner(value: object) -> str:
-    return arguments.text("owner", value, bytes_max=arguments.OWNER_BYTES_MAX) or uuid4().hex
+    return arguments.name("owner", value) or uuid4().hex
 
 
 class Opening(Generic[Kept]):

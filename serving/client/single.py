@@ -1,6 +1,6 @@
 """One timestep of a stream in one question, for callers who hold no call open: packed, asked until it is answered, unpacked.
 
-The description of the model that ran it is asked for once, and again when the server says that another ran.
+The description of a model that has run one is asked for once.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Single:
         self._connection = connection
         self._limits = limits
         self._backoff = backoff
-        self._descriptions: dict[str, Model] = {}  # by fingerprint
+        self._descriptions: dict[tuple[str, str], Model] = {}  # by name and version
 
     async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
         """The prediction for a request whose values are these; see `serving.client.Client.predict_one`."""
@@ -33,7 +33,7 @@ class Single:
         request.values = pack(values, features)
         response = await self._answer(request)
         try:
-            model = await self._described(response.model, response.version, response.fingerprint)
+            model = await self._described(response.model, response.version)
         except ClientError as error:
             raise AnswerLost(
                 f"timestep {response.prediction.step} was applied, but its outputs cannot be read: {error}; ask again with its number",
@@ -72,19 +72,15 @@ class Single:
         except StreamNotFound:
             named = pb.DescribeModelRequest(name=request.model, version=request.version)
             return model_of((await self._connection.ask("DescribeModel", named, timeout_s)).model)
-        return await self._described(known.model, known.version, known.fingerprint)
+        return await self._described(known.model, known.version)
 
-    async def _described(self, name: str, version: str, fingerprint: str) -> Model:
-        """The description of the model with that fingerprint."""
-        if fingerprint not in self._descriptions:
+    async def _described(self, name: str, version: str) -> Model:
+        """The description of a model that is served."""
+        key = name, version
+        if key not in self._descriptions:
             asked = pb.DescribeModelRequest(name=name, version=version)
             model = model_of((await self._connection.ask("DescribeModel", asked, self._limits.timeout_s)).model)
-            if model.fingerprint != fingerprint:
-                raise ClientError(
-                    f"model: {name}/{version} ran with fingerprint {fingerprint[:12]}, and is described with {model.fingerprint[:12]}",
-                    "MODEL_MISMATCH",
-                )
             if len(self._descriptions) >= DESCRIPTIONS_MAX:
                 del self._descriptions[next(iter(self._descriptions))]
-            self._descriptions[fingerprint] = model
-        return self._descriptions[fingerprint]
+            self._descriptions[key] = model
+        return self._descriptions[key]

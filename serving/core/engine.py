@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused
+from serving.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused, ValuesDiffer
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import STEP_MAX, Arrays, Floats, Ints, Prediction, Spec, Timestep
+from serving.core.value_hash import value_hash
 
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 
@@ -33,6 +34,7 @@ class Verdict(IntEnum):
     POISONED = 5  # the model made a state that is not finite
     NOT_HELD = 6  # the stream no longer belongs to the call that sent it; never from `Engine.run`
     NO_STEP_LEFT = 7  # the stream has had the last number that there is
+    VALUES_DIFFER = 8  # its number was applied before, with other values
 
 
 class Report(NamedTuple):
@@ -58,6 +60,7 @@ class Engine:
     def __init__(self, model: Model, slots: Slots) -> None:
         self.model = model
         self.slots = slots
+        self._hash = value_hash(len(model.spec.features))
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r} {self.slots!r}>"
@@ -93,7 +96,7 @@ class Engine:
             verdicts = np.zeros(len(slots), np.int8)
             verdicts[refused_values(self.model.spec, x).any(axis=1)] = Verdict.NOT_FINITE
             verdicts[steps > expected] = Verdict.GAP
-            verdicts[steps < expected] = Verdict.DUPLICATE
+            self._judge_repeats(verdicts, np.flatnonzero(steps < expected), slots, steps, x)
             verdicts[steps > STEP_MAX] = Verdict.NO_STEP_LEFT
             rows = np.flatnonzero(verdicts == Verdict.APPLIED)
             if not rows.size:
@@ -125,15 +128,20 @@ class Engine:
             return None
         if not healthy:
             return None
-        self.slots.scatter_row(slot, row.next_state, row.outputs)
+        self.slots.scatter_row(slot, row.next_state, row.outputs, self._hash.row(timestep.values))
         return Prediction(step, tuple([bytes(part) for part in row.outputs]))
+
+    def _judge_repeats(self, verdicts: npt.NDArray[np.int8], rows: Ints, slots: Ints, steps: Ints, x: Floats) -> None:
+        """Judges the rows whose numbers were applied before: a repeat has the values that were applied."""
+        differ = self.slots.differ(slots[rows], steps[rows], self._hash.rows(x[rows]))
+        verdicts[rows] = np.where(differ, Verdict.VALUES_DIFFER, Verdict.DUPLICATE)
 
     def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Moves rows forward; gives their outputs, and the rows left as they were: those poisoned, and why others failed."""
         try:
             state = self.slots.gather(slots)
             outputs, next_state = self.model.step(x, state)
-            poisoned = self.slots.scatter(slots, next_state, outputs)
+            poisoned = self.slots.scatter(slots, next_state, outputs, self._hash.rows(x))
         except ModelFailed:
             # Nothing was written yet. One row may be at fault, and it must not harm the others.
             return self._apply_apart(slots, x)
@@ -152,7 +160,7 @@ class Engine:
             except ModelFailed as error:
                 failures[row] = error
                 continue
-            poisoned.extend([row] * self.slots.scatter(slots[one], next_state, alone).size)
+            poisoned.extend([row] * self.slots.scatter(slots[one], next_state, alone, self._hash.rows(x[one])).size)
             for part, value in zip(outputs, alone, strict=True):
                 part[row] = value[0]
         return outputs, np.array(poisoned, np.int64), failures
@@ -164,7 +172,7 @@ def refused_values(spec: Spec, x: Floats) -> npt.NDArray[np.bool_]:
 
 
 def refusal(spec: Spec, verdict: int, step: int, next_step: int, x: Floats) -> TimestepRefused:
-    """Why a timestep (features,) was refused as GAP, NOT_FINITE, POISONED or NO_STEP_LEFT."""
+    """Why a timestep (features,) was refused as GAP, NOT_FINITE, POISONED, NO_STEP_LEFT or VALUES_DIFFER."""
     if verdict == Verdict.GAP:
         return StepGap(step, next_step)
     if verdict == Verdict.NOT_FINITE:
@@ -172,5 +180,7 @@ def refusal(spec: Spec, verdict: int, step: int, next_step: int, x: Floats) -> T
         return NotFinite(spec.features[column].name, float(x[column]), spec.title)
     if verdict == Verdict.NO_STEP_LEFT:
         return NoStepLeft(STEP_MAX)
+    if verdict == Verdict.VALUES_DIFFER:
+        return ValuesDiffer(step)
     assert verdict == Verdict.POISONED
     return ModelFailed(f"model {spec.title} made a state that is not finite; the timestep was not applied")

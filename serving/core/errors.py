@@ -56,8 +56,9 @@ class WrongWidth(TimestepRefused):
         self.got_bytes = got_bytes
         self.expected_features = tuple(expected_features)
         count = len(self.expected_features)
+        got = f"{got_bytes} bytes" if got_bytes % 4 else f"{got_bytes // 4} numbers in {got_bytes} bytes"
         super().__init__(
-            f"values: got {got_bytes} bytes, expected {4 * count}: one little-endian float32 for each of {count} features "
+            f"values: got {got}, expected {4 * count}: one little-endian float32 for each of {count} features "
             f"({_some(self.expected_features)})"
         )
 
@@ -188,9 +189,9 @@ class ModelMismatch(StreamRefused):
 class StreamNotFound(StreamRefused):
     """The stream is not known."""
 
-    def __init__(self, stream_id: str) -> None:
+    def __init__(self, stream_id: str, hint: str = "") -> None:
         self.stream_id = stream_id
-        super().__init__(f"stream_id: no stream '{stream_id}'; open it without MUST_EXIST to begin it")
+        super().__init__(f"stream_id: no stream '{stream_id}'" + (f"; {hint}" if hint else ""))
 
 
 class StreamExists(StreamRefused):
@@ -198,7 +199,7 @@ class StreamExists(StreamRefused):
 
     def __init__(self, stream_id: str) -> None:
         self.stream_id = stream_id
-        super().__init__(f"stream_id: stream '{stream_id}' exists; open it without MUST_BE_NEW to resume it")
+        super().__init__(f"stream_id: stream '{stream_id}' exists; open it without EXISTENCE_MUST_BE_NEW to resume it")
 
 
 class TooManyStreams(StreamRefused):
@@ -220,20 +221,20 @@ class StreamExpired(StreamRefused):
         self.step = step
         super().__init__(
             f"stream_id: stream '{stream_id}' was forgotten after long silence; its last timestep was {step}. "
-            "Open it with MUST_BE_NEW to begin again"
+            "Open it with EXISTENCE_MUST_BE_NEW to begin again"
         )
 
 
 class StateLost(StreamRefused):
-    """The kept state is older than was acknowledged to the client: the timesteps between are gone from both sides."""
+    """The kept state is older than the client was told: the timesteps between are gone from both sides."""
 
-    def __init__(self, stream_id: str, kept_step: int, acknowledged_step: int) -> None:
+    def __init__(self, stream_id: str, kept_step: int, stored_step: int) -> None:
         self.stream_id = stream_id
         self.kept_step = kept_step
-        self.acknowledged_step = acknowledged_step
+        self.stored_step = stored_step
         super().__init__(
-            f"acknowledged_step: stream '{stream_id}' is kept at step {kept_step}, but {acknowledged_step} was acknowledged; "
-            f"open it with acknowledged_step {kept_step} or less to go on from there all the same"
+            f"stream '{stream_id}' is kept at timestep {kept_step}, but {stored_step} was told to be stored: those between are lost; "
+            f"open it with resume_from 0 to go on with timestep {kept_step + 1} all the same"
         )
 
 
@@ -242,12 +243,15 @@ class StreamEnded(TidegateError):
 
 
 class TakenOver(StreamEnded):
-    """Another call has opened the stream."""
+    """Another client has opened the stream."""
 
     def __init__(self, stream_id: str, epoch: int) -> None:
         self.stream_id = stream_id
         self.epoch = epoch
-        super().__init__(f"stream '{stream_id}' was opened by another call, which holds it under epoch {epoch}")
+        super().__init__(
+            f"stream '{stream_id}' was opened by another client, which has it under epoch {epoch}: "
+            "find out which before you open it again"
+        )
 
 
 class Stopping(StreamEnded):

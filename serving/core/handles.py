@@ -18,6 +18,8 @@ from serving.core.streams import Lease
 # A gateway may open and close streams for as long as its call lasts, and a handle is never given twice: 24 MB of columns.
 HANDLES_MAX = 1 << 20
 ROOM_FIRST = 64
+# What a client that does not say is taken to keep above `durable_step`.
+KEPT_MAX = 1024
 NOWHERE = -1
 
 
@@ -29,11 +31,12 @@ class Handles:
         self.count = 0
         self._models: list[Slots] = []
         # A column each: the row of the stream, the number of its lease, the place of its model in `_models`, the last
-        # stored timestep that the client was told of.
+        # stored timestep that the client was told of, how many timesteps the client keeps above that.
         self._slot: Ints = np.full(ROOM_FIRST, NOWHERE, np.int64)
         self._number: Ints = np.full(ROOM_FIRST, NOWHERE, np.int64)
         self._model: Ints = np.zeros(ROOM_FIRST, np.int64)
         self._told: Ints = np.zeros(ROOM_FIRST, np.int64)
+        self._kept_max: Ints = np.zeros(ROOM_FIRST, np.int64)
 
     def __repr__(self) -> str:
         return f"<Handles: {sum(1 for _ in self)} held of {len(self._leases) - 1} given>"
@@ -63,16 +66,16 @@ class Handles:
             default=0,
         )
 
-    def add(self, lease: Lease) -> int:
-        """Gives a handle for a lease. Only when not `full`."""
+    def add(self, lease: Lease, kept_max: int = KEPT_MAX) -> int:
+        """Gives a handle for a lease, whose client keeps so many timesteps that are not stored. Only when not `full`."""
         assert not self.full
         handle = lease.handle = len(self._leases)
         self._leases.append(lease)
         self.count += 1
         if handle == len(self._slot):
-            self._slot, self._number, self._model, self._told = (
+            self._slot, self._number, self._model, self._told, self._kept_max = (
                 np.concatenate([column, np.full(handle, NOWHERE, np.int64)])
-                for column in (self._slot, self._number, self._model, self._told)
+                for column in (self._slot, self._number, self._model, self._told, self._kept_max)
             )
         slots = lease.stream.slots
         if slots not in self._models:
@@ -81,6 +84,7 @@ class Handles:
         self._number[handle] = lease.number
         self._slot[handle] = lease.stream.slot
         self._told[handle] = lease.durable_step
+        self._kept_max[handle] = kept_max
         return handle
 
     def drop(self, handle: int) -> Lease | None:
@@ -132,6 +136,11 @@ class Handles:
         durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
         self._told[handles] = durable
         return durable
+
+    def crowded(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
+        """Those of the streams, each once, whose clients have used up half of the room for timesteps that are not stored."""
+        crowded: Ints = np.unique(handles[2 * (steps - durable_steps) >= self._kept_max[handles]])
+        return crowded
 
     def news(self) -> tuple[Ints, Ints]:
         """The streams of which more is stored than the client was told, and up to which timestep; it is told now."""

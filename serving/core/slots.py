@@ -1,7 +1,8 @@
 """The slabs of state: one row a live stream, in arrays as long as the server may hold live streams.
 
-A slot is a row number. Beside the state tensors a row holds the number of the last applied timestep and the last few
-answers, so that a repeated timestep can be answered without the model. What belongs to one timestep is written
+A slot is a row number. Beside the state tensors a row holds the number of the last applied timestep, the last few answers, so
+that a repeated timestep can be answered without the model, and a hash of each of their timesteps' values, so that a repeat is
+known from another timestep under the same number. What belongs to one timestep is written
 together: a reader never sees the state of one step with the number of another.
 
 The slabs are allocated at start; the system backs a row with memory when it is first written.
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.core.spec import Arrays, Ints, Key, Spec
+from serving.core.value_hash import UNKNOWN, Hashes
 
 # The step of a row that nobody has: no timestep has it, and a row that is taken again is seen to have changed.
 FREE = -1
@@ -40,10 +42,13 @@ class Slots:
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
         )
+        # The hash of the values of timestep s stands at the same place; see `core.value_hash`.
+        self._hashes: Hashes = np.full((capacity, answers), UNKNOWN, np.uint64)
         # The same slabs as bytes, and how many a row has: one row is copied so while numpy would still look for the way.
         self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
         self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
         self._steps: memoryview[int] = self.step.data
+        self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
@@ -66,7 +71,7 @@ class Slots:
         assert not self.full
         if self._free:
             slot = self._free.pop()
-            for slab in self._answers:
+            for slab in (*self._answers, self._hashes):
                 slab[slot] = 0  # what another stream was answered is in no record of this one
         else:
             slot = self._untouched
@@ -100,9 +105,9 @@ class Slots:
         """Copies the content of many rows, (batch, bytes) each.
 
         A row is the number of the first timestep whose answer it remembers, the state tensors, then the answers, place by
-        place: that to timestep s at place s % answers.
+        place: that to timestep s at place s % answers; then the hashes of their values in the same order.
         """
-        parts = [slab.take(slots, axis=0) for slab in (self._since, *self.state, *self._answers)]
+        parts = [slab.take(slots, axis=0) for slab in (self._since, *self.state, *self._answers, self._hashes)]
         return np.concatenate([part.reshape(len(slots), -1).view(np.uint8) for part in parts], axis=1)
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
@@ -118,7 +123,7 @@ class Slots:
             slab[slot] = np.frombuffer(payload, slab.dtype, count, offset).reshape(slab[slot].shape)
             offset += count * slab.itemsize
         kept = np.arange(since, step + 1)
-        for slab in self._answers:
+        for slab in (*self._answers, self._hashes):
             shape = (answers, *slab.shape[2:])
             ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), offset).reshape(shape)
             slab[slot, kept % self.answers] = ring[kept % answers]
@@ -127,14 +132,15 @@ class Slots:
     def row_bytes(self, answers: int) -> int:
         """The size of a row's content, remembering so many answers."""
         state = sum(slab[:1].nbytes for slab in self.state)
-        return self._since.itemsize + state + answers * sum(slab[:1, :1].nbytes for slab in self._answers)
+        ring = (*self._answers, self._hashes)
+        return self._since.itemsize + state + answers * sum(slab[:1, :1].nbytes for slab in ring)
 
     def gather(self, slots: Ints) -> Arrays:
         """Copies the state of many rows: one array (batch, *shape) a tensor."""
         return tuple([slab.take(slots, axis=0) for slab in self.state])
 
-    def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays) -> Ints:
-        """Writes the outcome of one timestep of many rows, each once: state, number and answer together.
+    def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes) -> Ints:
+        """Writes the outcome of one timestep of many rows, each once: state, number, answer and hash together.
 
         Rows whose next state is not finite are left as they were; returns their places in the batch, mostly none.
         """
@@ -144,11 +150,14 @@ class Slots:
             slots = slots[healthy]
             next_state = tuple(rows[healthy] for rows in next_state)
             outputs = tuple(rows[healthy] for rows in outputs)
+            hashes = hashes[healthy]
         for slab, rows in zip(self.state, next_state, strict=True):
             slab[slots] = rows
         step = self.step[slots] + 1
+        place = step % self.answers
         for slab, rows in zip(self._answers, outputs, strict=True):
-            slab[slots, step % self.answers] = rows
+            slab[slots, place] = rows
+        self._hashes[slots, place] = hashes
         self.step[slots] = step
         return poisoned
 
@@ -158,14 +167,17 @@ class Slots:
             part[:] = slab[slot * size : (slot + 1) * size]
         return self._steps[slot]
 
-    def scatter_row(self, slot: int, next_state: Sequence[memoryview], outputs: Sequence[memoryview]) -> None:
-        """Writes the outcome of one timestep of one row: state, number and answer together. The state is finite."""
+    def scatter_row(
+        self, slot: int, next_state: Sequence[memoryview], outputs: Sequence[memoryview], value_hash: int
+    ) -> None:
+        """Writes the outcome of one timestep of one row: state, number, answer and hash together. The state is finite."""
         for (slab, size), part in zip(self._state_bytes, next_state, strict=True):
             slab[slot * size : (slot + 1) * size] = part
         step = self._steps[slot] + 1
         place = slot * self.answers + step % self.answers
         for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
             slab[place * size : (place + 1) * size] = part
+        self._hash_numbers[place] = value_hash
         self._steps[slot] = step
 
     def answer(self, slot: int, step: int) -> tuple[bytes, ...]:
@@ -188,6 +200,14 @@ class Slots:
         for rows in answers:
             rows[~known] = 0
         return known, answers
+
+    def differ(self, slots: Ints, steps: Ints, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Which of these timesteps, one a row, are remembered to have been applied with values of another hash."""
+        last = self.step[slots]
+        known = (steps > last - self.answers) & (steps >= self._since[slots])
+        applied = self._hashes[slots, steps % self.answers]
+        differ: npt.NDArray[np.bool_] = known & (applied != UNKNOWN) & (applied != hashes)
+        return differ
 
     def _not_finite(self, state: Arrays) -> Ints:
         """Places of rows with a value that is not finite."""

@@ -66,6 +66,10 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
 }
 
 
+# What to do about a stream that is not known and must exist.
+HINT = "open it without EXISTENCE_MUST_EXIST to begin it"
+
+
 class Existence(Enum):
     """What an open asks of a stream that exists already, or does not."""
 
@@ -83,67 +87,99 @@ class OpenKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of a stream when it is opened: where it is in its life, at which timestep, under which model.
+class Ask:
+    """What an open asks for.
 
-    One that is NEW was deleted: that is all that is known of it.
+    `owner` is the token of the client, empty when it has none. `resume_from` is 0 when the client opens the stream for the first
+    time, else the number of the first timestep that it can still send.
+    """
+
+    existence: Existence = Existence.ANY
+    owner: str = ""
+    resume_from: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a stream when it is opened: where it is in its life, at which timestep, under which model, and whose it is.
+
+    One that is NEW was deleted: that is all that is known of it. `owner` and `epoch` are those of its last open.
     """
 
     phase: Phase
     step: int
     model: ModelId
+    owner: str = ""
+    epoch: int = 0
 
 
-def rule_on_open(key: Key, known: Known | None, spec: Spec, existence: Existence, acknowledged_step: int) -> OpenKind:
+def rule_on_open(key: Key, known: Known | None, spec: Spec, ask: Ask) -> OpenKind:
     """Decides how a stream may be opened under the model of `spec`.
 
     Raises:
         StreamExists: it exists and must be new.
         StreamNotFound: it does not exist and must, or it was deleted and the client goes on from before that.
         StreamExpired: it was forgotten; only an open that wants a new one may begin again.
+        TakenOver: the client goes on, and another owner has opened the stream since.
         ModelMismatch: its state was made by other weights.
-        StateLost: it is kept at an earlier step than was acknowledged to the client.
+        StateLost: the client goes on, and timesteps are missing that it cannot send again.
 
     """
     if known is not None and known.phase is Phase.EXPIRED:
-        if existence is not Existence.MUST_BE_NEW:
+        if ask.existence is not Existence.MUST_BE_NEW:
             raise StreamExpired(key.stream_id, known.step)
         known = None
-    deleted = known is not None and known.phase is Phase.NEW
-    if known is None or deleted:
-        if existence is Existence.MUST_EXIST or (deleted and acknowledged_step):
-            raise StreamNotFound(key.stream_id)
-        if acknowledged_step:
-            raise StateLost(key.stream_id, 0, acknowledged_step)
-        return OpenKind.NEW
-    if existence is Existence.MUST_BE_NEW:
+    if known is None or known.phase is Phase.NEW:
+        return _rule_on_begin(key, ask, deleted=known is not None)
+    mine = bool(ask.owner) and ask.owner == known.owner
+    if ask.existence is Existence.MUST_BE_NEW:
+        if mine and known.step == 0:  # the answer to its first open was lost on the way
+            return OpenKind.NEW
         raise StreamExists(key.stream_id)
-    if known.model.fingerprint != spec.fingerprint:
-        if known.model.title != spec.title:
-            raise ModelMismatch(key.stream_id, spec.title, known.model.title)
-        was, now = known.model.fingerprint[:12], spec.fingerprint[:12]
-        raise ModelMismatch(
-            key.stream_id, f"the same name with fingerprint {now}", f"{spec.title} with fingerprint {was}"
-        )
-    if acknowledged_step > known.step:
-        raise StateLost(key.stream_id, known.step, acknowledged_step)
+    if ask.resume_from and ask.owner and not mine:
+        raise TakenOver(key.stream_id, known.epoch)
+    _check_model(key, known.model, spec)
+    if ask.resume_from > known.step + 1:
+        raise StateLost(key.stream_id, known.step, ask.resume_from - 1)
     return OpenKind.TAKEN_OVER if known.phase is Phase.LIVE else OpenKind.RESUMED
+
+
+def _rule_on_begin(key: Key, ask: Ask, *, deleted: bool) -> OpenKind:
+    """Decides whether a stream may begin that is not there."""
+    if ask.existence is Existence.MUST_EXIST:
+        raise StreamNotFound(key.stream_id, hint=HINT)
+    if deleted and ask.resume_from:
+        raise StreamNotFound(key.stream_id)
+    if ask.resume_from > 1:
+        raise StateLost(key.stream_id, 0, ask.resume_from - 1)
+    return OpenKind.NEW
+
+
+def _check_model(key: Key, model: ModelId, spec: Spec) -> None:
+    """Raises ModelMismatch when a state was made by other weights than those of `spec`."""
+    if model.fingerprint == spec.fingerprint:
+        return
+    if model.title != spec.title:
+        raise ModelMismatch(key.stream_id, spec.title, model.title)
+    was, now = model.fingerprint[:12], spec.fingerprint[:12]
+    raise ModelMismatch(key.stream_id, f"the same name with fingerprint {now}", f"{spec.title} with fingerprint {was}")
 
 
 class Stream:
     """A stream that this process holds.
 
     `slot` is its row while it is live and -1 while it is parked. `lease` is the hold of the call that has it open, None
-    when its call has gone and it is on its way to the store.
+    when its call has gone and it is on its way to the store. `owner` is the token of the client that opened it last.
     """
 
-    __slots__ = ("epoch", "key", "lease", "phase", "slot", "slots")
+    __slots__ = ("epoch", "key", "lease", "owner", "phase", "slot", "slots")
 
-    def __init__(self, key: Key, slots: Slots, epoch: int) -> None:
+    def __init__(self, key: Key, slots: Slots, epoch: int, owner: str) -> None:
         self.key = key
         self.slots = slots
         self.slot = -1
         self.epoch = epoch
+        self.owner = owner
         self.phase = Phase.NEW
         self.lease: Lease | None = None
 
@@ -222,33 +258,40 @@ class Streams:
         """The stream of that key, if this process holds it."""
         return self._streams.get(key)
 
-    def begin(self, key: Key, slots: Slots, slot: int, epoch: int) -> Lease:
+    def begin(self, key: Key, slots: Slots, slot: int, epoch: int, owner: str = "") -> Lease:
         """Begins a stream at step 0 in a slot that was acquired for it."""
-        stream = self._hold(key, slots, epoch)
+        stream = self._hold(key, slots, epoch, owner)
         stream.slot = slot
         stream.go(Event.OPEN)
         return self._lease(stream, 0)
 
-    def resume(self, checkpoint: Checkpoint, slots: Slots, slot: int, epoch: int) -> Lease:
+    def resume(self, checkpoint: Checkpoint, slots: Slots, slot: int, epoch: int, owner: str = "") -> Lease:
         """Goes on from a checkpoint, under a higher epoch, in a slot that was acquired for it.
 
         Raises CheckpointBroken, and holds nothing, when the checkpoint does not fit the model; the slot stays acquired.
         """
         assert checkpoint.model.fingerprint == slots.spec.fingerprint
         _unpack(checkpoint, slots, slot)
-        stream = self._hold(checkpoint.key, slots, epoch)
+        stream = self._hold(checkpoint.key, slots, epoch, owner)
         stream.slot = slot
         stream.phase = Phase.PARKED
         stream.go(Event.OPEN)
         return self._lease(stream, checkpoint.step)
 
-    def take_over(self, stream: Stream, epoch: int) -> Lease:
+    def take_over(self, stream: Stream, epoch: int, owner: str = "") -> Lease:
         """Gives a live stream to another call; a lease before it ends, the state stays where it is."""
         assert epoch > stream.epoch
         if stream.lease is not None:
             stream.lease.end(TakenOver(stream.key.stream_id, epoch))
         stream.epoch = epoch
+        stream.owner = owner
         stream.go(Event.OPEN)
+        return self._lease(stream, int(stream.slots.saved[stream.slot]))
+
+    def go_on(self, stream: Stream) -> Lease:
+        """Gives a live stream that no call has open to another call, under the epoch and the owner that it has."""
+        assert stream.lease is None
+        assert stream.phase is Phase.LIVE
         return self._lease(stream, int(stream.slots.saved[stream.slot]))
 
     def let_go(self, lease: Lease) -> None:
@@ -294,9 +337,9 @@ class Streams:
         if stream.lease is not None:
             stream.lease.end(reason)
 
-    def _hold(self, key: Key, slots: Slots, epoch: int) -> Stream:
+    def _hold(self, key: Key, slots: Slots, epoch: int, owner: str) -> Stream:
         assert key not in self._streams
-        stream = self._streams[key] = Stream(key, slots, epoch)
+        stream = self._streams[key] = Stream(key, slots, epoch, owner)
         return stream
 
     def _lease(self, stream: Stream, durable_step: int) -> Lease:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.core.errors import InvalidField, TidegateError
+from serving.core.errors import TidegateError
 from serving.core.spec import Key
 from serving.core.stream_id import check_stream_id
 from serving.rpc import wire
@@ -65,9 +65,7 @@ class Admin(pb_grpc.TidegateServiceServicer):
     @unary
     async def ListStreams(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:  # noqa: N802
         """Lists streams, page by page; a page's token is the last id of the page before."""
-        if request.page_size > PAGE_SIZE_MAX:
-            raise InvalidField("page_size", f"got {request.page_size}, expected at most {PAGE_SIZE_MAX}")
-        size = request.page_size or PAGE_SIZE
+        size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
         phase = wire.decode_phase(request.state)
         streams = await self._administration.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
         page = pb.ListStreamsResponse(next_page_token=streams[-1].stream_id if len(streams) == size else "")

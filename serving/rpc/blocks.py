@@ -29,7 +29,7 @@ from serving.core.errors import (
     TimestepRefused,
     TooManyStreams,
 )
-from serving.core.handles import HANDLES_MAX, Handles
+from serving.core.handles import HANDLES_MAX, KEPT_MAX, Handles
 from serving.core.spec import Key
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
@@ -57,9 +57,10 @@ RETRY_AFTER_MS = 1
 class BlockCall(Call):
     """One call of `PredictBlocks`; others may ask it to end. Its live streams count for the `share` of its connection."""
 
-    def __init__(self, desk: Desk, context: Context, share: Share) -> None:
+    def __init__(self, desk: Desk, context: Context, share: Share, message_bytes_max: int) -> None:
         super().__init__(context)
         self._desk = desk
+        self._message_bytes_max = message_bytes_max
         self._share = share
         self._held = Handles()
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
@@ -129,11 +130,15 @@ class BlockCall(Call):
             return columns.encode_refused(message.block, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
         errors = await self._errors(message, block, failed, unsaved)
+        durable_steps = self._held.durable(block.handles, block.slots)
+        crowded = self._held.crowded(block.handles, block.steps, durable_steps)
+        if crowded.size:
+            await self._store_soon(crowded.tolist())
         response = columns.encode_predicted(
             message.block,
             block.steps,
             block.outputs,
-            self._held.durable(block.handles, block.slots),
+            durable_steps,
             block.verdicts == Verdict.DUPLICATE,
             block.forgotten,
             errors,
@@ -244,10 +249,10 @@ class BlockCall(Call):
         count = len(message.stream_ids)
         if count > STREAMS_MAX:
             raise InvalidField("stream_ids", f"got {count}, expected at most {STREAMS_MAX}; send several messages")
-        acknowledged = message.acknowledged_steps or [0] * count
-        if len(acknowledged) != count:
-            raise InvalidField("acknowledged_steps", f"got {len(acknowledged)}, expected none or {count}")
-        existence, sync = wire.decode_existence(message.existence), wire.decode_sync(message.durability)
+        resume_from = message.resume_from or [0] * count
+        if len(resume_from) != count:
+            raise InvalidField("resume_from", f"got {len(resume_from)}, expected none or {count}")
+        sync = wire.decode_sync(message.durability)
         served = self._desk.model(message.model, message.version)
         opened = pb.OpenedStreams(
             stream_ids=message.stream_ids,
@@ -257,6 +262,7 @@ class BlockCall(Call):
             epochs=[0] * count,
             durable_steps=[0] * count,
             model=wire.encode_model(served.spec, batch_invariant=served.batch_invariant),
+            message_bytes_max=self._message_bytes_max,
         )
         errors = wire.RowErrors(pb.OpenedStreams.ERRORS_FIELD_NUMBER, of_timesteps=False)
 
@@ -267,16 +273,15 @@ class BlockCall(Call):
                     check_stream_id(key.stream_id, "stream_ids")
                 if self._held.full:
                     raise TooManyStreams("once opened", HANDLES_MAX, RETRY_AFTER_MS, holder="the call")
+                ask = wire.make_ask(message.existence, message.owner, resume_from[row])
                 with self._share.room(served.spec):
-                    opening = await self._desk.open(
-                        key, served.spec.name, served.spec.version, existence, acknowledged[row]
-                    )
+                    opening = await self._desk.open(key, served.spec.name, served.spec.version, ask)
             except TidegateError as error:
                 errors.add(row, error, 0, 0)
                 return
             # Nothing may come between: from here on the call lets go of what it holds.
             lease = opening.lease
-            handle = self._held.add(lease)
+            handle = self._held.add(lease, message.kept_max or KEPT_MAX)
             lease.on_end = self._notice_end
             if sync:
                 self._sync.add(handle)
@@ -287,6 +292,8 @@ class BlockCall(Call):
             opened.epochs[row] = lease.stream.epoch
             opened.durable_steps[row] = lease.durable_step
             opened.answers_remembered = opening.answers_remembered
+            if opening.owner_changed:
+                opened.owner_changed_rows.append(row)
 
         await _together(open_, range(count))
         return errors.append_to(pb.PredictBlocksResponse.OPENED_FIELD_NUMBER, opened)

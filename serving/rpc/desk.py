@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from serving.core.spec import Key, ModelId, Prediction, Spec, Timestep
-from serving.core.streams import Existence, Lease, OpenKind, Phase
+from serving.core.streams import Ask, Lease, OpenKind, Phase
 
 if TYPE_CHECKING:
     from serving.core.block import Block  # it loads onnxruntime, and the client loads this file with the wire
@@ -26,6 +26,7 @@ class Opening:
     kind: OpenKind
     next_step: int
     answers_remembered: int
+    owner_changed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,17 @@ class Line(Protocol):
 class Desk(Protocol):
     """Opens streams and runs timesteps; every method raises TidegateError when it will not."""
 
-    async def open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
+    async def open(self, key: Key, model: str, version: str, ask: Ask) -> Opening:
         """Opens a stream; an empty id in `key` is replaced by one that nobody can guess."""
+
+    def go_on(self, key: Key, model: str, version: str) -> Lease | None:
+        """Opens a stream again that `rest` has left in memory, if it still is; nobody asks the store whether it is ours."""
+
+    def rest(self, lease: Lease, *, opened: bool) -> None:
+        """Lets go of a stream that is likely to be opened again soon, so that `go_on` may find it.
+
+        `opened` says that the hold came by `open`: it is then counted as closed.
+        """
 
     async def wake(self, lease: Lease) -> None:
         """Makes a parked stream live again that a call has open."""

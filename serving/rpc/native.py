@@ -25,6 +25,7 @@ from serving.core.errors import (
     TooManyStreams,
     WrongOrder,
 )
+from serving.core.handles import KEPT_MAX
 from serving.core.spec import Key, Timestep
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
@@ -33,6 +34,7 @@ from serving.rpc.admin import Admin
 from serving.rpc.blocks import BlockCall
 from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, Administration, CloseReason, Desk, Line
+from serving.rpc.one import One
 from serving.rpc.share import Share
 from serving.rpc.status import abort
 
@@ -40,8 +42,8 @@ log = logging.getLogger("tidegate.native")
 
 # Calls that are asked to end in one turn of the loop: each then takes some hundred microseconds of the next.
 ENDED_AT_ONCE_MAX = 16
-# What a client that does not say is taken to keep above `durable_step`.
-KEPT_MAX = 1024
+# A client that keeps to the protocol half-closes with its close, or a round trip later. Who does so after this is not looked at.
+HALF_CLOSE_SECONDS = 1.0
 
 
 class PredictCall(Call):
@@ -55,6 +57,7 @@ class PredictCall(Call):
         self.kept_max = KEPT_MAX
         self.told_step = 0
         self.sync = False
+        self.output_format: int = pb.OUTPUT_FORMAT_UNSPECIFIED
 
     def lost(self, lease: Lease) -> None:
         """Ends the call because its hold on the stream has ended."""
@@ -75,12 +78,17 @@ class PredictCall(Call):
 
 
 class Native(Admin):
-    """Speaks `tidegate.v1` for a desk; a connection holds at most `live_max` live streams of a model."""
+    """Speaks `tidegate.v1` for a desk.
 
-    def __init__(self, desk: Desk, administration: Administration, live_max: int) -> None:
+    A connection holds at most `live_max` live streams of a model, and a request has at most `message_bytes_max` bytes.
+    """
+
+    def __init__(self, desk: Desk, administration: Administration, *, live_max: int, message_bytes_max: int) -> None:
         super().__init__(administration)
         self._desk = desk
+        self._one = One(desk)
         self._live_max = live_max
+        self._message_bytes_max = message_bytes_max
         self._shares: WeakValueDictionary[str, Share] = WeakValueDictionary()  # by peer, for as long as it has calls
         self._calls: set[Call] = set()
         self._idle = asyncio.Event()
@@ -136,9 +144,23 @@ class Native(Admin):
                 )
             self._end(call)
 
+    async def PredictOne(self, request: pb.PredictOneRequest, context: Context) -> pb.PredictOneResponse:  # noqa: N802 - as above
+        """Runs one timestep of one stream; see the protocol."""
+        call = Call(context)  # draining waits for it
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            if self._stopping:
+                raise Stopping
+            return await self._one.predict(request, self._share(context))
+        except TidegateError as error:
+            await abort(context, error)
+        finally:
+            self._end(call)
+
     async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
         """Runs many streams; see the protocol."""
-        call = BlockCall(self._desk, context, self._share(context))
+        call = BlockCall(self._desk, context, self._share(context), self._message_bytes_max)
         self._calls.add(call)
         self._idle.clear()
         try:
@@ -180,12 +202,12 @@ class Native(Admin):
         ask = request.open
         if ask.stream_id:
             check_stream_id(ask.stream_id)
-        existence = wire.decode_existence(ask.existence)
         call.sync = wire.decode_sync(ask.durability)
         call.kept_max = ask.kept_max or KEPT_MAX
+        call.output_format = wire.decode_output_format(ask.output_format)
         key = Key(DEFAULT_TENANT, ask.stream_id)
         with call.share.room():
-            opening = await self._desk.open(key, ask.model, ask.version, existence, ask.acknowledged_step)
+            opening = await self._desk.open(key, ask.model, ask.version, wire.decode_ask(ask))
         # Nothing may come between: from here on the call lets go of what it holds.
         lease = call.lease = opening.lease
         call.share.singles.add(lease)
@@ -202,6 +224,8 @@ class Native(Admin):
                 epoch=stream.epoch,
                 durable_step=lease.durable_step,
                 answers_remembered=opening.answers_remembered,
+                owner_changed=opening.owner_changed,
+                message_bytes_max=self._message_bytes_max,
                 model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
             )
         )
@@ -214,15 +238,14 @@ class Native(Admin):
         while (message := await call.read()) is not None:
             begun = perf_counter()
             timestep = reader.read(message)
-            if timestep is None:
-                request = wire.decode_request(message)
-                if request.HasField("timestep"):
-                    timestep = wire.decode_timestep(request.timestep)
-            if timestep is not None:
-                await call.write(await self._answer(call, lease, line, timestep))
+            request = wire.decode_request(message) if timestep is None else None
+            if request is None or request.HasField("timestep"):
+                await call.write(await self._answer(call, lease, line, timestep, request))
                 line.answered(perf_counter() - begun)
             elif request.HasField("close"):
-                return await self._close(call, lease, request.close)
+                reason = await self._close(call, lease, request.close)
+                await self._end_of(call)
+                return reason
             elif request.HasField("open"):
                 raise WrongOrder(
                     f"stream '{lease.stream.key.stream_id}' is open already, expected timesteps or a close"
@@ -244,10 +267,16 @@ class Native(Admin):
                 call.left_unsaved += 1
         await call.tell(move=pb.Move(message=str(stopping)))
 
-    async def _answer(self, call: PredictCall, lease: Lease, line: Line, timestep: Timestep) -> bytes:
-        """The answer to one timestep, or why it was refused."""
+    async def _answer(
+        self, call: PredictCall, lease: Lease, line: Line, timestep: Timestep | None, request: pb.PredictRequest | None
+    ) -> bytes:
+        """The answer to one timestep, or why it was refused; one that only protobuf could read is in the request."""
         stream = lease.stream
+        step = timestep.step if timestep is not None else request.timestep.step if request is not None else 0
         try:
+            if timestep is None:
+                assert request is not None
+                timestep = wire.decode_timestep(request.timestep)
             if stream.slot < 0:
                 with call.share.room(stream.slots.spec):
                     await self._desk.wake(lease)
@@ -258,10 +287,25 @@ class Native(Admin):
             if lease.ended is not None:
                 raise lease.ended from error
             # A stream that could not be woken has no number at hand; the client knows it.
-            next_step = stream.step + 1 if stream.slot >= 0 else timestep.step
-            return wire.encode_refusal(error, timestep.step, next_step).SerializeToString()
-        call.told_step = lease.durable_step
-        return wire.encode_prediction(prediction, lease.durable_step)
+            next_step = stream.step + 1 if stream.slot >= 0 else step
+            return wire.encode_refusal(error, step, next_step).SerializeToString()
+        durable_step = call.told_step = lease.durable_step
+        if 2 * (prediction.step - durable_step) >= call.kept_max:
+            self._desk.store_soon(lease)  # or the client has to wait for the next round once it keeps all that it may
+        if wire.as_numbers(call.output_format, request is not None and bool(request.timestep.numbers)):
+            message = wire.make_prediction(prediction, durable_step, stream.slots.spec, numbers=True)
+            return pb.PredictResponse(prediction=message).SerializeToString()
+        return wire.encode_prediction(prediction, durable_step)
+
+    async def _end_of(self, call: PredictCall) -> None:
+        """Waits a little until the client has half-closed; WrongOrder when it sends more, which would get lost in silence."""
+        try:
+            async with asyncio.timeout(HALF_CLOSE_SECONDS):
+                message = await call.read()
+        except TimeoutError:
+            return
+        if message is not None:
+            raise WrongOrder("got a request after close, expected none: open the stream again to go on")
 
     async def _close(self, call: PredictCall, lease: Lease, message: pb.Close) -> CloseReason:
         """Ends the stream at its client's wish, once everything is stored."""

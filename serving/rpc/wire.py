@@ -24,7 +24,8 @@ from serving.core.errors import (
     WrongWidth,
 )
 from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
-from serving.core.streams import Existence, OpenKind, Phase
+from serving.core.stream_id import check_stream_id
+from serving.core.streams import Ask, Existence, OpenKind, Phase
 from serving.rpc.desk import StreamInfo
 from serving.rpc.status import WORTH_RETRYING, meaning_of, sentence
 
@@ -66,11 +67,48 @@ def decode_existence(value: int) -> Existence:
     return EXISTENCE[value]
 
 
-def decode_sync(value: int) -> bool:
-    """Whether answers wait until they are durable; InvalidField when this server does not know the wish."""
+def decode_ask(message: pb.Open) -> Ask:
+    """What an open asks for.
+
+    Raises:
+        InvalidField: its existence is not known, its owner cannot be one, or a client that goes on wants a new stream.
+
+    """
+    return make_ask(message.existence, message.owner, message.resume_from)
+
+
+def make_ask(existence: int, owner: str, resume_from: int) -> Ask:
+    """As `decode_ask`, from the fields."""
+    ask = Ask(decode_existence(existence), owner, resume_from)
+    if owner:
+        check_stream_id(owner, "owner")
+    if resume_from and ask.existence is Existence.MUST_BE_NEW:
+        raise InvalidField(
+            "existence",
+            f"got EXISTENCE_MUST_BE_NEW with resume_from {resume_from}, expected it with resume_from 0 only",
+        )
+    return ask
+
+
+def decode_output_format(value: int) -> int:
+    """How outputs are to be written; InvalidField when this server does not know it."""
+    if value not in pb.OutputFormat.values():
+        raise InvalidField("output_format", f"got {value}, expected one of {', '.join(pb.OutputFormat.keys())}")
+    return value
+
+
+def as_numbers(output_format: int, came_as_numbers: bool) -> bool:
+    """Whether outputs are written as numbers."""
+    if output_format == pb.OUTPUT_FORMAT_UNSPECIFIED:
+        return came_as_numbers
+    return output_format == pb.OUTPUT_FORMAT_NUMBERS
+
+
+def decode_sync(value: int, *, default: bool = False) -> bool:
+    """Whether answers wait until they are durable, unspecified by default; InvalidField when this server does not know the wish."""
     if value not in pb.Durability.values():
         raise InvalidField("durability", f"got {value}, expected one of {', '.join(pb.Durability.keys())}")
-    return bool(value == pb.DURABILITY_SYNC)
+    return default if value == pb.DURABILITY_UNSPECIFIED else value == pb.DURABILITY_SYNC
 
 
 def decode_request(message: bytes) -> pb.PredictRequest:
@@ -81,9 +119,18 @@ def decode_request(message: bytes) -> pb.PredictRequest:
         raise InvalidField("request", "got bytes that are not a PredictRequest") from error
 
 
-def decode_timestep(message: pb.Timestep) -> Timestep:
-    """A timestep. What may be wrong with it is found by whoever knows the model."""
-    return Timestep(message.step, message.values)
+def decode_timestep(message: pb.Timestep | pb.PredictOneRequest) -> Timestep:
+    """A timestep. What else may be wrong with it is found by whoever knows the model.
+
+    Raises:
+        InvalidField: it has values and numbers.
+
+    """
+    if not message.numbers:
+        return Timestep(message.step, message.values)
+    if message.values:
+        raise InvalidField("numbers", f"got {len(message.numbers)} beside values, expected one of the two")
+    return Timestep(message.step, np.asarray(message.numbers, "<f4").tobytes())
 
 
 class TimestepReader:
@@ -135,6 +182,17 @@ def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
     if duplicate:
         message += b"\x20\x01"
     return b"\x0a%b%b" % (_varint(len(message)), message)
+
+
+def make_prediction(prediction: Prediction, durable_step: int, spec: Spec, *, numbers: bool) -> pb.Prediction:
+    """The message of an answer; with `numbers` its outputs are written as such."""
+    message = pb.Prediction(step=prediction.step, durable_step=durable_step, duplicate=prediction.duplicate)
+    if not numbers:
+        message.outputs.extend(prediction.outputs)
+    elif prediction.outputs:
+        for output, packed in zip(spec.outputs, prediction.outputs, strict=True):
+            message.output_numbers.add(numbers=np.frombuffer(packed, output.dtype).astype(np.float64))
+    return message
 
 
 def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.PredictResponse:

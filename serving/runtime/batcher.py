@@ -463,6 +463,7 @@ OUTCOMES: dict[int, Outcome] = {
     Verdict.POISONED: "failed",
     Verdict.NOT_HELD: "ended",
     Verdict.NO_STEP_LEFT: "invalid",
+    Verdict.VALUES_DIFFER: "values_differ",
 }
 
 

@@ -30,6 +30,7 @@ from serving.runtime.metrics import Metrics
 from serving.runtime.pace import Pace
 from serving.runtime.peers import Peers
 from serving.runtime.repository import Repository
+from serving.runtime.resting import Resting
 from serving.runtime.sweeper import Sweeper
 from serving.store import Head, Mark, Marking, Record, Store, Tombstone
 
@@ -89,6 +90,7 @@ class Holdings:
             pace,
         )
         self.sweeper = Sweeper(store, forget_after_s, self._count)
+        self.resting = Resting(self.checkpointer.leave)
         metrics.live_streams = self._live
         metrics.known_streams = lambda: self.known
 
@@ -131,9 +133,34 @@ class Holdings:
                 self._marks.note(stream.key, stream.epoch, lease.durable_step)
                 self.peers.say_of(Marking(stream.key, stream.epoch, Mark.RELEASED))
 
+    def rest(self, lease: Lease) -> None:
+        """Lets a call go, and keeps its stream live for the next. Nothing happens when the lease has ended."""
+        stream = lease.stream
+        if lease.ended is None and stream.phase is Phase.LIVE:
+            self.streams.let_go(lease)
+            self.resting.add(stream)
+        else:
+            self.let_go(lease)
+
+    def go_on(self, key: Key, model: str, version: str) -> Lease | None:
+        """A new hold on a live stream of that model that no call has open, and that nobody is opening or dropping."""
+        stream = self.streams.find(key)
+        if stream is None or stream.phase is not Phase.LIVE or stream.lease is not None or not self._may_park(stream):
+            return None
+        spec = stream.slots.spec
+        if model not in ("", spec.name) or version not in ("", spec.version):
+            return None
+        self.stay(stream)
+        return self.streams.go_on(stream)
+
+    def stay(self, stream: Stream) -> None:
+        """A call has opened a stream: it neither rests nor leaves."""
+        self.resting.discard(stream)
+        self.checkpointer.stay(stream)
+
     async def drop(self, stream: Stream, reason: TidegateError) -> None:
         """Holds a stream no longer, whatever of it is not stored."""
-        self.checkpointer.stay(stream)
+        self.stay(stream)
         batcher = self._repository.of(stream.slots).batcher
         await batcher.between(lambda: self.streams.drop(stream, reason))
 
@@ -180,7 +207,7 @@ class Holdings:
             return False
         batcher = self._repository.of(stream.slots).batcher
         [checkpoint] = await batcher.between(lambda: checkpoint_rows([stream]))
-        if not await self._store.restore(checkpoint):
+        if not await self._store.restore(checkpoint, stream.owner):
             return False
         log.error(
             "stream %s: the store had lost it; it is stored again, at step %d", stream.key.stream_id, checkpoint.step
@@ -233,6 +260,7 @@ class Holdings:
 
     def _parked(self, stream: Stream, step: int) -> None:
         """A stream has left its slot."""
+        self.resting.discard(stream)
         if stream.lease is None:
             self._marks.note(stream.key, stream.epoch, step)
         self.peers.say(stream)

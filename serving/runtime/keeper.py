@@ -12,6 +12,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from functools import partial
 
 from serving.core.block import Block
@@ -24,15 +25,7 @@ from serving.core.errors import (
     TooManyStreams,
 )
 from serving.core.spec import Key
-from serving.core.streams import (
-    Existence,
-    Known,
-    Lease,
-    OpenKind,
-    Phase,
-    Stream,
-    rule_on_open,
-)
+from serving.core.streams import Ask, Known, Lease, Phase, Stream, rule_on_open
 from serving.rpc.desk import CloseReason, Opening, ServedModel
 from serving.runtime.batcher import Batcher
 from serving.runtime.crash import crash_point
@@ -79,11 +72,12 @@ class Keeper:
     def __repr__(self) -> str:
         return f"<Keeper {self._streams!r} {self._store!r}>"
 
-    async def open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
+    async def open(self, key: Key, model: str, version: str, ask: Ask) -> Opening:
         """Opens a stream: begins it, resumes it, or takes it over from another call.
 
         Raises:
             StreamRefused: it may not be opened so; nothing has changed.
+            TakenOver: the client goes on with it, and another owner has opened it since; nothing has changed.
             CheckpointBroken: its stored state cannot be read; nothing has changed.
             StoreUnavailable: the store cannot be asked.
             Stopping: the server is going away.
@@ -93,7 +87,7 @@ class Keeper:
             key = Key(key.tenant, secrets.token_urlsafe(STREAM_ID_BYTES))
         try:
             async with self._holdings.alone(key):
-                opening = await self._open(key, model, version, existence, acknowledged_step)
+                opening = await self._open(key, model, version, ask)
         except Exception as error:
             self._metrics.opened["refused"] += 1
             if isinstance(error, StateLost):
@@ -101,6 +95,16 @@ class Keeper:
             raise
         self._metrics.opened[opening.kind.value] += 1
         return opening
+
+    def go_on(self, key: Key, model: str, version: str) -> Lease | None:
+        """Opens a stream again that was left in memory; see `Holdings.go_on`."""
+        return self._holdings.go_on(key, model, version)
+
+    def rest(self, lease: Lease, *, opened: bool) -> None:
+        """Lets go of a stream that is likely to be opened again soon; see `Holdings.rest`."""
+        if opened:
+            self._metrics.closed["closed"] += 1
+        self._holdings.rest(lease)
 
     async def wake(self, lease: Lease) -> None:
         """Puts a parked stream that a call has open back into a slot.
@@ -183,11 +187,12 @@ class Keeper:
     async def close(self) -> None:
         """Opens nothing more, and waits until every stream is in the store."""
         self._stopping = True
+        self._holdings.resting.leave()
         await self.checkpointer.flush()
         await self.peers.flush()
         log.info("all streams stored")
 
-    async def _open(self, key: Key, model: str, version: str, existence: Existence, acknowledged_step: int) -> Opening:
+    async def _open(self, key: Key, model: str, version: str, ask: Ask) -> Opening:
         for _ in range(CLAIM_TRIES):
             if self._stopping:
                 raise Stopping
@@ -196,17 +201,16 @@ class Keeper:
                 served = self._repository.find(known.model.name, version or known.model.version)
             else:
                 served = self._repository.find(model, version)
-            kind = rule_on_open(key, known, served.spec, existence, acknowledged_step)
-            if kind is OpenKind.NEW:
-                with self._holdings.one_more() as began:
-                    lease = await self._once_begun(self._claim(key, served, stream, record))
-                    if lease is not None:
-                        began()
-            else:
-                lease = await self._once_begun(self._claim(key, served, stream, record))
+            kind = rule_on_open(key, known, served.spec, ask)
+            there = known is not None and known.phase in (Phase.LIVE, Phase.PARKED)
+            with nullcontext(None) if there else self._holdings.one_more() as began:
+                lease = await self._once_begun(self._claim(key, served, stream, record, ask.owner))
+                if lease is not None and began is not None:
+                    began()
             if lease is not None:
-                self.checkpointer.stay(lease.stream)
-                return Opening(lease, kind, lease.stream.step + 1, served.slots.answers)
+                self._holdings.stay(lease.stream)
+                changed = there and known is not None and known.owner != ask.owner
+                return Opening(lease, kind, lease.stream.step + 1, served.slots.answers, changed)
         raise contended(key)
 
     async def _look(self, key: Key) -> tuple[Stream | None, Record | None, Known | None]:
@@ -225,15 +229,15 @@ class Keeper:
         head = record.head
         if stream is not None and stream.phase is Phase.LIVE:
             phase = Phase.LIVE if stream.lease is not None else Phase.PARKED
-            return stream, record, Known(phase, stream.step, stream.slots.spec.id)
+            return stream, record, Known(phase, stream.step, stream.slots.spec.id, head.owner, head.epoch)
         if stream is not None:  # parked, though a call has it open: that call loses it
             assert stream.lease is not None
             if head.step < stream.lease.durable_step:
                 lost = StateLost(key.stream_id, head.step, stream.lease.durable_step)
                 self._streams.drop(stream, lost)
                 raise lost
-            return stream, record, Known(Phase.LIVE, head.step, head.model)
-        return None, record, Known(LEFT[head.tombstone], head.step, head.model)
+            return stream, record, Known(Phase.LIVE, head.step, head.model, head.owner, head.epoch)
+        return None, record, Known(LEFT[head.tombstone], head.step, head.model, head.owner, head.epoch)
 
     async def _once_begun(self, claim: Coroutine[None, None, Lease | None]) -> Lease | None:
         """Finishes a claim, whether or not the caller waits for it.
@@ -260,21 +264,23 @@ class Keeper:
         elif (lease := claiming.result()) is not None:
             self._holdings.let_go(lease)
 
-    async def _claim(self, key: Key, served: Served, stream: Stream | None, seen: Record | None) -> Lease | None:
+    async def _claim(
+        self, key: Key, served: Served, stream: Stream | None, seen: Record | None, owner: str
+    ) -> Lease | None:
         """Makes this process the stream's only owner; None when another was faster."""
         seen_epoch = seen.head.epoch if seen is not None else 0
         if stream is not None and stream.phase is Phase.LIVE:
-            record = await self._store.claim(key, seen_epoch, served.spec.id)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
             crash_point("during-take-over")
             if record is None:
                 return None
-            self.checkpointer.stay(stream)
+            self._holdings.stay(stream)
             # Between batches: a timestep that is being run now is applied, and the new call goes on after it.
-            take_over = partial(self._streams.take_over, stream, record.head.epoch)
+            take_over = partial(self._streams.take_over, stream, record.head.epoch, owner)
             return await self._repository.of(stream.slots).batcher.between(take_over)
         slot = self._acquire(served, key)
         try:
-            record = await self._store.claim(key, seen_epoch, served.spec.id)
+            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
             crash_point("during-take-over")
             if record is None:
                 served.slots.release(slot)
@@ -293,8 +299,8 @@ class Keeper:
                 self._streams.drop(parked, TakenOver(head.key.stream_id, head.epoch))
             _check_not_older(record, seen)
             if record.checkpoint is not None:
-                return self._streams.resume(record.checkpoint, served.slots, slot, head.epoch)
-            return self._streams.begin(head.key, served.slots, slot, head.epoch)
+                return self._streams.resume(record.checkpoint, served.slots, slot, head.epoch, head.owner)
+            return self._streams.begin(head.key, served.slots, slot, head.epoch, head.owner)
         except TidegateError:
             self.peers.say_of(Marking(head.key, head.epoch, Mark.RELEASED))
             raise

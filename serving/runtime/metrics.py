@@ -16,7 +16,9 @@ from serving.rpc.desk import CloseReason
 from serving.runtime.board import Board, Family, Numbers
 from serving.runtime.log import lines_dropped
 
-Outcome = Literal["ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind"]
+Outcome = Literal[
+    "ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind", "values_differ"
+]
 CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 Label = TypeVar("Label", bound=str)

@@ -149,7 +149,12 @@ class Server:
         )
         self.keeper = Keeper(self.repository, store, metrics, self.holdings)
         self.administration = Administration(self.repository, store, self.holdings)
-        self._native = native.Native(self.keeper, self.administration, config.live_max_of_a_peer)
+        self._native = native.Native(
+            self.keeper,
+            self.administration,
+            live_max=config.live_max_of_a_peer,
+            message_bytes_max=config.message_bytes_max,
+        )
         native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -25,7 +25,10 @@ from serving.core.spec import STEP_MAX, Checkpoint, Key, ModelId
 from serving.store.store import Head, Record
 
 MAGIC = b"TGCK"
-FORMAT = 1
+FORMAT = 2
+# The payload ends with a hash of 8 bytes for each answer. In the first format it did not: 0 says that one is not known.
+FORMAT_WITHOUT_HASHES = 1
+HASH_BYTES = 8
 
 _TAG = struct.Struct("<4sH")
 _HEADER = struct.Struct("<4sH5HQQQI")
@@ -74,7 +77,7 @@ def decode(record: bytes, where: str) -> Checkpoint:
         CheckpointBroken: the record is truncated, foreign, of another format or damaged. Nothing of it is used.
 
     """
-    _check_tag(record, where)
+    form = _check_tag(record, where)
     if len(record) < _HEADER.size:
         raise _truncated(where, len(record), _HEADER.size + _DIGEST_BYTES)
     _, _, *sizes, payload_bytes, epoch, step, answers = _HEADER.unpack_from(record)
@@ -97,9 +100,10 @@ def decode(record: bytes, where: str) -> Checkpoint:
         raise CheckpointBroken(
             where, f"its step {step} or epoch {epoch} is above {STEP_MAX}, which no stream can reach"
         )
-    return Checkpoint(
-        Key(tenant, stream_id), epoch, step, ModelId(name, version, fingerprint), answers, record[offset:end]
-    )
+    payload = record[offset:end]
+    if form == FORMAT_WITHOUT_HASHES and answers <= len(payload):  # or it lies, and is no reason to take memory
+        payload += bytes(HASH_BYTES * answers)
+    return Checkpoint(Key(tenant, stream_id), epoch, step, ModelId(name, version, fingerprint), answers, payload)
 
 
 def read(head: Head, record: bytes | None, where: str) -> Record:
@@ -123,8 +127,8 @@ def read(head: Head, record: bytes | None, where: str) -> Record:
     return Record(head, checkpoint)
 
 
-def _check_tag(record: bytes, where: str) -> None:
-    """Refuses what is not a record, or not one of this format."""
+def _check_tag(record: bytes, where: str) -> int:
+    """The format of a record; refuses what is not a record, or of a format that is not known."""
     if record[: len(MAGIC)] != MAGIC[: len(record)]:
         raise CheckpointBroken(where, f"record: begins with {record[: len(MAGIC)]!r}, not {MAGIC!r}: not Tidegate's")
     if len(record) < _TAG.size:
@@ -134,8 +138,9 @@ def _check_tag(record: bytes, where: str) -> None:
         raise CheckpointBroken(
             where, f"record: format {form} is newer than {FORMAT}, the newest that this server reads; update the server"
         )
-    if form < FORMAT:
-        raise CheckpointBroken(where, f"record: got format {form}, expected {FORMAT}")
+    if form < FORMAT_WITHOUT_HASHES:
+        raise CheckpointBroken(where, f"record: got format {form}, expected {FORMAT_WITHOUT_HASHES} to {FORMAT}")
+    return int(form)
 
 
 def _truncated(where: str, got: int, expected: int) -> CheckpointBroken:

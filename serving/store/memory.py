@@ -34,7 +34,7 @@ class MemoryStore:
         """What is held of a stream."""
         return self._records.get(key)
 
-    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
+    async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
         """Raises the epoch if it still is `seen_epoch`, else None."""
         record = self._records.get(key)
         if (record.head.epoch if record else 0) != seen_epoch:
@@ -47,7 +47,8 @@ class MemoryStore:
                 record, head=replace(record.head, epoch=seen_epoch + 1, model=model, updated_unix_nano=now)
             )
         record = replace(
-            record, head=replace(record.head, holder=Holder.SELF, live=True, mine=True, asked=0, answered=0)
+            record,
+            head=replace(record.head, holder=Holder.SELF, live=True, mine=True, asked=0, answered=0, owner=owner),
         )
         self._keep(record)
         return record
@@ -67,13 +68,13 @@ class MemoryStore:
         now = self._clock()
         return [self._save(checkpoint, now) for checkpoint in checkpoints]
 
-    async def restore(self, checkpoint: Checkpoint) -> bool:
+    async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
         """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
         if checkpoint.key in self._records or checkpoint.epoch <= self._highest:
             return False
         now, size = self._clock(), len(checkpoint.payload)
         head = Head(checkpoint.key, checkpoint.epoch, checkpoint.step, checkpoint.model, now, now, size)
-        self._keep(Record(replace(head, holder=Holder.SELF, live=True, mine=True), checkpoint))
+        self._keep(Record(replace(head, holder=Holder.SELF, live=True, mine=True, owner=owner), checkpoint))
         return True
 
     async def mark(self, markings: Sequence[Marking]) -> None:
@@ -192,6 +193,7 @@ class MemoryStore:
             holder=Holder.NOBODY,
             live=False,
             mine=False,
+            owner="",
         )
         self._records[head.key] = Record(head, None)
 

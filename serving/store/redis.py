@@ -53,7 +53,9 @@ log = logging.getLogger("tidegate.store")
 
 Result = TypeVar("Result")
 
-FORMAT = 2
+FORMAT = 3
+# What streams of these lack is read as nothing, so they need not be written anew.
+OLDER_FORMATS = (b"1", b"2")
 # For the whole of an operation. A healthy server answers in a millisecond; the checkpointer tries again by itself.
 TIMEOUT_S = 2.0
 # Connections of this process. An operation holds one for a round trip; what finds none free waits, within its time-out.
@@ -139,21 +141,21 @@ class RedisStore:
         """What is held of a stream."""
         return await self._record(key, await self._within(self._redis.hmget(_stream(key), [*FIELDS, "record"])))
 
-    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
+    async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
         """Raises the epoch if it still is `seen_epoch`, and gives what is held then; else None."""
         alive = (_writer_key(self._writer), DEAD_MS)
-        return await self._record(key, await self._one(CLAIM, key, seen_epoch, *model, *alive))
+        return await self._record(key, await self._one(CLAIM, key, seen_epoch, *model, owner, *alive))
 
     async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
         """Makes a stream with its first state, if it still is unknown or that tombstone."""
         c = replace(checkpoint, epoch=0)  # the new one is not known yet
-        planted = await self._one(PLANT, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model)
+        planted = await self._one(PLANT, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model, "")
         return await self._record(c.key, planted)
 
-    async def restore(self, checkpoint: Checkpoint) -> bool:
+    async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
         """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
         c = checkpoint
-        arguments = (0, c.step, len(c.payload), encode(c), *c.model, c.epoch)
+        arguments = (0, c.step, len(c.payload), encode(c), *c.model, owner, c.epoch)
         return bool(await self._one(PLANT, c.key, *arguments))
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
@@ -261,7 +263,7 @@ class RedisStore:
         """Checks that the server is one that can be used, and says what is dangerous about it."""
         form = f"{_PREFIX}:format"
         kept = await self._within(self._redis.set(form, FORMAT, nx=True, get=True))
-        if kept == b"1":  # what it lacks is read as nothing
+        if kept in OLDER_FORMATS:
             await self._within(self._redis.set(form, FORMAT))
         elif isinstance(kept, bytes) and kept != b"%d" % FORMAT:
             raise StoreUnavailable(
@@ -302,7 +304,7 @@ class RedisStore:
     def _head(self, key: Key, values: Sequence[str], *, alive: bool) -> Head:
         """A head from the texts of its fields."""
         epoch, step, name, version, fingerprint, created, updated, state_bytes, tombstone, *rest = values
-        writer, mark, asked, answered = rest
+        writer, mark, asked, answered, owner = rest
         holder = (Holder.SELF if writer == str(self._writer) else Holder.OTHER) if alive else Holder.NOBODY
         return Head(
             key,
@@ -318,6 +320,7 @@ class RedisStore:
             mine=writer == str(self._writer),
             asked=int(asked or 0),
             answered=int(answered or 0),
+            owner=owner or "",
         )
 
     async def _script(self, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:

@@ -5,7 +5,7 @@ Whatever is looked at without the record stands before it in the table: what sta
 
 from serving.store.store import Wanted
 
-SCHEMA = 2
+SCHEMA = 3
 # "TdGt": tells `file` and us that a database is Tidegate's.
 APPLICATION_ID = 0x54644774
 
@@ -25,6 +25,7 @@ _STREAMS = """CREATE TABLE streams (
     updated_unix_nano INTEGER NOT NULL,
     state_bytes INTEGER NOT NULL,
     tombstone INTEGER NOT NULL, -- a Tombstone
+    owner TEXT NOT NULL DEFAULT '', -- the client of the last claim, '' when it named none, and of a tombstone
     record BLOB, -- NULL before the first checkpoint, and of a tombstone
     PRIMARY KEY (tenant, stream_id)
 )"""
@@ -41,22 +42,40 @@ _BESIDE = (
     "CREATE TABLE epochs (highest INTEGER NOT NULL) -- of streams that are gone without a tombstone",
     "INSERT INTO epochs VALUES (0)",
 )
-# From the schema before: nobody has its streams in memory.
-_FROM_1 = (
-    "ALTER TABLE streams RENAME TO streams_1",
-    "DROP INDEX streams_by_age",
-    _STREAMS,
-    """INSERT INTO streams SELECT tenant, stream_id, epoch, 0, 0, 0, 0, step, model_name, model_version, fingerprint,
-        created_unix_nano, updated_unix_nano, state_bytes, expired, record FROM streams_1""",
-    "DROP TABLE streams_1",
+
+
+def _from(before: str) -> tuple[str, ...]:
+    """The statements that make the streams of an older schema into those of this one, whose columns they give in order.
+
+    A column that is merely added would stand behind the record.
+    """
+    return (
+        "ALTER TABLE streams RENAME TO streams_before",
+        _STREAMS,
+        f"INSERT INTO streams SELECT {before} FROM streams_before",  # noqa: S608 (columns, named in this file)
+        "DROP TABLE streams_before",  # and its indexes, whose names are used again
+        *_INDEXES,
+    )
+
+
+# Nobody has its streams in memory.
+_FROM_1 = _from(
+    """tenant, stream_id, epoch, 0, 0, 0, 0, step, model_name, model_version, fingerprint,
+    created_unix_nano, updated_unix_nano, state_bytes, expired, '', record"""
+)
+# Servers of that schema may be running, and go on: what they write names its columns. Of owners they know nothing: a claim of
+# theirs leaves the one that was there.
+_FROM_2 = _from(
+    """tenant, stream_id, epoch, writer, mark, asked, answered, step, model_name, model_version, fingerprint,
+    created_unix_nano, updated_unix_nano, state_bytes, tombstone, '', record"""
 )
 # The statements that make the tables, from those of each schema.
-BUILD = {0: (_STREAMS, *_INDEXES, *_BESIDE), 1: (*_FROM_1, *_INDEXES, *_BESIDE), SCHEMA: ()}
+BUILD = {0: (_STREAMS, *_INDEXES, *_BESIDE), 1: (*_FROM_1, *_BESIDE), 2: _FROM_2, SCHEMA: ()}
 
 # When the writer of a stream last said that it is alive.
 BEAT = "ifnull((SELECT beat_unix_nano FROM writers WHERE writers.writer = streams.writer), 0)"
 HEAD = f"""stream_id, epoch, step, model_name, model_version, fingerprint, created_unix_nano, updated_unix_nano,
-    state_bytes, tombstone, streams.writer, mark, asked, answered, CASE mark WHEN 0 THEN 0 ELSE {BEAT} END"""
+    state_bytes, tombstone, streams.writer, mark, asked, answered, owner, CASE mark WHEN 0 THEN 0 ELSE {BEAT} END"""
 # What a scan looks for; each has an index that holds few more than that.
 WANTED = {
     Wanted.ALL: "tombstone != 2",

@@ -10,10 +10,11 @@ NOTICES_MAX = 10_000
 # What a head is made of, in order. `expired` is a Tombstone, and called so for the sake of what is stored.
 FIELDS = (
     *("epoch", "step", "name", "version", "fingerprint", "created", "updated", "bytes", "expired"),
-    *("writer", "mark", "asked", "answered"),
+    *("writer", "mark", "asked", "answered", "owner"),
 )
 _QUOTED = ", ".join(f"'{field}'" for field in FIELDS)
-# What writers do to a stream. A stream of the format before has no `writer` and no `mark`: nobody has it in memory.
+# What writers do to a stream. A stream of format 1 has no `writer` and no `mark`: nobody has it in memory. One of format 2 has no
+# `owner`, nor has a tombstone.
 # The scripts of one stream begin so. KEYS: stream, ages, tombstones, deleted, ids, notices, highest epoch.
 # ARGV: member, id, writer, now, score.
 BEGIN = f"""
@@ -32,7 +33,7 @@ local function found()
   return redis.call('HMGET', stream, {_QUOTED}, 'record')
 end
 """
-# ARGV more: seen epoch, model name, version, fingerprint, what is there while a writer is alive, for how many milliseconds.
+# ARGV more: seen epoch, model name, version, fingerprint, owner, what is there while a writer is alive, for how many milliseconds.
 CLAIM = """
 if (epoch or '0') ~= ARGV[6] then return false end
 give_notice()
@@ -44,15 +45,15 @@ if not epoch or tombstone ~= '0' then
   redis.call('ZREM', deleted, member)
 end
 redis.call('HSET', stream, 'epoch', following, 'writer', me, 'mark', 2, 'asked', 0, 'answered', 0, 'updated', now,
-  'name', ARGV[7], 'version', ARGV[8], 'fingerprint', ARGV[9])
+  'name', ARGV[7], 'version', ARGV[8], 'fingerprint', ARGV[9], 'owner', ARGV[10])
 redis.call('ZADD', ages, score, member)
-redis.call('SET', ARGV[10], 1, 'PX', ARGV[11]) -- who has a stream is alive
+redis.call('SET', ARGV[11], 1, 'PX', ARGV[12]) -- who has a stream is alive
 return found()
 """
-# ARGV more: seen epoch, step, bytes, record, model name, version, fingerprint, then to restore the epoch, to plant nothing.
+# ARGV more: seen epoch, step, bytes, record, model name, version, fingerprint, owner, then to restore the epoch, to plant nothing.
 PLANT = """
 if (epoch or '0') ~= ARGV[6] or (epoch and tombstone == '0') then return false end
-local following, said = ARGV[13], 2
+local following, said = ARGV[14], 2
 if not following then
   following, said = next_epoch(), 0
 elseif tonumber(following) <= tonumber(redis.call('GET', highest) or '0') then
@@ -60,7 +61,7 @@ elseif tonumber(following) <= tonumber(redis.call('GET', highest) or '0') then
 end
 redis.call('HSET', stream, 'epoch', following, 'writer', me, 'mark', said, 'asked', 0, 'answered', 0,
   'step', ARGV[7], 'bytes', ARGV[8], 'record', ARGV[9], 'name', ARGV[10], 'version', ARGV[11], 'fingerprint', ARGV[12],
-  'created', now, 'updated', now, 'expired', 0)
+  'owner', ARGV[13], 'created', now, 'updated', now, 'expired', 0)
 redis.call('ZADD', ids, 0, id)
 redis.call('ZADD', ages, score, member)
 redis.call('ZREM', tombstones, member)
@@ -78,7 +79,7 @@ FORGET = """
 if epoch ~= ARGV[6] or tombstone == '2' then return 0 end
 give_notice()
 redis.call('HSET', stream, 'epoch', next_epoch(), 'writer', 0, 'mark', 0, 'bytes', 0, 'expired', 2, 'updated', now)
-redis.call('HDEL', stream, 'record')
+redis.call('HDEL', stream, 'record', 'owner')
 redis.call('ZREM', ages, member)
 redis.call('ZREM', tombstones, member)
 redis.call('ZADD', deleted, score, member)
@@ -134,7 +135,7 @@ repeat
       if wanted == 'all' or (wanted == 'expired' and expired) or (wanted == 'held' and not expired and alive == 1)
           or (wanted == 'rest' and not expired and alive == 0) then
         table.insert(head, 1, id)
-        head[15] = alive
+        head[#head + 1] = alive
         heads[#heads + 1] = cjson.encode(head)
       end
     else -- the server threw the stream out for want of memory
@@ -171,7 +172,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV
     if epoch then -- else the server threw it out for want of memory
       redis.call('HINCRBY', stream, 'epoch', 1)
       redis.call('HSET', stream, 'expired', 1, 'bytes', 0, 'writer', 0, 'mark', 0)
-      redis.call('HDEL', stream, 'record')
+      redis.call('HDEL', stream, 'record', 'owner')
       redis.call('ZADD', KEYS[2], redis.call('ZSCORE', KEYS[1], member), member)
     end
     redis.call('ZREM', KEYS[1], member)

@@ -83,17 +83,17 @@ class SqliteStore:
         """What is held of a stream."""
         return self._read(await self._submit("load", key))
 
-    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
+    async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
         """Raises the epoch if it still is `seen_epoch`, and gives what is held then; else None."""
-        return self._read(await self._submit("claim", Claim(key, seen_epoch, model), key))
+        return self._read(await self._submit("claim", Claim(key, seen_epoch, model, owner), key))
 
     async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
         """Makes a stream with its first state, if it still is unknown or that tombstone."""
         return self._read(await self._submit("plant", (checkpoint, seen_epoch), checkpoint.key))
 
-    async def restore(self, checkpoint: Checkpoint) -> bool:
+    async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
         """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
-        restored: bool = await self._submit("restore", (checkpoint,), checkpoint.key)
+        restored: bool = await self._submit("restore", (checkpoint, owner), checkpoint.key)
         return restored
 
     async def mark(self, markings: Sequence[Marking]) -> None:
@@ -228,7 +228,7 @@ class _Worker:
                 writes = [operation for operation in batch if operation.name not in _READS]
                 # Reads stand outside the transaction: they need no lock, and see nothing that may yet be rolled back.
                 outcomes = self._attempt(database, reads, nullcontext)
-                outcomes += self._attempt(database, writes, database.transaction)
+                outcomes += self._attempt(database, writes, database.file.transaction)
                 self.cpu_seconds = time.thread_time()
                 self._tell(self._finish, outcomes)
             database.close()
@@ -265,10 +265,10 @@ class _Worker:
         try:
             return self._patiently(database, operations, scope)
         except Exception as error:  # noqa: BLE001 (each is raised where the operation is awaited)
-            if len(operations) == 1 or database.is_locked(error):
+            if len(operations) == 1 or database.file.is_locked(error):
                 # One error for each: awaiting adds to the traceback of what it raises.
                 return [
-                    (operation.done, database.explained(error) if isinstance(error, sqlite3.Error) else error)
+                    (operation.done, database.file.explained(error) if isinstance(error, sqlite3.Error) else error)
                     for operation in operations
                 ]
         half = len(operations) // 2
@@ -278,13 +278,13 @@ class _Worker:
         self, database: Database, operations: Sequence[_Operation], scope: Callable[[], AbstractContextManager[None]]
     ) -> list[_Outcome]:
         """What operations give; asks again for so long as another process holds the lock, within the time to wait for it."""
-        deadline = time.monotonic() + database.busy_timeout_s
+        deadline = time.monotonic() + database.file.busy_timeout_s
         while True:
             try:
                 with scope():
                     return list(self._results(database, operations))
             except sqlite3.Error as error:
-                if not database.is_locked(error) or time.monotonic() > deadline:
+                if not database.file.is_locked(error) or time.monotonic() > deadline:
                     raise
 
     def _results(self, database: Database, operations: Sequence[_Operation]) -> Iterator[_Outcome]:

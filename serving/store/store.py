@@ -1,7 +1,8 @@
 """What a store promises; the one interface behind which the stores differ.
 
-A store keeps, for each stream, the epoch of its last opener, who that was, and its last checkpoint. Both are the fence: whoever
-opens a stream raises the epoch and becomes its writer, and what comes later from another writer or under another epoch is
+A store keeps, for each stream, the epoch of its last claim, the writer and the owner of that claim, and its last checkpoint.
+The writer is the store object that claimed it; the owner is the client for whom it did, as a text that says nothing to the store.
+Epoch and writer are the fence: whoever opens a stream raises the epoch and becomes its writer, and what comes later from another writer or under another epoch is
 refused by the store itself, in the same atomic operation that would have written it. So a process that was frozen, cut off or
 declared dead can wake up and do no harm. What was read before a claim is not what is owned after it, for the last writer may
 have stored in between: so the claim itself gives the record.
@@ -69,7 +70,9 @@ class Head:
     """What a store knows of a stream without reading its state.
 
     `step` is the last stored timestep, 0 before the first. `holder` is who has it in memory, and `live` whether it owns a slot
-    there; `mine` tells whether this store object claimed it last, and may store it. `asked` counts how often the holder was asked to store it, `answered` is the last of these that was settled.
+    there; `mine` tells whether this store object claimed it last, and may store it. `asked` counts how often the holder was asked to
+    store it, `answered` is the last of these that was settled. `owner` is the one that the last claim named; "" when it named none,
+    and of a tombstone.
     """
 
     key: Key
@@ -85,6 +88,7 @@ class Head:
     mine: bool = False
     asked: int = 0
     answered: int = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +124,21 @@ class Store(Protocol):
     async def load(self, key: Key) -> Record | None:
         """What is held of a stream, None when it is not known. CheckpointBroken when its record is damaged."""
 
-    async def claim(self, key: Key, seen_epoch: int, model: ModelId) -> Record | None:
-        """Makes the caller the stream's only writer, under `model`, and gives what is held of it from then on.
+    async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
+        """Makes the caller the stream's only writer, under `model` and for `owner`, and gives what is held of it from then on.
 
         Raises the epoch by one if it still is `seen_epoch` (0: the stream is not known; it begins above every epoch of a
         stream that is gone); gives None, and changes nothing, when somebody else was faster. Of a tombstone nothing is
         left but the epoch, which goes on from there. Another writer that had the stream in memory gets a notice.
         CheckpointBroken when the record is damaged: then the claim stands.
+
+        `owner` takes the place of the one that was kept, also when it is "". The record is as of after the claim, so its head
+        names the new one. Who was the owner before stands in the head that the caller loaded with `seen_epoch`. That is safe to
+        decide by: the owner changes with the epoch alone, so a claim that is granted has found that owner still there.
         """
 
     async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
-        """Claims a stream and stores its first state, in one write; nobody has it in memory then.
+        """Claims a stream for no owner and stores its first state, in one write; nobody has it in memory then.
 
         The stream must not be known (`seen_epoch` 0) or be a tombstone of that epoch; gives None, and changes nothing, when it
         is neither. The epoch in `checkpoint` does not count.
@@ -143,8 +151,8 @@ class Store(Protocol):
         When the call returns, those that are True survive what `survives` says.
         """
 
-    async def restore(self, checkpoint: Checkpoint) -> bool:
-        """Stores a state under the epoch that it has, for its writer, after the store has lost the stream.
+    async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
+        """Stores a state under the epoch and for the owner that it has, for its writer, after the store has lost the stream.
 
         False, and nothing is changed, when something is known of the stream, or may have been known since.
         """
@@ -161,7 +169,7 @@ class Store(Protocol):
     async def forget(self, key: Key, epoch: int) -> bool:
         """Deletes a stream; False, and nothing is changed, when its epoch is not `epoch`, or it was deleted before.
 
-        A tombstone keeps the epoch, raised by one. Another writer that had the stream in memory gets a notice.
+        A tombstone keeps the epoch, raised by one, and no owner. Another writer that had the stream in memory gets a notice.
         """
 
     async def scan(
@@ -176,7 +184,7 @@ class Store(Protocol):
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
     ) -> int:
-        """Turns streams last updated before a time into tombstones, raising their epoch; returns how many.
+        """Turns streams last updated before a time into tombstones, raising their epoch, without an owner; returns how many.
 
         Not those that are live in a writer that is alive. Tombstones of expired streams last updated before the second time
         vanish, those of deleted ones before the third. One call may stop after some thousand; call again until it gives 0.

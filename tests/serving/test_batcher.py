@@ -18,6 +18,7 @@ from serving.core.errors import (
     Stopping,
     StoreBehind,
     TakenOver,
+    ValuesDiffer,
     WrongWidth,
 )
 from serving.core.handles import Handles
@@ -278,11 +279,11 @@ async def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> No
 
 
 async def test_every_verdict_reaches_its_caller() -> None:
-    """One batch with a good row, a repeat, a gap, an infinity and a NaN: each caller gets its own answer."""
+    """One batch with a good row, a repeat, a gap, an infinity, a NaN and other values under an old number: each caller gets its own answer."""
     async with run_bench(running_sum()) as bench:
-        leases = [bench.begin(str(name)) for name in range(5)]
-        await soon(*(bench.batcher.submit(lease, t(number)) for number, lease in enumerate(leases)))
-        sent = [t(10, 2), t(99, 1), t(10, 5), t(np.inf, 2), t(np.nan, 2)]
+        leases = [bench.begin(str(name)) for name in range(6)]
+        await soon(*(bench.batcher.submit(lease, t(min(number, 1))) for number, lease in enumerate(leases)))
+        sent = [t(10, 2), t(1, 1), t(10, 5), t(np.inf, 2), t(np.nan, 2), t(99, 1)]
         answers = await soon(*(bench.batcher.submit(*pair) for pair in zip(leases, sent, strict=True)))
         assert bench.batches[-1] == tuple(lease.stream.slot for lease in leases)
         assert (value(answers[0]), answers[0].duplicate, answers[0].step) == (10, False, 2)
@@ -292,8 +293,10 @@ async def test_every_verdict_reaches_its_caller() -> None:
         assert isinstance(answers[3], NotFinite)
         assert isinstance(answers[4], NotFinite)
         assert "does not handle missing values" in str(answers[4])
+        assert isinstance(answers[5], ValuesDiffer)
+        assert "timestep 1 was applied with other values" in str(answers[5])
         counted = {outcome: count for outcome, count in bench.metrics.steps.items() if count}
-        assert counted == {"ok": 6, "duplicate": 1, "gap": 1, "invalid": 2}
+        assert counted == {"ok": 7, "duplicate": 1, "gap": 1, "invalid": 2, "values_differ": 1}
 
 
 async def test_a_forgotten_repeat_has_no_answer() -> None:
@@ -309,7 +312,7 @@ async def test_a_forgotten_repeat_has_no_answer() -> None:
 async def test_a_wrong_width_is_refused_at_the_door() -> None:
     """It never gets into the queue, and the message has both widths and the features."""
     async with run_bench(running_sum()) as bench:
-        with pytest.raises(WrongWidth, match=r"got 8 bytes, expected 4: .*\(x\)"):
+        with pytest.raises(WrongWidth, match=r"got 2 numbers in 8 bytes, expected 4: .*\(x\)"):
             bench.batcher.submit(bench.begin("a"), Timestep(1, pack(1, 2)))
         assert bench.metrics.steps["invalid"] == 1
         assert "0 of 64 queued" in repr(bench.batcher)

@@ -130,7 +130,7 @@ async def test_repeats_and_gaps_are_told_by_row(sum_root: Path) -> None:
         handles = list((await call.open("a", "b", "c", "d")).handles)
         for value in (1, 2, 3):
             await call.block(handles, [[value]] * 4)
-        answer = await call.block(handles, [[9]] * 4, [3, 1, 7, 4], number=77)
+        answer = await call.block(handles, [[3], [9], [9], [9]], [3, 1, 7, 4], number=77)
         assert answer.block == 77
         assert numbers(answer.steps) == [3, 1, 7, 4]
         assert sums(answer) == [6, 0, 0, 15]
@@ -412,9 +412,9 @@ async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) ->
 
 
 async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
-    """Each stream has its own acknowledged step."""
+    """Each stream goes on from a timestep of its own."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
-        opened = await RawBlocks(channel).open("a", "b", acknowledged_steps=[0, 7])
+        opened = await RawBlocks(channel).open("a", "b", resume_from=[1, 8])
         assert {row: error.reason for row, error in errors(opened).items()} == {1: Reason.REASON_STATE_LOST}
 
 
@@ -424,9 +424,9 @@ async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
         (pb.PredictBlocksRequest(), grpc.StatusCode.INVALID_ARGUMENT, "kind: got a request without one"),
         (b"\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT, "request: got bytes that are not a PredictBlocksRequest"),
         (
-            pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["a"], acknowledged_steps=[1, 2])),
+            pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["a"], resume_from=[1, 2])),
             grpc.StatusCode.INVALID_ARGUMENT,
-            "acknowledged_steps: got 2, expected none or 1",
+            "resume_from: got 2, expected none or 1",
         ),
         (
             pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=[""] * 65_537)),
@@ -439,7 +439,7 @@ async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
             "model: 'nope' is not served",
         ),
     ],
-    ids=["no kind", "no request", "acknowledged", "too many", "no model"],
+    ids=["no kind", "no request", "resume_from", "too many", "no model"],
 )
 async def test_what_breaks_the_protocol_ends_the_call(
     sum_root: Path, request_: Any, code: grpc.StatusCode, words: str

@@ -94,7 +94,7 @@ class Workshop:
         leases = []
         for number in range(count):
             name = key(f"s{number}")
-            record = await self.store.claim(name, 0, self.served.spec.id)
+            record = await self.store.claim(name, 0, self.served.spec.id, "")
             assert record is not None
             leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), record.head.epoch))
         return leases
@@ -269,7 +269,7 @@ async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.step(lease)
-        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id)
+        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
         with pytest.raises(TakenOver):
             await shop.checkpointer.durable(lease, 1)
 

@@ -61,12 +61,42 @@ def test_a_duplicate_leaves_the_state_alone() -> None:
     rows = begin(engine, 2)
     run(engine, rows, [1, 1], [1, 2])
     before = row_bits(engine, rows[0])
-    report = run(engine, rows, [1, 2], [100, 20])
+    report = run(engine, rows, [1, 2], [1, 20])
     assert verdicts(report, 2) == [Verdict.DUPLICATE, Verdict.APPLIED]
     assert row_bits(engine, rows[0]) == before
     assert report.applied is not None
     assert report.applied.tolist() == [1]
     assert report.outputs[0].tolist() == [[22]]
+
+
+def test_a_repeat_with_other_values_is_refused() -> None:
+    """Two clients have sent a timestep of that number, and one of them would take the other's answer for its own."""
+    engine = make_engine(running_sum())
+    rows = begin(engine, 2)
+    run(engine, rows, [1, 1], [1, 2])
+    before = row_bits(engine, rows[0])
+    report = run(engine, rows, [1, 2], [100, 20])
+    assert verdicts(report, 2) == [Verdict.VALUES_DIFFER, Verdict.APPLIED]
+    assert row_bits(engine, rows[0]) == before
+
+
+def test_a_repeat_is_known_however_it_came_first() -> None:
+    """Alone or in a batch, with or without missing values: the hash is the same."""
+    engine = make_engine(lstm())
+    features = len(engine.model.spec.features)
+    rows = begin(engine, 2)
+    alone = np.arange(features, dtype=np.float32)
+    assert engine.run_alone(rows[0], Timestep(1, alone.tobytes())) is not None
+    missing = np.where(np.arange(features) == 1, np.nan, alone).astype(np.float32)
+    x = np.array([missing, alone])
+    engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), x)
+    again = np.array([missing, alone])
+    report = engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), again)
+    assert verdicts(report, 2) == [Verdict.DUPLICATE, Verdict.DUPLICATE]
+    report = engine.run(np.array([rows[0]]), np.array([1]), alone[np.newaxis])
+    assert verdicts(report, 1) == [Verdict.DUPLICATE]
+    report = engine.run(np.array([rows[0]]), np.array([2]), alone[np.newaxis])
+    assert verdicts(report, 1) == [Verdict.VALUES_DIFFER]
 
 
 def test_a_gap_leaves_the_state_alone() -> None:

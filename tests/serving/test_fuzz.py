@@ -44,7 +44,7 @@ def seeds(record: bytes) -> dict[str, Sequence[Message]]:
     """Messages that are right, by method."""
     name = {"stream_id": "fuzz"}
     block = block_request([1, 2, 1], np.ones((3, WIDTH)), [1, 1, 2], 7)
-    opens = pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["f1", "f2", ""], acknowledged_steps=[0, 0, 0]))
+    opens = pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["f1", "f2", ""], resume_from=[0, 0, 0]))
     return {
         "Predict": [
             pb.PredictRequest(open=pb.Open(stream_id="fuzz", kept_max=3)),
@@ -144,5 +144,5 @@ async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: p
         log = list(caplog.records)
     assert codes <= TAKEN
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= codes
-    # A client that says that more was acknowledged than is kept speaks of a loss, and that an operator hears.
-    assert not [text for record in log if "was acknowledged" not in (text := record.getMessage())]
+    # A client that goes on from more than is kept speaks of a loss, and that an operator hears.
+    assert not [text for record in log if "was told to be stored" not in (text := record.getMessage())]

@@ -18,7 +18,7 @@ from serving.core.errors import InvalidField, NoStepLeft
 from serving.core.imported import check_imported
 from serving.core.slots import Slots
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import Existence, Streams, checkpoint_rows
+from serving.core.streams import Ask, Existence, Streams, checkpoint_rows
 from serving.store import decode, encode
 from tests.support import (
     FLOAT,
@@ -218,5 +218,5 @@ async def test_a_record_at_its_last_number_is_not_planted(sum_root: Path) -> Non
         checkpoint, _ = row()
         with pytest.raises(InvalidField):
             await server.administration.import_("default", encode(replace(checkpoint, step=STEP_MAX)), "b")
-        lease = (await server.keeper.open(key("b"), "", "", Existence.MUST_BE_NEW, 0)).lease
+        lease = (await server.keeper.open(key("b"), "", "", Ask(Existence.MUST_BE_NEW))).lease
         assert lease.stream.step == 0

@@ -288,7 +288,7 @@ async def test_lost_state_is_counted(sum_root: Path) -> None:
     """The one counter that must stay 0 does not when a client knows more than the server."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
-        await call.send(pb.PredictRequest(open=pb.Open(stream_id="a", acknowledged_step=3)))
+        await call.send(pb.PredictRequest(open=pb.Open(stream_id="a", resume_from=4)))
         assert (await call.ending()).reason == "STATE_LOST"
         assert (await scrape(server))("tidegate_state_lost_total") == 1
 

@@ -28,7 +28,8 @@ def advance(slots: Slots, rows: list[int], sums: list[float]) -> list[int]:
     value = np.array(sums, np.float32)[:, np.newaxis]
     count = slots.gather(where)[2] + 1
     trail = np.concatenate([slots.gather(where)[1][:, 1:], value], axis=1)
-    return slots.scatter(where, (value, trail, count), (value, count)).tolist()
+    hashes = np.arange(1, len(rows) + 1, dtype=np.uint64)
+    return slots.scatter(where, (value, trail, count), (value, count), hashes).tolist()
 
 
 def answers_of(slots: Slots, slot: int, step: int) -> list[float]:
@@ -378,7 +379,7 @@ def test_a_model_without_state_needs_no_slab() -> None:
     slots = Slots(dataclasses.replace(load(running_sum()).spec, state=()), 2, 2)
     slot = take(slots)
     value = np.array([[5]], np.float32)
-    slots.scatter(np.array([slot]), (), (value, np.array([1])))
+    slots.scatter(np.array([slot]), (), (value, np.array([1])), np.array([7], np.uint64))
     assert slots.step[slot] == 1
     assert answers_of(slots, slot, 1) == [5]
 
@@ -400,3 +401,47 @@ def test_all_that_was_saved_can_be_saved_again() -> None:
     slots.store_again()
     assert slots.unsaved().tolist() == sorted([one, other])
     assert fresh not in slots.unsaved()
+
+
+def differ(slots: Slots, slot: int, step: int, hash_: int) -> bool:
+    """Whether a timestep is remembered to have had other values."""
+    [found] = slots.differ(np.array([slot]), np.array([step]), np.array([hash_], np.uint64)).tolist()
+    return bool(found)
+
+
+def test_a_timestep_is_known_by_the_hash_of_its_values() -> None:
+    """As long as its answer is remembered; beyond that nothing can be said."""
+    slots = make(answers=3)
+    slot = take(slots)
+    for step in range(1, 6):
+        slots.scatter(
+            np.array([slot]), slots.gather(np.array([slot])), row_of_outputs(), np.array([100 + step], np.uint64)
+        )
+    assert [differ(slots, slot, step, 100 + step) for step in range(1, 6)] == [False] * 5
+    assert [differ(slots, slot, step, 7) for step in range(1, 6)] == [False, False, True, True, True]
+
+
+def test_hashes_move_with_their_stream() -> None:
+    """Into a ring of another size, and out of a record of before there were hashes, of which none is known."""
+    here, there = make(answers=3), make(answers=2)
+    slot = run(here, 3)
+    other = move(here, slot, there)
+    assert [differ(there, other, step, 1) for step in (2, 3)] == [False, False]
+    assert [differ(there, other, step, 9) for step in (2, 3)] == [True, True]
+    without = packed(here, slot)[: -8 * here.answers] + bytes(8 * here.answers)
+    there.unpack(other, 3, here.answers, without)
+    assert [differ(there, other, step, 9) for step in (2, 3)] == [False, False]
+
+
+def test_hashes_leave_with_their_stream() -> None:
+    """Who takes the slot next is not compared with who had it."""
+    slots = make(capacity=1)
+    slots.release(run(slots, 3))
+    slot = take(slots)
+    slots.step[slot] = 3
+    assert [differ(slots, slot, step, 9) for step in (1, 2, 3)] == [False] * 3
+
+
+def row_of_outputs() -> tuple[np.ndarray, ...]:
+    """Outputs of one row, all zero."""
+    return tuple(np.zeros((1, *output.shape), output.dtype) for output in SPEC.outputs)

@@ -18,6 +18,7 @@ from serving.core.errors import (
 from serving.core.spec import Checkpoint, ModelId, Spec
 from serving.core.streams import (
     TRANSITIONS,
+    Ask,
     Event,
     Existence,
     Known,
@@ -47,107 +48,141 @@ def spec() -> Spec:
     return load(running_sum()).spec
 
 
-def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "") -> Known:
+def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "", owner: str = "") -> Known:
     """A stream of that model, or of another fingerprint or version."""
-    return Known(phase, KEPT, ModelId(spec.name, version or spec.version, fingerprint or spec.fingerprint))
+    model = ModelId(spec.name, version or spec.version, fingerprint or spec.fingerprint)
+    return Known(phase, KEPT, model, owner, epoch=3)
 
 
 @pytest.mark.parametrize(
-    ("phase", "existence", "acknowledged", "outcome"),
+    ("phase", "existence", "resume_from", "outcome"),
     [
         (None, ANY, 0, OpenKind.NEW),
-        (None, ANY, 1, StateLost),
+        (None, ANY, 1, OpenKind.NEW),
+        (None, ANY, 2, StateLost),
         (None, MUST_BE_NEW, 0, OpenKind.NEW),
-        (None, MUST_BE_NEW, 1, StateLost),
         (None, MUST_EXIST, 0, StreamNotFound),
         (None, MUST_EXIST, 1, StreamNotFound),
+        (None, MUST_EXIST, 2, StreamNotFound),
+        (Phase.NEW, ANY, 0, OpenKind.NEW),
+        (Phase.NEW, ANY, 1, StreamNotFound),
+        (Phase.NEW, ANY, KEPT, StreamNotFound),
+        (Phase.NEW, MUST_BE_NEW, 0, OpenKind.NEW),
+        (Phase.NEW, MUST_EXIST, 0, StreamNotFound),
         (Phase.PARKED, ANY, 0, OpenKind.RESUMED),
-        (Phase.PARKED, ANY, KEPT, OpenKind.RESUMED),
-        (Phase.PARKED, ANY, KEPT + 1, StateLost),
+        (Phase.PARKED, ANY, 1, OpenKind.RESUMED),
+        (Phase.PARKED, ANY, KEPT + 1, OpenKind.RESUMED),
+        (Phase.PARKED, ANY, KEPT + 2, StateLost),
         (Phase.PARKED, MUST_BE_NEW, 0, StreamExists),
-        (Phase.PARKED, MUST_BE_NEW, KEPT, StreamExists),
-        (Phase.PARKED, MUST_BE_NEW, KEPT + 1, StreamExists),
         (Phase.PARKED, MUST_EXIST, 0, OpenKind.RESUMED),
-        (Phase.PARKED, MUST_EXIST, KEPT, OpenKind.RESUMED),
-        (Phase.PARKED, MUST_EXIST, KEPT + 1, StateLost),
+        (Phase.PARKED, MUST_EXIST, KEPT + 1, OpenKind.RESUMED),
+        (Phase.PARKED, MUST_EXIST, KEPT + 2, StateLost),
         (Phase.LIVE, ANY, 0, OpenKind.TAKEN_OVER),
-        (Phase.LIVE, ANY, KEPT, OpenKind.TAKEN_OVER),
-        (Phase.LIVE, ANY, KEPT + 1, StateLost),
+        (Phase.LIVE, ANY, 1, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, ANY, KEPT + 1, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, ANY, KEPT + 2, StateLost),
         (Phase.LIVE, MUST_BE_NEW, 0, StreamExists),
-        (Phase.LIVE, MUST_BE_NEW, KEPT, StreamExists),
-        (Phase.LIVE, MUST_BE_NEW, KEPT + 1, StreamExists),
         (Phase.LIVE, MUST_EXIST, 0, OpenKind.TAKEN_OVER),
-        (Phase.LIVE, MUST_EXIST, KEPT, OpenKind.TAKEN_OVER),
-        (Phase.LIVE, MUST_EXIST, KEPT + 1, StateLost),
+        (Phase.LIVE, MUST_EXIST, KEPT + 1, OpenKind.TAKEN_OVER),
+        (Phase.LIVE, MUST_EXIST, KEPT + 2, StateLost),
         (Phase.EXPIRED, ANY, 0, StreamExpired),
-        (Phase.EXPIRED, ANY, KEPT, StreamExpired),
         (Phase.EXPIRED, ANY, KEPT + 1, StreamExpired),
         (Phase.EXPIRED, MUST_BE_NEW, 0, OpenKind.NEW),
-        (Phase.EXPIRED, MUST_BE_NEW, 1, StateLost),
         (Phase.EXPIRED, MUST_EXIST, 0, StreamExpired),
-        (Phase.EXPIRED, MUST_EXIST, KEPT, StreamExpired),
         (Phase.EXPIRED, MUST_EXIST, KEPT + 1, StreamExpired),
     ],
 )
+@pytest.mark.parametrize("owner", ["", "a"], ids=["nobody's", "its owner's"])
 def test_what_an_open_becomes(
     spec: Spec,
     phase: Phase | None,
     existence: Existence,
-    acknowledged: int,
+    resume_from: int,
     outcome: OpenKind | type[TidegateError],
+    owner: str,
 ) -> None:
-    """The whole table of opens under the stream's own model."""
-    what = None if phase is None else known(spec, phase)
+    """The whole table of opens under the stream's own model, by who opened it last."""
+    what = None if phase is None else known(spec, phase, owner=owner)
+    ask = Ask(existence, owner, resume_from)
     if isinstance(outcome, OpenKind):
-        assert rule_on_open(key("a"), what, spec, existence, acknowledged) is outcome
+        assert rule_on_open(key("a"), what, spec, ask) is outcome
     else:
         with pytest.raises(outcome, match="'a'"):
-            rule_on_open(key("a"), what, spec, existence, acknowledged)
+            rule_on_open(key("a"), what, spec, ask)
+
+
+@pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
+@pytest.mark.parametrize("last", ["", "b"], ids=["nobody", "another"])
+@pytest.mark.parametrize("resume_from", [1, KEPT + 1, KEPT + 2])
+def test_who_goes_on_is_refused_when_another_owner_came_between(
+    spec: Spec, phase: Phase, last: str, resume_from: int
+) -> None:
+    """What the stream is at is the other's work, and the other keeps it; also when it would be told lost."""
+    with pytest.raises(TakenOver, match=r"another client.*epoch 3"):
+        rule_on_open(key("a"), known(spec, phase, owner=last), spec, Ask(ANY, "a", resume_from))
+
+
+@pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
+def test_a_first_open_asks_for_nobody(spec: Spec, phase: Phase) -> None:
+    """A new client may have any stream; it says so by a first open."""
+    assert rule_on_open(key("a"), known(spec, phase, owner="b"), spec, Ask(ANY, "a")) is not OpenKind.NEW
+
+
+@pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
+def test_must_be_new_may_be_asked_again(spec: Spec, phase: Phase) -> None:
+    """The answer to the first open was lost on the way: the same owner has begun it, and nothing was applied."""
+    begun = replace(known(spec, phase, owner="a"), step=0)
+    assert rule_on_open(key("a"), begun, spec, Ask(MUST_BE_NEW, "a")) is OpenKind.NEW
+    for other in (Ask(MUST_BE_NEW, "b"), Ask(MUST_BE_NEW)):
+        with pytest.raises(StreamExists):
+            rule_on_open(key("a"), begun, spec, other)
+    with pytest.raises(StreamExists):
+        rule_on_open(key("a"), known(spec, phase, owner="a"), spec, Ask(MUST_BE_NEW, "a"))
 
 
 @pytest.mark.parametrize(
-    ("phase", "existence", "acknowledged"),
-    list(product([Phase.PARKED, Phase.LIVE], [ANY, MUST_EXIST], [0, KEPT, KEPT + 1])),
+    ("phase", "existence", "resume_from"),
+    list(product([Phase.PARKED, Phase.LIVE], [ANY, MUST_EXIST], [0, KEPT + 1, KEPT + 2])),
 )
 def test_a_stream_of_other_weights_is_not_opened(
-    spec: Spec, phase: Phase, existence: Existence, acknowledged: int
+    spec: Spec, phase: Phase, existence: Existence, resume_from: int
 ) -> None:
     """Old state is never fed to new weights; the message has both models."""
     what = known(spec, phase, fingerprint="f" * 64, version="9")
     with pytest.raises(ModelMismatch, match=r"runs under toy/9, not toy/1"):
-        rule_on_open(key("a"), what, spec, existence, acknowledged)
+        rule_on_open(key("a"), what, spec, Ask(existence, resume_from=resume_from))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_version_with_other_bytes_is_another_model(spec: Spec, phase: Phase) -> None:
     """A file that was replaced under its name has another fingerprint, and the message says both."""
     with pytest.raises(ModelMismatch, match=f"fingerprint {'f' * 12}.*fingerprint {spec.fingerprint[:12]}"):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, ANY, 0)
+        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, Ask(ANY))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_weights_under_another_name_are_the_same_model(spec: Spec, phase: Phase) -> None:
     """State belongs to a fingerprint; what the folder is called is for people."""
-    rule_on_open(key("a"), known(spec, phase, version="9"), spec, MUST_EXIST, KEPT)
+    rule_on_open(key("a"), known(spec, phase, version="9"), spec, Ask(MUST_EXIST))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_must_be_new_wins_over_other_weights(spec: Spec, phase: Phase) -> None:
     """Who asks for a new stream is told that the name is taken, whatever it runs under."""
     with pytest.raises(StreamExists):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, MUST_BE_NEW, 0)
+        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, Ask(MUST_BE_NEW))
 
 
 def test_the_weights_of_an_expired_stream_do_not_matter(spec: Spec) -> None:
     """Where no state is left there is nothing to feed to the wrong weights."""
     what = known(spec, Phase.EXPIRED, fingerprint="f" * 64)
-    assert rule_on_open(key("a"), what, spec, MUST_BE_NEW, 0) is OpenKind.NEW
+    assert rule_on_open(key("a"), what, spec, Ask(MUST_BE_NEW)) is OpenKind.NEW
 
 
 def test_an_expired_stream_says_where_it_was(spec: Spec) -> None:
     """Its last timestep is all that is left of it."""
     with pytest.raises(StreamExpired, match=rf"last timestep was {KEPT}.*MUST_BE_NEW") as caught:
-        rule_on_open(key("a"), known(spec, Phase.EXPIRED), spec, ANY, 0)
+        rule_on_open(key("a"), known(spec, Phase.EXPIRED), spec, Ask(ANY))
     assert caught.value.step == KEPT
 
 
@@ -156,8 +191,8 @@ def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kep
     """What is kept and what was acknowledged: the client can tell what is gone, and how to go on all the same."""
     what = None if phase is None else known(spec, phase)
     with pytest.raises(StateLost) as caught:
-        rule_on_open(key("a"), what, spec, ANY, 12)
-    assert (caught.value.kept_step, caught.value.acknowledged_step) == (kept, 12)
+        rule_on_open(key("a"), what, spec, Ask(resume_from=13))
+    assert (caught.value.kept_step, caught.value.stored_step) == (kept, 12)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +201,7 @@ def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kep
 def test_every_open_that_is_allowed_has_a_transition(spec: Spec, phase: Phase | None, existence: Existence) -> None:
     """The rule never lets a stream go where the table of its life has no way."""
     try:
-        kind = rule_on_open(key("a"), known(spec, phase) if phase else None, spec, existence, 0)
+        kind = rule_on_open(key("a"), known(spec, phase) if phase else None, spec, Ask(existence))
     except TidegateError:
         return
     if kind is OpenKind.NEW:  # what there was of it is forgotten
@@ -182,7 +217,7 @@ def test_every_open_that_is_allowed_has_a_transition(spec: Spec, phase: Phase | 
 def test_a_stream_moves_along_its_transitions_and_no_other(phase: Phase, event: Event) -> None:
     """A pair that is not in the table raises and moves nothing."""
     engine = make_engine(running_sum())
-    stream = Stream(key("a"), engine.slots, 1)
+    stream = Stream(key("a"), engine.slots, 1, "")
     stream.phase = phase
     if (phase, event) in TRANSITIONS:
         stream.go(event)

@@ -59,7 +59,7 @@ class World:
     async def use(self, *names: str) -> None:
         """Has streams stored now."""
         for name in names:
-            record = await self.store.load(key(name)) or await self.store.claim(key(name), 0, MODEL)
+            record = await self.store.load(key(name)) or await self.store.claim(key(name), 0, MODEL, "")
             assert record is not None
             epoch = record.head.epoch
             await self.store.save([Checkpoint(key(name), epoch, 1, MODEL, 4, b"state")])

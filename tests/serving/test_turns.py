@@ -70,7 +70,7 @@ async def test_asking_many_calls_to_end_pauses_nobody() -> None:
             """As of `Call`."""
             asked.append(turn)
 
-    native = Native(cast(Desk, None), cast(Administration, None), live_max=1)
+    native = Native(cast(Desk, None), cast(Administration, None), live_max=1, message_bytes_max=1024)
     native._calls |= {cast(Call, Asked()) for _ in range(1000)}
     draining = asyncio.create_task(native.drain())
     while not draining.done():

@@ -32,9 +32,9 @@ def checkpoint(stream_id: str, epoch: int = 1, step: int = 1, payload: bytes = b
     return Checkpoint(key(stream_id), epoch, step, MODEL, 4, payload)
 
 
-async def claim(store: Store, of: Key, seen_epoch: int, model: ModelId = MODEL) -> int | None:
+async def claim(store: Store, of: Key, seen_epoch: int, model: ModelId = MODEL, owner: str = "") -> int | None:
     """Claims a stream; gives the epoch, None when somebody else was faster."""
-    record = await store.claim(of, seen_epoch, model)
+    record = await store.claim(of, seen_epoch, model, owner)
     return record and record.head.epoch
 
 

@@ -1,4 +1,5 @@
 import struct
+from dataclasses import replace
 from hashlib import blake2b
 
 import pytest
@@ -71,14 +72,37 @@ def test_damage_is_named() -> None:
 
 def test_a_newer_format_is_refused_by_name() -> None:
     """A record of a newer format is refused with both numbers, even if all else about it has changed."""
-    with pytest.raises(CheckpointBroken, match=r"format 7 is newer than 1, .*; update the server"):
+    with pytest.raises(CheckpointBroken, match=r"format 7 is newer than 2, .*; update the server"):
         decode(b"TGCK" + struct.pack("<H", 7), "here")
 
 
 def test_a_format_that_never_was_is_refused() -> None:
     """A record of format 0 is refused with both numbers."""
-    with pytest.raises(CheckpointBroken, match="got format 0, expected 1"):
+    with pytest.raises(CheckpointBroken, match="got format 0, expected 1 to 2"):
         decode(b"TGCK" + struct.pack("<H", 0), "here")
+
+
+def of_the_first_format(record: bytes, answers: int) -> bytes:
+    """A record as it was written before there were hashes: the same without them."""
+    content = bytearray(record[: -16 - 8 * answers])
+    struct.pack_into("<H", content, 4, 1)
+    (size,) = struct.unpack_from("<Q", content, 16)
+    struct.pack_into("<Q", content, 16, size - 8 * answers)
+    return sealed(bytes(content))
+
+
+def test_a_record_of_before_there_were_hashes_is_read() -> None:
+    """Of its timesteps the values are not known: its hashes are 0."""
+    original = replace(checkpoint("sensor", payload=b"state" + bytes(8 * 3)), answers=3)
+    assert decode(of_the_first_format(encode(original), 3), "here") == original
+
+
+def test_an_old_record_takes_no_memory_by_what_it_claims() -> None:
+    """It may have been written by anybody, and says that it has room for billions of answers."""
+    original = replace(checkpoint("sensor", payload=b"state"), answers=2**31)
+    record = bytearray(encode(original)[:-16])
+    struct.pack_into("<H", record, 4, 1)
+    assert decode(sealed(bytes(record)), "here").payload == b"state"
 
 
 def test_bytes_after_the_end_are_refused() -> None:

@@ -183,7 +183,7 @@ async def test_a_claim_gives_what_was_stored_until_then(store: Store) -> None:
     seen = await store.load(key("a"))
     await store.save([checkpoint("a", step=125)])
     assert seen is not None
-    record = await store.claim(key("a"), seen.head.epoch, MODEL)
+    record = await store.claim(key("a"), seen.head.epoch, MODEL, "")
     assert record is not None
     assert record.checkpoint == checkpoint("a", step=125)
     assert record == await store.load(key("a"))
@@ -210,15 +210,15 @@ async def test_a_stream_is_planted_with_its_state_or_not_at_all(store: Store, cl
 
 async def test_a_lost_stream_is_restored_under_its_epoch(store: Store) -> None:
     """Restore makes an unknown stream known again for its writer; not one that is known, deleted, or may have been."""
-    assert await store.restore(checkpoint("a", 3, step=9))
+    assert await store.restore(checkpoint("a", 3, step=9), "")
     assert await store.save([checkpoint("a", 3, step=10)]) == [True]
-    assert not await store.restore(checkpoint("a", 3, step=9))
+    assert not await store.restore(checkpoint("a", 3, step=9), "")
     await store.forget(key("a"), 3)
-    assert not await store.restore(checkpoint("a", 3, step=9))
+    assert not await store.restore(checkpoint("a", 3, step=9), "")
     await store.expire(0, 0, 2**60)
-    assert not await store.restore(checkpoint("a", 3, step=9))
-    assert not await store.restore(checkpoint("b", 4, step=9))
-    assert await store.restore(checkpoint("b", 5, step=9))
+    assert not await store.restore(checkpoint("a", 3, step=9), "")
+    assert not await store.restore(checkpoint("b", 4, step=9), "")
+    assert await store.restore(checkpoint("b", 5, step=9), "")
 
 
 async def test_marks_tell_who_has_a_stream_in_memory(store: Store) -> None:
@@ -440,13 +440,13 @@ async def test_streams_are_counted(store: Store, clock: Clock) -> None:
 async def test_the_newest_stamp_is_of_a_stream_that_is_no_tombstone(store: Store, clock: Clock) -> None:
     """By it a server tells for how long no other ran; 0 where there is no stream."""
     assert await store.newest_unix_nano() == 0
-    await store.claim(key("a"), 0, MODEL)
+    await store.claim(key("a"), 0, MODEL, "")
     clock.now += MS
     await store.save([checkpoint("a")])
     await store.mark([Marking(key("a"), 1, Mark.RELEASED)])
     newest = clock.now
     clock.now += MS
-    await store.claim(key("deleted"), 0, MODEL)
+    await store.claim(key("deleted"), 0, MODEL, "")
     assert await store.newest_unix_nano() == clock.now
     await store.forget(key("deleted"), 1)
     assert await store.newest_unix_nano() == newest

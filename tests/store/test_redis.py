@@ -161,7 +161,7 @@ async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisS
     await hasty.start()
     redis_server.signal(signal.SIGSTOP)
     try:
-        text = await refusal(hasty.claim(key("a"), 0, MODEL))
+        text = await refusal(hasty.claim(key("a"), 0, MODEL, ""))
     finally:
         redis_server.signal(signal.SIGCONT)
     assert text == f"store {redis_server.address}/0: did not answer within 0.2 s"
@@ -230,7 +230,7 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
 async def test_another_format_is_named(store: Store, redis_server: RedisServer) -> None:
     """Streams that another version has laid out in another way are refused at the start."""
     assert redis_server.command("SET tidegate:format 7") == b"+OK\r\n"
-    assert "its format b'7' is not 2" in await refusal(store_at(redis_server.address).start())
+    assert "its format b'7' is not 3" in await refusal(store_at(redis_server.address).start())
 
 
 async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) -> None:

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
 from serving.store import Head, Record, SqliteStore, Tombstone, encode
-from serving.store import database as database_module
+from serving.store import file as file_module
 from serving.store import sqlite as sqlite_module
 from serving.store.database import Database, _after_all
+from serving.store.file import File
 from tests.store.support import MODEL, PATIENCE_S, checkpoint, claim, key, python, scan
 
 OPEN = """
@@ -54,17 +55,17 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Database]:
-    """The databases that stores open, the last one last; use one only while its store is idle."""
-    databases: list[Database] = []
-    prepare = Database._prepare
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[File]:
+    """The files that stores open, the last one last; use one only while its store is idle."""
+    files: list[File] = []
+    prepare = File._prepare
 
-    def noted(self: Database) -> None:
+    def noted(self: File) -> None:
         prepare(self)
-        databases.append(self)
+        files.append(self)
 
-    monkeypatch.setattr(Database, "_prepare", noted)
-    return databases
+    monkeypatch.setattr(File, "_prepare", noted)
+    return files
 
 
 class Gate:
@@ -74,17 +75,17 @@ class Gate:
         self.transactions = 0
         self._entered = threading.Event()
         self._open = threading.Event()
-        transaction = Database.transaction
+        transaction = File.transaction
 
         @contextmanager
-        def gated(database: Database) -> Iterator[None]:
+        def gated(file: File) -> Iterator[None]:
             self.transactions += 1
             self._entered.set()
             assert self._open.wait(PATIENCE_S)
-            with transaction(database):
+            with transaction(file):
                 yield
 
-        monkeypatch.setattr(Database, "transaction", gated)
+        monkeypatch.setattr(File, "transaction", gated)
 
     async def held(self) -> None:
         """Returns when a transaction waits at the gate."""
@@ -143,14 +144,14 @@ async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, m
     assert record.checkpoint == checkpoint("a", 1, step=2)
 
 
-async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Database], path: Path) -> None:
+async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[File], path: Path) -> None:
     """A save of a thousand streams, and a look at them, is a statement for each 256, not one a row."""
     another = SqliteStore(path)
     await another.start()
     keys = [key(str(place)) for place in range(1000)]
     await asyncio.gather(*(claim(another, each, 0, MODEL) for each in keys))
     statements: list[str] = []
-    opened[-1]._connection.set_trace_callback(statements.append)
+    opened[-1].connection.set_trace_callback(statements.append)
     assert all(await another.save([checkpoint(each.stream_id) for each in keys]))
     assert [statement.split()[0] for statement in statements] == ["BEGIN", *["UPDATE"] * 4, "COMMIT"]
     statements.clear()
@@ -219,11 +220,11 @@ async def test_close_does_what_still_waits(path: Path) -> None:
 # --- what survives
 
 
-async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[Database], path: Path) -> None:
+async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[File], path: Path) -> None:
     """Files are opened so that a commit is on disk when it returns, and the cache is bounded."""
     another = SqliteStore(path)
     await another.start()
-    ask = opened[-1]._connection.execute
+    ask = opened[-1].connection.execute
     settings = [
         ask(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "fullfsync", "cache_size")
     ]
@@ -240,7 +241,7 @@ async def test_what_was_saved_survives_a_kill(path: Path) -> None:
 async def main():
     await store.start()
     for place in range(50):
-        await store.claim(Key("default", str(place)), 0, MODEL)
+        await store.claim(Key("default", str(place)), 0, MODEL, "")
     step = 0
     while True:
         step += 1
@@ -276,7 +277,7 @@ async def main():
     print("ready", flush=True)
     sys.stdin.readline()
     await store.start()
-    won = await asyncio.gather(*(store.claim(Key("default", str(place)), 0, MODEL) for place in range(200)))
+    won = await asyncio.gather(*(store.claim(Key("default", str(place)), 0, MODEL, "") for place in range(200)))
     print(*(place for place, epoch in enumerate(won) if epoch), flush=True)
     await store.close()
 asyncio.run(main())
@@ -300,7 +301,7 @@ async def test_another_process_that_begins_the_file_is_waited_for(path: Path, mo
     """A store that finds a new file locked by who is just making it waits, where SQLite itself would not."""
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(database_module.time, "sleep", lambda _: other.in_transaction and other.execute("ROLLBACK"))
+    monkeypatch.setattr(file_module.time, "sleep", lambda _: other.in_transaction and other.execute("ROLLBACK"))
     store = SqliteStore(path)
     await store.start()
     assert not other.in_transaction
@@ -332,7 +333,7 @@ async def test_a_frozen_process_is_fenced_when_it_wakes(store: SqliteStore, path
 async def main():
     await store.start()
     a = Key("default", "a")
-    print((await store.claim(a, 0, MODEL)).head.epoch, flush=True)
+    print((await store.claim(a, 0, MODEL, "")).head.epoch, flush=True)
     sys.stdin.readline()
     print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.forget(a, 1), flush=True)
     await store.close()
@@ -388,7 +389,7 @@ async def test_a_lock_fails_all_that_wait_for_it_at_once(
 
 
 @pytest.mark.parametrize("full", ["database", "disk"])
-async def test_a_full_disk_is_named(full: str, opened: list[Database], path: Path) -> None:
+async def test_a_full_disk_is_named(full: str, opened: list[File], path: Path) -> None:
     """When there is no room, a save fails, all that was saved before stays, and the store works again once there is."""
     if full == "disk":
         mount_small_disk(path.parent)
@@ -396,7 +397,7 @@ async def test_a_full_disk_is_named(full: str, opened: list[Database], path: Pat
     await store.start()
     try:
         if full == "database":
-            opened[-1]._connection.execute("PRAGMA max_page_count = 100")
+            opened[-1].connection.execute("PRAGMA max_page_count = 100")
         await claim(store, key("a"), 0, MODEL)
         await claim(store, key("b"), 0, MODEL)
         assert await store.save([checkpoint("a", step=1)]) == [True]
@@ -409,7 +410,7 @@ async def test_a_full_disk_is_named(full: str, opened: list[Database], path: Pat
         assert record is not None
         assert record.checkpoint == checkpoint("a", step=1)
         if full == "database":
-            opened[-1]._connection.execute("PRAGMA max_page_count = 100000")
+            opened[-1].connection.execute("PRAGMA max_page_count = 100000")
         else:
             subprocess.run(["mount", "-o", "remount,size=16m", path.parent], check=True)
         assert await store.save([checkpoint("b", step=2, payload=bytes(2 << 20))]) == [True]
@@ -427,12 +428,12 @@ def mount_small_disk(folder: Path) -> None:
 
 
 async def test_room_for_the_small_is_used(
-    store: SqliteStore, opened: list[Database], path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, opened: list[File], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operation for which there is no room does not fail those that share its commit and fit."""
     another = SqliteStore(path)
     await another.start()
-    opened[-1]._connection.execute("PRAGMA max_page_count = 100")
+    opened[-1].connection.execute("PRAGMA max_page_count = 100")
     await claim(another, key("big"), 0, MODEL)
     gate = Gate(monkeypatch)
     first = asyncio.create_task(claim(another, key("first"), 0, MODEL))
@@ -511,7 +512,7 @@ async def test_a_newer_schema_is_named(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
     other.close()
-    assert "its schema 7 is newer than 2, the newest that this server knows; update" in await refusal(store.start())
+    assert "its schema 7 is newer than 3, the newest that this server knows; update" in await refusal(store.start())
 
 
 async def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,7 +580,7 @@ async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: 
     """However much is saved, the WAL is moved into the file before it has grown by another limit."""
     for place in range(40):
         await claim(store, key(str(place)), 0, MODEL)
-    limit = 4096 * database_module.WAL_PAGES
+    limit = 4096 * file_module.WAL_PAGES
     for step in range(40):  # 160 MB in all
         await store.save([checkpoint(str(place), step=step, payload=bytes([step]) * 100_000) for place in range(40)])
     assert path.with_name("streams.db-wal").stat().st_size < 2 * limit

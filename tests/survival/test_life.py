@@ -24,7 +24,7 @@ from serving.client import (
 )
 from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import Existence, checkpoint_rows
+from serving.core.streams import Ask, checkpoint_rows
 from serving.store import decode, encode
 from tests.fleet import Fleet, Site, rows_of
 from tests.support import (
@@ -451,11 +451,11 @@ async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Pat
     """Opens, forks and imports side by side never let in more than the limit, and each beyond it is refused."""
     async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(PATIENCE):
         keeper = server.keeper
-        lease = (await keeper.open(key("source"), "", "", Existence.ANY, 0)).lease
+        lease = (await keeper.open(key("source"), "", "", Ask())).lease
         await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
         record, _ = await server.administration.export(key("source"))
         begun = await asyncio.gather(
-            *(keeper.open(key(f"open-{place}"), "", "", Existence.ANY, 0) for place in range(20)),
+            *(keeper.open(key(f"open-{place}"), "", "", Ask()) for place in range(20)),
             *(server.administration.fork(key("source"), f"fork-{place}") for place in range(20)),
             *(server.administration.import_("default", record, f"import-{place}") for place in range(20)),
             return_exceptions=True,
@@ -565,7 +565,7 @@ async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Pa
     address = state if state == "memory:" else f"sqlite://{tmp_path / 'x.db'}"
     async with run_server(write_model(tmp_path / "m", running_sum()), state=address) as server:
         keeper = server.keeper
-        lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
+        lease = (await keeper.open(key("a"), "", "", Ask())).lease
         await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
         record, _ = await server.administration.export(key("a"))
         forged = encode(replace(decode(record, ""), step=step))
@@ -578,18 +578,18 @@ async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_pa
     """The checkpointer and an open both find that it was taken over: the open goes on, and the server lives."""
     async with run_server(write_model(tmp_path / "m", running_sum())) as server:
         keeper, batcher = server.keeper, batcher_of(server)
-        lease = (await keeper.open(key("a"), "", "", Existence.ANY, 0)).lease
+        lease = (await keeper.open(key("a"), "", "", Ask())).lease
         await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        other = (await keeper.open(key("b"), "", "", Existence.ANY, 0)).lease
+        other = (await keeper.open(key("b"), "", "", Ask())).lease
         gate = Gate(batcher)
         running = keeper.line(other).submit(other, Timestep(0, pack(1)))
         await gate.entered()
         # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
-        assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id)
+        assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id, "")
         (checkpoint,) = checkpoint_rows([lease.stream])
         fenced = asyncio.create_task(keeper.checkpointer._refused(lease.stream, checkpoint))
         await asyncio.sleep(0)
-        opening = asyncio.create_task(keeper.open(key("a"), "", "", Existence.ANY, 0))
+        opening = asyncio.create_task(keeper.open(key("a"), "", "", Ask()))
         await asyncio.sleep(0.05)
         gate.open()
         await running

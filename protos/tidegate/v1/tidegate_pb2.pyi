@@ -186,16 +186,14 @@ class PredictOneRequest(_message.Message):
     def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., step: _Optional[int] = ..., values: _Optional[bytes] = ..., numbers: _Optional[_Iterable[float]] = ..., durability: _Optional[_Union[Durability, str]] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ...) -> None: ...
 
 class PredictOneResponse(_message.Message):
-    __slots__ = ("prediction", "model", "version", "fingerprint")
+    __slots__ = ("prediction", "model", "version")
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     prediction: Prediction
     model: str
     version: str
-    fingerprint: str
-    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("forget",)

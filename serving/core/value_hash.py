@@ -1,0 +1,58 @@
+"""A hash of a timestep's values, by which a repeat with other values is told from a true repeat.
+
+The values are taken as 32-bit numbers v and hashed to sum(v * k) mod 2**64, with one odd 64-bit factor k a feature: multilinear
+hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Two timesteps that differ in one value never have
+the same hash, others with a chance of about 2**-64. The hash is stored with streams, so the factors never change.
+"""
+
+from functools import cache
+from operator import mul
+from struct import Struct
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.core.spec import Floats
+
+Hashes = npt.NDArray[np.uint64]
+
+# The hash of what is not known: of a timestep that was stored before there were hashes. No timestep has it.
+UNKNOWN = 0
+MASK = 2**64 - 1
+QUIET_NAN = 0x7FC00000
+
+
+class ValueHash:
+    """The hash for timesteps of so many features."""
+
+    def __init__(self, features: int) -> None:
+        self._factors: Hashes = _split_mix(features) | np.uint64(1)
+        self._numbers: tuple[int, ...] = tuple(self._factors.tolist())
+        self._unpack = Struct(f"<{features}I").unpack
+
+    def rows(self, x: Floats) -> Hashes:
+        """The hash of each row of x (batch, features); all NaN are alike."""
+        values = np.ascontiguousarray(x).view(np.uint32)
+        if (missing := np.isnan(x)).any():
+            values = np.where(missing, np.uint32(QUIET_NAN), values)
+        hashes: Hashes = values @ self._factors
+        hashes[hashes == UNKNOWN] = 1
+        return hashes
+
+    def row(self, values: bytes) -> int:
+        """The hash of one packed timestep without NaN, the same as `rows` gives."""
+        return sum(map(mul, self._unpack(values), self._numbers)) & MASK or 1
+
+
+@cache
+def value_hash(features: int) -> ValueHash:
+    """The hash for models with so many features; there are as many as widths among the models."""
+    return ValueHash(features)
+
+
+def _split_mix(count: int) -> Hashes:
+    """The first numbers of SplitMix64 from seed 0 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,42 @@
+"""Many rows as the parameters of one statement: parts of a bounded size, and a table of question marks with their values."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any
+
+from serving.core.spec import Checkpoint
+
+# Rows a statement: enough to make the calls few, few enough that binding them holds the GIL for under a millisecond.
+ROWS = 256
+# Bytes of state a statement, since it holds a copy of them: 256 large states would be gigabytes.
+CHUNK_BYTES = 4 << 20
+
+
+def chunks(checkpoints: Sequence[Checkpoint]) -> Iterator[Sequence[Checkpoint]]:
+    """Parts of up to ROWS checkpoints, of fewer when they are large."""
+    start = size = 0
+    for place, checkpoint in enumerate(checkpoints):
+        if place - start == ROWS or (size and size + len(checkpoint.payload) > CHUNK_BYTES):
+            yield checkpoints[start:place]
+            start, size = place, 0
+        size += len(checkpoint.payload)
+    if start < len(checkpoints):
+        yield checkpoints[start:]
+
+
+@cache  # nine sizes, six widths
+def table(columns: int, rows: int) -> str:
+    """A table of parameters with so many rows, padded."""
+    row = f"({','.join('?' * columns)})"
+    return "VALUES " + ",".join([row] * _padded(rows))
+
+
+def flat(rows: Iterator[tuple[Any, ...]], columns: int, count: int) -> list[Any]:
+    """The values of `count` rows one after another; the padding is NULL, which equals nothing."""
+    return [*chain.from_iterable(rows), *([None] * (columns * (_padded(count) - count)))]
+
+
+def _padded(rows: int) -> int:
+    """The next power of two: few sizes make few statements, which then stay prepared."""
+    return 1 << max(rows - 1, 0).bit_length()
