@@ -177,6 +177,22 @@ class Block:
                     ticket.exception()  # the same for all, and raised to the caller for the first
             await source.close()
 
+    def columns(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> tuple[Floats, Ints]:
+        """What `step` takes as columns: (n, features) values and (n,) indices of the streams they are for.
+
+        Raises:
+            InvalidTimestep: as `step`.
+
+        """
+        streams = np.arange(self._ledger.streams) if rows is None else self._indices(rows)
+        expected = (len(streams), len(self.model.features))
+        values = floats("x", x, f"numbers of shape {expected}: a row a timestep, a column a feature")
+        if values.shape != expected and not (values.size == 0 and not len(streams)):
+            raise _malformed(
+                "x", f"got shape {values.shape}, expected {expected}: a row a timestep, a column a feature"
+            )
+        return values.reshape(expected), streams
+
     async def start(self) -> None:
         """Waits until every stream is open or refused; called by `Client.block`.
 
@@ -222,7 +238,7 @@ class Block:
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Ticket:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
         self._connection.check()
-        values, streams = self._columns(x, rows)
+        values, streams = self.columns(x, rows)
         async with self._door:
             self._check()
             ticket: Ticket = asyncio.get_running_loop().create_future()
@@ -248,17 +264,6 @@ class Block:
                 raise
         self._settle()
         return ticket
-
-    def _columns(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> tuple[Floats, Ints]:
-        """Timesteps and the streams they are for, as columns of the right shape."""
-        streams = np.arange(self._ledger.streams) if rows is None else self._indices(rows)
-        expected = (len(streams), len(self.model.features))
-        values = floats("x", x, f"numbers of shape {expected}: a row a timestep, a column a feature")
-        if values.shape != expected and not (values.size == 0 and not len(streams)):
-            raise _malformed(
-                "x", f"got shape {values.shape}, expected {expected}: a row a timestep, a column a feature"
-            )
-        return values.reshape(expected), streams
 
     def _indices(self, rows: Sequence[int] | Ints) -> Ints:
         """The streams that rows are for."""

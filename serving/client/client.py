@@ -242,7 +242,8 @@ class Client:
 
         With a number it is applied exactly once: after a break, and when the server has no room, it is asked again for
         `reconnect_s`, and a program that was restarted may ask again with the same number and values and gets the same answer.
-        Without a number it is asked once; when that fails, nobody knows whether it was applied.
+        Without a number it is asked once; when that fails, nobody knows whether it was applied. Whoever has the stream open loses it
+        by this, as to another client.
 
         Args:
             stream_id: the stream's name; it is begun by step 1.

@@ -60,7 +60,7 @@ class Roster:
         self._ledger = ledger
         self._handles: Ints = np.zeros(len(stream_ids), np.int64)
         self._by_handle: Ints | None = None  # the streams in the order of their handles
-        self._to_open: deque[tuple[Ints, bool]] = deque()  # with whether they were open before
+        self._to_open: deque[tuple[Ints, pb.Existence]] = deque()
         self._asked: Ints | None = None
         self._forgetting = False  # on this call
         self._message_bytes_max = MESSAGE_BYTES_MAX
@@ -76,9 +76,11 @@ class Roster:
 
     def open_again(self, streams: Ints) -> None:
         """These streams are to be opened."""
-        known = self._ledger.begun[streams]
-        for again in (True, False):
-            self._to_open.extend((lot, again) for lot in self._lots(streams[known == again]))
+        ways = np.where(self._ledger.begun[streams], pb.EXISTENCE_UNSPECIFIED, self.ask.existence)
+        if self._forgetting:
+            ways[:] = pb.EXISTENCE_MUST_EXIST
+        for existence in np.unique(ways).tolist():
+            self._to_open.extend((lot, existence) for lot in self._lots(streams[ways == existence]))
 
     @property
     def opening(self) -> bool:
@@ -89,16 +91,16 @@ class Roster:
         """The open to send now; None when there is none, or one is under way."""
         if self._asked is not None or not self._to_open:
             return None
-        self._asked, again = self._to_open.popleft()
+        self._asked, existence = self._to_open.popleft()
         ask = pb.OpenStreams()
         ask.CopyFrom(self.ask)
+        ask.existence = existence
         ask.stream_ids.extend(self.stream_ids[stream] for stream in self._asked.tolist())
+        resume_from = np.where(self._ledger.begun[self._asked], self._ledger.first_steps[self._asked], 0)
         if self._forgetting:
-            ask.existence = pb.EXISTENCE_MUST_EXIST
-            ask.resume_from.extend([1] * len(self._asked))
-        elif again:
-            ask.existence = pb.EXISTENCE_UNSPECIFIED
-            ask.resume_from.extend(self._ledger.first_steps[self._asked].tolist())
+            resume_from[:] = 1
+        if resume_from.any():
+            ask.resume_from.extend(resume_from.tolist())
         return ask
 
     def opened(self, message: pb.OpenedStreams) -> Opened:
