@@ -39,7 +39,7 @@ from serving.client.nouns import Model, Predictions, model_of
 from serving.client.parcel import Order
 from serving.client.patience import Limits, Patience, Shortage
 from serving.client.refusals import Decision, Refusals
-from serving.client.roster import HANDLES_MAX, Roster
+from serving.client.roster import Roster
 from serving.client.rows import Rows, Source
 from serving.client.values import floats
 from serving.core.spec import Array, Floats, Ints
@@ -531,9 +531,8 @@ class Block:
             streams = np.flatnonzero(self._ledger.usable)
             if len(self._ledger.open) < len(streams):
                 return None  # some wait to be opened
-            self._to_close = deque(
-                streams[place : place + HANDLES_MAX] for place in range(0, len(streams), HANDLES_MAX)
-            )
+            lot = self._roster.handles_max
+            self._to_close = deque(streams[place : place + lot] for place in range(0, len(streams), lot))
         if len(self._to_close) < 2:
             self._call.half_close()  # nothing may follow
         if not self._to_close:

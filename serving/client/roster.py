@@ -25,9 +25,12 @@ NAMES_BYTES_MAX = 1_000_000
 # What a name has beside its bytes: its length, and the first step that is kept.
 NAME_BYTES = 12
 # What an open has beside its names: a model, an owner, and what is asked of all.
-ASK_BYTES = 600
-# As many as the protocol allows names a message.
+ASK_BYTES = 1024
+# What a close has beside its handles.
+CLOSE_BYTES = 64
+# As many as the protocol allows names a message, and what one takes at most.
 HANDLES_MAX = 65_536
+HANDLE_BYTES = 5
 # What a server reads that does not say.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
@@ -130,6 +133,11 @@ class Roster:
             self.stream_ids[stream] = message.stream_ids[row]
             self.kinds[stream] = self.kinds[stream] or KINDS.get(message.kinds[row], str(message.kinds[row]))
         return opened
+
+    @property
+    def handles_max(self) -> int:
+        """How many handles a message may have."""
+        return max(1, min(HANDLES_MAX, (self._message_bytes_max - CLOSE_BYTES) // HANDLE_BYTES))
 
     def handles(self, streams: Ints) -> Ints:
         """The handles of streams that are open."""

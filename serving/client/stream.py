@@ -111,8 +111,8 @@ class Stream:
         Args:
             values: (features,) numbers in the model's order and units, or a mapping from feature names to numbers; NaN, or a
                 name left out, means missing. None does not.
-            step: its number, from 1, when it is not the next one: an earlier timestep, whose answer is asked for again with
-                the values that it had.
+            step: its number, when it is not the next one: an earlier timestep, whose answer is asked for again with the values
+                that it had. None or 0 for the next one.
             group: timesteps that belong together; when one is refused, none of them behind it is applied.
 
         Raises:
@@ -239,7 +239,7 @@ class Stream:
     def _read(self, values: Values, step: int | None) -> tuple[bytes, int]:
         """What a caller gives, packed values and a number, 0 for none; raises InvalidTimestep."""
         try:
-            number = 0 if step is None else arguments.whole("step", step, 1, STEP_MAX)
+            number = 0 if step is None else arguments.whole("step", step, 0, STEP_MAX)
             return pack(values, self.model.features), number
         except InvalidArgument as error:
             raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None

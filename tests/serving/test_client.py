@@ -10,6 +10,7 @@ import pytest
 
 from serving.client import (
     Client,
+    InvalidArgument,
     InvalidTimestep,
     ModelFailed,
     Overloaded,
@@ -96,11 +97,14 @@ async def test_a_full_server_says_when_to_come_again(sum_root: Path) -> None:
 
 async def test_refusals_of_a_stream_are_typed(sum_root: Path) -> None:
     """With the reason of the protocol."""
-    async with run_server(sum_root, live_max=1) as server, Client(address_of(server)) as client:
-        with pytest.raises(StreamRefused) as caught:
+    async with run_server(sum_root, live_max=1) as server, Client(address_of(server), reconnect_s=0) as client:
+        with pytest.raises(InvalidArgument) as caught:
             async with client.open("a\nb"):
                 pass
-        assert caught.value.reason == "INVALID_FIELD"
+        assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "stream_id")
+        with pytest.raises(StreamRefused):
+            async with client.open("c", existence="must_exist"):
+                pass
         async with client.open("a"):
             with pytest.raises(TooManyStreams) as full:
                 async with client.open("b"):
