@@ -213,11 +213,11 @@ class Scripted(pb_grpc.TidegateServiceServicer):
         reply = self.replies[type(request).__name__](request)
         if isinstance(reply, tuple):
             call = Call(self, context)
-            await call.end(*reply)
+            await call.end(*reply[:2], **dict(zip(("action",), reply[2:], strict=False)))
         return reply
 
     ListModels = DescribeModel = ListStreams = DescribeStream = DeleteStream = _reply
-    ExportStream = ImportStream = ForkStream = _reply
+    ExportStream = ImportStream = ForkStream = PredictOne = _reply
 
     def crash(self, kept: int) -> None:
         """Loses all but the first `kept` timesteps."""
