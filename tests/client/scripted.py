@@ -163,7 +163,12 @@ class Call:
             packed = any_pb2.Any()
             packed.Pack(info)
             details.append(packed)
+            final = info.metadata["action"] not in ("RETRY", "REOPEN")
+        else:
+            final = code == "ABORTED" or "larger than max" in message
         status = status_pb2.Status(code=code_pb2.Code.Value(code), message=message, details=details)
+        if final:
+            self.server.final = rpc_status.to_status(status)
         await self.context.abort_with_status(rpc_status.to_status(status))
 
     async def gone(self) -> None:
@@ -184,6 +189,7 @@ class Scripted(pb_grpc.TidegateServiceServicer):
         self.history: list[float] = []
         self.epoch = 0
         self.owner = ""  # the last
+        self.final: Any = None  # the status of a call that ended for good
         self.calls: list[Any] = []
         self.failed: list[BaseException] = []
         self.left = asyncio.Event()
@@ -195,7 +201,15 @@ class Scripted(pb_grpc.TidegateServiceServicer):
         await self.play(Call(self, context))
 
     async def play(self, call: Any) -> None:
-        """Plays the next script on a call."""
+        """Plays the next script on a call.
+
+        After a call that ended for good, one that only opens again is told the same: grpc.aio takes an end that meets a write
+        for a break, and the client with it.
+        """
+        if not self.scripts and self.final is not None:
+            request = await call.read()
+            assert request.open.resume_from, f"{request}, expected an open again"
+            await call.context.abort_with_status(self.final)
         self.calls.append(call)
         if not self.scripts:
             self.failed.append(AssertionError("a call that no script is for"))
@@ -212,8 +226,8 @@ class Scripted(pb_grpc.TidegateServiceServicer):
     async def _reply(self, request: Any, context: Any) -> Any:
         reply = self.replies[type(request).__name__](request)
         if isinstance(reply, tuple):
-            call = Call(self, context)
-            await call.end(*reply[:2], **dict(zip(("action",), reply[2:], strict=False)))
+            reason, code, *action = reply
+            await Call(self, context).end(reason, code, **{"action": one for one in action})
         return reply
 
     ListModels = DescribeModel = ListStreams = DescribeStream = DeleteStream = _reply
