@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := .venv-triton
+RELEASED := protos/tidegate/v1/released.binpb
 IMAGE ?= tidegate
 # Builds the image where no container engine runs, if such a tool is at hand.
 IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 
-.PHONY: demo examples test check bench bench-peers protos image
+.PHONY: demo examples test check bench bench-peers protos check-protos release-protos stubs image
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -47,6 +48,19 @@ bench-peers: $(READY) $(TRITON)/.ready
 
 protos: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/tidegate/v1/tidegate.proto
+
+# Their style, and that clients of the last release go on to work.
+check-protos: $(READY)
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(RELEASED)
+
+# Part of making a release, and of nothing else: from here on every change is compared with the protos as they are now.
+release-protos: check-protos
+	$(BIN)/buf build --exclude-source-info --output $(RELEASED)
+
+# The client code of every language whose tools are here is generated, compiled and run.
+stubs: $(READY)
+	$(BIN)/python -m tests.stubs
 
 image:
 	@if docker info >/dev/null 2>&1; then docker build --tag $(IMAGE) .; \

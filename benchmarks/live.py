@@ -33,7 +33,8 @@ ROWS = 1000
 CONNECTIONS = 4
 # numpy asks for huge pages for the slabs of state, and the system then backs rows two megabytes at a time, used or not:
 # several thousand streams too early or too late for what is asked here.
-SETTINGS = {"NUMPY_MADVISE_HUGEPAGE": "0"}
+# One connection takes nearly all of the live streams that a server may have.
+SETTINGS = {"NUMPY_MADVISE_HUGEPAGE": "0", "TIDEGATE_PEER_LIVE_MAX": "16384"}
 RUN_SECONDS_MAX = 300
 # The store is behind by a fraction of a second; a loaded machine may take many times as long.
 STORE_SECONDS_MAX = 60

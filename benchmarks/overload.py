@@ -36,7 +36,7 @@ from model import write_model
 from side import Side, serve
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.status import reason_name
+from serving.rpc.names import reason_name
 
 BOUND, AFTERWARDS, SLOW = "at the bound", "afterwards", "beside slow readers"
 QUEUE_MAX = 64

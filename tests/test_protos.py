@@ -1,5 +1,6 @@
-"""The protocol: its generated code is fresh, and every element says what it means."""
+"""The protocol: its generated code is fresh, every element says what it means, and what was released stays as it is."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
+
+from tests.tools import find_tool
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "protos").rglob("*.proto"))
@@ -121,3 +124,107 @@ def test_every_message_of_a_method_is_its_own(files: list[descriptor_pb2.FileDes
             for name in (method.input_type, method.output_type)
         ]
         assert len(used) == len(set(used))
+
+
+PROTO = Path("protos/tidegate/v1/tidegate.proto")
+RELEASED = Path("protos/tidegate/v1/released.binpb")
+
+
+class Copy:
+    """A copy of the protos to spoil, as buf sees them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.buf = find_tool("buf", "buf-bin is in the extra dev")
+        self.folder = folder
+        shutil.copy(ROOT / "buf.yaml", folder)
+        for path in (PROTO, RELEASED):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, folder / path)
+
+    def replace(self, old: str, new: str) -> None:
+        """Changes the proto where it has `old`, which it has once."""
+        text = (self.folder / PROTO).read_text()
+        assert text.count(old) == 1, f"{PROTO} has {text.count(old)} of {old!r}: this test is to be written anew"
+        (self.folder / PROTO).write_text(text.replace(old, new))
+
+    def complaints(self, *command: str) -> str:
+        """What buf says; empty when it finds nothing."""
+        options = {"capture_output": True, "text": True, "cwd": self.folder, "timeout": 120}
+        finished = subprocess.run([self.buf, *command], check=False, **options)
+        assert finished.returncode in (0, 100), finished.stderr  # all else is a mistake with buf itself
+        assert (finished.returncode == 0) == (not finished.stdout)
+        return finished.stdout
+
+    def lint(self) -> str:
+        """What is bad style."""
+        return self.complaints("lint")
+
+    def breaking(self) -> str:
+        """What the last release promised and the copy does not keep."""
+        return self.complaints("breaking", "--against", str(RELEASED))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    """A copy of the protos."""
+    return Copy(tmp_path)
+
+
+def test_the_protos_are_in_good_style(copy: Copy) -> None:
+    """As buf's standard rules and those about comments have it."""
+    assert not copy.lint()
+
+
+def test_the_last_release_is_kept(copy: Copy) -> None:
+    """Its clients and their code go on to work."""
+    assert not copy.breaking()
+
+
+def test_the_last_release_is_of_this_protocol() -> None:
+    """With less in it, it would be kept easily."""
+    files = descriptor_pb2.FileDescriptorSet.FromString((ROOT / RELEASED).read_bytes()).file
+    released = next(file for file in files if file.package == "tidegate.v1")
+    assert {"TidegateService.Predict", "PredictRequest.open", "Error.REASON_STEP_GAP"} <= {
+        name.replace("Error.Reason.", "Error.") for name, _ in elements(released)
+    }
+
+
+# Parts of the proto, each of which is there once, to spoil.
+FIELD = "\n  uint64 resume_from = 7;"
+VALUE = "\n    REASON_STEP_GAP = 4;"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (FIELD, "\n  uint64 resumeFrom = 7;", "should be lower_snake_case"),
+        (VALUE, "\n    STEP_GAP = 4;", 'should be prefixed with "REASON_"'),
+        (FIELD, f"{FIELD}\n  uint64 other = 77;", "should have a non-empty comment"),
+    ],
+)
+def test_bad_style_is_found(copy: Copy, old: str, new: str, complaint: str) -> None:
+    """Names unlike all others, and a field that nobody explains."""
+    copy.replace(old, new)
+    assert complaint in copy.lint()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (FIELD, "\n  uint64 resume_from = 17;", 'field "7" with name "resume_from" on message "Open" was deleted'),
+        (FIELD, "\n  int64 resume_from = 7;", "changed type"),
+        (FIELD, "\n  uint64 resume_at = 7;", "changed name"),
+        (VALUE, "", 'enum value "4" on enum "Reason" was deleted'),
+    ],
+    ids=["renumbered", "another type", "renamed", "deleted"],
+)
+def test_a_change_that_breaks_clients_is_found(copy: Copy, old: str, new: str, complaint: str) -> None:
+    """Those that would read another thing than was sent, and those whose code would no longer compile."""
+    copy.replace(old, new)
+    assert complaint in copy.breaking()
+
+
+def test_an_addition_breaks_nobody(copy: Copy) -> None:
+    """Clients of the last release do not know it, and do without it."""
+    copy.replace(FIELD, f"{FIELD}\n  uint64 other = 77;")
+    assert not copy.breaking()

@@ -14,7 +14,7 @@ import numpy as np
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.bench.lane import Refusal, Verdict
 from serving.core.spec import Floats
-from serving.rpc.status import reason_name
+from serving.rpc.names import reason_name
 
 APPLIED = Verdict()
 

@@ -38,10 +38,12 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.status import DOMAIN, reason_name
+from serving.rpc.names import reason_name
 
 log = logging.getLogger("tidegate.client")
 
+# The domain of google.rpc.ErrorInfo is the package; another one's is not of this service.
+DOMAIN: str = pb.DESCRIPTOR.package
 # As google.rpc.ErrorInfo has them.
 ACTIONS: Mapping[str, pb.Error.Action] = {
     "RETRY": pb.Error.ACTION_RETRY,

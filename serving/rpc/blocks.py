@@ -65,7 +65,9 @@ class BlockCall(Call):
         self._held = Handles()
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
-        self._notice_end = self._on_end  # one for all leases: a bound method of its own would cost each 64 bytes
+        # One for all leases: a bound method of its own would cost each 64 bytes.
+        self._notice_end = self._on_end
+        self._notice_stored = self._on_stored
         self._stored = False  # something was, since the client was last told
 
     async def serve(self) -> None:
@@ -133,7 +135,7 @@ class BlockCall(Call):
         durable_steps = self._held.durable(block.handles, block.slots)
         crowded = self._held.crowded(block.handles, block.steps, durable_steps)
         if crowded.size:
-            await self._store_soon(crowded.tolist())
+            await self._make_room(crowded.tolist())
         response = columns.encode_predicted(
             message.block,
             block.steps,
@@ -367,6 +369,13 @@ class BlockCall(Call):
                 self._desk.store_soon(lease)
             await slices.rest()
 
+    async def _make_room(self, handles: Sequence[int]) -> None:
+        """Has streams stored at once, and told, whose client would soon have to wait for that."""
+        for handle in handles:
+            if (lease := self._held[handle]) is not None:
+                lease.on_durable = self._notice_stored
+        await self._store_soon(handles)
+
     async def _let_go_of_all(self, reason: CloseReason) -> None:
         """Lets go of every stream, also when the call is cancelled once more."""
         slices = Slices()
@@ -383,7 +392,7 @@ class BlockCall(Call):
         self._sync.discard(handle)
         lease = self._held.drop(handle)
         if lease is not None:
-            lease.on_end = None
+            lease.on_end = lease.on_durable = None
             self._desk.leave(lease, "taken_over" if lease.ended is not None and reason != "forgotten" else reason)
 
     # News -------------------------------------------------------------------------------------------------------------

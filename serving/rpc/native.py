@@ -66,11 +66,20 @@ class PredictCall(Call):
 
     def durable(self) -> None:
         """Tells the client what is durable, if no prediction is due that would, and it may be waiting for it."""
+        if self.reading and self.telling is None and self.has_news:
+            self.tell_beside(self.tell_durable())
+
+    @property
+    def has_news(self) -> bool:
+        """Whether so much is stored that the client was not told of that it may be waiting for it."""
         assert self.lease is not None
-        step = self.lease.durable_step
-        if self.reading and self.telling is None and 2 * (step - self.told_step) >= self.kept_max:
-            self.told_step = step
-            self.tell_beside(self.tell(durable=pb.Durable(durable_step=step)))
+        return 2 * (self.lease.durable_step - self.told_step) >= self.kept_max
+
+    async def tell_durable(self) -> None:
+        """Tells the client what is durable."""
+        assert self.lease is not None
+        self.told_step = self.lease.durable_step
+        await self.tell(durable=pb.Durable(durable_step=self.told_step))
 
     async def tell(self, **kind: Any) -> None:
         """Writes a response of the kind that is named."""
@@ -242,6 +251,8 @@ class Native(Admin):
             if request is None or request.HasField("timestep"):
                 await call.write(await self._answer(call, lease, line, timestep, request))
                 line.answered(perf_counter() - begun)
+                if call.has_news:  # it was stored while the answer was on its way
+                    await call.tell_durable()
             elif request.HasField("close"):
                 reason = await self._close(call, lease, request.close)
                 await self._end_of(call)

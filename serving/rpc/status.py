@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core import errors
+from serving.rpc.names import action_name, reason_name
 
 # The domain of google.rpc.ErrorInfo; with it, a reason is unique among all services a client may talk to.
 DOMAIN = "tidegate.v1"
@@ -81,20 +82,6 @@ def meaning_of(error: errors.TidegateError, *, of_timestep: bool) -> Meaning:
     if meaning.action == pb.Error.ACTION_DROP and not of_timestep:
         return meaning._replace(action=pb.Error.ACTION_STREAM_LOST)
     return meaning
-
-
-def reason_name(reason: int) -> str:
-    """A reason as people and google.rpc.ErrorInfo write it; its number when this version does not know it."""
-    return _name(pb.Error.Reason, reason, "REASON_")
-
-
-def action_name(action: int) -> str:
-    """An action as google.rpc.ErrorInfo writes it; its number when this version does not know it."""
-    return _name(pb.Error.Action, action, "ACTION_")
-
-
-def _name(enum: Any, number: int, prefix: str) -> str:
-    return str(enum.Name(number)).removeprefix(prefix) if number in enum.values() else str(number)
 
 
 def sentence(error: errors.TidegateError) -> str:

@@ -12,11 +12,10 @@ from importlib.metadata import version
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
-from serving.rpc import native
+from serving.rpc import native, reflection
 from serving.rpc.unreadable import Unreadable
 from serving.runtime.administration import Administration
 from serving.runtime.board import Board
@@ -157,7 +156,7 @@ class Server:
         )
         native.add_to_server(self._native, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.add_to_server((SERVICE, health.SERVICE_NAME), self._server)
         if self.place is None:
             source.board, source.up = metrics.lay_out(), True
         else:

@@ -18,6 +18,10 @@ CACHE_KIB = 8192
 WAL_PAGES = 4096
 # Between two attempts to enter WAL mode, which another process is just doing.
 RETRY_S = 0.01
+# For how long to wait for a file of an older schema, at least, in seconds: another process may just be taking it over, which copies
+# every stream (100,000 of 3 KB took 6 s). Were that given up, the workers of a server could never start on a large file: the
+# first that gives up ends the start of all, and with it the one that copies.
+TAKE_OVER_S = 600.0
 # For how long SQLite itself waits for a lock; then the store asks again. SQLite looks after 1, 2, 5 ms and more and more rarely,
 # up to every 100 ms. Beside processes that commit without a pause, who looks so rarely waits for seconds, and may wait in vain.
 LOOK_MS = 8
@@ -31,7 +35,8 @@ class File:
 
     Args:
         path: the file; it is made when it is missing.
-        busy_timeout_s: for how long to wait for other processes when the file is opened, and is said to have been waited.
+        busy_timeout_s: for how long to wait for other processes when the file is opened, and is said to have been waited. A file
+            of an older schema is waited for longer: it is taken over first.
 
     Raises:
         StoreUnavailable: the file cannot be opened, is not Tidegate's, or is of a newer schema.
@@ -102,8 +107,12 @@ class File:
         """Settles how the file is used, and its schema."""
         execute = self.connection.execute
         execute("BEGIN")  # one look at the file, which another process may just be making
-        self._check_schema()  # before anything is written to what may be somebody else's
+        schema = self._check_schema()  # before anything is written to what may be somebody else's
         execute("COMMIT")
+        patience_s = self.busy_timeout_s
+        if 0 < schema < SCHEMA:
+            self.busy_timeout_s = max(patience_s, TAKE_OVER_S)
+            execute(f"PRAGMA busy_timeout = {round(self.busy_timeout_s * 1000)}")
         mode = self._enter_wal()
         if mode != "wal":
             raise StoreUnavailable(
@@ -124,6 +133,7 @@ class File:
         execute(f"PRAGMA user_version = {SCHEMA}")
         execute("COMMIT")
         execute(f"PRAGMA busy_timeout = {LOOK_MS}")
+        self.busy_timeout_s = patience_s
 
     def _enter_wal(self) -> str:
         """The journal mode that the file could be brought to.

@@ -5,7 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.status import TABLE, UNKNOWN, Meaning, action_name
+from serving.rpc.names import action_name
+from serving.rpc.status import TABLE, UNKNOWN, Meaning
 
 BY_REASON: Mapping[int, Meaning] = {meaning.reason: meaning for meaning in TABLE.values()}
 

@@ -20,7 +20,6 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client import Client, Stream
 from serving.client.backoff import Backoff
-from serving.rpc.status import DOMAIN
 from tests.client.reasons import action_of, error_of
 
 # Nothing here takes a second; what has not happened after this never will.
@@ -151,7 +150,7 @@ class Call:
         await self.context.write(pb.PredictResponse(closed=closed))
 
     async def end(
-        self, reason: str = "", code: str = "", *, message: str = "", domain: str = DOMAIN, **metadata: str
+        self, reason: str = "", code: str = "", *, message: str = "", domain: str = "tidegate.v1", **metadata: str
     ) -> None:
         """Ends the call with a reason of the protocol and the action that belongs to it, or with a bare code: a break."""
         code = code or CODES.get(reason, "UNAVAILABLE")
@@ -226,8 +225,8 @@ class Scripted(pb_grpc.TidegateServiceServicer):
     async def _reply(self, request: Any, context: Any) -> Any:
         reply = self.replies[type(request).__name__](request)
         if isinstance(reply, tuple):
-            reason, code, *action = reply
-            await Call(self, context).end(reason, code, **{"action": one for one in action})
+            reason, code, metadata = (*reply, {})[:3]
+            await Call(self, context).end(reason, code, **metadata)
         return reply
 
     ListModels = DescribeModel = ListStreams = DescribeStream = DeleteStream = _reply

@@ -191,7 +191,7 @@ async def test_an_unknown_refusal_of_a_timestep_is_one() -> None:
     """Its action says that it was the timestep."""
     async with scripted() as server, Client(server.address) as client:
         answering(server)
-        server.replies["PredictOneRequest"] = lambda _: ("UNHEARD_OF", "INVALID_ARGUMENT", "DROP")
+        server.replies["PredictOneRequest"] = lambda _: ("UNHEARD_OF", "INVALID_ARGUMENT", {"action": "DROP"})
         with pytest.raises(TimestepRefused) as caught:
             await client.predict_one("a", [1.0], step=1)
         assert type(caught.value) is TimestepRefused

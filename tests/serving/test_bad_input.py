@@ -69,8 +69,13 @@ def opening(stream_id: str = "a", **more: object) -> pb.PredictRequest:
 @pytest.mark.parametrize(
     ("bad", "reason", "field", "words"),
     [
-        (timestep(1, 2, step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 8 bytes", "expected 4", "x"]),
-        (timestep(step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 0 bytes", "expected 4"]),
+        (
+            timestep(1, 2, step=2),
+            pb.Error.REASON_WRONG_WIDTH,
+            "values",
+            ["got 2 numbers in 8 bytes", "expected 4", "x"],
+        ),
+        (timestep(step=2), pb.Error.REASON_WRONG_WIDTH, "values", ["got 0 numbers", "expected 4"]),
         (
             pb.PredictRequest(timestep=pb.Timestep(step=2, values=b"abc")),
             pb.Error.REASON_WRONG_WIDTH,

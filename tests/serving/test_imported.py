@@ -72,7 +72,7 @@ def test_a_row_of_ours_passes() -> None:
         (lambda one: replace(one, step=1), "from step 1 on|from step"),
         (lambda one: replace(one, answers=0), "remembers 0 answers, expected 1 to 4096"),
         (lambda one: replace(one, answers=2**31), "remembers 2147483648 answers"),
-        (lambda one: replace(one, answers=2), "its state has 76 bytes, expected"),
+        (lambda one: replace(one, answers=2), "its state has 108 bytes, expected"),
         (lambda one: replace(one, payload=b""), "its state has 0 bytes"),
         (lambda one: patched(one, 0, np.int64(0)), "from step 0 on, expected 1 to 4 at step 3"),
         (lambda one: patched(one, 0, np.int64(5)), "from step 5 on"),

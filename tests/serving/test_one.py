@@ -19,6 +19,7 @@ from tests.support import (
     PATIENCE,
     Ending,
     RawCall,
+    batcher_of,
     eventually,
     live,
     pack,
@@ -105,7 +106,11 @@ async def test_a_repeat_with_other_values_is_refused(sum_root: Path) -> None:
         await one.sum(5, 1)
         for _ in range(2):  # from a stream that rests, and from the store
             ending = await one.refusal(step=1, values=pack(6))
-            assert (ending.code.name, ending.reason, ending.action) == ("ALREADY_EXISTS", "VALUES_DIFFER", "STREAM_LOST")
+            assert (ending.code.name, ending.reason, ending.action) == (
+                "ALREADY_EXISTS",
+                "VALUES_DIFFER",
+                "STREAM_LOST",
+            )
         assert await one.sum(6, 2) == 11
 
 
@@ -185,6 +190,7 @@ async def test_a_timestep_that_cannot_be_stored_may_be_sent_again(sum_root: Path
         assert ending.retry_s
         store.save = save
         await eventually(lambda: not server.keeper.checkpointer.unsaved_seconds(), "storing")
+        await eventually(lambda: batcher_of(server).refusing is None, "the all-clear")
         again = await one.ask(step=2, values=pack(2))
         assert (again.prediction.duplicate, again.prediction.durable_step) == (True, 2)
 
@@ -270,7 +276,7 @@ async def test_numbers_come_back_as_numbers(sum_root: Path) -> None:
     """Unless another form is asked for; packed values the same way round."""
     async with serve(sum_root) as (_, one, _):
         answer = (await one.ask(step=1, numbers=[0.5])).prediction
-        assert ([list(part.numbers) for part in answer.output_numbers][0], list(answer.outputs)) == ([0.5], [])
+        assert (list(answer.output_numbers[0].numbers), list(answer.outputs)) == ([0.5], [])
         answer = (await one.ask(step=2, numbers=[0.25], output_format=pb.OUTPUT_FORMAT_PACKED)).prediction
         assert (answer.outputs[0], list(answer.output_numbers)) == (pack(0.75), [])
         answer = (await one.ask(step=3, values=pack(1), output_format=pb.OUTPUT_FORMAT_NUMBERS)).prediction

@@ -548,7 +548,7 @@ async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
         (encode(checkpoint("a"))[:-1], "truncated"),
         (encode(checkpoint("b")), "holds stream 'b', not this one"),
         (b"\x93NUMPY", "not Tidegate's"),
-        (b"TGCK\x09\x00", "format 9 is newer than 1"),
+        (b"TGCK\x09\x00", "format 9 is newer than 2"),
     ],
 )
 async def test_a_bad_record_is_named_and_can_be_dropped(

@@ -423,7 +423,7 @@ async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         ending = await call.ending()
-        assert (ending.reason, "kept at step 10, but 20" in ending.message) == ("STATE_LOST", True)
+        assert (ending.reason, "kept at timestep 10, but 20" in ending.message) == ("STATE_LOST", True)
         assert server.keeper._metrics.state_lost == 1
         assert (await RawCall(channel).open("a")).next_step == 11
 

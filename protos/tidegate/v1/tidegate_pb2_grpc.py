@@ -97,46 +97,53 @@ class TidegateServiceServicer:
     """
 
     def Predict(self, request_iterator, context):
-        """Runs one stream over one call. The first request opens the stream, each later one carries a timestep; each request
-        gets one response, in order. When the client stops sending (half-close), the call ends OK once the stream is
-        stored, and it is parked: kept, and resumed by the next open. A broken connection parks it too.
+        """Runs one stream over one call. The first request opens the stream, each later one carries a timestep, and the last one
+        may close the stream. Each request gets one response, in order; the server may send `durable` and `move` between them.
+
+        When the client stops sending (half-close), the server stores and parks the stream, and then the call ends OK. When the
+        connection breaks, the server parks the stream too.
 
         The call ends with
         ABORTED              another client has opened the stream: do not open it again without knowing why
         UNAVAILABLE          the server stops, or its store cannot be reached: open the stream again, here or elsewhere
-        FAILED_PRECONDITION  a message came out of order: a timestep before open, a second open, anything after close
-        INVALID_ARGUMENT     the open request is malformed, or a request has no kind
-        NOT_FOUND            no such model, or no such stream and `EXISTENCE_MUST_EXIST`
+        FAILED_PRECONDITION  a message came out of order (a timestep before open, a second open, anything after close), the
+        stream runs under another model or version, or several models are served and none is named
+        INVALID_ARGUMENT     a field of the open is out of range, or a request cannot be read or has no kind
+        NOT_FOUND            no such model; no such stream where one must exist; the stream was deleted or has expired
         ALREADY_EXISTS       the stream exists and `EXISTENCE_MUST_BE_NEW`
-        RESOURCE_EXHAUSTED   a limit on streams is reached, or a message exceeds the size limit
+        RESOURCE_EXHAUSTED   the server or the connection has as many streams as it may; or, said by gRPC without `ErrorInfo`,
+        a request is larger than `message_bytes_max`
         DATA_LOSS            the store has lost timesteps that the client cannot send again, or holds a damaged state
+        INTERNAL             the server has failed: open the stream again
         and carries `google.rpc.Status` in the trailer `grpc-status-details-bin`. Its details are
-        google.rpc.ErrorInfo   always: `domain` is "tidegate.v1", `reason` the name of an `Error.Reason` without "REASON_";
-        `metadata` has "action", the name of an `Error.Action` without "ACTION_", and "next_step"
-        where it is known
+        google.rpc.ErrorInfo   always. `domain` is "tidegate.v1"; `reason` is the name of an `Error.Reason` without "REASON_";
+        `metadata` has "action", the name of an `Error.Action` without "ACTION_", and "next_step", a
+        decimal number, where it is known
         google.rpc.BadRequest  for INVALID_FIELD: the field and what was expected
         google.rpc.RetryInfo   where waiting helps: how long
-        An end without `google.rpc.ErrorInfo` was not made by this service but by gRPC, a proxy or the network.
+        An end without `google.rpc.ErrorInfo` does not come from this service but from gRPC, a proxy or the network.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PredictOne(self, request, context):
-        """Runs one timestep of one stream: opens or resumes the stream, applies the timestep and answers. For clients that cannot
-        hold a call open. The answer is stored when it leaves, unless `DURABILITY_ASYNC` is asked for. A request that is sent
-        again with the same `step` and values is answered again and applied once. Errors are those of `Predict`, those of a
-        timestep among them.
+        """Runs one timestep of one stream, for clients that cannot hold a call open: opens the stream, applies the timestep, stores
+        it and answers. With `DURABILITY_ASYNC` the answer does not wait until the timestep is stored. A request that is sent
+        again with the same `step` and values is answered again and applied once. A call that holds the stream ends ABORTED.
+        The status is that of `Predict`, or the one that goes with the `Error.Reason` for which the timestep was refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PredictBlocks(self, request_iterator, context):
-        """Runs many streams over one call, for gateways: thousands of streams are opened by one message, and a block holds
-        the next timesteps of many streams in columns. Each request gets one response, in order; the server may send
-        `durable`, `ended` and `move` between them. A row that is refused leaves the other rows alone.
-        Ends as `Predict` does, but never with ABORTED: streams taken over by others are told in `ended`.
+        """Runs many streams over one call, for gateways. One message opens thousands of streams; a block holds the next timesteps
+        of many streams in columns. Each request gets one response, in order; the server may send `durable`, `ended` and `move`
+        between them. A row that is refused leaves the other rows alone.
+
+        The call ends as `Predict` does, with one difference: what happens to one stream, such as a take-over or a delete, does
+        not end the call but is told in `ended` or in the stream's row.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,52 +157,56 @@ class TidegateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DescribeModel(self, request, context):
-        """Describes one model. NOT_FOUND when it is not served.
+        """Describes one model. NOT_FOUND when it is not served, FAILED_PRECONDITION when none is named and several are served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListStreams(self, request, context):
-        """Lists the streams that the caller may see, in the order of their ids, page by page. Of a stream that another server has
-        in memory, `step` is the last stored one.
+        """Lists the streams that the caller may see, in the order of the bytes of their names, page by page. Of a stream that
+        another server has in memory, `step` is the last stored one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeStream(self, request, context):
-        """Describes one stream as of its last applied timestep, whichever server has it. NOT_FOUND when there is none of that id.
+        """Describes one stream as of its last applied timestep, whichever server has it. NOT_FOUND when there is none of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteStream(self, request, context):
-        """Deletes a stream and its state. A call that holds it ends NOT_FOUND. NOT_FOUND when there is none of that id.
+        """Deletes a stream and its state. A `Predict` call that holds it ends NOT_FOUND. NOT_FOUND when there is none of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportStream(self, request, context):
-        """Hands out a stream's state at its last applied timestep; the stream goes on. NOT_FOUND when there is none of that id.
+        """Hands out a stream's state at its last applied timestep; the stream goes on. NOT_FOUND when there is none of that name,
+        or no state of it is stored: it has expired, or was parked before its first timestep.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportStream(self, request, context):
-        """Makes a stream from an exported state. INVALID_ARGUMENT when the state is damaged, of a newer format or none that its
-        model can have made, NOT_FOUND when it belongs to a model that is not served, ALREADY_EXISTS when the id is taken.
+        """Makes a stream from an exported state.
+        INVALID_ARGUMENT    the state is damaged, of a newer format, or none that its model can have made
+        NOT_FOUND           its model is not served
+        ALREADY_EXISTS      the name is taken
+        RESOURCE_EXHAUSTED  the server has as many streams as it may
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkStream(self, request, context):
-        """Makes a new stream that starts at another one's state; from then on the two know nothing of each other.
-        NOT_FOUND when there is no source, ALREADY_EXISTS when the new id is taken.
+        """Makes a new stream that starts at another one's state; from then on the two know nothing of each other. NOT_FOUND when
+        `ExportStream` of the source gives it, ALREADY_EXISTS when the new name is taken, RESOURCE_EXHAUSTED as `ImportStream`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,19 @@
+"""How reasons and actions are written where people and google.rpc.ErrorInfo name them: without the prefix of their enum."""
+
+from typing import Any
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+
+
+def reason_name(reason: int) -> str:
+    """A reason, for example "TAKEN_OVER"; its number when this version does not know it."""
+    return _name(pb.Error.Reason, reason, "REASON_")
+
+
+def action_name(action: int) -> str:
+    """An action, for example "RETRY"; its number when this version does not know it."""
+    return _name(pb.Error.Action, action, "ACTION_")
+
+
+def _name(enum: Any, number: int, prefix: str) -> str:
+    return str(enum.Name(number)).removeprefix(prefix) if number in enum.values() else str(number)

@@ -1,0 +1,273 @@
+"""What a client in any language may rely on, seen from the wire: owners, numbers, room, and the ends of calls."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from tests.support import (
+    PATIENCE,
+    RawBlocks,
+    RawCall,
+    eventually,
+    live,
+    pack,
+    raw_channel,
+    run_server,
+    timestep,
+)
+
+
+def total(answer: pb.PredictResponse) -> float:
+    """The sum in an answer."""
+    return float(np.frombuffer(answer.prediction.outputs[0], np.float32).item())
+
+
+# Owners.
+
+
+async def test_who_goes_on_is_refused_when_another_opened_the_stream(sum_root: Path) -> None:
+    """The other keeps it undisturbed, though its call has not said a word since."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        a, b = RawCall(channel), RawCall(channel)
+        await a.open("s", owner="a")
+        await a.step(1, step=1)
+        opened = await b.open("s", owner="b")
+        assert (opened.kind, opened.owner_changed) == (pb.Opened.KIND_TAKEN_OVER, True)
+        assert (await a.ending()).reason == "TAKEN_OVER"
+        again = RawCall(channel)
+        await again.send(pb.PredictRequest(open=pb.Open(stream_id="s", owner="a", resume_from=2)))
+        ending = await again.ending()
+        assert (ending.code.name, ending.reason, ending.action) == ("ABORTED", "TAKEN_OVER", "STREAM_LOST")
+        assert total(await b.step(2, step=2)) == 3
+
+
+async def test_an_owner_goes_on_where_it_was(sum_root: Path) -> None:
+    """However often its connection breaks, and whether or not the server has noticed."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        for step in range(1, 4):
+            call = RawCall(channel)
+            opened = await call.open("s", owner="a", resume_from=step)
+            assert (opened.next_step, opened.owner_changed) == (step, False)
+            assert total(await call.step(1, step=step)) == step
+
+
+async def test_a_stream_that_was_never_stepped_begins_again(sum_root: Path) -> None:
+    """Nothing is lost with it: its client has everything from timestep 1 on."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        opened = await RawCall(channel).open("s", owner="a", resume_from=1)
+        assert (opened.kind, opened.next_step) == (pb.Opened.KIND_NEW, 1)
+
+
+async def test_a_lost_answer_to_must_be_new_can_be_had_again(sum_root: Path) -> None:
+    """The same owner asks once more; any other is told that the stream exists."""
+    must_be_new: dict[str, Any] = {"existence": pb.EXISTENCE_MUST_BE_NEW}
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        await RawCall(channel).open("s", owner="a", **must_be_new)
+        assert (await RawCall(channel).open("s", owner="a", **must_be_new)).kind == pb.Opened.KIND_NEW
+        other = RawCall(channel)
+        await other.send(pb.PredictRequest(open=pb.Open(stream_id="s", owner="b", **must_be_new)))
+        assert (await other.ending()).reason == "STREAM_EXISTS"
+        assert server.holdings.known == 1
+
+
+async def test_owners_of_many_streams_are_judged_row_by_row(sum_root: Path) -> None:
+    """One owner for all; the streams that another has had are refused alone."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        a, b = RawBlocks(channel), RawBlocks(channel)
+        await a.open("x", "y", "z", owner="a")
+        opened = await b.open("y", owner="b")
+        assert list(opened.owner_changed_rows) == [0]
+        opened = await RawBlocks(channel).open("x", "y", "z", owner="a", resume_from=[1, 1, 2])
+        assert [(row.row, row.error.reason) for row in opened.errors] == [
+            (1, pb.Error.REASON_TAKEN_OVER),
+            (2, pb.Error.REASON_STATE_LOST),
+        ]
+        assert opened.handles[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"owner": "x" * 257}, "owner: got 257 bytes, expected 1 to 256"),
+        ({"owner": "a\n"}, "owner: got 'a\\n'"),
+        (
+            {"resume_from": 1, "existence": pb.EXISTENCE_MUST_BE_NEW},
+            "existence: got EXISTENCE_MUST_BE_NEW with resume_from 1",
+        ),
+        ({"output_format": 9}, "output_format: got 9"),
+    ],
+)
+async def test_an_open_that_makes_no_sense_is_refused(sum_root: Path, fields: dict[str, Any], words: str) -> None:
+    """With the field; no stream begins."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.send(pb.PredictRequest(open=pb.Open(stream_id="s", **fields)))
+        ending = await call.ending()
+        assert (ending.code.name, ending.reason, ending.action) == ("INVALID_ARGUMENT", "INVALID_FIELD", "STREAM_LOST")
+        assert words in ending.message
+        assert server.holdings.known == 0
+
+
+# Values.
+
+
+async def test_a_repeat_with_other_values_is_refused_by_its_own_reason(sum_root: Path) -> None:
+    """On both streaming calls, with what a client does about it; the stream stays as it was."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s")
+        await call.step(1, step=1)
+        error = (await call.step(2, step=1)).error
+        assert (error.reason, error.action, error.code, error.field, error.next_step) == (
+            pb.Error.REASON_VALUES_DIFFER,
+            pb.Error.ACTION_STREAM_LOST,
+            6,
+            "values",
+            2,
+        )
+        assert total(await call.step(1, step=1)) == 1
+        blocks = RawBlocks(channel)
+        (handle,) = (await blocks.open("s")).handles
+        answer = await blocks.block([handle] * 3, [[1], [2], [5]], [1, 1, 2])
+        assert [(row.row, row.error.reason) for row in answer.errors] == [(1, pb.Error.REASON_VALUES_DIFFER)]
+        assert np.frombuffer(answer.outputs[0], np.float32).tolist() == [1, 0, 6]
+
+
+async def test_a_stream_remembers_values_across_a_restart(tmp_path: Path, sum_root: Path) -> None:
+    """They are stored beside the answers."""
+    state = f"sqlite://{tmp_path / 'state.db'}"
+    async with run_server(sum_root, state=state) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s", durability=pb.DURABILITY_SYNC)
+        await call.step(1, step=1)
+    async with run_server(sum_root, state=state) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s")
+        assert (await call.step(2, step=1)).error.reason == pb.Error.REASON_VALUES_DIFFER
+        assert total(await call.step(1, step=1)) == 1
+
+
+async def test_values_may_come_as_numbers(sum_root: Path) -> None:
+    """And the answer goes as it is asked for; a timestep is the same in both forms."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s")
+        numbers = pb.PredictRequest(timestep=pb.Timestep(step=1, numbers=[0.5]))
+        answer = (await call.ask(numbers)).prediction
+        assert (list(answer.output_numbers[0].numbers), list(answer.outputs)) == ([0.5], [])
+        assert total(await call.step(0.5, step=1)) == 0.5
+        both = pb.PredictRequest(timestep=pb.Timestep(step=2, numbers=[0.5], values=pack(1)))
+        error = (await call.ask(both)).error
+        assert (error.reason, error.field, error.step) == (pb.Error.REASON_INVALID_FIELD, "numbers", 2)
+        wide = pb.PredictRequest(timestep=pb.Timestep(step=2, numbers=[1, 2]))
+        assert "got 2 numbers" in (await call.ask(wide)).error.message
+        assert total(await call.step(0.25, step=2)) == 0.75
+
+
+@pytest.mark.parametrize("form", [pb.OUTPUT_FORMAT_NUMBERS, pb.OUTPUT_FORMAT_PACKED])
+async def test_an_open_chooses_how_outputs_are_written(sum_root: Path, form: pb.OutputFormat) -> None:
+    """For all timesteps, however they come."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s", output_format=form)
+        for step, fields in enumerate(({"numbers": [1]}, {"values": pack(1)}), 1):
+            request = pb.PredictRequest(timestep=pb.Timestep(step=step, **fields))
+            answer = (await call.ask(request)).prediction
+            assert bool(answer.output_numbers) == (form == pb.OUTPUT_FORMAT_NUMBERS)
+            assert bool(answer.outputs) == (form == pb.OUTPUT_FORMAT_PACKED)
+
+
+# Room for what is not stored.
+
+
+@pytest.mark.parametrize("kept_max", [1, 3, 32])
+async def test_a_client_that_keeps_little_does_not_wait_for_the_next_round(sum_root: Path, kept_max: int) -> None:
+    """Its stream is stored before its room is used up, and it is told so, however rarely the others are stored."""
+    async with run_server(sum_root, checkpoint_every="60s") as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s", kept_max=kept_max)
+        durable = 0
+        async with asyncio.timeout(PATIENCE):
+            for step in range(1, 101):
+                while step - durable > kept_max:
+                    durable = (await call.read()).durable.durable_step
+                await call.send(timestep(1, step=step))
+                while not (answer := await call.read()).HasField("prediction"):
+                    durable = answer.durable.durable_step
+                durable = max(durable, answer.prediction.durable_step)
+
+
+@pytest.mark.parametrize("kept_max", [1, 3, 32])
+async def test_streams_of_a_block_that_keep_little_do_not_wait_either(sum_root: Path, kept_max: int) -> None:
+    """Each stream for itself: one that is told nothing for a minute would stand still."""
+    async with run_server(sum_root, checkpoint_every="60s") as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("x", "y", kept_max=kept_max)).handles)
+        durable = dict.fromkeys(handles, 0)
+
+        def note(handle_column: Any, step_column: bytes) -> None:
+            for handle, step in zip(handle_column, np.frombuffer(step_column, "<u8").tolist(), strict=True):
+                durable[handle] = max(durable[handle], step)
+
+        async with asyncio.timeout(PATIENCE):
+            for step in range(1, 101):
+                while any(step - durable[handle] > kept_max for handle in handles):
+                    told = (await call.read()).durable
+                    note(np.frombuffer(told.handles, "<u4").tolist(), told.durable_steps)
+                answer = await call.block(handles, [[1], [1]], [step, step])
+                note(handles, answer.durable_steps)
+                for told in call.told:
+                    note(np.frombuffer(told.durable.handles, "<u4").tolist(), told.durable.durable_steps)
+                call.told.clear()
+
+
+# The ends of calls.
+
+
+async def test_a_request_after_close_is_refused(sum_root: Path) -> None:
+    """It would be lost in silence: the stream is closed, and the call would end well."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s")
+        await call.step(1, step=1)
+        await call.send(pb.PredictRequest(close=pb.Close()))
+        await call.send(timestep(2, step=2))
+        assert (await call.read()).closed.step == 1
+        ending = await call.ending()
+        assert (ending.code.name, ending.reason) == ("FAILED_PRECONDITION", "WRONG_ORDER")
+        assert "after close" in ending.message
+
+
+async def test_a_client_that_does_not_half_close_is_not_waited_for(sum_root: Path) -> None:
+    """It has its answer, and the call ends well a little later."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawCall(channel)
+        await call.open("s")
+        begun = time.monotonic()
+        assert (await call.ask(pb.PredictRequest(close=pb.Close()))).HasField("closed")
+        assert time.monotonic() - begun < PATIENCE
+        assert (await call.ending()).code.name == "OK"
+        await eventually(lambda: live(server) == 0, "parking")
+
+
+async def test_a_page_that_is_too_long_is_cut(sum_root: Path) -> None:
+    """Not refused: a client that asks for all that there is gets what one page may have."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        for name in "abc":
+            await RawCall(channel).open(name)
+        stub: Any = pb_grpc.TidegateServiceStub(channel)
+        page = await stub.ListStreams(pb.ListStreamsRequest(page_size=2**32 - 1))
+        assert [stream.stream_id for stream in page.streams] == ["a", "b", "c"]
+
+
+async def test_the_largest_request_is_told(sum_root: Path) -> None:
+    """A client that checks it before it sends never breaks its call by it."""
+    async with run_server(sum_root, message_bytes_max=5000) as server, raw_channel(server) as channel:
+        assert (await RawCall(channel).open("s")).message_bytes_max == 5000
+        assert (await RawBlocks(channel).open("t")).message_bytes_max == 5000

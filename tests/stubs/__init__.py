@@ -1,0 +1,1 @@
+"""The client code of other languages: generated from the proto, compiled and run, with the tools that each language has."""

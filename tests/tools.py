@@ -1,0 +1,26 @@
+"""Programs that some tests run and that are no part of Python."""
+
+import os
+import shutil
+import sysconfig
+from typing import NoReturn
+
+import pytest
+
+
+def find_tool(name: str, source: str) -> str:
+    """Where a program is; `source` says what it is installed with.
+
+    Where it is missing the test is skipped, or fails if the environment demands that all tests run.
+    """
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    if (found := shutil.which(name, path=path)) is None:
+        missing(f"{name} is missing: {source}")
+    return found
+
+
+def missing(why: str) -> NoReturn:
+    """Skips the test that runs, or fails it if the environment demands that all tests run."""
+    if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
