@@ -10,6 +10,9 @@ from serving.client.errors import InvalidArgument
 
 # What the protocol allows a stream's name and an owner, in bytes of UTF-8.
 NAME_BYTES_MAX = 256
+PORT_MAX = 2**16 - 1
+# What gRPC reads otherwise than as a host and a port.
+SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "xds", "vsock")
 # The largest number that a field of 32 bits without a sign can hold.
 UINT32_MAX = 2**32 - 1
 
@@ -44,6 +47,17 @@ def text(field: str, value: object, *, bytes_max: int | None = None, least: int 
 def name(field: str, value: object, *, least: int = 0) -> str:
     """An argument that names a stream or an owner; with `least` 1 it may not be empty."""
     return text(field, value, bytes_max=NAME_BYTES_MAX, least=least)
+
+
+def address(field: str, value: object) -> str:
+    """An argument that says where a server is. A port that there is not would be taken for another one by the system."""
+    target = text(field, value)
+    scheme, _, rest = target.partition(":")
+    host, _, port = target.rpartition(":")
+    is_port = port.isdecimal() and 0 < int(port) <= PORT_MAX
+    if not (rest if scheme in SCHEMES else host and is_port):
+        raise wrong(field, value, f"HOST:PORT with a port from 1 to {PORT_MAX}, or unix:PATH")
+    return target
 
 
 def flag(field: str, value: object) -> bool:

@@ -7,7 +7,6 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
 import grpc
-from google.protobuf.message import Message
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
@@ -71,7 +70,7 @@ class Client:
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
     ) -> None:
-        self.address = arguments.text("address", address, least=1)
+        self.address = arguments.address("address", address)
         if backoff is not None and not isinstance(backoff, Backoff):
             raise arguments.wrong("backoff", backoff, "a Backoff")
         self._limits = Limits(
@@ -349,7 +348,7 @@ class Client:
         )
         return Opening(self._blocks, lambda: Block(self._connection, stream_ids, ask, self._limits, self._backoff))
 
-    async def _ask(self, method: str, request: Message) -> Any:
+    async def _ask(self, method: str, request: Any) -> Any:
         """Asks a question that is answered once."""
         return await self._connection.ask(method, request, self._limits.timeout_s)
 
