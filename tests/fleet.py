@@ -82,6 +82,8 @@ class Site:
     """
 
     def __init__(self, models: Path, state: str, *options: str, port: int | None = None) -> None:
+        self.models = models
+        self.state = state
         self.port = port or free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.metrics_url = ""

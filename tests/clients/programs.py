@@ -1,0 +1,135 @@
+"""The clients of `examples/clients`, run as programs: timesteps go in as lines, predictions come out as lines."""
+
+import asyncio
+import math
+import subprocess
+import sys
+from asyncio.subprocess import PIPE, Process
+from typing import Any
+
+import pytest
+
+from tests.support import PATIENCE, ROOT
+from tests.tools import find_tool
+
+CLIENTS = ROOT / "examples" / "clients"
+LEVELS = ["one", "simple", "full"]
+LANGUAGES = ["python", "node"]
+# A machine with two busy cores takes seconds to start twenty of them; one that was cut off waits up to 5 s before it tries again.
+END_SECONDS = 60.0
+# Rows that are written ahead of what is answered: more than a window, so that a client can fill it.
+AHEAD = 100
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Node.js, and what the clients need of it."""
+    program, npm = find_tool("node", "apt-get install nodejs"), find_tool("npm", "apt-get install npm")
+    if not (CLIENTS / "node" / "node_modules" / "@grpc" / "grpc-js").exists():
+        subprocess.run([npm, "ci", "--loglevel=error"], check=True, cwd=CLIENTS / "node")
+    return program
+
+
+def command(request: pytest.FixtureRequest, language: str, level: str) -> list[str]:
+    """How a client is started, without its arguments; the test is skipped or fails where its language is missing."""
+    if language == "python":
+        return [sys.executable, str(CLIENTS / "python" / f"{level}.py")]
+    return [str(request.getfixturevalue("node")), str(CLIENTS / "node" / f"{level}.js")]
+
+
+def line(row: Any) -> bytes:
+    """A timestep as the clients read it; what is missing is empty, or nan."""
+    words = ["" if place % 2 and math.isnan(value) else repr(float(value)) for place, value in enumerate(row)]
+    return (",".join(words) + "\n").encode()
+
+
+class Client:
+    """One client, and what it was given.
+
+    Attributes:
+        answers: the number and the packed outputs of each prediction that its user saw, in order.
+        refused: the reasons of the timesteps that were dropped.
+
+    """
+
+    def __init__(self, process: Process, name: str) -> None:
+        self._process = process
+        self._name = name
+        self.answers: list[tuple[int, bytes]] = []
+        self.refused: list[str] = []
+        self._news = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, command: list[str], address: str, stream_id: str, *more: str) -> "Client":
+        """Starts a client of a stream."""
+        process = await asyncio.create_subprocess_exec(
+            *command, address, stream_id, *more, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        )
+        return cls(process, stream_id)
+
+    @property
+    def told(self) -> int:
+        """How many timesteps its user was told of."""
+        return len(self.answers) + len(self.refused)
+
+    async def send(self, *rows: Any) -> None:
+        """Hands over timesteps."""
+        assert self._process.stdin is not None
+        for row in rows:
+            self._process.stdin.write(line(row))
+        await self._process.stdin.drain()
+
+    async def send_all(self, rows: Any) -> None:
+        """Hands over many, some way ahead of the answers, and waits for all answers."""
+        for place, row in enumerate(rows):
+            while place - self.told >= AHEAD:
+                await self._wait()
+            await self.send(row)
+        await self.has(len(rows))
+
+    async def has(self, count: int) -> None:
+        """Waits until its user was told of so many timesteps."""
+        while self.told < count:
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        if self._reading.done():
+            raise AssertionError(f"{self._name} ended after {self.told} timesteps: {await self.end()}")
+        async with asyncio.timeout(END_SECONDS):
+            await self._news.wait()
+
+    async def close(self) -> None:
+        """Ends its input; it has to end well."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert await self.end() == (0, "")
+
+    async def end(self) -> tuple[int, str]:
+        """Waits until it has ended; its exit status, and what it said of it."""
+        assert self._process.stderr is not None
+        async with asyncio.timeout(END_SECONDS):
+            said = (await self._process.stderr.read()).decode()
+            return await self._process.wait(), said
+
+    async def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        if self._process.returncode is None:
+            self._process.kill()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        async with asyncio.timeout(PATIENCE):
+            await self._reading
+        await self.end()
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for told in self._process.stdout:
+            first, second = told.decode().split()
+            if first == "refused":
+                self.refused.append(second)
+            else:
+                self.answers.append((int(first), bytes.fromhex(second)))
+            self._news.set()
+        self._news.set()
