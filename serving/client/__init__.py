@@ -25,7 +25,7 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from serving.client.backoff import Backoff
-from serving.client.block import Block, Some, Timesteps
+from serving.client.block import Block
 from serving.client.client import Client, Existence
 from serving.client.errors import (
     AnswerLost,
@@ -56,7 +56,7 @@ from serving.client.errors import (
 )
 from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
 from serving.client.stream import Stream
-from serving.client.values import Values
+from serving.client.values import Some, Timesteps, Values
 
 __all__ = [
     "AnswerLost",

@@ -1,14 +1,18 @@
 """Timesteps as callers write them, made into float32 in the order of a model's features."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
 from serving.client.arguments import shown
 from serving.client.errors import InvalidTimestep
-from serving.core.spec import Array, Feature, Floats
+from serving.core.spec import Array, Feature, Floats, Ints
 
 Values = Sequence[float] | Array | Mapping[str, float]
+# What `Block.predict` reads: the next timestep of every stream, or those of some of them.
+Timesteps = Array | Sequence[Sequence[float]]
+Some = tuple[Timesteps, Sequence[int] | Ints]
 
 # Whole numbers, numbers and booleans; all else, None among it, would be guessed at.
 NUMERIC = "iufb"
@@ -53,6 +57,53 @@ def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
     if features is not None and len(packed) != len(features):
         raise _wrong_width(f"{len(packed)} numbers", expected)
     return packed.tobytes()
+
+
+def columns(x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, features: int) -> tuple[Floats, Ints]:
+    """Timesteps of many streams as columns: (n, features) values, and (n,) indices of the streams they are for.
+
+    Args:
+        x: (n, features) numbers.
+        rows: (n,) indices; None for all streams.
+        streams: how many there are.
+        features: how many the model has.
+
+    Raises:
+        InvalidTimestep: x or rows are no numbers, do not have these shapes, or name streams that there are not.
+
+    """
+    indices = np.arange(streams) if rows is None else _indices(rows, streams)
+    expected = (len(indices), features)
+    values = floats("x", x, f"numbers of shape {expected}: a row a timestep, a column a feature")
+    if values.shape != expected and not (values.size == 0 and not len(indices)):
+        raise _malformed("x", f"shape {values.shape}", f"{expected}: a row a timestep, a column a feature")
+    return values.reshape(expected), indices
+
+
+def parts_of(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
+    """What `Block.step` takes: x, and the streams that its rows are for; None for all."""
+    if not isinstance(block, tuple):
+        return block, None
+    if len(block) != 2:
+        raise _malformed("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
+    return cast(Some, block)
+
+
+def _indices(rows: Sequence[int] | Ints, streams: int) -> Ints:
+    expected = f"a list of indices from 0 to {streams - 1}, one a row of x"
+    try:
+        indices = np.asarray(rows)
+    except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
+        indices = np.empty(0, np.object_)
+    if indices.ndim != 1 or (indices.dtype.kind not in "iu" and len(rows)):
+        raise _malformed("rows", shown(rows), expected)
+    if np.any((indices < 0) | (indices >= streams)):
+        raise _malformed("rows", f"{indices.min()} to {indices.max()}", expected)
+    return indices.astype(np.int64)
+
+
+def _malformed(field: str, got: str, expected: str) -> InvalidTimestep:
+    return InvalidTimestep(f"{field}: got {got}, expected {expected}", "INVALID_FIELD", field=field)
 
 
 def _by_name(values: Mapping[str, float], features: Sequence[Feature]) -> list[float]:

@@ -17,6 +17,7 @@ from tests.client.scripted_blocks import BlockCall, ScriptedBlocks
 from tests.client.scripted_blocks import closing as closing_streams
 from tests.client.scripted_blocks import connected as connected_blocks
 from tests.client.test_block import NAMES, column
+from tests.client.test_blocking import played
 
 Wrong = Callable[[Any], Any]
 
@@ -234,19 +235,15 @@ async def test_a_wrong_question_is_not_asked(ask: Any, field: str, question: Wro
 
 @pytest.mark.parametrize(("field", "opening"), OPENS)
 async def test_a_wrong_open_is_not_asked(field: str, opening: Wrong) -> None:
-    """It is found before anything is entered; by the blocking client when it is."""
+    """It is found before anything is entered."""
     async with Client("localhost:1") as client:
         with pytest.raises(InvalidArgument) as caught:
             opening(client)
         check(caught, field)
-
-    def enter() -> None:
-        with blocking.Client("localhost:1") as client, opening(client):
-            pass
-
-    with pytest.raises(InvalidArgument) as caught:
-        await asyncio.to_thread(enter)
-    check(caught, field)
+    with blocking.Client("localhost:1") as other:
+        with pytest.raises(InvalidArgument) as caught:
+            opening(other)
+        check(caught, field)
 
 
 async def test_a_stream_that_is_used_wrongly_stays_usable() -> None:
@@ -466,8 +463,28 @@ async def test_what_was_entered_is_not_entered_again() -> None:
             assert await sums(stream, [1.0]) == [1.0]
         with pytest.raises(WrongOrder, match="open: was entered before"):
             await opening.__aenter__()
-    with blocking.Client("localhost:1") as other, pytest.raises(WrongOrder, match="client: was entered before"):
-        other.__enter__()
+
+
+def test_what_was_entered_is_not_entered_again_by_a_blocking_client() -> None:
+    """As above."""
+
+    async def script(call: Call) -> None:
+        await call.open()
+        await call.serve(1)
+        await closing(call)
+
+    def work(client: blocking.Client) -> None:
+        with pytest.raises(WrongOrder, match="client: was entered before"):
+            client.__enter__()
+        opening = client.open("a")
+        with opening as stream:
+            with pytest.raises(WrongOrder, match="open: was entered before"):
+                opening.__enter__()
+            assert stream.step([1.0])["sum"].item() == 1.0
+        with pytest.raises(WrongOrder, match="open: was entered before"):
+            opening.__enter__()
+
+    played(work, script)
 
 
 async def test_a_stream_outlives_its_client_by_nothing() -> None:
