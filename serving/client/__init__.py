@@ -12,6 +12,10 @@ prediction comes once, in order. A gateway has thousands on one call, and takes 
             answer = await block.step(x)  # (1000, features)
             print(answer["forecast"].shape, answer.errors)
 
+A program that holds no call open asks for one timestep at a time, by its number:
+
+        prediction = await client.predict_one("pump-7", [21.5, 40.2, 3.0], step=17)
+
 A client belongs to the process that made it: a process that is forked, as `multiprocessing` does by default on Linux before
 Python 3.14, makes its own. One that uses the other's is told so by `WrongProcess`.
 

@@ -20,23 +20,6 @@ NUMERIC = "iufb"
 NAMES_SHOWN = 12
 
 
-def floats(field: str, values: object, expected: str) -> Floats:
-    """Numbers, in any shape. Infinity is left for the server to refuse.
-
-    Raises:
-        InvalidTimestep: one of them is no number, or they have no shape.
-
-    """
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
-        array = np.empty(0, np.object_)
-    if array.dtype.kind not in NUMERIC:
-        raise InvalidTimestep(f"{field}: got {shown(values)}, expected {expected}", "INVALID_FIELD", field=field)
-    with np.errstate(over="ignore"):  # it becomes infinite
-        return array.astype("<f4", copy=False)
-
-
 def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
     """One timestep as it travels: one float32 a feature.
 
@@ -50,12 +33,9 @@ def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
     """
     if isinstance(values, Mapping) and features is not None:
         values = _by_name(values, features)
-    expected = "numbers" if features is None else f"{len(features)} numbers, one for each of {_names(features)}"
-    packed = floats("values", values, f"{expected}; NaN means missing")
-    if packed.ndim != 1:
-        raise _wrong_width(f"shape {packed.shape}", expected)
-    if features is not None and len(packed) != len(features):
-        raise _wrong_width(f"{len(packed)} numbers", expected)
+    packed = _floats(values)
+    if packed is None or packed.ndim != 1 or (features is not None and len(packed) != len(features)):
+        raise _no_timestep(values, packed, features)
     return packed.tobytes()
 
 
@@ -74,9 +54,10 @@ def columns(x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, featu
     """
     indices = np.arange(streams) if rows is None else _indices(rows, streams)
     expected = (len(indices), features)
-    values = floats("x", x, f"numbers of shape {expected}: a row a timestep, a column a feature")
-    if values.shape != expected and not (values.size == 0 and not len(indices)):
-        raise _malformed("x", f"shape {values.shape}", f"{expected}: a row a timestep, a column a feature")
+    values = _floats(x)
+    if values is None or (values.shape != expected and (values.size or len(indices))):
+        got = shown(x) if values is None else f"shape {values.shape}"
+        raise _malformed("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
     return values.reshape(expected), indices
 
 
@@ -106,6 +87,20 @@ def _malformed(field: str, got: str, expected: str) -> InvalidTimestep:
     return InvalidTimestep(f"{field}: got {got}, expected {expected}", "INVALID_FIELD", field=field)
 
 
+def _floats(values: object) -> Floats | None:
+    """Numbers, in any shape; None when one of them is none, or they have no shape. Infinity is left for the server to refuse."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
+        return None
+    if array.dtype.kind not in NUMERIC:
+        return None
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):  # it becomes infinite
+        return array.astype("<f4")
+
+
 def _by_name(values: Mapping[str, float], features: Sequence[Feature]) -> list[float]:
     names = [feature.name for feature in features]
     if unknown := values.keys() - set(names):
@@ -117,8 +112,18 @@ def _by_name(values: Mapping[str, float], features: Sequence[Feature]) -> list[f
     return [values.get(name, float("nan")) for name in names]
 
 
-def _wrong_width(got: str, expected: str) -> InvalidTimestep:
-    return InvalidTimestep(f"values: got {got}, expected {expected}", "WRONG_WIDTH", field="values")
+def _no_timestep(values: Values, packed: Floats | None, features: Sequence[Feature] | None) -> InvalidTimestep:
+    """The error for what does not make a timestep; `packed` are its numbers, if it is numbers."""
+    if packed is None:
+        got = shown(values)
+    else:
+        got = f"{len(packed)} numbers" if packed.ndim == 1 else f"numbers of shape {packed.shape}"
+    count = "numbers" if features is None else f"{len(features)} numbers, one for each of {_names(features)}"
+    return InvalidTimestep(
+        f"values: got {got}, expected {count}; NaN means missing",
+        "INVALID_FIELD" if packed is None else "WRONG_WIDTH",
+        field="values",
+    )
 
 
 def _names(features: Sequence[Feature]) -> str:
