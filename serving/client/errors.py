@@ -318,7 +318,8 @@ def _not_by_the_service(code: grpc.StatusCode, message: str, otherwise: type[Cli
     """The typed error for an end that gRPC, a proxy or the network has made."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
         return otherwise(
-            f"a message is longer than the one who reads it allows: {message}; sending it again is of no use", code.name
+            f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)",
+            code.name,
         )
     return OF_CODE.get(code.name, otherwise)(message, code.name)
 

@@ -118,7 +118,7 @@ def _no_timestep(values: Values, packed: Floats | None, features: Sequence[Featu
         got = shown(values)
     else:
         got = f"{len(packed)} numbers" if packed.ndim == 1 else f"numbers of shape {packed.shape}"
-    count = "numbers" if features is None else f"{len(features)} numbers, one for each of {_names(features)}"
+    count = "numbers" if features is None else f"{len(features)} number{'s' * (len(features) > 1)}: {_names(features)}"
     return InvalidTimestep(
         f"values: got {got}, expected {count}; NaN means missing",
         "INVALID_FIELD" if packed is None else "WRONG_WIDTH",

@@ -226,7 +226,7 @@ async def test_a_message_that_is_too_large_is_not_sent_again(opens: bool, error:
         )
 
     async with connected(script) as (client, _, time):
-        with pytest.raises(error, match=r"a message is longer .* \(5000019 vs. 4194304\)") as caught:
+        with pytest.raises(error, match=r"a message was too long: .* \(5000019 vs. 4194304\); send less") as caught:
             async with client.open("a") as stream:
                 await stream.step([1.0])
         assert (caught.value.reason, time.slept) == ("RESOURCE_EXHAUSTED", [])
