@@ -19,8 +19,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 from serving import client as asynchronous
 from serving.client import (
@@ -37,14 +37,16 @@ from serving.client import (
     WrongOrder,
     WrongProcess,
 )
-from serving.client.block import parts_of
-from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept, Opening
+from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept
+from serving.client.client import Opening as AsynchronousOpening
 from serving.client.journal import Group
 from serving.client.rows import rows_of
-from serving.core.spec import Ints
+from serving.client.values import columns, parts_of
+from serving.core.spec import Floats, Ints
 
 T = TypeVar("T")
 Row = TypeVar("Row")
+View = TypeVar("View")
 
 
 class Client:
@@ -145,7 +147,6 @@ class Client:
             self._client.predict_one(stream_id, values, step=step, model=model, version=version, sync=sync)
         )
 
-    @contextmanager
     def open(
         self,
         stream_id: str = "",
@@ -155,15 +156,13 @@ class Client:
         existence: Existence = "any",
         sync: bool = False,
         owner: str = "",
-    ) -> Iterator["Stream"]:
-        """Opens a stream: begins it, or goes on where it was; see `serving.client.Client.open`."""
+    ) -> "Opening[asynchronous.Stream, Stream]":
+        """Opens a stream, with `with`: begins it, or goes on where it was; see `serving.client.Client.open`."""
         opening = self._client.open(
             stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner
         )
-        with self._entered(opening) as stream:
-            yield Stream(self, stream)
+        return Opening(self, opening, Stream)
 
-    @contextmanager
     def block(
         self,
         streams: Sequence[str] | int,
@@ -173,24 +172,10 @@ class Client:
         existence: Existence = "any",
         sync: bool = False,
         owner: str = "",
-    ) -> Iterator["Block"]:
-        """Opens many streams of one model on one call; see `serving.client.Client.block`."""
+    ) -> "Opening[asynchronous.Block, Block]":
+        """Opens many streams of one model on one call, with `with`; see `serving.client.Client.block`."""
         opening = self._client.block(streams, model=model, version=version, existence=existence, sync=sync, owner=owner)
-        with self._entered(opening) as block:
-            yield Block(self, block)
-
-    @contextmanager
-    def _entered(self, opening: Opening[Kept]) -> Iterator[Kept]:
-        """Enters on the thread what an asynchronous client opens, and leaves it as it is left here."""
-        kept = self._call(opening.__aenter__())
-        try:
-            yield kept
-        except BaseException as error:
-            if not self._loop.is_closed():
-                self._call(opening.__aexit__(type(error), error, error.__traceback__))
-            raise
-        if not self._loop.is_closed():  # or it was left when the client was closed
-            self._call(opening.__aexit__(None, None, None))
+        return Opening(self, opening, Block)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Runs work on the thread."""
@@ -215,6 +200,29 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class Opening(Generic[Kept, View]):
+    """What `Client.open` and `Client.block` give: enter it, once, to have the stream, or the block.
+
+    It is entered and left on the client's thread; what a closed client had open is left already.
+    """
+
+    def __init__(
+        self, client: Client, opening: AsynchronousOpening[Kept], view: Callable[[Client, Kept], View]
+    ) -> None:
+        self._client = client
+        self._opening = opening
+        self._view = view
+
+    def __enter__(self) -> View:
+        return self._view(self._client, self._client._call(self._opening.__aenter__()))  # noqa: SLF001 - two halves of one class
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._client._loop.is_closed():  # noqa: SLF001 - as above
+            self._client._call(self._opening.__aexit__(kind, error, traceback))  # noqa: SLF001 - as above
 
 
 class Stream:
@@ -308,6 +316,10 @@ class Block:
         """Sends timesteps of many streams and waits for their predictions; see `serving.client.Block.step`."""
         return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
 
+    def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
+        x, rows = parts_of(block)
+        return columns(x, rows, len(self.stream_ids), len(self.model.features))
+
     def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
         """Sends block after block, as many ahead as the server allows, and yields the answers in order.
 
@@ -317,7 +329,7 @@ class Block:
         return _answers(
             rows_of("blocks", blocks),
             # Made into columns here, so that nothing is read behind a block that is none.
-            lambda block: self._client._begin(self._block.step(*self._block.columns(*parts_of(block)))),  # noqa: SLF001 - as above
+            lambda block: self._client._begin(self._block.step(*self._columns(block))),  # noqa: SLF001 - as above
             lambda: self._block.window,
         )
 

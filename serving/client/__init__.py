@@ -12,6 +12,10 @@ prediction comes once, in order. A gateway has thousands on one call, and takes 
             answer = await block.step(x)  # (1000, features)
             print(answer["forecast"].shape, answer.errors)
 
+A program that holds no call open asks for one timestep at a time, by its number:
+
+        prediction = await client.predict_one("pump-7", [21.5, 40.2, 3.0], step=17)
+
 A client belongs to the process that made it: a process that is forked, as `multiprocessing` does by default on Linux before
 Python 3.14, makes its own. One that uses the other's is told so by `WrongProcess`.
 
@@ -25,7 +29,7 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from serving.client.backoff import Backoff
-from serving.client.block import Block, Some, Timesteps
+from serving.client.block import Block
 from serving.client.client import Client, Existence
 from serving.client.errors import (
     AnswerLost,
@@ -56,7 +60,7 @@ from serving.client.errors import (
 )
 from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
 from serving.client.stream import Stream
-from serving.client.values import Values
+from serving.client.values import Some, Timesteps, Values
 
 __all__ = [
     "AnswerLost",

@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from serving.client.errors import (
     AGAIN,
     ClientError,
     InvalidTimestep,
-    ModelMismatch,
     ServerUnavailable,
     StreamLost,
     StreamNotFound,
@@ -35,20 +33,17 @@ from serving.client.errors import (
     lost_by,
 )
 from serving.client.ledger import Ledger
-from serving.client.nouns import Model, Predictions, model_of
+from serving.client.nouns import Model, Predictions, check_same, model_of
 from serving.client.parcel import Order
 from serving.client.patience import Limits, Patience, Shortage
 from serving.client.refusals import Decision, Refusals
 from serving.client.roster import Roster
 from serving.client.rows import Rows, Source
-from serving.client.values import floats
-from serving.core.spec import Array, Floats, Ints
+from serving.client.values import Some, Timesteps, columns, parts_of
+from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
 
-# What `Block.predict` reads: the next timestep of every stream, or those of some of them.
-Timesteps = Array | Sequence[Sequence[float]]
-Some = tuple[Timesteps, Sequence[int] | Ints]
 Ticket = asyncio.Future[Order]
 
 
@@ -177,22 +172,6 @@ class Block:
                     ticket.exception()  # the same for all, and raised to the caller for the first
             await source.close()
 
-    def columns(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> tuple[Floats, Ints]:
-        """What `step` takes as columns: (n, features) values and (n,) indices of the streams they are for.
-
-        Raises:
-            InvalidTimestep: as `step`.
-
-        """
-        streams = np.arange(self._ledger.streams) if rows is None else self._indices(rows)
-        expected = (len(streams), len(self.model.features))
-        values = floats("x", x, f"numbers of shape {expected}: a row a timestep, a column a feature")
-        if values.shape != expected and not (values.size == 0 and not len(streams)):
-            raise _malformed(
-                "x", f"got shape {values.shape}, expected {expected}: a row a timestep, a column a feature"
-            )
-        return values.reshape(expected), streams
-
     async def start(self) -> None:
         """Waits until every stream is open or refused; called by `Client.block`.
 
@@ -238,7 +217,7 @@ class Block:
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Ticket:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
         self._connection.check()
-        values, streams = self.columns(x, rows)
+        values, streams = columns(x, rows, self._ledger.streams, len(self.model.features))
         async with self._door:
             self._check()
             ticket: Ticket = asyncio.get_running_loop().create_future()
@@ -264,19 +243,6 @@ class Block:
                 raise
         self._settle()
         return ticket
-
-    def _indices(self, rows: Sequence[int] | Ints) -> Ints:
-        """The streams that rows are for."""
-        expected = f"a list of indices from 0 to {self._ledger.streams - 1}, one a row of x"
-        try:
-            streams = np.asarray(rows)
-        except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
-            streams = np.empty(0, np.object_)
-        if streams.ndim != 1 or (streams.dtype.kind not in "iu" and len(rows)):
-            raise _malformed("rows", f"got {arguments.shown(rows)}, expected {expected}")
-        if np.any((streams < 0) | (streams >= self._ledger.streams)):
-            raise _malformed("rows", f"got {streams.min()} to {streams.max()}, expected {expected}")
-        return streams.astype(np.int64)
 
     def _predictions(self, order: Order) -> Predictions:
         names = (output.name for output in self.model.outputs)
@@ -463,12 +429,8 @@ class Block:
         if not hasattr(self, "model"):
             self.model = model
             self._roster.ask.model, self._roster.ask.version = model.name, model.version
-        elif model.fingerprint != self.model.fingerprint:
-            raise ModelMismatch(
-                f"the streams began under {self.model.name}/{self.model.version} with fingerprint "
-                f"{self.model.fingerprint[:12]}, and the server has {model.fingerprint[:12]}",
-                "MODEL_MISMATCH",
-            )
+        else:
+            check_same("the streams", self.model, message.model)
         self._comparable = model.batch_invariant
         self._rows_max = rows_max(model, message.message_bytes_max)
 
@@ -569,16 +531,3 @@ class Block:
                 )
             )
         return True
-
-
-def parts_of(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
-    """What `Block.step` takes: x, and the streams that its rows are for; None for all."""
-    if not isinstance(block, tuple):
-        return block, None
-    if len(block) != 2:
-        raise _malformed("blocks", f"got a tuple of {len(block)}, expected x or (x, rows)")
-    return cast(Some, block)
-
-
-def _malformed(field: str, message: str) -> InvalidTimestep:
-    return InvalidTimestep(f"{field}: {message}", "INVALID_FIELD", field=field)

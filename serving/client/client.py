@@ -143,6 +143,7 @@ class Client:
         """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, those in it only.
 
         They are asked for page by page, and streams come and go meanwhile: each is told as it was when its page was made.
+        Raises InvalidArgument as `streams_page` does.
         """
         token = ""
         while True:

@@ -302,7 +302,7 @@ def error_of(
         return _not_by_the_service(code, message, otherwise)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
     kind = _kind_of(info.reason, action, otherwise)
-    if of_timestep:
+    if of_timestep and action in (pb.Error.ACTION_DROP, *AGAIN):
         kind = OF_TIMESTEP.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
     return kind(
         message,
@@ -318,7 +318,8 @@ def _not_by_the_service(code: grpc.StatusCode, message: str, otherwise: type[Cli
     """The typed error for an end that gRPC, a proxy or the network has made."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
         return otherwise(
-            f"a message is longer than the one who reads it allows: {message}; sending it again is of no use", code.name
+            f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)",
+            code.name,
         )
     return OF_CODE.get(code.name, otherwise)(message, code.name)
 

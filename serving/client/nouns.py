@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.errors import ClientError
+from serving.client.errors import ClientError, ModelMismatch
 from serving.core.spec import Array, Feature, Ints, Output
 from serving.rpc import wire
 
@@ -119,6 +119,19 @@ def model_of(model: pb.Model) -> Model:
         model.batch_invariant,
         model.handles_missing,
     )
+
+
+def check_same(what: str, model: Model, other: pb.Model) -> None:
+    """Raises ModelMismatch when `what` began under other weights.
+
+    A server that has forgotten a stream, and begins it anew under a version that was replaced, cannot tell.
+    """
+    if other.fingerprint != model.fingerprint:
+        raise ModelMismatch(
+            f"{what} began under {model.name}/{model.version} with fingerprint {model.fingerprint[:12]}, and the server has "
+            f"{other.fingerprint[:12]}",
+            "MODEL_MISMATCH",
+        )
 
 
 def info_of(stream: pb.Stream) -> StreamInfo:

@@ -24,10 +24,8 @@ NAMES_MAX = 8192
 NAMES_BYTES_MAX = 1_000_000
 # What a name has beside its bytes: its length, and the first step that is kept.
 NAME_BYTES = 12
-# What an open has beside its names: a model, an owner, and what is asked of all.
-ASK_BYTES = 1024
-# What a close has beside its handles.
-CLOSE_BYTES = 64
+# What a message has beside its columns: their lengths.
+FRAME_BYTES = 64
 # As many as the protocol allows names a message, and what one takes at most.
 HANDLES_MAX = 65_536
 HANDLE_BYTES = 5
@@ -137,7 +135,7 @@ class Roster:
     @property
     def handles_max(self) -> int:
         """How many handles a message may have."""
-        return max(1, min(HANDLES_MAX, (self._message_bytes_max - CLOSE_BYTES) // HANDLE_BYTES))
+        return max(1, min(HANDLES_MAX, (self._message_bytes_max - FRAME_BYTES) // HANDLE_BYTES))
 
     def handles(self, streams: Ints) -> Ints:
         """The handles of streams that are open."""
@@ -161,7 +159,7 @@ class Roster:
     def _lots(self, streams: Ints) -> Iterator[Ints]:
         """Streams in lots that fit a message."""
         sizes = np.array([len(self.stream_ids[stream].encode()) + NAME_BYTES for stream in streams.tolist()], np.int64)
-        bytes_max = min(NAMES_BYTES_MAX, self._message_bytes_max - ASK_BYTES)
+        bytes_max = min(NAMES_BYTES_MAX, self._message_bytes_max - self.ask.ByteSize() - FRAME_BYTES)
         while len(streams):
             count = min(NAMES_MAX, max(1, int(np.searchsorted(np.cumsum(sizes), bytes_max, side="right"))))
             yield streams[:count]

@@ -24,7 +24,6 @@ from serving.client.errors import (
     ClientError,
     InvalidArgument,
     InvalidTimestep,
-    ModelMismatch,
     ServerUnavailable,
     StepGap,
     StreamLost,
@@ -35,7 +34,7 @@ from serving.client.errors import (
     refusal_of,
 )
 from serving.client.journal import Entry, Group, Journal
-from serving.client.nouns import Model, Prediction, model_of
+from serving.client.nouns import Model, Prediction, check_same, model_of
 from serving.client.patience import Limits, Patience
 from serving.client.rows import Rows, Source
 from serving.client.values import Values, pack
@@ -332,7 +331,7 @@ class Stream:
         if first or self._forgetting:
             self._journal.begin(opened.next_step, opened.durable_step, opened.answers_remembered)
         else:
-            self._check_model(opened.model)
+            check_same(f"stream '{self.stream_id}'", self.model, opened.model)
             self._journal.resume(opened.next_step, opened.answers_remembered)
             self._durable(opened.durable_step)
             self.reconnects += 1
@@ -349,15 +348,6 @@ class Stream:
             self._ready.set()
         if first or (self._journal.idle and self._closing is None):
             self._patience.rest()
-
-    def _check_model(self, model: pb.Model) -> None:
-        """Raises when the stream began anew under other weights: the server has forgotten it, and cannot tell."""
-        if model.fingerprint != self.model.fingerprint:
-            raise ModelMismatch(
-                f"stream '{self.stream_id}' began under {self.model.name}/{self.model.version} with fingerprint "
-                f"{self.model.fingerprint[:12]}, and the server has {model.fingerprint[:12]}",
-                "MODEL_MISMATCH",
-            )
 
     def _predicted(self, answer: pb.Prediction) -> None:
         entry = self._journal.predicted(answer.step, answer.outputs, comparable=self._comparable)

@@ -318,7 +318,7 @@ async def test_catching_up_keeps_to_the_window() -> None:
 @pytest.mark.parametrize(
     ("x", "rows", "what"),
     [
-        (column(1, 2), None, r"x: got shape \(2, 1\), expected \(3, 1\)"),
+        (column(1, 2), None, r"x: got shape \(2, 1\), expected numbers of shape \(3, 1\)"),
         ([[1.0, 2.0]] * 3, None, r"x: got shape \(3, 2\)"),
         ([1.0, 2.0, 3.0], None, r"x: got shape \(3,\)"),
         (column(1), [3], "rows: got 3 to 3, expected a list of indices from 0 to 2"),

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from serving import blocking
-from serving.client import Client, InvalidArgument, InvalidTimestep, StepGap, StreamLost, WrongOrder
-from tests.client.scripted import Call, closing, connected, scripted, sums
+from serving.client import Client, InvalidArgument, InvalidTimestep, StepGap
+from tests.client.scripted import Call, closing, connected, eventually, scripted, sums
 from tests.client.scripted_blocks import BlockCall, ScriptedBlocks
 from tests.client.scripted_blocks import closing as closing_streams
 from tests.client.scripted_blocks import connected as connected_blocks
 from tests.client.test_block import NAMES, column
+from tests.client.test_blocking import played
 
 Wrong = Callable[[Any], Any]
 
@@ -234,19 +236,15 @@ async def test_a_wrong_question_is_not_asked(ask: Any, field: str, question: Wro
 
 @pytest.mark.parametrize(("field", "opening"), OPENS)
 async def test_a_wrong_open_is_not_asked(field: str, opening: Wrong) -> None:
-    """It is found before anything is entered; by the blocking client when it is."""
+    """It is found before anything is entered."""
     async with Client("localhost:1") as client:
         with pytest.raises(InvalidArgument) as caught:
             opening(client)
         check(caught, field)
-
-    def enter() -> None:
-        with blocking.Client("localhost:1") as client, opening(client):
-            pass
-
-    with pytest.raises(InvalidArgument) as caught:
-        await asyncio.to_thread(enter)
-    check(caught, field)
+    with blocking.Client("localhost:1") as other:
+        with pytest.raises(InvalidArgument) as caught:
+            opening(other)
+        check(caught, field)
 
 
 async def test_a_stream_that_is_used_wrongly_stays_usable() -> None:
@@ -353,142 +351,65 @@ async def test_blocks_before_a_wrong_one_are_answered() -> None:
         assert got == [[1.0, 2.0, 3.0], [5.0, 7.0, 9.0]]
 
 
-@pytest.mark.parametrize("kind", ["stream", "block"])
-async def test_blocking_rows_before_a_wrong_one_are_answered(kind: str) -> None:
-    """Whatever is behind it is not applied."""
-
-    async def stream_script(call: Call) -> None:
-        await call.open()
-        await call.serve(1, 2)
-        await closing(call)
-
-    async def block_script(call: BlockCall) -> None:
-        await call.open_streams()
-        while len(call.server.histories["made-0"]) < 2:
-            await call.serve_block()
-        await closing_streams(call)
-
-    def run() -> None:
-        with blocking.Client(server.address) as client:
-            opening = client.open("a") if kind == "stream" else client.block(1)
-            good, bad = ([1.0], ["x"]) if kind == "stream" else ([[1.0]], [["x"]])
-            with opening as opened:
-                answers = opened.predict([good, good, bad, good])
-                got = [next(answers)["sum"].item(), next(answers)["sum"].item()]
-                with pytest.raises(InvalidTimestep):
-                    next(answers)
-                with pytest.raises(InvalidArgument) as caught:
-                    opened.predict(5)
-                check(caught, "rows" if kind == "stream" else "blocks")
-        assert got == [1.0, 2.0]
-
-    make, script = {"stream": (None, stream_script), "block": (ScriptedBlocks, block_script)}[kind]
-    async with scripted(script, **({"make": make} if make else {})) as server:
-        await asyncio.to_thread(run)
-
-
-async def test_a_client_that_is_closed_says_so() -> None:
-    """Whatever is called; to close it again does nothing."""
-    client = Client("localhost:1")
-    await client.close()
-    await client.close()
-    calls: list[Any] = [
-        client.models,
-        client.describe,
-        lambda: client.streams_page("", "", 10, ""),
-        lambda: client.describe_stream("a"),
-        lambda: client.delete_stream("a"),
-        lambda: client.export_stream("a"),
-        lambda: client.import_stream(b"state"),
-        lambda: client.fork_stream("a"),
-        lambda: client.predict_one("a", [1.0], step=1),
-        lambda: client.predict_one("a", {"x": 1.0}, step=1),
-        lambda: client.open("a").__aenter__(),
-        lambda: client.block(["a"]).__aenter__(),
-        client.__aenter__,
-    ]
-    for call in calls:
-        with pytest.raises(WrongOrder, match=r"^client: is closed; make another one$"):
-            await call()
-    with pytest.raises(WrongOrder, match="closed"):
-        [info async for info in client.streams()]
-
-
-def test_a_blocking_client_that_is_closed_says_so() -> None:
-    """Whatever is called; to close it again does nothing."""
-    client = blocking.Client("localhost:1")
-    client.close()
-    client.close()
-    calls: list[Any] = [
-        client.models,
-        client.describe,
-        lambda: list(client.streams()),
-        lambda: client.describe_stream("a"),
-        lambda: client.delete_stream("a"),
-        lambda: client.export_stream("a"),
-        lambda: client.import_stream(b"state"),
-        lambda: client.fork_stream("a"),
-        lambda: client.predict_one("a", [1.0], step=1),
-        lambda: client.open("a").__enter__(),
-        lambda: client.block(["a"]).__enter__(),
-        client.__enter__,
-    ]
-    for call in calls:
-        with pytest.raises(WrongOrder, match=r"^client: is closed; make another one$"):
-            call()
-
-
-async def test_a_question_that_is_asked_while_the_client_is_closed_is_told() -> None:
-    """It is not cancelled: nobody has cancelled whoever asked."""
-    client = Client("localhost:1")
-    question = asyncio.create_task(client.models())
-    await asyncio.sleep(0)
-    await client.close()
-    with pytest.raises(WrongOrder, match="was closed before ListModels was answered"):
-        await question
-
-
-async def test_what_was_entered_is_not_entered_again() -> None:
-    """Neither a client nor what it opens; what is open goes on."""
+def test_blocking_rows_before_a_wrong_one_are_answered() -> None:
+    """Those that wait for room too; whatever is behind it is not applied."""
+    read = threading.Event()
 
     async def script(call: Call) -> None:
         await call.open()
         await call.serve(1)
+        await eventually(read.is_set, "the reading")
+        await call.durable(1)
+        await call.serve(2)
+        await call.durable(2)
         await closing(call)
 
-    async with connected(script) as (client, _, _):
-        with pytest.raises(WrongOrder, match="client: was entered before"):
-            await client.__aenter__()
-        opening = client.open("a")
-        async with opening as stream:
-            with pytest.raises(WrongOrder, match="open: was entered before"):
-                await opening.__aenter__()
-            assert await sums(stream, [1.0]) == [1.0]
-        with pytest.raises(WrongOrder, match="open: was entered before"):
-            await opening.__aenter__()
-    with blocking.Client("localhost:1") as other, pytest.raises(WrongOrder, match="client: was entered before"):
-        other.__enter__()
+    def rows() -> Iterator[Any]:
+        yield from ([1.0], [2.0])
+        read.set()
+        yield from (["x"], [4.0])
+
+    def work(client: blocking.Client) -> None:
+        with client.open("a") as stream:
+            answers = stream.predict(rows())
+            assert [next(answers)["sum"].item() for _ in range(2)] == [1.0, 3.0]
+            with pytest.raises(InvalidTimestep):
+                next(answers)
+            with pytest.raises(InvalidArgument) as caught:
+                stream.predict(5)
+            check(caught, "rows")
+
+    played(work, script, buffer_max=1)
 
 
-async def test_a_stream_outlives_its_client_by_nothing() -> None:
-    """It is left when the client is closed, and says so; to close it is no error."""
+def test_blocking_blocks_before_a_wrong_one_are_answered() -> None:
+    """Nothing behind it is read."""
+    read = threading.Event()
 
-    async def script(call: Call) -> None:
-        await call.open()
-        await call.gone()
+    async def script(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.read_block()
+        await eventually(read.is_set, "the reading")
+        await call.answer_block(call.apply())
+        await closing_streams(call)
 
-    def run() -> None:
-        with blocking.Client(server.address) as client, client.open("a") as stream:
-            client.close()
-            with pytest.raises(WrongOrder, match="client: is closed"):
-                stream.step([1.0])
+    def blocks() -> Iterator[Any]:
+        yield column(1)
+        read.set()
+        yield column(1, 2)
+        raise AssertionError("read on")
 
-    async with scripted(script, script) as server:
-        async with Client(server.address) as client, client.open("a") as stream:
-            await client.close()
-            with pytest.raises(StreamLost):
-                await stream.step([1.0])
-        await asyncio.to_thread(run)
+    def work(client: blocking.Client) -> None:
+        with client.block(1) as block:
+            answers = block.predict(blocks())
+            assert next(answers)["sum"].item() == 1.0
+            with pytest.raises(InvalidTimestep):
+                next(answers)
+            with pytest.raises(InvalidArgument) as caught:
+                block.predict(5)
+            check(caught, "blocks")
+
+    played(work, script, make=ScriptedBlocks)
 
 
 def test_nothing_that_can_be_called_is_missing_here() -> None:

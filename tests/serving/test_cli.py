@@ -247,6 +247,27 @@ def test_a_proxy_that_is_meant_for_grpc_is_asked(server: Process) -> None:
     refused(run_command("health", "--address", server.address, grpc_proxy="http://127.0.0.1:1"), 1, server.address)
 
 
+@pytest.mark.parametrize(
+    ("command", "environment", "words"),
+    [
+        (["health", "--address", "localhost:99999"], {}, ["--address", "99999", "65535"]),
+        (["models"], {"TIDEGATE_ADDRESS": "localhost:0"}, ["--address", "port 0"]),
+        (["models", "--address", "localhost"], {}, ["address: got 'localhost', expected HOST:PORT"]),
+        (["streams", "list"], {"TIDEGATE_PORT": "http"}, ["TIDEGATE_PORT: got 'http'"]),
+        (["health", "--timeout", "-1"], {}, ["--timeout"]),
+        (["health", "--timeout", "nan"], {}, ["--timeout"]),
+        (["streams", "describe", ""], {}, ["stream_id: got ''"]),
+        (["streams", "list", "--prefix", "a" * 257], {}, ["prefix: got 'aaa"]),
+        (["stream", "x.csv", "--rate", "nan"], {}, ["--rate"]),
+    ],
+)
+def test_a_client_that_is_called_wrongly_is_refused(
+    command: list[str], environment: dict[str, str], words: list[str]
+) -> None:
+    """Before it asks anybody: in one line that names what is wrong."""
+    refused(run_command(*command, **environment), 2, *words)
+
+
 # health, models
 
 

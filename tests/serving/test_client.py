@@ -148,6 +148,9 @@ async def test_refusals_of_a_single_timestep_are_typed(tmp_path: Path) -> None:
             assert caught.value.reason == reason
         with pytest.raises(StreamNotFound):
             await client.predict_one("unknown", [0.0], step=2)
+        with pytest.raises(InvalidArgument) as malformed:
+            await client.predict_one("a\nb", [0.0], step=1)
+        assert (type(malformed.value), malformed.value.field) == (InvalidArgument, "stream_id")
         assert (await client.predict_one("a", [0.0], step=2)).step == 2
 
 
