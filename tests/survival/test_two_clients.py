@@ -140,6 +140,14 @@ class TwoClients(RuleBasedStateMachine):
         if self.address != "memory:":
             self.runner.run(self._crash(place, dead))
 
+    @rule()
+    def wake(self) -> None:
+        """Servers that were cut off reach the store again, and want to store what they have."""
+        for store, operations in self.cut_off:
+            for name, operation in operations.items():
+                setattr(store, name, operation)
+        self.cut_off.clear()
+
     async def _open(self, person: Person, place: int, sync: bool) -> None:
         if person.kind is One:
             return
@@ -251,10 +259,8 @@ class TwoClients(RuleBasedStateMachine):
         await self._hang_up(person)
 
     def teardown(self) -> None:
-        """Lets the servers that were cut off reach the store again, where they do no harm, and stops all."""
-        for store, operations in self.cut_off:
-            for name, operation in operations.items():
-                setattr(store, name, operation)
+        """Lets all servers reach the store, so that they stop well."""
+        self.wake()
         for person in self.people:
             self.runner.run(self._hang_up(person))
         self.runner.run(self.stack.aclose())
@@ -274,9 +280,7 @@ def test_nobody_is_given_the_others_answer(kind: str, request: pytest.FixtureReq
     root = write_model(tmp_path / "models", running_sum())
     machine = type("Machine", (TwoClients,), {"state": state, "root": root, "seen": seen})
     # One example starts servers: its pace is theirs.
-    slow = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    slow = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)
-    print(dict(seen))
     assert seen["answer"] > 0
-    assert seen["repeat"] > 0
-    assert seen["TAKEN_OVER"] > 0
+    assert seen["TAKEN_OVER"] + seen["VALUES_DIFFER"] > 0, f"the two never met: {seen}"
