@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.idle --streams 20000
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/live.py
+	$(BIN)/python benchmarks/single_calls.py
 	$(BIN)/python benchmarks/overload.py --rounds 3
 	$(BIN)/python -m benchmarks.fit
 

@@ -26,6 +26,7 @@ from serving import client as asynchronous
 from serving.client import (
     Backoff,
     Existence,
+    InvalidTimestep,
     Model,
     Prediction,
     Predictions,
@@ -33,13 +34,17 @@ from serving.client import (
     StreamInfo,
     Timesteps,
     Values,
+    WrongOrder,
     WrongProcess,
 )
+from serving.client.block import parts_of
 from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept, Opening
 from serving.client.journal import Group
+from serving.client.rows import rows_of
 from serving.core.spec import Ints
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 
 class Client:
@@ -54,7 +59,6 @@ class Client:
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
     ) -> None:
-        self.address = address
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"tidegate-client-{address}", daemon=True)
@@ -71,8 +75,10 @@ class Client:
         except BaseException:
             self._stop()
             raise
+        self.address = self._client.address
 
     def __enter__(self) -> Self:
+        self._call(self._client.__aenter__())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,6 +130,21 @@ class Client:
         """Makes a stream that starts at another one's state; see `serving.client.Client.fork_stream`."""
         return self._call(self._client.fork_stream(source, new_id))
 
+    def predict_one(
+        self,
+        stream_id: str,
+        values: Values,
+        *,
+        step: int | None,
+        model: str = "",
+        version: str = "",
+        sync: bool = True,
+    ) -> Prediction:
+        """Runs one timestep of one stream in one question; see `serving.client.Client.predict_one`."""
+        return self._call(
+            self._client.predict_one(stream_id, values, step=step, model=model, version=version, sync=sync)
+        )
+
     @contextmanager
     def open(
         self,
@@ -133,9 +154,12 @@ class Client:
         version: str = "",
         existence: Existence = "any",
         sync: bool = False,
+        owner: str = "",
     ) -> Iterator["Stream"]:
         """Opens a stream: begins it, or goes on where it was; see `serving.client.Client.open`."""
-        opening = self._client.open(stream_id, model=model, version=version, existence=existence, sync=sync)
+        opening = self._client.open(
+            stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner
+        )
         with self._entered(opening) as stream:
             yield Stream(self, stream)
 
@@ -148,9 +172,10 @@ class Client:
         version: str = "",
         existence: Existence = "any",
         sync: bool = False,
+        owner: str = "",
     ) -> Iterator["Block"]:
         """Opens many streams of one model on one call; see `serving.client.Client.block`."""
-        opening = self._client.block(streams, model=model, version=version, existence=existence, sync=sync)
+        opening = self._client.block(streams, model=model, version=version, existence=existence, sync=sync, owner=owner)
         with self._entered(opening) as block:
             yield Block(self, block)
 
@@ -161,15 +186,20 @@ class Client:
         try:
             yield kept
         except BaseException as error:
-            self._call(opening.__aexit__(type(error), error, error.__traceback__))
+            if not self._loop.is_closed():
+                self._call(opening.__aexit__(type(error), error, error.__traceback__))
             raise
-        self._call(opening.__aexit__(None, None, None))
+        if not self._loop.is_closed():  # or it was left when the client was closed
+            self._call(opening.__aexit__(None, None, None))
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Runs work on the thread."""
         if os.getpid() != self._pid:
             work.close()
             raise WrongProcess(self._pid, os.getpid())  # its thread and its connection stayed behind
+        if self._loop.is_closed():
+            work.close()
+            raise WrongOrder("client: is closed; make another one")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -194,6 +224,7 @@ class Stream:
         self._client = client
         self._stream = stream
         self.stream_id = stream.stream_id
+        self.owner = stream.owner
         self.kind = stream.kind
         self.model = stream.model
 
@@ -202,7 +233,7 @@ class Stream:
 
     @property
     def epoch(self) -> int:
-        """Rises with every open of the stream, those after a break among them."""
+        """Rises with every open of the stream, those after a break among them; for logs."""
         return self._stream.epoch
 
     @property
@@ -231,8 +262,11 @@ class Stream:
         has been read. See `serving.client.Stream.predict`.
         """
         group = Group()
-        begun = (self._client._begin(self._stream.step(row, group=group)) for row in rows)  # noqa: SLF001 - two halves of one class
-        return _answers(begun, lambda: self._stream.window)
+        return _answers(
+            rows_of("rows", rows),
+            lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
+            lambda: self._stream.window,
+        )
 
     def close(self, *, forget: bool = False) -> None:
         """Ends the stream once everything is stored; see `serving.client.Stream.close`."""
@@ -246,6 +280,7 @@ class Block:
         self._client = client
         self._block = block
         self.stream_ids = block.stream_ids
+        self.owner = block.owner
         self.kinds = block.kinds
         self.model = block.model
         self.refused = block.refused
@@ -279,23 +314,29 @@ class Block:
         The quick way to replay history; for blocks that come slowly use `step`: an answer is yielded when the next block has
         been read. See `serving.client.Block.predict`.
         """
-        begun = (
-            self._client._begin(self._block.step(*(block if isinstance(block, tuple) else (block,))))  # noqa: SLF001 - two halves of one class
-            for block in blocks
+        return _answers(
+            rows_of("blocks", blocks),
+            # Made into columns here, so that nothing is read behind a block that is none.
+            lambda block: self._client._begin(self._block.step(*self._block.columns(*parts_of(block)))),  # noqa: SLF001 - as above
+            lambda: self._block.window,
         )
-        return _answers(begun, lambda: self._block.window)
 
     def close(self, *, forget: bool = False) -> None:
         """Ends the streams once everything is stored; see `serving.client.Block.close`."""
         self._client._call(self._block.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 
-def _answers(begun: "Iterable[Future[T]]", window: Callable[[], int]) -> Iterator[T]:
-    """What comes of work that is begun one after the other, in order, so many of it at once."""
+def _answers(rows: Iterator[Row], begin: Callable[[Row], "Future[T]"], window: Callable[[], int]) -> Iterator[T]:
+    """What comes of work that is begun for one row after the other, in order, so much of it at once."""
     under_way: deque[Future[T]] = deque()
     try:
-        for future in begun:
-            under_way.append(future)
+        for row in rows:
+            try:
+                under_way.append(begin(row))
+            except InvalidTimestep as error:
+                under_way.append(Future())  # told after those before it
+                under_way[-1].set_exception(error)
+                break
             while under_way and (under_way[0].done() or len(under_way) >= window()):
                 yield under_way[0].result()
                 under_way.popleft()

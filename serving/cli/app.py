@@ -240,7 +240,7 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from serving.client import Client, ClientError
+    from serving.client import Client, ClientError, InvalidArgument
 
     async def ask() -> list["Model"]:
         async with Client(address) as client:
@@ -248,6 +248,8 @@ def models(
 
     try:
         served = asyncio.run(ask())
+    except InvalidArgument as error:
+        raise Refused(str(error), EXIT_USAGE) from None
     except ClientError as error:
         raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
     if as_json:
@@ -270,7 +272,9 @@ def models(
 @app.command()
 def health(
     address: Address = "",
-    timeout: Annotated[float, typer.Option(envvar="TIDEGATE_TIMEOUT", help="Seconds to wait for an answer.")] = 3.0,
+    timeout: Annotated[
+        float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
+    ] = 3.0,
 ) -> None:
     """Ask a server whether it serves; exit code 0 says yes."""
     import grpc

@@ -107,7 +107,7 @@ def fork(
 
 def _ask(address: str, question: "Callable[[Client], Awaitable[T]]") -> T:
     """Connects, asks, and turns what goes wrong into one line."""
-    from serving.client import Client, ClientError, ServerUnavailable
+    from serving.client import Client, ClientError, InvalidArgument, ServerUnavailable
 
     async def ask() -> T:
         async with Client(address) as client:
@@ -117,6 +117,8 @@ def _ask(address: str, question: "Callable[[Client], Awaitable[T]]") -> T:
         return asyncio.run(ask())
     except ServerUnavailable as error:
         raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+    except InvalidArgument as error:
+        raise Refused(str(error), EXIT_USAGE) from None
     except ClientError as error:
         raise Refused(str(error), EXIT_NO) from None
 

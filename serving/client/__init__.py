@@ -32,6 +32,7 @@ from serving.client.errors import (
     ClientError,
     DataLost,
     Diverged,
+    InvalidArgument,
     InvalidTimestep,
     ModelFailed,
     ModelMismatch,
@@ -49,10 +50,13 @@ from serving.client.errors import (
     TimestepRefused,
     TooManyStreams,
     Unauthenticated,
+    ValuesDiffer,
+    WrongOrder,
     WrongProcess,
 )
 from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
-from serving.client.stream import Stream, Values
+from serving.client.stream import Stream
+from serving.client.values import Values
 
 __all__ = [
     "AnswerLost",
@@ -63,6 +67,7 @@ __all__ = [
     "DataLost",
     "Diverged",
     "Existence",
+    "InvalidArgument",
     "InvalidTimestep",
     "Model",
     "ModelFailed",
@@ -88,5 +93,7 @@ __all__ = [
     "TooManyStreams",
     "Unauthenticated",
     "Values",
+    "ValuesDiffer",
+    "WrongOrder",
     "WrongProcess",
 ]

@@ -12,22 +12,25 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client import arguments
 from serving.client.backoff import Backoff
 from serving.client.call import Call, CallEnded
 from serving.client.columns import decode_answers, decode_durable, encode_block, rows_max
 from serving.client.connection import Connection
 from serving.client.errors import (
+    AGAIN,
     ClientError,
     InvalidTimestep,
     ModelMismatch,
     ServerUnavailable,
     StreamLost,
     StreamNotFound,
-    TooManyStreams,
+    StreamRefused,
     ending_of,
     lost_by,
 )
@@ -36,8 +39,9 @@ from serving.client.nouns import Model, Predictions, model_of
 from serving.client.parcel import Order
 from serving.client.patience import Limits, Patience, Shortage
 from serving.client.refusals import Decision, Refusals
-from serving.client.roster import HANDLES_MAX, Roster
+from serving.client.roster import Roster
 from serving.client.rows import Rows, Source
+from serving.client.values import floats
 from serving.core.spec import Array, Floats, Ints
 
 log = logging.getLogger("tidegate.client")
@@ -53,6 +57,7 @@ class Block:
 
     Attributes:
         model: what runs them.
+        owner: the token by which the server knows that it is the same client who opens them again.
         refused: of the streams that could not be opened, why not.
         lost: of the streams that can no longer be used, why not.
         reconnects: how often they were opened again after a break.
@@ -67,7 +72,8 @@ class Block:
         self.refused: dict[int, ClientError] = {}
         self.lost: dict[int, ClientError] = {}
         self.reconnects = 0
-        connection.check()
+        self.owner = ask.owner
+        connection.check_open()
         self._connection = connection
         self._limits = limits
         self._backoff = backoff
@@ -86,7 +92,6 @@ class Block:
         self._lost: ClientError | None = None
         self._told = False  # whether anybody knows of it
         self._resumed = False  # whether all were opened on this call
-        self._open_sent = 0  # the number of the request that opens, on this call
         self._shortage = Shortage(len(stream_ids), backoff)
         self._refusals = Refusals(self._ledger, self._shortage, limits.reconnect_s)
         self._waits: set[asyncio.Task[None]] = set()
@@ -130,13 +135,13 @@ class Block:
         applied all the same, and `next_steps` has counted them.
 
         Args:
-            x: (streams, features) the next timestep of every stream; NaN means missing. Rows of streams that are refused or
+            x: (streams, features) the next timestep of every stream; NaN means missing, None does not. Rows of streams that are refused or
                 lost say so in `errors`.
             rows: (n,) the indices of the streams that the rows of x are for, when not of all; then x is (n, features). A
                 stream may stand there several times: its timesteps in the order they stand.
 
         Raises:
-            InvalidTimestep: x or rows do not have these shapes.
+            InvalidTimestep: x or rows are no numbers, do not have these shapes, or name streams that there are not; nothing was sent.
             StreamLost, StreamRefused: none of the streams can be used any longer from here.
 
         """
@@ -149,11 +154,12 @@ class Block:
         like: an answer is yielded as soon as it is there. When left early, blocks that were read ahead are applied all the same.
 
         Raises:
-            InvalidTimestep: a block does not have the shape that it should.
+            InvalidArgument: `blocks` is nothing that can be iterated over.
+            InvalidTimestep: a block does not have the shape that it should. Nothing of it was sent, and no block behind it was read.
             StreamLost, StreamRefused: none of the streams can be used any longer from here.
 
         """
-        source = Source(blocks)
+        source = Source("blocks", blocks)
         tickets: deque[Ticket] = deque()
         try:
             while tickets or not source.ended:
@@ -161,13 +167,31 @@ class Block:
                     yield self._predictions(await tickets[0])
                     tickets.popleft()
                 elif await source.read(unless=tickets[0] if tickets else None):
-                    x, rows = source.row if isinstance(source.row, tuple) else (source.row, None)
-                    tickets.append(await self._submit(x, rows))
+                    try:
+                        tickets.append(await self._submit(*parts_of(source.row)))
+                    except InvalidTimestep as error:
+                        tickets.append(source.failed(error))
         finally:
             for ticket in tickets:
                 if not ticket.cancel() and not ticket.cancelled():
                     ticket.exception()  # the same for all, and raised to the caller for the first
             await source.close()
+
+    def columns(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> tuple[Floats, Ints]:
+        """What `step` takes as columns: (n, features) values and (n,) indices of the streams they are for.
+
+        Raises:
+            InvalidTimestep: as `step`.
+
+        """
+        streams = np.arange(self._ledger.streams) if rows is None else self._indices(rows)
+        expected = (len(streams), len(self.model.features))
+        values = floats("x", x, f"numbers of shape {expected}: a row a timestep, a column a feature")
+        if values.shape != expected and not (values.size == 0 and not len(streams)):
+            raise _malformed(
+                "x", f"got shape {values.shape}, expected {expected}: a row a timestep, a column a feature"
+            )
+        return values.reshape(expected), streams
 
     async def start(self) -> None:
         """Waits until every stream is open or refused; called by `Client.block`.
@@ -190,12 +214,13 @@ class Block:
             forget: the server drops the streams and their state.
 
         Raises:
+            InvalidArgument: `forget` is not True or False.
             ClientError: what ended them all before that, unless it was raised to somebody already. What ended one of them is in `lost`.
 
         """
         self._connection.check()
         if not self._close_asked.is_set():
-            self._forget = forget
+            self._forget = arguments.flag("forget", forget)
             self._close_asked.set()
             self._call.wake()
         await asyncio.wait([self._task])
@@ -213,7 +238,7 @@ class Block:
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Ticket:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
         self._connection.check()
-        values, streams = self._columns(x, rows)
+        values, streams = self.columns(x, rows)
         async with self._door:
             self._check()
             ticket: Ticket = asyncio.get_running_loop().create_future()
@@ -240,25 +265,18 @@ class Block:
         self._settle()
         return ticket
 
-    def _columns(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> tuple[Floats, Ints]:
-        """Timesteps and the streams they are for, as columns of the right shape."""
-        values = np.asarray(x, "<f4")
-        streams = np.arange(self._ledger.streams) if rows is None else np.asarray(rows)
-        if rows is not None:
-            if not streams.size:
-                streams = streams.astype(np.int64)
-            if streams.ndim != 1 or streams.dtype.kind not in "iu":
-                raise _malformed("rows", f"got {streams.dtype} of shape {streams.shape}, expected a column of indices")
-            if np.any((streams < 0) | (streams >= self._ledger.streams)):
-                raise _malformed(
-                    "rows", f"got {streams.min()} to {streams.max()}, expected 0 to {self._ledger.streams - 1}"
-                )
-        expected = (len(streams), len(self.model.features))
-        if values.shape != expected and not (values.size == 0 and not len(streams)):
-            raise _malformed(
-                "x", f"got shape {values.shape}, expected {expected}: a row a timestep, a column a feature"
-            )
-        return values.reshape(expected), streams.astype(np.int64)
+    def _indices(self, rows: Sequence[int] | Ints) -> Ints:
+        """The streams that rows are for."""
+        expected = f"a list of indices from 0 to {self._ledger.streams - 1}, one a row of x"
+        try:
+            streams = np.asarray(rows)
+        except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
+            streams = np.empty(0, np.object_)
+        if streams.ndim != 1 or (streams.dtype.kind not in "iu" and len(rows)):
+            raise _malformed("rows", f"got {arguments.shown(rows)}, expected {expected}")
+        if np.any((streams < 0) | (streams >= self._ledger.streams)):
+            raise _malformed("rows", f"got {streams.min()} to {streams.max()}, expected {expected}")
+        return streams.astype(np.int64)
 
     def _predictions(self, order: Order) -> Predictions:
         names = (output.name for output in self.model.outputs)
@@ -322,8 +340,6 @@ class Block:
         except CallEnded as ended:
             call.cut(ended.error)  # it may be this side that will have no more of it
             self._stop_waits()
-            if call.written >= self._open_sent:
-                self._roster.unanswered()
             if not self._ledger.usable.any():
                 return False
             await self._patience.wait(ended.error, repr(self), opened=self._ready.is_set())
@@ -343,7 +359,7 @@ class Block:
             self._opened(call, response.opened)
         elif kind == "ended":
             streams = self._roster.streams(np.array(response.ended.handles, np.int64))
-            self._lose(dict.fromkeys(streams.tolist(), ending_of(response.ended.error)))
+            self._ended(streams, ending_of(response.ended.error, StreamLost))
         elif kind == "move":
             log.info("%r is asked to move: %s", self, response.move.message)
             call.half_close()
@@ -380,10 +396,15 @@ class Block:
         stream, error = next(iter(errors.items()))
         log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._roster.stream_ids[stream], error)
 
+    def _ended(self, streams: Ints, error: ClientError) -> None:
+        """The server says that streams no longer belong to this call."""
+        if error.action in AGAIN:
+            raise CallEnded(error)
+        self._lose(dict.fromkeys(streams.tolist(), error))
+
     def _next_request(self) -> pb.PredictBlocksRequest | None:
         """What to send now."""
         if (ask := self._roster.take()) is not None:
-            self._open_sent = self._call.taken + 1
             self._call.cut_after(self._limits.timeout_s, "answer to open")
             return pb.PredictBlocksRequest(open=ask)
         if (parcel := self._ledger.take(self._rows_max)) is not None:
@@ -417,11 +438,8 @@ class Block:
         call.spare()
         opened = self._roster.opened(message)
         if len(opened.streams):
-            self._check_model(message.model)
-            lost = self._ledger.opened(
-                opened.streams, opened.next_steps, opened.durable_steps, message.answers_remembered
-            )
-            self._lose({**lost, **opened.taken_over})
+            self._check_model(message)
+            self._ledger.opened(opened.streams, opened.next_steps, opened.durable_steps, message.answers_remembered)
             self._shortage.over(opened.streams, np.zeros(len(opened.streams), np.int64))
         self._not_opened(call, opened.refused)
         if not (self._roster.opening or self._resumed):
@@ -439,13 +457,12 @@ class Block:
         if not self._ready.is_set() or (self._ledger.idle and not self._close_asked.is_set()):
             self._patience.rest()
 
-    def _check_model(self, message: pb.Model) -> None:
+    def _check_model(self, message: pb.OpenedStreams) -> None:
         """Takes in what runs the streams; raises when it is not what ran them before."""
-        model = model_of(message)
+        model = model_of(message.model)
         if not hasattr(self, "model"):
             self.model = model
             self._roster.ask.model, self._roster.ask.version = model.name, model.version
-            self._rows_max = rows_max(model)
         elif model.fingerprint != self.model.fingerprint:
             raise ModelMismatch(
                 f"the streams began under {self.model.name}/{self.model.version} with fingerprint "
@@ -453,19 +470,17 @@ class Block:
                 "MODEL_MISMATCH",
             )
         self._comparable = model.batch_invariant
+        self._rows_max = rows_max(model, message.message_bytes_max)
 
     def _not_opened(self, call: Call, refused: Mapping[int, pb.Error]) -> None:
         """Decides about streams whose open was refused: to wait, or to do without."""
         if not refused:
             return
-        errors = {stream: ending_of(error) for stream, error in refused.items()}
-        again: list[int] = []
-        for stream, error in errors.items():
-            if error.reason == "STOPPING":
+        errors = {stream: ending_of(error, StreamRefused) for stream, error in refused.items()}
+        for error in errors.values():
+            if error.action == pb.Error.ACTION_REOPEN:
                 raise CallEnded(error)
-            was_open = bool(self._roster.kinds[stream])
-            if isinstance(error, ServerUnavailable) or (was_open and isinstance(error, TooManyStreams)):
-                again.append(stream)
+        again = [stream for stream, error in errors.items() if error.action == pb.Error.ACTION_RETRY]
         streams = np.array(again, np.int64)
         limit_s = self._limits.reconnect_s
         if not self._ready.is_set():
@@ -473,7 +488,7 @@ class Block:
         patient = self._shortage.may_wait(streams, np.zeros(len(streams), np.int64), limit_s)
         if len(waiting := streams[patient]):
             wait_s = self._backoff.not_before_s(max(errors[stream].retry_after_s for stream in waiting.tolist()))
-            self._later(call, wait_s, lambda: self._roster.open_again(waiting, forgetting=self._forgetting))
+            self._later(call, wait_s, lambda: self._roster.open_again(waiting))
         gone = set(errors) - set(waiting.tolist())
         forgotten = {stream for stream in gone if self._forgetting and isinstance(errors[stream], StreamNotFound)}
         self._ledger.closed(np.array(sorted(forgotten), np.int64))
@@ -516,9 +531,8 @@ class Block:
             streams = np.flatnonzero(self._ledger.usable)
             if len(self._ledger.open) < len(streams):
                 return None  # some wait to be opened
-            self._to_close = deque(
-                streams[place : place + HANDLES_MAX] for place in range(0, len(streams), HANDLES_MAX)
-            )
+            lot = self._roster.handles_max
+            self._to_close = deque(streams[place : place + lot] for place in range(0, len(streams), lot))
         if len(self._to_close) < 2:
             self._call.half_close()  # nothing may follow
         if not self._to_close:
@@ -538,13 +552,13 @@ class Block:
             raise StreamLost(
                 f"the server closed {len(durable_steps)} streams, asked were {len(streams)}", "WRONG_ORDER"
             )
-        errors = {int(streams[row.row]): ending_of(row.error) for row in message.errors}
+        errors = {int(streams[row.row]): ending_of(row.error, StreamLost) for row in message.errors}
         self._ledger.durable(streams, durable_steps)
         stored = (self._ledger.durable_steps[streams] >= self._ledger.answered[streams]) | self._forget
         gone = [stream for stream, error in errors.items() if self._forget and isinstance(error, StreamNotFound)]
         closed = (stored & ~np.isin(streams, list(errors))) | np.isin(streams, gone)
         self._ledger.closed(streams[closed & self._ledger.usable[streams]])
-        self._lose({stream: error for stream, error in errors.items() if not isinstance(error, ServerUnavailable)})
+        self._lose({stream: error for stream, error in errors.items() if error.action not in AGAIN})
         if self._closes or self._to_close:
             return False
         if left := np.count_nonzero(self._ledger.usable):
@@ -555,6 +569,15 @@ class Block:
                 )
             )
         return True
+
+
+def parts_of(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
+    """What `Block.step` takes: x, and the streams that its rows are for; None for all."""
+    if not isinstance(block, tuple):
+        return block, None
+    if len(block) != 2:
+        raise _malformed("blocks", f"got a tuple of {len(block)}, expected x or (x, rows)")
+    return cast(Some, block)
 
 
 def _malformed(field: str, message: str) -> InvalidTimestep:

@@ -5,15 +5,12 @@ cancelled interrupts no write, and writing never waits for reading nor reading f
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import grpc
 
-from serving.client.errors import ClientError, ServerUnavailable, error_of, lost_by
-
-# Code, details and trailing metadata.
-Ending = tuple[grpc.StatusCode, str | None, Any]
+from serving.client.errors import ClientError, ServerUnavailable, StreamLost, StreamRefused, error_of, lost_by
 
 
 class CallEnded(Exception):
@@ -52,11 +49,8 @@ class Call:
         self._watchdog: asyncio.TimerHandle | None = None
         self._why: ClientError | None = None  # this side ended the call
         self.opened = first is None
-        self.taken = 0  # requests that grpc has asked for
-        self.written = 0  # those of them that were handed to a connection
-        self._ending: Ending | None = None
+        self._answered = False
         self._call = method(self)
-        self._call.add_done_callback(self._note_ending)
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -102,8 +96,8 @@ class Call:
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            ending = self._ending or (error.code(), error.details(), error.trailing_metadata())
-            raise CallEnded(error_of(*ending)) from None
+            otherwise = StreamLost if self._answered else StreamRefused
+            raise CallEnded(error_of(error.code(), error.details(), error.trailing_metadata(), otherwise)) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -112,6 +106,7 @@ class Call:
             raise CallEnded(self._why or ServerUnavailable("the call was cancelled", "CANCELLED")) from None
         if response is grpc.aio.EOF:
             raise CallEnded(self._why or ServerUnavailable("the server ended the call", "OK"))
+        self._answered = True
         return response
 
     async def finish(self, seconds: float) -> None:
@@ -128,10 +123,8 @@ class Call:
 
     async def __anext__(self) -> Any:
         """The next request; called by grpc, once the one before is written."""
-        self.written = self.taken
         if self._first is not None:
             first, self._first = self._first, None
-            self.taken += 1
             return first
         while not self._over:
             if self._pause_s:
@@ -145,27 +138,9 @@ class Call:
                     self._why = lost_by(bug)
                     raise
                 if request is not None:
-                    self.taken += 1
                     return request
                 if self._over:
                     break
             self._wanted = self._loop.create_future()
             await self._wanted
         raise StopAsyncIteration
-
-    def _note_ending(self, call: Any) -> None:
-        """Keeps the status that the server has sent.
-
-        grpc.aio tells it here first, and then puts "INTERNAL: Internal error from Core" over it when a write was under
-        way: a client that took TAKEN_OVER for that would open the stream again, and take it back.
-        """
-        self._ending = (_now(call.code()), _now(call.details()), _now(call.trailing_metadata()))
-
-
-def _now(answer: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine gives that has nothing to wait for."""
-    try:
-        answer.send(None)
-    except StopIteration as ended:
-        return ended.value
-    raise AssertionError("a call that is done has no status")

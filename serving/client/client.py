@@ -1,19 +1,25 @@
 """A connection to a server, on which streams are opened and questions are asked."""
 
+import numbers
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
+from uuid import uuid4
 
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client import arguments
 from serving.client.backoff import Backoff
 from serving.client.block import Block
 from serving.client.connection import Connection
-from serving.client.errors import error_of
-from serving.client.nouns import STATES, Model, StreamInfo, info_of, model_of
+from serving.client.errors import InvalidArgument, WrongOrder
+from serving.client.nouns import STATES, Model, Prediction, StreamInfo, info_of, model_of
 from serving.client.patience import Limits
+from serving.client.single import Single
 from serving.client.stream import Stream
+from serving.client.values import Values
+from serving.core.spec import STEP_MAX
 
 Kept = TypeVar("Kept", bound=Stream | Block)
 
@@ -29,6 +35,8 @@ EXISTENCE: Mapping[Existence, pb.Existence] = {
 RECONNECT_S = 60.0
 # At 32 bytes a timestep and a hundred of overhead, about a megabyte; some minutes of a fast sensor.
 BUFFER_MAX = 8192
+# As many as a server keeps unless it is told otherwise.
+STREAMS_MAX = 1_000_000
 # Streams decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
 CHANNEL_RECONNECT_MS_FIRST = 100
 CHANNEL_RECONNECT_MS_MAX = 1000
@@ -40,13 +48,17 @@ class Client:
     """A connection to a server; of the process that made it, see `WrongProcess`.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT, or unix:PATH.
         timeout_s: the longest time to wait for a stream to be opened and for a question to be answered.
         reconnect_s: how long a stream is tried to be opened again after a break, and a timestep to be sent again that
             the server had no room for; None for ever, 0 not at all.
         buffer_max: how many timesteps a stream keeps that the server has not stored; then `step` waits.
         backoff: the waits between tries.
 
+    Raises:
+        InvalidArgument: one of these cannot be; the message says which.
+
+    After `close` every call raises WrongOrder.
     """
 
     def __init__(
@@ -58,10 +70,14 @@ class Client:
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
     ) -> None:
-        if buffer_max < 1:
-            raise ValueError(f"buffer_max: got {buffer_max}, expected at least 1")
-        self.address = address
-        self._limits = Limits(timeout_s, float("inf") if reconnect_s is None else reconnect_s, buffer_max)
+        self.address = arguments.address("address", address)
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise arguments.wrong("backoff", backoff, "a Backoff")
+        self._limits = Limits(
+            arguments.seconds("timeout_s", timeout_s),
+            float("inf") if reconnect_s is None else arguments.seconds("reconnect_s", reconnect_s, zero=True),
+            arguments.whole("buffer_max", buffer_max, 1, arguments.UINT32_MAX),
+        )
         self._backoff = backoff or Backoff()
         self._streams: set[Stream] = set()
         self._blocks: set[Block] = set()
@@ -81,9 +97,14 @@ class Client:
             ],
         )
         self._connection = Connection(channel)
-        self._stub = self._connection.stub
+        self._single = Single(self._connection, self._limits, self._backoff)
+        self._entered = False
 
     async def __aenter__(self) -> Self:
+        self._connection.check_open()
+        if self._entered:
+            raise WrongOrder("client: was entered before; use it as it is, or make another one")
+        self._entered = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -100,11 +121,11 @@ class Client:
             await stream.leave()
         for block in list(self._blocks):
             await block.leave()
-        await self._connection.channel.close()
+        await self._connection.close()
 
     async def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
-        answer = await self._ask(self._stub.ListModels, pb.ListModelsRequest())
+        answer = await self._ask("ListModels", pb.ListModelsRequest())
         return [model_of(model) for model in answer.models]
 
     async def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
@@ -114,7 +135,8 @@ class Client:
             ModelNotFound: it is not served.
 
         """
-        answer = await self._ask(self._stub.DescribeModel, pb.DescribeModelRequest(name=model, version=version))
+        asked = pb.DescribeModelRequest(name=arguments.text("model", model), version=arguments.text("version", version))
+        answer = await self._ask("DescribeModel", asked)
         return model_of(answer.model), answer.card_json
 
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
@@ -131,31 +153,48 @@ class Client:
                 return
 
     async def streams_page(self, prefix: str, state: str, page_size: int, token: str) -> tuple[list[StreamInfo], str]:
-        """One page of `streams`, and the token of the next, empty when there is none."""
-        if state and state not in STATES:
-            raise ValueError(f"state: got '{state}', expected {', '.join(STATES)}, or nothing for all")
+        """One page of `streams`, and the token of the next, empty when there is none.
+
+        Args:
+            prefix: what ids begin with; empty for all.
+            state: "live", "parked" or "expired"; empty for all.
+            page_size: how many at most; the server gives 10,000 for more, 100 for 0.
+            token: of this page; empty for the first.
+
+        Raises:
+            InvalidArgument: one of these cannot be.
+
+        """
+        if arguments.text("state", state) and state not in STATES:
+            raise arguments.wrong("state", state, f"one of {', '.join(STATES)}, or nothing for all")
         request = pb.ListStreamsRequest(
-            prefix=prefix,
+            prefix=arguments.name("prefix", prefix),
             state=STATES.get(state, pb.Stream.STATE_UNSPECIFIED),
-            page_size=page_size,
-            page_token=token,
+            page_size=arguments.whole("page_size", page_size, 0, arguments.UINT32_MAX),
+            page_token=arguments.text("token", token),
         )
-        answer = await self._ask(self._stub.ListStreams, request)
+        answer = await self._ask("ListStreams", request)
         return [info_of(stream) for stream in answer.streams], answer.next_page_token
 
     async def describe_stream(self, stream_id: str) -> StreamInfo:
         """One stream. Raises StreamNotFound."""
-        answer = await self._ask(self._stub.DescribeStream, pb.DescribeStreamRequest(stream_id=stream_id))
+        answer = await self._ask(
+            "DescribeStream", pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
+        )
         return info_of(answer.stream)
 
     async def delete_stream(self, stream_id: str) -> StreamInfo:
         """Deletes a stream and its state; gives it as it was. Whoever has it open loses it. Raises StreamNotFound."""
-        answer = await self._ask(self._stub.DeleteStream, pb.DeleteStreamRequest(stream_id=stream_id))
+        answer = await self._ask(
+            "DeleteStream", pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
+        )
         return info_of(answer.stream)
 
     async def export_stream(self, stream_id: str) -> bytes:
         """A stream's state at its last applied timestep, for `import_stream`; the stream goes on. Raises StreamNotFound."""
-        answer = await self._ask(self._stub.ExportStream, pb.ExportStreamRequest(stream_id=stream_id))
+        answer = await self._ask(
+            "ExportStream", pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
+        )
         checkpoint: bytes = answer.checkpoint
         return checkpoint
 
@@ -168,8 +207,10 @@ class Client:
             ClientError: the state is damaged, or of a newer format.
 
         """
-        request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=stream_id)
-        return info_of((await self._ask(self._stub.ImportStream, request)).stream)
+        if not isinstance(checkpoint, bytes) or not checkpoint:
+            raise arguments.wrong("checkpoint", checkpoint, "the bytes that export_stream gave")
+        request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=arguments.name("stream_id", stream_id))
+        return info_of((await self._ask("ImportStream", request)).stream)
 
     async def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
         """Makes a stream that starts at another one's state; without an id the server issues one.
@@ -179,8 +220,53 @@ class Client:
             StreamExists: the id is taken.
 
         """
-        answer = await self._ask(self._stub.ForkStream, pb.ForkStreamRequest(stream_id=source, new_stream_id=new_id))
+        request = pb.ForkStreamRequest(
+            stream_id=arguments.name("source", source, least=1),
+            new_stream_id=arguments.name("new_id", new_id),
+        )
+        answer = await self._ask("ForkStream", request)
         return info_of(answer.stream)
+
+    async def predict_one(
+        self,
+        stream_id: str,
+        values: Values,
+        *,
+        step: int | None,
+        model: str = "",
+        version: str = "",
+        sync: bool = True,
+    ) -> Prediction:
+        """Runs one timestep of one stream in one question, for programs that hold no call open.
+
+        With a number it is applied exactly once: after a break, and when the server has no room, it is asked again for
+        `reconnect_s`, and a program that was restarted may ask again with the same number and values and gets the same answer.
+        Without a number it is asked once; when that fails, nobody knows whether it was applied. Whoever has the stream open loses it
+        by this, as to another client.
+
+        Args:
+            stream_id: the stream's name; it is begun by step 1.
+            values: (features,) as in `Stream.step`. A mapping costs a question or two more, for the names.
+            step: the timestep's number, from 1; None or 0 for the next one, which the server numbers.
+            model: the model to run it under; empty for the only one served, or the one it runs under.
+            version: that model's version; empty for the newest, or the one it runs under.
+            sync: the prediction comes when the timestep is stored; False: at once, and a crash of the server may take it back.
+
+        Raises:
+            InvalidArgument: one of these cannot be.
+            TimestepRefused: it was not applied.
+            AnswerLost: it was applied, but the prediction is gone.
+            StreamRefused, StreamLost: the stream cannot be used so, or the server could not be reached.
+
+        """
+        request = pb.PredictOneRequest(
+            stream_id=arguments.name("stream_id", stream_id, least=1),
+            model=arguments.text("model", model),
+            version=arguments.text("version", version),
+            step=0 if step is None else arguments.whole("step", step, 0, STEP_MAX),
+            durability=_durability(sync),
+        )
+        return await self._single.predict(request, values)
 
     def open(
         self,
@@ -190,6 +276,7 @@ class Client:
         version: str = "",
         existence: Existence = "any",
         sync: bool = False,
+        owner: str = "",
     ) -> "Opening[Stream]":
         """Opens a stream, with `async with`: begins it, or goes on where it was. On leaving, it is closed.
 
@@ -201,18 +288,22 @@ class Client:
             version: that model's version; empty for the newest, or the one it runs under.
             existence: "must_exist" or "must_be_new" to be refused otherwise.
             sync: predictions come only when their timesteps are stored.
+            owner: what the server knows this client by when the stream is opened again, at most 256 bytes of UTF-8; empty for a
+                random one. Give the same each time when a program that was restarted shall count as the one before it.
 
         Raises:
+            InvalidArgument: one of these cannot be.
             StreamRefused: it may not be opened so.
             StreamLost: the server could not be reached within `timeout_s`, or, on leaving, see `Stream.close`.
 
         """
         ask = pb.Open(
-            stream_id=stream_id,
-            model=model,
-            version=version,
-            existence=EXISTENCE[existence],
-            durability=pb.DURABILITY_SYNC if sync else pb.DURABILITY_UNSPECIFIED,
+            stream_id=arguments.name("stream_id", stream_id),
+            model=arguments.text("model", model),
+            version=arguments.text("version", version),
+            existence=_existence(existence),
+            durability=_durability(sync),
+            owner=_owner(owner),
             kept_max=self._limits.buffer_max,
         )
         return Opening(self._streams, lambda: Stream(self._connection, ask, self._limits, self._backoff))
@@ -225,6 +316,7 @@ class Client:
         version: str = "",
         existence: Existence = "any",
         sync: bool = False,
+        owner: str = "",
     ) -> "Opening[Block]":
         """Opens many streams of one model on one call, with `async with`; for gateways. On leaving, they are closed.
 
@@ -237,36 +329,59 @@ class Client:
             version: that model's version; empty for the newest, or the one that the first runs under.
             existence: "must_exist" or "must_be_new" to have streams refused otherwise.
             sync: predictions come only when their timesteps are stored.
+            owner: what the server knows this client by, for all streams; see `open`.
 
         Raises:
-            ValueError: no stream is named, or one is named twice.
+            InvalidArgument: one of these cannot be: no stream is named, or one is named twice.
             StreamRefused: none could be opened; the reason of the first.
             StreamLost: the server could not be reached within `timeout_s`, or, on leaving, see `Block.close`.
 
         """
-        if isinstance(streams, str):
-            raise ValueError(f"streams: got '{streams}', expected a list of names, or how many")  # noqa: TRY004 - one kind of error
-        stream_ids = [""] * streams if isinstance(streams, int) else list(streams)
-        named = [stream_id for stream_id in stream_ids if stream_id]
-        if not stream_ids or len(set(named)) < len(named):
-            raise ValueError(
-                f"streams: got {len(stream_ids)} names, {len(set(named))} different, expected each once, and one at least"
-            )
+        stream_ids = _stream_ids(streams)
         ask = pb.OpenStreams(
-            model=model,
-            version=version,
-            existence=EXISTENCE[existence],
-            durability=pb.DURABILITY_SYNC if sync else pb.DURABILITY_UNSPECIFIED,
+            model=arguments.text("model", model),
+            version=arguments.text("version", version),
+            existence=_existence(existence),
+            durability=_durability(sync),
+            owner=_owner(owner),
+            kept_max=self._limits.buffer_max,
         )
         return Opening(self._blocks, lambda: Block(self._connection, stream_ids, ask, self._limits, self._backoff))
 
-    async def _ask(self, method: Any, request: Any) -> Any:
+    async def _ask(self, method: str, request: Any) -> Any:
         """Asks a question that is answered once."""
-        self._connection.check()
-        try:
-            return await method(request, timeout=self._limits.timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error.code(), error.details(), error.trailing_metadata()) from None
+        return await self._connection.ask(method, request, self._limits.timeout_s)
+
+
+def _stream_ids(streams: Sequence[str] | int) -> list[str]:
+    """The names of many streams, empty ones where they are only counted."""
+    expected = "a list of names, each once and one at least, or how many"
+    if isinstance(streams, numbers.Integral) and not isinstance(streams, bool):
+        return [""] * arguments.whole("streams", streams, 1, STREAMS_MAX)
+    if isinstance(streams, str | bytes | Mapping) or not isinstance(streams, Iterable):
+        raise arguments.wrong("streams", streams, expected)
+    stream_ids = [arguments.name("streams", stream_id) for stream_id in streams]
+    named = [stream_id for stream_id in stream_ids if stream_id]
+    if not stream_ids or len(set(named)) < len(named):
+        raise InvalidArgument(
+            f"streams: got {len(stream_ids)} names, {len(set(named))} different, expected {expected}", field="streams"
+        )
+    return stream_ids
+
+
+def _durability(sync: object) -> pb.Durability:
+    return pb.DURABILITY_SYNC if arguments.flag("sync", sync) else pb.DURABILITY_ASYNC
+
+
+def _existence(value: object) -> pb.Existence:
+    for name, existence in EXISTENCE.items():
+        if value == name:
+            return existence
+    raise arguments.wrong("existence", value, f"one of {', '.join(EXISTENCE)}")
+
+
+def _owner(value: object) -> str:
+    return arguments.name("owner", value) or uuid4().hex
 
 
 class Opening(Generic[Kept]):
@@ -281,7 +396,8 @@ class Opening(Generic[Kept]):
         self._kept: Kept | None = None
 
     async def __aenter__(self) -> Kept:
-        assert self._kept is None, "entered twice"
+        if self._kept is not None:
+            raise WrongOrder("open: was entered before; open it again to go on")
         kept = self._kept = self._begin()
         self._all.add(kept)
         try:

@@ -15,19 +15,28 @@ from serving.core.spec import Ints
 
 # What the protocol allows.
 ROWS_MAX = 65_536
-# gRPC refuses messages of more than 4 MB unless it is told otherwise; some of it goes to refusals.
+# Longer messages are read no faster, and a server that does not say how much it reads takes 4 MiB; some of an answer goes to refusals.
 MESSAGE_BYTES_MAX = 3_000_000
+# What a block has beside its rows: its number and the lengths of its columns.
+BLOCK_BYTES = 64
 # What a row has beside its values: a handle and a number.
 ROW_BYTES = 12
 # What an answer has beside its outputs: two numbers, and its place among the duplicates.
 ANSWER_BYTES = 21
 
 
-def rows_max(model: Model) -> int:
-    """How many rows a message may have, so that it and its answer are not too large."""
+def rows_max(model: Model, message_bytes_max: int) -> int:
+    """How many rows a message may have, so that it and its answer are not too large.
+
+    Args:
+        model: what they are for.
+        message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not say.
+
+    """
     asked = ROW_BYTES + 4 * len(model.features)
     answered = ANSWER_BYTES + sum(output.dtype.itemsize * int(np.prod(output.shape)) for output in model.outputs)
-    return max(1, min(ROWS_MAX, MESSAGE_BYTES_MAX // max(asked, answered)))
+    request_bytes = min(MESSAGE_BYTES_MAX, (message_bytes_max or MESSAGE_BYTES_MAX) - BLOCK_BYTES)
+    return max(1, min(ROWS_MAX, request_bytes // asked, MESSAGE_BYTES_MAX // answered))
 
 
 def encode_block(parcel: Parcel, handles: Ints) -> pb.Block:

@@ -1,12 +1,13 @@
 """One channel to a server, and the process that it belongs to."""
 
+import asyncio
 import os
 from typing import Any
 
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.client.errors import WrongProcess
+from serving.client.errors import WrongOrder, WrongProcess, error_of
 
 
 class Connection:
@@ -19,6 +20,7 @@ class Connection:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.stub: Any = pb_grpc.TidegateServiceStub(channel)
+        self.closed = False
         self._pid = os.getpid()
 
     @property
@@ -30,6 +32,36 @@ class Connection:
         """Raises WrongProcess in a process that was forked from the one that made the channel."""
         if self.elsewhere:
             raise WrongProcess(self._pid, os.getpid())
+
+    def check_open(self) -> None:
+        """Raises WrongProcess as `check`, and WrongOrder when the client was closed."""
+        self.check()
+        if self.closed:
+            raise WrongOrder("client: is closed; make another one")
+
+    async def ask(self, method: str, request: Any, timeout_s: float, *, of_timestep: bool = False) -> Any:
+        """Asks a question that is answered once, by the method of that name; `of_timestep` as in `error_of`.
+
+        Raises:
+            WrongOrder, WrongProcess: the client is closed, or another process's.
+            ClientError: it was not answered.
+
+        """
+        self.check_open()
+        try:
+            return await getattr(self.stub, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error.code(), error.details(), error.trailing_metadata(), of_timestep=of_timestep) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.closed or (task is not None and task.cancelling()):
+                raise
+            raise WrongOrder(f"client: was closed before {method} was answered") from None
+
+    async def close(self) -> None:
+        """Ends the connection, and every call over it."""
+        self.closed = True
+        await self.channel.close()
 
     def may_be_up(self) -> bool:
         """Whether a call may reach the server; False while the channel has failed and only tries to connect.

@@ -1,8 +1,10 @@
 """What a client can be told, and how it is read from the wire.
 
     ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol or of a gRPC status code
+    ├── InvalidArgument        a call was given what it cannot take; `field` names it. A ValueError too
+    ├── WrongOrder             a call came when it cannot be made: after the end, or twice
     ├── TimestepRefused        one timestep was not applied; the stream stays usable, those behind it move up
-    │   ├── InvalidTimestep      wrong width, or a value is infinite or missing: correct it
+    │   ├── InvalidTimestep      its values or its number are wrong: correct it. An InvalidArgument too
     │   ├── StepGap              the number that was given is ahead of the stream: `next_step` says where to go on
     │   ├── Overloaded           the server had no room for it, for longer than this client tries
     │   ├── StoreUnavailable     the server could not store, for longer than this client tries
@@ -14,16 +16,18 @@
     │   ├── StreamNotFound
     │   ├── StreamExpired        it was silent for too long: `next_step` says where it was
     │   ├── StreamExists
-    │   ├── TooManyStreams
+    │   ├── TooManyStreams       the server had no room for it, for longer than this client tries
     │   └── Unauthenticated
     ├── WrongProcess           the client was made before this process was forked: make another one here
     └── StreamLost             the stream object is of no more use; open the stream again to go on
         ├── TakenOver            another client has opened it: find out which before you do
+        ├── ValuesDiffer         the server applied other values under a number that was sent
         ├── DataLost             the server has lost what it had acknowledged: `next_step` says where it is
         ├── Diverged             the server's history is not the one that was delivered
         └── ServerUnavailable    the server could not be reached for longer than this client tries
 
-What to do is said at each.
+What to do is said at each. What the client does, the server says: each error that it tells has an `Error.Action`, which is
+followed whatever the reason is; the reason only chooses the class.
 """
 
 import logging
@@ -38,15 +42,64 @@ from serving.rpc.names import reason_name
 
 log = logging.getLogger("tidegate.client")
 
+# The domain of google.rpc.ErrorInfo is the package; another one's is not of this service.
+DOMAIN: str = pb.DESCRIPTOR.package
+# As google.rpc.ErrorInfo has them.
+ACTIONS: Mapping[str, pb.Error.Action] = {
+    "RETRY": pb.Error.ACTION_RETRY,
+    "DROP": pb.Error.ACTION_DROP,
+    "REOPEN": pb.Error.ACTION_REOPEN,
+    "STREAM_LOST": pb.Error.ACTION_STREAM_LOST,
+}
+# Those after which the same is tried once more.
+AGAIN = (pb.Error.ACTION_RETRY, pb.Error.ACTION_REOPEN)
+
 
 class ClientError(Exception):
-    """The root: catch it to catch everything below."""
+    """The root: catch it to catch everything below.
 
-    def __init__(self, message: str, reason: str = "", *, next_step: int = 0, retry_after_s: float = 0.0) -> None:
+    Attributes:
+        reason: the name of an `Error.Reason` of the protocol, or of a gRPC status code.
+        field: the argument at fault, when one is.
+        next_step: number of the timestep that the stream expects next, where it is known.
+        retry_after_s: how long to wait before trying again, in seconds; 0 when the server did not say.
+        action: what the server says to do about it, an `Error.Action`; the client has done so.
+
+    """
+
+    action: pb.Error.Action = pb.Error.ACTION_STREAM_LOST
+
+    def __init__(
+        self,
+        message: str,
+        reason: str = "",
+        *,
+        field: str = "",
+        next_step: int = 0,
+        retry_after_s: float = 0.0,
+        action: pb.Error.Action | None = None,
+    ) -> None:
         self.reason = reason
+        self.field = field
         self.next_step = next_step
         self.retry_after_s = retry_after_s
+        if action is not None:
+            self.action = action
         super().__init__(message)
+
+
+class InvalidArgument(ClientError, ValueError):
+    """A call was given what it cannot take. Nothing has changed; `field` names the argument, the message says what was expected."""
+
+    def __init__(self, message: str, reason: str = "INVALID_FIELD", **more: Any) -> None:
+        super().__init__(message, reason, **more)
+
+
+class WrongOrder(ClientError):
+    """A call came when it cannot be made: a client was used after its end, or something was entered twice."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "WRONG_ORDER")
 
 
 class WrongProcess(ClientError):
@@ -63,15 +116,12 @@ class WrongProcess(ClientError):
 class TimestepRefused(ClientError):
     """One timestep was not applied. The stream stays usable, and timesteps that were sent behind it move up by one."""
 
-    def __init__(
-        self, message: str, reason: str, *, field: str = "", next_step: int = 0, retry_after_s: float = 0.0
-    ) -> None:
-        self.field = field
-        super().__init__(message, reason, next_step=next_step, retry_after_s=retry_after_s)
 
+class InvalidTimestep(TimestepRefused, InvalidArgument):
+    """Its values have the wrong width, or one is no number, infinite, or missing where the model cannot have that; or its number is wrong.
 
-class InvalidTimestep(TimestepRefused):
-    """Its values have the wrong width, or one is infinite, or missing where the model cannot have that. Correct it."""
+    Correct it. An old answer that is asked for again with other values than were applied is refused so too.
+    """
 
 
 class StepGap(TimestepRefused):
@@ -119,7 +169,7 @@ class StreamExists(StreamRefused):
 
 
 class TooManyStreams(StreamRefused):
-    """The server holds as many streams as it may. Try again after `retry_after_s`, or elsewhere."""
+    """The server held as many streams as it may, for as long as this client tries. Try again after `retry_after_s`, or elsewhere."""
 
 
 class Unauthenticated(StreamRefused):
@@ -134,6 +184,10 @@ class TakenOver(StreamLost):
     """Another client has opened the stream. Opening it again would take it back: find out who it is first."""
 
 
+class ValuesDiffer(StreamLost):
+    """The server applied other values under a number that was sent. Two clients write to the stream, or one has lost count: find out which."""
+
+
 class DataLost(StreamLost):
     """The server has lost what it had acknowledged. Open the stream again and send from its `next_step` on."""
 
@@ -145,19 +199,23 @@ class Diverged(StreamLost):
 class ServerUnavailable(StreamLost):
     """The server could not be reached, or was stopping, for as long as this client tries."""
 
+    action = pb.Error.ACTION_REOPEN
 
-IN_BAND: Mapping[int, type[TimestepRefused]] = {
-    pb.Error.REASON_WRONG_WIDTH: InvalidTimestep,
-    pb.Error.REASON_NOT_FINITE: InvalidTimestep,
-    pb.Error.REASON_INVALID_FIELD: InvalidTimestep,
-    pb.Error.REASON_STEP_GAP: StepGap,
-    pb.Error.REASON_OVERLOADED: Overloaded,
-    pb.Error.REASON_TOO_MANY_STREAMS: Overloaded,  # a parked stream that its timestep could not wake
-    pb.Error.REASON_STORE_UNAVAILABLE: StoreUnavailable,
-    pb.Error.REASON_MODEL_FAILED: ModelFailed,
+
+# What a reason is called where it refuses a timestep that can be sent again or dropped.
+OF_TIMESTEP: Mapping[str, type[TimestepRefused]] = {
+    "WRONG_WIDTH": InvalidTimestep,
+    "NOT_FINITE": InvalidTimestep,
+    "INVALID_FIELD": InvalidTimestep,
+    "STEP_GAP": StepGap,
+    "OVERLOADED": Overloaded,
+    "TOO_MANY_STREAMS": Overloaded,  # a parked stream that its timestep could not wake
+    "STORE_UNAVAILABLE": StoreUnavailable,
+    "MODEL_FAILED": ModelFailed,
 }
-# By the name of a reason, and where the server gave none, by the name of the gRPC code.
-AT_THE_END: Mapping[str, type[ClientError]] = {
+# What it is called everywhere else; a server that takes part is known by these alone.
+OF_STREAM: Mapping[str, type[ClientError]] = {
+    "INVALID_FIELD": InvalidArgument,
     "MODEL_NOT_FOUND": ModelNotFound,
     "MODEL_MISMATCH": ModelMismatch,
     "STREAM_NOT_FOUND": StreamNotFound,
@@ -166,83 +224,103 @@ AT_THE_END: Mapping[str, type[ClientError]] = {
     "TOO_MANY_STREAMS": TooManyStreams,
     "UNAUTHENTICATED": Unauthenticated,
     "TAKEN_OVER": TakenOver,
-    "ABORTED": TakenOver,
+    "VALUES_DIFFER": ValuesDiffer,
     "STATE_LOST": DataLost,
     "STATE_UNREADABLE": DataLost,
-    "DATA_LOSS": DataLost,
-    "STOPPING": ServerUnavailable,
-    "OVERLOADED": ServerUnavailable,
-    "STORE_UNAVAILABLE": ServerUnavailable,
-    # What a connection, a proxy or a server that falls over makes of a call. RESOURCE_EXHAUSTED without a reason is
-    # gRPC's own limit on calls.
-    "OK": ServerUnavailable,
-    "UNAVAILABLE": ServerUnavailable,
-    "INTERNAL": ServerUnavailable,
-    "UNKNOWN": ServerUnavailable,
-    "CANCELLED": ServerUnavailable,
-    "DEADLINE_EXCEEDED": ServerUnavailable,
-    "RESOURCE_EXHAUSTED": ServerUnavailable,
 }
+# What gRPC, a proxy or the network makes of a call, by the name of the code; all others are final. RESOURCE_EXHAUSTED is gRPC's own
+# limit on calls.
+OF_CODE: Mapping[str, type[ClientError]] = {
+    "ABORTED": TakenOver,
+    "DATA_LOSS": DataLost,
+    "UNAUTHENTICATED": Unauthenticated,
+    **dict.fromkeys(
+        ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"),
+        ServerUnavailable,
+    ),
+}
+# What gRPC says of a message beyond its limit: sent again it is as long.
+TOO_LARGE = "larger than max"
 
 
-def refusal_of(error: pb.Error) -> TimestepRefused:
-    """The typed error for the refusal of a timestep."""
-    kind = IN_BAND.get(error.reason, TimestepRefused)
+def refusal_of(error: pb.Error) -> ClientError:
+    """The typed error for a timestep that was refused: a TimestepRefused when the stream goes on, with or without it."""
+    if error.action in (pb.Error.ACTION_RETRY, pb.Error.ACTION_DROP):
+        return _typed(error, OF_TIMESTEP.get(reason_name(error.reason), TimestepRefused))
+    return ending_of(error, StreamLost)
+
+
+def ending_of(error: pb.Error, otherwise: type[ClientError]) -> ClientError:
+    """The typed error for one stream that was not opened, or has ended; `otherwise` for a reason that this client does not know."""
+    return _typed(error, _kind_of(reason_name(error.reason), error.action, otherwise))
+
+
+def _typed(error: pb.Error, kind: type[ClientError]) -> ClientError:
+    name = reason_name(error.reason)
     return kind(
-        _message_of(error),
-        reason_name(error.reason),
+        # Where the server has said so for hundreds of rows of a message already, it says no more than the reason.
+        error.message or f"{error.field or 'stream'}: refused as {name}, like others of its message before it",
+        name,
         field=error.field,
         next_step=error.next_step,
         retry_after_s=error.retry_after.ToTimedelta().total_seconds(),
+        action=error.action,
     )
 
 
-def ending_of(error: pb.Error) -> ClientError:
-    """The typed error for one stream of many that was not opened, or has ended."""
-    name = reason_name(error.reason)
-    return AT_THE_END.get(name, StreamRefused)(
-        _message_of(error),
-        name,
-        next_step=error.next_step,
-        retry_after_s=error.retry_after.ToTimedelta().total_seconds(),
-    )
+def _kind_of(reason: str, action: int, otherwise: type[ClientError]) -> type[ClientError]:
+    return OF_STREAM.get(reason, ServerUnavailable if action in AGAIN else otherwise)
 
 
-def is_ending(error: pb.Error) -> bool:
-    """Whether the refusal of a timestep tells that its stream, or the call, has come to an end."""
-    return error.reason not in IN_BAND and reason_name(error.reason) in AT_THE_END
+def error_of(
+    code: grpc.StatusCode,
+    details: str | None,
+    trailers: Any,
+    otherwise: type[ClientError] = StreamRefused,
+    *,
+    of_timestep: bool = False,
+) -> ClientError:
+    """The typed error for how a call ended.
 
+    Args:
+        code: of gRPC.
+        details: the sentence.
+        trailers: the trailing metadata.
+        otherwise: the class for what this client does not know.
+        of_timestep: the call was for one timestep.
 
-def _message_of(error: pb.Error) -> str:
-    """What the server says; where it has said so for hundreds of rows of a message already, what it means."""
-    if error.message:
-        return error.message
-    return f"{error.field or 'stream'}: refused as {reason_name(error.reason)}, like others of its message before it"
-
-
-# What grpc.aio puts over the status that the server has sent, when a write meets a call that has just ended: the reason is
-# lost, but that the server has gone is sure.
-WRITE_FAILED = "Internal error from Core"
-
-
-def error_of(code: grpc.StatusCode, details: str | None, trailers: Any) -> ClientError:
-    """The typed error for how a call ended."""
-    if code is grpc.StatusCode.INTERNAL and details == WRITE_FAILED:
-        code, details = grpc.StatusCode.UNAVAILABLE, "the server ended the call while a timestep was being written"
+    """
     status = status_pb2.Status()
     for key, value in trailers or ():
         if key == "grpc-status-details-bin":
             status.ParseFromString(value)
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    info, retry, request = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
-        _ = detail.Unpack(info) or detail.Unpack(retry)
-    kind = AT_THE_END.get(info.reason) or AT_THE_END.get(code.name, StreamRefused)
+        _ = detail.Unpack(info) or detail.Unpack(retry) or detail.Unpack(request)
+    message = details or f"the server ended the call with {code.name}"
+    if info.domain != DOMAIN:
+        return _not_by_the_service(code, message, otherwise)
+    action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
+    kind = _kind_of(info.reason, action, otherwise)
+    if of_timestep:
+        kind = OF_TIMESTEP.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
     return kind(
-        details or f"the server ended the call with {code.name}",
-        info.reason or code.name,
+        message,
+        info.reason,
+        field=next((violation.field for violation in request.field_violations), ""),
         next_step=int(info.metadata.get("next_step", 0)),
         retry_after_s=retry.retry_delay.ToTimedelta().total_seconds(),
+        action=action,
     )
+
+
+def _not_by_the_service(code: grpc.StatusCode, message: str, otherwise: type[ClientError]) -> ClientError:
+    """The typed error for an end that gRPC, a proxy or the network has made."""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
+        return otherwise(
+            f"a message is longer than the one who reads it allows: {message}; sending it again is of no use", code.name
+        )
+    return OF_CODE.get(code.name, otherwise)(message, code.name)
 
 
 def lost_by(bug: Exception) -> StreamLost:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from serving.client.errors import DataLost, Diverged, StreamLost, TakenOver
+from serving.client.errors import Diverged, StreamLost
 
 
 class Group:
@@ -72,7 +72,6 @@ class Journal:
         self._under_way: deque[tuple[int, Entry | None]] = deque()
         self._cursor = 1  # number of the next timestep to send
         self._applied = 0  # the last timestep that the server is known to have applied
-        self._sent = 0  # the last timestep that it can have applied
 
     def __repr__(self) -> str:
         return (
@@ -110,31 +109,13 @@ class Journal:
         self.clear()
         self.answered = next_step - 1
         self.durable_step = durable_step
-        self._sent = self.answered
         self.resume(next_step, window)
 
     def resume(self, next_step: int, window: int) -> None:
         """The stream was opened again, and the server goes on at `next_step`: nothing is under way any more.
 
-        Raises:
-            DataLost: it is behind the line.
-            TakenOver: it is ahead of everything that was sent.
-
+        It was told `first_step`, and has refused if it does not have what is before, or if another client has written meanwhile.
         """
-        if next_step < self.first_step:
-            raise DataLost(
-                f"the server goes on at timestep {next_step}, but timesteps are kept from {self.first_step} on and "
-                f"{self.durable_step} was told to be durable: open the stream again and send from {next_step} on",
-                "STATE_LOST",
-                next_step=next_step,
-            )
-        if next_step > self._sent + 1:
-            raise TakenOver(
-                f"the server goes on at timestep {next_step}, but only {self._sent} were sent from here: another client has "
-                "written to the stream; find out which before you open it again",
-                "TAKEN_OVER",
-                next_step=next_step,
-            )
         self.window = max(1, window)
         self._cursor = min(next_step, self.answered + 1)
         self._applied = next_step - 1
@@ -169,7 +150,6 @@ class Journal:
             return None
         number = self._cursor
         self._cursor += 1
-        self._sent = max(self._sent, number)
         self._under_way.append((number, entry))
         return number, entry.values
 
@@ -216,8 +196,6 @@ class Journal:
             (number, entry if entry is not None and entry.repeat else None) for number, entry in self._under_way
         )
         self._cursor = step
-        if not self.had_been_applied(step):
-            self._sent = step - 1
 
     def give_up(self, step: int, entry: Entry) -> list[Entry]:
         """Lets a refused timestep go; gives those that fall with it, itself first.

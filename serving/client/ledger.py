@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.client.checksum import checksums
-from serving.client.errors import AnswerLost, ClientError, DataLost, Diverged, StreamLost, TakenOver
+from serving.client.errors import AnswerLost, ClientError, Diverged, StreamLost
 from serving.client.parcel import Answers, Bools, Order, Parcel
 from serving.client.roll import Roll
 from serving.core.spec import Floats, Ints, Output
@@ -74,7 +74,6 @@ class Ledger:
         self._first: Ints = np.ones(streams, np.int64)  # number of the first timestep that came from here
         self._cursor: Ints = np.ones(streams, np.int64)  # number of the next timestep to send
         self._applied: Ints = np.zeros(streams, np.int64)  # the last that the server is known to have applied
-        self._sent: Ints = np.zeros(streams, np.int64)  # the last that it can have applied
         self._ahead: Ints = np.zeros(streams, np.int64)  # how many are under way
         self._open: Bools = np.zeros(streams, np.bool_)  # whether timesteps may be sent on this call
         self._held: Bools = np.zeros(streams, np.bool_)  # whether it shall wait a little
@@ -136,55 +135,30 @@ class Ledger:
         first: Ints = np.maximum(self._first, np.minimum(self.answered, self.durable_steps) + 1)
         return first
 
-    @property
-    def complete(self) -> Bools:
-        """Of which streams a server that has lost everything can be told everything, or will know better."""
-        complete: Bools = (self.first_steps == 1) | (self.durable_steps > 0)
-        return complete
+    def opened(self, streams: Ints, next_steps: Ints, durable_steps: Ints, window: int) -> None:
+        """Streams were opened, for the first time or again, and the server goes on at `next_steps`.
 
-    def opened(self, streams: Ints, next_steps: Ints, durable_steps: Ints, window: int) -> dict[int, StreamLost]:
-        """Streams were opened, for the first time or again, and the server goes on at `next_steps`; gives those that are lost."""
+        When again, it was told `first_steps`, and has refused those of which it does not have what is before, or to which another
+        client has written meanwhile.
+        """
         self.window = max(1, window)
         new = ~self.begun[streams]
         begun, steps = streams[new], next_steps[new]
         self._first[begun] = self.next_steps[begun] = steps
-        self.answered[begun] = self._sent[begun] = steps - 1
+        self.answered[begun] = steps - 1
         self.begun[begun] = True
-        behind = next_steps < self.first_steps[streams]
-        before = next_steps > self._sent[streams] + 1
-        lost: dict[int, StreamLost] = {}
-        for row in np.flatnonzero(behind | before).tolist():
-            stream = int(streams[row])
-            lost[stream] = self._out_of_line(stream, int(next_steps[row]), behind=bool(behind[row]))
         self.durable_steps[streams] = np.maximum(self.durable_steps[streams], durable_steps)
         self._cursor[streams] = np.minimum(next_steps, self.answered[streams] + 1)
         self._applied[streams] = next_steps - 1
         self._open[streams] = True
         self._held[streams] = False
         self._from = 0
-        return lost
 
     def cut(self) -> None:
         """The call has ended: nothing is under way any more, and no stream is open."""
         self._parcels.clear()
         self._ahead[:] = 0
         self._open[:] = False
-
-    def _out_of_line(self, stream: int, next_step: int, *, behind: bool) -> StreamLost:
-        if behind:
-            first = int(self.first_steps[stream])
-            return DataLost(
-                f"the server goes on at timestep {next_step}, but timesteps are kept from {first} on and "
-                f"{self.durable_steps[stream]} was told to be durable: open the stream again and send from {next_step} on",
-                "STATE_LOST",
-                next_step=next_step,
-            )
-        return TakenOver(
-            f"the server goes on at timestep {next_step}, but only {self._sent[stream]} were sent from here: another client "
-            "has written to the stream; find out which before you open it again",
-            "TAKEN_OVER",
-            next_step=next_step,
-        )
 
     # Sending -----------------------------------------------------------------------------------------------------------
 
@@ -223,7 +197,6 @@ class Ledger:
         parcel = Parcel(self._parcels_made, streams[at], steps[at], values[at], at + self._from)
         self._parcels.append(parcel)
         np.maximum.at(self._cursor, parcel.streams, parcel.steps + 1)
-        np.maximum.at(self._sent, parcel.streams, parcel.steps)
         np.add.at(self._ahead, parcel.streams, 1)
         unsent = steps >= self._cursor[streams]
         self._from += int(unsent.argmax()) if unsent.any() else len(unsent)
@@ -269,7 +242,7 @@ class Ledger:
 
         """
         # An answer that is ignored tells all the same what was applied: when one that had been applied is refused for want of
-        # room, those behind it are not, and nothing but this says so.
+        # room, those behind it are not; they keep their numbers then, whatever becomes of them.
         np.maximum.at(self._applied, parcel.streams[~answers.refused], parcel.steps[~answers.refused])
         heard = parcel.at >= 0
         refused = self._first_of_each(parcel, np.flatnonzero(answers.refused & heard))
@@ -339,7 +312,6 @@ class Ledger:
         streams, steps = parcel.streams[rows], parcel.steps[rows]
         self._ignore(streams)
         self._cursor[streams] = steps
-        self._sent[streams] = np.where(self.applied(parcel, rows), self._sent[streams], steps - 1)
         self._from = min(self._from, int(parcel.at[rows].min()))
 
     def drop(self, parcel: Parcel, rows: Ints, errors: Sequence[ClientError]) -> None:

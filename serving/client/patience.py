@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.client.backoff import Backoff
-from serving.client.errors import ClientError, ServerUnavailable, TooManyStreams
+from serving.client.errors import AGAIN, ClientError
 from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
@@ -70,13 +70,16 @@ class Patience:
             name: what is to be opened again, for the log.
             opened: whether it ever was open.
 
+        Raises:
+            ClientError: `error`, when trying again is of no use, or was for so long.
+
         """
         await self._wait(error, name, opened=opened)
         while not self._may_be_up():
             await self._wait(error, name, opened=opened)
 
     async def _wait(self, error: ClientError, name: str, *, opened: bool) -> None:
-        if not (isinstance(error, ServerUnavailable) or (opened and isinstance(error, TooManyStreams))):
+        if error.action not in AGAIN:
             raise error
         now = self._backoff.clock()
         if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
@@ -86,7 +89,12 @@ class Patience:
             self._until = now + self._limits.reconnect_s
         if now >= self._until:
             limit_s = self._limits.reconnect_s if opened else min(self._limits.timeout_s, self._limits.reconnect_s)
-            raise ServerUnavailable(f"{error}; tried for {limit_s:g} s", error.reason) from error
+            raise type(error)(
+                f"{error}; tried for {limit_s:g} s",
+                error.reason,
+                next_step=error.next_step,
+                retry_after_s=error.retry_after_s,
+            ) from error
         wait_s = self._backoff.wait_s(self.tries)
         if error.retry_after_s:
             wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))

@@ -1,6 +1,6 @@
 """What becomes of timesteps of a block that were refused: sent again after a while, told to their callers, or the loss of their stream.
 
-The ledger keeps the books of it; here is decided, reason by reason. Each is decided for its stream alone.
+The ledger keeps the books of it; here is done what the server says of each, for its stream alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,15 @@ from serving.client.errors import (
     AnswerLost,
     ClientError,
     Diverged,
-    Overloaded,
     ServerUnavailable,
-    StepGap,
-    StoreUnavailable,
     StreamLost,
     TimestepRefused,
-    ending_of,
-    is_ending,
     refusal_of,
 )
 from serving.client.ledger import Ledger
 from serving.client.parcel import Parcel
 from serving.client.patience import Shortage
 from serving.core.spec import Ints
-
-# What waiting mends.
-NO_ROOM = (Overloaded, StoreUnavailable)
 
 
 class Decision(NamedTuple):
@@ -47,7 +39,7 @@ class Decision(NamedTuple):
 
 
 class Refusals:
-    """Decides about refused timesteps of a ledger, for want of room within `reconnect_s`."""
+    """Decides about refused timesteps of a ledger; those that may be sent again are, within `reconnect_s`."""
 
     def __init__(self, ledger: Ledger, shortage: Shortage, reconnect_s: float) -> None:
         self._ledger = ledger
@@ -58,14 +50,14 @@ class Refusals:
         """Decides about a parcel of which no row was applied.
 
         Raises:
-            CallEnded: the server is stopping.
-            StreamLost: it is nothing that waiting mends.
+            CallEnded: the streams are to be opened again.
+            StreamLost: it is nothing that trying again mends.
 
         """
-        if is_ending(error):
-            raise CallEnded(ending_of(error))
         refusal = refusal_of(error)
-        if not isinstance(refusal, NO_ROOM):
+        if refusal.action == pb.Error.ACTION_REOPEN:
+            raise CallEnded(refusal)
+        if not (isinstance(refusal, TimestepRefused) and refusal.action == pb.Error.ACTION_RETRY):
             raise StreamLost(f"the server refused a block: {refusal}", refusal.reason)
         rows = self._ledger.first_rows(parcel)
         self._ledger.refused(parcel, rows, np.zeros(len(rows), np.int64))
@@ -75,28 +67,27 @@ class Refusals:
         """Decides about rows, one a stream.
 
         Raises:
-            CallEnded: the server is stopping, or has lost its place.
+            CallEnded: the streams are to be opened again.
 
         """
         self._ledger.refused(parcel, rows, np.array([error.next_step for error in errors], np.int64))
         refusals: dict[int, TimestepRefused] = {}
         lost: dict[int, ClientError] = {}
         for row, error in zip(rows.tolist(), errors, strict=True):
-            if is_ending(error):
-                lost[int(parcel.streams[row])] = ending = ending_of(error)
-                if isinstance(ending, ServerUnavailable):
-                    raise CallEnded(ending)
+            refusal = refusal_of(error)
+            if refusal.action == pb.Error.ACTION_REOPEN:
+                raise CallEnded(refusal)
+            if isinstance(refusal, TimestepRefused):
+                refusals[row] = refusal
             else:
-                refusals[row] = refusal = refusal_of(error)
-                if isinstance(refusal, StepGap):
-                    raise CallEnded(ServerUnavailable(f"the server has lost its place: {refusal}", refusal.reason))
+                lost[int(parcel.streams[row])] = refusal
         return self._decide(parcel, refusals, lost)
 
     def _decide(
         self, parcel: Parcel, refusals: Mapping[int, TimestepRefused], lost: dict[int, ClientError]
     ) -> Decision:
         rows = np.fromiter(refusals, np.int64, len(refusals))
-        short = np.array([row for row in refusals if isinstance(refusals[row], NO_ROOM)], np.int64)
+        short = np.array([row for row in refusals if refusals[row].action == pb.Error.ACTION_RETRY], np.int64)
         again = short[self._shortage.may_wait(parcel.streams[short], parcel.steps[short], self._reconnect_s)]
         self._ledger.send_again(parcel, again)
         self._ledger.hold(parcel.streams[again])
@@ -124,7 +115,7 @@ class Refusals:
 
     def _loss_by(self, step: int, refusal: TimestepRefused) -> StreamLost:
         """What a stream is lost by when a timestep is refused whose answer was delivered."""
-        if isinstance(refusal, NO_ROOM):
+        if refusal.action == pb.Error.ACTION_RETRY:
             return ServerUnavailable(
                 f"timestep {step} could not be sent again for {self._reconnect_s:g} s: {refusal}", refusal.reason
             )

@@ -4,8 +4,7 @@ It makes the messages that open and close streams and reads their answers; what 
 
 Laws:
 1. One open is under way at a time: what the first says of the model is asked for by all others.
-2. An open that may have reached the server has raised the epoch, though its answer was lost; it is counted until the next answer.
-3. A handle stands for its stream on its call only.
+2. A handle stands for its stream on its call only.
 """
 
 from collections import deque
@@ -15,17 +14,25 @@ from typing import NamedTuple
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.errors import StreamLost, TakenOver
+from serving.client.errors import StreamLost
 from serving.client.ledger import Ledger
-from serving.client.parcel import Bools
 from serving.core.spec import Ints
 
 # The protocol allows 65,536 names a message; fewer are opened by a slow store within `timeout_s`, and it tells of each lot.
 NAMES_MAX = 8192
 # A message may have 4 MB; the answer repeats the names and adds columns.
 NAMES_BYTES_MAX = 1_000_000
-# As many as the protocol allows names a message.
+# What a name has beside its bytes: its length, and the first step that is kept.
+NAME_BYTES = 12
+# What an open has beside its names: a model, an owner, and what is asked of all.
+ASK_BYTES = 1024
+# What a close has beside its handles.
+CLOSE_BYTES = 64
+# As many as the protocol allows names a message, and what one takes at most.
 HANDLES_MAX = 65_536
+HANDLE_BYTES = 5
+# What a server reads that does not say.
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
 
@@ -36,7 +43,6 @@ class Opened(NamedTuple):
     streams: Ints
     next_steps: Ints
     durable_steps: Ints
-    taken_over: dict[int, TakenOver]
     refused: dict[int, pb.Error]
 
 
@@ -57,32 +63,24 @@ class Roster:
         self._ledger = ledger
         self._handles: Ints = np.zeros(len(stream_ids), np.int64)
         self._by_handle: Ints | None = None  # the streams in the order of their handles
-        self._epochs: Ints = np.zeros(len(stream_ids), np.int64)
-        self._opens: Ints = np.zeros(
-            len(stream_ids), np.int64
-        )  # since the last answer, those that may have reached the server
         self._to_open: deque[tuple[Ints, pb.Existence]] = deque()
         self._asked: Ints | None = None
+        self._forgetting = False  # on this call
+        self._message_bytes_max = MESSAGE_BYTES_MAX
 
     def begin(self, *, forgetting: bool) -> None:
-        """A call begins: every stream that can be used is to be opened."""
+        """A call begins: every stream that can be used is to be opened; when only to be forgotten, it must be there."""
         self._handles[:] = 0
         self._by_handle = None
         self._to_open.clear()
         self._asked = None
-        self.open_again(np.flatnonzero(self._ledger.usable), forgetting=forgetting)
+        self._forgetting = forgetting
+        self.open_again(np.flatnonzero(self._ledger.usable))
 
-    def open_again(self, streams: Ints, *, forgetting: bool) -> None:
-        """These streams are to be opened.
-
-        One that a crash took before it was stored may begin again when everything since its first timestep is here. One that was
-        stored must be there: the server compares. Else what was before us must still exist.
-        """
-        known, complete = self._ledger.begun[streams], self._ledger.complete[streams]
-        ways = np.where(
-            known, np.where(complete, pb.EXISTENCE_UNSPECIFIED, pb.EXISTENCE_MUST_EXIST), self.ask.existence
-        )
-        if forgetting:
+    def open_again(self, streams: Ints) -> None:
+        """These streams are to be opened."""
+        ways = np.where(self._ledger.begun[streams], pb.EXISTENCE_UNSPECIFIED, self.ask.existence)
+        if self._forgetting:
             ways[:] = pb.EXISTENCE_MUST_EXIST
         for existence in np.unique(ways).tolist():
             self._to_open.extend((lot, existence) for lot in self._lots(streams[ways == existence]))
@@ -101,13 +99,12 @@ class Roster:
         ask.CopyFrom(self.ask)
         ask.existence = existence
         ask.stream_ids.extend(self.stream_ids[stream] for stream in self._asked.tolist())
-        ask.acknowledged_steps.extend(self._ledger.durable_steps[self._asked].tolist())
+        resume_from = np.where(self._ledger.begun[self._asked], self._ledger.first_steps[self._asked], 0)
+        if self._forgetting:
+            resume_from[:] = 1
+        if resume_from.any():
+            ask.resume_from.extend(resume_from.tolist())
         return ask
-
-    def unanswered(self) -> None:
-        """The call has ended, and the open that was under way may have reached the server."""
-        if self._asked is not None:
-            self._opens[self._asked] += 1
 
     def opened(self, message: pb.OpenedStreams) -> Opened:
         """An open was answered.
@@ -122,18 +119,11 @@ class Roster:
             raise StreamLost(
                 f"the server opened {len(message.stream_ids)} streams, which were not asked for", "WRONG_ORDER"
             )
-        handles, _, next_steps, epochs, durable_steps = (np.array(column, np.int64) for column in columns)
+        handles, _, next_steps, _, durable_steps = (np.array(column, np.int64) for column in columns)
         refused = {int(streams[row.row]): row.error for row in message.errors}
         good = ~np.isin(streams, list(refused))
-        opened = Opened(
-            streams[good],
-            next_steps[good],
-            durable_steps[good],
-            self._taken_over(streams[good], epochs[good], next_steps[good]),
-            refused,
-        )
-        self._epochs[opened.streams] = epochs[good]
-        self._opens[opened.streams] = 0
+        opened = Opened(streams[good], next_steps[good], durable_steps[good], refused)
+        self._message_bytes_max = message.message_bytes_max or self._message_bytes_max
         if not handles[good].all():
             raise StreamLost("the server opened a stream without a handle", "WRONG_ORDER")
         self._handles[opened.streams] = handles[good]
@@ -143,6 +133,11 @@ class Roster:
             self.stream_ids[stream] = message.stream_ids[row]
             self.kinds[stream] = self.kinds[stream] or KINDS.get(message.kinds[row], str(message.kinds[row]))
         return opened
+
+    @property
+    def handles_max(self) -> int:
+        """How many handles a message may have."""
+        return max(1, min(HANDLES_MAX, (self._message_bytes_max - CLOSE_BYTES) // HANDLE_BYTES))
 
     def handles(self, streams: Ints) -> Ints:
         """The handles of streams that are open."""
@@ -165,23 +160,9 @@ class Roster:
 
     def _lots(self, streams: Ints) -> Iterator[Ints]:
         """Streams in lots that fit a message."""
-        sizes = np.array([len(self.stream_ids[stream].encode()) + 8 for stream in streams.tolist()], np.int64)
+        sizes = np.array([len(self.stream_ids[stream].encode()) + NAME_BYTES for stream in streams.tolist()], np.int64)
+        bytes_max = min(NAMES_BYTES_MAX, self._message_bytes_max - ASK_BYTES)
         while len(streams):
-            count = min(NAMES_MAX, max(1, int(np.searchsorted(np.cumsum(sizes), NAMES_BYTES_MAX, side="right"))))
+            count = min(NAMES_MAX, max(1, int(np.searchsorted(np.cumsum(sizes), bytes_max, side="right"))))
             yield streams[:count]
             streams, sizes = streams[count:], sizes[count:]
-
-    def _taken_over(self, streams: Ints, epochs: Ints, next_steps: Ints) -> dict[int, TakenOver]:
-        """Those that others had in between, and may have advanced: their answers are not ours."""
-        others = epochs - self._epochs[streams] - 1 - self._opens[streams]
-        advanced = next_steps > self._ledger.answered[streams] + 1
-        theirs: Bools = self._ledger.begun[streams] & (others > 0) & advanced
-        return {
-            int(streams[row]): TakenOver(
-                f"stream '{self.stream_ids[streams[row]]}' was opened {others[row]} times by another client and is at "
-                f"timestep {next_steps[row] - 1} now; find out which before you open it again",
-                "TAKEN_OVER",
-                next_step=int(next_steps[row]),
-            )
-            for row in np.flatnonzero(theirs).tolist()
-        }

@@ -1,8 +1,10 @@
-"""Rows for `Stream.predict`, from anything that can be iterated over, at once or asynchronously."""
+"""What `Stream.predict` and `Block.predict` read, from anything that can be iterated over, at once or asynchronously."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import Any, Generic, TypeVar, cast
+
+from serving.client import arguments
 
 Row = TypeVar("Row")
 
@@ -16,9 +18,12 @@ class Source(Generic[Row]):
         row: the last one read.
         ended: whether there are no more.
 
+    Raises:
+        InvalidArgument: the argument called `field` cannot be iterated over.
+
     """
 
-    def __init__(self, rows: Rows[Row]) -> None:
+    def __init__(self, field: str, rows: Rows[Row]) -> None:
         self.row: Row
         self.ended = False
         self._rows: Iterator[Row] | None = None
@@ -27,7 +32,7 @@ class Source(Generic[Row]):
         if isinstance(rows, AsyncIterable):
             self._later = aiter(rows)
         else:
-            self._rows = iter(rows)
+            self._rows = rows_of(field, rows)
 
     async def read(self, unless: "asyncio.Future[Any] | None") -> bool:
         """Whether there is another row in `row`; False too when `unless` was done first."""
@@ -39,6 +44,13 @@ class Source(Generic[Row]):
         except (StopIteration, StopAsyncIteration):
             self.ended = True
             return False
+
+    def failed(self, error: Exception) -> asyncio.Future[Any]:
+        """The answer to a row that cannot be sent, after those to the rows before it; nothing is read behind it."""
+        self.ended = True
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_exception(error)
+        return answer
 
     async def close(self) -> None:
         """Reads no more."""
@@ -57,6 +69,14 @@ class Source(Generic[Row]):
         done, self._next = self._next, None
         self.row = done.result()
         return True
+
+
+def rows_of(field: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """What can be iterated over; raises InvalidArgument, which names the field, when it cannot."""
+    try:
+        return iter(rows)
+    except TypeError:
+        raise arguments.wrong(field, rows, "something to iterate over") from None
 
 
 async def _next(rows: AsyncIterator[Row]) -> Row:

@@ -12,27 +12,25 @@ Laws:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import AsyncIterator
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client import arguments
 from serving.client.backoff import Backoff
 from serving.client.call import Call, CallEnded
 from serving.client.connection import Connection
 from serving.client.errors import (
     AnswerLost,
     ClientError,
+    InvalidArgument,
     InvalidTimestep,
     ModelMismatch,
-    Overloaded,
     ServerUnavailable,
     StepGap,
-    StoreUnavailable,
     StreamLost,
     StreamNotFound,
-    TakenOver,
     TimestepRefused,
+    ValuesDiffer,
     lost_by,
     refusal_of,
 )
@@ -40,12 +38,12 @@ from serving.client.journal import Entry, Group, Journal
 from serving.client.nouns import Model, Prediction, model_of
 from serving.client.patience import Limits, Patience
 from serving.client.rows import Rows, Source
-from serving.core.spec import Array
+from serving.client.values import Values, pack
+from serving.core.spec import STEP_MAX
 from serving.rpc import wire
 
 log = logging.getLogger("tidegate.client")
 
-Values = Sequence[float] | Array | Mapping[str, float]
 Ticket = asyncio.Future[pb.Prediction]
 
 
@@ -56,7 +54,8 @@ class Stream:
         stream_id: its name.
         model: what runs it.
         kind: how `Client.open` found it: "new", "resumed" or "taken_over".
-        epoch: rises with every open of the stream, those after a break among them.
+        owner: the token by which the server knows that it is the same client who opens it again.
+        epoch: rises with every open of the stream, those after a break among them; for logs.
         reconnects: how often it was opened again after a break.
 
     """
@@ -65,10 +64,11 @@ class Stream:
 
     def __init__(self, connection: Connection, ask: pb.Open, limits: Limits, backoff: Backoff) -> None:
         self.stream_id = ask.stream_id
+        self.owner = ask.owner
         self.kind = ""
         self.epoch = 0
         self.reconnects = 0
-        connection.check()
+        connection.check_open()
         self._connection = connection
         self._ask = ask
         self._limits = limits
@@ -80,8 +80,6 @@ class Stream:
         self._closing: pb.Close | None = None
         self._lost: ClientError | None = None
         self._told = False  # whether anybody knows of it
-        # Since the server last answered an open: requests to open that may have reached it.
-        self._opens = 0
         self._patience = Patience(limits, backoff, connection.may_be_up)
         self._call = self._make_call()
         self._task = asyncio.create_task(self._run())
@@ -111,12 +109,14 @@ class Stream:
         has not stored. When cancelled later than that, the timestep is applied all the same, and its prediction dropped.
 
         Args:
-            values: one number a feature, in the model's order, or a mapping from feature names; NaN, or a name left
-                out, means missing.
-            step: its number, when it is not the next one: an earlier timestep, whose answer is asked for again.
+            values: (features,) numbers in the model's order and units, or a mapping from feature names to numbers; NaN, or a
+                name left out, means missing. None does not.
+            step: its number, when it is not the next one: an earlier timestep, whose answer is asked for again with the values
+                that it had. None or 0 for the next one.
             group: timesteps that belong together; when one is refused, none of them behind it is applied.
 
         Raises:
+            InvalidTimestep: values or step are wrong; what can be seen from here was not sent.
             TimestepRefused: it was not applied; the stream stays usable, and timesteps sent behind it move up.
             AnswerLost: it was applied, but the prediction is gone; the stream stays usable.
             StreamLost, StreamRefused: the stream can no longer be used from here.
@@ -131,12 +131,13 @@ class Stream:
         is yielded as soon as it is there. When left early, rows that were read ahead are applied all the same.
 
         Raises:
+            InvalidArgument: `rows` is nothing that can be iterated over.
             TimestepRefused: a row was refused. No row behind it was applied; `next_step` says where to go on.
             StreamLost, StreamRefused: the stream can no longer be used from here.
 
         """
         group = Group()
-        source = Source(rows)
+        source = Source("rows", rows)
         tickets: deque[Ticket] = deque()
         try:
             while tickets or not source.ended:
@@ -144,7 +145,10 @@ class Stream:
                     yield self._prediction(await tickets[0])
                     tickets.popleft()
                 elif await source.read(unless=tickets[0] if tickets else None):
-                    tickets.append(await self._submit(source.row, None, group))
+                    try:
+                        tickets.append(await self._submit(source.row, None, group))
+                    except InvalidTimestep as error:
+                        tickets.append(source.failed(error))
         finally:
             for ticket in tickets:
                 if not ticket.cancel() and not ticket.cancelled():
@@ -166,12 +170,13 @@ class Stream:
             forget: the server drops the stream and its state.
 
         Raises:
+            InvalidArgument: `forget` is not True or False.
             ClientError: what ended the stream before that, unless it was raised to somebody already.
 
         """
         self._connection.check()
         if self._closing is None:
-            self._closing = pb.Close(forget=forget)
+            self._closing = pb.Close(forget=arguments.flag("forget", forget))
             self._call.wake()
         await asyncio.wait([self._task])
         if not self._told:
@@ -188,13 +193,20 @@ class Stream:
     async def _submit(self, values: Values, step: int | None, group: Group | None) -> Ticket:
         """Puts a timestep in line, once there is room; gives a future of its answer."""
         self._connection.check()
-        packed = self._pack(values)
+        try:
+            packed, number = self._read(values, step)
+        except InvalidTimestep:
+            if group is not None:
+                await self._room.acquire()  # those before it in the group come first
+                self._room.release()
+                group.fallen = True
+            raise
         await self._room.acquire()
         try:
             self._check()
             ticket: Ticket = asyncio.get_running_loop().create_future()
-            if step and step != self.next_step:
-                self._ask_again(packed, ticket, step)
+            if number and number != self.next_step:
+                self._ask_again(packed, ticket, number)
                 self._room.release()
             elif group is not None and group.fallen:
                 ticket.cancel()
@@ -224,18 +236,13 @@ class Stream:
             )
         self._journal.ask_again(Entry(packed, ticket, repeat=step))
 
-    def _pack(self, values: Values) -> bytes:
-        if isinstance(values, Mapping):
-            names = [feature.name for feature in self.model.features]
-            if unknown := values.keys() - set(names):
-                raise InvalidTimestep(
-                    f"values: no feature is called {', '.join(sorted(unknown))}; the model has {', '.join(names)}",
-                    "WRONG_WIDTH",
-                    field="values",
-                    next_step=self.next_step,
-                )
-            values = [values.get(name, float("nan")) for name in names]
-        return np.asarray(values, "<f4").tobytes()
+    def _read(self, values: Values, step: int | None) -> tuple[bytes, int]:
+        """What a caller gives, packed values and a number, 0 for none; raises InvalidTimestep."""
+        try:
+            number = 0 if step is None else arguments.whole("step", step, 0, STEP_MAX)
+            return pack(values, self.model.features), number
+        except InvalidArgument as error:
+            raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None
 
     def _prediction(self, answer: pb.Prediction) -> Prediction:
         arrays = wire.decode_arrays(self.model.outputs, answer.outputs)
@@ -274,9 +281,14 @@ class Stream:
         self._ready.set()
 
     def _make_call(self) -> Call:
-        return Call(
-            self._connection.stub.Predict, pb.PredictRequest(open=self._ask), self._next_request, self._backoff.sleep
-        )
+        ask = pb.Open()
+        ask.CopyFrom(self._ask)
+        if self._ready.is_set():
+            ask.stream_id, ask.model, ask.version = self.stream_id, self.model.name, self.model.version
+            # Only to be forgotten it must be there: that it is not means that it has been.
+            ask.existence = pb.EXISTENCE_MUST_EXIST if self._forgetting else pb.EXISTENCE_UNSPECIFIED
+            ask.resume_from = 1 if self._forgetting else self._journal.first_step
+        return Call(self._connection.stub.Predict, pb.PredictRequest(open=ask), self._next_request, self._backoff.sleep)
 
     async def _speak(self) -> bool:
         """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""
@@ -290,8 +302,7 @@ class Stream:
             if self._forgetting and isinstance(ended.error, StreamNotFound):
                 return True
             call.cut(ended.error)  # it may be this side that will have no more of it
-            self._opens += call.written > 0 and not call.opened
-            await self._before_next(ended.error)
+            await self._patience.wait(ended.error, f"stream {self.stream_id}", opened=self._ready.is_set())
             return False
         return True
 
@@ -321,14 +332,13 @@ class Stream:
         if first or self._forgetting:
             self._journal.begin(opened.next_step, opened.durable_step, opened.answers_remembered)
         else:
-            self._check_same(opened)
+            self._check_model(opened.model)
             self._journal.resume(opened.next_step, opened.answers_remembered)
             self._durable(opened.durable_step)
             self.reconnects += 1
             log.info("stream %s is open again, %r", self.stream_id, self._journal)
         self.epoch = opened.epoch
         self._comparable = opened.model.batch_invariant
-        self._opens = 0
         self._patience.opened()
         call.opened = True
         call.spare()
@@ -339,24 +349,14 @@ class Stream:
             self._ready.set()
         if first or (self._journal.idle and self._closing is None):
             self._patience.rest()
-        self._ask = self._ask_to_resume()
 
-    def _check_same(self, opened: pb.Opened) -> None:
-        """Raises when what was opened again is not the stream that was left."""
-        if opened.model.fingerprint != self.model.fingerprint:
+    def _check_model(self, model: pb.Model) -> None:
+        """Raises when the stream began anew under other weights: the server has forgotten it, and cannot tell."""
+        if model.fingerprint != self.model.fingerprint:
             raise ModelMismatch(
                 f"stream '{self.stream_id}' began under {self.model.name}/{self.model.version} with fingerprint "
-                f"{self.model.fingerprint[:12]}, and the server has {opened.model.fingerprint[:12]}",
+                f"{self.model.fingerprint[:12]}, and the server has {model.fingerprint[:12]}",
                 "MODEL_MISMATCH",
-            )
-        others = opened.epoch - self.epoch - 1 - self._opens
-        if others > 0 and opened.next_step > self._journal.answered + 1:
-            # Timesteps were applied since the last answer, and they may be theirs: their answers are not ours.
-            raise TakenOver(
-                f"stream '{self.stream_id}' was opened {others} times by another client and is at timestep "
-                f"{opened.next_step - 1} now; find out which before you open it again",
-                "TAKEN_OVER",
-                next_step=opened.next_step,
             )
 
     def _predicted(self, answer: pb.Prediction) -> None:
@@ -377,13 +377,19 @@ class Stream:
         self._durable(answer.durable_step)
 
     def _refused(self, call: Call, error: pb.Error) -> None:
+        """Does what the server says about a timestep that it refused."""
         entry = self._journal.refused(error.step, error.next_step)
         if entry is None:
             return
         refusal = refusal_of(error)
-        if isinstance(refusal, StepGap) and not entry.repeat:
-            raise CallEnded(ServerUnavailable(f"the server has lost its place: {refusal}", refusal.reason))
-        if isinstance(refusal, Overloaded | StoreUnavailable) and self._may_wait(entry):
+        if entry.repeat and isinstance(refusal, ValuesDiffer):
+            # Whoever asks for an old answer may have it wrong; what this stream has sent stands.
+            self._give_up(entry, error.step, InvalidTimestep(str(refusal), refusal.reason, field="values"))
+        elif not isinstance(refusal, TimestepRefused):
+            if entry.repeat:
+                self._journal.ask_again(entry)
+            raise CallEnded(refusal)
+        elif refusal.action == pb.Error.ACTION_RETRY and self._may_wait(entry):
             call.pause(self._backoff.not_before_s(refusal.retry_after_s))
             if entry.repeat:
                 self._journal.ask_again(entry)
@@ -402,7 +408,7 @@ class Stream:
     def _give_up(self, entry: Entry, step: int, refusal: TimestepRefused) -> None:
         """Tells the caller of a timestep, and those who fall with it, that it was refused."""
         kept = step <= self._journal.answered and not entry.repeat
-        if kept and isinstance(refusal, Overloaded | StoreUnavailable):
+        if kept and refusal.action == pb.Error.ACTION_RETRY:
             raise ServerUnavailable(
                 f"timestep {step} could not be sent again for {self._limits.reconnect_s:g} s: {refusal}", refusal.reason
             )
@@ -448,31 +454,10 @@ class Stream:
             return pb.PredictRequest(close=self._closing)
         return None
 
-    # Opening again -----------------------------------------------------------------------------------------------------
-
     @property
     def _forgetting(self) -> bool:
         """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
         return self._ready.is_set() and self._closing is not None and self._closing.forget and not self._journal.waiting
-
-    def _ask_to_resume(self) -> pb.Open:
-        """The next open of this stream."""
-        ask = pb.Open()
-        ask.CopyFrom(self._ask)
-        ask.stream_id = self.stream_id
-        ask.model, ask.version = self.model.name, self.model.version
-        return ask
-
-    async def _before_next(self, error: ClientError) -> None:
-        """Waits before the stream is opened again; raises when that is of no use."""
-        opened = self._ready.is_set()
-        await self._patience.wait(error, f"stream {self.stream_id}", opened=opened)
-        if opened:
-            self._ask.acknowledged_step = 0 if self._forgetting else self._journal.durable_step
-            # A stream that a crash took before it was stored may begin again: everything since its first timestep is
-            # here. One that was stored must be there: DATA_LOSS otherwise. Else what was before us must still exist.
-            anew = self._journal.first_step == 1 or self._ask.acknowledged_step
-            self._ask.existence = pb.EXISTENCE_UNSPECIFIED if anew and not self._forgetting else pb.EXISTENCE_MUST_EXIST
 
 
 def _settle(entry: Entry, answer: pb.Prediction | ClientError) -> None:

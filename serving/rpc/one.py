@@ -10,7 +10,7 @@ from time import perf_counter
 from weakref import WeakValueDictionary
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField, StepGap, StreamEnded, StreamRefused, ValuesDiffer
+from serving.core.errors import InvalidField, StepGap, StreamEnded, StreamNotFound, StreamRefused, ValuesDiffer
 from serving.core.spec import Key, Prediction, Timestep
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Ask, Existence, Lease
@@ -81,5 +81,8 @@ class One:
 
     async def _open(self, key: Key, request: pb.PredictOneRequest, timestep: Timestep, share: Share) -> Lease:
         ask = Ask(Existence.MUST_EXIST if timestep.step > 1 else Existence.ANY)
-        with share.room():
-            return (await self._desk.open(key, request.model, request.version, ask)).lease
+        try:
+            with share.room():
+                return (await self._desk.open(key, request.model, request.version, ask)).lease
+        except StreamNotFound:
+            raise StreamNotFound(key.stream_id, hint="a stream begins with step 1") from None

@@ -5,9 +5,17 @@ from datetime import timedelta
 from typing import Any
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.rpc.names import action_name
 from serving.rpc.status import TABLE, UNKNOWN, Meaning
 
 BY_REASON: Mapping[int, Meaning] = {meaning.reason: meaning for meaning in TABLE.values()}
+
+
+def action_of(reason: str) -> str:
+    """The action that belongs to a reason, by their names; empty for a reason that there is not."""
+    if f"REASON_{reason}" not in pb.Error.Reason.keys():  # noqa: SIM118 - no mapping
+        return ""
+    return action_name(BY_REASON.get(pb.Error.Reason.Value(f"REASON_{reason}"), UNKNOWN).action)
 
 
 def error_of(reason: str | pb.Error, *, retry_after_ms: int = 0, **more: Any) -> pb.Error:

@@ -20,7 +20,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client import Client, Stream
 from serving.client.backoff import Backoff
-from tests.client.reasons import error_of
+from tests.client.reasons import action_of, error_of
 
 # Nothing here takes a second; what has not happened after this never will.
 PATIENCE = 10.0
@@ -56,9 +56,17 @@ class Call:
         return None if request is grpc.aio.EOF else request
 
     async def open(self, next_step: int | None = None, **more: Any) -> None:
-        """Reads the open and answers it; goes on after what was applied unless told otherwise."""
+        """Reads the open and answers it; goes on after what was applied unless told otherwise.
+
+        Refuses it as the protocol says when it is not the first of its client, and that cannot go on.
+        """
         await self.read_open()
+        if self.ask.resume_from and self.server.owner != self.ask.owner:
+            await self.end("TAKEN_OVER")
+        if self.ask.resume_from > len(self.server.history) + 1:
+            await self.end("STATE_LOST")
         self.server.epoch += 1
+        self.server.owner = self.ask.owner
         opened = {
             "stream_id": self.ask.stream_id or "made-up",
             "kind": pb.Opened.KIND_RESUMED,
@@ -107,16 +115,20 @@ class Call:
             await self.expect(step)
             await self.answer(step, durable=durable)
 
-    async def refuse(self, *steps: int, reason: str, next_step: int = 0, retry_after_ms: int = 0) -> None:
+    async def refuse(self, *steps: int, reason: str | pb.Error, next_step: int = 0, retry_after_ms: int = 0) -> None:
         """Refuses timesteps."""
         for step in steps:
-            error = error_of(
-                reason,
-                step=step,
-                message=f"{step} is refused",
-                next_step=next_step or len(self.server.history) + 1,
-                retry_after_ms=retry_after_ms,
-            )
+            if isinstance(reason, pb.Error):
+                error = pb.Error(step=step, next_step=next_step or len(self.server.history) + 1)
+                error.MergeFrom(reason)
+            else:
+                error = error_of(
+                    reason,
+                    step=step,
+                    message=f"{step} is refused",
+                    next_step=next_step or len(self.server.history) + 1,
+                    retry_after_ms=retry_after_ms,
+                )
             await self.context.write(pb.PredictResponse(error=error))
 
     async def durable(self, step: int) -> None:
@@ -137,16 +149,25 @@ class Call:
         closed = pb.Closed(step=step, durable_step=step if durable is None else durable)
         await self.context.write(pb.PredictResponse(closed=closed))
 
-    async def end(self, reason: str = "", code: str = "") -> None:
-        """Ends the call with a reason of the protocol, or with a bare code: a break."""
+    async def end(
+        self, reason: str = "", code: str = "", *, message: str = "", domain: str = "tidegate.v1", **metadata: str
+    ) -> None:
+        """Ends the call with a reason of the protocol and the action that belongs to it, or with a bare code: a break."""
         code = code or CODES.get(reason, "UNAVAILABLE")
-        message = f"{reason or code} it is"
+        message = message or f"{reason or code} it is"
         details = []
         if reason:
+            info = error_details_pb2.ErrorInfo(reason=reason, domain=domain)
+            info.metadata.update({"action": action_of(reason), **metadata})
             packed = any_pb2.Any()
-            packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="tidegate.v1"))
+            packed.Pack(info)
             details.append(packed)
+            final = info.metadata["action"] not in ("RETRY", "REOPEN")
+        else:
+            final = code == "ABORTED" or "larger than max" in message
         status = status_pb2.Status(code=code_pb2.Code.Value(code), message=message, details=details)
+        if final:
+            self.server.final = rpc_status.to_status(status)
         await self.context.abort_with_status(rpc_status.to_status(status))
 
     async def gone(self) -> None:
@@ -166,6 +187,8 @@ class Scripted(pb_grpc.TidegateServiceServicer):
         self.scripts = list(scripts)
         self.history: list[float] = []
         self.epoch = 0
+        self.owner = ""  # the last
+        self.final: Any = None  # the status of a call that ended for good
         self.calls: list[Any] = []
         self.failed: list[BaseException] = []
         self.left = asyncio.Event()
@@ -177,7 +200,15 @@ class Scripted(pb_grpc.TidegateServiceServicer):
         await self.play(Call(self, context))
 
     async def play(self, call: Any) -> None:
-        """Plays the next script on a call."""
+        """Plays the next script on a call.
+
+        After a call that ended for good, one that only opens again is told the same: grpc.aio takes an end that meets a write
+        for a break, and the client with it.
+        """
+        if not self.scripts and self.final is not None:
+            request = await call.read()
+            assert request.open.resume_from, f"{request}, expected an open again"
+            await call.context.abort_with_status(self.final)
         self.calls.append(call)
         if not self.scripts:
             self.failed.append(AssertionError("a call that no script is for"))
@@ -194,12 +225,12 @@ class Scripted(pb_grpc.TidegateServiceServicer):
     async def _reply(self, request: Any, context: Any) -> Any:
         reply = self.replies[type(request).__name__](request)
         if isinstance(reply, tuple):
-            call = Call(self, context)
-            await call.end(*reply)
+            reason, code, metadata = (*reply, {})[:3]
+            await Call(self, context).end(reason, code, **metadata)
         return reply
 
     ListModels = DescribeModel = ListStreams = DescribeStream = DeleteStream = _reply
-    ExportStream = ImportStream = ForkStream = _reply
+    ExportStream = ImportStream = ForkStream = PredictOne = _reply
 
     def crash(self, kept: int) -> None:
         """Loses all but the first `kept` timesteps."""

@@ -70,13 +70,15 @@ class BlockCall(scripted.Call):
     async def answer_open(self, ask: pb.OpenStreams, refused: Mapping[str, str | pb.Error], **more: Any) -> None:
         """Answers an open."""
         server, opened = self.server, pb.OpenedStreams(answers_remembered=self.remembered, model=MODEL)
-        acknowledged = ask.acknowledged_steps or [0] * len(ask.stream_ids)
-        for row, (asked, durable) in enumerate(zip(ask.stream_ids, acknowledged, strict=True)):
+        resumed = ask.resume_from or [0] * len(ask.stream_ids)
+        for row, (asked, resume_from) in enumerate(zip(ask.stream_ids, resumed, strict=True)):
             name = asked or f"made-{len(server.histories)}"
             reason = refused.get(name)
             if reason is None and name not in server.histories and ask.existence == pb.EXISTENCE_MUST_EXIST:
                 reason = "STREAM_NOT_FOUND"
-            if reason is None and len(server.histories.get(name, [])) < durable:
+            if reason is None and resume_from and server.owners.get(name, ask.owner) != ask.owner:
+                reason = "TAKEN_OVER"
+            if reason is None and resume_from > len(server.histories.get(name, [])) + 1:
                 reason = "STATE_LOST"
             known = name in server.histories
             opened.stream_ids.append(name)
@@ -86,6 +88,7 @@ class BlockCall(scripted.Call):
                 opened.handles.append(0)
             else:
                 server.histories.setdefault(name, [])
+                server.owners[name] = ask.owner
                 server.epochs[name] = server.epochs.get(name, 0) + 1
                 self.names.append(name)
                 opened.handles.append(len(self.names))
@@ -213,6 +216,7 @@ class ScriptedBlocks(Scripted):
         self.histories: dict[str, list[float]] = {}
         self.stored: dict[str, int] = {}
         self.epochs: dict[str, int] = {}
+        self.owners: dict[str, str] = {}  # the last
 
     async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
         """Plays the next script."""

@@ -12,6 +12,7 @@ from serving import blocking
 from serving.client import (
     Client,
     ClientError,
+    InvalidArgument,
     ModelMismatch,
     ServerUnavailable,
     StreamExists,
@@ -84,7 +85,7 @@ async def test_streams_come_page_by_page(ask: Ask) -> None:
 async def test_a_state_that_there_is_not_is_refused_here(ask: Ask) -> None:
     """With those that there are."""
     async with scripted() as server:
-        with pytest.raises(ValueError, match="got 'asleep', expected live, parked, expired"):
+        with pytest.raises(InvalidArgument, match="state: got 'asleep', expected one of live, parked, expired"):
             await ask(server, "streams", "", "asleep")
 
 
@@ -145,7 +146,7 @@ async def test_a_stream_is_forked(ask: Ask) -> None:
         ("STREAM_NOT_FOUND", "NOT_FOUND", StreamNotFound),
         ("STREAM_EXISTS", "ALREADY_EXISTS", StreamExists),
         ("MODEL_MISMATCH", "FAILED_PRECONDITION", ModelMismatch),
-        ("INVALID_FIELD", "INVALID_ARGUMENT", StreamRefused),
+        ("INVALID_FIELD", "INVALID_ARGUMENT", InvalidArgument),
         ("", "UNIMPLEMENTED", StreamRefused),
         ("", "UNAVAILABLE", ServerUnavailable),
     ],

@@ -24,8 +24,6 @@ from serving.client import (
     StreamLost,
     StreamNotFound,
     TakenOver,
-    TimestepRefused,
-    TooManyStreams,
     roster,
 )
 from tests.client.scripted import eventually
@@ -50,7 +48,7 @@ async def sums(block: Block, values: Sequence[float], rows: Sequence[int] | None
 
 
 async def test_an_open_says_what_was_asked() -> None:
-    """Names, model, existence and durability; and what the server says of each stream is there."""
+    """Names, model, existence, durability, owner and how much is kept; and what the server says of each stream is there."""
 
     async def script(call: BlockCall) -> None:
         call.server.histories["b"] = [1.0, 2.0]
@@ -59,15 +57,16 @@ async def test_an_open_says_what_was_asked() -> None:
         assert call.opens == [
             pb.OpenStreams(
                 stream_ids=NAMES, model="toy", version="1", existence=pb.EXISTENCE_MUST_BE_NEW, durability=pb.DURABILITY_SYNC,
-                acknowledged_steps=[0, 0, 0],
+                owner="gate-1", kept_max=70,
             )
         ]  # fmt: skip
         await closing(call)
 
     async with (
-        connected(script) as (client, _, _),
-        client.block(NAMES, model="toy", version="1", existence="must_be_new", sync=True) as block,
+        connected(script, buffer_max=70) as (client, _, _),
+        client.block(NAMES, model="toy", version="1", existence="must_be_new", sync=True, owner="gate-1") as block,
     ):
+        assert block.owner == "gate-1"
         assert (block.stream_ids, block.kinds, block.model.name) == (NAMES, ["new", "resumed", "new"], "toy")
         assert (block.next_steps.tolist(), block.durable_steps.tolist()) == ([1, 3, 1], [0, 1, 0])
         assert (block.window, block.reconnects, block.refused, block.lost) == (32, 0, {}, {})
@@ -110,14 +109,14 @@ async def test_a_stream_that_is_refused_leaves_the_others_open() -> None:
     """Its rows say why it is."""
 
     async def script(call: BlockCall) -> None:
-        await call.open_streams({"b": error_of("TOO_MANY_STREAMS", retry_after_ms=500)})
+        await call.open_streams({"b": error_of("STREAM_EXPIRED", next_step=9)})
         await call.serve_block()
         assert await call.close_streams() == ["a", "c"]
 
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
         assert list(block.refused) == [1]
-        assert isinstance(block.refused[1], TooManyStreams)
-        assert block.refused[1].retry_after_s == 0.5
+        assert isinstance(block.refused[1], StreamExpired)
+        assert block.refused[1].next_step == 9
         assert block.kinds == ["new", "", "new"]
         answer = await block.step(column(1, 2, 3))
         assert answer["sum"].ravel().tolist() == [1.0, 0.0, 3.0]
@@ -151,11 +150,12 @@ async def test_an_open_that_the_server_refuses_whole_is_told() -> None:
                 pass
 
 
-async def test_a_stream_for_which_the_store_is_away_is_tried_again() -> None:
+@pytest.mark.parametrize("reason", ["STORE_UNAVAILABLE", "TOO_MANY_STREAMS"])
+async def test_a_stream_for_which_there_is_no_room_yet_is_tried_again(reason: str) -> None:
     """As long as the server may be waited for; the others are open meanwhile."""
 
     async def script(call: BlockCall) -> None:
-        await call.open_streams({"b": error_of("STORE_UNAVAILABLE", retry_after_ms=1000)})
+        await call.open_streams({"b": error_of(reason, retry_after_ms=1000)})
         await call.open_streams()
         await closing(call)
 
@@ -321,11 +321,16 @@ async def test_catching_up_keeps_to_the_window() -> None:
         (column(1, 2), None, r"x: got shape \(2, 1\), expected \(3, 1\)"),
         ([[1.0, 2.0]] * 3, None, r"x: got shape \(3, 2\)"),
         ([1.0, 2.0, 3.0], None, r"x: got shape \(3,\)"),
-        (column(1), [3], "rows: got 3 to 3, expected 0 to 2"),
+        (column(1), [3], "rows: got 3 to 3, expected a list of indices from 0 to 2"),
         (column(1), [-1], "rows: got -1 to -1"),
-        (column(1), [0.5], "rows: got float64"),
-        (column(1), [True], "rows: got bool"),
-        (column(1), [[0]], r"rows: got int64 of shape \(1, 1\)"),
+        (column(1), [0.5], r"rows: got \[0.5\]"),
+        (column(1), [True], r"rows: got \[True\]"),
+        (column(1), [[0]], r"rows: got \[\[0\]\]"),
+        (column(1), ["a"], r"rows: got \['a'\]"),
+        (column(1), 0, "rows: got 0"),
+        ([["1.5"], [2.0], [3.0]], None, r"x: got \[\['1.5'\]"),
+        ([[None], [2.0], [3.0]], None, r"x: got \[\[None\]"),
+        ([[1.0, 2.0], [2.0], [3.0]], None, "x: got .* expected numbers of shape"),
     ],
 )
 async def test_what_is_no_block_is_told(x: Any, rows: Any, what: str) -> None:
@@ -413,10 +418,10 @@ async def test_a_refused_row_leaves_the_others_alone() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "error"),
-    [("MODEL_FAILED", ModelFailed), ("WRONG_WIDTH", InvalidTimestep), (pb.Error(reason=99), TimestepRefused)],
+    [("MODEL_FAILED", ModelFailed), ("WRONG_WIDTH", InvalidTimestep)],
 )
-async def test_a_refusal_has_a_name(reason: str | pb.Error, error: type[ClientError]) -> None:
-    """One that this client does not know is a refusal all the same."""
+async def test_a_refusal_has_a_name(reason: str, error: type[ClientError]) -> None:
+    """Of its reason."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -513,8 +518,7 @@ async def test_a_row_that_was_applied_and_could_not_be_answered_is_told() -> Non
         await call.open_streams()
         await call.read_block()
         call.apply()
-        error = pb.Error(reason=pb.Error.REASON_STORE_UNAVAILABLE, step=1, next_step=2, message="not stored")
-        await call.answer_block({1: error})
+        await call.answer_block({1: error_of("STORE_UNAVAILABLE", step=1, next_step=2)})
         assert await call.serve_block() == [("b", 2, 5.0)]
         await closing(call)
 

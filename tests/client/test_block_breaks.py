@@ -149,8 +149,8 @@ async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
         await restored.wait()
 
 
-async def test_an_open_after_a_break_asks_for_what_each_stream_must_have() -> None:
-    """One that is all here may begin again, one that was stored must be as far, and one whose beginning is not here must exist."""
+async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
+    """The first timestep that can be sent again: of one that is all here, one that was stored, one whose beginning others sent."""
 
     async def first(call: BlockCall) -> None:
         call.server.histories["c"] = [1.0] * 7
@@ -163,18 +163,17 @@ async def test_an_open_after_a_break_asks_for_what_each_stream_must_have() -> No
 
     async def second(call: BlockCall) -> None:
         await call.open_streams()
-        await call.open_streams()
-        asked = [(list(ask.stream_ids), ask.existence, list(ask.acknowledged_steps)) for ask in call.opens]
-        assert asked == [
-            (["a", "b"], pb.EXISTENCE_UNSPECIFIED, [0, 1]),
-            (["c"], pb.EXISTENCE_MUST_EXIST, [0]),
-        ]
-        assert {(ask.model, ask.version, ask.durability) for ask in call.opens} == {("toy", "1", pb.DURABILITY_SYNC)}
+        assert call.opens == [
+            pb.OpenStreams(
+                stream_ids=NAMES, resume_from=[1, 2, 8], model="toy", version="1", durability=pb.DURABILITY_SYNC,
+                owner=block.owner, kept_max=70,
+            )
+        ]  # fmt: skip
         await closing(call)
 
     async with (
-        connected(first, second) as (client, _, _),
-        client.block(NAMES, sync=True, existence="any") as block,
+        connected(first, second, buffer_max=70) as (client, _, _),
+        client.block(NAMES, sync=True) as block,
     ):
         await block.step(column(1, 2, 3))
         await eventually(lambda: block.reconnects == 1, "the reconnect")
@@ -191,10 +190,10 @@ async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypa
     async def second(call: BlockCall) -> None:
         for _ in NAMES:
             await call.open_streams()
-        assert [(list(ask.stream_ids), ask.existence) for ask in call.opens] == [
-            (["a"], pb.EXISTENCE_UNSPECIFIED),
-            (["b"], pb.EXISTENCE_MUST_BE_NEW),
-            (["c"], pb.EXISTENCE_MUST_BE_NEW),
+        assert [(list(ask.stream_ids), ask.existence, list(ask.resume_from)) for ask in call.opens] == [
+            (["a"], pb.EXISTENCE_UNSPECIFIED, [1]),
+            (["b"], pb.EXISTENCE_MUST_BE_NEW, []),
+            (["c"], pb.EXISTENCE_MUST_BE_NEW, []),
         ]
         await closing(call)
 
@@ -203,7 +202,7 @@ async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypa
 
 
 async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
-    """The server says so of one, and is found out with another; the third goes on."""
+    """The others go on."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -215,20 +214,19 @@ async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
 
     async def second(call: BlockCall) -> None:
         call.server.histories["a"].clear()
-        await call.open_streams(next_steps=[0, 1, 2])
+        await call.open_streams()
         await call.serve_block()
-        assert await call.close_streams() == ["c"]
+        assert await call.close_streams() == ["b", "c"]
 
     async with connected(first, second) as (client, _, _), client.block(NAMES) as block:
         await block.step(column(1, 2, 3))
         answer = await block.step(column(4, 5, 6))
-        assert {row: type(error) for row, error in answer.errors.items()} == {0: DataLost, 1: DataLost}
-        assert block.lost[1].next_step == 1
-        assert answer["sum"].ravel().tolist() == [0.0, 0.0, 9.0]
+        assert {row: type(error) for row, error in answer.errors.items()} == {0: DataLost}
+        assert answer["sum"].ravel().tolist() == [0.0, 7.0, 9.0]
 
 
-async def test_a_stream_that_another_has_advanced_is_lost_alone() -> None:
-    """It is ahead of what was sent from here, or at a number of ours under an epoch that rose once too often."""
+async def test_a_stream_that_another_has_opened_is_lost_alone() -> None:
+    """Whether it has advanced the stream or not: the server says so of each; the others go on."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -236,8 +234,8 @@ async def test_a_stream_that_another_has_advanced_is_lost_alone() -> None:
         await call.end()
 
     async def second(call: BlockCall) -> None:
-        call.server.histories.update(a=[9.0, 9.0], b=[9.0])
-        call.server.epochs.update(a=2, b=2)
+        call.server.histories["a"].append(9.0)
+        call.server.owners.update(a="another", b="another")
         await call.open_streams()
         await call.serve_block()
         assert await call.close_streams() == ["c"]
@@ -245,12 +243,11 @@ async def test_a_stream_that_another_has_advanced_is_lost_alone() -> None:
     async with connected(first, second) as (client, _, _), client.block(NAMES) as block:
         answer = await block.step(column(1, 2, 3))
         assert {row: type(error) for row, error in answer.errors.items()} == {0: TakenOver, 1: TakenOver}
-        assert "opened 1 times by another client" in str(block.lost[1])
         assert answer["sum"].ravel().tolist() == [0.0, 0.0, 3.0]
 
 
 async def test_our_own_opens_are_not_taken_for_anothers() -> None:
-    """Two opens were seen by the server and their answers lost; each has raised the epochs."""
+    """Two opens were seen by the server and their answers lost: the owner is the same."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -260,7 +257,6 @@ async def test_our_own_opens_are_not_taken_for_anothers() -> None:
 
     async def lost(call: BlockCall) -> None:
         await call.read_streams()
-        call.server.epochs["a"] += 1
         await call.end()
 
     async def last(call: BlockCall) -> None:
@@ -272,53 +268,8 @@ async def test_our_own_opens_are_not_taken_for_anothers() -> None:
         assert await sums(block, [1.0]) == [1.0]
 
 
-async def test_an_open_of_ours_is_counted_until_the_next_answer() -> None:
-    """After that, an epoch that rose once too often is another's again."""
-
-    async def first(call: BlockCall) -> None:
-        await call.open_streams()
-        await call.end()
-
-    async def lost(call: BlockCall) -> None:
-        await call.read_streams()
-        call.server.epochs["a"] += 1
-        await call.end()
-
-    async def third(call: BlockCall) -> None:
-        await call.open_streams()
-        await call.read_block()
-        await call.end()
-
-    async def last(call: BlockCall) -> None:
-        call.server.epochs["a"] += 1
-        call.server.histories["a"].append(9.0)
-        await call.open_streams()
-        assert await call.read() is None
-
-    async with connected(first, lost, third, last) as (client, _, _), client.block(["a"]) as block:
-        answer = await block.step(column(1))
-        assert isinstance(answer.errors[0], TakenOver)
-
-
-async def test_another_that_has_only_looked_does_no_harm() -> None:
-    """It opened the stream and sent nothing: every answer is ours."""
-
-    async def first(call: BlockCall) -> None:
-        await call.open_streams()
-        await call.end()
-
-    async def second(call: BlockCall) -> None:
-        call.server.epochs["a"] += 5
-        await call.open_streams()
-        await call.serve_block()
-        await closing(call)
-
-    async with connected(first, second) as (client, _, _), client.block(["a"]) as block:
-        assert await sums(block, [1.0]) == [1.0]
-
-
 async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
-    """A real connection that breaks, a port that refuses, a server that is there again: tries that reached nobody are not counted."""
+    """A real connection that breaks, a port that refuses, a server that is there again: nothing is seen of it."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -345,7 +296,6 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         await server.stop(None)
         waiting = asyncio.create_task(sums(block, [1, 2, 3]))
         await eventually(lambda: block._patience.tries > 2, "tries in vain")
-        assert block._roster._opens.tolist() == [0, 0, 0]
         server, _ = await start(port)
         assert await waiting == [2.0, 4.0, 6.0]
     await server.stop(None)
@@ -730,7 +680,7 @@ async def test_a_close_waits_for_streams_that_are_still_to_be_opened() -> None:
 
 async def test_many_streams_are_closed_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last is the end."""
-    monkeypatch.setattr("serving.client.block.HANDLES_MAX", 2)
+    monkeypatch.setattr("serving.client.roster.HANDLES_MAX", 2)
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -784,7 +734,7 @@ async def test_streams_can_be_forgotten() -> None:
 
     async def second(call: BlockCall) -> None:
         ask = await call.read_streams()
-        assert (ask.existence, list(ask.acknowledged_steps)) == (pb.EXISTENCE_MUST_EXIST, [0, 0, 0])
+        assert (ask.existence, list(ask.resume_from)) == (pb.EXISTENCE_MUST_EXIST, [1, 1, 1])
         await call.answer_open(ask, {})
         assert await call.close_streams({"c": "STREAM_NOT_FOUND"}, store=False, forget=True) == ["b", "c"]
 

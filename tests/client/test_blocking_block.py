@@ -23,7 +23,7 @@ def test_blocks_are_answered_and_breaks_not_seen() -> None:
     """It is the same block underneath; rows that are refused are in the answer."""
 
     async def first(call: BlockCall) -> None:
-        await call.open_streams({"c": "TOO_MANY_STREAMS"})
+        await call.open_streams({"c": "STREAM_EXPIRED"})
         await call.serve_block()
         await call.end()
 

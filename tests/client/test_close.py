@@ -144,7 +144,7 @@ async def test_a_stream_that_is_gone_already_is_forgotten() -> None:
 
     async def second(call: Call) -> None:
         await call.read_open()
-        assert (call.ask.existence, call.ask.acknowledged_step) == (pb.EXISTENCE_MUST_EXIST, 0)
+        assert (call.ask.existence, call.ask.resume_from) == (pb.EXISTENCE_MUST_EXIST, 1)
         await call.end("STREAM_NOT_FOUND")
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:

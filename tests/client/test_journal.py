@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serving.client.errors import DataLost, Diverged, StreamLost, TakenOver
+from serving.client.errors import Diverged, StreamLost
 from serving.client.journal import Entry, Group, Journal
 
 
@@ -112,27 +112,6 @@ def test_what_a_crash_took_is_sent_again_and_not_handed_over_again() -> None:
     assert answer(journal, 3) == "c"
 
 
-def test_a_server_behind_the_line_has_lost_data() -> None:
-    """It goes on before what is kept: nobody has those timesteps any more."""
-    journal = journal_at()
-    add(journal, "a", "b")
-    take_all(journal)
-    answer(journal, 1)
-    answer(journal, 2)
-    journal.durable(2)
-    with pytest.raises(DataLost, match="kept from 3 on"):
-        journal.resume(2, 4)
-
-
-def test_a_server_ahead_of_what_was_sent_was_written_to_by_another() -> None:
-    """Not by us: 3 was in line, but never sent."""
-    journal = journal_at(window=2)
-    add(journal, "a", "b", "c")
-    take_all(journal)
-    with pytest.raises(TakenOver, match="goes on at timestep 4, but only 2 were sent"):
-        journal.resume(4, 2)
-
-
 def test_a_different_answer_to_a_replay_is_told() -> None:
     """What was delivered is not what the server goes on from."""
     journal = journal_at()
@@ -205,18 +184,6 @@ def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too(
     journal.send_again(1)
     journal.resume(4, 4)
     assert take_all(journal) == [(1, "a"), (2, "b"), (3, "c")]
-
-
-def test_after_a_refusal_nothing_behind_it_can_have_been_applied() -> None:
-    """A server that is ahead after the next break was written to by another."""
-    journal = journal_at()
-    add(journal, "a", "b", "c")
-    take_all(journal)
-    entry = journal.refused(1, 1)
-    assert entry is not None
-    journal.give_up(1, entry)
-    with pytest.raises(TakenOver):
-        journal.resume(3, 4)
 
 
 def test_a_replay_that_is_refused_for_good_is_told() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from serving.client import (
     Client,
+    InvalidArgument,
     InvalidTimestep,
     ModelFailed,
     Overloaded,
@@ -17,8 +18,11 @@ from serving.client import (
     StepGap,
     Stream,
     StreamLost,
+    StreamNotFound,
     StreamRefused,
+    TakenOver,
     TooManyStreams,
+    ValuesDiffer,
 )
 from tests.support import (
     PATIENCE,
@@ -96,16 +100,83 @@ async def test_a_full_server_says_when_to_come_again(sum_root: Path) -> None:
 
 async def test_refusals_of_a_stream_are_typed(sum_root: Path) -> None:
     """With the reason of the protocol."""
-    async with run_server(sum_root, live_max=1) as server, Client(address_of(server)) as client:
-        with pytest.raises(StreamRefused) as caught:
+    async with run_server(sum_root, live_max=1) as server, Client(address_of(server), reconnect_s=0) as client:
+        with pytest.raises(InvalidArgument) as caught:
             async with client.open("a\nb"):
                 pass
-        assert caught.value.reason == "INVALID_FIELD"
+        assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "stream_id")
+        with pytest.raises(StreamRefused):
+            async with client.open("c", existence="must_exist"):
+                pass
         async with client.open("a"):
             with pytest.raises(TooManyStreams) as full:
                 async with client.open("b"):
                     pass
             assert full.value.reason == "TOO_MANY_STREAMS"
+
+
+async def test_single_timesteps_are_those_of_the_stream(lstm_root: Path) -> None:
+    """With the bits of the graph alone, whether asked for once, again, by name or in a stream."""
+    rows = sensor_rows(4)
+    expected = replay(lstm(), rows)
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client:
+        for step, row in enumerate(rows[:2], start=1):
+            assert same_bits(await client.predict_one("a", row, step=step), expected[step - 1])
+        again = await client.predict_one("a", rows[1], step=2)
+        assert same_bits(again, expected[1])
+        assert (again.step, again.durable_step, again.duplicate) == (2, 2, True)
+        async with client.open("a") as stream:
+            assert same_bits(await stream.step(rows[2]), expected[2])
+        named = {f"s{number}": float(value) for number, value in enumerate(rows[3])}
+        assert same_bits(await client.predict_one("a", named, step=None), expected[3])
+
+
+async def test_refusals_of_a_single_timestep_are_typed(tmp_path: Path) -> None:
+    """As those of a stream; one without room for more is waited for, one that has lost count is not."""
+    write_model(tmp_path, picky())
+    async with run_server(tmp_path) as server, Client(address_of(server)) as client:
+        await client.predict_one("a", [0.0], step=1)
+        for values, step, kind, reason in (
+            ([1.0, 2.0], 2, InvalidTimestep, "WRONG_WIDTH"),
+            ([np.inf], 2, InvalidTimestep, "NOT_FINITE"),
+            ([1.0], 9, StepGap, "STEP_GAP"),
+            ([99.0], 2, ModelFailed, "MODEL_FAILED"),
+            ([7.0], 1, ValuesDiffer, "VALUES_DIFFER"),
+        ):
+            with pytest.raises(kind) as caught:
+                await client.predict_one("a", values, step=step)
+            assert caught.value.reason == reason
+        with pytest.raises(StreamNotFound):
+            await client.predict_one("unknown", [0.0], step=2)
+        assert (await client.predict_one("a", [0.0], step=2)).step == 2
+
+
+async def test_an_old_answer_is_asked_for_with_its_values(sum_root: Path) -> None:
+    """With others only the caller is told; the stream goes on."""
+    async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
+        await stream.step([1])
+        await stream.step([10])
+        with pytest.raises(InvalidTimestep) as caught:
+            await stream.step([5], step=1)
+        assert caught.value.reason == "VALUES_DIFFER"
+        assert (await stream.step([1], step=1))["sum"].item() == 1
+        assert (await stream.step([100]))["sum"].item() == 111
+
+
+async def test_two_owners_do_not_take_a_stream_from_each_other(sum_root: Path) -> None:
+    """The second takes it, and the first is told, whatever it had under way."""
+    async with (
+        run_server(sum_root) as server,
+        Client(address_of(server)) as one,
+        Client(address_of(server)) as other,
+        one.open("a") as first,
+    ):
+        await first.step([1])
+        async with other.open("a") as second:
+            answers = await asyncio.gather(*(first.step([2]) for _ in range(50)), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {TakenOver}
+            assert (await second.step([10]))["sum"].item() == 11
+            assert (second.kind, second.reconnects) == ("taken_over", 0)
 
 
 async def test_a_closed_stream_says_so(sum_root: Path) -> None:

@@ -119,6 +119,7 @@ async def test_a_stream_that_is_not_known_begins_at_its_first_timestep_only(sum_
     async with serve(sum_root) as (server, one, _):
         ending = await one.refusal(step=2, values=pack(1))
         assert (ending.code.name, ending.reason) == ("NOT_FOUND", "STREAM_NOT_FOUND")
+        assert ending.message.endswith("a stream begins with step 1")
         assert await server.keeper._store.load(Key("default", "a")) is None
         assert await one.sum(1) == 1  # without a number it may begin
 

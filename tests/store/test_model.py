@@ -20,6 +20,7 @@ from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, memory_pla
 KEYS = [Key(tenant, stream_id) for tenant, stream_id in (("a", "x"), ("a", "xé"), ("a", "y"), ("a:b", "x"))]
 keys = st.sampled_from(KEYS)
 models = st.sampled_from([MODEL, OTHER_MODEL])
+owners = st.sampled_from(["", "ann", "bób"])
 # How far the epoch that a caller knows is from the true one: mostly not at all.
 drifts = st.sampled_from([0, 0, 0, 0, -1, -1, 1])
 
@@ -39,6 +40,7 @@ class Stream:
     mark: Mark = Mark.RELEASED
     asked: int = 0
     answered: int = 0
+    owner: str = ""
     looked_at: int = 0  # when a sweep last found it live; redis counts its silence from then
 
     @property
@@ -53,7 +55,7 @@ class Stream:
         if self.held(me):
             head = replace(head, holder=Holder.SELF, live=self.mark is Mark.LIVE)
         head = replace(head, mine=self.writer == me)
-        return Record(replace(head, asked=self.asked, answered=self.answered), self.kept)
+        return Record(replace(head, asked=self.asked, answered=self.answered, owner=self.owner), self.kept)
 
     def held(self, me: int) -> bool:
         """Whether somebody who is alive has it in memory."""
@@ -61,13 +63,8 @@ class Stream:
 
     def bury(self, tombstone: Tombstone) -> None:
         """Leaves a tombstone."""
-        self.epoch, self.kept, self.tombstone, self.writer, self.mark = (
-            self.epoch + 1,
-            None,
-            tombstone,
-            0,
-            Mark.RELEASED,
-        )
+        self.epoch, self.kept, self.tombstone = self.epoch + 1, None, tombstone
+        self.writer, self.mark, self.owner = 0, Mark.RELEASED, ""
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -100,12 +97,12 @@ class StoreMachine(RuleBasedStateMachine):
         """The clock of the store."""
         return self.place.clock
 
-    @rule(key=keys, drift=drifts, model=models)
-    def claim(self, key: Key, drift: int, model: ModelId) -> None:
+    @rule(key=keys, drift=drifts, model=models, owner=owners)
+    def claim(self, key: Key, drift: int, model: ModelId, owner: str) -> None:
         """Gives the next epoch to who saw the last, and nothing to others."""
         stream = self.streams.get(key)
         seen = (stream.epoch if stream else 0) + drift
-        record = self.run(self.store.claim(key, seen, model))
+        record = self.run(self.store.claim(key, seen, model, owner))
         if drift:
             assert record is None
             return
@@ -115,6 +112,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             stream.epoch, stream.model, stream.updated = seen + 1, model, now
         stream.writer, stream.mark, stream.asked, stream.answered = self.me, Mark.LIVE, 0, 0
+        stream.owner = owner
         assert record == stream.record(key, self.me)
 
     @rule(key=keys, drift=drifts, step=st.integers(1, 2**62), payload=st.binary(max_size=64))
@@ -133,15 +131,15 @@ class StoreMachine(RuleBasedStateMachine):
         stream.kept = replace(record.checkpoint, key=key, step=step, payload=payload)
         assert record == stream.record(key, self.me)
 
-    @rule(key=keys, epoch=st.integers(1, 5), step=st.integers(1, 2**62))
-    def restore(self, key: Key, epoch: int, step: int) -> None:
+    @rule(key=keys, epoch=st.integers(1, 5), step=st.integers(1, 2**62), owner=owners)
+    def restore(self, key: Key, epoch: int, step: int, owner: str) -> None:
         """Makes a stream known again that the store cannot have deleted."""
-        restored = self.run(self.store.restore(Checkpoint(key, epoch, step, MODEL, 4, b"restored")))
+        restored = self.run(self.store.restore(Checkpoint(key, epoch, step, MODEL, 4, b"restored"), owner))
         assert restored == (key not in self.streams and epoch > self.highest)
         if restored:
             now = self.clock.now
             kept = Checkpoint(key, epoch, step, MODEL, 4, b"restored")
-            self.streams[key] = Stream(epoch, MODEL, now, now, step, kept, writer=self.me, mark=Mark.LIVE)
+            self.streams[key] = Stream(epoch, MODEL, now, now, step, kept, writer=self.me, mark=Mark.LIVE, owner=owner)
 
     @rule(key=keys, drift=drifts, mark=st.sampled_from(Mark), answered=st.integers(0, 3))
     def mark(self, key: Key, drift: int, mark: Mark, answered: int) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,21 +303,30 @@ async def test_whatever_the_library_raises_the_store_is_unavailable(
     assert "the connection failed: RuntimeError('unable to perform" in await refusal(store.count())
 
 
-async def test_a_stream_of_the_format_before_is_taken_over(redis_server: RedisServer) -> None:
-    """It is what it was; nobody has it in memory, and it can be claimed."""
+@pytest.mark.parametrize("form", [1, 2])
+async def test_a_stream_of_an_older_format_is_taken_over(redis_server: RedisServer, form: int) -> None:
+    """It is what it was; nobody has it in memory, it has no owner, and it can be claimed."""
     place = redis_place(redis_server)
     kept = checkpoint("a", 3, step=7)
     async with place.open() as store:
         assert isinstance(store, RedisStore)
         fields = dict(zip(("name", "version", "fingerprint"), MODEL, strict=True))
         record = {"epoch": 3, "step": 7, "created": 1000, "updated": 2000, "bytes": 5, "expired": 0, **fields}
+        if form == 2:
+            record |= {"writer": 1 << 61, "mark": 0, "asked": 2, "answered": 1}
         await store._redis.hset("tidegate:stream:7:default:a", mapping={**record, "record": encode(kept)})  # type: ignore[misc]
         await store._redis.zadd("tidegate:ids:default", {"a": 0})
         await store._redis.zadd("tidegate:ages", {"7:default:a": 2})
-        await store._redis.set("tidegate:format", 1)
+        await store._redis.set("tidegate:format", form)
     async with place.open() as store:
         head = Head(key("a"), 3, 7, MODEL, 1000, 2000, 5)
+        if form == 2:
+            head = replace(head, asked=2, answered=1)
         assert await store.load(key("a")) == Record(head, kept)
         assert await scan(store, "default", "", "", 10) == [head]
-        assert await claim(store, key("a"), 3, MODEL) == 4
+        assert await claim(store, key("a"), 3, owner="ann") == 4
         assert await store.save([checkpoint("a", 4, step=8)]) == [True]
+        record_now = await store.load(key("a"))
+        assert record_now is not None
+        assert record_now.head.owner == "ann"
+    assert redis_server.command("GET tidegate:format") == b"$1\r\n3\r\n"

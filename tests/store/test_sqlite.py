@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
-from serving.store import Head, Record, SqliteStore, Tombstone, encode
+from serving.store import SqliteStore, encode
 from serving.store import file as file_module
 from serving.store import sqlite as sqlite_module
 from serving.store.database import Database, _after_all
@@ -594,35 +593,3 @@ def test_the_end_of_a_prefix_parts_the_texts(stem: str, rest: str, other: str) -
         assert end is None or (prefix + rest).encode() < end.encode()
         between = prefix.encode() <= other.encode() and (end is None or other.encode() < end.encode())
         assert between == other.startswith(prefix)
-
-
-async def test_a_file_of_the_schema_before_is_taken_over(path: Path) -> None:
-    """Streams, tombstones and their records are what they were; nobody has them in memory, and they can be claimed."""
-    database = sqlite3.connect(path)
-    database.executescript(
-        """CREATE TABLE streams (
-            tenant TEXT NOT NULL, stream_id TEXT NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
-            model_name TEXT NOT NULL, model_version TEXT NOT NULL, fingerprint TEXT NOT NULL,
-            created_unix_nano INTEGER NOT NULL, updated_unix_nano INTEGER NOT NULL, state_bytes INTEGER NOT NULL,
-            expired INTEGER NOT NULL, record BLOB, PRIMARY KEY (tenant, stream_id));
-        CREATE INDEX streams_by_age ON streams (expired, updated_unix_nano);
-        PRAGMA application_id = 0x54644774;
-        PRAGMA user_version = 1;"""
-    )
-    kept = checkpoint("kept", 3, step=7, payload=bytes(9000))
-    for stream_id, expired, record in (("kept", 0, encode(kept)), ("old", 1, None)):
-        database.execute(
-            "INSERT INTO streams VALUES ('default', ?, 3, 7, ?, ?, ?, 1, 2, 9000, ?, ?)",
-            (stream_id, *MODEL, expired, record),
-        )
-    database.commit()
-    database.close()
-    store = SqliteStore(path)
-    await store.start()
-    head = Head(key("kept"), 3, 7, MODEL, 1, 2, 9000)
-    tombstone = Head(key("old"), 3, 7, MODEL, 1, 2, 9000, Tombstone.EXPIRED)
-    assert await store.load(key("kept")) == Record(head, kept)
-    assert await scan(store, "default", "", "", 10) == [head, tombstone]
-    assert await claim(store, key("kept"), 3, MODEL) == 4
-    assert await store.save([replace(kept, epoch=4)]) == [True]
-    await store.close()

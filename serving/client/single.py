@@ -1,0 +1,86 @@
+"""One timestep of a stream in one question, for callers who hold no call open: packed, asked until it is answered, unpacked.
+
+The description of a model that has run one is asked for once.
+"""
+
+from collections.abc import Mapping
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.backoff import Backoff
+from serving.client.connection import Connection
+from serving.client.errors import AnswerLost, ClientError, StepGap, StreamNotFound
+from serving.client.nouns import Model, Prediction, model_of
+from serving.client.patience import Limits, Patience
+from serving.client.values import Values, pack
+from serving.rpc import wire
+
+# A server has some models of some versions each. Beyond these the oldest are asked for again.
+DESCRIPTIONS_MAX = 64
+
+
+class Single:
+    """Asks for single timesteps over one connection."""
+
+    def __init__(self, connection: Connection, limits: Limits, backoff: Backoff) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._backoff = backoff
+        self._descriptions: dict[tuple[str, str], Model] = {}  # by name and version
+
+    async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
+        """The prediction for a request whose values are these; see `serving.client.Client.predict_one`."""
+        features = (await self._model_of(request)).features if isinstance(values, Mapping) else None
+        request.values = pack(values, features)
+        response = await self._answer(request)
+        try:
+            model = await self._described(response.model, response.version)
+        except ClientError as error:
+            raise AnswerLost(
+                f"timestep {response.prediction.step} was applied, but its outputs cannot be read: {error}; ask again with its number",
+                "ANSWER_LOST",
+            ) from error
+        answer = response.prediction
+        if not answer.outputs:
+            raise AnswerLost(
+                f"timestep {answer.step} was applied, but the server no longer remembers its answer", "ANSWER_LOST"
+            )
+        arrays = wire.decode_arrays(model.outputs, answer.outputs)
+        return Prediction(answer.step, arrays, answer.durable_step, answer.duplicate)
+
+    async def _answer(self, request: pb.PredictOneRequest) -> pb.PredictOneResponse:
+        """Asks, again after a break or when the server says so; one without a number would be applied again."""
+        patience = Patience(self._limits, self._backoff, self._connection.may_be_up)
+        patience.rest()
+        while True:
+            try:
+                response: pb.PredictOneResponse = await self._connection.ask(
+                    "PredictOne", request, self._limits.timeout_s, of_timestep=True
+                )
+            except ClientError as error:
+                if not request.step or isinstance(error, StepGap):  # the stream is where it is, here and elsewhere
+                    raise
+                await patience.wait(error, f"timestep {request.step} of stream {request.stream_id}", opened=True)
+            else:
+                return response
+
+    async def _model_of(self, request: pb.PredictOneRequest) -> Model:
+        """The model that the stream runs under, or will when it begins."""
+        timeout_s = self._limits.timeout_s
+        try:
+            asked = pb.DescribeStreamRequest(stream_id=request.stream_id)
+            known = (await self._connection.ask("DescribeStream", asked, timeout_s)).stream
+        except StreamNotFound:
+            named = pb.DescribeModelRequest(name=request.model, version=request.version)
+            return model_of((await self._connection.ask("DescribeModel", named, timeout_s)).model)
+        return await self._described(known.model, known.version)
+
+    async def _described(self, name: str, version: str) -> Model:
+        """The description of a model that is served."""
+        key = name, version
+        if key not in self._descriptions:
+            asked = pb.DescribeModelRequest(name=name, version=version)
+            model = model_of((await self._connection.ask("DescribeModel", asked, self._limits.timeout_s)).model)
+            if len(self._descriptions) >= DESCRIPTIONS_MAX:
+                del self._descriptions[next(iter(self._descriptions))]
+            self._descriptions[key] = model
+        return self._descriptions[key]
