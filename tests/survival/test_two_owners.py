@@ -1,0 +1,129 @@
+"""Two clients that know nothing of each other and send timesteps of one stream: neither is given the other's answer for its own."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from tests.fleet import Site, rows_of
+from tests.support import replay
+from tests.ways import WAYS, Blocks, One, Predict, Refused, Way, channel_to
+
+SYNC = pb.DURABILITY_SYNC
+# Timesteps of the one client, and the sixth of the other.
+ROWS = rows_of(0, 7)
+OTHER = rows_of(1, 1)[0]
+# The whole of a test; servers take a second or two to start, on a slow machine several.
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a store."""
+    match request.param:
+        case "memory":
+            return "memory:"
+        case "sqlite":
+            return f"sqlite://{tmp_path / 'state.db'}"
+        case _:
+            return str(request.getfixturevalue("redis_server").address)
+
+
+@pytest.fixture
+async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Callable[..., Any]:
+    """Brings the stream to where another client has sent its own sixth timestep; gives where the first one comes back.
+
+    The first client has five timesteps answered and stored, and its server then hangs and is killed while the sixth is on its
+    way; in the memory of one server there is no other, and the sixth is lost on its way there.
+    """
+    truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
+    alone = state == "memory:"
+    here = site(state=state)
+    there = here if alone else site(state=state)
+    await asyncio.gather(*(one.start() for one in dict.fromkeys((here, there))))
+
+    @asynccontextmanager
+    async def bring(way: type[Way], owner: str) -> AsyncIterator[grpc.aio.Channel]:
+        async with asyncio.timeout(PATIENCE_S), channel_to(here.address) as first, channel_to(there.address) as second:
+            mine, theirs = way(first), way(second)
+            await mine.open(owner=owner, durability=SYNC)
+            assert [(await mine.step(row, number))[0] for number, row in enumerate(ROWS[:5], 1)] == truth[:5]
+            if alone:
+                await mine.cut()
+            else:
+                here.send(signal.SIGSTOP)
+                await mine.send(ROWS[5], 6)
+            assert await theirs.open(owner="the other") in (0, 6)
+            assert await theirs.step(OTHER, 6) == (truth[5], False)
+            await theirs.close()
+            if not alone:
+                await here.kill()
+            yield second
+            # The other's history stands, and goes on; it is still the owner, unless one who names none has opened the stream.
+            again = way(second)
+            assert await again.open(owner="the other", **({"resume_from": 6} if owner else {})) in (0, 7)
+            assert await again.step(OTHER, 6) == (truth[5], True)
+            assert await again.step(ROWS[6], 7) == (truth[6], False)
+
+    return bring
+
+
+@pytest.mark.parametrize("way", [Predict, Blocks])
+async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..., Any], way: type[Way]) -> None:
+    """Its open, from the timestep that it has no answer to, is refused as TAKEN_OVER, and does not take the stream."""
+    async with overtaken(way, "the first") as channel:
+        with pytest.raises(Refused) as caught:
+            await way(channel).open(owner="the first", resume_from=6)
+        ending = caught.value.ending
+        assert (ending.code, ending.reason, ending.action) == (grpc.StatusCode.ABORTED, "TAKEN_OVER", "STREAM_LOST")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_client_without_an_owner_is_not_given_the_others_answer(
+    overtaken: Callable[..., Any], way: type[Way]
+) -> None:
+    """Its repeat is refused as VALUES_DIFFER: the answer that is remembered was computed from other values."""
+    async with overtaken(way, "") as channel:
+        mine = way(channel)
+        if way is not One:
+            assert await mine.open(resume_from=6) == 7
+        with pytest.raises(Refused) as caught:
+            await mine.step(ROWS[5], 6)
+        ending = caught.value.ending
+        assert (ending.code, ending.reason, ending.action) == (
+            grpc.StatusCode.ALREADY_EXISTS,
+            "VALUES_DIFFER",
+            "STREAM_LOST",
+        )
+        await mine.cut()
+
+
+@pytest.mark.parametrize("state", ["sqlite", "redis"], indirect=True)
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_server_that_wakes_up_answers_for_nobody_else(
+    state: str, site: Callable[..., Site], graph: bytes, way: type[Way]
+) -> None:
+    """A timestep that a hanging server is given when another client's was stored elsewhere is refused when it goes on."""
+    truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
+    here, there = site(state=state), site(state=state)
+    await asyncio.gather(here.start(), there.start())
+    async with asyncio.timeout(PATIENCE_S), channel_to(here.address) as first, channel_to(there.address) as second:
+        mine, theirs = way(first), way(second)
+        await mine.open(owner="the first", durability=SYNC)
+        for number, row in enumerate(ROWS[:5], 1):
+            await mine.step(row, number)
+        here.send(signal.SIGSTOP)
+        await mine.send(ROWS[5], 6)
+        await theirs.open(owner="the other")
+        assert await theirs.step(OTHER, 6) == (truth[5], False)
+        here.send(signal.SIGCONT)
+        with pytest.raises(Refused) as caught:
+            await mine.answer()
+        assert caught.value.ending.reason == ("VALUES_DIFFER" if way is One else "TAKEN_OVER")
+        assert await theirs.step(ROWS[6], 7) == (truth[6], False)
