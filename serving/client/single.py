@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.backoff import Backoff
 from serving.client.connection import Connection
-from serving.client.errors import AnswerLost, ClientError, StepGap, StreamNotFound
+from serving.client.errors import AnswerLost, ClientError, StreamNotFound
 from serving.client.nouns import Model, Prediction, model_of
 from serving.client.patience import Limits, Patience
 from serving.client.values import Values, pack
@@ -57,7 +57,7 @@ class Single:
                     "PredictOne", request, self._limits.timeout_s, of_timestep=True
                 )
             except ClientError as error:
-                if not request.step or isinstance(error, StepGap):  # the stream is where it is, here and elsewhere
+                if not request.step:
                     raise
                 await patience.wait(error, f"timestep {request.step} of stream {request.stream_id}", opened=True)
             else:

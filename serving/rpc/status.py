@@ -98,6 +98,8 @@ def sentence(error: errors.TidegateError) -> str:
 async def abort(context: Any, error: errors.TidegateError) -> NoReturn:
     """Ends a call with an error: its code, its sentence, and google.rpc details for programs."""
     code, reason, action = meaning_of(error, of_timestep=isinstance(error, errors.TimestepRefused))
+    if isinstance(error, errors.StepGap):  # of a single call, which has nothing to open again
+        action = pb.Error.ACTION_STREAM_LOST
     info = error_details_pb2.ErrorInfo(reason=reason_name(reason), domain=DOMAIN)
     info.metadata["action"] = action_name(action)
     if isinstance(error, errors.StreamExpired):

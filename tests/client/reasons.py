@@ -15,6 +15,8 @@ def action_of(reason: str) -> str:
     """The action that belongs to a reason, by their names; empty for a reason that there is not."""
     if f"REASON_{reason}" not in pb.Error.Reason.keys():  # noqa: SIM118 - no mapping
         return ""
+    if reason == "STEP_GAP":  # of a single call, which has nothing to open again
+        return "STREAM_LOST"
     return action_name(BY_REASON.get(pb.Error.Reason.Value(f"REASON_{reason}"), UNKNOWN).action)
 
 

@@ -130,6 +130,7 @@ async def test_a_gap_tells_where_the_stream_is(sum_root: Path) -> None:
         await one.sum(5, 1)
         ending = await one.refusal(step=4, values=pack(1))
         assert (ending.code.name, ending.reason, ending.next_step) == ("OUT_OF_RANGE", "STEP_GAP", 2)
+        assert ending.action == "STREAM_LOST"  # to send it again does not help
         assert await one.sum(6, 2) == 11
 
 

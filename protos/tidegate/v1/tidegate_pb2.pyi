@@ -80,7 +80,7 @@ class PredictResponse(_message.Message):
     def __init__(self, prediction: _Optional[_Union[Prediction, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format", "acknowledged_step")
+    __slots__ = ("stream_id", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "output_format")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -90,7 +90,6 @@ class Open(_message.Message):
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
-    ACKNOWLEDGED_STEP_FIELD_NUMBER: _ClassVar[int]
     stream_id: str
     model: str
     version: str
@@ -100,8 +99,7 @@ class Open(_message.Message):
     resume_from: int
     kept_max: int
     output_format: OutputFormat
-    acknowledged_step: int
-    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ..., acknowledged_step: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[int] = ..., kept_max: _Optional[int] = ..., output_format: _Optional[_Union[OutputFormat, str]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("stream_id", "kind", "next_step", "epoch", "durable_step", "answers_remembered", "model", "owner_changed", "message_bytes_max")
@@ -324,7 +322,7 @@ class PredictBlocksResponse(_message.Message):
     def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
-    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "acknowledged_steps")
+    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -333,7 +331,6 @@ class OpenStreams(_message.Message):
     OWNER_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
-    ACKNOWLEDGED_STEPS_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     model: str
     version: str
@@ -342,8 +339,7 @@ class OpenStreams(_message.Message):
     owner: str
     resume_from: _containers.RepeatedScalarFieldContainer[int]
     kept_max: int
-    acknowledged_steps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., acknowledged_steps: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
     __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max")
