@@ -302,7 +302,7 @@ def error_of(
         return _not_by_the_service(code, message, otherwise)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
     kind = _kind_of(info.reason, action, otherwise)
-    if of_timestep and action in (pb.Error.ACTION_DROP, *AGAIN):
+    if of_timestep and (action in (pb.Error.ACTION_DROP, *AGAIN) or info.reason == "STEP_GAP"):
         kind = OF_TIMESTEP.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
     return kind(
         message,
