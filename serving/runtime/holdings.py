@@ -143,9 +143,10 @@ class Holdings:
             self.let_go(lease)
 
     def go_on(self, key: Key, model: str, version: str) -> Lease | None:
-        """A new hold on a live stream of that model that no call has open, and that nobody is opening or dropping."""
+        """A new hold on a stream of that model that rests, and that nobody is opening or dropping."""
         stream = self.streams.find(key)
-        if stream is None or stream.phase is not Phase.LIVE or stream.lease is not None or not self._may_park(stream):
+        # Others that no call has open are on their way to the store: they have an owner, who is to learn of this open.
+        if stream is None or stream not in self.resting or not self._may_park(stream):
             return None
         spec = stream.slots.spec
         if model not in ("", spec.name) or version not in ("", spec.version):

@@ -28,6 +28,10 @@ class Resting:
         """How many rest."""
         return sum(map(len, self._streams.values()))
 
+    def __contains__(self, stream: Stream) -> bool:
+        """Whether a stream rests."""
+        return stream in self._streams.get(stream.slots, {})
+
     def add(self, stream: Stream) -> None:
         """Lets a live stream rest; when too many do, the one that came first leaves."""
         streams = self._streams.setdefault(stream.slots, {})

@@ -244,6 +244,22 @@ async def test_a_stream_that_rests_is_resumed_and_not_taken_over(sum_root: Path)
         assert np.frombuffer((await call.step(6, step=2)).prediction.outputs[0], np.float32).item() == 11
 
 
+async def test_an_owner_learns_that_a_single_call_came_between(sum_root: Path) -> None:
+    """Also when its stream has not left memory yet: a single call is another client's open."""
+    async with serve(sum_root) as (server, one, channel):
+        server.holdings.checkpointer._may_park = lambda _: False
+        call = RawCall(channel)
+        await call.open("a", owner="a")
+        await call.step(5, step=1)
+        await call.call.done_writing()
+        assert (await call.ending()).code.name == "OK"
+        assert live(server) == 1
+        assert await one.sum(6, 2) == 11
+        again = RawCall(channel)
+        await again.send(pb.PredictRequest(open=pb.Open(stream_id="a", owner="a", resume_from=2)))
+        assert (await again.ending()).reason == "TAKEN_OVER"
+
+
 async def test_a_silent_stream_leaves_memory(sum_root: Path) -> None:
     """As one that a call has open: after `--park-after`; the next timestep finds it in the store."""
     async with serve(sum_root, park_after="20ms", checkpoint_every="10ms") as (server, one, _):
