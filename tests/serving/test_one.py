@@ -247,7 +247,8 @@ async def test_a_stream_that_rests_is_resumed_and_not_taken_over(sum_root: Path)
 async def test_an_owner_learns_that_a_single_call_came_between(sum_root: Path) -> None:
     """Also when its stream has not left memory yet: a single call is another client's open."""
     async with serve(sum_root) as (server, one, channel):
-        server.holdings.checkpointer._may_park = lambda _: False
+        checkpointer = server.holdings.checkpointer
+        may_park, checkpointer._may_park = checkpointer._may_park, lambda _: False
         call = RawCall(channel)
         await call.open("a", owner="a")
         await call.step(5, step=1)
@@ -258,6 +259,7 @@ async def test_an_owner_learns_that_a_single_call_came_between(sum_root: Path) -
         again = RawCall(channel)
         await again.send(pb.PredictRequest(open=pb.Open(stream_id="a", owner="a", resume_from=2)))
         assert (await again.ending()).reason == "TAKEN_OVER"
+        checkpointer._may_park = may_park
 
 
 async def test_a_silent_stream_leaves_memory(sum_root: Path) -> None:
