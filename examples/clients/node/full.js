@@ -250,7 +250,7 @@ class FullStream {
     this.retry.progress();
   }
 
-  /** When nothing is waited for, neither by the user nor to be sent again, breaks are borne for ever. */
+  /** When nothing is waited for, neither by the user nor to be sent again, the minute begins anew. */
   rest() {
     const waiting = this.closing || this.pending.length || this.inFlight.length || this.cursor <= this.answered;
     if (!waiting) this.retry.rest();

@@ -290,7 +290,7 @@ class FullStream:
         self._retry.progress()
 
     def _rest(self) -> None:
-        """When nothing is waited for, neither by the user nor to be sent again, breaks are borne for ever."""
+        """When nothing is waited for, neither by the user nor to be sent again, the minute begins anew."""
         if not (self._closing or self._pending or self._in_flight or self._cursor <= self._answered):
             self._retry.rest()
 
