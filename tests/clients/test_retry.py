@@ -115,5 +115,5 @@ def test_a_server_that_falls_over_at_once_is_not_run_over(play: Any) -> None:
 
 def test_a_call_that_lived_for_a_while_begins_the_waits_anew(play: Any) -> None:
     """Its end says nothing about those before it; one that did not live long does."""
-    assert play(broken(), broken(), (0.0, "opened", []), broken(5.0)) == [0, 0.05, None, 0]
+    assert play(broken(), broken(), (0.0, "opened", []), broken(5.0), broken(5.0)) == [0, 0.05, None, 0, 0.05]
     assert play(broken(), broken(), (0.0, "opened", []), broken(4.9)) == [0, 0.05, None, 0.1]
