@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.blocking": {"serving.client", "serving.core.spec"},
     "serving.bench": {"serving.bench", "serving.client", "serving.core.spec", "serving.rpc.names", "protos"},
     "serving.cli": {"serving.cli", "serving.client", "serving.runtime", "serving.core.spec", "serving.core.errors"},
+    "serving.conformance": {"serving.conformance", "protos"},
+    "serving.cli.conformance": {"serving.cli", "serving.conformance"},
     "serving.cli.bench": {"serving.cli", "serving.bench", "serving.client", "serving.core.spec"},
     "serving.cli.refused": set(),
     "serving.cli.sheet": {"serving.core.spec"},
