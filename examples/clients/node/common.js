@@ -25,6 +25,7 @@ const CALL_MS = 10_000; // how long an open, or a single call, may take
 const BACKOFF_FIRST_MS = 50;
 const BACKOFF_MAX_MS = 5_000;
 const GIVE_UP_MS = 60_000;
+const ENVELOPE_BYTES = 64; // what a request has beside its values, at most
 // What a status without ErrorInfo may be that the network, a proxy or gRPC itself has made: try again.
 const BREAKS = new Set(
   ['OK', 'UNAVAILABLE', 'INTERNAL', 'UNKNOWN', 'CANCELLED', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED']);
@@ -51,6 +52,7 @@ function connect(address) {
     'grpc.keepalive_timeout_ms': 20_000,
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 1_000,
+    'grpc.max_receive_message_length': 64 << 20,
   });
 }
 
@@ -86,27 +88,48 @@ function milliseconds(duration) {
   return duration ? Number(duration.seconds) * 1000 + duration.nanos / 1e6 : 0;
 }
 
-/** When to try again: at once, then after a random wait that doubles, until nothing has come for a minute. */
+/** How long to wait where the server has said so: that long, and up to half of it more, so that not all come at once. */
+function askedMs({ retryMs }) {
+  return retryMs * (1 + Math.random() / 2);
+}
+
+/** When to try again after a break: at once, then after a random wait that doubles, for a minute without progress. */
 class Retry {
   constructor() {
+    this.openedAt = Infinity;
     this.progress();
   }
 
-  /** A prediction came that somebody waited for, or a new one is waited for. */
+  /** A prediction came that somebody waited for, or a new one is waited for: breaks count anew. */
   progress() {
     this.tries = 0;
-    this.until = performance.now() + GIVE_UP_MS;
+    this.rest();
   }
 
-  /** Waits before the next try; throws StreamLost when that is of no use. */
-  async wait(ending) {
+  /** Nothing is waited for. The tries stay: a server that falls over at once is not to be run over. */
+  rest() {
+    this.until = Infinity;
+  }
+
+  /** A call is open. When it has lived for a while, its end says nothing of the tries before it. */
+  opened() {
+    this.openedAt = performance.now();
+  }
+
+  /** How long to wait; throws StreamLost when trying again is of no use. */
+  after(ending) {
     if (ending.action !== 'RETRY' && ending.action !== 'REOPEN') throw new StreamLost(ending);
-    if (performance.now() > this.until) {
+    const now = performance.now();
+    // The minute runs from the first break on: a stream that was silent for an hour has the whole of it.
+    this.until = Math.min(this.until, now + GIVE_UP_MS);
+    if (now >= this.until) {
       throw new StreamLost({ ...ending, message: `tried for ${GIVE_UP_MS / 1000} s: ${ending.message}` });
     }
+    if (now - this.openedAt >= BACKOFF_MAX_MS) this.tries = 0;
+    this.openedAt = Infinity;
     const bound = this.tries ? Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (this.tries - 1)) : 0;
     this.tries += 1;
-    await sleep(Math.max(bound * Math.random(), ending.retryMs * (1 + Math.random() / 2)));
+    return Math.max(bound * Math.random(), askedMs(ending));
   }
 }
 
@@ -140,5 +163,6 @@ function run(main) {
 }
 
 module.exports = {
-  CALL_MS, Refused, Retry, StreamLost, connect, endingOf, endingOfTimestep, pack, run, show,
+  BACKOFF_FIRST_MS, CALL_MS, ENVELOPE_BYTES, Refused, Retry, StreamLost, askedMs, connect, endingOf, endingOfTimestep, pack, run,
+  show, sleep,
 };

@@ -7,7 +7,10 @@
 
 const { randomUUID } = require('node:crypto');
 const readline = require('node:readline');
-const { CALL_MS, Refused, Retry, StreamLost, connect, endingOf, endingOfTimestep, pack, run, show } = require('./common');
+const {
+  BACKOFF_FIRST_MS, CALL_MS, ENVELOPE_BYTES, Refused, Retry, StreamLost, askedMs, connect, endingOf, endingOfTimestep, pack, run,
+  show, sleep,
+} = require('./common');
 
 const KEPT_MAX = 1024;
 const RETRY_MS = 60_000; // for how long a timestep is sent again that the server has no room for
@@ -25,10 +28,11 @@ class FullStream {
     this.durable = 0;
     this.applied = 0; // the last timestep that the server is known to have applied
     this.cursor = 1; // number of the next timestep to send
-    this.window = 1;
+    this.window = 1; // how many may be in flight
+    this.bytesMax = 4 << 20; // the largest request that the server reads; it may say otherwise
     this.notBefore = 0; // when to send on after a refusal
     this.closing = false; // the user closes
-    this.call = null;
+    this.call = null; // what to write to; null: nothing is to be sent now
     this.waiters = []; // each wakes somebody who waits for room
     this.lost = null;
     this.retry = new Retry();
@@ -40,15 +44,19 @@ class FullStream {
 
   /** Sends a timestep, once there is room for it (rule 4); its prediction comes through `delivered`. */
   async send(values) {
-    while (!this.lost && this.kept.length + this.pending.length >= KEPT_MAX) {
+    while (!this.lost && (!this.model || this.kept.length + this.pending.length >= KEPT_MAX)) {
       await new Promise((resolve) => this.waiters.push(resolve));
     }
     if (this.lost) throw this.lost;
-    const entry = { values, outputs: null, until: 0 };
+    const entry = { values, outputs: null, until: 0 }; // the outputs that were delivered; when to give up on it
     entry.delivered = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
     entry.delivered.catch(() => {}); // whoever waits for it is told
-    this.pending.push(entry);
-    this.pump();
+    if (values.length > this.bytesMax - ENVELOPE_BYTES) {
+      entry.reject(new Refused({ reason: 'TOO_LARGE', message: `${values.length} bytes; the server reads ${this.bytesMax}` }));
+    } else {
+      this.pending.push(entry);
+      this.pump();
+    }
     return { delivered: entry.delivered };
   }
 
@@ -66,7 +74,7 @@ class FullStream {
       for (;;) {
         const ending = await this.speak();
         if (ending.closed) return;
-        await this.retry.wait(ending);
+        await sleep(this.retry.after(ending));
       }
     } catch (error) {
       this.lost = error;
@@ -80,24 +88,30 @@ class FullStream {
   speak() {
     return new Promise((resolve, reject) => {
       const call = this.client.predict();
+      let over = false; // what a call says after that is of no more use
       this.limit = setTimeout(() => call.cancel(), CALL_MS);
       this.finish = (ending) => { // an ending, or an error
+        if (over) return;
+        over = true;
         clearTimeout(this.limit);
-        if (this.call === call) this.call = null;
+        clearTimeout(this.timer);
+        this.call = null;
         call.cancel();
         if (ending instanceof Error) reject(ending);
         else resolve(ending);
       };
-      const finish = this.finish;
+      const { finish } = this;
       call.on('error', () => {}); // its status says the same
       call.on('status', (status) => finish(endingOf(status)));
       call.on('data', (response) => {
+        if (over) return;
         try {
           this.take(call, response);
+          this.pump();
+          this.rest();
         } catch (error) {
           finish(error);
         }
-        this.pump();
       });
       call.write({ open: this.ask });
     });
@@ -139,6 +153,7 @@ class FullStream {
     if (move) { // send nothing more, and read to the end
       call.end();
       this.call = null;
+      clearTimeout(this.limit);
       this.limit = setTimeout(() => call.cancel(), CALL_MS);
     }
     if (closed) {
@@ -164,23 +179,26 @@ class FullStream {
     this.applied = opened.nextStep - 1;
     this.cursor = Math.min(opened.nextStep, this.answered + 1);
     this.window = Math.max(1, opened.answersRemembered);
+    this.bytesMax = opened.messageBytesMax || this.bytesMax;
     this.notBefore = 0;
     this.store(opened.durableStep);
-    if (!this.pending.length) this.retry.progress();
+    this.wake();
+    this.retry.opened();
   }
 
   /** Rule 5. */
   predicted({ step, outputs, durableStep }) {
     const entry = this.due(step);
     this.applied = Math.max(this.applied, step);
-    const packed = Buffer.concat(outputs);
     if (entry && step > this.answered) {
+      if (outputs.length) {
+        entry.outputs = Buffer.concat(outputs);
+        entry.resolve({ step, outputs });
+      } else {
+        entry.reject(new Refused(ANSWER_LOST));
+      }
       this.settle(entry);
-      entry.outputs = packed;
-      if (outputs.length) entry.resolve({ step, outputs });
-      else entry.reject(new Refused(ANSWER_LOST));
-      this.retry.progress();
-    } else if (entry && outputs.length && this.model.batchInvariant && !packed.equals(entry.outputs)) {
+    } else if (entry?.outputs && outputs.length && this.model.batchInvariant && !entry.outputs.equals(Buffer.concat(outputs))) {
       throw new StreamLost({ reason: 'DIVERGED', message: `timestep ${step} is answered otherwise than it was delivered` });
     }
     this.store(durableStep);
@@ -202,13 +220,13 @@ class FullStream {
     this.cursor = step;
     entry.until ||= performance.now() + RETRY_MS;
     if (ending.action === 'RETRY' && performance.now() < entry.until) {
-      this.notBefore = performance.now() + ending.retryMs * (1 + Math.random() / 2);
+      this.notBefore = performance.now() + Math.max(askedMs(ending), BACKOFF_FIRST_MS);
     } else if (step <= this.answered) {
       throw new StreamLost({ reason: 'DIVERGED', message: `timestep ${step} was delivered and is refused now` });
     } else if (step <= this.applied) {
-      this.settle(entry);
       this.cursor = step + 1;
       entry.reject(new Refused(ANSWER_LOST));
+      this.settle(entry);
     } else {
       this.pending.shift(); // rule 3: those behind it move up
       entry.reject(new Refused(ending));
@@ -224,11 +242,18 @@ class FullStream {
     return entry;
   }
 
-  /** The first pending timestep is answered. */
+  /** The first pending timestep is applied, and its caller told; it is kept until it is stored. */
   settle(entry) {
     this.pending.shift();
     this.answered += 1;
     this.kept.push(entry);
+    this.retry.progress();
+  }
+
+  /** When nothing is waited for, neither by the user nor to be sent again, the minute begins anew. */
+  rest() {
+    const waiting = this.closing || this.pending.length || this.inFlight.length || this.cursor <= this.answered;
+    if (!waiting) this.retry.rest();
   }
 
   /** Has those go on who wait for room. */

@@ -5,7 +5,7 @@
 
 const readline = require('node:readline');
 const { parseArgs } = require('node:util');
-const { CALL_MS, Refused, Retry, StreamLost, connect, endingOf, pack, run, show } = require('./common');
+const { CALL_MS, Refused, Retry, StreamLost, connect, endingOf, pack, run, show, sleep } = require('./common');
 
 /** Sends single timesteps of one stream. Whoever uses it keeps the number of the next one, with the data. */
 class OneCall {
@@ -28,7 +28,7 @@ class OneCall {
       }
       const ending = endingOf(error);
       if (ending.action === 'DROP') throw new Refused(ending);
-      await this.retry.wait(ending);
+      await sleep(this.retry.after(ending));
     }
   }
 

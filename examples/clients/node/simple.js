@@ -6,7 +6,7 @@
 const { randomUUID } = require('node:crypto');
 const readline = require('node:readline');
 const {
-  CALL_MS, Refused, Retry, StreamLost, connect, endingOf, endingOfTimestep, pack, run, show,
+  CALL_MS, ENVELOPE_BYTES, Refused, Retry, StreamLost, connect, endingOf, endingOfTimestep, pack, run, show, sleep,
 } = require('./common');
 
 /** A stream; `nextStep` is the number of the next timestep, once `open` is done. */
@@ -15,6 +15,7 @@ class SimpleStream {
     this.client = connect(address);
     this.ask = { streamId, model, durability: 'DURABILITY_SYNC', owner: randomUUID(), resumeFrom: 0 };
     this.fingerprint = '';
+    this.bytesMax = 4 << 20; // the largest request that the server reads; it may say otherwise
     this.call = null;
     this.retry = new Retry();
   }
@@ -25,6 +26,9 @@ class SimpleStream {
 
   /** The prediction for the next timestep; Refused when it was not applied, StreamLost when somebody has to look. */
   async step(values) {
+    if (values.length > this.bytesMax - ENVELOPE_BYTES) {
+      throw new Refused({ reason: 'TOO_LARGE', message: `${values.length} bytes; the server reads ${this.bytesMax}` });
+    }
     const { prediction } = await this.request({ timestep: { step: this.nextStep, values } }, 'prediction');
     if (!prediction.outputs.length) {
       throw new StreamLost({ reason: 'ANSWER_LOST', message: `the answer to timestep ${this.nextStep} is forgotten` });
@@ -51,8 +55,8 @@ class SimpleStream {
       if (response[wanted]) return response;
       const ending = response.ending ?? endingOfTimestep(response.error);
       if (ending.action === 'DROP') throw new Refused(ending);
-      if (response.ending || ending.action === 'REOPEN') this.leave();
-      await this.retry.wait(ending);
+      if (response.ending || ending.action !== 'RETRY') this.leave();
+      await sleep(this.retry.after(ending));
     }
   }
 
@@ -68,8 +72,9 @@ class SimpleStream {
     const response = await this.answer({ open: this.ask }, 'opened');
     clearTimeout(limit);
     if (!response.opened) return response;
-    const { model, nextStep, streamId } = response.opened;
+    const { model, nextStep, streamId, messageBytesMax } = response.opened;
     if (this.fingerprint && this.fingerprint !== model.fingerprint) {
+      this.leave();
       throw new StreamLost({ reason: 'MODEL_MISMATCH', message: 'the server has other weights than the stream began with' });
     }
     if (!this.fingerprint) {
@@ -77,6 +82,8 @@ class SimpleStream {
       this.fingerprint = model.fingerprint;
       Object.assign(this.ask, { streamId, model: model.name, version: model.version, resumeFrom: nextStep });
     }
+    this.bytesMax = messageBytesMax || this.bytesMax;
+    this.retry.opened();
     return response;
   }
 

@@ -6,9 +6,10 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # where the generated code is; yours may be elsewhere
@@ -17,8 +18,10 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 __all__ = [
+    "BACKOFF_FIRST_S",
     "CALL_S",
     "CHANNEL",
+    "ENVELOPE_BYTES",
     "Ending",
     "Refused",
     "Retry",
@@ -36,9 +39,11 @@ CHANNEL = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 64 << 20),
 ]
 CALL_S = 10.0  # how long an open, or a single call, may take
 BACKOFF_FIRST_S, BACKOFF_MAX_S, GIVE_UP_S = 0.05, 5.0, 60.0
+ENVELOPE_BYTES = 64  # what a request has beside its values, at most
 # What a status without ErrorInfo may be that the network, a proxy or gRPC itself has made: try again.
 BREAKS = {"OK", "UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 
@@ -67,6 +72,10 @@ class Ending(NamedTuple):
     message: str
     retry_after_s: float = 0.0
 
+    def wait_s(self) -> float:
+        """How long to wait where the server has said so: that long, and up to half of it more, so that not all come at once."""
+        return self.retry_after_s * random.uniform(1, 1.5)
+
 
 def ending_of(error: grpc.RpcError) -> Ending:
     """Reads google.rpc.ErrorInfo and RetryInfo; a status that has none was not made by Tidegate."""
@@ -76,42 +85,66 @@ def ending_of(error: grpc.RpcError) -> Ending:
             status.ParseFromString(value)
     for detail in status.details:
         _ = detail.Unpack(info) or detail.Unpack(retry)
-    code, message = error.code().name, error.details() or ""
+    code, message, retry_after_s = error.code().name, error.details() or "", seconds(retry.retry_delay)
     if info.domain == "tidegate.v1":
-        return Ending(info.reason, info.metadata["action"], message, retry.retry_delay.ToTimedelta().total_seconds())
+        return Ending(info.reason, info.metadata["action"], message, retry_after_s)
     again = code in BREAKS and "larger than max" not in message
-    return Ending(code, "REOPEN" if again else "STREAM_LOST", message)
+    return Ending(code, "REOPEN" if again else "STREAM_LOST", message, retry_after_s)
 
 
 def ending_of_timestep(error: pb.Error) -> Ending:
     """Why a timestep was refused, and what to do about it. What this client does not know is no reason to go on."""
-    reasons, actions = pb.Error.Reason, pb.Error.Action
-    reason = (
-        reasons.Name(error.reason).removeprefix("REASON_") if error.reason in reasons.values() else str(error.reason)
+    reason, action = name(pb.Error.Reason, error.reason), name(pb.Error.Action, error.action)
+    return Ending(
+        reason.removeprefix("REASON_"), action.removeprefix("ACTION_"), error.message, seconds(error.retry_after)
     )
-    action = actions.Name(error.action).removeprefix("ACTION_") if error.action in actions.values() else "STREAM_LOST"
-    return Ending(reason, action, error.message, error.retry_after.ToTimedelta().total_seconds())
+
+
+def name(names: Any, number: int) -> str:
+    """The name of an enum's value; of one that is newer than this client, the number."""
+    return names.Name(number) if number in names.values() else str(number)
+
+
+def seconds(duration: Duration) -> float:
+    """A duration of a message in seconds; 0 when it is absent."""
+    return duration.ToTimedelta().total_seconds()
 
 
 class Retry:
-    """When to try again: at once, then after a random wait that doubles, until nothing has come for a minute."""
+    """When to try again after a break: at once, then after a random wait that doubles, for a minute without progress."""
 
     def __init__(self) -> None:
+        self._opened_at = math.inf
         self.progress()
 
     def progress(self) -> None:
-        """A prediction came that somebody waited for, or a new one is waited for."""
-        self._tries, self._until = 0, time.monotonic() + GIVE_UP_S
+        """A prediction came that somebody waited for, or a new one is waited for: breaks count anew."""
+        self._tries = 0
+        self.rest()
+
+    def rest(self) -> None:
+        """Nothing is waited for. The tries stay: a server that falls over at once is not to be run over."""
+        self._until = math.inf
+
+    def opened(self) -> None:
+        """A call is open. When it has lived for a while, its end says nothing of the tries before it."""
+        self._opened_at = time.monotonic()
 
     def after(self, ending: Ending) -> float:
         """How many seconds to wait; raises StreamLost when trying again is of no use."""
         if ending.action not in ("RETRY", "REOPEN"):
             raise StreamLost(ending.reason, ending.message)
-        if time.monotonic() > self._until:
+        now = time.monotonic()
+        # The minute runs from the first break on: a stream that was silent for an hour has the whole of it.
+        self._until = min(self._until, now + GIVE_UP_S)
+        if now >= self._until:
             raise StreamLost(ending.reason, f"tried for {GIVE_UP_S:g} s: {ending.message}")
+        if now - self._opened_at >= BACKOFF_MAX_S:
+            self._tries = 0
+        self._opened_at = math.inf
         bound = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (self._tries - 1)) if self._tries else 0.0
         self._tries += 1
-        return max(random.uniform(0, bound), ending.retry_after_s * random.uniform(1, 1.5))
+        return max(random.uniform(0, bound), ending.wait_s())
 
 
 def pack(line: str) -> bytes:

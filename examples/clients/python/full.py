@@ -11,13 +11,16 @@ import threading
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
+from typing import Any
 
 import grpc
 from common import (
+    BACKOFF_FIRST_S,
     CALL_S,
     CHANNEL,
+    ENVELOPE_BYTES,
     Ending,
     Refused,
     Retry,
@@ -48,13 +51,23 @@ class Broken(Exception):
 
 
 class Entry:
-    """A timestep that the client keeps; `check` is a checksum of the outputs that were delivered for it."""
+    """A timestep that the client keeps; `check` is a checksum of the outputs that were delivered for it, 0 without any."""
 
     def __init__(self, values: bytes) -> None:
         self.values = values
         self.delivered: asyncio.Future[pb.Prediction] = asyncio.get_running_loop().create_future()
         self.check = 0
         self.until = 0.0  # when to give up on it, from its first refusal on
+
+    def settle(self, told: pb.Prediction | Exception) -> None:
+        """Tells its caller, who may have been cancelled: that changes nothing (rule 6)."""
+        if self.delivered.done():
+            return
+        if isinstance(told, Exception):
+            self.delivered.set_exception(told)
+            self.delivered.exception()  # a caller who does not look is no fault of ours
+        else:
+            self.delivered.set_result(told)
 
 
 class FullStream:
@@ -69,26 +82,31 @@ class FullStream:
         self._in_flight: deque[tuple[int, Entry | None]] = deque()  # None: the answer is to be ignored
         self._answered = self._durable = self._applied = 0
         self._cursor = self._window = 1  # number of the next timestep to send; how many may be in flight
+        self._bytes_max = 4 << 20  # the largest request that the server reads; it may say otherwise
         self._not_before = 0.0  # when to send on after a refusal
         self._closing = self._silent = False  # the user closes; nothing more is to be sent on this call
-        self._room = asyncio.Semaphore(KEPT_MAX)
-        self._wake = asyncio.Event()
+        self._room = asyncio.Event()  # there may be room for another timestep
+        self._wake = asyncio.Event()  # there may be something to send
+        self._limit = asyncio.timeout(None)  # of the call
         self._retry = Retry()
-        self._opened = asyncio.Event()
         self.task = asyncio.create_task(self._run())
+        self.task.add_done_callback(lambda _: self._room.set())  # who waits for room is told
 
     # What the user calls ----------------------------------------------------------------------------------------------
 
     async def send(self, values: bytes) -> "asyncio.Future[pb.Prediction]":
         """Sends a timestep, once there is room for it (rule 4); its prediction comes through the future."""
-        room = asyncio.create_task(self._room.acquire())
-        await asyncio.wait([room, self.task], return_when=asyncio.FIRST_COMPLETED)
+        while not self.task.done() and (self._model is None or len(self._kept) + len(self._pending) >= KEPT_MAX):
+            self._room.clear()
+            await self._room.wait()
         if self.task.done():
-            room.cancel()
             self.task.result()  # raises what ended the stream
         entry = Entry(values)
-        self._pending.append(entry)
-        self._wake.set()
+        if len(values) > self._bytes_max - ENVELOPE_BYTES:
+            entry.settle(Refused("TOO_LARGE", f"{len(values)} bytes; the server reads {self._bytes_max}"))
+        else:
+            self._pending.append(entry)
+            self._wake.set()
         return entry.delivered
 
     async def close(self) -> None:
@@ -100,36 +118,38 @@ class FullStream:
     # The stream, over many calls --------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        self._retry.progress()
         try:
             while True:
                 try:
                     return await self._speak()
                 except Broken as broken:
                     await asyncio.sleep(self._retry.after(broken.ending))
-        finally:
+        except StreamLost as lost:
             for entry in self._pending:
-                entry.delivered.cancel()
+                entry.settle(lost)
+            raise
 
     async def _speak(self) -> None:
         """One call, from its open to its end; raises Broken when another one is to follow."""
         call = self._stub.Predict()
         writer = None
         try:
-            async with asyncio.timeout(CALL_S):
+            async with asyncio.timeout(CALL_S) as self._limit:
                 await _say(call, pb.PredictRequest(open=self._ask))
-                self._take_opened((await self._read(call)).opened)
-            writer = asyncio.create_task(self._write(call))
-            while not await self._take(call, await self._read(call)):
-                pass
-            await asyncio.wait([writer], timeout=CALL_S)  # until it has half-closed
+                while not (response := await self._read(call)).HasField("opened"):
+                    pass
+                self._take_opened(response.opened)
+                writer = asyncio.create_task(self._write(call))
+                while not self._take(await self._read(call)):
+                    self._wake.set()
+                await writer  # it has half-closed
         except TimeoutError:
-            raise Broken(Ending("DEADLINE_EXCEEDED", "REOPEN", f"no answer within {CALL_S:g} s")) from None
+            raise Broken(Ending("DEADLINE_EXCEEDED", "REOPEN", f"nothing came for {CALL_S:g} s")) from None
         finally:
+            call.cancel()
             if writer is not None:
                 writer.cancel()
                 await asyncio.wait([writer])
-            call.cancel()
 
     async def _read(self, call: grpc.aio.StreamStreamCall) -> pb.PredictResponse:
         try:
@@ -187,13 +207,15 @@ class FullStream:
         self._applied = opened.next_step - 1
         self._cursor = min(opened.next_step, self._answered + 1)
         self._window = max(1, opened.answers_remembered)
+        self._bytes_max = opened.message_bytes_max or self._bytes_max
         self._silent, self._not_before = False, 0.0
         self._store(opened.durable_step)
-        self._opened.set()
-        if not self._pending:
-            self._retry.progress()
+        self._room.set()
+        self._limit.reschedule(None)  # the call may last for months
+        self._retry.opened()
+        self._rest()
 
-    async def _take(self, call: grpc.aio.StreamStreamCall, response: pb.PredictResponse) -> bool:
+    def _take(self, response: pb.PredictResponse) -> bool:
         """Takes in a response; True when the stream is closed. Kinds that are not known mean nothing."""
         kind = response.WhichOneof("kind")
         if kind == "prediction":
@@ -204,16 +226,13 @@ class FullStream:
             self._store(response.durable.durable_step)
         elif kind == "move":
             self._silent = True
-            self._wake.set()
-            async with asyncio.timeout(CALL_S):
-                while True:  # until the call ends
-                    await self._read(call)
+            self._limit.reschedule(asyncio.get_running_loop().time() + CALL_S)
         elif kind == "closed":
             self._store(response.closed.durable_step)
             if self._durable >= self._answered:
                 return True
             raise Broken(Ending("STORE_UNAVAILABLE", "REOPEN", "not all was stored when the stream was closed"))
-        self._wake.set()
+        self._rest()
         return False
 
     def _predicted(self, prediction: pb.Prediction) -> None:
@@ -221,15 +240,12 @@ class FullStream:
         entry = self._due(prediction.step)
         self._applied = max(self._applied, prediction.step)
         check = zlib.crc32(b"".join(prediction.outputs))
-        if entry is not None and prediction.step > self._answered:
-            self._settle(entry)
+        if entry is None:
+            pass
+        elif prediction.step > self._answered:
             entry.check = check
-            if prediction.outputs:
-                entry.delivered.set_result(prediction)
-            else:
-                entry.delivered.set_exception(AnswerLost())
-            self._retry.progress()
-        elif entry is not None and prediction.outputs and self._model.batch_invariant and check != entry.check:
+            self._answer(entry, prediction if prediction.outputs else AnswerLost())
+        elif self._model.batch_invariant and check and entry.check and check != entry.check:
             raise StreamLost("DIVERGED", f"timestep {prediction.step} is answered otherwise than it was delivered")
         self._store(prediction.durable_step)
 
@@ -248,17 +264,16 @@ class FullStream:
         now = asyncio.get_running_loop().time()
         entry.until = entry.until or now + RETRY_S
         if ending.action == "RETRY" and now < entry.until:
-            self._not_before = now + ending.retry_after_s * 1.25
+            self._not_before = now + max(ending.wait_s(), BACKOFF_FIRST_S)
         elif step <= self._answered:
             raise StreamLost("DIVERGED", f"timestep {step} was delivered and is refused now: {ending.message}")
         elif step <= self._applied:
-            self._settle(entry)
             self._cursor = step + 1
-            entry.delivered.set_exception(AnswerLost())
+            self._answer(entry, AnswerLost())
         else:
             self._pending.popleft()  # rule 3: those behind it move up
-            self._room.release()
-            entry.delivered.set_exception(Refused(ending.reason, ending.message))
+            self._room.set()
+            entry.settle(Refused(ending.reason, ending.message))
             self._retry.progress()
 
     def _due(self, step: int) -> Entry | None:
@@ -267,18 +282,24 @@ class FullStream:
             raise StreamLost("WRONG_ORDER", f"timestep {step} was answered, which was not due")
         return self._in_flight.popleft()[1]
 
-    def _settle(self, entry: Entry) -> None:
-        """The first pending timestep is answered."""
-        assert self._pending.popleft() is entry
+    def _answer(self, entry: Entry, told: pb.Prediction | Exception) -> None:
+        """The first pending timestep is applied, and its caller told; it is kept until it is stored."""
+        self._kept.append(self._pending.popleft())
         self._answered += 1
-        self._kept.append(entry)
+        entry.settle(told)
+        self._retry.progress()
+
+    def _rest(self) -> None:
+        """When nothing is waited for, neither by the user nor to be sent again, the minute begins anew."""
+        if not (self._closing or self._pending or self._in_flight or self._cursor <= self._answered):
+            self._retry.rest()
 
     def _store(self, step: int) -> None:
         """Drops what is stored: the client will never have to send it again."""
         self._durable = max(self._durable, step)
         while self._kept and self._answered - len(self._kept) < self._durable:
             self._kept.popleft()
-            self._room.release()
+            self._room.set()
         self._ask.resume_from = self._answered - len(self._kept) + 1  # rule 1
 
 
@@ -293,36 +314,26 @@ async def main() -> None:
     address, stream_id, *model = sys.argv[1:]
     async with grpc.aio.insecure_channel(address, options=CHANNEL) as channel:
         stream = FullStream(pb_grpc.TidegateServiceStub(channel), stream_id, *model)
-        sent: asyncio.Queue[asyncio.Future[pb.Prediction] | None] = asyncio.Queue()
-
-        async def send(line: str) -> None:
-            await sent.put(await stream.send(pack(line)) if line else None)
-
-        def read(loop: asyncio.AbstractEventLoop) -> None:
-            with suppress(StreamLost):  # which is told below
-                for line in _lines():
-                    asyncio.run_coroutine_threadsafe(send(line), loop).result()
-
-        async def show_all() -> None:
-            while (delivered := await sent.get()) is not None:
-                try:
-                    show(await delivered)
-                except (Refused, AnswerLost) as error:
-                    print("refused", error.reason, flush=True)
-            await stream.close()
-
-        threading.Thread(target=read, args=[asyncio.get_running_loop()], daemon=True).start()
-        showing = asyncio.create_task(show_all())
-        await asyncio.wait([showing, stream.task], return_when=asyncio.FIRST_EXCEPTION)
-        showing.cancel()
-        await asyncio.wait([showing])
-        stream.task.result()  # raises what ended the stream, if anything did
+        sent: asyncio.Queue[asyncio.Future[pb.Prediction] | None] = asyncio.Queue()  # None: there is no more
+        stream.task.add_done_callback(lambda _: sent.put_nowait(None))  # a stream that is lost does not wait for stdin
+        threading.Thread(target=_read_all, args=[stream, sent, asyncio.get_running_loop()], daemon=True).start()
+        while (delivered := await sent.get()) is not None:
+            try:
+                show(await delivered)
+            except (Refused, AnswerLost) as error:
+                print("refused", error.reason, flush=True)
+        await stream.close()
 
 
-def _lines() -> Iterator[str]:
-    """The lines of stdin, then an empty one."""
-    yield from sys.stdin
-    yield ""
+def _read_all(stream: FullStream, sent: "asyncio.Queue[Any]", loop: asyncio.AbstractEventLoop) -> None:
+    """Reads stdin in a thread of its own: a file cannot be waited for."""
+
+    async def send(line: str) -> None:
+        await sent.put(await stream.send(pack(line)) if line else None)
+
+    with suppress(StreamLost):  # who closes the stream is told
+        for line in chain(sys.stdin, [""]):
+            asyncio.run_coroutine_threadsafe(send(line), loop).result()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from queue import SimpleQueue
 
 import grpc
 from common import (
     CALL_S,
     CHANNEL,
+    ENVELOPE_BYTES,
     Ending,
     Refused,
     Retry,
@@ -35,6 +37,7 @@ class SimpleStream:
             stream_id=stream_id, model=model, durability=pb.DURABILITY_SYNC, owner=uuid.uuid4().hex, resume_from=0
         )
         self._fingerprint = ""
+        self._bytes_max = 4 << 20  # the largest request that the server reads; it may say otherwise
         self._call = None  # an iterator over responses, while a call is open
         self._requests: SimpleQueue[pb.PredictRequest | None] = SimpleQueue()
         self._retry = Retry()
@@ -43,6 +46,8 @@ class SimpleStream:
 
     def step(self, values: bytes) -> pb.Prediction:
         """The prediction for the next timestep; Refused when it was not applied, StreamLost when somebody has to look."""
+        if len(values) > self._bytes_max - ENVELOPE_BYTES:
+            raise Refused("TOO_LARGE", f"{len(values)} bytes; the server reads {self._bytes_max}")
         timestep = pb.Timestep(step=self.next_step, values=values)
         prediction = self._ask(pb.PredictRequest(timestep=timestep), "prediction").prediction
         if not prediction.outputs:
@@ -55,8 +60,9 @@ class SimpleStream:
         """Ends the stream; it can be opened again."""
         self._ask(pb.PredictRequest(close=pb.Close()), "closed")
         self._requests.put(None)  # half-close: nothing follows
-        for _ in self._call:
-            pass
+        with suppress(grpc.RpcError):  # the stream is closed, however the call ends
+            for _ in self._call:
+                pass
 
     def _ask(self, request: pb.PredictRequest | None, wanted: str) -> pb.PredictResponse:
         """The response to a request, which is sent again on a new call after each break; without one, only opens."""
@@ -69,45 +75,44 @@ class SimpleStream:
                     response = self._read(wanted)
                 if response.HasField(wanted):
                     return response
-                ending = ending_of_timestep(response.error)
+                ending, over = ending_of_timestep(response.error), False
             except grpc.RpcError as error:
-                ending = ending_of(error)
-                self._leave()
+                ending, over = ending_of(error), True
             except StopIteration:
-                ending = Ending("OK", "REOPEN", "the server ended the call")
-                self._leave()
+                ending, over = Ending("OK", "REOPEN", "the server ended the call"), True
             if ending.action == "DROP":
                 raise Refused(ending.reason, ending.message)
-            if ending.action == "REOPEN":
+            if over or ending.action != "RETRY":
                 self._leave()
             time.sleep(self._retry.after(ending))
 
     def _begin(self) -> pb.PredictResponse:
         """Opens the stream on a new call; nothing else is sent before it is open."""
         self._requests = SimpleQueue()
-        call = self._stub.Predict(iter(self._requests.get, None))
+        self._call = self._stub.Predict(iter(self._requests.get, None))
         self._requests.put(pb.PredictRequest(open=self._open))
-        limit = threading.Timer(CALL_S, call.cancel)
+        limit = threading.Timer(CALL_S, self._call.cancel)
         limit.start()
         try:
-            response = next(call)
+            response = self._read("opened")
         finally:
             limit.cancel()
         opened = response.opened
         if self._fingerprint not in ("", opened.model.fingerprint):
+            self._leave()
             raise StreamLost("MODEL_MISMATCH", "the server has other weights than the stream began with")
         if not self._fingerprint:
             self.next_step = self._open.resume_from = opened.next_step
             self._open.stream_id, self._fingerprint = opened.stream_id, opened.model.fingerprint
             self._open.model, self._open.version = opened.model.name, opened.model.version
-        self._call = call
+        self._bytes_max = opened.message_bytes_max or self._bytes_max
+        self._retry.opened()
         return response
 
     def _leave(self) -> None:
         """Ends the call; the next request opens another."""
         self._requests.put(None)
-        if self._call is not None:
-            self._call.cancel()
+        self._call.cancel()
         self._call = None
 
     def _read(self, wanted: str) -> pb.PredictResponse:
