@@ -41,8 +41,8 @@ NOT_IN_THE_CORE = {
 MAY_ALL_THE_SAME = {("serving.core.model", "os")}
 
 ONLY_HERE = {
-    "google": {"serving.rpc", "serving.client.errors"},  # protobuf is the business of the wire
-    "grpc_status": {"serving.rpc"},
+    "google": {"serving.rpc", "serving.client.errors", "serving.conformance"},  # protobuf is the business of the wire
+    "grpc_status": {"serving.rpc", "serving.conformance"},
     "prometheus_client": {"serving.runtime", "serving.bench.scrape"},  # a bench reads what the server exposes
     "onnxruntime": {"serving.core"},
     "typer": {"serving.cli"},
