@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from shutil import which
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,6 +48,8 @@ def conformance(
     if list_:
         _show_list(names)
         return
+    if command and which(command[0]) is None:
+        raise Refused(f"command: got '{command[0]}', expected a program that is there", EXIT_USAGE)
     address = f"127.0.0.1:{port}"
     try:
         if not command:
@@ -56,8 +59,6 @@ def conformance(
         verdicts = asyncio.run(run.judge_program(command, names, level, address, lambda *_: None))
     except RuntimeError as error:
         raise Refused(f"port: {address} cannot be listened on: {error}", EXIT_START) from None
-    except FileNotFoundError:
-        raise Refused(f"command: '{(command or [''])[0]}' is not there, expected a program", EXIT_USAGE) from None
     _show_table(names, verdicts)
     if any(verdicts.values()):
         raise typer.Exit(EXIT_NO)

@@ -37,5 +37,5 @@ RULES: Mapping[str, Rule] = {
     "half-close": Rule("rule 8", "Nothing but the end of the requests follows a close."),
     "close-until-stored": Rule("rule 8", "A stream that was closed before all was stored is opened and closed again."),
     "deadline": Rule("channel settings", "A single call has a deadline."),
-    "finish": Rule("", "The client goes on to the end of the scenario within its time."),
+    "finish": Rule("all", "The client goes on to the end of the scenario within its time."),
 }

@@ -17,6 +17,8 @@ FULL = ("full",)
 # How often a client may ask a server that is away: the waits between tries are drawn from 50 ms, 100 ms, 200 ms, ...
 AWAY_SECONDS, OPENS_WHILE_AWAY_MAX = 1.0, 20
 RETRY_SECONDS = 0.3
+# Until a client acts that has been told to: it does so at once.
+AGAIN_SECONDS = 5.0
 # The limit of 10 s on an open, and as much again for a slow machine.
 LIMIT_SECONDS = 20.0
 UNKNOWN_REASON = 999
@@ -91,7 +93,10 @@ async def gone_before_opened(stage: Stage) -> None:
 
 @scenario(BOTH)
 async def silent_open(stage: Stage) -> None:
-    """The server does not answer an open."""
+    """The server does not answer an open after a break."""
+    call = await stage.open()
+    await call.serve(1, 2)
+    await call.end("UNAVAILABLE")
     call = await stage.call()
     if not await call.gone(LIMIT_SECONDS):
         stage.broke("open-limit", f"the open was waited for longer than {LIMIT_SECONDS:g} s")
@@ -121,7 +126,7 @@ async def crash_and_other_bits(stage: Stage) -> None:
     call = await stage.open()
     await call.answer(await call.expect(1), output=pack(-1), store=False)
     stage.lost = "DIVERGED"
-    if not await call.gone(LIMIT_SECONDS):
+    if not await call.gone(AGAIN_SECONDS):
         stage.broke("diverged", "the client went on after a replay was answered otherwise")
         await call.end("UNAVAILABLE")
     call.finish()
@@ -241,7 +246,7 @@ async def stopping(stage: Stage) -> None:
     call = await stage.open()
     await call.serve(1, 2)
     await call.refuse(await call.expect(3), "STOPPING", "REOPEN")
-    if not await call.gone(LIMIT_SECONDS):
+    if not await call.gone(AGAIN_SECONDS):
         stage.broke("act-on-action", "the client went on with a call whose timestep was refused with REOPEN")
     call.finish()
     await stage.rest(await stage.open())
@@ -254,7 +259,7 @@ async def values_differ(stage: Stage) -> None:
     await call.serve(1, 2)
     stage.lost = "VALUES_DIFFER"
     await call.refuse(await call.expect(3), "VALUES_DIFFER", "STREAM_LOST")
-    if not await call.gone(LIMIT_SECONDS):
+    if not await call.gone(AGAIN_SECONDS):
         stage.broke("act-on-action", "the client went on with a stream that another client writes to")
     call.finish()
     await stage.nobody_opens()
@@ -280,6 +285,7 @@ async def move(stage: Stage) -> None:
     await call.write(move={"message": "by the script"})
     await asyncio.sleep(0.1)
     call.be_silent()
+    await call.serve_sent()  # there would be room for more
     await asyncio.sleep(0.1)
     await call.end("UNAVAILABLE", "STOPPING", "REOPEN")
     await stage.rest(await stage.open())
@@ -347,7 +353,9 @@ async def close_before_all_is_stored(stage: Stage) -> None:
     while (step := await call.next()) is not None:
         await call.answer(step, store=False)
     await call.closed(durable=len(stage.history) - 1)
-    again = await stage.call()
+    if (again := await stage.opens_soon(AGAIN_SECONDS)) is None:
+        stage.broke("close-until-stored", "the stream was not opened again, though its last timestep is not stored")
+        return
     await again.opened(len(stage.history) + 1)
     await stage.rest(again)
 

@@ -118,10 +118,10 @@ class Stage:
         await call.opened(len(self.history) + 1 if next_step is None else next_step)
         return call
 
-    async def opens_soon(self) -> "Call | None":
+    async def opens_soon(self, seconds: float = QUIET_SECONDS) -> "Call | None":
         """The next call, if one comes within a moment."""
         try:
-            async with asyncio.timeout(QUIET_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await self.calls.get()
         except TimeoutError:
             return None
@@ -262,6 +262,15 @@ class Call:
         """Reads and answers timesteps."""
         for step in steps:
             await self.answer(await self.expect(step), store=store)
+
+    async def serve_sent(self) -> None:
+        """Answers what has come so far."""
+        sent = [self._requests.get_nowait() for _ in range(self._requests.qsize())]
+        for request in sent:
+            if request is not None and request.HasField("timestep"):
+                await self.answer(request.timestep.step)
+            else:
+                self._requests.put_nowait(request)
 
     async def refuse(self, step: int, reason: str | int, action: str, retry_s: float = 0.0) -> None:
         """Refuses a timestep; one that is dropped makes room for those behind it."""
