@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.blocking": {"serving.client", "serving.core.spec"},
     "serving.bench": {"serving.bench", "serving.client", "serving.core.spec", "serving.rpc.names", "protos"},
     "serving.cli": {"serving.cli", "serving.client", "serving.runtime", "serving.core.spec", "serving.core.errors"},
+    "serving.conformance": {"serving.conformance", "protos"},
+    "serving.cli.conformance": {"serving.cli", "serving.conformance"},
     "serving.cli.bench": {"serving.cli", "serving.bench", "serving.client", "serving.core.spec"},
     "serving.cli.refused": set(),
     "serving.cli.sheet": {"serving.core.spec"},
@@ -39,8 +41,8 @@ NOT_IN_THE_CORE = {
 MAY_ALL_THE_SAME = {("serving.core.model", "os")}
 
 ONLY_HERE = {
-    "google": {"serving.rpc", "serving.client.errors"},  # protobuf is the business of the wire
-    "grpc_status": {"serving.rpc"},
+    "google": {"serving.rpc", "serving.client.errors", "serving.conformance"},  # protobuf is the business of the wire
+    "grpc_status": {"serving.rpc", "serving.conformance"},
     "prometheus_client": {"serving.runtime", "serving.bench.scrape"},  # a bench reads what the server exposes
     "onnxruntime": {"serving.core"},
     "typer": {"serving.cli"},

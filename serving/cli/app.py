@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from serving.cli import bench, streams
+from serving.cli import bench, conformance, streams
 from serving.cli.address import Address
 from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
@@ -43,6 +43,7 @@ app = typer.Typer(
 
 app.add_typer(streams.app, name="streams")
 app.command("bench")(bench.bench)
+app.command("conformance")(conformance.conformance)
 
 
 @app.command()

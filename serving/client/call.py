@@ -29,6 +29,7 @@ class Call:
         first: the first request; nothing follows before `opened`. None when `take` gives all.
         take: gives the next request, None when there is none now.
         sleep: waits so many seconds.
+        again: whether what it opens was open before: then a refusal of the open is a loss.
 
     """
 
@@ -38,6 +39,8 @@ class Call:
         first: Any,
         take: Callable[[], Any],
         sleep: Callable[[float], Awaitable[None]],
+        *,
+        again: bool = False,
     ) -> None:
         self._take = take
         self._sleep = sleep
@@ -49,7 +52,7 @@ class Call:
         self._watchdog: asyncio.TimerHandle | None = None
         self._why: ClientError | None = None  # this side ended the call
         self.opened = first is None
-        self._answered = False
+        self._answered = again
         self._call = method(self)
 
     def wake(self) -> None:

@@ -287,7 +287,13 @@ class Stream:
             # Only to be forgotten it must be there: that it is not means that it has been.
             ask.existence = pb.EXISTENCE_MUST_EXIST if self._forgetting else pb.EXISTENCE_UNSPECIFIED
             ask.resume_from = 1 if self._forgetting else self._journal.first_step
-        return Call(self._connection.stub.Predict, pb.PredictRequest(open=ask), self._next_request, self._backoff.sleep)
+        return Call(
+            self._connection.stub.Predict,
+            pb.PredictRequest(open=ask),
+            self._next_request,
+            self._backoff.sleep,
+            again=self._ready.is_set(),
+        )
 
     async def _speak(self) -> bool:
         """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""

@@ -107,6 +107,24 @@ async def test_a_stream_is_opened_again_when_the_server_says_so() -> None:
         assert stream.reconnects == 2
 
 
+async def test_a_reopen_that_is_refused_for_an_unknown_reason_is_a_loss() -> None:
+    """The stream was open: it is not refused but lost, as when its call had ended so."""
+
+    async def first(call: Call) -> None:
+        await call.open()
+        await call.end("", "UNAVAILABLE")
+
+    async def second(call: Call) -> None:
+        await call.read_open()
+        await call.end("UNHEARD_OF", "ABORTED", action="STREAM_LOST")
+
+    async with connected(first, second) as (client, _, _):
+        with pytest.raises(StreamLost) as caught:
+            async with client.open("a") as stream:
+                await stream.step([1.0])
+        assert type(caught.value) is StreamLost
+
+
 @pytest.mark.parametrize("action", ACTIONS_LOST)
 @pytest.mark.parametrize("step", [None, 1], ids=["new", "asked for again"])
 async def test_a_stream_is_lost_when_the_server_says_so(action: int, step: int | None) -> None:

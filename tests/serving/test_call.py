@@ -49,7 +49,7 @@ def predict_call(context: Context) -> tuple[Call, Callable[[], None]]:
 
 def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
     """A `PredictBlocks` call, and what has it tell."""
-    call = BlockCall(SimpleNamespace(), context, Share(8))  # type: ignore[arg-type]
+    call = BlockCall(SimpleNamespace(), context, Share(8), 1024)  # type: ignore[arg-type]
     call._endings.append((1, SimpleNamespace()))  # type: ignore[arg-type]
     call._tell = lambda: context.write(b"")  # type: ignore[method-assign]
     return call, call._on_stored

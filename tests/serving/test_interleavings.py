@@ -22,6 +22,7 @@ class Account:
     """What a stream should hold, without slots, rings or arrays."""
 
     sums: list[float] = field(default_factory=list)  # the answer to each timestep
+    values: list[float] = field(default_factory=list)  # and what was in it
     forgotten: int = 0  # how many of these, from the first on, are remembered no longer
     epoch: int = 0
     stream: Stream | None = None  # as long as it is held
@@ -41,7 +42,9 @@ class Account:
         if number > expected:
             return Verdict.GAP
         if 0 < number < expected:
-            return Verdict.DUPLICATE
+            # The bits decide: -0.0 is another value than 0.0.
+            same = np.float32(self.values[number - 1]).tobytes() == np.float32(value).tobytes()
+            return Verdict.DUPLICATE if same or number <= self.forgotten else Verdict.VALUES_DIFFER
         return Verdict.APPLIED if np.isfinite(value) else Verdict.NOT_FINITE
 
     def remember(self, answers: int) -> None:
@@ -51,7 +54,7 @@ class Account:
     def lose(self) -> None:
         """What is not stored is gone, and nobody has it open."""
         self.stream = self.lease = None
-        del self.sums[self.stored :]
+        del self.sums[self.stored :], self.values[self.stored :]
         self.forgotten = self.forgotten_there
 
 
@@ -153,6 +156,7 @@ class World:
         for row, (account, _, number, value) in enumerate(rows):
             assert report.steps[row] == (number or len(account.sums) + 1)
             if expected[row] is Verdict.APPLIED:
+                account.values.append(value)
                 account.sums.append((account.sums[-1] if account.sums else 0.0) + value)
                 account.remember(self.slots.answers)
                 assert report.outputs[0][place].tolist() == [account.sums[-1]]

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -271,3 +272,16 @@ async def test_the_largest_request_is_told(sum_root: Path) -> None:
     async with run_server(sum_root, message_bytes_max=5000) as server, raw_channel(server) as channel:
         assert (await RawCall(channel).open("s")).message_bytes_max == 5000
         assert (await RawBlocks(channel).open("t")).message_bytes_max == 5000
+
+
+async def test_a_question_about_an_unknown_stream_gets_no_advice_about_opening(sum_root: Path) -> None:
+    """Who describes or deletes a stream has set no existence."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        stub: Any = pb_grpc.TidegateServiceStub(channel)
+        for method, request in (
+            (stub.DescribeStream, pb.DescribeStreamRequest(stream_id="s")),
+            (stub.DeleteStream, pb.DeleteStreamRequest(stream_id="s")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await method(request)
+            assert caught.value.details() == "stream_id: no stream 's'"

@@ -11,6 +11,7 @@ import threading
 import uuid
 import zlib
 from collections import deque
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -331,7 +332,7 @@ def _read_all(stream: FullStream, sent: "asyncio.Queue[Any]", loop: asyncio.Abst
     async def send(line: str) -> None:
         await sent.put(await stream.send(pack(line)) if line else None)
 
-    with suppress(StreamLost):  # who closes the stream is told
+    with suppress(StreamLost, CancelledError, RuntimeError):  # who closes the stream is told; then the loop ends
         for line in chain(sys.stdin, [""]):
             asyncio.run_coroutine_threadsafe(send(line), loop).result()
 
