@@ -30,7 +30,8 @@ async def test_a_caller_that_is_cancelled_changes_nothing() -> None:
 
     async def script(call: Call) -> None:
         await call.open()
-        await call.serve(1, 2, durable=2)
+        await call.serve(1)
+        await call.serve(2, durable=2)
         await closing(call)
 
     async with scripted(script) as server:

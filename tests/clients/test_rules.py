@@ -191,7 +191,8 @@ async def test_what_the_server_has_lost_is_sent_again_and_delivered_once(start: 
     async def again(call: Call) -> None:
         await call.open()
         assert call.ask.resume_from == 3
-        await call.serve(3, 4, 5, durable=5)
+        await call.serve(3, 4)
+        await call.serve(5, durable=5)
         await closing(call)
 
     async with scripted(first, again) as server:
@@ -243,7 +244,8 @@ async def test_a_replay_is_not_compared_with_an_answer_that_was_lost(start: Star
 
     async def again(call: Call) -> None:
         await call.open()
-        await call.serve(1, 2, durable=2)
+        await call.serve(1)
+        await call.serve(2, durable=2)
         await closing(call)
 
     async with scripted(first, again) as server:
@@ -376,7 +378,8 @@ async def test_a_timestep_that_is_too_large_is_not_sent(start: Start) -> None:
 
     async def script(call: Call) -> None:
         await call.open(message_bytes_max=1000)
-        await call.serve(1, 2, durable=2)
+        await call.serve(1)
+        await call.serve(2, durable=2)
         await closing(call)
 
     async with scripted(script) as server:
