@@ -27,10 +27,22 @@ def conformance(
     command: Annotated[
         list[str] | None, typer.Argument(help="The client, after --; it is run as COMMAND HOST:PORT SCENARIO.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 0,
-    level: Annotated[Level, typer.Option(help="What the client can do.")] = Level.FULL,
-    only: Annotated[str, typer.Option(help="One scenario, by its name.")] = "",
-    list_: Annotated[bool, typer.Option("--list", help="Only say which scenarios and rules there are.")] = False,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, envvar="TIDEGATE_CONFORMANCE_PORT", help="Port to listen on; 0 picks a free one."
+        ),
+    ] = 0,
+    level: Annotated[
+        Level, typer.Option(envvar="TIDEGATE_CONFORMANCE_LEVEL", help="What the client can do.")
+    ] = Level.FULL,
+    only: Annotated[str, typer.Option(envvar="TIDEGATE_CONFORMANCE_ONLY", help="One scenario, by its name.")] = "",
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list", envvar="TIDEGATE_CONFORMANCE_LIST", help="Only say which scenarios and rules there are."
+        ),
+    ] = False,
 ) -> None:
     """Play what can go wrong to a client in any language, and say which rules of docs/protocol.md it breaks.
 
