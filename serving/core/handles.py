@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.core.errors import InvalidField
-from serving.core.slots import Slots
+from serving.core.slots import NO_ROWS, Slots
 from serving.core.spec import Ints, Spec
 from serving.core.streams import Lease
 
@@ -139,8 +139,8 @@ class Handles:
 
     def crowded(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
         """Those of the streams, each once, whose clients have used up half of the room for timesteps that are not stored."""
-        crowded: Ints = np.unique(handles[2 * (steps - durable_steps) >= self._kept_max[handles]])
-        return crowded
+        crowded = 2 * (steps - durable_steps) >= self._kept_max[handles]
+        return np.unique(handles[crowded]) if crowded.any() else NO_ROWS
 
     def news(self) -> tuple[Ints, Ints]:
         """The streams of which more is stored than the client was told, and up to which timestep; it is told now."""

@@ -42,8 +42,9 @@ class Slots:
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
         )
-        # The hash of the values of timestep s stands at the same place; see `core.value_hash`.
-        self._hashes: Hashes = np.full((capacity, answers), UNKNOWN, np.uint64)
+        # The hash of the values of timestep s stands at the same place; see `core.value_hash`. Places come first here: streams that
+        # step together then write side by side, where a row each would cost a cache line each. UNKNOWN is 0.
+        self._hashes: Hashes = np.zeros((answers, capacity), np.uint64)
         # The same slabs as bytes, and how many a row has: one row is copied so while numpy would still look for the way.
         self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
         self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
@@ -71,8 +72,9 @@ class Slots:
         assert not self.full
         if self._free:
             slot = self._free.pop()
-            for slab in (*self._answers, self._hashes):
+            for slab in self._answers:
                 slab[slot] = 0  # what another stream was answered is in no record of this one
+            self._hashes[:, slot] = UNKNOWN
         else:
             slot = self._untouched
             self._untouched += 1
@@ -107,7 +109,8 @@ class Slots:
         A row is the number of the first timestep whose answer it remembers, the state tensors, then the answers, place by
         place: that to timestep s at place s % answers; then the hashes of their values in the same order.
         """
-        parts = [slab.take(slots, axis=0) for slab in (self._since, *self.state, *self._answers, self._hashes)]
+        parts = [slab.take(slots, axis=0) for slab in (self._since, *self.state, *self._answers)]
+        parts.append(np.ascontiguousarray(self._hashes.take(slots, axis=1).T))
         return np.concatenate([part.reshape(len(slots), -1).view(np.uint8) for part in parts], axis=1)
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
@@ -123,17 +126,19 @@ class Slots:
             slab[slot] = np.frombuffer(payload, slab.dtype, count, offset).reshape(slab[slot].shape)
             offset += count * slab.itemsize
         kept = np.arange(since, step + 1)
-        for slab in (*self._answers, self._hashes):
+        for slab in self._answers:
             shape = (answers, *slab.shape[2:])
             ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), offset).reshape(shape)
             slab[slot, kept % self.answers] = ring[kept % answers]
             offset += ring.nbytes
+        hashes = np.frombuffer(payload, np.uint64, answers, offset)
+        self._hashes[kept % self.answers, slot] = hashes[kept % answers]
 
     def row_bytes(self, answers: int) -> int:
         """The size of a row's content, remembering so many answers."""
         state = sum(slab[:1].nbytes for slab in self.state)
-        ring = (*self._answers, self._hashes)
-        return self._since.itemsize + state + answers * sum(slab[:1, :1].nbytes for slab in ring)
+        ring = self._hashes.itemsize + sum(slab[:1, :1].nbytes for slab in self._answers)
+        return self._since.itemsize + state + answers * ring
 
     def gather(self, slots: Ints) -> Arrays:
         """Copies the state of many rows: one array (batch, *shape) a tensor."""
@@ -157,7 +162,7 @@ class Slots:
         place = step % self.answers
         for slab, rows in zip(self._answers, outputs, strict=True):
             slab[slots, place] = rows
-        self._hashes[slots, place] = hashes
+        self._hashes[place, slots] = hashes
         self.step[slots] = step
         return poisoned
 
@@ -174,10 +179,11 @@ class Slots:
         for (slab, size), part in zip(self._state_bytes, next_state, strict=True):
             slab[slot * size : (slot + 1) * size] = part
         step = self._steps[slot] + 1
-        place = slot * self.answers + step % self.answers
+        turn = step % self.answers
+        place = slot * self.answers + turn
         for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
             slab[place * size : (place + 1) * size] = part
-        self._hash_numbers[place] = value_hash
+        self._hash_numbers[turn * self.capacity + slot] = value_hash
         self._steps[slot] = step
 
     def answer(self, slot: int, step: int) -> tuple[bytes, ...]:
@@ -205,7 +211,7 @@ class Slots:
         """Which of these timesteps, one a row, are remembered to have been applied with values of another hash."""
         last = self.step[slots]
         known = (steps > last - self.answers) & (steps >= self._since[slots])
-        applied = self._hashes[slots, steps % self.answers]
+        applied = self._hashes[steps % self.answers, slots]
         differ: npt.NDArray[np.bool_] = known & (applied != UNKNOWN) & (applied != hashes)
         return differ
 
