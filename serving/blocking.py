@@ -39,8 +39,8 @@ from serving.client import (
 )
 from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept
 from serving.client.client import Opening as AsynchronousOpening
-from serving.client.journal import Group
-from serving.client.rows import rows_of
+from serving.client.results import Group
+from serving.client.source import rows_of
 from serving.client.values import columns, parts_of
 from serving.core.spec import Floats, Ints
 

@@ -28,7 +28,6 @@ import os
 # child that never touches it. They count while grpc is being loaded; whoever wants them says so in the environment.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from serving.client.backoff import Backoff
 from serving.client.block import Block
 from serving.client.client import Client, Existence
 from serving.client.errors import (
@@ -58,8 +57,9 @@ from serving.client.errors import (
     WrongOrder,
     WrongProcess,
 )
-from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
+from serving.client.retry import Backoff
 from serving.client.stream import Stream
+from serving.client.types import Model, Prediction, Predictions, StreamInfo
 from serving.client.values import Some, Timesteps, Values
 
 __all__ = [

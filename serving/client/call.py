@@ -5,7 +5,7 @@ cancelled interrupts no write, and writing never waits for reading nor reading f
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Self
 
 import grpc
@@ -14,7 +14,7 @@ from serving.client.errors import ClientError, ServerUnavailable, StreamLost, St
 
 
 class CallEnded(Exception):
-    """The call is over; `error` says why, and the stream decides whether to open it again."""
+    """The call is over; `error` says why, and the session decides whether to make another one."""
 
     def __init__(self, error: ClientError) -> None:
         self.error = error
@@ -25,56 +25,48 @@ class Call:
     """One call.
 
     Args:
-        method: of the stub: `Predict` or `PredictBlocks`.
-        first: the first request; nothing follows before `opened`. None when `take` gives all.
+        method: of the stub.
         take: gives the next request, None when there is none now.
-        sleep: waits so many seconds.
-        again: whether what it opens was open before: then a refusal of the open is a loss.
 
     """
 
-    def __init__(
-        self,
-        method: Callable[[Any], Any],
-        first: Any,
-        take: Callable[[], Any],
-        sleep: Callable[[float], Awaitable[None]],
-        *,
-        again: bool = False,
-    ) -> None:
+    def __init__(self, method: Callable[[Any], Any], take: Callable[[], Any]) -> None:
         self._take = take
-        self._sleep = sleep
         self._loop = asyncio.get_running_loop()
-        self._first = first
-        self._pause_s = 0.0
         self._over = False  # nothing more is sent
         self._wanted: asyncio.Future[None] | None = None  # whoever has a request may wake the writer
         self._watchdog: asyncio.TimerHandle | None = None
         self._why: ClientError | None = None  # this side ended the call
-        self.opened = first is None
-        self._answered = again
+        self._heard_at = self._loop.time()
+        self.answered = False
         self._call = method(self)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._over
 
     def wake(self) -> None:
         """There may be something to send."""
         if self._wanted is not None and not self._wanted.done():
             self._wanted.set_result(None)
 
-    def pause(self, seconds: float) -> None:
-        """Sends nothing for so long."""
-        self._pause_s = seconds
-        self.wake()
-
     def half_close(self) -> None:
-        """Sends nothing more; what is under way may still be answered."""
+        """Sends nothing more; what is in flight may still be answered."""
         self._over = True
         self.wake()
 
     def cut_after(self, seconds: float, what: str) -> None:
-        """Ends the call when `what` has not come by then. Reads have no time-out of their own: grpc leaks by them."""
+        """Ends the call when `what` has not come, nor anything else, for so long. Reads have no time-out: grpc leaks by them."""
         self.spare()
-        error = ServerUnavailable(f"no {what} within {seconds:g} s", "DEADLINE_EXCEEDED")
-        self._watchdog = self._loop.call_later(seconds, self.cut, error)
+        self._heard_at = self._loop.time()
+        self._watchdog = self._loop.call_later(seconds, self._look, seconds, what)
+
+    def _look(self, seconds: float, what: str) -> None:
+        if (quiet_s := self._loop.time() - self._heard_at) < seconds:
+            self._watchdog = self._loop.call_later(seconds - quiet_s, self._look, seconds, what)
+        else:
+            self.cut(ServerUnavailable(f"no {what} within {seconds:g} s", "DEADLINE_EXCEEDED"))
 
     def spare(self) -> None:
         """What was waited for has come."""
@@ -99,7 +91,7 @@ class Call:
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            otherwise = StreamLost if self._answered else StreamRefused
+            otherwise = StreamLost if self.answered else StreamRefused
             raise CallEnded(error_of(error.code(), error.details(), error.trailing_metadata(), otherwise)) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -109,41 +101,35 @@ class Call:
             raise CallEnded(self._why or ServerUnavailable("the call was cancelled", "CANCELLED")) from None
         if response is grpc.aio.EOF:
             raise CallEnded(self._why or ServerUnavailable("the server ended the call", "OK"))
-        self._answered = True
+        self.answered = True
+        self._heard_at = self._loop.time()
         return response
 
     async def finish(self, seconds: float) -> None:
         """Reads to the end, which is near; cuts when it is not."""
+        self.half_close()
         self.cut_after(seconds, "end of the call")
         try:
             while True:
                 await self.read()
         except CallEnded:
-            pass
+            self.spare()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
         """The next request; called by grpc, once the one before is written."""
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
         while not self._over:
-            if self._pause_s:
-                seconds, self._pause_s = self._pause_s, 0.0
-                await self._sleep(seconds)
-                continue
-            if self.opened:
-                try:
-                    request = self._take()
-                except Exception as bug:  # grpc would log it at debug level and cancel the call
-                    self._why = lost_by(bug)
-                    raise
-                if request is not None:
-                    return request
-                if self._over:
-                    break
+            try:
+                request = self._take()
+            except Exception as bug:  # grpc would log it at debug level and cancel the call
+                self._why = lost_by(bug)
+                raise
+            if request is not None:
+                return request
+            if self._over:
+                break
             self._wanted = self._loop.create_future()
             await self._wanted
         raise StopAsyncIteration

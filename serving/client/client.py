@@ -1,23 +1,20 @@
 """A connection to a server, on which streams are opened and questions are asked."""
 
 import numbers
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
-import grpc
-
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
-from serving.client.backoff import Backoff
 from serving.client.block import Block
-from serving.client.connection import Connection
+from serving.client.connection import Connection, make_channel
 from serving.client.errors import InvalidArgument, WrongOrder
-from serving.client.nouns import STATES, Model, Prediction, StreamInfo, info_of, model_of
-from serving.client.patience import Limits
+from serving.client.retry import Backoff, Limits
+from serving.client.session import Session
 from serving.client.single import Single
 from serving.client.stream import Stream
+from serving.client.types import STATES, Model, Prediction, StreamInfo, info_of, model_of
 from serving.client.values import Values
 from serving.core.spec import STEP_MAX
 
@@ -37,11 +34,8 @@ RECONNECT_S = 60.0
 BUFFER_MAX = 8192
 # As many as a server keeps unless it is told otherwise.
 STREAMS_MAX = 1_000_000
-# Streams decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
-CHANNEL_RECONNECT_MS_FIRST = 100
-CHANNEL_RECONNECT_MS_MAX = 1000
-# The answer to 65,536 rows of a model with many outputs. gRPC's own limit is 4 MB.
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+# A server has some tens of workers at most, each of which has a connection of its own.
+CALLS_MAX = 1024
 
 
 class Client:
@@ -54,6 +48,7 @@ class Client:
             the server had no room for; None for ever, 0 not at all.
         buffer_max: how many timesteps a stream keeps that the server has not stored; then `step` waits.
         backoff: the waits between tries.
+        calls: over so many connections streams are spread, a call on each; for servers with several workers.
 
     Raises:
         InvalidArgument: one of these cannot be; the message says which.
@@ -69,6 +64,7 @@ class Client:
         reconnect_s: float | None = RECONNECT_S,
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
+        calls: int = 1,
     ) -> None:
         self.address = arguments.address("address", address)
         if backoff is not None and not isinstance(backoff, Backoff):
@@ -79,24 +75,17 @@ class Client:
             arguments.whole("buffer_max", buffer_max, 1, arguments.UINT32_MAX),
         )
         self._backoff = backoff or Backoff()
-        self._streams: set[Stream] = set()
-        self._blocks: set[Block] = set()
-        channel = grpc.aio.insecure_channel(
-            address,
-            options=[
-                # Find out within a minute that a server died without a word.
-                ("grpc.keepalive_time_ms", 40_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                # Two clients of one process do not share a connection unless they are one client.
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.initial_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_FIRST),
-                ("grpc.max_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_MAX),
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
-                ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
-            ],
-        )
-        self._connection = Connection(channel)
+        self._kept: set[Stream | Block] = set()
+        self._connections = [
+            Connection(make_channel(self.address)) for _ in range(arguments.whole("calls", calls, 1, CALLS_MAX))
+        ]
+        self._connection = self._connections[0]
+        # A stream whose answers wait for the store holds up those behind it, so such streams share a call of their own.
+        self._sessions = {
+            sync: [Session(connection, self._limits, self._backoff) for connection in self._connections]
+            for sync in (False, True)
+        }
+        self._owner = uuid4().hex
         self._single = Single(self._connection, self._limits, self._backoff)
         self._entered = False
 
@@ -117,11 +106,12 @@ class Client:
         """
         if self._connection.elsewhere:
             return
-        for stream in list(self._streams):
-            await stream.leave()
-        for block in list(self._blocks):
-            await block.leave()
-        await self._connection.close()
+        for kept in list(self._kept):
+            kept.leave()
+        for session in [*self._sessions[False], *self._sessions[True]]:
+            await session.end()
+        for connection in self._connections:
+            await connection.close()
 
     async def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
@@ -290,7 +280,8 @@ class Client:
             existence: "must_exist" or "must_be_new" to be refused otherwise.
             sync: predictions come only when their timesteps are stored.
             owner: what the server knows this client by when the stream is opened again, at most 256 bytes of UTF-8; empty for a
-                random one. Give the same each time when a program that was restarted shall count as the one before it.
+                random one, the same for all streams of this client. Give the same each time when a program that was restarted shall count
+                as the one before it.
 
         Raises:
             InvalidArgument: one of these cannot be.
@@ -298,16 +289,9 @@ class Client:
             StreamLost: the server could not be reached within `timeout_s`, or, on leaving, see `Stream.close`.
 
         """
-        ask = pb.Open(
-            stream_id=arguments.name("stream_id", stream_id),
-            model=arguments.text("model", model),
-            version=arguments.text("version", version),
-            existence=_existence(existence),
-            durability=_durability(sync),
-            owner=_owner(owner),
-            kept_max=self._limits.buffer_max,
-        )
-        return Opening(self._streams, lambda: Stream(self._connection, ask, self._limits, self._backoff))
+        name = arguments.name("stream_id", stream_id)
+        ask = self._ask_for(model, version, existence, sync, owner)
+        return Opening(self._kept, lambda: Stream(self._session(name, sync=sync), name, ask))
 
     def block(
         self,
@@ -339,15 +323,28 @@ class Client:
 
         """
         stream_ids = _stream_ids(streams)
-        ask = pb.OpenStreams(
+        ask = self._ask_for(model, version, existence, sync, owner)
+        return Opening(self._kept, lambda: Block(self._session("", sync=sync), stream_ids, ask))
+
+    def _ask_for(self, model: str, version: str, existence: Existence, sync: bool, owner: str) -> pb.OpenStreams:
+        """What is asked when streams are opened."""
+        return pb.OpenStreams(
             model=arguments.text("model", model),
             version=arguments.text("version", version),
             existence=_existence(existence),
             durability=_durability(sync),
-            owner=_owner(owner),
+            owner=arguments.name("owner", owner) or self._owner,
             kept_max=self._limits.buffer_max,
         )
-        return Opening(self._blocks, lambda: Block(self._connection, stream_ids, ask, self._limits, self._backoff))
+
+    def _session(self, stream_id: str, *, sync: bool) -> Session:
+        """Where streams are opened: where one of that name is already, else where the fewest are."""
+        self._connection.check_open()
+        sessions = self._sessions[sync]
+        return next(
+            (session for session in sessions if session.has(stream_id)),
+            min(sessions, key=lambda session: session.window.in_use),
+        )
 
     async def _ask(self, method: str, request: Any) -> Any:
         """Asks a question that is answered once."""
@@ -381,17 +378,13 @@ def _existence(value: object) -> pb.Existence:
     raise arguments.wrong("existence", value, f"one of {', '.join(EXISTENCE)}")
 
 
-def _owner(value: object) -> str:
-    return arguments.name("owner", value) or uuid4().hex
-
-
 class Opening(Generic[Kept]):
     """What `Client.open` and `Client.block` give: enter it to have the stream, or the block.
 
     Not a generator: one that is thrown away half-way would close its stream when the garbage is collected.
     """
 
-    def __init__(self, all_kept: set[Kept], begin: Callable[[], Kept]) -> None:
+    def __init__(self, all_kept: "set[Stream | Block]", begin: Callable[[], Kept]) -> None:
         self._all = all_kept
         self._begin = begin
         self._kept: Kept | None = None
@@ -404,7 +397,7 @@ class Opening(Generic[Kept]):
         try:
             await kept.start()
         except BaseException:
-            await self._leave(kept)
+            self._leave(kept)
             raise
         return kept
 
@@ -414,8 +407,8 @@ class Opening(Generic[Kept]):
             if error is None:
                 await self._kept.close()
         finally:
-            await self._leave(self._kept)
+            self._leave(self._kept)
 
-    async def _leave(self, kept: Kept) -> None:
+    def _leave(self, kept: Kept) -> None:
         self._all.discard(kept)
-        await kept.leave()
+        kept.leave()

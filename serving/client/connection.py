@@ -9,6 +9,31 @@ import grpc
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client.errors import WrongOrder, WrongProcess, error_of
 
+# Sessions decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
+RECONNECT_MS_FIRST = 100
+RECONNECT_MS_MAX = 1000
+# The answer to 65,536 rows of a model with many outputs. gRPC's own limit is 4 MB.
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+
+
+def make_channel(address: str) -> grpc.aio.Channel:
+    """A channel to a server."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            # Find out within a minute that a server died without a word.
+            ("grpc.keepalive_time_ms", 40_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            # Two clients of one process do not share a connection unless they are one client.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_FIRST),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+            ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
+        ],
+    )
+
 
 class Connection:
     """A channel, and the methods that can be called over it.

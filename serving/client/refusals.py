@@ -1,6 +1,6 @@
-"""What becomes of timesteps of a block that were refused: sent again after a while, told to their callers, or the loss of their stream.
+"""What becomes of timesteps that were refused: sent again after a while, told to their callers, or the loss of their stream.
 
-The ledger keeps the books of it; here is done what the server says of each, for its stream alone.
+The window keeps the books of it; here is done what the server says of each, for its stream alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,17 @@ from serving.client.errors import (
     AnswerLost,
     ClientError,
     Diverged,
+    InvalidTimestep,
     ServerUnavailable,
     StreamLost,
     TimestepRefused,
+    ValuesDiffer,
     refusal_of,
 )
-from serving.client.ledger import Ledger
-from serving.client.parcel import Parcel
-from serving.client.patience import Shortage
+from serving.client.results import Answers
+from serving.client.retry import Shortage
+from serving.client.types import Prediction
+from serving.client.window import NO_ROWS, Message, Repeat, Window, check_numbers
 from serving.core.spec import Ints
 
 
@@ -39,39 +42,42 @@ class Decision(NamedTuple):
 
 
 class Refusals:
-    """Decides about refused timesteps of a ledger; those that may be sent again are, within `reconnect_s`."""
+    """Decides about refused timesteps; those that may be sent again are, within `reconnect_s`."""
 
-    def __init__(self, ledger: Ledger, shortage: Shortage, reconnect_s: float) -> None:
-        self._ledger = ledger
+    def __init__(self, window: Window, shortage: Shortage, reconnect_s: float) -> None:
+        self._window = window
         self._shortage = shortage
         self._reconnect_s = reconnect_s
 
-    def of_all(self, parcel: Parcel, error: pb.Error) -> Decision:
-        """Decides about a parcel of which no row was applied.
+    def of_all(self, message: Message, error: pb.Error) -> Decision:
+        """Decides about a message of which no row was applied.
 
         Raises:
             CallEnded: the streams are to be opened again.
-            StreamLost: it is nothing that trying again mends.
 
         """
         refusal = refusal_of(error)
         if refusal.action == pb.Error.ACTION_REOPEN:
             raise CallEnded(refusal)
-        if not (isinstance(refusal, TimestepRefused) and refusal.action == pb.Error.ACTION_RETRY):
-            raise StreamLost(f"the server refused a block: {refusal}", refusal.reason)
-        rows = self._ledger.first_rows(parcel)
-        self._ledger.refused(parcel, rows, np.zeros(len(rows), np.int64))
-        return self._decide(parcel, dict.fromkeys(rows.tolist(), refusal), {})
+        again = isinstance(refusal, TimestepRefused) and refusal.action == pb.Error.ACTION_RETRY
+        if message.repeats:
+            return self._decide_on_repeats(list(message.repeats), dict.fromkeys(range(len(message.repeats)), refusal))
+        rows = self._window.first_rows(message)
+        if not again:
+            lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)
+            return Decision(NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), told=False)
+        self._window.refused(message, rows, np.zeros(len(rows), np.int64))
+        return self._decide(message, dict.fromkeys(rows.tolist(), refusal), {})
 
-    def of_rows(self, parcel: Parcel, rows: Ints, errors: Sequence[pb.Error]) -> Decision:
+    def of_rows(self, message: Message, rows: Ints, errors: Sequence[pb.Error]) -> Decision:
         """Decides about rows, one a stream.
 
         Raises:
             CallEnded: the streams are to be opened again.
 
         """
-        self._ledger.refused(parcel, rows, np.array([error.next_step for error in errors], np.int64))
-        refusals: dict[int, TimestepRefused] = {}
+        self._window.refused(message, rows, np.array([error.next_step for error in errors], np.int64))
+        refusals: dict[int, ClientError] = {}
         lost: dict[int, ClientError] = {}
         for row, error in zip(rows.tolist(), errors, strict=True):
             refusal = refusal_of(error)
@@ -80,40 +86,90 @@ class Refusals:
             if isinstance(refusal, TimestepRefused):
                 refusals[row] = refusal
             else:
-                lost[int(parcel.streams[row])] = refusal
-        return self._decide(parcel, refusals, lost)
+                lost[int(message.streams[row])] = refusal
+        return self._decide(message, refusals, lost)
 
-    def _decide(
-        self, parcel: Parcel, refusals: Mapping[int, TimestepRefused], lost: dict[int, ClientError]
-    ) -> Decision:
-        rows = np.fromiter(refusals, np.int64, len(refusals))
-        short = np.array([row for row in refusals if refusals[row].action == pb.Error.ACTION_RETRY], np.int64)
-        again = short[self._shortage.may_wait(parcel.streams[short], parcel.steps[short], self._reconnect_s)]
-        self._ledger.send_again(parcel, again)
-        self._ledger.hold(parcel.streams[again])
+    def of_repeats(self, message: Message, answers: Answers, errors: Mapping[int, pb.Error]) -> Decision:
+        """Hands over old answers that were asked for again, and decides about those that were refused.
+
+        Raises:
+            StreamLost: an answer has another number than was asked for.
+            CallEnded: the streams are to be opened again.
+
+        """
+        check_numbers(answers.steps[~answers.refused], message.steps[~answers.refused])
+        outputs = message.buffer.model.outputs
+        forgotten, refused = answers.forgotten.tolist(), answers.refused.tolist()
+        for row, repeat in enumerate(message.repeats):
+            if not refused[row] and not repeat.waiter.done():
+                packed = [] if forgotten[row] else [column[row].tobytes() for column in answers.outputs]
+                durable_step = int(answers.durable_steps[row])
+                repeat.waiter.set_result(Prediction(repeat.step, outputs, packed, durable_step, duplicate=True))
+        return self._decide_on_repeats(message.repeats, {row: refusal_of(error) for row, error in errors.items()})
+
+    def _decide_on_repeats(self, repeats: Sequence[Repeat], refusals: Mapping[int, ClientError]) -> Decision:
+        lost: dict[int, ClientError] = {}
+        held: list[int] = []
+        retry_after_s, told = 0.0, False
+        for row, refusal in refusals.items():
+            repeat = repeats[row]
+            if refusal.action == pb.Error.ACTION_REOPEN:
+                raise CallEnded(refusal)
+            if isinstance(refusal, ValuesDiffer):
+                # Whoever asks for an old answer may have it wrong; what this stream has sent stands.
+                refusal = InvalidTimestep(str(refusal), refusal.reason, field="values")
+            elif not isinstance(refusal, TimestepRefused):
+                lost[repeat.stream] = refusal
+            elif refusal.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(
+                repeat.stream, repeat.step, self._reconnect_s
+            ):
+                self._window.ask_again(repeat)
+                held.append(repeat.stream)
+                retry_after_s = max(retry_after_s, refusal.retry_after_s)
+                continue
+            if not repeat.waiter.done():
+                repeat.waiter.set_exception(refusal)
+                told = True
+        self._window.hold(np.array(held, np.int64))
+        return Decision(np.array(held, np.int64), retry_after_s, lost, told)
+
+    def _decide(self, message: Message, refusals: Mapping[int, ClientError], lost: dict[int, ClientError]) -> Decision:
+        streams, steps = message.streams, message.steps
+        again = np.array(
+            [
+                row
+                for row, refusal in refusals.items()
+                if refusal.action == pb.Error.ACTION_RETRY
+                and self._shortage.may_wait(int(streams[row]), int(steps[row]), self._reconnect_s)
+            ],
+            np.int64,
+        )
+        self._window.send_again(message, again)
+        self._window.hold(streams[again])
         retry_after_s = max((refusals[row].retry_after_s for row in again.tolist()), default=0.0)
-        given_up = np.setdiff1d(rows, again)
-        delivered = self._ledger.delivered(parcel, given_up)
+        given_up = np.setdiff1d(np.fromiter(refusals, np.int64, len(refusals)), again)
+        delivered = self._window.delivered(message, given_up)
         for row in given_up[delivered].tolist():
-            lost[int(parcel.streams[row])] = self._loss_by(int(parcel.steps[row]), refusals[row])
-        self._tell(parcel, given_up[~delivered], refusals)
-        return Decision(parcel.streams[again], retry_after_s, lost, bool(len(given_up[~delivered])))
+            lost[int(streams[row])] = self._loss_by(int(steps[row]), refusals[row])
+        self._tell(message, given_up[~delivered], refusals)
+        return Decision(streams[again], retry_after_s, lost, bool(len(given_up[~delivered])))
 
-    def _tell(self, parcel: Parcel, rows: Ints, refusals: Mapping[int, TimestepRefused]) -> None:
+    def _tell(self, message: Message, rows: Ints, refusals: Mapping[int, ClientError]) -> None:
         """Tells the callers of rows that they were refused. Those that had been applied all the same keep their numbers."""
-        applied = self._ledger.applied(parcel, rows)
-        self._shortage.given_up(parcel.streams[rows])
+        applied = self._window.applied(message, rows)
+        for stream in message.streams[rows].tolist():
+            self._shortage.over(stream)
         lost_answers = [
             AnswerLost(
-                f"timestep {parcel.steps[row]} was applied, but could not be answered: {refusals[row]}",
+                f"timestep {message.steps[row]} was applied, but could not be answered: {refusals[row]}",
                 refusals[row].reason,
             )
             for row in rows[applied].tolist()
         ]
-        self._ledger.pass_over(parcel, rows[applied], lost_answers)
-        self._ledger.drop(parcel, rows[~applied], [refusals[row] for row in rows[~applied].tolist()])
+        self._window.pass_over(message, rows[applied], lost_answers)
+        self._window.drop(message, rows[~applied], [refusals[row] for row in rows[~applied].tolist()])
 
-    def _loss_by(self, step: int, refusal: TimestepRefused) -> StreamLost:
+    def _loss_by(self, step: int, refusal: ClientError) -> StreamLost:
         """What a stream is lost by when a timestep is refused whose answer was delivered."""
         if refusal.action == pb.Error.ACTION_RETRY:
             return ServerUnavailable(

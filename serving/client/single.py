@@ -6,13 +6,11 @@ The description of a model that has run one is asked for once.
 from collections.abc import Mapping
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.backoff import Backoff
 from serving.client.connection import Connection
 from serving.client.errors import AnswerLost, ClientError, StreamNotFound
-from serving.client.nouns import Model, Prediction, model_of
-from serving.client.patience import Limits, Patience
+from serving.client.retry import Backoff, Limits, Retry
+from serving.client.types import Model, Prediction, model_of
 from serving.client.values import Values, pack
-from serving.rpc import wire
 
 # A server has some models of some versions each. Beyond these the oldest are asked for again.
 DESCRIPTIONS_MAX = 64
@@ -44,13 +42,11 @@ class Single:
             raise AnswerLost(
                 f"timestep {answer.step} was applied, but the server no longer remembers its answer", "ANSWER_LOST"
             )
-        arrays = wire.decode_arrays(model.outputs, answer.outputs)
-        return Prediction(answer.step, arrays, answer.durable_step, answer.duplicate)
+        return Prediction(answer.step, model.outputs, answer.outputs, answer.durable_step, answer.duplicate)
 
     async def _answer(self, request: pb.PredictOneRequest) -> pb.PredictOneResponse:
         """Asks, again after a break or when the server says so; one without a number would be applied again."""
-        patience = Patience(self._limits, self._backoff, self._connection.may_be_up)
-        patience.rest()
+        retry = Retry(self._limits, self._backoff, self._connection.may_be_up)
         while True:
             try:
                 response: pb.PredictOneResponse = await self._connection.ask(
@@ -59,7 +55,7 @@ class Single:
             except ClientError as error:
                 if not request.step:
                     raise
-                await patience.wait(error, f"timestep {request.step} of stream {request.stream_id}", opened=True)
+                await retry.wait(error, f"timestep {request.step} of stream {request.stream_id}")
             else:
                 return response
 

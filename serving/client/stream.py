@@ -1,49 +1,21 @@
-"""A stream that survives its connection: numbered timesteps go out, each prediction comes back once and in order.
-
-What to send and whose an answer is, `serving.client.journal` decides; `serving.client.call` speaks; here a stream is kept open.
-
-Laws:
-1. One task a stream reads, opens again and decides. A caller that is cancelled touches no call.
-2. The task never dies in silence: whatever ends it is raised to all who wait, to the next `step`, or by `close`.
-3. Everything has a bound: an open `timeout_s`, breaks and refusals `reconnect_s` (a try that began within it may finish),
-   timesteps that are kept `buffer_max`.
-"""
+"""One stream: a view of a session that sends one timestep at a time."""
 
 import asyncio
-import logging
-from collections import deque
 from collections.abc import AsyncIterator
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
-from serving.client.backoff import Backoff
-from serving.client.call import Call, CallEnded
-from serving.client.connection import Connection
-from serving.client.errors import (
-    AnswerLost,
-    ClientError,
-    InvalidArgument,
-    InvalidTimestep,
-    ServerUnavailable,
-    StepGap,
-    StreamLost,
-    StreamNotFound,
-    TimestepRefused,
-    ValuesDiffer,
-    lost_by,
-    refusal_of,
-)
-from serving.client.journal import Entry, Group, Journal
-from serving.client.nouns import Model, Prediction, check_same, model_of
-from serving.client.patience import Limits, Patience
-from serving.client.rows import Rows, Source
+from serving.client.buffer import Buffer
+from serving.client.errors import ClientError, InvalidArgument, InvalidTimestep, StepGap, StreamLost
+from serving.client.results import Group
+from serving.client.session import Session
+from serving.client.source import Rows, Source
+from serving.client.types import Model, Prediction
 from serving.client.values import Values, pack
+from serving.client.window import Repeat
 from serving.core.spec import STEP_MAX
-from serving.rpc import wire
 
-log = logging.getLogger("tidegate.client")
-
-Ticket = asyncio.Future[pb.Prediction]
+Pending = asyncio.Future[Prediction]
 
 
 class Stream:
@@ -61,48 +33,57 @@ class Stream:
 
     model: Model
 
-    def __init__(self, connection: Connection, ask: pb.Open, limits: Limits, backoff: Backoff) -> None:
-        self.stream_id = ask.stream_id
+    def __init__(self, session: Session, stream_id: str, ask: pb.OpenStreams) -> None:
         self.owner = ask.owner
-        self.kind = ""
-        self.epoch = 0
-        self.reconnects = 0
-        connection.check_open()
-        self._connection = connection
-        self._ask = ask
-        self._limits = limits
-        self._backoff = backoff
-        self._journal = Journal()
-        self._room = asyncio.Semaphore(limits.buffer_max)  # first come, first served
-        self._comparable = False  # whether this server promises the same bits for the same timesteps
+        self.reconnects = -1
+        self._session = session
+        self._window = session.window
+        self._buffer: Buffer
+        self._door = asyncio.Lock()  # who waits for room goes first
         self._ready = asyncio.Event()  # it was opened, or will never be
-        self._closing: pb.Close | None = None
+        self._over = asyncio.Event()
+        self._closing = False
         self._lost: ClientError | None = None
         self._told = False  # whether anybody knows of it
-        self._patience = Patience(limits, backoff, connection.may_be_up)
-        self._call = self._make_call()
-        self._task = asyncio.create_task(self._run())
+        self._final: tuple[int, int] | None = None  # next and durable step, once nobody uses the stream
+        (self._index,) = session.join(ask, [stream_id], self).tolist()
+        self._member = session.member(self._index)
 
     def __repr__(self) -> str:
-        return f"<Stream {self.stream_id}, next step {self.next_step}, {self.reconnects} reconnects, {self._journal!r}>"
+        return f"<Stream {self.stream_id}, next step {self.next_step}, {self.reconnects} reconnects>"
+
+    @property
+    def stream_id(self) -> str:
+        """Its name."""
+        return self._member.stream_id
+
+    @property
+    def kind(self) -> str:
+        """How `Client.open` found it: "new", "resumed" or "taken_over"."""
+        return self._member.kind
+
+    @property
+    def epoch(self) -> int:
+        """Rises with every open of the stream, those after a break among them; for logs."""
+        return self._member.epoch
 
     @property
     def next_step(self) -> int:
         """The number that the next timestep will have."""
-        return self._journal.next_step
+        return self._final[0] if self._final else self._window.next_steps.item(self._index)
 
     @property
     def durable_step(self) -> int:
         """The last timestep whose state is stored, as far as the server has told."""
-        return self._journal.durable_step
+        return self._final[1] if self._final else self._window.durable_steps.item(self._index)
 
     @property
     def window(self) -> int:
-        """How many timesteps may be under way; the server says."""
-        return self._journal.window
+        """How many timesteps may be in flight; the server says."""
+        return self._window.window
 
     async def step(self, values: Values, *, step: int | None = None, group: Group | None = None) -> Prediction:
-        """Sends one timestep and waits for its prediction. Several may be under way; they are answered in order.
+        """Sends one timestep and waits for its prediction. Several may be in flight; they are answered in order.
 
         A break of the connection is mended unseen. Waits for room while `buffer_max` timesteps are kept that the server
         has not stored. When cancelled later than that, the timestep is applied all the same, and its prediction dropped.
@@ -121,7 +102,7 @@ class Stream:
             StreamLost, StreamRefused: the stream can no longer be used from here.
 
         """
-        return self._prediction(await (await self._submit(values, step, group)))
+        return await (await self._submit(values, step, group))
 
     async def predict(self, rows: Rows[Values]) -> AsyncIterator[Prediction]:
         """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
@@ -137,22 +118,8 @@ class Stream:
         """
         group = Group()
         source = Source("rows", rows)
-        tickets: deque[Ticket] = deque()
-        try:
-            while tickets or not source.ended:
-                if tickets and (source.ended or tickets[0].done() or len(tickets) >= self.window):
-                    yield self._prediction(await tickets[0])
-                    tickets.popleft()
-                elif await source.read(unless=tickets[0] if tickets else None):
-                    try:
-                        tickets.append(await self._submit(source.row, None, group))
-                    except InvalidTimestep as error:
-                        tickets.append(source.failed(error))
-        finally:
-            for ticket in tickets:
-                if not ticket.cancel() and not ticket.cancelled():
-                    ticket.exception()  # raised to the caller for the first of the group
-            await source.close()
+        async for prediction in source.answers(lambda row: self._submit(row, None, group), lambda: self.window):
+            yield prediction
 
     async def start(self) -> None:
         """Waits until the stream is open; called by `Client.open`."""
@@ -173,52 +140,78 @@ class Stream:
             ClientError: what ended the stream before that, unless it was raised to somebody already.
 
         """
-        self._connection.check()
-        if self._closing is None:
-            self._closing = pb.Close(forget=arguments.flag("forget", forget))
-            self._call.wake()
-        await asyncio.wait([self._task])
+        self._session.check()
+        if not self._closing:
+            forget = arguments.flag("forget", forget)
+            self._closing = True
+            self._session.close([self._index], forget=forget)
+        await self._over.wait()
         if not self._told:
             self._check()
 
-    async def leave(self) -> None:
-        """Ends the call at once; the server parks the stream. Timesteps under way may be applied or not."""
-        if self._connection.elsewhere:
-            return  # it is open in the process that opened it
-        self._call.cut(StreamLost("the stream was left"))
-        self._task.cancel()
-        await asyncio.wait([self._task])
+    def leave(self) -> None:
+        """Lets go of the stream at once; the server parks it. Timesteps in flight may be applied or not."""
+        if self._final is None:
+            self._final = self.next_step, self.durable_step
+            self._told = True
+            self._lost = self._lost or StreamLost("the stream was left; open it again to go on")
+            self._session.leave([self._member])
 
-    async def _submit(self, values: Values, step: int | None, group: Group | None) -> Ticket:
+    # What the session tells --------------------------------------------------------------------------------------------
+
+    def on_opened(self, place: int, buffer: Buffer, call: int) -> None:  # noqa: ARG002 - of the protocol
+        """The stream is open, for the first time or again."""
+        self._buffer = buffer
+        self.model = buffer.model
+        self.reconnects += 1
+        self._ready.set()
+
+    def on_lost(self, place: int, error: ClientError, *, told: bool, whole: bool) -> None:  # noqa: ARG002 - of the protocol
+        """The stream can no longer be used."""
+        self._lost = error
+        self._told |= told
+        self._ready.set()
+        self._over.set()
+
+    def on_closed(self, place: int) -> None:  # noqa: ARG002 - of the protocol
+        """The stream is closed."""
+        self._lost = StreamLost("the stream is closed; open it again to go on")
+        self._told = True
+        self._over.set()
+
+    # Sending -----------------------------------------------------------------------------------------------------------
+
+    async def _submit(self, values: Values, step: int | None, group: Group | None) -> Pending:
         """Puts a timestep in line, once there is room; gives a future of its answer."""
-        self._connection.check()
+        self._session.check()
         try:
             packed, number = self._read(values, step)
         except InvalidTimestep:
             if group is not None:
-                await self._room.acquire()  # those before it in the group come first
-                self._room.release()
-                group.fallen = True
+                async with self._door:  # those before it in the group come first
+                    group.fallen = True
             raise
-        await self._room.acquire()
-        try:
+        if number and number != self.next_step:
             self._check()
-            ticket: Ticket = asyncio.get_running_loop().create_future()
-            if number and number != self.next_step:
-                self._ask_again(packed, ticket, number)
-                self._room.release()
-            elif group is not None and group.fallen:
-                ticket.cancel()
-                self._room.release()
-            else:
-                self._journal.add(Entry(packed, ticket, group))
-        except ClientError:
-            self._room.release()  # so that the next one who waits for room learns of it too
-            raise
-        self._call.wake()
-        return ticket
+            return self._ask_again(packed, number)
+        if self._door.locked() or not self._window.has_room(self._index):
+            async with self._door:
+                while self._lost is None and not self._window.has_room(self._index):
+                    await self._session.room()
+                return self._add(packed, group)
+        return self._add(packed, group)
 
-    def _ask_again(self, packed: bytes, ticket: Ticket, step: int) -> None:
+    def _add(self, packed: bytes, group: Group | None) -> Pending:
+        if self._lost is not None or self._closing:
+            self._check()
+        pending: Pending = asyncio.get_running_loop().create_future()
+        if group is not None and group.fallen:
+            pending.cancel()
+        else:
+            self._session.add(self._buffer, self._index, packed, pending, group)
+        return pending
+
+    def _ask_again(self, packed: bytes, step: int) -> Pending:
         if step > self.next_step:
             raise StepGap(
                 f"step: got {step}, expected {self.next_step}; send the timesteps from {self.next_step} on",
@@ -226,14 +219,17 @@ class Stream:
                 field="step",
                 next_step=self.next_step,
             )
-        if step > self._journal.answered:
+        if step > self._window.answered.item(self._index):
             raise InvalidTimestep(
-                f"step: {step} is under way already; wait for its prediction",
+                f"step: {step} is in flight already; wait for its prediction",
                 "INVALID_FIELD",
                 field="step",
                 next_step=self.next_step,
             )
-        self._journal.ask_again(Entry(packed, ticket, repeat=step))
+        pending: Pending = asyncio.get_running_loop().create_future()
+        self._window.ask_again(Repeat(self._buffer, self._index, step, packed, pending))
+        self._session.wake()
+        return pending
 
     def _read(self, values: Values, step: int | None) -> tuple[bytes, int]:
         """What a caller gives, packed values and a number, 0 for none; raises InvalidTimestep."""
@@ -243,226 +239,10 @@ class Stream:
         except InvalidArgument as error:
             raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None
 
-    def _prediction(self, answer: pb.Prediction) -> Prediction:
-        arrays = wire.decode_arrays(self.model.outputs, answer.outputs)
-        return Prediction(answer.step, arrays, answer.durable_step, answer.duplicate)
-
     def _check(self) -> None:
         """Raises what has ended the stream, if anything has."""
         if self._lost is not None:
             self._told = True
             raise self._lost.with_traceback(None)  # or it would grow with every call that is made in vain
-        if self._closing is not None:
+        if self._closing:
             raise StreamLost("the stream is being closed; open it again to go on")
-
-    # The task ----------------------------------------------------------------------------------------------------------
-
-    async def _run(self) -> None:
-        """Keeps the stream open until it is closed; then says why to all that are left."""
-        lost: ClientError = StreamLost("the stream is closed; open it again to go on")
-        try:
-            while not await self._speak():
-                self._call = self._make_call()
-            self._told = True
-        except asyncio.CancelledError:
-            self._told = True  # by whoever left
-        except ClientError as error:
-            lost = error
-        except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
-            lost = lost_by(bug)
-        self._lost = lost
-        self._call.cut(lost)
-        for entry in self._journal.clear():
-            if not entry.ticket.done():
-                entry.ticket.set_exception(lost)
-                self._told = True
-        self._room.release()
-        self._ready.set()
-
-    def _make_call(self) -> Call:
-        ask = pb.Open()
-        ask.CopyFrom(self._ask)
-        if self._ready.is_set():
-            ask.stream_id, ask.model, ask.version = self.stream_id, self.model.name, self.model.version
-            # Only to be forgotten it must be there: that it is not means that it has been.
-            ask.existence = pb.EXISTENCE_MUST_EXIST if self._forgetting else pb.EXISTENCE_UNSPECIFIED
-            ask.resume_from = 1 if self._forgetting else self._journal.first_step
-        return Call(
-            self._connection.stub.Predict,
-            pb.PredictRequest(open=ask),
-            self._next_request,
-            self._backoff.sleep,
-            again=self._ready.is_set(),
-        )
-
-    async def _speak(self) -> bool:
-        """One call from its open to its end; True when the stream is closed, False when it shall be opened again."""
-        call = self._call
-        call.cut_after(self._limits.timeout_s, "answer to open")
-        try:
-            while not self._take_in(call, await call.read()):
-                pass
-            await call.finish(self._limits.timeout_s)
-        except CallEnded as ended:
-            if self._forgetting and isinstance(ended.error, StreamNotFound):
-                return True
-            call.cut(ended.error)  # it may be this side that will have no more of it
-            await self._patience.wait(ended.error, f"stream {self.stream_id}", opened=self._ready.is_set())
-            return False
-        return True
-
-    def _take_in(self, call: Call, response: pb.PredictResponse) -> bool:
-        """One response; True when it is the last. Kinds that this client does not know mean nothing to it."""
-        kind = response.WhichOneof("kind")
-        if kind == "prediction":
-            self._predicted(response.prediction)
-        elif kind == "error":
-            self._refused(call, response.error)
-        elif kind == "opened":
-            self._opened(call, response.opened)
-        elif kind == "durable":
-            self._durable(response.durable.durable_step)
-        elif kind == "move":
-            log.info("stream %s is asked to move: %s", self.stream_id, response.move.message)
-            call.half_close()
-            call.cut_after(self._limits.timeout_s, "end of the call after move")
-        elif kind == "closed":
-            return self._closed(response.closed)
-        if self._journal.unsent or self._closing is not None:
-            call.wake()  # an answer makes room for the next timestep
-        return False
-
-    def _opened(self, call: Call, opened: pb.Opened) -> None:
-        first = not self._ready.is_set()
-        if first or self._forgetting:
-            self._journal.begin(opened.next_step, opened.durable_step, opened.answers_remembered)
-        else:
-            check_same(f"stream '{self.stream_id}'", self.model, opened.model)
-            self._journal.resume(opened.next_step, opened.answers_remembered)
-            self._durable(opened.durable_step)
-            self.reconnects += 1
-            log.info("stream %s is open again, %r", self.stream_id, self._journal)
-        self.epoch = opened.epoch
-        self._comparable = opened.model.batch_invariant
-        self._patience.opened()
-        call.opened = True
-        call.spare()
-        if first:
-            self.stream_id = opened.stream_id
-            self.model = model_of(opened.model)
-            self.kind = pb.Opened.Kind.Name(opened.kind).removeprefix("KIND_").lower()
-            self._ready.set()
-        if first or (self._journal.idle and self._closing is None):
-            self._patience.rest()
-
-    def _predicted(self, answer: pb.Prediction) -> None:
-        entry = self._journal.predicted(answer.step, answer.outputs, comparable=self._comparable)
-        if entry is not None or self._journal.idle:
-            self._patience.get_on()
-        if entry is not None:
-            if answer.outputs or entry.repeat:
-                _settle(entry, answer)
-            else:
-                _settle(
-                    entry,
-                    AnswerLost(
-                        f"timestep {answer.step} was applied, but the server no longer remembers its answer",
-                        "ANSWER_LOST",
-                    ),
-                )
-        self._durable(answer.durable_step)
-
-    def _refused(self, call: Call, error: pb.Error) -> None:
-        """Does what the server says about a timestep that it refused."""
-        entry = self._journal.refused(error.step, error.next_step)
-        if entry is None:
-            return
-        refusal = refusal_of(error)
-        if entry.repeat and isinstance(refusal, ValuesDiffer):
-            # Whoever asks for an old answer may have it wrong; what this stream has sent stands.
-            self._give_up(entry, error.step, InvalidTimestep(str(refusal), refusal.reason, field="values"))
-        elif not isinstance(refusal, TimestepRefused):
-            if entry.repeat:
-                self._journal.ask_again(entry)
-            raise CallEnded(refusal)
-        elif refusal.action == pb.Error.ACTION_RETRY and self._may_wait(entry):
-            call.pause(self._backoff.not_before_s(refusal.retry_after_s))
-            if entry.repeat:
-                self._journal.ask_again(entry)
-            else:
-                self._journal.send_again(error.step)
-        else:
-            self._give_up(entry, error.step, refusal)
-
-    def _may_wait(self, entry: Entry) -> bool:
-        """Whether there is time to send a timestep again; the time runs from its first refusal."""
-        now = self._backoff.clock()
-        if entry.until is None:
-            entry.until = now + self._limits.reconnect_s
-        return now < entry.until
-
-    def _give_up(self, entry: Entry, step: int, refusal: TimestepRefused) -> None:
-        """Tells the caller of a timestep, and those who fall with it, that it was refused."""
-        kept = step <= self._journal.answered and not entry.repeat
-        if kept and refusal.action == pb.Error.ACTION_RETRY:
-            raise ServerUnavailable(
-                f"timestep {step} could not be sent again for {self._limits.reconnect_s:g} s: {refusal}", refusal.reason
-            )
-        what: ClientError = refusal
-        if not entry.repeat and self._journal.had_been_applied(step):
-            what = AnswerLost(f"timestep {step} was applied, but could not be answered: {refusal}", refusal.reason)
-        self._patience.get_on()
-        for fallen in self._journal.give_up(step, entry):
-            if fallen.ticket.cancelled():
-                log.warning(
-                    "stream %s: timestep %d, whose caller has gone, was refused: %s", self.stream_id, step, what
-                )
-            _settle(fallen, what)
-            if not (fallen.repeat or isinstance(what, AnswerLost)):
-                self._room.release()
-
-    def _durable(self, step: int) -> None:
-        for _ in range(self._journal.durable(step)):
-            self._room.release()
-
-    def _closed(self, closed: pb.Closed) -> bool:
-        """Whether that is the end: everything is stored, or forgotten as was asked."""
-        if self._closing is None:
-            raise CallEnded(ServerUnavailable("the server closed the stream without being asked", "OK"))
-        self._durable(closed.durable_step)
-        if not self._closing.forget and self._journal.durable_step < self._journal.answered:
-            raise CallEnded(
-                ServerUnavailable(
-                    f"the server closed the stream with timesteps stored up to {self._journal.durable_step} of "
-                    f"{self._journal.answered}",
-                    "STORE_UNAVAILABLE",
-                )
-            )
-        return True
-
-    def _next_request(self) -> pb.PredictRequest | None:
-        """What to send now."""
-        taken = self._journal.take()
-        if taken is not None:
-            return pb.PredictRequest(timestep=pb.Timestep(step=taken[0], values=taken[1]))
-        if self._closing is not None and self._journal.idle:
-            self._call.half_close()  # nothing may follow
-            return pb.PredictRequest(close=self._closing)
-        return None
-
-    @property
-    def _forgetting(self) -> bool:
-        """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
-        return self._ready.is_set() and self._closing is not None and self._closing.forget and not self._journal.waiting
-
-
-def _settle(entry: Entry, answer: pb.Prediction | ClientError) -> None:
-    """Gives the caller of a timestep what it waits for, unless it has gone."""
-    ticket: Ticket = entry.ticket
-    entry.ticket = None
-    if ticket.done():
-        return
-    if isinstance(answer, ClientError):
-        ticket.set_exception(answer)
-    else:
-        ticket.set_result(answer)

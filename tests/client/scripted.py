@@ -1,11 +1,12 @@
 """A server that follows a script: every interleaving that a client must live with, forced and not hoped for.
 
-A script is an asynchronous function that plays one call of `Predict`; the calls that come take the scripts in turn, and a
+A script is an asynchronous function that plays one call of `PredictBlocks` with one stream; the calls that come take the scripts in turn, and a
 call too many is refused. What the server applied is in `history`, step by step, over all calls: its answer to a timestep
 is the sum of all values up to it, so that a lost, doubled or crossed timestep shows as a wrong number.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from grpc_status import rpc_status
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.client import Client, Stream
-from serving.client.backoff import Backoff
+from serving.client.retry import Backoff
 from tests.client.reasons import action_of, error_of
 
 # Nothing here takes a second; what has not happened after this never will.
@@ -37,20 +38,37 @@ MODEL = pb.Model(
 )
 
 
+# Where each field of an `Opened` stands in an `OpenedStreams`.
+COLUMNS = {
+    "stream_id": "stream_ids",
+    "kind": "kinds",
+    "next_step": "next_steps",
+    "epoch": "epochs",
+    "durable_step": "durable_steps",
+}
+
+
 def pack(*values: float) -> bytes:
     """Values as they travel."""
     return np.array(values, "<f4").tobytes()
 
 
 class Call:
-    """One call, as a script plays it."""
+    """One call of `PredictBlocks` with one stream, as a script plays it: row by row, however the client puts rows together.
+
+    A block is answered when each of its rows is.
+    """
 
     def __init__(self, server: "Scripted", context: Any) -> None:
         self.server = server
         self.context = context
         self.ask = pb.Open()
+        self.rows: deque[tuple[int, bytes]] = deque()  # read and not looked at
+        self.due: deque[pb.PredictedBlock] = deque()  # blocks that are not answered
+        self.sizes: deque[int] = deque()  # how many rows each of these has
+        self.width = len(pack(0.0))
 
-    async def read(self) -> pb.PredictRequest | None:
+    async def read(self) -> pb.PredictBlocksRequest | None:
         """The next request, None after the last."""
         request = await self.context.read()
         return None if request is grpc.aio.EOF else request
@@ -62,9 +80,11 @@ class Call:
         """
         await self.read_open()
         if self.ask.resume_from and self.server.owner != self.ask.owner:
-            await self.end("TAKEN_OVER")
+            await self.refuse_open("TAKEN_OVER")
+            return
         if self.ask.resume_from > len(self.server.history) + 1:
-            await self.end("STATE_LOST")
+            await self.refuse_open("STATE_LOST")
+            return
         self.server.epoch += 1
         self.server.owner = self.ask.owner
         opened = {
@@ -73,25 +93,74 @@ class Call:
             "next_step": next_step or len(self.server.history) + 1,
             "epoch": self.server.epoch,
             "answers_remembered": 32,
+            "durable_step": 0,
             "model": MODEL,
         }
-        await self.context.write(pb.PredictResponse(opened=pb.Opened(**{**opened, **more})))
+        await self.tell_opened(**{**opened, **more})
+
+    async def tell_opened(self, **opened: Any) -> None:
+        """Tells how the stream was opened."""
+        for_all = {name: opened.pop(name) for name in ("answers_remembered", "model") if name in opened}
+        columns = {COLUMNS[name]: [value] for name, value in opened.items()}
+        await self.write(opened=pb.OpenedStreams(handles=[1], **columns, **for_all))
+
+    async def refuse_open(self, reason: str | pb.Error, **more: Any) -> None:
+        """Refuses the open that was read."""
+        opened = pb.OpenedStreams(
+            stream_ids=[self.ask.stream_id],
+            handles=[0],
+            kinds=[pb.Opened.KIND_UNSPECIFIED],
+            next_steps=[0],
+            epochs=[0],
+            durable_steps=[0],
+            errors=[pb.RowError(row=0, error=error_of(reason, **more))],
+        )
+        await self.write(opened=opened)
 
     async def read_open(self) -> None:
         """Reads the open and does not answer."""
         request = await self.read()
         assert request is not None, "the call ended, expected an open"
         assert request.HasField("open"), request
-        self.ask = request.open
+        asked = request.open
+        assert len(asked.stream_ids) == 1, asked
+        self.ask = pb.Open(
+            stream_id=asked.stream_ids[0],
+            model=asked.model,
+            version=asked.version,
+            existence=asked.existence,
+            durability=asked.durability,
+            owner=asked.owner,
+            resume_from=asked.resume_from[0] if asked.resume_from else 0,
+            kept_max=asked.kept_max,
+        )
+
+    async def write(self, **kind: Any) -> None:
+        """Writes a response."""
+        await self.context.write(pb.PredictBlocksResponse(**kind))
+
+    async def row(self) -> tuple[int, bytes] | None:
+        """The next timestep, number and packed values; None when what comes is none."""
+        if not self.rows:
+            request = await self.read()
+            if request is None or not request.HasField("block"):
+                return None
+            steps = np.frombuffer(request.block.steps, "<u8").tolist()
+            width = len(request.block.values) // len(steps)
+            for place, step in enumerate(steps):
+                self.rows.append((step, request.block.values[place * width : (place + 1) * width]))
+            self.due.append(pb.PredictedBlock(block=request.block.block))
+            self.sizes.append(len(steps))
+        return self.rows.popleft()
 
     async def expect(self, *steps: int) -> None:
         """Reads timesteps, which must be these, and applies those that are next."""
         for step in steps:
-            request = await self.read()
-            assert request is not None, f"the call ended, expected timestep {step}"
-            assert request.timestep.step == step, f"{request}, expected timestep {step}"
+            row = await self.row()
+            assert row is not None, f"expected timestep {step}"
+            assert row[0] == step, f"{row}, expected timestep {step}"
             if step == len(self.server.history) + 1:
-                self.server.history.append(np.frombuffer(request.timestep.values, "<f4").item())
+                self.server.history.append(np.frombuffer(row[1], "<f4").item())
 
     async def expect_unapplied(self, *steps: int) -> None:
         """Reads timesteps, which must be these, and applies none."""
@@ -100,14 +169,26 @@ class Call:
         self.server.history[:] = history
 
     async def answer(self, *steps: int, durable: int = 0, outputs: list[bytes] | None = None) -> None:
-        """Answers timesteps that were applied."""
+        """Answers timesteps that were applied; without `outputs` the server no longer remembers."""
         for step in steps:
-            prediction = pb.Prediction(
-                step=step,
-                outputs=[pack(sum(self.server.history[:step]))] if outputs is None else outputs,
-                durable_step=durable,
-            )
-            await self.context.write(pb.PredictResponse(prediction=prediction))
+            block = self.due[0]
+            packed = pack(sum(self.server.history[:step])) if outputs is None else b"".join(outputs)
+            if not packed:
+                block.forgotten_rows.append(len(block.steps) // 8)
+                packed = pack(0.0)
+            await self._answered(step, packed, durable)
+
+    async def _answered(self, step: int, packed: bytes, durable: int) -> None:
+        """A row of the first block is answered; so is the block when that was its last."""
+        block = self.due[0]
+        if not block.outputs:
+            block.outputs.append(b"")
+        block.outputs[0] += packed
+        block.steps += np.array([step], "<u8").tobytes()
+        block.durable_steps += np.array([durable], "<u8").tobytes()
+        if len(block.steps) // 8 == self.sizes[0]:
+            self.sizes.popleft()
+            await self.write(block=self.due.popleft())
 
     async def serve(self, *steps: int, durable: int = 0) -> None:
         """Reads, applies and answers timesteps, one after the other."""
@@ -129,15 +210,21 @@ class Call:
                     next_step=next_step or len(self.server.history) + 1,
                     retry_after_ms=retry_after_ms,
                 )
-            await self.context.write(pb.PredictResponse(error=error))
+            self.due[0].errors.add(row=len(self.due[0].steps) // 8, error=error)
+            await self._answered(step, pack(0.0), 0)
 
     async def durable(self, step: int) -> None:
         """Tells what is stored."""
-        await self.context.write(pb.PredictResponse(durable=pb.Durable(durable_step=step)))
+        handles, steps = np.array([1], "<u4").tobytes(), np.array([step], "<u8").tobytes()
+        await self.write(durable=pb.DurableStreams(handles=handles, durable_steps=steps))
+
+    async def end_stream(self, reason: str | pb.Error, **more: Any) -> None:
+        """Tells that the stream no longer belongs to the call."""
+        await self.write(ended=pb.EndedStreams(handles=[1], error=error_of(reason, **more)))
 
     async def move(self) -> None:
         """Asks the client to move."""
-        await self.context.write(pb.PredictResponse(move=pb.Move(message="going")))
+        await self.write(move=pb.Move(message="going"))
 
     async def close(self, durable: int | None = None, *, forget: bool = False) -> None:
         """Reads the close and answers it."""
@@ -146,8 +233,9 @@ class Call:
         assert request.HasField("close"), request
         assert request.close.forget is forget
         step = len(self.server.history)
-        closed = pb.Closed(step=step, durable_step=step if durable is None else durable)
-        await self.context.write(pb.PredictResponse(closed=closed))
+        await self.write(
+            closed=pb.ClosedStreams(steps=[step], durable_steps=[step if durable is None else durable])
+        )
 
     async def end(
         self, reason: str = "", code: str = "", *, message: str = "", domain: str = "tidegate.v1", **metadata: str
@@ -195,7 +283,7 @@ class Scripted(pb_grpc.TidegateServiceServicer):
         self.address = ""
         self.replies: dict[str, Callable[[Any], Any]] = {}
 
-    async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
+    async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
         """Plays the next script."""
         await self.play(Call(self, context))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client.backoff import Backoff
+from serving.client.retry import Backoff
 
 
 def waits(dice: float) -> list[float]:

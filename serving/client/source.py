@@ -1,12 +1,15 @@
 """What `Stream.predict` and `Block.predict` read, from anything that can be iterated over, at once or asynchronously."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 from serving.client import arguments
+from serving.client.errors import InvalidTimestep
 
 Row = TypeVar("Row")
+Answer = TypeVar("Answer")
 
 Rows = Iterable[Row] | AsyncIterable[Row]
 
@@ -44,6 +47,30 @@ class Source(Generic[Row]):
         except (StopIteration, StopAsyncIteration):
             self.ended = True
             return False
+
+    async def answers(
+        self, submit: Callable[[Row], Awaitable["asyncio.Future[Answer]"]], window: Callable[[], int]
+    ) -> AsyncIterator[Answer]:
+        """Submits row after row, so many ahead, and yields the answers in order, each as soon as it is there.
+
+        A row that is no timestep is told after the answers to those before it, and nothing is read behind it.
+        """
+        pending: deque[asyncio.Future[Answer]] = deque()
+        try:
+            while pending or not self.ended:
+                if pending and (self.ended or pending[0].done() or len(pending) >= window()):
+                    yield await pending[0]
+                    pending.popleft()
+                elif await self.read(unless=pending[0] if pending else None):
+                    try:
+                        pending.append(await submit(self.row))
+                    except InvalidTimestep as error:
+                        pending.append(self.failed(error))
+        finally:
+            for answer in pending:
+                if not answer.cancel() and not answer.cancelled():
+                    answer.exception()  # raised to the caller for the first of them
+            await self.close()
 
     def failed(self, error: Exception) -> asyncio.Future[Any]:
         """The answer to a row that cannot be sent, after those to the rows before it; nothing is read behind it."""

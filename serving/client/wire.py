@@ -1,7 +1,4 @@
-"""Blocks as they travel: a parcel into its message, and the message that answers it into columns.
-
-Nothing here goes row by row, but for rows that were refused.
-"""
+"""Between the client's books and the messages of `PredictBlocks`. Nothing here goes row by row, but for rows that were refused."""
 
 from collections.abc import Iterable
 
@@ -9,9 +6,10 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.errors import StreamLost
-from serving.client.nouns import Model
-from serving.client.parcel import Answers, Bools, Parcel
-from serving.core.spec import Ints
+from serving.client.results import Answers, Bools
+from serving.client.types import Model
+from serving.client.window import Message
+from serving.core.spec import Ints, Output
 
 # What the protocol allows.
 ROWS_MAX = 65_536
@@ -23,6 +21,8 @@ BLOCK_BYTES = 64
 ROW_BYTES = 12
 # What an answer has beside its outputs: two numbers, and its place among the duplicates.
 ANSWER_BYTES = 21
+
+KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
 
 
 def rows_max(model: Model, message_bytes_max: int) -> int:
@@ -39,34 +39,39 @@ def rows_max(model: Model, message_bytes_max: int) -> int:
     return max(1, min(ROWS_MAX, request_bytes // asked, MESSAGE_BYTES_MAX // answered))
 
 
-def encode_block(parcel: Parcel, handles: Ints) -> pb.Block:
-    """A parcel, whose streams go by these handles."""
-    return pb.Block(
-        block=parcel.number,
-        handles=handles.astype("<u4").tobytes(),
-        steps=parcel.steps.astype("<u8").tobytes(),
-        values=parcel.values.tobytes(),
+def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
+    """A message, whose streams go by these handles."""
+    return pb.PredictBlocksRequest(
+        block=pb.Block(
+            block=message.number,
+            handles=handles.astype("<u4").tobytes(),
+            steps=message.steps.tobytes(),
+            values=message.values.tobytes(),
+        )
     )
 
 
-def decode_answers(parcel: Parcel, model: Model, message: pb.PredictedBlock) -> Answers:
-    """The answers to a parcel. Raises StreamLost when they do not fit it."""
-    rows = len(parcel.steps)
+def decode_answers(message: Message, outputs: tuple[Output, ...], block: pb.PredictedBlock) -> Answers:
+    """The answers to a message. Raises StreamLost when they do not fit it."""
+    rows = len(message.steps)
+    plain = not (block.duplicate_rows or block.forgotten_rows or block.errors)
     try:
+        nothing = np.zeros(rows, np.bool_)
         return Answers(
-            np.frombuffer(message.steps, "<i8").reshape(rows),
+            np.frombuffer(block.steps, "<i8").reshape(rows),
             [
                 np.frombuffer(packed, output.dtype).reshape(rows, *output.shape)
-                for output, packed in zip(model.outputs, message.outputs, strict=True)
+                for output, packed in zip(outputs, block.outputs, strict=True)
             ],
-            np.frombuffer(message.durable_steps, "<i8").reshape(rows),
-            _mark(rows, message.duplicate_rows),
-            _mark(rows, message.forgotten_rows),
-            _mark(rows, [error.row for error in message.errors]),
+            np.frombuffer(block.durable_steps, "<i8").reshape(rows),
+            nothing if plain else _mark(rows, block.duplicate_rows),
+            nothing if plain else _mark(rows, block.forgotten_rows),
+            nothing if plain else _mark(rows, [error.row for error in block.errors]),
+            plain,
         )
     except (ValueError, IndexError) as error:
         raise StreamLost(
-            f"the server's answer to block {parcel.number} does not fit its {rows} rows: {error}", "WRONG_ORDER"
+            f"the server's answer to block {message.number} does not fit its {rows} rows: {error}", "WRONG_ORDER"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """What a client is given: models, predictions, and streams as an operator sees them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.errors import ClientError, ModelMismatch
-from serving.core.spec import Array, Feature, Ints, Output
+from serving.core.spec import Array, Feature, Ints, ModelId, Output
 from serving.rpc import wire
 
 # Where a stream is in its life, as people write it.
@@ -38,29 +38,57 @@ class Model:
     batch_invariant: bool
     handles_missing: bool
 
+    @property
+    def id(self) -> ModelId:
+        """Name, version and fingerprint."""
+        return ModelId(self.name, self.version, self.fingerprint)
 
-@dataclass(frozen=True, slots=True)
+
 class Prediction(Mapping[str, Array]):
     """The answer to one timestep: a mapping from output names to arrays.
 
-    `duplicate` says that the model did not run for this answer: the timestep had been applied before. Empty when a
-    timestep was asked for again whose answer the server no longer remembers.
+    Empty when a timestep was asked for again whose answer the server no longer remembers.
+
+    Attributes:
+        step: the number of the timestep.
+        durable_step: the last timestep of the stream whose state was stored, when this was answered.
+        duplicate: the model did not run for this answer: the timestep had been applied before.
+
     """
 
-    step: int
-    outputs: Mapping[str, Array]
-    durable_step: int
-    duplicate: bool
+    # Made for every timestep, and often only one output of it is read: arrays are made when somebody asks.
+    __slots__ = ("_outputs", "_packed", "duplicate", "durable_step", "step")
+
+    def __init__(
+        self, step: int, outputs: Sequence[Output], packed: Sequence[bytes], durable_step: int, duplicate: bool
+    ) -> None:
+        self.step = step
+        self.durable_step = durable_step
+        self.duplicate = duplicate
+        self._outputs = outputs
+        self._packed = packed
+
+    def __repr__(self) -> str:
+        return f"Prediction(step={self.step}, outputs={self.outputs}, durable_step={self.durable_step})"
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """All outputs by name, in the model's order."""
+        return wire.decode_arrays(self._outputs, self._packed)
 
     def __getitem__(self, name: str) -> Array:
-        return self.outputs[name]
+        if self._packed:
+            for output, packed in zip(self._outputs, self._packed, strict=True):
+                if output.name == name:
+                    return np.frombuffer(packed, output.dtype).reshape(output.shape)
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.outputs)
+        return (output.name for output in self._outputs[: len(self._packed)])
 
     def __len__(self) -> int:
         """How many outputs there are."""
-        return len(self.outputs)
+        return len(self._packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +149,18 @@ def model_of(model: pb.Model) -> Model:
     )
 
 
-def check_same(what: str, model: Model, other: pb.Model) -> None:
-    """Raises ModelMismatch when `what` began under other weights.
+def difference(what: str, model: Model, other: Model) -> ModelMismatch | None:
+    """The error when `what` began under other weights.
 
     A server that has forgotten a stream, and begins it anew under a version that was replaced, cannot tell.
     """
-    if other.fingerprint != model.fingerprint:
-        raise ModelMismatch(
-            f"{what} began under {model.name}/{model.version} with fingerprint {model.fingerprint[:12]}, and the server has "
-            f"{other.fingerprint[:12]}",
-            "MODEL_MISMATCH",
-        )
+    if other.fingerprint == model.fingerprint:
+        return None
+    return ModelMismatch(
+        f"{what} began under {model.name}/{model.version} with fingerprint {model.fingerprint[:12]}, and the server has "
+        f"{other.fingerprint[:12]}",
+        "MODEL_MISMATCH",
+    )
 
 
 def info_of(stream: pb.Stream) -> StreamInfo:

@@ -1,0 +1,152 @@
+"""The timesteps that a client keeps of streams of one model, in columns, in the order they came.
+
+It grows at its end, and is swept now and then of the rows that have left it. A row is named by its place, which a sweep changes.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from serving.client.results import Bools, Group, SingleResults, Waiter
+from serving.client.types import Model
+from serving.core.spec import Array, Floats, Ints
+
+# Rows that have left are swept out when the buffer is twice as long as after the last sweep, so that sweeping costs a row
+# next to nothing. A shorter one is not worth it.
+SWEEP_ROWS_MIN = 4096
+
+
+class Buffer:
+    """Rows, by the names of their columns: what is written to a column stays.
+
+    `results`, `place`, `stream`, `step` and `values` say what a row is; `step` is 0 when it has left for good. `check` is the
+    checksum of its answer, which counts when it is `checked`. Single timesteps are gathered beside them until `take_gathered`.
+
+    Attributes:
+        model: what runs the streams, as its server described it last.
+        rows_max: how many rows a message may have.
+        unsent_from: nothing before this place is left to be sent.
+
+    """
+
+    def __init__(self, model: Model, rows_max: int) -> None:
+        self.model = model
+        self.rows_max = rows_max
+        self.unsent_from = 0
+        self._count = 0
+        self._sweep_at = SWEEP_ROWS_MIN
+        self._columns: dict[str, Array] = {
+            **{name: np.empty(0, np.int64) for name in ("results", "place", "stream", "step")},
+            "check": np.empty(0, np.uint64),
+            "checked": np.empty(0, np.bool_),
+            "values": np.empty((0, len(model.features)), np.float32),
+        }
+        self._streams: list[int] = []
+        self._values: list[bytes] = []
+        self._waiters: list[Waiter] = []
+        self._groups: dict[int, Group] = {}
+        self._factors = _factors(sum(_words(output.dtype, output.shape) for output in model.outputs))
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return self._count
+
+    def __getitem__(self, column: str) -> Array:
+        return self._columns[column][: self._count]
+
+    @property
+    def gathered(self) -> bool:
+        """Whether single timesteps wait to be taken in."""
+        return bool(self._streams)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something may be left to be sent."""
+        return self.unsent_from < self._count or bool(self._streams)
+
+    def gather(self, stream: int, values: bytes, waiter: Waiter, group: Group | None) -> None:
+        """Puts a single timestep beside the rows, which are put together once in a while: a row each would cost ten times as much."""
+        if group is not None:
+            self._groups[len(self._streams)] = group
+        self._streams.append(stream)
+        self._values.append(values)
+        self._waiters.append(waiter)
+
+    def take_gathered(self) -> tuple[Ints, Floats, SingleResults]:
+        """The single timesteps since the last time: streams (n,), values (n, features), and who waits for them."""
+        streams = np.array(self._streams, np.int64)
+        values = np.frombuffer(b"".join(self._values), "<f4").reshape(len(streams), -1)
+        results = SingleResults(self.model.outputs, self._waiters, self._groups)
+        self._streams, self._values, self._waiters, self._groups = [], [], [], {}
+        return streams, values, results
+
+    def append(self, results: int, first: int, streams: Ints, steps: Ints, values: Floats, places: Ints | None) -> None:
+        """Puts rows at the end: at `places` of their results, or from `first` on."""
+        begin, end = self._count, self._count + len(streams)
+        if end > len(self._columns["step"]):
+            self._grow(max(end, 2 * begin))
+        columns = self._columns
+        columns["results"][begin:end] = results
+        columns["place"][begin:end] = np.arange(first, first + len(streams)) if places is None else places
+        columns["stream"][begin:end] = streams
+        columns["step"][begin:end] = steps
+        columns["values"][begin:end] = values
+        columns["checked"][begin:end] = False
+        self._count = end
+
+    @property
+    def long(self) -> bool:
+        """Whether it is time for a sweep."""
+        return self._count > self._sweep_at
+
+    def sweep(self, stays: Bools) -> Ints:
+        """Drops the rows that do not stay; gives the new place of each, -1 for those that are gone."""
+        moved: Ints = np.where(stays, np.cumsum(stays) - 1, -1)
+        self.unsent_from = int(np.count_nonzero(stays[: self.unsent_from]))
+        self._columns = {name: column[: self._count][stays] for name, column in self._columns.items()}
+        self._count = len(self._columns["step"])
+        self._sweep_at = max(SWEEP_ROWS_MIN, 2 * self._count)
+        return moved
+
+    def runs(self, at: Ints) -> list[tuple[int, slice]]:
+        """The results that rows at these places belong to, and which of the rows do."""
+        numbers = self["results"][at]
+        if len(at) and (numbers == numbers[0]).all():
+            return [(int(numbers[0]), slice(0, len(at)))]
+        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(at)]
+        return [(int(numbers[begin]), slice(begin, end)) for begin, end in pairwise(cuts) if begin < end]
+
+    def checksums(self, outputs: Sequence[Array]) -> Array:
+        """One number for the bits of each row's outputs, so that a replay is held against what was delivered without keeping it.
+
+        A sum of its words, each times an odd number of its own. Rows that differ in one word never have the same; others by a chance
+        of one in 2 ** 32 or less, as long as a word has no more than 32 bits.
+        """
+        rows, sums, begin = len(outputs[0]) if outputs else 0, None, 0
+        for output in outputs:
+            flat = output.reshape(rows, -1)
+            bits = flat.view(np.uint8 if flat.dtype.itemsize == 1 else np.uint32).astype(np.uint64)
+            part = bits @ self._factors[begin : begin + bits.shape[1]]
+            sums = part if sums is None else sums + part
+            begin += bits.shape[1]
+        return np.zeros(0, np.uint64) if sums is None else sums
+
+    def _grow(self, rows: int) -> None:
+        for name, column in self._columns.items():
+            longer = np.empty((rows, *column.shape[1:]), column.dtype)
+            longer[: self._count] = column[: self._count]
+            self._columns[name] = longer
+
+
+def _words(dtype: np.dtype, shape: tuple[int, ...]) -> int:  # type: ignore[type-arg]
+    size = int(np.prod(shape)) * dtype.itemsize
+    return size if dtype.itemsize == 1 else size // 4
+
+
+def _factors(count: int) -> Array:
+    """Odd numbers without a pattern: SplitMix64 of their places (Steele, Lea and Flood, 2014)."""
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)

@@ -1,0 +1,214 @@
+"""Who waits for the answers to timesteps: the callers of single ones, and the caller of many in columns."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.client.errors import AnswerLost, ClientError
+from serving.client.types import Prediction, Predictions
+from serving.core.spec import Array, Ints, Output
+
+log = logging.getLogger("tidegate.client")
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Answers(NamedTuple):
+    """What came back for a message, in columns in the order of its rows.
+
+    `outputs` has an array (rows, *shape) for each output. `duplicates` had been applied before and were answered all the same, the
+    answers of `forgotten` ones are gone, `refused` ones were not applied. `plain` says that none of these is the case.
+    """
+
+    steps: Ints
+    outputs: Sequence[Array]
+    durable_steps: Ints
+    duplicates: Bools
+    forgotten: Bools
+    refused: Bools
+    plain: bool
+
+
+class Waiter(Protocol):
+    """Whoever waits: an `asyncio.Future`, as far as it is used here."""
+
+    def done(self) -> bool:
+        """Whether it has gone, or has what it waited for."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Gives it what it waits for."""
+
+    def set_exception(self, exception: Any, /) -> None:
+        """Gives it an error."""
+
+
+class Group:
+    """Timesteps of one stream that belong together: when one is refused for good, those behind it fall with it."""
+
+    __slots__ = ("fallen",)
+
+    def __init__(self) -> None:
+        self.fallen = False
+
+
+class Results(Protocol):
+    """What becomes of timesteps that were submitted together; `left` of them are not settled. They go by their place.
+
+    `number` says in which order they came, 0 while nothing of them is kept.
+    """
+
+    left: int
+    number: int
+
+    def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
+        """These rows of a message answer these places."""
+
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int) -> bool:
+        """A place gets an error instead; `step` is its number if it was applied all the same, else 0. Whether anybody is told."""
+
+    def group(self, place: int) -> Group | None:
+        """The group that a place belongs to."""
+
+
+def lost_answer(step: int) -> AnswerLost:
+    """The error for a timestep whose answer the server has forgotten."""
+    return AnswerLost(
+        f"timestep {step} was applied, but the server no longer remembers its answer, the prediction is gone",
+        "ANSWER_LOST",
+    )
+
+
+class SingleResults:
+    """Timesteps that have a caller each.
+
+    Args:
+        outputs: the model's.
+        waiters: one a timestep, each for a `Prediction`.
+        groups: the groups of those that belong to one, by place.
+
+    """
+
+    def __init__(self, outputs: Sequence[Output], waiters: Sequence[Waiter], groups: dict[int, Group]) -> None:
+        self.left = len(waiters)
+        self.number = 0
+        self._outputs = outputs
+        self._waiters = waiters
+        self._groups = groups
+
+    def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
+        """Gives each caller its prediction."""
+        self.left -= len(rows)
+        waiters, outputs = self._waiters, self._outputs
+        count = len(answers.steps)
+        packed = zip(*(_cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
+        steps, durable_steps = answers.steps.tolist(), answers.durable_steps.tolist()
+        if answers.plain and len(rows) == count:
+            for place, step, parts, durable_step in zip(places.tolist(), steps, packed, durable_steps, strict=True):
+                waiter = waiters[place]
+                if not waiter.done():
+                    waiter.set_result(Prediction(step, outputs, parts, durable_step, False))
+            return
+        cut = list(packed)
+        repeated, forgotten = (answers.duplicates | answers.forgotten).tolist(), answers.forgotten.tolist()
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            waiter = waiters[place]
+            if waiter.done():
+                continue
+            if forgotten[row]:
+                waiter.set_exception(lost_answer(steps[row]))
+            else:
+                waiter.set_result(Prediction(steps[row], outputs, cut[row], durable_steps[row], repeated[row]))
+
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int) -> bool:  # noqa: ARG002 - of the protocol
+        """Gives the caller the error."""
+        self.left -= 1
+        waiter = self._waiters[place]
+        if waiter.done():
+            log.warning("a timestep, whose caller has gone, was refused: %s", error)
+            return False
+        waiter.set_exception(error)
+        return True
+
+    def group(self, place: int) -> Group | None:
+        """The group that a place belongs to."""
+        return self._groups.get(place)
+
+
+class BlockResults:
+    """Timesteps of many streams with one caller, who gets `Predictions` when all are settled.
+
+    Rows that were not applied have zeros in all columns but `durable_steps`, and their error in `errors`.
+
+    Args:
+        outputs: the model's.
+        rows: how many there are.
+        waiter: for the whole.
+
+    """
+
+    def __init__(self, outputs: Sequence[Output], rows: int, waiter: Waiter) -> None:
+        self.left = rows
+        self.number = 0
+        self.errors: dict[int, ClientError] = {}
+        self._outputs = outputs
+        self._waiter = waiter
+        self.steps: Ints = np.zeros(rows, np.int64)
+        self.durable_steps: Ints = np.zeros(rows, np.int64)
+        self.duplicates: Bools = np.zeros(rows, np.bool_)
+        self.columns: list[Array] = [np.zeros((rows, *output.shape), output.dtype) for output in outputs]
+        self._finish()
+
+    def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
+        """Fills in what was answered."""
+        self.steps[places] = answers.steps[rows]
+        self.durable_steps[places] = answers.durable_steps[rows]
+        for column, got in zip(self.columns, answers.outputs, strict=True):
+            column[places] = got[rows]
+        if not answers.plain:
+            self.duplicates[places] = answers.duplicates[rows] | answers.forgotten[rows]
+            for row in np.flatnonzero(answers.forgotten[rows]).tolist():
+                place = int(places[row])
+                self.errors[place] = lost_answer(int(self.steps[place]))
+        self.left -= len(rows)
+        self._finish()
+
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int) -> bool:
+        """Fills in the error."""
+        self.errors[place] = error
+        self.steps[place] = step
+        self.durable_steps[place] = durable_step
+        self.left -= 1
+        self._finish()
+        return True
+
+    def leave(self, rows: int) -> None:
+        """So many of its last rows will never be submitted: their caller has gone."""
+        self.left -= rows
+        self._finish()
+
+    def group(self, place: int) -> Group | None:  # noqa: ARG002 - of the protocol
+        """None: rows of a block fall alone."""
+        return None
+
+    def _finish(self) -> None:
+        if self.left:
+            return
+        if not self._waiter.done():
+            outputs = {output.name: column for output, column in zip(self._outputs, self.columns, strict=True)}
+            self._waiter.set_result(Predictions(self.steps, outputs, self.durable_steps, self.duplicates, self.errors))
+        elif self.errors:
+            row, error = next(iter(self.errors.items()))
+            log.warning(
+                "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",
+                len(self.errors), len(self.steps), row, error,
+            )  # fmt: skip
+
+
+def _cut(column: Array, count: int) -> list[bytes]:
+    """One output of many rows, packed row by row."""
+    packed = column.tobytes()
+    width = len(packed) // max(1, count)
+    return [packed[begin : begin + width] for begin in range(0, count * width, width)] if width else [b""] * count

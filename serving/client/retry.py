@@ -1,0 +1,167 @@
+"""When a client tries again, and when it gives up.
+
+Full jitter: a wait is drawn evenly between nothing and the bound, so that a thousand clients of a server that came back do not
+come back together. The clock is monotonic. Tests put their own clock, sleep and dice in.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from serving.client.errors import AGAIN, ClientError
+
+log = logging.getLogger("tidegate.client")
+
+# 2 ** 16 times any first wait is beyond any longest one, and still a number.
+DOUBLINGS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The first try comes at once, the second within `first_s`, then the bound doubles up to `longest_s`."""
+
+    first_s: float = 0.05
+    longest_s: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    dice: Callable[[], float] = random.random
+
+    def wait_s(self, tries: int) -> float:
+        """How long to wait after so many tries that failed."""
+        if tries == 0:
+            return 0.0
+        return self.dice() * min(self.longest_s, self.first_s * 2.0 ** min(tries - 1, DOUBLINGS_MAX))
+
+    def not_before_s(self, asked_s: float) -> float:
+        """How long to wait when the server asked for a wait: that long, and up to half of it more."""
+        asked_s = asked_s or self.first_s
+        return asked_s * (1 + self.dice() / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a stream tries, and how much it keeps; see `serving.client.Client`."""
+
+    timeout_s: float
+    reconnect_s: float
+    buffer_max: int
+
+    @property
+    def open_s(self) -> float:
+        """How long a first open is tried."""
+        return min(self.timeout_s, self.reconnect_s)
+
+
+class Retry:
+    """The tries since the last answer.
+
+    It grows with every try in vain, and begins anew when there was an answer that somebody waited for. Answers to timesteps that
+    are applied again after a crash are no such thing: one that crashes the server is among them each time, and must not be sent for
+    ever.
+
+    Args:
+        limits: how long to try.
+        backoff: the waits between tries.
+        may_be_up: whether a call may reach the server now.
+
+    """
+
+    def __init__(self, limits: Limits, backoff: Backoff, may_be_up: Callable[[], bool]) -> None:
+        self._limits = limits
+        self._may_be_up = may_be_up
+        self._backoff = backoff
+        self._tries = 0
+        self._until: float | None = None  # since the first try in vain
+        self._opened_at: float | None = None
+
+    def opened(self) -> None:
+        """An open was answered."""
+        self._opened_at = self._backoff.clock()
+
+    def rest(self) -> None:
+        """There is nothing to wait for; but the tries go on: a server that falls over at once is not to be run over."""
+        self._until = None
+
+    def get_on(self) -> None:
+        """There was an answer that somebody waited for, or there is nothing left to do: breaks count anew from here."""
+        self._tries = 0
+        self._until = None
+
+    async def wait(
+        self, error: ClientError, name: str, give_up: Callable[[ClientError, float], float] | None = None
+    ) -> None:
+        """Waits before the next try, and on while a call could not reach the server; raises when that is of no use.
+
+        Args:
+            error: what ended the last one.
+            name: of what is tried, for the log.
+            give_up: is given the error and the time; gives up what has waited for too long by then, and says when it is to be asked again.
+
+        Raises:
+            ClientError: `error`, when trying again is of no use, or was for so long.
+
+        """
+        await self._wait(error, name, give_up)
+        while not self._may_be_up():
+            await self._wait(error, name, give_up)
+
+    async def _wait(self, error: ClientError, name: str, give_up: Callable[[ClientError, float], float] | None) -> None:
+        if error.action not in AGAIN:
+            raise error
+        now = self._backoff.clock()
+        if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
+            self._tries = 0
+        self._opened_at = None
+        if self._until is None:
+            self._until = now + self._limits.reconnect_s
+        if now >= self._until:
+            raise tried_for(error, self._limits.reconnect_s)
+        until = min(self._until, give_up(error, now)) if give_up is not None else self._until
+        wait_s = self._backoff.wait_s(self._tries)
+        if error.retry_after_s:
+            wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
+        log.info("%s: %s; opened again in %.3f s", name, error, wait_s)
+        self._tries += 1
+        await self._backoff.sleep(min(wait_s, until - now))
+
+
+def tried_for(error: ClientError, limit_s: float) -> ClientError:
+    """The error for what was tried for so long in vain."""
+    tried = type(error)(
+        f"{error}; tried for {limit_s:g} s", error.reason, next_step=error.next_step, retry_after_s=error.retry_after_s
+    )
+    tried.__cause__ = error
+    return tried
+
+
+class Shortage:
+    """Until when timesteps are sent again that the server has no room for, stream by stream; the time runs from the first refusal.
+
+    A stream is short of room for one timestep, the first in its line; number 0 is its open.
+    """
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._until: dict[int, tuple[int, float]] = {}
+
+    def may_wait(self, stream: int, step: int, limit_s: float) -> bool:
+        """Whether there is time to send the refused timestep again."""
+        now = self._backoff.clock()
+        known, until = self._until.get(stream, (-1, 0.0))
+        if known != step:
+            until = now + limit_s
+            self._until[stream] = step, until
+        return now < until
+
+    def over(self, stream: int, step: int | None = None) -> None:
+        """A timestep was answered; None when whatever it was short of room for was given up."""
+        if self._until and (step is None or self._until.get(stream, (-1, 0.0))[0] == step):
+            self._until.pop(stream, None)
+
+    @property
+    def short(self) -> bool:
+        """Whether any stream is."""
+        return bool(self._until)

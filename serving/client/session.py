@@ -1,0 +1,491 @@
+"""All streams of a client on one call that survives it: timesteps go out, each prediction comes back once and in order.
+
+What to send and whose an answer is, `serving.client.window` decides; which streams are open, `serving.client.members` knows;
+`serving.client.call` speaks; here the call is kept open. Streams join and leave it at any time.
+
+Laws:
+1. One task a session reads, opens again and decides. A caller that is cancelled touches no call.
+2. What concerns one stream touches no other: it is refused, held back or lost alone.
+3. What concerns the call (it breaks, or the server does not keep to the protocol) concerns all.
+4. The task never dies in silence: whatever ends it is raised to all who wait, to the next `step`, or by `close`.
+5. What callers submit in one turn of the loop leaves in one message. While one is being written, the next gathers. There is no timer.
+6. Everything has a bound: a first open `timeout_s`, breaks and refusals `reconnect_s` (a try that began within it may finish),
+   timesteps that are kept `buffer_max`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.buffer import Buffer
+from serving.client.call import Call, CallEnded
+from serving.client.connection import Connection
+from serving.client.errors import (
+    AGAIN,
+    ClientError,
+    ServerUnavailable,
+    StreamLost,
+    StreamNotFound,
+    StreamRefused,
+    TakenOver,
+    ending_of,
+    lost_by,
+)
+from serving.client.members import Member, Members, Opened, View
+from serving.client.refusals import Decision, Refusals
+from serving.client.results import Group, Waiter
+from serving.client.retry import Backoff, Limits, Retry, Shortage, tried_for
+from serving.client.types import difference, model_of
+from serving.client.window import Window
+from serving.client.wire import decode_answers, decode_durable, encode_block, rows_max
+from serving.core.spec import Ints
+
+log = logging.getLogger("tidegate.client")
+
+# A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
+HANDLES_A_CALL_MAX = 1_000_000
+
+
+class Session:
+    """The streams of a client that share a call.
+
+    Attributes:
+        window: the books.
+
+    """
+
+    def __init__(self, connection: Connection, limits: Limits, backoff: Backoff) -> None:
+        self.window = Window(limits.buffer_max)
+        self.limits = limits
+        self.backoff = backoff
+        self._connection = connection
+        self._members = Members(self.window)
+        self._retry = Retry(limits, backoff, connection.may_be_up)
+        self._shortage = Shortage(backoff)
+        self._refusals = Refusals(self.window, self._shortage, limits.reconnect_s)
+        self._freed: set[asyncio.Future[None]] = set()  # who waits for room
+        self._closes: deque[list[Member]] = deque()  # in flight on this call
+        self._closing: set[int] = set()  # to be closed as soon as everything of them is answered
+        self._left: list[int] = []  # handles of streams that nobody uses any more
+        self._waits: set[asyncio.Task[None]] = set()
+        self._calls = 0
+        self._call: Call | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Session of {len(self._members)} streams, {self._calls} calls, {self.window!r}>"
+
+    # What views want ---------------------------------------------------------------------------------------------------
+
+    def join(self, ask: pb.OpenStreams, stream_ids: Sequence[str], view: View) -> Ints:
+        """Opens streams; gives their indices. `view` is told what becomes of each."""
+        streams = self.window.join(len(stream_ids))
+        until = self.backoff.clock() + self.limits.open_s
+        for place, (stream, stream_id) in enumerate(zip(streams.tolist(), stream_ids, strict=True)):
+            self._members.all[stream] = Member(stream, stream_id, ask, view, place, until)
+        self._members.open(streams.tolist())
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        self.wake()
+        return streams
+
+    def check(self) -> None:
+        """Raises WrongProcess in a process that was forked from the one that made the client."""
+        self._connection.check()
+
+    def has(self, stream_id: str) -> bool:
+        """Whether a stream of that name is open."""
+        return stream_id in self._members.by_name
+
+    def member(self, stream: int) -> Member:
+        """What is known of a stream."""
+        return self._members[stream]
+
+    def add(self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None) -> None:
+        """Sends a timestep of a usable stream for which there is room."""
+        self.window.add_single(buffer, stream, values, waiter, group)
+        if (call := self._call) is not None:
+            call.wake()
+
+    def wake(self) -> None:
+        """Something was put into the books."""
+        if self._call is not None:
+            self._call.wake()
+
+    async def room(self) -> None:
+        """Waits until there may be room for more, or something has ended."""
+        freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._freed.add(freed)
+        try:
+            await freed
+        finally:
+            self._freed.discard(freed)
+
+    def close(self, streams: Sequence[int], *, forget: bool) -> None:
+        """Closes streams as soon as everything of them is answered; their view is told."""
+        for stream in streams:
+            if self.window.usable[stream]:
+                self._members[stream].forget = forget
+                self._closing.add(stream)
+        self.wake()
+
+    def leave(self, members: Sequence[Member]) -> None:
+        """Nobody uses these streams any more. Those that are open are closed in the background, and parked by the server."""
+        streams = np.array([member.stream for member in members if self._members.is_ours(member)], np.int64)
+        self._left += self._members.handles(streams[self.window.open[streams]]).tolist()
+        usable = streams[self.window.usable[streams]].tolist()
+        self.window.lose(dict.fromkeys(usable, StreamLost("the stream was left; open it again to go on")))
+        self._closing -= set(streams.tolist())
+        self._members.drop(streams.tolist())
+        self.window.leave(streams)
+        self._free()
+        self.wake()
+
+    async def end(self) -> None:
+        """Ends the call and the task; streams that are open are parked by the server."""
+        if self._call is not None:
+            self._call.cut(StreamLost("the streams were left"))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._fail(StreamLost("the client was closed; make another one to go on"), self._usable())
+
+    # The task ----------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Keeps a call open for as long as there are streams."""
+        while self.window.in_use:
+            try:
+                await self._speak()
+            except CallEnded as ended:
+                await self._try_again(ended.error)
+            except ClientError as error:
+                self._fail(error, self._usable())
+            except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+                self._fail(lost_by(bug), self._usable())
+            finally:
+                self._end_call()
+        self._task = None
+
+    async def _speak(self) -> None:
+        """One call from its open to its end.
+
+        Raises:
+            CallEnded: it ended with streams that can still be used.
+
+        """
+        self._calls += 1
+        self._begin_again()
+        self.window.cut()
+        self._members.begin()
+        call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request)
+        try:
+            while self.window.in_use or self._left or self._closes:
+                self._take_in(call, await call.read())
+        except CallEnded as ended:
+            call.cut(ended.error)  # it may be this side that will have no more of it
+            raise
+        await call.finish(self.limits.timeout_s)
+
+    def _end_call(self) -> None:
+        if self._call is not None:
+            self._call.cut(StreamLost("the call has ended"))
+            self._call = None
+        for task in self._waits:
+            task.cancel()
+        self._closes.clear()
+        self._left.clear()
+
+    async def _try_again(self, error: ClientError) -> None:
+        """Waits before the next call; those for which that is of no use are lost."""
+        opening = [member.stream for member in self._members.opening if self._members.is_ours(member)]
+        self.window.cut()
+        if error.action not in AGAIN and opening and len(opening) < self.window.in_use:
+            # The server ended the call for what was asked about these; the others try again at once.
+            self._fail(error, np.array(opening, np.int64))
+            return
+        self._end_call()
+        try:
+            await self._retry.wait(error, repr(self), self._give_up)
+        except ClientError as final:
+            usable = self._usable()
+            lost = usable
+            if error.action in AGAIN:
+                now = self.backoff.clock()
+                lost = np.array(
+                    [
+                        stream
+                        for stream in usable.tolist()
+                        if self._members[stream].kind or self._members[stream].until <= now
+                    ],
+                    np.int64,
+                )
+            self._fail(final, lost)
+            self._retry.rest()
+
+    def _give_up(self, error: ClientError, now: float) -> float:
+        """Gives up on first opens that were tried for too long; gives when the next is to be given up."""
+        waiting = {s: self._members[s].until for s in self._usable().tolist() if not self._members[s].kind}
+        late = [stream for stream, until in waiting.items() if until <= now]
+        if late:
+            self._fail(tried_for(error, self.limits.open_s), np.array(late, np.int64))
+        return min((until for until in waiting.values() if until > now), default=float("inf"))
+
+    def _usable(self) -> Ints:
+        """The streams that are in use."""
+        return np.array([stream for stream in self._members.all if self.window.usable[stream]], np.int64)
+
+    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+        """Does something after a while, unless the call has ended by then."""
+
+        async def wait() -> None:
+            await self.backoff.sleep(seconds)
+            then()
+            self.wake()
+
+        task = asyncio.create_task(wait())
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
+    def _free(self) -> None:
+        """Has those look again who wait for room."""
+        for freed in self._freed:
+            if not freed.done():
+                freed.set_result(None)
+
+    # What is sent ------------------------------------------------------------------------------------------------------
+
+    def _next_request(self) -> pb.PredictBlocksRequest | None:
+        """What to send now."""
+        assert self._call is not None
+        if self._members.to_open and (ask := self._members.take()) is not None:
+            self._call.cut_after(self.limits.timeout_s, "answer to open")
+            return pb.PredictBlocksRequest(open=ask)
+        if self.window.unsent and (message := self.window.take()) is not None:
+            return encode_block(message, self._members.handles(message.streams))
+        if self._left:
+            lot, self._left = self._left[: self._members.handles_max], self._left[self._members.handles_max :]
+            return self._close_request([], lot, forget=False)
+        return self._next_close() if self._closing else None
+
+    def _next_close(self) -> pb.PredictBlocksRequest | None:
+        """Closes what is open and has nothing else to do."""
+        streams = np.array(sorted(self._closing), np.int64)
+        streams = streams[self.window.open[streams] & self.window.idle(streams)]
+        if not len(streams):
+            return None
+        forget = bool(self._members[int(streams[0])].forget)
+        lot = [stream for stream in streams.tolist() if self._members[stream].forget == forget]
+        lot = lot[: self._members.handles_max]
+        self._closing -= set(lot)
+        handles = self._members.handles(np.array(lot, np.int64)).tolist()
+        return self._close_request([self._members[stream] for stream in lot], handles, forget=forget)
+
+    def _close_request(self, members: list[Member], handles: list[int], *, forget: bool) -> pb.PredictBlocksRequest:
+        assert self._call is not None
+        self._closes.append(members)
+        self._call.cut_after(self.limits.timeout_s, "answer to close")
+        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=forget))
+
+    # What comes back ---------------------------------------------------------------------------------------------------
+
+    def _take_in(self, call: Call, response: pb.PredictBlocksResponse) -> None:
+        """One response. Kinds that this client does not know mean nothing to it."""
+        kind = response.WhichOneof("kind")
+        if kind == "block":
+            self._answered(response.block)
+        elif kind == "durable":
+            handles, durable_steps = decode_durable(response.durable)
+            ours, streams = self._members.streams(handles)
+            self.window.durable(streams, durable_steps[ours])
+        elif kind == "opened":
+            self._opened(response.opened)
+        elif kind == "ended":
+            self._ended(response.ended)
+        elif kind == "closed":
+            self._closed(response.closed)
+        elif kind == "move":
+            log.info("%r is asked to move: %s", self, response.move.message)
+            call.half_close()
+            call.cut_after(self.limits.timeout_s, "end of the call after move")
+        if kind in ("opened", "closed") and not (self._members.opening or self._closes or call.over):
+            call.spare()
+        if self._freed:
+            self._free()
+        if self.window.unsent or self._closing or self._left or self._members.to_open:
+            call.wake()  # an answer makes room for what is next
+
+    def _answered(self, block: pb.PredictedBlock) -> None:
+        message = self.window.due(block.block)
+        if block.HasField("refused"):
+            self._follow(self._refusals.of_all(message, block.refused))
+            return
+        answers = decode_answers(message, message.buffer.model.outputs, block)
+        if message.repeats:
+            errors = {row.row: row.error for row in block.errors}
+            self._follow(self._refusals.of_repeats(message, answers, errors))
+            return
+        heard = self.window.predicted(message, answers)
+        self._lose(heard.diverged, held=True)
+        if self._shortage.short:
+            applied = (message.at >= 0) & ~answers.refused
+            for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
+                self._shortage.over(stream, step)
+        if len(rows := heard.refused[self.window.usable[message.streams[heard.refused]]]):
+            errors = {row.row: row.error for row in block.errors}
+            self._follow(self._refusals.of_rows(message, rows, [errors[row] for row in rows.tolist()]))
+        if heard.fresh or self.window.quiet:
+            self._retry.get_on()
+
+    def _follow(self, decision: Decision) -> None:
+        """Does what was decided about refused timesteps."""
+        self._lose(decision.lost, held=True)
+        if len(decision.held):
+            wait_s = self.backoff.not_before_s(decision.retry_after_s)
+            self._later(wait_s, lambda: self.window.release(decision.held))
+        if decision.told:
+            self._retry.get_on()
+
+    def _ended(self, message: pb.EndedStreams) -> None:
+        """The server says that streams no longer belong to this call."""
+        error = ending_of(message.error, StreamLost)
+        if error.action in AGAIN:
+            raise CallEnded(error)
+        _, streams = self._members.streams(np.array(message.handles, np.int64))
+        self._lose(dict.fromkeys(streams.tolist(), error))
+
+    # Opening -----------------------------------------------------------------------------------------------------------
+
+    def _opened(self, message: pb.OpenedStreams) -> None:
+        opened = self._members.opened(message)
+        self._left += opened.left
+        if len(opened.streams):
+            self._begin(message, opened)
+        self._not_opened(opened.refused)
+        if not self._members.to_open:
+            self._retry.opened()
+            if self.window.quiet and not self._closing:
+                self._retry.rest()
+        if self._members.handles_given > HANDLES_A_CALL_MAX:
+            raise CallEnded(ServerUnavailable("the call has given out all its handles", "OK"))
+
+    def _begin(self, message: pb.OpenedStreams, opened: Opened) -> None:
+        """Streams are open."""
+        model = model_of(message.model)
+        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
+        streams = opened.streams
+        wrong: dict[int, ClientError] = {}
+        for stream in streams[self.window.begun[streams]].tolist():
+            member = self._members[stream]
+            if (error := difference(f"stream '{member.stream_id}'", member.view.model, model)) is not None:
+                wrong[stream] = error
+        self.window.opened(streams, opened.next_steps, opened.durable_steps, message.answers_remembered)
+        self._lose(wrong, held=True)
+        for stream in streams.tolist():
+            if stream in wrong:
+                continue
+            member = self._members[stream]
+            self._shortage.over(stream, 0)
+            member.ask.model, member.ask.version = model.name, model.version
+            member.view.on_opened(member.place, buffer, self._calls)
+            self._end_older(stream, member)
+
+    def _end_older(self, stream: int, member: Member) -> None:
+        """Another stream of this session under the same name has lost it to this one."""
+        older = self._members.by_name.get(member.stream_id)
+        self._members.by_name[member.stream_id] = stream
+        if older is not None and older != stream and older in self._members.all and self.window.usable[older]:
+            error = TakenOver(f"stream '{member.stream_id}' was opened again by this client", "TAKEN_OVER")
+            self._lose({older: error})
+
+    def _not_opened(self, refused: Mapping[int, pb.Error]) -> None:
+        """Decides about streams whose open was refused: to wait, or to do without."""
+        errors = {stream: ending_of(error, StreamRefused) for stream, error in refused.items()}
+        waiting: list[int] = []
+        lost: dict[int, ClientError] = {}
+        for stream, error in errors.items():
+            if error.action == pb.Error.ACTION_REOPEN:
+                raise CallEnded(error)
+            limit_s = self.limits.reconnect_s if self._members[stream].kind else self.limits.open_s
+            if error.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(stream, 0, limit_s):
+                waiting.append(stream)
+            elif isinstance(error, StreamNotFound) and self._members.forgetting(stream):
+                self._finish(stream)
+            else:
+                lost[stream] = error
+        if waiting:
+            wait_s = self.backoff.not_before_s(max(errors[stream].retry_after_s for stream in waiting))
+            self._later(wait_s, lambda: self._members.open([s for s in waiting if s in self._members.all]))
+        self._lose(lost)
+
+    def _begin_again(self) -> None:
+        """Streams that only are to be forgotten need not have what they had."""
+        streams = [s for s in self._usable().tolist() if self._members.forgetting(s)]
+        self.window.begin_again(np.array(streams, np.int64))
+        self._closing |= {s for s in self._usable().tolist() if self._members[s].forget is not None}
+
+    # The end of streams ------------------------------------------------------------------------------------------------
+
+    def _closed(self, message: pb.ClosedStreams) -> None:
+        """Streams were closed: everything of them is stored, or they were forgotten as was asked."""
+        if not self._closes:
+            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
+        members = self._closes.popleft()
+        if not members:
+            return  # they were left, and nobody wants to know
+        if len(message.durable_steps) != len(members):
+            raise StreamLost(
+                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
+            )
+        errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
+        behind: list[int] = []
+        for row, (member, durable_step) in enumerate(zip(members, message.durable_steps, strict=True)):
+            if not self._members.is_ours(member) or not self.window.usable[member.stream]:
+                continue
+            stream, error = member.stream, errors.get(row)
+            self.window.durable(np.array([stream]), np.array([durable_step]))
+            stored = self.window.durable_steps[stream] >= self.window.answered[stream]
+            if (error is None and (member.forget or stored)) or (member.forget and isinstance(error, StreamNotFound)):
+                self._finish(stream)
+            elif error is not None and error.action not in AGAIN:
+                self._lose({stream: error})
+            else:
+                behind.append(stream)
+        if behind:
+            raise CallEnded(
+                ServerUnavailable(
+                    f"the server closed the streams, and {len(behind)} of them are not stored as far as they were answered",
+                    "STORE_UNAVAILABLE",
+                )
+            )
+
+    def _finish(self, stream: int) -> None:
+        """A stream is closed as was asked."""
+        self.window.closed(np.array([stream]))
+        self._closing.discard(stream)
+        self._members[stream].view.on_closed(self._members[stream].place)
+
+    def _lose(self, errors: Mapping[int, ClientError], *, held: bool = False, whole: bool = False) -> None:
+        """These streams can no longer be used; the others go on. `held` says that the server still has them open."""
+        errors = {stream: error for stream, error in errors.items() if self.window.usable[stream]}
+        if not errors:
+            return
+        if held:
+            open_ = np.array([stream for stream in errors if self.window.open[stream]], np.int64)
+            self._left += self._members.handles(open_).tolist()
+        told = self.window.lose(errors)
+        stream, error = next(iter(errors.items()))
+        log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._members[stream].stream_id, error)
+        for stream, error in errors.items():
+            self._closing.discard(stream)
+            member = self._members[stream]
+            member.view.on_lost(member.place, error, told=stream in told, whole=whole)
+        self._free()
+
+    def _fail(self, error: ClientError, streams: Ints) -> None:
+        """These streams can no longer be used, because the call cannot."""
+        self._lose(dict.fromkeys(streams.tolist(), error), whole=True)

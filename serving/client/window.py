@@ -1,0 +1,681 @@
+"""A client's books on its streams, in columns: which number a timestep has, what to send next, and whose an answer is.
+
+It decides and does nothing: no asyncio, no grpc, no clock. `serving.client.session` sends what `take` gives, and tells it what
+came back. Streams go by their index.
+
+Laws:
+1. Timesteps of streams of one model stand in one buffer, in the order they came. Those of one stream are numbered in that order
+   without a hole: when one is refused for good, those behind it move up.
+2. A timestep leaves the buffer when it is durable and answered, when it was refused for good, or when its stream is lost. Nothing else
+   removes one.
+3. Messages are answered in the order they were sent. When a timestep is refused, the server refuses those of its stream behind it
+   as a gap: those answers are ignored, and the timesteps are sent again. The other streams notice nothing.
+4. A timestep is settled with its results once, in the order of its stream, and never again.
+5. At most `window` timesteps of a stream are in flight, as many as the server remembers answers for: so an answer that got
+   lost can always be had again. A message has half of them at most, so that one can be in flight while another is answered.
+6. What is done for every timestep is done in columns; only what is rare (refusals, losses) goes row by row.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.client.buffer import Buffer
+from serving.client.errors import ClientError, Diverged, StreamLost
+from serving.client.results import Answers, BlockResults, Bools, Group, Results, Waiter
+from serving.client.types import Model
+from serving.core.spec import Array, Floats, Ints
+
+CAPACITY_FIRST = 16
+
+
+class Repeat(NamedTuple):
+    """An old timestep whose answer is asked for again, with the values that it had."""
+
+    buffer: Buffer
+    stream: int
+    step: int
+    values: bytes
+    waiter: Waiter
+
+
+class Message:
+    """Timesteps that are sent together.
+
+    Attributes:
+        number: counts from 1.
+        buffer: where they stand.
+        streams: one a row.
+        steps: their numbers, one a row.
+        values: (rows, features)
+        at: their places in the buffer; -1 where the answer is to be ignored.
+        repeats: one a row where old answers are asked for again; else empty.
+
+    """
+
+    __slots__ = ("at", "buffer", "ignored", "number", "repeats", "steps", "streams", "values")
+
+    def __init__(self, number: int, buffer: Buffer, streams: Ints, steps: Ints, values: Floats, at: Ints) -> None:
+        self.number = number
+        self.buffer = buffer
+        self.streams = streams
+        self.steps = steps
+        self.values = values
+        self.at = at
+        self.ignored = False  # some of its answers are
+        self.repeats: Sequence[Repeat] = ()
+
+
+class Heard(NamedTuple):
+    """What follows from the answers to a message.
+
+    `fresh` says whether a caller got something. `diverged` are streams whose replay was answered otherwise than before: they
+    must be lost. `refused` are the rows that were refused, the first of each stream: about each must be decided.
+    """
+
+    fresh: bool
+    diverged: dict[int, Diverged]
+    refused: Ints
+
+
+NO_ROWS: Ints = np.empty(0, np.int64)
+
+
+class Window:
+    """The books.
+
+    Attributes:
+        answered: of each stream, number of the last timestep whose answer was handed over.
+        durable_steps: the largest that the server has told of each.
+        next_steps: the number that the next timestep of each will have.
+        window: how many timesteps of a stream may be in flight.
+        usable: whether a stream can be used: it is neither refused, lost nor closed.
+        in_use: how many are usable.
+        begun: whether it was ever open.
+        open: whether timesteps may be sent on this call.
+        why: the error of each stream that is refused or lost.
+
+    """
+
+    def __init__(self, buffer_max: int) -> None:
+        self.buffer_max = buffer_max
+        self.window = 1
+        self.in_use = 0
+        self.why: dict[int, ClientError] = {}
+        self._buffers: list[Buffer] = []
+        self._results: dict[int, Results] = {}
+        self._results_made = 0
+        self._repeats: deque[Repeat] = deque()
+        self._messages: deque[Message] = deque()
+        self._messages_made = 0
+        self._count = 0  # indices that were ever given
+        self._free: list[int] = []
+        self._leaving: deque[tuple[int, Ints]] = deque()  # free again once that message is answered
+        self.answered: Ints = np.zeros(0, np.int64)
+        self.durable_steps: Ints = np.zeros(0, np.int64)
+        self.next_steps: Ints = np.zeros(0, np.int64)
+        self.first: Ints = np.zeros(0, np.int64)  # number of the first timestep that came from here
+        self._cursor: Ints = np.zeros(0, np.int64)  # number of the next timestep to send
+        self._applied: Ints = np.zeros(0, np.int64)  # the last that the server is known to have applied
+        self._in_flight: Ints = np.zeros(0, np.int64)
+        self.usable: Bools = np.zeros(0, np.bool_)
+        self.begun: Bools = np.zeros(0, np.bool_)
+        self.open: Bools = np.zeros(0, np.bool_)
+        self._held: Bools = np.zeros(0, np.bool_)  # whether it shall wait a little
+
+    def __repr__(self) -> str:
+        rows = sum(len(buffer) for buffer in self._buffers)
+        return f"<Window: {np.count_nonzero(self.usable)} streams, {rows} rows kept, {len(self._messages)} messages in flight>"
+
+    # Streams -----------------------------------------------------------------------------------------------------------
+
+    def join(self, count: int) -> Ints:
+        """Takes so many streams in, which are to be opened; gives their indices."""
+        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        fresh = range(self._count, self._count + count - len(reused))
+        self._count += len(fresh)
+        if self._count > len(self.usable):
+            self._grow(max(CAPACITY_FIRST, 2 * self._count))
+        streams = np.array([*reused, *fresh], np.int64)
+        for column in (self.answered, self.durable_steps, self._applied, self._in_flight):
+            column[streams] = 0
+        for column in (self.next_steps, self.first, self._cursor):
+            column[streams] = 1
+        self.begun[streams] = self.open[streams] = self._held[streams] = False
+        self.usable[streams] = True
+        self.in_use += count
+        return streams
+
+    def leave(self, streams: Ints) -> None:
+        """Nobody uses these streams any more. Only when they are not usable."""
+        assert not self.usable[streams].any()
+        for stream in streams.tolist():
+            self.why.pop(stream, None)
+        if self._messages:
+            self._leaving.append((self._messages_made, streams))
+        else:
+            self._free += streams.tolist()
+
+    def buffer_of(self, model: Model, rows_max: int) -> Buffer:
+        """The buffer for streams of a model, of which a message may have so many rows."""
+        for buffer in self._buffers:
+            if buffer.model.id == model.id:
+                buffer.model, buffer.rows_max = model, rows_max
+                return buffer
+        self._buffers.append(Buffer(model, rows_max))
+        return self._buffers[-1]
+
+    # What callers want -------------------------------------------------------------------------------------------------
+
+    def has_room(self, stream: int) -> bool:
+        """Whether a stream may keep one more timestep."""
+        kept_from = max(self.first.item(stream), min(self.answered.item(stream), self.durable_steps.item(stream)) + 1)
+        return self.next_steps.item(stream) - kept_from < self.buffer_max
+
+    def room(self, streams: Ints) -> int:
+        """For how many of these rows, one a stream each, there is room, from the first on."""
+        room = self.buffer_max - (self.next_steps[streams] - self.first_steps(streams))
+        full = (_rank(streams) >= room) & self.usable[streams]
+        return int(full.argmax()) if full.any() else len(streams)
+
+    def add_single(
+        self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
+    ) -> None:
+        """Puts one timestep of a usable stream at the end."""
+        buffer.gather(stream, values, waiter, group)
+        self.next_steps[stream] += 1
+
+    def add(self, buffer: Buffer, results: Results, place: int, streams: Ints, values: Floats) -> None:
+        """Puts rows, from `place` of their results on, at the end. Results are added one after the other.
+
+        Rows of streams that cannot be used are settled with their error at once.
+        """
+        self._take_gathered(buffer)
+        places = None
+        if not (usable := self.usable[streams]).all():
+            places = np.arange(place, place + len(streams))
+            for row in np.flatnonzero(~usable).tolist():
+                stream = int(streams[row])
+                results.fail(place + row, self.why[stream], 0, int(self.durable_steps[stream]))
+            places, streams, values = places[usable], streams[usable], values[usable]
+            self._forget_settled(results)
+        steps = self.next_steps[streams] + _rank(streams)
+        np.add.at(self.next_steps, streams, 1)
+        self._append(buffer, results, place, streams, steps, values, places)
+
+    def abandon(self, results: BlockResults, rows: int) -> None:
+        """So many of the last rows of results are never added: their caller has gone."""
+        results.leave(rows)
+        self._forget_settled(results)
+
+    def ask_again(self, repeat: Repeat) -> None:
+        """Asks again for the answer to a timestep that has been answered."""
+        assert 0 < repeat.step <= self.answered[repeat.stream]
+        self._repeats.append(repeat)
+
+    def _take_gathered(self, buffer: Buffer) -> None:
+        """Gives single timesteps that came since the last time their places among the rows."""
+        if not buffer.gathered:
+            return
+        streams, values, results = buffer.take_gathered()
+        rank = _rank(streams)
+        steps = self.next_steps[streams] - 1
+        if rank.any():  # a stream several times: they were all counted when they came
+            counts = np.zeros(self._count, np.int64)
+            np.add.at(counts, streams, 1)
+            steps += 1 + rank - counts[streams]
+        self._append(buffer, results, 0, streams, steps, values, None)
+
+    def _append(
+        self,
+        buffer: Buffer,
+        results: Results,
+        place: int,
+        streams: Ints,
+        steps: Ints,
+        values: Floats,
+        places: Ints | None,
+    ) -> None:
+        if not len(streams):
+            return
+        if buffer.long:
+            self._sweep(buffer)
+        if not results.number:
+            self._results_made += 1
+            results.number = self._results_made
+            self._results[results.number] = results
+        buffer.append(results.number, place, streams, steps, values, places)
+
+    # Opening -----------------------------------------------------------------------------------------------------------
+
+    def first_steps(self, streams: Ints) -> Ints:
+        """Of each stream, number of the first timestep that is kept."""
+        kept_from = np.minimum(self.answered[streams], self.durable_steps[streams]) + 1
+        first: Ints = np.maximum(self.first[streams], kept_from)
+        return first
+
+    def opened(self, streams: Ints, next_steps: Ints, durable_steps: Ints, window: int) -> None:
+        """Streams were opened, for the first time or again, and the server goes on at `next_steps`.
+
+        When again, it was told `first_steps`, and has refused those of which it does not have what is before, or to which another
+        client has written meanwhile.
+        """
+        self.window = max(1, window)
+        new = ~self.begun[streams]
+        begun, steps = streams[new], next_steps[new]
+        self.first[begun] = self.next_steps[begun] = steps
+        self.answered[begun] = steps - 1
+        self.begun[begun] = True
+        self.durable_steps[streams] = np.maximum(self.durable_steps[streams], durable_steps)
+        self._cursor[streams] = np.minimum(next_steps, self.answered[streams] + 1)
+        self._applied[streams] = next_steps - 1
+        self.open[streams] = True
+        self._held[streams] = False
+        self._rewind()
+
+    def cut(self) -> None:
+        """The call has ended: nothing is in flight any more, and no stream is open."""
+        for message in reversed(self._messages):
+            self._repeats.extendleft(reversed(message.repeats))
+        self._messages.clear()
+        self._set_free()
+        self._in_flight[:] = 0
+        self.open[:] = False
+
+    # Sending -----------------------------------------------------------------------------------------------------------
+
+    def idle(self, streams: Ints) -> Bools:
+        """Of which of these streams everything has been sent and answered."""
+        idle: Bools = (self._in_flight[streams] == 0) & (self._cursor[streams] >= self.next_steps[streams])
+        if self._repeats:
+            idle &= ~np.isin(streams, [repeat.stream for repeat in self._repeats])
+        return idle
+
+    def waited_for(self, streams: Ints) -> Bools:
+        """Of which of these streams a caller waits for an answer."""
+        waited: Bools = self.next_steps[streams] > self.answered[streams] + 1
+        return waited | np.isin(streams, [repeat.stream for repeat in self._all_repeats()])
+
+    def _all_repeats(self) -> list[Repeat]:
+        return [*self._repeats, *(repeat for message in self._messages for repeat in message.repeats)]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is in flight, and nothing left to be sent."""
+        return not (self._messages or self.unsent)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something may be left to be sent."""
+        return bool(self._repeats) or any(buffer.unsent for buffer in self._buffers)
+
+    def take(self) -> Message | None:
+        """What to send now; None when nothing may be sent."""
+        for buffer in self._buffers:
+            message = self._take_repeats(buffer) if self._repeats else None
+            if message is None and buffer.unsent:
+                self._take_gathered(buffer)
+                message = self._take(buffer)
+            if message is not None:
+                # Buffers take turns, so that none waits for ever behind a busy one.
+                self._buffers.append(self._buffers.pop(self._buffers.index(buffer)))
+                return message
+        return None
+
+    def _take(self, buffer: Buffer) -> Message | None:
+        begin = buffer.unsent_from
+        streams, steps = buffer["stream"][begin:], buffer["step"][begin:]
+        cursor = self._cursor[streams]
+        share = np.minimum(self.window - self._in_flight[streams], (self.window + 1) // 2)
+        ready = (steps >= cursor) & (steps < cursor + share) & self.open[streams] & ~self._held[streams]
+        if len(ready) <= buffer.rows_max and ready.all():
+            at = np.arange(begin, begin + len(ready))
+        else:
+            at = np.flatnonzero(ready)[: buffer.rows_max]
+            if not len(at):
+                self._skip(buffer, steps, cursor)
+                return None
+            streams, steps, at = streams[at], steps[at], at + begin
+        message = self._message(buffer, streams.copy(), steps.copy(), buffer["values"][at], at)
+        np.maximum.at(self._cursor, message.streams, message.steps + 1)
+        if len(ready) == len(at):
+            buffer.unsent_from = len(buffer)
+        else:
+            self._skip(buffer, buffer["step"][begin:], self._cursor[buffer["stream"][begin:]])
+        return message
+
+    def _skip(self, buffer: Buffer, steps: Ints, cursor: Ints) -> None:
+        """Does not look again at rows, from the first that is unsent on, that are left behind or were sent."""
+        unsent = steps >= cursor
+        buffer.unsent_from += int(unsent.argmax()) if unsent.any() else len(unsent)
+
+    def _take_repeats(self, buffer: Buffer) -> Message | None:
+        """Old answers that may be asked for now.
+
+        Only what the server is known to have applied: else it would be applied with the values that are asked with.
+        """
+        repeats = [
+            repeat
+            for repeat in self._repeats
+            if repeat.buffer is buffer and self.open[repeat.stream] and not self._held[repeat.stream]
+            and repeat.step <= self._applied[repeat.stream]
+            and self._cursor[repeat.stream] > self.answered[repeat.stream]
+        ][: buffer.rows_max]  # fmt: skip
+        if not repeats:
+            return None
+        self._repeats = deque(repeat for repeat in self._repeats if repeat not in repeats)
+        streams = np.array([repeat.stream for repeat in repeats], np.int64)
+        values = np.frombuffer(b"".join(repeat.values for repeat in repeats), "<f4").reshape(len(repeats), -1)
+        steps = np.array([repeat.step for repeat in repeats], np.int64)
+        message = self._message(buffer, streams, steps, values, np.full(len(repeats), -1))
+        message.repeats = repeats
+        return message
+
+    def _message(self, buffer: Buffer, streams: Ints, steps: Ints, values: Floats, at: Ints) -> Message:
+        self._messages_made += 1
+        message = Message(self._messages_made, buffer, streams, steps, values, at)
+        self._messages.append(message)
+        np.add.at(self._in_flight, streams, 1)
+        return message
+
+    def hold(self, streams: Ints) -> None:
+        """Sends nothing of these streams until they are released, or opened again."""
+        self._held[streams] = True
+
+    def release(self, streams: Ints) -> None:
+        """Goes on with these streams."""
+        self._held[streams] = False
+
+    # Answers -----------------------------------------------------------------------------------------------------------
+
+    def due(self, number: int) -> Message:
+        """An answer to this message came; gives the message.
+
+        Then comes one of `predicted` and `refused`.
+
+        Raises:
+            StreamLost: it is another's turn.
+
+        """
+        if not self._messages:
+            raise StreamLost(f"the server answered block {number}, and nothing was in flight", "WRONG_ORDER")
+        message = self._messages.popleft()
+        if message.number != number:
+            raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
+        np.subtract.at(self._in_flight, message.streams, 1)
+        if self._leaving:
+            self._set_free()
+        return message
+
+    def predicted(self, message: Message, answers: Answers) -> Heard:
+        """Settles what was answered. A replay must have the bits that were delivered, where the model promises that.
+
+        Raises:
+            StreamLost: an answer has another number than its timestep.
+
+        """
+        streams, steps = message.streams, message.steps
+        plain = answers.plain and not message.ignored and answers.steps.tobytes() == steps.tobytes()
+        if plain and (steps > self.answered[streams]).all():
+            np.maximum.at(self._applied, streams, steps)
+            np.maximum.at(self.answered, streams, steps)
+            np.maximum.at(self.durable_steps, streams, answers.durable_steps)
+            message.buffer["check"][message.at] = message.buffer.checksums(answers.outputs)
+            message.buffer["checked"][message.at] = True
+            self._settle(message, message.at, np.arange(len(steps)), answers)
+            return Heard(fresh=True, diverged={}, refused=NO_ROWS)
+        return self._predicted_in_part(message, answers)
+
+    def _predicted_in_part(self, message: Message, answers: Answers) -> Heard:
+        # An answer that is ignored tells all the same what was applied: when one that had been applied is refused for want of
+        # room, those behind it are not; they keep their numbers then, whatever becomes of them.
+        good = ~answers.refused
+        np.maximum.at(self._applied, message.streams[good], message.steps[good])
+        heard = message.at >= 0
+        refused = _first_of_each(message, np.flatnonzero(answers.refused & heard))
+        if len(refused):
+            ends = np.full(self._count, len(heard))
+            ends[message.streams[refused]] = refused
+            heard &= np.arange(len(heard)) < ends[message.streams]
+        rows = np.flatnonzero(heard)
+        streams, steps, at = message.streams[rows], message.steps[rows], message.at[rows]
+        check_numbers(answers.steps[rows], steps)
+        np.maximum.at(self.durable_steps, streams, answers.durable_steps[rows])
+        checks = message.buffer.checksums(answers.outputs)[rows]
+        fresh = steps > self.answered[streams]
+        told = ~answers.forgotten[rows]
+        kept = message.buffer
+        differ = ~fresh & told & kept["checked"][at] & (kept["check"][at] != checks)
+        diverged: dict[int, Diverged] = {}
+        if kept.model.batch_invariant and differ.any():
+            for stream, step in zip(streams[differ][::-1].tolist(), steps[differ][::-1].tolist(), strict=True):
+                diverged[stream] = diverged_at(step, int(self.durable_steps[stream]))
+            fresh &= ~np.isin(streams, list(diverged))
+        rows, at = rows[fresh], at[fresh]
+        kept["check"][at] = checks[fresh]
+        kept["checked"][at] = told[fresh]
+        np.maximum.at(self.answered, streams[fresh], steps[fresh])
+        self._settle(message, at, rows, answers)
+        return Heard(bool(len(rows)), diverged, refused)
+
+    def first_rows(self, message: Message) -> Ints:
+        """The first row of each stream of a message that was refused as a whole."""
+        return _first_of_each(message, np.flatnonzero(message.at >= 0))
+
+    def refused(self, message: Message, rows: Ints, next_steps: Ints) -> None:
+        """These rows were refused, one a stream, and so is what is behind them; the server says what it expects, 0 if it does not.
+
+        Then comes one of `send_again`, `drop`, `pass_over` and `lose` for each.
+        """
+        streams, steps = message.streams[rows], message.steps[rows]
+        ahead = next_steps > steps
+        self._applied[streams[ahead]] = np.maximum(self._applied[streams[ahead]], next_steps[ahead] - 1)
+
+    def applied(self, message: Message, rows: Ints) -> Bools:
+        """Which of these rows the server is known to have applied."""
+        return message.steps[rows] <= self._applied[message.streams[rows]]
+
+    def delivered(self, message: Message, rows: Ints) -> Bools:
+        """Which of these rows were answered before: they can be neither dropped nor passed over."""
+        return message.steps[rows] <= self.answered[message.streams[rows]]
+
+    def send_again(self, message: Message, rows: Ints) -> None:
+        """Sends refused rows, and what is behind them, once more."""
+        if not len(rows):
+            return
+        self._ignore(message.streams[rows])
+        self._cursor[message.streams[rows]] = message.steps[rows]
+        self._rewind()
+
+    def drop(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
+        """Lets refused rows go; those of their streams behind them move up, but for those of the same group: they fall too."""
+        if not len(rows):
+            return
+        buffer = message.buffer
+        self._take_gathered(buffer)
+        self.send_again(message, rows)
+        for at, error in zip(message.at[rows].tolist(), errors, strict=True):
+            for fallen in self._fallen(buffer, at):
+                self._fail(buffer, fallen, error)
+                buffer["step"][fallen] = 0
+        streams, steps = buffer["stream"], buffer["step"]
+        behind = np.isin(streams, message.streams[rows]) & (steps > self.answered[streams])
+        steps[behind] = self.answered[streams[behind]] + 1 + _rank(streams[behind])
+        touched = message.streams[rows]
+        self.next_steps[touched] = self.answered[touched] + 1
+        np.add.at(self.next_steps, streams[behind], 1)
+
+    def _fallen(self, buffer: Buffer, at: int) -> list[int]:
+        """The places of a timestep that is dropped and of those that fall with it."""
+        results, place = self._results[int(buffer["results"][at])], int(buffer["place"][at])
+        if (group := results.group(place)) is None:
+            return [at]
+        group.fallen = True
+        behind = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
+        return [
+            other
+            for other in behind.tolist()
+            if self._results[int(buffer["results"][other])].group(int(buffer["place"][other])) is group
+        ]
+
+    def pass_over(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
+        """Goes on behind refused rows that had been applied all the same: they keep their numbers."""
+        if not len(rows):
+            return
+        self.send_again(message, rows)
+        streams, steps = message.streams[rows], message.steps[rows]
+        for at, step, error in zip(message.at[rows].tolist(), steps.tolist(), errors, strict=True):
+            self._fail(message.buffer, at, error, step)
+        self.answered[streams] = steps
+        self._cursor[streams] = steps + 1
+
+    def durable(self, streams: Ints, durable_steps: Ints) -> None:
+        """The server has told what is durable."""
+        np.maximum.at(self.durable_steps, streams, durable_steps)
+
+    # The end -----------------------------------------------------------------------------------------------------------
+
+    def lose(self, errors: Mapping[int, ClientError]) -> set[int]:
+        """These streams can no longer be used, or never could; gives those of which a caller was waiting, who is told."""
+        told: set[int] = set()
+        if not errors:
+            return told
+        streams = np.fromiter(errors, np.int64, len(errors))
+        self.why.update(errors)
+        for buffer in self._buffers:
+            self._take_gathered(buffer)
+            theirs = np.isin(buffer["stream"], streams) & (buffer["step"] > self.answered[buffer["stream"]])
+            for at in np.flatnonzero(theirs).tolist():
+                stream = int(buffer["stream"][at])
+                if self._fail(buffer, at, errors[stream]):
+                    told.add(stream)
+        for repeat in self._all_repeats():
+            if repeat.stream in errors and not repeat.waiter.done():
+                told.add(repeat.stream)
+                repeat.waiter.set_exception(errors[repeat.stream])
+        self._remove(streams)
+        self._end(streams)
+        return told
+
+    def closed(self, streams: Ints) -> None:
+        """These streams are closed, and everything of them is stored, or forgotten as was asked."""
+        self._remove(streams)
+        self._end(streams)
+        error = StreamLost("the stream is closed; open it again to go on")
+        self.why.update(dict.fromkeys(streams.tolist(), error))
+
+    def begin_again(self, streams: Ints) -> None:
+        """What was of these streams is nobody's business any more: their next open is like the first."""
+        self._remove(streams)
+        self.begun[streams] = False
+        self.durable_steps[streams] = 0
+
+    def _end(self, streams: Ints) -> None:
+        self.in_use -= int(np.count_nonzero(self.usable[streams]))
+        self.usable[streams] = self.open[streams] = False
+
+    def _remove(self, streams: Ints) -> None:
+        """Takes all that these streams have out of the buffers."""
+        if not len(streams):
+            return
+        self._ignore(streams)
+        for buffer in self._buffers:
+            self._take_gathered(buffer)
+            buffer["step"][np.isin(buffer["stream"], streams)] = 0
+        if self._repeats:
+            self._repeats = deque(repeat for repeat in self._repeats if repeat.stream not in streams)
+        self.next_steps[streams] = self._cursor[streams] = self.answered[streams] + 1
+
+    # Settling ----------------------------------------------------------------------------------------------------------
+
+    def _settle(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
+        """Gives results the answers in these rows, by the rows' places in the buffer."""
+        places = message.buffer["place"][at]
+        for number, part in message.buffer.runs(at):
+            results = self._results[number]
+            results.settle(places[part], rows[part], answers)
+            self._forget_settled(results)
+
+    def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0) -> bool:
+        """Settles the row at a place of the buffer with an error; `step` is its number if it was applied. Whether anybody is told."""
+        results, stream = self._results[int(buffer["results"][at])], int(buffer["stream"][at])
+        told = results.fail(int(buffer["place"][at]), error, step, int(self.durable_steps[stream]))
+        self._forget_settled(results)
+        return told
+
+    def _forget_settled(self, results: Results) -> None:
+        if not results.left:
+            self._results.pop(results.number, None)
+
+    def _ignore(self, streams: Ints) -> None:
+        """Pays no heed to what is answered to timesteps of these streams that are in flight."""
+        if not self._messages:
+            return
+        hit = np.zeros(self._count, np.bool_)
+        hit[streams] = True
+        for message in self._messages:
+            theirs = hit[message.streams]
+            if theirs.any():
+                message.ignored = True
+                message.at[theirs] = -1
+
+    def _rewind(self) -> None:
+        """Looks at all rows again for what is to be sent."""
+        for buffer in self._buffers:
+            buffer.unsent_from = 0
+
+    def _sweep(self, buffer: Buffer) -> None:
+        """Sweeps out the rows that have left."""
+        moved = buffer.sweep(buffer["step"] >= self.first_steps(buffer["stream"]))
+        for message in self._messages:
+            if message.buffer is buffer:
+                message.at = np.where(message.at >= 0, moved[message.at], -1)
+
+    def _set_free(self) -> None:
+        """Gives indices back that no message in flight speaks of any more."""
+        while self._leaving and (not self._messages or self._messages[0].number > self._leaving[0][0]):
+            self._free += self._leaving.popleft()[1].tolist()
+
+    def _grow(self, capacity: int) -> None:
+        for name, column in list(vars(self).items()):
+            if isinstance(column, np.ndarray):
+                longer: Array = np.zeros(capacity, column.dtype)
+                longer[: len(column)] = column
+                setattr(self, name, longer)
+
+
+def check_numbers(answered: Ints, sent: Ints) -> None:
+    """Raises StreamLost when an answer has another number than its timestep."""
+    if len(wrong := np.flatnonzero(answered != sent)):
+        got, due = answered[wrong[0]], sent[wrong[0]]
+        raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
+
+
+def diverged_at(step: int, durable_step: int) -> Diverged:
+    """The error for a replay that was answered otherwise than before."""
+    return Diverged(
+        f"timestep {step}, sent again, was answered otherwise than before: what was delivered since timestep "
+        f"{durable_step} is not what the server goes on from; open the stream again to go on with the server's",
+        "DIVERGED",
+    )
+
+
+def _first_of_each(message: Message, rows: Ints) -> Ints:
+    """The first of these rows of each stream, rising."""
+    _, first = np.unique(message.streams[rows], return_index=True)
+    first.sort()
+    return rows[first]
+
+
+def _rank(streams: Ints) -> Ints:
+    """How often each row's stream stands before it."""
+    if len(streams) < 2 or np.all(streams[1:] > streams[:-1]):
+        return np.zeros(len(streams), np.int64)
+    sorted_at = np.argsort(streams, kind="stable")
+    in_turn = streams[sorted_at]
+    starts = np.flatnonzero(np.r_[True, in_turn[1:] != in_turn[:-1]])
+    rank = np.empty(len(streams), np.int64)
+    rank[sorted_at] = np.arange(len(streams)) - np.repeat(starts, np.diff(np.r_[starts, len(streams)]))
+    return rank
