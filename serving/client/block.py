@@ -155,7 +155,7 @@ class Block:
             self._closing = True
             self._session.close(self._indices.tolist(), forget=forget)
         await self._over.wait()
-        if not self._told:
+        if self._ended is not None and not self._told:
             self._check()
 
     def leave(self) -> None:
@@ -163,6 +163,7 @@ class Block:
         if self._final is None:
             self._final = self.next_steps, self.durable_steps
             self._told = True
+            self._ended = self._ended or StreamLost("the streams were left; open them again to go on")
             self._session.leave(self._members)
 
     # What the session tells --------------------------------------------------------------------------------------------

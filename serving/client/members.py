@@ -249,7 +249,13 @@ class Members:
 
     def handles(self, streams: Ints) -> Ints:
         """The handles of streams that are open."""
+        if len(streams) and streams.max() >= len(self._handles):
+            self._handles = np.concatenate([self._handles, np.zeros(streams.max() + 1, np.int64)])
         return self._handles[streams]
+
+    def let_go(self, streams: Ints) -> None:
+        """The server does not have these streams open any more."""
+        self._handles[streams] = 0
 
     def streams(self, handles: Ints) -> tuple[Ints, Ints]:
         """Which of these handles stand for streams that are still ours, and for which.

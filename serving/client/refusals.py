@@ -32,13 +32,14 @@ class Decision(NamedTuple):
     """What is left to be done about refused timesteps.
 
     `held` are streams that are to be released after a wait, for which the server has asked for `retry_after_s`; `lost` are
-    those that can no longer be used; `told` says whether a caller was told.
+    those that can no longer be used, `whole` says that a message was refused as a whole; `told` whether a caller was told.
     """
 
     held: Ints
     retry_after_s: float
     lost: dict[int, ClientError]
     told: bool
+    whole: bool = False
 
 
 class Refusals:
@@ -65,7 +66,7 @@ class Refusals:
         rows = self._window.first_rows(message)
         if not again:
             lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)
-            return Decision(NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), told=False)
+            return Decision(NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), told=False, whole=True)
         self._window.refused(message, rows, np.zeros(len(rows), np.int64))
         return self._decide(message, dict.fromkeys(rows.tolist(), refusal), {})
 
@@ -115,10 +116,8 @@ class Refusals:
             repeat = repeats[row]
             if refusal.action == pb.Error.ACTION_REOPEN:
                 raise CallEnded(refusal)
-            if isinstance(refusal, ValuesDiffer):
-                # Whoever asks for an old answer may have it wrong; what this stream has sent stands.
-                refusal = InvalidTimestep(str(refusal), refusal.reason, field="values")
-            elif not isinstance(refusal, TimestepRefused):
+            # Whoever asks for an old answer may have its values wrong; what this stream has sent stands.
+            if not isinstance(refusal, TimestepRefused | ValuesDiffer):
                 lost[repeat.stream] = refusal
             elif refusal.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(
                 repeat.stream, repeat.step, self._reconnect_s
@@ -128,7 +127,10 @@ class Refusals:
                 retry_after_s = max(retry_after_s, refusal.retry_after_s)
                 continue
             if not repeat.waiter.done():
-                repeat.waiter.set_exception(refusal)
+                wrong = isinstance(refusal, ValuesDiffer)
+                repeat.waiter.set_exception(
+                    InvalidTimestep(str(refusal), refusal.reason, field="values") if wrong else refusal
+                )
                 told = True
         self._window.hold(np.array(held, np.int64))
         return Decision(np.array(held, np.int64), retry_after_s, lost, told)

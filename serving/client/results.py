@@ -66,8 +66,11 @@ class Results(Protocol):
     def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
         """These rows of a message answer these places."""
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int) -> bool:
-        """A place gets an error instead; `step` is its number if it was applied all the same, else 0. Whether anybody is told."""
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> bool:
+        """A place gets an error instead; `step` is its number if it was applied all the same, else 0. Whether anybody is told.
+
+        `whole` says that the error is one of all streams.
+        """
 
     def group(self, place: int) -> Group | None:
         """The group that a place belongs to."""
@@ -122,7 +125,15 @@ class SingleResults:
             else:
                 waiter.set_result(Prediction(steps[row], outputs, cut[row], durable_steps[row], repeated[row]))
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int) -> bool:  # noqa: ARG002 - of the protocol
+    def fail(
+        self,
+        place: int,
+        error: ClientError,
+        step: int,
+        durable_step: int,
+        *,
+        whole: bool = False,  # noqa: ARG002
+    ) -> bool:
         """Gives the caller the error."""
         self.left -= 1
         waiter = self._waiters[place]
@@ -155,6 +166,7 @@ class BlockResults:
         self.errors: dict[int, ClientError] = {}
         self._outputs = outputs
         self._waiter = waiter
+        self._ended = False  # by an error of all streams
         self.steps: Ints = np.zeros(rows, np.int64)
         self.durable_steps: Ints = np.zeros(rows, np.int64)
         self.duplicates: Bools = np.zeros(rows, np.bool_)
@@ -175,8 +187,11 @@ class BlockResults:
         self.left -= len(rows)
         self._finish()
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int) -> bool:
-        """Fills in the error."""
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> bool:
+        """Fills in the error; one of all streams is raised to the caller."""
+        if whole and not self._waiter.done():
+            self._waiter.set_exception(error)
+            self._ended = True
         self.errors[place] = error
         self.steps[place] = step
         self.durable_steps[place] = durable_step
@@ -199,7 +214,7 @@ class BlockResults:
         if not self._waiter.done():
             outputs = {output.name: column for output, column in zip(self._outputs, self.columns, strict=True)}
             self._waiter.set_result(Predictions(self.steps, outputs, self.durable_steps, self.duplicates, self.errors))
-        elif self.errors:
+        elif self.errors and not self._ended:
             row, error = next(iter(self.errors.items()))
             log.warning(
                 "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",

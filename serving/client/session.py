@@ -136,13 +136,17 @@ class Session:
     def leave(self, members: Sequence[Member]) -> None:
         """Nobody uses these streams any more. Those that are open are closed in the background, and parked by the server."""
         streams = np.array([member.stream for member in members if self._members.is_ours(member)], np.int64)
-        self._left += self._members.handles(streams[self.window.open[streams]]).tolist()
+        handles = self._members.handles(streams)
+        self._left += handles[handles > 0].tolist()
         usable = streams[self.window.usable[streams]].tolist()
-        self.window.lose(dict.fromkeys(usable, StreamLost("the stream was left; open it again to go on")))
+        left = StreamLost("the stream was left; open it again to go on")
+        self.window.lose(dict.fromkeys(usable, left), whole=True)
         self._closing -= set(streams.tolist())
         self._members.drop(streams.tolist())
         self.window.leave(streams)
         self._free()
+        if self._left and not self.window.in_use and self._call is not None:
+            self._call.cut(left)  # with the call the server parks all that it has open
         self.wake()
 
     async def end(self) -> None:
@@ -162,7 +166,8 @@ class Session:
             try:
                 await self._speak()
             except CallEnded as ended:
-                await self._try_again(ended.error)
+                if self.window.in_use:
+                    await self._try_again(ended.error)
             except ClientError as error:
                 self._fail(error, self._usable())
             except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
@@ -184,7 +189,7 @@ class Session:
         self._members.begin()
         call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request)
         try:
-            while self.window.in_use or self._left or self._closes:
+            while self.window.in_use or self._closes:
                 self._take_in(call, await call.read())
         except CallEnded as ended:
             call.cut(ended.error)  # it may be this side that will have no more of it
@@ -202,11 +207,12 @@ class Session:
 
     async def _try_again(self, error: ClientError) -> None:
         """Waits before the next call; those for which that is of no use are lost."""
-        opening = [member.stream for member in self._members.opening if self._members.is_ours(member)]
+        asks = {id(member.ask) for member in self._members.opening if not member.kind}
         self.window.cut()
-        if error.action not in AGAIN and opening and len(opening) < self.window.in_use:
+        if error.action not in AGAIN and asks:
             # The server ended the call for what was asked about these; the others try again at once.
-            self._fail(error, np.array(opening, np.int64))
+            asked = [member.stream for member in self._members.all.values() if id(member.ask) in asks and not member.kind]
+            self._fail(error, np.array(asked, np.int64))
             return
         self._end_call()
         try:
@@ -330,7 +336,7 @@ class Session:
             self._follow(self._refusals.of_repeats(message, answers, errors))
             return
         heard = self.window.predicted(message, answers)
-        self._lose(heard.diverged, held=True)
+        self._lose(heard.diverged)
         if self._shortage.short:
             applied = (message.at >= 0) & ~answers.refused
             for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
@@ -343,7 +349,7 @@ class Session:
 
     def _follow(self, decision: Decision) -> None:
         """Does what was decided about refused timesteps."""
-        self._lose(decision.lost, held=True)
+        self._lose(decision.lost, whole=decision.whole)
         if len(decision.held):
             wait_s = self.backoff.not_before_s(decision.retry_after_s)
             self._later(wait_s, lambda: self.window.release(decision.held))
@@ -356,6 +362,7 @@ class Session:
         if error.action in AGAIN:
             raise CallEnded(error)
         _, streams = self._members.streams(np.array(message.handles, np.int64))
+        self._members.let_go(streams)
         self._lose(dict.fromkeys(streams.tolist(), error))
 
     # Opening -----------------------------------------------------------------------------------------------------------
@@ -384,7 +391,7 @@ class Session:
             if (error := difference(f"stream '{member.stream_id}'", member.view.model, model)) is not None:
                 wrong[stream] = error
         self.window.opened(streams, opened.next_steps, opened.durable_steps, message.answers_remembered)
-        self._lose(wrong, held=True)
+        self._lose(wrong, whole=True)
         for stream in streams.tolist():
             if stream in wrong:
                 continue
@@ -449,6 +456,8 @@ class Session:
             stream, error = member.stream, errors.get(row)
             self.window.durable(np.array([stream]), np.array([durable_step]))
             stored = self.window.durable_steps[stream] >= self.window.answered[stream]
+            if error is None:
+                self._members.let_go(np.array([stream]))
             if (error is None and (member.forget or stored)) or (member.forget and isinstance(error, StreamNotFound)):
                 self._finish(stream)
             elif error is not None and error.action not in AGAIN:
@@ -469,15 +478,12 @@ class Session:
         self._closing.discard(stream)
         self._members[stream].view.on_closed(self._members[stream].place)
 
-    def _lose(self, errors: Mapping[int, ClientError], *, held: bool = False, whole: bool = False) -> None:
-        """These streams can no longer be used; the others go on. `held` says that the server still has them open."""
+    def _lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> None:
+        """These streams can no longer be used; the others go on."""
         errors = {stream: error for stream, error in errors.items() if self.window.usable[stream]}
         if not errors:
             return
-        if held:
-            open_ = np.array([stream for stream in errors if self.window.open[stream]], np.int64)
-            self._left += self._members.handles(open_).tolist()
-        told = self.window.lose(errors)
+        told = self.window.lose(errors, whole=whole)
         stream, error = next(iter(errors.items()))
         log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._members[stream].stream_id, error)
         for stream, error in errors.items():

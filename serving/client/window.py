@@ -537,8 +537,11 @@ class Window:
 
     # The end -----------------------------------------------------------------------------------------------------------
 
-    def lose(self, errors: Mapping[int, ClientError]) -> set[int]:
-        """These streams can no longer be used, or never could; gives those of which a caller was waiting, who is told."""
+    def lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> set[int]:
+        """These streams can no longer be used, or never could; gives those of which a caller was waiting, who is told.
+
+        `whole` says that they end together: a caller who waits for many of them gets the error itself.
+        """
         told: set[int] = set()
         if not errors:
             return told
@@ -549,7 +552,7 @@ class Window:
             theirs = np.isin(buffer["stream"], streams) & (buffer["step"] > self.answered[buffer["stream"]])
             for at in np.flatnonzero(theirs).tolist():
                 stream = int(buffer["stream"][at])
-                if self._fail(buffer, at, errors[stream]):
+                if self._fail(buffer, at, errors[stream], whole=whole):
                     told.add(stream)
         for repeat in self._all_repeats():
             if repeat.stream in errors and not repeat.waiter.done():
@@ -598,10 +601,10 @@ class Window:
             results.settle(places[part], rows[part], answers)
             self._forget_settled(results)
 
-    def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0) -> bool:
+    def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0, *, whole: bool = False) -> bool:
         """Settles the row at a place of the buffer with an error; `step` is its number if it was applied. Whether anybody is told."""
         results, stream = self._results[int(buffer["results"][at])], int(buffer["stream"][at])
-        told = results.fail(int(buffer["place"][at]), error, step, int(self.durable_steps[stream]))
+        told = results.fail(int(buffer["place"][at]), error, step, int(self.durable_steps[stream]), whole=whole)
         self._forget_settled(results)
         return told
 

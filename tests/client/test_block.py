@@ -24,7 +24,7 @@ from serving.client import (
     StreamLost,
     StreamNotFound,
     TakenOver,
-    roster,
+    members,
 )
 from tests.client.scripted import eventually
 from tests.client.scripted_blocks import BlockCall, closing, connected, error_of, opened_and_closed
@@ -89,8 +89,8 @@ async def test_a_number_of_streams_is_given_names() -> None:
 
 async def test_many_names_go_out_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other; the later ones ask for the model that the first were given."""
-    monkeypatch.setattr(roster, "NAMES_MAX", 3)
-    monkeypatch.setattr(roster, "NAMES_BYTES_MAX", 40)
+    monkeypatch.setattr(members, "NAMES_MAX", 3)
+    monkeypatch.setattr(members, "NAMES_BYTES_MAX", 40)
 
     async def script(call: BlockCall) -> None:
         for lot in (["a", "b", "c"], ["d" * 28], ["e", "f"]):
@@ -200,7 +200,7 @@ async def test_an_open_that_is_not_answered_is_given_up() -> None:
 
 async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is not answered; and when all are, nothing is waited for."""
-    monkeypatch.setattr(roster, "NAMES_MAX", 2)
+    monkeypatch.setattr(members, "NAMES_MAX", 2)
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -212,7 +212,7 @@ async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> No
         await opened_and_closed(call)
 
     async with connected(first, second, timeout_s=0.05) as (client, _, _), client.block(NAMES) as block:
-        assert block._call._watchdog is None
+        assert block._session._call._watchdog is None
 
 
 @pytest.mark.parametrize(
@@ -680,7 +680,7 @@ async def test_a_handle_that_was_never_given_is_told() -> None:
     async with connected(script) as (client, _, _):
         with pytest.raises(StreamLost, match="never gave out"):
             async with client.block(NAMES) as block:
-                await asyncio.wait([block._task])
+                await block._over.wait()
 
 
 @pytest.mark.parametrize(
@@ -778,7 +778,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
             await waiting
         assert await sums(block, [9.0], [0]) == [12.0]
         assert server.histories["a"] == [1.0, 2.0, 9.0]
-        assert not block._ledger.waiting
+        assert not block._window._results
 
 
 async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -210,4 +210,4 @@ async def test_opens_and_closes_are_no_longer_than_the_server_reads() -> None:
             closed += len(names)
 
     async with connected(first, second) as (client, _, _), client.block(1000) as block:
-        await eventually(lambda: block.reconnects == 1, "the reconnect")
+        await eventually(lambda: block.reconnects == 1 and block._window.open.sum() == 1000, "the reconnect")

@@ -198,8 +198,8 @@ async def test_a_long_replay_keeps_to_the_window() -> None:
     async def second(call: Call) -> None:
         await call.open(answers_remembered=2)
         await call.expect(1, 2)
-        await eventually(lambda: stream._call._wanted is not None, "the client waiting")
-        assert len(stream._journal._under_way) == 2
+        await eventually(lambda: stream._session._call._wanted is not None, "the client waiting")
+        assert stream._window._in_flight.sum() == 2
         await call.answer(1, 2)
         await call.serve(*range(3, 101))
         await closing(call)
@@ -483,7 +483,7 @@ async def test_a_move_is_followed() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         one = asyncio.create_task(stream.step([1.0]))
-        await eventually(lambda: stream._call._over, "the move")
+        await eventually(lambda: stream._session._call.over, "the move")
         other = asyncio.create_task(stream.step([2.0]))
         await asyncio.sleep(0)
         moving.set()
@@ -796,7 +796,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, capl
 
     async with connected(script) as (client, _, _):
         async with client.open("a") as stream:
-            monkeypatch.setattr(stream._journal, "predicted", lambda *_, **__: 1 / 0)
+            monkeypatch.setattr(stream._window, "predicted", lambda *_, **__: 1 / 0)
             with caplog.at_level(logging.ERROR), pytest.raises(StreamLost, match="ZeroDivisionError") as caught:
                 await stream.step([1.0])
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -811,7 +811,7 @@ async def test_a_bug_where_requests_are_made_is_told(monkeypatch: pytest.MonkeyP
         await call.gone()
 
     async with connected(script) as (client, _, _), client.open("a") as stream:
-        monkeypatch.setattr(stream._journal, "take", lambda: 1 / 0)
+        monkeypatch.setattr(stream._window, "take", lambda: 1 / 0)
         with pytest.raises(ClientError, match="ZeroDivisionError"):
             await stream.step([1.0])
 
@@ -826,7 +826,7 @@ async def test_an_error_that_nobody_heard_is_told_on_leaving() -> None:
     async with connected(script) as (client, _, _):
         with pytest.raises(TakenOver):
             async with client.open("a") as stream:
-                await eventually(stream._task.done, "the end")
+                await eventually(stream._over.is_set, "the end")
 
 
 async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
@@ -856,7 +856,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         await sums(stream, [1.0])
         await server.stop(None)
         waiting = asyncio.create_task(stream.step([2.0]))
-        await eventually(lambda: stream._patience.tries > 2, "tries in vain")
+        await eventually(lambda: stream._session._retry._tries > 2, "tries in vain")
         server, _ = await start(port)
         assert (await waiting)["sum"].item() == 3.0
     await server.stop(None)

@@ -183,7 +183,7 @@ async def test_leaving_by_an_exception_does_not_wait() -> None:
         opening = client.open("a")
         stream = await opening.__aenter__()
         waiting = asyncio.create_task(stream.step([1.0]))
-        await eventually(lambda: len(stream._journal._under_way) == 1, "the request")
+        await eventually(lambda: stream._window._in_flight.sum() == 1, "the request")
         assert not await opening.__aexit__(KeyError, KeyError(), None)
         with pytest.raises(StreamLost):
             await waiting
@@ -204,7 +204,7 @@ async def test_leaving_by_cancellation_does_not_wait() -> None:
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(work())
-        await eventually(lambda: any(stream._ready.is_set() for stream in client._streams), "the open")
+        await eventually(lambda: any(stream._ready.is_set() for stream in client._kept), "the open")
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
@@ -219,8 +219,8 @@ async def test_a_task_that_is_cancelled_from_outside_ends() -> None:
         await call.gone()
 
     async with connected(script) as (client, server, _), client.open("a") as stream:
-        stream._task.cancel()
-        await asyncio.wait([stream._task])
+        stream._session._task.cancel()
+        await stream._over.wait()
         with pytest.raises(StreamLost):
             await stream.step([1.0])
         await server.left.wait()
@@ -285,7 +285,7 @@ async def test_a_stream_that_is_lost_at_once_is_entered() -> None:
     async with connected(script) as (client, _, _):
         opening = client.open("a")
         stream = opening._stream = opening._begin()
-        await asyncio.wait([stream._task])
+        await stream._over.wait()
         await stream.start()
         with pytest.raises(TakenOver):
             await stream.step([1.0])
@@ -303,7 +303,7 @@ async def test_a_client_that_is_closed_leaves_its_streams() -> None:
         opening = client.open("a")
         stream = await opening.__aenter__()
         await client.close()
-        assert stream._task.done()
+        assert stream._over.is_set()
         with pytest.raises(StreamLost):
             await stream.step([1.0])
         await opening.__aexit__(None, None, None)

@@ -160,7 +160,7 @@ async def test_a_replay_that_finds_no_room_ends_the_stream() -> None:
 
     async with connected(first, second, reconnect_s=1) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(stream._task.done, "the end")
+        await eventually(stream._over.is_set, "the end")
         with pytest.raises(ServerUnavailable, match="timestep 1 could not be sent again for 1 s"):
             await stream.step([2.0])
 
@@ -179,7 +179,7 @@ async def test_a_refused_timestep_whose_caller_has_gone_is_in_the_log(caplog: py
 
     async with connected(script) as (client, _, _), client.open("a") as stream:
         step = asyncio.create_task(stream.step([1.0]))
-        await eventually(lambda: len(stream._journal._under_way) == 1, "the request")
+        await eventually(lambda: stream._window._in_flight.sum() == 1, "the request")
         step.cancel()
         with caplog.at_level(logging.WARNING):
             cancelled.set()
@@ -202,7 +202,7 @@ async def test_a_cancelled_step_is_applied_once_and_its_prediction_dropped() -> 
 
     async with connected(script) as (client, server, _), client.open("a") as stream:
         step = asyncio.create_task(stream.step([1.0]))
-        await eventually(lambda: len(stream._journal._under_way) == 1, "the request")
+        await eventually(lambda: stream._window._in_flight.sum() == 1, "the request")
         step.cancel()
         with pytest.raises(asyncio.CancelledError):
             await step
