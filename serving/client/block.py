@@ -165,6 +165,7 @@ class Block:
             self._told = True
             self._ended = self._ended or StreamLost("the streams were left; open them again to go on")
             self._session.leave(self._members)
+            self._over.set()
 
     # What the session tells --------------------------------------------------------------------------------------------
 

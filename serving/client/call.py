@@ -27,10 +27,11 @@ class Call:
     Args:
         method: of the stub.
         take: gives the next request, None when there is none now.
+        again: whether something of what it opens was open before: then its refusal is a loss.
 
     """
 
-    def __init__(self, method: Callable[[Any], Any], take: Callable[[], Any]) -> None:
+    def __init__(self, method: Callable[[Any], Any], take: Callable[[], Any], *, again: bool) -> None:
         self._take = take
         self._loop = asyncio.get_running_loop()
         self._over = False  # nothing more is sent
@@ -38,7 +39,7 @@ class Call:
         self._watchdog: asyncio.TimerHandle | None = None
         self._why: ClientError | None = None  # this side ended the call
         self._heard_at = self._loop.time()
-        self.answered = False
+        self._answered = again
         self._call = method(self)
 
     @property
@@ -91,7 +92,7 @@ class Call:
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            otherwise = StreamLost if self.answered else StreamRefused
+            otherwise = StreamLost if self._answered else StreamRefused
             raise CallEnded(error_of(error.code(), error.details(), error.trailing_metadata(), otherwise)) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -101,7 +102,7 @@ class Call:
             raise CallEnded(self._why or ServerUnavailable("the call was cancelled", "CANCELLED")) from None
         if response is grpc.aio.EOF:
             raise CallEnded(self._why or ServerUnavailable("the server ended the call", "OK"))
-        self.answered = True
+        self._answered = True
         self._heard_at = self._loop.time()
         return response
 

@@ -112,10 +112,13 @@ class Refusals:
         lost: dict[int, ClientError] = {}
         held: list[int] = []
         retry_after_s, told = 0.0, False
+        for refusal in refusals.values():
+            if refusal.action == pb.Error.ACTION_REOPEN:
+                for again in refusals:
+                    self._window.ask_again(repeats[again])
+                raise CallEnded(refusal)
         for row, refusal in refusals.items():
             repeat = repeats[row]
-            if refusal.action == pb.Error.ACTION_REOPEN:
-                raise CallEnded(refusal)
             # Whoever asks for an old answer may have its values wrong; what this stream has sent stands.
             if not isinstance(refusal, TimestepRefused | ValuesDiffer):
                 lost[repeat.stream] = refusal

@@ -98,7 +98,7 @@ class Retry:
         Args:
             error: what ended the last one.
             name: of what is tried, for the log.
-            give_up: is given the error and the time; gives up what has waited for too long by then, and says when it is to be asked again.
+            give_up: is given the error and the time; gives up what has waited for too long by then, and says when to ask again.
 
         Raises:
             ClientError: `error`, when trying again is of no use, or was for so long.
@@ -120,12 +120,15 @@ class Retry:
         if now >= self._until:
             raise tried_for(error, self._limits.reconnect_s)
         until = min(self._until, give_up(error, now)) if give_up is not None else self._until
+        if until <= now:
+            return False
         wait_s = self._backoff.wait_s(self._tries)
         if error.retry_after_s:
             wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
         log.info("%s: %s; opened again in %.3f s", name, error, wait_s)
         self._tries += 1
         await self._backoff.sleep(min(wait_s, until - now))
+        return True
 
 
 def tried_for(error: ClientError, limit_s: float) -> ClientError:

@@ -145,7 +145,7 @@ class Session:
         self._members.drop(streams.tolist())
         self.window.leave(streams)
         self._free()
-        if self._left and not self.window.in_use and self._call is not None:
+        if (self._left or self._members.opening) and not self.window.in_use and self._call is not None:
             self._call.cut(left)  # with the call the server parks all that it has open
         self.wake()
 
@@ -168,6 +168,9 @@ class Session:
             except CallEnded as ended:
                 if self.window.in_use:
                     await self._try_again(ended.error)
+            except asyncio.CancelledError:
+                self._fail(StreamLost("the client's task was cancelled; open the stream again to go on"), self._usable())
+                raise
             except ClientError as error:
                 self._fail(error, self._usable())
             except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
@@ -187,7 +190,8 @@ class Session:
         self._begin_again()
         self.window.cut()
         self._members.begin()
-        call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request)
+        again = any(member.kind for member in self._members.all.values())
+        call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request, again=again)
         try:
             while self.window.in_use or self._closes:
                 self._take_in(call, await call.read())
@@ -234,11 +238,13 @@ class Session:
             self._retry.rest()
 
     def _give_up(self, error: ClientError, now: float) -> float:
-        """Gives up on first opens that were tried for too long; gives when the next is to be given up."""
+        """Gives up on first opens that were tried for too long; gives when the next is to be given up, `now` when nothing is left."""
         waiting = {s: self._members[s].until for s in self._usable().tolist() if not self._members[s].kind}
         late = [stream for stream, until in waiting.items() if until <= now]
         if late:
             self._fail(tried_for(error, self.limits.open_s), np.array(late, np.int64))
+        if not self.window.in_use:
+            return now
         return min((until for until in waiting.values() if until > now), default=float("inf"))
 
     def _usable(self) -> Ints:

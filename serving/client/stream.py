@@ -156,6 +156,7 @@ class Stream:
             self._told = True
             self._lost = self._lost or StreamLost("the stream was left; open it again to go on")
             self._session.leave([self._member])
+            self._over.set()
 
     # What the session tells --------------------------------------------------------------------------------------------
 

@@ -373,9 +373,18 @@ async def connected(
 
 
 async def sums(stream: Stream, values: Iterable[float]) -> list[float]:
-    """Sends values together; gives the sums that were answered."""
-    answers = await asyncio.gather(*(stream.step([value]) for value in values))
-    return [answer["sum"].item() for answer in answers]
+    """Sends values one behind the other, each in a message of its own if nothing holds it up; gives the sums that were answered."""
+    steps = []
+    for value in values:
+        steps.append(asyncio.create_task(stream.step([value])))
+        await sent()
+    return [answer["sum"].item() for answer in await asyncio.gather(*steps)]
+
+
+async def sent() -> None:
+    """Turns enough for what was submitted to leave, when it may."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:

@@ -279,8 +279,9 @@ async def test_other_values_in_a_replay_lose_the_stream() -> None:
 
     async def second(call: Call) -> None:
         await call.open()
-        await call.expect_unapplied(1)
+        await call.expect_unapplied(1, 2)
         await call.refuse(1, reason="VALUES_DIFFER")
+        await call.refuse(2, reason="STEP_GAP")
         await call.gone()
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:

@@ -115,7 +115,7 @@ async def test_a_close_that_is_never_stored_is_told() -> None:
         await call.close(durable=0)
 
     async with connected(script, script, script, reconnect_s=0.05) as (client, _, _):
-        with pytest.raises(ServerUnavailable, match="stored up to 0 of 1"):
+        with pytest.raises(ServerUnavailable, match="not stored as far as they were answered"):
             async with client.open("a") as stream:
                 await sums(stream, [1.0])
 
@@ -145,7 +145,7 @@ async def test_a_stream_that_is_gone_already_is_forgotten() -> None:
     async def second(call: Call) -> None:
         await call.read_open()
         assert (call.ask.existence, call.ask.resume_from) == (pb.EXISTENCE_MUST_EXIST, 1)
-        await call.end("STREAM_NOT_FOUND")
+        await call.refuse_open("STREAM_NOT_FOUND")
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
@@ -260,7 +260,7 @@ async def test_an_open_that_is_cancelled_leaves_nothing() -> None:
         opening.cancel()
         await asyncio.wait([opening])
         await server.left.wait()
-        assert not client._streams
+        assert not client._kept
 
 
 async def test_an_error_that_was_told_is_not_told_again_on_leaving() -> None:

@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 
 from serving.client import InvalidTimestep, Prediction, TakenOver
-from tests.client.scripted import Call, closing, connected, eventually, sums
+from tests.client.scripted import Call, closing, connected, eventually, sent, sums
 
 
 async def collect(predictions: AsyncIterator[Prediction], got: list[float]) -> None:
     """Adds the sums that come to `got`, up to the error."""
     async for prediction in predictions:
         got.append(prediction["sum"].item())  # noqa: PERF401 - what came before an error counts
+
+
+async def one_by_one(rows: list[list[float]]) -> AsyncIterator[list[float]]:
+    """Rows that come so slowly that each has a message of its own."""
+    for row in rows:
+        yield row
+        await sent()
 
 
 async def test_rows_are_sent_ahead_and_answered_in_order() -> None:
@@ -82,7 +89,8 @@ async def test_predictions_go_on_over_a_break() -> None:
         await closing(call)
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
-        assert [answer["sum"].item() async for answer in stream.predict([[1.0], [2.0], [3.0]])] == [1.0, 3.0, 6.0]
+        rows = one_by_one([[1.0], [2.0], [3.0]])
+        assert [answer["sum"].item() async for answer in stream.predict(rows)] == [1.0, 3.0, 6.0]
 
 
 async def test_no_row_behind_a_refused_one_is_applied() -> None:
@@ -137,7 +145,7 @@ async def test_leaving_early_drops_predictions_only() -> None:
         await closing(call)
 
     async with connected(script) as (client, server, _), client.open("a") as stream:
-        async with aclosing(stream.predict([[1.0]] * 3)) as predictions:
+        async with aclosing(stream.predict(one_by_one([[1.0]] * 3))) as predictions:
             async for _ in predictions:
                 break
         left.set()
@@ -164,7 +172,7 @@ async def test_the_end_of_the_stream_ends_the_predictions(monkeypatch: pytest.Mo
         monkeypatch.setattr(stream, "_submit", noted)
         got: list[float] = []
         with pytest.raises(TakenOver):
-            await collect(stream.predict([[1.0]] * 3), got)
+            await collect(stream.predict(one_by_one([[1.0]] * 3)), got)
         assert got == [1.0]
         assert [ticket._log_traceback for ticket in tickets] == [False] * 3
 

@@ -16,7 +16,7 @@ from serving.client import (
     StoreUnavailable,
     TimestepRefused,
 )
-from tests.client.scripted import Call, closing, connected, eventually, sums
+from tests.client.scripted import Call, closing, connected, eventually, sent, sums
 
 
 @pytest.mark.parametrize("reason", ["OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"])
@@ -117,7 +117,10 @@ async def test_a_break_after_a_refusal_brings_nothing_out_of_order() -> None:
         await closing(call)
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
-        steps = [stream.step([value]) for value in (99.0, 2.0, 3.0)]
+        steps = []
+        for value in (99.0, 2.0, 3.0):
+            steps.append(asyncio.create_task(stream.step([value])))
+            await sent()
         bad, two, three = await asyncio.gather(*steps, return_exceptions=True)
         assert isinstance(bad, InvalidTimestep)
         assert [two["sum"].item(), three["sum"].item()] == [2.0, 5.0]
@@ -184,7 +187,7 @@ async def test_a_refused_timestep_whose_caller_has_gone_is_in_the_log(caplog: py
         with caplog.at_level(logging.WARNING):
             cancelled.set()
             await eventually(lambda: stream.next_step == 1, "the refusal")
-        assert "timestep 1, whose caller has gone, was refused" in caplog.text
+        assert "a timestep, whose caller has gone, was refused" in caplog.text
         assert await sums(stream, [2.0]) == [2.0]
 
 
@@ -258,7 +261,7 @@ async def test_callers_who_wait_for_room_are_told_of_the_end() -> None:
     async def script(call: Call) -> None:
         await call.open()
         await call.expect(1)
-        await eventually(lambda: len(stream._room._waiters or ()) == 2, "the waiting")
+        await eventually(lambda: len(stream._door._waiters or ()) == 1, "the waiting")
         await call.end("TAKEN_OVER")
 
     async with connected(script, buffer_max=1) as (client, _, _), client.open("a") as stream:
