@@ -233,9 +233,7 @@ class Call:
         assert request.HasField("close"), request
         assert request.close.forget is forget
         step = len(self.server.history)
-        await self.write(
-            closed=pb.ClosedStreams(steps=[step], durable_steps=[step if durable is None else durable])
-        )
+        await self.write(closed=pb.ClosedStreams(steps=[step], durable_steps=[step if durable is None else durable]))
 
     async def end(
         self, reason: str = "", code: str = "", *, message: str = "", domain: str = "tidegate.v1", **metadata: str
