@@ -5,6 +5,9 @@ It grows at its end, and is swept now and then of the rows that have left it. A 
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import mul
+from struct import Struct
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,8 @@ from serving.core.spec import Array, Floats, Ints
 # Rows that have left are swept out when the buffer is twice as long as after the last sweep, so that sweeping costs a row
 # next to nothing. A shorter one is not worth it.
 SWEEP_ROWS_MIN = 4096
+ROWS_FIRST = 64
+MASK = 2**64 - 1
 
 
 class Buffer:
@@ -42,11 +47,18 @@ class Buffer:
             "checked": np.empty(0, np.bool_),
             "values": np.empty((0, len(model.features)), np.float32),
         }
+        self._grow(ROWS_FIRST)
         self._streams: list[int] = []
         self._values: list[bytes] = []
         self._waiters: list[Waiter] = []
         self._groups: dict[int, Group] = {}
-        self._factors = _factors(sum(_words(output.dtype, output.shape) for output in model.outputs))
+        self._words = [_words(output.dtype, output.shape) for output in model.outputs]
+        self._factors = _factors(sum(self._words))
+        self._numbers: list[int] = self._factors.tolist()
+        self._unpack = [
+            Struct(f"<{count}{'B' if output.dtype.itemsize == 1 else 'I'}").unpack
+            for output, count in zip(model.outputs, self._words, strict=True)
+        ]
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -59,6 +71,11 @@ class Buffer:
     def gathered(self) -> bool:
         """Whether single timesteps wait to be taken in."""
         return bool(self._streams)
+
+    @property
+    def alone(self) -> int | None:
+        """The stream of the only timestep that is to be sent, when there is only one, and it was gathered."""
+        return self._streams[0] if len(self._streams) == 1 and self.unsent_from == self._count else None
 
     @property
     def unsent(self) -> bool:
@@ -95,6 +112,27 @@ class Buffer:
         columns["checked"][begin:end] = False
         self._count = end
 
+    def take_alone(self) -> tuple[bytes, SingleResults]:
+        """The only single timestep, which is then to be appended: its values, and who waits for it."""
+        (values,) = self._values
+        results = SingleResults(self.model.outputs, self._waiters, self._groups)
+        self._streams, self._values, self._waiters, self._groups = [], [], [], {}
+        return values, results
+
+    def append_one(self, results: int, stream: int, step: int, values: bytes) -> int:
+        """Puts the only row of results at the end, as sent; gives its place."""
+        at = self._count
+        if at == len(self._columns["step"]):
+            self._grow(2 * at + 1)
+        self._results_at[at] = results
+        self._place_at[at] = 0
+        self._stream_at[at] = stream
+        self._step_at[at] = step
+        self._values_at[at * len(values) : (at + 1) * len(values)] = values
+        self._checked_at[at] = False
+        self._count = self.unsent_from = at + 1
+        return at
+
     @property
     def long(self) -> bool:
         """Whether it is time for a sweep."""
@@ -106,6 +144,7 @@ class Buffer:
         self.unsent_from = int(np.count_nonzero(stays[: self.unsent_from]))
         self._columns = {name: column[: self._count][stays] for name, column in self._columns.items()}
         self._count = len(self._columns["step"])
+        self._grow(max(ROWS_FIRST, 2 * self._count))
         self._sweep_at = max(SWEEP_ROWS_MIN, 2 * self._count)
         return moved
 
@@ -132,14 +171,31 @@ class Buffer:
             begin += bits.shape[1]
         return np.zeros(0, np.uint64) if sums is None else sums
 
+    def note_checksum(self, place: int, packed: Sequence[bytes]) -> None:
+        """Keeps the same for the packed outputs of one row."""
+        words = [word for unpack, part in zip(self._unpack, packed, strict=True) for word in unpack(part)]
+        self._check_at[place] = sum(map(mul, words, self._numbers)) & MASK
+        self._checked_at[place] = True
+
     def _grow(self, rows: int) -> None:
         for name, column in self._columns.items():
             longer = np.empty((rows, *column.shape[1:]), column.dtype)
             longer[: self._count] = column[: self._count]
             self._columns[name] = longer
+        self._look()
+
+    def _look(self) -> None:
+        """One number is read and written through these in a tenth of the time that numpy takes to find out what is wanted."""
+        self._results_at: memoryview = self._columns["results"].data
+        self._place_at: memoryview = self._columns["place"].data
+        self._stream_at: memoryview = self._columns["stream"].data
+        self._step_at: memoryview = self._columns["step"].data
+        self._check_at: memoryview = self._columns["check"].data
+        self._checked_at: memoryview = self._columns["checked"].data
+        self._values_at: memoryview = self._columns["values"].data.cast("B")
 
 
-def _words(dtype: np.dtype, shape: tuple[int, ...]) -> int:  # type: ignore[type-arg]
+def _words(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
     size = int(np.prod(shape)) * dtype.itemsize
     return size if dtype.itemsize == 1 else size // 4
 

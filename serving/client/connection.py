@@ -35,6 +35,20 @@ def make_channel(address: str) -> grpc.aio.Channel:
     )
 
 
+class _Forks:
+    """Counts how often this process was forked from the one that loaded this file: asking the system for a number takes longer."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.seen += 1
+
+
+forks = _Forks()
+
+
 class Connection:
     """A channel, and the methods that can be called over it.
 
@@ -47,11 +61,12 @@ class Connection:
         self.stub: Any = pb_grpc.TidegateServiceStub(channel)
         self.closed = False
         self._pid = os.getpid()
+        self._forks = forks.seen
 
     @property
     def elsewhere(self) -> bool:
         """Whether this is another process than the one that made the channel."""
-        return os.getpid() != self._pid
+        return forks.seen != self._forks
 
     def check(self) -> None:
         """Raises WrongProcess in a process that was forked from the one that made the channel."""

@@ -253,6 +253,10 @@ class Members:
             self._handles = np.concatenate([self._handles, np.zeros(streams.max() + 1, np.int64)])
         return self._handles[streams]
 
+    def handle(self, stream: int) -> int:
+        """The handle of a stream that is open."""
+        return int(self._handles.item(stream))
+
     def let_go(self, streams: Ints) -> None:
         """The server does not have these streams open any more."""
         self._handles[streams] = 0

@@ -94,12 +94,18 @@ class SingleResults:
 
     """
 
-    def __init__(self, outputs: Sequence[Output], waiters: Sequence[Waiter], groups: dict[int, Group]) -> None:
+    def __init__(self, outputs: tuple[Output, ...], waiters: Sequence[Waiter], groups: dict[int, Group]) -> None:
         self.left = len(waiters)
         self.number = 0
         self._outputs = outputs
         self._waiters = waiters
         self._groups = groups
+
+    def settle_alone(self, step: int, packed: Sequence[bytes], durable_step: int) -> None:
+        """Gives the only caller its prediction."""
+        self.left = 0
+        if not self._waiters[0].done():
+            self._waiters[0].set_result(Prediction(step, self._outputs, packed, durable_step, duplicate=False))
 
     def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
         """Gives each caller its prediction."""

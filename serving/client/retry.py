@@ -104,11 +104,11 @@ class Retry:
             ClientError: `error`, when trying again is of no use, or was for so long.
 
         """
-        await self._wait(error, name, give_up)
-        while not self._may_be_up():
-            await self._wait(error, name, give_up)
+        while await self._wait(error, name, give_up) and not self._may_be_up():
+            pass
 
-    async def _wait(self, error: ClientError, name: str, give_up: Callable[[ClientError, float], float] | None) -> None:
+    async def _wait(self, error: ClientError, name: str, give_up: Callable[[ClientError, float], float] | None) -> bool:
+        """Waits once; gives whether there is anything left to wait for."""
         if error.action not in AGAIN:
             raise error
         now = self._backoff.clock()

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ from serving.client.refusals import Decision, Refusals
 from serving.client.results import Group, Waiter
 from serving.client.retry import Backoff, Limits, Retry, Shortage, tried_for
 from serving.client.types import difference, model_of
-from serving.client.window import Window
-from serving.client.wire import decode_answers, decode_durable, encode_block, rows_max
+from serving.client.window import SingleMessage, Window
+from serving.client.wire import decode_answers, decode_durable, encode_block, encode_single, rows_max
 from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
@@ -73,6 +74,8 @@ class Session:
         self._left: list[int] = []  # handles of streams that nobody uses any more
         self._waits: set[asyncio.Task[None]] = set()
         self._calls = 0
+        # A method that is looked up once: the running loop costs more to find than a future to make.
+        self.future: Callable[[], asyncio.Future[Any]] = asyncio.get_running_loop().create_future
         self._call: Call | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -108,8 +111,8 @@ class Session:
     def add(self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None) -> None:
         """Sends a timestep of a usable stream for which there is room."""
         self.window.add_single(buffer, stream, values, waiter, group)
-        if (call := self._call) is not None:
-            call.wake()
+        if self._call is not None:
+            self._call.wake()
 
     def wake(self) -> None:
         """Something was put into the books."""
@@ -118,7 +121,7 @@ class Session:
 
     async def room(self) -> None:
         """Waits until there may be room for more, or something has ended."""
-        freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        freed: asyncio.Future[None] = self.future()
         self._freed.add(freed)
         try:
             await freed
@@ -169,7 +172,9 @@ class Session:
                 if self.window.in_use:
                     await self._try_again(ended.error)
             except asyncio.CancelledError:
-                self._fail(StreamLost("the client's task was cancelled; open the stream again to go on"), self._usable())
+                self._fail(
+                    StreamLost("the client's task was cancelled; open the stream again to go on"), self._usable()
+                )
                 raise
             except ClientError as error:
                 self._fail(error, self._usable())
@@ -215,7 +220,9 @@ class Session:
         self.window.cut()
         if error.action not in AGAIN and asks:
             # The server ended the call for what was asked about these; the others try again at once.
-            asked = [member.stream for member in self._members.all.values() if id(member.ask) in asks and not member.kind]
+            asked = [
+                member.stream for member in self._members.all.values() if id(member.ask) in asks and not member.kind
+            ]
             self._fail(error, np.array(asked, np.int64))
             return
         self._end_call()
@@ -278,6 +285,8 @@ class Session:
             self._call.cut_after(self.limits.timeout_s, "answer to open")
             return pb.PredictBlocksRequest(open=ask)
         if self.window.unsent and (message := self.window.take()) is not None:
+            if isinstance(message, SingleMessage):
+                return encode_single(message, self._members.handle(message.stream))
             return encode_block(message, self._members.handles(message.streams))
         if self._left:
             lot, self._left = self._left[: self._members.handles_max], self._left[self._members.handles_max :]
@@ -336,6 +345,12 @@ class Session:
         if block.HasField("refused"):
             self._follow(self._refusals.of_all(message, block.refused))
             return
+        if isinstance(message, SingleMessage) and not (block.errors or block.forgotten_rows or block.duplicate_rows):
+            durable_step = int.from_bytes(block.durable_steps, "little")
+            if self.window.predicted_alone(message, block.steps, block.outputs, durable_step):
+                self._shortage.over(message.stream, message.step)
+                self._retry.get_on()
+                return
         answers = decode_answers(message, message.buffer.model.outputs, block)
         if message.repeats:
             errors = {row.row: row.error for row in block.errors}

@@ -60,7 +60,7 @@ class Prediction(Mapping[str, Array]):
     __slots__ = ("_outputs", "_packed", "duplicate", "durable_step", "step")
 
     def __init__(
-        self, step: int, outputs: Sequence[Output], packed: Sequence[bytes], durable_step: int, duplicate: bool
+        self, step: int, outputs: tuple[Output, ...], packed: Sequence[bytes], durable_step: int, duplicate: bool
     ) -> None:
         self.step = step
         self.durable_step = durable_step

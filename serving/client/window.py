@@ -18,13 +18,13 @@ Laws:
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, Diverged, StreamLost
-from serving.client.results import Answers, BlockResults, Bools, Group, Results, Waiter
+from serving.client.results import Answers, BlockResults, Bools, Group, Results, SingleResults, Waiter
 from serving.client.types import Model
 from serving.core.spec import Array, Floats, Ints
 
@@ -51,6 +51,7 @@ class Message:
         steps: their numbers, one a row.
         values: (rows, features)
         at: their places in the buffer; -1 where the answer is to be ignored.
+        ignored: whether some of its answers are to be ignored.
         repeats: one a row where old answers are asked for again; else empty.
 
     """
@@ -64,8 +65,42 @@ class Message:
         self.steps = steps
         self.values = values
         self.at = at
-        self.ignored = False  # some of its answers are
+        self.ignored = False
         self.repeats: Sequence[Repeat] = ()
+
+
+class SingleMessage(Message):
+    """A message with a single timestep, whose columns are made when somebody asks for them: mostly nobody does.
+
+    Attributes:
+        stream, step, place: what stands in its columns.
+        packed: its values.
+        results: who waits for it.
+
+    """
+
+    __slots__ = ("packed", "place", "results", "step", "stream")
+
+    def __init__(
+        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, results: SingleResults
+    ) -> None:
+        self.number = number
+        self.buffer = buffer
+        self.stream = stream
+        self.step = step
+        self.packed = packed
+        self.place = place
+        self.results = results
+        self.ignored = False
+        self.repeats = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """The columns of a `Message`, the first time that one of them is asked for."""
+        if name not in ("streams", "steps", "values", "at"):
+            raise AttributeError(name)
+        self.streams, self.steps, self.at = np.array([[self.stream], [self.step], [self.place]])
+        self.values = np.frombuffer(self.packed, "<f4").reshape(1, -1)
+        return getattr(self, name)
 
 
 class Heard(NamedTuple):
@@ -124,6 +159,7 @@ class Window:
         self.begun: Bools = np.zeros(0, np.bool_)
         self.open: Bools = np.zeros(0, np.bool_)
         self._held: Bools = np.zeros(0, np.bool_)  # whether it shall wait a little
+        self._grow(CAPACITY_FIRST)
 
     def __repr__(self) -> str:
         rows = sum(len(buffer) for buffer in self._buffers)
@@ -171,8 +207,8 @@ class Window:
 
     def has_room(self, stream: int) -> bool:
         """Whether a stream may keep one more timestep."""
-        kept_from = max(self.first.item(stream), min(self.answered.item(stream), self.durable_steps.item(stream)) + 1)
-        return self.next_steps.item(stream) - kept_from < self.buffer_max
+        kept_from = max(self._first_at[stream], min(self._answered_at[stream], self._durable_at[stream]) + 1)
+        return bool(self._next_at[stream] - kept_from < self.buffer_max)
 
     def room(self, streams: Ints) -> int:
         """For how many of these rows, one a stream each, there is room, from the first on."""
@@ -185,7 +221,7 @@ class Window:
     ) -> None:
         """Puts one timestep of a usable stream at the end."""
         buffer.gather(stream, values, waiter, group)
-        self.next_steps[stream] += 1
+        self._next_at[stream] += 1
 
     def add(self, buffer: Buffer, results: Results, place: int, streams: Ints, values: Floats) -> None:
         """Puts rows, from `place` of their results on, at the end. Results are added one after the other.
@@ -242,11 +278,15 @@ class Window:
             return
         if buffer.long:
             self._sweep(buffer)
+        self._number(results)
+        buffer.append(results.number, place, streams, steps, values, places)
+
+    def _number(self, results: Results) -> None:
+        """Gives results that are kept their number."""
         if not results.number:
             self._results_made += 1
             results.number = self._results_made
             self._results[results.number] = results
-        buffer.append(results.number, place, streams, steps, values, places)
 
     # Opening -----------------------------------------------------------------------------------------------------------
 
@@ -316,8 +356,10 @@ class Window:
         for buffer in self._buffers:
             message = self._take_repeats(buffer) if self._repeats else None
             if message is None and buffer.unsent:
-                self._take_gathered(buffer)
-                message = self._take(buffer)
+                message = self._take_alone(buffer)
+                if message is None:
+                    self._take_gathered(buffer)
+                    message = self._take(buffer)
             if message is not None:
                 # Buffers take turns, so that none waits for ever behind a busy one.
                 self._buffers.append(self._buffers.pop(self._buffers.index(buffer)))
@@ -344,6 +386,24 @@ class Window:
             buffer.unsent_from = len(buffer)
         else:
             self._skip(buffer, buffer["step"][begin:], self._cursor[buffer["stream"][begin:]])
+        return message
+
+    def _take_alone(self, buffer: Buffer) -> Message | None:
+        """A single timestep that is alone, in a fifth of the time; None when it cannot be sent so."""
+        stream = buffer.alone
+        if stream is None or buffer.long or not self._open_at[stream] or self._held_at[stream]:
+            return None
+        step = self._next_at[stream] - 1
+        if self._cursor_at[stream] != step or self._in_flight_at[stream] >= self.window:
+            return None
+        values, results = buffer.take_alone()
+        self._number(results)
+        place = buffer.append_one(results.number, stream, step, values)
+        self._cursor_at[stream] = step + 1
+        self._in_flight_at[stream] += 1
+        self._messages_made += 1
+        message = SingleMessage(self._messages_made, buffer, stream, step, values, place, results)
+        self._messages.append(message)
         return message
 
     def _skip(self, buffer: Buffer, steps: Ints, cursor: Ints) -> None:
@@ -404,10 +464,28 @@ class Window:
         message = self._messages.popleft()
         if message.number != number:
             raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
-        np.subtract.at(self._in_flight, message.streams, 1)
+        if isinstance(message, SingleMessage):
+            self._in_flight_at[message.stream] -= 1
+        else:
+            np.subtract.at(self._in_flight, message.streams, 1)
         if self._leaving:
             self._set_free()
         return message
+
+    def predicted_alone(
+        self, message: "SingleMessage", step: bytes, outputs: Sequence[bytes], durable_step: int
+    ) -> bool:
+        """Settles the plain answer to a message of a single timestep, in a fifth of the time; False when it cannot be settled so."""
+        stream, number = message.stream, message.step
+        if message.ignored or int.from_bytes(step, "little") != number or number <= self._answered_at[stream]:
+            return False
+        self._applied_at[stream] = max(number, self._applied_at[stream])
+        self._answered_at[stream] = number
+        self._durable_at[stream] = max(durable_step, self._durable_at[stream])
+        message.buffer.note_checksum(message.place, outputs)
+        message.results.settle_alone(number, outputs, durable_step)
+        self._forget_settled(message.results)
+        return True
 
     def predicted(self, message: Message, answers: Answers) -> Heard:
         """Settles what was answered. A replay must have the bits that were delivered, where the model promises that.
@@ -647,6 +725,16 @@ class Window:
                 longer: Array = np.zeros(capacity, column.dtype)
                 longer[: len(column)] = column
                 setattr(self, name, longer)
+        # One number is read and written through these in a tenth of the time that numpy takes to find out what is wanted.
+        self._next_at: memoryview = self.next_steps.data
+        self._answered_at: memoryview = self.answered.data
+        self._durable_at: memoryview = self.durable_steps.data
+        self._first_at: memoryview = self.first.data
+        self._cursor_at: memoryview = self._cursor.data
+        self._applied_at: memoryview = self._applied.data
+        self._in_flight_at: memoryview = self._in_flight.data
+        self._open_at: memoryview = self.open.data
+        self._held_at: memoryview = self._held.data
 
 
 def check_numbers(answered: Ints, sent: Ints) -> None:

@@ -8,7 +8,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.errors import StreamLost
 from serving.client.results import Answers, Bools
 from serving.client.types import Model
-from serving.client.window import Message
+from serving.client.window import Message, SingleMessage
 from serving.core.spec import Ints, Output
 
 # What the protocol allows.
@@ -47,6 +47,18 @@ def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
             handles=handles.astype("<u4").tobytes(),
             steps=message.steps.tobytes(),
             values=message.values.tobytes(),
+        )
+    )
+
+
+def encode_single(message: SingleMessage, handle: int) -> pb.PredictBlocksRequest:
+    """A message with one timestep, whose stream goes by this handle."""
+    return pb.PredictBlocksRequest(
+        block=pb.Block(
+            block=message.number,
+            handles=handle.to_bytes(4, "little"),
+            steps=message.step.to_bytes(8, "little"),
+            values=message.packed,
         )
     )
 
