@@ -39,9 +39,9 @@ from serving.client import (
 )
 from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept
 from serving.client.client import Opening as AsynchronousOpening
+from serving.client.inputs import columns, parts_of, rows_in_order
 from serving.client.journal import Group
 from serving.client.rows import rows_of
-from serving.client.values import columns, parts_of
 from serving.core.spec import Floats, Ints
 
 T = TypeVar("T")
@@ -271,7 +271,7 @@ class Stream:
         """
         group = Group()
         return _answers(
-            rows_of("rows", rows),
+            rows_of("rows", rows_in_order(rows, self._stream.model.features)),
             lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
             lambda: self._stream.window,
         )
@@ -318,7 +318,7 @@ class Block:
 
     def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
         x, rows = parts_of(block)
-        return columns(x, rows, len(self.stream_ids), len(self.model.features))
+        return columns(x, rows, len(self.stream_ids), self.model.features)
 
     def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
         """Sends block after block, as many ahead as the server allows, and yields the answers in order.

@@ -58,9 +58,9 @@ from serving.client.errors import (
     WrongOrder,
     WrongProcess,
 )
+from serving.client.inputs import Some, Timesteps, Values
 from serving.client.nouns import Model, Prediction, Predictions, StreamInfo
 from serving.client.stream import Stream
-from serving.client.values import Some, Timesteps, Values
 
 __all__ = [
     "AnswerLost",

@@ -32,6 +32,7 @@ from serving.client.errors import (
     ending_of,
     lost_by,
 )
+from serving.client.inputs import Some, Timesteps, columns, parts_of
 from serving.client.ledger import Ledger
 from serving.client.nouns import Model, Predictions, check_same, model_of
 from serving.client.parcel import Order
@@ -39,7 +40,6 @@ from serving.client.patience import Limits, Patience, Shortage
 from serving.client.refusals import Decision, Refusals
 from serving.client.roster import Roster
 from serving.client.rows import Rows, Source
-from serving.client.values import Some, Timesteps, columns, parts_of
 from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
@@ -217,7 +217,7 @@ class Block:
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Ticket:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
         self._connection.check()
-        values, streams = columns(x, rows, self._ledger.streams, len(self.model.features))
+        values, streams = columns(x, rows, self._ledger.streams, self.model.features)
         async with self._door:
             self._check()
             ticket: Ticket = asyncio.get_running_loop().create_future()

@@ -14,11 +14,11 @@ from serving.client.backoff import Backoff
 from serving.client.block import Block
 from serving.client.connection import Connection
 from serving.client.errors import InvalidArgument, WrongOrder
+from serving.client.inputs import Values
 from serving.client.nouns import STATES, Model, Prediction, StreamInfo, info_of, model_of
 from serving.client.patience import Limits
 from serving.client.single import Single
 from serving.client.stream import Stream
-from serving.client.values import Values
 from serving.core.spec import STEP_MAX
 
 Kept = TypeVar("Kept", bound=Stream | Block)

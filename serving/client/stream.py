@@ -33,11 +33,11 @@ from serving.client.errors import (
     lost_by,
     refusal_of,
 )
+from serving.client.inputs import Values, pack, rows_in_order
 from serving.client.journal import Entry, Group, Journal
 from serving.client.nouns import Model, Prediction, check_same, model_of
 from serving.client.patience import Limits, Patience
 from serving.client.rows import Rows, Source
-from serving.client.values import Values, pack
 from serving.core.spec import STEP_MAX
 from serving.rpc import wire
 
@@ -136,7 +136,7 @@ class Stream:
 
         """
         group = Group()
-        source = Source("rows", rows)
+        source = Source("rows", rows_in_order(rows, self.model.features))
         tickets: deque[Ticket] = deque()
         try:
             while tickets or not source.ended:
