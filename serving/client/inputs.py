@@ -348,7 +348,8 @@ def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]
 def _column(x: Any) -> Floats | None:
     """A column or a Series as numbers; None when one of them is none. What it marks as missing, if it does so, is NaN."""
     values = _floats(x)
-    if values is None and hasattr(type(x), "to_numpy") and getattr(x.dtype, "kind", "") in tuple(NUMERIC):
+    kind = getattr(getattr(x, "dtype", None), "kind", None)
+    if values is None and hasattr(type(x), "to_numpy") and kind in tuple(NUMERIC):
         return _floats(x.to_numpy(dtype=np.float64, na_value=np.nan))  # numbers of pandas that are not those of numpy
     return values
 
