@@ -22,6 +22,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import grpc
+
 from serving import client as asynchronous
 from serving.client import (
     Backoff,
@@ -50,7 +52,10 @@ View = TypeVar("View")
 
 
 class Client:
-    """A connection to a server. Arguments and errors are those of `serving.client.Client`."""
+    """A connection to a server. Arguments and errors are those of `serving.client.Client`, without `channel`.
+
+    A channel belongs to the event loop that it was made on, and this client has one of its own.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,8 @@ class Client:
         reconnect_s: float | None = RECONNECT_S,
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
@@ -69,7 +76,13 @@ class Client:
         async def make() -> asynchronous.Client:
             """Grpc binds a channel to the event loop that it is made on."""
             return asynchronous.Client(
-                address, timeout_s=timeout_s, reconnect_s=reconnect_s, buffer_max=buffer_max, backoff=backoff
+                address,
+                timeout_s=timeout_s,
+                reconnect_s=reconnect_s,
+                buffer_max=buffer_max,
+                backoff=backoff,
+                credentials=credentials,
+                metadata=metadata,
             )
 
         try:

@@ -1,7 +1,6 @@
 """A connection to a server, on which streams are opened and questions are asked."""
 
 import numbers
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import uuid4
@@ -12,7 +11,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
 from serving.client.backoff import Backoff
 from serving.client.block import Block
-from serving.client.connection import Connection
+from serving.client.connection import Connection, make_channel
 from serving.client.errors import InvalidArgument, WrongOrder
 from serving.client.inputs import Values
 from serving.client.nouns import STATES, Model, Prediction, StreamInfo, info_of, model_of
@@ -37,11 +36,6 @@ RECONNECT_S = 60.0
 BUFFER_MAX = 8192
 # As many as a server keeps unless it is told otherwise.
 STREAMS_MAX = 1_000_000
-# Streams decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
-CHANNEL_RECONNECT_MS_FIRST = 100
-CHANNEL_RECONNECT_MS_MAX = 1000
-# The answer to 65,536 rows of a model with many outputs. gRPC's own limit is 4 MB.
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Client:
@@ -54,6 +48,11 @@ class Client:
             the server had no room for; None for ever, 0 not at all.
         buffer_max: how many timesteps a stream keeps that the server has not stored; then `step` waits.
         backoff: the waits between tries.
+        credentials: TLS, such as `grpc.ssl_channel_credentials()`; None for a connection without it.
+        metadata: (key, value) pairs that go with every call, such as ("authorization", "Bearer ..."). Without TLS whoever
+            listens can read them.
+        channel: a channel to use instead of one of the client's own, made on the same event loop; `address` is then only a name.
+            `close` leaves it open. What it does when a server is gone for long is up to its options.
 
     Raises:
         InvalidArgument: one of these cannot be; the message says which.
@@ -69,6 +68,9 @@ class Client:
         reconnect_s: float | None = RECONNECT_S,
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] | None = None,
+        channel: grpc.aio.Channel | None = None,
     ) -> None:
         self.address = arguments.address("address", address)
         if backoff is not None and not isinstance(backoff, Backoff):
@@ -81,22 +83,11 @@ class Client:
         self._backoff = backoff or Backoff()
         self._streams: set[Stream] = set()
         self._blocks: set[Block] = set()
-        channel = grpc.aio.insecure_channel(
-            address,
-            options=[
-                # Find out within a minute that a server died without a word.
-                ("grpc.keepalive_time_ms", 40_000),
-                ("grpc.keepalive_timeout_ms", 20_000),
-                # Two clients of one process do not share a connection unless they are one client.
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.initial_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_FIRST),
-                ("grpc.max_reconnect_backoff_ms", CHANNEL_RECONNECT_MS_MAX),
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
-                ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
-            ],
-        )
-        self._connection = Connection(channel)
+        headers = arguments.metadata("metadata", metadata)
+        given, trusted = arguments.channel("channel", channel), arguments.credentials("credentials", credentials)
+        if given is not None and trusted is not None:
+            raise arguments.wrong("credentials", credentials, "None beside a channel: a channel is made with its own")
+        self._connection = Connection(given or make_channel(self.address, trusted), headers, owned=given is None)
         self._single = Single(self._connection, self._limits, self._backoff)
         self._entered = False
 
