@@ -65,13 +65,13 @@ def address(field: str, value: object) -> str:
     is_port = port.isdecimal() and 0 < int(port) <= PORT_MAX
     if scheme in SCHEMES and rest:
         return target
-    if host and is_port and "://" not in target and not _is_bare_ipv6(host):
+    if host and is_port and not _is_bare_ipv6(host):
         return target
     raise wrong(field, value, _address_hint(target))
 
 
 def _is_bare_ipv6(host: str) -> bool:
-    """Whether it is an IPv6 address without brackets: then the end of the address would be taken for a port."""
+    """Whether it is an IPv6 address without brackets, of which the end would be taken for a port; or behind a scheme, no host at all."""
     return ":" in host and not host.startswith("[")
 
 

@@ -190,6 +190,7 @@ WRONG_NAMES: dict[str, tuple[Any, str]] = {
     "a part": (Series([1.0, 2.0, 3.0], [7, 8, 9]), "got labels 7, 8, 9, expected names of features"),
     "namedtuple": (row(["a", "d"], 1.0, 2.0), "no feature is called d"),
     "only an index": (row(["Index"], 1.0), "got no names, expected those of features"),
+    "index of a mapping": ({"Index": 1.0, "a": 2.0}, "no feature is called Index"),
     "index elsewhere": (row(["a", "Index"], 1.0, 2.0), "no feature is called Index"),
     "renamed": (row(["Index", "_1"], 0, 2.0), "no feature is called _1"),
     "structured": (structured((1.0, 2.0), names="ad")[0], "no feature is called d"),
@@ -282,6 +283,13 @@ def test_names_are_never_read_by_their_order(values: Any) -> None:
     """Where the features are not known they are refused."""
     with pytest.raises(InvalidTimestep, match="the model's features are not known"):
         pack(values, None)
+
+
+def test_a_label_is_no_attribute() -> None:
+    """A Series shows its labels as attributes, and one may be called as what makes a frame."""
+    series: Any = Series([1.5], ["columns"])
+    series.columns = 1.5
+    assert pack(series, [Feature("columns")]) == bits(1.5)
 
 
 def test_what_a_mask_hides_is_missing() -> None:
