@@ -287,9 +287,9 @@ def test_names_are_never_read_by_their_order(values: Any) -> None:
 
 def test_a_label_is_no_attribute() -> None:
     """A Series shows its labels as attributes, and one may be called as what makes a frame."""
-    series: Any = Series([1.5], ["columns"])
-    series.columns = 1.5
-    assert pack(series, [Feature("columns")]) == bits(1.5)
+    series: Any = Series([1.5, 2.5], ["b", "columns"])
+    series.columns = 2.5
+    assert pack(series, [Feature("columns"), Feature("b")]) == bits(2.5, 1.5)
 
 
 def test_what_a_mask_hides_is_missing() -> None:
