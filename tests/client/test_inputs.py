@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.client import InvalidTimestep
+from serving.client import Client, InvalidTimestep
 from serving.client.inputs import Packer, columns, has_names, pack, parts_of, rows_in_order
 from serving.core.spec import Feature
-from tests.client.scripted import Call, closing, connected
+from tests.client.scripted import Call, closing, connected, scripted
 from tests.client.test_blocking import played
+from tests.client.test_single import answer, answering
 
 FEATURES = tuple(Feature(name) for name in ("a", "b", "c"))
 IN_ORDER = [1.5, 2.5, 3.5]
@@ -488,3 +489,13 @@ def test_a_blocking_stream_takes_rows_by_name() -> None:
             return [answer["sum"].item() for answer in stream.predict(Frame("x", [[2.0], [3.0]]))]
 
     assert played(work, script) == [2.0, 5.0]
+
+
+async def test_a_single_timestep_is_read_by_name() -> None:
+    """The model is asked for where there are names, and only there."""
+    async with scripted() as server, Client(server.address) as client:
+        asked = answering(server, answer(1, 1.0, 2.0, version="2"), answer(2, 1.0, 2.0, version="2"))
+        await client.predict_one("new", row(["x", "y"], 1.0, 2.0), step=1)
+        del server.replies["DescribeStreamRequest"]
+        await client.predict_one("new", (2.0, 1.0), step=2)
+    assert [request.values for request in asked] == [bits(2.0, 1.0)] * 2
