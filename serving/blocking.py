@@ -22,6 +22,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import grpc
+
 from serving import client as asynchronous
 from serving.client import (
     Backoff,
@@ -39,9 +41,9 @@ from serving.client import (
 )
 from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept
 from serving.client.client import Opening as AsynchronousOpening
+from serving.client.inputs import columns, parts_of, rows_in_order
 from serving.client.results import Group
 from serving.client.source import rows_of
-from serving.client.values import columns, parts_of
 from serving.core.spec import Floats, Ints
 
 T = TypeVar("T")
@@ -50,7 +52,10 @@ View = TypeVar("View")
 
 
 class Client:
-    """A connection to a server. Arguments and errors are those of `serving.client.Client`."""
+    """A connection to a server. Arguments and errors are those of `serving.client.Client`, without `channel`.
+
+    A channel belongs to the event loop that it was made on, and this client has one of its own.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,9 @@ class Client:
         reconnect_s: float | None = RECONNECT_S,
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
+        calls: int = 1,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
@@ -69,7 +77,14 @@ class Client:
         async def make() -> asynchronous.Client:
             """Grpc binds a channel to the event loop that it is made on."""
             return asynchronous.Client(
-                address, timeout_s=timeout_s, reconnect_s=reconnect_s, buffer_max=buffer_max, backoff=backoff
+                address,
+                timeout_s=timeout_s,
+                reconnect_s=reconnect_s,
+                buffer_max=buffer_max,
+                backoff=backoff,
+                calls=calls,
+                credentials=credentials,
+                metadata=metadata,
             )
 
         try:
@@ -271,7 +286,7 @@ class Stream:
         """
         group = Group()
         return _answers(
-            rows_of("rows", rows),
+            rows_of("rows", rows_in_order(rows, self._stream.model.features)),
             lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
             lambda: self._stream.window,
         )
@@ -318,7 +333,7 @@ class Block:
 
     def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
         x, rows = parts_of(block)
-        return columns(x, rows, len(self.stream_ids), len(self.model.features))
+        return columns(x, rows, len(self.stream_ids), self.model.features)
 
     def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
         """Sends block after block, as many ahead as the server allows, and yields the answers in order.

@@ -1,12 +1,32 @@
-"""Where the server is that a command talks to."""
+"""Where the server is that a command talks to, and how: the options that all such commands have, in one place.
 
+    @app.command()
+    @asks_server
+    def models(*, server: Server) -> None: ...
+
+The command gets one `Server`; in the command line that is --address, --tls, --ca, --cert, --key and --token.
+"""
+
+import functools
+import inspect
+import ipaddress
 import os
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from serving.cli.refused import EXIT_USAGE, Refused
 from serving.runtime.host import WILDCARDS, is_unix, with_port
+
+if TYPE_CHECKING:
+    import grpc  # loaded by the command that asks
+
+    from serving.client import Client
+
+T = TypeVar("T")
 
 PORT = 50051
 PORT_MAX = 2**16 - 1
@@ -41,3 +61,181 @@ Address = Annotated[
         callback=_checked,
     ),
 ]
+Tls = Annotated[
+    bool | None,
+    typer.Option(
+        "--tls/--no-tls",
+        envvar="TIDEGATE_TLS",
+        help="Whether to talk TLS to the server.",
+        show_default="no, but with --ca or --cert",
+    ),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TIDEGATE_CA",
+        metavar="FILE",
+        help="Certificates, as PEM, of those who may sign the server's.",
+        show_default="those that gRPC brings along",
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(envvar="TIDEGATE_CERT", metavar="FILE", help="Certificate of this client, as PEM; with --key."),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option(envvar="TIDEGATE_KEY", metavar="FILE", help="Private key of that certificate, as PEM."),
+]
+Token = Annotated[
+    str,
+    typer.Option(
+        envvar="TIDEGATE_TOKEN",
+        metavar="TEXT",
+        help="Says who asks, as `authorization: Bearer TEXT`. Without TLS it is sent to this machine alone, or with --no-tls.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to talk to.
+
+    `tls` says whether that is by TLS: then `ca` has the certificates that are trusted, None for those of gRPC, and `cert` and `key`
+    those of this client, all as PEM. `token` is empty when there is none.
+    """
+
+    address: str
+    tls: bool = False
+    ca: bytes | None = None
+    cert: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    token: str = field(default="", repr=False)
+
+    @property
+    def credentials(self) -> "grpc.ChannelCredentials | None":
+        """What gRPC makes a channel of; None without TLS."""
+        import grpc  # noqa: PLC0415 - takes half a second, which --help need not wait for
+
+        return grpc.ssl_channel_credentials(self.ca, self.key, self.cert) if self.tls else None
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def client(self) -> "Client":
+        """A client of it, made on the event loop that runs."""
+        from serving.client import Client  # noqa: PLC0415 - as above
+
+        return Client(self.address, credentials=self.credentials, metadata=self.metadata)
+
+
+def server_of(
+    address: str,
+    tls: bool | None = None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    token: str = "",
+) -> Server:
+    """The server that the options speak of; `tls` None means that nobody said.
+
+    Raises:
+        Refused: they contradict each other, or a file cannot be read.
+
+    """
+    from serving.client import InvalidArgument, arguments  # noqa: PLC0415 - as above
+
+    try:
+        arguments.address("address", address)
+    except InvalidArgument as error:
+        raise Refused(str(error), EXIT_USAGE) from None
+    files = {"--ca": ca, "--cert": cert, "--key": key}
+    by_tls = any(path is not None for path in files.values()) if tls is None else tls
+    for option, path in files.items():
+        if path is not None and not by_tls:
+            raise Refused(f"{option}: means nothing without TLS; leave it out, or --no-tls", EXIT_USAGE)
+    if (cert is None) != (key is None):
+        given, other = ("--key", "--cert") if cert is None else ("--cert", "--key")
+        raise Refused(f"{given}: is of no use alone, expected {other} beside it", EXIT_USAGE)
+    if not (token.isascii() and token.isprintable() and token == token.strip()):  # a secret: it is not shown
+        raise Refused("--token: got what cannot be sent, expected printable ASCII without blanks around it", EXIT_USAGE)
+    if token and not by_tls and tls is None and not _is_here(address):
+        raise Refused(
+            f"--token: without TLS everybody between here and {address} could read it; add --tls, or --no-tls if that is meant",
+            EXIT_USAGE,
+        )
+    read = {option: _read(option, path) for option, path in files.items()}
+    _check_pem(ca, cert, key)
+    return Server(address, by_tls, read["--ca"], read["--cert"], read["--key"], token)
+
+
+def asks_server(command: Callable[..., T]) -> Callable[..., T]:
+    """Gives a command the options of a server, of which its argument `server` is made."""
+    own = [part for part in inspect.signature(command).parameters.values() if part.name != "server"]
+    options = {name: (kind, default) for name, kind, default in OPTIONS}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> T:
+        server = server_of(**{name: given.pop(name) for name in options})
+        return command(**given, server=server)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, (kind, default) in options.items()
+    ]
+    parameters += [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # where typer looks for options
+    return run
+
+
+# As the arguments of `server_of`.
+OPTIONS: tuple[tuple[str, Any, Any], ...] = (
+    ("address", Address, ""),
+    ("tls", Tls, None),
+    ("ca", Ca, None),
+    ("cert", Cert, None),
+    ("key", Key, None),
+    ("token", Token, ""),
+)
+
+
+def _is_here(address: str) -> bool:
+    """Whether what is sent there does not leave this machine."""
+    host = address.rpartition(":")[0]
+    try:
+        return is_unix(address) or host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # another name
+        return False
+
+
+def _read(option: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"{option}: {path} cannot be read: {error.strerror}", EXIT_USAGE) from None
+
+
+def _check_pem(ca: Path | None, cert: Path | None, key: Path | None) -> None:
+    """Finds out what is wrong with the files; gRPC would only say that it cannot connect."""
+    if ca is None and cert is None:
+        return
+    import ssl  # noqa: PLC0415 - only needed here
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except ssl.SSLError:
+            raise Refused(f"--ca: {ca} holds no certificates as PEM", EXIT_USAGE) from None
+    if cert is not None:
+        try:
+            context.load_cert_chain(cert, key, password="")  # without one it would be asked for; gRPC cannot
+        except ssl.SSLError:
+            raise Refused(
+                f"--cert: {cert} and {key} are not a certificate and its private key as PEM, without a password",
+                EXIT_USAGE,
+            ) from None

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from serving.cli import bench, conformance, streams
-from serving.cli.address import Address
+from serving.cli.address import Server, asks_server
 from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
@@ -180,9 +180,11 @@ def serve(
 
 
 @app.command()
+@asks_server
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
-    address: Address = "",
+    *,
+    server: Server,
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
     stream_id: Annotated[
@@ -212,7 +214,7 @@ def stream(
 
     replay = Replay(
         file,
-        address,
+        server,
         model=model,
         version=version,
         stream_id=stream_id,
@@ -225,7 +227,7 @@ def stream(
     except (BadSheet, ReplayFailed) as error:
         raise Refused(str(error), EXIT_USAGE) from None
     except ServerUnavailable as error:
-        raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
     except StreamLost as error:
         raise Refused(str(error), EXIT_NO) from None
     except ClientError as error:
@@ -233,18 +235,20 @@ def stream(
 
 
 @app.command()
+@asks_server
 def models(
-    address: Address = "",
+    *,
+    server: Server,
     as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
 ) -> None:
     """List the models that a server serves."""
     from rich.console import Console
     from rich.table import Table
 
-    from serving.client import Client, ClientError, InvalidArgument
+    from serving.client import ClientError, InvalidArgument
 
     async def ask() -> list["Model"]:
-        async with Client(address) as client:
+        async with server.client() as client:
             return await client.models()
 
     try:
@@ -252,7 +256,7 @@ def models(
     except InvalidArgument as error:
         raise Refused(str(error), EXIT_USAGE) from None
     except ClientError as error:
-        raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
     if as_json:
         print(json.dumps([_describe(model) for model in served], indent=2))
         return
@@ -271,8 +275,10 @@ def models(
 
 
 @app.command()
+@asks_server
 def health(
-    address: Address = "",
+    *,
+    server: Server,
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
@@ -283,11 +289,18 @@ def health(
 
     # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
     options = [("grpc.enable_http_proxy", int("grpc_proxy" in os.environ))]
-    with grpc.insecure_channel(address, options) as channel:
+    credentials = server.credentials
+    with (
+        grpc.insecure_channel(server.address, options)
+        if credentials is None
+        else grpc.secure_channel(server.address, credentials, options)
+    ) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=timeout, metadata=server.metadata
+            )
         except grpc.RpcError as error:
-            raise Refused(f"server {address} is not available: {error.details()}", EXIT_NO) from None
+            raise Refused(f"server {server.address} is not available: {error.details()}", EXIT_NO) from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:

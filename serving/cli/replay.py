@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from serving.cli.address import Server
 from serving.cli.scoreboard import Score, Scoreboard
 from serving.cli.sheet import Sheet, read_sheet
 from serving.client import Client, Model, Overloaded, Prediction, Stream
@@ -56,7 +57,7 @@ class Replay:
     def __init__(
         self,
         file: Path,
-        address: str,
+        server: Server,
         *,
         model: str,
         version: str,
@@ -66,7 +67,7 @@ class Replay:
         limit: int,
     ) -> None:
         self.file = file
-        self.address = address
+        self.server = server
         self.model = model
         self.version = version
         self.stream_id = stream_id
@@ -88,7 +89,7 @@ class Replay:
         for path in (out, plot, scores):
             if path is not None:
                 _check_writable(path)
-        async with Client(self.address) as client:
+        async with self.server.client() as client:
             known, _ = await client.describe(self.model, self.version)
             sheet = read_sheet(self.file, [feature.name for feature in known.features], self.group)
             sent = await self._send_all(client, sheet, known)

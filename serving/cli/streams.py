@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from serving.cli.address import Address
+from serving.cli.address import Server, asks_server
 from serving.cli.refused import EXIT_NO, EXIT_USAGE, Refused
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
 
 
 @app.command("list")
+@asks_server
 def list_(
-    address: Address = "",
+    *,
+    server: Server,
     prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
     state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
     limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="At most so many; 0 for all.")] = 100,
@@ -46,30 +48,34 @@ def list_(
                 break
         return found
 
-    _show(_ask(address, ask), as_json=as_json)
+    _show(_ask(server, ask), as_json=as_json)
 
 
 @app.command()
-def describe(stream_id: StreamId, address: Address = "", as_json: AsJson = False) -> None:
+@asks_server
+def describe(stream_id: StreamId, *, server: Server, as_json: AsJson = False) -> None:
     """Describe one stream."""
-    _show([_ask(address, lambda client: client.describe_stream(stream_id))], as_json=as_json)
+    _show([_ask(server, lambda client: client.describe_stream(stream_id))], as_json=as_json)
 
 
 @app.command()
-def delete(stream_id: StreamId, address: Address = "") -> None:
+@asks_server
+def delete(stream_id: StreamId, *, server: Server) -> None:
     """Delete a stream and its state; a call that has it open ends."""
-    info = _ask(address, lambda client: client.delete_stream(stream_id))
+    info = _ask(server, lambda client: client.delete_stream(stream_id))
     print(f"deleted {info.stream_id} at step {info.step}")
 
 
 @app.command()
+@asks_server
 def export(
     stream_id: StreamId,
     file: Annotated[Path, typer.Argument(help="Where to write the state.")],
-    address: Address = "",
+    *,
+    server: Server,
 ) -> None:
     """Write a stream's state to a file that another server imports; the stream goes on."""
-    record = _ask(address, lambda client: client.export_stream(stream_id))
+    record = _ask(server, lambda client: client.export_stream(stream_id))
     try:
         file.write_bytes(record)
     except OSError as error:
@@ -78,9 +84,11 @@ def export(
 
 
 @app.command("import")
+@asks_server
 def import_(
     file: Annotated[Path, typer.Argument(help="What `tidegate streams export` wrote.")],
-    address: Address = "",
+    *,
+    server: Server,
     stream_id: Annotated[
         str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty for the one that it had.")
     ] = "",
@@ -90,33 +98,35 @@ def import_(
         record = file.read_bytes()
     except OSError as error:
         raise Refused(f"{file}: cannot be read: {error.strerror}", EXIT_USAGE) from None
-    info = _ask(address, lambda client: client.import_stream(record, stream_id))
+    info = _ask(server, lambda client: client.import_stream(record, stream_id))
     print(f"imported {info.stream_id} at step {info.step}")
 
 
 @app.command()
+@asks_server
 def fork(
     stream_id: StreamId,
     new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty for one that the server makes.")] = "",
-    address: Address = "",
+    *,
+    server: Server,
 ) -> None:
     """Make a new stream that starts at another one's state."""
-    info = _ask(address, lambda client: client.fork_stream(stream_id, new_stream_id))
+    info = _ask(server, lambda client: client.fork_stream(stream_id, new_stream_id))
     print(f"forked {stream_id} to {info.stream_id} at step {info.step}")
 
 
-def _ask(address: str, question: "Callable[[Client], Awaitable[T]]") -> T:
+def _ask(server: Server, question: "Callable[[Client], Awaitable[T]]") -> T:
     """Connects, asks, and turns what goes wrong into one line."""
-    from serving.client import Client, ClientError, InvalidArgument, ServerUnavailable
+    from serving.client import ClientError, InvalidArgument, ServerUnavailable
 
     async def ask() -> T:
-        async with Client(address) as client:
+        async with server.client() as client:
             return await question(client)
 
     try:
         return asyncio.run(ask())
     except ServerUnavailable as error:
-        raise Refused(f"server {address} is not available: {error}", EXIT_NO) from None
+        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
     except InvalidArgument as error:
         raise Refused(str(error), EXIT_USAGE) from None
     except ClientError as error:

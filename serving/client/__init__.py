@@ -57,10 +57,10 @@ from serving.client.errors import (
     WrongOrder,
     WrongProcess,
 )
+from serving.client.inputs import Some, Timesteps, Values
 from serving.client.retry import Backoff
 from serving.client.stream import Stream
 from serving.client.types import Model, Prediction, Predictions, StreamInfo
-from serving.client.values import Some, Timesteps, Values
 
 __all__ = [
     "AnswerLost",

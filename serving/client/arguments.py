@@ -2,8 +2,11 @@
 
 import math
 import numbers
+import re
 import reprlib
+from collections.abc import Iterable, Mapping
 
+import grpc
 import numpy as np
 
 from serving.client.errors import InvalidArgument
@@ -13,6 +16,11 @@ NAME_BYTES_MAX = 256
 PORT_MAX = 2**16 - 1
 # What gRPC reads otherwise than as a host and a port.
 SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "xds", "vsock")
+# What people copy from a browser where TLS is meant.
+SECURE = ("https", "grpcs")
+# What gRPC sends as metadata; what ends in -bin would be bytes, what begins with grpc- is its own.
+KEY = re.compile(r"[0-9a-z_.-]+")
+VALUE = re.compile(r"[ -~]*")
 # The largest number that a field of 32 bits without a sign can hold.
 UINT32_MAX = 2**32 - 1
 
@@ -55,9 +63,68 @@ def address(field: str, value: object) -> str:
     scheme, _, rest = target.partition(":")
     host, _, port = target.rpartition(":")
     is_port = port.isdecimal() and 0 < int(port) <= PORT_MAX
-    if not (rest if scheme in SCHEMES else host and is_port):
-        raise wrong(field, value, f"HOST:PORT with a port from 1 to {PORT_MAX}, or unix:PATH")
-    return target
+    if scheme in SCHEMES and rest:
+        return target
+    if host and is_port and not _is_bare_ipv6(host):
+        return target
+    raise wrong(field, value, _address_hint(target))
+
+
+def _is_bare_ipv6(host: str) -> bool:
+    """Whether it is an IPv6 address without brackets, of which the end would be taken for a port; or behind a scheme, no host at all."""
+    return ":" in host and not host.startswith("[")
+
+
+def _address_hint(target: str) -> str:
+    """What was expected instead of an address, said for the slips that are made."""
+    scheme, slashes, _ = target.partition("://")
+    if slashes:
+        hint = f"HOST:PORT; leave out '{shown(scheme)[1:-1]}://'"
+        if scheme in SECURE:
+            hint += ", and give credentials=grpc.ssl_channel_credentials() (CLI: --tls) for TLS"
+        return hint
+    if target and ":" not in target:
+        return "HOST:PORT, such as localhost:50051"
+    if _is_bare_ipv6(target.rpartition(":")[0]):
+        return "HOST:PORT, with an IPv6 address in brackets, such as [::1]:50051"
+    return f"HOST:PORT with a port from 1 to {PORT_MAX}, or unix:PATH"
+
+
+def credentials(field: str, value: object) -> grpc.ChannelCredentials | None:
+    """An argument that says how to make sure who the server is; None for a connection without TLS."""
+    if value is not None and not isinstance(value, grpc.ChannelCredentials):
+        raise wrong(field, value, "what grpc.ssl_channel_credentials() gives, or None for a connection without TLS")
+    return value
+
+
+def channel(field: str, value: object) -> grpc.aio.Channel | None:
+    """An argument that is a channel made by the caller; None for one of the client's own."""
+    if value is not None and not isinstance(value, grpc.aio.Channel):
+        raise wrong(field, value, "a grpc.aio.Channel, or None")
+    return value
+
+
+def metadata(field: str, value: object) -> tuple[tuple[str, str], ...]:
+    """An argument that is sent with every call. What gRPC does not send would end each of them; values are secrets, and not shown."""
+    expected = "a list of (key, value) with keys of a-z, 0-9, '-', '_' and '.', and values of printable ASCII, or None"
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise InvalidArgument(f"{field}: got a {type(value).__name__}, expected {expected}", field=field)
+    pairs: list[tuple[str, str]] = []
+    for pair in value:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise InvalidArgument(
+                f"{field}: got a {type(pair).__name__} that is no pair of texts, expected {expected}", field=field
+            )
+        if not KEY.fullmatch(pair[0]) or pair[0].endswith("-bin") or pair[0].startswith("grpc-"):
+            raise InvalidArgument(f"{field}: got the key {shown(pair[0])}, expected {expected}", field=field)
+        if not VALUE.fullmatch(pair[1]):
+            raise InvalidArgument(
+                f"{field}: got a value of {pair[0]} that cannot be sent, expected {expected}", field=field
+            )
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
 
 
 def flag(field: str, value: object) -> bool:

@@ -10,11 +10,11 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, StreamLost
+from serving.client.inputs import Some, Timesteps, columns, parts_of
 from serving.client.results import BlockResults
 from serving.client.session import Session
 from serving.client.source import Rows, Source
 from serving.client.types import Model, Predictions
-from serving.client.values import Some, Timesteps, columns, parts_of
 from serving.core.spec import Ints
 
 Pending = asyncio.Future[Predictions]
@@ -210,7 +210,7 @@ class Block:
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Pending:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
         self._session.check()
-        values, places = columns(x, rows, len(self._members), len(self.model.features))
+        values, places = columns(x, rows, len(self._members), self.model.features)
         streams = self._indices[places]
         async with self._door:
             self._check()

@@ -5,17 +5,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
+import grpc
+
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
 from serving.client.block import Block
 from serving.client.connection import Connection, make_channel
 from serving.client.errors import InvalidArgument, WrongOrder
+from serving.client.inputs import Values
 from serving.client.retry import Backoff, Limits
 from serving.client.session import Session
 from serving.client.single import Single
 from serving.client.stream import Stream
 from serving.client.types import STATES, Model, Prediction, StreamInfo, info_of, model_of
-from serving.client.values import Values
 from serving.core.spec import STEP_MAX
 
 Kept = TypeVar("Kept", bound=Stream | Block)
@@ -49,6 +51,11 @@ class Client:
         buffer_max: how many timesteps a stream keeps that the server has not stored; then `step` waits.
         backoff: the waits between tries.
         calls: over so many connections streams are spread, a call on each; for servers with several workers.
+        credentials: TLS, such as `grpc.ssl_channel_credentials()`; None for a connection without it.
+        metadata: (key, value) pairs that go with every call, such as ("authorization", "Bearer ..."). Without TLS whoever
+            listens can read them.
+        channel: a channel to use instead of one of the client's own, made on the same event loop; `address` is then only a name.
+            `close` leaves it open. What it does when a server is gone for long is up to its options.
 
     Raises:
         InvalidArgument: one of these cannot be; the message says which.
@@ -56,7 +63,7 @@ class Client:
     After `close` every call raises WrongOrder.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a connection needs to know, each by its name
         self,
         address: str,
         *,
@@ -65,6 +72,9 @@ class Client:
         buffer_max: int = BUFFER_MAX,
         backoff: Backoff | None = None,
         calls: int = 1,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] | None = None,
+        channel: grpc.aio.Channel | None = None,
     ) -> None:
         self.address = arguments.address("address", address)
         if backoff is not None and not isinstance(backoff, Backoff):
@@ -76,9 +86,7 @@ class Client:
         )
         self._backoff = backoff or Backoff()
         self._kept: set[Stream | Block] = set()
-        self._connections = [
-            Connection(make_channel(self.address)) for _ in range(arguments.whole("calls", calls, 1, CALLS_MAX))
-        ]
+        self._connections = self._connect(arguments.whole("calls", calls, 1, CALLS_MAX), credentials, metadata, channel)
         self._connection = self._connections[0]
         # A stream whose answers wait for the store holds up those behind it, so such streams share a call of their own.
         self._sessions = {
@@ -88,6 +96,22 @@ class Client:
         self._owner = uuid4().hex
         self._single = Single(self._connection, self._limits, self._backoff)
         self._entered = False
+
+    def _connect(
+        self,
+        calls: int,
+        credentials: grpc.ChannelCredentials | None,
+        metadata: Sequence[tuple[str, str]] | None,
+        channel: grpc.aio.Channel | None,
+    ) -> list[Connection]:
+        """The connections, one a call; all over the given channel, if one is."""
+        headers = arguments.metadata("metadata", metadata)
+        given, trusted = arguments.channel("channel", channel), arguments.credentials("credentials", credentials)
+        if given is not None and trusted is not None:
+            raise arguments.wrong("credentials", credentials, "None beside a channel: a channel is made with its own")
+        return [
+            Connection(given or make_channel(self.address, trusted), headers, owned=given is None) for _ in range(calls)
+        ]
 
     async def __aenter__(self) -> Self:
         self._connection.check_open()

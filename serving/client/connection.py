@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,23 +18,23 @@ RECONNECT_MS_MAX = 1000
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 
-def make_channel(address: str) -> grpc.aio.Channel:
-    """A channel to a server."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            # Find out within a minute that a server died without a word.
-            ("grpc.keepalive_time_ms", 40_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            # Two clients of one process do not share a connection unless they are one client.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_FIRST),
-            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
-            ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
-        ],
-    )
+def make_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """A channel to a server, with TLS if there are credentials."""
+    options = [
+        # Find out within a minute that a server died without a word.
+        ("grpc.keepalive_time_ms", 40_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # Two clients of one process do not share a connection unless they are one client.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_FIRST),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+        ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
+    ]
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 class _Forks:
@@ -52,14 +54,26 @@ forks = _Forks()
 class Connection:
     """A channel, and the methods that can be called over it.
 
+    Args:
+        channel: what to call over.
+        metadata: what goes with every call, once, when it begins. An interceptor would stand in the way of every message.
+        owned: the channel ends with the connection; False for one that the caller made, and goes on using.
+
     A channel does not survive a fork: its threads stay behind, and whatever is called in the child waits for ever. So what
     is about to wait asks first which process it is in.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]] = (), *, owned: bool = True
+    ) -> None:
         self.channel = channel
         self.stub: Any = pb_grpc.TidegateServiceStub(channel)
+        if metadata:
+            for name, method in vars(self.stub).items():
+                setattr(self.stub, name, partial(method, metadata=tuple(metadata)))
         self.closed = False
+        self._owned = owned
+        self._asked: set[grpc.aio.Call] = set()  # under way
         self._pid = os.getpid()
         self._forks = forks.seen
 
@@ -88,8 +102,10 @@ class Connection:
 
         """
         self.check_open()
+        call = getattr(self.stub, method)(request, timeout=timeout_s)
+        self._asked.add(call)
         try:
-            return await getattr(self.stub, method)(request, timeout=timeout_s)
+            return await call
         except grpc.aio.AioRpcError as error:
             raise error_of(error.code(), error.details(), error.trailing_metadata(), of_timestep=of_timestep) from None
         except asyncio.CancelledError:
@@ -97,11 +113,16 @@ class Connection:
             if not self.closed or (task is not None and task.cancelling()):
                 raise
             raise WrongOrder(f"client: was closed before {method} was answered") from None
+        finally:
+            self._asked.discard(call)
 
     async def close(self) -> None:
-        """Ends the connection, and every call over it."""
+        """Ends the connection, and every question over it; the channel too if it is its own."""
         self.closed = True
-        await self.channel.close()
+        for call in self._asked:
+            call.cancel()
+        if self._owned:
+            await self.channel.close()
 
     def may_be_up(self) -> bool:
         """Whether a call may reach the server; False while the channel has failed and only tries to connect.

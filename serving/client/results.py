@@ -131,15 +131,7 @@ class SingleResults:
             else:
                 waiter.set_result(Prediction(steps[row], outputs, cut[row], durable_steps[row], repeated[row]))
 
-    def fail(
-        self,
-        place: int,
-        error: ClientError,
-        step: int,
-        durable_step: int,
-        *,
-        whole: bool = False,  # noqa: ARG002
-    ) -> bool:
+    def fail(self, place: int, error: ClientError, *_: int, whole: bool = False) -> bool:  # noqa: ARG002 - of the protocol
         """Gives the caller the error."""
         self.left -= 1
         waiter = self._waiters[place]

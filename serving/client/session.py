@@ -404,7 +404,6 @@ class Session:
     def _begin(self, message: pb.OpenedStreams, opened: Opened) -> None:
         """Streams are open."""
         model = model_of(message.model)
-        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
         streams = opened.streams
         wrong: dict[int, ClientError] = {}
         for stream in streams[self.window.begun[streams]].tolist():
@@ -413,6 +412,9 @@ class Session:
                 wrong[stream] = error
         self.window.opened(streams, opened.next_steps, opened.durable_steps, message.answers_remembered)
         self._lose(wrong, whole=True)
+        if len(wrong) == len(streams):
+            return
+        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
         for stream in streams.tolist():
             if stream in wrong:
                 continue

@@ -3,14 +3,12 @@
 The description of a model that has run one is asked for once.
 """
 
-from collections.abc import Mapping
-
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.connection import Connection
 from serving.client.errors import AnswerLost, ClientError, StreamNotFound
+from serving.client.inputs import Values, has_names, pack
 from serving.client.retry import Backoff, Limits, Retry
 from serving.client.types import Model, Prediction, model_of
-from serving.client.values import Values, pack
 
 # A server has some models of some versions each. Beyond these the oldest are asked for again.
 DESCRIPTIONS_MAX = 64
@@ -27,7 +25,7 @@ class Single:
 
     async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
         """The prediction for a request whose values are these; see `serving.client.Client.predict_one`."""
-        features = (await self._model_of(request)).features if isinstance(values, Mapping) else None
+        features = (await self._model_of(request)).features if has_names(values) else None
         request.values = pack(values, features)
         response = await self._answer(request)
         try:

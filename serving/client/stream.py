@@ -7,11 +7,11 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, InvalidArgument, InvalidTimestep, StepGap, StreamLost
+from serving.client.inputs import Packer, Values, rows_in_order
 from serving.client.results import Group
 from serving.client.session import Session
 from serving.client.source import Rows, Source
 from serving.client.types import Model, Prediction
-from serving.client.values import Values, pack
 from serving.client.window import Repeat
 from serving.core.spec import STEP_MAX
 
@@ -89,8 +89,8 @@ class Stream:
         has not stored. When cancelled later than that, the timestep is applied all the same, and its prediction dropped.
 
         Args:
-            values: (features,) numbers in the model's order and units, or a mapping from feature names to numbers; NaN, or a
-                name left out, means missing. None does not.
+            values: (features,) numbers in the model's order and units, or what has names (a mapping, a pandas Series, a namedtuple,
+                ...), which is read by them; NaN, or a name left out, means missing. None does not.
             step: its number, when it is not the next one: an earlier timestep, whose answer is asked for again with the values
                 that it had. None or 0 for the next one.
             group: timesteps that belong together; when one is refused, none of them behind it is applied.
@@ -104,7 +104,7 @@ class Stream:
         """
         if step is None and group is None and not self._door.locked() and self._window.has_room(self._index):
             self._session.check()
-            return await self._add(self._read(values, None)[0], None)  # what most steps need, in as few calls
+            return await self._add(self._read(values), None)  # what most steps need, in as few calls
         return await (await self._submit(values, step, group))
 
     async def predict(self, rows: Rows[Values]) -> AsyncIterator[Prediction]:
@@ -120,7 +120,7 @@ class Stream:
 
         """
         group = Group()
-        source = Source("rows", rows)
+        source = Source("rows", rows_in_order(rows, self.model.features))
         async for prediction in source.answers(lambda row: self._submit(row, None, group), lambda: self.window):
             yield prediction
 
@@ -165,8 +165,10 @@ class Stream:
 
     def on_opened(self, place: int, buffer: Buffer, call: int) -> None:  # noqa: ARG002 - of the protocol
         """The stream is open, for the first time or again."""
+        if not self._ready.is_set():
+            self.model = buffer.model
+            self._pack = Packer(buffer.model.features)
         self._buffer = buffer
-        self.model = buffer.model
         self.reconnects += 1
         self._ready.set()
 
@@ -189,12 +191,13 @@ class Stream:
         """Puts a timestep in line, once there is room; gives a future of its answer."""
         self._session.check()
         try:
-            packed, number = self._read(values, step)
-        except InvalidTimestep:
+            number = 0 if step is None else arguments.whole("step", step, 0, STEP_MAX)
+            packed = self._pack(values)
+        except InvalidArgument as error:
             if group is not None:
                 async with self._door:  # those before it in the group come first
                     group.fallen = True
-            raise
+            raise self._invalid(error) from None
         if number and number != self.next_step:
             self._check()
             return self._ask_again(packed, number)
@@ -235,13 +238,15 @@ class Stream:
         self._session.wake()
         return pending
 
-    def _read(self, values: Values, step: int | None) -> tuple[bytes, int]:
-        """What a caller gives, packed values and a number, 0 for none; raises InvalidTimestep."""
+    def _read(self, values: Values) -> bytes:
+        """What a caller gives, packed."""
         try:
-            number = 0 if step is None else arguments.whole("step", step, 0, STEP_MAX)
-            return pack(values, self.model.features), number
+            return self._pack(values)
         except InvalidArgument as error:
-            raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None
+            raise self._invalid(error) from None
+
+    def _invalid(self, error: InvalidArgument) -> InvalidTimestep:
+        return InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step)
 
     def _check(self) -> None:
         """Raises what has ended the stream, if anything has."""

@@ -788,7 +788,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         await call.gone()
 
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
-        monkeypatch.setattr(block._window, "predicted", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(block._window, "due", lambda *_, **__: 1 / 0)
         with pytest.raises(StreamLost, match="ZeroDivisionError"):
             await block.step(column(1, 2, 3))
 

@@ -790,7 +790,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, capl
 
     async with connected(script) as (client, _, _):
         async with client.open("a") as stream:
-            monkeypatch.setattr(stream._window, "predicted", lambda *_, **__: 1 / 0)
+            monkeypatch.setattr(stream._window, "due", lambda *_, **__: 1 / 0)
             with caplog.at_level(logging.ERROR), pytest.raises(StreamLost, match="ZeroDivisionError") as caught:
                 await stream.step([1.0])
         assert isinstance(caught.value.__cause__, ZeroDivisionError)

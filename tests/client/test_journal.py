@@ -7,9 +7,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from serving.client.journal import Entry, Group, Journal
 
 from serving.client.errors import Diverged, StreamLost
-from serving.client.journal import Entry, Group, Journal
 
 
 def journal_at(next_step: int = 1, *, durable: int = 0, window: int = 4) -> Journal:

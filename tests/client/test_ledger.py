@@ -9,6 +9,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from serving.client.ledger import Ledger
+from serving.client.parcel import Answers, Order, Parcel
 
 from serving.client import roll
 from serving.client.errors import (
@@ -20,8 +22,6 @@ from serving.client.errors import (
     StreamNotFound,
     TakenOver,
 )
-from serving.client.ledger import Ledger
-from serving.client.parcel import Answers, Order, Parcel
 from serving.core.spec import Output
 
 OUTPUTS = (Output("sum", np.dtype(np.float32), (1,)), Output("seen", np.dtype(np.float64), (2,)))

@@ -1,0 +1,182 @@
+"""Where the server is that a command talks to, and how: the options of all such commands."""
+
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import typer.main
+
+from serving.cli import app as cli
+from serving.cli.address import Server, server_of
+from serving.cli.refused import EXIT_USAGE, Refused
+from tests.client.test_tls import answer_models, recording
+from tests.support import address_of, run_command, run_server
+from tests.tls import Certificates, make_certificates, tls_before
+
+OPTIONS = ("address", "tls", "ca", "cert", "key", "token")
+AWAY, HERE = "tide.example:50051", "localhost:50051"
+SECRET = "very-secret"
+
+Ended = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A CA, and what it signed."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+async def run(*arguments: str, **variables: str) -> Ended:
+    """Runs a command while a server answers here."""
+    return await asyncio.to_thread(run_command, *arguments, **variables)
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """Exit code 2 and one line with these words, and no secret."""
+    assert ended.returncode == EXIT_USAGE, ended.stderr
+    assert re.fullmatch(r"error: [^\n]*\n", ended.stderr)
+    assert all(word in ended.stderr for word in words), ended.stderr
+    assert SECRET not in ended.stderr
+
+
+def commands() -> dict[str, Any]:
+    """Every command that talks to a server over the client, by its name."""
+    group: Any = typer.main.get_command(cli.app)
+    found = {name: group.commands[name] for name in ("stream", "models", "health")}
+    return found | {f"streams {name}": one for name, one in group.commands["streams"].commands.items()}
+
+
+@pytest.mark.parametrize("command", commands().values(), ids=commands())
+def test_every_command_says_where_its_server_is_in_the_same_way(command: Any) -> None:
+    """By options that each have their environment variable."""
+    assert [part.name for part in command.params if part.name in OPTIONS] == list(OPTIONS)
+    for part in command.params:
+        if part.name in OPTIONS:
+            assert part.envvar == f"TIDEGATE_{part.name.upper()}"
+
+
+async def test_commands_talk_tls(certificates: Certificates, sum_root: Path, tmp_path: Path) -> None:
+    """Said by options, or by the environment; to a server that asks for a certificate."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("x\n1\n2\n")
+    files = {"ca": certificates.ca, "cert": certificates.client_cert, "key": certificates.client_key}
+    variables = {f"TIDEGATE_{name.upper()}": str(path) for name, path in files.items()}
+    async with (
+        run_server(sum_root) as server,
+        tls_before(address_of(server), certificates.context(both=True)) as address,
+    ):
+        options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+        ended = [
+            await run("health", "--tls", "--address", address, *options),
+            await run("models", "--address", address, *options),
+            await run("stream", str(rows), "--stream-id", "a", TIDEGATE_ADDRESS=address, **variables),
+            await run("streams", "list", TIDEGATE_ADDRESS=address, TIDEGATE_TLS="1", **variables),
+        ]
+    for one, said in zip(ended, ("SERVING", "toy", "2 timesteps in ", "a "), strict=True):
+        assert one.returncode == 0, one.stderr
+        assert said in one.stdout
+        assert one.stderr == ""
+
+
+async def test_a_server_that_is_not_trusted_is_no(certificates: Certificates, sum_root: Path) -> None:
+    """Exit code 1, as for one that is not there."""
+    async with (
+        run_server(sum_root) as server,
+        tls_before(address_of(server), certificates.context()) as address,
+    ):
+        for command in ("health", "models"):
+            ended = await run(command, "--tls", "--address", address)
+            assert ended.returncode == 1
+            assert f"server {address} is not available" in ended.stderr
+
+
+async def test_a_token_says_who_asks() -> None:
+    """As `authorization: Bearer`, with every kind of question; it is written nowhere."""
+    async with recording() as (address, servicer, recorder):
+        answer_models(servicer)
+        ended = [
+            await run("models", "--address", address, "--token", SECRET),
+            await run("health", "--address", address, TIDEGATE_TOKEN=SECRET),
+            await run("models", "--address", address),
+        ]
+    bearer = [f"Bearer {SECRET}"]
+    assert recorder.seen == [("ListModels", bearer), ("Check", bearer), ("ListModels", [])]
+    assert all(SECRET not in one.stdout + one.stderr for one in ended)
+
+
+def test_a_file_that_cannot_be_read_is_refused() -> None:
+    """Before anybody is asked: in one line."""
+    refused(run_command("models", "--ca", "absent.pem"), "--ca: absent.pem cannot be read: No such file or directory")
+    refused(run_command("health", "--address", AWAY, TIDEGATE_TOKEN=SECRET), "--token: without TLS")
+    refused(run_command("health", "--address", "https://x:1"), "leave out 'https://'", "--tls")
+
+
+def test_what_is_said_is_what_is_used(certificates: Certificates) -> None:
+    """A certificate means TLS."""
+    assert server_of(HERE) == Server(HERE)
+    assert server_of(AWAY, tls=True, token=SECRET) == Server(AWAY, tls=True, token=SECRET)
+    assert server_of(AWAY, ca=certificates.ca) == Server(AWAY, tls=True, ca=certificates.ca.read_bytes())
+    both = server_of(AWAY, cert=certificates.client_cert, key=certificates.client_key)
+    assert both.tls
+    assert (both.cert, both.key) == (certificates.client_cert.read_bytes(), certificates.client_key.read_bytes())
+    assert isinstance(both.credentials, grpc.ChannelCredentials)
+    assert Server(HERE).credentials is None
+    assert Server(HERE).metadata == ()
+
+
+def test_a_secret_is_not_shown() -> None:
+    """Whoever prints a server prints no token and no key."""
+    assert SECRET not in repr(Server(HERE, tls=True, key=SECRET.encode(), token=SECRET))
+
+
+@pytest.mark.parametrize("address", [HERE, "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/run/s"])
+def test_a_token_goes_without_tls_to_this_machine(address: str) -> None:
+    """Nobody listens there who could not read it anyway."""
+    assert server_of(address, token=SECRET).metadata == (("authorization", f"Bearer {SECRET}"),)
+
+
+@pytest.mark.parametrize("address", [AWAY, "10.0.0.1:1", "[fd00::1]:1", "localhost.example:1"])
+def test_a_token_goes_without_tls_to_others_only_when_that_is_said(address: str) -> None:
+    """As where a mesh encrypts what leaves the machine."""
+    with pytest.raises(Refused, match=r"--token: without TLS .* add --tls, or --no-tls if that is meant") as caught:
+        server_of(address, token=SECRET)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert SECRET not in str(caught.value)
+    assert server_of(address, tls=False, token=SECRET).token == SECRET
+
+
+@pytest.mark.parametrize("token", [f" {SECRET}", f"{SECRET}\n", f"{SECRET}ü", f"{SECRET}\x00"])
+def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
+    """In words that do not show it."""
+    with pytest.raises(Refused, match="--token: got what cannot be sent") as caught:
+        server_of(HERE, token=token)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"cert": "client_cert"}, "--cert: is of no use alone, expected --key beside it"),
+        ({"key": "client_key"}, "--key: is of no use alone, expected --cert beside it"),
+        ({"tls": False, "ca": "ca"}, "--ca: means nothing without TLS; leave it out, or --no-tls"),
+        ({"ca": "client_key"}, "--ca: .*client.key holds no certificates as PEM"),
+        ({"cert": "client_key", "key": "client_cert"}, "--cert: .* are not a certificate and its private key"),
+        ({"cert": "client_cert", "key": "server_key"}, "--cert: .* are not a certificate and its private key"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(certificates: Certificates, given: dict[str, Any], told: str) -> None:
+    """Otherwise gRPC would only say that it cannot connect."""
+    files = {name: value if value is False else getattr(certificates, value) for name, value in given.items()}
+    with pytest.raises(Refused, match=told) as caught:
+        server_of(HERE, **files)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    """It cannot be read either."""
+    with pytest.raises(Refused, match=r"--ca: .* cannot be read: Is a directory"):
+        server_of(HERE, ca=tmp_path)
