@@ -52,19 +52,20 @@ class Background(Generic[T]):
         """Waits until all that was put has been done; without end, when one of them fails."""
         await self._waiting.join()
 
-    async def cancel(self) -> None:
-        """Breaks off what is being done, drops the rest, and waits until nothing is under way any more.
+    def cancel(self) -> None:
+        """Breaks off what is being done, and does nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def ended(self) -> None:
+        """Waits until nothing is under way any more, once it is cancelled or has failed.
 
         Who is cancelled meanwhile waits all the same: what follows may rely on it.
         """
-        task = self._task
-        if task is None:
-            return
-        task.cancel()
         again: asyncio.CancelledError | None = None
-        while not task.done():
+        while self._task is not None and not self._task.done():
             try:
-                await asyncio.wait([task])
+                await asyncio.wait([self._task])
             except asyncio.CancelledError as error:
                 again = error
         if again is not None:

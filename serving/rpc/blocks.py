@@ -74,7 +74,7 @@ class BlockCall(ManyStreams):
                 raise behind[0]
         except Stopping as error:
             reason = "stopping"
-            await self._break_off()
+            self._break_off()
             self.left_unsaved = len(await self._settle())
             await self._write(pb.PredictBlocksResponse(move=pb.Move(message=str(error))).SerializeToString())
             raise
@@ -83,8 +83,9 @@ class BlockCall(ManyStreams):
             raise
         finally:
             unwatch()
+            self._break_off()
             try:
-                await self._break_off()
+                await self._background_ended()
             finally:
                 await self._let_go_of_all(reason)
                 self._share.handles.discard(self._held)
@@ -131,12 +132,17 @@ class BlockCall(ManyStreams):
         if not line.idle:
             await self._until(line.finish)
 
-    async def _break_off(self) -> None:
-        """Ends what is done in the background."""
+    def _break_off(self) -> None:
+        """Ends what is done in the background; an answer that is being written is finished."""
+        self._opens.cancel()
+        self._closes.cancel()
+
+    async def _background_ended(self) -> None:
+        """Waits until the background gives the call no more streams, also when the call is cancelled once more."""
         try:
-            await self._opens.cancel()
+            await self._opens.ended()
         finally:
-            await self._closes.cancel()
+            await self._closes.ended()
 
     # Blocks -----------------------------------------------------------------------------------------------------------
 
