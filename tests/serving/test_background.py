@@ -22,10 +22,11 @@ class Work:
         self.failures: list[Exception] = []
         self.permits = asyncio.Semaphore(0)
         self.cleared = asyncio.Event()
+        self.cleared.set()
         self.line: Background[int] = Background(self.do, self.failures.append)
 
     async def do(self, number: int) -> None:
-        """One piece: fails when its number is 13; when cancelled it ends only once it is `cleared`."""
+        """One piece: fails when its number is 13; when cancelled it ends once it is `cleared`."""
         self.begun.append(number)
         try:
             await self.permits.acquire()
@@ -93,6 +94,7 @@ async def test_a_failure_is_told() -> None:
 async def test_what_is_broken_off_has_ended_before_anything_follows() -> None:
     """Also when who waits for that is cancelled once more: a stream that is being opened must not join a call that is over."""
     work = Work()
+    work.cleared.clear()
     for number in range(2):
         await work.line.put(number)
     await turns()
