@@ -118,16 +118,6 @@ def sums(block: pb.PredictedBlock) -> list[float]:
     return [float(value) for value in np.frombuffer(block.outputs[0], "<f4")]
 
 
-def durable_handles(call: RawBlocks) -> set[int]:
-    """The handles of which a call was told that something is stored."""
-    return {
-        handle
-        for response in call.told
-        if response.HasField("durable")
-        for handle in np.frombuffer(response.durable.handles, "<u4").tolist()
-    }
-
-
 # Beside blocks.
 
 
@@ -345,8 +335,8 @@ async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
         assert pb.Opened.KIND_TAKEN_OVER not in opened.kinds
 
 
-async def test_a_stopping_server_moves_a_call_whose_store_keeps_it_waiting(sum_root: Path) -> None:
-    """The other streams are stored and their client is told to go; the open is broken off and never answered."""
+async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -> None:
+    """The other streams are stored and their client is told to go, before the store lets the open come to its end."""
     async with held_server(sum_root) as (server, call, store):
         (fast,) = (await call.open("fast")).handles
         await call.block([fast], [[1]])
@@ -356,8 +346,30 @@ async def test_a_stopping_server_moves_a_call_whose_store_keeps_it_waiting(sum_r
         stopping = asyncio.create_task(server._native.drain())
         await told_until(call, "move")
         store.let_go("claim")
-        assert not any(response.HasField("opened") for response in call.told)
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE
+        await stopping
+
+
+async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
+    """An open that waits is broken off at once, though the other streams are still being stored."""
+    async with held_server(sum_root, checkpoint_every=3600) as (server, call, store):
+        (fast,) = (await call.open("fast")).handles
+        await call.block([fast], [[1]])
+        store.hold("claim")
+        store.hold("save")
+        await call.send(opening("slow"))
+        await store.entered("claim")
+        (serving,) = server._native._calls
+        assert isinstance(serving, BlockCall)
+        stopping = asyncio.create_task(server._native.drain())
+        await store.entered("save")
+        store.let_go("claim")
+        task = serving._opens._task
+        assert task is not None
+        await eventually(task.done, "breaking off")
+        store.let_go("save")
+        await told_until(call, "move")
+        assert not any(response.HasField("opened") for response in call.told)
         await stopping
 
 
@@ -383,9 +395,10 @@ async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None
 
 
 async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Path) -> None:
-    """It was stored while another one of its message was being opened."""
+    """It was stored while another one of its message was being opened, and what else was stored is told at once."""
     async with held_server(sum_root, checkpoint_every=3600) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
+        await call.block([fast], [[1]])
         before = RawBlocks(other)
         (a,) = (await before.open("a")).handles
         await before.block([a], [[1]])
@@ -393,16 +406,18 @@ async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Pa
         await call.send(opening("a", "slow"))
         await store.entered("claim")
         await told_until(before, "ended")
-        stream = server.keeper._streams.find(key("a"))
-        assert stream is not None
-        assert stream.lease is not None
-        server.keeper.store_soon(stream.lease)
-        await eventually(lambda: stream.lease is not None and stream.lease.durable_step == 1, "storing")
-        await call.block([fast], [[1]])
+        for name in ("a", "fast"):
+            stream = server.keeper._streams.find(key(name))
+            assert stream is not None
+            assert stream.lease is not None
+            await server.keeper.durable(stream.lease, 1)
+        for notice in server.keeper.checkpointer.watchers:
+            notice()  # as at the end of a round
+        told = (await told_until(call, "durable")).durable
+        assert np.frombuffer(told.handles, "<u4").tolist() == [fast]
         store.let_go("claim")
         opened = (await told_until(call, "opened")).opened
-        assert (opened.handles[0], opened.durable_steps[0]) == (2, 0)
-        assert not durable_handles(call) - {fast}
+        assert (opened.next_steps[0], opened.durable_steps[0]) == (2, 0)
         durable = (await told_until(call, "durable")).durable
         assert np.frombuffer(durable.handles, "<u4").tolist() == [opened.handles[0]]
         assert np.frombuffer(durable.durable_steps, "<u8").tolist() == [1]
