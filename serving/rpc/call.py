@@ -1,25 +1,33 @@
 """What the streaming calls share: they read, are asked to end meanwhile, and are told on the side.
 
-A call's own coroutine reads and answers. What is told beside that is told only while it reads, so one at a time writes.
+A call's own coroutine reads and answers. What is told beside that is told only while it reads, or waits for something of
+its own, so one of the two writes. A call that has still others write sees to it that one at a time does.
 """
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import grpc
-
-from serving.core.errors import TidegateError
 
 log = logging.getLogger("tidegate.call")
 
 # grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
 Context = Any
+T = TypeVar("T")
 
 
 class Call:
-    """One call. `telling` is the task that writes beside the call's own coroutine, while there is one."""
+    """One call.
+
+    Attributes:
+        reading: whether its own coroutine reads, or waits as if it did.
+        telling: the task that writes beside that coroutine, while there is one.
+        ended: why the call was asked to end.
+        left_unsaved: streams that the store did not take before the call had to end.
+
+    """
 
     def __init__(self, context: Context) -> None:
         task = asyncio.current_task()
@@ -28,10 +36,10 @@ class Call:
         self.context = context
         self.reading = False
         self.telling: asyncio.Task[None] | None = None
-        self.ended: TidegateError | None = None
-        self.left_unsaved = 0  # streams that the store did not take before the call had to end
+        self.ended: Exception | None = None
+        self.left_unsaved = 0
 
-    def end(self, reason: TidegateError) -> None:
+    def end(self, reason: Exception) -> None:
         """Ends the call with `reason` once what is under way is answered."""
         if self.ended is None:
             self.ended = reason
@@ -42,14 +50,24 @@ class Call:
         """The next message as the method's handler has it read, None when the client has sent its last.
 
         Raises:
-            TidegateError: why the call was asked to end.
+            Exception: why the call was asked to end.
+
+        """
+        message = await self.wait(self.context.read)
+        return None if message is grpc.aio.EOF else message
+
+    async def wait(self, begin: Callable[[], Awaitable[T]]) -> T:
+        """What comes of something that may take long, and that the end of the call breaks off; others may tell meanwhile.
+
+        Raises:
+            Exception: why the call was asked to end.
 
         """
         if self.ended is not None:
             raise self.ended
         self.reading = True
         try:
-            message = await self.context.read()
+            return await begin()
         except asyncio.CancelledError:
             if self.ended is None:
                 raise  # the client went away
@@ -59,13 +77,16 @@ class Call:
             self.reading = False
             if self.telling is not None:
                 await self._told()
-        return None if message is grpc.aio.EOF else message
 
     def tell_beside(self, telling: Coroutine[Any, Any, None]) -> None:
         """Has something told while the call reads. Only when it reads, and nothing is being told."""
         assert self.reading
         assert self.telling is None
-        self.telling = asyncio.create_task(telling)
+        self.telling = asyncio.create_task(self._beside(telling))
+
+    async def _beside(self, telling: Coroutine[Any, Any, None]) -> None:
+        await telling
+        self.telling = None  # the call may go on reading for long, and have more to tell; an error is kept for `_told`
 
     async def _told(self) -> None:
         """Waits for what is being told: only one may write at a time."""
@@ -74,13 +95,13 @@ class Call:
         try:
             await asyncio.wait([telling])
         except asyncio.CancelledError:
-            telling.add_done_callback(_look_at)  # the client has gone while it was told, and nobody waits any longer
+            telling.add_done_callback(look_at)  # the client has gone while it was told, and nobody waits any longer
             raise
         if not telling.cancelled() and (error := telling.exception()) is not None and not self.context.cancelled():
             raise error
 
 
-def _look_at(telling: asyncio.Task[None]) -> None:
+def look_at(telling: asyncio.Task[None]) -> None:
     """Looks at how telling went that nobody waits for. A write that met the end of its call is no news."""
     error = None if telling.cancelled() else telling.exception()
     if error is not None and not isinstance(error, grpc.aio.InternalError):

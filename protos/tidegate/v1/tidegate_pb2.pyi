@@ -322,7 +322,7 @@ class PredictBlocksResponse(_message.Message):
     def __init__(self, block: _Optional[_Union[PredictedBlock, _Mapping]] = ..., opened: _Optional[_Union[OpenedStreams, _Mapping]] = ..., closed: _Optional[_Union[ClosedStreams, _Mapping]] = ..., durable: _Optional[_Union[DurableStreams, _Mapping]] = ..., ended: _Optional[_Union[EndedStreams, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class OpenStreams(_message.Message):
-    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max")
+    __slots__ = ("stream_ids", "model", "version", "existence", "durability", "owner", "resume_from", "kept_max", "independent")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +331,7 @@ class OpenStreams(_message.Message):
     OWNER_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     KEPT_MAX_FIELD_NUMBER: _ClassVar[int]
+    INDEPENDENT_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     model: str
     version: str
@@ -339,10 +340,11 @@ class OpenStreams(_message.Message):
     owner: str
     resume_from: _containers.RepeatedScalarFieldContainer[int]
     kept_max: int
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ...) -> None: ...
+    independent: bool
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: _Optional[bool] = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
-    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max")
+    __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused")
     STREAM_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +356,7 @@ class OpenedStreams(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     OWNER_CHANGED_ROWS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     stream_ids: _containers.RepeatedScalarFieldContainer[str]
     handles: _containers.RepeatedScalarFieldContainer[int]
     kinds: _containers.RepeatedScalarFieldContainer[Opened.Kind]
@@ -365,7 +368,8 @@ class OpenedStreams(_message.Message):
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
     owner_changed_rows: _containers.RepeatedScalarFieldContainer[int]
     message_bytes_max: int
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
+    refused: Error
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., handles: _Optional[_Iterable[int]] = ..., kinds: _Optional[_Iterable[_Union[Opened.Kind, str]]] = ..., next_steps: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., owner_changed_rows: _Optional[_Iterable[int]] = ..., message_bytes_max: _Optional[int] = ..., refused: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Block(_message.Message):
     __slots__ = ("block", "handles", "steps", "values")
@@ -408,12 +412,14 @@ class RowError(_message.Message):
     def __init__(self, row: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class CloseStreams(_message.Message):
-    __slots__ = ("handles", "forget")
+    __slots__ = ("handles", "forget", "independent")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIELD_NUMBER: _ClassVar[int]
+    INDEPENDENT_FIELD_NUMBER: _ClassVar[int]
     handles: _containers.RepeatedScalarFieldContainer[int]
     forget: bool
-    def __init__(self, handles: _Optional[_Iterable[int]] = ..., forget: _Optional[bool] = ...) -> None: ...
+    independent: bool
+    def __init__(self, handles: _Optional[_Iterable[int]] = ..., forget: _Optional[bool] = ..., independent: _Optional[bool] = ...) -> None: ...
 
 class ClosedStreams(_message.Message):
     __slots__ = ("steps", "durable_steps", "errors")

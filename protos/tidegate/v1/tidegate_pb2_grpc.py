@@ -139,8 +139,8 @@ class TidegateServiceServicer:
 
     def PredictBlocks(self, request_iterator, context):
         """Runs many streams over one call, for gateways. One message opens thousands of streams; a block holds the next timesteps
-        of many streams in columns. Each request gets one response, in order; the server may send `durable`, `ended` and `move`
-        between them. A row that is refused leaves the other rows alone.
+        of many streams in columns. Each request gets one response, in order, but for opens and closes that are `independent`; the
+        server may send `durable`, `ended` and `move` between them. A row that is refused leaves the other rows alone.
 
         The call ends as `Predict` does, with one difference: what happens to one stream, such as a take-over or a delete, does
         not end the call but is told in `ended` or in the stream's row.
