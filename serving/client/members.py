@@ -37,6 +37,7 @@ HANDLES_FIRST = 64
 # What stands for a handle that was never given, and for that of a stream that nobody uses any more.
 NEVER = -1
 NOBODYS = -2
+NO_STREAMS: Ints = np.empty(0, np.int64)
 # What a server reads that does not say.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
@@ -157,6 +158,7 @@ class Members:
         ask = pb.OpenStreams()
         ask.CopyFrom(self.opening[0].ask)
         ask.existence = self._existence(lot[0])
+        ask.independent = True  # the answers to blocks of others do not wait for it
         ask.stream_ids.extend([member.stream_id for member in self.opening])
         streams = np.array(lot, np.int64)
         resume_from = np.where(self._window.begun[streams], self._window.first_steps(streams), 0)
@@ -204,6 +206,9 @@ class Members:
 
         """
         asked, self.opening = self.opening, []
+        if message.HasField("refused"):
+            refusals = {member.stream: message.refused for member in asked if self.is_ours(member)}
+            return Opened(NO_STREAMS, NO_STREAMS, NO_STREAMS, refusals, [])
         columns = (message.handles, message.kinds, message.next_steps, message.epochs, message.durable_steps)
         if not asked or {len(column) for column in (message.stream_ids, *columns)} != {len(asked)}:
             raise StreamLost(

@@ -49,6 +49,8 @@ log = logging.getLogger("tidegate.client")
 
 # A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
 HANDLES_A_CALL_MAX = 1_000_000
+# The number by which a stream is short of room to be closed; 0 is its open.
+CLOSE = -2
 
 
 class Session:
@@ -310,7 +312,7 @@ class Session:
         assert self._call is not None
         self._closes.append(members)
         self._call.cut_after(self.limits.timeout_s, "answer to close")
-        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=forget))
+        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=forget, independent=True))
 
     # What comes back ---------------------------------------------------------------------------------------------------
 
@@ -472,21 +474,8 @@ class Session:
                 f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
             )
         errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
-        behind: list[int] = []
-        for row, (member, durable_step) in enumerate(zip(members, message.durable_steps, strict=True)):
-            if not self._members.is_ours(member) or not self.window.usable[member.stream]:
-                continue
-            stream, error = member.stream, errors.get(row)
-            self.window.durable(np.array([stream]), np.array([durable_step]))
-            stored = self.window.durable_steps[stream] >= self.window.answered[stream]
-            if error is None:
-                self._members.let_go(np.array([stream]))
-            if (error is None and (member.forget or stored)) or (member.forget and isinstance(error, StreamNotFound)):
-                self._finish(stream)
-            elif error is not None and error.action not in AGAIN:
-                self._lose({stream: error})
-            else:
-                behind.append(stream)
+        ours = [row for row, m in enumerate(members) if self._members.is_ours(m) and self.window.usable[m.stream]]
+        behind = [row for row in ours if not self._close_one(members[row], message.durable_steps[row], errors.get(row))]
         if behind:
             raise CallEnded(
                 ServerUnavailable(
@@ -494,6 +483,37 @@ class Session:
                     "STORE_UNAVAILABLE",
                 )
             )
+
+    def _close_one(self, member: Member, durable_step: int, error: ClientError | None) -> bool:
+        """What is said of a stream that was to be closed; False when it is to be opened again for that."""
+        stream = member.stream
+        self.window.durable(np.array([stream]), np.array([durable_step]))
+        if error is None:
+            self._members.let_go(np.array([stream]))
+            stored = self.window.durable_steps[stream] >= self.window.answered[stream]
+            if member.forget or stored:
+                self._finish(stream)
+            return bool(member.forget or stored)
+        if member.forget and isinstance(error, StreamNotFound):
+            self._finish(stream)
+        elif error.action == pb.Error.ACTION_REOPEN:
+            return False
+        elif error.action != pb.Error.ACTION_RETRY:
+            self._lose({stream: error})
+        elif self._shortage.may_wait(stream, CLOSE, self.limits.reconnect_s):
+            self._close_later(member, error)
+        else:
+            self._lose({stream: tried_for(error, self.limits.reconnect_s)})
+        return True
+
+    def _close_later(self, member: Member, error: ClientError) -> None:
+        """Closes a stream once more after a while: the server could not store it."""
+
+        def close() -> None:
+            if self._members.is_ours(member) and self.window.usable[member.stream]:
+                self._closing.add(member.stream)
+
+        self._later(self.backoff.not_before_s(error.retry_after_s), close)
 
     def _finish(self, stream: int) -> None:
         """A stream is closed as was asked."""
