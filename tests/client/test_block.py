@@ -57,7 +57,7 @@ async def test_an_open_says_what_was_asked() -> None:
         assert call.opens == [
             pb.OpenStreams(
                 stream_ids=NAMES, model="toy", version="1", existence=pb.EXISTENCE_MUST_BE_NEW, durability=pb.DURABILITY_SYNC,
-                owner="gate-1", kept_max=70,
+                owner="gate-1", kept_max=70, independent=True,
             )
         ]  # fmt: skip
         await closing(call)

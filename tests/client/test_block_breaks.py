@@ -166,7 +166,7 @@ async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
         assert call.opens == [
             pb.OpenStreams(
                 stream_ids=NAMES, resume_from=[1, 2, 8], model="toy", version="1", durability=pb.DURABILITY_SYNC,
-                owner=block.owner, kept_max=70,
+                owner=block.owner, kept_max=70, independent=True,
             )
         ]  # fmt: skip
         await closing(call)
