@@ -67,13 +67,16 @@ class Retry:
         backoff: the waits between tries.
         may_be_up: whether a call may reach the server now.
 
+    Attributes:
+        tries: how many were in vain.
+
     """
 
     def __init__(self, limits: Limits, backoff: Backoff, may_be_up: Callable[[], bool]) -> None:
         self._limits = limits
         self._may_be_up = may_be_up
         self._backoff = backoff
-        self._tries = 0
+        self.tries = 0
         self._until: float | None = None  # since the first try in vain
         self._opened_at: float | None = None
 
@@ -87,7 +90,7 @@ class Retry:
 
     def get_on(self) -> None:
         """There was an answer that somebody waited for, or there is nothing left to do: breaks count anew from here."""
-        self._tries = 0
+        self.tries = 0
         self._until = None
 
     async def wait(
@@ -113,7 +116,7 @@ class Retry:
             raise error
         now = self._backoff.clock()
         if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
-            self._tries = 0
+            self.tries = 0
         self._opened_at = None
         if self._until is None:
             self._until = now + self._limits.reconnect_s
@@ -122,11 +125,11 @@ class Retry:
         until = min(self._until, give_up(error, now)) if give_up is not None else self._until
         if until <= now:
             return False
-        wait_s = self._backoff.wait_s(self._tries)
+        wait_s = self._backoff.wait_s(self.tries)
         if error.retry_after_s:
             wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
         log.info("%s: %s; opened again in %.3f s", name, error, wait_s)
-        self._tries += 1
+        self.tries += 1
         await self._backoff.sleep(min(wait_s, until - now))
         return True
 

@@ -128,6 +128,7 @@ class Window:
         window: how many timesteps of a stream may be in flight.
         usable: whether a stream can be used: it is neither refused, lost nor closed.
         in_use: how many are usable.
+        careful: one timestep is in flight at a time, so that the next break tells which one it is that breaks the server.
         begun: whether it was ever open.
         open: whether timesteps may be sent on this call.
         why: the error of each stream that is refused or lost.
@@ -138,6 +139,7 @@ class Window:
         self.buffer_max = buffer_max
         self.window = 1
         self.in_use = 0
+        self.careful = False
         self.why: dict[int, ClientError] = {}
         self._buffers: list[Buffer] = []
         self._results: dict[int, Results] = {}
@@ -324,6 +326,11 @@ class Window:
         self._in_flight[:] = 0
         self.open[:] = False
 
+    def unanswered(self) -> dict[int, int]:
+        """The streams with timesteps in flight, and the number of the first of each that is not answered."""
+        streams = np.flatnonzero(self._in_flight)
+        return dict(zip(streams.tolist(), (self.answered[streams] + 1).tolist(), strict=True))
+
     # Sending -----------------------------------------------------------------------------------------------------------
 
     def idle(self, streams: Ints) -> Bools:
@@ -353,6 +360,8 @@ class Window:
 
     def take(self) -> Message | None:
         """What to send now; None when nothing may be sent."""
+        if self.careful and self._messages:
+            return None
         for buffer in self._buffers:
             message = self._take_repeats(buffer) if self._repeats else None
             if message is None and buffer.unsent:
@@ -372,10 +381,11 @@ class Window:
         cursor = self._cursor[streams]
         share = np.minimum(self.window - self._in_flight[streams], (self.window + 1) // 2)
         ready = (steps >= cursor) & (steps < cursor + share) & self.open[streams] & ~self._held[streams]
-        if len(ready) <= buffer.rows_max and ready.all():
+        rows_max = 1 if self.careful else buffer.rows_max
+        if len(ready) <= rows_max and ready.all():
             at = np.arange(begin, begin + len(ready))
         else:
-            at = np.flatnonzero(ready)[: buffer.rows_max]
+            at = np.flatnonzero(ready)[:rows_max]
             if not len(at):
                 self._skip(buffer, steps, cursor)
                 return None

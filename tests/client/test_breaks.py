@@ -850,7 +850,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         await sums(stream, [1.0])
         await server.stop(None)
         waiting = asyncio.create_task(stream.step([2.0]))
-        await eventually(lambda: stream._session._retry._tries > 2, "tries in vain")
+        await eventually(lambda: stream._session._retry.tries > 2, "tries in vain")
         server, _ = await start(port)
         assert (await waiting)["sum"].item() == 3.0
     await server.stop(None)
