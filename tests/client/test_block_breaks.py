@@ -469,11 +469,10 @@ async def test_a_poisoned_row_is_lost_alone() -> None:
             call.take_block(request.block)
             if any(value == 13.0 for _, _, value in call.rows):
                 call.server.lose_unstored()
-                break
+                call.server.scripts.append(crashing)
+                await call.end()
             await call.answer_block(call.apply())
             call.server.stored.update({name: len(history) for name, history in call.server.histories.items()})
-        call.server.scripts.append(crashing)
-        await call.end()
 
     async with connected(crashing, reconnect_s=5.0) as (client, server, _):
         bad, *good = await asyncio.gather(*(client.open(name).__aenter__() for name in ["bad", "x", "y", "z"]))
