@@ -33,6 +33,7 @@ class Block:
     """
 
     model: Model
+    alone = False
 
     def __init__(self, session: Session, stream_ids: Sequence[str], ask: pb.OpenStreams) -> None:
         self.refused: dict[int, ClientError] = {}

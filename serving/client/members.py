@@ -43,9 +43,10 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class View(Protocol):
-    """Whoever has streams in a session; `place` says which of them."""
+    """Whoever has streams in a session; `place` says which of them. `alone` says that there is one only."""
 
     model: Model
+    alone: bool
 
     def on_opened(self, place: int, buffer: Buffer, call: int) -> None:
         """A stream was opened on the call of that number; its timesteps go into that buffer."""
@@ -135,11 +136,15 @@ class Members:
 
     def begin(self) -> None:
         """A call begins: every stream that can be used is to be opened."""
-        self.opening = []
-        self._handles[:] = 0
+        self.end_call()
         self._streams = np.full(HANDLES_FIRST, NEVER, np.int64)
         self.handles_given = 0
         self._to_open = deque(self.all)
+
+    def end_call(self) -> None:
+        """The call has ended: no stream has a handle, and nothing is being opened."""
+        self.opening = []
+        self._handles[:] = 0
 
     def open(self, streams: Sequence[int]) -> None:
         """These streams are to be opened."""

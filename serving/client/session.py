@@ -28,6 +28,7 @@ from serving.client.connection import Connection
 from serving.client.errors import (
     AGAIN,
     ClientError,
+    ModelMismatch,
     ServerUnavailable,
     StreamLost,
     StreamNotFound,
@@ -155,7 +156,8 @@ class Session:
         self.window.leave(streams)
         self._free()
         if (self._left or self._members.opening) and not self.window.in_use and self._call is not None:
-            self._call.cut(left)  # with the call the server parks all that it has open
+            # With the call the server parks all that it has open. Whoever joins before it has ended is opened on the next.
+            self._call.cut(ServerUnavailable("all streams of the call were left", "CANCELLED"))
         self.wake()
 
     async def end(self) -> None:
@@ -219,6 +221,7 @@ class Session:
             task.cancel()
         self._closes.clear()
         self._left.clear()
+        self._members.end_call()
 
     async def _try_again(self, error: ClientError) -> None:
         """Waits before the next call; those for which that is of no use are lost."""
@@ -307,7 +310,10 @@ class Session:
             then()
             self.wake()
 
-        task = asyncio.create_task(wait())
+        self._keep(asyncio.create_task(wait()))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Keeps a task until it has ended, or the call has."""
         self._waits.add(task)
         task.add_done_callback(self._waits.discard)
 
@@ -494,12 +500,38 @@ class Session:
                 waiting.append(stream)
             elif isinstance(error, StreamNotFound) and self._members.forgetting(stream):
                 self._finish(stream)
+            elif (
+                isinstance(error, ModelMismatch)
+                and self._members[stream].view.alone
+                and not self._members[stream].ask.version
+            ):
+                self._find_version(self._members[stream], error)
             else:
                 lost[stream] = error
         if waiting:
             wait_s = self.backoff.not_before_s(max(errors[stream].retry_after_s for stream in waiting))
             self._later(wait_s, lambda: self._members.open([s for s in waiting if s in self._members.all]))
         self._lose(lost)
+
+    def _find_version(self, member: Member, error: ClientError) -> None:
+        """Opens a stream under the version that it runs under, since none was asked for."""
+
+        async def find() -> None:
+            request = pb.DescribeStreamRequest(stream_id=member.stream_id)
+            try:
+                found = (await self._connection.ask("DescribeStream", request, self.limits.timeout_s)).stream
+            except ClientError:
+                found = pb.Stream()
+            if not self._members.is_ours(member) or not self.window.usable[member.stream]:
+                return
+            if found.version and member.ask.model in ("", found.model):
+                member.ask.model, member.ask.version = found.model, found.version
+                self._members.open([member.stream])
+                self.wake()
+            else:
+                self._lose({member.stream: error})
+
+        self._keep(asyncio.create_task(find()))
 
     def _begin_again(self) -> None:
         """Streams that only are to be forgotten need not have what they had."""

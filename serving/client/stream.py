@@ -32,6 +32,7 @@ class Stream:
     """
 
     model: Model
+    alone = True
 
     def __init__(self, session: Session, stream_id: str, ask: pb.OpenStreams) -> None:
         self.owner = ask.owner

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.client.scripted import Call, closing, pack, scripted
+from tests.clients.scripted import Call, closing, pack, scripted
 from tests.clients.programs import CLIENTS, Client
 
 # Waits for the second of two timesteps; who waited for the first is cancelled before it is answered.

@@ -11,7 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from tests.client.scripted import Call, Scripted, closing, pack, scripted
+from tests.clients.scripted import Call, Scripted, closing, pack, scripted
 from tests.clients.programs import CLIENTS, LANGUAGES, Client, command, node
 
 __all__ = ["node"]

@@ -104,7 +104,7 @@ async def test_refusals_of_a_stream_are_typed(sum_root: Path) -> None:
         with pytest.raises(InvalidArgument) as caught:
             async with client.open("a\nb"):
                 pass
-        assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "stream_id")
+        assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "stream_ids")
         with pytest.raises(StreamRefused):
             async with client.open("c", existence="must_exist"):
                 pass
