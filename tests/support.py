@@ -429,7 +429,7 @@ class Gate:
         self._entered = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.held = 0
-        batcher._run_seconds = batcher._piece_seconds = 1e9  # so slow on average that every batch goes to the thread
+        batcher.cost.alone_seconds = 1e9  # so slow that every batch goes to the thread
         batcher.engine.run = self._run  # type: ignore[method-assign]
 
     def _run(self, *arguments: Any) -> Any:

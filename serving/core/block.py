@@ -4,7 +4,7 @@ Rows of one stream are applied in the order they stand, each in another piece, s
 the same bits as one at a time.
 """
 
-from collections.abc import Iterator
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class Block:
         self.forgotten = np.zeros(len(handles), np.bool_)
         self.missing = 0
         self.left = len(handles)
-        self._pieces: Iterator[Piece] = iter(())
+        self._order, self._ends = _cut(handles)
         # What `refusal` is made of, once somebody asks: a sentence for each of thousands of rows would hold up all others.
         self._expected: Ints = np.zeros(len(handles), np.int64)
         self._failures: dict[int, ModelFailed] = {}
@@ -65,19 +65,14 @@ class Block:
         """How many rows it has."""
         return len(self.handles)
 
-    def cut(self, piece_max: int) -> None:
-        """Makes it ready to be run in pieces of at most so many rows."""
-        self._pieces = _pieces(self.handles, piece_max)
-
     def holds(self, slot: int) -> bool:
         """Whether a timestep of the stream in that row is among them."""
         return bool((self.held.slots(self.handles) == slot).any())
 
-    def run_piece(self, engine: Engine) -> npt.NDArray[np.int8]:
-        """Runs the next piece; gives the verdicts on its rows. Only once it was `cut`, and while some are `left`."""
-        piece = next(self._pieces)
+    def run_piece(self, engine: Engine, rows_max: int) -> npt.NDArray[np.int8]:
+        """Runs the next rows, at most so many; gives the verdicts on them. Only while some are `left`."""
+        piece = self._take_piece(rows_max)
         handles = self.handles[piece]
-        self.left -= len(handles)
         held = self.held.held(handles, self.slots)
         if held.all():
             self._run(engine, piece, handles)
@@ -99,6 +94,17 @@ class Block:
         handles = self.handles[rows]
         following = self.slots.step[self.held.slots(handles)] + 1
         return np.where(self.held.held(handles, self.slots), following, self.steps[rows])
+
+    def _take_piece(self, rows_max: int) -> Piece:
+        """The next rows: so many, or what is left of those that may go together."""
+        assert self.left
+        assert rows_max > 0
+        first = len(self) - self.left
+        end = min(first + rows_max, self._ends[0])
+        if end == self._ends[0]:
+            self._ends.popleft()
+        self.left = len(self) - end
+        return slice(first, end) if self._order is None else self._order[first:end]
 
     def _run(self, engine: Engine, piece: Piece, handles: Ints) -> None:
         slots = self.held.slots(handles)
@@ -132,23 +138,21 @@ class Block:
             mine[again] = part
 
 
-def _pieces(handles: Ints, piece_max: int) -> Iterator[Piece]:
-    """Cuts rows into pieces that hold a stream at most once, a stream's rows in their order."""
+def _cut(handles: Ints) -> tuple[Ints | None, deque[int]]:
+    """In which order rows are run, None for that in which they stand, and at which places in it no piece goes on.
+
+    Between two such places a stream comes once at most, and all rows of a stream are in their order.
+    """
     count = len(handles)
+    if (handles[1:] > handles[:-1]).all():
+        return None, deque([count])
     last = np.empty(int(handles.max()) + 1, np.int64)
     last[handles] = np.arange(count)
     if (last[handles] == np.arange(count)).all():  # each stream once
-        for first in range(0, count, piece_max):
-            yield slice(first, min(first + piece_max, count))
-        return
+        return None, deque([count])
     order = np.argsort(handles, kind="stable")
     grouped = handles[order]
     begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
     turn = np.empty(count, np.int64)  # of each row among those of its stream
     turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
-    rows = np.argsort(turn, kind="stable")
-    begin = 0
-    for end in np.cumsum(np.bincount(turn)).tolist():
-        for first in range(begin, end, piece_max):
-            yield rows[first : min(first + piece_max, end)]
-        begin = end
+    return np.argsort(turn, kind="stable"), deque(np.cumsum(np.bincount(turn)).tolist())

@@ -3,7 +3,7 @@
 The laws of this file:
 1. One batch at a time. Only the batch that runs reads or writes state.
 2. There is no timer. A timestep runs in the next turn of the loop, or with others, as soon as a turn brings no more of
-   them; what arrives meanwhile is the next batch. `batch_max` bounds it.
+   them; what arrives meanwhile is the next batch. `batch_max` bounds it, and what a row costs: see `runtime.row_cost`.
 3. State is written after the model succeeded and before any reply is sent.
 4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
    never used again under a running batch, and a caller that goes away affects nobody else.
@@ -15,7 +15,9 @@ the batches of single timesteps, so that a long block holds up nobody for longer
 with each other, a piece each, however many blocks they have in the line.
 
 A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
-plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`.
+plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`. The thread
+is for models of which one row alone would keep the loop: the way there and back takes milliseconds when others want the
+interpreter, so what goes there goes in whole batches.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,15 +48,12 @@ from serving.core.spec import STEP_MAX, Array, Floats, Ints, Prediction, Timeste
 from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
 from serving.runtime.metrics import ModelMetrics, Outcome
+from serving.runtime.row_cost import RowCost
 
 T = TypeVar("T")
 
-# A hop to a thread and back costs about as much as a small model; above this a batch would hold up the network.
-INLINE_SECONDS = 0.0005
-# How much a batch's time counts in the running mean by which a thread is chosen, and the most that it counts as: when other
-# processes take the core, a few batches last for milliseconds, and a thread would only have to wait for two turns at the core.
-RUN_SECONDS_WEIGHT = 0.1
-RUN_SECONDS_COUNTED_MAX = 4 * INLINE_SECONDS
+# The best of so many runs is what one row costs; the first are slow, since nothing is in the caches.
+ALONE_RUNS = 5
 # A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
 RETRY_AFTER_MS = 20
 # Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks of one
@@ -94,10 +93,19 @@ class Batcher:
         metrics: where to count.
         batch_max: the most timesteps in a batch.
         queue_max: the most timesteps that may wait.
+        clock: tells how much of the processor its thread has used, in seconds.
 
     """
 
-    def __init__(self, engine: Engine, metrics: ModelMetrics, *, batch_max: int, queue_max: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: ModelMetrics,
+        *,
+        batch_max: int,
+        queue_max: int,
+        clock: Callable[[], float] = thread_time,
+    ) -> None:
         self.engine = engine
         self.metrics = metrics
         self.batch_max = batch_max
@@ -110,9 +118,8 @@ class Batcher:
         self._to_run: asyncio.Future[None]  # from a turn to `run`: the next batch is for the thread, or what went wrong
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
-        # How long batches of timesteps and pieces of blocks take, as running means.
-        self._run_seconds = 0.0
-        self._piece_seconds = 0.0
+        self._clock = clock
+        self.cost = RowCost(_time_alone(engine, clock))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
         self._width = 4 * len(engine.model.spec.features)
         self._dead: TidegateError | None = None
@@ -178,7 +185,6 @@ class Batcher:
         if waiting and waiting + len(block) > bound:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
-        block.cut(self.batch_max)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Block] = loop.create_future()
         self._blocks.setdefault(block.held, deque()).append(BlockEntry(block, future, perf_counter()))
@@ -243,17 +249,16 @@ class Batcher:
         if self._to_run.done():
             return  # `run` was cancelled, and is about to refuse what is queued
         seen, self._seen = self._seen, len(self._queue)
-        if max(1, seen) < self._seen < self.batch_max and not self._blocks:
+        if max(1, seen) < self._seen < self._rows_max and not self._blocks:
             # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
             asyncio.get_running_loop().call_soon(self._turn)
             return
-        piece_is_due = self._piece_is_due
-        if (self._queue or self._blocks) and self._usual_seconds(piece=piece_is_due) >= INLINE_SECONDS:
+        if (self._queue or self._blocks) and self.cost.in_thread:
             self._to_run.set_result(None)
             return
         taken: Sequence[Entry | BlockEntry] = ()
         try:
-            if piece_is_due:
+            if self._piece_is_due:
                 taken = (piece := self._take_piece(),)
                 self._run_piece_here(piece)
             elif entries := self._take():
@@ -274,8 +279,10 @@ class Batcher:
         """Whether the next batch is a piece of a block: those and single timesteps take turns."""
         return bool(self._blocks) and not (self._queue and self._block_ran)
 
-    def _usual_seconds(self, *, piece: bool) -> float:
-        return self._piece_seconds if piece else self._run_seconds
+    @property
+    def _rows_max(self) -> int:
+        """The most rows of the next batch."""
+        return self.batch_max if self.cost.in_thread else min(self.batch_max, self.cost.rows_max)
 
     def _take_piece(self) -> BlockEntry:
         """Takes the block off the line whose piece is due; its call has its next turn when all others have had theirs."""
@@ -296,7 +303,22 @@ class Batcher:
         if self._is_abandoned(entry):
             return
         begun = perf_counter()
-        self._settle_piece(entry, entry.block.run_piece(self.engine), begun)
+        self._settle_piece(entry, self._run_piece(entry.block), begun)
+
+    def _run_piece(self, block: Block) -> npt.NDArray[np.int8]:
+        """Runs the next piece of a block, wherever; gives the verdicts on its rows."""
+        begun = self._clock()
+        verdicts = block.run_piece(self.engine, self._rows_max)
+        self.cost.took(len(verdicts), self._clock() - begun)
+        return verdicts
+
+    def _run_batch(self, entries: Sequence[Entry]) -> tuple[Report, Floats]:
+        """Runs a batch of timesteps, wherever; gives what became of them, and their values."""
+        slots, steps, x = _columns(entries)
+        begun = self._clock()
+        report = self.engine.run(slots, steps, x)
+        self.cost.took(len(entries), self._clock() - begun)
+        return report, x
 
     def _is_abandoned(self, entry: BlockEntry) -> bool:
         """Whether the caller has gone; then what is left of the block is counted as dropped."""
@@ -309,20 +331,19 @@ class Batcher:
         begun = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
+            started = self._clock()
             prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
+                self.cost.took(1, self._clock() - started)
                 self._settle_alone(entry, prediction, begun)
                 return
-        slots, steps, x = _columns(entries)
-        self._settle(entries, self.engine.run(slots, steps, x), x, begun)
+        self._settle(entries, *self._run_batch(entries), begun)
 
     async def _run_in_thread(self, entries: list[Entry]) -> None:
         """Runs one batch beside the event loop."""
         begun = perf_counter()
         try:
-            slots, steps, x = _columns(entries)
-            report = await self._in_thread(partial(self.engine.run, slots, steps, x))
-            self._settle(entries, report, x, begun)
+            self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), begun)
         except BaseException:
             _fail_all(entries, _unexpected())
             raise
@@ -335,7 +356,7 @@ class Batcher:
             return
         begun = perf_counter()
         try:
-            verdicts = await self._in_thread(partial(entry.block.run_piece, self.engine))
+            verdicts = await self._in_thread(partial(self._run_piece, entry.block))
             self._settle_piece(entry, verdicts, begun)
         except BaseException:
             _fail_all([entry], _unexpected())
@@ -366,7 +387,8 @@ class Batcher:
         entries: list[Entry] = []
         later: list[Entry] = []
         taken: set[Stream] = set()
-        while queue and len(entries) < self.batch_max:
+        rows_max = self._rows_max
+        while queue and len(entries) < rows_max:
             entry = queue.popleft()
             if entry.future.done():
                 self.metrics.steps["abandoned"] += 1
@@ -405,7 +427,6 @@ class Batcher:
     def _settle_piece(self, entry: BlockEntry, verdicts: npt.NDArray[np.int8], begun: float) -> None:
         """Puts a block back in the line, or gives it to its caller when that was its last piece."""
         run_seconds = perf_counter() - begun
-        self._piece_seconds = _mean(self._piece_seconds, run_seconds)
         self.metrics.batch_size.observe(len(verdicts))
         self.metrics.run_seconds.observe(run_seconds)
         self.metrics.queue_seconds.observe(begun - entry.queued_at, len(verdicts))
@@ -442,10 +463,8 @@ class Batcher:
 
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
-        run_seconds = perf_counter() - begun
-        self._run_seconds = _mean(self._run_seconds, run_seconds)
         self.metrics.batch_size.observe(size)
-        self.metrics.run_seconds.observe(run_seconds)
+        self.metrics.run_seconds.observe(perf_counter() - begun)
 
     def _count(self, verdicts: npt.NDArray[np.int8]) -> None:
         """Counts timesteps by what became of them."""
@@ -484,9 +503,19 @@ def _cut(column: Array) -> list[bytes]:
     return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
 
 
-def _mean(mean: float, run_seconds: float) -> float:
-    """The running mean by which a thread is chosen, after one more batch."""
-    return mean + RUN_SECONDS_WEIGHT * (min(run_seconds, RUN_SECONDS_COUNTED_MAX) - mean)
+def _time_alone(engine: Engine, clock: Callable[[], float]) -> float:
+    """What the model takes for one row alone, in seconds by the clock; 0 when it fails on zeros."""
+    model = engine.model
+    x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
+    taken = []
+    for _ in range(ALONE_RUNS):
+        begun = clock()
+        try:
+            model.step(x, state)
+        except ModelFailed:
+            return 0.0
+        taken.append(clock() - begun)
+    return min(taken)
 
 
 def _unexpected() -> ModelFailed:

@@ -24,6 +24,8 @@ from serving.core.errors import (
 from serving.core.handles import Handles
 from serving.core.spec import STEP_MAX, Prediction, Timestep
 from serving.core.streams import checkpoint_rows
+from serving.runtime.batcher import Batcher
+from serving.runtime.row_cost import HOLD_SECONDS, RowCost
 from tests.support import (
     PATIENCE,
     Bench,
@@ -172,22 +174,116 @@ async def test_batch_max_bounds_a_batch() -> None:
         assert bench.batches == [tuple(slots[:4]), tuple(slots[4:8]), tuple(slots[8:])]
 
 
-async def test_a_few_batches_that_were_held_up_do_not_send_the_next_to_the_thread() -> None:
-    """A neighbour that took the core for a moment is no reason to hop; a model that is slow every time is."""
+# How many rows go together follows from what they cost.
+
+
+class Charge:
+    """A clock of the processor that only the engine's work moves: so much for each row; and a note of what ran where."""
+
+    def __init__(self, bench: Bench, row_seconds: float, alone_seconds: float = 0.0) -> None:
+        self.row_seconds = row_seconds
+        self.now = 0.0
+        self.sizes: list[int] = []
+        self.threads: set[str] = set()
+        bench.batcher._clock = lambda: self.now
+        bench.batcher.cost = RowCost(alone_seconds or row_seconds)
+        inner = bench.engine.run
+
+        def charged(slots: Any, steps: Any, x: Any) -> Any:
+            self.now += self.row_seconds * len(slots)
+            self.sizes.append(len(slots))
+            self.threads.add(threading.current_thread().name)
+            return inner(slots, steps, x)
+
+        bench.engine.run = charged  # type: ignore[method-assign]
+
+
+async def test_a_block_of_a_slow_model_is_run_in_small_pieces_in_the_loop() -> None:
+    """A piece keeps the loop for half a millisecond, and no thread is used."""
+    async with run_bench(running_sum(), batch_max=256, capacity=256) as bench:
+        charge = Charge(bench, 19.9e-6)
+        await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 250), 250)))
+        assert charge.sizes == [25] * 10
+        assert charge.threads == {"MainThread"}
+
+
+async def test_single_timesteps_of_a_slow_model_are_batched_in_the_loop() -> None:
+    """As many as keep it for half a millisecond, those that came first before the others."""
+    async with run_bench(running_sum(), batch_max=256, queue_max=128, capacity=128) as bench:
+        charge = Charge(bench, 19.9e-6)
+        leases = [bench.begin(str(number)) for number in range(128)]
+        answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        assert {value(answer) for answer in answers} == {1}
+        assert charge.sizes == [25] * 5 + [3]
+        assert charge.threads == {"MainThread"}
+        assert bench.batches[0] == tuple(lease.stream.slot for lease in leases[:25])
+
+
+async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread() -> None:
+    """Timesteps and pieces of blocks alike: what crosses goes in as few crossings as may be."""
+    async with run_bench(running_sum(), batch_max=64, queue_max=128, capacity=256) as bench:
+        charge = Charge(bench, 100e-6, alone_seconds=HOLD_SECONDS)
+        leases = [bench.begin(str(number)) for number in range(70)]
+        await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 130), 130)))
+        assert charge.sizes == [64, 6, 64, 64, 2]
+        (thread,) = charge.threads
+        assert thread.startswith("engine-toy/1")
+
+
+async def test_the_size_of_a_piece_follows_what_a_row_costs() -> None:
+    """It grows when rows turn out to be cheaper, up to `batch_max`, and shrinks when they get dearer."""
+    async with run_bench(running_sum(), batch_max=256, capacity=256) as bench:
+        charge, held = Charge(bench, 19.9e-6), call_of(bench, "a", 250)
+        await soon(bench.batcher.submit_block(block_of(held, 25)))
+        charge.row_seconds = 1e-6
+        for _ in range(20):
+            await soon(bench.batcher.submit_block(block_of(held, 250)))
+        assert charge.sizes[-1] == 250
+        charge.row_seconds = 9.9e-6
+        for _ in range(20):
+            await soon(bench.batcher.submit_block(block_of(held, 250)))
+        assert charge.sizes[-5:] == [50] * 5
+
+
+async def test_time_that_others_take_of_the_processor_makes_no_row_dearer() -> None:
+    """A neighbour that holds a batch up for milliseconds, each time, changes neither the pieces nor where they run."""
     async with run_bench(running_sum()) as bench:
-        where: list[str] = []
-        inner, lease, other = bench.engine.run, bench.begin("a"), bench.begin("b")
+        inner, held, where = bench.engine.run, call_of(bench, "a", 16), set()
 
         def held_up(*arguments: Any) -> Any:
-            where.append(threading.current_thread().name)
-            time.sleep(0.01)
+            where.add(threading.current_thread().name)
+            time.sleep(0.005)
             return inner(*arguments)
 
         bench.engine.run = held_up  # type: ignore[method-assign]
         for _ in range(12):
-            await soon(bench.batcher.submit(lease, t(1)), bench.batcher.submit(other, t(1)))
-        assert set(where[:3]) == {"MainThread"}
-        assert where[-1].startswith("engine-toy/1")
+            await soon(bench.batcher.submit_block(block_of(held, 16)))
+        assert where == {"MainThread"}
+        assert {len(batch) for batch in bench.batches} == {16}
+        assert bench.batcher.cost.row_seconds < 0.005 / 16
+
+
+async def test_a_batcher_knows_what_a_row_alone_costs_before_the_first_timestep() -> None:
+    """It has tried, so the first block of a slow model does not keep the loop."""
+    moments = iter(range(1000))
+    async with run_bench(running_sum()) as bench:
+        batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4, clock=lambda: float(next(moments)))
+        assert batcher.cost.alone_seconds == 1
+        assert batcher.cost.in_thread
+
+
+async def test_a_model_that_fails_on_zeros_is_served_all_the_same() -> None:
+    """What a row costs is then found with the first timesteps."""
+    async with run_bench(running_sum()) as bench:
+
+        def fails(*_: object) -> None:
+            raise ModelFailed("a division by zero")
+
+        bench.engine.model.step = fails  # type: ignore[method-assign,assignment]
+        batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4)
+        assert batcher.cost.alone_seconds == 0
+        assert not batcher.cost.in_thread
 
 
 # Turns of those who send blocks.
@@ -595,7 +691,7 @@ async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) 
             raise ZeroDivisionError("a bug of ours")
 
         bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
-        bench.batcher._run_seconds = 1.0 if threaded else 0.0
+        bench.batcher.cost.alone_seconds = 1.0 if threaded else 0.0
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         assert isinstance(answers[0], ModelFailed)
@@ -610,8 +706,6 @@ async def test_run_raises_what_broke_it() -> None:
     """Whoever owns the task learns the reason."""
     async with run_bench(running_sum()) as bench:
         pass
-    from serving.runtime.batcher import Batcher
-
     batcher = Batcher(bench.engine, bench.metrics, batch_max=2, queue_max=2)
 
     def broken(*_: object) -> None:

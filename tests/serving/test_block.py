@@ -35,9 +35,8 @@ class Side:
     def block(self, handles: Any, steps: Any, x: Any, piece_max: int = 16) -> Block:
         """Runs a block to its end."""
         block = Block(self.held, np.asarray(handles), np.asarray(steps), np.asarray(x, np.float32))
-        block.cut(piece_max)
         while block.left:
-            block.run_piece(self.engine)
+            block.run_piece(self.engine, piece_max)
         return block
 
 
@@ -106,11 +105,10 @@ def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
     """So each piece is a batch like any other."""
     side = Side(running_sum())
     block = Block(side.held, np.array([1, 2, 3, 4, 1, 1]), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
-    block.cut(3)
     sizes = []
     while block.left:
         before = block.left
-        assert not block.run_piece(side.engine).any()
+        assert not block.run_piece(side.engine, 3).any()
         sizes.append(before - block.left)
     assert sizes == [3, 1, 1, 1]
 
