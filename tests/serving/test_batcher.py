@@ -187,6 +187,7 @@ class Charge:
         self.threads: set[str] = set()
         bench.batcher._clock = lambda: self.now
         bench.batcher.cost = RowCost(alone_seconds or row_seconds)
+        bench.batcher.cost.row_seconds = row_seconds
         inner = bench.engine.run
 
         def charged(slots: Any, steps: Any, x: Any) -> Any:
