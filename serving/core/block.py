@@ -4,14 +4,12 @@ Rows of one stream are applied in the order they stand, each in another piece, s
 the same bits as one at a time.
 """
 
-from collections import deque
-
 import numpy as np
 import numpy.typing as npt
 
 from serving.core.engine import Engine, Verdict, refusal
 from serving.core.errors import ModelFailed, TimestepRefused
-from serving.core.handles import Handles
+from serving.core.handles import Selection
 from serving.core.spec import Array, Floats, Ints
 
 # Rows of a piece: a slice of the block where they stand in a row, as they mostly do.
@@ -22,16 +20,13 @@ class Block:
     """Timesteps of streams that one call holds, and what became of them.
 
     Args:
-        held: the call's streams.
-        handles: (rows,) whose each timestep is; all of one model.
+        streams: (rows,) whose each timestep is.
         steps: (rows,) their numbers, 0 where the server shall number.
         x: (rows, features), NaN where missing.
 
-    Raises:
-        InvalidField: see `Handles.model`.
-
     Attributes:
         steps: the numbers, also those that the server gave.
+        clean: whether all that was run so far was applied.
         verdicts: (rows,) a `Verdict` each.
         outputs: one array (rows, *shape) an output; zero for rows without an answer.
         forgotten: (rows,) duplicates whose answers are no longer remembered.
@@ -40,12 +35,13 @@ class Block:
 
     """
 
-    def __init__(self, held: Handles, handles: Ints, steps: Ints, x: Floats) -> None:
-        self.held = held
-        self.handles = handles
+    def __init__(self, streams: Selection, steps: Ints, x: Floats) -> None:
+        self.streams = streams
+        self.held, self.handles, self.slots, self._order, self._ends = streams
+        handles = self.handles
         self.x = x
-        self.slots = held.model(handles)
-        self.steps = steps.copy()
+        self.steps = self._sent = steps
+        self.clean = True
         self.verdicts = np.zeros(len(handles), np.int8)
         self.outputs: tuple[Array, ...] = tuple(
             np.zeros((len(handles), *output.shape), output.dtype) for output in self.slots.spec.outputs
@@ -53,7 +49,7 @@ class Block:
         self.forgotten = np.zeros(len(handles), np.bool_)
         self.missing = 0
         self.left = len(handles)
-        self._order, self._ends = _cut(handles)
+        self._turn = 0  # the place in `_ends` up to which rows may be run now
         # What `refusal` is made of, once somebody asks: a sentence for each of thousands of rows would hold up all others.
         self._expected: Ints = np.zeros(len(handles), np.int64)
         self._failures: dict[int, ModelFailed] = {}
@@ -70,13 +66,14 @@ class Block:
         return bool((self.held.slots(self.handles) == slot).any())
 
     def run_piece(self, engine: Engine, rows_max: int) -> npt.NDArray[np.int8]:
-        """Runs the next rows, at most so many; gives the verdicts on them. Only while some are `left`."""
+        """Runs the next rows, at most so many; gives the verdicts on them (rows,). Only while some are `left`."""
         piece = self._take_piece(rows_max)
         handles = self.handles[piece]
         held = self.held.held(handles, self.slots)
         if held.all():
             self._run(engine, piece, handles)
         else:
+            self.clean = False
             rows = np.arange(len(self))[piece]
             self.verdicts[rows[~held]] = Verdict.NOT_HELD
             if held.any():
@@ -100,21 +97,25 @@ class Block:
         assert self.left
         assert rows_max > 0
         first = len(self) - self.left
-        end = min(first + rows_max, self._ends[0])
-        if end == self._ends[0]:
-            self._ends.popleft()
+        end = min(first + rows_max, self._ends[self._turn])
+        self._turn += end == self._ends[self._turn]
         self.left = len(self) - end
         return slice(first, end) if self._order is None else self._order[first:end]
 
     def _run(self, engine: Engine, piece: Piece, handles: Ints) -> None:
         slots = self.held.slots(handles)
-        report = engine.run(slots, self.steps[piece], self.x[piece])
-        self.steps[piece] = report.steps
+        sent = self.steps[piece]
+        report = engine.run(slots, sent, self.x[piece])
+        if report.steps is not sent:  # as they mostly are, and then the client's own are told again
+            if self.steps is self._sent:
+                self.steps = self.steps.copy()
+            self.steps[piece] = report.steps
         self.missing += report.missing
         if report.verdicts is None or report.applied is None:
             for mine, part in zip(self.outputs, report.outputs, strict=True):
                 mine[piece] = part
             return
+        self.clean = False
         rows = np.arange(len(self))[piece]
         self.verdicts[rows] = report.verdicts
         if report.applied.size:
@@ -136,23 +137,3 @@ class Block:
         self.forgotten[again] = ~known
         for mine, part in zip(self.outputs, answers, strict=True):
             mine[again] = part
-
-
-def _cut(handles: Ints) -> tuple[Ints | None, deque[int]]:
-    """In which order rows are run, None for that in which they stand, and at which places in it no piece goes on.
-
-    Between two such places a stream comes once at most, and all rows of a stream are in their order.
-    """
-    count = len(handles)
-    if (handles[1:] > handles[:-1]).all():
-        return None, deque([count])
-    last = np.empty(int(handles.max()) + 1, np.int64)
-    last[handles] = np.arange(count)
-    if (last[handles] == np.arange(count)).all():  # each stream once
-        return None, deque([count])
-    order = np.argsort(handles, kind="stable")
-    grouped = handles[order]
-    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
-    turn = np.empty(count, np.int64)  # of each row among those of its stream
-    turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
-    return np.argsort(turn, kind="stable"), deque(np.cumsum(np.bincount(turn)).tolist())

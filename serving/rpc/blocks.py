@@ -29,7 +29,7 @@ from serving.core.errors import (
     TimestepRefused,
     TooManyStreams,
 )
-from serving.core.handles import HANDLES_MAX, KEPT_MAX, Handles
+from serving.core.handles import HANDLES_MAX, KEPT_MAX, Handles, Selection
 from serving.core.spec import Key
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
@@ -63,6 +63,8 @@ class BlockCall(Call):
         self._message_bytes_max = message_bytes_max
         self._share = share
         self._held = Handles()
+        self._asked: bytes | None = None  # the handles of the last block, and the streams that they stand for
+        self._streams: Selection
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
         # One for all leases: a bound method of its own would cost each 64 bytes.
@@ -124,35 +126,36 @@ class BlockCall(Call):
         begun = perf_counter()
         try:
             block = self._decode(message)
-            failed = await self._wake(block)
+            failed = {} if block.streams.live().all() else await self._wake(block)
             await self._desk.submit_block(block)
         except (TimestepRefused, InvalidField) as error:
             if isinstance(error, TimestepRefused):
                 await asyncio.sleep(REFUSED_SECONDS)
             return columns.encode_refused(message.block, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
-        errors = await self._errors(message, block, failed, unsaved)
+        clean = block.clean and not unsaved
+        errors = None if clean else await self._errors(message, block, failed, unsaved)
         durable_steps = self._held.durable(block.handles, block.slots)
         crowded = self._held.crowded(block.handles, block.steps, durable_steps)
         if crowded.size:
             await self._make_room(crowded.tolist())
-        response = columns.encode_predicted(
-            message.block,
-            block.steps,
-            block.outputs,
-            durable_steps,
-            block.verdicts == Verdict.DUPLICATE,
-            block.forgotten,
-            errors,
-        )
+        if errors is None:
+            response = columns.encode_applied(message.block, block.steps, block.outputs, durable_steps)
+        else:
+            duplicates = block.verdicts == Verdict.DUPLICATE
+            response = columns.encode_predicted(
+                message.block, block.steps, block.outputs, durable_steps, duplicates, block.forgotten, errors
+            )
         self._desk.answered_block(block, perf_counter() - begun)
         return response
 
     def _decode(self, message: pb.Block) -> Block:
-        handles = columns.decode_handles(message)
-        features = len(self._held.model(handles).spec.features)
-        steps = columns.decode_steps(message, len(handles))
-        return Block(self._held, handles, steps, columns.decode_values(message, len(handles), features))
+        if message.handles != self._asked:  # a client mostly sends the same streams again
+            self._streams = self._held.select(columns.decode_handles(message))
+            self._asked = message.handles
+        rows = len(self._streams.handles)
+        steps = columns.decode_steps(message, rows)
+        return Block(self._streams, steps, columns.decode_values(message, rows, len(self._streams.slots.spec.features)))
 
     async def _wake(self, block: Block) -> dict[int, TidegateError]:
         """Makes the streams of a block live that are parked; gives why some could not be, by handle."""

@@ -4,6 +4,7 @@ Columns are packed little-endian numbers in `bytes`: thousands of rows are read 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,19 @@ ROWS_MAX = 65_536
 HANDLE = np.dtype("<u4")
 STEP = np.dtype("<u8")
 VALUE = np.dtype("<f4")
+# The same numbers as the core has them: none that may be sent is so large that it would be negative.
+NUMBER = np.dtype("<i8")
+# What stands before a field that is bytes: its number, and that its length follows.
+BLOCK, STEPS, OUTPUT, DURABLE_STEPS = (
+    bytes([field << 3 | 2])
+    for field in (
+        pb.PredictBlocksResponse.BLOCK_FIELD_NUMBER,
+        pb.PredictedBlock.STEPS_FIELD_NUMBER,
+        pb.PredictedBlock.OUTPUTS_FIELD_NUMBER,
+        pb.PredictedBlock.DURABLE_STEPS_FIELD_NUMBER,
+    )
+)
+BLOCK_NUMBER = bytes([pb.PredictedBlock.BLOCK_FIELD_NUMBER << 3])
 
 
 def decode_handles(message: pb.Block) -> Ints:
@@ -52,7 +66,7 @@ def decode_steps(message: pb.Block, rows: int) -> Ints:
     steps = np.frombuffer(message.steps, STEP)
     if rows and steps.max() > STEP_MAX:
         raise InvalidField("steps", f"got {steps.max()}, expected at most {STEP_MAX}")
-    return steps.astype(np.int64)
+    return steps.view(NUMBER).astype(np.int64, copy=False)
 
 
 def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
@@ -80,7 +94,7 @@ def encode_predicted(
     forgotten: npt.NDArray[np.bool_],
     errors: wire.RowErrors,
 ) -> bytes:
-    """The answer to a block."""
+    """The answer to a block of which some rows were not applied, or were applied before."""
     block = pb.PredictedBlock(
         block=number,
         steps=steps.astype(STEP, copy=False).tobytes(),
@@ -90,6 +104,22 @@ def encode_predicted(
         forgotten_rows=np.flatnonzero(forgotten).tolist(),
     )
     return errors.append_to(pb.PredictBlocksResponse.BLOCK_FIELD_NUMBER, block)
+
+
+def encode_applied(number: int, steps: Ints, outputs: Sequence[Array], durable_steps: Ints) -> bytes:
+    """The answer to a block of which every row was applied: the bytes that `encode_predicted` gives, put together by hand."""
+    parts: list[Any] = [b""]  # how it begins comes last: it has the length of what follows
+    if number:
+        parts += (BLOCK_NUMBER, _varint(number))
+    columns = [(STEPS, steps.astype(NUMBER, copy=False)), *((OUTPUT, part) for part in outputs)]
+    columns.append((DURABLE_STEPS, durable_steps.astype(NUMBER, copy=False)))
+    size = len(b"".join(parts))
+    for tag, column in columns:
+        length = _varint(column.nbytes)
+        parts += (tag, length, column)
+        size += len(tag) + len(length) + column.nbytes
+    parts[0] = BLOCK + _varint(size)
+    return b"".join(parts)
 
 
 def encode_refused(number: int, error: TidegateError) -> bytes:
@@ -121,3 +151,13 @@ def by_reason(
     for handle, why in endings:
         found.setdefault(meaning_of(why, of_timestep=False).reason, []).append((handle, why))
     return found
+
+
+def _varint(number: int) -> bytes:
+    """A number that is not negative, as protobuf writes it: in digits of seven bits, lowest first, more to come in the eighth."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

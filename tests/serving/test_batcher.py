@@ -300,7 +300,7 @@ def call_of(bench: Bench, name: str, streams: int) -> Handles:
 
 def block_of(held: Handles, rows: int) -> Block:
     """A block with a timestep for each of the first streams of a call."""
-    return Block(held, np.arange(1, rows + 1), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
+    return Block(held.select(np.arange(1, rows + 1)), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
 
 
 async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:

@@ -34,7 +34,7 @@ class Side:
 
     def block(self, handles: Any, steps: Any, x: Any, piece_max: int = 16) -> Block:
         """Runs a block to its end."""
-        block = Block(self.held, np.asarray(handles), np.asarray(steps), np.asarray(x, np.float32))
+        block = Block(self.held.select(np.asarray(handles)), np.asarray(steps), np.asarray(x, np.float32))
         while block.left:
             block.run_piece(self.engine, piece_max)
         return block
@@ -104,7 +104,7 @@ def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
 def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
     """So each piece is a batch like any other."""
     side = Side(running_sum())
-    block = Block(side.held, np.array([1, 2, 3, 4, 1, 1]), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
+    block = Block(side.held.select(np.array([1, 2, 3, 4, 1, 1])), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
     sizes = []
     while block.left:
         before = block.left
