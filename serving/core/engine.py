@@ -139,7 +139,7 @@ class Engine:
     def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Moves rows forward; gives their outputs, and the rows left as they were: those poisoned, and why others failed."""
         try:
-            state = self.slots.gather(slots)
+            state = self.slots.gather(slots, self.model.room(len(slots)))
             outputs, next_state = self.model.step(x, state)
             poisoned = self.slots.scatter(slots, next_state, outputs, self._hash.rows(x))
         except ModelFailed:

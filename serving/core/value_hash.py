@@ -5,6 +5,7 @@ hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). T
 the same hash, others with a chance of about 2**-64. The hash is stored with streams, so the factors never change.
 """
 
+import math
 from functools import cache
 from operator import mul
 from struct import Struct
@@ -33,10 +34,12 @@ class ValueHash:
     def rows(self, x: Floats) -> Hashes:
         """The hash of each row of x (batch, features); all NaN are alike."""
         values = np.ascontiguousarray(x).view(np.uint32)
-        if (missing := np.isnan(x)).any():
+        # A dot product is finite unless a value is not, or is beyond 1e19: only then they are looked at one by one.
+        if not math.isfinite(np.vdot(x, x)) and (missing := np.isnan(x)).any():
             values = np.where(missing, np.uint32(QUIET_NAN), values)
         hashes: Hashes = values @ self._factors
-        hashes[hashes == UNKNOWN] = 1
+        if not hashes.all():
+            hashes[hashes == UNKNOWN] = 1
         return hashes
 
     def row(self, values: bytes) -> int:
