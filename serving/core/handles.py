@@ -159,6 +159,17 @@ class Handles:
         self._told[handles] = durable
         return durable
 
+    def durable_alone(self, lease: Lease) -> int:
+        """The last stored timestep of one stream that is live, or was until its lease ended; the client is told of it now."""
+        slot = lease.stream.slot
+        durable = int(lease.stream.slots.saved[slot]) if slot >= 0 and lease.ended is None else lease.durable_step
+        self._told[lease.handle] = durable
+        return durable
+
+    def is_crowded(self, lease: Lease, step: int, durable_step: int) -> bool:
+        """Whether the client has used up half of the room for timesteps of the stream that are not stored."""
+        return bool(2 * (step - durable_step) >= self._kept_max[lease.handle])
+
     def crowded(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
         """Those of the streams, each once, whose clients have used up half of the room for timesteps that are not stored."""
         crowded = 2 * (steps - durable_steps) >= self._kept_max[handles]

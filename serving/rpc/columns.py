@@ -4,14 +4,13 @@ Columns are packed little-endian numbers in `bytes`: thousands of rows are read 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import InvalidField, TidegateError
-from serving.core.spec import STEP_MAX, Array, Floats, Ints
+from serving.core.spec import STEP_MAX, Array, Floats, Ints, Spec
 from serving.rpc import wire
 from serving.rpc.status import meaning_of
 
@@ -32,6 +31,7 @@ BLOCK, STEPS, OUTPUT, DURABLE_STEPS = (
         pb.PredictedBlock.DURABLE_STEPS_FIELD_NUMBER,
     )
 )
+ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
 BLOCK_NUMBER = bytes([pb.PredictedBlock.BLOCK_FIELD_NUMBER << 3])
 
 
@@ -106,20 +106,34 @@ def encode_predicted(
     return errors.append_to(pb.PredictBlocksResponse.BLOCK_FIELD_NUMBER, block)
 
 
-def encode_applied(number: int, steps: Ints, outputs: Sequence[Array], durable_steps: Ints) -> bytes:
-    """The answer to a block of which every row was applied: the bytes that `encode_predicted` gives, put together by hand."""
-    parts: list[Any] = [b""]  # how it begins comes last: it has the length of what follows
-    if number:
-        parts += (BLOCK_NUMBER, _varint(number))
-    columns = [(STEPS, steps.astype(NUMBER, copy=False)), *((OUTPUT, part) for part in outputs)]
-    columns.append((DURABLE_STEPS, durable_steps.astype(NUMBER, copy=False)))
-    size = len(b"".join(parts))
-    for tag, column in columns:
-        length = _varint(column.nbytes)
-        parts += (tag, length, column)
-        size += len(tag) + len(length) + column.nbytes
-    parts[0] = BLOCK + _varint(size)
-    return b"".join(parts)
+def encode_applied(number: int, steps: bytes, outputs: Sequence[bytes], durable_steps: bytes) -> bytes:
+    """The answer to a block of which every row was applied, from packed columns: as `encode_predicted`, put together by hand."""
+    content = BLOCK_NUMBER + _varint(number) if number else b""
+    parts = [content, STEPS, _varint(len(steps)), steps]
+    for part in outputs:
+        parts += (OUTPUT, _varint(len(part)), part)
+    parts += (DURABLE_STEPS, _varint(len(durable_steps)), durable_steps)
+    return b"".join((BLOCK, _varint(sum(map(len, parts))), *parts))
+
+
+def row_bytes(spec: Spec) -> int:
+    """How many bytes the values of one row have."""
+    return len(spec.features) * VALUE.itemsize
+
+
+def pack_steps(steps: Ints) -> bytes:
+    """Numbers of timesteps as a column."""
+    return steps.astype(NUMBER, copy=False).tobytes()
+
+
+def pack_step(step: int) -> bytes:
+    """One number as a column."""
+    return step.to_bytes(STEP.itemsize, "little")
+
+
+def unpack_alone(column: bytes) -> int:
+    """The only number in a column, 0 when there is none."""
+    return int.from_bytes(column, "little")
 
 
 def encode_refused(number: int, error: TidegateError) -> bytes:
@@ -155,6 +169,8 @@ def by_reason(
 
 def _varint(number: int) -> bytes:
     """A number that is not negative, as protobuf writes it: in digits of seven bits, lowest first, more to come in the eighth."""
+    if number < 0x80:
+        return ONE_DIGIT[number]
     digits = bytearray()
     while number > 0x7F:
         digits.append(number & 0x7F | 0x80)
