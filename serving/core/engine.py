@@ -87,7 +87,7 @@ class Engine:
             in_order = np.array_equal(steps, expected) and bool(steps.max() <= STEP_MAX)
         # One dot product is finite unless a value is NaN or infinite, or beyond 1e19; then the rows are looked at.
         if in_order and math.isfinite(np.vdot(x, x)):
-            outputs, poisoned, failures = self._apply(slots, x)
+            outputs, poisoned, failures = self._apply(slots, x, finite=True)
             if not failures and not poisoned.size:
                 return Report(steps, None, None, outputs, 0, NO_FAILURES)
             verdicts = np.zeros(len(slots), np.int8)
@@ -101,7 +101,7 @@ class Engine:
             rows = np.flatnonzero(verdicts == Verdict.APPLIED)
             if not rows.size:
                 return Report(steps, verdicts, rows, (), 0, NO_FAILURES)
-            outputs, poisoned, failures = self._apply(slots[rows], x[rows])
+            outputs, poisoned, failures = self._apply(slots[rows], x[rows], finite=False)
         verdicts[rows[poisoned]] = Verdict.POISONED
         failed = np.array(sorted(failures), np.int64)
         verdicts[rows[failed]] = Verdict.FAILED
@@ -136,12 +136,12 @@ class Engine:
         differ = self.slots.differ(slots[rows], steps[rows], self._hash.rows(x[rows]))
         verdicts[rows] = np.where(differ, Verdict.VALUES_DIFFER, Verdict.DUPLICATE)
 
-    def _apply(self, slots: Ints, x: Floats) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
+    def _apply(self, slots: Ints, x: Floats, *, finite: bool) -> tuple[Arrays, Ints, Mapping[int, ModelFailed]]:
         """Moves rows forward; gives their outputs, and the rows left as they were: those poisoned, and why others failed."""
         try:
             state = self.slots.gather(slots, self.model.room(len(slots)))
             outputs, next_state = self.model.step(x, state)
-            poisoned = self.slots.scatter(slots, next_state, outputs, self._hash.rows(x))
+            poisoned = self.slots.scatter(slots, next_state, outputs, self._hash.rows(x, finite=finite))
         except ModelFailed:
             # Nothing was written yet. One row may be at fault, and it must not harm the others.
             return self._apply_apart(slots, x)

@@ -21,7 +21,6 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.block import Block
 from serving.core.engine import Verdict
 from serving.core.errors import (
-    FellAsleep,
     InvalidField,
     Stopping,
     StoreBehind,
@@ -30,7 +29,7 @@ from serving.core.errors import (
     TooManyStreams,
 )
 from serving.core.handles import HANDLES_MAX, KEPT_MAX, Handles, Selection
-from serving.core.spec import STEP_MAX, Key, Prediction, Timestep
+from serving.core.spec import Key, Timestep
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
 from serving.rpc import columns, wire
@@ -38,6 +37,7 @@ from serving.rpc.call import Call, Context
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk
 from serving.rpc.share import Share
 from serving.rpc.slices import Slices
+from serving.rpc.verdicts import told_errors
 
 T = TypeVar("T")
 
@@ -125,19 +125,16 @@ class BlockCall(Call):
         """The answer to a block."""
         begun = perf_counter()
         failed: dict[int, TidegateError] = {}
+        alone = columns.decode_alone(message, self._held)
+        if alone is not None and alone[0].handle not in self._sync:
+            return await self._predict_alone(message, *alone, begun)
         try:
-            if (alone := self._alone(message)) is not None:
-                lease, step = alone
-                predicting = self._desk.line(lease).submit(lease, Timestep(step, message.values))
-                return await self._answer_alone(message, lease, step, predicting, begun)
             block = self._decode(message)
             if not block.streams.live().all():
                 failed = await self._wake(block)
             await self._desk.submit_block(block)
         except (TimestepRefused, InvalidField) as error:
-            if isinstance(error, TimestepRefused):
-                await asyncio.sleep(REFUSED_SECONDS)
-            return columns.encode_refused(message.block, error)
+            return await self._refuse(message, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
         return await self._answer_block(message, block, failed, unsaved, begun)
 
@@ -149,8 +146,8 @@ class BlockCall(Call):
         unsaved: dict[int, TidegateError],
         begun: float,
     ) -> bytes:
-        """The answer to a block that was run, and counted here; `failed` and `unsaved` as for `_errors`."""
-        errors = None if block.clean and not unsaved else await self._errors(message, block, failed, unsaved)
+        """The answer to a block that was run, and counted here; `failed` and `unsaved` as for `told_errors`."""
+        errors = None if block.clean and not unsaved else await told_errors(self._held, message, block, failed, unsaved)
         durable_steps = self._held.durable(block.handles, block.slots)
         crowded = self._held.crowded(block.handles, block.steps, durable_steps)
         if crowded.size:
@@ -166,26 +163,19 @@ class BlockCall(Call):
         self._desk.answered_block(block, perf_counter() - begun)
         return response
 
-    def _alone(self, message: pb.Block) -> tuple[Lease, int] | None:
-        """The stream and the number of a block of one row of which nothing is special; None for any other.
+    async def _refuse(self, message: pb.Block, error: TidegateError) -> bytes:
+        """The refusal of a block for which there is no room, or that makes no sense."""
+        if isinstance(error, TimestepRefused):
+            await asyncio.sleep(REFUSED_SECONDS)
+        return columns.encode_refused(message.block, error)
 
-        It goes the way of a timestep of `Predict`, with those of other calls, and costs as little.
-        """
-        if len(message.handles) != columns.HANDLE.itemsize or len(message.steps) not in (0, columns.STEP.itemsize):
-            return None
-        handle = columns.unpack_alone(message.handles)
-        lease = self._held[handle]
-        if lease is None or lease.ended is not None or lease.stream.slot < 0 or handle in self._sync:
-            return None
-        step = columns.unpack_alone(message.steps)
-        if step > STEP_MAX or step not in (0, lease.stream.step + 1):
-            return None
-        return (lease, step) if len(message.values) == columns.row_bytes(lease.stream.slots.spec) else None
-
-    async def _answer_alone(
-        self, message: pb.Block, lease: Lease, step: int, predicting: Awaitable[Prediction], begun: float
-    ) -> bytes:
-        """The answer to a block of one row."""
+    async def _predict_alone(self, message: pb.Block, lease: Lease, step: int, begun: float) -> bytes:
+        """The answer to a block of one row, which goes the way of a timestep of `Predict`, at its price."""
+        line = self._desk.line(lease)
+        try:
+            predicting = line.submit(lease, Timestep(step, message.values))
+        except TimestepRefused as error:
+            return await self._refuse(message, error)
         try:
             prediction = await predicting
         except TidegateError as error:
@@ -202,13 +192,14 @@ class BlockCall(Call):
         response = columns.encode_applied(
             message.block, columns.pack_step(prediction.step), prediction.outputs, durable
         )
-        self._desk.line(lease).answered(perf_counter() - begun)
+        line.answered(perf_counter() - begun)
         return response
 
     def _decode(self, message: pb.Block) -> Block:
-        if message.handles != self._asked:  # a client mostly sends the same streams again
+        asked = message.handles
+        if asked != self._asked:  # a client mostly sends the same streams again
             self._streams = self._held.select(columns.decode_handles(message))
-            self._asked = message.handles
+            self._asked = asked
         rows = len(self._streams.handles)
         steps = columns.decode_steps(message, rows)
         return Block(self._streams, steps, columns.decode_values(message, rows, len(self._streams.slots.spec.features)))
@@ -264,44 +255,6 @@ class BlockCall(Call):
                 for column in block.outputs:
                     column[row] = 0  # it may not be seen before it is stored
         return errors
-
-    async def _errors(
-        self, message: pb.Block, block: Block, failed: dict[int, TidegateError], unsaved: dict[int, TidegateError]
-    ) -> wire.RowErrors:
-        """Why rows were refused: by the engine, because their streams `failed` to wake, or because they are `unsaved`."""
-        errors = wire.RowErrors(pb.PredictedBlock.ERRORS_FIELD_NUMBER, of_timesteps=True)
-        refused = block.verdicts > Verdict.DUPLICATE
-        refused[list(unsaved)] = True
-        rows = np.flatnonzero(refused)
-        if not rows.size:
-            return errors
-        sent = columns.decode_steps(message, len(block))[rows].tolist()
-        following = block.next_steps(rows).tolist()
-        alike: dict[int, TidegateError] = {}  # by verdict, for rows without a sentence: one error for all of them
-        slices = Slices()
-        for row, step, next_step in zip(rows.tolist(), sent, following, strict=True):
-            verdict = int(block.verdicts[row])
-            if row in unsaved:
-                error = unsaved[row]
-            elif verdict == Verdict.NOT_HELD:
-                error = self._why_not_held(int(block.handles[row]), failed)
-            elif errors.telling or verdict not in alike:
-                error = alike[verdict] = block.refusal(row)
-            else:
-                error = alike[verdict]
-            errors.add(row, error, step, next_step)
-            await slices.rest()
-        return errors
-
-    def _why_not_held(self, handle: int, failed: dict[int, TidegateError]) -> TidegateError:
-        """Why a row was refused whose stream was not live, or not the call's own."""
-        lease = self._held[handle]
-        if lease is None:
-            return InvalidField("handles", f"got {handle}, which was closed on this call; open it again")
-        if lease.ended is not None:
-            return lease.ended
-        # Neither ended nor awake: it has fallen asleep each time that it was woken.
-        return failed.get(handle) or FellAsleep(lease.stream.key.stream_id, RETRY_AFTER_MS)
 
     # Streams ----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import InvalidField, TidegateError
-from serving.core.spec import STEP_MAX, Array, Floats, Ints, Spec
+from serving.core.handles import Handles
+from serving.core.spec import STEP_MAX, Array, Floats, Ints
+from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.status import meaning_of
 
@@ -85,6 +87,23 @@ def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
     return np.frombuffer(message.values, VALUE).reshape(rows, features)
 
 
+def decode_alone(message: pb.Block, held: Handles) -> tuple[Lease, int] | None:
+    """The stream and the number of a block of one row of which nothing is special: it is live, and expects that number.
+
+    None for any other, also for what makes no sense.
+    """
+    if len(message.handles) != HANDLE.itemsize or len(message.steps) not in (0, STEP.itemsize):
+        return None
+    lease = held[int.from_bytes(message.handles, "little")]
+    if lease is None or lease.ended is not None or lease.stream.slot < 0:
+        return None
+    step = int.from_bytes(message.steps, "little")
+    if step > STEP_MAX or step not in (0, lease.stream.step + 1):
+        return None
+    expected = len(lease.stream.slots.spec.features) * VALUE.itemsize
+    return (lease, step) if len(message.values) == expected else None
+
+
 def encode_predicted(
     number: int,
     steps: Ints,
@@ -116,11 +135,6 @@ def encode_applied(number: int, steps: bytes, outputs: Sequence[bytes], durable_
     return b"".join((BLOCK, _varint(sum(map(len, parts))), *parts))
 
 
-def row_bytes(spec: Spec) -> int:
-    """How many bytes the values of one row have."""
-    return len(spec.features) * VALUE.itemsize
-
-
 def pack_steps(steps: Ints) -> bytes:
     """Numbers of timesteps as a column."""
     return steps.astype(NUMBER, copy=False).tobytes()
@@ -129,11 +143,6 @@ def pack_steps(steps: Ints) -> bytes:
 def pack_step(step: int) -> bytes:
     """One number as a column."""
     return step.to_bytes(STEP.itemsize, "little")
-
-
-def unpack_alone(column: bytes) -> int:
-    """The only number in a column, 0 when there is none."""
-    return int.from_bytes(column, "little")
 
 
 def encode_refused(number: int, error: TidegateError) -> bytes:

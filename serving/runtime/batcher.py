@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from time import perf_counter, thread_time
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,6 @@ from serving.core.block import Block
 from serving.core.engine import Engine, Report, Verdict, refusal
 from serving.core.errors import (
     InvalidField,
-    ModelFailed,
     Overloaded,
     Stopping,
     TidegateError,
@@ -44,45 +43,21 @@ from serving.core.errors import (
     WrongWidth,
 )
 from serving.core.handles import Handles
-from serving.core.spec import STEP_MAX, Array, Floats, Ints, Prediction, Timestep
+from serving.core.spec import STEP_MAX, Floats, Prediction, Timestep
 from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
-from serving.runtime.metrics import ModelMetrics, Outcome
-from serving.runtime.row_cost import RowCost
+from serving.runtime.entries import OUTCOMES, BlockEntry, Entry, columns_of, cut, fail, fail_all, unexpected
+from serving.runtime.metrics import ModelMetrics
+from serving.runtime.row_cost import RowCost, time_alone
 
 T = TypeVar("T")
 
-# The best of so many runs is what one row costs; the first are slow, since nothing is in the caches.
-ALONE_RUNS = 5
 # A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
 RETRY_AFTER_MS = 20
 # Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks of one
 # piece find room when long ones have none: they wait for one turn.
 BLOCK_ROWS_MAX = 1 << 18
 SHORT_BLOCK_ROWS_MAX = 2 * BLOCK_ROWS_MAX
-
-
-class Entry:
-    """A timestep in the queue and the one who waits for its answer."""
-
-    __slots__ = ("future", "lease", "queued_at", "timestep")
-
-    def __init__(self, lease: Lease, timestep: Timestep, future: asyncio.Future[Prediction], queued_at: float) -> None:
-        self.lease = lease
-        self.timestep = timestep
-        self.future = future
-        self.queued_at = queued_at
-
-
-class BlockEntry:
-    """A block in the line and the one who waits for it."""
-
-    __slots__ = ("block", "future", "queued_at")
-
-    def __init__(self, block: Block, future: asyncio.Future[Block], queued_at: float) -> None:
-        self.block = block
-        self.future = future
-        self.queued_at = queued_at
 
 
 class Batcher:
@@ -119,7 +94,7 @@ class Batcher:
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
         self._clock = clock
-        self.cost = RowCost(_time_alone(engine, clock))
+        self.cost = RowCost(time_alone(engine.model, clock))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
         self._width = 4 * len(engine.model.spec.features)
         self._dead: TidegateError | None = None
@@ -239,7 +214,7 @@ class Batcher:
                     await self._run_in_thread(entries)
         finally:
             self._dead = Stopping()
-            _fail_all([*self._queue, *self._block_entries()], self._dead)
+            fail_all([*self._queue, *self._block_entries()], self._dead)
             self._queue.clear()
             self._blocks.clear()
             self._thread.shutdown(wait=False)
@@ -265,7 +240,7 @@ class Batcher:
                 taken = entries
                 self._run_here(entries)
         except BaseException as error:  # noqa: BLE001 - `run` raises it
-            _fail_all(taken, _unexpected())
+            fail_all(taken, unexpected())
             self._to_run.set_exception(error)
             return
         # Between two batches there is a turn for the network: answers leave, timesteps arrive.
@@ -314,7 +289,7 @@ class Batcher:
 
     def _run_batch(self, entries: Sequence[Entry]) -> tuple[Report, Floats]:
         """Runs a batch of timesteps, wherever; gives what became of them, and their values."""
-        slots, steps, x = _columns(entries)
+        slots, steps, x = columns_of(entries)
         begun = self._clock()
         report = self.engine.run(slots, steps, x)
         self.cost.took(len(entries), self._clock() - begun)
@@ -331,10 +306,8 @@ class Batcher:
         begun = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
-            started = self._clock()
             prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
-                self.cost.took(1, self._clock() - started)
                 self._settle_alone(entry, prediction, begun)
                 return
         self._settle(entries, *self._run_batch(entries), begun)
@@ -345,7 +318,7 @@ class Batcher:
         try:
             self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), begun)
         except BaseException:
-            _fail_all(entries, _unexpected())
+            fail_all(entries, unexpected())
             raise
         finally:
             self._go_on()
@@ -359,7 +332,7 @@ class Batcher:
             verdicts = await self._in_thread(partial(self._run_piece, entry.block))
             self._settle_piece(entry, verdicts, begun)
         except BaseException:
-            _fail_all([entry], _unexpected())
+            fail_all([entry], unexpected())
             raise
         finally:
             self._go_on()
@@ -394,7 +367,7 @@ class Batcher:
                 self.metrics.steps["abandoned"] += 1
             elif entry.lease.ended is not None:
                 self.metrics.steps["ended"] += 1
-                _fail(entry.future, entry.lease.ended)
+                fail(entry.future, entry.lease.ended)
             elif entry.lease.stream in taken:
                 later.append(entry)
             else:
@@ -411,7 +384,7 @@ class Batcher:
         crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
-        for row, outputs in zip(applied, zip(*map(_cut, report.outputs), strict=True), strict=True):
+        for row, outputs in zip(applied, zip(*map(cut, report.outputs), strict=True), strict=True):
             future = entries[row].future
             if not future.done():
                 future.set_result(Prediction(steps[row], outputs))
@@ -460,9 +433,9 @@ class Batcher:
         if verdict is Verdict.DUPLICATE:
             entry.future.set_result(Prediction(step, stream.slots.answer(stream.slot, step), duplicate=True))
         elif verdict is Verdict.FAILED:
-            _fail(entry.future, report.failures[row])
+            fail(entry.future, report.failures[row])
         else:
-            _fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
+            fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
 
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
@@ -474,62 +447,3 @@ class Batcher:
         for verdict, count in enumerate(np.bincount(verdicts).tolist()):
             if count:
                 self.metrics.steps[OUTCOMES[verdict]] += count
-
-
-OUTCOMES: dict[int, Outcome] = {
-    Verdict.APPLIED: "ok",
-    Verdict.DUPLICATE: "duplicate",
-    Verdict.GAP: "gap",
-    Verdict.NOT_FINITE: "invalid",
-    Verdict.FAILED: "failed",
-    Verdict.POISONED: "failed",
-    Verdict.NOT_HELD: "ended",
-    Verdict.NO_STEP_LEFT: "invalid",
-    Verdict.VALUES_DIFFER: "values_differ",
-}
-
-
-def _columns(entries: Sequence[Entry]) -> tuple[Ints, Ints, Floats]:
-    """A batch as the engine wants it: slots, numbers, values."""
-    slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
-    steps = np.array([entry.timestep.step for entry in entries], np.int64)
-    x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
-    return slots, steps, x
-
-
-def _cut(column: Array) -> list[bytes]:
-    """One output of many rows, packed row by row."""
-    if not len(column):
-        return []
-    packed = column.tobytes()
-    width = len(packed) // len(column)
-    return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
-
-
-def _time_alone(engine: Engine, clock: Callable[[], float]) -> float:
-    """What the model takes for one row alone, in seconds by the clock; 0 when it fails on zeros."""
-    model = engine.model
-    x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
-    taken = []
-    for _ in range(ALONE_RUNS):
-        begun = clock()
-        try:
-            model.step(x, state)
-        except ModelFailed:
-            return 0.0
-        taken.append(clock() - begun)
-    return min(taken)
-
-
-def _unexpected() -> ModelFailed:
-    return ModelFailed("the server met an unexpected error; see its log")
-
-
-def _fail_all(entries: Sequence[Entry | BlockEntry], error: TidegateError) -> None:
-    for entry in entries:
-        _fail(entry.future, error)
-
-
-def _fail(future: asyncio.Future[Any], error: TidegateError) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -3,6 +3,13 @@
 Costs are time of the processor. What other processes take of it makes no row dearer, and smaller batches would give nobody more.
 """
 
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.core.errors import ModelFailed
+from serving.core.model import Model
+
 # A batch keeps the loop for about so long: no longer than a lone timestep takes from client to client, so others hardly notice.
 HOLD_SECONDS = 0.0005
 # A batch has a price that does not depend on its rows: the code and the weights have to come from memory. One row alone costs little
@@ -13,6 +20,8 @@ ALONE_TIMES = 4
 FIRST_GUESS = 1 / 4
 # The rows of a first batch of which nothing is known: the smallest models do not notice, the largest are found out.
 ROWS_FIRST = 16
+# The best of so many runs is what one row costs; the first are slow, since nothing is in the caches.
+ALONE_RUNS = 5
 # How much a batch counts in the running means: some twenty make a mean, so one that met a pause of Python's does not.
 WEIGHT = 0.1
 # The most that a batch counts as, times the mean, for the same reason.
@@ -64,3 +73,17 @@ class RowCost:
 
 def _mean(mean: float, seconds: float) -> float:
     return mean + WEIGHT * (min(seconds, COUNTED_MAX * mean) - mean) if mean else seconds
+
+
+def time_alone(model: Model, clock: Callable[[], float]) -> float:
+    """What the model takes for one row alone, in seconds by the clock; 0 when it fails on zeros."""
+    x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
+    taken = []
+    for _ in range(ALONE_RUNS):
+        begun = clock()
+        try:
+            model.step(x, state)
+        except ModelFailed:
+            return 0.0
+        taken.append(clock() - begun)
+    return min(taken)

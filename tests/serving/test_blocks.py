@@ -16,7 +16,7 @@ from serving.core.errors import StoreUnavailable
 from serving.core.spec import STEP_MAX
 from serving.core.streams import Lease
 from serving.rpc import blocks as blocks_module
-from serving.rpc.blocks import BlockCall
+from serving.rpc import columns
 from serving.runtime import batcher as batcher_module
 from tests.support import (
     PATIENCE,
@@ -126,7 +126,7 @@ async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
             assert stream is not None
             told.append(str(stream.step).encode())
             counted.append(dict(batcher_of(server).metrics.steps))
-        monkeypatch.setattr(BlockCall, "_alone", lambda *_: None)
+        monkeypatch.setattr(columns, "decode_alone", lambda *_: None)
     half = len(told) // 2
     assert told[:half] == told[half:]
     assert counted[0] == counted[1]
