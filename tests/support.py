@@ -386,9 +386,9 @@ class Bench:
         self.batches: list[tuple[int, ...]] = []
         inner = self.engine.run
 
-        def noted(slots: Any, steps: Any, x: Any) -> Any:
+        def noted(slots: Any, *columns: Any) -> Any:
             self.batches.append(tuple(slots.tolist()))
-            return inner(slots, steps, x)
+            return inner(slots, *columns)
 
         alone = self.engine.run_alone
 

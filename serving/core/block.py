@@ -11,6 +11,7 @@ from serving.core.engine import Engine, Verdict, refusal
 from serving.core.errors import ModelFailed, TimestepRefused
 from serving.core.handles import Selection
 from serving.core.spec import Array, Floats, Ints
+from serving.core.value_hash import Hashes
 
 # Rows of a piece: a slice of the block where they stand in a row, as they mostly do.
 Piece = slice | Ints
@@ -49,6 +50,7 @@ class Block:
         self.forgotten = np.zeros(len(handles), np.bool_)
         self.missing = 0
         self.left = len(handles)
+        self._hashes: Hashes | None = None  # of x, from the first piece on, unless values are missing
         self._turn = 0  # the place in `_ends` up to which rows may be run now
         # What `refusal` is made of, once somebody asks: a sentence for each of thousands of rows would hold up all others.
         self._expected: Ints = np.zeros(len(handles), np.int64)
@@ -67,6 +69,8 @@ class Block:
 
     def run_piece(self, engine: Engine, rows_max: int) -> npt.NDArray[np.int8]:
         """Runs the next rows, at most so many; gives the verdicts on them (rows,). Only while some are `left`."""
+        if self.left == len(self):
+            self._hashes = engine.hashes(self.x)
         piece = self._take_piece(rows_max)
         handles = self.handles[piece]
         held = self.held.held(handles, self.slots)
@@ -105,7 +109,8 @@ class Block:
     def _run(self, engine: Engine, piece: Piece, handles: Ints) -> None:
         slots = self.held.slots(handles)
         sent = self.steps[piece]
-        report = engine.run(slots, sent, self.x[piece])
+        hashes = None if self._hashes is None else self._hashes[piece]
+        report = engine.run(slots, sent, self.x[piece], hashes)
         if report.steps is not sent:  # as they mostly are, and then the client's own are told again
             if self.steps is self._sent:
                 self.steps = self.steps.copy()

@@ -190,11 +190,11 @@ class Charge:
         bench.batcher.cost.row_seconds = row_seconds
         inner = bench.engine.run
 
-        def charged(slots: Any, steps: Any, x: Any) -> Any:
+        def charged(slots: Any, *columns: Any) -> Any:
             self.now += self.row_seconds * len(slots)
             self.sizes.append(len(slots))
             self.threads.add(threading.current_thread().name)
-            return inner(slots, steps, x)
+            return inner(slots, *columns)
 
         bench.engine.run = charged  # type: ignore[method-assign]
 
