@@ -30,9 +30,8 @@ from time import perf_counter, thread_time
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.core.block import Block
+from serving.core.block import Block, Verdicts, run_together
 from serving.core.engine import Engine, Report, Verdict, refusal
 from serving.core.errors import (
     InvalidField,
@@ -209,7 +208,8 @@ class Batcher:
                 loop.call_soon(self._turn)
                 await self._to_run
                 if self._piece_is_due:
-                    await self._run_piece_in_thread(self._take_piece())
+                    if pieces := self._take_pieces(self.batch_max):
+                        await self._run_pieces_in_thread(pieces)
                 elif entries := self._take():
                     await self._run_in_thread(entries)
         finally:
@@ -234,8 +234,11 @@ class Batcher:
         taken: Sequence[Entry | BlockEntry] = ()
         try:
             if self._piece_is_due:
-                taken = (piece := self._take_piece(),)
-                self._run_piece_here(piece)
+                rows_max = self._rows_max
+                if pieces := self._take_pieces(rows_max):
+                    taken = pieces
+                    begun = perf_counter()
+                    self._settle_pieces(pieces, self._run_pieces(pieces, rows_max), begun)
             elif entries := self._take():
                 taken = entries
                 self._run_here(entries)
@@ -259,32 +262,39 @@ class Batcher:
         """The most rows of the next batch."""
         return self.batch_max if self.cost.in_thread else min(self.batch_max, self.cost.rows_max)
 
-    def _take_piece(self) -> BlockEntry:
-        """Takes the block off the line whose piece is due; its call has its next turn when all others have had theirs."""
+    def _take_pieces(self, room: int) -> list[BlockEntry]:
+        """Takes the block off the line whose piece is due, and with it those behind it of which there is room for all that is left.
+
+        A call has its next turn when all others have had theirs.
+        """
         self._block_ran = True
-        call, line = next(iter(self._blocks.items()))
-        del self._blocks[call]
-        entry = line.popleft()
-        if line:
-            self._blocks[call] = line
-        return entry
+        taken: list[BlockEntry] = []
+        waiting: list[tuple[Handles, deque[BlockEntry]]] = []
+        while room > 0 and self._blocks:
+            call, line = next(iter(self._blocks.items()))
+            if taken and line[0].block.left > room:
+                break
+            del self._blocks[call]
+            entry = line.popleft()
+            if line:
+                waiting.append((call, line))
+            if entry.future.done():
+                self.metrics.steps["abandoned"] += entry.block.left
+            else:
+                room -= entry.block.left
+                taken.append(entry)
+        self._blocks.update(waiting)
+        return taken
 
     def _block_entries(self) -> Iterator[BlockEntry]:
         """The blocks in the line."""
         return chain.from_iterable(self._blocks.values())
 
-    def _run_piece_here(self, entry: BlockEntry) -> None:
-        """Runs one piece of a block in the event loop."""
-        if self._is_abandoned(entry):
-            return
-        begun = perf_counter()
-        self._settle_piece(entry, self._run_piece(entry.block), begun)
-
-    def _run_piece(self, block: Block) -> npt.NDArray[np.int8]:
-        """Runs the next piece of a block, wherever; gives the verdicts on its rows."""
+    def _run_pieces(self, entries: Sequence[BlockEntry], rows_max: int) -> list[Verdicts]:
+        """Runs the next pieces of blocks as one batch, wherever; gives the verdicts on the rows of each."""
         begun = self._clock()
-        verdicts = block.run_piece(self.engine, self._rows_max)
-        self.cost.took(len(verdicts), self._clock() - begun)
+        verdicts = run_together(self.engine, [entry.block for entry in entries], rows_max)
+        self.cost.took(sum(map(len, verdicts)), self._clock() - begun)
         return verdicts
 
     def _run_batch(self, entries: Sequence[Entry]) -> tuple[Report, Floats]:
@@ -294,12 +304,6 @@ class Batcher:
         report = self.engine.run(slots, steps, x)
         self.cost.took(len(entries), self._clock() - begun)
         return report, x
-
-    def _is_abandoned(self, entry: BlockEntry) -> bool:
-        """Whether the caller has gone; then what is left of the block is counted as dropped."""
-        if entry.future.done():
-            self.metrics.steps["abandoned"] += entry.block.left
-        return entry.future.done()
 
     def _run_here(self, entries: Sequence[Entry]) -> None:
         """Runs one batch in the event loop."""
@@ -323,16 +327,15 @@ class Batcher:
         finally:
             self._go_on()
 
-    async def _run_piece_in_thread(self, entry: BlockEntry) -> None:
-        """Runs one piece of a block beside the event loop."""
-        if self._is_abandoned(entry):
-            return
+    async def _run_pieces_in_thread(self, entries: Sequence[BlockEntry]) -> None:
+        """Runs pieces of blocks beside the event loop."""
         begun = perf_counter()
         try:
-            verdicts = await self._in_thread(partial(self._run_piece, entry.block))
-            self._settle_piece(entry, verdicts, begun)
+            self._settle_pieces(
+                entries, await self._in_thread(partial(self._run_pieces, entries, self.batch_max)), begun
+            )
         except BaseException:
-            fail_all([entry], unexpected())
+            fail_all(entries, unexpected())
             raise
         finally:
             self._go_on()
@@ -397,24 +400,24 @@ class Batcher:
         else:
             self._count(report.verdicts)
 
-    def _settle_piece(self, entry: BlockEntry, verdicts: npt.NDArray[np.int8], begun: float) -> None:
-        """Puts a block back in the line, or gives it to its caller when that was its last piece."""
-        run_seconds = perf_counter() - begun
-        self.metrics.batch_size.observe(len(verdicts))
-        self.metrics.run_seconds.observe(run_seconds)
-        self.metrics.queue_seconds.observe(begun - entry.queued_at, len(verdicts))
-        if entry.block.clean:
-            self.metrics.steps["ok"] += len(verdicts)
-        else:
-            self._count(verdicts)
+    def _settle_pieces(self, entries: Sequence[BlockEntry], verdicts: Sequence[Verdicts], begun: float) -> None:
+        """Puts blocks back in the line, or gives them to their callers when that was their last piece."""
+        self._measure(sum(map(len, verdicts)), begun)
+        for entry, found in zip(entries, verdicts, strict=True):
+            self.metrics.queue_seconds.observe(begun - entry.queued_at, len(found))
+            if entry.block.clean:
+                self.metrics.steps["ok"] += len(found)
+            else:
+                self._count(found)
         crash_point("before-answer")
-        if entry.block.left:
-            entry.queued_at = perf_counter()
-            self._blocks.setdefault(entry.block.held, deque()).appendleft(entry)
-            return
-        self.metrics.missing_values += entry.block.missing
-        if not entry.future.done():
-            entry.future.set_result(entry.block)
+        for entry in entries:
+            if entry.block.left:
+                entry.queued_at = perf_counter()
+                self._blocks.setdefault(entry.block.held, deque()).appendleft(entry)
+                continue
+            self.metrics.missing_values += entry.block.missing
+            if not entry.future.done():
+                entry.future.set_result(entry.block)
 
     def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
         """Hands the only caller of a batch its answer."""
@@ -442,7 +445,7 @@ class Batcher:
         self.metrics.batch_size.observe(size)
         self.metrics.run_seconds.observe(perf_counter() - begun)
 
-    def _count(self, verdicts: npt.NDArray[np.int8]) -> None:
+    def _count(self, verdicts: Verdicts) -> None:
         """Counts timesteps by what became of them."""
         for verdict, count in enumerate(np.bincount(verdicts).tolist()):
             if count:

@@ -314,6 +314,46 @@ async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:
         assert whose == ["many", "one"] * 6 + ["many"] * 6
 
 
+async def test_short_blocks_of_several_calls_are_one_batch() -> None:
+    """Many clients that send few rows each cost hardly more than one that sends all of them."""
+    async with run_bench(running_sum(), batch_max=16, capacity=128) as bench:
+        calls = [call_of(bench, f"{number} ", 4) for number in range(6)]
+        blocks = await soon(*(bench.batcher.submit_block(block_of(call, 4)) for call in calls))
+        assert [len(batch) for batch in bench.batches] == [16, 8]
+        assert [block.outputs[0].ravel().tolist() for block in blocks] == [[1] * 4] * 6
+        assert bench.metrics.steps["ok"] == 24
+        assert (sum(bench.metrics.batch_size.counts), bench.metrics.batch_size.sum) == (2, 24)
+        assert sum(bench.metrics.queue_seconds.counts) == 24
+
+
+async def test_a_long_block_is_not_overtaken_by_short_ones_behind_it() -> None:
+    """What does not fit into a batch whole begins the next one, and those behind it wait."""
+    async with run_bench(running_sum(), batch_max=8, capacity=128) as bench:
+        first, long, last = call_of(bench, "first ", 3), call_of(bench, "long ", 20), call_of(bench, "last ", 2)
+        await soon(*(bench.batcher.submit_block(block_of(call, call.count)) for call in (first, long, last)))
+        # The rest of the long one has room for nothing whole: the last call has its turn between.
+        assert [len(batch) for batch in bench.batches] == [3, 8, 2 + 0, 8, 4]
+
+
+async def test_two_blocks_of_one_call_are_never_in_one_batch() -> None:
+    """They hold the same streams."""
+    async with run_bench(running_sum(), batch_max=16, capacity=32) as bench:
+        one = call_of(bench, "one ", 2)
+        blocks = await soon(*(bench.batcher.submit_block(block_of(one, 2)) for _ in range(3)))
+        assert [block.outputs[0].ravel().tolist() for block in blocks] == [[1, 1], [2, 2], [3, 3]]
+        assert [len(batch) for batch in bench.batches] == [2, 2, 2]
+
+
+async def test_a_block_whose_caller_has_gone_leaves_its_room_to_others() -> None:
+    """It is dropped and counted; those behind it are run at once."""
+    async with run_bench(running_sum(), batch_max=4, capacity=32) as bench:
+        gone, left = call_of(bench, "gone ", 4), call_of(bench, "left ", 3)
+        bench.batcher.submit_block(block_of(gone, 4)).cancel()
+        await soon(bench.batcher.submit_block(block_of(left, 3)))
+        assert [len(batch) for batch in bench.batches] == [3]
+        assert bench.metrics.steps["abandoned"] == 4
+
+
 # 3. State is written after the model succeeded and before any reply is sent.
 
 

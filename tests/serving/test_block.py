@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.block import Block
+from serving.core.block import Block, run_together
 from serving.core.engine import Engine, Verdict
 from serving.core.errors import InvalidField
 from serving.core.handles import Handles
@@ -36,7 +36,7 @@ class Side:
         """Runs a block to its end."""
         block = Block(self.held.select(np.asarray(handles)), np.asarray(steps), np.asarray(x, np.float32))
         while block.left:
-            block.run_piece(self.engine, piece_max)
+            run_together(self.engine, [block], piece_max)
         return block
 
 
@@ -93,6 +93,54 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     assert all(str(block.refusal(row)) for row in np.flatnonzero(block.verdicts > Verdict.DUPLICATE).tolist())
 
 
+def told(block: Block) -> tuple[object, ...]:
+    """All that a call is told of a block."""
+    refused = [row for row, verdict in enumerate(block.verdicts.tolist()) if verdict > Verdict.DUPLICATE]
+    why = [str(block.refusal(row)) for row in refused if block.verdicts[row] != Verdict.NOT_HELD]
+    outputs = [part.tobytes() for part in block.outputs]
+    return block.verdicts.tolist(), block.steps.tolist(), outputs, block.forgotten.tolist(), block.missing, why
+
+
+def call_of(side: Side, number: int) -> Handles:
+    """One of two calls: it holds the streams with even or with odd handles, and has held the others."""
+    held = Handles()
+    for lease in side.leases:
+        handle = held.add(lease)
+        if handle % 2 == number:
+            held.drop(handle)
+    return held
+
+
+def blocks_of(side: Side, stories: tuple[list[tuple[int, int, str, float]], ...]) -> list[Block]:
+    """A block of each call."""
+    blocks = []
+    for number, story in enumerate(stories):
+        x = np.full((len(story), len(side.engine.model.spec.features)), 0.5, np.float32)
+        x[:, 0] = [value if kind == "good" else BAD[kind] for _, _, kind, value in story]
+        steps = np.array([max(0, 1 + off) for _, off, _, _ in story])
+        blocks.append(Block(call_of(side, number).select(np.array([handle for handle, *_ in story])), steps, x))
+    return blocks
+
+
+@settings(max_examples=150, deadline=None)
+@given(stories=st.tuples(rows, rows), rows_max=st.sampled_from([2, 3, 16, 100]), handles_missing=st.booleans())
+def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
+    stories: tuple[list[tuple[int, int, str, float]], ...], rows_max: int, *, handles_missing: bool
+) -> None:
+    """Whatever is wrong with whose rows: equal bits, equal verdicts, equal counts of what is missing."""
+    graph = lstm() if handles_missing else picky()
+    apart, together = Side(graph), Side(graph)
+    alone, both = blocks_of(apart, stories), blocks_of(together, stories)
+    for block in alone:
+        while block.left:
+            run_together(apart.engine, [block], rows_max)
+    while waiting := [block for block in both if block.left]:
+        fit = sum(block.left for block in waiting) <= rows_max
+        run_together(together.engine, waiting if fit else waiting[:1], rows_max)
+    assert [told(block) for block in both] == [told(block) for block in alone]
+    assert content(together) == content(apart)
+
+
 def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
     """Catching up: the sums grow row by row, whoever stands between."""
     side = Side(running_sum())
@@ -108,7 +156,7 @@ def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
     sizes = []
     while block.left:
         before = block.left
-        assert not block.run_piece(side.engine, 3).any()
+        assert not run_together(side.engine, [block], 3)[0].any()
         sizes.append(before - block.left)
     assert sizes == [3, 1, 1, 1]
 
