@@ -141,6 +141,23 @@ def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     assert content(together) == content(apart)
 
 
+def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason() -> None:
+    """A row of another call, with its values, is nobody's business."""
+    side = Side(picky())
+    odd, even = (
+        Block(call_of(side, number).select(np.array(handles)), np.zeros(2, np.int64), np.array(x, np.float32))
+        for number, handles, x in [(0, [1, 3], [[1], [77]]), (1, [2, 4], [[88], [2]])]
+    )
+    verdicts = run_together(side.engine, [odd, even], 16)
+    assert [found.tolist() for found in verdicts] == [
+        [Verdict.APPLIED, Verdict.FAILED],
+        [Verdict.FAILED, Verdict.APPLIED],
+    ]
+    assert "idx=77" in str(odd.refusal(1))
+    assert "idx=88" in str(even.refusal(0))
+    assert [block.outputs[0].ravel().tolist() for block in (odd, even)] == [[10, 0], [0, 100]]
+
+
 def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
     """Catching up: the sums grow row by row, whoever stands between."""
     side = Side(running_sum())
