@@ -386,9 +386,9 @@ class Bench:
         self.batches: list[tuple[int, ...]] = []
         inner = self.engine.run
 
-        def noted(slots: Any, steps: Any, x: Any) -> Any:
+        def noted(slots: Any, *columns: Any) -> Any:
             self.batches.append(tuple(slots.tolist()))
-            return inner(slots, steps, x)
+            return inner(slots, *columns)
 
         alone = self.engine.run_alone
 
@@ -429,7 +429,7 @@ class Gate:
         self._entered = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.held = 0
-        batcher._run_seconds = batcher._piece_seconds = 1e9  # so slow on average that every batch goes to the thread
+        batcher.cost.alone_seconds = 1e9  # so slow that every batch goes to the thread
         batcher.engine.run = self._run  # type: ignore[method-assign]
 
     def _run(self, *arguments: Any) -> Any:

@@ -6,6 +6,7 @@ row's `holder`, which is no longer the number of its lease. `find` brings the co
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,24 @@ ROOM_FIRST = 64
 # What a client that does not say is taken to keep above `durable_step`.
 KEPT_MAX = 1024
 NOWHERE = -1
+
+
+class Selection(NamedTuple):
+    """Streams of one model that a call holds, a row for each timestep; for as long as the call lasts."""
+
+    held: "Handles"
+    handles: Ints
+    """(rows,) whose each row is."""
+    slots: Slots
+    """Where the streams of their model live."""
+    order: Ints | None
+    """In which order the rows may be run, None for that in which they stand. The rows of a stream are in theirs."""
+    ends: tuple[int, ...]
+    """Places in that order, the last of them its end. Between two of them a stream comes once at most."""
+
+    def live(self) -> npt.NDArray[np.bool_]:
+        """(rows,) which of the streams are live, and still the call's own."""
+        return self.held.held(self.handles, self.slots)
 
 
 class Handles:
@@ -94,8 +113,8 @@ class Handles:
         self._number[handle] = NOWHERE
         return lease
 
-    def model(self, handles: Ints) -> Slots:
-        """The slots of the model that all these streams run under.
+    def select(self, handles: Ints) -> Selection:
+        """The streams that rows are for.
 
         Raises:
             InvalidField: a handle was never given, or the streams run under different models.
@@ -110,7 +129,7 @@ class Handles:
         if (models != models[0]).any():
             titles = " and ".join(sorted(self._models[place].spec.title for place in np.unique(models).tolist()))
             raise InvalidField("handles", f"got streams of {titles}, expected one model in a block")
-        return self._models[int(models[0])]
+        return Selection(self, handles, self._models[int(models[0])], *_order(handles))
 
     def slots(self, handles: Ints) -> Ints:
         """The rows that the streams had when they were last found."""
@@ -130,12 +149,26 @@ class Handles:
 
     def durable(self, handles: Ints, slots: Slots) -> Ints:
         """The last stored timestep of each stream; the client is told of them now."""
-        durable = slots.saved[self._slot[handles]]
-        away = np.flatnonzero(~self.held(handles, slots))
-        leases = [self._leases[handle] for handle in handles[away].tolist()]
-        durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
+        rows = self._slot[handles]
+        durable: Ints = slots.saved[rows]
+        held = slots.holder[rows] == self._number[handles]
+        if not held.all():
+            away = np.flatnonzero(~held)
+            leases = [self._leases[handle] for handle in handles[away].tolist()]
+            durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
         self._told[handles] = durable
         return durable
+
+    def durable_alone(self, lease: Lease) -> int:
+        """The last stored timestep of one stream that is live, or was until its lease ended; the client is told of it now."""
+        slot = lease.stream.slot
+        durable = int(lease.stream.slots.saved[slot]) if slot >= 0 and lease.ended is None else lease.durable_step
+        self._told[lease.handle] = durable
+        return durable
+
+    def is_crowded(self, lease: Lease, step: int, durable_step: int) -> bool:
+        """Whether the client has used up half of the room for timesteps of the stream that are not stored."""
+        return bool(2 * (step - durable_step) >= self._kept_max[lease.handle])
 
     def crowded(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
         """Those of the streams, each once, whose clients have used up half of the room for timesteps that are not stored."""
@@ -157,3 +190,20 @@ class Handles:
             steps.append(durable[durable > told])
         nothing = np.empty(0, np.int64)
         return np.concatenate([nothing, *changed]), np.concatenate([nothing, *steps])
+
+
+def _order(handles: Ints) -> tuple[Ints | None, tuple[int, ...]]:
+    """`order` and `ends` of a selection."""
+    count = len(handles)
+    if (handles[1:] > handles[:-1]).all():
+        return None, (count,)
+    last = np.empty(int(handles.max()) + 1, np.int64)
+    last[handles] = np.arange(count)
+    if (last[handles] == np.arange(count)).all():  # each stream once
+        return None, (count,)
+    order = np.argsort(handles, kind="stable")
+    grouped = handles[order]
+    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+    turn = np.empty(count, np.int64)  # of each row among those of its stream
+    turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
+    return np.argsort(turn, kind="stable"), tuple(np.cumsum(np.bincount(turn)).tolist())

@@ -1,8 +1,10 @@
-"""One row: a graph bound to the memory of a batch of one, once and for all.
+"""A graph bound to the memory of one row, once and for all, or to that of as many rows as the last batch had.
 
 A stream that is alone finds everything cold: what its timestep touches has to come from far, code before all. So one row is
 moved as bytes, and its graph is run without making or checking a tensor. A single row has the same place in memory wherever
 the graph has its batch axis, so nothing is turned round either.
+
+Many rows that are moved to the same place each time find that place in the cache, and nothing is allocated for them.
 """
 
 import math
@@ -61,3 +63,36 @@ class Row:
             mine[:] = theirs
         self._run()
         return tuple(part.copy() for part in self._outputs), tuple(part.copy() for part in self._next_state)
+
+
+class Rows:
+    """The memory of a batch of `size` rows, and the graph that runs on it.
+
+    `state` and `next_state` are one array (size, *shape) a state tensor, `outputs` one a prediction; what is in them is good until
+    the next run.
+    """
+
+    def __init__(self, session: Any, spec: Spec, size: int) -> None:
+        self.size = size
+        self._x = np.zeros((size, len(spec.features)), np.float32)
+        self.outputs: Arrays = tuple(np.zeros((size, *output.shape), output.dtype) for output in spec.outputs)
+        binding = session.io_binding()
+        self._run = partial(session._sess.run_with_iobinding, binding._iobinding, None)  # noqa: SLF001 - as above
+        binding.bind_input(spec.input, "cpu", 0, np.float32, self._x.shape, self._x.ctypes.data)
+        state, next_state = [], []
+        for tensor in spec.state:
+            shape = (*tensor.shape[: tensor.batch_axis], size, *tensor.shape[tensor.batch_axis :])
+            part, following = np.zeros(shape, tensor.dtype), np.zeros(shape, tensor.dtype)
+            binding.bind_input(tensor.name, "cpu", 0, tensor.dtype, shape, part.ctypes.data)
+            binding.bind_output(tensor.next_name, "cpu", 0, tensor.dtype, shape, following.ctypes.data)
+            state.append(np.moveaxis(part, tensor.batch_axis, 0))
+            next_state.append(np.moveaxis(following, tensor.batch_axis, 0))
+        for output, part in zip(spec.outputs, self.outputs, strict=True):
+            binding.bind_output(output.name, "cpu", 0, output.dtype, part.shape, part.ctypes.data)
+        self.state: Arrays = tuple(state)
+        self.next_state: Arrays = tuple(next_state)
+
+    def run(self, x: Floats) -> None:
+        """Runs the graph on the values x (size, features) and on `state`; gives `next_state` and `outputs`."""
+        self._x[:] = x
+        self._run()

@@ -50,6 +50,7 @@ class Slots:
         self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
         self._steps: memoryview[int] = self.step.data
         self._hash_numbers: memoryview[int] = self._hashes.reshape(-1).data
+        self._all: Ints = np.arange(capacity)
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
@@ -140,9 +141,15 @@ class Slots:
         ring = self._hashes.itemsize + sum(slab[:1, :1].nbytes for slab in self._answers)
         return self._since.itemsize + state + answers * ring
 
-    def gather(self, slots: Ints) -> Arrays:
-        """Copies the state of many rows: one array (batch, *shape) a tensor."""
-        return tuple([slab.take(slots, axis=0) for slab in self.state])
+    def gather(self, slots: Ints, room: Arrays | None = None) -> Arrays:
+        """Copies the state of many rows: one array (batch, *shape) a tensor, in `room` if that is given."""
+        if room is None:
+            return tuple([slab.take(slots, axis=0) for slab in self.state])
+        for slab, part in zip(self.state, room, strict=True):
+            slab.take(
+                slots, axis=0, out=part, mode="clip"
+            )  # what checks them has no use for `out`; there is nothing to clip
+        return room
 
     def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes) -> Ints:
         """Writes the outcome of one timestep of many rows, each once: state, number, answer and hash together.
@@ -156,15 +163,27 @@ class Slots:
             next_state = tuple(rows[healthy] for rows in next_state)
             outputs = tuple(rows[healthy] for rows in outputs)
             hashes = hashes[healthy]
+        where = self._in_a_row(slots)
         for slab, rows in zip(self.state, next_state, strict=True):
-            slab[slots] = rows
-        step = self.step[slots] + 1
-        place = step % self.answers
+            slab[where] = rows
+        step = self.step[where] + 1
+        place: int | Ints
+        if step.tobytes() == step[:1].tobytes() * len(step):  # they step together, as streams of one client mostly do
+            place = int(step[0]) % self.answers if len(step) else 0
+        else:
+            place, where = step % self.answers, slots
         for slab, rows in zip(self._answers, outputs, strict=True):
-            slab[slots, place] = rows
-        self._hashes[place, slots] = hashes
-        self.step[slots] = step
+            slab[where, place] = rows
+        self._hashes[place, where] = hashes
+        self.step[where] = step
         return poisoned
+
+    def _in_a_row(self, slots: Ints) -> slice | Ints:
+        """The same rows as a slice, if they stand in a row: so they are copied at once. Streams that are opened together do."""
+        if not slots.size:
+            return slots
+        rows = slice(int(slots[0]), int(slots[0]) + slots.size)
+        return rows if slots.tobytes() == self._all[rows].tobytes() else slots
 
     def gather_row(self, slot: int, state: Sequence[memoryview]) -> int:
         """Copies the state of one row to where the model wants it; gives the number of its last timestep."""

@@ -30,13 +30,14 @@ class ValueHash:
         self._numbers: tuple[int, ...] = tuple(self._factors.tolist())
         self._unpack = Struct(f"<{features}I").unpack
 
-    def rows(self, x: Floats) -> Hashes:
-        """The hash of each row of x (batch, features); all NaN are alike."""
+    def rows(self, x: Floats, *, finite: bool = False) -> Hashes:
+        """The hash of each row of x (batch, features); all NaN are alike. `finite` says that there are none."""
         values = np.ascontiguousarray(x).view(np.uint32)
-        if (missing := np.isnan(x)).any():
+        if not finite and (missing := np.isnan(x)).any():
             values = np.where(missing, np.uint32(QUIET_NAN), values)
         hashes: Hashes = values @ self._factors
-        hashes[hashes == UNKNOWN] = 1
+        if not hashes.all():
+            hashes[hashes == UNKNOWN] = 1
         return hashes
 
     def row(self, values: bytes) -> int:

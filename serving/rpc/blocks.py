@@ -23,13 +23,15 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.block import Block
 from serving.core.engine import Verdict
 from serving.core.errors import (
-    FellAsleep,
     InvalidField,
     Stopping,
     StoreBehind,
     TidegateError,
     TimestepRefused,
 )
+from serving.core.handles import Selection
+from serving.core.spec import Timestep
+from serving.core.streams import Lease
 from serving.rpc import columns, wire
 from serving.rpc.background import Background
 from serving.rpc.call import Context
@@ -38,6 +40,7 @@ from serving.rpc.many import RETRY_AFTER_MS, ManyStreams, check_close, check_ope
 from serving.rpc.many import together as _together
 from serving.rpc.share import Share
 from serving.rpc.slices import Slices
+from serving.rpc.verdicts import told_errors
 
 # Streams of a block are woken side by side, and none sleeps again before `--park-after`: once is nearly always enough.
 WAKE_TRIES = 3
@@ -53,7 +56,8 @@ class BlockCall(ManyStreams):
         super().__init__(desk, context, share, message_bytes_max)
         self._opens: Background[pb.OpenStreams] = Background(self._open, self.end)
         self._closes: Background[pb.CloseStreams] = Background(self._close, self.end)
-
+        self._asked: bytes | None = None  # the handles of the last block, and the streams that they stand for
+        self._streams: Selection
     async def serve(self) -> None:
         """Answers until the client has sent its last; lets go of every stream, whatever happens.
 
@@ -149,37 +153,85 @@ class BlockCall(ManyStreams):
     async def _predict(self, message: pb.Block) -> bytes:
         """The answer to a block."""
         begun = perf_counter()
+        failed: dict[int, TidegateError] = {}
+        alone = columns.decode_alone(message, self._held)
+        if alone is not None and alone[0].handle not in self._sync:
+            return await self._predict_alone(message, *alone, begun)
         try:
             block = self._decode(message)
-            failed = await self._wake(block)
+            if not block.streams.live().all():
+                failed = await self._wake(block)
             await self._desk.submit_block(block)
         except (TimestepRefused, InvalidField) as error:
-            if isinstance(error, TimestepRefused):
-                await asyncio.sleep(REFUSED_SECONDS)
-            return columns.encode_refused(message.block, error)
+            return await self._refuse(message, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
-        errors = await self._errors(message, block, failed, unsaved)
+        return await self._answer_block(message, block, failed, unsaved, begun)
+
+    async def _answer_block(
+        self,
+        message: pb.Block,
+        block: Block,
+        failed: dict[int, TidegateError],
+        unsaved: dict[int, TidegateError],
+        begun: float,
+    ) -> bytes:
+        """The answer to a block that was run, and counted here; `failed` and `unsaved` as for `told_errors`."""
+        errors = None if block.clean and not unsaved else await told_errors(self._held, message, block, failed, unsaved)
         durable_steps = self._held.durable(block.handles, block.slots)
         crowded = self._held.crowded(block.handles, block.steps, durable_steps)
         if crowded.size:
             await self._make_room(crowded.tolist())
-        response = columns.encode_predicted(
-            message.block,
-            block.steps,
-            block.outputs,
-            durable_steps,
-            block.verdicts == Verdict.DUPLICATE,
-            block.forgotten,
-            errors,
-        )
+        if errors is None:
+            steps, outputs = columns.pack_steps(block.steps), [part.tobytes() for part in block.outputs]
+            response = columns.encode_applied(message.block, steps, outputs, columns.pack_steps(durable_steps))
+        else:
+            duplicates = block.verdicts == Verdict.DUPLICATE
+            response = columns.encode_predicted(
+                message.block, block.steps, block.outputs, durable_steps, duplicates, block.forgotten, errors
+            )
         self._desk.answered_block(block, perf_counter() - begun)
         return response
 
+    async def _refuse(self, message: pb.Block, error: TidegateError) -> bytes:
+        """The refusal of a block for which there is no room, or that makes no sense."""
+        if isinstance(error, TimestepRefused):
+            await asyncio.sleep(REFUSED_SECONDS)
+        return columns.encode_refused(message.block, error)
+
+    async def _predict_alone(self, message: pb.Block, lease: Lease, step: int, begun: float) -> bytes:
+        """The answer to a block of one row, which goes the way of a timestep of `Predict`, at its price."""
+        line = self._desk.line(lease)
+        try:
+            predicting = line.submit(lease, Timestep(step, message.values))
+        except TimestepRefused as error:
+            return await self._refuse(message, error)
+        try:
+            prediction = await predicting
+        except TidegateError as error:
+            if not isinstance(error, TimestepRefused) and error is not lease.ended:
+                raise
+            block = self._decode(message)
+            if step == 0:
+                block.steps = block.next_steps(np.zeros(1, np.int64))
+            return await self._answer_block(message, block, {}, {0: error}, begun)
+        durable_step = self._held.durable_alone(lease)
+        if self._held.is_crowded(lease, prediction.step, durable_step):
+            await self._make_room([lease.handle])
+        durable = columns.pack_step(durable_step)
+        response = columns.encode_applied(
+            message.block, columns.pack_step(prediction.step), prediction.outputs, durable
+        )
+        line.answered(perf_counter() - begun)
+        return response
+
     def _decode(self, message: pb.Block) -> Block:
-        handles = columns.decode_handles(message)
-        features = len(self._held.model(handles).spec.features)
-        steps = columns.decode_steps(message, len(handles))
-        return Block(self._held, handles, steps, columns.decode_values(message, len(handles), features))
+        asked = message.handles
+        if asked != self._asked:  # a client mostly sends the same streams again
+            self._streams = self._held.select(columns.decode_handles(message))
+            self._asked = asked
+        rows = len(self._streams.handles)
+        steps = columns.decode_steps(message, rows)
+        return Block(self._streams, steps, columns.decode_values(message, rows, len(self._streams.slots.spec.features)))
 
     async def _wake(self, block: Block) -> dict[int, TidegateError]:
         """Makes the streams of a block live that are parked; gives why some could not be, by handle."""
@@ -232,44 +284,6 @@ class BlockCall(ManyStreams):
                 for column in block.outputs:
                     column[row] = 0  # it may not be seen before it is stored
         return errors
-
-    async def _errors(
-        self, message: pb.Block, block: Block, failed: dict[int, TidegateError], unsaved: dict[int, TidegateError]
-    ) -> wire.RowErrors:
-        """Why rows were refused: by the engine, because their streams `failed` to wake, or because they are `unsaved`."""
-        errors = wire.RowErrors(pb.PredictedBlock.ERRORS_FIELD_NUMBER, of_timesteps=True)
-        refused = block.verdicts > Verdict.DUPLICATE
-        refused[list(unsaved)] = True
-        rows = np.flatnonzero(refused)
-        if not rows.size:
-            return errors
-        sent = columns.decode_steps(message, len(block))[rows].tolist()
-        following = block.next_steps(rows).tolist()
-        alike: dict[int, TidegateError] = {}  # by verdict, for rows without a sentence: one error for all of them
-        slices = Slices()
-        for row, step, next_step in zip(rows.tolist(), sent, following, strict=True):
-            verdict = int(block.verdicts[row])
-            if row in unsaved:
-                error = unsaved[row]
-            elif verdict == Verdict.NOT_HELD:
-                error = self._why_not_held(int(block.handles[row]), failed)
-            elif errors.telling or verdict not in alike:
-                error = alike[verdict] = block.refusal(row)
-            else:
-                error = alike[verdict]
-            errors.add(row, error, step, next_step)
-            await slices.rest()
-        return errors
-
-    def _why_not_held(self, handle: int, failed: dict[int, TidegateError]) -> TidegateError:
-        """Why a row was refused whose stream was not live, or not the call's own."""
-        lease = self._held[handle]
-        if lease is None:
-            return InvalidField("handles", f"got {handle}, which was closed on this call; open it again")
-        if lease.ended is not None:
-            return lease.ended
-        # Neither ended nor awake: it has fallen asleep each time that it was woken.
-        return failed.get(handle) or FellAsleep(lease.stream.key.stream_id, RETRY_AFTER_MS)
 
     # Streams ----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import InvalidField, TidegateError
+from serving.core.handles import Handles
 from serving.core.spec import STEP_MAX, Array, Floats, Ints
+from serving.core.streams import Lease
 from serving.rpc import wire
 from serving.rpc.status import meaning_of
 
@@ -19,6 +21,20 @@ ROWS_MAX = 65_536
 HANDLE = np.dtype("<u4")
 STEP = np.dtype("<u8")
 VALUE = np.dtype("<f4")
+# The same numbers as the core has them: none that may be sent is so large that it would be negative.
+NUMBER = np.dtype("<i8")
+# What stands before a field that is bytes: its number, and that its length follows.
+BLOCK, STEPS, OUTPUT, DURABLE_STEPS = (
+    bytes([field << 3 | 2])
+    for field in (
+        pb.PredictBlocksResponse.BLOCK_FIELD_NUMBER,
+        pb.PredictedBlock.STEPS_FIELD_NUMBER,
+        pb.PredictedBlock.OUTPUTS_FIELD_NUMBER,
+        pb.PredictedBlock.DURABLE_STEPS_FIELD_NUMBER,
+    )
+)
+ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
+BLOCK_NUMBER = bytes([pb.PredictedBlock.BLOCK_FIELD_NUMBER << 3])
 
 
 def decode_handles(message: pb.Block) -> Ints:
@@ -52,7 +68,7 @@ def decode_steps(message: pb.Block, rows: int) -> Ints:
     steps = np.frombuffer(message.steps, STEP)
     if rows and steps.max() > STEP_MAX:
         raise InvalidField("steps", f"got {steps.max()}, expected at most {STEP_MAX}")
-    return steps.astype(np.int64)
+    return steps.view(NUMBER).astype(np.int64, copy=False)
 
 
 def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
@@ -71,6 +87,23 @@ def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
     return np.frombuffer(message.values, VALUE).reshape(rows, features)
 
 
+def decode_alone(message: pb.Block, held: Handles) -> tuple[Lease, int] | None:
+    """The stream and the number of a block of one row of which nothing is special: it is live, and expects that number.
+
+    None for any other, also for what makes no sense.
+    """
+    if len(message.handles) != HANDLE.itemsize or len(message.steps) not in (0, STEP.itemsize):
+        return None
+    lease = held[int.from_bytes(message.handles, "little")]
+    if lease is None or lease.ended is not None or lease.stream.slot < 0:
+        return None
+    step = int.from_bytes(message.steps, "little")
+    if step > STEP_MAX or step not in (0, lease.stream.step + 1):
+        return None
+    expected = len(lease.stream.slots.spec.features) * VALUE.itemsize
+    return (lease, step) if len(message.values) == expected else None
+
+
 def encode_predicted(
     number: int,
     steps: Ints,
@@ -80,7 +113,7 @@ def encode_predicted(
     forgotten: npt.NDArray[np.bool_],
     errors: wire.RowErrors,
 ) -> bytes:
-    """The answer to a block."""
+    """The answer to a block of which some rows were not applied, or were applied before."""
     block = pb.PredictedBlock(
         block=number,
         steps=steps.astype(STEP, copy=False).tobytes(),
@@ -90,6 +123,26 @@ def encode_predicted(
         forgotten_rows=np.flatnonzero(forgotten).tolist(),
     )
     return errors.append_to(pb.PredictBlocksResponse.BLOCK_FIELD_NUMBER, block)
+
+
+def encode_applied(number: int, steps: bytes, outputs: Sequence[bytes], durable_steps: bytes) -> bytes:
+    """The answer to a block of which every row was applied, from packed columns: as `encode_predicted`, put together by hand."""
+    content = BLOCK_NUMBER + _varint(number) if number else b""
+    parts = [content, STEPS, _varint(len(steps)), steps]
+    for part in outputs:
+        parts += (OUTPUT, _varint(len(part)), part)
+    parts += (DURABLE_STEPS, _varint(len(durable_steps)), durable_steps)
+    return b"".join((BLOCK, _varint(sum(map(len, parts))), *parts))
+
+
+def pack_steps(steps: Ints) -> bytes:
+    """Numbers of timesteps as a column."""
+    return steps.astype(NUMBER, copy=False).tobytes()
+
+
+def pack_step(step: int) -> bytes:
+    """One number as a column."""
+    return step.to_bytes(STEP.itemsize, "little")
 
 
 def encode_refused(number: int, error: TidegateError) -> bytes:
@@ -121,3 +174,15 @@ def by_reason(
     for handle, why in endings:
         found.setdefault(meaning_of(why, of_timestep=False).reason, []).append((handle, why))
     return found
+
+
+def _varint(number: int) -> bytes:
+    """A number that is not negative, as protobuf writes it: in digits of seven bits, lowest first, more to come in the eighth."""
+    if number < 0x80:
+        return ONE_DIGIT[number]
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

@@ -3,7 +3,7 @@
 The laws of this file:
 1. One batch at a time. Only the batch that runs reads or writes state.
 2. There is no timer. A timestep runs in the next turn of the loop, or with others, as soon as a turn brings no more of
-   them; what arrives meanwhile is the next batch. `batch_max` bounds it.
+   them; what arrives meanwhile is the next batch. `batch_max` bounds it, and what a row costs: see `runtime.row_cost`.
 3. State is written after the model succeeded and before any reply is sent.
 4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
    never used again under a running batch, and a caller that goes away affects nobody else.
@@ -15,7 +15,9 @@ the batches of single timesteps, so that a long block holds up nobody for longer
 with each other, a piece each, however many blocks they have in the line.
 
 A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
-plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`.
+plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`. The thread
+is for models of which one row alone would keep the loop: the way there and back takes milliseconds when others want the
+interpreter, so what goes there goes in whole batches.
 """
 
 import asyncio
@@ -24,17 +26,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from time import perf_counter
-from typing import Any, TypeVar
+from time import perf_counter, thread_time
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.core.block import Block
+from serving.core.block import Block, Verdicts, run_together
 from serving.core.engine import Engine, Report, Verdict, refusal
 from serving.core.errors import (
     InvalidField,
-    ModelFailed,
     Overloaded,
     Stopping,
     TidegateError,
@@ -42,48 +42,21 @@ from serving.core.errors import (
     WrongWidth,
 )
 from serving.core.handles import Handles
-from serving.core.spec import STEP_MAX, Array, Floats, Ints, Prediction, Timestep
+from serving.core.spec import STEP_MAX, Floats, Prediction, Timestep
 from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
-from serving.runtime.metrics import ModelMetrics, Outcome
+from serving.runtime.entries import OUTCOMES, BlockEntry, Entry, columns_of, cut, fail, fail_all, unexpected
+from serving.runtime.metrics import ModelMetrics
+from serving.runtime.row_cost import RowCost, time_alone
 
 T = TypeVar("T")
 
-# A hop to a thread and back costs about as much as a small model; above this a batch would hold up the network.
-INLINE_SECONDS = 0.0005
-# How much a batch's time counts in the running mean by which a thread is chosen, and the most that it counts as: when other
-# processes take the core, a few batches last for milliseconds, and a thread would only have to wait for two turns at the core.
-RUN_SECONDS_WEIGHT = 0.1
-RUN_SECONDS_COUNTED_MAX = 4 * INLINE_SECONDS
 # A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
 RETRY_AFTER_MS = 20
 # Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks of one
 # piece find room when long ones have none: they wait for one turn.
 BLOCK_ROWS_MAX = 1 << 18
 SHORT_BLOCK_ROWS_MAX = 2 * BLOCK_ROWS_MAX
-
-
-class Entry:
-    """A timestep in the queue and the one who waits for its answer."""
-
-    __slots__ = ("future", "lease", "queued_at", "timestep")
-
-    def __init__(self, lease: Lease, timestep: Timestep, future: asyncio.Future[Prediction], queued_at: float) -> None:
-        self.lease = lease
-        self.timestep = timestep
-        self.future = future
-        self.queued_at = queued_at
-
-
-class BlockEntry:
-    """A block in the line and the one who waits for it."""
-
-    __slots__ = ("block", "future", "queued_at")
-
-    def __init__(self, block: Block, future: asyncio.Future[Block], queued_at: float) -> None:
-        self.block = block
-        self.future = future
-        self.queued_at = queued_at
 
 
 class Batcher:
@@ -94,10 +67,19 @@ class Batcher:
         metrics: where to count.
         batch_max: the most timesteps in a batch.
         queue_max: the most timesteps that may wait.
+        clock: tells how much of the processor its thread has used, in seconds.
 
     """
 
-    def __init__(self, engine: Engine, metrics: ModelMetrics, *, batch_max: int, queue_max: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: ModelMetrics,
+        *,
+        batch_max: int,
+        queue_max: int,
+        clock: Callable[[], float] = thread_time,
+    ) -> None:
         self.engine = engine
         self.metrics = metrics
         self.batch_max = batch_max
@@ -110,9 +92,8 @@ class Batcher:
         self._to_run: asyncio.Future[None]  # from a turn to `run`: the next batch is for the thread, or what went wrong
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
-        # How long batches of timesteps and pieces of blocks take, as running means.
-        self._run_seconds = 0.0
-        self._piece_seconds = 0.0
+        self._clock = clock
+        self.cost = RowCost(time_alone(engine.model, clock))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
         self._width = 4 * len(engine.model.spec.features)
         self._dead: TidegateError | None = None
@@ -178,7 +159,6 @@ class Batcher:
         if waiting and waiting + len(block) > bound:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
-        block.cut(self.batch_max)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Block] = loop.create_future()
         self._blocks.setdefault(block.held, deque()).append(BlockEntry(block, future, perf_counter()))
@@ -228,12 +208,13 @@ class Batcher:
                 loop.call_soon(self._turn)
                 await self._to_run
                 if self._piece_is_due:
-                    await self._run_piece_in_thread(self._take_piece())
+                    if pieces := self._take_pieces(self.batch_max):
+                        await self._run_pieces_in_thread(pieces)
                 elif entries := self._take():
                     await self._run_in_thread(entries)
         finally:
             self._dead = Stopping()
-            _fail_all([*self._queue, *self._block_entries()], self._dead)
+            fail_all([*self._queue, *self._block_entries()], self._dead)
             self._queue.clear()
             self._blocks.clear()
             self._thread.shutdown(wait=False)
@@ -243,24 +224,26 @@ class Batcher:
         if self._to_run.done():
             return  # `run` was cancelled, and is about to refuse what is queued
         seen, self._seen = self._seen, len(self._queue)
-        if max(1, seen) < self._seen < self.batch_max and not self._blocks:
+        if max(1, seen) < self._seen < self._rows_max and not self._blocks:
             # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
             asyncio.get_running_loop().call_soon(self._turn)
             return
-        piece_is_due = self._piece_is_due
-        if (self._queue or self._blocks) and self._usual_seconds(piece=piece_is_due) >= INLINE_SECONDS:
+        if (self._queue or self._blocks) and self.cost.in_thread:
             self._to_run.set_result(None)
             return
         taken: Sequence[Entry | BlockEntry] = ()
         try:
-            if piece_is_due:
-                taken = (piece := self._take_piece(),)
-                self._run_piece_here(piece)
+            if self._piece_is_due:
+                rows_max = self._rows_max
+                if pieces := self._take_pieces(rows_max):
+                    taken = pieces
+                    begun = perf_counter()
+                    self._settle_pieces(pieces, self._run_pieces(pieces, rows_max), begun)
             elif entries := self._take():
                 taken = entries
                 self._run_here(entries)
         except BaseException as error:  # noqa: BLE001 - `run` raises it
-            _fail_all(taken, _unexpected())
+            fail_all(taken, unexpected())
             self._to_run.set_exception(error)
             return
         # Between two batches there is a turn for the network: answers leave, timesteps arrive.
@@ -274,35 +257,53 @@ class Batcher:
         """Whether the next batch is a piece of a block: those and single timesteps take turns."""
         return bool(self._blocks) and not (self._queue and self._block_ran)
 
-    def _usual_seconds(self, *, piece: bool) -> float:
-        return self._piece_seconds if piece else self._run_seconds
+    @property
+    def _rows_max(self) -> int:
+        """The most rows of the next batch."""
+        return self.batch_max if self.cost.in_thread else min(self.batch_max, self.cost.rows_max)
 
-    def _take_piece(self) -> BlockEntry:
-        """Takes the block off the line whose piece is due; its call has its next turn when all others have had theirs."""
+    def _take_pieces(self, room: int) -> list[BlockEntry]:
+        """Takes the block off the line whose piece is due, and with it those behind it of which there is room for all that is left.
+
+        A call has its next turn when all others have had theirs.
+        """
         self._block_ran = True
-        call, line = next(iter(self._blocks.items()))
-        del self._blocks[call]
-        entry = line.popleft()
-        if line:
-            self._blocks[call] = line
-        return entry
+        taken: list[BlockEntry] = []
+        waiting: list[tuple[Handles, deque[BlockEntry]]] = []
+        while room > 0 and self._blocks:
+            call, line = next(iter(self._blocks.items()))
+            if taken and line[0].block.left > room:
+                break
+            del self._blocks[call]
+            entry = line.popleft()
+            if line:
+                waiting.append((call, line))
+            if entry.future.done():
+                self.metrics.steps["abandoned"] += entry.block.left
+            else:
+                room -= entry.block.left
+                taken.append(entry)
+        self._blocks.update(waiting)
+        return taken
 
     def _block_entries(self) -> Iterator[BlockEntry]:
         """The blocks in the line."""
         return chain.from_iterable(self._blocks.values())
 
-    def _run_piece_here(self, entry: BlockEntry) -> None:
-        """Runs one piece of a block in the event loop."""
-        if self._is_abandoned(entry):
-            return
-        begun = perf_counter()
-        self._settle_piece(entry, entry.block.run_piece(self.engine), begun)
+    def _run_pieces(self, entries: Sequence[BlockEntry], rows_max: int) -> list[Verdicts]:
+        """Runs the next pieces of blocks as one batch, wherever; gives the verdicts on the rows of each."""
+        begun = self._clock()
+        verdicts = run_together(self.engine, [entry.block for entry in entries], rows_max)
+        self.cost.took(sum(map(len, verdicts)), self._clock() - begun)
+        return verdicts
 
-    def _is_abandoned(self, entry: BlockEntry) -> bool:
-        """Whether the caller has gone; then what is left of the block is counted as dropped."""
-        if entry.future.done():
-            self.metrics.steps["abandoned"] += entry.block.left
-        return entry.future.done()
+    def _run_batch(self, entries: Sequence[Entry]) -> tuple[Report, Floats]:
+        """Runs a batch of timesteps, wherever; gives what became of them, and their values."""
+        slots, steps, x = columns_of(entries)
+        begun = self._clock()
+        report = self.engine.run(slots, steps, x)
+        self.cost.took(len(entries), self._clock() - begun)
+        return report, x
 
     def _run_here(self, entries: Sequence[Entry]) -> None:
         """Runs one batch in the event loop."""
@@ -313,32 +314,28 @@ class Batcher:
             if prediction is not None:
                 self._settle_alone(entry, prediction, begun)
                 return
-        slots, steps, x = _columns(entries)
-        self._settle(entries, self.engine.run(slots, steps, x), x, begun)
+        self._settle(entries, *self._run_batch(entries), begun)
 
     async def _run_in_thread(self, entries: list[Entry]) -> None:
         """Runs one batch beside the event loop."""
         begun = perf_counter()
         try:
-            slots, steps, x = _columns(entries)
-            report = await self._in_thread(partial(self.engine.run, slots, steps, x))
-            self._settle(entries, report, x, begun)
+            self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), begun)
         except BaseException:
-            _fail_all(entries, _unexpected())
+            fail_all(entries, unexpected())
             raise
         finally:
             self._go_on()
 
-    async def _run_piece_in_thread(self, entry: BlockEntry) -> None:
-        """Runs one piece of a block beside the event loop."""
-        if self._is_abandoned(entry):
-            return
+    async def _run_pieces_in_thread(self, entries: Sequence[BlockEntry]) -> None:
+        """Runs pieces of blocks beside the event loop."""
         begun = perf_counter()
         try:
-            verdicts = await self._in_thread(partial(entry.block.run_piece, self.engine))
-            self._settle_piece(entry, verdicts, begun)
+            self._settle_pieces(
+                entries, await self._in_thread(partial(self._run_pieces, entries, self.batch_max)), begun
+            )
         except BaseException:
-            _fail_all([entry], _unexpected())
+            fail_all(entries, unexpected())
             raise
         finally:
             self._go_on()
@@ -366,13 +363,14 @@ class Batcher:
         entries: list[Entry] = []
         later: list[Entry] = []
         taken: set[Stream] = set()
-        while queue and len(entries) < self.batch_max:
+        rows_max = self._rows_max
+        while queue and len(entries) < rows_max:
             entry = queue.popleft()
             if entry.future.done():
                 self.metrics.steps["abandoned"] += 1
             elif entry.lease.ended is not None:
                 self.metrics.steps["ended"] += 1
-                _fail(entry.future, entry.lease.ended)
+                fail(entry.future, entry.lease.ended)
             elif entry.lease.stream in taken:
                 later.append(entry)
             else:
@@ -389,7 +387,7 @@ class Batcher:
         crash_point("before-answer")
         steps = report.steps.tolist()
         applied = range(len(entries)) if report.applied is None else report.applied.tolist()
-        for row, outputs in zip(applied, zip(*map(_cut, report.outputs), strict=True), strict=True):
+        for row, outputs in zip(applied, zip(*map(cut, report.outputs), strict=True), strict=True):
             future = entries[row].future
             if not future.done():
                 future.set_result(Prediction(steps[row], outputs))
@@ -402,22 +400,24 @@ class Batcher:
         else:
             self._count(report.verdicts)
 
-    def _settle_piece(self, entry: BlockEntry, verdicts: npt.NDArray[np.int8], begun: float) -> None:
-        """Puts a block back in the line, or gives it to its caller when that was its last piece."""
-        run_seconds = perf_counter() - begun
-        self._piece_seconds = _mean(self._piece_seconds, run_seconds)
-        self.metrics.batch_size.observe(len(verdicts))
-        self.metrics.run_seconds.observe(run_seconds)
-        self.metrics.queue_seconds.observe(begun - entry.queued_at, len(verdicts))
-        self._count(verdicts)
+    def _settle_pieces(self, entries: Sequence[BlockEntry], verdicts: Sequence[Verdicts], begun: float) -> None:
+        """Puts blocks back in the line, or gives them to their callers when that was their last piece."""
+        self._measure(sum(map(len, verdicts)), begun)
+        for entry, found in zip(entries, verdicts, strict=True):
+            self.metrics.queue_seconds.observe(begun - entry.queued_at, len(found))
+            if entry.block.clean:
+                self.metrics.steps["ok"] += len(found)
+            else:
+                self._count(found)
         crash_point("before-answer")
-        if entry.block.left:
-            entry.queued_at = perf_counter()
-            self._blocks.setdefault(entry.block.held, deque()).appendleft(entry)
-            return
-        self.metrics.missing_values += entry.block.missing
-        if not entry.future.done():
-            entry.future.set_result(entry.block)
+        for entry in entries:
+            if entry.block.left:
+                entry.queued_at = perf_counter()
+                self._blocks.setdefault(entry.block.held, deque()).appendleft(entry)
+                continue
+            self.metrics.missing_values += entry.block.missing
+            if not entry.future.done():
+                entry.future.set_result(entry.block)
 
     def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
         """Hands the only caller of a batch its answer."""
@@ -436,68 +436,17 @@ class Batcher:
         if verdict is Verdict.DUPLICATE:
             entry.future.set_result(Prediction(step, stream.slots.answer(stream.slot, step), duplicate=True))
         elif verdict is Verdict.FAILED:
-            _fail(entry.future, report.failures[row])
+            fail(entry.future, report.failures[row])
         else:
-            _fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
+            fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
 
     def _measure(self, size: int, begun: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
-        run_seconds = perf_counter() - begun
-        self._run_seconds = _mean(self._run_seconds, run_seconds)
         self.metrics.batch_size.observe(size)
-        self.metrics.run_seconds.observe(run_seconds)
+        self.metrics.run_seconds.observe(perf_counter() - begun)
 
-    def _count(self, verdicts: npt.NDArray[np.int8]) -> None:
+    def _count(self, verdicts: Verdicts) -> None:
         """Counts timesteps by what became of them."""
         for verdict, count in enumerate(np.bincount(verdicts).tolist()):
             if count:
                 self.metrics.steps[OUTCOMES[verdict]] += count
-
-
-OUTCOMES: dict[int, Outcome] = {
-    Verdict.APPLIED: "ok",
-    Verdict.DUPLICATE: "duplicate",
-    Verdict.GAP: "gap",
-    Verdict.NOT_FINITE: "invalid",
-    Verdict.FAILED: "failed",
-    Verdict.POISONED: "failed",
-    Verdict.NOT_HELD: "ended",
-    Verdict.NO_STEP_LEFT: "invalid",
-    Verdict.VALUES_DIFFER: "values_differ",
-}
-
-
-def _columns(entries: Sequence[Entry]) -> tuple[Ints, Ints, Floats]:
-    """A batch as the engine wants it: slots, numbers, values."""
-    slots = np.array([entry.lease.stream.slot for entry in entries], np.int64)
-    steps = np.array([entry.timestep.step for entry in entries], np.int64)
-    x = np.frombuffer(b"".join([entry.timestep.values for entry in entries]), "<f4").reshape(len(entries), -1)
-    return slots, steps, x
-
-
-def _cut(column: Array) -> list[bytes]:
-    """One output of many rows, packed row by row."""
-    if not len(column):
-        return []
-    packed = column.tobytes()
-    width = len(packed) // len(column)
-    return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
-
-
-def _mean(mean: float, run_seconds: float) -> float:
-    """The running mean by which a thread is chosen, after one more batch."""
-    return mean + RUN_SECONDS_WEIGHT * (min(run_seconds, RUN_SECONDS_COUNTED_MAX) - mean)
-
-
-def _unexpected() -> ModelFailed:
-    return ModelFailed("the server met an unexpected error; see its log")
-
-
-def _fail_all(entries: Sequence[Entry | BlockEntry], error: TidegateError) -> None:
-    for entry in entries:
-        _fail(entry.future, error)
-
-
-def _fail(future: asyncio.Future[Any], error: TidegateError) -> None:
-    if not future.done():
-        future.set_exception(error)

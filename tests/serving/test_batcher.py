@@ -24,6 +24,8 @@ from serving.core.errors import (
 from serving.core.handles import Handles
 from serving.core.spec import STEP_MAX, Prediction, Timestep
 from serving.core.streams import checkpoint_rows
+from serving.runtime.batcher import Batcher
+from serving.runtime.row_cost import HOLD_SECONDS, RowCost
 from tests.support import (
     PATIENCE,
     Bench,
@@ -172,22 +174,117 @@ async def test_batch_max_bounds_a_batch() -> None:
         assert bench.batches == [tuple(slots[:4]), tuple(slots[4:8]), tuple(slots[8:])]
 
 
-async def test_a_few_batches_that_were_held_up_do_not_send_the_next_to_the_thread() -> None:
-    """A neighbour that took the core for a moment is no reason to hop; a model that is slow every time is."""
+# How many rows go together follows from what they cost.
+
+
+class Charge:
+    """A clock of the processor that only the engine's work moves: so much for each row; and a note of what ran where."""
+
+    def __init__(self, bench: Bench, row_seconds: float, alone_seconds: float = 0.0) -> None:
+        self.row_seconds = row_seconds
+        self.now = 0.0
+        self.sizes: list[int] = []
+        self.threads: set[str] = set()
+        bench.batcher._clock = lambda: self.now
+        bench.batcher.cost = RowCost(alone_seconds or row_seconds)
+        bench.batcher.cost.row_seconds = row_seconds
+        inner = bench.engine.run
+
+        def charged(slots: Any, *columns: Any) -> Any:
+            self.now += self.row_seconds * len(slots)
+            self.sizes.append(len(slots))
+            self.threads.add(threading.current_thread().name)
+            return inner(slots, *columns)
+
+        bench.engine.run = charged  # type: ignore[method-assign]
+
+
+async def test_a_block_of_a_slow_model_is_run_in_small_pieces_in_the_loop() -> None:
+    """A piece keeps the loop for half a millisecond, and no thread is used."""
+    async with run_bench(running_sum(), batch_max=256, capacity=256) as bench:
+        charge = Charge(bench, 19.9e-6)
+        await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 250), 250)))
+        assert charge.sizes == [25] * 10
+        assert charge.threads == {"MainThread"}
+
+
+async def test_single_timesteps_of_a_slow_model_are_batched_in_the_loop() -> None:
+    """As many as keep it for half a millisecond, those that came first before the others."""
+    async with run_bench(running_sum(), batch_max=256, queue_max=128, capacity=128) as bench:
+        charge = Charge(bench, 19.9e-6)
+        leases = [bench.begin(str(number)) for number in range(128)]
+        answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        assert {value(answer) for answer in answers} == {1}
+        assert charge.sizes == [25] * 5 + [3]
+        assert charge.threads == {"MainThread"}
+        assert bench.batches[0] == tuple(lease.stream.slot for lease in leases[:25])
+
+
+async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread() -> None:
+    """Timesteps and pieces of blocks alike: what crosses goes in as few crossings as may be."""
+    async with run_bench(running_sum(), batch_max=64, queue_max=128, capacity=256) as bench:
+        charge = Charge(bench, 100e-6, alone_seconds=HOLD_SECONDS)
+        leases = [bench.begin(str(number)) for number in range(70)]
+        await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
+        await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 130), 130)))
+        assert charge.sizes == [64, 6, 64, 64, 2]
+        (thread,) = charge.threads
+        assert thread.startswith("engine-toy/1")
+
+
+async def test_the_size_of_a_piece_follows_what_a_row_costs() -> None:
+    """It grows when rows turn out to be cheaper, up to `batch_max`, and shrinks when they get dearer."""
+    async with run_bench(running_sum(), batch_max=256, capacity=256) as bench:
+        charge, held = Charge(bench, 19.9e-6), call_of(bench, "a", 250)
+        await soon(bench.batcher.submit_block(block_of(held, 25)))
+        charge.row_seconds = 1e-6
+        for _ in range(20):
+            await soon(bench.batcher.submit_block(block_of(held, 250)))
+        assert charge.sizes[-1] == 250
+        charge.row_seconds = 9.9e-6
+        for _ in range(20):
+            await soon(bench.batcher.submit_block(block_of(held, 250)))
+        assert charge.sizes[-5:] == [50] * 5
+
+
+async def test_time_that_others_take_of_the_processor_makes_no_row_dearer() -> None:
+    """A neighbour that holds a batch up for milliseconds, each time, changes neither the pieces nor where they run."""
     async with run_bench(running_sum()) as bench:
-        where: list[str] = []
-        inner, lease, other = bench.engine.run, bench.begin("a"), bench.begin("b")
+        inner, held, where = bench.engine.run, call_of(bench, "a", 16), set()
 
         def held_up(*arguments: Any) -> Any:
-            where.append(threading.current_thread().name)
-            time.sleep(0.01)
+            where.add(threading.current_thread().name)
+            time.sleep(0.005)
             return inner(*arguments)
 
         bench.engine.run = held_up  # type: ignore[method-assign]
         for _ in range(12):
-            await soon(bench.batcher.submit(lease, t(1)), bench.batcher.submit(other, t(1)))
-        assert set(where[:3]) == {"MainThread"}
-        assert where[-1].startswith("engine-toy/1")
+            await soon(bench.batcher.submit_block(block_of(held, 16)))
+        assert where == {"MainThread"}
+        assert {len(batch) for batch in bench.batches} == {16}
+        assert bench.batcher.cost.row_seconds < 0.005 / 16
+
+
+async def test_a_batcher_knows_what_a_row_alone_costs_before_the_first_timestep() -> None:
+    """It has tried, so the first block of a slow model does not keep the loop."""
+    moments = iter(range(1000))
+    async with run_bench(running_sum()) as bench:
+        batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4, clock=lambda: float(next(moments)))
+        assert batcher.cost.alone_seconds == 1
+        assert batcher.cost.in_thread
+
+
+async def test_a_model_that_fails_on_zeros_is_served_all_the_same() -> None:
+    """What a row costs is then found with the first timesteps."""
+    async with run_bench(running_sum()) as bench:
+
+        def fails(*_: object) -> None:
+            raise ModelFailed("a division by zero")
+
+        bench.engine.model.step = fails  # type: ignore[method-assign,assignment]
+        batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4)
+        assert batcher.cost.alone_seconds == 0
+        assert not batcher.cost.in_thread
 
 
 # Turns of those who send blocks.
@@ -203,7 +300,7 @@ def call_of(bench: Bench, name: str, streams: int) -> Handles:
 
 def block_of(held: Handles, rows: int) -> Block:
     """A block with a timestep for each of the first streams of a call."""
-    return Block(held, np.arange(1, rows + 1), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
+    return Block(held.select(np.arange(1, rows + 1)), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
 
 
 async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:
@@ -215,6 +312,46 @@ async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:
         await soon(bench.batcher.submit_block(block_of(one, 6)), *flooding)
         whose = ["one" if batch[0] in mine else "many" for batch in bench.batches]
         assert whose == ["many", "one"] * 6 + ["many"] * 6
+
+
+async def test_short_blocks_of_several_calls_are_one_batch() -> None:
+    """Many clients that send few rows each cost hardly more than one that sends all of them."""
+    async with run_bench(running_sum(), batch_max=16, capacity=128) as bench:
+        calls = [call_of(bench, f"{number} ", 4) for number in range(6)]
+        blocks = await soon(*(bench.batcher.submit_block(block_of(call, 4)) for call in calls))
+        assert [len(batch) for batch in bench.batches] == [16, 8]
+        assert [block.outputs[0].ravel().tolist() for block in blocks] == [[1] * 4] * 6
+        assert bench.metrics.steps["ok"] == 24
+        assert (sum(bench.metrics.batch_size.counts), bench.metrics.batch_size.sum) == (2, 24)
+        assert sum(bench.metrics.queue_seconds.counts) == 24
+
+
+async def test_a_long_block_is_not_overtaken_by_short_ones_behind_it() -> None:
+    """What does not fit into a batch whole begins the next one, and those behind it wait."""
+    async with run_bench(running_sum(), batch_max=8, capacity=128) as bench:
+        first, long, last = call_of(bench, "first ", 3), call_of(bench, "long ", 20), call_of(bench, "last ", 2)
+        await soon(*(bench.batcher.submit_block(block_of(call, call.count)) for call in (first, long, last)))
+        # The rest of the long one has room for nothing whole: the last call has its turn between.
+        assert [len(batch) for batch in bench.batches] == [3, 8, 2 + 0, 8, 4]
+
+
+async def test_two_blocks_of_one_call_are_never_in_one_batch() -> None:
+    """They hold the same streams."""
+    async with run_bench(running_sum(), batch_max=16, capacity=32) as bench:
+        one = call_of(bench, "one ", 2)
+        blocks = await soon(*(bench.batcher.submit_block(block_of(one, 2)) for _ in range(3)))
+        assert [block.outputs[0].ravel().tolist() for block in blocks] == [[1, 1], [2, 2], [3, 3]]
+        assert [len(batch) for batch in bench.batches] == [2, 2, 2]
+
+
+async def test_a_block_whose_caller_has_gone_leaves_its_room_to_others() -> None:
+    """It is dropped and counted; those behind it are run at once."""
+    async with run_bench(running_sum(), batch_max=4, capacity=32) as bench:
+        gone, left = call_of(bench, "gone ", 4), call_of(bench, "left ", 3)
+        bench.batcher.submit_block(block_of(gone, 4)).cancel()
+        await soon(bench.batcher.submit_block(block_of(left, 3)))
+        assert [len(batch) for batch in bench.batches] == [3]
+        assert bench.metrics.steps["abandoned"] == 4
 
 
 # 3. State is written after the model succeeded and before any reply is sent.
@@ -595,7 +732,7 @@ async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) 
             raise ZeroDivisionError("a bug of ours")
 
         bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
-        bench.batcher._run_seconds = 1.0 if threaded else 0.0
+        bench.batcher.cost.alone_seconds = 1.0 if threaded else 0.0
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         assert isinstance(answers[0], ModelFailed)
@@ -610,8 +747,6 @@ async def test_run_raises_what_broke_it() -> None:
     """Whoever owns the task learns the reason."""
     async with run_bench(running_sum()) as bench:
         pass
-    from serving.runtime.batcher import Batcher
-
     batcher = Batcher(bench.engine, bench.metrics, batch_max=2, queue_max=2)
 
     def broken(*_: object) -> None:

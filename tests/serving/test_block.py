@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.block import Block
+from serving.core.block import Block, run_together
 from serving.core.engine import Engine, Verdict
 from serving.core.errors import InvalidField
 from serving.core.handles import Handles
@@ -34,10 +34,9 @@ class Side:
 
     def block(self, handles: Any, steps: Any, x: Any, piece_max: int = 16) -> Block:
         """Runs a block to its end."""
-        block = Block(self.held, np.asarray(handles), np.asarray(steps), np.asarray(x, np.float32))
-        block.cut(piece_max)
+        block = Block(self.held.select(np.asarray(handles)), np.asarray(steps), np.asarray(x, np.float32))
         while block.left:
-            block.run_piece(self.engine)
+            run_together(self.engine, [block], piece_max)
         return block
 
 
@@ -94,6 +93,71 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     assert all(str(block.refusal(row)) for row in np.flatnonzero(block.verdicts > Verdict.DUPLICATE).tolist())
 
 
+def told(block: Block) -> tuple[object, ...]:
+    """All that a call is told of a block."""
+    refused = [row for row, verdict in enumerate(block.verdicts.tolist()) if verdict > Verdict.DUPLICATE]
+    why = [str(block.refusal(row)) for row in refused if block.verdicts[row] != Verdict.NOT_HELD]
+    outputs = [part.tobytes() for part in block.outputs]
+    return block.verdicts.tolist(), block.steps.tolist(), outputs, block.forgotten.tolist(), block.missing, why
+
+
+def call_of(side: Side, number: int) -> Handles:
+    """One of two calls: it holds the streams with even or with odd handles, and has held the others."""
+    held = Handles()
+    for lease in side.leases:
+        handle = held.add(lease)
+        if handle % 2 == number:
+            held.drop(handle)
+    return held
+
+
+def blocks_of(side: Side, stories: tuple[list[tuple[int, int, str, float]], ...]) -> list[Block]:
+    """A block of each call."""
+    blocks = []
+    for number, story in enumerate(stories):
+        x = np.full((len(story), len(side.engine.model.spec.features)), 0.5, np.float32)
+        x[:, 0] = [value if kind == "good" else BAD[kind] for _, _, kind, value in story]
+        steps = np.array([max(0, 1 + off) for _, off, _, _ in story])
+        blocks.append(Block(call_of(side, number).select(np.array([handle for handle, *_ in story])), steps, x))
+    return blocks
+
+
+@settings(max_examples=150, deadline=None)
+@given(stories=st.tuples(rows, rows), rows_max=st.sampled_from([2, 3, 16, 100]), handles_missing=st.booleans())
+def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
+    stories: tuple[list[tuple[int, int, str, float]], ...], rows_max: int, *, handles_missing: bool
+) -> None:
+    """Whatever is wrong with whose rows: equal bits, equal verdicts, equal counts of what is missing."""
+    graph = lstm() if handles_missing else picky()
+    apart, together = Side(graph), Side(graph)
+    alone, both = blocks_of(apart, stories), blocks_of(together, stories)
+    for block in alone:
+        while block.left:
+            run_together(apart.engine, [block], rows_max)
+    while waiting := [block for block in both if block.left]:
+        fit = sum(block.left for block in waiting) <= rows_max
+        run_together(together.engine, waiting if fit else waiting[:1], rows_max)
+    assert [told(block) for block in both] == [told(block) for block in alone]
+    assert content(together) == content(apart)
+
+
+def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason() -> None:
+    """A row of another call, with its values, is nobody's business."""
+    side = Side(picky())
+    odd, even = (
+        Block(call_of(side, number).select(np.array(handles)), np.zeros(2, np.int64), np.array(x, np.float32))
+        for number, handles, x in [(0, [1, 3], [[1], [77]]), (1, [2, 4], [[88], [2]])]
+    )
+    verdicts = run_together(side.engine, [odd, even], 16)
+    assert [found.tolist() for found in verdicts] == [
+        [Verdict.APPLIED, Verdict.FAILED],
+        [Verdict.FAILED, Verdict.APPLIED],
+    ]
+    assert "idx=77" in str(odd.refusal(1))
+    assert "idx=88" in str(even.refusal(0))
+    assert [block.outputs[0].ravel().tolist() for block in (odd, even)] == [[10, 0], [0, 100]]
+
+
 def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
     """Catching up: the sums grow row by row, whoever stands between."""
     side = Side(running_sum())
@@ -105,12 +169,11 @@ def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
 def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
     """So each piece is a batch like any other."""
     side = Side(running_sum())
-    block = Block(side.held, np.array([1, 2, 3, 4, 1, 1]), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
-    block.cut(3)
+    block = Block(side.held.select(np.array([1, 2, 3, 4, 1, 1])), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
     sizes = []
     while block.left:
         before = block.left
-        assert not block.run_piece(side.engine).any()
+        assert not run_together(side.engine, [block], 3)[0].any()
         sizes.append(before - block.left)
     assert sizes == [3, 1, 1, 1]
 

@@ -13,8 +13,10 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client
 from serving.core.errors import StoreUnavailable
+from serving.core.spec import STEP_MAX
 from serving.core.streams import Lease
 from serving.rpc import blocks as blocks_module
+from serving.rpc import columns
 from serving.runtime import batcher as batcher_module
 from tests.support import (
     PATIENCE,
@@ -25,9 +27,11 @@ from tests.support import (
     batcher_of,
     block_request,
     eventually,
+    inverse,
     key,
     live,
     lstm,
+    picky,
     raw_channel,
     replay,
     run_server,
@@ -35,6 +39,7 @@ from tests.support import (
     same_bits,
     scrape,
     sensor_rows,
+    timestep,
     wide,
     write_model,
 )
@@ -93,6 +98,91 @@ async def test_a_block_gives_the_bits_that_each_stream_gets_alone(lstm_root: Pat
         theirs = replay(lstm(), rows[number])
         for place, output in enumerate(outputs):
             assert got[place][number].tobytes() == b"".join(part[output.name].tobytes() for part in theirs)
+
+
+@pytest.mark.parametrize("opened", [{}, {"durability": pb.DURABILITY_SYNC}], ids=["", "sync"])
+@pytest.mark.parametrize("model", [running_sum, picky, inverse], ids=lambda make: make.__name__)
+async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any, opened: dict[str, Any]
+) -> None:
+    """Byte for byte, whatever is wrong with it, and counted alike."""
+    story = [  # values, number
+        (1, 1), (2, 0), (3, 3), (0, 4), (0, 0), (0, 4), (99, 5), (99, 0), (np.inf, 5), (np.nan, 0), (1, 7), (1, 2), (3, 2),
+        (1, STEP_MAX), (1, STEP_MAX + 1), (2, 0), (2, 0),
+    ]  # fmt: skip
+    told, counted = [], []
+    write_model(tmp_path, model())
+    for _ in range(2):
+        async with run_server(tmp_path, checkpoint_every=0.05) as server, raw_channel(server) as channel:
+            call = RawBlocks(channel)
+            (handle,) = (await call.open("a", **opened)).handles
+            for place, (value, step) in enumerate(story):
+                answer = await call.block([handle], [[value]], [step], 200 * place)
+                if not opened:
+                    answer.durable_steps = b""  # it is stored when it is stored
+                told.append(answer.SerializeToString(deterministic=True))
+            told.append((await call.block([handle], [[1, 2]], [0])).SerializeToString(deterministic=True))
+            stream = server.keeper._streams.find(key("a"))
+            assert stream is not None
+            told.append(str(stream.step).encode())
+            counted.append(dict(batcher_of(server).metrics.steps))
+        monkeypatch.setattr(columns, "decode_alone", lambda *_: None)
+    half = len(told) // 2
+    assert told[:half] == told[half:]
+    assert counted[0] == counted[1]
+
+
+async def test_blocks_of_one_row_are_batched_with_the_timesteps_of_other_calls(sum_root: Path) -> None:
+    """A client that sends a row at a time costs what one that has a call for its stream does."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        first, second, single = RawBlocks(channel), RawBlocks(channel), RawCall(channel)
+        a, b = list((await first.open("a")).handles), list((await second.open("b")).handles)
+        await single.open("c")
+        gate, batcher = Gate(batcher_of(server)), batcher_of(server)
+        await single.send(timestep(1))
+        await gate.entered()
+        await first.send(block_request(a, [[2]]))
+        await second.send(block_request(b, [[3]]))
+        await eventually(lambda: len(batcher._queue) == 2, "queueing")
+        gate.open()
+        assert sums((await first.read()).block) == [2]
+        assert sums((await second.read()).block) == [3]
+        assert gate.held == 2
+        assert batcher.metrics.batch_size.sum == 3
+
+
+async def test_a_stream_that_is_taken_over_while_its_row_waits_is_told_in_its_row(sum_root: Path) -> None:
+    """Nothing of it was applied, and the call goes on."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call, other, single = RawBlocks(channel), RawCall(channel), RawCall(channel)
+        handles = list((await call.open("a", "b")).handles)
+        await single.open("c")
+        gate, batcher = Gate(batcher_of(server)), batcher_of(server)
+        await single.send(timestep(1))
+        await gate.entered()
+        await call.send(block_request(handles[:1], [[2]]))
+        await eventually(lambda: len(batcher._queue) == 1, "queueing")
+        taking = asyncio.create_task(other.open("a"))
+        await eventually(lambda: len(batcher._between) == 1, "taking over")
+        gate.open()
+        await taking
+        while (answer := await call.read()).WhichOneof("kind") != "block":
+            assert answer.WhichOneof("kind") == "ended"
+        assert errors(answer.block)[0].reason == Reason.REASON_TAKEN_OVER
+        assert sums(await call.block(handles[1:], [[5]])) == [5]
+        assert (await other.step(1)).prediction.step == 1
+
+
+async def test_a_client_that_sends_a_row_at_a_time_finds_room_for_more(sum_root: Path) -> None:
+    """When it has used up half of what it keeps, the stream is stored at once and it is told so."""
+    async with run_server(sum_root, checkpoint_every=60.0) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", kept_max=4)).handles)
+        await call.block(handles, [[1]])
+        await call.block(handles, [[1]])
+        told = (await call.read()).durable
+        assert (list(np.frombuffer(told.handles, "<u4")), numbers(told.durable_steps)) == (handles, [2])
+        assert numbers((await call.block(handles, [[1]])).durable_steps) == [2]
 
 
 async def test_a_stream_catches_up_within_a_block(lstm_root: Path) -> None:
@@ -527,14 +617,14 @@ async def test_a_block_for_which_there_is_no_room_is_told_so_late(
     monkeypatch.setattr(blocks_module, "REFUSED_SECONDS", 0.1)
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         calls = [RawBlocks(channel) for _ in range(3)]
-        handles = [list((await call.open(f"s{number}")).handles) for number, call in enumerate(calls)]
+        handles = [list((await call.open(f"s{number}")).handles) * 2 for number, call in enumerate(calls)]
         gate = Gate(batcher_of(server))
-        await calls[0].send(block_request(handles[0], [[1]]))
+        await calls[0].send(block_request(handles[0], [[1]] * 2))
         await gate.entered()
-        await calls[1].send(block_request(handles[1], [[1]]))
+        await calls[1].send(block_request(handles[1], [[1]] * 2))
         await eventually(lambda: len(batcher_of(server)._blocks) == 1, "queueing")
         begun = time.perf_counter()
-        assert (await calls[2].block(handles[2], [[1]])).refused.reason == Reason.REASON_OVERLOADED
+        assert (await calls[2].block(handles[2], [[1]] * 2)).refused.reason == Reason.REASON_OVERLOADED
         assert time.perf_counter() - begun >= 0.1
         gate.open()
 

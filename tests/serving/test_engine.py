@@ -286,7 +286,7 @@ OFF = st.sampled_from([0, 0, 0, None, None, -1, 1, -3])
     ("graph", "features"), [(running_sum(), 1), (picky(), 1), (inverse(), 1), (fragile(), 2), (lstm(), 8)]
 )
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: int, data: st.DataObject) -> None:
     """The same bits in the row, the same answer; and where it does nothing, the row is as it was."""
     short, long = make_engine(graph), make_engine(graph)

@@ -142,7 +142,7 @@ class Crowd:
                 await asyncio.sleep(0.0005)
             gate.open()
             batcher.engine.run = inner  # type: ignore[method-assign]
-            batcher._run_seconds = 0.0
+            batcher.cost.alone_seconds = 0.0
             for _ in range(self.random.randrange(40)):
                 await asyncio.sleep(0)
             await asyncio.sleep(0.001)

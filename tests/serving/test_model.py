@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving.core.errors import ContractBroken, ModelFailed
-from serving.core.model import Model
+from serving.core.model import ROOMS_MAX, Model
 from tests.support import (
     FLOAT,
     INT64,
@@ -372,6 +372,48 @@ def test_a_batch_axis_of_1_comes_back_first() -> None:
     assert np.array_equal(trail, [[1, 11], [2, 22], [3, 33]])
     assert np.array_equal(count, [2, 2, 2])
     assert count.dtype == np.int64
+
+
+@pytest.mark.parametrize("make", [running_sum, lstm])
+def test_memory_that_is_used_again_gives_the_bits_of_fresh_memory(make: Callable[..., bytes]) -> None:
+    """Batches of one size go through the same memory from the second on, wherever a tensor has its batch axis."""
+    model = load(make())
+    x = np.random.default_rng(1).integers(-5, 5, (6, 4, len(model.spec.features))).astype(np.float32)
+    fresh = again = model.initial_state(4)
+    for turn, now in enumerate(x):
+        expected, fresh = load(make()).step(now, fresh)
+        room = model.room(4)
+        assert (room is not None) == (turn > 0)
+        if room is not None:
+            for mine, theirs in zip(room, again, strict=True):
+                mine[:] = theirs
+        outputs, following = model.step(now, room if room is not None else again)
+        again = tuple(part.copy() for part in following)
+        for got, want in zip((*outputs, *again), (*expected, *fresh), strict=True):
+            assert got.tobytes() == want.tobytes()
+
+
+def test_outputs_are_the_callers_own() -> None:
+    """The next batch in the same memory does not change them."""
+    model = load(running_sum())
+    model.room(2)
+    for part in (room := model.room(2)) or ():
+        part[:] = 0
+    assert room is not None
+    outputs, _ = model.step(np.array([[1], [2]], np.float32), room)
+    model.step(np.array([[5], [6]], np.float32), room)
+    assert outputs[0].ravel().tolist() == [1, 2]
+
+
+def test_a_model_keeps_memory_for_a_few_sizes_only() -> None:
+    """Batches of single timesteps have all sizes."""
+    model = load(running_sum())
+    for size in range(1, 3 * ROOMS_MAX):
+        for _ in range(3):
+            room = model.room(size)
+            assert room is None or len(room[0]) == size
+    assert len(model._rooms) == ROOMS_MAX
+    assert model.room(1) is None
 
 
 def test_a_graph_that_raises_is_a_model_failed() -> None:

@@ -171,6 +171,39 @@ def test_gather_and_scatter_keep_rows_apart() -> None:
     assert slots.step.tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_rows_are_written_alike_in_whatever_order_they_come(ahead: int) -> None:
+    """Side by side or not, in step with each other or not: what belongs to a row gets there."""
+    orders = ([0, 1, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3], [1, 2, 3, 0])
+    contents = []
+    for order in orders:
+        slots = make()
+        for _ in range(4):
+            take(slots)
+        for turn in range(ahead):
+            advance(slots, [2], [turn])
+        for turn in range(1, 6):
+            where = np.array(order)
+            total, trail, count = slots.gather(where)
+            value = (where + 10.0 * turn).astype(np.float32)[:, np.newaxis]
+            state = (total + value, np.concatenate([trail[:, 1:], value], axis=1), count + 1)
+            slots.scatter(where, state, (value, count + 1), (where + 100 * turn).astype(np.uint64))
+        contents.append(slots.pack(np.arange(4)).tobytes() + slots.step.tobytes())
+    assert contents == contents[:1] * len(orders)
+
+
+def test_state_is_gathered_where_there_is_room() -> None:
+    """The same as where there is none, also into memory in another order."""
+    slots = make()
+    rows = [run(slots, steps) for steps in (1, 2, 3)]
+    where = np.array([rows[2], rows[0]])
+    room = tuple(np.empty((*part.shape[1:], 2), part.dtype) for part in slots.state)
+    turned = tuple(np.moveaxis(part, -1, 0) for part in room)
+    assert slots.gather(where, turned) is turned
+    for got, expected in zip(turned, slots.gather(where), strict=True):
+        assert np.array_equal(got, expected)
+
+
 def test_what_is_gathered_is_a_copy() -> None:
     """A model may write into what it is given without touching the state."""
     slots = make()

@@ -1,0 +1,80 @@
+"""What a row costs, and how many go together."""
+
+import pytest
+
+from serving.runtime.row_cost import ALONE_TIMES, COUNTED_MAX, HOLD_SECONDS, ROWS_FIRST, WEIGHT, RowCost
+
+
+def cost_of(alone_us: float, row_us: float) -> RowCost:
+    """What is known once batches have told what a row costs."""
+    cost = RowCost(alone_us * 1e-6)
+    cost.row_seconds = row_us * 1e-6
+    return cost
+
+
+@pytest.mark.parametrize("row_us", [0.7, 1.3, 5.1, 19.9, 31])
+def test_rows_that_go_together_keep_the_loop_for_half_a_millisecond(row_us: float) -> None:
+    """As many as come to that, and not one less."""
+    cost = cost_of(31, row_us)
+    assert cost.rows_max * cost.row_seconds <= HOLD_SECONDS < (cost.rows_max + 1) * cost.row_seconds
+
+
+@pytest.mark.parametrize(("alone_us", "row_us"), [(130, 10), (240, 17), (490, 30), (490, 490)])
+def test_a_batch_takes_four_times_as_long_as_a_row_alone(alone_us: float, row_us: float) -> None:
+    """What a batch costs whatever is in it is then a quarter of it at most, however large the model."""
+    cost = cost_of(alone_us, row_us)
+    held = cost.rows_max * cost.row_seconds
+    assert held <= ALONE_TIMES * cost.alone_seconds * 1.000001 < held + cost.row_seconds
+    assert held < ALONE_TIMES * HOLD_SECONDS
+
+
+def test_only_a_model_whose_row_alone_is_slow_is_for_the_thread() -> None:
+    """However long a batch of many takes."""
+    cost = RowCost(HOLD_SECONDS / 2)
+    for _ in range(100):
+        cost.took(8, 8 * HOLD_SECONDS)
+    assert not cost.in_thread
+    for _ in range(100):
+        cost.took(1, HOLD_SECONDS * 1.01)
+    assert cost.in_thread
+    for _ in range(100):
+        cost.took(1, HOLD_SECONDS / 2)
+    assert not cost.in_thread
+
+
+def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
+    """A message of eight rows between those of a thousand leaves the size of their pieces alone."""
+    cost = cost_of(30, 1)
+    before = cost.rows_max
+    for _ in range(100):
+        cost.took(8, 40e-6)
+    assert cost.rows_max == before
+
+
+def test_a_small_batch_that_is_slow_tells_all_the_same() -> None:
+    """Else a model that became slow would keep the loop until somebody sends it many rows."""
+    cost = cost_of(30, 1)
+    for _ in range(100):
+        cost.took(8, 8 * 100e-6)
+    assert cost.rows_max == cost_of(30, 100).rows_max
+
+
+def test_one_batch_that_met_a_pause_counts_a_little() -> None:
+    """A collection of garbage in its midst makes the next pieces a quarter smaller, not a hundredth."""
+    cost = cost_of(30, 1)
+    cost.took(500, 1.0)
+    assert cost.row_seconds == pytest.approx(1e-6 * (1 + WEIGHT * (COUNTED_MAX - 1)))
+
+
+def test_where_nothing_is_known_the_first_batch_is_small() -> None:
+    """And not of one row."""
+    cost = RowCost()
+    assert cost.rows_max == ROWS_FIRST
+    assert not cost.in_thread
+    cost.took(1, 10e-6)
+    assert cost.alone_seconds == 10e-6
+
+
+def test_one_line_says_what_a_row_costs() -> None:
+    """Of both kinds."""
+    assert repr(cost_of(12, 3)) == "<RowCost 12.0 us alone, 3.0 us in a batch>"
