@@ -57,7 +57,7 @@ class File:
                 timeout=busy_timeout_s,
                 isolation_level=None,  # transactions begin where we say so
                 check_same_thread=False,  # one thread uses it; which, is the store's business
-                cached_statements=64,  # nine sizes of each statement over many rows, and the others
+                cached_statements=72,  # nine to eleven sizes of each statement over many rows, and the others
             )
         except sqlite3.Error as error:
             raise self.explained(error) from error

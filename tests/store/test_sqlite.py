@@ -144,7 +144,7 @@ async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, m
 
 
 async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[File], path: Path) -> None:
-    """A save of a thousand streams, and a look at them, is a statement for each 256, not one a row."""
+    """A save of a thousand streams is one statement, and a look at them one for each 256, not one a row."""
     another = SqliteStore(path)
     await another.start()
     keys = [key(str(place)) for place in range(1000)]
@@ -152,7 +152,7 @@ async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Fil
     statements: list[str] = []
     opened[-1].connection.set_trace_callback(statements.append)
     assert all(await another.save([checkpoint(each.stream_id) for each in keys]))
-    assert [statement.split()[0] for statement in statements] == ["BEGIN", *["UPDATE"] * 4, "COMMIT"]
+    assert [statement.split()[0] for statement in statements] == ["BEGIN", "UPDATE", "COMMIT"]
     statements.clear()
     records = await asyncio.gather(*(another.load(each) for each in keys))
     assert [record and record.head.key for record in records] == keys
@@ -547,7 +547,7 @@ async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
         (encode(checkpoint("a"))[:-1], "truncated"),
         (encode(checkpoint("b")), "holds stream 'b', not this one"),
         (b"\x93NUMPY", "not Tidegate's"),
-        (b"TGCK\x09\x00", "format 9 is newer than 2"),
+        (b"TGCK\x09\x00", "format 9 is newer than 3"),
     ],
 )
 async def test_a_bad_record_is_named_and_can_be_dropped(
