@@ -579,7 +579,7 @@ async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: 
     """However much is saved, the WAL is moved into the file before it has grown by another limit."""
     for place in range(40):
         await claim(store, key(str(place)), 0, MODEL)
-    limit = 4096 * file_module.WAL_PAGES
+    limit = file_module.WAL_BYTES
     for step in range(40):  # 160 MB in all
         await store.save([checkpoint(str(place), step=step, payload=bytes([step]) * 100_000) for place in range(40)])
     assert path.with_name("streams.db-wal").stat().st_size < 2 * limit
