@@ -148,9 +148,12 @@ def decode(record: bytes, where: str) -> Checkpoint:
     texts = []
     offset = _HEADER.size if texts_first else _HEADER.size + payload_bytes
     for size in sizes:
-        texts.append(_text(record[offset : offset + size], where))
+        texts.append(record[offset : offset + size])
         offset += size
-    tenant, stream_id, name, version, fingerprint = texts
+    try:
+        key, model = Key(texts[0].decode(), texts[1].decode()), _model(*texts[2:])
+    except UnicodeDecodeError as error:
+        raise CheckpointBroken(where, f"record: {error.object[:32]!r} is not UTF-8") from None
     if max(step, epoch) > STEP_MAX:
         raise CheckpointBroken(
             where, f"its step {step} or epoch {epoch} is above {STEP_MAX}, which no stream can reach"
@@ -159,7 +162,7 @@ def decode(record: bytes, where: str) -> Checkpoint:
     payload = record[payload_begin : payload_begin + payload_bytes]
     if form == FORMAT_WITHOUT_HASHES and answers <= len(payload):  # or it lies, and is no reason to take memory
         payload += bytes(HASH_BYTES * answers)
-    return Checkpoint(Key(tenant, stream_id), epoch, step, ModelId(name, version, fingerprint), answers, payload)
+    return Checkpoint(key, epoch, step, model, answers, payload)
 
 
 def read(head: Head, record: bytes | None, where: str) -> Record:
@@ -203,13 +206,6 @@ def _truncated(where: str, got: int, expected: int) -> CheckpointBroken:
     return CheckpointBroken(where, f"record: truncated: got {got} bytes, expected at least {expected}")
 
 
-def _text(encoded: bytes, where: str) -> str:
-    try:
-        return encoded.decode()
-    except UnicodeDecodeError:
-        raise CheckpointBroken(where, f"record: {encoded[:32]!r} is not UTF-8") from None
-
-
 def _digest(form: int, content: bytes) -> bytes:
     if form <= FORMAT_WITH_BLAKE2B:
         return blake2b(content, digest_size=_DIGEST_BYTES).digest()
@@ -219,3 +215,8 @@ def _digest(form: int, content: bytes) -> bytes:
 @lru_cache(maxsize=64)  # models that are served at once
 def _texts(model: ModelId) -> tuple[bytes, bytes, bytes]:
     return model.name.encode(), model.version.encode(), model.fingerprint.encode()
+
+
+@lru_cache(maxsize=64)
+def _model(name: bytes, version: bytes, fingerprint: bytes) -> ModelId:
+    return ModelId(name.decode(), version.decode(), fingerprint.decode())
