@@ -241,6 +241,7 @@ class Checkpointer:
                     return False
                 if not await self._commit(served, rows[first : first + at_once]):
                     return False
+                await asyncio.sleep(0)  # a store may not have waited
             await self._park_silent(served)
         self._clean_at = max(self._clean_at, begun)
         return await self._store_wanted()
