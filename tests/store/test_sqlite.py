@@ -585,6 +585,23 @@ async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: 
     assert path.with_name("streams.db-wal").stat().st_size < 2 * limit
 
 
+async def test_a_file_keeps_the_pages_that_it_was_made_with(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one has large pages; one that is there goes on with its own, and its WAL is as large in bytes."""
+    made = []
+    for page_bytes in (file_module.PAGE_BYTES, 4096):
+        of_these = path.with_name(f"{page_bytes}.db")
+        monkeypatch.setattr(file_module, "PAGE_BYTES", page_bytes)
+        File(of_these, 1.0).close()
+        monkeypatch.undo()
+        file = File(of_these, 1.0)
+        settings = [
+            file.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "wal_autocheckpoint")
+        ]
+        made.append(settings)
+        file.close()
+    assert made == [[16384, file_module.WAL_BYTES // 16384], [4096, file_module.WAL_BYTES // 4096]]
+
+
 @given(st.text(max_size=3), st.text(max_size=3), st.text(max_size=6))
 def test_the_end_of_a_prefix_parts_the_texts(stem: str, rest: str, other: str) -> None:
     """All that begins with a prefix comes before the end of the prefix in UTF-8, and whatever is between begins with it."""
