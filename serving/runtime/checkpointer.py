@@ -412,8 +412,7 @@ class Checkpointer:
 
 def _is_stored(lease: Lease, step: int) -> bool:
     """Whether a timestep is stored of a stream that a call has open; that of a parked one always is."""
-    stream = lease.stream
-    return lease.durable_step >= step or stream.slot < 0 or bool(stream.slots.saved[stream.slot] >= step)
+    return lease.durable_step >= step or lease.stream.slot < 0
 
 
 def _rows_a_commit(slots: Slots) -> int:
