@@ -110,29 +110,42 @@ class Slots:
         A row is the number of the first timestep whose answer it remembers, the state tensors, then the answers, place by
         place: that to timestep s at place s % answers; then the hashes of their values in the same order.
         """
-        parts = [slab.take(slots, axis=0) for slab in (self._since, *self.state, *self._answers)]
-        parts.append(np.ascontiguousarray(self._hashes.take(slots, axis=1).T))
-        return np.concatenate([part.reshape(len(slots), -1).view(np.uint8) for part in parts], axis=1)
+        # Into an array that is there: to join a thousand rows of a KB at the end takes four times as long, most of it for new pages.
+        packed = np.empty((len(slots), self.row_bytes(self.answers)), np.uint8)
+        begin = 0
+        for slab in (self._since, *self.state, *self._answers, self._hashes.T):
+            part = np.ascontiguousarray(slab[slots]).reshape(len(slots), -1).view(np.uint8)
+            packed[:, begin : begin + part.shape[1]] = part
+            begin += part.shape[1]
+        return packed
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
         """Fills a row with what `pack` gave, by slots that remember `answers` answers, when the row was at `step`."""
         assert len(payload) == self.row_bytes(answers)
         self.step[slot] = self.saved[slot] = step
-        since = int(np.frombuffer(payload, np.int64, 1)[0])
-        since = max(since, step - min(answers, self.answers) + 1)
-        self._since[slot] = since
-        offset = self._since.itemsize
-        for slab in self.state:
-            count = slab[slot].size
-            slab[slot] = np.frombuffer(payload, slab.dtype, count, offset).reshape(slab[slot].shape)
-            offset += count * slab.itemsize
-        kept = np.arange(since, step + 1)
+        (first,) = np.frombuffer(payload, np.int64, 1).tolist()
+        since = self._since[slot] = max(first, step - min(answers, self.answers) + 1)
+        whole, begin = memoryview(payload), self._since.itemsize
+        for slab, size in self._state_bytes:
+            slab[slot * size : (slot + 1) * size] = whole[begin : begin + size]
+            begin += size
+        if answers == self.answers:  # as it nearly always is: the ring is taken as it stands
+            for slab, size in self._answer_bytes:
+                ring = answers * size
+                slab[slot * ring : (slot + 1) * ring] = whole[begin : begin + ring]
+                begin += ring
+            self._hashes[:, slot] = np.frombuffer(payload, np.uint64, answers, begin)
+        else:
+            self._unpack_ring(slot, np.arange(since, step + 1), answers, payload, begin)
+
+    def _unpack_ring(self, slot: int, kept: Ints, answers: int, payload: bytes, begin: int) -> None:
+        """Fills a row with the answers to the timesteps `kept`, and their hashes, from where they begin in a payload."""
         for slab in self._answers:
             shape = (answers, *slab.shape[2:])
-            ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), offset).reshape(shape)
+            ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), begin).reshape(shape)
             slab[slot, kept % self.answers] = ring[kept % answers]
-            offset += ring.nbytes
-        hashes = np.frombuffer(payload, np.uint64, answers, offset)
+            begin += ring.nbytes
+        hashes = np.frombuffer(payload, np.uint64, answers, begin)
         self._hashes[kept % self.answers, slot] = hashes[kept % answers]
 
     def row_bytes(self, answers: int) -> int:

@@ -3,8 +3,9 @@
 Shapes are those of one stream; the batch is always the first axis of an array that holds many.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ STEP_MAX = 2**63 - 2
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 Arrays = tuple[Array, ...]
 
@@ -144,3 +146,40 @@ class Checkpoint:
     model: ModelId
     answers: int
     payload: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoints(Sequence[Checkpoint]):
+    """Different streams of one model at rest, in columns: an object for each of thousands would cost more than to copy them.
+
+    It is read as a sequence of `Checkpoint`; a part of it is made of parts of the columns. `keys` and `epochs` have one of each a
+    stream; `steps` (streams,) and `payloads` (streams, bytes) are arrays that nobody changes any more.
+    """
+
+    keys: Sequence[Key]
+    epochs: Sequence[int]
+    steps: Ints
+    model: ModelId
+    answers: int
+    payloads: Bytes
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, place: int) -> Checkpoint: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Checkpoints": ...
+
+    def __getitem__(self, place: int | slice) -> "Checkpoint | Checkpoints":
+        """One of them, or a part."""
+        keys, epochs, steps, payloads = self.keys[place], self.epochs[place], self.steps[place], self.payloads[place]
+        if isinstance(place, slice):
+            return Checkpoints(keys, epochs, steps, self.model, self.answers, payloads)  # type: ignore[arg-type]
+        return Checkpoint(keys, epochs, int(steps), self.model, self.answers, payloads.tobytes())  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        """Each, in order."""
+        return (self[place] for place in range(len(self)))

@@ -30,7 +30,7 @@ from serving.core.errors import (
     TidegateError,
 )
 from serving.core.slots import Slots
-from serving.core.spec import Checkpoint, Key, ModelId, Spec
+from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
 
 
 class Phase(Enum):
@@ -207,34 +207,43 @@ class Lease:
     """One call's hold on a stream; over for good once `ended` says why.
 
     `number` is never given twice; while the stream is live its row carries it, so that many holds can be checked at once.
-    `handle` is what a call that holds many streams knows it by. `durable_step` is the last timestep whose state is stored.
-    `on_end` is called once, when the hold has ended, so that the call can leave; `on_durable` whenever `durable_step` has
-    risen.
+    `handle` is what a call that holds many streams knows it by. `on_end` is called once, when the hold has ended, so that the
+    call can leave; `on_durable` whenever `durable_step` has risen.
     """
 
-    __slots__ = ("durable_step", "ended", "handle", "number", "on_durable", "on_end", "stream")
+    __slots__ = ("_durable_step", "ended", "handle", "number", "on_durable", "on_end", "stream")
 
     def __init__(self, stream: Stream, number: int, durable_step: int) -> None:
         self.stream = stream
         self.number = number
         self.handle = 0
-        self.durable_step = durable_step
+        self._durable_step = durable_step
         self.ended: TidegateError | None = None
         self.on_end: Callable[[Lease], None] | None = None
         self.on_durable: Callable[[], None] | None = None
 
+    @property
+    def durable_step(self) -> int:
+        """The last timestep whose state is stored; as it was when the hold ended, if it has.
+
+        It never falls, not even when a store that was restarted gets the last timestep of every stream again.
+        """
+        stream = self.stream
+        if stream.lease is self and stream.slot >= 0:
+            self._durable_step = max(self._durable_step, stream.slots.saved.item(stream.slot))
+        return self._durable_step
+
+    def note(self) -> None:
+        """Takes note of `durable_step`, before what tells it is there no longer."""
+        self._durable_step = self.durable_step
+
     def end(self, reason: TidegateError) -> None:
         """Ends the hold. Only once."""
         assert self.ended is None
+        self.note()
         self.ended = reason
         if self.on_end is not None:
             self.on_end(self)
-
-    def stored(self, step: int) -> None:
-        """Takes note that the state after `step` is stored."""
-        self.durable_step = step
-        if self.on_durable is not None:
-            self.on_durable()
 
 
 class Streams:
@@ -242,6 +251,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: dict[Key, Stream] = {}
+        self._rows: dict[Slots, list[Stream | None]] = {}
         self._numbers = count(1)
 
     def __repr__(self) -> str:
@@ -258,10 +268,20 @@ class Streams:
         """The stream of that key, if this process holds it."""
         return self._streams.get(key)
 
+    def rows(self, slots: Slots) -> Sequence[Stream | None]:
+        """The live streams of a model by their slots: thousands are found at once without their keys."""
+        return self._by_slot(slots)
+
+    def note_durable(self) -> None:
+        """Has every lease take note of what is stored now: the slots are about to tell less."""
+        for stream in self:
+            if stream.lease is not None:
+                stream.lease.note()
+
     def begin(self, key: Key, slots: Slots, slot: int, epoch: int, owner: str = "") -> Lease:
         """Begins a stream at step 0 in a slot that was acquired for it."""
         stream = self._hold(key, slots, epoch, owner)
-        stream.slot = slot
+        self._give_slot(stream, slot)
         stream.go(Event.OPEN)
         return self._lease(stream, 0)
 
@@ -273,7 +293,7 @@ class Streams:
         assert checkpoint.model.fingerprint == slots.spec.fingerprint
         _unpack(checkpoint, slots, slot)
         stream = self._hold(checkpoint.key, slots, epoch, owner)
-        stream.slot = slot
+        self._give_slot(stream, slot)
         stream.phase = Phase.PARKED
         stream.go(Event.OPEN)
         return self._lease(stream, checkpoint.step)
@@ -298,6 +318,7 @@ class Streams:
         """Ends the hold of a call that has gone; the stream stays live until it is parked."""
         stream = lease.stream
         assert stream.lease is lease
+        lease.note()
         stream.lease = None
         if stream.phase is Phase.LIVE:
             stream.slots.holder[stream.slot] = 0
@@ -318,7 +339,7 @@ class Streams:
         assert stream.phase is Phase.PARKED
         if checkpoint is not None:
             _unpack(checkpoint, stream.slots, slot)
-        stream.slot = slot
+        self._give_slot(stream, slot)
         if stream.lease is not None:
             stream.slots.holder[slot] = stream.lease.number
         stream.go(Event.STEP)
@@ -347,30 +368,36 @@ class Streams:
         stream.slots.holder[stream.slot] = lease.number
         return lease
 
+    def _by_slot(self, slots: Slots) -> list[Stream | None]:
+        rows = self._rows.get(slots)
+        if rows is None:
+            rows = self._rows[slots] = [None] * slots.capacity
+        return rows
+
+    def _give_slot(self, stream: Stream, slot: int) -> None:
+        self._by_slot(stream.slots)[slot] = stream
+        stream.slot = slot
+
     def _give_up_slot(self, stream: Stream) -> None:
+        if stream.lease is not None:
+            stream.lease.note()
+        self._by_slot(stream.slots)[stream.slot] = None
         stream.slots.release(stream.slot)
         stream.slot = -1
 
 
-def checkpoint_rows(streams: Sequence[Stream]) -> list[Checkpoint]:
-    """Copies live streams of one model as they are now, each with the number that belongs to its state."""
-    if not streams:
-        return []
+def checkpoint_rows(streams: Sequence[Stream]) -> Checkpoints:
+    """Copies live streams of one model, at least one, as they are now, each with the number that belongs to its state."""
     slots = streams[0].slots
     rows = np.array([stream.slot for stream in streams], np.int64)
-    packed = slots.pack(rows)
-    width, content = packed.shape[1], packed.tobytes()
-    return [
-        Checkpoint(
-            stream.key,
-            stream.epoch,
-            step,
-            slots.spec.id,
-            slots.answers,
-            content[row * width : (row + 1) * width],
-        )
-        for row, (stream, step) in enumerate(zip(streams, slots.step[rows].tolist(), strict=True))
-    ]
+    return Checkpoints(
+        [stream.key for stream in streams],
+        [stream.epoch for stream in streams],
+        slots.step[rows],
+        slots.spec.id,
+        slots.answers,
+        slots.pack(rows),
+    )
 
 
 def check_fits(checkpoint: Checkpoint, slots: Slots) -> None:

@@ -20,12 +20,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.core.errors import StoreBehind, StoreGone, StoreUnavailable
 from serving.core.slots import FREE, Slots
-from serving.core.spec import Checkpoint, Ints, Key
+from serving.core.spec import Checkpoints, Ints
 from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
 from serving.rpc.slices import SLICE_SECONDS, Slices
 from serving.runtime.crash import crash_point
@@ -36,11 +37,10 @@ from serving.store import Store
 
 log = logging.getLogger("tidegate.checkpoints")
 
-# One commit, one fsync; who waits for a stream that is not among these waits for it.
+# One commit, one fsync; who waits for a stream that is not among these waits for it. They are copied at once, and nothing else runs
+# meanwhile: half a millisecond for rows of a KB, a millisecond for as many bytes as there may be.
 ROWS_A_COMMIT_MAX = 1024
-# Copying a row and wrapping it costs a few microseconds, during which nothing else runs. So many rows of some KB stay in the
-# processor's cache: measured 3 us a row, not 6 as with a thousand.
-ROWS_A_COPY_MAX = 256
+BYTES_A_COMMIT_MAX = 4 << 20
 # Streams that leave their slots between two batches. It takes a few microseconds each, more behind a long queue.
 PARKED_AT_ONCE_MAX = 256
 # Those who waited for the store go on to answer their clients, a hundred microseconds each: so many in a turn of the loop.
@@ -235,14 +235,13 @@ class Checkpointer:
         begun = self._clock()
         for served in self._repository:
             slots = served.slots
-            rows = slots.unsaved()
-            for first in range(0, len(rows), ROWS_A_COMMIT_MAX):
+            rows, at_once = slots.unsaved(), _rows_a_commit(slots)
+            for first in range(0, len(rows), at_once):
                 if not await self._store_wanted():
                     return False
-                some = rows[first : first + ROWS_A_COMMIT_MAX]
-                some = some[slots.step[some] > slots.saved[some]]  # without those that were wanted
-                if not await self._commit(served, some.tolist()):
+                if not await self._commit(served, rows[first : first + at_once]):
                     return False
+                await asyncio.sleep(0)  # a store may not have waited
             await self._park_silent(served)
         self._clean_at = max(self._clean_at, begun)
         return await self._store_wanted()
@@ -254,55 +253,46 @@ class Checkpointer:
         wanted, self._wanted = self._wanted, set()
         rows: dict[Slots, list[int]] = {}
         slices = Slices()
-        for stream in [*wanted, *self._leaving]:
+        for stream in dict.fromkeys([*wanted, *self._leaving]):
             if stream.phase is Phase.LIVE and not stream.saved:
                 rows.setdefault(stream.slots, []).append(stream.slot)
             await slices.rest()
         for slots, some in rows.items():
-            for first in range(0, len(some), ROWS_A_COMMIT_MAX):
-                if not await self._commit(self._repository.of(slots), some[first : first + ROWS_A_COMMIT_MAX]):
+            at_once = _rows_a_commit(slots)
+            for first in range(0, len(some), at_once):
+                if not await self._commit(self._repository.of(slots), np.array(some[first : first + at_once])):
                     self._wanted |= wanted
                     return False
         await self._park_leaving()
         await self._wake(list(self._waiting))
         return True
 
-    async def _commit(self, served: Served, rows: Sequence[int]) -> bool:
+    async def _commit(self, served: Served, rows: Ints) -> bool:
         """Stores rows that were unsaved, as they are now; gives whether the store took them."""
-        streams, checkpoints = await self._copied(served, rows)
-        if not checkpoints:
+        copied = await served.batcher.between(partial(self._copy, served, rows))
+        await asyncio.sleep(0)
+        if copied is None:
             return True
         begun = perf_counter()
         crash_point("before-commit")
         try:
-            kept = await self._store.save(checkpoints)
+            kept = await self._store.save(copied.checkpoints)
         except StoreUnavailable as error:
-            self._metrics.checkpoints["failed"] += len(checkpoints)
+            self._metrics.checkpoints["failed"] += len(copied.rows)
             return self._failed(error)
         crash_point("after-commit")
         if self._failing:
             log.info("the store is back")
         self._failing = False
         self._metrics.checkpoint_seconds.observe(perf_counter() - begun)
+        self._stored(copied, kept)
         try:
-            for stream, checkpoint, ok in zip(streams, checkpoints, kept, strict=True):
-                if ok:
-                    self._stored(stream, checkpoint)
-                else:
-                    await self._refused(stream, checkpoint)
+            for stream, epoch, ok in zip(copied.streams, copied.checkpoints.epochs, kept, strict=True):
+                if not ok:
+                    await self._refused(stream, epoch)
         except StoreUnavailable as error:
             return self._failed(error)
         return True
-
-    async def _copied(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
-        """Copies what is still unsaved of rows, a part of them between two batches, the next between others."""
-        copies: dict[Key, tuple[Stream, Checkpoint]] = {}  # a stream may move meanwhile to another row that is to come
-        for first in range(0, len(rows), ROWS_A_COPY_MAX):
-            some = rows[first : first + ROWS_A_COPY_MAX]
-            for copied in zip(*await served.batcher.between(partial(self._copy, served, some)), strict=True):
-                copies[copied[1].key] = copied
-            await asyncio.sleep(0)
-        return [stream for stream, _ in copies.values()], [checkpoint for _, checkpoint in copies.values()]
 
     def _failed(self, error: StoreUnavailable) -> bool:
         """Says so once; always False."""
@@ -312,27 +302,40 @@ class Checkpointer:
         self.store_gone |= isinstance(error, StoreGone)
         return False
 
-    def _copy(self, served: Served, rows: Sequence[int]) -> tuple[list[Stream], list[Checkpoint]]:
-        """Copies what is still unsaved of rows; between batches."""
-        unsaved = []
-        for row in rows:
-            key = served.slots.keys[row]
-            stream = None if key is None else self._streams.find(key)
-            if stream is not None and stream.slot == row and stream.slots is served.slots:
-                unsaved.append(stream)
-        return unsaved, checkpoint_rows(unsaved)
+    def _copy(self, served: Served, rows: Ints) -> "_Copied | None":
+        """Copies what is still unsaved of rows, None when nothing is; between batches."""
+        slots = served.slots
+        rows = rows[slots.step[rows] > slots.saved[rows]]
+        if not rows.size:
+            return None
+        held = self._streams.rows(slots)
+        streams = [stream for row in rows.tolist() if (stream := held[row]) is not None]
+        assert len(streams) == len(rows), "a row without a stream has changed"
+        return _Copied(rows, streams, checkpoint_rows(streams))
 
-    def _stored(self, stream: Stream, checkpoint: Checkpoint) -> None:
-        self._metrics.checkpoints["ok"] += 1
-        if stream.phase is Phase.LIVE:  # else it was dropped meanwhile
-            stream.slots.saved[stream.slot] = checkpoint.step
-            if stream.lease is not None and stream.epoch == checkpoint.epoch:
-                stream.lease.stored(checkpoint.step)
+    def _stored(self, copied: "_Copied", kept: Sequence[bool]) -> None:
+        """Takes note of what the store has kept, and tells those who want to know."""
+        slots = copied.streams[0].slots
+        held = self._streams.rows(slots)
+        rows = copied.rows.tolist()
+        # Not of what was dropped meanwhile, whose row may be another's by now. One that was taken over here is still in its row, and
+        # what was kept is its state: the claim went on from it.
+        still = [
+            place
+            for place, (row, stream, ok) in enumerate(zip(rows, copied.streams, kept, strict=True))
+            if ok and held[row] is stream
+        ]
+        slots.saved[copied.rows[still]] = copied.checkpoints.steps[still]
+        self._metrics.checkpoints["ok"] += sum(kept)
+        for place in still:
+            lease = copied.streams[place].lease
+            if lease is not None and lease.on_durable is not None:
+                lease.on_durable()
 
-    async def _refused(self, stream: Stream, checkpoint: Checkpoint) -> None:
+    async def _refused(self, stream: Stream, epoch: int) -> None:
         """The store refused, which means nothing if we have raised the epoch ourselves meanwhile, or are just doing so."""
         self._metrics.checkpoints["fenced"] += 1
-        if stream.phase is Phase.LIVE and stream.epoch == checkpoint.epoch and self._may_park(stream):
+        if stream.phase is Phase.LIVE and stream.epoch == epoch and self._may_park(stream):
             await self._on_refused(stream)
 
     async def _park_leaving(self) -> None:
@@ -344,9 +347,9 @@ class Checkpointer:
         """Lets streams leave their slots that a call has open but has long sent nothing on."""
         silent = []
         slices = Slices()
+        held = self._streams.rows(served.slots)
         for row in self._silence[served.spec.id].rows(served.slots.step, self._clock(), self._pace.park_after_s):
-            key = served.slots.keys[row]
-            stream = None if key is None else self._streams.find(key)
+            stream = held[row]
             if stream is not None and stream not in self._leaving:
                 silent.append(stream)
             await slices.rest()
@@ -409,8 +412,20 @@ class Checkpointer:
 
 def _is_stored(lease: Lease, step: int) -> bool:
     """Whether a timestep is stored of a stream that a call has open; that of a parked one always is."""
-    stream = lease.stream
-    return lease.durable_step >= step or stream.slot < 0 or bool(stream.slots.saved[stream.slot] >= step)
+    return lease.durable_step >= step or lease.stream.slot < 0
+
+
+def _rows_a_commit(slots: Slots) -> int:
+    """How many rows of a model are copied and stored at once."""
+    return max(1, min(ROWS_A_COMMIT_MAX, BYTES_A_COMMIT_MAX // slots.row_bytes(slots.answers)))
+
+
+class _Copied(NamedTuple):
+    """Rows as they were between two batches: where they stood, whose they were, and what is to be stored."""
+
+    rows: Ints
+    streams: Sequence[Stream]
+    checkpoints: Checkpoints
 
 
 class _Silence:

@@ -256,6 +256,7 @@ class Holdings:
     async def _store_all_again(self) -> None:
         """The store was restarted: what it has less than was stored it gets again, from all that is live."""
         log.warning("the store was restarted; all live streams are stored again")
+        self.streams.note_durable()
         for served in self._repository:
             await served.batcher.between(served.slots.store_again)
 

@@ -7,9 +7,10 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-# After a round the processor is left to predictions for so many times as long as the round used it: storing ten thousand
-# streams takes the better part of a second of a core, and shall not take all of it.
-REST_FACTOR = 3
+# After a round the processor is left to predictions for so many times as long as the round used it, the store's thread included: storing
+# ten thousand streams in SQLite takes a tenth of a second of a core, nearly all of it beside the event loop. So it is done some
+# three times a second, and takes a third of a core at the most.
+REST_FACTOR = 2
 # What the next round may take, as a multiple of the processor time of the last: beside predictions a round waits as long for the
 # processor as it uses it.
 NEXT_ROUND_FACTOR = 2

@@ -9,65 +9,119 @@ A record says everything about itself, so that it can be moved between stores an
     uint64    epoch
     uint64    step
     uint32    answers
-    ...       the five texts, then the payload
-    16 bytes  BLAKE2b of everything before
+    ...       the payload, then the five texts
+    16 bytes  XXH3-128 of everything before
 
 What stands before `format` and what it means stays as it is in every later format, so that a server can always say that a
-record is too new for it.
+record is too new for it. Up to format 2 the texts stood before the payload, and the last bytes were BLAKE2b.
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import accumulate, chain, repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_128_digest
 
 from serving.core.errors import CheckpointBroken
-from serving.core.spec import STEP_MAX, Checkpoint, Key, ModelId
+from serving.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
 from serving.store.store import Head, Record
 
 MAGIC = b"TGCK"
-FORMAT = 2
+FORMAT = 3
+# Up to here the texts stood before the payload, under another checksum.
+FORMAT_WITH_BLAKE2B = 2
 # The payload ends with a hash of 8 bytes for each answer. In the first format it did not: 0 says that one is not known.
 FORMAT_WITHOUT_HASHES = 1
 HASH_BYTES = 8
 
 _TAG = struct.Struct("<4sH")
 _HEADER = struct.Struct("<4sH5HQQQI")
-# 128 bits: no flip, tear or mix-up passes by chance. Faster checksums of 32 bits would pass one tear in four billion.
+# The same, for many records at once.
+_HEADERS = np.dtype(
+    [
+        ("magic", "S4"),
+        ("format", "<u2"),
+        *((text, "<u2") for text in ("tenant", "stream_id", "name", "version", "fingerprint")),
+        *((number, "<u8") for number in ("payload", "epoch", "step")),
+        ("answers", "<u4"),
+    ]
+)
+# 128 bits: no flip, tear or mix-up passes by chance. Checksums of 32 bits would pass one tear in four billion. XXH3 keeps nobody out
+# who can write to the store, nor did BLAKE2b without a key; it takes 0.05 us a KB where that took 1.3, all of it with the
+# interpreter in hand beside a busy event loop.
 _DIGEST_BYTES = 16
-# From 2,048 bytes on hashlib gives the GIL away around the hash. The thread that encodes a thousand records beside a busy
-# event loop would then queue for the GIL a thousand times; in pieces below that size it keeps it.
-_PIECE_BYTES = 2047
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """The record of a checkpoint."""
-    key, model, payload = checkpoint.key, checkpoint.model, checkpoint.payload
-    tenant, stream_id = key.tenant.encode(), key.stream_id.encode()
-    name, version, fingerprint = _texts(model)
-    content = b"".join(
-        (
-            _HEADER.pack(
-                MAGIC,
-                FORMAT,
-                len(tenant),
-                len(stream_id),
-                len(name),
-                len(version),
-                len(fingerprint),
-                len(payload),
-                checkpoint.epoch,
-                checkpoint.step,
-                checkpoint.answers,
-            ),
-            tenant,
-            stream_id,
-            name,
-            version,
-            fingerprint,
-            payload,
-        )
-    )
-    return content + _digest(content)
+    model, payload = checkpoint.model, checkpoint.payload
+    texts = (*(text.encode() for text in checkpoint.key), *_texts(model))
+    numbers = (len(payload), checkpoint.epoch, checkpoint.step, checkpoint.answers)
+    content = b"".join((_HEADER.pack(MAGIC, FORMAT, *map(len, texts), *numbers), payload, *texts))
+    return content + xxh3_128_digest(content)
+
+
+class Records(NamedTuple):
+    """Many records in one piece: record r is `content[begins[r] : begins[r] + sizes[r]]`."""
+
+    content: bytearray
+    begins: Sequence[int]
+    sizes: Sequence[int]
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Each record by itself."""
+        whole = memoryview(self.content)
+        return (bytes(whole[begin : begin + size]) for begin, size in zip(self.begins, self.sizes, strict=True))
+
+
+def encode_all(checkpoints: Sequence[Checkpoint]) -> Records:
+    """The record of each; a fifth of the work for those that are in columns."""
+    if not isinstance(checkpoints, Checkpoints):
+        records = [encode(checkpoint) for checkpoint in checkpoints]
+        sizes = [len(record) for record in records]
+        return Records(bytearray().join(records), _begins(sizes), sizes)
+    headers, payloads = _cut(_headers(checkpoints)), _cut(checkpoints.payloads)
+    texts = [f"{tenant}{stream_id}".encode() for tenant, stream_id in checkpoints.keys]
+    ending = b"".join(_texts(checkpoints.model)) + bytes(_DIGEST_BYTES)
+    content = bytearray().join(chain.from_iterable(zip(headers, payloads, texts, repeat(ending))))
+    fixed = _HEADER.size + checkpoints.payloads.shape[1] + len(ending)
+    sizes = [fixed + len(text) for text in texts]
+    begins = _begins(sizes)
+    whole = memoryview(content)
+    for begin, size in zip(begins, sizes, strict=True):
+        end = begin + size - _DIGEST_BYTES
+        whole[end : end + _DIGEST_BYTES] = xxh3_128_digest(whole[begin:end])
+    return Records(content, begins, sizes)
+
+
+def _cut(rows: npt.NDArray[Any]) -> list[memoryview]:
+    """Each row of a contiguous array, not copied."""
+    packed = memoryview(np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data)
+    width = len(packed) // len(rows)
+    return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+
+
+def _headers(checkpoints: Checkpoints) -> npt.NDArray[np.void]:
+    """What their records begin with."""
+    count, width = checkpoints.payloads.shape
+    header = np.empty(count, _HEADERS)
+    header["magic"], header["format"] = MAGIC, FORMAT
+    header["tenant"] = [len(key.tenant.encode()) for key in checkpoints.keys]
+    header["stream_id"] = [len(key.stream_id.encode()) for key in checkpoints.keys]
+    header["name"], header["version"], header["fingerprint"] = map(len, _texts(checkpoints.model))
+    header["payload"], header["answers"] = width, checkpoints.answers
+    header["epoch"], header["step"] = checkpoints.epochs, checkpoints.steps
+    return header
+
+
+def _begins(sizes: Sequence[int]) -> list[int]:
+    """Where pieces of these sizes begin that stand one after another."""
+    return [*accumulate(sizes, initial=0)][:-1]
 
 
 def decode(record: bytes, where: str) -> Checkpoint:
@@ -88,22 +142,27 @@ def decode(record: bytes, where: str) -> Checkpoint:
         raise CheckpointBroken(
             where, f"record: got {len(record)} bytes, expected {end + _DIGEST_BYTES} by the lengths it states"
         )
-    if _digest(record[:end]) != record[end:]:
+    if _digest(form, record[:end]) != record[end:]:
         raise CheckpointBroken(where, "record: checksum mismatch; it was damaged since it was written")
+    texts_first = form <= FORMAT_WITH_BLAKE2B
     texts = []
-    offset = _HEADER.size
+    offset = _HEADER.size if texts_first else _HEADER.size + payload_bytes
     for size in sizes:
-        texts.append(_text(record[offset : offset + size], where))
+        texts.append(record[offset : offset + size])
         offset += size
-    tenant, stream_id, name, version, fingerprint = texts
+    try:
+        key, model = Key(texts[0].decode(), texts[1].decode()), _model(*texts[2:])
+    except UnicodeDecodeError as error:
+        raise CheckpointBroken(where, f"record: {error.object[:32]!r} is not UTF-8") from None
     if max(step, epoch) > STEP_MAX:
         raise CheckpointBroken(
             where, f"its step {step} or epoch {epoch} is above {STEP_MAX}, which no stream can reach"
         )
-    payload = record[offset:end]
+    payload_begin = offset if texts_first else _HEADER.size
+    payload = record[payload_begin : payload_begin + payload_bytes]
     if form == FORMAT_WITHOUT_HASHES and answers <= len(payload):  # or it lies, and is no reason to take memory
         payload += bytes(HASH_BYTES * answers)
-    return Checkpoint(Key(tenant, stream_id), epoch, step, ModelId(name, version, fingerprint), answers, payload)
+    return Checkpoint(key, epoch, step, model, answers, payload)
 
 
 def read(head: Head, record: bytes | None, where: str) -> Record:
@@ -147,23 +206,17 @@ def _truncated(where: str, got: int, expected: int) -> CheckpointBroken:
     return CheckpointBroken(where, f"record: truncated: got {got} bytes, expected at least {expected}")
 
 
-def _text(encoded: bytes, where: str) -> str:
-    try:
-        return encoded.decode()
-    except UnicodeDecodeError:
-        raise CheckpointBroken(where, f"record: {encoded[:32]!r} is not UTF-8") from None
-
-
-def _digest(content: bytes) -> bytes:
-    if len(content) <= _PIECE_BYTES:
+def _digest(form: int, content: bytes) -> bytes:
+    if form <= FORMAT_WITH_BLAKE2B:
         return blake2b(content, digest_size=_DIGEST_BYTES).digest()
-    whole = memoryview(content)
-    digest = blake2b(digest_size=_DIGEST_BYTES)
-    for start in range(0, len(content), _PIECE_BYTES):
-        digest.update(whole[start : start + _PIECE_BYTES])
-    return digest.digest()
+    return xxh3_128_digest(content)
 
 
 @lru_cache(maxsize=64)  # models that are served at once
 def _texts(model: ModelId) -> tuple[bytes, bytes, bytes]:
     return model.name.encode(), model.version.encode(), model.fingerprint.encode()
+
+
+@lru_cache(maxsize=64)
+def _model(name: bytes, version: bytes, fingerprint: bytes) -> ModelId:
+    return ModelId(name.decode(), version.decode(), fingerprint.decode())

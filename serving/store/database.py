@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store.codec import encode
+from serving.store.codec import encode, encode_all
 from serving.store.file import File
-from serving.store.parameters import ROWS, chunks, flat, table
+from serving.store.parameters import ROWS, chunks, columns, flat, table
 from serving.store.schema import BEAT, HEAD, WANTED
 from serving.store.store import BEAT_SECONDS, DEAD_SECONDS, Head, Holder, Mark, Marking, Tombstone, Wanted
 
@@ -167,22 +167,23 @@ class Database:
         now = self._clock()
         kept: list[bool] = []
         for chunk in chunks(checkpoints):
+            keys, epochs, steps, sizes = columns(chunk)
+            records = encode_all(chunk)
+            firsts = [begin + 1 for begin in records.begins]  # SQL counts from 1
+            rows = zip(*zip(*keys, strict=True), epochs, steps, sizes, firsts, records.sizes, strict=True)
             changed = self._execute(
                 f"""UPDATE streams SET
-                    step = next.column4, state_bytes = next.column5, record = next.column6, updated_unix_nano = ?
-                FROM ({table(6, len(chunk))}) AS next
+                    step = next.column4, state_bytes = next.column5, record = substr(?, next.column6, next.column7),
+                    updated_unix_nano = ?
+                FROM ({table(7, len(chunk))}) AS next
                 WHERE tenant = next.column1 AND stream_id = next.column2 AND epoch = next.column3
                     AND writer = ? AND tombstone = 0""",
-                [
-                    now,
-                    *flat(((*c.key, c.epoch, c.step, len(c.payload), encode(c)) for c in chunk), 6, len(chunk)),
-                    self._writer,
-                ],
+                [records.content, now, *flat(rows, 7, len(chunk)), self._writer],
             ).rowcount
             if changed == len(chunk):
                 kept += [True] * len(chunk)
             else:
-                theirs = set(self._at_epoch([(c.key, c.epoch) for c in chunk], writer=self._writer))
+                theirs = set(self._at_epoch(list(zip(keys, epochs, strict=True)), writer=self._writer))
                 kept += [place in theirs for place in range(len(chunk))]
         return kept
 
@@ -297,7 +298,7 @@ class Database:
         return newest or 0
 
     def _at_epoch(self, seen: Sequence[tuple[Key, int]], writer: int | None = None) -> list[int]:
-        """Places of those whose epoch is the one that was seen; 0 is that of an unknown stream. At most ROWS.
+        """Places of those whose epoch is the one that was seen; 0 is that of an unknown stream. At most SAVED_ROWS.
 
         With a writer only of those that it may store.
         """

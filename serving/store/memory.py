@@ -2,15 +2,56 @@
 
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 
-from serving.core.spec import Checkpoint, Key, ModelId
+from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
 from serving.store.store import Head, Holder, Mark, Marking, Record, Tombstone, Wanted
 
 # Streams that one `scan` looks at, and that one `expire` turns: some ten milliseconds.
 SCAN_ROWS = 10_000
 EXPIRE_ROWS = 10_000
+# The epoch under which a tombstone may be stored: no stream has it.
+NO_EPOCH = -1
+
+# The last checkpoint without its key: epoch, step, model, answers, payload.
+_Saved = tuple[int, int, ModelId, int, bytes]
+
+
+class _Entry:
+    """What is held of a stream: its head as of the last claim or mark, and what the saves since then have changed.
+
+    A round saves thousands, so a save sets these few fields, and the head is brought up to date when somebody asks for it. `epoch`
+    is that under which it may be stored.
+    """
+
+    __slots__ = ("_head", "epoch", "saved", "updated_unix_nano")
+
+    def __init__(self, record: Record) -> None:
+        head, c = record.head, record.checkpoint
+        self._head = head
+        self.epoch = NO_EPOCH if head.tombstone else head.epoch
+        self.saved: _Saved | None = None if c is None else (c.epoch, c.step, c.model, c.answers, c.payload)
+        self.updated_unix_nano = head.updated_unix_nano
+
+    @property
+    def tombstone(self) -> Tombstone:
+        """What is left of the stream, if only that."""
+        return self._head.tombstone
+
+    @property
+    def head(self) -> Head:
+        """The head as it is now."""
+        if self.saved is None:
+            return self._head
+        _, step, _, _, payload = self.saved
+        return replace(self._head, step=step, updated_unix_nano=self.updated_unix_nano, state_bytes=len(payload))
+
+    @property
+    def record(self) -> Record:
+        """All that is held now."""
+        return Record(self.head, None if self.saved is None else Checkpoint(self._head.key, *self.saved))
 
 
 class MemoryStore:
@@ -20,7 +61,7 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
-        self._records: dict[Key, Record] = {}
+        self._records: dict[Key, _Entry] = {}
         self._order: dict[str, list[bytes]] = {}  # the ids of each tenant in the order of their bytes
         self._highest = 0  # of the epochs of streams that are gone
 
@@ -32,11 +73,11 @@ class MemoryStore:
 
     async def load(self, key: Key) -> Record | None:
         """What is held of a stream."""
-        return self._records.get(key)
+        return self._record(key)
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
         """Raises the epoch if it still is `seen_epoch`, else None."""
-        record = self._records.get(key)
+        record = self._record(key)
         if (record.head.epoch if record else 0) != seen_epoch:
             return None
         now = self._clock()
@@ -55,18 +96,26 @@ class MemoryStore:
 
     async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
         """Makes a stream with its first state, if it still is unknown or that tombstone."""
-        record = self._records.get(checkpoint.key)
+        record = self._record(checkpoint.key)
         if (record.head.epoch if record else 0) != seen_epoch or (record and not record.head.tombstone):
             return None
         now, epoch = self._clock(), self._next_epoch(seen_epoch)
         head = Head(checkpoint.key, epoch, checkpoint.step, checkpoint.model, now, now, len(checkpoint.payload))
         self._keep(Record(replace(head, mine=True), replace(checkpoint, epoch=epoch)))
-        return self._records[checkpoint.key]
+        return self._record(checkpoint.key)
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those whose epoch is still theirs."""
-        now = self._clock()
-        return [self._save(checkpoint, now) for checkpoint in checkpoints]
+        now, records = self._clock(), self._records
+        kept = []
+        for key, saved in _columns(checkpoints):
+            entry = records.get(key)
+            if entry is not None and entry.epoch == saved[0]:
+                entry.saved, entry.updated_unix_nano = saved, now
+                kept.append(True)
+            else:
+                kept.append(False)
+        return kept
 
     async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
         """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
@@ -80,7 +129,7 @@ class MemoryStore:
     async def mark(self, markings: Sequence[Marking]) -> None:
         """Notes who has streams in memory."""
         for key, epoch, mark, answered in markings:
-            record = self._records.get(key)
+            record = self._record(key)
             if record is None or record.head.epoch != epoch or record.head.tombstone:
                 continue
             head = replace(
@@ -89,20 +138,20 @@ class MemoryStore:
                 live=mark is Mark.LIVE,
                 answered=max(answered, record.head.answered),
             )
-            self._records[key] = replace(record, head=head)
+            self._keep(replace(record, head=head))
 
     async def ask(self, key: Key, epoch: int) -> int | None:
         """Counts; nobody else is there to be asked."""
-        record = self._records.get(key)
+        record = self._record(key)
         if record is None or record.head.epoch != epoch:
             return None
         head = replace(record.head, asked=record.head.asked + 1)
-        self._records[key] = replace(record, head=head)
+        self._keep(replace(record, head=head))
         return head.asked
 
     async def forget(self, key: Key, epoch: int) -> bool:
         """Leaves a tombstone of a stream unless its epoch is another."""
-        record = self._records.get(key)
+        record = self._record(key)
         if record is None or record.head.epoch != epoch or record.head.tombstone is Tombstone.DELETED:
             return False
         self._bury(record.head, Tombstone.DELETED, self._clock())
@@ -136,12 +185,11 @@ class MemoryStore:
             Tombstone.EXPIRED: purge_before_unix_nano,
             Tombstone.DELETED: purge_deleted_before_unix_nano,
         }
-        for record in list(self._records.values()):
-            head = record.head
-            if head.tombstone:
-                if head.updated_unix_nano < purge_before[head.tombstone]:
-                    self._drop(head)
-            elif head.updated_unix_nano < before_unix_nano and not head.live:
+        for entry in list(self._records.values()):
+            if entry.tombstone:
+                if entry.updated_unix_nano < purge_before[entry.tombstone]:
+                    self._drop(entry.head)
+            elif entry.updated_unix_nano < before_unix_nano and not (head := entry.head).live:
                 self._bury(head, Tombstone.EXPIRED, head.updated_unix_nano)
                 expired += 1
                 if expired == EXPIRE_ROWS:
@@ -150,7 +198,7 @@ class MemoryStore:
 
     async def count(self) -> int:
         """The streams that are known and not tombstones."""
-        return sum(not record.head.tombstone for record in self._records.values())
+        return sum(not entry.tombstone for entry in self._records.values())
 
     async def beat(self) -> str:
         """Nobody else listens, and it is never another."""
@@ -162,9 +210,7 @@ class MemoryStore:
 
     async def newest_unix_nano(self) -> int:
         """When a stream that is not a tombstone was last updated."""
-        return max(
-            (record.head.updated_unix_nano for record in self._records.values() if not record.head.tombstone), default=0
-        )
+        return max((entry.updated_unix_nano for entry in self._records.values() if not entry.tombstone), default=0)
 
     def cpu_seconds(self) -> float:
         """It has no thread."""
@@ -173,6 +219,10 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to close."""
 
+    def _record(self, key: Key) -> Record | None:
+        entry = self._records.get(key)
+        return None if entry is None else entry.record
+
     def _next_epoch(self, seen_epoch: int) -> int:
         return (seen_epoch or self._highest) + 1
 
@@ -180,7 +230,7 @@ class MemoryStore:
         key = record.head.key
         if key not in self._records:
             insort(self._order.setdefault(key.tenant, []), key.stream_id.encode())
-        self._records[key] = record
+        self._records[key] = _Entry(record)
 
     def _bury(self, head: Head, tombstone: Tombstone, now: int) -> None:
         """Leaves only the head of a stream, under the next epoch."""
@@ -195,7 +245,7 @@ class MemoryStore:
             mine=False,
             owner="",
         )
-        self._records[head.key] = Record(head, None)
+        self._keep(Record(head, None))
 
     def _drop(self, head: Head) -> None:
         """Forgets a tombstone, but not that its epoch was had."""
@@ -204,14 +254,6 @@ class MemoryStore:
         order = self._order[head.key.tenant]
         del order[bisect_left(order, head.key.stream_id.encode())]
 
-    def _save(self, checkpoint: Checkpoint, now: int) -> bool:
-        record = self._records.get(checkpoint.key)
-        if record is None or record.head.tombstone or record.head.epoch != checkpoint.epoch:
-            return False
-        head = replace(record.head, step=checkpoint.step, updated_unix_nano=now, state_bytes=len(checkpoint.payload))
-        self._records[checkpoint.key] = Record(head, checkpoint)
-        return True
-
 
 def _is(head: Head, wanted: Wanted) -> bool:
     if wanted is Wanted.ALL:
@@ -219,3 +261,14 @@ def _is(head: Head, wanted: Wanted) -> bool:
     if wanted is Wanted.EXPIRED:
         return head.tombstone is Tombstone.EXPIRED
     return not head.tombstone and (head.holder is Holder.SELF) == (wanted is Wanted.HELD)
+
+
+def _columns(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Key, _Saved]]:
+    """What is kept of each, by key."""
+    if not isinstance(checkpoints, Checkpoints):
+        return ((c.key, (c.epoch, c.step, c.model, c.answers, c.payload)) for c in checkpoints)
+    c = checkpoints
+    width, packed = c.payloads.shape[1], c.payloads.tobytes()
+    # Bytes of their own: a view would keep those of all others for as long as one of the streams rests.
+    payloads = [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+    return zip(c.keys, zip(c.epochs, c.steps.tolist(), repeat(c.model), repeat(c.answers), payloads), strict=True)

@@ -5,19 +5,27 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from serving.core.spec import Checkpoint
+from serving.core.spec import Checkpoint, Checkpoints, Key
 
 # Rows a statement: enough to make the calls few, few enough that binding them holds the GIL for under a millisecond.
 ROWS = 256
+# Checkpoints a statement. Their records go in as one value, so that a thousand cost no more to bind; and every call into SQLite has the
+# thread wait for the interpreter, beside a busy event loop for milliseconds.
+SAVED_ROWS = 1024
 # Bytes of state a statement, since it holds a copy of them: 256 large states would be gigabytes.
 CHUNK_BYTES = 4 << 20
 
 
 def chunks(checkpoints: Sequence[Checkpoint]) -> Iterator[Sequence[Checkpoint]]:
-    """Parts of up to ROWS checkpoints, of fewer when they are large."""
+    """Parts of up to SAVED_ROWS checkpoints, of fewer when they are large."""
+    if isinstance(checkpoints, Checkpoints):
+        rows = max(1, min(SAVED_ROWS, CHUNK_BYTES // max(1, checkpoints.payloads.shape[1])))
+        for begin in range(0, len(checkpoints), rows):
+            yield checkpoints[begin : begin + rows]
+        return
     start = size = 0
     for place, checkpoint in enumerate(checkpoints):
-        if place - start == ROWS or (size and size + len(checkpoint.payload) > CHUNK_BYTES):
+        if place - start == SAVED_ROWS or (size and size + len(checkpoint.payload) > CHUNK_BYTES):
             yield checkpoints[start:place]
             start, size = place, 0
         size += len(checkpoint.payload)
@@ -25,7 +33,7 @@ def chunks(checkpoints: Sequence[Checkpoint]) -> Iterator[Sequence[Checkpoint]]:
         yield checkpoints[start:]
 
 
-@cache  # nine sizes, six widths
+@cache  # eleven sizes, six widths
 def table(columns: int, rows: int) -> str:
     """A table of parameters with so many rows, padded."""
     row = f"({','.join('?' * columns)})"
@@ -40,3 +48,13 @@ def flat(rows: Iterator[tuple[Any, ...]], columns: int, count: int) -> list[Any]
 def _padded(rows: int) -> int:
     """The next power of two: few sizes make few statements, which then stay prepared."""
     return 1 << max(rows - 1, 0).bit_length()
+
+
+def columns(checkpoints: Sequence[Checkpoint]) -> tuple[Sequence[Key], Sequence[int], Sequence[int], Sequence[int]]:
+    """Keys, epochs, steps and bytes of state."""
+    if isinstance(checkpoints, Checkpoints):
+        count, width = checkpoints.payloads.shape
+        return checkpoints.keys, checkpoints.epochs, checkpoints.steps.tolist(), [width] * count
+    each = [(c.key, c.epoch, c.step, len(c.payload)) for c in checkpoints]
+    keys, epochs, steps, sizes = zip(*each, strict=True) if each else ((), (), (), ())
+    return keys, epochs, steps, sizes

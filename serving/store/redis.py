@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from operator import add
 from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -35,7 +36,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store.codec import encode, read
+from serving.store.codec import encode, encode_all, read
+from serving.store.parameters import columns
 from serving.store.scripts import ASK, BEGIN, CLAIM, EXPIRE, FIELDS, FORGET, MARK, PLANT, SAVE, SCAN
 from serving.store.store import (
     DEAD_SECONDS,
@@ -68,6 +70,7 @@ SCAN_ROWS = 1000
 DEAD_MS = round(DEAD_SECONDS * 1000)
 
 _PREFIX = "tidegate"
+_STREAM = f"{_PREFIX}:stream:"
 _AGES = f"{_PREFIX}:ages"
 _TOMBSTONES = f"{_PREFIX}:tombstones"
 _DELETED = f"{_PREFIX}:deleted"
@@ -164,11 +167,14 @@ class RedisStore:
         calls = []
         for start in range(0, len(checkpoints), ROWS):
             chunk = checkpoints[start : start + ROWS]
-            keys = [_AGES, *(_stream(c.key) for c in chunk)]
-            arguments: list[Any] = [self._writer, now, now // 1000]
-            for c in chunk:
-                arguments += (c.epoch, c.step, len(c.payload), encode(c), _member(c.key))
-            calls.append((keys, arguments))
+            keys, epochs, steps, sizes = columns(chunk)
+            records = encode_all(chunk)
+            members, lasts = map(_member, keys), map(add, records.begins, records.sizes)
+            firsts = (begin + 1 for begin in records.begins)  # Lua counts from 1
+            rows = zip(members, map(str, epochs), map(str, steps), sizes, firsts, lasts, strict=True)
+            begin = (self._writer, now, now // 1000, _STREAM)
+            calls.append(((_AGES,), (*begin, json.dumps([*rows]), memoryview(records.content))))
+            await asyncio.sleep(0)  # the streams of a script take half a millisecond
         answers = await self._scripts(SAVE, calls)
         return [kept == ord("1") for answer in answers for kept in answer]
 
@@ -219,7 +225,7 @@ class RedisStore:
             purge_deleted_before_unix_nano // 1000,
             EXPIRE_ROWS,
             _ids(""),
-            f"{_PREFIX}:stream:",
+            _STREAM,
             _writer_key(""),
             self._writer,
             self._clock() // 1000,
@@ -413,7 +419,7 @@ def _member(key: Key) -> str:
 
 def _stream(key: Key) -> str:
     """The hash of a stream."""
-    return f"{_PREFIX}:stream:{_member(key)}"
+    return _STREAM + _member(key)
 
 
 def _ids(tenant: str) -> str:

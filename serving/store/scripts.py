@@ -86,19 +86,22 @@ redis.call('ZADD', deleted, score, member)
 redis.call('ZREM', ids, id)
 return 1
 """
-# KEYS: ages, streams. ARGV: writer, now, score, then of each stream: epoch, step, bytes, record, member. One text of 0 and 1
-# comes back: a list of numbers costs the client a microsecond or more each.
+# KEYS: ages. ARGV: writer, now, score, what keys of streams begin with, the streams as one JSON text, each a list of member, epoch, step
+# (both as texts: numbers would be doubles), bytes of state, and where its record begins and ends in the last, which has all records.
+# An argument a value would cost the client a microsecond each. One text of 0 and 1 comes back: so would a list of numbers.
 SAVE = """
 local kept = {}
-for i = 2, #KEYS do
-  local at = 5 * i - 6
-  local epoch, writer, tombstone = unpack(redis.call('HMGET', KEYS[i], 'epoch', 'writer', 'expired'))
-  if epoch == ARGV[at] and writer == ARGV[1] and tombstone == '0' then
-    redis.call('HSET', KEYS[i], 'step', ARGV[at + 1], 'updated', ARGV[2], 'bytes', ARGV[at + 2], 'record', ARGV[at + 3])
-    redis.call('ZADD', KEYS[1], ARGV[3], ARGV[at + 4])
-    kept[i - 1] = '1'
+local me, now, score, prefix = unpack(ARGV)
+for i, saved in ipairs(cjson.decode(ARGV[5])) do
+  local member, seen, step, bytes, first, last = unpack(saved)
+  local stream = prefix .. member
+  local epoch, writer, tombstone = unpack(redis.call('HMGET', stream, 'epoch', 'writer', 'expired'))
+  if epoch == seen and writer == me and tombstone == '0' then
+    redis.call('HSET', stream, 'step', step, 'updated', now, 'bytes', bytes, 'record', string.sub(ARGV[6], first, last))
+    redis.call('ZADD', KEYS[1], score, member)
+    kept[i] = '1'
   else
-    kept[i - 1] = '0'
+    kept[i] = '0'
   end
 end
 return table.concat(kept)

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 from serving.core.errors import StoreUnavailable
-from serving.core.spec import Checkpoint, Key, ModelId
+from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
 from serving.store.codec import read
 from serving.store.database import Claim, Database, Row
 from serving.store.store import Head, Marking, Record, Wanted, new_writer
@@ -107,9 +107,12 @@ class SqliteStore:
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Keeps those whose epoch is still theirs; they are on disk when this returns."""
-        keys = {checkpoint.key for checkpoint in checkpoints}
+        if isinstance(checkpoints, Checkpoints):
+            keys = frozenset(checkpoints.keys)
+        else:
+            keys = frozenset(checkpoint.key for checkpoint in checkpoints)
         assert len(keys) == len(checkpoints), "a stream twice in one save: SQLite would keep either"
-        kept: list[bool] = await self._submit("save", checkpoints, *keys)
+        kept: list[bool] = await self._submit_for("save", checkpoints, keys)
         return kept
 
     async def forget(self, key: Key, epoch: int) -> bool:
@@ -168,9 +171,12 @@ class SqliteStore:
         )
 
     async def _submit(self, name: str, argument: Any, *keys: Key) -> Any:
+        return await self._submit_for(name, argument, frozenset(keys))
+
+    async def _submit_for(self, name: str, argument: Any, keys: frozenset[Key]) -> Any:
         if self._worker is None:
             raise StoreUnavailable(f"sqlite://{self._path.absolute()}", "is not open")
-        return await self._worker.submit(name, argument, frozenset(keys))
+        return await self._worker.submit(name, argument, keys)
 
 
 class _Worker:
@@ -298,8 +304,7 @@ class _Worker:
                 case "claim":
                     results = database.claim(arguments)
                 case "save":
-                    kept = iter(database.save([checkpoint for save in arguments for checkpoint in save]))
-                    results = [[next(kept) for _ in save] for save in arguments]
+                    results = [database.save(checkpoints) for checkpoints in arguments]
                 case name:
                     results = [getattr(database, name)(*argument) for argument in arguments]
             yield from zip((operation.done for operation in run), results, strict=True)

@@ -1,7 +1,7 @@
 """The checkpointer, with a store that waits on request and a clock that is set by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
-from serving.core.spec import Checkpoint
+from serving.core.spec import Checkpoint, Checkpoints
 from serving.core.streams import Lease, Stream, Streams
+from serving.runtime import checkpointer
 from serving.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
 from serving.runtime.metrics import Metrics
 from serving.runtime.pace import Pace
@@ -24,6 +25,8 @@ from tests.turns import watched_turns
 MANY = 16_384
 # Of all that a piece of work takes, what one turn of the loop may: work that is not cut takes all of it in one.
 TURN_PART = 0.25
+# A thousand streams take one, beside some that count what is asked of the store; ten thousand at once would take ten.
+TURN_SECONDS = 0.006
 
 
 class PausedStore(MemoryStore):
@@ -38,7 +41,8 @@ class PausedStore(MemoryStore):
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Waits, then keeps what may be kept."""
-        self.saves.append([checkpoint.key.stream_id for checkpoint in checkpoints])
+        keys = checkpoints.keys if isinstance(checkpoints, Checkpoints) else [each.key for each in checkpoints]
+        self.saves.append([each.stream_id for each in keys])
         if self._paused:
             await self._permits.acquire()
         if self.broken:
@@ -305,6 +309,104 @@ async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(work
         assert shop.served.batcher.refusing is not None
 
 
+# What happens between the copy and the note that it is stored.
+
+
+async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_new_epoch(workshop: Open) -> None:
+    """The old epoch is refused, which harms nobody: the new call has the stream, and the next round stores it."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    shop.store.pause()
+    async with running(shop):
+        await shop.store.asked(1)
+        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
+        new = shop.streams.take_over(lease.stream, 2)
+        shop.store.go_on()
+        await shop.checkpointer.flush()
+        assert (new.ended, new.durable_step, lease.durable_step) == (None, 1, 0)
+    record = await shop.store.load(lease.stream.key)
+    assert record is not None
+    assert record.checkpoint is not None
+    assert (record.checkpoint.epoch, record.checkpoint.step) == (2, 1)
+
+
+async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alone(workshop: Open) -> None:
+    """Those that share the commit with it are stored."""
+    shop = workshop()
+    one, two, three = await shop.begin(3)
+    shop.step(one, two, three)
+    shop.store.pause()
+    async with running(shop):
+        await shop.store.asked(1)
+        assert await shop.store.claim(two.stream.key, 1, shop.served.spec.id, "")
+        shop.store.go_on()
+        await shop.checkpointer.flush()
+        assert isinstance(two.ended, TakenOver)
+        assert [one.durable_step, two.durable_step, three.durable_step] == [1, 0, 1]
+
+
+def once_written(shop: Workshop, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[None]]) -> None:
+    """Has something happen after a save has written, before the checkpointer hears of that."""
+    save = shop.store.save
+
+    async def saved(checkpoints: Sequence[Checkpoint]) -> list[bool]:
+        kept = await save(checkpoints)
+        await act()
+        return kept
+
+    monkeypatch.setattr(shop.store, "save", saved)
+
+
+async def test_what_is_taken_over_here_after_it_is_written_is_stored(
+    workshop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim went on from what was written: the new call knows it to be stored, the old one no longer asks."""
+    shop = workshop()
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    taken: list[Lease] = []
+
+    async def take_over() -> None:
+        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
+        taken.append(shop.streams.take_over(lease.stream, 2))
+
+    once_written(shop, monkeypatch, take_over)
+    assert await shop.checkpointer._round()
+    assert (taken[0].durable_step, lease.durable_step) == (1, 0)
+
+
+async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that was dropped meanwhile tells nothing of the one that has its slot now."""
+    shop = workshop(capacity=1)
+    (lease,) = await shop.begin(1)
+    shop.step(lease)
+    begun: list[Lease] = []
+
+    async def replace_it() -> None:
+        shop.streams.drop(lease.stream, TakenOver("s0", 2))
+        begun.append(shop.streams.begin(key("new"), shop.slots, shop.slots.acquire(key("new")), 1))
+        shop.slots.step[begun[0].stream.slot] = 5
+
+    once_written(shop, monkeypatch, replace_it)
+    await shop.checkpointer._commit(shop.served, np.array([lease.stream.slot]))
+    assert begun[0].durable_step == 0
+    assert shop.slots.saved[begun[0].stream.slot] == 0
+
+
+async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
+    """After each commit, with the step already in place; those who do not listen see it all the same."""
+    shop = workshop()
+    one, two = await shop.begin(2)
+    told: list[int] = []
+    one.on_durable = lambda: told.append(one.durable_step)
+    for _ in range(2):
+        shop.step(one, two)
+        assert await shop.checkpointer._round()
+    assert told == [1, 2]
+    assert two.durable_step == 2
+
+
 # What is unsaved.
 
 
@@ -367,6 +469,29 @@ async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
         assert await shop.checkpointer._round()
     assert shop.checkpointer.unsaved_seconds() == 0
     assert turns.longest < TURN_PART * turns.total
+
+
+async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_a_time(workshop: Open) -> None:
+    """A thousand streams are copied at once and no more; with a store that never waits they are written at once too."""
+    shop = workshop(capacity=MANY)
+    shop.step(*await shop.begin(MANY))
+    async with watched_turns() as turns:
+        assert await shop.checkpointer._round()
+    assert turns.longest < TURN_SECONDS
+
+
+async def test_large_states_are_stored_in_smaller_parts(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied at once is bounded in bytes, however few streams that leaves."""
+    shop = workshop(capacity=64)
+    leases = await shop.begin(64)
+    shop.step(*leases)
+    monkeypatch.setattr(checkpointer, "BYTES_A_COMMIT_MAX", 10 * shop.slots.row_bytes(shop.slots.answers))
+    assert await shop.checkpointer._round()
+    assert [len(save) for save in shop.store.saves] == [*[10] * 6, 4]
+    monkeypatch.setattr(checkpointer, "BYTES_A_COMMIT_MAX", 1)
+    shop.step(leases[0])
+    assert await shop.checkpointer._round()
+    assert [len(save) for save in shop.store.saves[7:]] == [1]
 
 
 async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:

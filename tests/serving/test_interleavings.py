@@ -101,15 +101,13 @@ class World:
         """Stores some streams in one commit, changed or not."""
         accounts = [self.accounts[name] for name in names if self.accounts[name].live]
         streams = [account.stream for account in accounts if account.stream is not None]
-        for account, checkpoint in zip(accounts, checkpoint_rows(streams), strict=True):
+        for account, checkpoint in zip(accounts, checkpoint_rows(streams) if streams else (), strict=True):
             account.checkpoint, account.stored = checkpoint, len(account.sums)
             account.forgotten_there = account.forgotten
             assert account.stream is not None
             assert checkpoint.key == account.stream.key
             assert (checkpoint.epoch, checkpoint.step) == (account.epoch, account.stored)
             self.slots.saved[account.stream.slot] = checkpoint.step
-            if account.lease is not None:
-                account.lease.stored(checkpoint.step)
 
     def park(self, name: int) -> None:
         """Stores a stream and takes it out of its slot."""

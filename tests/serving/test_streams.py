@@ -251,8 +251,6 @@ def store(lease: Lease) -> Checkpoint:
     stream = lease.stream
     (checkpoint,) = checkpoint_rows([stream])
     stream.slots.saved[stream.slot] = checkpoint.step
-    if stream.lease is not None:
-        stream.lease.stored(checkpoint.step)
     return checkpoint
 
 
@@ -344,12 +342,7 @@ def test_streams_at_different_steps_are_copied_each_with_its_own() -> None:
         (key("a"), 3),
         (key("b"), 0),
     ]
-    assert together == [checkpoint_rows([stream])[0] for stream in some]
-
-
-def test_no_streams_are_no_checkpoints() -> None:
-    """What was unsaved may have been stored or dropped before it was its turn."""
-    assert checkpoint_rows([]) == []
+    assert list(together) == [checkpoint_rows([stream])[0] for stream in some]
 
 
 def test_a_checkpoint_does_not_stop_the_stream() -> None:
@@ -634,17 +627,62 @@ def test_a_call_lets_go_of_nothing_but_its_own_hold() -> None:
     assert new.stream.lease is new
 
 
-def test_a_call_is_told_what_is_stored() -> None:
-    """Each time, with the step already in place; one that does not listen has it all the same."""
+def test_a_call_sees_what_is_stored_of_its_stream() -> None:
+    """What its row says is what the call knows, without anybody telling it."""
     engine, streams = make_engine(running_sum()), Streams()
     lease = begin(streams, engine)
-    lease.stored(3)
+    engine.slots.saved[lease.stream.slot] = 3
     assert lease.durable_step == 3
-    told: list[int] = []
-    lease.on_durable = lambda: told.append(lease.durable_step)
-    lease.stored(5)
-    lease.stored(8)
-    assert told == [5, 8]
+
+
+@pytest.mark.parametrize("how", ["take over", "drop", "park", "let go"])
+def test_what_a_call_knew_to_be_stored_stays(how: str) -> None:
+    """A hold whose row is another's, or nobody's, still tells how much of it is stored."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    stream, slots = lease.stream, engine.slots
+    slots.step[stream.slot] = slots.saved[stream.slot] = 3
+    row = stream.slot
+    match how:
+        case "take over":
+            streams.take_over(stream, 2)
+        case "drop":
+            streams.drop(stream, StreamNotFound("a"))
+        case "park":
+            streams.park(stream)
+        case "let go":
+            streams.let_go(lease)
+    slots.saved[row] = 5
+    assert lease.durable_step == 3
+
+
+def test_what_a_call_knew_to_be_stored_never_falls() -> None:
+    """A store that was restarted gets the last timestep again: the rows then tell less than clients were told."""
+    engine, streams = make_engine(running_sum()), Streams()
+    lease = begin(streams, engine)
+    engine.slots.step[lease.stream.slot] = engine.slots.saved[lease.stream.slot] = 3
+    streams.note_durable()
+    engine.slots.store_again()
+    assert engine.slots.saved[lease.stream.slot] == 2
+    assert lease.durable_step == 3
+
+
+def test_live_streams_are_found_by_their_rows() -> None:
+    """As long as they have them: through parking, waking, take-over and dropping."""
+    engine, streams = make_engine(running_sum()), Streams()
+    rows = streams.rows(engine.slots)
+    one, two = begin(streams, engine, "a"), begin(streams, engine, "b")
+    assert [rows[one.stream.slot], rows[two.stream.slot]] == [one.stream, two.stream]
+    streams.take_over(one.stream, 2)
+    assert rows[one.stream.slot] is one.stream
+    left = two.stream.slot
+    streams.park(two.stream)
+    assert rows[left] is None
+    streams.wake(two.stream, None, engine.slots.acquire(key("b")))
+    assert rows[two.stream.slot] is two.stream
+    left = one.stream.slot
+    streams.drop(one.stream, StreamNotFound("a"))
+    assert rows[left] is None
 
 
 @pytest.mark.parametrize("parked", [False, True])

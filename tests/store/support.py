@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.core.spec import Checkpoint, Key, ModelId
+import numpy as np
+
+from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
 from serving.store import Head, Mark, Marking, MemoryStore, SqliteStore, Store, Wanted, store_at
 
 MODEL = ModelId("demo", "1", "f" * 64)
@@ -30,6 +32,19 @@ def key(stream_id: str, tenant: str = "default") -> Key:
 def checkpoint(stream_id: str, epoch: int = 1, step: int = 1, payload: bytes = b"state") -> Checkpoint:
     """A checkpoint of a stream of the default tenant."""
     return Checkpoint(key(stream_id), epoch, step, MODEL, 4, payload)
+
+
+def in_columns(checkpoints: Sequence[Checkpoint]) -> Checkpoints:
+    """The same checkpoints, at least one, of one model and as many bytes each, as the checkpointer hands them over."""
+    first = checkpoints[0]
+    return Checkpoints(
+        [each.key for each in checkpoints],
+        [each.epoch for each in checkpoints],
+        np.array([each.step for each in checkpoints], np.int64),
+        first.model,
+        first.answers,
+        np.array([list(each.payload) for each in checkpoints], np.uint8),
+    )
 
 
 async def claim(store: Store, of: Key, seen_epoch: int, model: ModelId = MODEL, owner: str = "") -> int | None:

@@ -2,14 +2,16 @@ import struct
 from dataclasses import replace
 from hashlib import blake2b
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_128_digest
 
 from serving.core.errors import CheckpointBroken
-from serving.core.spec import STEP_MAX, Checkpoint, Key, ModelId
+from serving.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
 from serving.store import Head, Record, decode, encode
-from serving.store.codec import read
+from serving.store.codec import encode_all, read
 from tests.store.support import MODEL, checkpoint
 
 texts = st.text(max_size=40)
@@ -24,15 +26,58 @@ checkpoints = st.builds(
 )
 
 
+# What servers wrote of this checkpoint in older formats, byte by byte.
+OLD = Checkpoint(Key("default", "sensor"), 3, 41, ModelId("démo", "2", "f" * 8), 2, b"state" + bytes(range(16)))
+OF_FORMAT_2 = bytes.fromhex(
+    "5447434b0200070006000500010008001500000000000000030000000000000029000000000000000200000064656661756c7473656e736f72"
+    "64c3a96d6f3266666666666666667374617465000102030405060708090a0b0c0d0e0f32ba23800613cf4a984f1331095d793a"
+)
+OF_FORMAT_1 = bytes.fromhex(
+    "5447434b0100070006000500010008000500000000000000030000000000000029000000000000000200000064656661756c7473656e736f72"
+    "64c3a96d6f3266666666666666667374617465cca25fa00f839b80135dd895e4779a40"
+)
+
+
 def sealed(content: bytes) -> bytes:
     """Content with the checksum that makes it whole."""
-    return content + blake2b(content, digest_size=16).digest()
+    return content + xxh3_128_digest(content)
 
 
 @given(checkpoints)
 def test_a_checkpoint_comes_back_as_it_was(original: Checkpoint) -> None:
     """Decode gives what encode was given."""
     assert decode(encode(original), "here") == original
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> Checkpoints:
+    """Some checkpoints of one model, of as many bytes each."""
+    keys = draw(st.lists(st.builds(Key, texts, texts), min_size=1, max_size=8, unique=True))
+    numbers = st.lists(st.integers(0, STEP_MAX), min_size=len(keys), max_size=len(keys))
+    width = draw(st.integers(1, 40))
+    payloads = np.frombuffer(draw(st.binary(min_size=width * len(keys), max_size=width * len(keys))), np.uint8)
+    model, answers = draw(st.builds(ModelId, texts, texts, texts)), draw(st.integers(0, 2**31 - 1))
+    steps = np.array(draw(numbers), np.int64)
+    return Checkpoints(keys, draw(numbers), steps, model, answers, payloads.reshape(-1, width))
+
+
+@given(columns())
+def test_many_at_once_are_the_records_of_each(together: Checkpoints) -> None:
+    """Bit by bit what each by itself would be, whatever the lengths of their names."""
+    assert list(encode_all(together)) == [encode(each) for each in together]
+
+
+@given(st.lists(checkpoints, max_size=5))
+def test_many_that_are_not_in_columns_are_the_records_of_each(together: list[Checkpoint]) -> None:
+    """Of different models and sizes, or none."""
+    assert list(encode_all(together)) == [encode(each) for each in together]
+
+
+@given(columns(), st.data())
+def test_a_part_of_columns_is_the_checkpoints_of_that_part(together: Checkpoints, data: st.DataObject) -> None:
+    """As a list would be cut."""
+    first, last = data.draw(st.integers(0, len(together))), data.draw(st.integers(0, len(together)))
+    assert list(together[first:last]) == list(together)[first:last]
 
 
 @given(st.data())
@@ -44,10 +89,13 @@ def test_every_truncation_is_refused(data: st.DataObject) -> None:
         decode(record[:kept], "here")
 
 
-@pytest.mark.parametrize("payload", [b"state", bytes(3000)], ids=["in one piece", "in pieces"])
-def test_every_flipped_bit_is_refused(payload: bytes) -> None:
-    """A record of which any one bit was flipped is refused."""
-    record = encode(checkpoint("sensor", payload=payload))
+@pytest.mark.parametrize(
+    "record",
+    [encode(checkpoint("sensor")), encode(checkpoint("sensor", payload=bytes(3000))), OF_FORMAT_2, OF_FORMAT_1],
+    ids=["short", "long", "of format 2", "of format 1"],
+)
+def test_every_flipped_bit_is_refused(record: bytes) -> None:
+    """A record of which any one bit was flipped is refused, also when that makes its format an older one."""
     for bit in range(8 * len(record)):
         broken = bytearray(record)
         broken[bit // 8] ^= 1 << bit % 8
@@ -72,37 +120,31 @@ def test_damage_is_named() -> None:
 
 def test_a_newer_format_is_refused_by_name() -> None:
     """A record of a newer format is refused with both numbers, even if all else about it has changed."""
-    with pytest.raises(CheckpointBroken, match=r"format 7 is newer than 2, .*; update the server"):
+    with pytest.raises(CheckpointBroken, match=r"format 7 is newer than 3, .*; update the server"):
         decode(b"TGCK" + struct.pack("<H", 7), "here")
 
 
 def test_a_format_that_never_was_is_refused() -> None:
     """A record of format 0 is refused with both numbers."""
-    with pytest.raises(CheckpointBroken, match="got format 0, expected 1 to 2"):
+    with pytest.raises(CheckpointBroken, match="got format 0, expected 1 to 3"):
         decode(b"TGCK" + struct.pack("<H", 0), "here")
 
 
-def of_the_first_format(record: bytes, answers: int) -> bytes:
-    """A record as it was written before there were hashes: the same without them."""
-    content = bytearray(record[: -16 - 8 * answers])
-    struct.pack_into("<H", content, 4, 1)
-    (size,) = struct.unpack_from("<Q", content, 16)
-    struct.pack_into("<Q", content, 16, size - 8 * answers)
-    return sealed(bytes(content))
+def test_a_record_of_the_second_format_is_read() -> None:
+    """Its texts stand before the payload, under another checksum."""
+    assert decode(OF_FORMAT_2, "here") == OLD
 
 
 def test_a_record_of_before_there_were_hashes_is_read() -> None:
     """Of its timesteps the values are not known: its hashes are 0."""
-    original = replace(checkpoint("sensor", payload=b"state" + bytes(8 * 3)), answers=3)
-    assert decode(of_the_first_format(encode(original), 3), "here") == original
+    assert decode(OF_FORMAT_1, "here") == replace(OLD, payload=b"state" + bytes(16))
 
 
 def test_an_old_record_takes_no_memory_by_what_it_claims() -> None:
     """It may have been written by anybody, and says that it has room for billions of answers."""
-    original = replace(checkpoint("sensor", payload=b"state"), answers=2**31)
-    record = bytearray(encode(original)[:-16])
-    struct.pack_into("<H", record, 4, 1)
-    assert decode(sealed(bytes(record)), "here").payload == b"state"
+    content = bytearray(OF_FORMAT_1[:-16])
+    struct.pack_into("<I", content, 40, 2**31)
+    assert decode(bytes(content) + blake2b(content, digest_size=16).digest(), "here").payload == b"state"
 
 
 def test_bytes_after_the_end_are_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from serving.core.spec import Key
 from serving.store import Head, Holder, Mark, Marking, Record, Store, Tombstone
-from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, begin, checkpoint, claim, key, scan
+from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, begin, checkpoint, claim, in_columns, key, scan
 
 
 @pytest.fixture
@@ -107,6 +107,27 @@ async def test_a_fenced_checkpoint_does_not_hold_up_the_others(store: Store) -> 
     assert kept == [place % 7 not in {0, 3} for place in range(600)]
     heads = [await store.load(key(str(place))) for place in range(600)]
     assert [head is not None and head.head.step == 9 for head in heads] == kept
+
+
+async def test_columns_are_kept_as_each_of_them_would_be(store: Store, clock: Clock) -> None:
+    """What is saved in columns comes back stream by stream; what is fenced or unknown among them is refused alone."""
+    names = [f"{'é' * (place % 5)}{place}" for place in range(1100)]  # more than fit into a statement or a script
+    await asyncio.gather(*(claim(store, key(name), 0, MODEL) for place, name in enumerate(names) if place % 300))
+    await asyncio.gather(*(claim(store, key(name), 1, MODEL) for place, name in enumerate(names) if place % 300 == 7))
+    clock.now += MS
+    sent = [
+        checkpoint(name, step=2**53 + 1 + place, payload=place.to_bytes(8, "little"))
+        for place, name in enumerate(names)
+    ]
+    kept = await store.save(in_columns(sent))
+    assert kept == [place % 300 not in {0, 7} for place in range(len(names))]
+    records = await asyncio.gather(*(store.load(each.key) for each in sent))
+    assert [
+        record is not None and record.checkpoint == each for record, each in zip(records, sent, strict=True)
+    ] == kept
+    mine = records[1]
+    assert mine is not None
+    assert (mine.head.step, mine.head.updated_unix_nano, mine.head.state_bytes) == (2**53 + 2, clock.now, 8)
 
 
 async def test_saving_nothing_gives_nothing(store: Store) -> None:

@@ -25,7 +25,7 @@ from serving.client import (
 from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
 from serving.core.streams import Ask, checkpoint_rows
-from serving.store import decode, encode
+from serving.store import MemoryStore, decode, encode
 from tests.fleet import Fleet, Site, rows_of
 from tests.support import (
     PATIENCE,
@@ -409,7 +409,8 @@ async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_p
 async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_root: Path) -> None:
     """The process remembers what it has stored of streams that it has no longer: a new open is told, once, and counted."""
     async with run_server(sum_root, checkpoint_every="10ms") as server, raw_channel(server) as channel:
-        records = server.keeper._store._records
+        store = server.keeper._store
+        assert isinstance(store, MemoryStore)
         for number in range(1, 21):
             call = RawCall(channel)
             await call.open("a")
@@ -417,9 +418,12 @@ async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_
             await call.call.done_writing()
             await call.ending()
             if number == 10:
-                older = records[key("a")]
+                older = await store.load(key("a"))
         await eventually(lambda: live(server) == 0, "parking")
-        records[key("a")] = replace(older, head=replace(older.head, epoch=records[key("a")].head.epoch))
+        newest = await store.load(key("a"))
+        assert older is not None
+        assert newest is not None
+        store._keep(replace(older, head=replace(older.head, epoch=newest.head.epoch)))
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         ending = await call.ending()
