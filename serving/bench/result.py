@@ -18,7 +18,6 @@ from serving.bench.plan import Plan
 from serving.bench.scrape import ServerSide
 from serving.bench.tally import Second, Tally
 from serving.bench.words import Ready, Report
-from serving.client import Model
 
 # Raised when a field changes its meaning or goes; fields may be added without.
 FORMAT = 1
@@ -68,6 +67,8 @@ class Timesteps(_Part):
     """Let go after a refusal, by reason."""
     again: Count
     """Sent more than once, after a refusal; warm-up included."""
+    again_by: dict[str, Count] = {}
+    """The same by reason."""
     unsent: Count
     """Due, and never sent, since as many were under way and waiting as may be."""
     unanswered: Count
@@ -150,6 +151,8 @@ class Result(_Part):
     """What became due. In a closed loop that follows from the answers."""
     achieved_per_s: float
     latency: Latency
+    service: Latency | None = None
+    """From when a timestep was sent last, not from when it was due: without the waits after refusals."""
     series: list[SecondSeen]
     histogram: list[Bucket]
     clients: Clients
@@ -202,7 +205,7 @@ class Seen:
     server_failed: str
 
 
-def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefix: str) -> Result:
+def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Served, prefix: str) -> Result:
     """The result of a run."""
     tally = Tally()
     for report in seen.reports:
@@ -214,9 +217,7 @@ def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefi
         begun=seen.begun,
         settings=plan,
         machine=machine,
-        model=Served(
-            name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features)
-        ),
+        model=model,
         seconds=seen.seconds,
         interrupted=seen.interrupted,
         streams=Streams(
@@ -230,13 +231,15 @@ def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefi
         timesteps=Timesteps(
             answered=len(tally.latency),
             refused=dict(tally.refused),
-            again=tally.again,
+            again=tally.again.total(),
+            again_by=dict(tally.again),
             unsent=tally.unsent,
             unanswered=tally.latency.unanswered - tally.unsent,
         ),
         offered_per_s=sum(second.offered for second in series.values()) / seen.seconds,
         achieved_per_s=answered / seen.seconds,
         latency=Latency.of(tally.latency),
+        service=Latency.of(tally.service),
         series=[_second(number, second) for number, second in series.items()],
         histogram=[Bucket(at_most=bound, count=count) for bound, count in tally.latency.buckets()],
         clients=Clients(

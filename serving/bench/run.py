@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -12,11 +12,11 @@ from serving.bench.board import Progress
 from serving.bench.crew import Crew
 from serving.bench.machine import this_machine
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Seen, make_result
-from serving.bench.scrape import Reading, ScrapeFailed, ServerSide, scrape
+from serving.bench.result import Result, Seen, Served, make_result
+from serving.bench.scrape import Reading, ScrapeFailed, ServerSide
+from serving.bench.speech import Speech
 from serving.bench.tally import Second
 from serving.bench.words import Go, Report, Seconds, Task
-from serving.client import Model
 from serving.core.spec import Floats
 
 # Times are sums of floats.
@@ -32,7 +32,7 @@ class Interrupted(Exception):
 
 
 class Meter:
-    """Reads a server's metrics when the measured time begins and when it ends.
+    """Reads what a server says of itself when the measured time begins and when it ends.
 
     Attributes:
         side: what the server did between; None while it is not known.
@@ -40,14 +40,13 @@ class Meter:
 
     """
 
-    def __init__(self, url: str, model: Model) -> None:
-        self._url = url
-        self._model = model
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
         self._first: Reading | None = None
         self._last: Reading | None = None
         self.side: ServerSide | None = None
         self.failed = ""
-        self._read()  # a wrong address is told before the load, not after
+        read()  # a wrong address is told before the load, not after
 
     def look(self, go: Go, *, stopped: bool) -> float:
         """Reads if it is time; gives the seconds until it is."""
@@ -66,9 +65,6 @@ class Meter:
             self.failed = str(error)
         return math.inf
 
-    def _read(self) -> Reading:
-        return scrape(self._url, self._model.name, self._model.version)
-
 
 class Run:
     """One bench.
@@ -78,35 +74,34 @@ class Run:
         model: that will run.
         values: (rows, features), what the streams send.
         prefix: of the streams' ids.
-        metrics: the URL of the server's metrics, None when nobody asks.
+        read: reads what the server says of itself; None when nobody asks.
         console: for the seconds as they pass.
-        stopped: whether the user has had enough.
+        speech: how lanes speak, if not as the plan says; see `Task`.
 
     """
 
     def __init__(
         self,
         plan: Plan,
-        model: Model,
+        model: Served,
         values: Floats,
         prefix: str,
-        metrics: str | None,
+        read: Callable[[], Reading] | None,
         console: Console,
-        stopped: Callable[[], bool],
+        speech: Callable[[list[str], Sequence[bytes], int], Speech] | None = None,
     ) -> None:
         self._plan = plan
         self._model = model
         self._prefix = prefix
-        self._metrics = metrics
+        self._read = read
         self._console = console
-        self._stopped = stopped
-        self._tasks = [Task(plan, number, lanes, prefix, values) for number, lanes in enumerate(plan.shares)]
+        self._tasks = [Task(plan, number, lanes, prefix, values, speech) for number, lanes in enumerate(plan.shares)]
         self._seconds: dict[int, Second] = {}
         self._reports: list[Report] = []
         self._told = Counter[int]()  # processes that have told a second
 
-    def run(self) -> Result:
-        """The whole of it; the streams are closed and the processes gone when it returns or raises.
+    def run(self, crew: Crew) -> Result:
+        """The whole of it, by a crew of as many processes as the plan says; the streams are closed when it returns.
 
         Raises:
             BenchFailed: no stream could be opened.
@@ -116,10 +111,10 @@ class Run:
 
         """
         begun = datetime.now(UTC)
-        meter = None if self._metrics is None else Meter(self._metrics, self._model)
-        with Crew(self._tasks, self._stopped) as crew, Progress(self._console, self._plan) as progress:
-            ready = crew.open()
-            if not ready.streams and not self._stopped():
+        meter = None if self._read is None else Meter(self._read)
+        with Progress(self._console, self._plan) as progress:
+            ready = crew.open(self._tasks)
+            if not ready.streams and not crew.stopped():
                 reasons = ", ".join(ready.refused)
                 raise BenchFailed(f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.why}")
             progress.say(f"{ready.streams:,} streams are open, in {len(self._tasks)} processes")
@@ -127,7 +122,7 @@ class Run:
             for report in crew.watch(
                 go,
                 lambda word: self._take(word, progress),
-                lambda: math.inf if meter is None else meter.look(go, stopped=self._stopped()),
+                lambda: math.inf if meter is None else meter.look(go, stopped=crew.stopped()),
             ):
                 self._reports.append(report)
                 self._add(report)
@@ -138,7 +133,7 @@ class Run:
             Seen(
                 begun=begun,
                 seconds=seconds,
-                interrupted=self._stopped() and seconds < self._plan.seconds - TINY_S,
+                interrupted=crew.stopped() and seconds < self._plan.seconds - TINY_S,
                 ready=ready,
                 reports=self._reports,
                 series=self._seconds,

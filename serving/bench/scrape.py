@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Self
 
@@ -32,14 +32,14 @@ class ScrapeFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters at one time; `buckets` are cumulative counts by upper bound."""
+    """Counters at one time, as far as they are known; `buckets` are cumulative counts by upper bound, by stage."""
 
     at: float
     cpu_s: float
-    steps: float
-    batches: float
-    rows: float
-    buckets: Mapping[str, Mapping[float, float]]
+    steps: float = 0.0
+    batches: float = 0.0
+    rows: float = 0.0
+    buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class ServerSide:
         batches = last.batches - first.batches
         medians = {}
         for stage in STAGES:
-            before = first.buckets[stage]
-            counts = {bound: count - before.get(bound, 0.0) for bound, count in last.buckets[stage].items()}
+            before = first.buckets.get(stage, {})
+            counts = {bound: count - before.get(bound, 0.0) for bound, count in last.buckets.get(stage, {}).items()}
             medians[stage] = _median(counts)
         return cls(
             last.at - first.at,
@@ -125,7 +125,7 @@ def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
 def _median(counts: Mapping[float, float]) -> float | None:
     """The median of a histogram with cumulative counts by upper bound: straight through its bucket, as Prometheus does."""
     bounds = sorted(counts)
-    half = counts[bounds[-1]] / 2
+    half = counts[bounds[-1]] / 2 if bounds else 0.0
     if not half:
         return None
     below, low = 0.0, 0.0

@@ -1,27 +1,32 @@
 """What the parent and its client processes say to each other.
 
-Parent: `Task`, then `Go`, and perhaps `Stop`. Client process: `Ready`, then `Seconds` now and then, then `Report`.
+Parent: `Task`, then `Go`, and perhaps `Stop`. Client process: `Ready`, then `Seconds` now and then, then `Report`; and again.
 All times are of `time.monotonic`, which the processes of a machine share.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.bench.plan import Plan
+from serving.bench.speech import Speech
 from serving.bench.tally import Second, Tally
 from serving.core.spec import Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a process is to do; `values` is (rows, features), sent round and round."""
+    """What a process is to do; `values` is (rows, features), sent round and round.
+
+    `speech` makes that of a lane from its streams' names, packed rows and an offset among them; None: as the plan says.
+    """
 
     plan: Plan
     number: int
     lanes: list[int]
     prefix: str
     values: Floats
+    speech: Callable[[list[str], Sequence[bytes], int], Speech] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,14 @@ def bench(
     address: Address = "",
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    client: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_CLIENT",
+            help="light: HTTP/2 frames made by hand, cheap enough that it is the server that is measured. python: the client"
+            " that users have, `serving.client`, as they would call it, in a closed loop: what a program in Python gets.",
+        ),
+    ] = "light",
     streams: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_STREAMS", help="Streams, all together.")] = 128,
     processes: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_PROCESSES", help="Client processes.")] = 2,
     connections: Annotated[
@@ -56,6 +64,12 @@ def bench(
             envvar="TIDEGATE_BENCH_BLOCK", help="Streams a call, and rows a message: PredictBlocks. Left out: Predict."
         ),
     ] = None,
+    unary: Annotated[
+        bool,
+        typer.Option(
+            "--unary", envvar="TIDEGATE_BENCH_UNARY", help="With --client python: a call a timestep, PredictOne."
+        ),
+    ] = False,
     ahead: Annotated[
         int, typer.Option(envvar="TIDEGATE_BENCH_AHEAD", help="Without --rate: messages under way on a call.")
     ] = 1,
@@ -86,6 +100,7 @@ def bench(
     """
     plan = _plan(
         address=address,
+        client=client,
         model=model,
         version=version,
         streams=streams,
@@ -97,6 +112,7 @@ def bench(
         warmup=warmup,
         think=think,
         block=block,
+        unary=unary,
         ahead=ahead,
         missing=missing,
         seed=seed,
@@ -191,16 +207,21 @@ def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
     """The bench itself."""
     from rich.console import Console
 
-    from serving.bench.crew import CrewFailed
+    from serving.bench.crew import Crew, CrewFailed
+    from serving.bench.result import Served
     from serving.bench.run import BenchFailed, Interrupted, Run
-    from serving.bench.scrape import ScrapeFailed
+    from serving.bench.scrape import ScrapeFailed, scrape
 
     model = _describe(plan)
     values = _values(plan, path, model)
     prefix = f"bench-{secrets.token_hex(4)}-"
+    served = Served(name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features))
+    read = None if metrics is None else lambda: scrape(metrics, model.name, model.version)
     with _interrupts() as stopped:
         try:
-            return Run(plan, model, values, prefix, metrics, Console(stderr=True), stopped).run()
+            run = Run(plan, served, values, prefix, read, Console(stderr=True))
+            with Crew(len(plan.shares), stopped) as crew:
+                return run.run(crew)
         except Interrupted as error:
             raise Refused(str(error), EXIT_INTERRUPTED) from None
         except (BenchFailed, CrewFailed, ScrapeFailed) as error:

@@ -108,6 +108,7 @@ class Toy(pb_grpc.TidegateServiceServicer):
                 names[len(names) + 1] = name
             opened.stream_ids.append(name)
             opened.handles.append(0 if reason else len(names))
+            opened.next_steps.append(0 if reason else 1)
         return opened
 
     def _block(self, block: pb.Block, names: dict[int, str]) -> pb.PredictedBlock:

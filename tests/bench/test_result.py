@@ -14,14 +14,12 @@ from serving.bench.board import Progress, print_result, span
 from serving.bench.lane import FOLLOWING_GAP
 from serving.bench.machine import this_machine
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Seen, make_result
+from serving.bench.result import Result, Seen, Served, make_result
 from serving.bench.scrape import ServerSide
 from serving.bench.tally import Second, Tally
 from serving.bench.words import Ready, Report
-from serving.client import Model
-from serving.core.spec import Feature
 
-MODEL = Model("toy", "1", "f" * 64, "", 0.0, (Feature("x"),), (), batch_invariant=True, handles_missing=False)
+MODEL = Served(name="toy", version="1", fingerprint="f" * 64, features=1)
 
 
 def made(
@@ -56,13 +54,13 @@ def good() -> Tally:
     """Three seconds of ten timesteps each, answered after 1 to 30 ms; a warm-up before, and a straggler after."""
     seen = tally()
     seen.due(-0.5, 1)
-    seen.answered(-0.4, -0.5, 1)
+    seen.answered(-0.4, -0.5, -0.5, 1)
     for place in range(30):
         due = place / 10
         seen.due(due, 1)
-        seen.answered(due + 0.001 * (place + 1), due, 1)
+        seen.answered(due + 0.001 * (place + 1), due, due, 1)
     seen.due(3.1, 1)
-    seen.answered(3.2, 3.1, 1)
+    seen.answered(3.2, 3.1, 3.1, 1)
     return seen
 
 
