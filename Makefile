@@ -36,7 +36,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ready.py
 	$(BIN)/python -m benchmarks.survival
 	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.idle --streams 20000
+	$(BIN)/python benchmarks/idle.py --streams 20000
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/live.py
 	$(BIN)/python benchmarks/single_calls.py

@@ -8,18 +8,21 @@ Exit code 1 when a stream on a shared call costs more than its state and 1 KB.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 import uvloop
-from call import Call, connect
-from gateway import METHOD, Gateway, channel
-from load import first
+from compare import CONNECTIONS, Quick
 from machine import facts
 from model import HIDDEN, OUTPUTS, state_names, write_model
 from side import Side, serve
+from visit import Visit, block, one
+
+from serving.bench.frames import Connection
+from serving.bench.speech import Many
 
 # The ring of answers, as the server comes, is full after 32.
 STEPS = 40
@@ -30,7 +33,6 @@ STREAMS_FIRST = 5000
 CALLS_FIRST = 100
 # Streams are opened and stepped so many at a time: messages that hold all of them would be counted with them.
 ROWS = 1000
-CONNECTIONS = 4
 # numpy asks for huge pages for the slabs of state, and the system then backs rows two megabytes at a time, used or not:
 # several thousand streams too early or too late for what is asked here.
 # One connection takes nearly all of the live streams that a server may have.
@@ -43,53 +45,54 @@ STORE_SECONDS_MAX = 60
 async def settled_bytes(side: Side) -> int:
     """The memory of a server once it has stored everything."""
     async with asyncio.timeout(STORE_SECONDS_MAX):
-        while _unsaved_seconds(side):  # noqa: ASYNC110 - another process sends no event
+        while side.metric("tidegate_unsaved_seconds"):  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.1)
     return side.resident_bytes()
 
 
-def _unsaved_seconds(side: Side) -> float:
-    return sum(value for name, _, value in side.samples() if name == "tidegate_unsaved_seconds")
+async def growth(first: int, count: int, side: Side, step_all: Callable[[int], Awaitable[None]]) -> float:
+    """What one of them costs, after the first."""
+    await step_all(first)
+    before = await settled_bytes(side)
+    await step_all(count)
+    return (await settled_bytes(side) - before) / count
 
 
 async def growth_of_streams(side: Side, streams: int) -> float:
     """What a stream costs that shares its call with all others."""
+    connection = await Connection.open(side.address)
+    call = connection.call(Many.method, lambda _: None, lambda _: None)
 
     async def step_all(count: int) -> None:
-        gateways = [await Gateway.open_on(call, [""] * min(ROWS, count - at)) for at in range(0, count, ROWS)]
+        visits = [Visit(connection, block([""] * min(ROWS, count - at)), call) for at in range(0, count, ROWS)]
+        for visit in visits:
+            await visit.open()
         for _ in range(STEPS):
-            for gateway in gateways:
-                await gateway.send()
-                await gateway.receive()
+            for visit in visits:
+                await visit.step()
 
-    async with channel(side.address) as connection:
-        call = connection.stream_stream(METHOD)()
-        await step_all(STREAMS_FIRST)
-        before = await settled_bytes(side)
-        await step_all(streams)
-        return (await settled_bytes(side) - before) / streams
+    of_streams = await growth(STREAMS_FIRST, streams, side, step_all)
+    connection.close()
+    return of_streams
 
 
 async def growth_of_calls(side: Side, calls: int) -> float:
     """What a stream costs that has a call of its own."""
-    connections = [await connect(side.address) for _ in range(CONNECTIONS)]
+    connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
 
     async def step(number: int) -> None:
-        call = Call(connections[number % CONNECTIONS])
-        await call.open()
+        visit = Visit(connections[number % CONNECTIONS], one())
+        await visit.open()
         for _ in range(STEPS):
-            await call.predict()
+            await visit.step()
 
     async def step_all(count: int) -> None:
-        await first([asyncio.ensure_future(step(number)) for number in range(count)], connections)
+        await asyncio.gather(*(step(number) for number in range(count)))
 
-    await step_all(CALLS_FIRST)
-    before = await settled_bytes(side)
-    await step_all(calls)
-    growth = (await settled_bytes(side) - before) / calls
+    of_calls = await growth(CALLS_FIRST, calls, side, step_all)
     for connection in connections:
         connection.close()
-    return growth
+    return of_calls
 
 
 async def measure(streams: int, calls: int) -> tuple[float, float]:
@@ -106,7 +109,7 @@ async def measure(streams: int, calls: int) -> tuple[float, float]:
 def main(
     streams: Annotated[int, typer.Option(min=1, max=11_000, help="Streams on one PredictBlocks call.")] = 10_000,
     calls: Annotated[int, typer.Option(min=1, help="Predict calls.")] = 1000,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; nothing is judged.")] = False,
+    quick: Quick = False,
 ) -> None:
     """Measure what live streams cost in memory."""
     if quick:

@@ -10,14 +10,13 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
 
 import typer
+from compare import Quick, Rounds, make_table
 from machine import ROOT, facts, load_average
 from rich.console import Console
 from rounds import Results, Sample, interleave
 from side import Side, serve
-from table import make_table
 
 BASE = "tidegate"
 FLOORS = {
@@ -43,8 +42,8 @@ def run_seconds(code: str) -> float:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is started.")] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; no figures to quote.")] = False,
+    rounds: Rounds = 7,
+    quick: Quick = False,
 ) -> None:
     """Measure how long a server takes to be ready."""
     if quick:

@@ -4,6 +4,7 @@ Ctrl-C is the parent's business. When the parent is gone, the process closes its
 """
 
 import asyncio
+import os
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -24,6 +25,7 @@ class Link:
         self._go: asyncio.Future[Go]
         self._task: asyncio.Future[Task | None] = self._loop.create_future()
         self._loop.add_reader(connection.fileno(), self._hear)
+        os.set_blocking(connection.fileno(), True)  # uvloop has taken that away, and a word may come in pieces
 
     async def run(self) -> None:
         """Task after task, until the parent is gone."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +24,7 @@ from serving.bench.words import Go, Ready, Report, Seconds, Stop, Task
 # Starting Python and loading grpc takes half a second, ten times that on a busy machine.
 START_S = 30.0
 ROOT = Path(__file__).parent.parent.parent
+ENTRY = ("-m", "serving.bench")
 # From the word to the first timestep: time for the word to get around.
 HEAD_START_S = 0.1
 # For closing streams when there is nothing more to be learnt.
@@ -42,14 +43,24 @@ class Crew:
     Args:
         count: how many.
         stopped: whether the user has had enough.
-        path: where they find what is imported, before what this process imports.
+        entry: what Python runs, with the number of an open file behind it.
+        paths: where it finds what it imports, before PYTHONPATH.
 
     """
 
-    def __init__(self, count: int, stopped: Callable[[], bool] = lambda: False, path: Path = ROOT) -> None:
+    def __init__(
+        self,
+        count: int,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        entry: Sequence[str] = ENTRY,
+        # The very code that this process runs, not what may lie in the current folder.
+        paths: Sequence[Path] = (ROOT,),
+    ) -> None:
         self.stopped = stopped
         self._count = count
-        self._path = path
+        self._entry = entry
+        self._paths = paths
         self._told_to_stop = False
         self._processes: dict[Connection[Any, Any], subprocess.Popen[bytes]] = {}
         self._busy: list[Connection[Any, Any]] = []  # those that have a task in this run
@@ -100,16 +111,16 @@ class Crew:
 
     def _start(self) -> None:
         ours, theirs = Pipe()
+        path = os.pathsep.join([*map(str, self._paths), os.environ.get("PYTHONPATH", "")])
         with socket.socket(fileno=os.dup(ours.fileno())) as pipe:
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_S), 0))
         with theirs:
             self._processes[ours] = subprocess.Popen(  # noqa: S603 - this very interpreter
-                [sys.executable, "-P", "-m", "serving.bench", str(theirs.fileno())],
+                [sys.executable, "-P", *self._entry, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,
-                # The very code that this process runs, not what may lie in the current folder.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self._path), os.environ.get("PYTHONPATH", "")])},
+                env={**os.environ, "PYTHONPATH": path},
             )
 
     def _part(self, patience_s: float) -> None:

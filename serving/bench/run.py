@@ -126,6 +126,8 @@ class Run:
             ):
                 self._reports.append(report)
                 self._add(report)
+        if meter is not None:
+            meter.look(go, stopped=crew.stopped())  # all may have reported at the very moment when it was time
         seconds = max(report.end for report in self._reports) - go.begin
         if seconds <= 0:
             raise Interrupted("interrupted before anything was measured")
