@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from compare import HERE, Comparison, JsonPath, Load, Quick, Rounds, Seconds, Warmup, many
+from compare import HERE, Comparison, Load, Quick, Rounds, Seconds, Warmup, many
 from machine import ROOT
 from model import write_model
 from side import Side, serve
@@ -32,12 +32,11 @@ def main(
     before: Annotated[Path | None, typer.Option(help="Another checkout of the repository.")] = None,
     before_server: Annotated[bool, typer.Option("--before-server", help="Have its server serve its client.")] = False,
     quick: Quick = False,
-    json_path: JsonPath = None,
 ) -> None:
     """Measure what a Python user gets."""
     if quick:
         streams, rows = streams or [8], min(rows, 64)
-    with Comparison("echo", rounds, seconds, warmup, quick=quick, json_path=json_path) as compare:
+    with Comparison("echo", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder
         write_model(folder / "models")
 

@@ -186,8 +186,7 @@ class Comparison:
         self.console.print(", ".join(f"{name} {value}" for name, value in told.items()))
         if self._json_path is not None:
             settings = {"rounds": self.rounds, "seconds": self.seconds, "warmup": self.warmup}
-            summary, samples = self.results.summary(self._base), self.results.as_json()
-            report = {"machine": told, "settings": settings, "summary": summary, "samples": samples}
+            report = {"machine": told, "settings": settings, "base": self._base, "samples": self.results.as_json()}
             self._json_path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 

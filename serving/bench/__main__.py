@@ -7,12 +7,18 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 import uvloop
 
-from serving.bench.load import Load
+from serving.bench.library import make_library
+from serving.bench.light import make_light
+from serving.bench.load import Load, Make
+from serving.bench.plan import Clients
 from serving.bench.words import Go, Stop, Task
+
+MAKE: Mapping[Clients, Make] = {"light": make_light, "python": make_library}
 
 
 class Link:
@@ -31,7 +37,7 @@ class Link:
         """Task after task, until the parent is gone."""
         while (task := await self._task) is not None:
             self._task, self._go = self._loop.create_future(), self._loop.create_future()
-            self._load = load = Load(task, self.tell)
+            self._load = load = Load(task, self.tell, MAKE[task.plan.client])
             try:
                 self.tell(await load.open())
                 self.tell(await load.run(await self._go))

@@ -34,6 +34,8 @@ PREFIX = struct.Struct(">BI")
 # gRPC's status codes, as far as this client gives them itself.
 CANCELLED, UNKNOWN, UNAVAILABLE = 1, 2, 14
 
+DETAILS = b"grpc-status-details-bin"
+
 OnMessage = Callable[[bytes], None]
 
 
@@ -303,52 +305,23 @@ def _reset(payload: bytes) -> Ending:
 
 
 def _ending(block: bytes) -> Ending:
-    trailers = tuple(_read_headers(block))
-    told = dict(trailers)
-    code = told.get("grpc-status", b"")
-    message = unquote(told.get("grpc-message", b"").decode("ascii", "replace"))
-    return Ending(int(code) if code.isdigit() else UNKNOWN, message, trailers)
+    code, message, details = (_header(block, name) for name in (b"grpc-status", b"grpc-message", DETAILS))
+    # A value that is marked as bytes begins with a zero.
+    trailers = ((DETAILS.decode(), details.removeprefix(b"\0")),) if details else ()
+    return Ending(int(code) if code.isdigit() else UNKNOWN, unquote(message.decode("ascii", "replace")), trailers)
 
 
-def _read_headers(block: bytes) -> list[tuple[str, bytes]]:
-    """Headers that were sent without a table. Of one that is in the table of the RFC the name is its number."""
-    headers: list[tuple[str, bytes]] = []
-    at = 0
-    while at < len(block):
-        kind = block[at]
-        if kind & 0x80:  # all of it is in the table
-            _, at = _read_number(block, at, 7)
-        elif kind & 0xE0 == 0x20:  # the size of a table that has none
-            _, at = _read_number(block, at, 5)
-        else:
-            place, at = _read_number(block, at, 6 if kind & 0x40 else 4)
-            name = str(place).encode()
-            if not place:
-                name, at = _read_text(block, at)
-            value, at = _read_text(block, at)
-            # A value of gRPC that is marked as bytes begins with a zero.
-            headers.append((name.decode("latin-1"), value.removeprefix(b"\0") if name.endswith(b"-bin") else value))
-    return headers
+def _header(block: bytes, name: bytes) -> bytes:
+    """A header's value; empty when it is not there, or in the code of Huffman, which servers of ours do not use.
 
-
-def _read_text(block: bytes, at: int) -> tuple[bytes, int]:
-    """A string; one in Huffman's code, which servers of ours do not use, is left out."""
-    coded = block[at] & 0x80
-    size, at = _read_number(block, at, 7)
-    return (b"" if coded else block[at : at + size]), at + size
-
-
-def _read_number(block: bytes, at: int, bits: int) -> tuple[int, int]:
-    """An integer of RFC 7541 section 5.1, and what comes behind it."""
-    limit = (1 << bits) - 1
-    number, shift = block[at] & limit, 0
-    at += 1
-    if number == limit:
-        while True:
-            byte = block[at]
-            at += 1
-            number += (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-    return number, at
+    Without a table, each header is a string and a string, and before each its length, RFC 7541 sections 5 and 6.2.
+    """
+    at = block.find(bytes([len(name)]) + name) + 1 + len(name)
+    if at <= len(name) or block[at] & 0x80:
+        return b""
+    size, shift = block[at], 0
+    while size >= 0x7F and (not shift or block[at] & 0x80):
+        at += 1
+        size += (block[at] & 0x7F) << shift
+        shift += 7
+    return block[at + 1 : at + 1 + size]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.bench.runner import Lanes, Runner
+from serving.bench.load import Load, Runner
+from serving.bench.words import Task
 from serving.client import AnswerLost, Block, Client, ClientError, Stream, TimestepRefused
 from serving.core.spec import Floats
 
@@ -33,7 +34,7 @@ class Library(Runner):
 
     """
 
-    def __init__(self, load: Lanes, client: Client, names: list[str], values: Floats, offset: int) -> None:
+    def __init__(self, load: Load, client: Client, names: list[str], values: Floats, offset: int) -> None:
         super().__init__(load, len(names))
         self._client = client
         self._names = names
@@ -168,3 +169,12 @@ class Library(Runner):
             return
         self.closed = True
         self.over()
+
+
+async def make_library(load: Load, task: Task, stack: AsyncExitStack) -> list[Library]:
+    """Makes the lanes of a task; the clients connect when they are asked."""
+    clients = [await stack.enter_async_context(Client(task.plan.address)) for _ in range(task.connections)]
+    return [
+        Library(load, clients[place % len(clients)], names, task.values, offset)
+        for place, (names, offset) in enumerate(task.streams())
+    ]

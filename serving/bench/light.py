@@ -5,20 +5,24 @@ that is slow to read cannot keep this side from taking its answers.
 """
 
 import time
+from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 
+from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.bench.frames import Call, Connection, Ending
 from serving.bench.lane import Lane, Verdict
-from serving.bench.runner import Lanes, Runner
-from serving.bench.speech import Speech, WrongAnswer
+from serving.bench.load import Load, Runner
+from serving.bench.speech import Many, Single, Speech, WrongAnswer
+from serving.bench.words import Task
 from serving.client.errors import ClientError, error_of
 
 
 class Light(Runner):
     """One lane and its call."""
 
-    def __init__(self, load: Lanes, streams: int, connection: Connection, speech: Speech) -> None:
+    def __init__(self, load: Load, streams: int, connection: Connection, speech: Speech) -> None:
         super().__init__(load, streams)
         self.lane = Lane(streams, 1, closed=load.closed)
         self._connection = connection
@@ -140,3 +144,25 @@ def said(ending: Ending) -> ClientError:
     """What the server said when it ended a call, as `serving.client` tells it."""
     code = next((code for code in grpc.StatusCode if code.value[0] == ending.code), grpc.StatusCode.UNKNOWN)
     return error_of(code, ending.message, ending.trailers)
+
+
+async def make_light(load: Load, task: Task, stack: AsyncExitStack) -> list[Light]:
+    """Connects and makes the lanes of a task."""
+    plan = task.plan
+    new: dict[str, Any] = {"model": plan.model, "version": plan.version, "existence": pb.EXISTENCE_MUST_BE_NEW}
+    packed = [row.astype("<f4").tobytes() for row in task.values]
+
+    def speech(names: list[str], offset: int) -> Speech:
+        if task.speech is not None:
+            return task.speech(names, packed, offset)
+        if plan.block is None:
+            return Single(pb.Open(stream_id=names[0], **new), packed, offset)
+        return Many(pb.OpenStreams(stream_ids=names, **new), task.values, offset)
+
+    connections = [await Connection.open(plan.address) for _ in range(task.connections)]
+    for connection in connections:
+        stack.callback(connection.close)
+    return [
+        Light(load, len(names), connections[place % len(connections)], speech(names, offset))
+        for place, (names, offset) in enumerate(task.streams())
+    ]

@@ -10,23 +10,17 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.bench.alarm import Alarm
-from serving.bench.frames import Connection
-from serving.bench.library import Library
-from serving.bench.light import Light
 from serving.bench.plan import Plan
-from serving.bench.runner import Runner
 from serving.bench.schedule import Schedule
-from serving.bench.speech import Many, Single, Speech
 from serving.bench.tally import Tally
 from serving.bench.words import Go, Ready, Report, Seconds, Task
-from serving.client import Client
 
 # Enough to keep a server busy, few enough to leave it its queue.
 OPENS_AT_ONCE = 64
@@ -40,10 +34,80 @@ TELL_AFTER_S = 0.05
 # How often deadlines are looked at.
 LOOK_S = 0.25
 
+Make = Callable[["Load", Task, AsyncExitStack], Awaitable[Sequence["Runner"]]]
+
 
 def patience_s(streams: int) -> float:
     """How long opening or closing so many streams may take."""
     return PATIENCE_S + PATIENCE_S_PER_STREAM * streams
+
+
+class Runner:
+    """One lane, from its open to its end.
+
+    Attributes:
+        streams: that are open.
+        refused: that could not be opened, by reason.
+        opened: done when it is known which.
+        ended: done when the call is over.
+        gone: whether it was over before its time.
+        closed: whether the server has ended the streams as it was asked.
+
+    """
+
+    def __init__(self, load: "Load", streams: int) -> None:
+        self.streams = streams
+        self.refused: Counter[str] = Counter()
+        self.opened: asyncio.Future[None] = load.loop.create_future()
+        self.ended: asyncio.Future[None] = load.loop.create_future()
+        self.gone = False
+        self.closed = False
+        self._load = load
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.streams} streams>"
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way and nothing waits."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Opens the streams."""
+        raise NotImplementedError
+
+    def due(self, at: float, now: float) -> None:
+        """The next timestep of every row is due."""
+        raise NotImplementedError
+
+    def abandon(self) -> list[tuple[float, int]]:
+        """Gives up what was not answered: when it was due and how many rows."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Asks the server to forget the streams."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """Ends the call at once."""
+        raise NotImplementedError
+
+    def over(self, reason: str = "", why: str = "") -> None:
+        """The call is over; with a reason, before its time."""
+        if self.ended.done():
+            return
+        self.ended.set_result(None)
+        if not reason:
+            return
+        self._load.why = self._load.why or why
+        if self.opened.done():
+            self.gone = True
+            self._load.lost(self, reason)
+            return
+        if self.streams:
+            self.refused[reason] += self.streams
+            self.streams = 0
+        self.opened.set_result(None)
 
 
 class Load:
@@ -52,10 +116,11 @@ class Load:
     Args:
         task: what to do.
         tell: takes the seconds that are over.
+        make: connects, as long as a stack is open, and makes the lanes.
 
     """
 
-    def __init__(self, task: Task, tell: Callable[[Seconds], None]) -> None:
+    def __init__(self, task: Task, tell: Callable[[Seconds], None], make: Make) -> None:
         self.plan: Plan = task.plan
         self.loop = asyncio.get_running_loop()
         self.tally = Tally()
@@ -66,8 +131,8 @@ class Load:
         self.why = ""  # what was said of the first stream that was refused or lost
         self._task = task
         self._tell = tell
-        self._connections: list[Connection] = []
-        self._clients: list[Client] = []
+        self._make = make
+        self._connections = AsyncExitStack()
         self._runners: dict[Runner, None] = {}  # whose calls are open, in order
         self._by_place: list[Runner] = []
         self._busy: set[Runner] = set()  # while draining: those with something to be answered
@@ -86,11 +151,10 @@ class Load:
         streams = sum(self._task.lanes)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._connect()
+                made = await self._make(self, self._task, self._connections)
         except OSError as error:  # that of a timeout among them
             return Ready(0, Counter({"UNAVAILABLE": streams}), f"{error or 'it does not answer'}")
-        waiting = deque(self._make_runners())
-        made = list(waiting)
+        waiting = deque(made)
         opening: set[asyncio.Future[None]] = set()
         deadline = time.monotonic() + patience_s(streams)
         while (waiting or opening) and time.monotonic() < deadline and not self._stopped.is_set():
@@ -142,10 +206,7 @@ class Load:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connection in self._connections:
-            connection.close()
-        for client in self._clients:
-            await client.close()
+        await self._connections.aclose()
 
     def keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs a coroutine; what goes wrong with it is a bug, and ends the run."""
@@ -182,39 +243,6 @@ class Load:
         self._busy.discard(runner)
         if not self._busy:
             self._drained.set()
-
-    async def _connect(self) -> None:
-        count = min(self.plan.connections, len(self._task.lanes))
-        if self.plan.client == "python":
-            self._clients = [Client(self.plan.address) for _ in range(count)]
-        else:
-            self._connections = [await Connection.open(self.plan.address) for _ in range(count)]
-
-    def _make_runners(self) -> list[Runner]:
-        task, plan = self._task, self.plan
-        packed = [row.astype("<f4").tobytes() for row in task.values]
-        runners: list[Runner] = []
-        first = 0
-        for place, rows in enumerate(task.lanes):
-            offset = int(np.random.default_rng((plan.seed, task.number, place)).integers(len(packed)))
-            names = [f"{task.prefix}{task.number}-{first + row}" for row in range(rows)]
-            if self._clients:
-                client = self._clients[place % len(self._clients)]
-                runners.append(Library(self, client, names, task.values, offset))
-            else:
-                speech = self._speech(names, packed, offset)
-                runners.append(Light(self, rows, self._connections[place % len(self._connections)], speech))
-            first += rows
-        return runners
-
-    def _speech(self, names: list[str], packed: Sequence[bytes], offset: int) -> Speech:
-        task, plan = self._task, self.plan
-        new: Any = {"model": plan.model, "version": plan.version, "existence": pb.EXISTENCE_MUST_BE_NEW}
-        if task.speech is not None:
-            return task.speech(names, packed, offset)
-        if plan.block is None:
-            return Single(pb.Open(stream_id=names[0], **new), packed, offset)
-        return Many(pb.OpenStreams(stream_ids=names, **new), task.values, offset)
 
     def _begin_load(self, start: float) -> None:
         plan = self.plan

@@ -10,10 +10,9 @@ from rich.console import Console
 
 from serving.bench.board import Progress
 from serving.bench.crew import Crew
-from serving.bench.machine import this_machine
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Seen, Served, make_result
-from serving.bench.scrape import Reading, ScrapeFailed, ServerSide
+from serving.bench.result import Result, Served, make_result
+from serving.bench.scrape import Reading, ScrapeFailed, Server
 from serving.bench.speech import Speech
 from serving.bench.tally import Second
 from serving.bench.words import Go, Report, Seconds, Task
@@ -44,7 +43,7 @@ class Meter:
         self._read = read
         self._first: Reading | None = None
         self._last: Reading | None = None
-        self.side: ServerSide | None = None
+        self.side: Server | None = None
         self.failed = ""
         read()  # a wrong address is told before the load, not after
 
@@ -60,7 +59,7 @@ class Meter:
                 if now < go.end and not stopped:
                     return go.end - now
                 self._last = self._read()
-                self.side = ServerSide.between(self._first, self._last)
+                self.side = Server.between(self._first, self._last)
         except ScrapeFailed as error:
             self.failed = str(error)
         return math.inf
@@ -132,20 +131,17 @@ class Run:
         if seconds <= 0:
             raise Interrupted("interrupted before anything was measured")
         return make_result(
-            Seen(
-                begun=begun,
-                seconds=seconds,
-                interrupted=crew.stopped() and seconds < self._plan.seconds - TINY_S,
-                ready=ready,
-                reports=self._reports,
-                series=self._seconds,
-                server=None if meter is None else meter.side,
-                server_failed="" if meter is None else meter.failed,
-            ),
-            plan=self._plan,
-            machine=this_machine(),
-            model=self._model,
-            prefix=self._prefix,
+            self._plan,
+            self._model,
+            self._prefix,
+            begun=begun,
+            seconds=seconds,
+            interrupted=crew.stopped() and seconds < self._plan.seconds - TINY_S,
+            ready=ready,
+            reports=self._reports,
+            series=self._seconds,
+            server=None if meter is None else meter.side,
+            server_failed="" if meter is None else meter.failed,
         )
 
     def _take(self, word: Seconds, progress: Progress) -> None:

@@ -5,8 +5,10 @@ All times are of `time.monotonic`, which the processes of a machine share.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from serving.bench.plan import Plan
 from serving.bench.speech import Speech
@@ -27,6 +29,22 @@ class Task:
     prefix: str
     values: Floats
     speech: Callable[[list[str], Sequence[bytes], int], Speech] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many its lanes are spread over."""
+        return min(self.plan.connections, len(self.lanes))
+
+    def streams(self) -> Iterator[tuple[list[str], int]]:
+        """Of each lane the names of its streams, and where among the values the first begins."""
+        first = 0
+        for place, rows in enumerate(self.lanes):
+            rng = np.random.default_rng((self.plan.seed, self.number, place))
+            yield (
+                [f"{self.prefix}{self.number}-{first + row}" for row in range(rows)],
+                int(rng.integers(len(self.values))),
+            )
+            first += rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,25 +98,7 @@ def bench(
 
     The streams are new ones and are forgotten at the end. Ctrl-C ends early and reports what was measured.
     """
-    plan = _plan(
-        address=address,
-        client=client,
-        model=model,
-        version=version,
-        streams=streams,
-        processes=processes,
-        connections=connections,
-        rate=rate,
-        arrivals=arrivals,
-        seconds=seconds,
-        warmup=warmup,
-        think=think,
-        block=block,
-        unary=unary,
-        ahead=ahead,
-        missing=missing,
-        seed=seed,
-    )
+    plan = _plan(locals())
     _check(values, missing, metrics, json, png)
     result = _run(plan, values, metrics)
     _report(result, json, png)
@@ -124,14 +106,14 @@ def bench(
         raise typer.Exit(EXIT_NO)
 
 
-def _plan(**given: Any) -> "Plan":
+def _plan(given: dict[str, Any]) -> "Plan":
     """What is asked; one line and exit code 2 when it cannot be."""
     from pydantic import ValidationError
 
     from serving.bench.plan import Plan
 
     try:
-        return Plan(**given)
+        return Plan(**{name: given[name] for name in Plan.model_fields})  # under the same names
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
