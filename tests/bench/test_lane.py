@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.bench.lane import FOLLOWING_GAP, GAP, Lane, Refusal, Verdict
+from serving.bench.lane import FOLLOWING_GAP, GAP, NO_TIME, Lane, Refusal, Verdict
 
 FULL = Refusal("OVERLOADED", 0.5)
 BROKEN = Refusal("MODEL_FAILED")
@@ -48,6 +48,25 @@ def test_latency_counts_from_when_it_was_due_though_it_was_refused() -> None:
     assert books.ready(2.5)
     assert books.send(0.0) == 1
     assert books.settle(APPLIED, 3.0).due == 1.0
+
+
+def test_when_a_timestep_was_sent_last_is_known() -> None:
+    """Not when it was due, and not when it was sent before it was refused."""
+    books = lane(closed=True)
+    books.add(1.0)
+    books.send(1.25)
+    assert books.settle(Verdict(refused=FULL), 2.0).sent == 1.25
+    books.send(2.5)
+    outcome = books.settle(APPLIED, 3.0)
+    assert (outcome.due, outcome.sent) == (1.0, 2.5)
+
+
+def test_a_refusal_that_does_not_say_when_there_is_room_goes_by_another_name() -> None:
+    """Whoever counts refusals can tell them apart."""
+    books = lane(closed=True)
+    books.add(1.0)
+    books.send(1.0)
+    assert books.settle(Verdict(refused=Refusal("OVERLOADED")), 2.0).again == {"OVERLOADED" + NO_TIME: 1}
 
 
 def test_in_an_open_loop_a_refused_timestep_is_let_go() -> None:
