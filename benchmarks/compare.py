@@ -88,7 +88,8 @@ class Load:
         run = Run(asked, SERVED, VALUES, f"bench-{self._runs}-", read, Console(quiet=True), speech)
         result = run.run(self._crew)
         if result.failures or not result.timesteps.answered:
-            raise RuntimeError(f"side '{side.name}': {'; '.join(result.failures) or 'it answered nothing'}")
+            said = "; ".join([*result.failures, *result.warnings])
+            raise RuntimeError(f"side '{side.name}' answered {result.timesteps.answered:,} timesteps: {said}")
         return result
 
 

@@ -18,6 +18,8 @@ from serving.bench.words import Task
 from serving.client import AnswerLost, Block, Client, ClientError, Stream, TimestepRefused
 from serving.core.spec import Floats
 
+# Less than `load` waits, so that it is the client that says why a stream could not be opened.
+TIMEOUT_S = 5.0
 # What a timestep of every row gives: the reasons of rows that were refused.
 Asked = Coroutine[Any, Any, Mapping[str, int]]
 
@@ -173,7 +175,9 @@ class Library(Runner):
 
 async def make_library(load: Load, task: Task, stack: AsyncExitStack) -> list[Library]:
     """Makes the lanes of a task; the clients connect when they are asked."""
-    clients = [await stack.enter_async_context(Client(task.plan.address)) for _ in range(task.connections)]
+    clients = [
+        await stack.enter_async_context(Client(task.plan.address, timeout_s=TIMEOUT_S)) for _ in range(task.connections)
+    ]
     return [
         Library(load, clients[place % len(clients)], names, task.values, offset)
         for place, (names, offset) in enumerate(task.streams())

@@ -148,7 +148,7 @@ def test_the_client_that_users_have_is_measured(
 def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root: Path) -> None:
     """By reason, once it has given up: exit code 1."""
     with serve(sum_root, "--streams-max", "5") as process:
-        ended = bench(process, "--client", "python", "--block", "8", "--seconds", "0.3")
+        ended = bench(process, "--client", "python", "--seconds", "0.3")
     assert ended.returncode == 1
     assert "failed: 3 streams could not be opened: TOO_MANY_STREAMS 3" in ended.stdout
 
