@@ -26,9 +26,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Under ten minutes on two cores. Those that judge come last: the figures are there when one of them fails.
+# Some ten minutes on two cores. Those that judge come last: the figures are there when one of them fails.
 bench: $(READY)
 	$(BIN)/python benchmarks/predict.py --rounds 5
+	$(BIN)/python benchmarks/client.py --rounds 2
 	$(BIN)/python benchmarks/blocks.py --rounds 3
 	$(BIN)/python benchmarks/durability.py --rounds 5
 	$(BIN)/python benchmarks/metrics.py --rounds 5
