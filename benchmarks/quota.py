@@ -10,6 +10,8 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 # The kernel's own: a process that has used its part waits for the next tenth of a second.
 PERIOD_US = 100_000
+# A cpulimit that does not know its options, or may not stop the process, ends at once.
+TRY_SECONDS = 0.3
 
 
 class NoQuota(Exception):
@@ -27,8 +29,14 @@ def hold(pid: int, cores: float) -> Iterator[str]:
             return
         if (program := shutil.which("cpulimit")) is None:
             raise NoQuota(f"{reason}, and there is no cpulimit")
-        arguments = [program, "--pid", str(pid), "--limit", str(round(100 * cores)), "--include-children", "--lazy"]
+        arguments = [program, f"--pid={pid}", f"--limit={round(100 * cores)}", "--monitor-forks", "--lazy", "--quiet"]
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as limiter:
+            try:
+                limiter.wait(TRY_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                raise NoQuota(f"{reason}, and cpulimit ended with exit code {limiter.returncode}")
             try:
                 yield "cpulimit"
             finally:

@@ -4,7 +4,7 @@ The first timestep of a sequence carries START and the last END; they stand wher
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from itertools import count
 from typing import Any
@@ -33,9 +33,9 @@ class TritonSequence:
     method = "/inference.GRPCInferenceService/ModelStreamInfer"
     window = 1
 
-    def __init__(self, values: Sequence[bytes]) -> None:
+    def __init__(self, values: Any) -> None:
         self._number = next(SEQUENCES)
-        self._values = values[:VALUES]
+        self._values = [row.tobytes() for row in values[:VALUES]]
         self._messages = [self._request(row) for row in self._values]
 
     def open(self) -> bytes:
@@ -77,6 +77,6 @@ class TritonSequence:
         return prefixed(message.SerializeToString())
 
 
-def triton_speech(_names: list[str], values: Sequence[bytes], _offset: int) -> TritonSequence:
+def triton_speech(_names: list[str], values: Any, _offset: int) -> TritonSequence:
     """The speech of a stream, made in a client process."""
     return TritonSequence(values)

@@ -12,9 +12,9 @@ from compare import VALUES
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.bench.frames import Call, Connection, Ending
 from serving.bench.light import said
-from serving.bench.speech import APPLIED, Ended, Many, Single, Speech, WrongAnswer
+from serving.bench.speech import APPLIED, Ended, Many, Single, Speech, WrongAnswer, packed
 
-ROWS = [row.tobytes() for row in VALUES]
+ROWS = packed(VALUES)
 
 
 def one(stream_id: str = "") -> Single:

@@ -79,4 +79,5 @@ def bucket_of(seconds: float) -> int:
     """The bucket that a latency is in."""
     if seconds <= LOWEST_S:
         return 0
-    return min(BUCKETS - 1, int(math.log(seconds / LOWEST_S) * _SCALE))
+    bucket = int(math.log(seconds / LOWEST_S) * _SCALE)
+    return bucket if bucket < BUCKETS else BUCKETS - 1

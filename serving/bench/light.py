@@ -14,7 +14,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.bench.frames import Call, Connection, Ending
 from serving.bench.lane import Lane, Verdict
 from serving.bench.load import Load, Runner
-from serving.bench.speech import Many, Single, Speech, WrongAnswer
+from serving.bench.speech import Many, Single, Speech, WrongAnswer, packed
 from serving.bench.words import Task
 from serving.client.errors import ClientError, error_of
 
@@ -150,13 +150,13 @@ async def make_light(load: Load, task: Task, stack: AsyncExitStack) -> list[Ligh
     """Connects and makes the lanes of a task."""
     plan = task.plan
     new: dict[str, Any] = {"model": plan.model, "version": plan.version, "existence": pb.EXISTENCE_MUST_BE_NEW}
-    packed = [row.astype("<f4").tobytes() for row in task.values]
+    rows = packed(task.values) if plan.block is None and task.speech is None else []
 
     def speech(names: list[str], offset: int) -> Speech:
         if task.speech is not None:
-            return task.speech(names, packed, offset)
+            return task.speech(names, task.values, offset)
         if plan.block is None:
-            return Single(pb.Open(stream_id=names[0], **new), packed, offset)
+            return Single(pb.Open(stream_id=names[0], **new), rows, offset)
         return Many(pb.OpenStreams(stream_ids=names, **new), task.values, offset)
 
     connections = [await Connection.open(plan.address) for _ in range(task.connections)]

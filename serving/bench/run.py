@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -87,7 +87,7 @@ class Run:
         prefix: str,
         read: Callable[[], Reading] | None,
         console: Console,
-        speech: Callable[[list[str], Sequence[bytes], int], Speech] | None = None,
+        speech: Callable[[list[str], Floats, int], Speech] | None = None,
     ) -> None:
         self._plan = plan
         self._model = model

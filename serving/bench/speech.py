@@ -13,12 +13,16 @@ from typing import Protocol
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.frames import prefixed
+from serving.bench.frames import PREFIX, prefixed
 from serving.bench.lane import Refusal, Verdict
 from serving.core.spec import Floats
 from serving.rpc.names import reason_name
 
 APPLIED = Verdict()
+# How fields begin whose content is bytes or a message, and how one that is a number does.
+TIMESTEP = bytes((pb.PredictRequest.TIMESTEP_FIELD_NUMBER << 3 | 2,))
+VALUES = bytes((pb.Timestep.VALUES_FIELD_NUMBER << 3 | 2,))
+STEP = bytes((pb.Timestep.STEP_FIELD_NUMBER << 3,))
 SERVICE = "/tidegate.v1.TidegateService/"
 
 
@@ -67,7 +71,7 @@ class Single:
 
     Args:
         ask: what is opened.
-        values: rows as they travel, sent round and round.
+        values: rows as `packed` gives them, sent round and round.
         offset: where among them to begin.
 
     """
@@ -98,7 +102,8 @@ class Single:
         """The timestep; a message of one row is refused as a whole, so nothing is ever behind."""
         assert not behind
         values = self._values[(self._offset + number) % len(self._values)]
-        return _timestep_head(self._before + number, len(values)) + values
+        step = _step_field(self._before + number)
+        return _timestep_head(len(step) + len(values)) + step + values
 
     def verdict(self, response: bytes, number: int) -> Verdict | Ended | None:
         """Applied or refused; progress in storing and a wish to move answer nothing."""
@@ -217,11 +222,29 @@ class Many:
         return steps.tobytes()
 
 
+def packed(values: Floats) -> list[bytes]:
+    """Each row of (rows, features) as it stands in a timestep."""
+    return [VALUES + _varint(4 * len(row)) + row.astype("<f4").tobytes() for row in values]
+
+
 @lru_cache(4096)  # streams in a closed loop are about equally far
-def _timestep_head(step: int, size: int) -> bytes:
-    """A timestep as `frames.prefixed`, up to its values: so many bytes."""
-    whole = prefixed(pb.PredictRequest(timestep=pb.Timestep(step=step, values=bytes(size))).SerializeToString())
-    return whole[: len(whole) - size]
+def _step_field(step: int) -> bytes:
+    """The number of a timestep."""
+    return STEP + _varint(step)
+
+
+def _varint(number: int) -> bytes:
+    """A whole number of protobuf: seven bits a byte, the last ones first."""
+    if number < 0x80:
+        return bytes((number,))
+    return bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
+
+
+@lru_cache(64)  # sizes differ by the digits of a number
+def _timestep_head(size: int) -> bytes:
+    """What stands before the fields of a timestep, which are so many bytes, as `frames.prefixed`."""
+    length = _varint(size)
+    return PREFIX.pack(0, 1 + len(length) + size) + TIMESTEP + length
 
 
 def _refusal(error: pb.Error) -> Refusal:

@@ -5,7 +5,7 @@ All times are of `time.monotonic`, which the processes of a machine share.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from serving.core.spec import Floats
 class Task:
     """What a process is to do; `values` is (rows, features), sent round and round.
 
-    `speech` makes that of a lane from its streams' names, packed rows and an offset among them; None: as the plan says.
+    `speech` makes that of a lane from its streams' names, the values and an offset among them; None: as the plan says.
     """
 
     plan: Plan
@@ -28,7 +28,7 @@ class Task:
     lanes: list[int]
     prefix: str
     values: Floats
-    speech: Callable[[list[str], Sequence[bytes], int], Speech] | None = None
+    speech: Callable[[list[str], Floats, int], Speech] | None = None
 
     @property
     def connections(self) -> int:
