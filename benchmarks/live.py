@@ -1,4 +1,4 @@
-"""Measures what live streams cost in memory: ten thousand on one call of `PredictBlocks`, then a thousand calls of `Predict`.
+"""Measures what live streams cost in memory: ten thousand on ten calls of `PredictBlocks`, a thousand on calls of `Predict`.
 
 python benchmarks/live.py [--streams 10000] [--calls 1000] [--quick]
 
@@ -8,7 +8,7 @@ Exit code 1 when a stream on a shared call costs more than its state and 1 KB.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -22,7 +22,7 @@ from side import Side, serve
 from visit import Visit, block, one
 
 from serving.bench.frames import Connection
-from serving.bench.speech import Many
+from serving.bench.speech import Speech
 
 # The ring of answers, as the server comes, is full after 32.
 STEPS = 40
@@ -50,49 +50,25 @@ async def settled_bytes(side: Side) -> int:
     return side.resident_bytes()
 
 
-async def growth(first: int, count: int, side: Side, step_all: Callable[[int], Awaitable[None]]) -> float:
-    """What one of them costs, after the first."""
+async def growth_of(side: Side, speech: Callable[[int], Speech], rows: int, first: int, count: int) -> float:
+    """What a stream costs that shares its call with so many rows, after the first streams."""
+    connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
+
+    async def step_all(count: int) -> None:
+        sizes = [min(rows, count - at) for at in range(0, count, rows)]
+        visits = [Visit(connections[place % CONNECTIONS], speech(size)) for place, size in enumerate(sizes)]
+        at_once = max(1, CALLS_FIRST // rows)
+        for act in (Visit.open, *[Visit.step] * STEPS):
+            for at in range(0, len(visits), at_once):
+                await asyncio.gather(*map(act, visits[at : at + at_once]))
+
     await step_all(first)
     before = await settled_bytes(side)
     await step_all(count)
-    return (await settled_bytes(side) - before) / count
-
-
-async def growth_of_streams(side: Side, streams: int) -> float:
-    """What a stream costs that shares its call with all others."""
-    connection = await Connection.open(side.address)
-    call = connection.call(Many.method, lambda _: None, lambda _: None)
-
-    async def step_all(count: int) -> None:
-        visits = [Visit(connection, block([""] * min(ROWS, count - at)), call) for at in range(0, count, ROWS)]
-        for visit in visits:
-            await visit.open()
-        for _ in range(STEPS):
-            for visit in visits:
-                await visit.step()
-
-    of_streams = await growth(STREAMS_FIRST, streams, side, step_all)
-    connection.close()
-    return of_streams
-
-
-async def growth_of_calls(side: Side, calls: int) -> float:
-    """What a stream costs that has a call of its own."""
-    connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
-
-    async def step(number: int) -> None:
-        visit = Visit(connections[number % CONNECTIONS], one())
-        await visit.open()
-        for _ in range(STEPS):
-            await visit.step()
-
-    async def step_all(count: int) -> None:
-        await asyncio.gather(*(step(number) for number in range(count)))
-
-    of_calls = await growth(CALLS_FIRST, calls, side, step_all)
+    growth = (await settled_bytes(side) - before) / count
     for connection in connections:
         connection.close()
-    return of_calls
+    return growth
 
 
 async def measure(streams: int, calls: int) -> tuple[float, float]:
@@ -101,13 +77,15 @@ async def measure(streams: int, calls: int) -> tuple[float, float]:
         write_model(Path(folder))
         async with asyncio.timeout(RUN_SECONDS_MAX):
             with Side("blocks", serve(Path(folder), "--data-dir", f"{folder}/a"), SETTINGS) as side:
-                of_streams = await growth_of_streams(side, streams)
+                of_streams = await growth_of(side, lambda rows: block([""] * rows), ROWS, STREAMS_FIRST, streams)
             with Side("calls", serve(Path(folder), "--data-dir", f"{folder}/b"), SETTINGS) as side:
-                return of_streams, await growth_of_calls(side, calls)
+                return of_streams, await growth_of(side, lambda _: one(), 1, CALLS_FIRST, calls)
 
 
 def main(
-    streams: Annotated[int, typer.Option(min=1, max=11_000, help="Streams on one PredictBlocks call.")] = 10_000,
+    streams: Annotated[
+        int, typer.Option(min=1, max=11_000, help="Streams on PredictBlocks calls, a thousand on each.")
+    ] = 10_000,
     calls: Annotated[int, typer.Option(min=1, help="Predict calls.")] = 1000,
     quick: Quick = False,
 ) -> None:
@@ -117,7 +95,7 @@ def main(
     of_streams, of_calls = uvloop.run(measure(streams, calls))
     rest = of_streams - STATE_BYTES
     answers = ANSWERS_REMEMBERED * 4 * OUTPUTS
-    print(f"{streams:,} live streams on one call: {of_streams:,.0f} bytes each")
+    print(f"{streams:,} live streams, {ROWS:,} a call: {of_streams:,.0f} bytes each")
     print(f"  its state {STATE_BYTES:,}, the rest {rest:,.0f}, of which remembered answers {answers:,}")
     print(f"{calls:,} calls of one stream: {of_calls:,.0f} bytes each, {of_calls - of_streams:,.0f} more than above")
     print(", ".join(f"{name} {value}" for name, value in facts().items()))

@@ -10,7 +10,7 @@ from typing import Any
 from compare import VALUES
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.frames import Call, Connection, Ending
+from serving.bench.frames import Connection, Ending
 from serving.bench.light import said
 from serving.bench.speech import APPLIED, Ended, Many, Single, Speech, WrongAnswer, packed
 
@@ -28,20 +28,20 @@ def block(stream_ids: list[str]) -> Many:
 
 
 class Visit:
-    """What one call carries, or one that has others too: those take turns.
+    """One call.
 
     Raises, at whatever is asked, the error of `serving.client` that says how the server ended the call, and RuntimeError
     when a timestep was not applied.
     """
 
-    def __init__(self, connection: Connection, speech: Speech, call: Call | None = None) -> None:
+    def __init__(self, connection: Connection, speech: Speech) -> None:
         self._speech = speech
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._take: Callable[[bytes], bool]
         self._answer: asyncio.Future[bytes] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self.call = call or connection.call(speech.method, self._on_message, self._on_end)
+        self.call = connection.call(speech.method, self._on_message, self._on_end)
 
     async def open(self) -> None:
         """Opens the streams."""
@@ -79,7 +79,6 @@ class Visit:
 
     async def _ask(self, message: bytes, take: Callable[[bytes], bool]) -> bytes:
         self._take, self._answer = take, self._loop.create_future()
-        self.call.on_message, self.call.on_end = self._on_message, self._on_end
         self.call.send(message)
         return await self._answer
 
