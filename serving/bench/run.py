@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -114,6 +114,7 @@ class Run:
         with Progress(self._console, self._plan) as progress:
             ready = crew.open(self._tasks)
             if not ready.streams and not crew.stopped():
+                deque(crew.watch(crew.go(0.0, 0.0), lambda _: None, lambda: math.inf), 0)  # they have a run to end
                 reasons = ", ".join(ready.refused)
                 raise BenchFailed(f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.why}")
             progress.say(f"{ready.streams:,} streams are open, in {len(self._tasks)} processes")
