@@ -32,7 +32,7 @@ def main(
     rows = rows or ([64] if quick else [64, 256, 1024, 4096])
     for size in map(int, hidden.split(",")):
         with Comparison(Bare.name, rounds, seconds, warmup, quick=quick) as compare:
-            bare = compare.enter(Bare(write_model(compare.folder, hidden=size)))
+            bare = compare.enter_context(Bare(write_model(compare.folder, hidden=size)))
             compare.start(
                 Side("tidegate", serve(compare.folder, *STORE_NOTHING)),
                 Side("durable", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
@@ -41,7 +41,7 @@ def main(
             if cores:
                 try:
                     for pid in (bare.pid, *(side.pid for side in compare.sides)):
-                        held = f", {cores:g} of a core by {compare.enter(hold(pid, cores))}"
+                        held = f", {cores:g} of a core by {compare.enter_context(hold(pid, cores))}"
                 except NoQuota as reason:
                     print(f"--cores {cores:g} is left out: {reason}")
                     return

@@ -41,15 +41,17 @@ def main(
         write_model(folder / "models")
 
         def server(name: str, root: Path) -> Side:
-            return compare.enter(Side(name, serve(folder / "models", "--data-dir", str(folder / name)), root=root))
+            return compare.enter_context(
+                Side(name, serve(folder / "models", "--data-dir", str(folder / name)), root=root)
+            )
 
-        echo = compare.enter(Side("echo", [str(HERE / "echo.py")]))
+        echo = compare.enter_context(Side("echo", [str(HERE / "echo.py")]))
         ours = theirs = server("client", ROOT)
         other: Load | None = None
         if before is not None:
             before = before.resolve()
             # The echo and ours are run by processes that have never loaded the other one.
-            other = compare.enter(Load(entry=[str(HERE / "other.py")], paths=[before, HERE]))
+            other = compare.enter_context(Load(entry=[str(HERE / "other.py")], paths=[before, HERE]))
             theirs = server("before", before) if before_server else ours
 
         def case(title: str, **plan: Any) -> None:

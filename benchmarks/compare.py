@@ -6,12 +6,11 @@ The load is that of `tidegate bench`, `serving.bench`: the same client processes
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import numpy as np
 import typer
@@ -27,8 +26,6 @@ from serving.bench.plan import Plan
 from serving.bench.result import Result, Served
 from serving.bench.run import Run
 from serving.bench.scrape import Reading
-
-T = TypeVar("T")
 
 Rounds = Annotated[int, typer.Option(min=1, help="How often each side has its turn.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Length of a turn, without warm-up.")]
@@ -53,7 +50,7 @@ VALUES = np.random.default_rng(0).normal(size=(4096, FEATURES)).astype(np.float3
 CONNECTIONS = 4
 
 
-class Load:
+class Load(Crew):
     """The client processes.
 
     Args:
@@ -64,18 +61,9 @@ class Load:
     """
 
     def __init__(self, clients: int = 1, *, entry: Sequence[str] = ENTRY, paths: Sequence[Path] = (ROOT, HERE)) -> None:
+        super().__init__(clients, entry=entry, paths=paths)
         self._clients = clients
-        self._crew = Crew(clients, entry=entry, paths=paths)
         self._runs = 0
-
-    def __enter__(self) -> Self:
-        self._crew.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._crew.__exit__(kind, error, traceback)
 
     def run(self, side: Side, *, speech: Any = None, **plan: Any) -> Result:
         """One load on one side, as `Plan` has it; raises RuntimeError when a stream or a timestep failed."""
@@ -86,7 +74,7 @@ class Load:
             return Reading(time.monotonic(), side.cpu_seconds())
 
         run = Run(asked, SERVED, VALUES, f"bench-{self._runs}-", read, Console(quiet=True), speech)
-        result = run.run(self._crew)
+        result = run.run(self)
         if result.failures or not result.timesteps.answered:
             said = "; ".join([*result.failures, *result.warnings])
             raise RuntimeError(f"side '{side.name}' answered {result.timesteps.answered:,} timesteps: {said}")
@@ -106,7 +94,7 @@ def figures(result: Result) -> dict[str, float]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-class Comparison:
+class Comparison(ExitStack):
     """Sides, their turns, and what was seen; leaving the context stops the sides and says what machine it was.
 
     Args:
@@ -131,6 +119,7 @@ class Comparison:
         clients: int = 1,
         json_path: Path | None = None,
     ) -> None:
+        super().__init__()
         self.rounds, self.seconds, self.warmup = (1, 0.3, 0.1) if quick else (rounds, seconds, warmup)
         self.results = Results()
         self.sides: list[Side] = []
@@ -139,27 +128,20 @@ class Comparison:
         self._base = base
         self._load = Load(clients)
         self._json_path = json_path
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self.folder = Path(self.enter(TemporaryDirectory(prefix="tidegate-bench-")))
-        self.enter(self._load)
+        self.folder = Path(self.enter_context(TemporaryDirectory(prefix="tidegate-bench-")))
+        self.enter_context(self._load)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        super().__exit__(kind, *error)
         if kind is None:
             self._end()
 
-    def enter(self, context: AbstractContextManager[T]) -> T:
-        """Enters what is left with the rest."""
-        return self._stack.enter_context(context)
-
     def start(self, *sides: Side) -> None:
         """Starts sides; they have their turns in this order."""
-        self.sides += [self.enter(side) for side in sides]
+        self.sides += [self.enter_context(side) for side in sides]
 
     def measure(self, side: Side, load: Load | None = None, **plan: Any) -> dict[str, float]:
         """One turn."""

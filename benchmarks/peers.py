@@ -36,7 +36,7 @@ def main(
         graph = write_model(folder / "models")
         compare.start(Side("tidegate", serve(folder / "models", "--data-dir", str(folder / "data"))))
         arguments = [str(HERE / "triton" / "server.py"), str(triton), str(graph), str(folder / "triton")]
-        peer = compare.enter(Side("triton", arguments))
+        peer = compare.enter_context(Side("triton", arguments))
         for count in streams or ([8] if quick else [1, 16, 64, 128]):
             turns = {peer.name: partial(compare.measure, peer, streams=count, speech=triton_speech)}
             try:

@@ -10,7 +10,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from machine import ROOT
@@ -75,9 +74,7 @@ class Side:
         self.address, self.metrics_url = told["grpc"], told.get("metrics", "")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS_MAX)
