@@ -73,6 +73,18 @@ class Timesteps(_Part):
     unanswered: Count
     """Sent or waiting, and not answered until the bench gave up."""
 
+    @classmethod
+    def of(cls, tally: Tally) -> "Timesteps":
+        """What all processes together have counted."""
+        return cls(
+            answered=len(tally.latency),
+            refused=dict(tally.refused),
+            again=tally.again.total(),
+            again_by=dict(tally.again),
+            unsent=tally.unsent,
+            unanswered=tally.latency.unanswered - tally.unsent,
+        )
+
 
 class Latency(_Part):
     """In seconds, from when a timestep was due."""
@@ -196,7 +208,6 @@ def make_result(
         tally.merge(report.tally)
     series = {number: second for number, second in sorted(series.items()) if 0 <= number < seconds}
     answered = sum(second.answered for second in series.values())
-    cpu_s = sum(report.cpu_s for report in reports)
     result = Result(
         settings=plan,
         machine=this_machine(),
@@ -210,14 +221,7 @@ def make_result(
             left=sum(report.left for report in reports),
             prefix=prefix,
         ),
-        timesteps=Timesteps(
-            answered=len(tally.latency),
-            refused=dict(tally.refused),
-            again=tally.again.total(),
-            again_by=dict(tally.again),
-            unsent=tally.unsent,
-            unanswered=tally.latency.unanswered - tally.unsent,
-        ),
+        timesteps=Timesteps.of(tally),
         offered_per_s=sum(second.offered for second in series.values()) / seconds,
         achieved_per_s=answered / seconds,
         latency=Latency.of(tally.latency),
@@ -226,7 +230,7 @@ def make_result(
         histogram=[Bucket(at_most=bound, count=count) for bound, count in tally.latency.buckets()],
         clients=Clients(
             busy=[round(report.cpu_s / seconds, 3) for report in reports],
-            cpu_s_per_step=cpu_s / answered if answered else None,
+            cpu_s_per_step=sum(report.cpu_s for report in reports) / answered if answered else None,
             late=None if plan.rate is None else Latency.of(tally.lateness),
         ),
         warnings=[],
