@@ -11,12 +11,10 @@ import sys
 import time
 from itertools import cycle
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import onnxruntime
-from load import Window, hear, tell
 from machine import ROOT
 from side import cpu_seconds
 
@@ -43,21 +41,36 @@ class Bare:
         self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._process:
             self._process.terminate()
 
-    def run(self, rows: int, warmup_seconds: float, seconds: float) -> Window:
-        """Runs batches of so many rows, and measures after the warm-up."""
-        tell(self._process, {"rows": rows, "seconds": warmup_seconds})
-        hear(self._process)
-        before = cpu_seconds(self._process.pid)
-        tell(self._process, {"rows": rows, "seconds": seconds})
-        runs_us: list[float] = sorted(hear(self._process)["runs_us"])
-        spent = cpu_seconds(self._process.pid) - before
-        return Window(len(runs_us) * rows, sum(runs_us) / 1e6, runs_us, spent, 0.0)
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def run(self, rows: int, warmup_seconds: float, seconds: float) -> dict[str, float]:
+        """Runs batches of so many rows, and measures after the warm-up; figures as of a load."""
+        self._ask(rows, warmup_seconds)
+        before = cpu_seconds(self.pid)
+        runs_us = sorted(self._ask(rows, seconds))
+        spent = cpu_seconds(self.pid) - before
+        count = len(runs_us)
+        return {
+            "steps_per_s": count * rows / sum(runs_us) * 1e6,
+            "p50_us": runs_us[count // 2],
+            "p99_us": runs_us[min(count - 1, count * 99 // 100)],
+            "server_cpu_us": spent / (count * rows) * 1e6,
+        }
+
+    def _ask(self, rows: int, seconds: float) -> list[float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"rows": rows, "seconds": seconds}) + "\n")
+        self._process.stdin.flush()
+        runs_us: list[float] = json.loads(self._process.stdout.readline())
+        return runs_us
 
 
 # What follows runs in the process.
@@ -89,7 +102,7 @@ def main(path: str) -> None:
     session = onnxruntime.InferenceSession(path, options)
     for line in sys.stdin:
         ask = json.loads(line)
-        print(json.dumps({"runs_us": run(session, ask["rows"], ask["seconds"])}), flush=True)
+        print(json.dumps(run(session, ask["rows"], ask["seconds"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures what live streams cost in memory: ten thousand on one call of `PredictBlocks`, then a thousand calls of `Predict`.
+"""Measures what live streams cost in memory: ten thousand on ten calls of `PredictBlocks`, a thousand on calls of `Predict`.
 
 python benchmarks/live.py [--streams 10000] [--calls 1000] [--quick]
 
@@ -8,18 +8,21 @@ Exit code 1 when a stream on a shared call costs more than its state and 1 KB.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 import uvloop
-from call import Call, connect
-from gateway import METHOD, Gateway, channel
-from load import first
+from compare import CONNECTIONS, Quick
 from machine import facts
 from model import HIDDEN, OUTPUTS, state_names, write_model
 from side import Side, serve
+from visit import Visit, block, one
+
+from serving.bench.frames import Connection
+from serving.bench.speech import Speech
 
 # The ring of answers, as the server comes, is full after 32.
 STEPS = 40
@@ -30,7 +33,6 @@ STREAMS_FIRST = 5000
 CALLS_FIRST = 100
 # Streams are opened and stepped so many at a time: messages that hold all of them would be counted with them.
 ROWS = 1000
-CONNECTIONS = 4
 # numpy asks for huge pages for the slabs of state, and the system then backs rows two megabytes at a time, used or not:
 # several thousand streams too early or too late for what is asked here.
 # One connection takes nearly all of the live streams that a server may have.
@@ -43,50 +45,27 @@ STORE_SECONDS_MAX = 60
 async def settled_bytes(side: Side) -> int:
     """The memory of a server once it has stored everything."""
     async with asyncio.timeout(STORE_SECONDS_MAX):
-        while _unsaved_seconds(side):  # noqa: ASYNC110 - another process sends no event
+        while side.metric("tidegate_unsaved_seconds"):  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.1)
     return side.resident_bytes()
 
 
-def _unsaved_seconds(side: Side) -> float:
-    return sum(value for name, _, value in side.samples() if name == "tidegate_unsaved_seconds")
-
-
-async def growth_of_streams(side: Side, streams: int) -> float:
-    """What a stream costs that shares its call with all others."""
+async def growth_of(side: Side, speech: Callable[[int], Speech], rows: int, first: int, count: int) -> float:
+    """What a stream costs that shares its call with so many rows, after the first streams."""
+    connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
 
     async def step_all(count: int) -> None:
-        gateways = [await Gateway.open_on(call, [""] * min(ROWS, count - at)) for at in range(0, count, ROWS)]
-        for _ in range(STEPS):
-            for gateway in gateways:
-                await gateway.send()
-                await gateway.receive()
+        sizes = [min(rows, count - at) for at in range(0, count, rows)]
+        visits = [Visit(connections[place % CONNECTIONS], speech(size)) for place, size in enumerate(sizes)]
+        at_once = max(1, CALLS_FIRST // rows)
+        for act in (Visit.open, *[Visit.step] * STEPS):
+            for at in range(0, len(visits), at_once):
+                await asyncio.gather(*map(act, visits[at : at + at_once]))
 
-    async with channel(side.address) as connection:
-        call = connection.stream_stream(METHOD)()
-        await step_all(STREAMS_FIRST)
-        before = await settled_bytes(side)
-        await step_all(streams)
-        return (await settled_bytes(side) - before) / streams
-
-
-async def growth_of_calls(side: Side, calls: int) -> float:
-    """What a stream costs that has a call of its own."""
-    connections = [await connect(side.address) for _ in range(CONNECTIONS)]
-
-    async def step(number: int) -> None:
-        call = Call(connections[number % CONNECTIONS])
-        await call.open()
-        for _ in range(STEPS):
-            await call.predict()
-
-    async def step_all(count: int) -> None:
-        await first([asyncio.ensure_future(step(number)) for number in range(count)], connections)
-
-    await step_all(CALLS_FIRST)
+    await step_all(first)
     before = await settled_bytes(side)
-    await step_all(calls)
-    growth = (await settled_bytes(side) - before) / calls
+    await step_all(count)
+    growth = (await settled_bytes(side) - before) / count
     for connection in connections:
         connection.close()
     return growth
@@ -98,15 +77,17 @@ async def measure(streams: int, calls: int) -> tuple[float, float]:
         write_model(Path(folder))
         async with asyncio.timeout(RUN_SECONDS_MAX):
             with Side("blocks", serve(Path(folder), "--data-dir", f"{folder}/a"), SETTINGS) as side:
-                of_streams = await growth_of_streams(side, streams)
+                of_streams = await growth_of(side, lambda rows: block([""] * rows), ROWS, STREAMS_FIRST, streams)
             with Side("calls", serve(Path(folder), "--data-dir", f"{folder}/b"), SETTINGS) as side:
-                return of_streams, await growth_of_calls(side, calls)
+                return of_streams, await growth_of(side, lambda _: one(), 1, CALLS_FIRST, calls)
 
 
 def main(
-    streams: Annotated[int, typer.Option(min=1, max=11_000, help="Streams on one PredictBlocks call.")] = 10_000,
+    streams: Annotated[
+        int, typer.Option(min=1, max=11_000, help="Streams on PredictBlocks calls, a thousand on each.")
+    ] = 10_000,
     calls: Annotated[int, typer.Option(min=1, help="Predict calls.")] = 1000,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; nothing is judged.")] = False,
+    quick: Quick = False,
 ) -> None:
     """Measure what live streams cost in memory."""
     if quick:
@@ -114,7 +95,7 @@ def main(
     of_streams, of_calls = uvloop.run(measure(streams, calls))
     rest = of_streams - STATE_BYTES
     answers = ANSWERS_REMEMBERED * 4 * OUTPUTS
-    print(f"{streams:,} live streams on one call: {of_streams:,.0f} bytes each")
+    print(f"{streams:,} live streams, {ROWS:,} a call: {of_streams:,.0f} bytes each")
     print(f"  its state {STATE_BYTES:,}, the rest {rest:,.0f}, of which remembered answers {answers:,}")
     print(f"{calls:,} calls of one stream: {of_calls:,.0f} bytes each, {of_calls - of_streams:,.0f} more than above")
     print(", ".join(f"{name} {value}" for name, value in facts().items()))

@@ -15,28 +15,19 @@ Exit code 1 when, over the rounds,
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
 
 import typer
-import uvloop
-from call import VALUES, connect
-from frames import Connection, prefixed
-from gateway import Gateway, channel
-from load import CLOSE, DURABLE, METHOD, OPEN, PREDICTION, first
+from compare import Load, Quick, Rounds, Seconds, Warmup
 from machine import facts, load_average
 from model import write_model
 from side import Side, serve
+from visit import Visit, block, one
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.names import reason_name
+from serving.bench.frames import Connection
+from serving.bench.result import Result
 
 BOUND, AFTERWARDS, SLOW = "at the bound", "afterwards", "beside slow readers"
 QUEUE_MAX = 64
@@ -44,7 +35,6 @@ QUEUE_MAX = 64
 BATCH_MAX = 32
 PRESSURES = {"twice": 2, "four times": 4}
 JUDGED = "twice"
-CONNECTIONS = 4
 P99_RATIO_MAX = 2.0
 P99_RATIO_AFTER_MAX = 1.5
 # Calls whose clients do not read, of either kind.
@@ -57,179 +47,85 @@ TAKEN_BYTES_MAX = 2**20
 BYTES_A_CALL = 256 * 1024
 # What malloc keeps back at random.
 BYTES_BESIDE = 4 * 2**20
-RUN_SECONDS_MAX = 300
 
 
-@dataclass(slots=True)
-class Seen:
-    """What the clients of one phase saw within its window."""
-
-    accepted_us: list[float] = field(default_factory=list)
-    refused: int = 0
-    wrong: str = ""
-    """What a refusal was that should not have been."""
-
-    def p99_us(self) -> float:
-        """The latency that 99 of 100 accepted timesteps did not exceed."""
-        ordered = sorted(self.accepted_us)
-        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-
-
-class Presser:
-    """A stream in a closed loop that is told to wait and does."""
-
-    def __init__(self, connection: Connection, seen: Seen) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[None] = self._loop.create_future()
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-        self._connection = connection
-        self._seen = seen
-        self._step = 1
-        self._sent = self._begin = self._end = 0.0
-        self._call = connection.call(self._on_opened)
-        connection.send(self._call, OPEN)
-
-    def go(self, begin: float, end: float) -> None:
-        """Steps until `end`, and counts from `begin` on."""
-        self._begin, self._end = begin, end
-        self._send()
-
-    def _send(self) -> None:
-        self._sent = time.monotonic()
-        timestep = pb.Timestep(step=self._step, values=VALUES)
-        self._connection.send(self._call, prefixed(pb.PredictRequest(timestep=timestep).SerializeToString()))
-
-    def _on_opened(self, _: bytes) -> None:
-        self._connection.on_message(self._call, self._on_answer)
-        self.opened.set_result(None)
-
-    def _on_answer(self, answer: bytes) -> None:
-        now = time.monotonic()
-        if answer[0] == DURABLE:
-            return
-        counts = self._begin <= now < self._end
-        wait_s = 0.0
-        if answer[0] == PREDICTION:
-            self._step += 1
-            if counts:
-                self._seen.accepted_us.append((now - self._sent) * 1e6)
-        else:
-            error = pb.PredictResponse.FromString(answer).error
-            if error.reason != pb.Error.REASON_OVERLOADED or not error.retry_after.ToMilliseconds():
-                self._seen.wrong = f"{reason_name(error.reason)}, retry_after {error.retry_after}"
-            self._seen.refused += counts
-            wait_s = error.retry_after.ToTimedelta().total_seconds()
-        if now >= self._end:
-            self._connection.on_message(self._call, self._on_closed)
-            self._connection.send(self._call, CLOSE)
-        elif wait_s:
-            self._loop.call_later(wait_s, self._send)
-        else:
-            self._send()
-
-    def _on_closed(self, answer: bytes) -> None:
-        if answer[0] == DURABLE:
-            return
-        self._connection.hang_up(self._call)
-        self.closed.set_result(None)
-
-
-async def press(side: Side, streams: int, warmup: float, seconds: float) -> Seen:
+def press(load: Load, side: Side, streams: int, warmup: float, seconds: float) -> Result:
     """Runs streams in a closed loop against a server."""
-    seen = Seen()
-    connections = [await connect(side.address) for _ in range(CONNECTIONS)]
-    pressers = [Presser(connections[number % CONNECTIONS], seen) for number in range(streams)]
-    await first([presser.opened for presser in pressers], connections)
-    begin = time.monotonic() + warmup
-    for presser in pressers:
-        presser.go(begin, begin + seconds)
-    await first([presser.closed for presser in pressers], connections)
-    for connection in connections:
-        connection.close()
-    if not seen.accepted_us:
-        raise RuntimeError(f"{streams} streams had nothing accepted within {seconds:g} s")
-    return seen
+    return load.run(side, streams=streams, warmup=warmup, seconds=seconds)
 
 
-async def stop_reading(stack: AsyncExitStack, side: Side) -> int:
-    """Opens calls of both kinds whose clients send and never read, until nothing more is taken.
+def p99_us(seen: Result) -> float:
+    """Of accepted timesteps, from when each was sent last: what a refusal had it wait before is not the server's doing."""
+    assert seen.service is not None
+    return (seen.service.p99 or 0.0) * 1e6
 
-    Returns the most bytes that one of them could send; the calls are open until the stack is left.
+
+async def stop_reading(side: Side) -> tuple[Connection, int]:
+    """Opens calls of both kinds whose client sends and never reads, until nothing more is taken.
+
+    Returns the connection, on which they are open, and the most bytes that one of them could send.
     """
-    # The client's own window stays small: how much it lets the server send is not what is asked here.
-    connection = await stack.enter_async_context(channel(side.address, ("grpc.http2.bdp_probe", 0)))
-    calls = [connection.stream_stream(METHOD)() for _ in range(SLOW_CALLS)]
-    gateways = [await Gateway.open(connection, [""] * SLOW_ROWS) for _ in range(SLOW_CALLS)]
-    floods = [_flood_predict(call) for call in calls] + [_flood_blocks(gateway) for gateway in gateways]
-    for call in (*calls, *(gateway.call for gateway in gateways)):
-        stack.callback(call.cancel)
-    return max(await asyncio.gather(*floods))
+    connection = await Connection.open(side.address, reads=False)
+    visits = [Visit(connection, one()) for _ in range(SLOW_CALLS)]
+    visits += [Visit(connection, block([""] * SLOW_ROWS)) for _ in range(SLOW_CALLS)]
+    for visit in visits:
+        await visit.open()
+    return connection, max(await asyncio.gather(*map(_flood, visits)))
 
 
-async def _flood_predict(call: Any) -> int:
+async def _flood(visit: Visit) -> int:
     sent = 0
-    request = pb.PredictRequest(open=pb.Open())
-    for step in count(1):
-        message = request.SerializeToString()
-        if sent > TAKEN_BYTES_MAX or not await _is_taken(call.write(message)):
-            break
-        sent += len(message)
-        request = pb.PredictRequest(timestep=pb.Timestep(step=step, values=VALUES))
+    while sent <= TAKEN_BYTES_MAX:
+        sent += visit.send()
+        await asyncio.sleep(0)
+        if visit.call.blocked:
+            await asyncio.sleep(STOPPED_SECONDS)
+            if visit.call.blocked:
+                break
     return sent
 
 
-async def _flood_blocks(gateway: Gateway) -> int:
-    sent = 0
-    while sent <= TAKEN_BYTES_MAX and await _is_taken(gateway.send()):
-        sent += gateway.block_bytes
-    return sent
-
-
-async def _is_taken(write: Awaitable[None]) -> bool:
-    try:
-        await asyncio.wait_for(write, STOPPED_SECONDS)
-    except TimeoutError:
-        return False
-    return True
-
-
-async def measure(rounds: int, warmup: float, seconds: float) -> list[str]:
+def measure(rounds: int, warmup: float, seconds: float) -> list[str]:
     """Runs all phases in turn, prints what was seen; gives what is not as it should be."""
     streams = {BOUND: QUEUE_MAX, **{name: times * QUEUE_MAX for name, times in PRESSURES.items()}}
     streams |= {AFTERWARDS: QUEUE_MAX, SLOW: QUEUE_MAX}
-    phases: dict[str, list[Seen]] = {name: [] for name in streams}
+    phases: dict[str, list[Result]] = {name: [] for name in streams}
     grown = dict.fromkeys((*PRESSURES, SLOW), 0)
     taken = 0
-    with TemporaryDirectory(prefix="tidegate-bench-") as folder:
+    with TemporaryDirectory(prefix="tidegate-bench-") as folder, asyncio.Runner() as runner, Load() as load:
         write_model(Path(folder))
         options = ["--data-dir", f"{folder}/data", "--queue-max", str(QUEUE_MAX), "--batch-max", str(BATCH_MAX)]
         with Side("overload", serve(Path(folder), *options)) as side:
-            await press(side, max(streams.values()), 0.0, warmup)  # what every server fills is filled
+            press(load, side, max(streams.values()), 0.0, warmup)  # what every server fills is filled
             calm = side.resident_bytes()
             for _ in range(rounds):
                 for name, many in streams.items():
-                    async with AsyncExitStack() as stack:
-                        if name == SLOW:
-                            taken = max(taken, await stop_reading(stack, side))
-                        phases[name].append(await press(side, many, warmup, seconds))
-                        if name in grown:
-                            grown[name] = max(grown[name], side.resident_bytes() - calm)
-    p99_us = {name: median(seen.p99_us() for seen in some) for name, some in phases.items()}
+                    slow = None
+                    if name == SLOW:  # while its loop rests, that connection is not even looked at
+                        slow, sent = runner.run(stop_reading(side))
+                        taken = max(taken, sent)
+                    phases[name].append(press(load, side, many, warmup, seconds))
+                    if name in grown:
+                        grown[name] = max(grown[name], side.resident_bytes() - calm)
+                    if slow is not None:
+                        runner.get_loop().call_soon(slow.close)
+                        runner.run(asyncio.sleep(0))
+    p99s_us = {name: median(map(p99_us, some)) for name, some in phases.items()}
     for name, some in phases.items():
-        accepted = sum(len(one.accepted_us) for one in some) / seconds / rounds
-        refused = sum(one.refused for one in some) / seconds / rounds
+        accepted = sum(one.achieved_per_s for one in some) / rounds
+        refused = sum(one.timesteps.again for one in some) / (warmup + seconds) / rounds
         print(f"{name}: {streams[name]} streams, {accepted:,.0f} accepted and {refused:,.0f} refused a second, "
-              f"p99 {p99_us[name] / 1000:.2f} ms ({p99_us[name] / p99_us[BOUND]:.2f})")  # fmt: skip
+              f"p99 {p99s_us[name] / 1000:.2f} ms ({p99s_us[name] / p99s_us[BOUND]:.2f})")  # fmt: skip
     print(f"{2 * SLOW_CALLS} calls that never read could send {taken:,} bytes at most")
     print("memory: " + ", ".join(f"{size / 2**20:+.1f} MB {name}" for name, size in grown.items())
           + f"; load average {load_average():.1f}")  # fmt: skip
-    found = faults(phases, p99_us, grown)
+    found = faults(phases, p99s_us, grown)
     if taken > TAKEN_BYTES_MAX:
         found.append(f"{SLOW}: one call sent {taken:,} bytes and was not stopped, expected at most {TAKEN_BYTES_MAX:,}")
     return found
 
 
-def faults(phases: dict[str, list[Seen]], p99_us: dict[str, float], grown: dict[str, int]) -> list[str]:
+def faults(phases: dict[str, list[Result]], p99_us: dict[str, float], grown: dict[str, int]) -> list[str]:
     """What is not as it should be."""
     found = []
     before = p99_us[BOUND]
@@ -238,8 +134,12 @@ def faults(phases: dict[str, list[Seen]], p99_us: dict[str, float], grown: dict[
             found.append(
                 f"{name}: p99 is {p99_us[name] / before:.2f} times that at the bound, expected at most {ratio_max}"
             )
-    found += [f"{name}: nothing was refused" for name in PRESSURES if not sum(seen.refused for seen in phases[name])]
-    found += [f"{name}: refused with {seen.wrong}" for name, some in phases.items() for seen in some if seen.wrong]
+    found += [
+        f"{name}: nothing was refused" for name in PRESSURES if not sum(seen.timesteps.again for seen in phases[name])
+    ]
+    for name, some in phases.items():
+        reasons = {reason for seen in some for reason in (*seen.timesteps.again_by, *seen.timesteps.refused)}
+        found += [f"{name}: refused with {reason}" for reason in sorted(reasons - {"OVERLOADED"})]
     calls = {name: times * QUEUE_MAX for name, times in PRESSURES.items()} | {SLOW: 2 * SLOW_CALLS}
     for name, growth in grown.items():
         allowed = BYTES_BESIDE + calls[name] * BYTES_A_CALL
@@ -248,16 +148,11 @@ def faults(phases: dict[str, list[Seen]], p99_us: dict[str, float], grown: dict[
     return found
 
 
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each phase has its turn.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a phase, without warm-up.")] = 2.0,
-    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before each phase that are not counted.")] = 0.5,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; nothing is judged.")] = False,
-) -> None:
+def main(rounds: Rounds = 5, seconds: Seconds = 2.0, warmup: Warmup = 0.5, quick: Quick = False) -> None:
     """See whether pressure and slow readers harm anybody else."""
     if quick:
         rounds, seconds, warmup = 1, 0.3, 0.1
-    found = uvloop.run(asyncio.wait_for(measure(rounds, warmup, seconds), RUN_SECONDS_MAX))
+    found = measure(rounds, warmup, seconds)
     print(", ".join(f"{name} {value}" for name, value in facts().items()))
     for fault in found:
         print(fault)

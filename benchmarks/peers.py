@@ -7,63 +7,45 @@ that runs this. Cases go on until Triton dies, which is told: with 64 streams it
 of SIGSEGV in TRITONSERVER_InferenceRequestDelete, within seconds.
 """
 
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from load import Load
-from machine import facts, load_average
+from compare import HERE, Comparison, Quick, Rounds, Seconds, Warmup, many
 from model import write_model
-from predict import HERE, figures, make_table
-from rich.console import Console
-from rounds import Results, Sample, interleave
 from side import Side, serve
-from triton_load import TritonLoad
+from triton_load import triton_speech
 
-BASE = "triton"
-CONNECTIONS = 4
+from serving.bench.run import BenchFailed
 
 
 def main(
     triton: Annotated[Path, typer.Option(help="Virtual environment with nvidia-pytriton.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often each side has its turn.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn, without warm-up.")] = 3.0,
-    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before each turn that are not counted.")] = 0.5,
+    rounds: Rounds = 5,
+    seconds: Seconds = 3.0,
+    warmup: Warmup = 0.5,
     streams: Annotated[
         list[int] | None, typer.Option(help="Streams at once; give it again for more cases. [1, 16, 64, 128]")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; no figures to quote.")] = False,
+    quick: Quick = False,
 ) -> None:
     """Measure Predict against Triton."""
-    if quick:
-        rounds, seconds, warmup, streams = 1, 0.3, 0.1, streams or [8]
-    results = Results()
-    console = Console()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="tidegate-bench-")))
+    with Comparison("triton", rounds, seconds, warmup, quick=quick) as compare:
+        folder = compare.folder
         graph = write_model(folder / "models")
-        tidegate = Side("tidegate", serve(folder / "models", "--data-dir", str(folder / "data")))
-        peer = Side(BASE, [str(HERE / "triton" / "server.py"), str(triton), str(graph), str(folder / "triton")])
-        sides = [stack.enter_context(side) for side in (tidegate, peer)]
-        loads = {
-            tidegate.name: stack.enter_context(Load(1, CONNECTIONS, warmup + seconds)),
-            peer.name: stack.enter_context(TritonLoad(1, CONNECTIONS, warmup + seconds)),
-        }
-        for count in streams or [1, 16, 64, 128]:
-            case = f"{count} stream{'s' if count > 1 else ''}"
+        compare.start(Side("tidegate", serve(folder / "models", "--data-dir", str(folder / "data"))))
+        arguments = [str(HERE / "triton" / "server.py"), str(triton), str(graph), str(folder / "triton")]
+        peer = compare.enter_context(Side("triton", arguments))
+        for count in streams or ([8] if quick else [1, 16, 64, 128]):
+            turns = {peer.name: partial(compare.measure, peer, streams=count, speech=triton_speech)}
             try:
-                for number, side in interleave(rounds, sides):
-                    window = loads[side.name].run(side, count, warmup, seconds)
-                    results.add(Sample(case, number, side.name, load_average(), figures(window)))
-            except RuntimeError:
+                compare.case(many(count), turns, streams=count)
+            except (RuntimeError, BenchFailed):
                 if peer.alive:
                     raise
-                console.print(f"{case}: {peer.name} died")
+                compare.console.print(f"{many(count)}: {peer.name} died")
                 break
-            console.print(make_table(results, case, sides, BASE))
-    console.print(", ".join(f"{name} {value}" for name, value in facts().items()))
 
 
 if __name__ == "__main__":

@@ -8,56 +8,41 @@ Beside it what it cannot be faster than: Python that does nothing, and Python th
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated
 
 import typer
-from machine import ROOT, facts, load_average
-from rich.console import Console
-from rounds import Results, Sample, interleave
+from compare import Comparison, Quick, Rounds
+from machine import ROOT
 from side import Side, serve
-from table import make_table
 
 BASE = "tidegate"
 FLOORS = {
     "python -c pass": "pass",
     "import onnxruntime, grpc": "import onnxruntime, grpc",
 }
-CASE = "from exec to ready"
-COLUMNS = {"ms": "ms"}
 
 
-def ready_seconds(data: Path) -> float:
+def ready_seconds(data: Path) -> dict[str, float]:
     """Starts a server and waits for its ready line, then stops it."""
     begun = time.perf_counter()
     with Side(BASE, serve(ROOT / "models", "--data-dir", str(data))):
-        return time.perf_counter() - begun
+        return {"ms": (time.perf_counter() - begun) * 1000}
 
 
-def run_seconds(code: str) -> float:
+def run_seconds(code: str) -> dict[str, float]:
     """Runs a line of Python in a process of its own."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    return time.perf_counter() - begun
+    return {"ms": (time.perf_counter() - begun) * 1000}
 
 
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is started.")] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; no figures to quote.")] = False,
-) -> None:
+def main(rounds: Rounds = 7, quick: Quick = False) -> None:
     """Measure how long a server takes to be ready."""
-    if quick:
-        rounds = 1
-    results = Results()
-    console = Console()
-    sides = [*FLOORS, BASE]
-    with TemporaryDirectory(prefix="tidegate-bench-") as folder:
-        for number, side in interleave(rounds, sides):
-            seconds = run_seconds(FLOORS[side]) if side in FLOORS else ready_seconds(Path(folder) / "data")
-            results.add(Sample(CASE, number, side, load_average(), {"ms": seconds * 1000}))
-    console.print(make_table(results, CASE, sides, BASE, COLUMNS))
-    console.print(", ".join(f"{name} {value}" for name, value in facts().items()))
+    with Comparison(BASE, rounds, 0.0, 0.0, quick=quick) as compare:
+        turns = {name: partial(run_seconds, code) for name, code in FLOORS.items()}
+        turns[BASE] = partial(ready_seconds, compare.folder / "data")
+        compare.case("from exec to ready", turns, {"ms": "ms"})
 
 
 if __name__ == "__main__":

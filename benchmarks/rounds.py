@@ -1,6 +1,5 @@
 """Rounds: every side in turn, again and again, so that what the machine does meanwhile hits all alike."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -48,17 +47,6 @@ class Results:
         # In a short window the kernel may have counted no hundredth of a second for the base.
         both = [number for number in mine.keys() & theirs.keys() if theirs[number]]
         return median(mine[number] / theirs[number] for number in both) if both else None
-
-    def summary(self, base: str) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
-        """By case, side and figure: the median, and the ratio to the base."""
-        summary: dict[str, dict[str, dict[str, dict[str, float | None]]]] = defaultdict(lambda: defaultdict(dict))
-        for sample in self.samples:
-            for figure in sample.figures:
-                summary[sample.case][sample.side][figure] = {
-                    "median": self.median(sample.case, sample.side, figure),
-                    f"ratio_to_{base}": self.ratio(sample.case, sample.side, base, figure),
-                }
-        return summary
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every sample."""

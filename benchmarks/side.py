@@ -10,7 +10,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from machine import ROOT
@@ -21,6 +20,8 @@ READY_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 30
 SCRAPE_SECONDS_MAX = 10
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# Options of a server that keeps nothing: an hour is longer than any run, so nothing is copied or written.
+STORE_NOTHING = ("--state", "memory:", "--checkpoint-every", "1h", "--ready-lag", "2h", "--lag-max", "2h")
 
 
 def serve(models: Path, *options: str) -> list[str]:
@@ -38,13 +39,17 @@ class Side:
         name: what tables call it.
         arguments: what Python shall run, without Python itself.
         settings: more environment variables.
+        root: the checkout of the repository whose code it is.
 
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], settings: Mapping[str, str] | None = None, root: Path = ROOT
+    ) -> None:
         self.name = name
+        self._root = root
         self.arguments = list(arguments)
-        self._environment = environment() | dict(settings or {})
+        self._environment = environment() | {"PYTHONPATH": str(root)} | dict(settings or {})
         self.address = ""
         self.metrics_url = ""
         self._process: subprocess.Popen[str]
@@ -54,7 +59,7 @@ class Side:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=self._environment
+            [sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=self._root, env=self._environment
         )
         late = threading.Timer(READY_SECONDS_MAX, self._process.kill)
         late.start()
@@ -69,9 +74,7 @@ class Side:
         self.address, self.metrics_url = told["grpc"], told.get("metrics", "")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS_MAX)
@@ -102,6 +105,10 @@ class Side:
         with urllib.request.urlopen(self.metrics_url, timeout=SCRAPE_SECONDS_MAX) as answer:
             families = text_string_to_metric_families(answer.read().decode())
             return [(one.name, one.labels, one.value) for family in families for one in family.samples]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric of its /metrics over all samples that have these labels."""
+        return sum(value for one, its, value in self.samples() if one == name and labels.items() <= its.items())
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ that of the second quarter by more than is allowed; when a stream is live, or it
 import asyncio
 import random
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,16 +22,15 @@ from typing import Annotated
 
 import typer
 import uvloop
-from call import Call, connect
-from frames import Connection
-from gateway import Gateway, channel
-from load import first
+from compare import CONNECTIONS, Quick
 from machine import facts
 from model import write_model
 from side import Side, serve
+from visit import Visit, block, one
+
+from serving.bench.frames import Connection
 
 VISITORS = 128
-CONNECTIONS = 4
 # Names that a visitor goes back to: most of its streams are known, and parked.
 NAMES = 8
 STEPS_A_VISIT = 150
@@ -91,17 +90,15 @@ class Soak:
 
     async def run(self) -> None:
         """Does everything; raises the first error that a client meets."""
-        async with AsyncExitStack() as stack:
-            connections = [await connect(self._side.address) for _ in range(CONNECTIONS)]
-            for connection in connections:
-                stack.callback(connection.close)
-            tasks = [
-                asyncio.ensure_future(self._visit_all(number, connections[number % CONNECTIONS]))
-                for number in range(VISITORS)
-            ]
-            tasks += [asyncio.ensure_future(self._gate_all(number)) for number in range(GATEWAYS)]
-            tasks.append(asyncio.ensure_future(self._sample()))
-            await first(tasks, connections)
+        connections = [await Connection.open(self._side.address) for _ in range(CONNECTIONS + GATEWAYS)]
+        async with asyncio.TaskGroup() as group:
+            for number in range(VISITORS):
+                group.create_task(self._visit_all(number, connections[number % CONNECTIONS]))
+            for number in range(GATEWAYS):
+                group.create_task(self._gate_all(number, connections[CONNECTIONS + number]))
+            group.create_task(self._sample())
+        for connection in connections:
+            connection.close()
 
     async def _sample(self) -> None:
         while not self.done:
@@ -110,55 +107,52 @@ class Soak:
 
     async def _visit_all(self, visitor: int, connection: Connection) -> None:
         chance = random.Random(f"{self._seed} visitor {visitor}")
-        while not self.done:
-            call = Call(connection)
-            await call.open(f"visitor-{visitor}-{chance.randrange(NAMES)}")
-            for _ in range(chance.randrange(STEPS_A_VISIT)):
-                await call.predict()
-                self.by_calls += 1
-            end = chance.choices(list(ENDS), list(ENDS.values()))[0]
-            if end == "silent":
-                await asyncio.sleep(2 * PARK_AFTER_SECONDS)
-                await call.predict()
-                self.by_calls += 1
-            if end == "cut":
-                call.cut()
-            elif end in ("close", "forget"):
-                await call.close(forget=end == "forget")
-            else:
-                await call.half_close()
-            self.ends[end] += 1
 
-    async def _gate_all(self, number: int) -> None:
+        async def step(visit: Visit) -> None:
+            await visit.step()
+            self.by_calls += 1
+
+        while not self.done:
+            visit = Visit(connection, one(f"visitor-{visitor}-{chance.randrange(NAMES)}"))
+            await visit.open()
+            for _ in range(chance.randrange(STEPS_A_VISIT)):
+                await step(visit)
+            self.ends[await self._end(visit, chance, step)] += 1
+
+    async def _gate_all(self, number: int, connection: Connection) -> None:
         chance = random.Random(f"{self._seed} gateway {number}")
         names = [f"gateway-{number}-{row}" for row in range(ROWS)]
-        async with channel(self._side.address) as connection:
-            while not self.done:
-                gateway = await Gateway.open(connection, names)
-                for _ in range(chance.randrange(BLOCKS_A_VISIT)):
-                    # Blocks are quicker by far: who is ahead waits.
-                    while self.by_blocks > self.by_calls and not self.done:  # noqa: ASYNC110 - a counter sends no event
-                        await asyncio.sleep(0.001)
-                    if self.done:
-                        break
-                    await self._step(gateway)
-                end = chance.choices(list(ENDS), list(ENDS.values()))[0]
-                if end == "silent":
-                    await asyncio.sleep(2 * PARK_AFTER_SECONDS)
-                    await self._step(gateway)
-                if end == "cut":
-                    await gateway.send()
-                    gateway.cut()
-                elif end == "forget":
-                    await gateway.forget()
-                else:
-                    await gateway.half_close()
-                self.ends[f"gateway {end}"] += 1
 
-    async def _step(self, gateway: Gateway) -> None:
-        await gateway.send()
-        await gateway.receive()
-        self.by_blocks += ROWS
+        async def step(visit: Visit) -> None:
+            await visit.step()
+            self.by_blocks += ROWS
+
+        while not self.done:
+            visit = Visit(connection, block(names))
+            await visit.open()
+            for _ in range(chance.randrange(BLOCKS_A_VISIT)):
+                # Blocks are quicker by far: who is ahead waits.
+                while self.by_blocks > self.by_calls and not self.done:  # noqa: ASYNC110 - a counter sends no event
+                    await asyncio.sleep(0.001)
+                if self.done:
+                    break
+                await step(visit)
+            self.ends[f"gateway {await self._end(visit, chance, step)}"] += 1
+
+    async def _end(self, visit: Visit, chance: random.Random, step: Callable[[Visit], Awaitable[None]]) -> str:
+        """Ends a visit in one of the ways; says which."""
+        end = chance.choices(list(ENDS), list(ENDS.values()))[0]
+        if end == "silent":
+            await asyncio.sleep(2 * PARK_AFTER_SECONDS)
+            await step(visit)
+        if end == "cut":
+            visit.send()
+            visit.call.cut()
+        elif end in ("close", "forget"):
+            await visit.close(forget=end == "forget")
+        else:
+            await visit.half_close()
+        return end
 
 
 def judge(moments: list[Moment], steps: int) -> tuple[str, bool]:
@@ -189,16 +183,12 @@ async def left_behind(side: Side) -> str:
     """Waits until no stream is live; what is wrong with the server after all have gone, empty when nothing is."""
     try:
         async with asyncio.timeout(EMPTY_SECONDS_MAX):
-            while _sample_of(side, "tidegate_streams", state="live"):  # noqa: ASYNC110 - another process sends no event
+            while side.metric("tidegate_streams", state="live"):  # noqa: ASYNC110 - another process sends no event
                 await asyncio.sleep(0.2)
     except TimeoutError:
-        return f"{_sample_of(side, 'tidegate_streams', state='live'):g} streams are still live"
-    lost = _sample_of(side, "tidegate_state_lost_total")
+        return f"{side.metric('tidegate_streams', state='live'):g} streams are still live"
+    lost = side.metric("tidegate_state_lost_total")
     return f"state was lost {lost:g} times" if lost else ""
-
-
-def _sample_of(side: Side, name: str, **labels: str) -> float:
-    return sum(value for one, its, value in side.samples() if one == name and labels.items() <= its.items())
 
 
 async def soak(steps: int, seed: int) -> tuple[Soak, str]:
@@ -216,7 +206,7 @@ async def soak(steps: int, seed: int) -> tuple[Soak, str]:
 def main(
     steps: Annotated[int, typer.Option(min=1, help="How many in all.")] = 1_000_000,
     seed: Annotated[int, typer.Option(help="Of what visitors and gateways do.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; memory is not judged.")] = False,
+    quick: Quick = False,
 ) -> None:
     """See whether memory is flat after a million steps."""
     if quick:

@@ -1,67 +1,82 @@
-"""The load of Triton: the same streams and values as `load.py` sends, as requests of the sequence extension.
+"""How a stream speaks with Triton: the same values as with Tidegate, as requests of the sequence extension.
 
 The first timestep of a sequence carries START and the last END; they stand where Tidegate has its open and close.
 """
 
-from itertools import count, cycle
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from itertools import count
 from typing import Any
 
 import grpc
-import numpy as np
-import uvloop
-from frames import prefixed
-from load import Load, Script, serve_parent
 from model import FEATURES
 
-METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+from serving.bench.frames import prefixed
+from serving.bench.lane import Verdict
+from serving.bench.speech import APPLIED, WrongAnswer
+
+SEQUENCES = count(1)
 # Different rows of values, which a sequence sends in turn: its messages carry its number, so each has its own.
 VALUES = 16
 
 
-class TritonLoad(Load):
-    """The client processes of a run."""
-
-    def command(self) -> list[str]:
-        """What a client process runs."""
-        return [__file__]
+@cache
+def protos() -> Any:
+    """The messages of Triton."""
+    return grpc.protos("triton/infer.proto")
 
 
-# What follows runs in a client process.
+class TritonSequence:
+    """One sequence; see `serving.bench.speech.Speech`."""
 
+    method = "/inference.GRPCInferenceService/ModelStreamInfer"
+    window = 1
 
-def make_script(protos: Any, sequence: int) -> Script:
-    """What one sequence sends."""
-    rows = np.random.default_rng(0).normal(size=(VALUES, FEATURES)).astype("<f4")
+    def __init__(self, values: Any) -> None:
+        self._number = next(SEQUENCES)
+        self._values = [row.tobytes() for row in values[:VALUES]]
+        self._messages = [self._request(row) for row in self._values]
 
-    def request(row: Any, *, start: bool = False, end: bool = False) -> bytes:
-        message = protos.ModelInferRequest(
+    def open(self) -> bytes:
+        """The first timestep."""
+        return self._request(self._values[0], start=True)
+
+    def opened(self, response: bytes) -> Counter[str]:
+        """It was answered."""
+        self.verdict(response, 0)
+        return Counter()
+
+    def message(self, number: int, _: Mapping[int, int]) -> bytes:
+        """A timestep between."""
+        return self._messages[number % VALUES]
+
+    def verdict(self, response: bytes, _: int) -> Verdict:
+        """Applied; whatever else is wrong."""
+        said = protos().ModelStreamInferResponse.FromString(response)
+        if said.error_message or not said.HasField("infer_response"):
+            raise WrongAnswer(f"expected a prediction, got '{said.error_message}'")
+        return APPLIED
+
+    def close(self, *, forget: bool = True) -> bytes:
+        """The last timestep."""
+        return self._request(self._values[0], end=forget)
+
+    def _request(self, row: bytes, *, start: bool = False, end: bool = False) -> bytes:
+        kinds = protos()
+        message = kinds.ModelInferRequest(
             model_name="bench",
             parameters={
-                "sequence_id": protos.InferParameter(int64_param=sequence),
-                "sequence_start": protos.InferParameter(bool_param=start),
-                "sequence_end": protos.InferParameter(bool_param=end),
+                "sequence_id": kinds.InferParameter(int64_param=self._number),
+                "sequence_start": kinds.InferParameter(bool_param=start),
+                "sequence_end": kinds.InferParameter(bool_param=end),
             },
-            inputs=[protos.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, FEATURES])],
-            raw_input_contents=[row.tobytes()],
+            inputs=[kinds.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, FEATURES])],
+            raw_input_contents=[row],
         )
         return prefixed(message.SerializeToString())
 
-    prediction = (protos.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3) | 2
-    return Script(
-        request(rows[0], start=True),
-        cycle([request(row) for row in rows]),
-        request(rows[0], end=True),
-        prediction,
-        half_closes=True,
-    )
 
-
-def main() -> None:
-    """Runs windows as told on stdin."""
-    protos = grpc.protos("triton/infer.proto")
-    sequences = count(1)
-    uvloop.run(serve_parent(METHOD, lambda: make_script(protos, next(sequences))))
-
-
-if __name__ == "__main__":
-    main()
+def triton_speech(_names: list[str], values: Any, _offset: int) -> TritonSequence:
+    """The speech of a stream, made in a client process."""
+    return TritonSequence(values)

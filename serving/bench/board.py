@@ -105,7 +105,8 @@ def title(result: Result) -> str:
         if plan.rate is not None
         else "closed loop" + (f", {span(plan.think)} between answer and next" if plan.think else "")
     )
-    calls = "single calls" if plan.block is None else f"blocks of {plan.block:,}"
+    calls = "a call a timestep" if plan.unary else "single calls" if plan.block is None else f"blocks of {plan.block:,}"
+    calls += ", Python client" if plan.client == "python" else ""
     return f"{result.model.name}/{result.model.version}, {result.streams.opened:,} streams, {calls}, {loop}"
 
 

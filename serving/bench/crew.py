@@ -1,4 +1,4 @@
-"""The client processes: started together, begun together, and none outlives the bench.
+"""The client processes: started together, begun together, run after run, and none outlives the bench.
 
 Each is a fresh interpreter in a process group of its own, so that Ctrl-C reaches the parent alone, and it ends by itself
 when the parent is gone.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +24,7 @@ from serving.bench.words import Go, Ready, Report, Seconds, Stop, Task
 # Starting Python and loading grpc takes half a second, ten times that on a busy machine.
 START_S = 30.0
 ROOT = Path(__file__).parent.parent.parent
+ENTRY = ("-m", "serving.bench")
 # From the word to the first timestep: time for the word to get around.
 HEAD_START_S = 0.1
 # For closing streams when there is nothing more to be learnt.
@@ -37,30 +38,41 @@ class CrewFailed(Exception):
 
 
 class Crew:
-    """The client processes of a run; leaving the context ends those that are left, politely.
+    """Client processes; leaving the context ends those that are left, politely.
 
     Args:
-        tasks: one for each.
+        count: how many.
         stopped: whether the user has had enough.
+        entry: what Python runs, with the number of an open file behind it.
+        paths: where it finds what it imports, before PYTHONPATH.
 
     """
 
-    def __init__(self, tasks: list[Task], stopped: Callable[[], bool]) -> None:
-        self._tasks = tasks
-        self._stopped = stopped
+    def __init__(
+        self,
+        count: int,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        entry: Sequence[str] = ENTRY,
+        # The very code that this process runs, not what may lie in the current folder.
+        paths: Sequence[Path] = (ROOT,),
+    ) -> None:
+        self.stopped = stopped
+        self._count = count
+        self._entry = entry
+        self._paths = paths
         self._told_to_stop = False
         self._processes: dict[Connection[Any, Any], subprocess.Popen[bytes]] = {}
-        self._patience_s = max(patience_s(sum(task.lanes)) for task in tasks)
+        self._busy: list[Connection[Any, Any]] = []  # those that have a task in this run
+        self._patience_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Crew of {len(self._tasks)}, {len(self._processes)} running>"
+        return f"<Crew of {self._count}, {len(self._busy)} busy>"
 
     def __enter__(self) -> Self:
         try:
-            for _ in self._tasks:
+            for _ in range(self._count):
                 self._start()
-            for link, task in zip(self._processes, self._tasks, strict=True):
-                self._tell(link, task)
         except BaseException:
             self._part(0.0)
             raise
@@ -71,8 +83,12 @@ class Crew:
     ) -> None:
         self._part(0.0 if kind is KeyboardInterrupt else PARTING_S)
 
-    def open(self) -> Ready:
-        """Waits until all have opened their streams, or were refused. Raises CrewFailed."""
+    def open(self, tasks: list[Task]) -> Ready:
+        """Begins a run: waits until all have opened their streams, or were refused. Raises CrewFailed."""
+        self._busy = list(self._processes)[: len(tasks)]
+        self._patience_s = max(patience_s(sum(task.lanes)) for task in tasks)
+        for link, task in zip(self._busy, tasks, strict=True):
+            self._tell(link, task)
         streams, refused, why = 0, Counter[str](), ""
         for ready in self._hear(Ready, time.monotonic() + START_S + self._patience_s):
             streams += ready.streams
@@ -84,7 +100,7 @@ class Crew:
         """Begins the load; says when it is what."""
         start = time.monotonic() + HEAD_START_S
         go = Go(start, start + warmup_s, start + warmup_s + seconds)
-        for link in self._processes:
+        for link in self._busy:
             self._tell(link, go)
         return go
 
@@ -95,16 +111,16 @@ class Crew:
 
     def _start(self) -> None:
         ours, theirs = Pipe()
+        path = os.pathsep.join([*map(str, self._paths), os.environ.get("PYTHONPATH", "")])
         with socket.socket(fileno=os.dup(ours.fileno())) as pipe:
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(START_S), 0))
         with theirs:
             self._processes[ours] = subprocess.Popen(  # noqa: S603 - this very interpreter
-                [sys.executable, "-P", "-m", "serving.bench", str(theirs.fileno())],
+                [sys.executable, "-P", *self._entry, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,
-                # The very code that this process runs, not what may lie in the current folder.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                env={**os.environ, "PYTHONPATH": path},
             )
 
     def _part(self, patience_s: float) -> None:
@@ -127,16 +143,16 @@ class Crew:
         look: Callable[[], float] = lambda: LOOK_S,
     ) -> Iterator[Any]:
         """One word of that kind from each."""
-        silent = set(self._processes)
+        silent = set(self._busy)
         while silent:
             wanted_s = look()
-            if self._stopped() and not self._told_to_stop:
+            if self.stopped() and not self._told_to_stop:
                 self._told_to_stop = True
                 stop = Stop(time.monotonic())
-                for busy in silent if kind is Report else self._processes:  # one that has reported may be gone
+                for busy in silent if kind is Report else self._busy:  # one that has reported may be gone
                     self._tell(busy, stop)
             if time.monotonic() > deadline:
-                raise CrewFailed(f"{len(silent)} of {len(self._processes)} client processes do not answer")
+                raise CrewFailed(f"{len(silent)} of {len(self._busy)} client processes do not answer")
             for link in wait(list(silent), min(LOOK_S, wanted_s)):
                 assert isinstance(link, Connection)
                 word = self._word(link)

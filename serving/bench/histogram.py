@@ -10,8 +10,6 @@ from typing import Self
 
 import numpy as np
 
-from serving.core.spec import Array
-
 # Nothing over a socket is quicker.
 LOWEST_S = 1e-6
 GROWTH = 1.01
@@ -27,22 +25,26 @@ class Histogram:
     __slots__ = ("counts", "longest_s", "unanswered")
 
     def __init__(self) -> None:
-        self.counts: Array = np.zeros(BUCKETS, np.int64)
+        self.counts = [0] * BUCKETS  # a list: to add to one place of an array costs three times as much
         self.longest_s = 0.0
         self.unanswered = 0
 
     def __len__(self) -> int:
         """All that were answered."""
-        return int(self.counts.sum())
+        return sum(self.counts)
 
     def add(self, seconds: float, count: int = 1) -> None:
         """So many that took that long."""
-        self.counts[_bucket(seconds)] += count
+        self.add_to(bucket_of(seconds), seconds, count)
+
+    def add_to(self, bucket: int, seconds: float, count: int) -> None:
+        """The same, where it is known already which bucket that is."""
+        self.counts[bucket] += count
         self.longest_s = max(self.longest_s, seconds)
 
     def merge(self, other: Self) -> None:
         """Adds what another one holds."""
-        self.counts += other.counts
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
         self.longest_s = max(self.longest_s, other.longest_s)
         self.unanswered += other.unanswered
 
@@ -57,21 +59,25 @@ class Histogram:
 
     def buckets(self) -> Iterator[tuple[float, int]]:
         """Upper bound in seconds and count of each bucket that is not empty."""
-        for place in np.flatnonzero(self.counts).tolist():
-            yield LOWEST_S * GROWTH ** (place + 1), int(self.counts[place])
+        for place, count in enumerate(self.counts):
+            if count:
+                yield LOWEST_S * GROWTH ** (place + 1), count
 
     def __getstate__(self) -> tuple[Mapping[int, int], float, int]:
         """As little as says it: it travels once a second."""
-        places = np.flatnonzero(self.counts)
-        return dict(zip(places.tolist(), self.counts[places].tolist(), strict=True)), self.longest_s, self.unanswered
+        counts = {place: count for place, count in enumerate(self.counts) if count}
+        return counts, self.longest_s, self.unanswered
 
     def __setstate__(self, state: tuple[Mapping[int, int], float, int]) -> None:
         counts, self.longest_s, self.unanswered = state
-        self.counts = np.zeros(BUCKETS, np.int64)
-        self.counts[list(counts)] = list(counts.values())
+        self.counts = [0] * BUCKETS
+        for place, count in counts.items():
+            self.counts[place] = count
 
 
-def _bucket(seconds: float) -> int:
+def bucket_of(seconds: float) -> int:
+    """The bucket that a latency is in."""
     if seconds <= LOWEST_S:
         return 0
-    return min(BUCKETS - 1, int(math.log(seconds / LOWEST_S) * _SCALE))
+    bucket = int(math.log(seconds / LOWEST_S) * _SCALE)
+    return bucket if bucket < BUCKETS else BUCKETS - 1

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 # Refusals that go away by waiting.
 ROOM = frozenset({"OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"})
+# What a refusal for want of room is called that does not say when there will be some.
+NO_TIME = " without a time to wait"
 # The one that follows from another, and how it is called when it does and the timestep is let go.
 GAP = "STEP_GAP"
 FOLLOWING_GAP = "STEP_GAP behind a refusal"
@@ -39,25 +41,27 @@ class Verdict:
     rows: Mapping[int, Refusal] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make it dearer than all the rest
 class Outcome:
     """What became of a message.
 
     Attributes:
         due: when it was due.
+        sent: when it was sent last.
         applied: rows that were.
         late: when those of them were due that had been refused before.
         refused: reasons of rows that were let go, with their numbers.
-        again: rows that go again.
+        again: reasons of rows that go again, with their numbers.
         over: whether the message is; False when it goes again as a whole.
 
     """
 
     due: float
+    sent: float
     applied: int
     late: tuple[float, ...] = ()
     refused: Mapping[str, int] | None = None
-    again: int = 0
+    again: Mapping[str, int] | None = None
     over: bool = True
 
 
@@ -76,7 +80,7 @@ class Lane:
         self._window = window
         self._closed = closed
         self._waiting: deque[float] = deque()  # due times of messages
-        self._under_way: deque[tuple[float, int]] = deque()  # due times and numbers
+        self._under_way: deque[tuple[float, int, float]] = deque()  # due times, numbers, and when they were sent
         self._again: list[float] = []  # came back while the lane settles
         self._settling = False
         self._over = 0  # messages that every row has had, but for those in `behind`
@@ -115,10 +119,10 @@ class Lane:
             and now >= self._paused_until
         )
 
-    def send(self) -> int:
+    def send(self, now: float) -> int:
         """Puts a message under way; gives the number of its timesteps, from which each row takes off what it is behind."""
         number = self._over + len(self._under_way) + 1
-        self._under_way.append((self._waiting.popleft(), number))
+        self._under_way.append((self._waiting.popleft(), number, now))
         return number
 
     def expected(self) -> int:
@@ -127,16 +131,16 @@ class Lane:
 
     def settle(self, verdict: Verdict, now: float) -> Outcome:
         """Takes the verdict on the message that was sent first of those under way."""
-        due, _ = self._under_way.popleft()
+        due, _, sent = self._under_way.popleft()
         if verdict.refused is not None:
-            outcome = self._refused(due, verdict.refused, now)
+            outcome = self._refused(due, sent, verdict.refused, now)
         elif self._settling and self._is_gap(verdict):
-            outcome = self._refused(due, Refusal(GAP), now)
+            outcome = self._refused(due, sent, Refusal(GAP), now)
         elif verdict.rows or self._since:
-            outcome = self._partly(due, verdict.rows or {}, now)
+            outcome = self._partly(due, sent, verdict.rows or {}, now)
         else:
             self._over += 1
-            outcome = Outcome(due, self.rows)
+            outcome = Outcome(due, sent, self.rows)
         if self._settling and not self._under_way:
             self._settling = False
             self._waiting.extendleft(reversed(self._again))
@@ -145,7 +149,7 @@ class Lane:
 
     def abandon(self) -> list[tuple[float, int]]:
         """Gives up what was not answered: when it was due and how many rows; nothing waits afterwards."""
-        given_up = [(due, self.rows) for due in (*(due for due, _ in self._under_way), *self._again, *self._waiting)]
+        given_up = [(due, self.rows) for due in (*(due for due, _, _ in self._under_way), *self._again, *self._waiting)]
         given_up += [(due, 1) for due in self._since.values()]
         self._waiting.clear()
         self._again.clear()
@@ -157,34 +161,38 @@ class Lane:
         rows = verdict.rows or {}
         return len(rows) == self.rows and all(refusal.reason == GAP for refusal in rows.values())
 
-    def _refused(self, due: float, refusal: Refusal, now: float) -> Outcome:
+    def _refused(self, due: float, sent: float, refusal: Refusal, now: float) -> Outcome:
         follows = refusal.reason == GAP and self._settling
         self._settling = True
         if follows or (self._closed and refusal.reason in ROOM):
             self._pause(refusal, now)
             self._again.append(due)
-            return Outcome(due, 0, again=self.rows, over=False)
-        return Outcome(due, 0, refused={refusal.reason: self.rows})
+            return Outcome(due, sent, 0, again={_why(refusal): self.rows}, over=False)
+        return Outcome(due, sent, 0, refused={refusal.reason: self.rows})
 
-    def _partly(self, due: float, rows: Mapping[int, Refusal], now: float) -> Outcome:
+    def _partly(self, due: float, sent: float, rows: Mapping[int, Refusal], now: float) -> Outcome:
         self._over += 1
         follows = self._settling
         late = tuple(self._since.pop(row) for row in list(self._since) if row not in rows)
         refused: dict[str, int] = {}
-        again = 0
+        again: dict[str, int] = {}
         for row, refusal in rows.items():
             self.behind[row] = self.behind.get(row, 0) + 1
             if self._closed and (refusal.reason in ROOM or (refusal.reason == GAP and follows)):
                 self._since.setdefault(row, due)
                 self._pause(refusal, now)
-                again += 1
+                again[_why(refusal)] = again.get(_why(refusal), 0) + 1
             else:
                 self._since.pop(row, None)
                 reason = FOLLOWING_GAP if refusal.reason == GAP and follows else refusal.reason
                 refused[reason] = refused.get(reason, 0) + 1
         self._settling |= bool(rows)
-        return Outcome(due, self.rows - len(rows), late, refused, again)
+        return Outcome(due, sent, self.rows - len(rows), late, refused, again)
 
     def _pause(self, refusal: Refusal, now: float) -> None:
         if self._closed:
             self._paused_until = max(self._paused_until, now + refusal.retry_s)
+
+
+def _why(refusal: Refusal) -> str:
+    return refusal.reason + ("" if refusal.retry_s or refusal.reason == GAP else NO_TIME)

@@ -8,24 +8,19 @@ Laws:
 
 import asyncio
 import math
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
-import grpc
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.bench.alarm import Alarm
-from serving.bench.lane import Lane
 from serving.bench.plan import Plan
 from serving.bench.schedule import Schedule
-from serving.bench.speech import Ended, Many, Single, Speech, WrongAnswer
 from serving.bench.tally import Tally
 from serving.bench.words import Go, Ready, Report, Seconds, Task
-from serving.client.errors import error_of
 
 # Enough to keep a server busy, few enough to leave it its queue.
 OPENS_AT_ONCE = 64
@@ -34,12 +29,12 @@ PATIENCE_S = 10.0
 PATIENCE_S_PER_STREAM = 0.01
 # What was due at the end may still be answered; what has not been by then is called unanswered.
 DRAIN_S = 5.0
-# Answers to a block of 65,536 rows are some megabytes; gRPC would take four.
-MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 # A second is told a little after it is over.
 TELL_AFTER_S = 0.05
 # How often deadlines are looked at.
 LOOK_S = 0.25
+
+Make = Callable[["Load", Task, AsyncExitStack], Awaitable[Sequence["Runner"]]]
 
 
 def patience_s(streams: int) -> float:
@@ -47,178 +42,72 @@ def patience_s(streams: int) -> float:
     return PATIENCE_S + PATIENCE_S_PER_STREAM * streams
 
 
-class Lost(Exception):
-    """A call is over before its time; the message is what was said."""
-
-    def __init__(self, reason: str, message: str = "") -> None:
-        self.reason = reason
-        super().__init__(message)
-
-
 class Runner:
-    """One lane and its call."""
+    """One lane, from its open to its end.
 
-    def __init__(self, load: "Load", stub: Any, speech: Speech, streams: int) -> None:
-        self.lane = Lane(streams, 1, closed=load.closed)
-        self.streams = streams  # that are open
-        self.gone = False
+    Attributes:
+        streams: that are open.
+        refused: that could not be opened, by reason.
+        opened: done when it is known which.
+        ended: done when the call is over.
+        gone: whether it was over before its time.
+        closed: whether the server has ended the streams as it was asked.
+
+    """
+
+    def __init__(self, load: "Load", streams: int) -> None:
+        self.streams = streams
         self.refused: Counter[str] = Counter()
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.closed = False  # the server has said so
+        self.opened: asyncio.Future[None] = load.loop.create_future()
+        self.ended: asyncio.Future[None] = load.loop.create_future()
+        self.gone = False
+        self.closed = False
         self._load = load
-        self._stub = stub
-        self._speech = speech
-        self._call: Any = None
-        self._writing = False
-        self._closing = False
-        self._why = "CANCELLED"
 
     def __repr__(self) -> str:
-        return f"<Runner of {self.streams} streams, {self.lane!r}>"
+        return f"<{type(self).__name__} of {self.streams} streams>"
 
-    async def run(self) -> None:
-        """From the open to the end of the call."""
-        try:
-            await self._open()
-            await self._read_answers()
-        except Lost as lost:
-            self._over(lost.reason, str(lost))
-        except WrongAnswer as wrong:
-            self._over("WRONG_ANSWER", str(wrong))
-        finally:
-            if self._call is not None:
-                self._call.cancel()
-            if not self.opened.done():
-                self.opened.set_result(None)
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way and nothing waits."""
+        raise NotImplementedError
 
-    def due(self, at: float) -> None:
+    def begin(self) -> None:
+        """Opens the streams."""
+        raise NotImplementedError
+
+    def due(self, at: float, now: float) -> None:
         """The next timestep of every row is due."""
-        self._load.tally.due(at, self.streams)
-        if not self.gone and self.lane.add(at):
-            self.flush()
-        else:
-            self._load.tally.dropped(at, self.streams)
+        raise NotImplementedError
 
-    def flush(self) -> None:
-        """Sends what can be sent."""
-        if not self._writing and self.lane.ready(time.monotonic()):
-            self._writing = True  # from now on, and not only once the task has begun: two must not write at once
-            self._load.keep(self._write())
+    def abandon(self) -> list[tuple[float, int]]:
+        """Gives up what was not answered: when it was due and how many rows."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Asks the server to forget the streams."""
-        self._closing = True
-        if not self._writing:
-            self._writing = True
-            self._load.keep(self._write())
+        raise NotImplementedError
 
-    def cut(self, why: str) -> None:
-        """Ends the call."""
-        self._why = why
-        if self._call is not None:
-            self._call.cancel()
+    def cut(self) -> None:
+        """Ends the call at once."""
+        raise NotImplementedError
 
-    async def _open(self) -> None:
-        self._call = getattr(self._stub, self._speech.method)()
-        if not await self._send(self._speech.open()):
-            await self._read()  # raises why
-        refused = self._speech.opened(await self._read())
-        self.refused += refused
-        self.streams -= refused.total()
-        if not self.streams:
-            raise Lost("TOO_MANY_STREAMS")  # or what else was said of each
-        plan = self._load.plan
-        window = min(plan.ahead, self._speech.window) if self._load.closed else self._speech.window
-        self.lane = Lane(self.streams, window, closed=self._load.closed)
-        self.opened.set_result(None)
-
-    async def _read_answers(self) -> None:
-        lane, tally = self.lane, self._load.tally
-        while not self.closed:
-            response = await self._read()
-            now = time.monotonic()
-            if self._load.closing and response.HasField("closed"):
-                self.closed = True
-                return
-            verdict = self._speech.verdict(response, lane.expected())
-            if isinstance(verdict, Ended):
-                tally.lost[verdict.reason] += verdict.streams
-            elif verdict is not None:
-                if not lane.expected():
-                    raise WrongAnswer("got an answer when nothing had been asked")
-                self._settle(verdict, now)
-
-    def _settle(self, verdict: Any, now: float) -> None:
-        lane, load = self.lane, self._load
-        outcome = lane.settle(verdict, now)
-        if load.abandoned:
-            return  # counted as unanswered already
-        if outcome.applied:
-            load.tally.answered(now, outcome.due, outcome.applied - len(outcome.late))
-            for due in outcome.late:
-                load.tally.answered(now, due, 1)
-        if outcome.refused:
-            load.tally.let_go(now, outcome.due, outcome.refused)
-        load.tally.again += outcome.again
-        if outcome.over:
-            load.answered(self, now)
-        if lane.paused_until > now:
-            load.loop.call_later(lane.paused_until - now + 0.001, self.flush)
-        self.flush()
-        if load.draining and lane.quiet:
-            load.drained(self)
-
-    async def _write(self) -> None:
-        lane = self.lane
-        while lane.ready(time.monotonic()):
-            if not await self._send(self._speech.message(lane.send(), lane.behind)):
-                return  # the reader is told why
-        if self._closing:
-            await self._send(self._speech.close())
-        else:
-            self._writing = False
-
-    async def _send(self, request: Any) -> bool:
-        """Whether it was sent; if not, the call is over."""
-        try:
-            await self._call.write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return False
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            return False
-        return True
-
-    async def _read(self) -> Any:
-        """The next response. Raises Lost when there is none."""
-        try:
-            response = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            why = error_of(error.code(), error.details(), error.trailing_metadata())
-            raise Lost(why.reason, str(why)) from None
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            raise Lost(self._why) from None
-        if response is grpc.aio.EOF:
-            raise Lost("OK", "the server ended the call")
-        return response
-
-    def _over(self, reason: str, message: str) -> None:
-        self._load.why = self._load.why or message
-        if not self.opened.done():
+    def over(self, reason: str = "", why: str = "") -> None:
+        """The call is over; with a reason, before its time."""
+        if self.ended.done():
+            return
+        self.ended.set_result(None)
+        if not reason:
+            return
+        self._load.why = self._load.why or why
+        if self.opened.done():
+            self.gone = True
+            self._load.lost(self, reason)
+            return
+        if self.streams:
             self.refused[reason] += self.streams
             self.streams = 0
-            return
-        self.gone = True
-        self._load.lost(self, reason)
-
-
-def _is_cancelled() -> bool:
-    """Whether it is this task that is cancelled, and not its call."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+        self.opened.set_result(None)
 
 
 class Load:
@@ -227,10 +116,11 @@ class Load:
     Args:
         task: what to do.
         tell: takes the seconds that are over.
+        make: connects, as long as a stack is open, and makes the lanes.
 
     """
 
-    def __init__(self, task: Task, tell: Callable[[Seconds], None]) -> None:
+    def __init__(self, task: Task, tell: Callable[[Seconds], None], make: Make) -> None:
         self.plan: Plan = task.plan
         self.loop = asyncio.get_running_loop()
         self.tally = Tally()
@@ -241,18 +131,8 @@ class Load:
         self.why = ""  # what was said of the first stream that was refused or lost
         self._task = task
         self._tell = tell
-        self._channels = [
-            grpc.aio.insecure_channel(
-                task.plan.address,
-                options=[
-                    ("grpc.use_local_subchannel_pool", 1),
-                    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-                    ("grpc.enable_http_proxy", int("grpc_proxy" in os.environ)),
-                ],
-            )
-            for _ in range(min(task.plan.connections, len(task.lanes)))
-        ]
+        self._make = make
+        self._connections = AsyncExitStack()
         self._runners: dict[Runner, None] = {}  # whose calls are open, in order
         self._by_place: list[Runner] = []
         self._busy: set[Runner] = set()  # while draining: those with something to be answered
@@ -268,14 +148,19 @@ class Load:
 
     async def open(self) -> Ready:
         """Opens all streams, some at a time; those that are not open when patience is out were refused too."""
-        waiting = deque(self._make_runners())
-        made = list(waiting)
+        streams = sum(self._task.lanes)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                made = await self._make(self, self._task, self._connections)
+        except OSError as error:  # that of a timeout among them
+            return Ready(0, Counter({"UNAVAILABLE": streams}), f"{error or 'it does not answer'}")
+        waiting = deque(made)
         opening: set[asyncio.Future[None]] = set()
-        deadline = time.monotonic() + patience_s(sum(self._task.lanes))
+        deadline = time.monotonic() + patience_s(streams)
         while (waiting or opening) and time.monotonic() < deadline and not self._stopped.is_set():
             while waiting and len(opening) < OPENS_AT_ONCE:
                 runner = waiting.popleft()
-                self.keep(runner.run())
+                runner.begin()
                 opening.add(runner.opened)
             _, opening = await asyncio.wait(opening, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         refused: Counter[str] = Counter()
@@ -284,9 +169,7 @@ class Load:
             runner.streams = 0
         for runner in made:
             if runner.streams and not runner.opened.done():
-                runner.cut("DEADLINE_EXCEEDED")
-        await asyncio.gather(*opening)
-        for runner in made:
+                runner.cut()
             refused += runner.refused
         self._by_place = [runner for runner in made if runner.streams]
         self._runners = dict.fromkeys(runner for runner in self._by_place if not runner.gone)
@@ -323,25 +206,25 @@ class Load:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for channel in self._channels:
-            await channel.close()
+        await self._connections.aclose()
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs a coroutine; what goes wrong with it is a bug, and ends the run."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._kept)
+        return task
 
-    def answered(self, runner: Runner, now: float) -> None:
-        """A message is over: in a closed loop the next is due, now or after a pause."""
-        if not self.closed or self._stopped.is_set() or now >= self.tally.end:
-            return
+    def answered(self, runner: Runner, now: float) -> float | None:
+        """A message is over: in a closed loop the next is due. Gives when, or None when it is not or will be told."""
+        if not self.closed or now >= self.tally.end or self._stopped.is_set():
+            return None
         if not self.plan.think:
-            runner.due(now)
-            return
+            return now
         self._thinking.append((now + self.plan.think, runner))
         if len(self._thinking) == 1:
             self._set_alarm()
+        return None
 
     def lost(self, runner: Runner, reason: str) -> None:
         """A lane's call is over before its time."""
@@ -361,26 +244,6 @@ class Load:
         if not self._busy:
             self._drained.set()
 
-    def _make_runners(self) -> list[Runner]:
-        stubs = [pb_grpc.TidegateServiceStub(channel) for channel in self._channels]
-        packed = [row.astype("<f4").tobytes() for row in self._task.values]
-        runners = []
-        first = 0
-        for place, rows in enumerate(self._task.lanes):
-            speech = self._speech(place, first, rows, packed)
-            runners.append(Runner(self, stubs[place % len(stubs)], speech, rows))
-            first += rows
-        return runners
-
-    def _speech(self, place: int, first: int, rows: int, packed: Sequence[bytes]) -> Speech:
-        task = self._task
-        plan = task.plan
-        offset = int(np.random.default_rng((plan.seed, task.number, place)).integers(len(packed)))
-        names = [f"{task.prefix}{task.number}-{first + row}" for row in range(rows)]
-        if plan.block is None:
-            return Single(names[0], plan.model, plan.version, packed, offset)
-        return Many(names, plan.model, plan.version, task.values, offset)
-
     def _begin_load(self, start: float) -> None:
         plan = self.plan
         seed = (plan.seed, self._task.number)
@@ -397,7 +260,8 @@ class Load:
         else:
             for runner in self._by_place:
                 for _ in range(plan.ahead):
-                    runner.due(time.monotonic())
+                    now = time.monotonic()
+                    runner.due(now, now)
         self._set_alarm()
 
     def _ring(self) -> None:
@@ -406,9 +270,9 @@ class Load:
         if self._schedule is not None:
             for at, place in self._schedule.take(min(now, self.tally.end) - self._start):
                 self.tally.late(self._start + at, now)
-                self._by_place[place].due(self._start + at)
+                self._by_place[place].due(self._start + at, now)
         while self._thinking and self._thinking[0][0] <= now < self.tally.end:
-            self._thinking.popleft()[1].due(now)
+            self._thinking.popleft()[1].due(now, now)
         if not self._stopped.is_set() and now < self.tally.end:
             self._set_alarm()
 
@@ -432,7 +296,7 @@ class Load:
         """Waits for answers to what was due; then says of the rest that there were none."""
         self.draining = True
         self._thinking.clear()
-        self._busy = {runner for runner in self._runners if not runner.lane.quiet}
+        self._busy = {runner for runner in self._runners if not runner.quiet}
         if self._busy:
             await asyncio.wait([asyncio.ensure_future(self._drained.wait())], timeout=DRAIN_S)
         self.abandoned = True
@@ -442,15 +306,16 @@ class Load:
     async def _close(self) -> None:
         """Closes all streams, as far as patience reaches."""
         self.closing = True
-        for runner in self._runners:
+        closing = {runner.ended for runner in self._runners}
+        for runner in list(self._runners):
             runner.close()
         deadline = time.monotonic() + patience_s(sum(runner.streams for runner in self._runners))
-        while self._tasks and time.monotonic() < deadline:
-            await asyncio.wait(self._tasks, timeout=LOOK_S, return_when=asyncio.FIRST_EXCEPTION)
+        while closing and time.monotonic() < deadline and self._bug is None:
+            _, closing = await asyncio.wait(closing, timeout=LOOK_S)
         self._left += sum(runner.streams for runner in self._runners if not runner.closed)
 
     def _abandon(self, runner: Runner) -> None:
-        for due, rows in runner.lane.abandon():
+        for due, rows in runner.abandon():
             self.tally.unanswered(due, rows)
 
     def _tell_later(self) -> None:

@@ -17,6 +17,7 @@ SECONDS_MAX = 86_400.0
 # A server remembers the last 32 answers of a stream unless it is told otherwise; it says how many, and that holds.
 AHEAD_MAX = 4096
 
+Clients = Literal["light", "python"]
 Arrivals = Literal["constant", "poisson"]
 
 
@@ -27,6 +28,8 @@ class Plan(BaseModel):
 
     address: str
     """HOST:PORT."""
+    client: Clients = "light"
+    """Through what: the light client of `frames`, or `serving.client` as users have it."""
     model: str = ""
     """Empty: the only one."""
     version: str = ""
@@ -46,6 +49,8 @@ class Plan(BaseModel):
     """Seconds between an answer and the stream's next timestep."""
     block: Annotated[int | None, Field(ge=1, le=BLOCK_MAX)] = None
     """Streams a call, and so rows a message of `PredictBlocks`; None: `Predict`."""
+    unary: bool = False
+    """Each timestep is a call of its own, `PredictOne`."""
     ahead: Annotated[int, Field(ge=1, le=AHEAD_MAX)] = 1
     """Messages under way on a call, without a rate."""
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -58,6 +63,12 @@ class Plan(BaseModel):
             raise ValueError("--think: a pause after each answer is for a bench without --rate; leave one of them out")
         if self.rate is not None and self.ahead != 1:
             raise ValueError("--ahead: with --rate as much is under way as is due; leave one of them out")
+        if self.rate is not None and self.client == "python":
+            raise ValueError(
+                "--client: python is for a bench without --rate, as it sends the next when it has its answer"
+            )
+        if self.unary and (self.client != "python" or self.block is not None or self.ahead != 1):
+            raise ValueError("--unary: is for --client python, without --block and --ahead")
         if self.rate is None and self.arrivals != "constant":
             raise ValueError("--arrivals: nothing is due at a time of its own without --rate; add one")
         if self.block is not None and self.block > self.streams:

@@ -5,20 +5,18 @@ never answered that the percentile lies among them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.bench.histogram import Histogram
 from serving.bench.lane import FOLLOWING_GAP, ROOM
-from serving.bench.machine import Machine
+from serving.bench.machine import Machine, this_machine
 from serving.bench.plan import Plan
-from serving.bench.scrape import ServerSide
+from serving.bench.scrape import Server
 from serving.bench.tally import Second, Tally
 from serving.bench.words import Ready, Report
-from serving.client import Model
 
 # Raised when a field changes its meaning or goes; fields may be added without.
 FORMAT = 1
@@ -68,10 +66,24 @@ class Timesteps(_Part):
     """Let go after a refusal, by reason."""
     again: Count
     """Sent more than once, after a refusal; warm-up included."""
+    again_by: dict[str, Count] = {}
+    """The same by reason."""
     unsent: Count
     """Due, and never sent, since as many were under way and waiting as may be."""
     unanswered: Count
     """Sent or waiting, and not answered until the bench gave up."""
+
+    @classmethod
+    def of(cls, tally: Tally) -> "Timesteps":
+        """What all processes together have counted."""
+        return cls(
+            answered=len(tally.latency),
+            refused=dict(tally.refused),
+            again=tally.again.total(),
+            again_by=dict(tally.again),
+            unsent=tally.unsent,
+            unanswered=tally.latency.unanswered - tally.unsent,
+        )
 
 
 class Latency(_Part):
@@ -119,20 +131,6 @@ class Clients(_Part):
     """How late a client noticed that something was due: its own fault, and part of the latencies. Only with a rate."""
 
 
-class Server(_Part):
-    """What the server says of the measured time; other clients' steps are in it."""
-
-    seconds: Seconds
-    steps: Count
-    busy: float
-    """Cores."""
-    cpu_s_per_step: Seconds | None
-    batch_size: float | None
-    step_p50_s: Seconds | None
-    queue_p50_s: Seconds | None
-    run_p50_s: Seconds | None
-
-
 class Result(_Part):
     """One bench."""
 
@@ -150,6 +148,8 @@ class Result(_Part):
     """What became due. In a closed loop that follows from the answers."""
     achieved_per_s: float
     latency: Latency
+    service: Latency | None = None
+    """From when a timestep was sent last, not from when it was due: without the waits after refusals."""
     series: list[SecondSeen]
     histogram: list[Bucket]
     clients: Clients
@@ -177,77 +177,66 @@ class Result(_Part):
         return told
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """All that was seen of a run, by all processes.
+def make_result(
+    plan: Plan,
+    model: Served,
+    prefix: str,
+    *,
+    ready: Ready,
+    reports: Sequence[Report],
+    series: Mapping[int, Second],
+    seconds: float,
+    server_failed: str,
+    **seen: Any,
+) -> Result:
+    """The result of a run.
 
-    Attributes:
-        begun: when.
-        seconds: that were measured.
-        interrupted: whether they are fewer than were asked for.
+    Args:
+        plan: what was asked.
+        model: that ran.
+        prefix: of the streams' ids.
         ready: how opening went.
         reports: of the processes.
         series: seconds by number, of all processes.
-        server: what it says of itself; None when it is not known, and `server_failed` says why if it was asked.
+        seconds: that were measured.
+        server_failed: why it is not known what the server says, if it was asked.
+        seen: `begun`, `interrupted` and `server` of the result.
 
     """
-
-    begun: datetime
-    seconds: float
-    interrupted: bool
-    ready: Ready
-    reports: Sequence[Report]
-    series: Mapping[int, Second]
-    server: ServerSide | None
-    server_failed: str
-
-
-def make_result(seen: Seen, *, plan: Plan, machine: Machine, model: Model, prefix: str) -> Result:
-    """The result of a run."""
     tally = Tally()
-    for report in seen.reports:
+    for report in reports:
         tally.merge(report.tally)
-    series = {number: second for number, second in sorted(seen.series.items()) if 0 <= number < seen.seconds}
+    series = {number: second for number, second in sorted(series.items()) if 0 <= number < seconds}
     answered = sum(second.answered for second in series.values())
-    cpu_s = sum(report.cpu_s for report in seen.reports)
     result = Result(
-        begun=seen.begun,
         settings=plan,
-        machine=machine,
-        model=Served(
-            name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features)
-        ),
-        seconds=seen.seconds,
-        interrupted=seen.interrupted,
+        machine=this_machine(),
+        model=model,
+        seconds=seconds,
         streams=Streams(
-            opened=seen.ready.streams,
-            refused=dict(seen.ready.refused),
+            opened=ready.streams,
+            refused=dict(ready.refused),
             lost=dict(tally.lost),
-            why=next((report.why for report in seen.reports if report.why), ""),
-            left=sum(report.left for report in seen.reports),
+            why=next((report.why for report in reports if report.why), ""),
+            left=sum(report.left for report in reports),
             prefix=prefix,
         ),
-        timesteps=Timesteps(
-            answered=len(tally.latency),
-            refused=dict(tally.refused),
-            again=tally.again,
-            unsent=tally.unsent,
-            unanswered=tally.latency.unanswered - tally.unsent,
-        ),
-        offered_per_s=sum(second.offered for second in series.values()) / seen.seconds,
-        achieved_per_s=answered / seen.seconds,
+        timesteps=Timesteps.of(tally),
+        offered_per_s=sum(second.offered for second in series.values()) / seconds,
+        achieved_per_s=answered / seconds,
         latency=Latency.of(tally.latency),
+        service=Latency.of(tally.service),
         series=[_second(number, second) for number, second in series.items()],
         histogram=[Bucket(at_most=bound, count=count) for bound, count in tally.latency.buckets()],
         clients=Clients(
-            busy=[round(report.cpu_s / seen.seconds, 3) for report in seen.reports],
-            cpu_s_per_step=cpu_s / answered if answered else None,
+            busy=[round(report.cpu_s / seconds, 3) for report in reports],
+            cpu_s_per_step=sum(report.cpu_s for report in reports) / answered if answered else None,
             late=None if plan.rate is None else Latency.of(tally.lateness),
         ),
-        server=None if seen.server is None else _server(seen.server),
         warnings=[],
+        **seen,
     )
-    failed = [f"the server's side is not known: {seen.server_failed}"] if seen.server_failed else []
+    failed = [f"the server's side is not known: {server_failed}"] if server_failed else []
     return result.model_copy(update={"warnings": [*_warnings(result), *failed]})
 
 
@@ -258,19 +247,6 @@ def _second(number: int, second: Second) -> SecondSeen:
         answered=second.answered,
         refused=second.refused,
         latency=Latency.of(second.latency),
-    )
-
-
-def _server(side: ServerSide) -> Server:
-    return Server(
-        seconds=side.seconds,
-        steps=side.steps,
-        busy=side.cpu_s / side.seconds,
-        cpu_s_per_step=side.cpu_s / side.steps if side.steps else None,
-        batch_size=side.batch_size,
-        step_p50_s=side.medians_s["step"],
-        queue_p50_s=side.medians_s["queue"],
-        run_p50_s=side.medians_s["run"],
     )
 
 

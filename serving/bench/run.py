@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -10,13 +10,12 @@ from rich.console import Console
 
 from serving.bench.board import Progress
 from serving.bench.crew import Crew
-from serving.bench.machine import this_machine
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Seen, make_result
-from serving.bench.scrape import Reading, ScrapeFailed, ServerSide, scrape
+from serving.bench.result import Result, Served, make_result
+from serving.bench.scrape import Reading, ScrapeFailed, Server
+from serving.bench.speech import Speech
 from serving.bench.tally import Second
 from serving.bench.words import Go, Report, Seconds, Task
-from serving.client import Model
 from serving.core.spec import Floats
 
 # Times are sums of floats.
@@ -32,7 +31,7 @@ class Interrupted(Exception):
 
 
 class Meter:
-    """Reads a server's metrics when the measured time begins and when it ends.
+    """Reads what a server says of itself when the measured time begins and when it ends.
 
     Attributes:
         side: what the server did between; None while it is not known.
@@ -40,14 +39,13 @@ class Meter:
 
     """
 
-    def __init__(self, url: str, model: Model) -> None:
-        self._url = url
-        self._model = model
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
         self._first: Reading | None = None
         self._last: Reading | None = None
-        self.side: ServerSide | None = None
+        self.side: Server | None = None
         self.failed = ""
-        self._read()  # a wrong address is told before the load, not after
+        read()  # a wrong address is told before the load, not after
 
     def look(self, go: Go, *, stopped: bool) -> float:
         """Reads if it is time; gives the seconds until it is."""
@@ -61,13 +59,10 @@ class Meter:
                 if now < go.end and not stopped:
                     return go.end - now
                 self._last = self._read()
-                self.side = ServerSide.between(self._first, self._last)
+                self.side = Server.between(self._first, self._last)
         except ScrapeFailed as error:
             self.failed = str(error)
         return math.inf
-
-    def _read(self) -> Reading:
-        return scrape(self._url, self._model.name, self._model.version)
 
 
 class Run:
@@ -78,35 +73,34 @@ class Run:
         model: that will run.
         values: (rows, features), what the streams send.
         prefix: of the streams' ids.
-        metrics: the URL of the server's metrics, None when nobody asks.
+        read: reads what the server says of itself; None when nobody asks.
         console: for the seconds as they pass.
-        stopped: whether the user has had enough.
+        speech: how lanes speak, if not as the plan says; see `Task`.
 
     """
 
     def __init__(
         self,
         plan: Plan,
-        model: Model,
+        model: Served,
         values: Floats,
         prefix: str,
-        metrics: str | None,
+        read: Callable[[], Reading] | None,
         console: Console,
-        stopped: Callable[[], bool],
+        speech: Callable[[list[str], Floats, int], Speech] | None = None,
     ) -> None:
         self._plan = plan
         self._model = model
         self._prefix = prefix
-        self._metrics = metrics
+        self._read = read
         self._console = console
-        self._stopped = stopped
-        self._tasks = [Task(plan, number, lanes, prefix, values) for number, lanes in enumerate(plan.shares)]
+        self._tasks = [Task(plan, number, lanes, prefix, values, speech) for number, lanes in enumerate(plan.shares)]
         self._seconds: dict[int, Second] = {}
         self._reports: list[Report] = []
         self._told = Counter[int]()  # processes that have told a second
 
-    def run(self) -> Result:
-        """The whole of it; the streams are closed and the processes gone when it returns or raises.
+    def run(self, crew: Crew) -> Result:
+        """The whole of it, by a crew of as many processes as the plan says; the streams are closed when it returns.
 
         Raises:
             BenchFailed: no stream could be opened.
@@ -116,10 +110,11 @@ class Run:
 
         """
         begun = datetime.now(UTC)
-        meter = None if self._metrics is None else Meter(self._metrics, self._model)
-        with Crew(self._tasks, self._stopped) as crew, Progress(self._console, self._plan) as progress:
-            ready = crew.open()
-            if not ready.streams and not self._stopped():
+        meter = None if self._read is None else Meter(self._read)
+        with Progress(self._console, self._plan) as progress:
+            ready = crew.open(self._tasks)
+            if not ready.streams and not crew.stopped():
+                deque(crew.watch(crew.go(0.0, 0.0), lambda _: None, lambda: math.inf), 0)  # they have a run to end
                 reasons = ", ".join(ready.refused)
                 raise BenchFailed(f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.why}")
             progress.say(f"{ready.streams:,} streams are open, in {len(self._tasks)} processes")
@@ -127,28 +122,27 @@ class Run:
             for report in crew.watch(
                 go,
                 lambda word: self._take(word, progress),
-                lambda: math.inf if meter is None else meter.look(go, stopped=self._stopped()),
+                lambda: math.inf if meter is None else meter.look(go, stopped=crew.stopped()),
             ):
                 self._reports.append(report)
                 self._add(report)
+        if meter is not None:
+            meter.look(go, stopped=crew.stopped())  # all may have reported at the very moment when it was time
         seconds = max(report.end for report in self._reports) - go.begin
         if seconds <= 0:
             raise Interrupted("interrupted before anything was measured")
         return make_result(
-            Seen(
-                begun=begun,
-                seconds=seconds,
-                interrupted=self._stopped() and seconds < self._plan.seconds - TINY_S,
-                ready=ready,
-                reports=self._reports,
-                series=self._seconds,
-                server=None if meter is None else meter.side,
-                server_failed="" if meter is None else meter.failed,
-            ),
-            plan=self._plan,
-            machine=this_machine(),
-            model=self._model,
-            prefix=self._prefix,
+            self._plan,
+            self._model,
+            self._prefix,
+            begun=begun,
+            seconds=seconds,
+            interrupted=crew.stopped() and seconds < self._plan.seconds - TINY_S,
+            ready=ready,
+            reports=self._reports,
+            series=self._seconds,
+            server=None if meter is None else meter.side,
+            server_failed="" if meter is None else meter.failed,
         )
 
     def _take(self, word: Seconds, progress: Progress) -> None:

@@ -7,11 +7,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Self
+from typing import Annotated, Self
 
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, ConfigDict, Field
 
 # A server under full load answers this between two batches.
 TIMEOUT_S = 5.0
@@ -32,52 +33,51 @@ class ScrapeFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters at one time; `buckets` are cumulative counts by upper bound."""
+    """Counters at one time, as far as they are known; `buckets` are cumulative counts by upper bound, by stage."""
 
     at: float
     cpu_s: float
-    steps: float
-    batches: float
-    rows: float
-    buckets: Mapping[str, Mapping[float, float]]
+    steps: float = 0.0
+    batches: float = 0.0
+    rows: float = 0.0
+    buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSide:
-    """What a server did between two readings; what cannot be told, since nothing happened, is None.
+class Server(BaseModel):
+    """What the server says of the measured time; other clients' steps are in it. What nothing happened to tell is None."""
 
-    Attributes:
-        seconds: between them.
-        cpu_s: of all its processes and threads.
-        steps: that it applied, of whoever sent them.
-        batch_size: mean.
-        medians_s: of a step, of its wait in the queue and of a batch's run, by stage.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    """
-
-    seconds: float
-    cpu_s: float
-    steps: int
+    seconds: Annotated[float, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+    busy: float
+    """Cores, of all its processes and threads."""
+    cpu_s_per_step: float | None
     batch_size: float | None
-    medians_s: Mapping[str, float | None]
+    """Mean."""
+    step_p50_s: float | None
+    queue_p50_s: float | None
+    run_p50_s: float | None
 
     @classmethod
     def between(cls, first: Reading, last: Reading) -> Self:
         """What lies between two readings; ScrapeFailed when the server was started anew between them."""
         if last.cpu_s < first.cpu_s or last.steps < first.steps:
             raise ScrapeFailed("its counters went back: the server was started anew while it was measured")
+        seconds, cpu_s, steps = last.at - first.at, last.cpu_s - first.cpu_s, round(last.steps - first.steps)
         batches = last.batches - first.batches
         medians = {}
         for stage in STAGES:
-            before = first.buckets[stage]
-            counts = {bound: count - before.get(bound, 0.0) for bound, count in last.buckets[stage].items()}
-            medians[stage] = _median(counts)
+            before = first.buckets.get(stage, {})
+            counts = {bound: count - before.get(bound, 0.0) for bound, count in last.buckets.get(stage, {}).items()}
+            medians[f"{stage}_p50_s"] = _median(counts)
         return cls(
-            last.at - first.at,
-            last.cpu_s - first.cpu_s,
-            round(last.steps - first.steps),
-            (last.rows - first.rows) / batches if batches else None,
-            medians,
+            seconds=seconds,
+            steps=steps,
+            busy=cpu_s / seconds,
+            cpu_s_per_step=cpu_s / steps if steps else None,
+            batch_size=(last.rows - first.rows) / batches if batches else None,
+            **medians,
         )
 
 
@@ -125,7 +125,7 @@ def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
 def _median(counts: Mapping[float, float]) -> float | None:
     """The median of a histogram with cumulative counts by upper bound: straight through its bucket, as Prometheus does."""
     bounds = sorted(counts)
-    half = counts[bounds[-1]] / 2
+    half = counts[bounds[-1]] / 2 if bounds else 0.0
     if not half:
         return None
     below, low = 0.0, 0.0

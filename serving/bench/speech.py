@@ -1,22 +1,29 @@
 """How a lane speaks: one stream on a call of `Predict`, or a block of them on one of `PredictBlocks`.
 
-The measuring side must be cheap: outputs are not unpacked. But whose an answer is gets checked, for a quick answer to
-something else is none.
+The measuring side must be cheap: messages are put together from bytes that are there already, and outputs are not unpacked.
+But whose an answer is gets checked, for a quick answer to something else is none.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.bench.frames import PREFIX, prefixed
 from serving.bench.lane import Refusal, Verdict
 from serving.core.spec import Floats
 from serving.rpc.names import reason_name
 
 APPLIED = Verdict()
+# How fields begin whose content is bytes or a message, and how one that is a number does.
+TIMESTEP = bytes((pb.PredictRequest.TIMESTEP_FIELD_NUMBER << 3 | 2,))
+VALUES = bytes((pb.Timestep.VALUES_FIELD_NUMBER << 3 | 2,))
+STEP = bytes((pb.Timestep.STEP_FIELD_NUMBER << 3,))
+SERVICE = "/tidegate.v1.TidegateService/"
 
 
 class WrongAnswer(Exception):
@@ -32,10 +39,10 @@ class Ended:
 
 
 class Speech(Protocol):
-    """The requests of one lane, and what its responses mean.
+    """The requests of one lane as `frames.prefixed`, and what its responses mean.
 
     Attributes:
-        method: of the service.
+        method: its full name.
         window: how many timesteps of a stream may be under way; the server says, when it has answered the open.
 
     """
@@ -43,103 +50,125 @@ class Speech(Protocol):
     method: str
     window: int
 
-    def open(self) -> Any:
+    def open(self) -> bytes:
         """The first request."""
 
-    def opened(self, response: Any) -> Counter[str]:
+    def opened(self, response: bytes) -> Counter[str]:
         """Takes the answer to it; gives the streams that were refused, by reason. Raises WrongAnswer."""
 
-    def message(self, number: int, behind: Mapping[int, int]) -> Any:
-        """The timesteps of that number, each row's less what it is behind."""
+    def message(self, number: int, behind: Mapping[int, int]) -> bytes:
+        """The timesteps of that number, the first of this call being 1, each row's less what it is behind."""
 
-    def verdict(self, response: Any, number: int) -> Verdict | Ended | None:
+    def verdict(self, response: bytes, number: int) -> Verdict | Ended | None:
         """What a response says of the message of that number; None when it answers nothing. Raises WrongAnswer."""
 
-    def close(self) -> Any:
-        """The last request: the server forgets the streams."""
+    def close(self, *, forget: bool = True) -> bytes:
+        """The last request: the server ends the streams, and forgets them."""
 
 
 class Single:
-    """A stream on a call of its own."""
+    """A stream on a call of its own.
 
-    method = "Predict"
+    Args:
+        ask: what is opened.
+        values: rows as `packed` gives them, sent round and round.
+        offset: where among them to begin.
 
-    def __init__(self, stream_id: str, model: str, version: str, values: Sequence[bytes], offset: int) -> None:
-        self._open = pb.Open(stream_id=stream_id, model=model, version=version, existence=pb.EXISTENCE_MUST_BE_NEW)
+    """
+
+    method = SERVICE + "Predict"
+
+    def __init__(self, ask: pb.Open, values: Sequence[bytes], offset: int = 0) -> None:
+        self._ask = ask
         self._values = values
         self._offset = offset
+        self._before = 0  # the stream's number before this call
         self.window = 1
 
-    def open(self) -> pb.PredictRequest:
-        """Opens the stream, which must be new."""
-        return pb.PredictRequest(open=self._open)
+    def open(self) -> bytes:
+        """Opens the stream."""
+        return prefixed(pb.PredictRequest(open=self._ask).SerializeToString())
 
-    def opened(self, response: pb.PredictResponse) -> Counter[str]:
+    def opened(self, response: bytes) -> Counter[str]:
         """It is open: one that is refused ends the call."""
-        if not response.HasField("opened"):
-            raise WrongAnswer(f"got {response.WhichOneof('kind')}, expected opened")
-        self.window = max(1, response.opened.answers_remembered)
+        said = pb.PredictResponse.FromString(response)
+        if not said.HasField("opened"):
+            raise WrongAnswer(f"got {said.WhichOneof('kind')}, expected opened")
+        self.window = max(1, said.opened.answers_remembered)
+        self._before = said.opened.next_step - 1
         return Counter()
 
-    def message(self, number: int, behind: Mapping[int, int]) -> pb.PredictRequest:
+    def message(self, number: int, behind: Mapping[int, int]) -> bytes:
         """The timestep; a message of one row is refused as a whole, so nothing is ever behind."""
         assert not behind
         values = self._values[(self._offset + number) % len(self._values)]
-        return pb.PredictRequest(timestep=pb.Timestep(step=number, values=values))
+        step = _step_field(self._before + number)
+        return _timestep_head(len(step) + len(values)) + step + values
 
-    def verdict(self, response: pb.PredictResponse, number: int) -> Verdict | Ended | None:
+    def verdict(self, response: bytes, number: int) -> Verdict | Ended | None:
         """Applied or refused; progress in storing and a wish to move answer nothing."""
-        kind = response.WhichOneof("kind")
+        said = pb.PredictResponse.FromString(response)
+        kind = said.WhichOneof("kind")
         if kind == "prediction":
-            prediction = response.prediction
-            if prediction.step != number or prediction.duplicate:
-                said = "a duplicate" if prediction.duplicate else "an answer"
-                raise WrongAnswer(f"got {said} to timestep {prediction.step}, expected one to timestep {number}")
+            prediction = said.prediction
+            step = self._before + number
+            if prediction.step != step or prediction.duplicate:
+                what = "a duplicate" if prediction.duplicate else "an answer"
+                raise WrongAnswer(f"got {what} to timestep {prediction.step}, expected one to timestep {step}")
             return APPLIED
         if kind == "error":
-            return Verdict(refused=_refusal(response.error))
+            return Verdict(refused=_refusal(said.error))
         return None
 
-    def close(self) -> pb.PredictRequest:
-        """Has the stream forgotten."""
-        return pb.PredictRequest(close=pb.Close(forget=True))
+    def close(self, *, forget: bool = True) -> bytes:
+        """Ends the stream."""
+        return prefixed(pb.PredictRequest(close=pb.Close(forget=forget)).SerializeToString())
 
 
 class Many:
-    """A block of streams on one call."""
+    """A block of streams on one call.
 
-    method = "PredictBlocks"
+    Args:
+        ask: what is opened.
+        values: (rows, features), sent round and round.
+        offset: where among them the first stream begins.
 
-    def __init__(self, stream_ids: Sequence[str], model: str, version: str, values: Floats, offset: int) -> None:
-        self._open = pb.OpenStreams(
-            stream_ids=stream_ids, model=model, version=version, existence=pb.EXISTENCE_MUST_BE_NEW
-        )
-        self.window = 1
+    """
+
+    method = SERVICE + "PredictBlocks"
+
+    def __init__(self, ask: pb.OpenStreams, values: Floats, offset: int = 0) -> None:
+        self._ask = ask
         self._offset = offset
         self._rounds = len(values)
         # Row r of block n is row n + r of the values, round and round: one piece of memory, whatever n.
-        self._values = np.resize(values, (len(values) + len(stream_ids), values.shape[1]))
+        self._values = np.resize(values, (len(values) + len(ask.stream_ids), values.shape[1]))
         self._handles = np.zeros(0, "<u4")  # (rows,)
+        self._before = np.zeros(0, "<u8")  # (rows,), the streams' numbers before this call
         self._packed_handles = b""
+        self.window = 1
 
     @property
     def rows(self) -> int:
         """Streams that are open."""
         return len(self._handles)
 
-    def open(self) -> pb.PredictBlocksRequest:
-        """Opens the streams, which must be new."""
-        return pb.PredictBlocksRequest(open=self._open)
+    def open(self) -> bytes:
+        """Opens the streams."""
+        return prefixed(pb.PredictBlocksRequest(open=self._ask).SerializeToString())
 
-    def opened(self, response: pb.PredictBlocksResponse) -> Counter[str]:
+    def opened(self, response: bytes) -> Counter[str]:
         """Keeps the handles of those that are open."""
-        if not response.HasField("opened"):
-            raise WrongAnswer(f"got {response.WhichOneof('kind')}, expected opened")
-        opened = response.opened
-        if len(opened.handles) != len(self._open.stream_ids):
-            raise WrongAnswer(f"got {len(opened.handles)} handles, expected {len(self._open.stream_ids)}")
+        said = pb.PredictBlocksResponse.FromString(response)
+        if not said.HasField("opened"):
+            raise WrongAnswer(f"got {said.WhichOneof('kind')}, expected opened")
+        opened = said.opened
+        if not len(opened.handles) == len(opened.next_steps) == len(self._ask.stream_ids):
+            got = f"{len(opened.handles)} handles and {len(opened.next_steps)} numbers"
+            raise WrongAnswer(f"got {got}, expected {len(self._ask.stream_ids)} of each")
         handles = np.array(opened.handles, "<u4")
         self._handles = handles[handles != 0]
+        self._before = np.array(opened.next_steps, "<u8")[handles != 0] - np.uint64(1)
         self._packed_handles = self._handles.tobytes()
         self.window = max(1, opened.answers_remembered)
         refused = Counter(reason_name(row.error.reason) for row in opened.errors)
@@ -147,30 +176,31 @@ class Many:
             raise WrongAnswer(f"got {refused.total()} errors for {len(handles) - self.rows} streams without a handle")
         return refused
 
-    def message(self, number: int, behind: Mapping[int, int]) -> pb.PredictBlocksRequest:
+    def message(self, number: int, behind: Mapping[int, int]) -> bytes:
         """The block of that number."""
         first = (self._offset + number) % self._rounds
-        return pb.PredictBlocksRequest(
-            block=pb.Block(
-                block=number,
-                handles=self._packed_handles,
-                steps=self._steps(number, behind),
-                values=self._values[first : first + self.rows].tobytes(),
-            )
+        block = pb.Block(
+            block=number,
+            handles=self._packed_handles,
+            steps=self._steps(number, behind),
+            values=self._values[first : first + self.rows].tobytes(),
         )
+        return prefixed(pb.PredictBlocksRequest(block=block).SerializeToString())
 
-    def verdict(self, response: pb.PredictBlocksResponse, number: int) -> Verdict | Ended | None:
+    def verdict(self, response: bytes, number: int) -> Verdict | Ended | None:
         """Applied or refused, row by row."""
-        kind = response.WhichOneof("kind")
+        said = pb.PredictBlocksResponse.FromString(response)
+        kind = said.WhichOneof("kind")
         if kind == "block":
-            return self._block(response.block, number)
+            return self._block(said.block, number)
         if kind == "ended":
-            return Ended(reason_name(response.ended.error.reason), len(response.ended.handles))
+            return Ended(reason_name(said.ended.error.reason), len(said.ended.handles))
         return None
 
-    def close(self) -> pb.PredictBlocksRequest:
-        """Has the streams forgotten."""
-        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=self._handles.tolist(), forget=True))
+    def close(self, *, forget: bool = True) -> bytes:
+        """Ends the streams."""
+        close = pb.CloseStreams(handles=self._handles.tolist(), forget=forget)
+        return prefixed(pb.PredictBlocksRequest(close=close).SerializeToString())
 
     def _block(self, block: pb.PredictedBlock, number: int) -> Verdict:
         if block.block != number:
@@ -186,10 +216,35 @@ class Many:
         return Verdict(rows={row.row: _refusal(row.error) for row in block.errors})
 
     def _steps(self, number: int, behind: Mapping[int, int]) -> bytes:
-        steps = np.full(self.rows, number, "<u8")
+        steps = self._before + np.uint64(number)
         if behind:
             steps[list(behind)] -= np.array(list(behind.values()), "<u8")
         return steps.tobytes()
+
+
+def packed(values: Floats) -> list[bytes]:
+    """Each row of (rows, features) as it stands in a timestep."""
+    return [VALUES + _varint(4 * len(row)) + row.astype("<f4").tobytes() for row in values]
+
+
+@lru_cache(4096)  # streams in a closed loop are about equally far
+def _step_field(step: int) -> bytes:
+    """The number of a timestep."""
+    return STEP + _varint(step)
+
+
+def _varint(number: int) -> bytes:
+    """A whole number of protobuf: seven bits a byte, the last ones first."""
+    if number < 0x80:
+        return bytes((number,))
+    return bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
+
+
+@lru_cache(64)  # sizes differ by the digits of a number
+def _timestep_head(size: int) -> bytes:
+    """What stands before the fields of a timestep, which are so many bytes, as `frames.prefixed`."""
+    length = _varint(size)
+    return PREFIX.pack(0, 1 + len(length) + size) + TIMESTEP + length
 
 
 def _refusal(error: pb.Error) -> Refusal:

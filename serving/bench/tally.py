@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Self
 
-from serving.bench.histogram import Histogram
+from serving.bench.histogram import Histogram, bucket_of
 
 
 @dataclass(slots=True)
@@ -35,9 +35,10 @@ class Tally:
 
     Attributes:
         latency: of what was due in the measured time.
+        service: the same from when it was sent last: without the waits of what was refused and went again.
         lateness: how late this side was in noticing that something was due; its own fault, not the server's.
         refused: timesteps that were let go, by reason.
-        again: timesteps that went again.
+        again: timesteps that went again, by reason.
         unsent: timesteps that were due and never sent.
         lost: streams that ended before the bench did, by reason.
 
@@ -46,12 +47,15 @@ class Tally:
     def __init__(self) -> None:
         self.begin = self.end = float("inf")
         self.latency = Histogram()
+        self.service = Histogram()
         self.lateness = Histogram()
         self.refused: Counter[str] = Counter()
-        self.again = 0
+        self.again: Counter[str] = Counter()
         self.unsent = 0
         self.lost: Counter[str] = Counter()
         self._seconds: dict[int, Second] = {}
+        self._until = float("-inf")  # when the second is over that is counted now
+        self._now = Second()
 
     def measure(self, begin: float, end: float) -> None:
         """Says which time is measured; what was seen before counts for the seconds before 0 only."""
@@ -73,14 +77,17 @@ class Tally:
             self.unsent += rows
             self.latency.unanswered += rows
 
-    def answered(self, now: float, due: float, rows: int) -> None:
+    def answered(self, now: float, due: float, sent: float, rows: int) -> None:
         """Timesteps were answered."""
+        latency_s = now - due
+        bucket = bucket_of(latency_s)
         if now < self.end:
             second = self._second(now)
             second.answered += rows
-            second.latency.add(now - due, rows)
+            second.latency.add_to(bucket, latency_s, rows)
         if self._counts(due):
-            self.latency.add(now - due, rows)
+            self.latency.add_to(bucket, latency_s, rows)
+            self.service.add_to(bucket if sent == due else bucket_of(now - sent), now - sent, rows)
 
     def let_go(self, now: float, due: float, refused: Mapping[str, int]) -> None:
         """Timesteps were refused and do not go again."""
@@ -98,23 +105,28 @@ class Tally:
     def take_seconds(self, before: int) -> dict[int, Second]:
         """The seconds that are over; they are not kept."""
         over = [number for number in self._seconds if number < before]
+        self._until = float("-inf")
         return {number: self._seconds.pop(number) for number in over}
 
     def merge(self, other: Self) -> None:
         """Adds what another process saw in all; its seconds travel by themselves."""
         self.latency.merge(other.latency)
+        self.service.merge(other.service)
         self.lateness.merge(other.lateness)
         self.refused.update(other.refused)
+        self.again.update(other.again)
         self.lost.update(other.lost)
-        self.again += other.again
         self.unsent += other.unsent
 
     def _counts(self, due: float) -> bool:
         return self.begin <= due < self.end
 
     def _second(self, at: float) -> Second:
+        if self._until - 1.0 <= at < self._until:
+            return self._now
         number = floor(at - self.begin)
-        second = self._seconds.get(number)
-        if second is None:
-            second = self._seconds[number] = Second()
-        return second
+        self._until = self.begin + number + 1
+        if number not in self._seconds:
+            self._seconds[number] = Second()
+        self._now = self._seconds[number]
+        return self._now

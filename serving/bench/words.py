@@ -1,27 +1,50 @@
 """What the parent and its client processes say to each other.
 
-Parent: `Task`, then `Go`, and perhaps `Stop`. Client process: `Ready`, then `Seconds` now and then, then `Report`.
+Parent: `Task`, then `Go`, and perhaps `Stop`. Client process: `Ready`, then `Seconds` now and then, then `Report`; and again.
 All times are of `time.monotonic`, which the processes of a machine share.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from serving.bench.plan import Plan
+from serving.bench.speech import Speech
 from serving.bench.tally import Second, Tally
 from serving.core.spec import Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a process is to do; `values` is (rows, features), sent round and round."""
+    """What a process is to do; `values` is (rows, features), sent round and round.
+
+    `speech` makes that of a lane from its streams' names, the values and an offset among them; None: as the plan says.
+    """
 
     plan: Plan
     number: int
     lanes: list[int]
     prefix: str
     values: Floats
+    speech: Callable[[list[str], Floats, int], Speech] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many its lanes are spread over."""
+        return min(self.plan.connections, len(self.lanes))
+
+    def streams(self) -> Iterator[tuple[list[str], int]]:
+        """Of each lane the names of its streams, and where among the values the first begins."""
+        first = 0
+        for place, rows in enumerate(self.lanes):
+            rng = np.random.default_rng((self.plan.seed, self.number, place))
+            yield (
+                [f"{self.prefix}{self.number}-{first + row}" for row in range(rows)],
+                int(rng.integers(len(self.values))),
+            )
+            first += rows
 
 
 @dataclass(frozen=True, slots=True)

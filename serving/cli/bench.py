@@ -26,6 +26,14 @@ def bench(
     address: Address = "",
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    client: Annotated[
+        str,
+        typer.Option(
+            envvar="TIDEGATE_BENCH_CLIENT",
+            help="light: HTTP/2 frames made by hand, cheap enough that it is the server that is measured. python: the client"
+            " that users have, `serving.client`, as they would call it, in a closed loop: what a program in Python gets.",
+        ),
+    ] = "light",
     streams: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_STREAMS", help="Streams, all together.")] = 128,
     processes: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_PROCESSES", help="Client processes.")] = 2,
     connections: Annotated[
@@ -56,6 +64,12 @@ def bench(
             envvar="TIDEGATE_BENCH_BLOCK", help="Streams a call, and rows a message: PredictBlocks. Left out: Predict."
         ),
     ] = None,
+    unary: Annotated[
+        bool,
+        typer.Option(
+            "--unary", envvar="TIDEGATE_BENCH_UNARY", help="With --client python: a call a timestep, PredictOne."
+        ),
+    ] = False,
     ahead: Annotated[
         int, typer.Option(envvar="TIDEGATE_BENCH_AHEAD", help="Without --rate: messages under way on a call.")
     ] = 1,
@@ -84,23 +98,7 @@ def bench(
 
     The streams are new ones and are forgotten at the end. Ctrl-C ends early and reports what was measured.
     """
-    plan = _plan(
-        address=address,
-        model=model,
-        version=version,
-        streams=streams,
-        processes=processes,
-        connections=connections,
-        rate=rate,
-        arrivals=arrivals,
-        seconds=seconds,
-        warmup=warmup,
-        think=think,
-        block=block,
-        ahead=ahead,
-        missing=missing,
-        seed=seed,
-    )
+    plan = _plan(locals())
     _check(values, missing, metrics, json, png)
     result = _run(plan, values, metrics)
     _report(result, json, png)
@@ -108,14 +106,14 @@ def bench(
         raise typer.Exit(EXIT_NO)
 
 
-def _plan(**given: Any) -> "Plan":
+def _plan(given: dict[str, Any]) -> "Plan":
     """What is asked; one line and exit code 2 when it cannot be."""
     from pydantic import ValidationError
 
     from serving.bench.plan import Plan
 
     try:
-        return Plan(**given)
+        return Plan(**{name: given[name] for name in Plan.model_fields})  # under the same names
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
@@ -191,16 +189,21 @@ def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
     """The bench itself."""
     from rich.console import Console
 
-    from serving.bench.crew import CrewFailed
+    from serving.bench.crew import Crew, CrewFailed
+    from serving.bench.result import Served
     from serving.bench.run import BenchFailed, Interrupted, Run
-    from serving.bench.scrape import ScrapeFailed
+    from serving.bench.scrape import ScrapeFailed, scrape
 
     model = _describe(plan)
     values = _values(plan, path, model)
     prefix = f"bench-{secrets.token_hex(4)}-"
+    served = Served(name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features))
+    read = None if metrics is None else lambda: scrape(metrics, model.name, model.version)
     with _interrupts() as stopped:
         try:
-            return Run(plan, model, values, prefix, metrics, Console(stderr=True), stopped).run()
+            run = Run(plan, served, values, prefix, read, Console(stderr=True))
+            with Crew(len(plan.shares), stopped) as crew:
+                return run.run(crew)
         except Interrupted as error:
             raise Refused(str(error), EXIT_INTERRUPTED) from None
         except (BenchFailed, CrewFailed, ScrapeFailed) as error:

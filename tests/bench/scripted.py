@@ -14,6 +14,7 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.bench.__main__ import MAKE
 from serving.bench.load import Load
 from serving.bench.plan import Plan
 from serving.bench.tally import Tally
@@ -108,6 +109,7 @@ class Toy(pb_grpc.TidegateServiceServicer):
                 names[len(names) + 1] = name
             opened.stream_ids.append(name)
             opened.handles.append(0 if reason else len(names))
+            opened.next_steps.append(0 if reason else 1)
         return opened
 
     def _block(self, block: pb.Block, names: dict[int, str]) -> pb.PredictedBlock:
@@ -176,7 +178,9 @@ class Bench:
         self.plan = Plan(address=server.address, **settings)
         rows = np.arange(64, dtype=np.float32).reshape(32, 2) if values is None else values
         self.told: list[Seconds] = []
-        self.load = Load(Task(self.plan, 0, self.plan.shares[0], "bench-test-", rows), self.told.append)
+        self.load = Load(
+            Task(self.plan, 0, self.plan.shares[0], "bench-test-", rows), self.told.append, MAKE[self.plan.client]
+        )
         self.go: Go
         self.ready: Ready
         self.report: Report

@@ -121,6 +121,38 @@ def test_a_file_is_sent(server: Process, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ((), "8 streams, single calls, Python client"),
+        (("--block", "4", "--ahead", "2"), "8 streams, blocks of 4, Python client"),
+        (("--unary",), "8 streams, a call a timestep, Python client"),
+        (("--think", "0.05"), "8 streams, single calls, Python client"),
+    ],
+)
+def test_the_client_that_users_have_is_measured(
+    server: Process, tmp_path: Path, options: tuple[str, ...], title: str
+) -> None:
+    """With the same figures; its streams are forgotten too."""
+    file = tmp_path / "a.json"
+    ended = bench(server, "--client", "python", *options, "--json", str(file))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.startswith(f"lake/3, {title}, closed loop")
+    result = Result.model_validate_json(file.read_text())
+    assert result.timesteps.answered == sum(bucket.count for bucket in result.histogram) > 20
+    assert result.clients.cpu_s_per_step
+    assert (result.streams.opened, result.streams.left) == (8, 0)
+    assert asyncio.run(bench_streams(server)) == []
+
+
+def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root: Path) -> None:
+    """By reason, once it has given up: exit code 1."""
+    with serve(sum_root, "--streams-max", "5") as process:
+        ended = bench(process, "--client", "python", "--seconds", "0.3")
+    assert ended.returncode == 1
+    assert "failed: 3 streams could not be opened: TOO_MANY_STREAMS 3" in ended.stdout
+
+
 def test_a_server_without_room_for_a_stream_is_told(sum_root: Path, tmp_path: Path) -> None:
     """Those that could be opened run; the others are counted by reason, and the exit code is 1."""
     file = tmp_path / "a.json"
@@ -254,6 +286,10 @@ def children(pid: int) -> list[int]:
         (["--arrivals", "poisson"], ["--arrivals", "--rate"]),
         (["--think", "1", "--rate", "5"], ["--think", "--rate"]),
         (["--ahead", "2", "--rate", "5"], ["--ahead", "--rate"]),
+        (["--client", "grpc"], ["--client", "light", "python"]),
+        (["--client", "python", "--rate", "5"], ["--client", "--rate"]),
+        (["--unary"], ["--unary", "--client"]),
+        (["--client", "python", "--unary", "--block", "2"], ["--unary", "--block"]),
         (["--block", "200"], ["--block", "200", "--streams", "128"]),
         (["--missing", "1"], ["--missing", "1"]),
         (["--metrics", "localhost:9464"], ["--metrics", "http://"]),

@@ -12,16 +12,13 @@ from rich.console import Console
 
 from serving.bench.board import Progress, print_result, span
 from serving.bench.lane import FOLLOWING_GAP
-from serving.bench.machine import this_machine
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Seen, make_result
-from serving.bench.scrape import ServerSide
+from serving.bench.result import Result, Served, make_result
+from serving.bench.scrape import Reading, Server
 from serving.bench.tally import Second, Tally
 from serving.bench.words import Ready, Report
-from serving.client import Model
-from serving.core.spec import Feature
 
-MODEL = Model("toy", "1", "f" * 64, "", 0.0, (Feature("x"),), (), batch_invariant=True, handles_missing=False)
+MODEL = Served(name="toy", version="1", fingerprint="f" * 64, features=1)
 
 
 def made(
@@ -42,7 +39,7 @@ def made(
         "server_failed": "",
         **seen,
     }
-    return make_result(Seen(**facts), plan=plan, machine=this_machine(), model=MODEL, prefix="bench-test-")
+    return make_result(plan, MODEL, "bench-test-", **facts)
 
 
 def tally(end: float = 3.0) -> Tally:
@@ -56,13 +53,13 @@ def good() -> Tally:
     """Three seconds of ten timesteps each, answered after 1 to 30 ms; a warm-up before, and a straggler after."""
     seen = tally()
     seen.due(-0.5, 1)
-    seen.answered(-0.4, -0.5, 1)
+    seen.answered(-0.4, -0.5, -0.5, 1)
     for place in range(30):
         due = place / 10
         seen.due(due, 1)
-        seen.answered(due + 0.001 * (place + 1), due, 1)
+        seen.answered(due + 0.001 * (place + 1), due, due, 1)
     seen.due(3.1, 1)
-    seen.answered(3.2, 3.1, 1)
+    seen.answered(3.2, 3.1, 3.1, 1)
     return seen
 
 
@@ -147,12 +144,21 @@ def overloaded() -> Tally:
     return seen
 
 
-SIDE = ServerSide(3.0, 1.5, 30, 4.2, {"step": 0.001, "queue": None, "run": 0.0005})
+SIDE = Server(
+    seconds=3.0,
+    steps=30,
+    busy=0.5,
+    cpu_s_per_step=0.05,
+    batch_size=4.2,
+    step_p50_s=0.001,
+    queue_p50_s=None,
+    run_p50_s=0.0005,
+)
 RUNS = pytest.mark.parametrize(
     ("seen", "settings", "server"),
     [
         (good(), {}, SIDE),
-        (overloaded(), {"rate": 10.0}, ServerSide(3.0, 0.0, 0, None, dict.fromkeys(("step", "queue", "run")))),
+        (overloaded(), {"rate": 10.0}, Server.between(Reading(0.0, 0.0), Reading(3.0, 0.0))),
         (tally(), {"rate": 10.0}, None),
         (good(), {"block": 2, "think": 0.01}, None),
     ],
@@ -161,7 +167,7 @@ RUNS = pytest.mark.parametrize(
 
 
 @RUNS
-def test_the_table_says_it_in_lines_that_fit(seen: Tally, settings: Any, server: ServerSide | None) -> None:
+def test_the_table_says_it_in_lines_that_fit(seen: Tally, settings: Any, server: Server | None) -> None:
     """Whatever the run was like; what is not known is said in words."""
     out = StringIO()
     print_result(Console(file=out, width=80), made(seen, settings=settings, server=server))
@@ -174,7 +180,7 @@ def test_the_table_says_it_in_lines_that_fit(seen: Tally, settings: Any, server:
 
 
 @RUNS
-def test_the_picture_is_drawn(tmp_path: Path, seen: Tally, settings: Any, server: ServerSide | None) -> None:
+def test_the_picture_is_drawn(tmp_path: Path, seen: Tally, settings: Any, server: Server | None) -> None:
     """Whatever the run was like."""
     pytest.importorskip("matplotlib", reason="it is in the extra plot")
     from serving.bench.picture import draw

@@ -1,0 +1,196 @@
+"""The light client against servers of grpc.aio."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from serving.bench import frames
+from serving.bench.frames import Call, Connection, Ending, prefixed
+from serving.bench.light import said
+
+PATIENCE = 20.0
+METHOD = "/a.Service/Method"
+Handler = Callable[[Any], Any]
+
+
+@asynccontextmanager
+async def server(handle: Handler) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
+    """A server whose one method is a stream of bytes both ways."""
+
+    async def run(_: Any, context: Any) -> None:
+        await handle(context)
+
+    class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, _: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(run)
+
+    # Small windows that stay so: what is tried here shall not depend on what grpc finds out about the network.
+    options = [("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
+    made = grpc.aio.server(options=options)
+    made.add_generic_rpc_handlers((Handlers(),))
+    port = made.add_insecure_port("127.0.0.1:0")
+    await made.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield f"127.0.0.1:{port}", made
+    finally:
+        await made.stop(None)
+
+
+class Heard:
+    """What a call is told."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.call: Call = connection.call(METHOD, self.messages.put_nowait, self.ended.set_result)
+
+
+async def echo(context: Any) -> None:
+    """Answers each message with itself."""
+    while (message := await context.read()) is not grpc.aio.EOF:
+        await context.write(message)
+
+
+async def mute(context: Any) -> None:
+    """Reads nothing and says nothing."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384 - 5, 16_384, 65_535, 1_000_000])
+async def test_messages_of_any_size_come_back(size: int) -> None:
+    """Also those that no frame and no window has room for, one behind the other."""
+    async with server(echo) as (address, _):
+        connection = await Connection.open(address)
+        heard = Heard(connection)
+        messages = [bytes([number]) * size for number in range(3)]
+        for message in messages:
+            heard.call.send(prefixed(message))
+        assert [await heard.messages.get() for _ in messages] == messages
+        heard.call.half_close()
+        assert (await heard.ended).code == 0
+        connection.close()
+
+
+async def test_calls_on_one_connection_do_not_mix() -> None:
+    """Each is answered on its own, while others wait for room."""
+    async with server(echo) as (address, _):
+        connection = await Connection.open(address)
+        calls = [Heard(connection) for _ in range(20)]
+        for number, heard in enumerate(calls):
+            heard.call.send(prefixed(bytes([number]) * 100_000), last=True)
+        for number, heard in enumerate(calls):
+            assert await heard.messages.get() == bytes([number]) * 100_000
+            assert (await heard.ended).code == 0
+        connection.close()
+
+
+async def test_windows_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the call and of the connection: more can come than they held at first."""
+    monkeypatch.setattr(frames, "WINDOW_MAX", 100_000)
+    monkeypatch.setattr(frames, "OPEN_AGAIN", 50_000)
+    async with server(echo) as (address, _):
+        connection = await Connection.open(address)
+        heard = Heard(connection)
+        for _ in range(20):
+            heard.call.send(prefixed(bytes(60_000)))
+            assert len(await heard.messages.get()) == 60_000
+        connection.close()
+
+
+async def test_what_a_server_does_not_read_waits_here() -> None:
+    """Until it does; nothing is sent beyond the window."""
+    async with server(mute) as (address, _):
+        connection = await Connection.open(address)
+        heard = Heard(connection)
+        sent = 0
+        while not heard.call.blocked:
+            heard.call.send(prefixed(bytes(1000)))
+            sent += 1005
+            await asyncio.sleep(0)
+        assert sent < 1_000_000
+        connection.close()
+
+
+async def test_one_who_does_not_read_is_sent_no_more_than_a_window() -> None:
+    """Its windows are what they are by default and are not opened again."""
+    written: list[int] = []
+
+    async def flood(context: Any) -> None:
+        while len(written) < 1000:
+            await context.write(bytes(10_000))
+            written.append(10_000)
+
+    async with server(flood) as (address, _):
+        connection = await Connection.open(address, reads=False)
+        heard = Heard(connection)
+        received = 0
+        while received < 60_000:
+            received += len(await heard.messages.get()) + 5
+        # Whatever the server had room to send is there now: a call that answers at once is answered no more.
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert received + sum(len(heard.messages.get_nowait()) for _ in range(heard.messages.qsize())) <= 65_535
+        assert not heard.ended.done()
+        connection.close()
+
+
+def details(reason: str) -> bytes:
+    """As Tidegate says why it ends a call."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(domain="tidegate.v1", reason=reason))
+    return status_pb2.Status(code=8, message="no", details=[detail]).SerializeToString()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("words", ["no room", "a % and a ü", "long " * 500])
+async def test_why_a_call_ended_is_read(words: str) -> None:
+    """Code, sentence and details, whatever their length; the rest of the headers is passed over."""
+
+    async def refuse(context: Any) -> None:
+        trailers = (
+            ("a-header", "of another"),
+            ("grpc-status-details-bin", details("TOO_MANY_STREAMS")),
+            ("z", "z" * 200),
+        )
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words, trailers)
+
+    async with server(refuse) as (address, _):
+        connection = await Connection.open(address)
+        ending = await Heard(connection).ended
+        assert (ending.code, ending.message) == (8, words)
+        assert said(ending).reason == "TOO_MANY_STREAMS"
+        connection.close()
+
+
+async def test_a_call_that_is_cut_is_told_nothing_more() -> None:
+    """And the others of its connection go on."""
+    async with server(echo) as (address, _):
+        connection = await Connection.open(address)
+        cut, other = Heard(connection), Heard(connection)
+        cut.call.send(prefixed(b"a"))
+        cut.call.cut()
+        other.call.send(prefixed(b"b"))
+        assert await other.messages.get() == b"b"
+        assert cut.messages.empty()
+        assert not cut.ended.done()
+        connection.close()
+
+
+async def test_a_server_that_goes_away_ends_calls() -> None:
+    """Those that run, and each that is made later; the code is UNAVAILABLE, or what the server says."""
+    async with server(echo) as (address, made):
+        connection = await Connection.open(address)
+        heard = Heard(connection)
+        heard.call.send(prefixed(b"a"))
+        await heard.messages.get()
+        await made.stop(None)
+        assert (await heard.ended).code in (1, 14)
+        while connection._lost is None:  # noqa: ASYNC110 - the connection tells only calls
+            await asyncio.sleep(0)
+        assert (await Heard(connection).ended).code == 14
