@@ -1,5 +1,7 @@
 # Every target makes and fills .venv by itself when it is missing; python3 must be 3.11 or newer.
 PYTHON ?= python3
+# Many Pythons are started, and each would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
