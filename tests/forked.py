@@ -55,30 +55,33 @@ class Forked:
         self.returncode: int | None = None
         out, out_end = os.pipe()
         err, err_end = (-1, os.dup(stderr)) if stderr is not None else os.pipe()
-        self._told, told_end = os.pipe()
+        told, told_end = os.pipe()
         try:
             request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}).encode()
             self.pid = _loaded().fork(request, [out_end, err_end, told_end])
         finally:
             for end in (out_end, err_end, told_end):
                 os.close(end)
+        self._ended = threading.Event()
+        threading.Thread(target=self._await_end, args=(told,), name=f"end of {self.pid}", daemon=True).start()
         self.stdout: IO[str] = os.fdopen(out)
         self.stderr: IO[str] | None = None if stderr is not None else os.fdopen(err)
 
+    def _await_end(self, told: int) -> None:
+        code = os.read(told, 100)
+        os.close(told)
+        self.returncode = int(code or -signal.SIGKILL)  # nothing: all were killed
+        self._ended.set()
+
     def poll(self) -> int | None:
         """The exit code, as `subprocess` has it; None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the end; the exit code."""
-        if self.returncode is None:
-            if not select.select([self._told], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            told = os.read(self._told, 100)
-            os.close(self._told)
-            self.returncode = int(told or -signal.SIGKILL)  # nothing: all were killed
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        assert self.returncode is not None
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
@@ -141,7 +144,6 @@ class _Loaded:
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
-        self.owner = os.getpid()
         with theirs:
             command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
             # Its errors are for whoever looks after the tests, not for the test that happens to run.
