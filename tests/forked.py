@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 # Longer than any command's arguments and environment.
@@ -121,7 +121,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-Started = Forked | subprocess.Popen
+Started = Forked | subprocess.Popen[str]
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: int | None = None) -> Started:
@@ -164,20 +164,22 @@ class _Loaded:
 
 
 _one: list[_Loaded] = []
+_starting = threading.Lock()
 
 
 def _loaded() -> _Loaded:
     """The one of this process, started when it is first needed."""
-    if not _one:
-        _one.append(_Loaded())
-        atexit.register(_one[0].close)
-    return _one[0]
+    with _starting:
+        if not _one:
+            _one.append(_Loaded())
+            atexit.register(_one[0].close)
+        return _one[0]
 
 
 # The other side ----------------------------------------------------------------------------------------------------------
 
 
-def serve(line: socket.socket) -> "dict[str, object] | None":
+def serve(line: socket.socket) -> dict[str, Any] | None:
     """Forks for every request on the line until it ends; gives its request in the process that was forked, else None."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -186,12 +188,12 @@ def serve(line: socket.socket) -> "dict[str, object] | None":
     signal.set_wakeup_fd(wake)
     running: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([line, woken], [], [])
+        ready, _, _ = select.select([line.fileno(), woken], [], [])
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 1000)
             _tell_ended(running)
-        if line in ready:
+        if line.fileno() in ready:
             data, files, _, _ = socket.recv_fds(line, REQUEST_BYTES_MAX, 3)
             if not data:
                 break
@@ -224,15 +226,15 @@ def _tell_ended(running: dict[int, int]) -> None:
         os.close(told)
 
 
-def become(request: "dict[str, object]") -> NoReturn:
+def become(request: dict[str, Any]) -> NoReturn:
     """Is `python -m serving` from here on."""
-    for number, file in enumerate(request["files"], 1):  # type: ignore[arg-type, var-annotated]
+    for number, file in enumerate(request["files"], 1):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
-    os.environ.update(request["env"])  # type: ignore[arg-type]
-    os.chdir(str(request["cwd"]))
-    sys.argv = ["tidegate", *request["arguments"]]  # type: ignore[misc]
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = ["tidegate", *request["arguments"]]
     runpy.run_module("serving", run_name="__main__", alter_sys=True)
     sys.exit(0)
 
