@@ -1,9 +1,25 @@
 """What takes seconds to make is made once in a run of the tests, also where several processes share the run."""
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of the whole run; `factory` is the fixture `tmp_path_factory`."""
+    folder = factory.getbasetemp()
+    return folder.parent if folder.name.startswith("popen-") else folder  # of a worker of pytest-xdist
+
+
+@contextmanager
+def alone(factory: pytest.TempPathFactory, name: str) -> Iterator[None]:
+    """Keeps the other processes of the run out of what has that name."""
+    with (shared_folder(factory) / f"{name}.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, or its process dies
+        yield
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], bytes]) -> bytes:
@@ -15,15 +31,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], byt
         make: makes it, always the same.
 
     """
-    folder = factory.getbasetemp()
-    if folder.name.startswith("popen-"):  # a worker's of pytest-xdist, in that of the run
-        folder = folder.parent
-    path = folder / f"made-{name}"
-    with path.with_suffix(".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, or its process dies
+    path = shared_folder(factory) / f"{name}.made"
+    with alone(factory, name):
         if not path.exists():
-            content = make()
-            part = path.with_suffix(".part")
-            part.write_bytes(content)
-            part.rename(path)
+            path.write_bytes(make())
     return path.read_bytes()
