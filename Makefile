@@ -1,5 +1,7 @@
 # Every target makes and fills .venv by itself when it is missing; python3 must be 3.11 or newer.
 PYTHON ?= python3
+# Many Pythons are started, and each would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,7 +11,10 @@ IMAGE ?= tidegate
 # Builds the image where no container engine runs, if such a tool is at hand.
 IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 
-.PHONY: demo examples test check bench bench-peers protos check-protos release-protos stubs image
+# Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
+PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
+
+.PHONY: demo examples test quick check bench bench-peers protos check-protos release-protos stubs image
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -19,7 +24,11 @@ examples: $(READY)
 	for example in forecast classify anomaly own_data tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
 test: $(READY)
-	$(BIN)/pytest
+	$(PYTEST)
+
+# What is done in a minute on two cores: without the tests that kill servers, train models or run clients as programs.
+quick: $(READY)
+	$(PYTEST) -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff check .

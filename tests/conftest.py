@@ -6,6 +6,26 @@ import pytest
 
 from tests import support
 
+# What `make quick` leaves out, by folder or file: it kills servers, trains and exports models, or runs programs.
+SLOW = (
+    *("survival/", "clients/", "conformance/", "test_stubs.py", "bench/test_bench_cli.py", "bench/test_load.py"),
+    *("store/test_model.py", "store/test_owners.py", "serving/test_cli.py", "serving/test_drain.py"),
+    *("serving/test_log.py", "serving/test_signals.py", "serving/test_supervisor.py", "serving/test_slices.py"),
+    *("training/test_backtest.py", "training/test_cells.py", "training/test_classification.py"),
+    *("training/test_cold.py", "training/test_evaluate.py", "training/test_export.py", "training/test_irregular.py"),
+    *("training/test_long_lag.py", "training/test_matrix.py", "training/test_monitors.py", "training/test_report.py"),
+    *("training/test_resume.py", "training/test_sources.py", "training/test_training_cli.py", "training/test_tune.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow."""
+    folder = f"{Path(__file__).parent}/"
+    slow = tuple(folder + part for part in SLOW)
+    for item in items:
+        if str(item.path).startswith(slow):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_stop() -> Iterator[None]:

@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from collections import deque
@@ -22,6 +21,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import Client
+from tests.forked import Started, start
 from tests.support import ROOT, replay, same_bits
 
 # A server starts in about a second; a machine with two busy cores may take ten times as long.
@@ -92,14 +92,12 @@ class Site:
             "--port", str(self.port), "--metrics-port", "0", "--state", state, "--log-level", "warning",
             "--workers", "1", *options,
         ]  # fmt: skip
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Started | None = None
 
     async def start(self, crash: str = "") -> None:
         """Starts the server and waits until it is ready; `crash` is a crash point, as in `serving.runtime.crash`."""
         environment = {**os.environ, "TIDEGATE_CRASH": crash}
-        self.process = await asyncio.to_thread(
-            subprocess.Popen, self._command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-        )
+        self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=2)
         assert self.process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
             line = await asyncio.to_thread(self.process.stdout.readline)

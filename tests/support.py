@@ -37,11 +37,14 @@ from serving.runtime.batcher import Batcher
 from serving.runtime.config import ServerConfig
 from serving.runtime.metrics import ModelMetrics
 from serving.runtime.server import Server
+from tests.forked import Started, start
 
 ROOT = Path(__file__).parent.parent
 
-# Nothing here takes a second; what has not happened after this never will.
-PATIENCE = 10.0
+# Nothing here takes a second on a free machine; what has not happened after this never will.
+PATIENCE = 30.0
+# A command asks a server for a second or two; two busy cores may take ten times as long.
+COMMAND_SECONDS = 60.0
 
 Tensor = tuple[str, int, Sequence[int | str]]
 
@@ -704,7 +707,7 @@ async def scrape(server: Server) -> Scrape:
 class Process:
     """A `tidegate serve` of its own."""
 
-    def __init__(self, popen: "subprocess.Popen[str]") -> None:
+    def __init__(self, popen: Started) -> None:
         self.popen = popen
         self.ready_line = ""
 
@@ -748,15 +751,13 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def serve(root: Path, *options: str) -> Iterator[Process]:
-    """A server in a process of its own, ready."""
+def serve(root: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Process]:
+    """A server in a process of its own, ready; `before` is a command that runs it."""
     command = [
-        *(sys.executable, "-m", "serving", "serve", "--models", str(root), "--host", "127.0.0.1"),
+        *(*before, sys.executable, "-m", "serving", "serve", "--models", str(root), "--host", "127.0.0.1"),
         *("--port", "0", "--metrics-port", "0", "--batch-max", "16", "--state", "memory:", *options),
     ]
-    popen = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
-    )
+    popen = start(command, env=environment(), cwd=ROOT)
     process = Process(popen)
     try:
         assert popen.stdout is not None
@@ -770,12 +771,10 @@ def serve(root: Path, *options: str) -> Iterator[Process]:
 
 def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Runs a `tidegate` command to its end, with more environment variables."""
-    return subprocess.run(
-        [sys.executable, "-m", "serving", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env=environment() | {"PYTHONPATH": str(ROOT)} | variables,
-        cwd=cwd or ROOT,
-    )
+    command = [sys.executable, "-m", "serving", *arguments]
+    popen = start(command, env=environment() | {"PYTHONPATH": str(ROOT)} | variables, cwd=cwd or ROOT)
+    try:
+        out, err = popen.communicate(COMMAND_SECONDS)
+    finally:
+        popen.kill()
+    return subprocess.CompletedProcess(popen.args, popen.wait(), out, err)

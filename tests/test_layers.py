@@ -89,6 +89,7 @@ def part_of(module: str) -> str:
 
 
 SERVING = list(modules("serving"))
+TRAINING = list(modules("training"))
 
 
 @pytest.mark.parametrize(("module", "tree"), SERVING, ids=[module for module, _ in SERVING])
@@ -106,9 +107,7 @@ def test_serving_imports_nothing_of_training(module: str, tree: ast.Module) -> N
     assert not {name for name in imports(module, tree) if within(name, NEVER_IN_SERVING)}
 
 
-@pytest.mark.parametrize(
-    ("module", "tree"), list(modules("training")), ids=[module for module, _ in modules("training")]
-)
+@pytest.mark.parametrize(("module", "tree"), TRAINING, ids=[module for module, _ in TRAINING])
 def test_training_imports_nothing_of_serving(module: str, tree: ast.Module) -> None:
     """They meet in the model file and nowhere else."""
     assert not {name for name in imports(module, tree) if within(name, {"serving", "protos"})}

@@ -32,11 +32,11 @@ from serving.core.errors import (
 from serving.core.handles import Selection
 from serving.core.spec import Timestep
 from serving.core.streams import Lease
-from serving.rpc import columns, wire
+from serving.rpc import columns
 from serving.rpc.background import Background
 from serving.rpc.call import Context
 from serving.rpc.desk import CloseReason, Desk
-from serving.rpc.many import RETRY_AFTER_MS, ManyStreams, check_close, check_open
+from serving.rpc.many import ManyStreams, check_close, check_open
 from serving.rpc.many import together as _together
 from serving.rpc.share import Share
 from serving.rpc.slices import Slices
@@ -58,6 +58,7 @@ class BlockCall(ManyStreams):
         self._closes: Background[pb.CloseStreams] = Background(self._close, self.end)
         self._asked: bytes | None = None  # the handles of the last block, and the streams that they stand for
         self._streams: Selection
+
     async def serve(self) -> None:
         """Answers until the client has sent its last; lets go of every stream, whatever happens.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.once import alone
 from tests.support import PATIENCE, ROOT
 from tests.tools import find_tool
 
@@ -22,11 +23,12 @@ AHEAD = 100
 
 
 @pytest.fixture(scope="session")
-def node() -> str:
+def node(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Node.js, and what the clients need of it."""
     program, npm = find_tool("node", "apt-get install nodejs"), find_tool("npm", "apt-get install npm")
-    if not (CLIENTS / "node" / "node_modules" / "@grpc" / "grpc-js").exists():
-        subprocess.run([npm, "ci", "--loglevel=error"], check=True, cwd=CLIENTS / "node")
+    with alone(tmp_path_factory, "node_modules"):
+        if not (CLIENTS / "node" / "node_modules" / "@grpc" / "grpc-js").exists():
+            subprocess.run([npm, "ci", "--loglevel=error"], check=True, cwd=CLIENTS / "node")
     return program
 
 

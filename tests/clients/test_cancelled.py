@@ -2,8 +2,8 @@
 
 import sys
 
-from tests.clients.scripted import Call, closing, pack, scripted
 from tests.clients.programs import CLIENTS, Client
+from tests.clients.scripted import Call, closing, pack, scripted
 
 # Waits for the second of two timesteps; who waited for the first is cancelled before it is answered.
 DRIVER = f"""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import resource
-import subprocess
 from pathlib import Path
 
 import grpc
@@ -17,25 +16,15 @@ from serving.runtime.doorkeeper import Doorkeeper
 from tests.support import PATIENCE, RawCall, eventually, raw_channel, run_server, serve
 
 HARD = 220
-
-
-def allow(soft: int, hard: int) -> None:
-    """Bounds for a process that begins."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.fixture
-def few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is started has a low bound, as in a small container."""
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **more: popen(*a, **more, preexec_fn=lambda: allow(128, HARD)))
+# What is started has a low bound, as in a small container.
+FEW_DESCRIPTORS = ("prlimit", f"--nofile=128:{HARD}")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.usefixtures("few_descriptors")
 def test_a_server_takes_all_descriptors_that_it_may_have(sum_root: Path, tmp_path: Path, workers: str) -> None:
     """Docker and systemd begin with 1,024 of far more."""
-    with serve(sum_root, "--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}") as process:
+    options = ("--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}")
+    with serve(sum_root, *options, before=FEW_DESCRIPTORS) as process:
         pid = process.popen.pid
         for one in (pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()):
             assert resource.prlimit(int(one), resource.RLIMIT_NOFILE) == (HARD, HARD)
@@ -50,10 +39,9 @@ def test_no_bound_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == [(DESCRIPTORS_MAX, resource.RLIM_INFINITY)]
 
 
-@pytest.mark.usefixtures("few_descriptors")
 async def test_clients_beyond_the_descriptors_are_told_at_once(sum_root: Path) -> None:
     """First RESOURCE_EXHAUSTED, then the connection is closed; nobody waits in silence, and who is there is served on."""
-    with serve(sum_root) as process:
+    with serve(sum_root, before=FEW_DESCRIPTORS) as process:
         channels, calls, endings = [], [], []
         for number in range(HARD):
             options = [("grpc.use_local_subchannel_pool", 1)]

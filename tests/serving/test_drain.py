@@ -39,7 +39,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
 
             async def step_until_told(name: int) -> int:
                 nonlocal stepping
-                rows = sensor_rows(4000, seed=name, missing=0.1)
+                rows = sensor_rows(1000, seed=name, missing=0.1)  # some seconds' worth; it is told in the first
                 expected = replay(lstm(), rows)
                 answered = 0
                 async with client.open(str(name)) as stream:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store import Head, Mark, Marking, MemoryStore, SqliteStore, Store, Wanted, store_at
+from serving.store import Head, Mark, Marking, MemoryStore, SqliteStore, Store, Wanted
 
 MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
@@ -156,9 +156,11 @@ def sqlite_place(folder: Path) -> Place:
 
 
 def redis_place(server: RedisServer) -> Place:
-    """In an emptied redis."""
+    """In an emptied redis, which a busy machine may keep from answering for some seconds."""
+    from serving.store.redis import RedisStore  # needs the package `redis`
+
     assert server.command("FLUSHALL") == b"+OK\r\n"
-    return Place(lambda clock: store_at(server.address, clock))
+    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=PATIENCE_S))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from tests.once import made_once
 from training import datasets
 from training.data import read
 from training.errors import DatasetUnavailable
@@ -25,10 +26,12 @@ HORIZONS = (1, 3)
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Small tensors run faster on one thread, and equal bits need an equal number of threads."""
+    """Small tensors run faster on one thread, and equal bits need an equal number of threads; so in processes of a test."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(threads)
 
 
@@ -94,20 +97,33 @@ def make_facts(make_series: Callable[..., Series]) -> Callable[[int], Facts]:
 
 @pytest.fixture(scope="session")
 def exported(
-    make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
+    make_network: Callable[..., Network],
+    make_facts: Callable[[int], Facts],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Network, onnx.ModelProto]:
     """A network of two layers and its graph. An export takes seconds, so there is one for all tests; leave it as it is."""
     network = make_network(layers=2, targets=(0, 2))
-    return network, build_graph(network, describe(network, make_facts(3), scores={}))
+    network.prepare_export()
+    content = made_once(
+        tmp_path_factory,
+        "exported",
+        lambda: build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(),
+    )
+    return network, onnx.load_from_string(content)
 
 
 @pytest.fixture(scope="session")
-def classifier(make_facts: Callable[[int], Facts]) -> Graph:
+def classifier(make_facts: Callable[[int], Facts], tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """A small graph with random weights that tells three classes apart; leave it as it is."""
     mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
     architecture = Architecture(features=3, hidden=8, task=Classify(classes=("idle", "run", "walk")))
     network = build_network(architecture, Scaler(mean, std, mean - std, mean + std, std / 4, ()), seed=2).eval()
-    return Graph(build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(), "classifier")
+    content = made_once(
+        tmp_path_factory,
+        "classifier",
+        lambda: build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(),
+    )
+    return Graph(content, "classifier")
 
 
 @pytest.fixture

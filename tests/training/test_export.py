@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from tests.once import made_once
 from training import errors
 from training.export import build_graph, check_parity, describe, free_version, write
 from training.graph import Graph
@@ -157,14 +158,22 @@ def test_a_graph_that_differs_is_refused(exported: tuple[Network, onnx.ModelProt
 
 
 @pytest.fixture(scope="module")
-def sharp(make_facts: Callable[[int], Facts]) -> tuple[Network, onnx.ModelProto]:
+def sharp(
+    make_facts: Callable[[int], Facts], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Network, onnx.ModelProto]:
     """A network whose classes turn on a hundredth of what the cells say, and its graph; leave it as it is."""
     mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
     architecture = Architecture(features=3, hidden=8, task=Classify(classes=("idle", "run")))
     network = build_network(architecture, Scaler(mean, std, mean - std, mean + std, std / 4, ()), seed=2).eval()
     with torch.no_grad():
         network.head.line.weight.mul_(1500)
-    return network, build_graph(network, describe(network, make_facts(3), scores={}))
+    network.prepare_export()
+    content = made_once(
+        tmp_path_factory,
+        "sharp",
+        lambda: build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(),
+    )
+    return network, onnx.load_from_string(content)
 
 
 def test_rounding_is_no_fault_of_the_graph(sharp: tuple[Network, onnx.ModelProto]) -> None:

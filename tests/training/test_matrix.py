@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.once import made_once
 from tests.training import network_oracle
 from tests.training.network_oracle import Recipe
 from training import run
@@ -158,7 +159,9 @@ class Together(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def graph(networks: dict[str, Network], make_facts: Callable[[int], run.Facts]) -> Graph:
+def graph(
+    networks: dict[str, Network], make_facts: Callable[[int], run.Facts], tmp_path_factory: pytest.TempPathFactory
+) -> Graph:
     """Those to be exported in one graph, described as each would be alone."""
     chosen = {case: networks[case] for case in EXPORTED}
     described = [describe(network, make_facts(FEATURES), scores={}) for network in chosen.values()]
@@ -167,8 +170,9 @@ def graph(networks: dict[str, Network], make_facts: Callable[[int], run.Facts]) 
         for key in ("outputs", "state")
     )
     together: Any = Together(chosen)  # as far as the exporter asks, it is a network
-    model = build_graph(together, {**described[0], "outputs": outputs, "state": state})
-    return Graph(model.SerializeToString(), "all networks")
+    description = {**described[0], "outputs": outputs, "state": state}
+    content = made_once(tmp_path_factory, "matrix", lambda: build_graph(together, description).SerializeToString())
+    return Graph(content, "all networks")
 
 
 def _prefixed(part: dict[str, Any], number: int) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from serving.client import Client
+from tests.once import made_once
 from tests.support import address_of, run_server
 from training import errors, monitors
 from training.calibration import calibrate
@@ -381,10 +382,16 @@ def watched(series: Series, split: Split) -> Network:
 
 
 @pytest.fixture(scope="module")
-def model(watched: Network, series: Series, split: Split) -> onnx.ModelProto:
+def model(watched: Network, series: Series, split: Split, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     """Its graph; leave it as it is."""
     facts = Facts.of(series, split, fit_scaler(series, split.train))
-    return build_graph(watched, describe(watched, facts, scores={}))
+    watched.prepare_export()
+    content = made_once(
+        tmp_path_factory,
+        "rooms",
+        lambda: build_graph(watched, describe(watched, facts, scores={})).SerializeToString(),
+    )
+    return onnx.load_from_string(content)
 
 
 @pytest.fixture

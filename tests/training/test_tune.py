@@ -190,7 +190,7 @@ def start(toy_csv: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-LONG = QUICK.model_copy(update={"trials": 12, "trial_epochs": 40, "pruner": "none"})
+LONG = QUICK.model_copy(update={"trials": 8, "trial_epochs": 20, "pruner": "none"})
 
 
 def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: Path) -> None:
@@ -211,17 +211,17 @@ def test_a_killed_search_loses_no_trial_that_was_done(toy_csv: Path, tmp_path: P
         trials = here.run()
         there += [int(number) for number in killed.stdout.read().split()]
     done = [trial.number for trial in trials]
-    assert len(done) == 12
+    assert len(done) == 8
     assert here.told
     assert killed.returncode == -signal.SIGKILL
     assert not set(there) & set(here.told)
     assert set(there) | set(here.told) <= set(done)
-    assert len({trial.params["learning_rate"] for trial in trials}) == 12
+    assert len({trial.params["learning_rate"] for trial in trials}) == 8
     with (folder / "journal.log").open("ab") as journal:
         journal.write(b'{"op_code": 4, "half')  # the least that a kill may leave
-    more = LONG.model_copy(update={"trials": 14})
+    more = LONG.model_copy(update={"trials": 9})
     for _ in range(2):  # what was written after the half line can be read
-        assert len(Search4(request_of(toy_csv, folder), more).run()) == 14
+        assert len(Search4(request_of(toy_csv, folder), more).run()) == 9
 
 
 def test_a_trial_whose_process_is_gone_is_tried_again(toy_csv: Path, tmp_path: Path) -> None:

@@ -1,0 +1,257 @@
+"""`tidegate` commands in processes of their own that start in a twentieth of the time: forked, with everything loaded.
+
+A new Python loads gRPC, onnxruntime and the rest in half a second of CPU, hundreds of times in a run of the tests. Here one
+process (`python -m tests.forked`) loads them once and forks for each command, which from there on is what `python -m serving`
+is: the same module under the same name, with an environment, a folder and standard files of its own. What a test asks of the
+very start of a process, before its libraries are loaded, it has to ask of a new Python.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+ROOT = Path(__file__).parent.parent
+# Longer than any command's arguments and environment.
+REQUEST_BYTES_MAX = 1 << 20
+# What the commands load when they run; matplotlib, redis and torch are for few of them.
+LOADED = (
+    *("serving.cli.app", "serving.cli.bench", "serving.cli.sheet", "serving.cli.streams", "serving.cli.replay"),
+    *("serving.runtime.server", "serving.runtime.life", "serving.runtime.supervisor", "serving.bench.run"),
+    *("serving.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
+)
+
+
+class Forked:
+    """A process that runs `tidegate ARGUMENTS`, with as much of `subprocess.Popen` as tests use.
+
+    Its stdin is empty.
+
+    Args:
+        arguments: of the command.
+        env: its whole environment.
+        cwd: where it runs.
+        stderr: a descriptor to write to; None for a pipe of its own.
+
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: int | None = None
+    ) -> None:
+        self.args = ["tidegate", *arguments]
+        self.returncode: int | None = None
+        out, out_end = os.pipe()
+        err, err_end = (-1, os.dup(stderr)) if stderr is not None else os.pipe()
+        told, told_end = os.pipe()
+        try:
+            request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}).encode()
+            self.pid = _loaded().fork(request, [out_end, err_end, told_end])
+        finally:
+            for end in (out_end, err_end, told_end):
+                os.close(end)
+        self._ended = threading.Event()
+        threading.Thread(target=self._await_end, args=(told,), name=f"end of {self.pid}", daemon=True).start()
+        self.stdout: IO[str] = os.fdopen(out)
+        self.stderr: IO[str] | None = None if stderr is not None else os.fdopen(err)
+
+    def _await_end(self, told: int) -> None:
+        code = os.read(told, 100)
+        os.close(told)
+        self.returncode = int(code or -signal.SIGKILL)  # nothing: all were killed
+        self._ended.set()
+
+    def poll(self) -> int | None:
+        """The exit code, as `subprocess` has it; None while it runs."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end; the exit code."""
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it writes from now on to stdout and stderr, until both and it have ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        files = [file for file in (self.stdout, self.stderr) if file is not None]
+        texts = [""] * len(files)
+
+        def read(place: int, file: IO[str]) -> None:
+            with file:
+                texts[place] = file.read()
+
+        readers = [
+            threading.Thread(target=read, args=pair, daemon=True) for pair in enumerate(files) if not pair[1].closed
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        self.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        return texts[0], texts[1] if len(texts) > 1 else ""
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, if it still runs."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+Started = Forked | subprocess.Popen[str]
+
+
+def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: int | None = None) -> Started:
+    """Starts a command: `python -m serving` by forking, any other as it is. `stderr` as in `Forked`."""
+    if list(command[:3]) == [sys.executable, "-m", "serving"]:
+        return Forked(command[3:], env=env, cwd=cwd, stderr=stderr)
+    return subprocess.Popen(
+        command,
+        env=env,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if stderr is None else stderr,
+        text=True,
+    )
+
+
+class _Loaded:
+    """The process that has loaded everything, as this one sees it."""
+
+    def __init__(self) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        with theirs:
+            command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
+            # Its errors are for whoever looks after the tests, not for the test that happens to run.
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd=ROOT)
+
+    def fork(self, request: bytes, files: Sequence[int]) -> int:
+        """Starts a command with that stdout, that stderr and a place to write its exit code to; the process."""
+        with self._lock:
+            socket.send_fds(self._line, [request], list(files))
+            pid = self._line.recv(100)
+        assert pid, "the process that forks has ended"
+        return int(pid)
+
+    def close(self) -> None:
+        """Ends it, and with it what it has started."""
+        self._line.close()
+        self._process.wait()
+
+
+_one: list[_Loaded] = []
+_starting = threading.Lock()
+
+
+def _loaded() -> _Loaded:
+    """The one of this process, started when it is first needed."""
+    with _starting:
+        if not _one:
+            _one.append(_Loaded())
+            atexit.register(_one[0].close)
+        return _one[0]
+
+
+# The other side ----------------------------------------------------------------------------------------------------------
+
+
+def serve(line: socket.socket) -> dict[str, Any] | None:
+    """Forks for every request on the line until it ends; gives its request in the process that was forked, else None."""
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([line.fileno(), woken], [], [])
+        if woken in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(woken, 1000)
+            _tell_ended(running)
+        if line.fileno() in ready:
+            data, files, _, _ = socket.recv_fds(line, REQUEST_BYTES_MAX, 3)
+            if not data:
+                break
+            pid = os.fork()
+            if pid == 0:
+                for other in (woken, wake, *running.values()):
+                    os.close(other)
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.close(files[2])
+                return {**json.loads(data), "files": files[:2]}
+            running[pid] = files[2]
+            for file in files[:2]:
+                os.close(file)
+            line.send(str(pid).encode())
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+    return None
+
+
+def _tell_ended(running: dict[int, int]) -> None:
+    """Writes the exit codes of those that have ended to where they are waited for."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        told = running.pop(pid)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
+        os.close(told)
+
+
+def become(request: dict[str, Any]) -> NoReturn:
+    """Is `python -m serving` from here on."""
+    for number, file in enumerate(request["files"], 1):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv = ["tidegate", *request["arguments"]]
+    runpy.run_module("serving", run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def main() -> None:
+    """Loads, then serves."""
+    os.environ["GRPC_VERBOSITY"] = "NONE"  # as `tidegate` has it, before gRPC is loaded
+
+    for module in LOADED:
+        importlib.import_module(module)
+    gc.freeze()  # what is loaded stays: nobody looks through it again
+
+    with socket.socket(fileno=int(sys.argv[1])) as line:
+        request = serve(line)
+    if request is not None:
+        become(request)
+
+
+if __name__ == "__main__":
+    main()
