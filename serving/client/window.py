@@ -147,6 +147,7 @@ class Window:
         self._repeats: deque[Repeat] = deque()
         self._messages: deque[Message] = deque()
         self._messages_made = 0
+        self._due: Message | None = None  # whose answer came last: it is looked at still
         self._count = 0  # indices that were ever given
         self._free: list[int] = []
         self._leaving: deque[tuple[int, Ints]] = deque()  # free again once that message is answered
@@ -249,9 +250,10 @@ class Window:
         self._forget_settled(results)
 
     def ask_again(self, repeat: Repeat) -> None:
-        """Asks again for the answer to a timestep that has been answered."""
+        """Asks again for the answer to a timestep that has been answered, unless its caller has gone or has an error already."""
         assert 0 < repeat.step <= self.answered[repeat.stream]
-        self._repeats.append(repeat)
+        if not repeat.waiter.done():
+            self._repeats.append(repeat)
 
     def _take_gathered(self, buffer: Buffer) -> None:
         """Gives single timesteps that came since the last time their places among the rows."""
@@ -320,7 +322,8 @@ class Window:
     def cut(self) -> None:
         """The call has ended: nothing is in flight any more, and no stream is open."""
         for message in reversed(self._messages):
-            self._repeats.extendleft(reversed(message.repeats))
+            # Not those that nobody waits for: their stream may be lost, and its index will be another's.
+            self._repeats.extendleft(repeat for repeat in reversed(message.repeats) if not repeat.waiter.done())
         self._messages.clear()
         self._set_free()
         self._in_flight[:] = 0
@@ -346,7 +349,10 @@ class Window:
         return waited | np.isin(streams, [repeat.stream for repeat in self._all_repeats()])
 
     def _all_repeats(self) -> list[Repeat]:
-        return [*self._repeats, *(repeat for message in self._messages for repeat in message.repeats)]
+        """Those that somebody waits for: to be sent, in flight, and of the message that is being looked at."""
+        sent = self._messages if self._due is None else (self._due, *self._messages)
+        repeats = (*self._repeats, *(repeat for message in sent for repeat in message.repeats))
+        return [repeat for repeat in repeats if not repeat.waiter.done()]
 
     @property
     def quiet(self) -> bool:
@@ -471,7 +477,7 @@ class Window:
         """
         if not self._messages:
             raise StreamLost(f"the server answered block {number}, and nothing was in flight", "WRONG_ORDER")
-        message = self._messages.popleft()
+        message = self._due = self._messages.popleft()
         if message.number != number:
             raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
         if isinstance(message, SingleMessage):
@@ -720,7 +726,7 @@ class Window:
     def _sweep(self, buffer: Buffer) -> None:
         """Sweeps out the rows that have left."""
         moved = buffer.sweep(buffer["step"] >= self.first_steps(buffer["stream"]))
-        for message in self._messages:
+        for message in self._messages if self._due is None else (self._due, *self._messages):
             if message.buffer is buffer:
                 message.at = np.where(message.at >= 0, moved[message.at], -1)
 
