@@ -728,7 +728,8 @@ class Window:
         moved = buffer.sweep(buffer["step"] >= self.first_steps(buffer["stream"]))
         for message in self._messages if self._due is None else (self._due, *self._messages):
             if message.buffer is buffer:
-                message.at = np.where(message.at >= 0, moved[message.at], -1)
+                heard = message.at >= 0
+                message.at[heard] = moved[message.at[heard]]
 
     def _set_free(self) -> None:
         """Gives indices back that no message in flight speaks of any more."""
