@@ -553,11 +553,9 @@ class World(RuleBasedStateMachine):
 
     def history(self, stream: Stream) -> list[float]:
         """What was answered of a stream, or is known to have been applied, by what its user was told."""
-        history = list(stream.before)
-        for timestep in stream.timesteps:
-            if timestep.settled and (timestep.error is None or isinstance(timestep.error, AnswerLost)):
-                history.append(timestep.value)
-        return history
+        settled = [timestep for timestep in stream.timesteps if timestep.settled]
+        applied = [step.value for step in settled if step.error is None or isinstance(step.error, AnswerLost)]
+        return [*stream.before, *applied]
 
     def check(self, stream: Stream) -> None:
         """One stream's history, and every answer of it."""
