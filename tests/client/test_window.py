@@ -196,7 +196,10 @@ def test_what_was_before_the_first_open_is_not_here() -> None:
     take(window)
     hear(window, 1, durable=1)
     window.durable(ints(1, 2), ints(2, 5))
+    window.durable(ints(1, 2), ints(1, 1))  # which it cannot take back
     assert window.first_steps(ints(0, 1, 2)).tolist() == [7, 3, 1]
+    window.open_again(8, durable=7)
+    assert window.durable_steps[:3].tolist() == [7, 2, 5]
 
 
 def test_a_different_answer_to_a_replay_is_told() -> None:
@@ -266,7 +269,8 @@ def test_a_refused_timestep_leaves_no_hole() -> None:
     error = drop(window, message, refused)
     assert (results.errors, results.steps.tolist()) == ({2: error}, [1, 1, 0, 0])
     assert take(window) == [(0, 2, 4.0), (0, 3, 5.0), (0, 4, 7.0)]
-    refuse(window, 2, 0)
+    _, ignored = refuse(window, 2, 0)
+    assert not len(ignored)
     assert behind.steps.tolist() == [0, 2]
     hear(window, 3)
     assert (results.steps.tolist(), behind.steps.tolist()) == ([1, 1, 0, 2], [3, 2])
@@ -307,17 +311,19 @@ def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
 def test_a_refused_message_is_sent_again_whole() -> None:
     """No row of it was applied; rows of its streams that are in flight behind it are ignored."""
     window = Books(1, 1, 1, window=4)
-    put(window, [0, 1])
+    put(window, [0, 1, 1])
     take(window)
     results = put(window, [1, 2])
     take(window)
     message = window.due(1)
     rows = window.first_rows(message)
+    assert rows.tolist() == [0, 1]
     window.refused(message, rows, np.zeros(len(rows), np.int64))
     window.send_again(message, rows)
     refuse(window, 2, 0)
     assert results.steps.tolist() == [0, 1]
     assert take(window) == [(0, 1, 1.0), (1, 1, 1.0), (1, 2, 1.0)]
+    assert take(window) == [(1, 3, 1.0)]
 
 
 def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
@@ -333,6 +339,8 @@ def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
     assert take(window) == [(0, 2, 2.0)]
     window.open_again(1)
     assert take(window) == [(0, 1, 1.0), (0, 2, 2.0)]
+    window.lose({0: TakenOver("by somebody")})
+    assert isinstance(results.errors[0], AnswerLost)
 
 
 def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too() -> None:
@@ -411,6 +419,7 @@ def test_a_group_falls_with_its_first_refused() -> None:
     assert [caller.error for caller in (bad, falls, late)] == [error] * 3
     assert (group.fallen, others.fallen) == (True, False)
     assert take(window) == [(0, 2, 3.0), (0, 3, 4.0)]
+    assert window.next_steps[0] == 4
     hear(window, 2)
     assert [caller.result.step for caller in stays] == [2, 3, 1]
 
@@ -586,10 +595,11 @@ def test_an_old_answer_that_a_break_took_is_asked_for_again() -> None:
     window.answered[0] = 4
     for value in (1.0, 2.0, 3.0):
         ask_again(window, 0, 4, value)
-    assert take(window, 1) == [(0, 4, 1.0)]
-    assert take(window, 1) == [(0, 4, 2.0)]
+    ask_again(window, 0, 4, 4.0)
+    assert take(window, 2) == [(0, 4, 1.0), (0, 4, 2.0)]
+    assert take(window, 1) == [(0, 4, 3.0)]
     window.open_again(5)
-    assert take(window) == [(0, 4, 1.0), (0, 4, 2.0), (0, 4, 3.0)]
+    assert take(window) == [(0, 4, value) for value in (1.0, 2.0, 3.0, 4.0)]
 
 
 def test_a_stream_is_idle_when_nothing_is_asked_again() -> None:
