@@ -18,6 +18,7 @@ Laws:
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from struct import error as StructError  # noqa: N812 - it is a class
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -495,10 +496,13 @@ class Window:
         stream, number = message.stream, message.step
         if message.ignored or int.from_bytes(step, "little") != number or number <= self._answered_at[stream]:
             return False
+        try:
+            message.buffer.note_checksum(message.place, outputs)
+            self._durable_at[stream] = max(durable_step, self._durable_at[stream])
+        except (ValueError, StructError):
+            return False  # it does not fit; whoever looks at it next says how
         self._applied_at[stream] = max(number, self._applied_at[stream])
         self._answered_at[stream] = number
-        self._durable_at[stream] = max(durable_step, self._durable_at[stream])
-        message.buffer.note_checksum(message.place, outputs)
         message.results.settle_alone(number, outputs, durable_step)
         self._forget_settled(message.results)
         return True
@@ -730,6 +734,8 @@ class Window:
             if message.buffer is buffer:
                 heard = message.at >= 0
                 message.at[heard] = moved[message.at[heard]]
+                if isinstance(message, SingleMessage):
+                    message.place = int(message.at[0])
 
     def _set_free(self) -> None:
         """Gives indices back that no message in flight speaks of any more."""

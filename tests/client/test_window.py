@@ -8,7 +8,7 @@ import pytest
 from serving.client import buffer as buffers
 from serving.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
 from serving.client.results import Group
-from serving.client.window import Repeat, Window
+from serving.client.window import Repeat, SingleMessage, Window
 from tests.client.windows import (
     MODEL,
     OTHER,
@@ -17,6 +17,7 @@ from tests.client.windows import (
     Books,
     Caller,
     answers_to,
+    contents,
     drop,
     hear,
     ints,
@@ -33,6 +34,18 @@ def ask_again(window: Books, stream: int, step: int, value: float = 1.0) -> Call
     caller = Caller()
     window.ask_again(Repeat(window.buffer, stream, step, packed(value), caller))
     return caller
+
+
+def number(step: int) -> bytes:
+    """A number as it travels."""
+    return ints(step).tobytes()
+
+
+def answer_alone(window: Books, message: SingleMessage, durable: int = 0) -> bool:
+    """Answers a message of a single timestep."""
+    answers = answers_to(message)
+    outputs = [column.tobytes() for column in answers.outputs]
+    return window.predicted_alone(message, answers.steps.tobytes(), outputs, durable)
 
 
 def test_timesteps_are_numbered_in_the_order_they_came() -> None:
@@ -731,3 +744,87 @@ def test_a_sweep_moves_what_is_being_decided_on() -> None:
     error = drop(window, message, refused)
     assert results.errors == {1: error}
     assert take(window) == [(0, 3, 4.0), (0, 4, 5.0)]
+
+
+def test_a_timestep_that_is_alone_is_answered_in_a_shorter_way() -> None:
+    """Once; nothing of it is different, but for what it takes."""
+    window = Books(3)
+    caller = put_single(window, 0)
+    message = window.take()
+    assert isinstance(message, SingleMessage)
+    assert contents(message) == [(0, 3, 1.0)]
+    assert window.due(1) is message
+    assert answer_alone(window, message, durable=2)
+    assert (caller.result.step, caller.result["sum"].item(), caller.result.durable_step) == (3, 3.5, 2)
+    assert not answer_alone(window, message)
+    assert window.settled
+    assert window.idle(ints(0)).all()
+    window.open_again(3)
+    take(window)
+    assert list(hear(window, 2, bits=0.25).diverged) == [0]
+
+
+def test_an_answer_that_does_not_fit_is_not_taken_in_a_shorter_way() -> None:
+    """Nothing is noted of it: its caller is told when the stream is lost for it."""
+    window = Books(1)
+    caller = put_single(window, 0)
+    message = window.take()
+    assert isinstance(message, SingleMessage)
+    window.due(1)
+    good = packed(1.0), np.zeros(2).tobytes()
+    assert not window.predicted_alone(message, number(2), good, 0)
+    for outputs in ([], [good[0]], [good[0], b"1"], [*good, b""]):
+        assert not window.predicted_alone(message, number(1), outputs, 0)
+    assert not window.predicted_alone(message, number(1), good, 2**64)
+    assert (window.answered[0], window.durable_steps[0]) == (0, 0)
+    window.lose({0: StreamLost("does not fit")})
+    assert isinstance(caller.error, StreamLost)
+
+
+def test_a_sweep_moves_a_timestep_that_is_alone_in_flight() -> None:
+    """What is noted of its answer is noted of it, and of no other."""
+    window = Books(1, 1)
+    put(window, [0, 1])
+    take(window)
+    hear(window, 1, durable=1)
+    put(window, [1])
+    take(window)
+    hear(window, 2)
+    put_single(window, 0)
+    message = window.take()
+    assert isinstance(message, SingleMessage)
+    window._sweep(window.buffer)
+    window.due(3)
+    assert answer_alone(window, message)
+    for message_number, bits in ((4, 0.5), (5, 0.25)):
+        window.open_again(2, 2)
+        take(window)
+        assert sorted(hear(window, message_number, bits=bits).diverged) == ([] if bits == 0.5 else [0, 1])
+
+
+def test_an_answer_to_a_lost_timestep_that_was_alone_is_ignored() -> None:
+    """As any other."""
+    window = Books(1)
+    put_single(window, 0)
+    message = window.take()
+    assert isinstance(message, SingleMessage)
+    window.lose({0: StreamLost("left")})
+    window.due(1)
+    assert not answer_alone(window, message)
+    assert not window.predicted(message, answers_to(message)).fresh
+
+
+def test_one_timestep_at_a_time_is_in_flight_while_care_is_taken() -> None:
+    """Of all streams together."""
+    window = Books(1, 1)
+    window.careful = True
+    put(window, [0, 1])
+    put_single(window, 0)
+    assert take(window) == [(0, 1, 1.0)]
+    assert window.unanswered() == {0: 1}
+    assert take(window) == []
+    hear(window, 1)
+    assert take(window) == [(1, 1, 1.0)]
+    hear(window, 2)
+    window.careful = False
+    assert take(window) == [(0, 2, 1.0)]

@@ -24,7 +24,7 @@ from serving.client.errors import (
 from serving.client.refusals import Decision, Refusals
 from serving.client.results import Answers, Group
 from serving.client.retry import Backoff, Shortage
-from serving.client.window import Message, Repeat, Window
+from serving.client.window import Message, Repeat, SingleMessage, Window
 from tests.client.reasons import error_of
 from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
 
@@ -349,15 +349,17 @@ class World(RuleBasedStateMachine):
 
     # The call ----------------------------------------------------------------------------------------------------------
 
-    @rule(rows_max=st.integers(1, 6))
-    def send(self, rows_max: int) -> None:
-        """The client sends a message."""
+    @rule(rows_max=st.integers(1, 6), careful=st.sampled_from([False] * 5 + [True]))
+    def send(self, rows_max: int, careful: bool = False) -> None:
+        """The client sends a message, which is the only one in flight and has one timestep when it is careful."""
+        self.window.careful = careful
         for buffer in self.buffers:
             buffer.rows_max = rows_max
         message = self.window.take()
         if message is None:
             return
         self.sent_since = {what: count + 1 for what, count in self.sent_since.items()}
+        assert not careful or (len(self.window._messages) == 1 and (len(message.steps) == 1 or message.repeats))
         by_index = {stream.index: stream for stream in self.usable if self.window.open[stream.index]}
         assert all(by_index[index].buffer is message.buffer for index in message.streams.tolist())
         rows = [(by_index[index].name, step, value) for index, step, value in contents(message)]
@@ -394,6 +396,9 @@ class World(RuleBasedStateMachine):
         if message.repeats:
             self.follow(self.refusals.of_repeats(message, answers, errors))
             return
+        if isinstance(message, SingleMessage) and answers.plain and self.predicted_alone(message, answers):
+            self.shortage.over(message.stream, message.step)
+            return
         heard = self.window.predicted(message, answers)
         assert not heard.diverged
         applied = (message.at >= 0) & ~answers.refused
@@ -404,6 +409,11 @@ class World(RuleBasedStateMachine):
         assert all(error.reason != pb.Error.REASON_STEP_GAP for error in told), "the first refused cannot be a gap"
         if len(rows):
             self.follow(self.refusals.of_rows(message, rows, told))
+
+    def predicted_alone(self, message: SingleMessage, answers: Answers) -> bool:
+        """A timestep that was alone may be answered in a shorter way."""
+        outputs = [column.tobytes() for column in answers.outputs]
+        return self.window.predicted_alone(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
 
     def follow(self, decision: Decision) -> None:
         """Streams that were refused something may be lost by it; others are held."""
