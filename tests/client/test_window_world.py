@@ -109,7 +109,7 @@ class Timestep:
         self.caller = caller
         self.block = block
         self.place = place
-        self.fallen = False
+        self.group: Group | None = None
 
     @property
     def settled(self) -> bool:
@@ -149,7 +149,7 @@ class Stream:
         self.before = list(before)  # applied before it was opened here
         self.timesteps: list[Timestep] = []
         self.repeats: list[tuple[int, bool, Caller]] = []  # number, whether with other values, who asks
-        self.group = Group()
+        self.groups = [Group(), Group()]
         self.lost: ClientError | None = None
         self.forgetting = False
         self.begun_again = False
@@ -173,8 +173,7 @@ class World(RuleBasedStateMachine):
         self.answers_may_be_lost = not patience_s
         # Messages since the last break, and since the last end of a stream: else most of a run would be spent without any.
         self.sent_since = {"break": 0, "end": 0}
-        self.join([0, 0, 1], before=0)
-        self.open(STREAMS_MAX)
+        self.join([0, 0, 1], before=0, opened=True)
 
     # Streams -----------------------------------------------------------------------------------------------------------
 
@@ -195,9 +194,9 @@ class World(RuleBasedStateMachine):
         return [s for s in self.live if self.window.usable[s.index] and not self.window.open[s.index]]
 
     @precondition(lambda self: len(self.live) < STREAMS_MAX)
-    @rule(models=st.lists(st.integers(0, 1), min_size=1, max_size=2), before=st.integers(0, 2))
-    def join(self, models: list[int], before: int) -> None:
-        """Streams are to be opened; the server may know them."""
+    @rule(models=st.lists(st.integers(0, 1), min_size=1, max_size=2), before=st.integers(0, 2), opened=st.booleans())
+    def join(self, models: list[int], before: int, opened: bool) -> None:
+        """Streams are to be opened, which may take no time; the server may know them."""
         indices = self.window.join(len(models)).tolist()
         assert not {stream.index for stream in self.live} & set(indices)
         for index, model in zip(indices, models, strict=True):
@@ -206,6 +205,8 @@ class World(RuleBasedStateMachine):
             self.server.applied.append(list(history))
             self.server.durable.append(0)
             self.server.forgotten.append(0)
+        if opened:
+            self.open(STREAMS_MAX)
 
     def value(self) -> float:
         """No two timesteps have the same."""
@@ -265,9 +266,9 @@ class World(RuleBasedStateMachine):
             self.lose({stream.index: TakenOver("by another client")})
 
     @precondition(lambda self: self.live and self.sent_since["end"])
-    @rule(pick=st.integers(0, 9), count=st.integers(1, 2))
-    def leave(self, pick: int, count: int) -> None:
-        """Nobody uses some streams any more, whatever they wait for."""
+    @rule(pick=st.integers(0, 9), count=st.integers(1, 2), replaced=st.booleans())
+    def leave(self, pick: int, count: int, replaced: bool) -> None:
+        """Nobody uses some streams any more, whatever they wait for; others may come at once."""
         self.sent_since["end"] = 0
         pick %= len(self.live)
         streams = self.live[pick : pick + count]
@@ -276,6 +277,8 @@ class World(RuleBasedStateMachine):
         for stream in streams:
             stream.left = True
             self.shortage.over(stream.index)
+        if replaced:
+            self.join([self.buffers.index(stream.buffer) for stream in streams], before=0, opened=True)
 
     def close(self, pick: int) -> None:
         """A stream is closed when everything of it is answered: all of it is stored."""
@@ -308,24 +311,29 @@ class World(RuleBasedStateMachine):
             self.send(ROWS_MAX)
 
     @precondition(lambda self: self.usable)
-    @rule(pick=st.integers(0, 9), bad=st.sampled_from([False] * 3 + [True]), grouped=st.booleans(), sent=st.booleans())
-    def add_single(self, pick: int, bad: bool, grouped: bool, sent: bool) -> None:
+    @rule(
+        pick=st.integers(0, 9),
+        bad=st.sampled_from([False] * 3 + [True]),
+        grouped=st.sampled_from([None, 0, 1]),
+        sent=st.booleans(),
+    )
+    def add_single(self, pick: int, bad: bool, grouped: int | None, sent: bool) -> None:
         """Somebody has a timestep of a stream, alone or of a group."""
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting:
             return
-        if stream.group.fallen:
-            stream.group = Group()
-        group = stream.group if grouped else None
+        stream.groups = [Group() if group.fallen else group for group in stream.groups]
+        group = stream.groups[grouped] if grouped is not None else None
         value = self.value() * (-1 if bad else 1)
         caller = put_single(self.window, stream.index, value, group, stream.buffer)
         stream.timesteps.append(Timestep(value, caller))
+        stream.timesteps[-1].group = group
         if sent:
             self.send(ROWS_MAX)
 
     @precondition(lambda self: self.usable)
-    @rule(pick=st.integers(0, 9), back=st.integers(0, 9), wrong=st.booleans())
-    def ask_again(self, pick: int, back: int, wrong: bool) -> None:
+    @rule(pick=st.integers(0, 9), back=st.integers(0, 9), wrong=st.booleans(), sent=st.booleans())
+    def ask_again(self, pick: int, back: int, wrong: bool, sent: bool) -> None:
         """Somebody asks for an old answer, and may have its values wrong."""
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting or stream.begun_again:
@@ -339,6 +347,8 @@ class World(RuleBasedStateMachine):
         stream.repeats.append((step, wrong, caller))
         value = history[step - 1] + (0.5 if wrong else 0.0)
         self.window.ask_again(Repeat(stream.buffer, stream.index, step, packed(value), caller))
+        if sent:
+            self.send(ROWS_MAX)
 
     @rule(pick=st.integers(0, 9))
     def stop_asking(self, pick: int) -> None:
@@ -518,6 +528,13 @@ class World(RuleBasedStateMachine):
             assert count <= self.server.remembered
 
     @invariant()
+    def no_more_applied(self) -> None:
+        """Nothing is taken for applied that is not, or it would be skipped, or asked for again too early."""
+        for stream in self.usable:
+            if self.window.open[stream.index]:
+                assert self.window._applied[stream.index] <= len(self.server.applied[stream.name])
+
+    @invariant()
     def all_kept(self) -> None:
         """What a server may still need stands in the buffer of its stream's model, in order and without a hole."""
         for stream in self.usable:
@@ -550,13 +567,14 @@ class World(RuleBasedStateMachine):
             self.round_trip(stored=False)
         assert self.window.quiet
         assert not self.window._results
+        assert not self.window._in_flight.any()
         assert not self.window._all_repeats()
         assert all(self.window.idle(ints(stream.index)).all() for stream in self.usable)
         for stream in self.streams:
             self.check(stream)
             assert all(caller.done() for _, _, caller in stream.repeats)
         while self.live:
-            self.leave(0, 1)
+            self.leave(0, 1, replaced=False)
         assert sorted(self.window._free) == list(range(self.window._count))
         self.sweep()
         assert not any(len(buffer) for buffer in self.buffers)
@@ -577,6 +595,9 @@ class World(RuleBasedStateMachine):
                 continue
             assert not isinstance(error, StreamLost), error
             if isinstance(error, InvalidTimestep | Overloaded):
+                same = [other for other in stream.timesteps if other.error is error]
+                assert timestep.value < 0 or isinstance(error, Overloaded) or same[0].value < 0
+                assert len(same) == 1 or (timestep.group is not None and {t.group for t in same} == {timestep.group})
                 continue
             history.append(timestep.value)
             if isinstance(error, AnswerLost):
