@@ -18,6 +18,7 @@ Laws:
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from struct import error as StructError  # noqa: N812 - it is a class
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +148,7 @@ class Window:
         self._repeats: deque[Repeat] = deque()
         self._messages: deque[Message] = deque()
         self._messages_made = 0
+        self._due: Message | None = None  # whose answer came last: it is looked at still
         self._count = 0  # indices that were ever given
         self._free: list[int] = []
         self._leaving: deque[tuple[int, Ints]] = deque()  # free again once that message is answered
@@ -249,9 +251,10 @@ class Window:
         self._forget_settled(results)
 
     def ask_again(self, repeat: Repeat) -> None:
-        """Asks again for the answer to a timestep that has been answered."""
+        """Asks again for the answer to a timestep that has been answered, unless its caller has gone or has an error already."""
         assert 0 < repeat.step <= self.answered[repeat.stream]
-        self._repeats.append(repeat)
+        if not repeat.waiter.done():
+            self._repeats.append(repeat)
 
     def _take_gathered(self, buffer: Buffer) -> None:
         """Gives single timesteps that came since the last time their places among the rows."""
@@ -320,7 +323,8 @@ class Window:
     def cut(self) -> None:
         """The call has ended: nothing is in flight any more, and no stream is open."""
         for message in reversed(self._messages):
-            self._repeats.extendleft(reversed(message.repeats))
+            # Not those that nobody waits for: their stream may be lost, and its index will be another's.
+            self._repeats.extendleft(repeat for repeat in reversed(message.repeats) if not repeat.waiter.done())
         self._messages.clear()
         self._set_free()
         self._in_flight[:] = 0
@@ -346,7 +350,10 @@ class Window:
         return waited | np.isin(streams, [repeat.stream for repeat in self._all_repeats()])
 
     def _all_repeats(self) -> list[Repeat]:
-        return [*self._repeats, *(repeat for message in self._messages for repeat in message.repeats)]
+        """Those that somebody waits for: to be sent, in flight, and of the message that is being looked at."""
+        sent = self._messages if self._due is None else (self._due, *self._messages)
+        repeats = (*self._repeats, *(repeat for message in sent for repeat in message.repeats))
+        return [repeat for repeat in repeats if not repeat.waiter.done()]
 
     @property
     def quiet(self) -> bool:
@@ -471,7 +478,7 @@ class Window:
         """
         if not self._messages:
             raise StreamLost(f"the server answered block {number}, and nothing was in flight", "WRONG_ORDER")
-        message = self._messages.popleft()
+        message = self._due = self._messages.popleft()
         if message.number != number:
             raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
         if isinstance(message, SingleMessage):
@@ -489,10 +496,13 @@ class Window:
         stream, number = message.stream, message.step
         if message.ignored or int.from_bytes(step, "little") != number or number <= self._answered_at[stream]:
             return False
+        try:
+            message.buffer.note_checksum(message.place, outputs)
+            self._durable_at[stream] = max(durable_step, self._durable_at[stream])
+        except (ValueError, StructError):
+            return False  # it does not fit; whoever looks at it next says how
         self._applied_at[stream] = max(number, self._applied_at[stream])
         self._answered_at[stream] = number
-        self._durable_at[stream] = max(durable_step, self._durable_at[stream])
-        message.buffer.note_checksum(message.place, outputs)
         message.results.settle_alone(number, outputs, durable_step)
         self._forget_settled(message.results)
         return True
@@ -720,9 +730,12 @@ class Window:
     def _sweep(self, buffer: Buffer) -> None:
         """Sweeps out the rows that have left."""
         moved = buffer.sweep(buffer["step"] >= self.first_steps(buffer["stream"]))
-        for message in self._messages:
+        for message in self._messages if self._due is None else (self._due, *self._messages):
             if message.buffer is buffer:
-                message.at = np.where(message.at >= 0, moved[message.at], -1)
+                heard = message.at >= 0
+                message.at[heard] = moved[message.at[heard]]
+                if isinstance(message, SingleMessage):
+                    message.place = int(message.at[0])
 
     def _set_free(self) -> None:
         """Gives indices back that no message in flight speaks of any more."""

@@ -1,0 +1,621 @@
+"""A client's books, and what is decided about refusals, against a model of a server: every interleaving that Hypothesis finds."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.buffer import Buffer
+from serving.client.errors import (
+    AnswerLost,
+    ClientError,
+    DataLost,
+    Diverged,
+    InvalidTimestep,
+    Overloaded,
+    ServerUnavailable,
+    StreamLost,
+    TakenOver,
+)
+from serving.client.refusals import Decision, Refusals
+from serving.client.results import Answers, Group
+from serving.client.retry import Backoff, Shortage
+from serving.client.window import Message, Repeat, SingleMessage, Window
+from tests.client.reasons import error_of
+from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
+
+STREAMS_MAX = 5
+PATIENCE_S = 10.0
+
+# Of a stream that the server knows by this name: number and value.
+Row = tuple[int, int, float]
+
+
+def answer(history: Sequence[float]) -> tuple[float, list[float]]:
+    """What a server answers to the last timestep of a history: it depends on all of it."""
+    return sum(history), [len(history), sum(place * value for place, value in enumerate(history, 1))]
+
+
+class Server:
+    """A server as the protocol describes it: takes messages whole and in order, stores now and then, crashes.
+
+    Streams go by names that are never used again. Values of timesteps rise over time, those below 0 are refused.
+    """
+
+    def __init__(self, remembered: int) -> None:
+        self.remembered = remembered
+        self.applied: list[list[float]] = []
+        self.durable: list[int] = []
+        self.forgotten: list[int] = []  # answers up to here are gone, besides those that are not remembered for long
+        self.taken: set[int] = set()  # by another client
+        self.to_read: deque[tuple[Message, list[Row]]] = deque()
+        self.to_tell: deque[tuple[Message, Answers | None, dict[int, pb.Error]]] = deque()
+
+    def run(self, *, full: bool, busy: Callable[[], str]) -> None:
+        """Answers one message, or has no room for it, or for a row of it, or for the answer to one that it has applied."""
+        message, rows = self.to_read.popleft()
+        if full:
+            self.to_tell.append((message, None, {0: error_of("OVERLOADED", retry_after_ms=100)}))
+            return
+        count = len(rows)
+        sums, seen = np.zeros((count, 1), np.float32), np.zeros((count, 2))
+        forgotten, repeated = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        durable = np.zeros(count, np.int64)
+        errors: dict[int, pb.Error] = {}
+        for row, (name, step, value) in enumerate(rows):
+            applied = self.applied[name]
+            durable[row] = self.durable[name]
+            repeated[row] = step <= len(applied)
+            reason = self.refuses(name, step, value) or busy()
+            if step == len(applied) + 1 and reason in {"", "late"}:
+                assert not applied or abs(value) > applied[-1], "applied twice, or out of order"
+                applied.append(value)
+            if reason:
+                reason = reason.replace("busy", "OVERLOADED").replace("late", "OVERLOADED")
+                errors[row] = error_of(reason, step=step, next_step=len(applied) + 1)
+                continue
+            forgotten[row] = step <= max(self.forgotten[name], len(applied) - self.remembered)
+            if not forgotten[row]:
+                sums[row], seen[row] = answer(applied[:step])
+        refused = np.zeros(count, np.bool_)
+        refused[list(errors)] = True
+        repeated &= ~forgotten & ~refused
+        plain = not (errors or forgotten.any() or repeated.any())
+        steps = ints(*(step for _, step, _ in rows))
+        columns = Answers(steps, [sums, seen], durable, repeated, forgotten, refused, plain=plain)
+        self.to_tell.append((message, columns, errors))
+
+    def refuses(self, name: int, step: int, value: float) -> str:
+        """Why a row cannot be answered; empty when it can."""
+        applied = self.applied[name]
+        if name in self.taken:
+            return "TAKEN_OVER"
+        if step > len(applied) + 1:
+            return "STEP_GAP"
+        if step == len(applied) + 1:
+            return "NOT_FINITE" if value < 0 else ""
+        return "" if applied[step - 1] == value else "VALUES_DIFFER"
+
+
+class Timestep:
+    """One that a caller has submitted, alone or as a row of a block."""
+
+    def __init__(self, value: float, caller: Caller | None, block: Block | None = None, place: int = 0) -> None:
+        self.value = value
+        self.caller = caller
+        self.block = block
+        self.place = place
+        self.group: Group | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether its caller knows; who has gone need not."""
+        if self.block is not None:
+            return bool(self.block.settled[self.place])
+        assert self.caller is not None
+        return self.caller.done()
+
+    @property
+    def error(self) -> ClientError | None:
+        """What its caller got instead of an answer."""
+        if self.block is not None:
+            return self.block.errors.get(self.place)
+        assert self.caller is not None
+        error: ClientError | None = self.caller.error
+        return error
+
+    @property
+    def answer(self) -> tuple[int, float, list[float]]:
+        """Number and outputs."""
+        if self.block is not None:
+            sums, seen = self.block.columns
+            return int(self.block.steps[self.place]), sums[self.place].item(), seen[self.place].tolist()
+        assert self.caller is not None
+        result = self.caller.result
+        return result.step, result["sum"].item(), result["seen"].tolist()
+
+
+class Stream:
+    """A stream as its user sees it."""
+
+    def __init__(self, name: int, index: int, buffer: Buffer, before: Sequence[float]) -> None:
+        self.name = name
+        self.index = index
+        self.buffer = buffer
+        self.before = list(before)  # applied before it was opened here
+        self.timesteps: list[Timestep] = []
+        self.repeats: list[tuple[int, bool, Caller]] = []  # number, whether with other values, who asks
+        self.groups = [Group(), Group()]
+        self.lost: ClientError | None = None
+        self.forgetting = False
+        self.begun_again = False
+        self.left = False
+
+
+class World(RuleBasedStateMachine):
+    """A client's books and a server, with streams that come and go, breaks, crashes, refusals, losses and stores between."""
+
+    @initialize(remembered=st.integers(1, 5), patience_s=st.sampled_from([0.0, PATIENCE_S]))
+    def begin(self, remembered: int, patience_s: float) -> None:
+        """Some streams are open already, so that little is needed for something to happen."""
+        self.now = 0.0
+        self.values = 0
+        self.server = Server(remembered)
+        self.window = Window(100)
+        self.shortage = Shortage(Backoff(clock=lambda: self.now, dice=lambda: 0.0))
+        self.refusals = Refusals(self.window, self.shortage, patience_s)
+        self.buffers = [self.window.buffer_of(model, ROWS_MAX) for model in (MODEL, OTHER)]
+        self.streams: list[Stream] = []
+        self.answers_may_be_lost = not patience_s
+        # Messages since the last break, and since the last end of a stream: else most of a run would be spent without any.
+        self.sent_since = {"break": 0, "end": 0}
+        self.join([0, 0, 1], before=0, opened=True)
+
+    # Streams -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> list[Stream]:
+        """Those that nobody has left."""
+        return [stream for stream in self.streams if not stream.left]
+
+    @property
+    def usable(self) -> list[Stream]:
+        """Those that were opened and can be used."""
+        window = self.window
+        return [stream for stream in self.live if window.usable[stream.index] and window.begun[stream.index]]
+
+    @property
+    def to_open(self) -> list[Stream]:
+        """Those that are not open and should be."""
+        return [s for s in self.live if self.window.usable[s.index] and not self.window.open[s.index]]
+
+    @precondition(lambda self: len(self.live) < STREAMS_MAX)
+    @rule(models=st.lists(st.integers(0, 1), min_size=1, max_size=2), before=st.integers(0, 2), opened=st.booleans())
+    def join(self, models: list[int], before: int, opened: bool) -> None:
+        """Streams are to be opened, which may take no time; the server may know them."""
+        indices = self.window.join(len(models)).tolist()
+        assert not {stream.index for stream in self.live} & set(indices)
+        for index, model in zip(indices, models, strict=True):
+            history = [self.value() for _ in range(before)]
+            self.streams.append(Stream(len(self.server.applied), index, self.buffers[model], history))
+            self.server.applied.append(list(history))
+            self.server.durable.append(0)
+            self.server.forgotten.append(0)
+        if opened:
+            self.open(STREAMS_MAX)
+
+    def value(self) -> float:
+        """No two timesteps have the same."""
+        self.values += 1
+        return float(self.values)
+
+    @precondition(lambda self: self.to_open)
+    @rule(count=st.integers(1, STREAMS_MAX))
+    def open(self, count: int) -> None:
+        """Some streams are opened, again or for the first time."""
+        window, server = self.window, self.server
+        opened: list[Stream] = []
+        for stream in self.to_open[:count]:
+            first, applied = window.first_steps(ints(stream.index)).item(), len(server.applied[stream.name])
+            if stream.name in server.taken:
+                self.lose({stream.index: TakenOver("by another client")})
+            elif window.begun[stream.index] and first > applied + 1:
+                assert applied < len(stream.before), "what is not stored can be sent again, but for what was before"
+                self.lose({stream.index: DataLost("it is gone")})
+            else:
+                opened.append(stream)
+        if not opened:
+            return
+        window.opened(
+            ints(*(stream.index for stream in opened)),
+            ints(*(len(server.applied[stream.name]) + 1 for stream in opened)),
+            ints(*(server.durable[stream.name] for stream in opened)),
+            server.remembered,
+        )
+        for stream in opened:
+            if not stream.timesteps and not window.waited_for(ints(stream.index)):
+                stream.before = list(server.applied[stream.name])
+
+    def lose(self, errors: dict[int, ClientError]) -> None:
+        """As the session does."""
+        errors = {index: error for index, error in errors.items() if self.window.usable[index]}
+        self.window.lose(errors)
+        for stream in self.live:
+            stream.lost = errors.get(stream.index, stream.lost)
+
+    @precondition(lambda self: self.usable and self.sent_since["end"])
+    @rule(pick=st.integers(0, 9), how=st.sampled_from(["taken over", "taken over unseen", "closed", "forgotten"]))
+    def end(self, pick: int, how: str) -> None:
+        """Something ends a stream."""
+        self.sent_since["end"] = 0
+        if how == "closed":
+            self.close(pick)
+        elif how == "forgotten":
+            self.usable[pick % len(self.usable)].forgetting = True  # as soon as everything of it is answered
+        else:
+            self.take_over(self.usable[pick % len(self.usable)], told=how == "taken over")
+
+    def take_over(self, stream: Stream, *, told: bool) -> None:
+        """Another client opens a stream; this one is told at once, or learns it from what is refused."""
+        self.server.taken.add(stream.name)
+        if told:
+            self.lose({stream.index: TakenOver("by another client")})
+
+    @precondition(lambda self: self.live and self.sent_since["end"])
+    @rule(pick=st.integers(0, 9), count=st.integers(1, 2), replaced=st.booleans())
+    def leave(self, pick: int, count: int, replaced: bool) -> None:
+        """Nobody uses some streams any more, whatever they wait for; others may come at once."""
+        self.sent_since["end"] = 0
+        pick %= len(self.live)
+        streams = self.live[pick : pick + count]
+        self.lose({stream.index: StreamLost("left") for stream in streams})
+        self.window.leave(ints(*(stream.index for stream in streams)))
+        for stream in streams:
+            stream.left = True
+            self.shortage.over(stream.index)
+        if replaced:
+            self.join([self.buffers.index(stream.buffer) for stream in streams], before=0, opened=True)
+
+    def close(self, pick: int) -> None:
+        """A stream is closed when everything of it is answered: all of it is stored."""
+        streams = [s for s in self.usable if self.window.open[s.index] and self.window.idle(ints(s.index)).all()]
+        streams = [stream for stream in streams if stream.name not in self.server.taken]
+        if streams:
+            stream = streams[pick % len(streams)]
+            self.store(stream)
+            self.tell(stream)
+            self.window.closed(ints(stream.index))
+            stream.lost = self.window.why[stream.index]
+
+    # Timesteps ---------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.live)
+    @rule(picks=st.lists(st.integers(0, 9), max_size=6), bad=st.integers(0, 9), sent=st.booleans())
+    def add_rows(self, picks: list[int], bad: int, sent: bool) -> None:
+        """Somebody has timesteps of many streams of one model; a bad one is refused when its turn comes."""
+        known = [s for s in self.live if (self.window.begun[s.index] or s.lost is not None) and not s.forgetting]
+        streams = [known[pick % len(known)] for pick in picks] if known else []
+        streams = [stream for stream in streams if stream.buffer is streams[0].buffer]
+        block = Block(len(streams))
+        values = [self.value() * (-1 if place == bad else 1) for place in range(len(streams))]
+        for place, (stream, value) in enumerate(zip(streams, values, strict=True)):
+            stream.timesteps.append(Timestep(value, None, block, place))
+        if streams:
+            column = np.array(values, np.float32).reshape(-1, 1)
+            self.window.add(streams[0].buffer, block, 0, ints(*(stream.index for stream in streams)), column)
+        if sent:
+            self.send(ROWS_MAX)
+
+    @precondition(lambda self: self.usable)
+    @rule(
+        pick=st.integers(0, 9),
+        bad=st.sampled_from([False] * 3 + [True]),
+        grouped=st.sampled_from([None, 0, 1]),
+        sent=st.booleans(),
+    )
+    def add_single(self, pick: int, bad: bool, grouped: int | None, sent: bool) -> None:
+        """Somebody has a timestep of a stream, alone or of a group."""
+        stream = self.usable[pick % len(self.usable)]
+        if stream.forgetting:
+            return
+        stream.groups = [Group() if group.fallen else group for group in stream.groups]
+        group = stream.groups[grouped] if grouped is not None else None
+        value = self.value() * (-1 if bad else 1)
+        caller = put_single(self.window, stream.index, value, group, stream.buffer)
+        stream.timesteps.append(Timestep(value, caller))
+        stream.timesteps[-1].group = group
+        if sent:
+            self.send(ROWS_MAX)
+
+    @precondition(lambda self: self.usable)
+    @rule(pick=st.integers(0, 9), back=st.integers(0, 9), wrong=st.booleans(), sent=st.booleans())
+    def ask_again(self, pick: int, back: int, wrong: bool, sent: bool) -> None:
+        """Somebody asks for an old answer, and may have its values wrong."""
+        stream = self.usable[pick % len(self.usable)]
+        if stream.forgetting or stream.begun_again:
+            return
+        history = self.history(stream)
+        begin = len(stream.before)
+        if len(history) == begin:
+            return
+        step = begin + 1 + back % (len(history) - begin)
+        caller = Caller()
+        stream.repeats.append((step, wrong, caller))
+        value = history[step - 1] + (0.5 if wrong else 0.0)
+        self.window.ask_again(Repeat(stream.buffer, stream.index, step, packed(value), caller))
+        if sent:
+            self.send(ROWS_MAX)
+
+    @rule(pick=st.integers(0, 9))
+    def stop_asking(self, pick: int) -> None:
+        """Somebody who asked for an old answer has gone."""
+        callers = [caller for stream in self.live for _, _, caller in stream.repeats if not caller.done()]
+        if callers:
+            callers[pick % len(callers)].gone = True
+
+    # The call ----------------------------------------------------------------------------------------------------------
+
+    @rule(rows_max=st.integers(1, 6), careful=st.sampled_from([False] * 5 + [True]))
+    def send(self, rows_max: int, careful: bool = False) -> None:
+        """The client sends a message, which is the only one in flight and has one timestep when it is careful."""
+        self.window.careful = careful
+        for buffer in self.buffers:
+            buffer.rows_max = rows_max
+        message = self.window.take()
+        if message is None:
+            return
+        self.sent_since = {what: count + 1 for what, count in self.sent_since.items()}
+        assert not careful or (len(self.window._messages) == 1 and (len(message.steps) == 1 or message.repeats))
+        by_index = {stream.index: stream for stream in self.usable if self.window.open[stream.index]}
+        assert all(by_index[index].buffer is message.buffer for index in message.streams.tolist())
+        rows = [(by_index[index].name, step, value) for index, step, value in contents(message)]
+        if message.repeats:
+            assert all(step <= len(self.server.applied[name]) for name, step, _ in rows), "it would be applied"
+        else:
+            for index in set(message.streams.tolist()):
+                theirs = message.steps[message.streams == index]
+                assert theirs.tolist() == list(range(theirs[0], theirs[0] + len(theirs)))
+        self.server.to_read.append((message, rows))
+
+    @precondition(lambda self: self.server.to_read)
+    @rule(
+        full=st.sampled_from([False] * 5 + [True]),
+        busy=st.lists(st.sampled_from(["", "", "busy", "late"]), max_size=4),
+        heard=st.booleans(),
+    )
+    def run(self, full: bool, busy: list[str], heard: bool) -> None:
+        """The server answers one."""
+        self.server.run(full=full, busy=lambda: busy.pop() if busy else "")
+        if heard:
+            self.hear()
+
+    @precondition(lambda self: self.server.to_tell)
+    @rule()
+    def hear(self) -> None:
+        """The client takes in one answer, as the session does."""
+        sent, answers, errors = self.server.to_tell.popleft()
+        message = self.window.due(sent.number)
+        assert message is sent
+        if answers is None:
+            self.follow(self.refusals.of_all(message, errors[0]))
+            return
+        if message.repeats:
+            self.follow(self.refusals.of_repeats(message, answers, errors))
+            return
+        if isinstance(message, SingleMessage) and answers.plain and self.predicted_alone(message, answers):
+            self.shortage.over(message.stream, message.step)
+            return
+        heard = self.window.predicted(message, answers)
+        assert not heard.diverged
+        applied = (message.at >= 0) & ~answers.refused
+        for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
+            self.shortage.over(stream, step)
+        rows = heard.refused[self.window.usable[message.streams[heard.refused]]]
+        told = [errors[row] for row in rows.tolist()]
+        assert all(error.reason != pb.Error.REASON_STEP_GAP for error in told), "the first refused cannot be a gap"
+        if len(rows):
+            self.follow(self.refusals.of_rows(message, rows, told))
+
+    def predicted_alone(self, message: SingleMessage, answers: Answers) -> bool:
+        """A timestep that was alone may be answered in a shorter way."""
+        outputs = [column.tobytes() for column in answers.outputs]
+        return self.window.predicted_alone(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
+
+    def follow(self, decision: Decision) -> None:
+        """Streams that were refused something may be lost by it; others are held."""
+        for error in decision.lost.values():
+            assert isinstance(error, TakenOver | ServerUnavailable), error
+            assert not isinstance(error, Diverged)
+        self.lose(decision.lost)
+
+    @rule(seconds=st.sampled_from([0.0, 0.0, PATIENCE_S]))
+    def release(self, seconds: float) -> None:
+        """The waits are over; what was refused for too long is told, and answers may be lost by that."""
+        self.now += seconds
+        self.answers_may_be_lost |= seconds > 0
+        self.window.release(ints(*(stream.index for stream in self.live)))
+
+    @precondition(lambda self: self.live)
+    @rule(pick=st.integers(0, 9), told=st.booleans(), swept=st.booleans())
+    def store_and_tell(self, pick: int, told: bool, swept: bool) -> None:
+        """The server stores what it has of a stream, and may say so before it answers; the client may sweep at any moment."""
+        stream = self.live[pick % len(self.live)]
+        self.store(stream)
+        if told:
+            self.tell(stream)
+        if swept:
+            self.sweep()
+
+    def store(self, stream: Stream) -> None:
+        """The server stores what it has of a stream."""
+        self.server.durable[stream.name] = len(self.server.applied[stream.name])
+
+    def tell(self, stream: Stream) -> None:
+        """The server says what it has stored."""
+        if self.window.open[stream.index]:
+            self.window.durable(ints(stream.index), ints(self.server.durable[stream.name]))
+
+    def sweep(self) -> None:
+        """The client sweeps its buffers."""
+        for buffer in self.buffers:
+            self.window._sweep(buffer)
+
+    @rule(stored=st.booleans())
+    def round_trip(self, stored: bool) -> None:
+        """The client sends a message, and everything that is on its way arrives and is answered."""
+        self.send(ROWS_MAX)
+        self.answer_all()
+        for stream in self.live if stored else ():
+            self.store(stream)
+            self.tell(stream)
+
+    def answer_all(self) -> None:
+        """Everything that is on its way arrives."""
+        while self.server.to_read:
+            self.server.run(full=False, busy=str)
+        while self.server.to_tell:
+            self.hear()
+
+    @precondition(lambda self: self.sent_since["break"])
+    @rule(crashed=st.dictionaries(st.integers(0, 9), st.integers(1, 4), max_size=4), forgets=st.booleans())
+    def stop(self, crashed: dict[int, int], forgets: bool) -> None:
+        """The call breaks; a server that crashed goes on anywhere between what it had stored and what it had applied."""
+        self.sent_since["break"] = 0
+        server = self.server
+        server.to_read.clear()
+        server.to_tell.clear()
+        for pick, count in crashed.items():
+            if self.live:
+                name = self.live[pick % len(self.live)].name
+                applied = server.applied[name]
+                del applied[max(server.durable[name], len(applied) - count) :]
+        if forgets and crashed:
+            server.forgotten = [len(applied) for applied in server.applied]
+            self.answers_may_be_lost = True
+        for stream in self.usable:
+            if stream.forgetting and not self.window.waited_for(ints(stream.index)).any():
+                self.window.begin_again(ints(stream.index))
+                stream.begun_again = True
+        self.window.cut()
+
+    @precondition(lambda self: self.sent_since["break"])
+    @rule()
+    def move(self) -> None:
+        """The server asks the client to go elsewhere: nothing more is sent, and what was sent is answered."""
+        self.answer_all()
+        self.stop({}, forgets=False)
+
+    # What is always true -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def settled_in_order(self) -> None:
+        """Of a stream, a timestep is settled when all before it are, but for those of a group, which fall together."""
+        for stream in self.streams:
+            steps = [timestep for timestep in stream.timesteps if not isinstance(timestep.error, InvalidTimestep)]
+            settled = [timestep.settled for timestep in steps if not isinstance(timestep.error, Overloaded)]
+            assert settled == sorted(settled, reverse=True)
+
+    @invariant()
+    def few_in_flight(self) -> None:
+        """Of a stream no more than the server remembers answers for."""
+        for stream in self.live:
+            messages = [message for message in self.window._messages if not message.repeats]
+            count = sum(np.count_nonzero(message.streams == stream.index) for message in messages)
+            assert count <= self.server.remembered
+
+    @invariant()
+    def no_more_applied(self) -> None:
+        """Nothing is taken for applied that is not, or it would be skipped, or asked for again too early."""
+        for stream in self.usable:
+            if self.window.open[stream.index]:
+                assert self.window._applied[stream.index] <= len(self.server.applied[stream.name])
+
+    @invariant()
+    def all_kept(self) -> None:
+        """What a server may still need stands in the buffer of its stream's model, in order and without a hole."""
+        for stream in self.usable:
+            for buffer in self.buffers:
+                first = self.window.first_steps(ints(stream.index)).item()
+                kept = (buffer["stream"] == stream.index) & (buffer["step"] >= first)
+                steps = buffer["step"][kept].tolist() if buffer is stream.buffer else None
+                if steps is None:
+                    assert not kept.any()
+                    continue
+                end = self.window.next_steps.item(stream.index) - buffer._streams.count(stream.index)
+                assert steps == list(range(first, end))
+
+    @invariant()
+    def counted(self) -> None:
+        """Indices are those of one stream each, and as many are in use as can be used."""
+        indices = [stream.index for stream in self.live]
+        assert len({*indices, *self.window._free}) == len(indices) + len(self.window._free)
+        assert self.window.in_use == sum(self.window.usable[index] for index in indices)
+
+    def teardown(self) -> None:
+        """Left in peace, every good timestep is applied and answered once, with the answer that its history gives."""
+        if not hasattr(self, "window"):
+            return
+        rounds_max = 4 * self.values + 4 * sum(len(stream.repeats) for stream in self.streams) + 4
+        while (self.to_open or not self.window.quiet) and (rounds_max := rounds_max - 1):
+            while self.to_open:
+                self.open(STREAMS_MAX)
+            self.release(0.0)
+            self.round_trip(stored=False)
+        assert self.window.quiet
+        assert not self.window._results
+        assert not self.window._in_flight.any()
+        assert not self.window._all_repeats()
+        assert all(self.window.idle(ints(stream.index)).all() for stream in self.usable)
+        for stream in self.streams:
+            self.check(stream)
+            assert all(caller.done() for _, _, caller in stream.repeats)
+        while self.live:
+            self.leave(0, 1, replaced=False)
+        assert sorted(self.window._free) == list(range(self.window._count))
+        self.sweep()
+        assert not any(len(buffer) for buffer in self.buffers)
+
+    def history(self, stream: Stream) -> list[float]:
+        """What was answered of a stream, or is known to have been applied, by what its user was told."""
+        settled = [timestep for timestep in stream.timesteps if timestep.settled]
+        applied = [step.value for step in settled if step.error is None or isinstance(step.error, AnswerLost)]
+        return [*stream.before, *applied]
+
+    def check(self, stream: Stream) -> None:
+        """One stream's history, and every answer of it."""
+        history = list(stream.before)
+        for timestep in stream.timesteps:
+            assert timestep.settled
+            error = timestep.error
+            if error is not None and error is stream.lost:
+                continue
+            assert not isinstance(error, StreamLost), error
+            if isinstance(error, InvalidTimestep | Overloaded):
+                same = [other for other in stream.timesteps if other.error is error]
+                assert timestep.value < 0 or isinstance(error, Overloaded) or same[0].value < 0
+                assert len(same) == 1 or (timestep.group is not None and {t.group for t in same} == {timestep.group})
+                continue
+            history.append(timestep.value)
+            if isinstance(error, AnswerLost):
+                assert self.answers_may_be_lost
+                continue
+            assert error is None
+            assert timestep.value > 0
+            assert timestep.answer == (len(history), *answer(history))
+        if self.window.usable[stream.index] and not stream.left and not stream.begun_again:
+            assert self.server.applied[stream.name] == history
+        for step, wrong, caller in stream.repeats:
+            if caller.result is not None:
+                assert not wrong
+                assert caller.result.step == step
+                total, seen = answer(history[:step])
+                assert not len(caller.result) or caller.result["sum"].item() == total
+                assert not len(caller.result) or caller.result["seen"].tolist() == seen
+
+
+World.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=80)
+TestWorld = World.TestCase

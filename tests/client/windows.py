@@ -1,0 +1,161 @@
+"""A client's books without a network, so that every interleaving is one line: what tests put in, and a server's answers to it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from serving.client.buffer import Buffer
+from serving.client.errors import InvalidTimestep
+from serving.client.results import Answers, BlockResults, Group
+from serving.client.types import Model
+from serving.client.window import Message, Window
+from serving.core.spec import Feature, Ints, Output
+
+OUTPUTS = (Output("sum", np.dtype(np.float32), (1,)), Output("seen", np.dtype(np.float64), (2,)))
+MODEL = Model("toy", "1", "f" * 64, "", 0.0, (Feature("x"),), OUTPUTS, batch_invariant=True, handles_missing=True)
+OTHER = dataclasses.replace(MODEL, name="other")
+ROWS_MAX = 1000
+
+Row = tuple[int, int, float]
+
+
+def ints(*numbers: int) -> Ints:
+    """A column."""
+    return np.array(numbers, np.int64)
+
+
+class Caller:
+    """Whoever waits: a future without a loop, which takes one answer and no other."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self.error: Any = None
+        self.gone = False
+
+    def done(self) -> bool:
+        """Whether it was answered, or waits no more."""
+        return self.gone or self.result is not None or self.error is not None
+
+    def set_result(self, result: Any, /) -> None:
+        """The answer."""
+        assert not self.done()
+        self.result = result
+
+    def set_exception(self, exception: Any, /) -> None:
+        """The error."""
+        assert not self.done()
+        self.error = exception
+
+
+class Block(BlockResults):
+    """Results of many rows that watch over each row being settled once."""
+
+    def __init__(self, rows: int) -> None:
+        self.caller = Caller()
+        self.settled = np.zeros(rows, np.bool_)
+        super().__init__(OUTPUTS, rows, self.caller)
+
+    def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
+        """Rows are answered."""
+        assert not self.settled[places].any()
+        self.settled[places] = True
+        super().settle(places, rows, answers)
+
+    def fail(self, place: int, *error: Any, **more: Any) -> bool:
+        """A row has an error."""
+        assert not self.settled[place]
+        self.settled[place] = True
+        return super().fail(place, *error, **more)
+
+
+class Books(Window):
+    """Books on streams of one model that were just opened, and go on at these numbers."""
+
+    def __init__(self, *next_steps: int, durable: int = 0, window: int = 4, buffer_max: int = 100) -> None:
+        super().__init__(buffer_max)
+        self.buffer = self.buffer_of(MODEL, ROWS_MAX)
+        streams = self.join(len(next_steps))
+        self.opened(streams, ints(*next_steps), np.full(len(next_steps), durable), window)
+
+    def open_again(self, *next_steps: int, durable: int = 0) -> None:
+        """The call broke, and these streams, from the first on, are open again."""
+        self.cut()
+        count = len(next_steps)
+        self.opened(np.arange(count), ints(*next_steps), np.full(count, durable), self.window)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody waits for anything."""
+        return not self._results and not self._all_repeats()
+
+
+def put(window: Window, rows: list[int], values: list[float] | None = None, buffer: Buffer | None = None) -> Block:
+    """Rows of many streams; without values they are 1."""
+    results = Block(len(rows))
+    column = np.array(values or [1.0] * len(rows), np.float32).reshape(-1, 1)
+    window.add(window._buffers[0] if buffer is None else buffer, results, 0, ints(*rows), column)
+    return results
+
+
+def put_single(
+    window: Window, stream: int, value: float = 1.0, group: Group | None = None, buffer: Buffer | None = None
+) -> Caller:
+    """One timestep."""
+    caller = Caller()
+    window.add_single(window._buffers[0] if buffer is None else buffer, stream, packed(value), caller, group)
+    return caller
+
+
+def packed(value: float) -> bytes:
+    """A value as a caller of one timestep gives it."""
+    return np.array([value], "<f4").tobytes()
+
+
+def take(window: Window, rows_max: int = ROWS_MAX) -> list[Row]:
+    """What is sent now: stream, number and value."""
+    for buffer in window._buffers:
+        buffer.rows_max = rows_max
+    message = window.take()
+    return [] if message is None else contents(message)
+
+
+def contents(message: Message) -> list[Row]:
+    """Stream, number and value of each row."""
+    return list(zip(message.streams.tolist(), message.steps.tolist(), message.values[:, 0].tolist(), strict=True))
+
+
+def answers_to(message: Message, *, durable: int = 0, forgotten: tuple[int, ...] = (), bits: float = 0.5) -> Answers:
+    """An answer to every row: its stream and number, so that a crossed one shows."""
+    rows = len(message.steps)
+    gone = np.zeros(rows, np.bool_)
+    gone[list(forgotten)] = True
+    sums = (message.streams * 100 + message.steps + bits).astype(np.float32).reshape(rows, 1)
+    seen = np.stack([message.streams, message.steps], axis=1).astype(np.float64)
+    sums[gone], seen[gone] = 0, 0
+    nothing = np.zeros(rows, np.bool_)
+    steps = message.steps.copy()
+    return Answers(steps, [sums, seen], np.full(rows, durable), nothing, gone, nothing.copy(), plain=not forgotten)
+
+
+def hear(window: Window, number: int, **more: Any) -> Any:
+    """The message of that number is answered."""
+    message = window.due(number)
+    return window.predicted(message, answers_to(message, **more))
+
+
+def refuse(window: Window, number: int, *rows: int, next_step: int = 0) -> tuple[Message, Ints]:
+    """These rows of a message are refused, the others answered; gives the message and the rows to decide on."""
+    message = window.due(number)
+    answers = answers_to(message)
+    answers.refused[list(rows)] = True
+    refused = window.predicted(message, answers._replace(plain=False)).refused
+    window.refused(message, refused, np.full(len(refused), next_step))
+    return message, refused
+
+
+def drop(window: Window, message: Message, rows: Ints) -> InvalidTimestep:
+    """Gives up on refused rows."""
+    error = InvalidTimestep("bad", "NOT_FINITE")
+    window.drop(message, rows, [error] * len(rows))
+    return error
