@@ -78,6 +78,9 @@ class Frame:
     def __init__(self, columns: Sequence[Any], table: Sequence[Sequence[float]]) -> None:
         self._columns, self.table = list(columns), np.asarray(table, np.float64).reshape(-1, len(columns))
 
+    def __repr__(self) -> str:
+        return f"Frame({self._columns})"
+
     @property
     def columns(self) -> list[Any]:
         """The names."""
