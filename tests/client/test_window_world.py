@@ -481,8 +481,12 @@ class World(RuleBasedStateMachine):
             self.hear()
 
     @precondition(lambda self: self.sent_since["break"])
-    @rule(crashed=st.dictionaries(st.integers(0, 9), st.integers(1, 4), max_size=4), forgets=st.booleans())
-    def stop(self, crashed: dict[int, int], forgets: bool) -> None:
+    @rule(
+        crashed=st.dictionaries(st.integers(0, 9), st.integers(1, 4), max_size=4),
+        forgets=st.booleans(),
+        asked=st.booleans(),
+    )
+    def stop(self, crashed: dict[int, int], forgets: bool, asked: bool) -> None:
         """The call breaks; a server that crashed goes on anywhere between what it had stored and what it had applied."""
         self.sent_since["break"] = 0
         server = self.server
@@ -501,13 +505,15 @@ class World(RuleBasedStateMachine):
                 self.window.begin_again(ints(stream.index))
                 stream.begun_again = True
         self.window.cut()
+        for pick in range(len(self.usable) if asked else 0):
+            self.ask_again(pick, -1, wrong=True, sent=False)  # for the last, which the server may have lost
 
     @precondition(lambda self: self.sent_since["break"])
     @rule()
     def move(self) -> None:
         """The server asks the client to go elsewhere: nothing more is sent, and what was sent is answered."""
         self.answer_all()
-        self.stop({}, forgets=False)
+        self.stop({}, forgets=False, asked=False)
 
     # What is always true -----------------------------------------------------------------------------------------------
 
