@@ -21,10 +21,11 @@ from serving.client.errors import (
     ValuesDiffer,
     refusal_of,
 )
+from serving.client.message import NO_ROWS, Message, Repeat, check_numbers
 from serving.client.results import Answers
 from serving.client.retry import Shortage
 from serving.client.types import Prediction
-from serving.client.window import NO_ROWS, Message, Repeat, Window, check_numbers
+from serving.client.window import Window
 from serving.core.spec import Ints
 
 

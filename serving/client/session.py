@@ -38,11 +38,12 @@ from serving.client.errors import (
     lost_by,
 )
 from serving.client.members import Member, Members, Opened, View
+from serving.client.message import SingleMessage
 from serving.client.refusals import Decision, Refusals
 from serving.client.results import Group, Waiter
 from serving.client.retry import Backoff, Limits, Retry, Shortage, tried_for
 from serving.client.types import difference, model_of
-from serving.client.window import SingleMessage, Window
+from serving.client.window import Window
 from serving.client.wire import decode_answers, decode_durable, encode_block, encode_single, rows_max
 from serving.core.spec import Ints
 

@@ -8,11 +8,11 @@ from serving.client import arguments
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, InvalidArgument, InvalidTimestep, StepGap, StreamLost
 from serving.client.inputs import Packer, Values, rows_in_order
+from serving.client.message import Repeat
 from serving.client.results import Group
 from serving.client.session import Session
 from serving.client.source import Rows, Source
 from serving.client.types import Model, Prediction
-from serving.client.window import Repeat
 from serving.core.spec import STEP_MAX
 
 Pending = asyncio.Future[Prediction]

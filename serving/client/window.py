@@ -19,174 +19,51 @@ Laws:
 from collections import deque
 from collections.abc import Mapping, Sequence
 from struct import error as StructError  # noqa: N812 - it is a class
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from serving.client.backlog import Backlog
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, Diverged, StreamLost
-from serving.client.results import Answers, BlockResults, Bools, Group, Results, SingleResults, Waiter
-from serving.client.types import Model
-from serving.core.spec import Array, Floats, Ints
-
-CAPACITY_FIRST = 16
-
-
-class Repeat(NamedTuple):
-    """An old timestep whose answer is asked for again, with the values that it had."""
-
-    buffer: Buffer
-    stream: int
-    step: int
-    values: bytes
-    waiter: Waiter
+from serving.client.message import (
+    NO_ROWS,
+    Heard,
+    Message,
+    Repeat,
+    SingleMessage,
+    check_numbers,
+    diverged_at,
+    first_of_each,
+)
+from serving.client.results import Answers, Bools
+from serving.client.table import rank
+from serving.core.spec import Floats, Ints
 
 
-class Message:
-    """Timesteps that are sent together.
+class Window(Backlog):
+    """The books, beside what stands in the table of streams.
 
     Attributes:
-        number: counts from 1.
-        buffer: where they stand.
-        streams: one a row.
-        steps: their numbers, one a row.
-        values: (rows, features)
-        at: their places in the buffer; -1 where the answer is to be ignored.
-        ignored: whether some of its answers are to be ignored.
-        repeats: one a row where old answers are asked for again; else empty.
-
-    """
-
-    __slots__ = ("at", "buffer", "ignored", "number", "repeats", "steps", "streams", "values")
-
-    def __init__(self, number: int, buffer: Buffer, streams: Ints, steps: Ints, values: Floats, at: Ints) -> None:
-        self.number = number
-        self.buffer = buffer
-        self.streams = streams
-        self.steps = steps
-        self.values = values
-        self.at = at
-        self.ignored = False
-        self.repeats: Sequence[Repeat] = ()
-
-
-class SingleMessage(Message):
-    """A message with a single timestep, whose columns are made when somebody asks for them: mostly nobody does.
-
-    Attributes:
-        stream, step, place: what stands in its columns.
-        packed: its values.
-        results: who waits for it.
-
-    """
-
-    __slots__ = ("packed", "place", "results", "step", "stream")
-
-    def __init__(
-        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, results: SingleResults
-    ) -> None:
-        self.number = number
-        self.buffer = buffer
-        self.stream = stream
-        self.step = step
-        self.packed = packed
-        self.place = place
-        self.results = results
-        self.ignored = False
-        self.repeats = ()
-
-    def __getattr__(self, name: str) -> Any:
-        """The columns of a `Message`, the first time that one of them is asked for."""
-        if name not in ("streams", "steps", "values", "at"):
-            raise AttributeError(name)
-        self.streams, self.steps, self.at = np.array([[self.stream], [self.step], [self.place]])
-        self.values = np.frombuffer(self.packed, "<f4").reshape(1, -1)
-        return getattr(self, name)
-
-
-class Heard(NamedTuple):
-    """What follows from the answers to a message.
-
-    `fresh` says whether a caller got something. `diverged` are streams whose replay was answered otherwise than before: they
-    must be lost. `refused` are the rows that were refused, the first of each stream: about each must be decided.
-    """
-
-    fresh: bool
-    diverged: dict[int, Diverged]
-    refused: Ints
-
-
-NO_ROWS: Ints = np.empty(0, np.int64)
-
-
-class Window:
-    """The books.
-
-    Attributes:
-        answered: of each stream, number of the last timestep whose answer was handed over.
-        durable_steps: the largest that the server has told of each.
-        next_steps: the number that the next timestep of each will have.
         window: how many timesteps of a stream may be in flight.
-        usable: whether a stream can be used: it is neither refused, lost nor closed.
-        in_use: how many are usable.
         careful: one timestep is in flight at a time, so that the next break tells which one it is that breaks the server.
-        begun: whether it was ever open.
-        open: whether timesteps may be sent on this call.
-        why: the error of each stream that is refused or lost.
 
     """
 
     def __init__(self, buffer_max: int) -> None:
-        self.buffer_max = buffer_max
+        super().__init__(buffer_max)
         self.window = 1
-        self.in_use = 0
         self.careful = False
-        self.why: dict[int, ClientError] = {}
-        self._buffers: list[Buffer] = []
-        self._results: dict[int, Results] = {}
-        self._results_made = 0
         self._repeats: deque[Repeat] = deque()
         self._messages: deque[Message] = deque()
         self._messages_made = 0
         self._due: Message | None = None  # whose answer came last: it is looked at still
-        self._count = 0  # indices that were ever given
-        self._free: list[int] = []
         self._leaving: deque[tuple[int, Ints]] = deque()  # free again once that message is answered
-        self.answered: Ints = np.zeros(0, np.int64)
-        self.durable_steps: Ints = np.zeros(0, np.int64)
-        self.next_steps: Ints = np.zeros(0, np.int64)
-        self.first: Ints = np.zeros(0, np.int64)  # number of the first timestep that came from here
-        self._cursor: Ints = np.zeros(0, np.int64)  # number of the next timestep to send
-        self._applied: Ints = np.zeros(0, np.int64)  # the last that the server is known to have applied
-        self._in_flight: Ints = np.zeros(0, np.int64)
-        self.usable: Bools = np.zeros(0, np.bool_)
-        self.begun: Bools = np.zeros(0, np.bool_)
-        self.open: Bools = np.zeros(0, np.bool_)
-        self._held: Bools = np.zeros(0, np.bool_)  # whether it shall wait a little
-        self._grow(CAPACITY_FIRST)
 
     def __repr__(self) -> str:
         rows = sum(len(buffer) for buffer in self._buffers)
         return f"<Window: {np.count_nonzero(self.usable)} streams, {rows} rows kept, {len(self._messages)} messages in flight>"
 
     # Streams -----------------------------------------------------------------------------------------------------------
-
-    def join(self, count: int) -> Ints:
-        """Takes so many streams in, which are to be opened; gives their indices."""
-        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
-        fresh = range(self._count, self._count + count - len(reused))
-        self._count += len(fresh)
-        if self._count > len(self.usable):
-            self._grow(max(CAPACITY_FIRST, 2 * self._count))
-        streams = np.array([*reused, *fresh], np.int64)
-        for column in (self.answered, self.durable_steps, self._applied, self._in_flight):
-            column[streams] = 0
-        for column in (self.next_steps, self.first, self._cursor):
-            column[streams] = 1
-        self.begun[streams] = self.open[streams] = self._held[streams] = False
-        self.usable[streams] = True
-        self.in_use += count
-        return streams
 
     def leave(self, streams: Ints) -> None:
         """Nobody uses these streams any more. Only when they are not usable."""
@@ -198,57 +75,7 @@ class Window:
         else:
             self._free += streams.tolist()
 
-    def buffer_of(self, model: Model, rows_max: int) -> Buffer:
-        """The buffer for streams of a model, of which a message may have so many rows."""
-        for buffer in self._buffers:
-            if buffer.model.id == model.id:
-                buffer.model, buffer.rows_max = model, rows_max
-                return buffer
-        self._buffers.append(Buffer(model, rows_max))
-        return self._buffers[-1]
-
     # What callers want -------------------------------------------------------------------------------------------------
-
-    def has_room(self, stream: int) -> bool:
-        """Whether a stream may keep one more timestep."""
-        kept_from = max(self._first_at[stream], min(self._answered_at[stream], self._durable_at[stream]) + 1)
-        return bool(self._next_at[stream] - kept_from < self.buffer_max)
-
-    def room(self, streams: Ints) -> int:
-        """For how many of these rows, one a stream each, there is room, from the first on."""
-        room = self.buffer_max - (self.next_steps[streams] - self.first_steps(streams))
-        full = (_rank(streams) >= room) & self.usable[streams]
-        return int(full.argmax()) if full.any() else len(streams)
-
-    def add_single(
-        self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
-    ) -> None:
-        """Puts one timestep of a usable stream at the end."""
-        buffer.gather(stream, values, waiter, group)
-        self._next_at[stream] += 1
-
-    def add(self, buffer: Buffer, results: Results, place: int, streams: Ints, values: Floats) -> None:
-        """Puts rows, from `place` of their results on, at the end. Results are added one after the other.
-
-        Rows of streams that cannot be used are settled with their error at once.
-        """
-        self._take_gathered(buffer)
-        places = None
-        if not (usable := self.usable[streams]).all():
-            places = np.arange(place, place + len(streams))
-            for row in np.flatnonzero(~usable).tolist():
-                stream = int(streams[row])
-                results.fail(place + row, self.why[stream], 0, int(self.durable_steps[stream]))
-            places, streams, values = places[usable], streams[usable], values[usable]
-            self._forget_settled(results)
-        steps = self.next_steps[streams] + _rank(streams)
-        np.add.at(self.next_steps, streams, 1)
-        self._append(buffer, results, place, streams, steps, values, places)
-
-    def abandon(self, results: BlockResults, rows: int) -> None:
-        """So many of the last rows of results are never added: their caller has gone."""
-        results.leave(rows)
-        self._forget_settled(results)
 
     def ask_again(self, repeat: Repeat) -> None:
         """Asks again for the answer to a timestep that has been answered, unless its caller has gone or has an error already."""
@@ -256,50 +83,7 @@ class Window:
         if not repeat.waiter.done():
             self._repeats.append(repeat)
 
-    def _take_gathered(self, buffer: Buffer) -> None:
-        """Gives single timesteps that came since the last time their places among the rows."""
-        if not buffer.gathered:
-            return
-        streams, values, results = buffer.take_gathered()
-        rank = _rank(streams)
-        steps = self.next_steps[streams] - 1
-        if rank.any():  # a stream several times: they were all counted when they came
-            counts = np.zeros(self._count, np.int64)
-            np.add.at(counts, streams, 1)
-            steps += 1 + rank - counts[streams]
-        self._append(buffer, results, 0, streams, steps, values, None)
-
-    def _append(
-        self,
-        buffer: Buffer,
-        results: Results,
-        place: int,
-        streams: Ints,
-        steps: Ints,
-        values: Floats,
-        places: Ints | None,
-    ) -> None:
-        if not len(streams):
-            return
-        if buffer.long:
-            self._sweep(buffer)
-        self._number(results)
-        buffer.append(results.number, place, streams, steps, values, places)
-
-    def _number(self, results: Results) -> None:
-        """Gives results that are kept their number."""
-        if not results.number:
-            self._results_made += 1
-            results.number = self._results_made
-            self._results[results.number] = results
-
     # Opening -----------------------------------------------------------------------------------------------------------
-
-    def first_steps(self, streams: Ints) -> Ints:
-        """Of each stream, number of the first timestep that is kept."""
-        kept_from = np.minimum(self.answered[streams], self.durable_steps[streams]) + 1
-        first: Ints = np.maximum(self.first[streams], kept_from)
-        return first
 
     def opened(self, streams: Ints, next_steps: Ints, durable_steps: Ints, window: int) -> None:
         """Streams were opened, for the first time or again, and the server goes on at `next_steps`.
@@ -329,11 +113,6 @@ class Window:
         self._set_free()
         self._in_flight[:] = 0
         self.open[:] = False
-
-    def unanswered(self) -> dict[int, int]:
-        """The streams with timesteps in flight, and the number of the first of each that is not answered."""
-        streams = np.flatnonzero(self._in_flight)
-        return dict(zip(streams.tolist(), (self.answered[streams] + 1).tolist(), strict=True))
 
     # Sending -----------------------------------------------------------------------------------------------------------
 
@@ -370,6 +149,8 @@ class Window:
         if self.careful and self._messages:
             return None
         for buffer in self._buffers:
+            if buffer.long:
+                self._sweep(buffer)
             message = self._take_repeats(buffer) if self._repeats else None
             if message is None and buffer.unsent:
                 message = self._take_alone(buffer)
@@ -408,7 +189,7 @@ class Window:
     def _take_alone(self, buffer: Buffer) -> Message | None:
         """A single timestep that is alone, in a fifth of the time; None when it cannot be sent so."""
         stream = buffer.alone
-        if stream is None or buffer.long or not self._open_at[stream] or self._held_at[stream]:
+        if stream is None or not self._open_at[stream] or self._held_at[stream]:
             return None
         step = self._next_at[stream] - 1
         if self._cursor_at[stream] != step or self._in_flight_at[stream] >= self.window:
@@ -456,14 +237,6 @@ class Window:
         self._messages.append(message)
         np.add.at(self._in_flight, streams, 1)
         return message
-
-    def hold(self, streams: Ints) -> None:
-        """Sends nothing of these streams until they are released, or opened again."""
-        self._held[streams] = True
-
-    def release(self, streams: Ints) -> None:
-        """Goes on with these streams."""
-        self._held[streams] = False
 
     # Answers -----------------------------------------------------------------------------------------------------------
 
@@ -532,7 +305,7 @@ class Window:
         good = ~answers.refused
         np.maximum.at(self._applied, message.streams[good], message.steps[good])
         heard = message.at >= 0
-        refused = _first_of_each(message, np.flatnonzero(answers.refused & heard))
+        refused = first_of_each(message, np.flatnonzero(answers.refused & heard))
         if len(refused):
             ends = np.full(self._count, len(heard))
             ends[message.streams[refused]] = refused
@@ -560,7 +333,7 @@ class Window:
 
     def first_rows(self, message: Message) -> Ints:
         """The first row of each stream of a message that was refused as a whole."""
-        return _first_of_each(message, np.flatnonzero(message.at >= 0))
+        return first_of_each(message, np.flatnonzero(message.at >= 0))
 
     def refused(self, message: Message, rows: Ints, next_steps: Ints) -> None:
         """These rows were refused, one a stream, and so is what is behind them; the server says what it expects, 0 if it does not.
@@ -600,7 +373,7 @@ class Window:
                 buffer["step"][fallen] = 0
         streams, steps = buffer["stream"], buffer["step"]
         behind = np.isin(streams, message.streams[rows]) & (steps > self.answered[streams])
-        steps[behind] = self.answered[streams[behind]] + 1 + _rank(streams[behind])
+        steps[behind] = self.answered[streams[behind]] + 1 + rank(streams[behind])
         touched = message.streams[rows]
         self.next_steps[touched] = self.answered[touched] + 1
         np.add.at(self.next_steps, streams[behind], 1)
@@ -691,25 +464,6 @@ class Window:
 
     # Settling ----------------------------------------------------------------------------------------------------------
 
-    def _settle(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
-        """Gives results the answers in these rows, by the rows' places in the buffer."""
-        places = message.buffer["place"][at]
-        for number, part in message.buffer.runs(at):
-            results = self._results[number]
-            results.settle(places[part], rows[part], answers)
-            self._forget_settled(results)
-
-    def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0, *, whole: bool = False) -> bool:
-        """Settles the row at a place of the buffer with an error; `step` is its number if it was applied. Whether anybody is told."""
-        results, stream = self._results[int(buffer["results"][at])], int(buffer["stream"][at])
-        told = results.fail(int(buffer["place"][at]), error, step, int(self.durable_steps[stream]), whole=whole)
-        self._forget_settled(results)
-        return told
-
-    def _forget_settled(self, results: Results) -> None:
-        if not results.left:
-            self._results.pop(results.number, None)
-
     def _ignore(self, streams: Ints) -> None:
         """Pays no heed to what is answered to timesteps of these streams that are in flight."""
         if not self._messages:
@@ -741,55 +495,3 @@ class Window:
         """Gives indices back that no message in flight speaks of any more."""
         while self._leaving and (not self._messages or self._messages[0].number > self._leaving[0][0]):
             self._free += self._leaving.popleft()[1].tolist()
-
-    def _grow(self, capacity: int) -> None:
-        for name, column in list(vars(self).items()):
-            if isinstance(column, np.ndarray):
-                longer: Array = np.zeros(capacity, column.dtype)
-                longer[: len(column)] = column
-                setattr(self, name, longer)
-        # One number is read and written through these in a tenth of the time that numpy takes to find out what is wanted.
-        self._next_at: memoryview = self.next_steps.data
-        self._answered_at: memoryview = self.answered.data
-        self._durable_at: memoryview = self.durable_steps.data
-        self._first_at: memoryview = self.first.data
-        self._cursor_at: memoryview = self._cursor.data
-        self._applied_at: memoryview = self._applied.data
-        self._in_flight_at: memoryview = self._in_flight.data
-        self._open_at: memoryview = self.open.data
-        self._held_at: memoryview = self._held.data
-
-
-def check_numbers(answered: Ints, sent: Ints) -> None:
-    """Raises StreamLost when an answer has another number than its timestep."""
-    if len(wrong := np.flatnonzero(answered != sent)):
-        got, due = answered[wrong[0]], sent[wrong[0]]
-        raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
-
-
-def diverged_at(step: int, durable_step: int) -> Diverged:
-    """The error for a replay that was answered otherwise than before."""
-    return Diverged(
-        f"timestep {step}, sent again, was answered otherwise than before: what was delivered since timestep "
-        f"{durable_step} is not what the server goes on from; open the stream again to go on with the server's",
-        "DIVERGED",
-    )
-
-
-def _first_of_each(message: Message, rows: Ints) -> Ints:
-    """The first of these rows of each stream, rising."""
-    _, first = np.unique(message.streams[rows], return_index=True)
-    first.sort()
-    return rows[first]
-
-
-def _rank(streams: Ints) -> Ints:
-    """How often each row's stream stands before it."""
-    if len(streams) < 2 or np.all(streams[1:] > streams[:-1]):
-        return np.zeros(len(streams), np.int64)
-    sorted_at = np.argsort(streams, kind="stable")
-    in_turn = streams[sorted_at]
-    starts = np.flatnonzero(np.r_[True, in_turn[1:] != in_turn[:-1]])
-    rank = np.empty(len(streams), np.int64)
-    rank[sorted_at] = np.arange(len(streams)) - np.repeat(starts, np.diff(np.r_[starts, len(streams)]))
-    return rank

@@ -6,9 +6,9 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.errors import StreamLost
+from serving.client.message import Message, SingleMessage
 from serving.client.results import Answers, Bools
 from serving.client.types import Model
-from serving.client.window import Message, SingleMessage
 from serving.core.spec import Ints, Output
 
 # What the protocol allows.

@@ -7,8 +7,9 @@ import pytest
 
 from serving.client import buffer as buffers
 from serving.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
+from serving.client.message import Repeat, SingleMessage
 from serving.client.results import Group
-from serving.client.window import Repeat, SingleMessage, Window
+from serving.client.window import Window
 from tests.client.windows import (
     MODEL,
     OTHER,

@@ -21,10 +21,11 @@ from serving.client.errors import (
     StreamLost,
     TakenOver,
 )
+from serving.client.message import Message, Repeat, SingleMessage
 from serving.client.refusals import Decision, Refusals
 from serving.client.results import Answers, Group
 from serving.client.retry import Backoff, Shortage
-from serving.client.window import Message, Repeat, SingleMessage, Window
+from serving.client.window import Window
 from tests.client.reasons import error_of
 from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
 

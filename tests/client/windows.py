@@ -7,9 +7,10 @@ import numpy as np
 
 from serving.client.buffer import Buffer
 from serving.client.errors import InvalidTimestep
+from serving.client.message import Message
 from serving.client.results import Answers, BlockResults, Group
 from serving.client.types import Model
-from serving.client.window import Message, Window
+from serving.client.window import Window
 from serving.core.spec import Feature, Ints, Output
 
 OUTPUTS = (Output("sum", np.dtype(np.float32), (1,)), Output("seen", np.dtype(np.float64), (2,)))

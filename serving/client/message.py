@@ -1,0 +1,120 @@
+"""What is sent and what comes back of it: messages of timesteps, and what follows from their answers."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.client.buffer import Buffer
+from serving.client.errors import Diverged, StreamLost
+from serving.client.results import SingleResults, Waiter
+from serving.core.spec import Floats, Ints
+
+NO_ROWS: Ints = np.empty(0, np.int64)
+
+
+class Repeat(NamedTuple):
+    """An old timestep whose answer is asked for again, with the values that it had."""
+
+    buffer: Buffer
+    stream: int
+    step: int
+    values: bytes
+    waiter: Waiter
+
+
+class Message:
+    """Timesteps that are sent together.
+
+    Attributes:
+        number: counts from 1.
+        buffer: where they stand.
+        streams: one a row.
+        steps: their numbers, one a row.
+        values: (rows, features)
+        at: their places in the buffer; -1 where the answer is to be ignored.
+        ignored: whether some of its answers are to be ignored.
+        repeats: one a row where old answers are asked for again; else empty.
+
+    """
+
+    __slots__ = ("at", "buffer", "ignored", "number", "repeats", "steps", "streams", "values")
+
+    def __init__(self, number: int, buffer: Buffer, streams: Ints, steps: Ints, values: Floats, at: Ints) -> None:
+        self.number = number
+        self.buffer = buffer
+        self.streams = streams
+        self.steps = steps
+        self.values = values
+        self.at = at
+        self.ignored = False
+        self.repeats: Sequence[Repeat] = ()
+
+
+class SingleMessage(Message):
+    """A message with a single timestep, whose columns are made when somebody asks for them: mostly nobody does.
+
+    Attributes:
+        stream, step, place: what stands in its columns.
+        packed: its values.
+        results: who waits for it.
+
+    """
+
+    __slots__ = ("packed", "place", "results", "step", "stream")
+
+    def __init__(
+        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, results: SingleResults
+    ) -> None:
+        self.number = number
+        self.buffer = buffer
+        self.stream = stream
+        self.step = step
+        self.packed = packed
+        self.place = place
+        self.results = results
+        self.ignored = False
+        self.repeats = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """The columns of a `Message`, the first time that one of them is asked for."""
+        if name not in ("streams", "steps", "values", "at"):
+            raise AttributeError(name)
+        self.streams, self.steps, self.at = np.array([[self.stream], [self.step], [self.place]])
+        self.values = np.frombuffer(self.packed, "<f4").reshape(1, -1)
+        return getattr(self, name)
+
+
+class Heard(NamedTuple):
+    """What follows from the answers to a message.
+
+    `fresh` says whether a caller got something. `diverged` are streams whose replay was answered otherwise than before: they
+    must be lost. `refused` are the rows that were refused, the first of each stream: about each must be decided.
+    """
+
+    fresh: bool
+    diverged: dict[int, Diverged]
+    refused: Ints
+
+
+def check_numbers(answered: Ints, sent: Ints) -> None:
+    """Raises StreamLost when an answer has another number than its timestep."""
+    if len(wrong := np.flatnonzero(answered != sent)):
+        got, due = answered[wrong[0]], sent[wrong[0]]
+        raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
+
+
+def diverged_at(step: int, durable_step: int) -> Diverged:
+    """The error for a replay that was answered otherwise than before."""
+    return Diverged(
+        f"timestep {step}, sent again, was answered otherwise than before: what was delivered since timestep "
+        f"{durable_step} is not what the server goes on from; open the stream again to go on with the server's",
+        "DIVERGED",
+    )
+
+
+def first_of_each(message: Message, rows: Ints) -> Ints:
+    """The first of these rows of each stream, rising."""
+    _, first = np.unique(message.streams[rows], return_index=True)
+    first.sort()
+    return rows[first]
