@@ -400,3 +400,23 @@ async def test_a_stream_is_not_suspected_in_place_of_another() -> None:
         now = 1000.0
         go.set()
         assert (await c.step([2.0]))["sum"].item() == 2.0
+
+
+async def test_a_name_stands_in_a_message_once() -> None:
+    """A server may open the streams of a message in any order, and the one that was asked for last has it in the end."""
+
+    async def breaks(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.end()
+
+    async with held_back(breaks, rest) as (client, server, waits, go):
+        older = await client.open("a", model="toy", version="1").__aenter__()
+        await waits.wait()
+        opening = asyncio.create_task(client.open("a", model="toy", version="1").__aenter__())
+        await sent()
+        go.set()
+        newer = await opening
+        assert [list(ask.stream_ids) for ask in server.calls[1].opens] == [["a"], ["a"]]
+        assert (await newer.step([1.0]))["sum"].item() == 1.0
+        with pytest.raises(TakenOver):
+            await older.step([2.0])
