@@ -154,7 +154,7 @@ class Block:
         if not self._closing:
             forget = arguments.flag("forget", forget)
             self._closing = True
-            self._session.close(self._indices.tolist(), forget=forget)
+            self._session.close(self._members, forget=forget)
         await self._over.wait()
         if self._ended is not None and not self._told:
             self._check()

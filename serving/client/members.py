@@ -174,8 +174,12 @@ class Members:
         return ask
 
     def _next_lot(self) -> list[int]:
-        """Streams, in their order, that fit one message: those of which the same is asked."""
+        """Streams, in their order, that fit one message: those of which the same is asked, and no name twice.
+
+        A server may open those of one message in any order.
+        """
         lot: list[int] = []
+        names: set[str] = set()
         alike, size = b"", 0
         while self._to_open and len(lot) < NAMES_MAX:
             stream = self._to_open[0]
@@ -186,10 +190,13 @@ class Members:
             this = bytes([self._existence(stream), bool(member.forget)]) + member.ask.SerializeToString()
             size += len(member.stream_id.encode()) + NAME_BYTES
             if lot and (
-                this != alike or size > min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - FRAME_BYTES)
+                this != alike
+                or member.stream_id in names
+                or size > min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - FRAME_BYTES)
             ):
                 break
             alike = this
+            names.update([member.stream_id] if member.stream_id else ())
             lot.append(self._to_open.popleft())
         return lot
 

@@ -59,11 +59,11 @@ class Refusals:
 
         """
         refusal = refusal_of(error)
+        if message.repeats:
+            return self._decide_on_repeats(list(message.repeats), dict.fromkeys(range(len(message.repeats)), refusal))
         if refusal.action == pb.Error.ACTION_REOPEN:
             raise CallEnded(refusal)
         again = isinstance(refusal, TimestepRefused) and refusal.action == pb.Error.ACTION_RETRY
-        if message.repeats:
-            return self._decide_on_repeats(list(message.repeats), dict.fromkeys(range(len(message.repeats)), refusal))
         rows = self._window.first_rows(message)
         if not again:
             lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)

@@ -136,12 +136,12 @@ class Session:
         finally:
             self._freed.discard(freed)
 
-    def close(self, streams: Sequence[int], *, forget: bool) -> None:
-        """Closes streams as soon as everything of them is answered; their view is told."""
-        for stream in streams:
-            if self.window.usable[stream]:
-                self._members[stream].forget = forget
-                self._closing.add(stream)
+    def close(self, members: Sequence[Member], *, forget: bool) -> None:
+        """Closes streams as soon as everything of them is answered; their view is told. Does nothing with those that were left."""
+        for member in members:
+            if self._members.is_ours(member) and self.window.usable[member.stream]:
+                member.forget = forget
+                self._closing.add(member.stream)
         self.wake()
 
     def leave(self, members: Sequence[Member]) -> None:
@@ -153,6 +153,9 @@ class Session:
         left = StreamLost("the stream was left; open it again to go on")
         self.window.lose(dict.fromkeys(usable, left), whole=True)
         self._closing -= set(streams.tolist())
+        for stream in streams.tolist():
+            self._shortage.over(stream)  # another will have its index
+            self._broken.pop(stream, None)
         self._members.drop(streams.tolist())
         self.window.leave(streams)
         self._free()
@@ -204,6 +207,7 @@ class Session:
         self._begin_again()
         self.window.cut()
         self._members.begin()
+        self._left.clear()  # of streams that were left since the last call: the next gives these handles to others
         again = any(member.kind for member in self._members.all.values())
         call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request, again=again)
         try:

@@ -148,7 +148,7 @@ class Stream:
         if not self._closing:
             forget = arguments.flag("forget", forget)
             self._closing = True
-            self._session.close([self._index], forget=forget)
+            self._session.close([self._member], forget=forget)
         await self._over.wait()
         if not self._told:
             self._check()

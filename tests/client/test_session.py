@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Client, Prediction, Stream
-from serving.client.errors import ModelNotFound, StreamLost, TakenOver
+from serving.client import Block, Client, Prediction, Stream
+from serving.client.errors import ModelNotFound, StreamLost, TakenOver, TooManyStreams
 from serving.client.retry import Backoff
 from tests.client import scripted
-from tests.client.scripted import sent
+from tests.client.scripted import eventually, sent
 from tests.client.scripted_blocks import MODEL, BlockCall, ScriptedBlocks, connected
 
 OTHER = pb.Model()
@@ -294,3 +294,129 @@ async def test_streams_are_spread_over_connections() -> None:
             assert sorted(call.names for call in server.calls) == [["a", "c"], ["b", "d", "d"]]
         with pytest.raises(TakenOver):
             await older.step([1.0])
+
+
+async def test_a_stream_that_was_lost_is_opened_again() -> None:
+    """What is left of the first, once its call has ended, is not closed on the call of the second."""
+
+    async def lost(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.read_block()
+        await call.answer_block(call.apply({0: "TAKEN_OVER"}))
+        assert await call.read() is None
+
+    async with connected(lost, rest) as (client, server, _):
+        async with client.open("a") as a:
+            with pytest.raises(TakenOver):
+                await a.step([1.0])
+            await eventually(lambda: client._sessions[False][0]._task is None, "the end of the call")
+        async with client.open("a") as a:
+            assert (await a.step([1.0]))["sum"].item() == 1.0
+            await sent()
+            assert (await a.step([2.0]))["sum"].item() == 3.0
+            assert closed_on(server.calls[1]) == []
+
+
+async def test_an_old_answer_is_asked_for_again_when_the_server_wants_its_streams_opened_again() -> None:
+    """The message with it was refused as a whole, before the call ended."""
+
+    async def going(call: BlockCall) -> None:
+        await serve(call, 2)
+        await call.read_block()
+        await call.refuse_block("STOPPING")
+        await call.end("STOPPING")
+
+    async with connected(going, rest) as (client, _, _), client.open("a") as a:
+        assert (await a.step([1.0]))["sum"].item() == 1.0
+        assert (await a.step([1.0], step=1))["sum"].item() == 1.0
+
+
+async def test_a_stream_has_all_the_time_that_it_may_take() -> None:
+    """Whatever another, which has left, had taken of its own."""
+
+    async def full(call: BlockCall) -> None:
+        await call.open_streams()
+        while "c" not in (ask := await call.read_streams()).stream_ids:
+            await call.answer_open(ask, {"b": "TOO_MANY_STREAMS"})
+        await call.answer_open(ask, {"c": "TOO_MANY_STREAMS"})
+        await rest(call)
+
+    async with connected(full, timeout_s=0.2) as (client, _, time), client.open("a"):
+        with pytest.raises(TooManyStreams):
+            async with client.open("b"):
+                pass
+        time.now += 10.0
+        async with client.open("c") as c:
+            assert c.next_step == 1
+
+
+async def test_a_stream_that_was_left_closes_no_other() -> None:
+    """Another has its index by then."""
+    async with connected(rest) as (client, server, _), client.open("a"):
+        kept: list[Stream | Block] = []
+
+        async def keep(stream: Stream | Block) -> None:
+            kept.append(stream)
+
+        await fail_in(client.open("b"), keep)
+        await fail_in(client.block(["c"]), keep)
+        await eventually(lambda: closed_on(server.calls[0]) == ["b", "c"], "the close in the background")
+        async with client.block(["d", "e"]) as others:
+            await asyncio.gather(*(stream.close() for stream in kept))
+            await sent()
+            assert (await others.step([[1.0], [2.0]]))["sum"].tolist() == [[1.0], [2.0]]
+
+
+async def test_a_stream_is_not_suspected_in_place_of_another() -> None:
+    """Which was alone in flight when the server broke, and has left: this one has its index, and a break is no fault of it."""
+    now, go = 0.0, asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        if seconds:  # what is suspected is held back for as long as the test takes
+            await asyncio.Event().wait()
+
+    async def breaks(call: BlockCall) -> None:
+        while (request := await call.read()) is not None and request.HasField("open"):
+            await call.answer_open(request.open, {})
+        await call.end()
+
+    async def breaks_once_more(call: BlockCall) -> None:
+        await serve(call, 4)  # an open, a timestep of b, the close of a, and another open
+        await go.wait()
+        await call.end()
+
+    async with (
+        scripted.scripted(*[breaks] * 4, breaks_once_more, rest, make=ScriptedBlocks) as server,
+        Client(server.address, backoff=Backoff(clock=lambda: now, sleep=sleep, dice=lambda: 0.0)) as client,
+    ):
+        a = client.open("a")
+        stream, b = await a.__aenter__(), await client.open("b").__aenter__()
+        steps = [asyncio.create_task(one.step([1.0])) for one in (stream, b)]
+        assert (await steps[1])["sum"].item() == 1.0
+        await a.__aexit__(ZeroDivisionError, ZeroDivisionError(), None)
+        with pytest.raises(StreamLost, match="was left"):
+            await steps[0]
+        c = await client.open("c").__aenter__()
+        now = 1000.0
+        go.set()
+        assert (await c.step([2.0]))["sum"].item() == 2.0
+
+
+async def test_a_name_stands_in_a_message_once() -> None:
+    """A server may open the streams of a message in any order, and the one that was asked for last has it in the end."""
+
+    async def breaks(call: BlockCall) -> None:
+        await call.open_streams()
+        await call.end()
+
+    async with held_back(breaks, rest) as (client, server, waits, go):
+        older = await client.open("a", model="toy", version="1").__aenter__()
+        await waits.wait()
+        opening = asyncio.create_task(client.open("a", model="toy", version="1").__aenter__())
+        await sent()
+        go.set()
+        newer = await opening
+        assert [list(ask.stream_ids) for ask in server.calls[1].opens] == [["a"], ["a"]]
+        assert (await newer.step([1.0]))["sum"].item() == 1.0
+        with pytest.raises(TakenOver):
+            await older.step([2.0])
