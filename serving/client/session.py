@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.breaks import Breaks
 from serving.client.buffer import Buffer
 from serving.client.call import Call, CallEnded
 from serving.client.connection import Connection
@@ -53,8 +54,6 @@ log = logging.getLogger("tidegate.client")
 HANDLES_A_CALL_MAX = 1_000_000
 # The number by which a stream is short of room to be closed; 0 is its open.
 CLOSE = -2
-# A network that breaks twice in a row is no rare thing; what breaks a server does so each time.
-CAREFUL_TRIES = 2
 
 
 class Session:
@@ -78,8 +77,7 @@ class Session:
         self._closes: deque[list[Member]] = deque()  # in flight on this call
         self._closing: set[int] = set()  # to be closed as soon as everything of them is answered
         self._left: list[int] = []  # handles of streams that nobody uses any more
-        # By stream: the timestep that was in flight at breaks, since when, and whether at one it was alone.
-        self._broken: dict[int, tuple[int, float, bool]] = {}
+        self._breaks = Breaks(self.window)
         self._waits: set[asyncio.Task[None]] = set()
         self._calls = 0
         # A method that is looked up once: the running loop costs more to find than a future to make.
@@ -155,7 +153,7 @@ class Session:
         self._closing -= set(streams.tolist())
         for stream in streams.tolist():
             self._shortage.over(stream)  # another will have its index
-            self._broken.pop(stream, None)
+            self._breaks.forget(stream)
         self._members.drop(streams.tolist())
         self.window.leave(streams)
         self._free()
@@ -230,7 +228,8 @@ class Session:
 
     async def _try_again(self, error: ClientError) -> None:
         """Waits before the next call; those for which that is of no use are lost."""
-        self._note_break(error)
+        late = self._breaks.note(self.backoff.clock(), self._retry.tries, self.limits.reconnect_s)
+        self._fail(tried_for(error, self.limits.reconnect_s), np.array(late, np.int64))
         asks = {id(member.ask) for member in self._members.opening if not member.kind}
         self.window.cut()
         if error.action not in AGAIN and asks:
@@ -259,39 +258,10 @@ class Session:
             self._fail(final, lost)
             self._retry.rest()
 
-    def _note_break(self, error: ClientError) -> None:
-        """Finds out whose timestep it may be that breaks the server, so that it harms no other stream.
-
-        After some breaks timesteps go one at a time. One that is alone in flight at a break waits behind all others from then on, and
-        is given up when it was tried for too long.
-        """
-        now, broken, unanswered = self.backoff.clock(), self._broken, self.window.unanswered()
-        self._broken = {s: kept for s, kept in broken.items() if self._is_suspect(s)}
-        for stream, step in unanswered.items():
-            self._broken.setdefault(stream, (step, now, False))
-        if len(unanswered) == 1 and self.window.in_use > 1 and self.window.careful:
-            (stream,) = unanswered
-            step, since, _ = self._broken[stream]
-            self._broken[stream] = step, since, True
-        self.window.careful = len(self._broken) > 1 and self._retry.tries >= CAREFUL_TRIES
-        late = [
-            stream
-            for stream, (_, since, alone) in self._broken.items()
-            if alone and now - since > self.limits.reconnect_s
-        ]
-        self._fail(tried_for(error, self.limits.reconnect_s), np.array(late, np.int64))
-
-    def _is_suspect(self, stream: int) -> bool:
-        """Whether a timestep that was in flight at a break is still not answered."""
-        return bool(self.window.usable[stream] and self.window.answered[stream] < self._broken[stream][0])
-
     def _get_on(self) -> None:
-        """There was an answer that somebody waited for: breaks count anew, once what was in flight at the last is answered."""
+        """There was an answer that somebody waited for."""
         self._retry.get_on()
-        if self.window.careful and not any(
-            not alone and self._is_suspect(s) for s, (_, _, alone) in self._broken.items()
-        ):
-            self.window.careful = False
+        self._breaks.get_on()
 
     def _give_up(self, error: ClientError, now: float) -> float:
         """Gives up on first opens that were tried for too long; gives when the next is to be given up, `now` when nothing is left."""
@@ -463,7 +433,9 @@ class Session:
             if (error := difference(f"stream '{member.stream_id}'", member.view.model, model)) is not None:
                 wrong[stream] = error
         self.window.opened(streams, opened.next_steps, opened.durable_steps, message.answers_remembered)
-        self._hold_suspects(streams)
+        if held := self._breaks.to_hold(streams):
+            self.window.hold(np.array(held, np.int64))
+            self._later(self.backoff.longest_s, lambda: self.window.release(np.array(held, np.int64)))
         self._lose(wrong, whole=True)
         if len(wrong) == len(streams):
             return
@@ -476,13 +448,6 @@ class Session:
             member.ask.model, member.ask.version = model.name, model.version
             member.view.on_opened(member.place, buffer, self._calls)
             self._end_older(stream, member)
-
-    def _hold_suspects(self, streams: Ints) -> None:
-        """Those whose timestep was alone in flight at a break wait until the others had time to get on."""
-        suspects = [s for s in streams.tolist() if s in self._broken and self._broken[s][2] and self._is_suspect(s)]
-        if suspects and len(suspects) < self.window.in_use:
-            self.window.hold(np.array(suspects, np.int64))
-            self._later(self.backoff.longest_s, lambda: self.window.release(np.array(suspects, np.int64)))
 
     def _end_older(self, stream: int, member: Member) -> None:
         """Another stream of this session under the same name has lost it to this one."""
