@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 # After a round the processor is left to predictions for so many times as long as the round used it, the store's thread included: storing
-# ten thousand streams in SQLite takes a tenth of a second of a core, nearly all of it beside the event loop. So it is done some
-# three times a second, and takes a third of a core at the most.
-REST_FACTOR = 2
+# ten thousand streams in SQLite takes a tenth of a second of a core, and shall not be done for all of the time. With 2 such rounds
+# come closer together, and take a third of a core instead of a quarter.
+REST_FACTOR = 3
 # What the next round may take, as a multiple of the processor time of the last: beside predictions a round waits as long for the
 # processor as it uses it.
 NEXT_ROUND_FACTOR = 2
