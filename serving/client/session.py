@@ -15,8 +15,8 @@ Laws:
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.breaks import Breaks
 from serving.client.buffer import Buffer
 from serving.client.call import Call, CallEnded
+from serving.client.closing import Closing
 from serving.client.connection import Connection
 from serving.client.errors import (
     AGAIN,
@@ -52,8 +53,6 @@ log = logging.getLogger("tidegate.client")
 
 # A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
 HANDLES_A_CALL_MAX = 1_000_000
-# The number by which a stream is short of room to be closed; 0 is its open.
-CLOSE = -2
 
 
 class Session:
@@ -74,9 +73,7 @@ class Session:
         self._shortage = Shortage(backoff)
         self._refusals = Refusals(self.window, self._shortage, limits.reconnect_s)
         self._freed: set[asyncio.Future[None]] = set()  # who waits for room
-        self._closes: deque[list[Member]] = deque()  # in flight on this call
-        self._closing: set[int] = set()  # to be closed as soon as everything of them is answered
-        self._left: list[int] = []  # handles of streams that nobody uses any more
+        self._closing = Closing(self.window, self._members, self._shortage, limits.reconnect_s)
         self._breaks = Breaks(self.window)
         self._waits: set[asyncio.Task[None]] = set()
         self._calls = 0
@@ -137,27 +134,26 @@ class Session:
     def close(self, members: Sequence[Member], *, forget: bool) -> None:
         """Closes streams as soon as everything of them is answered; their view is told. Does nothing with those that were left."""
         for member in members:
-            if self._members.is_ours(member) and self.window.usable[member.stream]:
-                member.forget = forget
-                self._closing.add(member.stream)
+            member.forget = forget
+        self._closing.add(members)
         self.wake()
 
     def leave(self, members: Sequence[Member]) -> None:
         """Nobody uses these streams any more. Those that are open are closed in the background, and parked by the server."""
         streams = np.array([member.stream for member in members if self._members.is_ours(member)], np.int64)
         handles = self._members.handles(streams)
-        self._left += handles[handles > 0].tolist()
+        self._closing.leave(handles[handles > 0].tolist())
         usable = streams[self.window.usable[streams]].tolist()
         left = StreamLost("the stream was left; open it again to go on")
         self.window.lose(dict.fromkeys(usable, left), whole=True)
-        self._closing -= set(streams.tolist())
+        self._closing.discard(streams.tolist())
         for stream in streams.tolist():
             self._shortage.over(stream)  # another will have its index
             self._breaks.forget(stream)
         self._members.drop(streams.tolist())
         self.window.leave(streams)
         self._free()
-        if (self._left or self._members.opening) and not self.window.in_use and self._call is not None:
+        if (len(handles.nonzero()[0]) or self._members.opening) and not self.window.in_use and self._call is not None:
             # With the call the server parks all that it has open. Whoever joins before it has ended is opened on the next.
             self._call.cut(ServerUnavailable("all streams of the call were left", "CANCELLED"))
         self.wake()
@@ -202,14 +198,13 @@ class Session:
 
         """
         self._calls += 1
-        self._begin_again()
+        self._closing.begin_call(self._usable())
         self.window.cut()
         self._members.begin()
-        self._left.clear()  # of streams that were left since the last call: the next gives these handles to others
         again = any(member.kind for member in self._members.all.values())
         call = self._call = Call(self._connection.stub.PredictBlocks, self._next_request, again=again)
         try:
-            while self.window.in_use or self._closes:
+            while self.window.in_use or self._closing.in_flight:
                 self._take_in(call, await call.read())
         except CallEnded as ended:
             call.cut(ended.error)  # it may be this side that will have no more of it
@@ -222,8 +217,7 @@ class Session:
             self._call = None
         for task in self._waits:
             task.cancel()
-        self._closes.clear()
-        self._left.clear()
+        self._closing.end_call()
         self._members.end_call()
 
     async def _try_again(self, error: ClientError) -> None:
@@ -310,29 +304,10 @@ class Session:
             if isinstance(message, SingleMessage):
                 return encode_single(message, self._members.handle(message.stream))
             return encode_block(message, self._members.handles(message.streams))
-        if self._left:
-            lot, self._left = self._left[: self._members.handles_max], self._left[self._members.handles_max :]
-            return self._close_request([], lot, forget=False)
-        return self._next_close() if self._closing else None
-
-    def _next_close(self) -> pb.PredictBlocksRequest | None:
-        """Closes what is open and has nothing else to do."""
-        streams = np.array(sorted(self._closing), np.int64)
-        streams = streams[self.window.open[streams] & self.window.idle(streams)]
-        if not len(streams):
-            return None
-        forget = bool(self._members[int(streams[0])].forget)
-        lot = [stream for stream in streams.tolist() if self._members[stream].forget == forget]
-        lot = lot[: self._members.handles_max]
-        self._closing -= set(lot)
-        handles = self._members.handles(np.array(lot, np.int64)).tolist()
-        return self._close_request([self._members[stream] for stream in lot], handles, forget=forget)
-
-    def _close_request(self, members: list[Member], handles: list[int], *, forget: bool) -> pb.PredictBlocksRequest:
-        assert self._call is not None
-        self._closes.append(members)
-        self._call.cut_after(self.limits.timeout_s, "answer to close")
-        return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=forget, independent=True))
+        if self._closing.due and (close := self._closing.take()) is not None:
+            self._call.cut_after(self.limits.timeout_s, "answer to close")
+            return pb.PredictBlocksRequest(close=close)
+        return None
 
     # What comes back ---------------------------------------------------------------------------------------------------
 
@@ -355,11 +330,11 @@ class Session:
             log.info("%r is asked to move: %s", self, response.move.message)
             call.half_close()
             call.cut_after(self.limits.timeout_s, "end of the call after move")
-        if kind in ("opened", "closed") and not (self._members.opening or self._closes or call.over):
+        if kind in ("opened", "closed") and not (self._members.opening or self._closing.in_flight or call.over):
             call.spare()
         if self._freed:
             self._free()
-        if self.window.unsent or self._closing or self._left or self._members.to_open:
+        if self.window.unsent or self._closing.due or self._members.to_open:
             call.wake()  # an answer makes room for what is next
 
     def _answered(self, block: pb.PredictedBlock) -> None:
@@ -412,13 +387,13 @@ class Session:
 
     def _opened(self, message: pb.OpenedStreams) -> None:
         opened = self._members.opened(message)
-        self._left += opened.left
+        self._closing.leave(opened.left)
         if len(opened.streams):
             self._begin(message, opened)
         self._not_opened(opened.refused)
         if not self._members.to_open:
             self._retry.opened()
-            if self.window.quiet and not self._closing:
+            if self.window.quiet and not self._closing.waiting:
                 self._retry.rest()
         if self._members.handles_given > HANDLES_A_CALL_MAX:
             raise CallEnded(ServerUnavailable("the call has given out all its handles", "OK"))
@@ -503,71 +478,28 @@ class Session:
 
         self._keep(asyncio.create_task(find()))
 
-    def _begin_again(self) -> None:
-        """Streams that only are to be forgotten need not have what they had."""
-        streams = [s for s in self._usable().tolist() if self._members.forgetting(s)]
-        self.window.begin_again(np.array(streams, np.int64))
-        self._closing |= {s for s in self._usable().tolist() if self._members[s].forget is not None}
-
     # The end of streams ------------------------------------------------------------------------------------------------
 
     def _closed(self, message: pb.ClosedStreams) -> None:
-        """Streams were closed: everything of them is stored, or they were forgotten as was asked."""
-        if not self._closes:
-            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
-        members = self._closes.popleft()
-        if not members:
-            return  # they were left, and nobody wants to know
-        if len(message.durable_steps) != len(members):
-            raise StreamLost(
-                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
-            )
-        errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
-        ours = [row for row, m in enumerate(members) if self._members.is_ours(m) and self.window.usable[m.stream]]
-        behind = [row for row in ours if not self._close_one(members[row], message.durable_steps[row], errors.get(row))]
-        if behind:
+        """Streams were closed, or could not be."""
+        closed = self._closing.closed(message)
+        for stream in closed.finished:
+            self._finish(stream)
+        self._lose(closed.lost)
+        for member, error in closed.again.items():
+            self._later(self.backoff.not_before_s(error.retry_after_s), partial(self._closing.add, [member]))
+        if closed.behind:
             raise CallEnded(
                 ServerUnavailable(
-                    f"the server closed the streams, and {len(behind)} of them are not stored as far as they were answered",
+                    f"the server closed the streams, and {closed.behind} of them are not stored as far as they were answered",
                     "STORE_UNAVAILABLE",
                 )
             )
 
-    def _close_one(self, member: Member, durable_step: int, error: ClientError | None) -> bool:
-        """What is said of a stream that was to be closed; False when it is to be opened again for that."""
-        stream = member.stream
-        self.window.durable(np.array([stream]), np.array([durable_step]))
-        if error is None:
-            self._members.let_go(np.array([stream]))
-            stored = self.window.durable_steps[stream] >= self.window.answered[stream]
-            if member.forget or stored:
-                self._finish(stream)
-            return bool(member.forget or stored)
-        if member.forget and isinstance(error, StreamNotFound):
-            self._finish(stream)
-        elif error.action == pb.Error.ACTION_REOPEN:
-            return False
-        elif error.action != pb.Error.ACTION_RETRY:
-            self._lose({stream: error})
-        elif self._shortage.may_wait(stream, CLOSE, self.limits.reconnect_s):
-            self._close_later(member, error)
-        else:
-            self._lose({stream: tried_for(error, self.limits.reconnect_s)})
-        return True
-
-    def _close_later(self, member: Member, error: ClientError) -> None:
-        """Closes a stream once more after a while: the server could not store it."""
-
-        def close() -> None:
-            if self._members.is_ours(member) and self.window.usable[member.stream]:
-                self._closing.add(member.stream)
-
-        self._later(self.backoff.not_before_s(error.retry_after_s), close)
-
     def _finish(self, stream: int) -> None:
         """A stream is closed as was asked."""
         self.window.closed(np.array([stream]))
-        self._closing.discard(stream)
+        self._closing.discard([stream])
         self._members[stream].view.on_closed(self._members[stream].place)
 
     def _lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> None:
@@ -579,7 +511,7 @@ class Session:
         stream, error = next(iter(errors.items()))
         log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._members[stream].stream_id, error)
         for stream, error in errors.items():
-            self._closing.discard(stream)
+            self._closing.discard([stream])
             member = self._members[stream]
             member.view.on_lost(member.place, error, told=stream in told, whole=whole)
         self._free()
