@@ -310,8 +310,10 @@ class Batcher:
         begun = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
+            started = self._clock()
             prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
+                self.cost.took(1, self._clock() - started)
                 self._settle_alone(entry, prediction, begun)
                 return
         self._settle(entries, *self._run_batch(entries), begun)
