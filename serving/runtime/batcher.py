@@ -16,8 +16,7 @@ with each other, a piece each, however many blocks they have in the line.
 
 A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
 plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`. The thread
-is for models of which one row alone would keep the loop: the way there and back takes milliseconds when others want the
-interpreter, so what goes there goes in whole batches.
+is for models of which one row alone would keep the loop: to get there and back may take milliseconds, so whole batches go there.
 """
 
 import asyncio
@@ -116,11 +115,7 @@ class Batcher:
             TimestepRefused: what `refusing` says.
 
         """
-        if self._dead is not None:
-            raise self._dead.with_traceback(None)  # one error for all: traces must not pile up on it
-        if self.refusing is not None:
-            self.metrics.steps["store_behind"] += 1
-            raise self.refusing.with_traceback(None)
+        self._check_open(1)
         if len(timestep.values) != self._width:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
@@ -148,11 +143,7 @@ class Batcher:
             TimestepRefused: what `refusing` says.
 
         """
-        if self._dead is not None:
-            raise self._dead.with_traceback(None)
-        if self.refusing is not None:
-            self.metrics.steps["store_behind"] += len(block)
-            raise self.refusing.with_traceback(None)
+        self._check_open(len(block))
         # One block is always let in, however long: behind it the bound counts.
         waiting = sum(entry.block.left for entry in self._block_entries())
         bound = BLOCK_ROWS_MAX if len(block) > self.batch_max else SHORT_BLOCK_ROWS_MAX
@@ -166,6 +157,14 @@ class Batcher:
             self._due = True
             loop.call_soon(self._turn)
         return future
+
+    def _check_open(self, timesteps: int) -> None:
+        """Raises why so many timesteps are not taken."""
+        if self._dead is not None:
+            raise self._dead.with_traceback(None)  # one error for all: traces must not pile up on it
+        if self.refusing is not None:
+            self.metrics.steps["store_behind"] += timesteps
+            raise self.refusing.with_traceback(None)
 
     def answered(self, seconds: float) -> None:
         """Counts a timestep that was answered, from being read to its answer being handed to the network."""
@@ -299,19 +298,20 @@ class Batcher:
 
     def _run_batch(self, entries: Sequence[Entry]) -> tuple[Report, Floats]:
         """Runs a batch of timesteps, wherever; gives what became of them, and their values."""
-        slots, steps, x = columns_of(entries)
-        begun = self._clock()
-        report = self.engine.run(slots, steps, x)
+        columns, begun = columns_of(entries), self._clock()
+        report = self.engine.run(*columns)
         self.cost.took(len(entries), self._clock() - begun)
-        return report, x
+        return report, columns[2]
 
     def _run_here(self, entries: Sequence[Entry]) -> None:
         """Runs one batch in the event loop."""
         begun = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
+            started = self._clock()
             prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
+                self.cost.took(1, self._clock() - started)
                 self._settle_alone(entry, prediction, begun)
                 return
         self._settle(entries, *self._run_batch(entries), begun)

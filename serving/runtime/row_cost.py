@@ -65,14 +65,15 @@ class RowCost:
     def took(self, rows: int, seconds: float) -> None:
         """Takes note of what a batch of so many rows took."""
         if rows == 1:
-            self.alone_seconds = _mean(self.alone_seconds, seconds)
+            # Whose rows have become slow is for the thread after a few of them: the next may keep the loop for ever.
+            self.alone_seconds = _mean(self.alone_seconds, seconds, COUNTED_MAX * HOLD_SECONDS)
         # A batch that is much smaller than it may be tells what a batch costs, and not what a row does.
         elif 2 * rows >= self.rows_max or seconds > self.hold_seconds:
             self.row_seconds = _mean(self.row_seconds, seconds / rows)
 
 
-def _mean(mean: float, seconds: float) -> float:
-    return mean + WEIGHT * (min(seconds, COUNTED_MAX * mean) - mean) if mean else seconds
+def _mean(mean: float, seconds: float, counted_max: float = 0.0) -> float:
+    return mean + WEIGHT * (min(seconds, max(COUNTED_MAX * mean, counted_max)) - mean) if mean else seconds
 
 
 def time_alone(model: Model, clock: Callable[[], float]) -> float:

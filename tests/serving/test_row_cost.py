@@ -42,6 +42,16 @@ def test_only_a_model_whose_row_alone_is_slow_is_for_the_thread() -> None:
     assert not cost.in_thread
 
 
+def test_a_model_whose_rows_have_become_slow_is_for_the_thread_soon() -> None:
+    """After three; a single one that met a pause is not enough."""
+    cost = cost_of(10, 1)
+    cost.took(1, 1.0)
+    assert not cost.in_thread
+    cost.took(1, 1.0)
+    cost.took(1, 1.0)
+    assert cost.in_thread
+
+
 def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
     """A message of eight rows between those of a thousand leaves the size of their pieces alone."""
     cost = cost_of(30, 1)
