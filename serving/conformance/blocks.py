@@ -226,7 +226,7 @@ class BlockWire:
 
     def finish(self, call: BlockCall) -> None:
         """A script has done with a stream: the call ends, if it has no other."""
-        if call is self._now:
+        if call is self._now and not self.over.is_set():
             self.status = call.status
             self.over.set()
 

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.stage import MODEL, NEXT_SECONDS, WINDOW, CallOver, Stage, end_status, error_of
+from serving.conformance.stage import MODEL, WINDOW, CallOver, Stage, end_status, error_of
 
 # For a client to leave once its stream is closed.
 LEAVE_SECONDS = 2.0
@@ -71,11 +71,12 @@ class Call(ABC):
     async def next(self) -> int | None:
         """The number of the next timestep that the client has sent; None when it has sent its close."""
         while True:
+            seconds = self.stage.next_seconds
             try:
-                async with asyncio.timeout(NEXT_SECONDS):
+                async with asyncio.timeout(seconds):
                     request = await self._requests.get()
             except TimeoutError:
-                self.stage.broke("finish", f"nothing came for {NEXT_SECONDS:g} s")
+                self.stage.broke("finish", f"nothing came for {seconds:g} s")
                 raise CallOver from None
             if request is None:
                 raise CallOver

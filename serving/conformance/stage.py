@@ -37,6 +37,8 @@ START_SECONDS = 30.0
 # For a client to do what it is to do next: no wait of the protocol is longer than 5 s, but for those limits of 10 s for which a
 # script waits of its own accord.
 NEXT_SECONDS = 15.0
+# The same for one that has broken a rule, which often ends in silence.
+BROKEN_SECONDS = 2.0
 # How long nobody may do what is forbidden, before it is taken for granted that nobody will.
 QUIET_SECONDS = 0.3
 
@@ -138,9 +140,16 @@ class Stage:
             coming.cancel()
             left.cancel()
 
-    async def call(self, seconds: float = NEXT_SECONDS) -> "Call":
-        """The next call, whose open has been read and is not answered."""
-        seconds = seconds if self.opens else START_SECONDS
+    @property
+    def next_seconds(self) -> float:
+        """How long the client may take to do what it is to do next."""
+        if self.broken:
+            return BROKEN_SECONDS
+        return NEXT_SECONDS if self.begun.is_set() else START_SECONDS
+
+    async def call(self, seconds: float = 0.0) -> "Call":
+        """The next call, whose open has been read and is not answered; `seconds` where it may take longer than most."""
+        seconds = max(seconds, self.next_seconds)
         if (call := await self.coming(self.calls, seconds)) is None:
             if not self.left.is_set():
                 self.broke("finish", f"no open came within {seconds:g} s")

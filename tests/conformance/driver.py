@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from serving.client import AnswerLost, Client, ClientError, Prediction, Stream, TimestepRefused
+from serving.client import AnswerLost, Client, ClientError, Prediction, StepGap, Stream, TimestepRefused
 
 
 async def lines() -> AsyncIterator[list[float]]:
@@ -54,6 +54,8 @@ async def main_one(address: str, stream_id: str) -> None:
             try:
                 show(await client.predict_one(stream_id, row, step=step))
                 step += 1
+            except StepGap:
+                raise  # the server has lost timesteps: no other can take the number
             except TimestepRefused as error:
                 show(error)
 
