@@ -74,6 +74,7 @@ class BlockCall(Call):
         super().__init__(stage, ask)
         self.handle = 0  # 0 until the open is answered
         self.lost: tuple[str | int, str] | None = None  # the reason and action of what comes now
+        self._moved = False
         self._wire = wire
         self._due: deque[Answered] = deque()  # blocks that are not answered, in order
 
@@ -114,6 +115,8 @@ class BlockCall(Call):
         elif name == "durable":
             handles, steps = np.array([self.handle], "<u4"), np.array([message.durable_step], "<u8")
             kind = {"durable": pb.DurableStreams(handles=handles.tobytes(), durable_steps=steps.tobytes())}
+        elif name == "move":
+            self._moved = True
         elif name == "closed":
             kind = {"closed": pb.ClosedStreams(steps=[message.step], durable_steps=[message.durable_step])}
         await self._wire.write(**kind)
@@ -169,7 +172,7 @@ class BlockCall(Call):
 
     def judge_open(self) -> None:
         """Another open came on the call."""
-        if self._silent and not self.stage.closing:
+        if self._moved:
             self.stage.broke("move", "got an open, expected the end of the requests")
 
     def judge_handles(self, what: str, handles: Sequence[int]) -> None:

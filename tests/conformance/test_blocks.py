@@ -196,14 +196,26 @@ async def test_a_stream_may_be_opened_again_on_the_same_call() -> None:
 
 async def test_a_timestep_behind_its_close_is_caught() -> None:
     """The stream's, not what else the call may carry."""
-    async with opened("break-at-close") as caller:
+    async with opened("plain") as caller:
         for step in range(1, 21):
             await caller.send_plain(step, step)
             await caller.read("block")
         await caller.close()
         await caller.send_plain(21, 21)
-        assert (await caller.end())[0] == "UNAVAILABLE"
-        assert "half-close" in await caller.verdicts.get()
+        await caller.half_close()
+        assert await caller.verdicts.get() == ["half-close"]
+
+
+async def test_an_open_on_a_call_that_is_to_be_left_is_caught() -> None:
+    """After a Move nothing more is sent on its call, an open neither."""
+    async with opened("move") as caller:
+        for step in (1, 2):
+            await caller.send_plain(step, step)
+            await caller.read("block")
+        await caller.read("move")
+        await caller.open("move", resume_from=3)
+        await caller.end()
+        assert "move" in await caller.verdicts.get()
 
 
 async def test_a_handle_that_was_never_given_is_caught() -> None:
