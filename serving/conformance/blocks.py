@@ -157,13 +157,14 @@ class BlockCall(Call):
             return
         block = self._due[0]
         for _ in range(block.left):
-            self._requests.get_nowait()
+            self._behind.discard(id(self._requests.get_nowait()))
             await self._refuse_behind(block.next, reason, action)
 
     async def _refuse_all(self) -> None:
         """Refuses all that is in flight, for what the stream was lost by."""
         assert self.lost is not None
         self._waiting()
+        self._behind.clear()
         self._requests.put_nowait(None)
         while self._due:
             await self._refuse_behind(self._due[0].next, *self.lost)
@@ -278,14 +279,15 @@ class BlockWire:
         stage.enter(self._now)
 
     async def _block(self, block: pb.Block) -> None:
+        assert self._now is not None
+        rows = len(block.handles) // 4
+        if not rows or len(block.handles) % 4 or len(block.steps) not in (0, 8 * rows) or len(block.values) % rows:
+            self._now.judge_columns(block)
+            await self._refuse(block, "values")
+            return
         call = self._of(np.frombuffer(block.handles, "<u4").tolist(), "a block")
         if call is None:
             await self._refuse(block, "handles")
-            return
-        rows = len(block.handles) // 4
-        if len(block.steps) not in (0, 8 * rows) or not rows or len(block.values) % rows:
-            call.judge_columns(block)
-            await self._refuse(block, "values")
             return
         steps = np.frombuffer(block.steps, "<u8").tolist() or [0] * rows
         await call.take_block(block, steps, len(block.values) // rows)

@@ -43,6 +43,10 @@ class Caller:
             steps=np.array(steps, "<u8").tobytes(),
             values=pack(*values),
         )
+        await self.send_block(block)
+
+    async def send_block(self, block: pb.Block) -> None:
+        """Sends a block as it is."""
         await self._call.write(pb.PredictBlocksRequest(block=block))
 
     async def send_plain(self, first: int, last: int, handle: int = 1) -> None:
@@ -227,12 +231,14 @@ async def test_a_handle_that_was_never_given_is_caught() -> None:
         assert "open-first" in await caller.verdicts.get()
 
 
-async def test_columns_that_do_not_fit_each_other_are_caught() -> None:
-    """With more rows of values than of handles."""
+@pytest.mark.parametrize(
+    ("handles", "steps", "values"), [(0, 0, 0), (3, 8, 4), (4, 16, 4), (8, 16, 9)], ids=str
+)
+async def test_columns_that_do_not_fit_each_other_are_caught(handles: int, steps: int, values: int) -> None:
+    """The block is refused as a whole; each column has so many bytes."""
     async with opened("plain") as caller:
-        await caller._call.write(
-            pb.PredictBlocksRequest(block=pb.Block(block=1, handles=bytes([1, 0, 0, 0]), steps=bytes(16)))
-        )
+        block = pb.Block(block=1, handles=bytes(handles), steps=bytes(steps), values=bytes(values))
+        await caller.send_block(block)
         assert (await caller.read("block")).refused.field == "values"
         await caller.half_close()
         assert "same-values" in await caller.verdicts.get()
