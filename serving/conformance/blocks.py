@@ -9,6 +9,7 @@ its own, with a handle of its own.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.conformance.call import Call, write_to
-from serving.conformance.stage import Stage, end_status, error_of
+from serving.conformance.stage import CallOver, Stage, end_status, error_of
 
 # What ends one stream and not its call, as `EndedStreams` has it.
 STREAM_REASONS = ("TAKEN_OVER", "STREAM_NOT_FOUND", "STREAM_EXPIRED", "STATE_LOST")
@@ -96,7 +97,8 @@ class BlockCall(Call):
         await self._refuse_rest_of_block(reason, action)
         self.lost = reason, action
         await self._wire.write(ended=pb.EndedStreams(handles=[self.handle], error=error_of(0, reason, action, 0)))
-        await self._refuse_all()
+        with suppress(CallOver):  # who has read that it is lost may have left
+            await self._refuse_all()
         return False
 
     def finish(self) -> None:

@@ -231,9 +231,7 @@ async def test_a_handle_that_was_never_given_is_caught() -> None:
         assert "open-first" in await caller.verdicts.get()
 
 
-@pytest.mark.parametrize(
-    ("handles", "steps", "values"), [(0, 0, 0), (3, 8, 4), (4, 16, 4), (8, 16, 9)], ids=str
-)
+@pytest.mark.parametrize(("handles", "steps", "values"), [(0, 0, 0), (3, 8, 4), (4, 16, 4), (8, 16, 9)], ids=str)
 async def test_columns_that_do_not_fit_each_other_are_caught(handles: int, steps: int, values: int) -> None:
     """The block is refused as a whole; each column has so many bytes."""
     async with opened("plain") as caller:
