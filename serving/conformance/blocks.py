@@ -16,8 +16,9 @@ import grpc
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.call import Call, write_to
-from serving.conformance.stage import CallOver, Stage, end_status, error_of
+from serving.conformance.predict import write_to
+from serving.conformance.stage import Call, CallOver, Stage
+from serving.conformance.toy import end_status, error_of
 
 # What ends one stream and not its call, as `EndedStreams` has it.
 STREAM_REASONS = ("TAKEN_OVER", "STREAM_NOT_FOUND", "STREAM_EXPIRED", "STATE_LOST")

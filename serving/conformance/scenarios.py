@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.call import Call
-from serving.conformance.stage import WINDOW, Stage, pack
+from serving.conformance.stage import Call, Stage
+from serving.conformance.toy import WINDOW, pack
 
 Script = Callable[[Stage], Awaitable[None]]
 

@@ -10,9 +10,10 @@ import grpc
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving.conformance.blocks import BlockWire
-from serving.conformance.call import PredictCall
+from serving.conformance.predict import PredictCall
 from serving.conformance.single import Single, judge
-from serving.conformance.stage import MODEL, CallOver, Stage, end_status
+from serving.conformance.stage import CallOver, Stage
+from serving.conformance.toy import MODEL, end_status
 
 
 class ScriptedService(pb_grpc.TidegateServiceServicer):
