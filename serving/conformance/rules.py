@@ -34,7 +34,9 @@ RULES: Mapping[str, Rule] = {
     "open-limit": Rule("state table", "An open that is not answered within 10 s, or some more, is given up."),
     "move": Rule("state table", "After a Move nothing more is sent, and the stream is opened again."),
     "close-when-answered": Rule("rule 8", "Close comes when all is answered."),
-    "half-close": Rule("rule 8", "Nothing but the end of the requests follows a close."),
+    "half-close": Rule(
+        "rule 8", "Nothing but the end of the requests follows a close; on PredictBlocks, no timestep of its stream."
+    ),
     "close-until-stored": Rule("rule 8", "A stream that was closed before all was stored is opened and closed again."),
     "deadline": Rule("channel settings", "A single call has a deadline."),
     "finish": Rule("all", "The client goes on to the end of the scenario within its time."),

@@ -15,8 +15,10 @@ from serving.conformance.stage import Broken, CallOver, Stage
 TOGETHER_MAX = 4
 # For a scenario from the start of its program to its end: two limits of 10 s, and a slow machine.
 SECONDS_MAX = 60.0
-# For a program that has broken a rule, from the end of its script on.
-END_SECONDS = 2.0
+# For a program to end that has seen its stream end: it has nothing to wait for.
+LEAVE_SECONDS = 15.0
+# For one that has broken a rule, and for a script whose program has ended: there is nothing more to learn.
+END_SECONDS = 5.0
 
 Verdicts = dict[str, list[Broken]]
 
@@ -85,9 +87,13 @@ async def _script(name: str, stage: Stage) -> None:
     try:
         await SCENARIOS[name].play(stage)
     except CallOver:
-        stage.broke("finish", "the client ended its call, or went where the script does not lead")
+        left = "the client ended before the scenario did"
+        stage.broke(
+            "finish",
+            left if stage.left.is_set() else "the client ended its call, or went where the script does not lead",
+        )
     finally:
-        stage.finished = True
+        stage.finish()
 
 
 async def _play(command: Sequence[str], name: str, stage: Stage, address: str) -> None:
@@ -98,8 +104,9 @@ async def _play(command: Sequence[str], name: str, stage: Stage, address: str) -
     told = asyncio.create_task(process.communicate(rows))
     try:
         await asyncio.wait([told, script], return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS_MAX)
-        # Where a rule is broken already, there is nothing more to learn from a program that does not end.
-        rest = END_SECONDS if script.done() and stage.broken else SECONDS_MAX
+        if told.done():
+            stage.left.set()  # a script waits no more for what nobody will do
+        rest = END_SECONDS if told.done() or stage.broken else LEAVE_SECONDS
         _, late = await asyncio.wait([told, script], timeout=rest)
         if late:
             stage.broke("finish", "the scenario was not played to its end in time")
@@ -131,7 +138,7 @@ def _judge_user(stage: Stage, process: Process, out: str, err: str) -> None:
             "no-reopen-when-lost",
             f"the program ended with status {process.returncode} and said '{said}', expected 1 and '{stage.lost}: ...'",
         )
-    if not stage.lost and process.returncode != 0:
+    if not stage.lost and process.returncode != 0 and not stage.broken:
         said = err.strip().splitlines()[-1] if err.strip() else "nothing"
         stage.broke("finish", f"the program ended with status {process.returncode} and said '{said}', expected 0")
 

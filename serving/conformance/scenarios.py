@@ -5,7 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from serving.conformance.stage import WINDOW, Call, Stage, pack
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.conformance.stage import Call, Stage
+from serving.conformance.toy import WINDOW, pack
 
 Script = Callable[[Stage], Awaitable[None]]
 
@@ -108,7 +110,7 @@ async def silent_open(stage: Stage) -> None:
 @scenario(FULL)
 async def crash(stage: Stage) -> None:
     """The server dies with answered timesteps that it had not stored."""
-    call = await stage.open()
+    call = await stage.open(alone=True)
     await call.serve(1, 2)
     await call.serve(3, 4, store=False)
     await call.end("UNAVAILABLE")
@@ -119,11 +121,11 @@ async def crash(stage: Stage) -> None:
 @scenario(FULL)
 async def crash_and_other_bits(stage: Stage) -> None:
     """A replay is answered otherwise than it was before."""
-    call = await stage.open()
+    call = await stage.open(alone=True)
     await call.serve(1, 2, store=False)
     await call.end("UNAVAILABLE")
     stage.history.clear()
-    call = await stage.open()
+    call = await stage.open(alone=True)
     await call.answer(await call.expect(1), output=pack(-1), store=False)
     stage.lost = "DIVERGED"
     if not await call.gone(AGAIN_SECONDS):
@@ -139,17 +141,17 @@ async def lost_by(stage: Stage, call: Call, code: str, reason: str, action: str 
     Some libraries tell INTERNAL instead when a write is under way; a client that opens again is refused, and that is the end.
     """
     stage.lost = reason
-    writing = call.is_open
-    await call.end(code, reason, action)
-    if writing and (again := await stage.opens_soon()) is not None:
-        await again.end(code, reason, action)
+    by_end = await call.lose(code, reason, action)
+    if by_end and call.is_open and (again := await stage.opens_soon()) is not None:
+        await again.lose(code, reason, action)
     await stage.nobody_opens()
+    call.finish()
 
 
 @scenario(BOTH)
 async def state_lost(stage: Stage) -> None:
     """The store has lost timesteps that the client cannot send again."""
-    call = await stage.open()
+    call = await stage.open(alone=True)
     await call.serve(1, 2)
     await call.end("UNAVAILABLE")
     await lost_by(stage, await stage.call(), "DATA_LOSS", "STATE_LOST")
@@ -158,7 +160,7 @@ async def state_lost(stage: Stage) -> None:
 @scenario(BOTH)
 async def taken_over(stage: Stage) -> None:
     """Another client opens the stream while the call is open."""
-    call = await stage.open()
+    call = await stage.open(alone=True)
     await call.serve(1, 2)
     await lost_by(stage, call, "ABORTED", "TAKEN_OVER")
 
@@ -282,7 +284,7 @@ async def move(stage: Stage) -> None:
     """The server asks the client to move, and ends the call a little later."""
     call = await stage.open()
     await call.serve(1, 2)
-    await call.write(move={"message": "by the script"})
+    await call.write(move=pb.Move(message="by the script"))
     await asyncio.sleep(0.1)
     call.be_silent()
     await call.serve_sent()  # there would be room for more
@@ -296,8 +298,8 @@ async def move_without_end(stage: Stage) -> None:
     """The server asks the client to move, and never ends the call."""
     call = await stage.open()
     await call.serve(1, 2)
-    await call.write(move={"message": "by the script"})
-    again = await stage.call()
+    await call.write(move=pb.Move(message="by the script"))
+    again = await stage.call(LIMIT_SECONDS)
     call.finish()
     await again.opened(len(stage.history) + 1)
     await stage.rest(again)
@@ -320,18 +322,17 @@ async def nothing_is_stored(stage: Stage) -> None:
     for step in range(1, kept_max + 1):
         await call.serve(step, store=False)
     await asyncio.sleep(0.1)
-    stage.durable = kept_max
-    await call.write(durable={"durable_step": kept_max})
+    await call.tell_durable(kept_max)
     await stage.rest(call)
 
 
 @scenario(BOTH)
 async def unknown_kind(stage: Stage) -> None:
     """The server tells what the client cannot know, and what is stored, between two answers."""
-    call = await stage.open()
+    call = await stage.open(alone=True)
     await call.serve(1)
     await call.write_bytes(b"\xfa\x01\x02\x08\x01")  # field 31, which no version has
-    await call.write(durable={"durable_step": 1})
+    await call.tell_durable(1)
     await call.serve(2)
     await stage.rest(call)
 

@@ -1,15 +1,19 @@
 """The server behind the scripts: it hands each call to the stage of the stream that it names."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.conformance.blocks import BlockWire
+from serving.conformance.predict import PredictCall
 from serving.conformance.single import Single, judge
-from serving.conformance.stage import MODEL, Call, Stage, end_status
+from serving.conformance.stage import CallOver, Stage
+from serving.conformance.toy import MODEL, end_status
 
 
 class ScriptedService(pb_grpc.TidegateServiceServicer):
@@ -36,14 +40,18 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
         if not request.HasField("open"):
             stage.broke("open-first", f"a call begins with {request.WhichOneof('kind')}")
         stage.check_open(request.open)
-        call = Call(context, stage, request.open)
-        stage.calls.put_nowait(call)
-        try:
-            await call.over.wait()
-        finally:
-            call.finish()
-        if call.status is not None:
-            await context.abort_with_status(call.status)
+        call = PredictCall(context, stage, request.open)
+        stage.enter(call)
+
+        async def take(message: bytes) -> None:
+            call.take(pb.PredictRequest.FromString(message))
+
+        await _play(context, call, take)
+
+    async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802
+        """Plays one call that has one stream."""
+        wire = BlockWire(context, self._find)
+        await _play(context, wire, wire.take)
 
     async def PredictOne(self, request: pb.PredictOneRequest, context: Any) -> pb.PredictOneResponse:  # noqa: N802
         """Plays one single call."""
@@ -59,14 +67,42 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
 
     async def _stage(self, context: Any, stream_id: str) -> Stage:
         """The stage of a stream, while it is played."""
-        stage = self._stages.get(stream_id)
-        if stage is None or stage.finished:
-            names = ", ".join(self._stages) if stage is None else "another, for this one is over"
-            text = f"stream_id: got '{stream_id}', expected the name of a scenario: {names}"
+        stage = self._find(stream_id)
+        if isinstance(stage, str):
             status = end_status(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "STREAM_LOST")
-            await context.abort_with_status(status._replace(details=text))
-        assert stage is not None
+            await context.abort_with_status(status._replace(details=stage))
+        assert isinstance(stage, Stage)
         return stage
+
+    def _find(self, stream_id: str) -> Stage | str:
+        """The stage of a stream, while it is played; a sentence when there is none."""
+        stage = self._stages.get(stream_id)
+        if stage is not None and not stage.finished:
+            return stage
+        names = ", ".join(self._stages) if stage is None else "another, for this one is over"
+        return f"stream_id: got '{stream_id}', expected the name of a scenario: {names}"
+
+
+async def _play(context: Any, call: PredictCall | BlockWire, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Hands over what the client sends as soon as it comes, until the script ends the call."""
+
+    async def read() -> None:
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                await take(message)
+        except CallOver:
+            pass  # the client has gone
+        finally:
+            call.leave()
+
+    reading = asyncio.create_task(read())
+    try:
+        await call.over.wait()
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+    if call.status is not None:
+        await context.abort_with_status(call.status)
 
 
 @contextlib.asynccontextmanager
@@ -77,7 +113,10 @@ async def serve(stages: Mapping[str, Stage], address: str) -> AsyncIterator[str]
     pb_grpc.add_TidegateServiceServicer_to_server(service, server)
     server.add_registered_method_handlers(
         pb.DESCRIPTOR.services_by_name["TidegateService"].full_name,
-        {"Predict": grpc.stream_stream_rpc_method_handler(service.Predict)},
+        {
+            "Predict": grpc.stream_stream_rpc_method_handler(service.Predict),
+            "PredictBlocks": grpc.stream_stream_rpc_method_handler(service.PredictBlocks),
+        },
     )
     port = server.add_insecure_port(address)
     await server.start()

@@ -8,7 +8,8 @@ import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.conformance.scenarios import AWAY_SECONDS, OPENS_WHILE_AWAY_MAX, RETRY_SECONDS, scenario
-from serving.conformance.stage import NEXT_SECONDS, CallOver, Stage, end_status
+from serving.conformance.stage import CallOver, Stage
+from serving.conformance.toy import end_status
 
 ONE = ("one",)
 # A deadline that is longer is none: a frozen server is noticed within a minute.
@@ -65,12 +66,12 @@ def judge(stage: Stage, request: pb.PredictOneRequest, seconds_left: float | Non
 
 async def next_call(stage: Stage, step: int) -> Single:
     """The next call, which is about that timestep."""
-    try:
-        async with asyncio.timeout(NEXT_SECONDS):
-            call: Single = await stage.singles.get()
-    except TimeoutError:
-        stage.broke("finish", f"no call came within {NEXT_SECONDS:g} s")
-        raise CallOver from None
+    seconds = stage.next_seconds
+    call: Single | None = await stage.coming(stage.singles, seconds)
+    if call is None:
+        if not stage.left.is_set():
+            stage.broke("finish", f"no call came within {seconds:g} s")
+        raise CallOver
     if call.request.step != step:
         stage.broke("numbers-in-order", f"got timestep {call.request.step}, expected {step}")
         raise CallOver

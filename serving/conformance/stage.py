@@ -1,35 +1,34 @@
 """What a script acts through: it follows the calls of one client, answers them as it is told, and notes each rule that is broken.
 
-The model that it plays has one feature and one output, the sum of all values so far, so every answer is known. A client sends the
-values 1, 2, 3, ... .
+Every answer of the model that it plays is known, for a client sends the values 1, 2, 3, ... . A `Stage` follows a client over all its
+calls, a `Call` one stream on one of them. Neither knows a wire: `predict` speaks `Predict`, `blocks` speaks `PredictBlocks`.
 """
 
 import asyncio
-from datetime import timedelta
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import numpy as np
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.conformance.rules import RULES
+from serving.conformance.toy import MODEL, WINDOW, end_status, error_of, pack
 
-MODEL = pb.Model(
-    name="toy",
-    version="1",
-    fingerprint="0" * 64,
-    features=[pb.Feature(name="x")],
-    outputs=[pb.Output(name="sum", data_type=pb.DATA_TYPE_FLOAT32, shape=[1])],
-    batch_invariant=True,
-)
-WINDOW = 8
-# How long a client may take to do what it is to do next: longer than the longest wait that the protocol knows, 10 s and 5 s.
-NEXT_SECONDS = 30.0
+Coming = TypeVar("Coming")
+
+# For a program to start and to open its stream: some take seconds on a busy machine, and four start at a time.
+START_SECONDS = 30.0
+# For a client to do what it is to do next: no wait of the protocol is longer than 5 s, but for those limits of 10 s for which a
+# script waits of its own accord.
+NEXT_SECONDS = 15.0
+# The same for one that has broken a rule, which often ends in silence.
+BROKEN_SECONDS = 2.0
 # How long nobody may do what is forbidden, before it is taken for granted that nobody will.
 QUIET_SECONDS = 0.3
+# For a client to leave once its stream is closed.
+LEAVE_SECONDS = 2.0
 
 
 class Broken(NamedTuple):
@@ -41,24 +40,6 @@ class Broken(NamedTuple):
 
 class CallOver(Exception):
     """The client has ended its call, or the script has."""
-
-
-def pack(*values: float) -> bytes:
-    """Values as they travel."""
-    return np.array(values, "<f4").tobytes()
-
-
-def end_status(code: grpc.StatusCode, reason: str, action: str, retry_s: float = 0.0) -> Any:
-    """A status of the service; without a reason, one of the network."""
-    status = status_pb2.Status(code=code.value[0], message=f"{reason or code.name} by the script")
-    if reason:
-        info = error_details_pb2.ErrorInfo(reason=reason, domain="tidegate.v1", metadata={"action": action})
-        retry = error_details_pb2.RetryInfo(retry_delay=timedelta(seconds=retry_s))
-        for detail in (info, retry) if retry_s else (info,):
-            packed = any_pb2.Any()
-            packed.Pack(detail)
-            status.details.append(packed)
-    return rpc_status.to_status(status)
 
 
 class Stage:
@@ -86,11 +67,13 @@ class Stage:
         self.calls: asyncio.Queue[Call] = asyncio.Queue()
         self.singles: asyncio.Queue[Any] = asyncio.Queue()  # of `Single`, of the other level
         self.begun = asyncio.Event()  # a client has called
+        self.left = asyncio.Event()  # the client is a program, and has ended
         self.finished = False
         self.opens = 0
         self.answered = 0  # the last timestep of which the user was told
         self.was_open = False
         self.closing = False
+        self._all: list[Call] = []
         self._first: pb.Open | None = None
 
     def broke(self, rule: str, seen: str) -> None:
@@ -103,28 +86,59 @@ class Stage:
         """The true answer to a timestep that was applied."""
         return pack(sum(float(np.frombuffer(values, "<f4")[0]) for values in self.history[:step]))
 
-    async def call(self) -> "Call":
-        """The next call, whose open has been read and is not answered."""
-        try:
-            async with asyncio.timeout(NEXT_SECONDS):
-                return await self.calls.get()
-        except TimeoutError:
-            self.broke("finish", f"no open came within {NEXT_SECONDS:g} s")
-            raise CallOver from None
+    def enter(self, call: "Call") -> None:
+        """A call came, whose open has been read."""
+        self._all.append(call)
+        self.calls.put_nowait(call)
 
-    async def open(self, next_step: int | None = None) -> "Call":
-        """The next call, opened where the server is."""
+    def finish(self) -> None:
+        """The script is over: calls that it has left end, and who opens again is told."""
+        self.finished = True
+        for call in self._all:
+            if not call.over.is_set():
+                call.status = end_status(grpc.StatusCode.UNAVAILABLE, "", "")
+                call.finish()
+
+    async def coming(self, queue: "asyncio.Queue[Coming]", seconds: float) -> Coming | None:
+        """What comes within that time; None when nothing does, or the client has ended and nothing of it is under way."""
+        coming, left = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.left.wait())
+        try:
+            await asyncio.wait([coming, left], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([coming], timeout=min(seconds, QUIET_SECONDS) if left.done() else 0)
+            return coming.result() if coming.done() else None
+        finally:
+            coming.cancel()
+            left.cancel()
+
+    @property
+    def next_seconds(self) -> float:
+        """How long the client may take to do what it is to do next."""
+        if self.broken:
+            return BROKEN_SECONDS
+        return NEXT_SECONDS if self.begun.is_set() else START_SECONDS
+
+    async def call(self, seconds: float = 0.0) -> "Call":
+        """The next call, whose open has been read and is not answered; `seconds` where it may take longer than most."""
+        seconds = max(seconds, self.next_seconds)
+        if (call := await self.coming(self.calls, seconds)) is None:
+            if not self.left.is_set():
+                self.broke("finish", f"no open came within {seconds:g} s")
+            raise CallOver
+        return call
+
+    async def open(self, next_step: int | None = None, *, alone: bool = False) -> "Call":
+        """The next call, opened where the server is.
+
+        With `alone`, each timestep has a block of its own where they come in blocks: it is told as soon as it is answered.
+        """
         call = await self.call()
-        await call.opened(len(self.history) + 1 if next_step is None else next_step)
+        window = 1 if alone and call.in_blocks else WINDOW
+        await call.opened(len(self.history) + 1 if next_step is None else next_step, window=window)
         return call
 
     async def opens_soon(self, seconds: float = QUIET_SECONDS) -> "Call | None":
         """The next call, if one comes within a moment."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.calls.get()
-        except TimeoutError:
-            return None
+        return await self.coming(self.calls, seconds)
 
     async def nobody_opens(self) -> None:
         """Sees that the client does not open its stream again."""
@@ -134,12 +148,8 @@ class Stage:
 
     async def nobody_calls(self) -> None:
         """Sees that the client sends no other single call."""
-        try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                await self.singles.get()
-        except TimeoutError:
-            return
-        self.broke("no-reopen-when-lost", f"a call came after {self.lost}")
+        if await self.coming(self.singles, QUIET_SECONDS) is not None:
+            self.broke("no-reopen-when-lost", f"a call came after {self.lost}")
 
     async def rest(self, call: "Call") -> None:
         """Answers what is left, and closes the stream."""
@@ -171,43 +181,52 @@ class Stage:
             self.broke("resume-from", f"an open after a break has resume_from {ask.resume_from}, expected {expected}")
 
 
-class Call:
-    """One streaming call of the client, as a script plays it."""
+class Call(ABC):
+    """One stream on one call.
 
-    def __init__(self, context: Any, stage: Stage, ask: pb.Open) -> None:
-        self._context = context
-        self._stage = stage
+    Attributes:
+        ask: its open.
+        status: how the call ends; None for OK.
+        over: set when the script has done with it.
+        stage: the scenario that it belongs to.
+
+    """
+
+    # Whether timesteps are told one by one, or with the others of their block.
+    in_blocks = False
+
+    def __init__(self, stage: Stage, ask: pb.Open) -> None:
         self.ask = ask
         self.over = asyncio.Event()
         self.status: Any = None
+        self.stage = stage
+        self._left = asyncio.Event()  # the client sends nothing more
         self._requests: asyncio.Queue[pb.PredictRequest | None] = asyncio.Queue()
         self._next: int | None = None  # the number that is due; None before it is open
-        self._again: int | None = (
-            None  # the number that was refused and is to come again; what comes before it is behind it
-        )
+        # The number that was refused and is to come again; what comes before it is behind it.
+        self._again: int | None = None
         self._behind: set[int] = set()  # the requests that were sent behind a refused timestep, by identity
         self._in_flight = 0
+        self._window = WINDOW
         self._silent = False  # nothing more may come but the end
-        self._reading = asyncio.create_task(self._read())
 
     # What scripts do --------------------------------------------------------------------------------------------------
 
-    async def opened(self, next_step: int, *, fingerprint: str = MODEL.fingerprint) -> None:
+    async def opened(self, next_step: int, *, window: int = WINDOW) -> None:
         """Answers the open."""
         await asyncio.sleep(0.02)  # who does not wait for the answer is seen
-        stage = self._stage
+        stage = self.stage
         self._next = min(next_step, stage.answered + 1)
+        self._window = 1 if stage.level == "simple" else window
         stage.was_open, stage.closing = True, False
-        model = pb.Model.FromString(MODEL.SerializeToString())
-        model.fingerprint = fingerprint
         opened = pb.Opened(
             stream_id=self.ask.stream_id,
             kind=pb.Opened.KIND_NEW if next_step == 1 else pb.Opened.KIND_RESUMED,
             next_step=next_step,
             epoch=stage.opens,
             durable_step=min(stage.durable, next_step - 1),
-            answers_remembered=WINDOW,
-            model=model,
+            answers_remembered=window,
+            model=MODEL,
             message_bytes_max=1 << 22,
         )
         await self.write(opened=opened)
@@ -215,48 +234,56 @@ class Call:
     async def next(self) -> int | None:
         """The number of the next timestep that the client has sent; None when it has sent its close."""
         while True:
+            seconds = self.stage.next_seconds
             try:
-                async with asyncio.timeout(NEXT_SECONDS):
+                async with asyncio.timeout(seconds):
                     request = await self._requests.get()
             except TimeoutError:
-                self._stage.broke("finish", f"nothing came for {NEXT_SECONDS:g} s")
+                self.stage.broke("finish", f"nothing came for {seconds:g} s")
                 raise CallOver from None
             if request is None:
                 raise CallOver
             if id(request) not in self._behind:
                 return request.timestep.step if request.HasField("timestep") else None
-            self._in_flight -= 1
             self._behind.discard(id(request))
-            gap = error_of(request.timestep.step, "STEP_GAP", "REOPEN", len(self._stage.history) + 1)
-            await self.write(error=gap)
+            await self._refuse_behind(request.timestep.step, "STEP_GAP", "REOPEN")
 
     async def expect(self, step: int) -> int:
-        """Reads the next timestep, which is that one."""
+        """Reads the next timestep, which is that one.
+
+        One that was applied, and whose answer the client has not had, may be asked for again before it.
+        """
         got = await self.next()
+        while got is not None and got < step and got <= len(self.stage.history):
+            await self.answer(got)
+            got = await self.next()
         if got != step:
-            self._stage.broke("numbers-in-order", f"got {'a close' if got is None else got}, expected timestep {step}")
+            self.stage.broke("numbers-in-order", f"got {'a close' if got is None else got}, expected timestep {step}")
             raise CallOver
         return step
 
     async def answer(self, step: int, *, output: bytes | None = None, store: bool = True, send: bool = True) -> None:
         """Applies a timestep, if it was not, and answers it; `store` says that it is stored."""
-        stage = self._stage
+        stage = self.stage
         duplicate = step <= len(stage.history)
         if not duplicate:
             stage.history.append(stage.given[step - 1])
         if not send:
             return
-        if step > stage.answered:
-            stage.answered = step
-            stage.delivered.append(None if output == b"" else (step, stage.output(step)))
-        if store or self.ask.durability == pb.DURABILITY_SYNC:
-            stage.durable = max(stage.durable, step)
-        self._in_flight -= 1
         true = stage.output(step)
+        stored = store or self.ask.durability == pb.DURABILITY_SYNC
+        durable = max(stage.durable, step if stored else 0)
+
+        def told() -> None:
+            if step > stage.answered:
+                stage.answered = step
+                stage.delivered.append(None if output == b"" else (step, true))
+            stage.durable = max(stage.durable, durable)
+            self._in_flight -= 1
+
         outputs = [true if output is None else output] if output != b"" else []
-        await self.write(
-            prediction=pb.Prediction(step=step, outputs=outputs, durable_step=stage.durable, duplicate=duplicate)
-        )
+        prediction = pb.Prediction(step=step, outputs=outputs, durable_step=durable, duplicate=duplicate)
+        await self._tell(told, prediction=prediction)
 
     async def serve(self, *steps: int, store: bool = True) -> None:
         """Reads and answers timesteps."""
@@ -265,8 +292,7 @@ class Call:
 
     async def serve_sent(self) -> None:
         """Answers what has come so far."""
-        sent = [self._requests.get_nowait() for _ in range(self._requests.qsize())]
-        for request in sent:
+        for request in self._waiting():
             if request is not None and request.HasField("timestep"):
                 await self.answer(request.timestep.step)
             else:
@@ -274,27 +300,35 @@ class Call:
 
     async def refuse(self, step: int, reason: str | int, action: str, retry_s: float = 0.0) -> None:
         """Refuses a timestep; one that is dropped makes room for those behind it."""
-        stage = self._stage
-        self._in_flight -= 1
-        if action == "DROP":
-            del stage.given[step - 1]
-            stage.delivered.append(None)
-        if action in ("DROP", "RETRY"):
-            self._again = step
-            waiting = [self._requests.get_nowait() for _ in range(self._requests.qsize())]
-            for request in waiting:
-                self._requests.put_nowait(request)
-            self._behind |= {id(request) for request in waiting if request is not None}
-        await self.write(error=error_of(step, reason, action, len(stage.history) + 1, retry_s))
+        stage = self.stage
+
+        def told() -> None:
+            self._in_flight -= 1
+            if action == "DROP":
+                del stage.given[step - 1]
+                stage.delivered.append(None)
+            if action in ("DROP", "RETRY"):
+                self._again = step
+                waiting = self._waiting()
+                for request in waiting:
+                    self._requests.put_nowait(request)
+                self._behind |= {id(request) for request in waiting if request is not None}
+
+        await self._tell(told, error=error_of(step, reason, action, len(stage.history) + 1, retry_s))
+
+    async def tell_durable(self, step: int) -> None:
+        """Tells what is stored, when no prediction is due."""
+        self.stage.durable = max(self.stage.durable, step)
+        await self.write(durable=pb.Durable(durable_step=step))
 
     async def closed(self, durable: int | None = None) -> None:
-        """Answers a close, and waits for the end of the requests."""
-        stage = self._stage
+        """Answers a close, and waits until the client has left."""
+        stage = self.stage
         durable = len(stage.history) if durable is None else durable
         stage.durable = max(stage.durable, durable)
         await self.write(closed=pb.Closed(step=len(stage.history), durable_step=durable))
         self._silent = True
-        await asyncio.wait([self._reading], timeout=2.0)
+        await self.gone(LEAVE_SECONDS)
         self.finish()
 
     async def end(self, code: str, reason: str = "", action: str = "", retry_s: float = 0.0) -> None:
@@ -302,26 +336,23 @@ class Call:
         self.status = end_status(grpc.StatusCode[code], reason, action, retry_s)
         self.finish()
 
+    async def lose(self, code: str, reason: str, action: str) -> bool:
+        """Ends the stream for good; gives whether it was told by the end of the call."""
+        await self.end(code, reason, action)
+        return True
+
     def finish(self) -> None:
         """Lets the call end."""
-        self._reading.cancel()
         self.over.set()
 
     async def gone(self, seconds: float) -> bool:
         """Whether the client ends the call within that time."""
-        done, _ = await asyncio.wait([self._reading], timeout=seconds)
-        return bool(done)
-
-    async def write(self, **kind: Any) -> None:
-        """Writes a response."""
         try:
-            await self._context.write(pb.PredictResponse(**kind).SerializeToString())
-        except (grpc.aio.InternalError, asyncio.InvalidStateError):
-            raise CallOver from None  # the client has gone
-
-    async def write_bytes(self, message: bytes) -> None:
-        """Writes a response of a kind that nobody knows."""
-        await self._context.write(message)
+            async with asyncio.timeout(seconds):
+                await self._left.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def be_silent(self) -> None:
         """From now on the client may send nothing."""
@@ -332,24 +363,48 @@ class Call:
         """Whether its open was answered."""
         return self._next is not None
 
-    # What the client does ---------------------------------------------------------------------------------------------
+    # What the wire does -----------------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        """Reads what the client sends, as soon as it comes, and judges it."""
-        try:
-            while (message := await self._context.read()) is not grpc.aio.EOF:
-                request = pb.PredictRequest.FromString(message)
-                self._judge(request)
-                self._requests.put_nowait(request)  # kept by the queue, so its identity is its own
-        finally:
-            self._requests.put_nowait(None)
+    @abstractmethod
+    async def write(self, **kind: Any) -> None:
+        """Writes a response of `Predict`, as this wire says it, that is no answer to a timestep. Raises CallOver."""
+
+    @abstractmethod
+    async def write_bytes(self, message: bytes) -> None:
+        """Writes a response of a kind that nobody knows. Raises CallOver."""
+
+    @abstractmethod
+    async def _tell(self, told: Callable[[], None], **kind: Any) -> None:
+        """Answers the timestep read first of those that are not answered; calls `told` when its answer is written."""
+
+    def leave(self) -> None:
+        """The client sends nothing more."""
+        self._left.set()
+        self._requests.put_nowait(None)
+
+    def take(self, request: pb.PredictRequest) -> None:
+        """Judges what the client has sent, as soon as it comes, and keeps it for the script."""
+        self._judge(request)
+        self._requests.put_nowait(request)  # kept by the queue, so its identity is its own
+
+    def _waiting(self) -> list[pb.PredictRequest | None]:
+        """Takes what has come and was not looked at."""
+        return [self._requests.get_nowait() for _ in range(self._requests.qsize())]
+
+    async def _refuse_behind(self, step: int, reason: str | int, action: str) -> None:
+        """Refuses a timestep that was sent behind a refused one."""
+
+        def told() -> None:
+            self._in_flight -= 1
+
+        await self._tell(told, error=error_of(step, reason, action, len(self.stage.history) + 1))
+
+    # Judging ----------------------------------------------------------------------------------------------------------
 
     def _judge(self, request: pb.PredictRequest) -> None:
-        stage, kind = self._stage, request.WhichOneof("kind")
+        stage, kind = self.stage, request.WhichOneof("kind")
         if self._silent:
-            stage.broke(
-                "half-close" if self._stage.closing else "move", f"got a {kind}, expected the end of the requests"
-            )
+            stage.broke("half-close" if stage.closing else "move", f"got a {kind}, expected the end of the requests")
         elif self._next is None:
             stage.broke("open-first", f"got a {kind} before the open was answered")
         elif kind == "close":
@@ -363,12 +418,11 @@ class Call:
             stage.broke("open-first", f"got a {kind} on an open call")
 
     def _judge_timestep(self, request: pb.PredictRequest) -> None:
-        stage, step = self._stage, request.timestep.step
+        stage, step = self.stage, request.timestep.step
         assert self._next is not None
         self._in_flight += 1
-        window = 1 if stage.level == "simple" else WINDOW
-        if self._in_flight > window:
-            stage.broke("window", f"{self._in_flight} timesteps are in flight, expected at most {window}")
+        if self._in_flight > self._window:
+            stage.broke("window", f"{self._in_flight} timesteps are in flight, expected at most {self._window}")
         if step == self._again:
             self._next, self._again = step, None
         elif self._again is not None:
@@ -380,22 +434,9 @@ class Call:
             self._judge_values(step, request.timestep.values)
 
     def _judge_values(self, step: int, values: bytes) -> None:
-        stage, kept_max = self._stage, self.ask.kept_max
+        stage, kept_max = self.stage, self.ask.kept_max
         if kept_max and step - stage.durable > kept_max:
             stage.broke("kept-bounded", f"timestep {step} came, with {stage.durable} stored and kept_max {kept_max}")
         if 0 < step <= len(stage.given) and values != stage.given[step - 1]:
             got, expected = (np.frombuffer(part, "<f4").tolist() for part in (values, stage.given[step - 1]))
             stage.broke("same-values", f"timestep {step} has {got}, expected {expected}")
-
-
-def error_of(step: int, reason: str | int, action: str, next_step: int, retry_s: float = 0.0) -> pb.Error:
-    """A refusal of a timestep; a reason that is a number is one that nobody knows."""
-    number = reason if isinstance(reason, int) else pb.Error.Reason.Value(f"REASON_{reason}")
-    return pb.Error(
-        step=step,
-        reason=number,  # type: ignore[arg-type]  # also one that is in no list
-        message=f"{reason} by the script",
-        next_step=next_step,
-        retry_after=timedelta(seconds=retry_s) if retry_s else None,
-        action=f"ACTION_{action}",
-    )

@@ -9,16 +9,19 @@ import grpc
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.conformance import run, stage
 from serving.conformance.rules import RULES
 from serving.conformance.run import Verdicts, chosen, judge_callers, judge_program, sentences
 from serving.conformance.scenarios import SCENARIOS
-from tests.clients.programs import LANGUAGES, LEVELS, command, node
+from serving.conformance.stage import START_SECONDS
+from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
 from tests.support import PATIENCE, ROOT, run_command, timestep
 
 __all__ = ["node"]
 
 DRIVER = [sys.executable, "-m", "tests.conformance.driver"]
-# It waits for the limit of 10 s on an open, for each client; once, for ours, is enough.
+SHOWN = [sys.executable, str(CLIENTS / "python" / "full.py")]
+# It waits for the limit of 10 s on an open, for each client; once for each call is enough.
 SLOW = {"silent-open", "move-without-end"}
 
 
@@ -27,9 +30,17 @@ async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Ver
     return await judge_program(program, names, level, "127.0.0.1:0", lambda *_: None)
 
 
-async def test_our_client_keeps_all_rules() -> None:
-    """The client that the others are measured by, through every scenario of the highest level."""
-    assert not sentences(await judge(DRIVER, "full", chosen("full", "")))
+@pytest.mark.parametrize(
+    ("program", "level"),
+    [
+        pytest.param(DRIVER, "full", id="PredictBlocks"),
+        pytest.param([*DRIVER, "one"], "one", id="PredictOne"),
+        pytest.param(SHOWN, "full", id="Predict"),
+    ],
+)
+async def test_a_right_client_keeps_all_rules_of_the_call_that_it_speaks(program: list[str], level: str) -> None:
+    """Our own client and, for `Predict`, which it does not speak, the one that is shown, through every scenario."""
+    assert not sentences(await judge(program, level, chosen(level, "")))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -71,6 +82,47 @@ async def test_a_client_that_breaks_a_rule_is_caught_by_it(fault: str, level: st
     found = {one.rule: one.seen for one in broken}
     assert rule in found, found
     assert found[rule]
+
+
+@pytest.mark.parametrize(
+    ("fault", "scenario", "rule"),
+    [
+        ("new_owner", "call-ends", "owner-kept"),
+        ("forgets_too_much", "crash", "resume-from"),
+        ("begins_behind", "lost-answer", "numbers-in-order"),
+        ("sends_too_far_ahead", "full-window", "window"),
+        ("keeps_what_is_dropped", "drop", "same-values"),
+        ("opens_what_has_ended", "taken-over", "no-reopen-when-lost"),
+        ("opens_what_is_refused", "state-lost", "no-reopen-when-lost"),
+        ("closes_too_early", "plain", "close-when-answered"),
+        ("talks_after_move", "move", "move"),
+        ("is_content_with_less", "close-before-all-is-stored", "close-until-stored"),
+    ],
+)
+async def test_a_client_of_predict_blocks_that_breaks_a_rule_is_caught_by_it(
+    fault: str, scenario: str, rule: str
+) -> None:
+    """By the same rules as one of `Predict`, and with a sentence that says what was seen."""
+    program = [sys.executable, "-m", "tests.conformance.broken_blocks", fault]
+    found = {one.rule: one.seen for one in (await judge(program, "full", [scenario]))[scenario]}
+    assert rule in found, found
+    assert found[rule]
+
+
+async def test_a_program_that_ends_is_not_waited_for() -> None:
+    """What it has not done it will never do: the verdict does not wait for the limit of its next step."""
+    async with asyncio.timeout(START_SECONDS / 2):
+        found = await judge([sys.executable, "-c", "pass"], "full", ["plain"])
+    assert sentences(found) == ["plain: finish: the client ended before the scenario did"]
+
+
+async def test_a_program_that_hangs_is_judged_by_the_limit_of_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict comes with that limit, and the program is ended."""
+    monkeypatch.setattr(stage, "START_SECONDS", 0.5)
+    monkeypatch.setattr(run, "END_SECONDS", 0.5)
+    async with asyncio.timeout(PATIENCE):
+        found = await judge([sys.executable, "-c", "import time; time.sleep(600)"], "full", ["plain"])
+    assert sentences(found) == ["plain: finish: no open came within 0.5 s"]
 
 
 async def test_callers_without_a_program_are_judged_by_the_wire() -> None:

@@ -1,0 +1,128 @@
+"""Our own client with one thing done wrong: python -m tests.conformance.broken_blocks FAULT ADDRESS STREAM_ID."""
+
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.call import Call
+from serving.client.members import Members
+from serving.client.refusals import Refusals
+from serving.client.session import Session
+from serving.client.window import Window
+from tests.conformance import driver
+
+
+def wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
+    """Puts something around a method: it is given the method, the object and the arguments."""
+    inner = getattr(of, name)
+    setattr(of, name, lambda self, *arguments, **named: around(inner, self, *arguments, **named))
+
+
+def new_owner() -> None:
+    """Takes another owner for each open."""
+
+    def take(inner: Any, self: Any) -> Any:
+        if (ask := inner(self)) is not None:
+            ask.owner = uuid.uuid4().hex
+        return ask
+
+    wrap(Members, "take", take)
+
+
+def forgets_too_much() -> None:
+    """Says that it can go on only behind what it can still send."""
+    wrap(Window, "first_steps", lambda inner, self, streams: inner(self, streams) + self.begun[streams])
+
+
+def sends_too_far_ahead() -> None:
+    """Has more in flight than the server remembers."""
+
+    def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, _: int) -> None:
+        inner(self, streams, next_steps, durable_steps, 1000)
+
+    wrap(Window, "opened", opened)
+
+
+def begins_behind() -> None:
+    """Does not send again what was not answered when its call ended."""
+
+    def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, window: int) -> None:
+        again = self.begun[streams].any()
+        inner(self, streams, next_steps, durable_steps, window)
+        if again:
+            self._cursor[streams] += 1
+
+    wrap(Window, "opened", opened)
+
+
+def keeps_what_is_dropped() -> None:
+    """Sends again what was refused for good."""
+
+    def of_rows(inner: Any, self: Any, message: Any, rows: Any, errors: Any) -> Any:
+        for error in errors:
+            error.action = pb.Error.ACTION_RETRY
+        return inner(self, message, rows, errors)
+
+    wrap(Refusals, "of_rows", of_rows)
+
+
+def opens_what_has_ended() -> None:
+    """Opens a stream again that another client has taken."""
+
+    def ended(inner: Any, self: Any, message: Any) -> None:
+        message.error.action = pb.Error.ACTION_REOPEN
+        inner(self, message)
+
+    wrap(Session, "_ended", ended)
+
+
+def opens_what_is_refused() -> None:
+    """Opens a stream again whose open was refused for good."""
+
+    def opened(inner: Any, self: Any, message: Any) -> None:
+        for row in message.errors:
+            row.error.action = pb.Error.ACTION_REOPEN
+        inner(self, message)
+
+    wrap(Session, "_opened", opened)
+
+
+def closes_too_early() -> None:
+    """Closes instead of sending its fifth timestep."""
+
+    def next_request(inner: Any, self: Any) -> Any:
+        request = inner(self)
+        if request is not None and 5 in np.frombuffer(request.block.steps, "<u8"):
+            return pb.PredictBlocksRequest(close=pb.CloseStreams(handles=[1]))
+        return request
+
+    wrap(Session, "_next_request", next_request)
+
+
+def talks_after_move() -> None:
+    """Goes on with a call that it was asked to leave."""
+
+    def take_in(inner: Any, self: Any, call: Call, response: pb.PredictBlocksResponse) -> None:
+        if not response.HasField("move"):
+            inner(self, call, response)
+
+    wrap(Session, "_take_in", take_in)
+
+
+def is_content_with_less() -> None:
+    """Takes a stream for closed that is not all stored."""
+
+    def closed(inner: Any, self: Any, message: Any) -> None:
+        message.durable_steps[0] = message.steps[0]
+        inner(self, message)
+
+    wrap(Session, "_closed", closed)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
+    driver.run(sys.argv[2:])
