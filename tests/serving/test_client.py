@@ -77,13 +77,15 @@ async def test_refusals_of_a_timestep_are_typed(tmp_path: Path) -> None:
 
 
 async def test_a_full_server_says_when_to_come_again(sum_root: Path) -> None:
-    """In seconds."""
+    """In seconds. A call has one message in the queue, so it takes several clients to fill it."""
     async with (
         run_server(sum_root, queue_max=1) as server,
-        Client(address_of(server), reconnect_s=0) as client,
-        client.open("a") as a,
-        client.open("b") as b,
-        client.open("c") as c,
+        Client(address_of(server), reconnect_s=0) as one,
+        Client(address_of(server), reconnect_s=0) as two,
+        Client(address_of(server), reconnect_s=0) as three,
+        one.open("a") as a,
+        two.open("b") as b,
+        three.open("c") as c,
     ):
         gate, batcher = Gate(batcher_of(server)), batcher_of(server)
         first = asyncio.create_task(a.step([1]))
