@@ -5,7 +5,7 @@ import numpy as np
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError
 from serving.client.message import Message
-from serving.client.results import Answers, BlockResults, Group, Results, Waiter
+from serving.client.results import Answers, BlockResults, Deliver, Group, Results, Waiter, deliver
 from serving.client.table import StreamTable, rank
 from serving.client.types import Model
 from serving.core.spec import Floats, Ints
@@ -19,8 +19,9 @@ class Backlog(StreamTable):
 
     """
 
-    def __init__(self, buffer_max: int) -> None:
+    def __init__(self, buffer_max: int, deliver: Deliver = deliver) -> None:
         super().__init__(buffer_max)
+        self._deliver = deliver
         self.why: dict[int, ClientError] = {}
         self._buffers: list[Buffer] = []
         self._results: dict[int, Results] = {}
@@ -34,7 +35,7 @@ class Backlog(StreamTable):
             if buffer.model.id == model.id:
                 buffer.model, buffer.rows_max = model, rows_max
                 return buffer
-        self._buffers.append(Buffer(model, rows_max))
+        self._buffers.append(Buffer(model, rows_max, self._deliver))
         return self._buffers[-1]
 
     def add_single(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.client.results import Bools, Group, SingleResults, Waiter
+from serving.client.results import Bools, Deliver, Group, SingleResults, Waiter, deliver
 from serving.client.types import Model
 from serving.core.spec import Array, Floats, Ints
 
@@ -35,9 +35,10 @@ class Buffer:
 
     """
 
-    def __init__(self, model: Model, rows_max: int) -> None:
+    def __init__(self, model: Model, rows_max: int, deliver: Deliver = deliver) -> None:
         self.model = model
         self.rows_max = rows_max
+        self._deliver = deliver
         self.unsent_from = 0
         self._count = 0
         self._sweep_at = SWEEP_ROWS_MIN
@@ -94,7 +95,7 @@ class Buffer:
         """The single timesteps since the last time: streams (n,), values (n, features), and who waits for them."""
         streams = np.array(self._streams, np.int64)
         values = np.frombuffer(b"".join(self._values), "<f4").reshape(len(streams), -1)
-        results = SingleResults(self.model.outputs, self._waiters, self._groups)
+        results = SingleResults(self.model.outputs, self._waiters, self._groups, self._deliver)
         self._streams, self._values, self._waiters, self._groups = [], [], [], {}
         return streams, values, results
 
@@ -115,7 +116,7 @@ class Buffer:
     def take_alone(self) -> tuple[bytes, SingleResults]:
         """The only single timestep, which is then to be appended: its values, and who waits for it."""
         (values,) = self._values
-        results = SingleResults(self.model.outputs, self._waiters, self._groups)
+        results = SingleResults(self.model.outputs, self._waiters, self._groups, self._deliver)
         self._streams, self._values, self._waiters, self._groups = [], [], [], {}
         return values, results
 

@@ -1,7 +1,7 @@
 """Who waits for the answers to timesteps: the callers of single ones, and the caller of many in columns."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +43,17 @@ class Waiter(Protocol):
 
     def set_exception(self, exception: Any, /) -> None:
         """Gives it an error."""
+
+
+Delivery = Sequence[tuple[Waiter, Prediction]]
+Deliver = Callable[[Delivery], None]
+
+
+def deliver(delivery: Delivery) -> None:
+    """Gives predictions to those who wait for them, unless they have gone."""
+    for waiter, prediction in delivery:
+        if not waiter.done():
+            waiter.set_result(prediction)
 
 
 class Group:
@@ -91,10 +102,14 @@ class SingleResults:
         outputs: the model's.
         waiters: one a timestep, each for a `Prediction`.
         groups: the groups of those that belong to one, by place.
+        deliver: gives callers their predictions, in this order.
 
     """
 
-    def __init__(self, outputs: tuple[Output, ...], waiters: Sequence[Waiter], groups: dict[int, Group]) -> None:
+    def __init__(
+        self, outputs: tuple[Output, ...], waiters: Sequence[Waiter], groups: dict[int, Group], deliver: Deliver
+    ) -> None:
+        self._deliver = deliver
         self.left = len(waiters)
         self.number = 0
         self._outputs = outputs
@@ -115,10 +130,14 @@ class SingleResults:
         packed = zip(*(_cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
         steps, durable_steps = answers.steps.tolist(), answers.durable_steps.tolist()
         if answers.plain and len(rows) == count:
-            for place, step, parts, durable_step in zip(places.tolist(), steps, packed, durable_steps, strict=True):
-                waiter = waiters[place]
-                if not waiter.done():
-                    waiter.set_result(Prediction(step, outputs, parts, durable_step, False))
+            self._deliver(
+                [
+                    (waiters[place], Prediction(step, outputs, parts, durable_step, duplicate=False))
+                    for place, step, parts, durable_step in zip(
+                        places.tolist(), steps, packed, durable_steps, strict=True
+                    )
+                ]
+            )
             return
         cut = list(packed)
         repeated, forgotten = (answers.duplicates | answers.forgotten).tolist(), answers.forgotten.tolist()

@@ -42,7 +42,7 @@ from serving.client.errors import (
 from serving.client.members import Member, Members, Opened, View
 from serving.client.message import SingleMessage
 from serving.client.refusals import Decision, Refusals
-from serving.client.results import Group, Waiter
+from serving.client.results import Delivery, Group, Waiter, deliver
 from serving.client.retry import Backoff, Limits, Retry, Shortage, tried_for
 from serving.client.types import difference, model_of
 from serving.client.window import Window
@@ -51,6 +51,9 @@ from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
 
+# A message costs both sides as much as some tens of rows. Measured with a server on another core: 128 streams make 1.35 times the
+# steps so, 1,000 streams 1.7 times.
+HALVED_ROWS_MIN = 32
 # A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
 HANDLES_A_CALL_MAX = 1_000_000
 
@@ -64,7 +67,7 @@ class Session:
     """
 
     def __init__(self, connection: Connection, limits: Limits, backoff: Backoff) -> None:
-        self.window = Window(limits.buffer_max)
+        self.window = Window(limits.buffer_max, self._deliver)
         self.limits = limits
         self.backoff = backoff
         self._connection = connection
@@ -78,7 +81,8 @@ class Session:
         self._waits: set[asyncio.Task[None]] = set()
         self._calls = 0
         # A method that is looked up once: the running loop costs more to find than a future to make.
-        self.future: Callable[[], asyncio.Future[Any]] = asyncio.get_running_loop().create_future
+        self._loop = asyncio.get_running_loop()
+        self.future: Callable[[], asyncio.Future[Any]] = self._loop.create_future
         self._call: Call | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -285,6 +289,19 @@ class Session:
         """Keeps a task until it has ended, or the call has."""
         self._waits.add(task)
         task.add_done_callback(self._waits.discard)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        """Gives callers their predictions.
+
+        When there are many and nothing else is in flight, half of them go first: what those submit is on its way to the server, which
+        would have nothing to do, while the others go on.
+        """
+        if len(delivery) >= HALVED_ROWS_MIN and not self.window.in_flight:
+            half = len(delivery) // 2
+            deliver(delivery[:half])
+            self._loop.call_soon(deliver, delivery[half:])
+        else:
+            deliver(delivery)
 
     def _free(self) -> None:
         """Has those look again who wait for room."""

@@ -35,7 +35,7 @@ from serving.client.message import (
     diverged_at,
     first_of_each,
 )
-from serving.client.results import Answers, Bools
+from serving.client.results import Answers, Bools, Deliver, deliver
 from serving.client.table import rank
 from serving.core.spec import Floats, Ints
 
@@ -49,8 +49,8 @@ class Window(Backlog):
 
     """
 
-    def __init__(self, buffer_max: int) -> None:
-        super().__init__(buffer_max)
+    def __init__(self, buffer_max: int, deliver: Deliver = deliver) -> None:
+        super().__init__(buffer_max, deliver)
         self.window = 1
         self.careful = False
         self._repeats: deque[Repeat] = deque()
@@ -133,6 +133,11 @@ class Window(Backlog):
         sent = self._messages if self._due is None else (self._due, *self._messages)
         repeats = (*self._repeats, *(repeat for message in sent for repeat in message.repeats))
         return [repeat for repeat in repeats if not repeat.waiter.done()]
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a message is."""
+        return bool(self._messages)
 
     @property
     def quiet(self) -> bool:

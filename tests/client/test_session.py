@@ -94,6 +94,30 @@ async def test_streams_of_a_client_share_a_call_and_a_message() -> None:
         assert (first["sum"].item(), second["sum"].item(), both["sum"].tolist()) == (1.0, 2.0, [[3.0], [4.0]])
 
 
+async def test_many_streams_in_a_loop_keep_the_server_at_work() -> None:
+    """The half that is answered first has sent its next timesteps when the other half begins: one message is read before the other is answered."""
+    streams = 64
+    sizes: list[int] = []
+
+    async def script(call: BlockCall) -> None:
+        await call.open_streams()
+        sizes.append(len(await call.serve_block()))
+        first, number = await call.read_block(), call.number
+        second, later = await call.read_block(), call.number
+        sizes.extend([len(first), len(second)])
+        for call.rows, call.number in ((first, number), (second, later)):
+            await call.answer_block(call.apply())
+        await rest(call)
+
+    async def loop(stream: Stream) -> list[float]:
+        return [(await stream.step([1.0]))["sum"].item() for _ in range(2)]
+
+    async with connected(script) as (client, _, _), AsyncExitStack() as stack:
+        opening = [stack.enter_async_context(client.open(f"s{number}")) for number in range(streams)]
+        assert await asyncio.gather(*map(loop, await asyncio.gather(*opening))) == [[1.0, 2.0]] * streams
+    assert sizes == [64, 32, 32]
+
+
 async def test_streams_of_two_models_share_a_call() -> None:
     """Each message has timesteps of one of them."""
 
