@@ -46,7 +46,7 @@ from serving.core.streams import Lease, Stream
 from serving.runtime.crash import crash_point
 from serving.runtime.entries import OUTCOMES, BlockEntry, Entry, columns_of, cut, fail, fail_all, unexpected
 from serving.runtime.metrics import ModelMetrics
-from serving.runtime.row_cost import RowCost, time_alone
+from serving.runtime.row_cost import HOLD_SECONDS, RowCost, time_alone
 
 T = TypeVar("T")
 
@@ -92,6 +92,7 @@ class Batcher:
         self._running = False  # a batch is in the thread
         self._between: deque[Callable[[], None]] = deque()
         self._clock = clock
+        self._in_doubt = False  # the last lone timestep took long, or had to wait for the processor
         self.cost = RowCost(time_alone(engine.model, clock))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
         self._width = 4 * len(engine.model.spec.features)
@@ -308,11 +309,14 @@ class Batcher:
         begun = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
-            started = self._clock()
+            started = self._clock() if self._in_doubt else 0.0
             prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
-                self.cost.took(1, self._clock() - started)
-                self._settle_alone(entry, prediction, begun)
+                run_seconds = perf_counter() - begun
+                # Asking for the processor's time costs a lone timestep as much as its answer: only where the other clock gives cause.
+                self.cost.took(1, self._clock() - started if self._in_doubt else run_seconds)
+                self._in_doubt = run_seconds > HOLD_SECONDS
+                self._settle_alone(entry, prediction, begun, run_seconds)
                 return
         self._settle(entries, *self._run_batch(entries), begun)
 
@@ -382,7 +386,7 @@ class Batcher:
 
     def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
         """Hands each caller its own answer; one that has gone away loses only its own."""
-        self._measure(len(entries), begun)
+        self._measure(len(entries), perf_counter() - begun)
         self.metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
         crash_point("before-answer")
         steps = report.steps.tolist()
@@ -402,7 +406,7 @@ class Batcher:
 
     def _settle_pieces(self, entries: Sequence[BlockEntry], verdicts: Sequence[Verdicts], begun: float) -> None:
         """Puts blocks back in the line, or gives them to their callers when that was their last piece."""
-        self._measure(sum(map(len, verdicts)), begun)
+        self._measure(sum(map(len, verdicts)), perf_counter() - begun)
         for entry, found in zip(entries, verdicts, strict=True):
             self.metrics.queue_seconds.observe(begun - entry.queued_at, len(found))
             if entry.block.clean:
@@ -419,9 +423,9 @@ class Batcher:
             if not entry.future.done():
                 entry.future.set_result(entry.block)
 
-    def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float) -> None:
+    def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float, run_seconds: float) -> None:
         """Hands the only caller of a batch its answer."""
-        self._measure(1, begun)
+        self._measure(1, run_seconds)
         self.metrics.queue_seconds.observe(begun - entry.queued_at)
         self.metrics.steps["ok"] += 1
         crash_point("before-answer")
@@ -440,10 +444,10 @@ class Batcher:
         else:
             fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
 
-    def _measure(self, size: int, begun: float) -> None:
+    def _measure(self, size: int, run_seconds: float) -> None:
         """Takes note of a batch of timesteps that has just run."""
         self.metrics.batch_size.observe(size)
-        self.metrics.run_seconds.observe(perf_counter() - begun)
+        self.metrics.run_seconds.observe(run_seconds)
 
     def _count(self, verdicts: Verdicts) -> None:
         """Counts timesteps by what became of them."""
