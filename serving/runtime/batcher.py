@@ -23,7 +23,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from time import perf_counter, thread_time
 from typing import TypeVar
@@ -126,12 +126,9 @@ class Batcher:
         if len(self._queue) >= self.queue_max:
             self.metrics.steps["overloaded"] += 1
             raise Overloaded(self.queue_max, RETRY_AFTER_MS)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Prediction] = loop.create_future()
+        future: asyncio.Future[Prediction] = self._loop.create_future()
         self._queue.append(Entry(lease, timestep, future, perf_counter()))
-        if not self._due:
-            self._due = True
-            loop.call_soon(self._turn)
+        self._turn_soon()
         return future
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
@@ -151,13 +148,20 @@ class Batcher:
         if waiting and waiting + len(block) > bound:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Block] = loop.create_future()
+        future: asyncio.Future[Block] = self._loop.create_future()
         self._blocks.setdefault(block.held, deque()).append(BlockEntry(block, future, perf_counter()))
+        self._turn_soon()
+        return future
+
+    def _turn_soon(self) -> None:
         if not self._due:
             self._due = True
-            loop.call_soon(self._turn)
-        return future
+            self._loop.call_soon(self._turn)
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop; to ask for it is a call of the system each time (Python 3.11 looks whether it was forked)."""
+        return asyncio.get_running_loop()
 
     def _check_open(self, timesteps: int) -> None:
         """Raises why so many timesteps are not taken."""
@@ -184,7 +188,7 @@ class Batcher:
         """
         if not self._running:
             return act()
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[T] = self._loop.create_future()
 
         def perform() -> None:
             try:
@@ -201,11 +205,10 @@ class Batcher:
 
     async def run(self) -> None:
         """Has batches run until cancelled. Afterwards nothing waits: what was queued has been refused."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
-                self._to_run = loop.create_future()
-                loop.call_soon(self._turn)
+                self._to_run = self._loop.create_future()
+                self._loop.call_soon(self._turn)
                 await self._to_run
                 if self._piece_is_due:
                     if pieces := self._take_pieces(self.batch_max):
@@ -226,7 +229,7 @@ class Batcher:
         seen, self._seen = self._seen, len(self._queue)
         if max(1, seen) < self._seen < self._rows_max and not self._blocks:
             # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._loop.call_soon(self._turn)
             return
         if (self._queue or self._blocks) and self.cost.in_thread:
             self._to_run.set_result(None)
@@ -250,7 +253,7 @@ class Batcher:
         self._seen = len(self._queue)
         self._due = bool(self._queue or self._blocks)
         if self._due:
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._loop.call_soon(self._turn)
 
     @property
     def _piece_is_due(self) -> bool:
@@ -347,7 +350,7 @@ class Batcher:
     async def _in_thread(self, run: Callable[[], T]) -> T:
         """Runs the engine in its thread; what must not happen meanwhile waits in `_between`."""
         self._running = True
-        running = asyncio.get_running_loop().run_in_executor(self._thread, run)
+        running = self._loop.run_in_executor(self._thread, run)
         try:
             return await asyncio.shield(running)
         finally:
