@@ -22,6 +22,9 @@ FIRST_GUESS = 1 / 4
 ROWS_FIRST = 16
 # The best of so many runs is what one row costs; the first are slow, since nothing is in the caches.
 ALONE_RUNS = 5
+# Batches of one size go through memory that is bound to the model, which saves a tenth and more; so sizes do not follow each little
+# change of what a row costs.
+STEP_ROWS = 16
 # How much a batch counts in the running means: some twenty make a mean, so one that met a pause of Python's does not.
 WEIGHT = 0.1
 # The most that a batch counts as, times the mean, for the same reason.
@@ -60,7 +63,8 @@ class RowCost:
     @property
     def rows_max(self) -> int:
         """The most rows that the loop runs at a time."""
-        return max(1, int(self.hold_seconds / self.row_seconds))
+        rows = max(1, int(self.hold_seconds / self.row_seconds))
+        return rows - rows % STEP_ROWS if rows >= 2 * STEP_ROWS else rows
 
     def took(self, rows: int, seconds: float) -> None:
         """Takes note of what a batch of so many rows took."""
