@@ -22,9 +22,9 @@ FIRST_GUESS = 1 / 4
 ROWS_FIRST = 16
 # The best of so many runs is what one row costs; the first are slow, since nothing is in the caches.
 ALONE_RUNS = 5
-# Batches of one size go through memory that is bound to the model, which saves a tenth and more; so sizes do not follow each little
-# change of what a row costs.
-STEP_ROWS = 16
+# Batches of one size go through memory that is bound to the model, which saves a tenth and more; so sizes come in steps of an eighth
+# to a sixteenth of themselves, and do not follow each little change of what a row costs.
+STEP_BITS = 4
 # How much a batch counts in the running means: some twenty make a mean, so one that met a pause of Python's does not.
 WEIGHT = 0.1
 # The most that a batch counts as, times the mean, for the same reason.
@@ -64,7 +64,7 @@ class RowCost:
     def rows_max(self) -> int:
         """The most rows that the loop runs at a time."""
         rows = max(1, int(self.hold_seconds / self.row_seconds))
-        return rows - rows % STEP_ROWS if rows >= 2 * STEP_ROWS else rows
+        return rows - rows % step_of(rows)
 
     def took(self, rows: int, seconds: float) -> None:
         """Takes note of what a batch of so many rows took."""
@@ -74,6 +74,11 @@ class RowCost:
         # A batch that is much smaller than it may be tells what a batch costs, and not what a row does.
         elif 2 * rows >= self.rows_max or seconds > self.hold_seconds:
             self.row_seconds = _mean(self.row_seconds, seconds / rows)
+
+
+def step_of(rows: int) -> int:
+    """By how much the sizes of batches differ, when they are about so large."""
+    return 1 << max(0, rows.bit_length() - STEP_BITS)
 
 
 def _mean(mean: float, seconds: float, counted_max: float = 0.0) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.runtime.row_cost import ALONE_TIMES, COUNTED_MAX, HOLD_SECONDS, ROWS_FIRST, STEP_ROWS, WEIGHT, RowCost
+from serving.runtime.row_cost import ALONE_TIMES, COUNTED_MAX, HOLD_SECONDS, ROWS_FIRST, WEIGHT, RowCost, step_of
 
 
 def cost_of(alone_us: float, row_us: float) -> RowCost:
@@ -12,16 +12,13 @@ def cost_of(alone_us: float, row_us: float) -> RowCost:
     return cost
 
 
-def spare(cost: RowCost) -> int:
-    """How many more rows there may be time for, and one."""
-    return STEP_ROWS if cost.rows_max >= 2 * STEP_ROWS else 1
-
-
 @pytest.mark.parametrize("row_us", [0.7, 1.3, 5.1, 19.9, 31])
 def test_rows_that_go_together_keep_the_loop_for_half_a_millisecond(row_us: float) -> None:
-    """As many as come to that, and not one less; many of them in full steps, so that sizes come again."""
+    """As many as come to that, and not one less; in full steps, so that sizes come again."""
     cost = cost_of(31, row_us)
-    assert cost.rows_max * cost.row_seconds <= HOLD_SECONDS < (cost.rows_max + spare(cost)) * cost.row_seconds
+    assert (
+        cost.rows_max * cost.row_seconds <= HOLD_SECONDS < (cost.rows_max + step_of(cost.rows_max)) * cost.row_seconds
+    )
 
 
 @pytest.mark.parametrize(("alone_us", "row_us"), [(130, 10), (240, 17), (490, 30), (490, 490)])
@@ -29,7 +26,7 @@ def test_a_batch_takes_four_times_as_long_as_a_row_alone(alone_us: float, row_us
     """What a batch costs whatever is in it is then a quarter of it at most, however large the model."""
     cost = cost_of(alone_us, row_us)
     held = cost.rows_max * cost.row_seconds
-    assert held <= ALONE_TIMES * cost.alone_seconds * 1.000001 < held + spare(cost) * cost.row_seconds
+    assert held <= ALONE_TIMES * cost.alone_seconds * 1.000001 < held + step_of(cost.rows_max) * cost.row_seconds
     assert held < ALONE_TIMES * HOLD_SECONDS
 
 
