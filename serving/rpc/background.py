@@ -8,7 +8,7 @@ It does not know what they ask for. Its laws:
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -62,14 +62,8 @@ class Background(Generic[T]):
 
         Who is cancelled meanwhile waits all the same: what follows may rely on it.
         """
-        again: asyncio.CancelledError | None = None
-        while self._task is not None and not self._task.done():
-            try:
-                await asyncio.wait([self._task])
-            except asyncio.CancelledError as error:
-                again = error
-        if again is not None:
-            raise again
+        if self._task is not None:
+            await end_of(self._task)
 
     async def _work(self) -> None:
         while True:
@@ -81,3 +75,15 @@ class Background(Generic[T]):
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception):
             self._failed(error)
+
+
+async def end_of(task: asyncio.Task[Any]) -> None:
+    """Waits until a task has ended, whatever comes of it; who is cancelled meanwhile waits all the same."""
+    again: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            again = error
+    if again is not None:
+        raise again

@@ -34,6 +34,7 @@ class Call:
         assert task is not None
         self._task = task
         self.context = context
+        self._ahead: asyncio.Task[Any] | None = None  # reads the next message
         self.reading = False
         self.telling: asyncio.Task[None] | None = None
         self.ended: Exception | None = None
@@ -53,8 +54,29 @@ class Call:
             Exception: why the call was asked to end.
 
         """
-        message = await self.wait(self.context.read)
+        message = await self.wait(self._next_message)
         return None if message is grpc.aio.EOF else message
+
+    def read_ahead(self) -> None:
+        """Begins to read the next message; `read` gives it. At most one is read ahead."""
+        assert self._ahead is None
+        self._ahead = asyncio.create_task(self.context.read())
+
+    @property
+    def has_next(self) -> bool:
+        """Whether the next message, or the end, was read ahead and is here."""
+        return self._ahead is not None and self._ahead.done()
+
+    def read_no_more(self) -> None:
+        """Ends what was read ahead. For the end of the call: what the client had sent is not answered."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            ahead.add_done_callback(look_at)
+
+    async def _next_message(self) -> Any:
+        ahead, self._ahead = self._ahead, None
+        return await (self.context.read() if ahead is None else ahead)
 
     async def wait(self, begin: Callable[[], Awaitable[T]]) -> T:
         """What comes of something that may take long, and that the end of the call breaks off; others may tell meanwhile.
@@ -101,8 +123,8 @@ class Call:
             raise error
 
 
-def look_at(telling: asyncio.Task[None]) -> None:
-    """Looks at how telling went that nobody waits for. A write that met the end of its call is no news."""
-    error = None if telling.cancelled() else telling.exception()
-    if error is not None and not isinstance(error, grpc.aio.InternalError):
-        log.error("a call failed to tell its client what happened beside its answers", exc_info=error)
+def look_at(task: asyncio.Task[Any]) -> None:
+    """Looks at how a read or a write went that nobody waits for. One that met the end of its call is no news."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, (grpc.aio.InternalError, grpc.aio.UsageError)):
+        log.error("a call failed to read or write beside its answers", exc_info=error)

@@ -20,6 +20,7 @@ from serving.core.spec import Ints, Key
 from serving.core.stream_id import check_stream_id
 from serving.core.streams import Lease
 from serving.rpc import columns, wire
+from serving.rpc.background import end_of
 from serving.rpc.call import Call, Context, look_at
 from serving.rpc.desk import DEFAULT_TENANT, CloseReason, Desk, ServedModel
 from serving.rpc.share import Share
@@ -47,6 +48,7 @@ class ManyStreams(Call):
         self._sync: set[int] = set()  # handles of streams whose answers wait until they are durable
         self._unknown: set[int] = set()  # handles that are given, and not yet in the client's hands
         self._writing = asyncio.Lock()
+        self._behind: asyncio.Task[None] | None = None  # the write that nobody waited for yet
         self._answering = asyncio.Lock()
         self._endings: list[tuple[int, TidegateError]] = []  # not told yet
         # One for all leases: a bound method of its own would cost each 64 bytes.
@@ -239,7 +241,36 @@ class ManyStreams(Call):
     async def _write(self, response: bytes) -> None:
         """Writes a response when nobody else does."""
         async with self._writing:
+            self._check_written()
             await self.context.write(response)
+
+    async def _write_behind(self, response: bytes) -> None:
+        """Begins to write a response when nobody else does; who writes next waits, and raises what this one did."""
+        await self._writing.acquire()
+        try:
+            self._check_written()
+        except BaseException:
+            self._writing.release()
+            raise
+        self._behind = asyncio.create_task(self._write_and_release(response))
+
+    async def _write_and_release(self, response: bytes) -> None:
+        try:
+            await self.context.write(response)
+        finally:
+            self._writing.release()
+
+    def _check_written(self) -> None:
+        """Raises what the last `_write_behind` raised."""
+        if self._behind is not None and self._behind.done():
+            behind, self._behind = self._behind, None
+            behind.result()
+
+    async def _behind_ended(self) -> None:
+        """Waits until nothing is being written behind, also when the call is cancelled once more."""
+        if self._behind is not None:
+            self._behind.add_done_callback(look_at)
+            await end_of(self._behind)
 
     async def _write_whole(self, response: bytes) -> None:
         """As `_write`; who is cancelled meanwhile waits until it is written: gRPC bears no write beside one that was given up."""

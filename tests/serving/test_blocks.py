@@ -17,7 +17,9 @@ from serving.core.spec import STEP_MAX
 from serving.core.streams import Lease
 from serving.rpc import blocks as blocks_module
 from serving.rpc import columns
+from serving.rpc.blocks import BlockCall
 from serving.runtime import batcher as batcher_module
+from serving.runtime.server import Server
 from tests.support import (
     PATIENCE,
     Gate,
@@ -685,3 +687,128 @@ async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None
                 answered += 1
                 assert numbers(response.block.steps) == [answered]
         await flooding
+
+
+class WritesOnDemand:
+    """Answers to blocks that a client had sent more behind: each is written when it is let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.let_through = asyncio.Event()
+        self.begun = 0
+        write = BlockCall._write_and_release
+
+        async def wait_and_write(call: BlockCall, response: bytes) -> None:
+            self.begun += 1
+            await self.let_through.wait()
+            await write(call, response)
+
+        monkeypatch.setattr(BlockCall, "_write_and_release", wait_and_write)
+
+
+async def two_blocks(call: RawBlocks, handles: list[int], server: Server) -> None:
+    """Sends a second block while the first runs, so that the call has both."""
+    gate = Gate(batcher_of(server))
+    await call.send(block_request(handles, [[1], [2]]))
+    await gate.entered()
+    await call.send(block_request(handles, [[3], [4]]))
+    (serving,) = server._native._calls
+    await eventually(lambda: serving.has_next, "reading ahead")
+    gate.open()
+
+
+async def test_the_next_block_runs_while_an_answer_is_being_written(
+    sum_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends ahead does not wait for the network between its blocks; its answers come in order."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        writes = WritesOnDemand(monkeypatch)
+        await two_blocks(call, handles, server)
+        stream = server.keeper._streams.find(key("a"))
+        assert stream is not None
+        await eventually(lambda: stream.step == 2, "running the second block")
+        assert writes.begun == 1
+        writes.let_through.set()
+        assert [sums((await call.read()).block) for _ in range(2)] == [[1, 2], [4, 6]]
+
+
+async def test_a_client_that_goes_with_an_answer_being_written_leaves_its_streams(
+    sum_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are parked with what was applied, and nothing is reported: nobody is there to read the answer."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        writes = WritesOnDemand(monkeypatch)
+        await two_blocks(call, handles, server)
+        await eventually(lambda: writes.begun == 1, "writing")
+        call.call.cancel()
+        writes.let_through.set()
+        await eventually(lambda: not server._native._calls and live(server) == 0, "parking")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_call_that_is_moved_while_it_reads_ahead_leaves_no_read_behind(sum_root: Path) -> None:
+    """What its client sends behind that is not read, and no task outlives the call."""
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        gate = Gate(batcher_of(server))
+        await call.send(block_request(handles, [[1], [2]]))
+        await gate.entered()
+        (serving,) = server._native._calls
+        reading = serving._ahead
+        assert reading is not None
+        stopping = asyncio.create_task(server._native.drain())
+        await asyncio.sleep(0)
+        gate.open()
+        assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE
+        await stopping
+        assert reading.cancelled()
+
+
+async def test_a_half_close_waits_for_the_answer_that_is_being_written(
+    sum_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call ends with everything answered, however slowly its client reads; also when there is no more to tell."""
+
+    async def tell_nothing(_: BlockCall) -> None:
+        pass
+
+    monkeypatch.setattr(BlockCall, "_tell", tell_nothing)
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        writes = WritesOnDemand(monkeypatch)
+        gate = Gate(batcher_of(server))
+        await call.send(block_request(handles, [[1], [2]]))
+        await gate.entered()
+        await call.call.done_writing()
+        (serving,) = server._native._calls
+        await eventually(lambda: serving.has_next, "reading the end ahead")
+        gate.open()
+        await eventually(lambda: writes.begun == 1, "writing")
+        assert server._native._calls
+        writes.let_through.set()
+        assert sums((await call.read()).block) == [1, 2]
+        assert (await call.ending()).code is grpc.StatusCode.OK
+
+
+async def test_a_client_that_waits_for_each_answer_is_seldom_read_ahead(
+    sum_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading ahead gives it nothing; it is tried once in a while, for the client may change its ways."""
+    reads = []
+    read_ahead = BlockCall.read_ahead
+    monkeypatch.setattr(BlockCall, "read_ahead", lambda call: (reads.append(call), read_ahead(call))[1])
+    tries = blocks_module.READ_AHEAD_TRIES
+    async with run_server(sum_root) as server, raw_channel(server) as channel:
+        call = RawBlocks(channel)
+        handles = list((await call.open("a", "b")).handles)
+        for _ in range(3 * tries):
+            await call.block(handles, [[1], [2]])
+        assert len(reads) == tries + 2
+        await two_blocks(call, handles, server)
+        for _ in range(2):
+            assert (await call.read()).HasField("block")

@@ -85,3 +85,39 @@ async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
     del calls[:], handling
     gc.collect()
     assert not complaints
+
+
+async def test_a_message_that_was_read_ahead_is_the_next() -> None:
+    """Reading ahead changes when a message is fetched, and nothing else."""
+    context = Context()
+    call = Call(context)
+    call.read_ahead()
+    await asyncio.sleep(0)
+    assert not call.has_next
+    context.sent.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert call.has_next
+    assert await call.read() == b"message"
+    assert not call.has_next
+
+
+async def test_a_call_that_is_asked_to_end_gives_up_what_it_reads_ahead() -> None:
+    """It ends with the reason, and its read with it: gRPC bears no read that outlives its call."""
+    context = Context()
+    calls: list[Call] = []
+
+    async def handle() -> None:
+        calls.append(Call(context))
+        calls[0].read_ahead()
+        await calls[0].read()
+
+    handling = asyncio.create_task(handle())
+    for _ in range(2):
+        await asyncio.sleep(0)  # it reads
+    others = asyncio.all_tasks() - {handling, asyncio.current_task()}
+    calls[0].end(RuntimeError("enough"))
+    with pytest.raises(RuntimeError, match="enough"):
+        await handling
+    assert len(others) == 1
+    assert all(task.cancelled() for task in others)
