@@ -310,7 +310,7 @@ async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -
     async def run(call: RawCall, begin: int, answered: asyncio.Event) -> None:
         """Steps until the call ends; what it says is durable counts for all that come after."""
         nonlocal durable
-        with contextlib.suppress(AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        try:
             for place in range(begin, len(rows) + 1):
                 answer = await call.step(*rows[place - 1].tolist(), step=place)
                 if answer.HasField("move"):
@@ -320,6 +320,9 @@ async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -
                     broken.append(place)
                 durable = max(durable, answer.prediction.durable_step)
                 answered.set()
+        except (AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            if not answered.is_set():
+                raise  # nobody else opens this stream: it was not taken over
 
     broken: list[int] = []
     running: asyncio.Task[None] | None = None
@@ -332,7 +335,12 @@ async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -
         before_it, running = running, asyncio.create_task(run(call, opened.next_step, answered))
         if before_it is not None:
             await before_it
-        await answered.wait()
+        first = asyncio.create_task(answered.wait())
+        await asyncio.wait([running, first], return_when=asyncio.FIRST_COMPLETED)
+        first.cancel()
+        if not answered.is_set():
+            await running
+            raise AssertionError("the call ended before it was answered")
     assert running is not None
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
