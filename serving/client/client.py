@@ -83,18 +83,17 @@ class Client:
             arguments.seconds("timeout_s", timeout_s),
             float("inf") if reconnect_s is None else arguments.seconds("reconnect_s", reconnect_s, zero=True),
             arguments.whole("buffer_max", buffer_max, 1, arguments.UINT32_MAX),
+            backoff or Backoff(),
         )
-        self._backoff = backoff or Backoff()
         self._kept: set[Stream | Block] = set()
         self._connections = self._connect(arguments.whole("calls", calls, 1, CALLS_MAX), credentials, metadata, channel)
         self._connection = self._connections[0]
         # A stream whose answers wait for the store holds up those behind it, so such streams share a call of their own.
         self._sessions = {
-            sync: [Session(connection, self._limits, self._backoff) for connection in self._connections]
-            for sync in (False, True)
+            sync: [Session(connection, self._limits) for connection in self._connections] for sync in (False, True)
         }
         self._owner = uuid4().hex
-        self._single = Single(self._connection, self._limits, self._backoff)
+        self._single = Single(self._connection, self._limits)
         self._entered = False
 
     def _connect(

@@ -1,6 +1,6 @@
-"""The streams of a session: their names, their handles on this call, and which are to be opened.
+"""The streams of a session: what opens them, closes them and ends them.
 
-It makes the messages that open streams and reads their answers; what follows for timesteps, the window decides.
+It is the base of `serving.client.session.Session`, which makes the calls. `serving.client.window` keeps the timesteps.
 
 Laws:
 1. One open is in flight at a time: what the first says of the model is asked for by the rest of its block.
@@ -8,19 +8,39 @@ Laws:
 3. Streams are opened in the order in which they joined: of two under one name the later one has it in the end.
 """
 
+import asyncio
+import logging
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client.breaks import Breaks
 from serving.client.buffer import Buffer
-from serving.client.errors import ClientError, StreamLost
-from serving.client.types import Model
+from serving.client.call import Call, CallEnded
+from serving.client.connection import Connection
+from serving.client.errors import (
+    ClientError,
+    ModelMismatch,
+    ServerUnavailable,
+    StreamLost,
+    StreamNotFound,
+    StreamRefused,
+    TakenOver,
+    ending_of,
+)
+from serving.client.results import Deliver
+from serving.client.retry import Limits, Retry, Shortage, tried_for
+from serving.client.types import Model, difference, model_of
 from serving.client.window import Window
-from serving.client.wire import KINDS
+from serving.client.wire import KINDS, rows_max
 from serving.core.spec import Ints
+
+log = logging.getLogger("tidegate.client")
 
 # The protocol allows 65,536 names a message; fewer are opened by a slow store within `timeout_s`, and it tells of each lot.
 NAMES_MAX = 8192
@@ -30,16 +50,18 @@ NAMES_BYTES_MAX = 1_000_000
 NAME_BYTES = 12
 # What a message has beside its columns: their lengths.
 FRAME_BYTES = 64
-# As many as the protocol allows names a message, and what one takes at most.
+# As many as the protocol allows a message, and what one takes at most.
 HANDLES_MAX = 65_536
 HANDLE_BYTES = 5
 HANDLES_FIRST = 64
-# What stands for a handle that was never given, and for that of a stream that nobody uses any more.
+# A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
+HANDLES_A_CALL_MAX = 1_000_000
+# What stands for a handle that was never given.
 NEVER = -1
-NOBODYS = -2
-NO_STREAMS: Ints = np.empty(0, np.int64)
 # What a server reads that does not say.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+# The numbers by which `Shortage` knows a stream that could not be opened, or closed.
+OPEN, CLOSE = 0, -2
 
 
 class View(Protocol):
@@ -58,6 +80,7 @@ class View(Protocol):
         """A stream was closed, as was asked."""
 
 
+@dataclass(slots=True, eq=False)
 class Member:
     """A stream of a session.
 
@@ -70,215 +93,127 @@ class Member:
         until: when to give up on its first open.
         kind: how it was found: "new", "resumed" or "taken_over"; empty while it was never open.
         epoch: rises with every open.
-        forget: whether it is to be forgotten when it is closed; None while it is not being closed.
+        forget: whether the server drops it when it is closed; None while it is not being closed.
 
     """
 
-    __slots__ = ("ask", "epoch", "forget", "kind", "place", "stream", "stream_id", "until", "view")
-
-    def __init__(self, stream: int, stream_id: str, ask: pb.OpenStreams, view: View, place: int, until: float) -> None:
-        self.stream = stream
-        self.stream_id = stream_id
-        self.ask = ask
-        self.view = view
-        self.place = place
-        self.until = until
-        self.kind = ""
-        self.epoch = 0
-        self.forget: bool | None = None
-
-
-class Opened(NamedTuple):
-    """What an answer to an open says, in columns: of the streams that are open, and of those that were refused.
-
-    `left` are handles of streams that nobody uses any more.
-    """
-
-    streams: Ints
-    next_steps: Ints
-    durable_steps: Ints
-    refused: dict[int, pb.Error]
-    left: list[int]
+    stream: int
+    stream_id: str
+    ask: pb.OpenStreams
+    view: View
+    place: int
+    until: float
+    kind: str = ""
+    epoch: int = 0
+    forget: bool | None = None
 
 
 class Members:
-    """The streams of a session, by index.
+    """The streams of a session.
 
     Attributes:
-        all: those that somebody uses, in the order in which they joined.
-        by_name: the latest stream under each name that was opened.
-        opening: those of the open that is in flight; empty when none is.
-        handles_given: the highest handle on this call.
+        window: their timesteps.
+        limits: how long to try.
 
     """
 
-    def __init__(self, window: Window) -> None:
-        self.all: dict[int, Member] = {}
-        self.opening: list[Member] = []
-        self._window = window
-        self.by_name: dict[str, int] = {}
-        self.handles_given = 0
+    def __init__(self, connection: Connection, limits: Limits, deliver: Deliver) -> None:
+        self.window = Window(limits.buffer_max, deliver)
+        self.limits = limits
+        self._connection = connection
+        self._backoff = limits.backoff
+        self._retry = Retry(limits, connection.may_be_up)
+        self._shortage = Shortage(limits.backoff)
+        self._breaks = Breaks(self.window)
+        self._call: Call | None = None
+        self._calls = 0
+        self._members: dict[int, Member] = {}  # those that somebody uses, in the order in which they joined
+        self._by_name: dict[str, int] = {}  # the latest stream under each name that was opened
         self._to_open: deque[int] = deque()
+        self._opening: list[Member] = []  # of the open in flight
+        self._to_close: set[int] = set()
+        self._closing: deque[list[Member]] = deque()  # of each close in flight
+        self._left: list[int] = []  # handles of open streams that nobody uses any more
         self._streams: Ints = np.zeros(0, np.int64)  # by handle
-        self._handles: Ints = np.zeros(1, np.int64)  # by stream
         self._message_bytes_max = MESSAGE_BYTES_MAX
+        self._waits: set[asyncio.Task[None]] = set()
+        self._freed: set[asyncio.Future[None]] = set()  # who waits for room
 
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.all)
+    def has(self, stream_id: str) -> bool:
+        """Whether a stream of that name is open."""
+        return stream_id in self._by_name
 
-    def __getitem__(self, stream: int) -> Member:
-        return self.all[stream]
+    def member(self, stream: int) -> Member:
+        """What is known of a stream."""
+        return self._members[stream]
 
-    def is_ours(self, member: Member) -> bool:
-        """Whether somebody still uses a stream."""
-        return self.all.get(member.stream) is member
+    def wake(self) -> None:
+        """There may be something to send."""
+        if self._call is not None:
+            self._call.wake()
 
-    def begin(self) -> None:
-        """A call begins: every stream that can be used is to be opened."""
-        self.end_call()
+    async def room(self) -> None:
+        """Waits until there may be room for more, or something has ended."""
+        freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._freed.add(freed)
+        try:
+            await freed
+        finally:
+            self._freed.discard(freed)
+
+    def _free(self) -> None:
+        """Has those look again who wait for room."""
+        for freed in self._freed:
+            if not freed.done():
+                freed.set_result(None)
+
+    def _usable(self) -> list[Member]:
+        return [member for member in self._members.values() if self.window.usable[member.stream]]
+
+    def _in_use(self, member: Member) -> bool:
+        return self._members.get(member.stream) is member and bool(self.window.usable[member.stream])
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does something beside the call, unless that ends first."""
+        task = asyncio.create_task(work)
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
+    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+        """Does something after a while, unless the call ends first."""
+
+        async def wait() -> None:
+            await self._backoff.sleep(seconds)
+            then()
+            self.wake()
+
+        self._start(wait())
+
+    # A call ------------------------------------------------------------------------------------------------------------
+
+    def _begin_call(self) -> None:
+        """Every stream that can be used is to be opened, and closed if it was to be. Of one to be forgotten nothing is sent again."""
+        self._calls += 1
+        usable = self._usable()
+        self.window.begin_again([member.stream for member in usable if self._forgetting(member)])
+        self.window.cut()
         self._streams = np.full(HANDLES_FIRST, NEVER, np.int64)
-        self.handles_given = 0
-        self._to_open = deque(self.all)
+        self._to_open = deque(self._members)
+        self._to_close = {member.stream for member in usable if member.forget is not None}
 
-    def end_call(self) -> None:
-        """The call has ended: no stream has a handle, and nothing is being opened."""
-        self.opening = []
-        self._handles[:] = 0
+    def _end_call(self) -> None:
+        """No stream has a handle, and nothing is in flight."""
+        if self._call is not None:
+            self._call.cut(StreamLost("the call has ended"))
+            self._call = None
+        for task in self._waits:
+            task.cancel()
+        self._opening = []
+        self._closing.clear()
+        self._left.clear()
+        self.window.handles[:] = 0
 
-    def open(self, streams: Sequence[int]) -> None:
-        """These streams are to be opened."""
-        self._to_open.extend(streams)
-
-    @property
-    def to_open(self) -> bool:
-        """Whether streams are being opened, or are to be."""
-        return bool(self.opening or self._to_open)
-
-    def take(self) -> pb.OpenStreams | None:
-        """The open to send now; None when there is none, or one is in flight."""
-        if self.opening or not (lot := self._next_lot()):
-            return None
-        self.opening = [self.all[stream] for stream in lot]
-        ask = pb.OpenStreams()
-        ask.CopyFrom(self.opening[0].ask)
-        ask.existence = self._existence(lot[0])
-        ask.independent = True  # the answers to blocks of others do not wait for it
-        ask.stream_ids.extend([member.stream_id for member in self.opening])
-        streams = np.array(lot, np.int64)
-        resume_from = np.where(self._window.begun[streams], self._window.first_steps(streams), 0)
-        if self.forgetting(lot[0]):
-            resume_from[:] = 1
-        if resume_from.any():
-            ask.resume_from.extend(resume_from.tolist())
-        return ask
-
-    def _next_lot(self) -> list[int]:
-        """Streams, in their order, that fit one message: those of which the same is asked, and no name twice.
-
-        A server may open those of one message in any order.
-        """
-        lot: list[int] = []
-        names: set[str] = set()
-        alike, size = b"", 0
-        while self._to_open and len(lot) < NAMES_MAX:
-            stream = self._to_open[0]
-            member = self.all.get(stream)
-            if member is None or not self._window.usable[stream] or self._window.open[stream]:
-                self._to_open.popleft()
-                continue
-            this = bytes([self._existence(stream), bool(member.forget)]) + member.ask.SerializeToString()
-            size += len(member.stream_id.encode()) + NAME_BYTES
-            if lot and (
-                this != alike
-                or member.stream_id in names
-                or size > min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - FRAME_BYTES)
-            ):
-                break
-            alike = this
-            names.update([member.stream_id] if member.stream_id else ())
-            lot.append(self._to_open.popleft())
-        return lot
-
-    def _existence(self, stream: int) -> pb.Existence:
-        if self.forgetting(stream):
-            return pb.EXISTENCE_MUST_EXIST  # that it is not there means that it was forgotten
-        return pb.EXISTENCE_UNSPECIFIED if self._window.begun[stream] else self.all[stream].ask.existence
-
-    def forgetting(self, stream: int) -> bool:
-        """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
-        member = self.all[stream]
-        return bool(member.forget and member.kind) and not self._window.waited_for(np.array([stream])).any()
-
-    def opened(self, message: pb.OpenedStreams) -> Opened:
-        """An open was answered.
-
-        Raises:
-            StreamLost: the answer does not fit what was asked.
-
-        """
-        asked, self.opening = self.opening, []
-        if message.HasField("refused"):
-            refusals = {member.stream: message.refused for member in asked if self.is_ours(member)}
-            return Opened(NO_STREAMS, NO_STREAMS, NO_STREAMS, refusals, [])
-        columns = (message.handles, message.kinds, message.next_steps, message.epochs, message.durable_steps)
-        if not asked or {len(column) for column in (message.stream_ids, *columns)} != {len(asked)}:
-            raise StreamLost(
-                f"the server opened {len(message.stream_ids)} streams, which were not asked for", "WRONG_ORDER"
-            )
-        self._message_bytes_max = message.message_bytes_max or self._message_bytes_max
-        refused = {row.row: row.error for row in message.errors}
-        handles, rows, left = list(message.handles), [], []
-        for row, member in enumerate(asked):
-            if row in refused:
-                continue
-            if not handles[row]:
-                raise StreamLost("the server opened a stream without a handle", "WRONG_ORDER")
-            ours = self.is_ours(member) and bool(self._window.usable[member.stream])
-            self._give_handle(member.stream if ours else NOBODYS, handles[row])
-            if not ours:
-                left.append(handles[row])
-                continue
-            rows.append(row)
-            member.epoch = message.epochs[row]
-            member.stream_id = message.stream_ids[row]
-            member.kind = member.kind or KINDS.get(message.kinds[row], str(message.kinds[row]))
-        next_steps, durable_steps = (np.array(column, np.int64)[rows] for column in (columns[2], columns[4]))
-        streams = np.array([asked[row].stream for row in rows], np.int64)
-        errors = {asked[row].stream: error for row, error in refused.items() if self.is_ours(asked[row])}
-        return Opened(streams, next_steps, durable_steps, errors, left)
-
-    def _give_handle(self, stream: int, handle: int) -> None:
-        if handle >= len(self._streams):
-            self._streams = np.concatenate([self._streams, np.full(handle, NEVER, np.int64)])
-        self._streams[handle] = stream
-        self.handles_given = max(self.handles_given, handle)
-        if stream == NOBODYS:
-            return
-        if stream >= len(self._handles):
-            self._handles = np.concatenate([self._handles, np.zeros(stream + 1, np.int64)])
-        self._handles[stream] = handle
-
-    @property
-    def handles_max(self) -> int:
-        """How many handles a message may have."""
-        return max(1, min(HANDLES_MAX, (self._message_bytes_max - FRAME_BYTES) // HANDLE_BYTES))
-
-    def handles(self, streams: Ints) -> Ints:
-        """The handles of streams that are open."""
-        if len(streams) and streams.max() >= len(self._handles):
-            self._handles = np.concatenate([self._handles, np.zeros(streams.max() + 1, np.int64)])
-        return self._handles[streams]
-
-    def handle(self, stream: int) -> int:
-        """The handle of a stream that is open."""
-        return int(self._handles.item(stream))
-
-    def let_go(self, streams: Ints) -> None:
-        """The server does not have these streams open any more."""
-        self._handles[streams] = 0
-
-    def streams(self, handles: Ints) -> tuple[Ints, Ints]:
+    def _streams_of(self, handles: Ints) -> tuple[Ints, Ints]:
         """Which of these handles stand for streams that are still ours, and for which.
 
         Raises:
@@ -289,14 +224,287 @@ class Members:
         streams = self._streams[handles] if known else handles
         if not known or (streams == NEVER).any():
             raise StreamLost("the server tells of a handle that it never gave out on this call", "WRONG_ORDER")
-        ours = np.flatnonzero((streams != NOBODYS) & (self._handles[np.maximum(streams, 0)] == handles))
+        ours = np.flatnonzero(self.window.handles[streams] == handles)
         return ours, streams[ours]
 
-    def drop(self, streams: Sequence[int]) -> None:
-        """These streams are nobody's any more."""
-        for stream in streams:
-            member = self.all.pop(stream)
-            if self.by_name.get(member.stream_id) == stream:
-                del self.by_name[member.stream_id]
-            if stream < len(self._handles):
-                self._handles[stream] = 0
+    # Opening -----------------------------------------------------------------------------------------------------------
+
+    def take(self) -> pb.OpenStreams | None:
+        """The open to send now; None when there is none, or one is in flight."""
+        if self._opening or not (lot := self._next_lot()):
+            return None
+        self._opening = lot
+        ask = pb.OpenStreams()
+        ask.CopyFrom(lot[0].ask)
+        ask.existence = self._existence(lot[0])
+        ask.independent = True  # the answers to blocks of others do not wait for it
+        ask.stream_ids.extend([member.stream_id for member in lot])
+        streams = np.array([member.stream for member in lot], np.int64)
+        resume_from = np.where(self.window.begun[streams], self.window.first_steps(streams), 0)
+        if self._forgetting(lot[0]):
+            resume_from[:] = 1
+        if resume_from.any():
+            ask.resume_from.extend(resume_from.tolist())
+        return ask
+
+    def _next_lot(self) -> list[Member]:
+        """Streams, in their order, that fit one message: those of which the same is asked, and no name twice.
+
+        A server may open those of one message in any order.
+        """
+        lot: list[Member] = []
+        names: set[str] = set()
+        alike, size = b"", 0
+        while self._to_open and len(lot) < NAMES_MAX:
+            stream = self._to_open[0]
+            member = self._members.get(stream)
+            if member is None or not self.window.usable[stream] or self.window.open[stream]:
+                self._to_open.popleft()
+                continue
+            this = bytes([self._existence(member), bool(member.forget)]) + member.ask.SerializeToString()
+            size += len(member.stream_id.encode()) + NAME_BYTES
+            size_max = min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - FRAME_BYTES)
+            if lot and (this != alike or member.stream_id in names or size > size_max):
+                break
+            alike = this
+            names.update([member.stream_id] if member.stream_id else ())
+            lot.append(member)
+            self._to_open.popleft()
+        return lot
+
+    def _existence(self, member: Member) -> pb.Existence:
+        if self._forgetting(member):
+            return pb.EXISTENCE_MUST_EXIST  # that it is not there means that it was forgotten
+        return pb.EXISTENCE_UNSPECIFIED if self.window.begun[member.stream] else member.ask.existence
+
+    def _forgetting(self, member: Member) -> bool:
+        """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
+        return bool(member.forget and member.kind) and not self.window.waited_for(np.array([member.stream])).any()
+
+    def _opened(self, message: pb.OpenedStreams) -> None:
+        asked, self._opening = self._opening, []
+        if message.HasField("refused"):
+            self._not_opened([(member, message.refused) for member in asked])
+        else:
+            opened = self._take_handles(asked, message)
+            if opened:
+                self._begin(message, opened)
+            self._not_opened([(asked[row.row], row.error) for row in message.errors])
+        if not self._to_open:
+            self._retry.opened()
+            if self.window.quiet and not self._to_close:
+                self._retry.rest()
+        if max(message.handles, default=0) > HANDLES_A_CALL_MAX:
+            raise CallEnded(ServerUnavailable("the call has given out all its handles", "OK"))
+
+    def _take_handles(self, asked: list[Member], message: pb.OpenedStreams) -> dict[int, Member]:
+        """Notes what the server says of each stream; gives those that are open, by their row.
+
+        Raises:
+            StreamLost: the answer does not fit what was asked.
+
+        """
+        columns = (message.handles, message.kinds, message.next_steps, message.epochs, message.durable_steps)
+        if not asked or {len(column) for column in (message.stream_ids, *columns)} != {len(asked)}:
+            raise StreamLost(
+                f"the server opened {len(message.stream_ids)} streams, which were not asked for", "WRONG_ORDER"
+            )
+        self._message_bytes_max = message.message_bytes_max or self._message_bytes_max
+        refused = {row.row for row in message.errors}
+        opened: dict[int, Member] = {}
+        for row, (member, handle) in enumerate(zip(asked, message.handles, strict=True)):
+            if row in refused:
+                continue
+            if not handle:
+                raise StreamLost("the server opened a stream without a handle", "WRONG_ORDER")
+            if handle >= len(self._streams):
+                self._streams = np.concatenate([self._streams, np.full(handle, NEVER, np.int64)])
+            self._streams[handle] = member.stream  # which has that handle only when it is in use
+            if not self._in_use(member):
+                self._left.append(handle)
+                continue
+            self.window.handles[member.stream] = handle
+            opened[row] = member
+            member.epoch = message.epochs[row]
+            member.stream_id = message.stream_ids[row]
+            member.kind = member.kind or KINDS.get(message.kinds[row], str(message.kinds[row]))
+        return opened
+
+    def _begin(self, message: pb.OpenedStreams, opened: Mapping[int, Member]) -> None:
+        """Streams are open."""
+        model = model_of(message.model)
+        wrong: dict[int, ClientError] = {}
+        for member in opened.values():
+            if self.window.begun[member.stream]:
+                error = difference(f"stream '{member.stream_id}'", member.view.model, model)
+                wrong.update({member.stream: error} if error is not None else {})
+        rows = list(opened)
+        streams = np.array([member.stream for member in opened.values()], np.int64)
+        next_steps, durable_steps = (np.array(c, np.int64)[rows] for c in (message.next_steps, message.durable_steps))
+        self.window.opened(streams, next_steps, durable_steps, message.answers_remembered)
+        if held := self._breaks.to_hold(streams):
+            self.window.hold(held)
+            self._later(self._backoff.longest_s, lambda: self.window.release(held))
+        self._lose(wrong, whole=True)
+        if len(wrong) == len(streams):
+            return
+        buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
+        for stream, member in zip(streams.tolist(), opened.values(), strict=True):
+            if stream not in wrong:
+                self._shortage.over(stream, OPEN)
+                member.ask.model, member.ask.version = model.name, model.version
+                member.view.on_opened(member.place, buffer, self._calls)
+                self._end_older(member)
+
+    def _end_older(self, member: Member) -> None:
+        """Another stream of this session under the same name has lost it to this one."""
+        older = self._by_name.get(member.stream_id, member.stream)
+        self._by_name[member.stream_id] = member.stream
+        if older != member.stream:
+            self._lose({older: TakenOver(f"stream '{member.stream_id}' was opened again by this client", "TAKEN_OVER")})
+
+    def _not_opened(self, refused: Iterable[tuple[Member, pb.Error]]) -> None:
+        """Decides about streams whose open was refused: to wait, or to do without."""
+        waiting: list[Member] = []
+        wait_s = 0.0
+        lost: dict[int, ClientError] = {}
+        for member, told in refused:
+            if not self._in_use(member):
+                continue
+            error = ending_of(told, StreamRefused)
+            if error.action == pb.Error.ACTION_REOPEN:
+                raise CallEnded(error)
+            limit_s = self.limits.reconnect_s if member.kind else self.limits.open_s
+            if error.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(member.stream, OPEN, limit_s):
+                waiting.append(member)
+                wait_s = max(wait_s, error.retry_after_s)
+            elif isinstance(error, StreamNotFound) and self._forgetting(member):
+                self._finish(member)
+            elif isinstance(error, ModelMismatch) and member.view.alone and not member.ask.version:
+                self._start(self._find_version(member, error))
+            else:
+                lost[member.stream] = error
+        if waiting:
+            self._later(self._backoff.not_before_s(wait_s), lambda: self._open_again(waiting))
+        self._lose(lost)
+
+    def _open_again(self, members: Iterable[Member]) -> None:
+        self._to_open.extend(member.stream for member in members if self._in_use(member))
+
+    async def _find_version(self, member: Member, error: ClientError) -> None:
+        """Opens a stream under the version that it runs under, since none was asked for."""
+        request = pb.DescribeStreamRequest(stream_id=member.stream_id)
+        try:
+            found = (await self._connection.ask("DescribeStream", request, self.limits.timeout_s)).stream
+        except ClientError:
+            found = pb.Stream()
+        if not self._in_use(member):
+            return
+        if found.version and member.ask.model in ("", found.model):
+            member.ask.model, member.ask.version = found.model, found.version
+            self._to_open.append(member.stream)
+            self.wake()
+        else:
+            self._lose({member.stream: error})
+
+    # Closing -----------------------------------------------------------------------------------------------------------
+
+    def _close_again(self, member: Member) -> None:
+        if self._in_use(member):
+            self._to_close.add(member.stream)
+
+    def _next_close(self) -> pb.CloseStreams | None:
+        """The close to send now: of streams of which everything is answered, or that nobody uses any more."""
+        handles_max = max(1, min(HANDLES_MAX, (self._message_bytes_max - FRAME_BYTES) // HANDLE_BYTES))
+        if self._left:
+            handles, self._left = self._left[:handles_max], self._left[handles_max:]
+            self._closing.append([])
+            return pb.CloseStreams(handles=handles, independent=True)
+        streams = np.array(sorted(self._to_close), np.int64)
+        idle = [self._members[s] for s in streams[self.window.open[streams] & self.window.idle(streams)].tolist()]
+        if not idle:
+            return None
+        lot = [member for member in idle if member.forget == idle[0].forget][:handles_max]
+        streams = np.array([member.stream for member in lot], np.int64)
+        self._to_close.difference_update(streams.tolist())
+        self._closing.append(lot)
+        return pb.CloseStreams(
+            handles=self.window.handles[streams].tolist(), forget=bool(lot[0].forget), independent=True
+        )
+
+    def _closed(self, message: pb.ClosedStreams) -> None:
+        """Everything of some streams is stored, or they were forgotten as was asked, or could not be closed.
+
+        Raises:
+            CallEnded: nothing was asked, or some are to be opened again, since less is stored than was answered.
+            StreamLost: the answer does not fit what was asked.
+
+        """
+        if not self._closing:
+            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
+        members = self._closing.popleft()
+        if not members:
+            return
+        if len(message.durable_steps) != len(members):
+            raise StreamLost(
+                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
+            )
+        errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
+        behind = 0
+        for row, member in enumerate(members):
+            if self._in_use(member):
+                self.window.durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
+                behind += not self._close_one(member, errors.get(row))
+        if behind:
+            raise CallEnded(
+                ServerUnavailable(
+                    f"the server closed the streams, and {behind} of them are not stored as far as they were answered",
+                    "STORE_UNAVAILABLE",
+                )
+            )
+
+    def _close_one(self, member: Member, error: ClientError | None) -> bool:
+        """Does what the answer to the close of a stream says; False when it is to be opened again."""
+        stream, reconnect_s = member.stream, self.limits.reconnect_s
+        if error is None:
+            self.window.handles[stream] = 0
+            if not member.forget and self.window.durable_steps[stream] < self.window.answered[stream]:
+                return False
+            self._finish(member)
+        elif member.forget and isinstance(error, StreamNotFound):
+            self._finish(member)
+        elif error.action == pb.Error.ACTION_REOPEN:
+            return False
+        elif error.action != pb.Error.ACTION_RETRY:
+            self._lose({stream: error})
+        elif self._shortage.may_wait(stream, CLOSE, reconnect_s):
+            self._later(self._backoff.not_before_s(error.retry_after_s), partial(self._close_again, member))
+        else:
+            self._lose({stream: tried_for(error, reconnect_s)})
+        return True
+
+    def _finish(self, member: Member) -> None:
+        """A stream is closed as was asked."""
+        self.window.closed(np.array([member.stream]))
+        self._to_close.discard(member.stream)
+        member.view.on_closed(member.place)
+
+    # The end -----------------------------------------------------------------------------------------------------------
+
+    def _lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> None:
+        """These streams can no longer be used; the others go on. `whole` says that they end together."""
+        errors = {stream: error for stream, error in errors.items() if self.window.usable[stream]}
+        if not errors:
+            return
+        told = self.window.lose(errors, whole=whole)
+        stream, error = next(iter(errors.items()))
+        log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._members[stream].stream_id, error)
+        for stream, error in errors.items():
+            self._to_close.discard(stream)
+            member = self._members[stream]
+            member.view.on_lost(member.place, error, told=stream in told, whole=whole)
+        self._free()
+
+    def _fail(self, error: ClientError, streams: Iterable[int]) -> None:
+        """These streams can no longer be used, because the call cannot."""
+        self._lose(dict.fromkeys(streams, error), whole=True)

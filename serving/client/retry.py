@@ -48,6 +48,7 @@ class Limits:
     timeout_s: float
     reconnect_s: float
     buffer_max: int
+    backoff: Backoff
 
     @property
     def open_s(self) -> float:
@@ -56,15 +57,13 @@ class Limits:
 
 
 class Retry:
-    """The tries since the last answer.
+    """The tries since the last answer that somebody waited for.
 
-    It grows with every try in vain, and begins anew when there was an answer that somebody waited for. Answers to timesteps that
-    are applied again after a crash are no such thing: one that crashes the server is among them each time, and must not be sent for
-    ever.
+    Answers to timesteps that are applied again after a crash are no such thing: one that crashes the server is among them each
+    time, and must not be sent for ever.
 
     Args:
         limits: how long to try.
-        backoff: the waits between tries.
         may_be_up: whether a call may reach the server now.
 
     Attributes:
@@ -72,10 +71,10 @@ class Retry:
 
     """
 
-    def __init__(self, limits: Limits, backoff: Backoff, may_be_up: Callable[[], bool]) -> None:
+    def __init__(self, limits: Limits, may_be_up: Callable[[], bool]) -> None:
         self._limits = limits
         self._may_be_up = may_be_up
-        self._backoff = backoff
+        self._backoff = limits.backoff
         self.tries = 0
         self._until: float | None = None  # since the first try in vain
         self._opened_at: float | None = None
@@ -89,7 +88,7 @@ class Retry:
         self._until = None
 
     def get_on(self) -> None:
-        """There was an answer that somebody waited for, or there is nothing left to do: breaks count anew from here."""
+        """There was an answer that somebody waited for: breaks count anew from here."""
         self.tries = 0
         self._until = None
 
@@ -107,31 +106,28 @@ class Retry:
             ClientError: `error`, when trying again is of no use, or was for so long.
 
         """
-        while await self._wait(error, name, give_up) and not self._may_be_up():
-            pass
-
-    async def _wait(self, error: ClientError, name: str, give_up: Callable[[ClientError, float], float] | None) -> bool:
-        """Waits once; gives whether there is anything left to wait for."""
         if error.action not in AGAIN:
             raise error
-        now = self._backoff.clock()
-        if self._opened_at is not None and now - self._opened_at >= self._backoff.longest_s:
+        if self._opened_at is not None and self._backoff.clock() - self._opened_at >= self._backoff.longest_s:
             self.tries = 0
         self._opened_at = None
-        if self._until is None:
-            self._until = now + self._limits.reconnect_s
-        if now >= self._until:
-            raise tried_for(error, self._limits.reconnect_s)
-        until = min(self._until, give_up(error, now)) if give_up is not None else self._until
-        if until <= now:
-            return False
-        wait_s = self._backoff.wait_s(self.tries)
-        if error.retry_after_s:
-            wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
-        log.info("%s: %s; opened again in %.3f s", name, error, wait_s)
-        self.tries += 1
-        await self._backoff.sleep(min(wait_s, until - now))
-        return True
+        while True:
+            now = self._backoff.clock()
+            if self._until is None:
+                self._until = now + self._limits.reconnect_s
+            if now >= self._until:
+                raise tried_for(error, self._limits.reconnect_s)
+            until = min(self._until, give_up(error, now)) if give_up is not None else self._until
+            if until <= now:
+                return
+            wait_s = self._backoff.wait_s(self.tries)
+            if error.retry_after_s:
+                wait_s = max(wait_s, self._backoff.not_before_s(error.retry_after_s))
+            log.info("%s: %s; opened again in %.3f s", name, error, wait_s)
+            self.tries += 1
+            await self._backoff.sleep(min(wait_s, until - now))
+            if self._may_be_up():
+                return
 
 
 def tried_for(error: ClientError, limit_s: float) -> ClientError:

@@ -7,7 +7,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.connection import Connection
 from serving.client.errors import AnswerLost, ClientError, StreamNotFound
 from serving.client.inputs import Values, has_names, pack
-from serving.client.retry import Backoff, Limits, Retry
+from serving.client.retry import Limits, Retry
 from serving.client.types import Model, Prediction, model_of
 
 # A server has some models of some versions each. Beyond these the oldest are asked for again.
@@ -17,10 +17,9 @@ DESCRIPTIONS_MAX = 64
 class Single:
     """Asks for single timesteps over one connection."""
 
-    def __init__(self, connection: Connection, limits: Limits, backoff: Backoff) -> None:
+    def __init__(self, connection: Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
-        self._backoff = backoff
         self._descriptions: dict[tuple[str, str], Model] = {}  # by name and version
 
     async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
@@ -44,7 +43,7 @@ class Single:
 
     async def _answer(self, request: pb.PredictOneRequest) -> pb.PredictOneResponse:
         """Asks, again after a break or when the server says so; one without a number would be applied again."""
-        retry = Retry(self._limits, self._backoff, self._connection.may_be_up)
+        retry = Retry(self._limits, self._connection.may_be_up)
         while True:
             try:
                 response: pb.PredictOneResponse = await self._connection.ask(

@@ -1,5 +1,7 @@
 """What a client knows of its streams, in columns. Streams go by their index, which is used again once nobody uses it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from serving.client.results import Bools
@@ -20,6 +22,7 @@ class StreamTable:
         in_use: how many are usable.
         begun: whether it was ever open.
         open: whether timesteps may be sent on this call.
+        handles: what stands for each on this call; 0 while nothing does.
 
     """
 
@@ -32,6 +35,7 @@ class StreamTable:
         self.durable_steps: Ints = np.zeros(0, np.int64)
         self.next_steps: Ints = np.zeros(0, np.int64)
         self.first: Ints = np.zeros(0, np.int64)
+        self.handles: Ints = np.zeros(0, np.int64)
         self._cursor: Ints = np.zeros(0, np.int64)  # number of the next timestep to send
         self._applied: Ints = np.zeros(0, np.int64)  # the last that the server is known to have applied
         self._in_flight: Ints = np.zeros(0, np.int64)
@@ -49,7 +53,7 @@ class StreamTable:
         if self._count > len(self.usable):
             self._grow(max(CAPACITY_FIRST, 2 * self._count))
         streams = np.array([*reused, *fresh], np.int64)
-        for column in (self.answered, self.durable_steps, self._applied, self._in_flight):
+        for column in (self.answered, self.durable_steps, self.handles, self._applied, self._in_flight):
             column[streams] = 0
         for column in (self.next_steps, self.first, self._cursor):
             column[streams] = 1
@@ -80,11 +84,11 @@ class StreamTable:
         streams = np.flatnonzero(self._in_flight)
         return dict(zip(streams.tolist(), (self.answered[streams] + 1).tolist(), strict=True))
 
-    def hold(self, streams: Ints) -> None:
+    def hold(self, streams: Ints | Sequence[int]) -> None:
         """Sends nothing of these streams until they are released, or opened again."""
         self._held[streams] = True
 
-    def release(self, streams: Ints) -> None:
+    def release(self, streams: Ints | Sequence[int]) -> None:
         """Goes on with these streams."""
         self._held[streams] = False
 

@@ -70,6 +70,7 @@ class Window(Backlog):
         assert not self.usable[streams].any()
         for stream in streams.tolist():
             self.why.pop(stream, None)
+        self.handles[streams] = 0
         if self._messages:
             self._leaving.append((self._messages_made, streams))
         else:
@@ -445,7 +446,7 @@ class Window(Backlog):
         error = StreamLost("the stream is closed; open it again to go on")
         self.why.update(dict.fromkeys(streams.tolist(), error))
 
-    def begin_again(self, streams: Ints) -> None:
+    def begin_again(self, streams: Sequence[int] | Ints) -> None:
         """What was of these streams is nobody's business any more: their next open is like the first."""
         self._remove(streams)
         self.begun[streams] = False
@@ -455,7 +456,7 @@ class Window(Backlog):
         self.in_use -= int(np.count_nonzero(self.usable[streams]))
         self.usable[streams] = self.open[streams] = False
 
-    def _remove(self, streams: Ints) -> None:
+    def _remove(self, streams: Sequence[int] | Ints) -> None:
         """Takes all that these streams have out of the buffers."""
         if not len(streams):
             return
@@ -469,7 +470,7 @@ class Window(Backlog):
 
     # Settling ----------------------------------------------------------------------------------------------------------
 
-    def _ignore(self, streams: Ints) -> None:
+    def _ignore(self, streams: Sequence[int] | Ints) -> None:
         """Pays no heed to what is answered to timesteps of these streams that are in flight."""
         if not self._messages:
             return
