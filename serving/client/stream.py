@@ -5,20 +5,20 @@ from collections.abc import AsyncIterator
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
-from serving.client.buffer import Buffer
-from serving.client.errors import ClientError, InvalidArgument, InvalidTimestep, StepGap, StreamLost
+from serving.client.errors import InvalidArgument, InvalidTimestep, StepGap
 from serving.client.inputs import Packer, Values, rows_in_order
 from serving.client.message import Repeat
 from serving.client.results import Group
 from serving.client.session import Session
-from serving.client.source import Rows, Source
-from serving.client.types import Model, Prediction
+from serving.client.source import Rows, answers
+from serving.client.types import Prediction
+from serving.client.view import View
 from serving.core.spec import STEP_MAX
 
 Pending = asyncio.Future[Prediction]
 
 
-class Stream:
+class Stream(View):
     """An open stream. Made by `Client.open`.
 
     Attributes:
@@ -31,24 +31,13 @@ class Stream:
 
     """
 
-    model: Model
     alone = True
+    _are, _were, _them = "the stream is", "the stream was", "it"
 
     def __init__(self, session: Session, stream_id: str, ask: pb.OpenStreams) -> None:
-        self.owner = ask.owner
-        self.reconnects = -1
-        self._session = session
-        self._window = session.window
-        self._buffer: Buffer
-        self._door = asyncio.Lock()  # who waits for room goes first
-        self._ready = asyncio.Event()  # it was opened, or will never be
-        self._over = asyncio.Event()
-        self._closing = False
-        self._lost: ClientError | None = None
-        self._told = False  # whether anybody knows of it
-        self._final: tuple[int, int] | None = None  # next and durable step, once nobody uses the stream
-        (self._index,) = session.join(ask, [stream_id], self).tolist()
-        self._member = session.member(self._index)
+        super().__init__(session, [stream_id], ask)
+        (self._member,) = self._members
+        self._index = self._member.stream
 
     def __repr__(self) -> str:
         return f"<Stream {self.stream_id}, next step {self.next_step}, {self.reconnects} reconnects>"
@@ -71,17 +60,17 @@ class Stream:
     @property
     def next_step(self) -> int:
         """The number that the next timestep will have."""
-        return self._final[0] if self._final else self._window.next_steps.item(self._index)
+        return int(self._next_steps[0])
 
     @property
     def durable_step(self) -> int:
         """The last timestep whose state is stored, as far as the server has told."""
-        return self._final[1] if self._final else self._window.durable_steps.item(self._index)
+        return int(self._durable_steps[0])
 
-    @property
-    def window(self) -> int:
-        """How many timesteps may be in flight; the server says."""
-        return self._window.window
+    async def start(self) -> None:
+        """Waits until the stream is open; called by `Client.open`."""
+        await super().start()
+        self._pack = Packer(self.model.features)
 
     async def step(self, values: Values, *, step: int | None = None, group: Group | None = None) -> Prediction:
         """Sends one timestep and waits for its prediction. Several may be in flight; they are answered in order.
@@ -121,70 +110,9 @@ class Stream:
 
         """
         group = Group()
-        source = Source("rows", rows_in_order(rows, self.model.features))
-        async for prediction in source.answers(lambda row: self._submit(row, None, group), lambda: self.window):
+        rows = rows_in_order(rows, self.model.features)
+        async for prediction in answers("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
             yield prediction
-
-    async def start(self) -> None:
-        """Waits until the stream is open; called by `Client.open`."""
-        await self._ready.wait()
-        if not self.kind:  # one that was opened and has been lost since is entered: its error comes with its use
-            self._check()
-
-    async def close(self, *, forget: bool = False) -> None:
-        """Ends the stream. Does nothing the second time.
-
-        Waits until every timestep is answered and the server has stored them all, opening the stream again if need be.
-
-        Args:
-            forget: the server drops the stream and its state.
-
-        Raises:
-            InvalidArgument: `forget` is not True or False.
-            ClientError: what ended the stream before that, unless it was raised to somebody already.
-
-        """
-        self._session.check()
-        if not self._closing:
-            forget = arguments.flag("forget", forget)
-            self._closing = True
-            self._session.close([self._member], forget=forget)
-        await self._over.wait()
-        if not self._told:
-            self._check()
-
-    def leave(self) -> None:
-        """Lets go of the stream at once; the server parks it. Timesteps in flight may be applied or not."""
-        if self._final is None:
-            self._final = self.next_step, self.durable_step
-            self._told = True
-            self._lost = self._lost or StreamLost("the stream was left; open it again to go on")
-            self._session.leave([self._member])
-            self._over.set()
-
-    # What the session tells --------------------------------------------------------------------------------------------
-
-    def on_opened(self, place: int, buffer: Buffer, call: int) -> None:  # noqa: ARG002 - of the protocol
-        """The stream is open, for the first time or again."""
-        if not self._ready.is_set():
-            self.model = buffer.model
-            self._pack = Packer(buffer.model.features)
-        self._buffer = buffer
-        self.reconnects += 1
-        self._ready.set()
-
-    def on_lost(self, place: int, error: ClientError, *, told: bool, whole: bool) -> None:  # noqa: ARG002 - of the protocol
-        """The stream can no longer be used."""
-        self._lost = error
-        self._told |= told
-        self._ready.set()
-        self._over.set()
-
-    def on_closed(self, place: int) -> None:  # noqa: ARG002 - of the protocol
-        """The stream is closed."""
-        self._lost = StreamLost("the stream is closed; open it again to go on")
-        self._told = True
-        self._over.set()
 
     # Sending -----------------------------------------------------------------------------------------------------------
 
@@ -204,13 +132,13 @@ class Stream:
             return self._ask_again(packed, number)
         if self._door.locked() or not self._window.has_room(self._index):
             async with self._door:
-                while self._lost is None and not self._window.has_room(self._index):
+                while self._ended is None and not self._window.has_room(self._index):
                     await self._session.room()
                 return self._add(packed, group)
         return self._add(packed, group)
 
     def _add(self, packed: bytes, group: Group | None) -> Pending:
-        if self._lost is not None or self._closing:
+        if self._ended is not None or self._closing:
             self._check()
         pending: Pending = self._session.future()
         if group is not None and group.fallen:
@@ -248,11 +176,3 @@ class Stream:
 
     def _invalid(self, error: InvalidArgument) -> InvalidTimestep:
         return InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step)
-
-    def _check(self) -> None:
-        """Raises what has ended the stream, if anything has."""
-        if self._lost is not None:
-            self._told = True
-            raise self._lost.with_traceback(None)  # or it would grow with every call that is made in vain
-        if self._closing:
-            raise StreamLost("the stream is being closed; open it again to go on")

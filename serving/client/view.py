@@ -1,0 +1,155 @@
+"""What `Stream` and `Block` have in common: streams of a session that were opened together and end together."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.client import arguments
+from serving.client.buffer import Buffer
+from serving.client.errors import ClientError, StreamLost
+from serving.client.session import Session
+from serving.client.types import Model
+from serving.core.spec import Ints
+
+
+class View:
+    """Open streams; they go by their place.
+
+    Attributes:
+        model: what runs them.
+        owner: the token by which the server knows that it is the same client who opens them again.
+
+    """
+
+    model: Model
+    alone: bool
+    # What errors call the streams: subject and verb, in the present and in the past, and object.
+    _are: ClassVar[str]
+    _were: ClassVar[str]
+    _them: ClassVar[str]
+
+    def __init__(self, session: Session, stream_ids: Sequence[str], ask: pb.OpenStreams) -> None:
+        self.owner = ask.owner
+        self._refused: dict[int, ClientError] = {}
+        self._lost: dict[int, ClientError] = {}
+        self._session = session
+        self._window = session.window
+        self._buffer: Buffer
+        self._calls: set[int] = set()  # on which one of them was opened
+        self._waiting = set(range(len(stream_ids)))  # to be opened or refused
+        self._left = len(stream_ids)  # neither lost nor closed
+        self._ready = asyncio.Event()  # every stream was opened or refused
+        self._over = asyncio.Event()
+        self._door = asyncio.Lock()  # callers put their timesteps in line one after the other
+        self._closing = False
+        self._ended: ClientError | None = None
+        self._told = False  # whether anybody knows of it
+        self._final: tuple[Ints, Ints] | None = None  # next and durable steps, once nobody uses the streams
+        self._indices = session.join(ask, stream_ids, self)
+        self._members = [session.member(stream) for stream in self._indices.tolist()]
+
+    @property
+    def reconnects(self) -> int:
+        """How often they were opened again after a break."""
+        return max(0, len(self._calls) - 1)
+
+    @property
+    def window(self) -> int:
+        """How many timesteps of a stream may be in flight; the server says."""
+        return self._window.window
+
+    @property
+    def _next_steps(self) -> Ints:
+        return self._final[0] if self._final else self._window.next_steps[self._indices]
+
+    @property
+    def _durable_steps(self) -> Ints:
+        return self._final[1] if self._final else self._window.durable_steps[self._indices]
+
+    async def start(self) -> None:
+        """Waits until every stream is open or refused; called by `Client.open` and `Client.block`.
+
+        Raises:
+            StreamRefused: none could be opened; the reason of the first.
+
+        """
+        await self._ready.wait()
+        if not self._calls:  # one that was opened and has been lost since is entered: its error comes with its use
+            self._check()
+            raise next(iter(self._refused.values()))
+
+    async def close(self, *, forget: bool = False) -> None:
+        """Ends what was opened. Does nothing the second time.
+
+        Waits until every timestep is answered and the server has stored them all, opening the streams again if need be.
+
+        Args:
+            forget: the server drops the streams and their state.
+
+        Raises:
+            InvalidArgument: `forget` is not True or False.
+            ClientError: what ended all of it before that, unless it was raised to somebody already. What ended one stream of a
+                block is in its `lost`.
+
+        """
+        self._session.check()
+        if not self._closing:
+            forget = arguments.flag("forget", forget)
+            self._closing = True
+            self._session.close(self._members, forget=forget)
+        await self._over.wait()
+        if self._ended is not None and not self._told:
+            self._check()
+
+    def leave(self) -> None:
+        """Lets go of the streams at once; the server parks them. Timesteps in flight may be applied or not."""
+        if self._final is None:
+            self._final = self._next_steps, self._durable_steps
+            self._told = True
+            self._ended = self._ended or StreamLost(f"{self._were} left; open {self._them} again to go on")
+            self._session.leave(self._members)
+            self._over.set()
+
+    def _check(self) -> None:
+        """Raises what has ended the streams, if anything has."""
+        if self._ended is not None:
+            self._told = True
+            raise self._ended.with_traceback(None)  # or it would grow with every call that is made in vain
+        if self._closing:
+            raise StreamLost(f"{self._are} being closed; open {self._them} again to go on")
+
+    # What the session tells --------------------------------------------------------------------------------------------
+
+    def on_opened(self, place: int, buffer: Buffer, call: int) -> None:
+        """One of the streams is open, for the first time or again."""
+        if not self._calls:
+            self.model = buffer.model
+        self._buffer = buffer
+        self._calls.add(call)
+        self._waiting.discard(place)
+        if not self._waiting:
+            self._ready.set()
+
+    def on_lost(self, place: int, error: ClientError, *, told: bool, whole: bool) -> None:
+        """One of the streams can no longer be used."""
+        (self._lost if self._members[place].kind else self._refused)[place] = error
+        if whole or self.alone:
+            self._ended = error
+            self._told |= told
+        self._end_one(place)
+
+    def on_closed(self, place: int) -> None:
+        """One of the streams is closed."""
+        self._end_one(place)
+
+    def _end_one(self, place: int) -> None:
+        self._left -= 1
+        self._waiting.discard(place)
+        if not self._waiting:
+            self._ready.set()
+        if not self._left:
+            if self._ended is None and self._closing:
+                self._told = True
+                self._ended = StreamLost(f"{self._are} closed; open {self._them} again to go on")
+            self._over.set()
