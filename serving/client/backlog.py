@@ -51,9 +51,8 @@ class Backlog(StreamTable):
         Rows of streams that cannot be used are settled with their error at once.
         """
         self._take_gathered(buffer)
-        places = None
+        places = np.arange(place, place + len(streams))
         if not (usable := self.usable[streams]).all():
-            places = np.arange(place, place + len(streams))
             for row in np.flatnonzero(~usable).tolist():
                 stream = int(streams[row])
                 results.fail(place + row, self.why[stream], 0, int(self.durable_steps[stream]))
@@ -61,7 +60,8 @@ class Backlog(StreamTable):
             self._forget_settled(results)
         steps = self.next_steps[streams] + rank(streams)
         np.add.at(self.next_steps, streams, 1)
-        self._append(buffer, results, place, streams, steps, values, places)
+        if len(streams):
+            buffer.append(self._number(results), places, streams, steps, values)
 
     def abandon(self, results: BlockResults, rows: int) -> None:
         """So many of the last rows of results are never added: their caller has gone."""
@@ -72,36 +72,22 @@ class Backlog(StreamTable):
         """Gives single timesteps that came since the last time their places among the rows."""
         if not buffer.gathered:
             return
-        streams, values, results = buffer.take_gathered()
+        gathered, packed, results = buffer.take_gathered()
+        streams = np.array(gathered, np.int64)
+        values = np.frombuffer(b"".join(packed), "<f4").reshape(len(streams), -1)
         turns = rank(streams)
         steps = self.next_steps[streams] - 1
         if turns.any():  # a stream several times: they were all counted when they came
-            counts = np.zeros(self._count, np.int64)
-            np.add.at(counts, streams, 1)
-            steps += 1 + turns - counts[streams]
-        self._append(buffer, results, 0, streams, steps, values, None)
+            steps += 1 + turns - np.bincount(streams)[streams]
+        buffer.append(self._number(results), np.arange(len(streams)), streams, steps, values)
 
-    def _append(
-        self,
-        buffer: Buffer,
-        results: Results,
-        place: int,
-        streams: Ints,
-        steps: Ints,
-        values: Floats,
-        places: Ints | None,
-    ) -> None:
-        if not len(streams):
-            return
-        self._number(results)
-        buffer.append(results.number, place, streams, steps, values, places)
-
-    def _number(self, results: Results) -> None:
-        """Gives results that are kept their number."""
+    def _number(self, results: Results) -> int:
+        """The number of results that are kept."""
         if not results.number:
             self._results_made += 1
             results.number = self._results_made
             self._results[results.number] = results
+        return results.number
 
     # Settling ----------------------------------------------------------------------------------------------------------
 

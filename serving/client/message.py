@@ -1,16 +1,15 @@
-"""What is sent and what comes back of it: messages of timesteps, and what follows from their answers."""
+"""What is sent: messages of timesteps, and old timesteps that are asked for again."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from serving.client.buffer import Buffer
-from serving.client.errors import Diverged, StreamLost
+from serving.client.errors import StreamLost
 from serving.client.results import SingleResults, Waiter
 from serving.core.spec import Floats, Ints
-
-NO_ROWS: Ints = np.empty(0, np.int64)
 
 
 class Repeat(NamedTuple):
@@ -23,6 +22,7 @@ class Repeat(NamedTuple):
     waiter: Waiter
 
 
+@dataclass(slots=True, eq=False)
 class Message:
     """Timesteps that are sent together.
 
@@ -38,17 +38,14 @@ class Message:
 
     """
 
-    __slots__ = ("at", "buffer", "ignored", "number", "repeats", "steps", "streams", "values")
-
-    def __init__(self, number: int, buffer: Buffer, streams: Ints, steps: Ints, values: Floats, at: Ints) -> None:
-        self.number = number
-        self.buffer = buffer
-        self.streams = streams
-        self.steps = steps
-        self.values = values
-        self.at = at
-        self.ignored = False
-        self.repeats: Sequence[Repeat] = ()
+    number: int
+    buffer: Buffer
+    streams: Ints
+    steps: Ints
+    values: Floats
+    at: Ints
+    ignored: bool = False
+    repeats: Sequence[Repeat] = ()
 
 
 class SingleMessage(Message):
@@ -85,36 +82,8 @@ class SingleMessage(Message):
         return getattr(self, name)
 
 
-class Heard(NamedTuple):
-    """What follows from the answers to a message.
-
-    `fresh` says whether a caller got something. `diverged` are streams whose replay was answered otherwise than before: they
-    must be lost. `refused` are the rows that were refused, the first of each stream: about each must be decided.
-    """
-
-    fresh: bool
-    diverged: dict[int, Diverged]
-    refused: Ints
-
-
 def check_numbers(answered: Ints, sent: Ints) -> None:
     """Raises StreamLost when an answer has another number than its timestep."""
     if len(wrong := np.flatnonzero(answered != sent)):
         got, due = answered[wrong[0]], sent[wrong[0]]
         raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
-
-
-def diverged_at(step: int, durable_step: int) -> Diverged:
-    """The error for a replay that was answered otherwise than before."""
-    return Diverged(
-        f"timestep {step}, sent again, was answered otherwise than before: what was delivered since timestep "
-        f"{durable_step} is not what the server goes on from; open the stream again to go on with the server's",
-        "DIVERGED",
-    )
-
-
-def first_of_each(message: Message, rows: Ints) -> Ints:
-    """The first of these rows of each stream, rising."""
-    _, first = np.unique(message.streams[rows], return_index=True)
-    first.sort()
-    return rows[first]

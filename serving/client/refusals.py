@@ -21,11 +21,11 @@ from serving.client.errors import (
     ValuesDiffer,
     refusal_of,
 )
-from serving.client.message import NO_ROWS, Message, Repeat, check_numbers
+from serving.client.message import Message, Repeat, check_numbers
 from serving.client.results import Answers
 from serving.client.retry import Shortage
 from serving.client.types import Prediction
-from serving.client.window import Window
+from serving.client.window import NO_ROWS, Window
 from serving.core.spec import Ints
 
 

@@ -1,8 +1,9 @@
 """Who waits for the answers to timesteps: the callers of single ones, and the caller of many in columns."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,19 +33,8 @@ class Answers(NamedTuple):
     plain: bool
 
 
-class Waiter(Protocol):
-    """Whoever waits: an `asyncio.Future`, as far as it is used here."""
-
-    def done(self) -> bool:
-        """Whether it has gone, or has what it waited for."""
-
-    def set_result(self, result: Any, /) -> None:
-        """Gives it what it waits for."""
-
-    def set_exception(self, exception: Any, /) -> None:
-        """Gives it an error."""
-
-
+# Whoever waits for an answer.
+Waiter = asyncio.Future[Any]
 Delivery = Sequence[tuple[Waiter, Prediction]]
 Deliver = Callable[[Delivery], None]
 
@@ -57,34 +47,9 @@ def deliver(delivery: Delivery) -> None:
 
 
 class Group:
-    """Timesteps of one stream that belong together: when one is refused for good, those behind it fall with it."""
+    """Timesteps of one stream that belong together: when one is refused for good (`fallen`), those behind it fall with it."""
 
-    __slots__ = ("fallen",)
-
-    def __init__(self) -> None:
-        self.fallen = False
-
-
-class Results(Protocol):
-    """What becomes of timesteps that were submitted together; `left` of them are not settled. They go by their place.
-
-    `number` says in which order they came, 0 while nothing of them is kept.
-    """
-
-    left: int
-    number: int
-
-    def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
-        """These rows of a message answer these places."""
-
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> bool:
-        """A place gets an error instead; `step` is its number if it was applied all the same, else 0. Whether anybody is told.
-
-        `whole` says that the error is one of all streams.
-        """
-
-    def group(self, place: int) -> Group | None:
-        """The group that a place belongs to."""
+    fallen = False
 
 
 def lost_answer(step: int) -> AnswerLost:
@@ -104,14 +69,18 @@ class SingleResults:
         groups: the groups of those that belong to one, by place.
         deliver: gives callers their predictions, in this order.
 
+    Attributes:
+        left: how many are not settled.
+        number: counts what is kept in the order in which it came; 0 while nothing of it is.
+
     """
 
     def __init__(
         self, outputs: tuple[Output, ...], waiters: Sequence[Waiter], groups: dict[int, Group], deliver: Deliver
     ) -> None:
-        self._deliver = deliver
         self.left = len(waiters)
         self.number = 0
+        self._deliver = deliver
         self._outputs = outputs
         self._waiters = waiters
         self._groups = groups
@@ -119,39 +88,29 @@ class SingleResults:
     def settle_alone(self, step: int, packed: Sequence[bytes], durable_step: int) -> None:
         """Gives the only caller its prediction."""
         self.left = 0
-        if not self._waiters[0].done():
-            self._waiters[0].set_result(Prediction(step, self._outputs, packed, durable_step, duplicate=False))
+        deliver([(self._waiters[0], Prediction(step, self._outputs, packed, durable_step, duplicate=False))])
 
     def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
-        """Gives each caller its prediction."""
+        """Gives the callers at these places the answers in these rows of a message."""
         self.left -= len(rows)
         waiters, outputs = self._waiters, self._outputs
         count = len(answers.steps)
         packed = zip(*(_cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
-        steps, durable_steps = answers.steps.tolist(), answers.durable_steps.tolist()
+        duplicates = (answers.duplicates | answers.forgotten).tolist()
+        columns = zip(answers.steps.tolist(), packed, answers.durable_steps.tolist(), duplicates, strict=True)
+        predictions = [
+            Prediction(step, outputs, parts, durable, repeated) for step, parts, durable, repeated in columns
+        ]
         if answers.plain and len(rows) == count:
-            self._deliver(
-                [
-                    (waiters[place], Prediction(step, outputs, parts, durable_step, duplicate=False))
-                    for place, step, parts, durable_step in zip(
-                        places.tolist(), steps, packed, durable_steps, strict=True
-                    )
-                ]
-            )
+            self._deliver([(waiters[place], each) for place, each in zip(places.tolist(), predictions, strict=True)])
             return
-        cut = list(packed)
-        repeated, forgotten = (answers.duplicates | answers.forgotten).tolist(), answers.forgotten.tolist()
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            waiter = waiters[place]
-            if waiter.done():
-                continue
-            if forgotten[row]:
-                waiter.set_exception(lost_answer(steps[row]))
-            else:
-                waiter.set_result(Prediction(steps[row], outputs, cut[row], durable_steps[row], repeated[row]))
+            if answers.forgotten[row] and not waiters[place].done():
+                waiters[place].set_exception(lost_answer(predictions[row].step))
+            deliver([(waiters[place], predictions[row])])
 
-    def fail(self, place: int, error: ClientError, *_: int, whole: bool = False) -> bool:  # noqa: ARG002 - of the protocol
-        """Gives the caller the error."""
+    def fail(self, place: int, error: ClientError, *_: int, whole: bool = False) -> bool:  # noqa: ARG002 - as below
+        """Gives a caller the error. Whether anybody is told."""
         self.left -= 1
         waiter = self._waiters[place]
         if waiter.done():
@@ -161,7 +120,7 @@ class SingleResults:
         return True
 
     def group(self, place: int) -> Group | None:
-        """The group that a place belongs to."""
+        """The group that a timestep belongs to."""
         return self._groups.get(place)
 
 
@@ -174,6 +133,9 @@ class BlockResults:
         outputs: the model's.
         rows: how many there are.
         waiter: for the whole.
+
+    Attributes:
+        left, number: as of `SingleResults`.
 
     """
 
@@ -205,7 +167,16 @@ class BlockResults:
         self._finish()
 
     def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> bool:
-        """Fills in the error; one of all streams is raised to the caller."""
+        """Fills in the error. Whether anybody is told.
+
+        Args:
+            place: of the timestep.
+            error: what becomes of it.
+            step: its number if it was applied all the same, else 0.
+            durable_step: of its stream.
+            whole: whether the error is one of all streams, and raised to the caller.
+
+        """
         if whole and not self._waiter.done():
             self._waiter.set_exception(error)
             self._ended = True
@@ -221,7 +192,7 @@ class BlockResults:
         self.left -= rows
         self._finish()
 
-    def group(self, place: int) -> Group | None:  # noqa: ARG002 - of the protocol
+    def group(self, place: int) -> Group | None:  # noqa: ARG002 - as above
         """None: rows of a block fall alone."""
         return None
 
@@ -237,6 +208,9 @@ class BlockResults:
                 "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",
                 len(self.errors), len(self.steps), row, error,
             )  # fmt: skip
+
+
+Results = SingleResults | BlockResults
 
 
 def _cut(column: Array, count: int) -> list[bytes]:

@@ -59,14 +59,19 @@ async def answers(
                 pending.append(asyncio.get_running_loop().create_future())
                 pending[-1].set_exception(error)
     finally:
-        for answer in pending:
-            if not answer.cancel() and not answer.cancelled():
-                answer.exception()  # raised to the caller for the first of them
-        if reading is not None:
-            reading.cancel()
-            await asyncio.wait([reading])
-            if not reading.cancelled():
-                reading.exception()  # the row comes too late, and so does what went wrong with it
+        await _abandon(pending, reading)
+
+
+async def _abandon(pending: Iterable["asyncio.Future[Answer]"], reading: "asyncio.Future[Row] | None") -> None:
+    """Nobody waits for these any more, nor for what went wrong with them."""
+    for answer in pending:
+        if not answer.cancel() and not answer.cancelled():
+            answer.exception()  # raised to the caller for the first of them
+    if reading is not None:
+        reading.cancel()
+        await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()  # the row comes too late
 
 
 def rows_of(field: str, rows: Iterable[Row]) -> Iterator[Row]:

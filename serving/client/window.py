@@ -19,25 +19,32 @@ Laws:
 from collections import deque
 from collections.abc import Mapping, Sequence
 from struct import error as StructError  # noqa: N812 - it is a class
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.client.backlog import Backlog
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, Diverged, StreamLost
-from serving.client.message import (
-    NO_ROWS,
-    Heard,
-    Message,
-    Repeat,
-    SingleMessage,
-    check_numbers,
-    diverged_at,
-    first_of_each,
-)
+from serving.client.message import Message, Repeat, SingleMessage, check_numbers
 from serving.client.results import Answers, Bools, Deliver, deliver
 from serving.client.table import rank
 from serving.core.spec import Floats, Ints
+
+NO_ROWS: Ints = np.empty(0, np.int64)
+ALONE: Ints = np.zeros(1, np.int64)
+
+
+class Heard(NamedTuple):
+    """What follows from the answers to a message.
+
+    `fresh` says whether a caller got something. `diverged` are streams whose replay was answered otherwise than before: they
+    must be lost. `refused` are the rows that were refused, the first of each stream: about each must be decided.
+    """
+
+    fresh: bool
+    diverged: dict[int, Diverged]
+    refused: Ints
 
 
 class Window(Backlog):
@@ -170,50 +177,37 @@ class Window(Backlog):
         return None
 
     def _take(self, buffer: Buffer) -> Message | None:
-        begin = buffer.unsent_from
+        begin, message = buffer.unsent_from, None
         streams, steps = buffer["stream"][begin:], buffer["step"][begin:]
         cursor = self._cursor[streams]
         share = np.minimum(self.window - self._in_flight[streams], (self.window + 1) // 2)
         ready = (steps >= cursor) & (steps < cursor + share) & self.open[streams] & ~self._held[streams]
-        rows_max = 1 if self.careful else buffer.rows_max
-        if len(ready) <= rows_max and ready.all():
-            at = np.arange(begin, begin + len(ready))
-        else:
-            at = np.flatnonzero(ready)[:rows_max]
-            if not len(at):
-                self._skip(buffer, steps, cursor)
-                return None
-            streams, steps, at = streams[at], steps[at], at + begin
-        message = self._message(buffer, streams.copy(), steps.copy(), buffer["values"][at], at)
-        np.maximum.at(self._cursor, message.streams, message.steps + 1)
-        if len(ready) == len(at):
-            buffer.unsent_from = len(buffer)
-        else:
-            self._skip(buffer, buffer["step"][begin:], self._cursor[buffer["stream"][begin:]])
+        at = np.flatnonzero(ready)[: 1 if self.careful else buffer.rows_max] + begin
+        if len(at):
+            message = self._message(buffer, buffer["stream"][at], buffer["step"][at], buffer["values"][at], at)
+            np.maximum.at(self._cursor, message.streams, message.steps + 1)
+        # Rows at the begin that are left behind or were sent are not looked at again.
+        unsent = steps >= self._cursor[streams]
+        buffer.unsent_from += int(unsent.argmax()) if unsent.any() else len(unsent)
         return message
 
     def _take_alone(self, buffer: Buffer) -> Message | None:
         """A single timestep that is alone, in a fifth of the time; None when it cannot be sent so."""
         stream = buffer.alone
-        if stream is None or not self._open_at[stream] or self._held_at[stream]:
+        if stream is None or not self.open[stream] or self._held[stream]:
             return None
         step = self._next_at[stream] - 1
-        if self._cursor_at[stream] != step or self._in_flight_at[stream] >= self.window:
+        if self._cursor[stream] != step or self._in_flight[stream] >= self.window:
             return None
-        values, results = buffer.take_alone()
-        self._number(results)
-        place = buffer.append_one(results.number, stream, step, values)
-        self._cursor_at[stream] = step + 1
-        self._in_flight_at[stream] += 1
+        _, (values,), results = buffer.take_gathered()
+        place = buffer.append(self._number(results), ALONE, stream, step, np.frombuffer(values, "<f4"))
+        buffer.unsent_from = len(buffer)
+        self._cursor[stream] = step + 1
+        self._in_flight[stream] += 1
         self._messages_made += 1
         message = SingleMessage(self._messages_made, buffer, stream, step, values, place, results)
         self._messages.append(message)
         return message
-
-    def _skip(self, buffer: Buffer, steps: Ints, cursor: Ints) -> None:
-        """Does not look again at rows, from the first that is unsent on, that are left behind or were sent."""
-        unsent = steps >= cursor
-        buffer.unsent_from += int(unsent.argmax()) if unsent.any() else len(unsent)
 
     def _take_repeats(self, buffer: Buffer) -> Message | None:
         """Old answers that may be asked for now.
@@ -261,7 +255,7 @@ class Window(Backlog):
         if message.number != number:
             raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
         if isinstance(message, SingleMessage):
-            self._in_flight_at[message.stream] -= 1
+            self._in_flight[message.stream] -= 1
         else:
             np.subtract.at(self._in_flight, message.streams, 1)
         if self._leaving:
@@ -280,7 +274,7 @@ class Window(Backlog):
             self._durable_at[stream] = max(durable_step, self._durable_at[stream])
         except (ValueError, StructError):
             return False  # it does not fit; whoever looks at it next says how
-        self._applied_at[stream] = max(number, self._applied_at[stream])
+        self._applied[stream] = max(number, self._applied[stream])
         self._answered_at[stream] = number
         message.results.settle_alone(number, outputs, durable_step)
         self._forget_settled(message.results)
@@ -311,7 +305,7 @@ class Window(Backlog):
         good = ~answers.refused
         np.maximum.at(self._applied, message.streams[good], message.steps[good])
         heard = message.at >= 0
-        refused = first_of_each(message, np.flatnonzero(answers.refused & heard))
+        refused = _first_of_each(message, np.flatnonzero(answers.refused & heard))
         if len(refused):
             ends = np.full(self._count, len(heard))
             ends[message.streams[refused]] = refused
@@ -328,7 +322,12 @@ class Window(Backlog):
         diverged: dict[int, Diverged] = {}
         if kept.model.batch_invariant and differ.any():
             for stream, step in zip(streams[differ][::-1].tolist(), steps[differ][::-1].tolist(), strict=True):
-                diverged[stream] = diverged_at(step, int(self.durable_steps[stream]))
+                diverged[stream] = Diverged(
+                    f"timestep {step}, sent again, was answered otherwise than before: what was delivered since timestep "
+                    f"{self.durable_steps[stream]} is not what the server goes on from; open the stream again to go on with "
+                    "the server's",
+                    "DIVERGED",
+                )
             fresh &= ~np.isin(streams, list(diverged))
         rows, at = rows[fresh], at[fresh]
         kept["check"][at] = checks[fresh]
@@ -339,7 +338,7 @@ class Window(Backlog):
 
     def first_rows(self, message: Message) -> Ints:
         """The first row of each stream of a message that was refused as a whole."""
-        return first_of_each(message, np.flatnonzero(message.at >= 0))
+        return _first_of_each(message, np.flatnonzero(message.at >= 0))
 
     def refused(self, message: Message, rows: Ints, next_steps: Ints) -> None:
         """These rows were refused, one a stream, and so is what is behind them; the server says what it expects, 0 if it does not.
@@ -360,17 +359,13 @@ class Window(Backlog):
 
     def send_again(self, message: Message, rows: Ints) -> None:
         """Sends refused rows, and what is behind them, once more."""
-        if not len(rows):
-            return
         self._ignore(message.streams[rows])
         self._cursor[message.streams[rows]] = message.steps[rows]
         self._rewind()
 
     def drop(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
         """Lets refused rows go; those of their streams behind them move up, but for those of the same group: they fall too."""
-        if not len(rows):
-            return
-        buffer = message.buffer
+        buffer, touched = message.buffer, message.streams[rows]
         self._take_gathered(buffer)
         self.send_again(message, rows)
         for at, error in zip(message.at[rows].tolist(), errors, strict=True):
@@ -378,9 +373,8 @@ class Window(Backlog):
                 self._fail(buffer, fallen, error)
                 buffer["step"][fallen] = 0
         streams, steps = buffer["stream"], buffer["step"]
-        behind = np.isin(streams, message.streams[rows]) & (steps > self.answered[streams])
+        behind = np.isin(streams, touched) & (steps > self.answered[streams])
         steps[behind] = self.answered[streams[behind]] + 1 + rank(streams[behind])
-        touched = message.streams[rows]
         self.next_steps[touched] = self.answered[touched] + 1
         np.add.at(self.next_steps, streams[behind], 1)
 
@@ -399,8 +393,6 @@ class Window(Backlog):
 
     def pass_over(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
         """Goes on behind refused rows that had been applied all the same: they keep their numbers."""
-        if not len(rows):
-            return
         self.send_again(message, rows)
         streams, steps = message.streams[rows], message.steps[rows]
         for at, step, error in zip(message.at[rows].tolist(), steps.tolist(), errors, strict=True):
@@ -420,8 +412,6 @@ class Window(Backlog):
         `whole` says that they end together: a caller who waits for many of them gets the error itself.
         """
         told: set[int] = set()
-        if not errors:
-            return told
         streams = np.fromiter(errors, np.int64, len(errors))
         self.why.update(errors)
         for buffer in self._buffers:
@@ -436,25 +426,20 @@ class Window(Backlog):
                 told.add(repeat.stream)
                 repeat.waiter.set_exception(errors[repeat.stream])
         self._remove(streams)
-        self._end(streams)
+        self.in_use -= int(np.count_nonzero(self.usable[streams]))
+        self.usable[streams] = self.open[streams] = False
         return told
 
     def closed(self, streams: Ints) -> None:
         """These streams are closed, and everything of them is stored, or forgotten as was asked."""
-        self._remove(streams)
-        self._end(streams)
         error = StreamLost("the stream is closed; open it again to go on")
-        self.why.update(dict.fromkeys(streams.tolist(), error))
+        self.lose(dict.fromkeys(streams.tolist(), error))
 
     def begin_again(self, streams: Sequence[int] | Ints) -> None:
         """What was of these streams is nobody's business any more: their next open is like the first."""
         self._remove(streams)
         self.begun[streams] = False
         self.durable_steps[streams] = 0
-
-    def _end(self, streams: Ints) -> None:
-        self.in_use -= int(np.count_nonzero(self.usable[streams]))
-        self.usable[streams] = self.open[streams] = False
 
     def _remove(self, streams: Sequence[int] | Ints) -> None:
         """Takes all that these streams have out of the buffers."""
@@ -501,3 +486,10 @@ class Window(Backlog):
         """Gives indices back that no message in flight speaks of any more."""
         while self._leaving and (not self._messages or self._messages[0].number > self._leaving[0][0]):
             self._free += self._leaving.popleft()[1].tolist()
+
+
+def _first_of_each(message: Message, rows: Ints) -> Ints:
+    """The first of these rows of each stream, rising."""
+    _, first = np.unique(message.streams[rows], return_index=True)
+    first.sort()
+    return rows[first]
