@@ -4,10 +4,10 @@ After some breaks timesteps go one at a time, so that the next break tells which
 break waits behind all others from then on, and is given up when it was tried for too long.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from serving.client.window import Window
-from serving.core.spec import Ints
 
 # A network that breaks twice in a row is no rare thing; what breaks a server does so each time.
 CAREFUL_TRIES = 2
@@ -23,7 +23,7 @@ class Suspect:
 
 
 class Breaks:
-    """What was in flight when calls broke."""
+    """What was in flight when calls broke, and is not answered since."""
 
     def __init__(self, window: Window) -> None:
         self._window = window
@@ -39,9 +39,7 @@ class Breaks:
 
         """
         window, unanswered = self._window, self._window.unanswered()
-        self._suspects = {
-            stream: suspect for stream, suspect in self._suspects.items() if self._is_one(stream, suspect)
-        }
+        self._forget_answered()
         for stream, step in unanswered.items():
             self._suspects.setdefault(stream, Suspect(step, now))
         if len(unanswered) == 1 and window.in_use > 1 and window.careful:
@@ -51,24 +49,24 @@ class Breaks:
 
     def get_on(self) -> None:
         """There was an answer: timesteps go together again once those that were in flight at the last break are answered."""
-        if self._window.careful and not any(
-            not suspect.alone and self._is_one(stream, suspect) for stream, suspect in self._suspects.items()
-        ):
-            self._window.careful = False
+        if self._window.careful:
+            self._forget_answered()
+            self._window.careful = not all(suspect.alone for suspect in self._suspects.values())
 
-    def to_hold(self, streams: Ints) -> list[int]:
+    def to_hold(self, streams: Iterable[int]) -> list[int]:
         """Which of these streams wait until the others had time to get on."""
-        held = [
-            stream
-            for stream in streams.tolist()
-            if (suspect := self._suspects.get(stream)) is not None and suspect.alone and self._is_one(stream, suspect)
-        ]
+        self._forget_answered()
+        held = [stream for stream in streams if stream in self._suspects and self._suspects[stream].alone]
         return held if len(held) < self._window.in_use else []
 
     def forget(self, stream: int) -> None:
         """Another stream will have this index."""
         self._suspects.pop(stream, None)
 
-    def _is_one(self, stream: int, suspect: Suspect) -> bool:
-        """Whether that timestep is still not answered."""
-        return bool(self._window.usable[stream] and self._window.answered[stream] < suspect.step)
+    def _forget_answered(self) -> None:
+        window = self._window
+        self._suspects = {
+            stream: suspect
+            for stream, suspect in self._suspects.items()
+            if window.usable[stream] and window.answered[stream] < suspect.step
+        }

@@ -98,7 +98,7 @@ class Buffer:
         self._streams, self._values, self._waiters, self._groups = [], [], [], {}
         return streams, values, results
 
-    def append(self, results: int, places: Ints, streams: Ints, steps: Ints, values: Floats) -> int:
+    def append(self, results: int, places: Ints, streams: Ints | int, steps: Ints | int, values: Floats) -> int:
         """Puts rows at the end, which stand at `places` of their results; gives the place of the first."""
         begin, end = self._count, self._count + len(places)
         if end > len(self._columns["step"]):

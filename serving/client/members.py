@@ -342,7 +342,7 @@ class Members:
         streams = np.array([member.stream for member in opened.values()], np.int64)
         next_steps, durable_steps = (np.array(c, np.int64)[rows] for c in (message.next_steps, message.durable_steps))
         self.window.opened(streams, next_steps, durable_steps, message.answers_remembered)
-        if held := self._breaks.to_hold(streams):
+        if held := self._breaks.to_hold(streams.tolist()):
             self.window.hold(held)
             self._later(self._backoff.longest_s, lambda: self.window.release(held))
         self._lose(wrong, whole=True)

@@ -11,6 +11,7 @@ import numpy as np
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.call import CallEnded
 from serving.client.errors import (
+    AGAIN,
     AnswerLost,
     ClientError,
     Diverged,
@@ -21,12 +22,14 @@ from serving.client.errors import (
     ValuesDiffer,
     refusal_of,
 )
-from serving.client.message import Message, Repeat, check_numbers
+from serving.client.message import Message, check_numbers
 from serving.client.results import Answers
 from serving.client.retry import Shortage
 from serving.client.types import Prediction
 from serving.client.window import NO_ROWS, Window
 from serving.core.spec import Ints
+
+Refused = Mapping[int, ClientError]
 
 
 class Decision(NamedTuple):
@@ -44,7 +47,10 @@ class Decision(NamedTuple):
 
 
 class Refusals:
-    """Decides about refused timesteps; those that may be sent again are, within `reconnect_s`."""
+    """Decides about refused timesteps; those that may be sent again are, within `reconnect_s`.
+
+    Every method raises CallEnded when the streams are to be opened again.
+    """
 
     def __init__(self, window: Window, shortage: Shortage, reconnect_s: float) -> None:
         self._window = window
@@ -52,83 +58,52 @@ class Refusals:
         self._reconnect_s = reconnect_s
 
     def of_all(self, message: Message, error: pb.Error) -> Decision:
-        """Decides about a message of which no row was applied.
-
-        Raises:
-            CallEnded: the streams are to be opened again.
-
-        """
+        """Decides about a message of which no row was applied."""
         refusal = refusal_of(error)
         if message.repeats:
-            return self._decide_on_repeats(list(message.repeats), dict.fromkeys(range(len(message.repeats)), refusal))
-        if refusal.action == pb.Error.ACTION_REOPEN:
-            raise CallEnded(refusal)
-        again = isinstance(refusal, TimestepRefused) and refusal.action == pb.Error.ACTION_RETRY
+            return self._decide_on_repeats(message, dict.fromkeys(range(len(message.repeats)), refusal))
         rows = self._window.first_rows(message)
-        if not again:
-            lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)
-            return Decision(NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), told=False, whole=True)
-        self._window.refused(message, rows, np.zeros(len(rows), np.int64))
-        return self._decide(message, dict.fromkeys(rows.tolist(), refusal), {})
+        if refusal.action in AGAIN:
+            return self._decide(message, dict.fromkeys(rows.tolist(), refusal))
+        lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)
+        return Decision(NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), told=False, whole=True)
 
     def of_rows(self, message: Message, rows: Ints, errors: Sequence[pb.Error]) -> Decision:
-        """Decides about rows, one a stream.
-
-        Raises:
-            CallEnded: the streams are to be opened again.
-
-        """
+        """Decides about rows, one a stream."""
         self._window.refused(message, rows, np.array([error.next_step for error in errors], np.int64))
-        refusals: dict[int, ClientError] = {}
-        lost: dict[int, ClientError] = {}
-        for row, error in zip(rows.tolist(), errors, strict=True):
-            refusal = refusal_of(error)
-            if refusal.action == pb.Error.ACTION_REOPEN:
-                raise CallEnded(refusal)
-            if isinstance(refusal, TimestepRefused):
-                refusals[row] = refusal
-            else:
-                lost[int(message.streams[row])] = refusal
-        return self._decide(message, refusals, lost)
+        return self._decide(message, dict(zip(rows.tolist(), map(refusal_of, errors), strict=True)))
 
     def of_repeats(self, message: Message, answers: Answers, errors: Mapping[int, pb.Error]) -> Decision:
         """Hands over old answers that were asked for again, and decides about those that were refused.
 
         Raises:
             StreamLost: an answer has another number than was asked for.
-            CallEnded: the streams are to be opened again.
 
         """
         check_numbers(answers.steps[~answers.refused], message.steps[~answers.refused])
         outputs = message.buffer.model.outputs
-        forgotten, refused = answers.forgotten.tolist(), answers.refused.tolist()
         for row, repeat in enumerate(message.repeats):
-            if not refused[row] and not repeat.waiter.done():
-                packed = [] if forgotten[row] else [column[row].tobytes() for column in answers.outputs]
+            if not answers.refused[row] and not repeat.waiter.done():
+                packed = [] if answers.forgotten[row] else [column[row].tobytes() for column in answers.outputs]
                 durable_step = int(answers.durable_steps[row])
                 repeat.waiter.set_result(Prediction(repeat.step, outputs, packed, durable_step, duplicate=True))
-        return self._decide_on_repeats(message.repeats, {row: refusal_of(error) for row, error in errors.items()})
+        return self._decide_on_repeats(message, {row: refusal_of(error) for row, error in errors.items()})
 
-    def _decide_on_repeats(self, repeats: Sequence[Repeat], refusals: Mapping[int, ClientError]) -> Decision:
+    def _decide_on_repeats(self, message: Message, refusals: Refused) -> Decision:
         lost: dict[int, ClientError] = {}
-        held: list[int] = []
-        retry_after_s, told = 0.0, False
-        for refusal in refusals.values():
-            if refusal.action == pb.Error.ACTION_REOPEN:
-                for again in refusals:
-                    self._window.ask_again(repeats[again])
-                raise CallEnded(refusal)
+        again, told = [], False
+        if reopen := _reopen(refusals):
+            for row in refusals:
+                self._window.ask_again(message.repeats[row])
+            raise CallEnded(reopen)
         for row, refusal in refusals.items():
-            repeat = repeats[row]
+            repeat = message.repeats[row]
             # Whoever asks for an old answer may have its values wrong; what this stream has sent stands.
             if not isinstance(refusal, TimestepRefused | ValuesDiffer):
                 lost[repeat.stream] = refusal
-            elif refusal.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(
-                repeat.stream, repeat.step, self._reconnect_s
-            ):
+            elif self._may_wait(refusal, repeat.stream, repeat.step):
                 self._window.ask_again(repeat)
-                held.append(repeat.stream)
-                retry_after_s = max(retry_after_s, refusal.retry_after_s)
+                again.append(row)
                 continue
             if not repeat.waiter.done():
                 wrong = isinstance(refusal, ValuesDiffer)
@@ -136,35 +111,42 @@ class Refusals:
                     InvalidTimestep(str(refusal), refusal.reason, field="values") if wrong else refusal
                 )
                 told = True
-        self._window.hold(np.array(held, np.int64))
-        return Decision(np.array(held, np.int64), retry_after_s, lost, told)
+        return self._hold(message, again, refusals, lost, told=told)
 
-    def _decide(self, message: Message, refusals: Mapping[int, ClientError], lost: dict[int, ClientError]) -> Decision:
-        streams, steps = message.streams, message.steps
-        again = np.array(
-            [
-                row
-                for row, refusal in refusals.items()
-                if refusal.action == pb.Error.ACTION_RETRY
-                and self._shortage.may_wait(int(streams[row]), int(steps[row]), self._reconnect_s)
-            ],
-            np.int64,
-        )
-        self._window.send_again(message, again)
-        self._window.hold(streams[again])
-        retry_after_s = max((refusals[row].retry_after_s for row in again.tolist()), default=0.0)
-        given_up = np.setdiff1d(np.fromiter(refusals, np.int64, len(refusals)), again)
-        delivered = self._window.delivered(message, given_up)
-        for row in given_up[delivered].tolist():
-            lost[int(streams[row])] = self._loss_by(int(steps[row]), refusals[row])
-        self._tell(message, given_up[~delivered], refusals)
-        return Decision(streams[again], retry_after_s, lost, bool(len(given_up[~delivered])))
+    def _decide(self, message: Message, refusals: Refused) -> Decision:
+        if reopen := _reopen(refusals):
+            raise CallEnded(reopen)
+        lost: dict[int, ClientError] = {}
+        again, given_up = [], []
+        for row, refusal in refusals.items():
+            stream, step = int(message.streams[row]), int(message.steps[row])
+            if not isinstance(refusal, TimestepRefused):
+                lost[stream] = refusal
+            elif self._may_wait(refusal, stream, step):
+                again.append(row)
+            elif step <= self._window.answered[stream]:  # it can neither be dropped nor told to anybody
+                lost[stream] = self._loss_by(step, refusal)
+            else:
+                given_up.append(row)
+                self._shortage.over(stream)
+        self._window.send_again(message, np.array(again, np.int64))
+        self._tell(message, np.array(given_up, np.int64), refusals)
+        return self._hold(message, again, refusals, lost, told=bool(given_up))
 
-    def _tell(self, message: Message, rows: Ints, refusals: Mapping[int, ClientError]) -> None:
+    def _may_wait(self, refusal: ClientError, stream: int, step: int) -> bool:
+        return refusal.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(stream, step, self._reconnect_s)
+
+    def _hold(
+        self, message: Message, again: list[int], refusals: Refused, lost: dict[int, ClientError], *, told: bool
+    ) -> Decision:
+        """Sends nothing of the streams of rows that are sent again until they are released."""
+        held = message.streams[again]
+        self._window.hold(held)
+        return Decision(held, max((refusals[row].retry_after_s for row in again), default=0.0), lost, told)
+
+    def _tell(self, message: Message, rows: Ints, refusals: Refused) -> None:
         """Tells the callers of rows that they were refused. Those that had been applied all the same keep their numbers."""
         applied = self._window.applied(message, rows)
-        for stream in message.streams[rows].tolist():
-            self._shortage.over(stream)
         lost_answers = [
             AnswerLost(
                 f"timestep {message.steps[row]} was applied, but could not be answered: {refusals[row]}",
@@ -186,3 +168,8 @@ class Refusals:
             f"timestep {step - 1} is not what the server goes on from; open the stream again to go on with the server's",
             "DIVERGED",
         )
+
+
+def _reopen(refusals: Refused) -> ClientError | None:
+    """The first of them that ends the call."""
+    return next((refusal for refusal in refusals.values() if refusal.action == pb.Error.ACTION_REOPEN), None)

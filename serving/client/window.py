@@ -353,10 +353,6 @@ class Window(Backlog):
         """Which of these rows the server is known to have applied."""
         return message.steps[rows] <= self._applied[message.streams[rows]]
 
-    def delivered(self, message: Message, rows: Ints) -> Bools:
-        """Which of these rows were answered before: they can be neither dropped nor passed over."""
-        return message.steps[rows] <= self.answered[message.streams[rows]]
-
     def send_again(self, message: Message, rows: Ints) -> None:
         """Sends refused rows, and what is behind them, once more."""
         self._ignore(message.streams[rows])
