@@ -5,11 +5,13 @@ import numbers
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
-import grpc
 import numpy as np
 
 from serving.client.errors import InvalidArgument
+
+Kind = TypeVar("Kind")
 
 # What the protocol allows a stream's name and an owner, in bytes of UTF-8.
 NAME_BYTES_MAX = 256
@@ -39,9 +41,8 @@ def wrong(field: str, value: object, expected: str) -> InvalidArgument:
 
 def text(field: str, value: object, *, bytes_max: int | None = None, least: int = 0) -> str:
     """An argument that is text, of so many bytes of UTF-8."""
-    if bytes_max is None:
-        expected = "text" if not least else "text that is not empty"
-    else:
+    expected = "text that is not empty" if least else "text"
+    if bytes_max is not None:
         expected = f"text of {least} to {bytes_max} bytes of UTF-8"
     try:
         size = len(value.encode()) if isinstance(value, str) else -1
@@ -90,17 +91,10 @@ def _address_hint(target: str) -> str:
     return f"HOST:PORT with a port from 1 to {PORT_MAX}, or unix:PATH"
 
 
-def credentials(field: str, value: object) -> grpc.ChannelCredentials | None:
-    """An argument that says how to make sure who the server is; None for a connection without TLS."""
-    if value is not None and not isinstance(value, grpc.ChannelCredentials):
-        raise wrong(field, value, "what grpc.ssl_channel_credentials() gives, or None for a connection without TLS")
-    return value
-
-
-def channel(field: str, value: object) -> grpc.aio.Channel | None:
-    """An argument that is a channel made by the caller; None for one of the client's own."""
-    if value is not None and not isinstance(value, grpc.aio.Channel):
-        raise wrong(field, value, "a grpc.aio.Channel, or None")
+def instance(field: str, value: Kind | None, kind: type[Kind], expected: str) -> Kind | None:
+    """An argument that is one of a class, or None."""
+    if value is not None and not isinstance(value, kind):
+        raise wrong(field, value, expected)
     return value
 
 
@@ -109,21 +103,22 @@ def metadata(field: str, value: object) -> tuple[tuple[str, str], ...]:
     expected = "a list of (key, value) with keys of a-z, 0-9, '-', '_' and '.', and values of printable ASCII, or None"
     if value is None:
         return ()
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise InvalidArgument(f"{field}: got a {type(value).__name__}, expected {expected}", field=field)
+    got = ""
     pairs: list[tuple[str, str]] = []
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        got, value = f"a {type(value).__name__}", ()
     for pair in value:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-            raise InvalidArgument(
-                f"{field}: got a {type(pair).__name__} that is no pair of texts, expected {expected}", field=field
-            )
-        if not KEY.fullmatch(pair[0]) or pair[0].endswith("-bin") or pair[0].startswith("grpc-"):
-            raise InvalidArgument(f"{field}: got the key {shown(pair[0])}, expected {expected}", field=field)
-        if not VALUE.fullmatch(pair[1]):
-            raise InvalidArgument(
-                f"{field}: got a value of {pair[0]} that cannot be sent, expected {expected}", field=field
-            )
+            got = f"a {type(pair).__name__} that is no pair of texts"
+        elif not KEY.fullmatch(pair[0]) or pair[0].endswith("-bin") or pair[0].startswith("grpc-"):
+            got = f"the key {shown(pair[0])}"
+        elif not VALUE.fullmatch(pair[1]):
+            got = f"a value of {pair[0]} that cannot be sent"
+        if got:
+            break
         pairs.append((pair[0], pair[1]))
+    if got:
+        raise InvalidArgument(f"{field}: got {got}, expected {expected}", field=field)
     return tuple(pairs)
 
 

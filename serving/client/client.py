@@ -77,13 +77,11 @@ class Client:
         channel: grpc.aio.Channel | None = None,
     ) -> None:
         self.address = arguments.address("address", address)
-        if backoff is not None and not isinstance(backoff, Backoff):
-            raise arguments.wrong("backoff", backoff, "a Backoff")
         self._limits = Limits(
             arguments.seconds("timeout_s", timeout_s),
             float("inf") if reconnect_s is None else arguments.seconds("reconnect_s", reconnect_s, zero=True),
             arguments.whole("buffer_max", buffer_max, 1, arguments.UINT32_MAX),
-            backoff or Backoff(),
+            arguments.instance("backoff", backoff, Backoff, "a Backoff") or Backoff(),
         )
         self._kept: set[Stream | Block] = set()
         self._connections = self._connect(arguments.whole("calls", calls, 1, CALLS_MAX), credentials, metadata, channel)
@@ -105,7 +103,9 @@ class Client:
     ) -> list[Connection]:
         """The connections, one a call; all over the given channel, if one is."""
         headers = arguments.metadata("metadata", metadata)
-        given, trusted = arguments.channel("channel", channel), arguments.credentials("credentials", credentials)
+        given = arguments.instance("channel", channel, grpc.aio.Channel, "a grpc.aio.Channel, or None")
+        expected = "what grpc.ssl_channel_credentials() gives, or None for a connection without TLS"
+        trusted = arguments.instance("credentials", credentials, grpc.ChannelCredentials, expected)
         if given is not None and trusted is not None:
             raise arguments.wrong("credentials", credentials, "None beside a channel: a channel is made with its own")
         return [

@@ -83,12 +83,11 @@ class Packer:
 
     """
 
-    __slots__ = ("_features", "_field", "_pack", "_places", "_shape")
+    __slots__ = ("_features", "_field", "_pack", "_shape")
 
     def __init__(self, features: Sequence[Feature] | None, field: str = "values") -> None:
         self._features = features
         self._field = field
-        self._places: dict[str, int] | None = None  # of each name; made when it is needed
         self._shape = (-1 if features is None else len(features),)
         self._pack = _struct(len(features or ())).pack
 
@@ -112,18 +111,12 @@ class Packer:
     def _slowly(self, values: Any) -> bytes:
         """The same for all that can be given, and with words for what cannot."""
         named = _named(self._field, values)
-        if named is None:
-            return self._checked(values, values)
-        ordered = self._ordered(values, *named)
-        if EXACT.issuperset(map(type, ordered)):
+        ordered = values if named is None else self._ordered(values, *named)
+        if named is not None and EXACT.issuperset(map(type, ordered)):
             try:
                 return self._pack(*ordered)
             except OverflowError:  # as above
                 pass
-        return self._checked(values, ordered)
-
-    def _checked(self, values: Any, ordered: Any) -> bytes:
-        """What is in the model's order, packed; `values` are what was given, for errors."""
         packed = _floats(ordered)
         if packed is None or packed.ndim != 1 or self._shape[0] not in (-1, len(packed)):
             raise _no_timestep(self._field, values, packed, self._features)
@@ -133,21 +126,13 @@ class Packer:
         """The parts of a row with names in the model's order, NaN where there is none."""
         if self._features is None:
             raise _malformed(self._field, shown(values), "numbers without names, as the model's features are not known")
-        if self._places is None:
-            self._places = {feature.name: place for place, feature in enumerate(self._features)}
-        places = self._places
+        places = {feature.name: place for place, feature in enumerate(self._features)}
         if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in places:
             names, parts = names[1:], values[1:]
-        if (
-            not places.keys() >= (given := set(names))
-            or len(given) < len(names)
-            or not (names or isinstance(values, Mapping))
-        ):
-            raise _wrong_names(self._field, names, self._features)
-        ordered: list[Any] = [np.nan] * len(places)
-        for name, part in zip(names, parts, strict=True):
-            ordered[places[name]] = part
-        return ordered
+        if names or not isinstance(values, Mapping):
+            _check_names(self._field, names, self._features)
+        given = dict(zip(names, parts, strict=True))
+        return [given.get(name, np.nan) for name in places]
 
 
 def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
@@ -266,24 +251,26 @@ def _are_positions(field: str, labels: Sequence[Any]) -> bool:
     raise _malformed(field, f"labels {_listed(labels)}", "names of features; to_numpy() has the values without labels")
 
 
-def _wrong_names(field: str, names: Sequence[Any], features: Sequence[Feature]) -> InvalidTimestep:
-    """The error for names that are not those of features, one at least and each once at most."""
-    known = {feature.name for feature in features}
+def _check_names(field: str, names: Sequence[Any], features: Sequence[Feature]) -> None:
+    """Raises InvalidTimestep for names that are not those of features, one at least and each once at most."""
+    known = [feature.name for feature in features]
     given = set(names)
     unknown = [name for name in names if name not in known]
-    left_out = [feature.name for feature in features if feature.name not in given]
+    left_out = [name for name in known if name not in given]
     if unknown:
         told = f"no feature is called {_listed(unknown)}"
-    elif given:
+    elif not given:
+        told = "got no names, expected those of features"
+    elif len(given) < len(names):
         told = (
             f"got {_listed([name for name in given if names.count(name) > 1])} more than once, expected each name once"
         )
     else:
-        told = "got no names, expected those of features"
-    told += f"; the model has {_listed([feature.name for feature in features])}"
+        return
+    told += f"; the model has {_listed(known)}"
     if unknown and 0 < len(left_out) < len(features):
         told += f"; left out: {_listed(left_out)}"
-    return InvalidTimestep(f"{field}: {told}", "WRONG_WIDTH", field=field)
+    raise InvalidTimestep(f"{field}: {told}", "WRONG_WIDTH", field=field)
 
 
 def _listed(names: Sequence[Any]) -> str:
@@ -314,28 +301,20 @@ def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
         # The `columns` of pyarrow are the columns themselves.
         names = list(x.column_names if hasattr(type(x), "column_names") else x.columns)
         return _floats(x) if _are_positions(field, names) else _by_column(field, x, names, features)
-    if _has_named_rows(field, x):
+    many = not isinstance(x, np.ndarray | str | bytes | Mapping) and isinstance(x, Sequence)
+    if many and any(_named(field, row) is not None for row in x):
         packer = Packer(features, field)
         packed = b"".join([packer(row) for row in x])
         return np.frombuffer(packed, FLOAT32).reshape(len(x), len(features))
     return _floats(x)
 
 
-def _has_named_rows(field: str, x: Any) -> bool:
-    """Whether one row at least of a list of rows is read by names."""
-    if isinstance(x, np.ndarray | str | bytes | Mapping) or not isinstance(x, Sequence):
-        return False
-    return any(_named(field, row) is not None for row in x)
-
-
 def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]) -> Floats:
     """(n, features) of the columns with these names, NaN where a feature has none."""
-    given = set(names)
-    if not given or not given <= {feature.name for feature in features} or len(given) < len(names):
-        raise _wrong_names(field, names, features)
+    _check_names(field, names, features)
     values = np.full((len(x), len(features)), np.nan, FLOAT32)
     for place, feature in enumerate(features):
-        if feature.name not in given:
+        if feature.name not in names:
             continue
         column = _column(x[feature.name])
         if column is None or column.shape != (len(x),):
