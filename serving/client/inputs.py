@@ -83,11 +83,12 @@ class Packer:
 
     """
 
-    __slots__ = ("_features", "_field", "_pack", "_shape")
+    __slots__ = ("_features", "_field", "_names", "_pack", "_shape")
 
     def __init__(self, features: Sequence[Feature] | None, field: str = "values") -> None:
         self._features = features
         self._field = field
+        self._names = dict.fromkeys(feature.name for feature in features or ())
         self._shape = (-1 if features is None else len(features),)
         self._pack = _struct(len(features or ())).pack
 
@@ -126,13 +127,16 @@ class Packer:
         """The parts of a row with names in the model's order, NaN where there is none."""
         if self._features is None:
             raise _malformed(self._field, shown(values), "numbers without names, as the model's features are not known")
-        places = {feature.name: place for place, feature in enumerate(self._features)}
-        if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in places:
+        if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in self._names:
             names, parts = names[1:], values[1:]
-        if names or not isinstance(values, Mapping):
-            _check_names(self._field, names, self._features)
         given = dict(zip(names, parts, strict=True))
-        return [given.get(name, np.nan) for name in places]
+        if (
+            not given.keys() <= self._names.keys()
+            or len(given) < len(names)
+            or not (given or isinstance(values, Mapping))
+        ):
+            _check_names(self._field, names, self._features)
+        return [given.get(name, np.nan) for name in self._names]
 
 
 def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
