@@ -2,13 +2,16 @@
 
 import numpy as np
 
-from serving.client.buffer import Buffer
+from serving.client.buffer import Buffer, Single
 from serving.client.errors import ClientError
 from serving.client.message import Message
-from serving.client.results import Answers, BlockResults, Deliver, Group, Results, Waiter, deliver
+from serving.client.results import Answers, BlockResults, Deliver, Group, Waiter, cut, deliver, log, lost_answer
 from serving.client.table import StreamTable, rank
-from serving.client.types import Model
-from serving.core.spec import Floats, Ints
+from serving.client.types import Model, Prediction
+from serving.core.spec import Floats, Ints, Output
+
+# What stands for the results of timesteps that have a caller each; their places are those of the callers in `Backlog._singles`.
+SINGLES = 0
 
 
 class Backlog(StreamTable):
@@ -24,8 +27,10 @@ class Backlog(StreamTable):
         self._deliver = deliver
         self.why: dict[int, ClientError] = {}
         self._buffers: list[Buffer] = []
-        self._results: dict[int, Results] = {}
-        self._results_made = 0
+        self._blocks: dict[int, BlockResults] = {}
+        self._blocks_made = 0
+        self._singles: dict[int, Single] = {}
+        self._singles_made = 0
 
     # What callers want -------------------------------------------------------------------------------------------------
 
@@ -35,17 +40,17 @@ class Backlog(StreamTable):
             if buffer.model.id == model.id:
                 buffer.model, buffer.rows_max = model, rows_max
                 return buffer
-        self._buffers.append(Buffer(model, rows_max, self._deliver))
+        self._buffers.append(Buffer(model, rows_max))
         return self._buffers[-1]
 
     def add_single(
         self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
     ) -> None:
         """Puts one timestep of a usable stream at the end."""
-        buffer.gather(stream, values, waiter, group)
+        buffer.gather((stream, values, waiter, group))
         self._next_at[stream] += 1
 
-    def add(self, buffer: Buffer, results: Results, place: int, streams: Ints, values: Floats) -> None:
+    def add(self, buffer: Buffer, results: BlockResults, place: int, streams: Ints, values: Floats) -> None:
         """Puts rows, from `place` of their results on, at the end. Results are added one after the other.
 
         Rows of streams that cannot be used are settled with their error at once.
@@ -60,8 +65,13 @@ class Backlog(StreamTable):
             self._forget_settled(results)
         steps = self.next_steps[streams] + rank(streams)
         np.add.at(self.next_steps, streams, 1)
-        if len(streams):
-            buffer.append(self._number(results), places, streams, steps, values)
+        if not len(streams):
+            return
+        if not results.number:
+            self._blocks_made += 1
+            results.number = self._blocks_made
+            self._blocks[results.number] = results
+        buffer.append(results.number, places, streams, steps, values)
 
     def abandon(self, results: BlockResults, rows: int) -> None:
         """So many of the last rows of results are never added: their caller has gone."""
@@ -70,42 +80,78 @@ class Backlog(StreamTable):
 
     def _take_gathered(self, buffer: Buffer) -> None:
         """Gives single timesteps that came since the last time their places among the rows."""
-        if not buffer.gathered:
+        if not (gathered := buffer.take_gathered()):
             return
-        gathered, packed, results = buffer.take_gathered()
-        streams = np.array(gathered, np.int64)
+        named, packed, _, _ = zip(*gathered, strict=True)
+        streams = np.array(named, np.int64)
         values = np.frombuffer(b"".join(packed), "<f4").reshape(len(streams), -1)
         turns = rank(streams)
         steps = self.next_steps[streams] - 1
         if turns.any():  # a stream several times: they were all counted when they came
             steps += 1 + turns - np.bincount(streams)[streams]
-        buffer.append(self._number(results), np.arange(len(streams)), streams, steps, values)
-
-    def _number(self, results: Results) -> int:
-        """The number of results that are kept."""
-        if not results.number:
-            self._results_made += 1
-            results.number = self._results_made
-            self._results[results.number] = results
-        return results.number
+        first = self._singles_made
+        self._singles_made += len(gathered)
+        self._singles.update(enumerate(gathered, first))
+        buffer.append(SINGLES, np.arange(first, self._singles_made), streams, steps, values)
 
     # Settling ----------------------------------------------------------------------------------------------------------
 
     def _settle(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
-        """Gives results the answers in these rows, by the rows' places in the buffer."""
+        """Gives callers the answers in these rows, by the rows' places in the buffer."""
         places = message.buffer["place"][at]
         for number, part in message.buffer.runs(at):
-            results = self._results[number]
-            results.settle(places[part], rows[part], answers)
-            self._forget_settled(results)
+            if number == SINGLES:
+                self._settle_singles(message.buffer.model.outputs, places[part], rows[part], answers)
+            else:
+                results = self._blocks[number]
+                results.settle(places[part], rows[part], answers)
+                self._forget_settled(results)
+
+    def _settle_singles(self, outputs: tuple[Output, ...], places: Ints, rows: Ints, answers: Answers) -> None:
+        count = len(answers.steps)
+        packed = zip(*(cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
+        duplicates = (answers.duplicates | answers.forgotten).tolist()
+        columns = zip(answers.steps.tolist(), packed, answers.durable_steps.tolist(), duplicates, strict=True)
+        predictions = [
+            Prediction(step, outputs, parts, durable, repeated) for step, parts, durable, repeated in columns
+        ]
+        waiters = [self._singles.pop(place)[2] for place in places.tolist()]
+        if answers.plain and len(rows) == count:
+            self._deliver(list(zip(waiters, predictions, strict=True)))
+            return
+        for waiter, row in zip(waiters, rows.tolist(), strict=True):
+            if answers.forgotten[row] and not waiter.done():
+                waiter.set_exception(lost_answer(predictions[row].step))
+            deliver([(waiter, predictions[row])])
 
     def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0, *, whole: bool = False) -> bool:
-        """Settles the row at a place of the buffer with an error; `step` is its number if it was applied. Whether anybody is told."""
-        results, stream = self._results[int(buffer["results"][at])], int(buffer["stream"][at])
-        told = results.fail(int(buffer["place"][at]), error, step, int(self.durable_steps[stream]), whole=whole)
-        self._forget_settled(results)
-        return told
+        """Settles the row at a place of the buffer with an error. Whether anybody is told.
 
-    def _forget_settled(self, results: Results) -> None:
+        Args:
+            buffer: where it stands.
+            at: its place there.
+            error: what becomes of it.
+            step: its number if it was applied all the same.
+            whole: as in `BlockResults.fail`.
+
+        """
+        number, place, stream = (int(buffer[column][at]) for column in ("results", "place", "stream"))
+        if number == SINGLES:
+            _, _, waiter, _ = self._singles.pop(place)
+            if waiter.done():
+                log.warning("a timestep, whose caller has gone, was refused: %s", error)
+                return False
+            waiter.set_exception(error)
+        else:
+            results = self._blocks[number]
+            results.fail(place, error, step, int(self.durable_steps[stream]), whole=whole)
+            self._forget_settled(results)
+        return True
+
+    def _group(self, buffer: Buffer, at: int) -> Group | None:
+        """The group that a timestep belongs to which is not settled."""
+        return self._singles[int(buffer["place"][at])][3] if buffer["results"][at] == SINGLES else None
+
+    def _forget_settled(self, results: BlockResults) -> None:
         if not results.left:
-            self._results.pop(results.number, None)
+            self._blocks.pop(results.number, None)

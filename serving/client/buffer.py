@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.client.results import Bools, Deliver, Group, SingleResults, Waiter, deliver
+from serving.client.results import Bools, Group, Waiter
 from serving.client.types import Model
 from serving.core.spec import Array, Floats, Ints
 
@@ -21,12 +21,15 @@ SWEEP_ROWS_MIN = 4096
 ROWS_FIRST = 64
 MASK = 2**64 - 1
 
+# A timestep that has a caller of its own: its stream and its values, who waits for it, and the group that it belongs to.
+Single = tuple[int, bytes, Waiter, Group | None]
+
 
 class Buffer:
     """Rows, by the names of their columns: what is written to a column stays.
 
-    `results`, `place`, `stream`, `step` and `values` say what a row is; `step` is 0 when it has left for good. `check` is the
-    checksum of its answer, which counts when it is `checked`. Single timesteps are gathered beside them until `take_gathered`.
+    `results` and `place` say whose a row is, `stream`, `step` and `values` what it is; `step` is 0 when it has left for good. `check` is
+    the checksum of its answer, which counts when it is `checked`. Single timesteps are gathered beside them until `take_gathered`.
 
     Attributes:
         model: what runs the streams, as its server described it last.
@@ -35,10 +38,9 @@ class Buffer:
 
     """
 
-    def __init__(self, model: Model, rows_max: int, deliver: Deliver = deliver) -> None:
+    def __init__(self, model: Model, rows_max: int) -> None:
         self.model = model
         self.rows_max = rows_max
-        self._deliver = deliver
         self.unsent_from = 0
         self._count = 0
         self._sweep_at = SWEEP_ROWS_MIN
@@ -49,10 +51,7 @@ class Buffer:
             "values": np.empty((0, len(model.features)), np.float32),
         }
         self._grow(ROWS_FIRST)
-        self._streams: list[int] = []
-        self._values: list[bytes] = []
-        self._waiters: list[Waiter] = []
-        self._groups: dict[int, Group] = {}
+        self._gathered: list[Single] = []
         self._words = [_words(output.dtype, output.shape) for output in model.outputs]
         self._factors = _factors(sum(self._words))
         self._numbers: list[int] = self._factors.tolist()
@@ -69,38 +68,28 @@ class Buffer:
         return self._columns[column][: self._count]
 
     @property
-    def gathered(self) -> bool:
-        """Whether single timesteps wait to be taken in."""
-        return bool(self._streams)
-
-    @property
     def alone(self) -> int | None:
         """The stream of the only timestep that is to be sent, when there is only one, and it was gathered."""
-        return self._streams[0] if len(self._streams) == 1 and self.unsent_from == self._count else None
+        return self._gathered[0][0] if len(self._gathered) == 1 and self.unsent_from == self._count else None
 
     @property
     def unsent(self) -> bool:
         """Whether something may be left to be sent."""
-        return self.unsent_from < self._count or bool(self._streams)
+        return self.unsent_from < self._count or bool(self._gathered)
 
-    def gather(self, stream: int, values: bytes, waiter: Waiter, group: Group | None) -> None:
+    def gather(self, single: Single) -> None:
         """Puts a single timestep beside the rows, which are put together once in a while: a row each would cost ten times as much."""
-        if group is not None:
-            self._groups[len(self._streams)] = group
-        self._streams.append(stream)
-        self._values.append(values)
-        self._waiters.append(waiter)
+        self._gathered.append(single)
 
-    def take_gathered(self) -> tuple[list[int], list[bytes], SingleResults]:
-        """The single timesteps since the last time: their streams and values, and who waits for them."""
-        streams, values = self._streams, self._values
-        results = SingleResults(self.model.outputs, self._waiters, self._groups, self._deliver)
-        self._streams, self._values, self._waiters, self._groups = [], [], [], {}
-        return streams, values, results
+    def take_gathered(self) -> list[Single]:
+        """The single timesteps since the last time."""
+        gathered, self._gathered = self._gathered, []
+        return gathered
 
-    def append(self, results: int, places: Ints, streams: Ints | int, steps: Ints | int, values: Floats) -> int:
-        """Puts rows at the end, which stand at `places` of their results; gives the place of the first."""
-        begin, end = self._count, self._count + len(places)
+    def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Floats) -> int:
+        """Puts rows at the end, or one; gives the place of the first."""
+        begin = self._count
+        end = begin + (1 if isinstance(places, int) else len(places))
         if end > len(self._columns["step"]):
             self._grow(max(end, 2 * begin))
         columns = self._columns

@@ -1,4 +1,4 @@
-"""The streams of a session: what opens them, closes them and ends them.
+"""The streams of a session: what opens them and ends them.
 
 It is the base of `serving.client.session.Session`, which makes the calls. `serving.client.window` keeps the timesteps.
 
@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +33,7 @@ from serving.client.errors import (
     ending_of,
 )
 from serving.client.results import Deliver
-from serving.client.retry import Limits, Retry, Shortage, tried_for
+from serving.client.retry import Limits, Retry, Shortage
 from serving.client.types import Model, difference, model_of
 from serving.client.window import Window
 from serving.client.wire import KINDS, rows_max
@@ -50,9 +49,6 @@ NAMES_BYTES_MAX = 1_000_000
 NAME_BYTES = 12
 # What a message has beside its columns: their lengths.
 FRAME_BYTES = 64
-# As many as the protocol allows a message, and what one takes at most.
-HANDLES_MAX = 65_536
-HANDLE_BYTES = 5
 HANDLES_FIRST = 64
 # A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
 HANDLES_A_CALL_MAX = 1_000_000
@@ -60,8 +56,8 @@ HANDLES_A_CALL_MAX = 1_000_000
 NEVER = -1
 # What a server reads that does not say.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-# The numbers by which `Shortage` knows a stream that could not be opened, or closed.
-OPEN, CLOSE = 0, -2
+# The number by which `Shortage` knows a stream that could not be opened; others are of timesteps.
+OPEN = 0
 
 
 class View(Protocol):
@@ -407,89 +403,13 @@ class Members:
         else:
             self._lose({member.stream: error})
 
-    # Closing -----------------------------------------------------------------------------------------------------------
-
-    def _close_again(self, member: Member) -> None:
-        if self._in_use(member):
-            self._to_close.add(member.stream)
-
-    def _next_close(self) -> pb.CloseStreams | None:
-        """The close to send now: of streams of which everything is answered, or that nobody uses any more."""
-        handles_max = max(1, min(HANDLES_MAX, (self._message_bytes_max - FRAME_BYTES) // HANDLE_BYTES))
-        if self._left:
-            handles, self._left = self._left[:handles_max], self._left[handles_max:]
-            self._closing.append([])
-            return pb.CloseStreams(handles=handles, independent=True)
-        streams = np.array(sorted(self._to_close), np.int64)
-        idle = [self._members[s] for s in streams[self.window.open[streams] & self.window.idle(streams)].tolist()]
-        if not idle:
-            return None
-        lot = [member for member in idle if member.forget == idle[0].forget][:handles_max]
-        streams = np.array([member.stream for member in lot], np.int64)
-        self._to_close.difference_update(streams.tolist())
-        self._closing.append(lot)
-        return pb.CloseStreams(
-            handles=self.window.handles[streams].tolist(), forget=bool(lot[0].forget), independent=True
-        )
-
-    def _closed(self, message: pb.ClosedStreams) -> None:
-        """Everything of some streams is stored, or they were forgotten as was asked, or could not be closed.
-
-        Raises:
-            CallEnded: nothing was asked, or some are to be opened again, since less is stored than was answered.
-            StreamLost: the answer does not fit what was asked.
-
-        """
-        if not self._closing:
-            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
-        members = self._closing.popleft()
-        if not members:
-            return
-        if len(message.durable_steps) != len(members):
-            raise StreamLost(
-                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
-            )
-        errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
-        behind = 0
-        for row, member in enumerate(members):
-            if self._in_use(member):
-                self.window.durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
-                behind += not self._close_one(member, errors.get(row))
-        if behind:
-            raise CallEnded(
-                ServerUnavailable(
-                    f"the server closed the streams, and {behind} of them are not stored as far as they were answered",
-                    "STORE_UNAVAILABLE",
-                )
-            )
-
-    def _close_one(self, member: Member, error: ClientError | None) -> bool:
-        """Does what the answer to the close of a stream says; False when it is to be opened again."""
-        stream, reconnect_s = member.stream, self.limits.reconnect_s
-        if error is None:
-            self.window.handles[stream] = 0
-            if not member.forget and self.window.durable_steps[stream] < self.window.answered[stream]:
-                return False
-            self._finish(member)
-        elif member.forget and isinstance(error, StreamNotFound):
-            self._finish(member)
-        elif error.action == pb.Error.ACTION_REOPEN:
-            return False
-        elif error.action != pb.Error.ACTION_RETRY:
-            self._lose({stream: error})
-        elif self._shortage.may_wait(stream, CLOSE, reconnect_s):
-            self._later(self._backoff.not_before_s(error.retry_after_s), partial(self._close_again, member))
-        else:
-            self._lose({stream: tried_for(error, reconnect_s)})
-        return True
+    # The end -----------------------------------------------------------------------------------------------------------
 
     def _finish(self, member: Member) -> None:
         """A stream is closed as was asked."""
         self.window.closed(np.array([member.stream]))
         self._to_close.discard(member.stream)
         member.view.on_closed(member.place)
-
-    # The end -----------------------------------------------------------------------------------------------------------
 
     def _lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> None:
         """These streams can no longer be used; the others go on. `whole` says that they end together."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from serving.client.buffer import Buffer
 from serving.client.errors import StreamLost
-from serving.client.results import SingleResults, Waiter
+from serving.client.results import Waiter
 from serving.core.spec import Floats, Ints
 
 
@@ -54,14 +54,14 @@ class SingleMessage(Message):
     Attributes:
         stream, step, place: what stands in its columns.
         packed: its values.
-        results: who waits for it.
+        caller: by which the backlog knows who waits for it.
 
     """
 
-    __slots__ = ("packed", "place", "results", "step", "stream")
+    __slots__ = ("caller", "packed", "place", "step", "stream")
 
     def __init__(
-        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, results: SingleResults
+        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, caller: int
     ) -> None:
         self.number = number
         self.buffer = buffer
@@ -69,7 +69,7 @@ class SingleMessage(Message):
         self.step = step
         self.packed = packed
         self.place = place
-        self.results = results
+        self.caller = caller
         self.ignored = False
         self.repeats = ()
 

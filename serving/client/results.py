@@ -60,70 +60,6 @@ def lost_answer(step: int) -> AnswerLost:
     )
 
 
-class SingleResults:
-    """Timesteps that have a caller each.
-
-    Args:
-        outputs: the model's.
-        waiters: one a timestep, each for a `Prediction`.
-        groups: the groups of those that belong to one, by place.
-        deliver: gives callers their predictions, in this order.
-
-    Attributes:
-        left: how many are not settled.
-        number: counts what is kept in the order in which it came; 0 while nothing of it is.
-
-    """
-
-    def __init__(
-        self, outputs: tuple[Output, ...], waiters: Sequence[Waiter], groups: dict[int, Group], deliver: Deliver
-    ) -> None:
-        self.left = len(waiters)
-        self.number = 0
-        self._deliver = deliver
-        self._outputs = outputs
-        self._waiters = waiters
-        self._groups = groups
-
-    def settle_alone(self, step: int, packed: Sequence[bytes], durable_step: int) -> None:
-        """Gives the only caller its prediction."""
-        self.left = 0
-        deliver([(self._waiters[0], Prediction(step, self._outputs, packed, durable_step, duplicate=False))])
-
-    def settle(self, places: Ints, rows: Ints, answers: Answers) -> None:
-        """Gives the callers at these places the answers in these rows of a message."""
-        self.left -= len(rows)
-        waiters, outputs = self._waiters, self._outputs
-        count = len(answers.steps)
-        packed = zip(*(_cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
-        duplicates = (answers.duplicates | answers.forgotten).tolist()
-        columns = zip(answers.steps.tolist(), packed, answers.durable_steps.tolist(), duplicates, strict=True)
-        predictions = [
-            Prediction(step, outputs, parts, durable, repeated) for step, parts, durable, repeated in columns
-        ]
-        if answers.plain and len(rows) == count:
-            self._deliver([(waiters[place], each) for place, each in zip(places.tolist(), predictions, strict=True)])
-            return
-        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-            if answers.forgotten[row] and not waiters[place].done():
-                waiters[place].set_exception(lost_answer(predictions[row].step))
-            deliver([(waiters[place], predictions[row])])
-
-    def fail(self, place: int, error: ClientError, *_: int, whole: bool = False) -> bool:  # noqa: ARG002 - as below
-        """Gives a caller the error. Whether anybody is told."""
-        self.left -= 1
-        waiter = self._waiters[place]
-        if waiter.done():
-            log.warning("a timestep, whose caller has gone, was refused: %s", error)
-            return False
-        waiter.set_exception(error)
-        return True
-
-    def group(self, place: int) -> Group | None:
-        """The group that a timestep belongs to."""
-        return self._groups.get(place)
-
-
 class BlockResults:
     """Timesteps of many streams with one caller, who gets `Predictions` when all are settled.
 
@@ -135,7 +71,8 @@ class BlockResults:
         waiter: for the whole.
 
     Attributes:
-        left, number: as of `SingleResults`.
+        left: how many rows are not settled.
+        number: counts the results that are kept; 0 while nothing of these is.
 
     """
 
@@ -166,8 +103,8 @@ class BlockResults:
         self.left -= len(rows)
         self._finish()
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> bool:
-        """Fills in the error. Whether anybody is told.
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> None:
+        """Fills in the error.
 
         Args:
             place: of the timestep.
@@ -185,16 +122,11 @@ class BlockResults:
         self.durable_steps[place] = durable_step
         self.left -= 1
         self._finish()
-        return True
 
     def leave(self, rows: int) -> None:
         """So many of its last rows will never be submitted: their caller has gone."""
         self.left -= rows
         self._finish()
-
-    def group(self, place: int) -> Group | None:  # noqa: ARG002 - as above
-        """None: rows of a block fall alone."""
-        return None
 
     def _finish(self) -> None:
         if self.left:
@@ -210,10 +142,7 @@ class BlockResults:
             )  # fmt: skip
 
 
-Results = SingleResults | BlockResults
-
-
-def _cut(column: Array, count: int) -> list[bytes]:
+def cut(column: Array, count: int) -> list[bytes]:
     """One output of many rows, packed row by row."""
     packed = column.tobytes()
     width = len(packed) // max(1, count)

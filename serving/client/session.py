@@ -1,7 +1,7 @@
 """All streams of a client on one call that survives it: timesteps go out, each prediction comes back once and in order.
 
-What to send and whose an answer is, `serving.client.window` decides; `serving.client.members` opens and closes streams;
-`serving.client.call` speaks; here the call is kept open. Streams join and leave it at any time.
+What to send and whose an answer is, `serving.client.window` decides; `serving.client.members` opens streams;
+`serving.client.call` speaks; here the call is kept open, and streams are closed. Streams join and leave it at any time.
 
 Laws:
 1. One task a session reads, opens again and decides. A caller that is cancelled touches no call.
@@ -16,6 +16,7 @@ Laws:
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client.buffer import Buffer
 from serving.client.call import Call, CallEnded
 from serving.client.connection import Connection
-from serving.client.errors import AGAIN, ClientError, ServerUnavailable, StreamLost, ending_of, lost_by
-from serving.client.members import Member, Members, View
+from serving.client.errors import AGAIN, ClientError, ServerUnavailable, StreamLost, StreamNotFound, ending_of, lost_by
+from serving.client.members import FRAME_BYTES, Member, Members, View
 from serving.client.message import SingleMessage
 from serving.client.refusals import Decision, Refusals
 from serving.client.results import Delivery, Group, Waiter, deliver
@@ -38,6 +39,11 @@ log = logging.getLogger("tidegate.client")
 # A message costs both sides as much as some tens of rows. Measured with a server on another core: 128 streams make 1.35 times the
 # steps so, 1,000 streams 1.7 times.
 HALVED_ROWS_MIN = 32
+# As many as the protocol allows a message, and what one takes at most.
+HANDLES_MAX = 65_536
+HANDLE_BYTES = 5
+# The number by which `Shortage` knows a stream that could not be closed; others are of timesteps.
+CLOSE = -2
 
 
 class Session(Members):
@@ -82,7 +88,7 @@ class Session(Members):
         """Closes streams as soon as everything of them is answered; their view is told. Does nothing with those that were left."""
         for member in members:
             member.forget = forget
-            self._close_again(member)
+            self._to_close.update([member.stream] if self._in_use(member) else [])
         self.wake()
 
     def leave(self, members: Sequence[Member]) -> None:
@@ -288,3 +294,76 @@ class Session(Members):
         _, streams = self._streams_of(np.array(message.handles, np.int64))
         self.window.handles[streams] = 0
         self._lose(dict.fromkeys(streams.tolist(), error))
+
+    # Closing -----------------------------------------------------------------------------------------------------------
+
+    def _next_close(self) -> pb.CloseStreams | None:
+        """The close to send now: of streams of which everything is answered, or that nobody uses any more."""
+        handles_max = max(1, min(HANDLES_MAX, (self._message_bytes_max - FRAME_BYTES) // HANDLE_BYTES))
+        if self._left:
+            handles, self._left = self._left[:handles_max], self._left[handles_max:]
+            self._closing.append([])
+            return pb.CloseStreams(handles=handles, independent=True)
+        streams = np.array(sorted(self._to_close), np.int64)
+        idle = [self._members[s] for s in streams[self.window.open[streams] & self.window.idle(streams)].tolist()]
+        if not idle:
+            return None
+        lot = [member for member in idle if member.forget == idle[0].forget][:handles_max]
+        streams = np.array([member.stream for member in lot], np.int64)
+        self._to_close.difference_update(streams.tolist())
+        self._closing.append(lot)
+        return pb.CloseStreams(
+            handles=self.window.handles[streams].tolist(), forget=bool(lot[0].forget), independent=True
+        )
+
+    def _closed(self, message: pb.ClosedStreams) -> None:
+        """Everything of some streams is stored, or they were forgotten as was asked, or could not be closed.
+
+        Raises:
+            CallEnded: nothing was asked, or some are to be opened again, since less is stored than was answered.
+            StreamLost: the answer does not fit what was asked.
+
+        """
+        if not self._closing:
+            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
+        members = self._closing.popleft()
+        if not members:
+            return
+        if len(message.durable_steps) != len(members):
+            raise StreamLost(
+                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
+            )
+        errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
+        behind = 0
+        for row, member in enumerate(members):
+            if self._in_use(member):
+                self.window.durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
+                behind += not self._close_one(member, errors.get(row))
+        if behind:
+            raise CallEnded(
+                ServerUnavailable(
+                    f"the server closed the streams, and {behind} of them are not stored as far as they were answered",
+                    "STORE_UNAVAILABLE",
+                )
+            )
+
+    def _close_one(self, member: Member, error: ClientError | None) -> bool:
+        """Does what the answer to the close of a stream says; False when it is to be opened again."""
+        stream, reconnect_s = member.stream, self.limits.reconnect_s
+        if error is None:
+            self.window.handles[stream] = 0
+            if not member.forget and self.window.durable_steps[stream] < self.window.answered[stream]:
+                return False
+            self._finish(member)
+        elif member.forget and isinstance(error, StreamNotFound):
+            self._finish(member)
+        elif error.action == pb.Error.ACTION_REOPEN:
+            return False
+        elif error.action != pb.Error.ACTION_RETRY:
+            self._lose({stream: error})
+        elif self._shortage.may_wait(stream, CLOSE, reconnect_s):
+            wait_s = self._backoff.not_before_s(error.retry_after_s)
+            self._later(wait_s, partial(self.close, [member], forget=bool(member.forget)))
+        else:
+            self._lose({stream: tried_for(error, reconnect_s)})
+        return True

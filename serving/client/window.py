@@ -23,16 +23,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.client.backlog import Backlog
+from serving.client.backlog import SINGLES, Backlog
 from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, Diverged, StreamLost
 from serving.client.message import Message, Repeat, SingleMessage, check_numbers
 from serving.client.results import Answers, Bools, Deliver, deliver
 from serving.client.table import rank
+from serving.client.types import Prediction
 from serving.core.spec import Floats, Ints
 
 NO_ROWS: Ints = np.empty(0, np.int64)
-ALONE: Ints = np.zeros(1, np.int64)
 
 
 class Heard(NamedTuple):
@@ -199,13 +199,17 @@ class Window(Backlog):
         step = self._next_at[stream] - 1
         if self._cursor[stream] != step or self._in_flight[stream] >= self.window:
             return None
-        _, (values,), results = buffer.take_gathered()
-        place = buffer.append(self._number(results), ALONE, stream, step, np.frombuffer(values, "<f4"))
+        (single,) = buffer.take_gathered()
+        values = single[1]
+        caller = self._singles_made
+        self._singles_made += 1
+        self._singles[caller] = single
+        place = buffer.append(SINGLES, caller, stream, step, np.frombuffer(values, "<f4"))
         buffer.unsent_from = len(buffer)
         self._cursor[stream] = step + 1
         self._in_flight[stream] += 1
         self._messages_made += 1
-        message = SingleMessage(self._messages_made, buffer, stream, step, values, place, results)
+        message = SingleMessage(self._messages_made, buffer, stream, step, values, place, caller)
         self._messages.append(message)
         return message
 
@@ -276,8 +280,8 @@ class Window(Backlog):
             return False  # it does not fit; whoever looks at it next says how
         self._applied[stream] = max(number, self._applied[stream])
         self._answered_at[stream] = number
-        message.results.settle_alone(number, outputs, durable_step)
-        self._forget_settled(message.results)
+        _, _, waiter, _ = self._singles.pop(message.caller)
+        deliver([(waiter, Prediction(number, message.buffer.model.outputs, outputs, durable_step, duplicate=False))])
         return True
 
     def predicted(self, message: Message, answers: Answers) -> Heard:
@@ -376,16 +380,11 @@ class Window(Backlog):
 
     def _fallen(self, buffer: Buffer, at: int) -> list[int]:
         """The places of a timestep that is dropped and of those that fall with it."""
-        results, place = self._results[int(buffer["results"][at])], int(buffer["place"][at])
-        if (group := results.group(place)) is None:
+        if (group := self._group(buffer, at)) is None:
             return [at]
         group.fallen = True
         behind = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
-        return [
-            other
-            for other in behind.tolist()
-            if self._results[int(buffer["results"][other])].group(int(buffer["place"][other])) is group
-        ]
+        return [other for other in behind.tolist() if self._group(buffer, other) is group]
 
     def pass_over(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
         """Goes on behind refused rows that had been applied all the same: they keep their numbers."""

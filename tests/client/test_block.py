@@ -778,7 +778,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
             await waiting
         assert await sums(block, [9.0], [0]) == [12.0]
         assert server.histories["a"] == [1.0, 2.0, 9.0]
-        assert not block._window._results
+        assert not block._window._blocks
 
 
 async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

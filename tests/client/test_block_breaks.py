@@ -709,7 +709,7 @@ async def test_a_close_waits_for_streams_that_are_still_to_be_opened() -> None:
 
 async def test_many_streams_are_closed_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last is the end."""
-    monkeypatch.setattr("serving.client.members.HANDLES_MAX", 2)
+    monkeypatch.setattr("serving.client.session.HANDLES_MAX", 2)
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()

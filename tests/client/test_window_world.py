@@ -552,7 +552,9 @@ class World(RuleBasedStateMachine):
                 if steps is None:
                     assert not kept.any()
                     continue
-                end = self.window.next_steps.item(stream.index) - buffer._streams.count(stream.index)
+                end = self.window.next_steps.item(stream.index) - sum(
+                    single[0] == stream.index for single in buffer._gathered
+                )
                 assert steps == list(range(first, end))
 
     @invariant()
@@ -573,7 +575,8 @@ class World(RuleBasedStateMachine):
             self.release(0.0)
             self.round_trip(stored=False)
         assert self.window.quiet
-        assert not self.window._results
+        assert not self.window._blocks
+        assert not self.window._singles
         assert not self.window._in_flight.any()
         assert not self.window._all_repeats()
         assert all(self.window.idle(ints(stream.index)).all() for stream in self.usable)

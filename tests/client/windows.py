@@ -63,11 +63,11 @@ class Block(BlockResults):
         self.settled[places] = True
         super().settle(places, rows, answers)
 
-    def fail(self, place: int, *error: Any, **more: Any) -> bool:
+    def fail(self, place: int, *error: Any, **more: Any) -> None:
         """A row has an error."""
         assert not self.settled[place]
         self.settled[place] = True
-        return super().fail(place, *error, **more)
+        super().fail(place, *error, **more)
 
 
 class Books(Window):
@@ -88,7 +88,7 @@ class Books(Window):
     @property
     def settled(self) -> bool:
         """Whether nobody waits for anything."""
-        return not self._results and not self._all_repeats()
+        return not self._blocks and not self._singles and not self._all_repeats()
 
 
 def put(window: Window, rows: list[int], values: list[float] | None = None, buffer: Buffer | None = None) -> Block:
