@@ -12,6 +12,7 @@ import numpy as np
 from serving.client.errors import InvalidArgument
 
 Kind = TypeVar("Kind")
+Other = TypeVar("Other")
 
 # What the protocol allows a stream's name and an owner, in bytes of UTF-8.
 NAME_BYTES_MAX = 256
@@ -96,6 +97,14 @@ def instance(field: str, value: Kind | None, kind: type[Kind], expected: str) ->
     if value is not None and not isinstance(value, kind):
         raise wrong(field, value, expected)
     return value
+
+
+def choice(field: str, value: object, choices: Mapping[str, Other]) -> Other:
+    """An argument that is one of these names; gives what it stands for."""
+    if isinstance(value, str) and value in choices:
+        return choices[value]
+    names = ", ".join(filter(None, choices))
+    raise wrong(field, value, f"one of {names}, or nothing for all" if "" in choices else f"one of {names}")
 
 
 def metadata(field: str, value: object) -> tuple[tuple[str, str], ...]:

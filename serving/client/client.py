@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
 import grpc
@@ -24,7 +24,7 @@ Kept = TypeVar("Kept", bound=Stream | Block)
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
-EXISTENCE: Mapping[Existence, pb.Existence] = {
+EXISTENCE: Mapping[str, pb.Existence] = {
     "any": pb.EXISTENCE_UNSPECIFIED,
     "must_exist": pb.EXISTENCE_MUST_EXIST,
     "must_be_new": pb.EXISTENCE_MUST_BE_NEW,
@@ -84,7 +84,18 @@ class Client:
             arguments.instance("backoff", backoff, Backoff, "a Backoff") or Backoff(),
         )
         self._kept: set[Stream | Block] = set()
-        self._connections = self._connect(arguments.whole("calls", calls, 1, CALLS_MAX), credentials, metadata, channel)
+        given = arguments.instance("channel", channel, grpc.aio.Channel, "a grpc.aio.Channel, or None")
+        expected = "what grpc.ssl_channel_credentials() gives, or None for a connection without TLS"
+        trusted = arguments.instance("credentials", credentials, grpc.ChannelCredentials, expected)
+        if given is not None and trusted is not None:
+            raise arguments.wrong("credentials", credentials, "None beside a channel: a channel is made with its own")
+        headers = arguments.metadata("metadata", metadata)
+        self._connections = [
+            Connection(
+                given or make_channel(self.address, trusted), self._limits.timeout_s, headers, owned=given is None
+            )
+            for _ in range(arguments.whole("calls", calls, 1, CALLS_MAX))
+        ]
         self._connection = self._connections[0]
         # A stream whose answers wait for the store holds up those behind it, so such streams share a call of their own.
         self._sessions = {
@@ -93,24 +104,6 @@ class Client:
         self._owner = uuid4().hex
         self._single = Single(self._connection, self._limits)
         self._entered = False
-
-    def _connect(
-        self,
-        calls: int,
-        credentials: grpc.ChannelCredentials | None,
-        metadata: Sequence[tuple[str, str]] | None,
-        channel: grpc.aio.Channel | None,
-    ) -> list[Connection]:
-        """The connections, one a call; all over the given channel, if one is."""
-        headers = arguments.metadata("metadata", metadata)
-        given = arguments.instance("channel", channel, grpc.aio.Channel, "a grpc.aio.Channel, or None")
-        expected = "what grpc.ssl_channel_credentials() gives, or None for a connection without TLS"
-        trusted = arguments.instance("credentials", credentials, grpc.ChannelCredentials, expected)
-        if given is not None and trusted is not None:
-            raise arguments.wrong("credentials", credentials, "None beside a channel: a channel is made with its own")
-        return [
-            Connection(given or make_channel(self.address, trusted), headers, owned=given is None) for _ in range(calls)
-        ]
 
     async def __aenter__(self) -> Self:
         self._connection.check_open()
@@ -138,7 +131,7 @@ class Client:
 
     async def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
-        answer = await self._ask("ListModels", pb.ListModelsRequest())
+        answer = await self._connection.ask("ListModels", pb.ListModelsRequest())
         return [model_of(model) for model in answer.models]
 
     async def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
@@ -149,7 +142,7 @@ class Client:
 
         """
         asked = pb.DescribeModelRequest(name=arguments.text("model", model), version=arguments.text("version", version))
-        answer = await self._ask("DescribeModel", asked)
+        answer = await self._connection.ask("DescribeModel", asked)
         return model_of(answer.model), answer.card_json
 
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
@@ -179,36 +172,32 @@ class Client:
             InvalidArgument: one of these cannot be.
 
         """
-        if arguments.text("state", state) and state not in STATES:
-            raise arguments.wrong("state", state, f"one of {', '.join(STATES)}, or nothing for all")
+        number = arguments.choice("state", state, {"": pb.Stream.STATE_UNSPECIFIED, **STATES})
         request = pb.ListStreamsRequest(
             prefix=arguments.name("prefix", prefix),
-            state=STATES.get(state, pb.Stream.STATE_UNSPECIFIED),
+            state=number,
             page_size=arguments.whole("page_size", page_size, 0, arguments.UINT32_MAX),
             page_token=arguments.text("token", token),
         )
-        answer = await self._ask("ListStreams", request)
+        answer = await self._connection.ask("ListStreams", request)
         return [info_of(stream) for stream in answer.streams], answer.next_page_token
 
     async def describe_stream(self, stream_id: str) -> StreamInfo:
         """One stream. Raises StreamNotFound."""
-        answer = await self._ask(
-            "DescribeStream", pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
-        )
+        request = pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
+        answer = await self._connection.ask("DescribeStream", request)
         return info_of(answer.stream)
 
     async def delete_stream(self, stream_id: str) -> StreamInfo:
         """Deletes a stream and its state; gives it as it was. Whoever has it open loses it. Raises StreamNotFound."""
-        answer = await self._ask(
-            "DeleteStream", pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
-        )
+        request = pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
+        answer = await self._connection.ask("DeleteStream", request)
         return info_of(answer.stream)
 
     async def export_stream(self, stream_id: str) -> bytes:
         """A stream's state at its last applied timestep, for `import_stream`; the stream goes on. Raises StreamNotFound."""
-        answer = await self._ask(
-            "ExportStream", pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
-        )
+        request = pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
+        answer = await self._connection.ask("ExportStream", request)
         checkpoint: bytes = answer.checkpoint
         return checkpoint
 
@@ -224,7 +213,7 @@ class Client:
         if not isinstance(checkpoint, bytes) or not checkpoint:
             raise arguments.wrong("checkpoint", checkpoint, "the bytes that export_stream gave")
         request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=arguments.name("stream_id", stream_id))
-        return info_of((await self._ask("ImportStream", request)).stream)
+        return info_of((await self._connection.ask("ImportStream", request)).stream)
 
     async def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
         """Makes a stream that starts at another one's state; without an id the server issues one.
@@ -238,7 +227,7 @@ class Client:
             stream_id=arguments.name("source", source, least=1),
             new_stream_id=arguments.name("new_id", new_id),
         )
-        answer = await self._ask("ForkStream", request)
+        answer = await self._connection.ask("ForkStream", request)
         return info_of(answer.stream)
 
     async def predict_one(
@@ -354,7 +343,7 @@ class Client:
         return pb.OpenStreams(
             model=arguments.text("model", model),
             version=arguments.text("version", version),
-            existence=_existence(existence),
+            existence=arguments.choice("existence", existence, EXISTENCE),
             durability=_durability(sync),
             owner=arguments.name("owner", owner) or self._owner,
             kept_max=self._limits.buffer_max,
@@ -368,10 +357,6 @@ class Client:
             (session for session in sessions if session.has(stream_id)),
             min(sessions, key=lambda session: session.window.in_use),
         )
-
-    async def _ask(self, method: str, request: Any) -> Any:
-        """Asks a question that is answered once."""
-        return await self._connection.ask(method, request, self._limits.timeout_s)
 
 
 def _stream_ids(streams: Sequence[str] | int) -> list[str]:
@@ -392,13 +377,6 @@ def _stream_ids(streams: Sequence[str] | int) -> list[str]:
 
 def _durability(sync: object) -> pb.Durability:
     return pb.DURABILITY_SYNC if arguments.flag("sync", sync) else pb.DURABILITY_ASYNC
-
-
-def _existence(value: object) -> pb.Existence:
-    for name, existence in EXISTENCE.items():
-        if value == name:
-            return existence
-    raise arguments.wrong("existence", value, f"one of {', '.join(EXISTENCE)}")
 
 
 class Opening(Generic[Kept]):

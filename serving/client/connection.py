@@ -37,18 +37,9 @@ def make_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-class _Forks:
-    """Counts how often this process was forked from the one that loaded this file: asking the system for a number takes longer."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-        os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        self.seen += 1
-
-
-forks = _Forks()
+# How often this process was forked from the one that loaded this file: asking the system for a number takes longer.
+_forks: list[None] = []
+os.register_at_fork(after_in_child=lambda: _forks.append(None))
 
 
 class Connection:
@@ -56,6 +47,7 @@ class Connection:
 
     Args:
         channel: what to call over.
+        timeout_s: the longest time to wait for an answer to a question.
         metadata: what goes with every call, once, when it begins. An interceptor would stand in the way of every message.
         owned: the channel ends with the connection; False for one that the caller made, and goes on using.
 
@@ -64,7 +56,12 @@ class Connection:
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]] = (), *, owned: bool = True
+        self,
+        channel: grpc.aio.Channel,
+        timeout_s: float,
+        metadata: Sequence[tuple[str, str]] = (),
+        *,
+        owned: bool = True,
     ) -> None:
         self.channel = channel
         self.stub: Any = pb_grpc.TidegateServiceStub(channel)
@@ -72,15 +69,16 @@ class Connection:
             for name, method in vars(self.stub).items():
                 setattr(self.stub, name, partial(method, metadata=tuple(metadata)))
         self.closed = False
+        self._timeout_s = timeout_s
         self._owned = owned
         self._asked: set[grpc.aio.Call] = set()  # under way
         self._pid = os.getpid()
-        self._forks = forks.seen
+        self._forks = len(_forks)
 
     @property
     def elsewhere(self) -> bool:
         """Whether this is another process than the one that made the channel."""
-        return forks.seen != self._forks
+        return len(_forks) != self._forks
 
     def check(self) -> None:
         """Raises WrongProcess in a process that was forked from the one that made the channel."""
@@ -93,7 +91,7 @@ class Connection:
         if self.closed:
             raise WrongOrder("client: is closed; make another one")
 
-    async def ask(self, method: str, request: Any, timeout_s: float, *, of_timestep: bool = False) -> Any:
+    async def ask(self, method: str, request: Any, *, of_timestep: bool = False) -> Any:
         """Asks a question that is answered once, by the method of that name; `of_timestep` as in `error_of`.
 
         Raises:
@@ -102,7 +100,7 @@ class Connection:
 
         """
         self.check_open()
-        call = getattr(self.stub, method)(request, timeout=timeout_s)
+        call = getattr(self.stub, method)(request, timeout=self._timeout_s)
         self._asked.add(call)
         try:
             return await call

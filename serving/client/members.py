@@ -391,7 +391,7 @@ class Members:
         """Opens a stream under the version that it runs under, since none was asked for."""
         request = pb.DescribeStreamRequest(stream_id=member.stream_id)
         try:
-            found = (await self._connection.ask("DescribeStream", request, self.limits.timeout_s)).stream
+            found = (await self._connection.ask("DescribeStream", request)).stream
         except ClientError:
             found = pb.Stream()
         if not self._in_use(member):

@@ -46,9 +46,7 @@ class Single:
         retry = Retry(self._limits, self._connection.may_be_up)
         while True:
             try:
-                response: pb.PredictOneResponse = await self._connection.ask(
-                    "PredictOne", request, self._limits.timeout_s, of_timestep=True
-                )
+                response: pb.PredictOneResponse = await self._connection.ask("PredictOne", request, of_timestep=True)
             except ClientError as error:
                 if not request.step:
                     raise
@@ -58,13 +56,12 @@ class Single:
 
     async def _model_of(self, request: pb.PredictOneRequest) -> Model:
         """The model that the stream runs under, or will when it begins."""
-        timeout_s = self._limits.timeout_s
         try:
             asked = pb.DescribeStreamRequest(stream_id=request.stream_id)
-            known = (await self._connection.ask("DescribeStream", asked, timeout_s)).stream
+            known = (await self._connection.ask("DescribeStream", asked)).stream
         except StreamNotFound:
             named = pb.DescribeModelRequest(name=request.model, version=request.version)
-            return model_of((await self._connection.ask("DescribeModel", named, timeout_s)).model)
+            return model_of((await self._connection.ask("DescribeModel", named)).model)
         return await self._described(known.model, known.version)
 
     async def _described(self, name: str, version: str) -> Model:
@@ -72,7 +69,7 @@ class Single:
         key = name, version
         if key not in self._descriptions:
             asked = pb.DescribeModelRequest(name=name, version=version)
-            model = model_of((await self._connection.ask("DescribeModel", asked, self._limits.timeout_s)).model)
+            model = model_of((await self._connection.ask("DescribeModel", asked)).model)
             if len(self._descriptions) >= DESCRIPTIONS_MAX:
                 del self._descriptions[next(iter(self._descriptions))]
             self._descriptions[key] = model
