@@ -43,7 +43,7 @@ from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept
 from serving.client.client import Opening as AsynchronousOpening
 from serving.client.inputs import columns, parts_of, rows_in_order
 from serving.client.results import Group
-from serving.client.source import rows_of
+from serving.client.view import rows_of
 from serving.core.spec import Floats, Ints
 
 T = TypeVar("T")

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from serving.client.errors import ClientError
 from serving.client.inputs import Some, Timesteps, columns, parts_of
 from serving.client.results import BlockResults
-from serving.client.source import Rows, answers
 from serving.client.types import Predictions
-from serving.client.view import View
+from serving.client.view import Rows, View, answers
 from serving.core.spec import Ints
 
 Pending = asyncio.Future[Predictions]
@@ -23,7 +22,6 @@ class Block(View):
     Attributes:
         model: what runs them.
         owner: the token by which the server knows that it is the same client who opens them again.
-        reconnects: how often they were opened again after a break.
 
     """
 

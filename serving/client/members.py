@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.breaks import Breaks
 from serving.client.buffer import Buffer
 from serving.client.call import Call, CallEnded
 from serving.client.connection import Connection
@@ -33,7 +32,7 @@ from serving.client.errors import (
     ending_of,
 )
 from serving.client.results import Deliver
-from serving.client.retry import Limits, Retry, Shortage
+from serving.client.retry import Breaks, Limits, Retry, Shortage
 from serving.client.types import Model, difference, model_of
 from serving.client.window import Window
 from serving.client.wire import KINDS, rows_max

@@ -10,9 +10,8 @@ from serving.client.inputs import Packer, Values, rows_in_order
 from serving.client.message import Repeat
 from serving.client.results import Group
 from serving.client.session import Session
-from serving.client.source import Rows, answers
 from serving.client.types import Prediction
-from serving.client.view import View
+from serving.client.view import Rows, View, answers
 from serving.core.spec import STEP_MAX
 
 Pending = asyncio.Future[Prediction]
@@ -22,12 +21,8 @@ class Stream(View):
     """An open stream. Made by `Client.open`.
 
     Attributes:
-        stream_id: its name.
         model: what runs it.
-        kind: how `Client.open` found it: "new", "resumed" or "taken_over".
         owner: the token by which the server knows that it is the same client who opens it again.
-        epoch: rises with every open of the stream, those after a break among them; for logs.
-        reconnects: how often it was opened again after a break.
 
     """
 
