@@ -32,8 +32,6 @@ class Backlog(StreamTable):
         self._singles: dict[int, Single] = {}
         self._singles_made = 0
 
-    # What callers want -------------------------------------------------------------------------------------------------
-
     def buffer_of(self, model: Model, rows_max: int) -> Buffer:
         """The buffer for streams of a model, of which a message may have so many rows."""
         for buffer in self._buffers:
@@ -94,8 +92,6 @@ class Backlog(StreamTable):
         self._singles.update(enumerate(gathered, first))
         buffer.append(SINGLES, np.arange(first, self._singles_made), streams, steps, values)
 
-    # Settling ----------------------------------------------------------------------------------------------------------
-
     def _settle(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
         """Gives callers the answers in these rows, by the rows' places in the buffer."""
         places = message.buffer["place"][at]
@@ -125,16 +121,7 @@ class Backlog(StreamTable):
             deliver([(waiter, predictions[row])])
 
     def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0, *, whole: bool = False) -> bool:
-        """Settles the row at a place of the buffer with an error. Whether anybody is told.
-
-        Args:
-            buffer: where it stands.
-            at: its place there.
-            error: what becomes of it.
-            step: its number if it was applied all the same.
-            whole: as in `BlockResults.fail`.
-
-        """
+        """Settles the row at a place of the buffer with an error; the rest is as in `BlockResults.fail`. Whether anybody is told."""
         number, place, stream = (int(buffer[column][at]) for column in ("results", "place", "stream"))
         if number == SINGLES:
             _, _, waiter, _ = self._singles.pop(place)

@@ -99,8 +99,6 @@ class Block(View):
         ):
             yield predictions
 
-    # Sending -----------------------------------------------------------------------------------------------------------
-
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Pending:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
         self._session.check()

@@ -298,8 +298,11 @@ def error_of(
     for detail in status.details:
         _ = detail.Unpack(info) or detail.Unpack(retry) or detail.Unpack(request)
     message = details or f"the server ended the call with {code.name}"
-    if info.domain != DOMAIN:
-        return _not_by_the_service(code, message, otherwise)
+    if info.domain != DOMAIN:  # gRPC, a proxy or the network has made this end
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
+            message = f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)"
+            return otherwise(message, code.name)
+        return OF_CODE.get(code.name, otherwise)(message, code.name)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
     kind = _kind_of(info.reason, action, otherwise)
     if of_timestep and (action in (pb.Error.ACTION_DROP, *AGAIN) or info.reason == "STEP_GAP"):
@@ -312,16 +315,6 @@ def error_of(
         retry_after_s=retry.retry_delay.ToTimedelta().total_seconds(),
         action=action,
     )
-
-
-def _not_by_the_service(code: grpc.StatusCode, message: str, otherwise: type[ClientError]) -> ClientError:
-    """The typed error for an end that gRPC, a proxy or the network has made."""
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
-        return otherwise(
-            f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)",
-            code.name,
-        )
-    return OF_CODE.get(code.name, otherwise)(message, code.name)
 
 
 def lost_by(bug: Exception) -> StreamLost:

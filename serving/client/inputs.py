@@ -13,7 +13,6 @@ Frames are known by what they can do: nothing here imports pandas, polars or pya
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -90,7 +89,7 @@ class Packer:
         self._field = field
         self._names = dict.fromkeys(feature.name for feature in features or ())
         self._shape = (-1 if features is None else len(features),)
-        self._pack = _struct(len(features or ())).pack
+        self._pack = Struct(f"<{len(features or ())}f").pack
 
     def __call__(self, values: Values) -> bytes:
         """One timestep; see `pack`."""
@@ -204,11 +203,6 @@ def rows_in_order(rows: Other, features: Sequence[Feature]) -> Other | Floats:
     if values is None:
         raise _malformed("rows", shown(rows), "columns of numbers; NaN means missing")
     return values
-
-
-@lru_cache(maxsize=256)
-def _struct(width: int) -> Struct:
-    return Struct(f"<{width}f")
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

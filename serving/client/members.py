@@ -380,11 +380,11 @@ class Members:
             else:
                 lost[member.stream] = error
         if waiting:
-            self._later(self._backoff.not_before_s(wait_s), lambda: self._open_again(waiting))
+            self._later(
+                self._backoff.not_before_s(wait_s),
+                lambda: self._to_open.extend(member.stream for member in waiting if self._in_use(member)),
+            )
         self._lose(lost)
-
-    def _open_again(self, members: Iterable[Member]) -> None:
-        self._to_open.extend(member.stream for member in members if self._in_use(member))
 
     async def _find_version(self, member: Member, error: ClientError) -> None:
         """Opens a stream under the version that it runs under, since none was asked for."""

@@ -194,14 +194,7 @@ class Breaks:
         self._suspects: dict[int, Suspect] = {}
 
     def note(self, now: float, tries: int, limit_s: float) -> list[int]:
-        """A call has broken, before `Window.cut`; gives the streams to be given up.
-
-        Args:
-            now: the time, in seconds.
-            tries: how many calls before it were in vain.
-            limit_s: how long a timestep that breaks the server is tried.
-
-        """
+        """A call has broken, before `Window.cut` and after so many in vain; gives the streams that were tried for too long."""
         window, unanswered = self._window, self._window.unanswered()
         self._forget_answered()
         for stream, step in unanswered.items():

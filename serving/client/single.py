@@ -26,7 +26,15 @@ class Single:
         """The prediction for a request whose values are these; see `serving.client.Client.predict_one`."""
         features = (await self._model_of(request)).features if has_names(values) else None
         request.values = pack(values, features)
-        response = await self._answer(request)
+        retry = Retry(self._limits, self._connection.may_be_up)
+        response: pb.PredictOneResponse | None = None
+        while response is None:
+            try:
+                response = await self._connection.ask("PredictOne", request, of_timestep=True)
+            except ClientError as error:
+                if not request.step:
+                    raise  # one without a number would be applied again
+                await retry.wait(error, f"timestep {request.step} of stream {request.stream_id}")
         try:
             model = await self._described(response.model, response.version)
         except ClientError as error:
@@ -40,19 +48,6 @@ class Single:
                 f"timestep {answer.step} was applied, but the server no longer remembers its answer", "ANSWER_LOST"
             )
         return Prediction(answer.step, model.outputs, answer.outputs, answer.durable_step, answer.duplicate)
-
-    async def _answer(self, request: pb.PredictOneRequest) -> pb.PredictOneResponse:
-        """Asks, again after a break or when the server says so; one without a number would be applied again."""
-        retry = Retry(self._limits, self._connection.may_be_up)
-        while True:
-            try:
-                response: pb.PredictOneResponse = await self._connection.ask("PredictOne", request, of_timestep=True)
-            except ClientError as error:
-                if not request.step:
-                    raise
-                await retry.wait(error, f"timestep {request.step} of stream {request.stream_id}")
-            else:
-                return response
 
     async def _model_of(self, request: pb.PredictOneRequest) -> Model:
         """The model that the stream runs under, or will when it begins."""

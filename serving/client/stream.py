@@ -109,8 +109,6 @@ class Stream(View):
         async for prediction in answers("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
             yield prediction
 
-    # Sending -----------------------------------------------------------------------------------------------------------
-
     async def _submit(self, values: Values, step: int | None, group: Group | None) -> Pending:
         """Puts a timestep in line, once there is room; gives a future of its answer."""
         self._session.check()

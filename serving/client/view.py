@@ -119,8 +119,6 @@ class View:
         if self._closing:
             raise StreamLost(f"{self._are} being closed; open {self._them} again to go on")
 
-    # What the session tells --------------------------------------------------------------------------------------------
-
     def on_opened(self, place: int, buffer: Buffer, call: int) -> None:
         """One of the streams is open, for the first time or again."""
         if not self._calls:
