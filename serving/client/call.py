@@ -29,23 +29,21 @@ class Call:
         take: gives the next request, None when there is none now.
         again: whether something of what it opens was open before: then its refusal is a loss.
 
+    Attributes:
+        over: whether nothing more is sent.
+
     """
 
     def __init__(self, method: Callable[[Any], Any], take: Callable[[], Any], *, again: bool) -> None:
         self._take = take
         self._loop = asyncio.get_running_loop()
-        self._over = False  # nothing more is sent
+        self.over = False
         self._wanted: asyncio.Future[None] | None = None  # whoever has a request may wake the writer
         self._watchdog: asyncio.TimerHandle | None = None
         self._why: ClientError | None = None  # this side ended the call
         self._heard_at = self._loop.time()
         self._answered = again
         self._call = method(self)
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is sent."""
-        return self._over
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -54,7 +52,7 @@ class Call:
 
     def half_close(self) -> None:
         """Sends nothing more; what is in flight may still be answered."""
-        self._over = True
+        self.over = True
         self.wake()
 
     def cut_after(self, seconds: float, what: str) -> None:
@@ -121,7 +119,7 @@ class Call:
 
     async def __anext__(self) -> Any:
         """The next request; called by grpc, once the one before is written."""
-        while not self._over:
+        while not self.over:
             try:
                 request = self._take()
             except Exception as bug:  # grpc would log it at debug level and cancel the call
@@ -129,7 +127,7 @@ class Call:
                 raise
             if request is not None:
                 return request
-            if self._over:
+            if self.over:
                 break
             self._wanted = self._loop.create_future()
             await self._wanted

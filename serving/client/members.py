@@ -138,10 +138,6 @@ class Members:
         """Whether a stream of that name is open."""
         return stream_id in self._by_name
 
-    def member(self, stream: int) -> Member:
-        """What is known of a stream."""
-        return self._members[stream]
-
     def wake(self) -> None:
         """There may be something to send."""
         if self._call is not None:

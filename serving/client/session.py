@@ -32,7 +32,6 @@ from serving.client.refusals import Decision, Refusals
 from serving.client.results import Delivery, Group, Waiter, deliver
 from serving.client.retry import Limits, tried_for
 from serving.client.wire import decode_answers, decode_durable, encode_block, encode_single
-from serving.core.spec import Ints
 
 log = logging.getLogger("tidegate.client")
 
@@ -52,6 +51,7 @@ class Session(Members):
     def __init__(self, connection: Connection, limits: Limits) -> None:
         super().__init__(connection, limits, self._deliver)
         self._refusals = Refusals(self.window, self._shortage, limits.reconnect_s)
+        self.check = connection.check
         # A method that is looked up once: the running loop costs more to find than a future to make.
         self._loop = asyncio.get_running_loop()
         self.future: Callable[[], asyncio.Future[Any]] = self._loop.create_future
@@ -62,21 +62,20 @@ class Session(Members):
 
     # What views want ---------------------------------------------------------------------------------------------------
 
-    def join(self, ask: pb.OpenStreams, stream_ids: Sequence[str], view: View) -> Ints:
-        """Opens streams; gives their indices. `view` is told what becomes of each."""
+    def join(self, ask: pb.OpenStreams, stream_ids: Sequence[str], view: View) -> list[Member]:
+        """Opens streams. `view` is told what becomes of each."""
         streams = self.window.join(len(stream_ids))
         until = self._backoff.clock() + self.limits.open_s
-        for place, (stream, stream_id) in enumerate(zip(streams.tolist(), stream_ids, strict=True)):
-            self._members[stream] = Member(stream, stream_id, ask, view, place, until)
+        members = [
+            Member(stream, stream_id, ask, view, place, until)
+            for place, (stream, stream_id) in enumerate(zip(streams.tolist(), stream_ids, strict=True))
+        ]
+        self._members.update(zip(streams.tolist(), members, strict=True))
         self._to_open.extend(streams.tolist())
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         self.wake()
-        return streams
-
-    def check(self) -> None:
-        """Raises WrongProcess in a process that was forked from the one that made the client."""
-        self._connection.check()
+        return members
 
     def add(self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None) -> None:
         """Sends a timestep of a usable stream for which there is room."""

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import arguments
 from serving.client.buffer import Buffer
@@ -46,8 +48,8 @@ class View:
         self._ended: ClientError | None = None
         self._told = False  # whether anybody knows of it
         self._final: tuple[Ints, Ints] | None = None  # next and durable steps, once nobody uses the streams
-        self._indices = session.join(ask, stream_ids, self)
-        self._members = [session.member(stream) for stream in self._indices.tolist()]
+        self._members = session.join(ask, stream_ids, self)
+        self._indices = np.array([member.stream for member in self._members], np.int64)
 
     @property
     def reconnects(self) -> int:
