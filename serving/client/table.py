@@ -103,6 +103,11 @@ class StreamTable:
         self._answered_at: memoryview = self.answered.data
         self._durable_at: memoryview = self.durable_steps.data
         self._first_at: memoryview = self.first.data
+        self._cursor_at: memoryview = self._cursor.data
+        self._applied_at: memoryview = self._applied.data
+        self._in_flight_at: memoryview = self._in_flight.data
+        self._open_at: memoryview = self.open.data
+        self._held_at: memoryview = self._held.data
 
 
 def rank(streams: Ints) -> Ints:

@@ -194,10 +194,10 @@ class Window(Backlog):
     def _take_alone(self, buffer: Buffer) -> Message | None:
         """A single timestep that is alone, in a fifth of the time; None when it cannot be sent so."""
         stream = buffer.alone
-        if stream is None or not self.open[stream] or self._held[stream]:
+        if stream is None or not self._open_at[stream] or self._held_at[stream]:
             return None
         step = self._next_at[stream] - 1
-        if self._cursor[stream] != step or self._in_flight[stream] >= self.window:
+        if self._cursor_at[stream] != step or self._in_flight_at[stream] >= self.window:
             return None
         (single,) = buffer.take_gathered()
         values = single[1]
@@ -206,8 +206,8 @@ class Window(Backlog):
         self._singles[caller] = single
         place = buffer.append(SINGLES, caller, stream, step, np.frombuffer(values, "<f4"))
         buffer.unsent_from = len(buffer)
-        self._cursor[stream] = step + 1
-        self._in_flight[stream] += 1
+        self._cursor_at[stream] = step + 1
+        self._in_flight_at[stream] += 1
         self._messages_made += 1
         message = SingleMessage(self._messages_made, buffer, stream, step, values, place, caller)
         self._messages.append(message)
@@ -259,7 +259,7 @@ class Window(Backlog):
         if message.number != number:
             raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
         if isinstance(message, SingleMessage):
-            self._in_flight[message.stream] -= 1
+            self._in_flight_at[message.stream] -= 1
         else:
             np.subtract.at(self._in_flight, message.streams, 1)
         if self._leaving:
@@ -278,7 +278,7 @@ class Window(Backlog):
             self._durable_at[stream] = max(durable_step, self._durable_at[stream])
         except (ValueError, StructError):
             return False  # it does not fit; whoever looks at it next says how
-        self._applied[stream] = max(number, self._applied[stream])
+        self._applied_at[stream] = max(number, self._applied_at[stream])
         self._answered_at[stream] = number
         _, _, waiter, _ = self._singles.pop(message.caller)
         deliver([(waiter, Prediction(number, message.buffer.model.outputs, outputs, durable_step, duplicate=False))])
