@@ -87,10 +87,15 @@ class Backlog(StreamTable):
         steps = self.next_steps[streams] - 1
         if turns.any():  # a stream several times: they were all counted when they came
             steps += 1 + turns - np.bincount(streams)[streams]
-        first = self._singles_made
-        self._singles_made += len(gathered)
-        self._singles.update(enumerate(gathered, first))
+        first = self._keep(gathered)
         buffer.append(SINGLES, np.arange(first, self._singles_made), streams, steps, values)
+
+    def _keep(self, singles: list[Single]) -> int:
+        """Keeps those who wait until they are told; gives the place of the first."""
+        first = self._singles_made
+        self._singles_made += len(singles)
+        self._singles.update(enumerate(singles, first))
+        return first
 
     def _settle(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
         """Gives callers the answers in these rows, by the rows' places in the buffer."""
@@ -138,6 +143,22 @@ class Backlog(StreamTable):
     def _group(self, buffer: Buffer, at: int) -> Group | None:
         """The group that a timestep belongs to which is not settled."""
         return self._singles[int(buffer["place"][at])][3] if buffer["results"][at] == SINGLES else None
+
+    def _fallen(self, buffer: Buffer, at: int) -> list[int]:
+        """The places of a timestep that is dropped and of those that fall with it."""
+        if (group := self._group(buffer, at)) is None:
+            return [at]
+        group.fallen = True
+        behind = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
+        return [other for other in behind.tolist() if self._group(buffer, other) is group]
+
+    def _number_again(self, buffer: Buffer, touched: Ints) -> None:
+        """Numbers what is not answered of these streams without a hole."""
+        streams, steps = buffer["stream"], buffer["step"]
+        behind = np.isin(streams, touched) & (steps > self.answered[streams])
+        steps[behind] = self.answered[streams[behind]] + 1 + rank(streams[behind])
+        self.next_steps[touched] = self.answered[touched] + 1
+        np.add.at(self.next_steps, streams[behind], 1)
 
     def _forget_settled(self, results: BlockResults) -> None:
         if not results.left:

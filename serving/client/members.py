@@ -11,7 +11,7 @@ Laws:
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -370,7 +370,7 @@ class Members:
                 waiting.append(member)
                 wait_s = max(wait_s, error.retry_after_s)
             elif isinstance(error, StreamNotFound) and self._forgetting(member):
-                self._finish(member)
+                self._finish([member])
             elif isinstance(error, ModelMismatch) and member.view.alone and not member.ask.version:
                 self._start(self._find_version(member, error))
             else:
@@ -400,11 +400,13 @@ class Members:
 
     # The end -----------------------------------------------------------------------------------------------------------
 
-    def _finish(self, member: Member) -> None:
-        """A stream is closed as was asked."""
-        self.window.closed(np.array([member.stream]))
-        self._to_close.discard(member.stream)
-        member.view.on_closed(member.place)
+    def _finish(self, members: Sequence[Member]) -> None:
+        """Streams are closed as was asked."""
+        streams = [member.stream for member in members]
+        self.window.closed(streams)
+        self._to_close.difference_update(streams)
+        for member in members:
+            member.view.on_closed(member.place)
 
     def _lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> None:
         """These streams can no longer be used; the others go on. `whole` says that they end together."""

@@ -26,7 +26,7 @@ from serving.client.message import Message, check_numbers
 from serving.client.results import Answers
 from serving.client.retry import Shortage
 from serving.client.types import Prediction
-from serving.client.window import NO_ROWS, Window
+from serving.client.window import NO_ROWS, Window, first_of_each
 from serving.core.spec import Ints
 
 Refused = Mapping[int, ClientError]
@@ -62,7 +62,7 @@ class Refusals:
         refusal = refusal_of(error)
         if message.repeats:
             return self._decide_on_repeats(message, dict.fromkeys(range(len(message.repeats)), refusal))
-        rows = self._window.first_rows(message)
+        rows = first_of_each(message, np.flatnonzero(message.at >= 0))
         if refusal.action in AGAIN:
             return self._decide(message, dict.fromkeys(rows.tolist(), refusal))
         lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)

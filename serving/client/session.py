@@ -334,10 +334,12 @@ class Session(Members):
             )
         errors = {row.row: ending_of(row.error, StreamLost) for row in message.errors}
         behind = 0
+        finished: list[Member] = []
         for row, member in enumerate(members):
             if self._in_use(member):
                 self.window.durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
-                behind += not self._close_one(member, errors.get(row))
+                behind += not self._close_one(member, errors.get(row), finished)
+        self._finish(finished)
         if behind:
             raise CallEnded(
                 ServerUnavailable(
@@ -346,16 +348,16 @@ class Session(Members):
                 )
             )
 
-    def _close_one(self, member: Member, error: ClientError | None) -> bool:
-        """Does what the answer to the close of a stream says; False when it is to be opened again."""
+    def _close_one(self, member: Member, error: ClientError | None, finished: list[Member]) -> bool:
+        """Does what the answer to the close of a stream says, or puts it to those that are; False when it is to be opened again."""
         stream, reconnect_s = member.stream, self.limits.reconnect_s
         if error is None:
             self.window.handles[stream] = 0
             if not member.forget and self.window.durable_steps[stream] < self.window.answered[stream]:
                 return False
-            self._finish(member)
+            finished.append(member)
         elif member.forget and isinstance(error, StreamNotFound):
-            self._finish(member)
+            finished.append(member)
         elif error.action == pb.Error.ACTION_REOPEN:
             return False
         elif error.action != pb.Error.ACTION_RETRY:

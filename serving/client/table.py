@@ -84,6 +84,10 @@ class StreamTable:
         streams = np.flatnonzero(self._in_flight)
         return dict(zip(streams.tolist(), (self.answered[streams] + 1).tolist(), strict=True))
 
+    def durable(self, streams: Ints, durable_steps: Ints) -> None:
+        """The server has told what is durable."""
+        np.maximum.at(self.durable_steps, streams, durable_steps)
+
     def hold(self, streams: Ints | Sequence[int]) -> None:
         """Sends nothing of these streams until they are released, or opened again."""
         self._held[streams] = True

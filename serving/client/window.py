@@ -28,7 +28,6 @@ from serving.client.buffer import Buffer
 from serving.client.errors import ClientError, Diverged, StreamLost
 from serving.client.message import Message, Repeat, SingleMessage, check_numbers
 from serving.client.results import Answers, Bools, Deliver, deliver
-from serving.client.table import rank
 from serving.client.types import Prediction
 from serving.core.spec import Floats, Ints
 
@@ -83,15 +82,11 @@ class Window(Backlog):
         else:
             self._free += streams.tolist()
 
-    # What callers want -------------------------------------------------------------------------------------------------
-
     def ask_again(self, repeat: Repeat) -> None:
         """Asks again for the answer to a timestep that has been answered, unless its caller has gone or has an error already."""
         assert 0 < repeat.step <= self.answered[repeat.stream]
         if not repeat.waiter.done():
             self._repeats.append(repeat)
-
-    # Opening -----------------------------------------------------------------------------------------------------------
 
     def opened(self, streams: Ints, next_steps: Ints, durable_steps: Ints, window: int) -> None:
         """Streams were opened, for the first time or again, and the server goes on at `next_steps`.
@@ -199,11 +194,8 @@ class Window(Backlog):
         step = self._next_at[stream] - 1
         if self._cursor_at[stream] != step or self._in_flight_at[stream] >= self.window:
             return None
-        (single,) = buffer.take_gathered()
-        values = single[1]
-        caller = self._singles_made
-        self._singles_made += 1
-        self._singles[caller] = single
+        ((_, values, _, _),) = singles = buffer.take_gathered()
+        caller = self._keep(singles)
         place = buffer.append(SINGLES, caller, stream, step, np.frombuffer(values, "<f4"))
         buffer.unsent_from = len(buffer)
         self._cursor_at[stream] = step + 1
@@ -309,7 +301,7 @@ class Window(Backlog):
         good = ~answers.refused
         np.maximum.at(self._applied, message.streams[good], message.steps[good])
         heard = message.at >= 0
-        refused = _first_of_each(message, np.flatnonzero(answers.refused & heard))
+        refused = first_of_each(message, np.flatnonzero(answers.refused & heard))
         if len(refused):
             ends = np.full(self._count, len(heard))
             ends[message.streams[refused]] = refused
@@ -340,10 +332,6 @@ class Window(Backlog):
         self._settle(message, at, rows, answers)
         return Heard(bool(len(rows)), diverged, refused)
 
-    def first_rows(self, message: Message) -> Ints:
-        """The first row of each stream of a message that was refused as a whole."""
-        return _first_of_each(message, np.flatnonzero(message.at >= 0))
-
     def refused(self, message: Message, rows: Ints, next_steps: Ints) -> None:
         """These rows were refused, one a stream, and so is what is behind them; the server says what it expects, 0 if it does not.
 
@@ -372,19 +360,7 @@ class Window(Backlog):
             for fallen in self._fallen(buffer, at):
                 self._fail(buffer, fallen, error)
                 buffer["step"][fallen] = 0
-        streams, steps = buffer["stream"], buffer["step"]
-        behind = np.isin(streams, touched) & (steps > self.answered[streams])
-        steps[behind] = self.answered[streams[behind]] + 1 + rank(streams[behind])
-        self.next_steps[touched] = self.answered[touched] + 1
-        np.add.at(self.next_steps, streams[behind], 1)
-
-    def _fallen(self, buffer: Buffer, at: int) -> list[int]:
-        """The places of a timestep that is dropped and of those that fall with it."""
-        if (group := self._group(buffer, at)) is None:
-            return [at]
-        group.fallen = True
-        behind = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
-        return [other for other in behind.tolist() if self._group(buffer, other) is group]
+        self._number_again(buffer, touched)
 
     def pass_over(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
         """Goes on behind refused rows that had been applied all the same: they keep their numbers."""
@@ -394,10 +370,6 @@ class Window(Backlog):
             self._fail(message.buffer, at, error, step)
         self.answered[streams] = steps
         self._cursor[streams] = steps + 1
-
-    def durable(self, streams: Ints, durable_steps: Ints) -> None:
-        """The server has told what is durable."""
-        np.maximum.at(self.durable_steps, streams, durable_steps)
 
     # The end -----------------------------------------------------------------------------------------------------------
 
@@ -425,10 +397,10 @@ class Window(Backlog):
         self.usable[streams] = self.open[streams] = False
         return told
 
-    def closed(self, streams: Ints) -> None:
+    def closed(self, streams: Sequence[int]) -> None:
         """These streams are closed, and everything of them is stored, or forgotten as was asked."""
         error = StreamLost("the stream is closed; open it again to go on")
-        self.lose(dict.fromkeys(streams.tolist(), error))
+        self.lose(dict.fromkeys(streams, error))
 
     def begin_again(self, streams: Sequence[int] | Ints) -> None:
         """What was of these streams is nobody's business any more: their next open is like the first."""
@@ -447,8 +419,6 @@ class Window(Backlog):
         if self._repeats:
             self._repeats = deque(repeat for repeat in self._repeats if repeat.stream not in streams)
         self.next_steps[streams] = self._cursor[streams] = self.answered[streams] + 1
-
-    # Settling ----------------------------------------------------------------------------------------------------------
 
     def _ignore(self, streams: Sequence[int] | Ints) -> None:
         """Pays no heed to what is answered to timesteps of these streams that are in flight."""
@@ -483,7 +453,7 @@ class Window(Backlog):
             self._free += self._leaving.popleft()[1].tolist()
 
 
-def _first_of_each(message: Message, rows: Ints) -> Ints:
+def first_of_each(message: Message, rows: Ints) -> Ints:
     """The first of these rows of each stream, rising."""
     _, first = np.unique(message.streams[rows], return_index=True)
     first.sort()

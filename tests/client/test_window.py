@@ -9,7 +9,7 @@ from serving.client import buffer as buffers
 from serving.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
 from serving.client.message import Repeat, SingleMessage
 from serving.client.results import Group
-from serving.client.window import Window
+from serving.client.window import Window, first_of_each
 from tests.client.windows import (
     MODEL,
     OTHER,
@@ -330,7 +330,7 @@ def test_a_refused_message_is_sent_again_whole() -> None:
     results = put(window, [1, 2])
     take(window)
     message = window.due(1)
-    rows = window.first_rows(message)
+    rows = first_of_each(message, np.flatnonzero(message.at >= 0))
     assert rows.tolist() == [0, 1]
     window.refused(message, rows, np.zeros(len(rows), np.int64))
     window.send_again(message, rows)
@@ -468,7 +468,7 @@ def test_streams_that_end_together_end_with_the_error_itself() -> None:
 def test_a_closed_stream_takes_no_more() -> None:
     """Its rows say so."""
     window = Books(1, 1)
-    window.closed(ints(1))
+    window.closed([1])
     results = put(window, [1])
     assert isinstance(results.errors[0], StreamLost)
     assert (window.open[:2].tolist(), window.in_use) == ([True, False], 1)

@@ -289,7 +289,7 @@ class World(RuleBasedStateMachine):
             stream = streams[pick % len(streams)]
             self.store(stream)
             self.tell(stream)
-            self.window.closed(ints(stream.index))
+            self.window.closed([stream.index])
             stream.lost = self.window.why[stream.index]
 
     # Timesteps ---------------------------------------------------------------------------------------------------------
