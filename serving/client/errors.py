@@ -317,6 +317,15 @@ def error_of(
     )
 
 
+def diverged_by(what: str, step: int) -> Diverged:
+    """The error for a history that is not the one that was delivered, which is the same up to this timestep."""
+    return Diverged(
+        f"{what}: what was delivered since timestep {step} is not what the server goes on from; open the stream again to go on "
+        "with the server's",
+        "DIVERGED",
+    )
+
+
 def lost_by(bug: Exception) -> StreamLost:
     """The typed error for a stream that a bug of the client has ended; the log has the whole story."""
     log.error("the client failed; this is a bug of it", exc_info=bug)

@@ -14,12 +14,12 @@ from serving.client.errors import (
     AGAIN,
     AnswerLost,
     ClientError,
-    Diverged,
     InvalidTimestep,
     ServerUnavailable,
     StreamLost,
     TimestepRefused,
     ValuesDiffer,
+    diverged_by,
     refusal_of,
 )
 from serving.client.message import Message, check_numbers
@@ -163,11 +163,8 @@ class Refusals:
             return ServerUnavailable(
                 f"timestep {step} could not be sent again for {self._reconnect_s:g} s: {refusal}", refusal.reason
             )
-        return Diverged(
-            f"timestep {step} was answered before, and is refused now that the server has lost it: what was delivered since "
-            f"timestep {step - 1} is not what the server goes on from; open the stream again to go on with the server's",
-            "DIVERGED",
-        )
+        what = f"timestep {step} was answered before, and is refused now that the server has lost it"
+        return diverged_by(what, step - 1)
 
 
 def _reopen(refusals: Refused) -> ClientError | None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from serving.client.backlog import SINGLES, Backlog
 from serving.client.buffer import Buffer
-from serving.client.errors import ClientError, Diverged, StreamLost
+from serving.client.errors import ClientError, Diverged, StreamLost, diverged_by
 from serving.client.message import Message, Repeat, SingleMessage, check_numbers
 from serving.client.results import Answers, Bools, Deliver, deliver
 from serving.client.types import Prediction
@@ -69,8 +69,6 @@ class Window(Backlog):
         rows = sum(len(buffer) for buffer in self._buffers)
         return f"<Window: {np.count_nonzero(self.usable)} streams, {rows} rows kept, {len(self._messages)} messages in flight>"
 
-    # Streams -----------------------------------------------------------------------------------------------------------
-
     def leave(self, streams: Ints) -> None:
         """Nobody uses these streams any more. Only when they are not usable."""
         assert not self.usable[streams].any()
@@ -105,7 +103,8 @@ class Window(Backlog):
         self._applied[streams] = next_steps - 1
         self.open[streams] = True
         self._held[streams] = False
-        self._rewind()
+        for buffer in self._buffers:
+            buffer.unsent_from = 0  # all rows may be to send again
 
     def cut(self) -> None:
         """The call has ended: nothing is in flight any more, and no stream is open."""
@@ -220,10 +219,9 @@ class Window(Backlog):
         if not repeats:
             return None
         self._repeats = deque(repeat for repeat in self._repeats if repeat not in repeats)
-        streams = np.array([repeat.stream for repeat in repeats], np.int64)
-        values = np.frombuffer(b"".join(repeat.values for repeat in repeats), "<f4").reshape(len(repeats), -1)
-        steps = np.array([repeat.step for repeat in repeats], np.int64)
-        message = self._message(buffer, streams, steps, values, np.full(len(repeats), -1))
+        _, streams, steps, packed, _ = zip(*repeats, strict=True)
+        values = np.frombuffer(b"".join(packed), "<f4").reshape(len(repeats), -1)
+        message = self._message(buffer, np.array(streams), np.array(steps), values, np.full(len(repeats), -1))
         message.repeats = repeats
         return message
 
@@ -318,11 +316,8 @@ class Window(Backlog):
         diverged: dict[int, Diverged] = {}
         if kept.model.batch_invariant and differ.any():
             for stream, step in zip(streams[differ][::-1].tolist(), steps[differ][::-1].tolist(), strict=True):
-                diverged[stream] = Diverged(
-                    f"timestep {step}, sent again, was answered otherwise than before: what was delivered since timestep "
-                    f"{self.durable_steps[stream]} is not what the server goes on from; open the stream again to go on with "
-                    "the server's",
-                    "DIVERGED",
+                diverged[stream] = diverged_by(
+                    f"timestep {step}, sent again, was answered otherwise than before", self.durable_steps.item(stream)
                 )
             fresh &= ~np.isin(streams, list(diverged))
         rows, at = rows[fresh], at[fresh]
@@ -349,7 +344,8 @@ class Window(Backlog):
         """Sends refused rows, and what is behind them, once more."""
         self._ignore(message.streams[rows])
         self._cursor[message.streams[rows]] = message.steps[rows]
-        self._rewind()
+        for buffer in self._buffers:
+            buffer.unsent_from = 0  # all rows may be to send again
 
     def drop(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
         """Lets refused rows go; those of their streams behind them move up, but for those of the same group: they fall too."""
@@ -370,8 +366,6 @@ class Window(Backlog):
             self._fail(message.buffer, at, error, step)
         self.answered[streams] = steps
         self._cursor[streams] = steps + 1
-
-    # The end -----------------------------------------------------------------------------------------------------------
 
     def lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> set[int]:
         """These streams can no longer be used, or never could; gives those of which a caller was waiting, who is told.
@@ -431,11 +425,6 @@ class Window(Backlog):
             if theirs.any():
                 message.ignored = True
                 message.at[theirs] = -1
-
-    def _rewind(self) -> None:
-        """Looks at all rows again for what is to be sent."""
-        for buffer in self._buffers:
-            buffer.unsent_from = 0
 
     def _sweep(self, buffer: Buffer) -> None:
         """Sweeps out the rows that have left."""
