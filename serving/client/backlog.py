@@ -15,12 +15,7 @@ SINGLES = 0
 
 
 class Backlog(StreamTable):
-    """A buffer for each model, and the results that are not settled.
-
-    Attributes:
-        why: the error of each stream that is refused or lost.
-
-    """
+    """A buffer for each model, and the results that are not settled; `why` has the error of each stream that is refused or lost."""
 
     def __init__(self, buffer_max: int, deliver: Deliver = deliver) -> None:
         super().__init__(buffer_max)

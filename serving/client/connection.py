@@ -92,7 +92,7 @@ class Connection:
             raise WrongOrder("client: is closed; make another one")
 
     async def ask(self, method: str, request: Any, *, of_timestep: bool = False) -> Any:
-        """Asks a question that is answered once, by the method of that name; `of_timestep` as in `error_of`.
+        """Calls a method that answers once; `of_timestep` as in `error_of`.
 
         Raises:
             WrongOrder, WrongProcess: the client is closed, or another process's.

@@ -280,15 +280,9 @@ def error_of(
     *,
     of_timestep: bool = False,
 ) -> ClientError:
-    """The typed error for how a call ended.
+    """The typed error for how a call ended, by what gRPC says of it; `otherwise` for what this client does not know.
 
-    Args:
-        code: of gRPC.
-        details: the sentence.
-        trailers: the trailing metadata.
-        otherwise: the class for what this client does not know.
-        of_timestep: the call was for one timestep.
-
+    With `of_timestep` the call was for one timestep.
     """
     status = status_pb2.Status()
     for key, value in trailers or ():

@@ -104,13 +104,7 @@ class Member:
 
 
 class Members:
-    """The streams of a session.
-
-    Attributes:
-        window: their timesteps.
-        limits: how long to try.
-
-    """
+    """The streams of a session, and the `window` of their timesteps."""
 
     def __init__(self, connection: Connection, limits: Limits, deliver: Deliver) -> None:
         self.window = Window(limits.buffer_max, deliver)

@@ -104,15 +104,9 @@ class BlockResults:
         self._finish()
 
     def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> None:
-        """Fills in the error.
+        """Fills in the error of a row; `step` is its number if it was applied all the same, else 0.
 
-        Args:
-            place: of the timestep.
-            error: what becomes of it.
-            step: its number if it was applied all the same, else 0.
-            durable_step: of its stream.
-            whole: whether the error is one of all streams, and raised to the caller.
-
+        With `whole` the error is one of all streams, and the caller gets it itself.
         """
         if whole and not self._waiter.done():
             self._waiter.set_exception(error)

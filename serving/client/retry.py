@@ -65,13 +65,7 @@ class Retry:
     Answers to timesteps that are applied again after a crash are no such thing: one that crashes the server is among them each
     time, and must not be sent for ever.
 
-    Args:
-        limits: how long to try.
-        may_be_up: whether a call may reach the server now.
-
-    Attributes:
-        tries: how many were in vain.
-
+    `tries` counts those in vain; `may_be_up` says whether a call may reach the server now.
     """
 
     def __init__(self, limits: Limits, may_be_up: Callable[[], bool]) -> None:

@@ -89,7 +89,7 @@ class Stream(View):
         """
         if step is None and group is None and not self._door.locked() and self._window.has_room(self._index):
             self._session.check()
-            return await self._add(self._read(values), None)  # what most steps need, in as few calls
+            return await self._add(self._read(values)[1], None)  # what most steps need, in as few calls
         return await (await self._submit(values, step, group))
 
     async def predict(self, rows: Rows[Values]) -> AsyncIterator[Prediction]:
@@ -113,13 +113,12 @@ class Stream(View):
         """Puts a timestep in line, once there is room; gives a future of its answer."""
         self._session.check()
         try:
-            number = 0 if step is None else arguments.whole("step", step, 0, STEP_MAX)
-            packed = self._pack(values)
-        except InvalidArgument as error:
+            number, packed = self._read(values, step)
+        except InvalidTimestep:
             if group is not None:
                 async with self._door:  # those before it in the group come first
                     group.fallen = True
-            raise self._invalid(error) from None
+            raise
         if number and number != self.next_step:
             self._check()
             return self._ask_again(packed, number)
@@ -160,12 +159,9 @@ class Stream(View):
         self._session.wake()
         return pending
 
-    def _read(self, values: Values) -> bytes:
-        """What a caller gives, packed."""
+    def _read(self, values: Values, step: int | None = None) -> tuple[int, bytes]:
+        """What a caller gives: a number, 0 for the next one, and the values, packed."""
         try:
-            return self._pack(values)
+            return 0 if step is None else arguments.whole("step", step, 0, STEP_MAX), self._pack(values)
         except InvalidArgument as error:
-            raise self._invalid(error) from None
-
-    def _invalid(self, error: InvalidArgument) -> InvalidTimestep:
-        return InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step)
+            raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None

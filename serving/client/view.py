@@ -137,13 +137,10 @@ class View:
         if whole or self.alone:
             self._ended = error
             self._told |= told
-        self._end_one(place)
+        self.on_closed(place)
 
     def on_closed(self, place: int) -> None:
-        """One of the streams is closed."""
-        self._end_one(place)
-
-    def _end_one(self, place: int) -> None:
+        """One of the streams is closed; or lost, as far as that is the same."""
         self._left -= 1
         self._waiting.discard(place)
         if not self._waiting:
