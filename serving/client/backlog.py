@@ -106,7 +106,7 @@ class Backlog(StreamTable):
     def _settle_singles(self, outputs: tuple[Output, ...], places: Ints, rows: Ints, answers: Answers) -> None:
         count = len(answers.steps)
         packed = zip(*(cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
-        duplicates = (answers.duplicates | answers.forgotten).tolist()
+        duplicates = [False] * count if answers.plain else (answers.duplicates | answers.forgotten).tolist()
         columns = zip(answers.steps.tolist(), packed, answers.durable_steps.tolist(), duplicates, strict=True)
         predictions = [
             Prediction(step, outputs, parts, durable, repeated) for step, parts, durable, repeated in columns

@@ -181,8 +181,11 @@ class Window(Backlog):
             message = self._message(buffer, buffer["stream"][at], buffer["step"][at], buffer["values"][at], at)
             np.maximum.at(self._cursor, message.streams, message.steps + 1)
         # Rows at the begin that are left behind or were sent are not looked at again.
-        unsent = steps >= self._cursor[streams]
-        buffer.unsent_from += int(unsent.argmax()) if unsent.any() else len(unsent)
+        if len(at) == len(steps):
+            buffer.unsent_from = len(buffer)
+        else:
+            unsent = steps >= self._cursor[streams]
+            buffer.unsent_from += int(unsent.argmax()) if unsent.any() else len(unsent)
         return message
 
     def _take_alone(self, buffer: Buffer) -> Message | None:
@@ -235,9 +238,7 @@ class Window(Backlog):
     # Answers -----------------------------------------------------------------------------------------------------------
 
     def due(self, number: int) -> Message:
-        """An answer to this message came; gives the message.
-
-        Then comes one of `predicted` and `refused`.
+        """An answer to this message came; gives the message, for one of `predicted` and `refused`.
 
         Raises:
             StreamLost: it is another's turn.
@@ -256,9 +257,7 @@ class Window(Backlog):
             self._set_free()
         return message
 
-    def predicted_alone(
-        self, message: "SingleMessage", step: bytes, outputs: Sequence[bytes], durable_step: int
-    ) -> bool:
+    def predicted_alone(self, message: SingleMessage, step: bytes, outputs: Sequence[bytes], durable_step: int) -> bool:
         """Settles the plain answer to a message of a single timestep, in a fifth of the time; False when it cannot be settled so."""
         stream, number = message.stream, message.step
         if message.ignored or int.from_bytes(step, "little") != number or number <= self._answered_at[stream]:
