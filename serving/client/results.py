@@ -1,4 +1,4 @@
-"""Who waits for the answers to timesteps: the callers of single ones, and the caller of many in columns."""
+"""What came back for a message, and who waits for it: the callers of single timesteps, and the caller of many in columns."""
 
 import asyncio
 import logging
