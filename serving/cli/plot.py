@@ -1,38 +1,54 @@
 """A picture of forecasts against what came true. Needs matplotlib, which a server does not."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 
-from serving.cli.scoreboard import Scoreboard
+from serving.cli.scoreboard import Scoreboard, percent
 
 mpl.use("Agg")  # to a file, without a screen
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 # What a person can follow by eye: some days of ten-minute data.
 ROWS_SHOWN = 500
+mpl.rcParams["date.converter"] = "concise"  # the year and the month once, not at every tick
 
 
 def plot(board: Scoreboard, title: str, path: Path) -> None:
-    """Draws the last rows, one panel a horizon and target: the truth, and what had been forecast for that time."""
+    """Writes the picture of `draw` as PNG."""
+    figure = draw(board, title)
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
+
+
+def draw(board: Scoreboard, title: str) -> Figure:
+    """Draws the last rows, one panel a horizon and target: the truth, and the forecast for that time with its interval."""
     scores = board.scores()
     first = max(0, len(board.truth) - ROWS_SHOWN)
     rows = range(first, len(board.truth))
+    x: Sequence[Any] = rows if board.times is None else board.times[first:]
     figure, axes = plt.subplots(
         len(scores), 1, figsize=(11, 2.4 * len(scores) + 0.8), sharex=True, squeeze=False, layout="constrained"
     )
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, horizontalalignment="left")
     for score, axis in zip(scores, axes[:, 0], strict=True):
         target, place = board.targets.index(score.target), list(board.horizons).index(score.horizon)
-        forecast = [
-            board.forecasts[row - score.horizon, place, target] if row >= score.horizon else float("nan")
-            for row in rows
-        ]
-        axis.plot(rows, board.truth[first:, target], color="0.65", linewidth=1.0, label="came true")
-        axis.plot(rows, forecast, color="tab:blue", linewidth=1.3, label="forecast")
+        forecast, low, high = (
+            [values[row - score.horizon] if row >= score.horizon else float("nan") for row in rows]
+            for values in (board.forecasts[:, place, target], *np.moveaxis(board.bounds[:, place, target], -1, 0))
+        )
+        if board.coverage is not None:
+            label = f"{percent(board.coverage)} interval"
+            axis.fill_between(x, low, high, color="tab:blue", alpha=0.2, linewidth=0, label=label)
+        axis.plot(x, board.truth[first:, target], color="0.45", linewidth=1.0, label="observed")
+        axis.plot(x, forecast, color="tab:blue", linewidth=1.3, label="forecast")
         seasonal = "" if score.seasonal_mae is None else f", seasonal-naive {score.seasonal_mae:.3g}"
         axis.set_title(
-            f"{score.target}, {score.horizon} timesteps ahead: "
+            f"{score.target}, {score.horizon} timestep{'s' * (score.horizon != 1)} ahead: "
             f"mean absolute error {score.mae:.3g} (persistence {score.persistence_mae:.3g}{seasonal})",
             loc="left",
             fontsize=10,
@@ -40,7 +56,7 @@ def plot(board: Scoreboard, title: str, path: Path) -> None:
         axis.set_ylabel(score.unit or score.target)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(loc="upper right", frameon=False, ncols=2)
-    axes[-1, 0].set_xlabel("timestep")
-    figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=3)
+    if board.times is None:
+        axes[-1, 0].set_xlabel("timestep")
+    return figure

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving.cli.address import Server
-from serving.cli.scoreboard import Score, Scoreboard
+from serving.cli.scoreboard import Score, Scoreboard, percent
 from serving.cli.sheet import Sheet, read_sheet
 from serving.client import Client, Model, Overloaded, Prediction, Stream
 from serving.core.spec import Floats, Output
@@ -101,7 +101,7 @@ class Replay:
         boards = [one.board for one in sent if one.board is not None]
         final = boards[-1].scores(boards[:-1]) if boards else []
         if boards:
-            self.console.print(_table(final))
+            self.console.print(_table(boards[-1], final))
         if out is not None:
             _write_predictions(out, sent, self.group)
         if scores is not None:
@@ -153,7 +153,7 @@ class Replay:
     ) -> list[Prediction]:
         """Sends rows, paced if asked, and keeps the table fresh."""
         predictions = []
-        forecast = _forecast_of(stream.model)
+        forecast, quantiles = _forecast_of(stream.model), _quantiles_of(stream.model)
         begun = time.perf_counter()
         with self._live(board, before) as refresh:
             for row, x in enumerate(values):
@@ -162,7 +162,8 @@ class Replay:
                 prediction = await _step(stream, x)
                 predictions.append(prediction)
                 if board is not None and forecast is not None and prediction:
-                    board.add(first + row, prediction[forecast.name])
+                    bounds = None if quantiles is None else prediction[quantiles.name]
+                    board.add(first + row, prediction[forecast.name], bounds)
                 refresh()
         return predictions
 
@@ -172,7 +173,9 @@ class Replay:
             with nullcontext():
                 yield Refresh(None, None, before)
             return
-        with Live(_table(board.scores(before)), console=self.console, auto_refresh=False, transient=True) as live:
+        with Live(
+            _table(board, board.scores(before)), console=self.console, auto_refresh=False, transient=True
+        ) as live:
             yield Refresh(live, board, before)
 
 
@@ -190,7 +193,7 @@ class Refresh:
         if self._live is None or self._board is None or time.perf_counter() < self._next:
             return
         self._next = time.perf_counter() + 1 / FRAMES_A_SECOND
-        self._live.update(_table(self._board.scores(self._before)), refresh=True)
+        self._live.update(_table(self._board, self._board.scores(self._before)), refresh=True)
 
 
 async def _step(stream: Stream, x: Floats) -> Prediction:
@@ -210,6 +213,19 @@ def _forecast_of(model: Model) -> Output | None:
     return None
 
 
+def _quantiles_of(model: Model) -> Output | None:
+    """The output (horizons, targets, quantiles) that bounds the forecast, if there is one; an interval before quantiles."""
+    forecast = _forecast_of(model)
+    bounds = [
+        output
+        for output in model.outputs
+        if len(output.quantiles) > 1
+        and forecast is not None
+        and (output.horizons, output.targets) == (forecast.horizons, forecast.targets)
+    ]
+    return min(bounds, key=lambda output: len(output.quantiles), default=None)
+
+
 def _board_of(model: Model, sheet: Sheet) -> Scoreboard | None:
     """A scoreboard for the forecast of a model, if its targets are columns of the sheet."""
     forecast = _forecast_of(model)
@@ -217,7 +233,11 @@ def _board_of(model: Model, sheet: Sheet) -> Scoreboard | None:
         return None
     truth = np.stack([sheet.column(target) for target in forecast.targets], axis=1)
     season = round(SECONDS_A_DAY / model.period_s) if model.period_s else None
-    return Scoreboard(truth, forecast.targets, forecast.units, forecast.horizons, season)
+    quantiles = _quantiles_of(model)
+    coverage = None if quantiles is None else quantiles.quantiles[-1] - quantiles.quantiles[0]
+    return Scoreboard(
+        truth, forecast.targets, forecast.units, forecast.horizons, season, times=sheet.times(), coverage=coverage
+    )
 
 
 def _draw(sent: list[Sent], file: Path, path: Path) -> None:
@@ -230,22 +250,31 @@ def _draw(sent: list[Sent], file: Path, path: Path) -> None:
     plot(most.board, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
 
 
-def _table(scores: list[Score]) -> Table:
+def _table(board: Scoreboard, scores: list[Score]) -> Table:
     """Prediction against what came true."""
-    table = Table(box=None, header_style="bold", title="mean absolute errors", title_justify="left")
-    headings = ["target", "timesteps ahead", "forecast", "came true", "error", "persistence"]
+    when = "" if board.last_time is None else f" up to {board.last_time.isoformat(' ')}"
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", title=f"mean absolute errors{when}", title_justify="left"
+    )
+    headings = ["target", "horizon", "forecast", "observed", "error", "persistence"]
     seasons = any(score.seasonal_mae is not None for score in scores)
-    for heading in [*headings, "seasonal"] if seasons else headings:
+    if seasons:
+        headings.append("seasonal")
+    if board.coverage is not None:
+        headings.insert(3, f"{percent(board.coverage)} interval")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=heading == "target")
     for score in scores:
         title = f"{score.target}, {score.unit}" if score.unit else score.target
         style = "" if np.isnan(score.mae) else "green" if score.beats_baselines else "yellow"
         mae = f"[{style}]{score.mae:.4g}[/]" if style else f"{score.mae:.4g}"
         seasonal = [] if score.seasonal_mae is None else [f"{score.seasonal_mae:.4g}"]
+        interval = [] if board.coverage is None else [f"{score.low:.4g}–{score.high:.4g}"]
         table.add_row(
             escape(title),
             str(score.horizon),
             f"{score.predicted:.4g}",
+            *interval,
             f"{score.came_true:.4g}",
             mae,
             f"{score.persistence_mae:.4g}",

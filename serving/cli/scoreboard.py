@@ -7,6 +7,7 @@ whose value was observed and for which each of them had a forecast.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -18,7 +19,8 @@ class Score:
     """One target at one horizon.
 
     `predicted` is what was forecast for the last timestep and `came_true` what it was; the errors are mean absolute ones,
-    NaN before the first that counts; `seasonal_mae` is None where there is no season.
+    NaN before the first that counts; `seasonal_mae` is None where there is no season. `low` and `high` bound what was
+    forecast for the last timestep, NaN where the model gives no bounds.
     """
 
     target: str
@@ -30,6 +32,8 @@ class Score:
     persistence_mae: float
     seasonal_mae: float | None
     scored: int
+    low: float = np.nan
+    high: float = np.nan
 
     @property
     def beats_baselines(self) -> bool:
@@ -45,29 +49,47 @@ class Scoreboard:
         targets, units: one each.
         horizons: in timesteps.
         season: in timesteps; None leaves seasonal-naive out.
+        times: of each timestep, where they are known.
+        coverage: the share of truths that the bounds of a forecast are to hold; None where there are no bounds.
 
     """
 
     def __init__(
-        self, truth: Floats, targets: Sequence[str], units: Sequence[str], horizons: Sequence[int], season: int | None
+        self,
+        truth: Floats,
+        targets: Sequence[str],
+        units: Sequence[str],
+        horizons: Sequence[int],
+        season: int | None,
+        *,
+        times: Sequence[datetime] | None = None,
+        coverage: float | None = None,
     ) -> None:
         assert truth.shape[1] == len(targets)
         self.truth = truth
         self.targets = targets
         self.units = units or [""] * len(targets)
         self.horizons = horizons
+        self.times = times
+        self.coverage = coverage
         # With less than two seasons most of the series would go unscored, for want of a season before it.
         self.season = season if season is not None and len(truth) >= 2 * season else None
         self.forecasts = np.full((len(truth), len(horizons), len(targets)), np.nan, np.float32)
+        self.bounds = np.full((*self.forecasts.shape, 2), np.nan, np.float32)
         self._last_seen = _last_seen(truth)
         self._made = 0
         # Sums of absolute errors and their count: (model, persistence, seasonal) x horizons x targets.
         self.errors = np.zeros((3, len(horizons), len(targets)))
         self.scored = np.zeros((len(horizons), len(targets)), np.int64)
 
-    def add(self, row: int, forecast: Array) -> None:
-        """Takes the forecast (horizons, targets) that was made at a timestep; rows come in order."""
+    def add(self, row: int, forecast: Array, quantiles: Array | None = None) -> None:
+        """Takes the forecast (horizons, targets) that was made at a timestep; rows come in order.
+
+        `quantiles` (horizons, targets, quantiles), in ascending order: the outermost are kept as its bounds.
+        """
         self.forecasts[row] = forecast.reshape(len(self.horizons), len(self.targets))
+        if quantiles is not None:
+            self.bounds[row] = quantiles.reshape(*self.forecasts.shape[1:], -1)[..., [0, -1]]
         self._made = row + 1
         for place, horizon in enumerate(self.horizons):
             if row < horizon:
@@ -80,6 +102,11 @@ class Scoreboard:
             for errors, error in zip(self.errors, (model, persistence, seasonal), strict=True):
                 errors[place] += np.where(counts, error, 0.0)
             self.scored[place] += counts
+
+    @property
+    def last_time(self) -> datetime | None:
+        """The time of the last timestep for which there is a forecast, where times are known."""
+        return self.times[self._made - 1] if self.times is not None and self._made else None
 
     def scores(self, others: Sequence["Scoreboard"] = ()) -> list[Score]:
         """Where it stands, target by target, horizon by horizon.
@@ -103,6 +130,8 @@ class Scoreboard:
                 persistence_mae=float(mae[1, place, target]),
                 seasonal_mae=float(mae[2, place, target]) if seasonal else None,
                 scored=int(scored[place, target]),
+                low=float(self.bounds[row - horizon, place, target, 0]) if row >= horizon else np.nan,
+                high=float(self.bounds[row - horizon, place, target, 1]) if row >= horizon else np.nan,
             )
             for target, (name, unit) in enumerate(zip(self.targets, self.units, strict=True))
             for place, horizon in enumerate(self.horizons)
@@ -120,3 +149,8 @@ def _last_seen(truth: Floats) -> Floats:
     """Each value, or the last one before it that was observed; NaN before the first."""
     rows = np.where(np.isnan(truth), 0, np.arange(len(truth))[:, None])
     return np.take_along_axis(truth, np.maximum.accumulate(rows, axis=0), axis=0)
+
+
+def percent(share: float) -> str:
+    """A share as people read it."""
+    return f"{100 * share:.4g} %"

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,15 @@ class Sheet:
     def column(self, name: str) -> Floats:
         """One feature: (rows,)."""
         return self.values[:, self.features.index(name)]
+
+    def times(self) -> list[datetime] | None:
+        """When each row was measured, if its label is an ISO 8601 time; None where one is not."""
+        try:
+            times = [datetime.fromisoformat(label.strip()) for label in self.labels]
+        except ValueError:
+            return None
+        # Times with and without an offset cannot be drawn on one axis.
+        return times if len({time.tzinfo is None for time in times}) == 1 else None
 
     def first(self, rows: int) -> "Sheet":
         """The first rows alone."""

@@ -1,4 +1,5 @@
 import math
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,41 @@ def test_the_last_forecast_stands_beside_what_came_true() -> None:
     near, far = board.scores()
     assert (near.predicted, near.came_true) == (30, 4)
     assert (far.predicted, far.came_true) == (20, 4)
+
+
+def test_the_last_forecast_stands_between_its_outermost_quantiles() -> None:
+    """Of what was said about the last row; NaN where it was not said."""
+    board = Scoreboard(np.array([[1], [2], [4]], np.float32), ("u",), ("V",), (1, 2), None, coverage=0.8)
+    for row in range(2):
+        quantiles = [[[1, 2, 3]], [[4, 5, 6]]]
+        board.add(row, np.zeros((2, 1)), np.array(quantiles, np.float32) + row)
+    board.add(2, np.zeros((2, 1)))
+    near, far = board.scores()
+    assert (near.low, near.high) == (2, 4)
+    assert (far.low, far.high) == (4, 6)
+
+
+@pytest.mark.parametrize("dated", [True, False])
+def test_a_picture_has_dates_and_the_interval_where_they_are_known(dated: bool) -> None:
+    """A person sees when it was, and how sure the model was."""
+    plot = pytest.importorskip("serving.cli.plot", reason="matplotlib is in the extra plot")
+    times = [datetime.fromisoformat("2026-03-01") + timedelta(hours=row) for row in range(40)] if dated else None
+    board = Scoreboard(
+        np.zeros((40, 1), np.float32), ("u",), ("V",), (1,), None, times=times, coverage=0.8 if dated else None
+    )
+    for row in range(40):
+        board.add(row, np.ones((1, 1)), np.array([[[0, 2]]]) if dated else None)
+    figure = plot.draw(board, "m/1")
+    try:
+        (axis,) = figure.axes
+        figure.canvas.draw()
+        labels = {label.get_text() for label in axis.get_xticklabels()}
+        assert ("12:00" in labels) == dated
+        assert [shade.get_label() for shade in axis.collections] == (["80 % interval"] if dated else [])
+        if dated:
+            assert axis.collections[0].get_paths()[0].get_extents().height == 2
+    finally:
+        plot.plt.close(figure)
 
 
 def test_a_series_of_less_than_two_seasons_has_no_seasonal_baseline() -> None:

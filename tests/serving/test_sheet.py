@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,26 @@ def test_the_first_column_that_is_no_feature_labels_the_rows(tmp_path: Path) -> 
     """Others are ignored, whatever is in them."""
     sheet = read_sheet(write(tmp_path, "a,when,note\n1,noon,good\n2,one,\n"), ["a"])
     assert (sheet.label, sheet.labels) == ("when", ("noon", "one"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "times"),
+    [
+        (
+            ["2026-03-01 12:00", "2026-03-01T13:00:00"],
+            [datetime.fromisoformat("2026-03-01T12"), datetime.fromisoformat("2026-03-01T13")],
+        ),
+        (["2026-03-01T12:00Z"], [datetime(2026, 3, 1, 12, tzinfo=UTC)]),
+        (["2026-03-01T12:00", "noon"], None),
+        (["2026-03-01T12:00", "2026-03-01T12:00Z"], None),
+    ],
+)
+def test_labels_that_are_times_are_read_as_such(
+    tmp_path: Path, labels: list[str], times: list[datetime] | None
+) -> None:
+    """All of them or none: an axis has one kind of time."""
+    sheet = read_sheet(write(tmp_path, "when,a\n" + "".join(f"{label},1\n" for label in labels)), ["a"])
+    assert sheet.times() == times
 
 
 def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
