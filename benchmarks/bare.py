@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime
 from machine import ROOT
-from side import cpu_seconds
+from server_process import cpu_seconds
 
 # So many that a run does not find its inputs in the cache from the run before, as rows of a server come from afar too.
 SETS = 8
@@ -52,9 +52,9 @@ class Bare:
 
     def run(self, rows: int, warmup_seconds: float, seconds: float) -> dict[str, float]:
         """Runs batches of so many rows, and measures after the warm-up; figures as of a load."""
-        self._ask(rows, warmup_seconds)
+        self._request(rows, warmup_seconds)
         before = cpu_seconds(self.pid)
-        runs_us = sorted(self._ask(rows, seconds))
+        runs_us = sorted(self._request(rows, seconds))
         spent = cpu_seconds(self.pid) - before
         count = len(runs_us)
         return {
@@ -64,7 +64,7 @@ class Bare:
             "server_cpu_us": spent / (count * rows) * 1e6,
         }
 
-    def _ask(self, rows: int, seconds: float) -> list[float]:
+    def _request(self, rows: int, seconds: float) -> list[float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"rows": rows, "seconds": seconds}) + "\n")
@@ -101,8 +101,8 @@ def main(path: str) -> None:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options)
     for line in sys.stdin:
-        ask = json.loads(line)
-        print(json.dumps(run(session, ask["rows"], ask["seconds"])), flush=True)
+        request = json.loads(line)
+        print(json.dumps(run(session, request["rows"], request["seconds"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from bare import Bare
 from compare import Comparison, Quick, Rounds, Seconds, Warmup
+from cpu_limit import CpuLimitUnavailable, limit_cpu
 from model import HIDDEN, write_model
-from quota import NoQuota, hold
-from side import STORE_NOTHING, Side, serve
+from server_process import STORE_NOTHING, ServerProcess, serve
 
 
 def main(
@@ -34,20 +34,20 @@ def main(
         with Comparison(Bare.name, rounds, seconds, warmup, quick=quick) as compare:
             bare = compare.enter_context(Bare(write_model(compare.folder, hidden=size)))
             compare.start(
-                Side("tidegate", serve(compare.folder, *STORE_NOTHING)),
-                Side("durable", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
+                ServerProcess("tidegate", serve(compare.folder, *STORE_NOTHING)),
+                ServerProcess("durable", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
             )
-            held = ""
+            limit_text = ""
             if cores:
                 try:
                     for pid in (bare.pid, *(side.pid for side in compare.sides)):
-                        held = f", {cores:g} of a core by {compare.enter_context(hold(pid, cores))}"
-                except NoQuota as reason:
+                        limit_text = f", {cores:g} of a core by {compare.enter_context(limit_cpu(pid, cores))}"
+                except CpuLimitUnavailable as reason:
                     print(f"--cores {cores:g} is left out: {reason}")
                     return
             for count in rows:
                 turns = {Bare.name: partial(bare.run, count, compare.warmup, compare.seconds)}
-                title = f"{count:,} rows a block, hidden size {size}{held}"
+                title = f"{count:,} rows a block, hidden size {size}{limit_text}"
                 compare.case(title, turns, streams=count, block=count, ahead=ahead)
 
 

@@ -19,13 +19,13 @@ from model import FEATURES
 from rich.console import Console
 from rich.table import Table
 from rounds import Results, Sample, interleave
-from side import Side
+from server_process import ServerProcess
 
-from serving.bench.crew import ENTRY, Crew
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Served
-from serving.bench.run import Run
-from serving.bench.scrape import Reading
+from serving.bench.processes import ARGUMENTS, ClientProcesses
+from serving.bench.result import Result, ServedModel
+from serving.bench.run import BenchRun
+from serving.bench.scrape import CounterSnapshot
 
 Rounds = Annotated[int, typer.Option(min=1, help="How often each side has its turn.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Length of a turn, without warm-up.")]
@@ -44,36 +44,38 @@ COLUMNS = {
 # Of a table with its ratios, also where the output is a file.
 WIDTH_MIN = 120
 HERE = Path(__file__).resolve().parent
-SERVED = Served(name="bench", version="1", fingerprint="", features=FEATURES)
+SERVED = ServedModel(name="bench", version="1", fingerprint="", features=FEATURES)
 VALUES = np.random.default_rng(0).normal(size=(4096, FEATURES)).astype(np.float32)
 # On more connections than this the kernel's share grows instead of ours: steps that are sent together share packets.
 CONNECTIONS = 4
 
 
-class Load(Crew):
+class LoadProcesses(ClientProcesses):
     """The client processes.
 
     Args:
         clients: how many.
-        entry: what they run.
-        paths: where they find what they import.
+        arguments: what Python runs.
+        import_paths: where they find what they import.
 
     """
 
-    def __init__(self, clients: int = 1, *, entry: Sequence[str] = ENTRY, paths: Sequence[Path] = (ROOT, HERE)) -> None:
-        super().__init__(clients, entry=entry, paths=paths)
+    def __init__(
+        self, clients: int = 1, *, arguments: Sequence[str] = ARGUMENTS, import_paths: Sequence[Path] = (ROOT, HERE)
+    ) -> None:
+        super().__init__(clients, arguments=arguments, import_paths=import_paths)
         self._clients = clients
         self._runs = 0
 
-    def run(self, side: Side, *, speech: Any = None, **plan: Any) -> Result:
+    def run(self, side: ServerProcess, *, make_encoding: Any = None, **plan: Any) -> Result:
         """One load on one side, as `Plan` has it; raises RuntimeError when a stream or a timestep failed."""
-        asked = Plan(address=side.address, processes=self._clients, **{"connections": CONNECTIONS, **plan})
+        plan_settings = Plan(address=side.address, processes=self._clients, **{"connections": CONNECTIONS, **plan})
         self._runs += 1
 
-        def read() -> Reading:
-            return Reading(time.monotonic(), side.cpu_seconds())
+        def read() -> CounterSnapshot:
+            return CounterSnapshot(time.monotonic(), side.cpu_seconds())
 
-        run = Run(asked, SERVED, VALUES, f"bench-{self._runs}-", read, Console(quiet=True), speech)
+        run = BenchRun(plan_settings, SERVED, VALUES, f"bench-{self._runs}-", read, Console(quiet=True), make_encoding)
         result = run.run(self)
         if result.failures or not result.timesteps.answered:
             said = "; ".join([*result.failures, *result.warnings])
@@ -84,14 +86,14 @@ class Load(Crew):
 def figures(result: Result) -> dict[str, float]:
     """What is told of one turn; a latency that is not known is left out."""
     answered, server = result.timesteps.answered, result.server
-    told = {
+    values = {
         "steps_per_s": result.achieved_per_s,
         "p50_us": result.latency.p50 and result.latency.p50 * 1e6,
         "p99_us": result.latency.p99 and result.latency.p99 * 1e6,
         "server_cpu_us": server and server.busy * server.seconds / answered * 1e6,
         "client_cpu_us": result.clients.cpu_s_per_step and result.clients.cpu_s_per_step * 1e6,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class Comparison(ExitStack):
@@ -122,11 +124,11 @@ class Comparison(ExitStack):
         super().__init__()
         self.rounds, self.seconds, self.warmup = (1, 0.3, 0.1) if quick else (rounds, seconds, warmup)
         self.results = Results()
-        self.sides: list[Side] = []
+        self.sides: list[ServerProcess] = []
         self.console = Console(width=max(WIDTH_MIN, Console().width))
         self.folder: Path
         self._base = base
-        self._load = Load(clients)
+        self._load = LoadProcesses(clients)
         self._json_path = json_path
 
     def __enter__(self) -> Self:
@@ -139,11 +141,11 @@ class Comparison(ExitStack):
         if kind is None:
             self._end()
 
-    def start(self, *sides: Side) -> None:
+    def start(self, *sides: ServerProcess) -> None:
         """Starts sides; they have their turns in this order."""
         self.sides += [self.enter_context(side) for side in sides]
 
-    def measure(self, side: Side, load: Load | None = None, **plan: Any) -> dict[str, float]:
+    def measure(self, side: ServerProcess, load: LoadProcesses | None = None, **plan: Any) -> dict[str, float]:
         """One turn."""
         return figures((load or self._load).run(side, **{"seconds": self.seconds, "warmup": self.warmup, **plan}))
 
@@ -165,11 +167,11 @@ class Comparison(ExitStack):
         self.console.print(make_table(self.results, title, list(everyone), self._base, columns))
 
     def _end(self) -> None:
-        told = facts()
-        self.console.print(", ".join(f"{name} {value}" for name, value in told.items()))
+        values = facts()
+        self.console.print(", ".join(f"{name} {value}" for name, value in values.items()))
         if self._json_path is not None:
             settings = {"rounds": self.rounds, "seconds": self.seconds, "warmup": self.warmup}
-            report = {"machine": told, "settings": settings, "base": self._base, "samples": self.results.as_json()}
+            report = {"machine": values, "settings": settings, "base": self._base, "samples": self.results.as_json()}
             self._json_path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 

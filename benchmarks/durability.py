@@ -6,7 +6,7 @@ python benchmarks/durability.py [--rounds 7] [--seconds 3] [--streams 128] [--qu
 import typer
 from compare import Comparison, Quick, Rounds, Seconds, Streams, Warmup, many
 from model import write_model
-from side import STORE_NOTHING, Side, serve
+from server_process import STORE_NOTHING, ServerProcess, serve
 
 
 def main(
@@ -18,9 +18,9 @@ def main(
         folder = compare.folder
         write_model(folder)
         compare.start(
-            Side("none", serve(folder, *STORE_NOTHING)),
-            Side("200 ms", serve(folder, "--data-dir", str(folder / "a"))),
-            Side("100 ms", serve(folder, "--data-dir", str(folder / "b"), "--checkpoint-every", "100ms")),
+            ServerProcess("none", serve(folder, *STORE_NOTHING)),
+            ServerProcess("200 ms", serve(folder, "--data-dir", str(folder / "a"))),
+            ServerProcess("100 ms", serve(folder, "--data-dir", str(folder / "b"), "--checkpoint-every", "100ms")),
         )
         compare.case(many(streams), streams=streams)
 

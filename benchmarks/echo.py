@@ -1,6 +1,6 @@
 """The echo: what grpc.aio, uvloop and protobuf cost without us. Reads each request, answers as long as Tidegate would.
 
-Run by `predict.py`; prints the ready line of `side.py`.
+Run by `predict.py`; prints the ready line of `server_process.py`.
 """
 
 from typing import Any

@@ -20,11 +20,11 @@ import uvloop
 from compare import CONNECTIONS, VALUES, Quick
 from machine import ROOT, facts
 from model import write_model
-from side import Side, serve
-from visit import Visit, one
+from sequential_call import SequentialCall, predict_call
+from server_process import ServerProcess, serve
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.frames import Connection
+from serving.bench.http2 import Connection
 
 sys.path.insert(0, str(ROOT))
 from tests.support import replay
@@ -36,22 +36,22 @@ AT_ONCE = 256
 FIRST = 1000
 
 
-async def visit_all(side: Side, names: Iterable[int], truth: bytes) -> int:
+async def step_all(side: ServerProcess, names: Iterable[int], truth: bytes) -> int:
     """Opens each stream, steps it once and closes it; gives how many were not answered with that."""
     left = iter(names)
     wrong = 0
 
-    async def visit_some(connection: Connection) -> None:
+    async def step_some(connection: Connection) -> None:
         nonlocal wrong
         for name in left:
-            visit = Visit(connection, one(f"sensor-{name}"))
-            await visit.open()
-            prediction = pb.PredictResponse.FromString(await visit.step()).prediction
+            call = SequentialCall(connection, predict_call(f"sensor-{name}"))
+            await call.open()
+            prediction = pb.PredictResponse.FromString(await call.step()).prediction
             wrong += list(prediction.outputs) != [truth]
-            await visit.close(forget=False)
+            await call.close(forget=False)
 
     connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
-    await asyncio.gather(*(visit_some(connections[place % CONNECTIONS]) for place in range(AT_ONCE)))
+    await asyncio.gather(*(step_some(connections[index % CONNECTIONS]) for index in range(AT_ONCE)))
     for connection in connections:
         connection.close()
     return wrong
@@ -62,14 +62,14 @@ async def measure(folder: Path, streams: int, wake: int) -> tuple[float, int]:
     graph = write_model(folder).read_bytes()
     # Every call begins with the same row.
     truth = [answer["y"].tobytes() for answer in replay(graph, VALUES[[1, 1]])]
-    with Side("idle", serve(folder, "--state", f"sqlite://{folder}/state.db")) as side:
-        wrong = await visit_all(side, range(FIRST), truth[0])
+    with ServerProcess("idle", serve(folder, "--state", f"sqlite://{folder}/state.db")) as side:
+        wrong = await step_all(side, range(FIRST), truth[0])
         before, begun = side.resident_bytes() / 2**20, time.monotonic()
-        wrong += await visit_all(side, range(FIRST, streams), truth[0])
+        wrong += await step_all(side, range(FIRST, streams), truth[0])
         after, seconds = side.resident_bytes() / 2**20, time.monotonic() - begun
         live = side.metric("tidegate_streams", state="live")
         chosen = np.random.default_rng(0).choice(streams, wake, replace=False)
-        wrong += await visit_all(side, chosen.tolist(), truth[1])
+        wrong += await step_all(side, chosen.tolist(), truth[1])
     print(
         f"{streams:,} streams opened, stepped and parked ({(streams - FIRST) / seconds:,.0f} a second), {live:g} still live"
     )

@@ -18,11 +18,11 @@ import uvloop
 from compare import CONNECTIONS, Quick
 from machine import facts
 from model import HIDDEN, OUTPUTS, state_names, write_model
-from side import Side, serve
-from visit import Visit, block, one
+from sequential_call import SequentialCall, predict_blocks_call, predict_call
+from server_process import ServerProcess, serve
 
-from serving.bench.frames import Connection
-from serving.bench.speech import Speech
+from serving.bench.encoding import Encoding
+from serving.bench.http2 import Connection
 
 # The ring of answers, as the server comes, is full after 32.
 STEPS = 40
@@ -42,7 +42,7 @@ RUN_SECONDS_MAX = 300
 STORE_SECONDS_MAX = 60
 
 
-async def settled_bytes(side: Side) -> int:
+async def settled_bytes(side: ServerProcess) -> int:
     """The memory of a server once it has stored everything."""
     async with asyncio.timeout(STORE_SECONDS_MAX):
         while side.metric("tidegate_unsaved_seconds"):  # noqa: ASYNC110 - another process sends no event
@@ -50,17 +50,19 @@ async def settled_bytes(side: Side) -> int:
     return side.resident_bytes()
 
 
-async def growth_of(side: Side, speech: Callable[[int], Speech], rows: int, first: int, count: int) -> float:
+async def growth_of(
+    side: ServerProcess, encoding: Callable[[int], Encoding], rows: int, first: int, count: int
+) -> float:
     """What a stream costs that shares its call with so many rows, after the first streams."""
     connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
 
     async def step_all(count: int) -> None:
         sizes = [min(rows, count - at) for at in range(0, count, rows)]
-        visits = [Visit(connections[place % CONNECTIONS], speech(size)) for place, size in enumerate(sizes)]
+        calls = [SequentialCall(connections[index % CONNECTIONS], encoding(size)) for index, size in enumerate(sizes)]
         at_once = max(1, CALLS_FIRST // rows)
-        for act in (Visit.open, *[Visit.step] * STEPS):
-            for at in range(0, len(visits), at_once):
-                await asyncio.gather(*map(act, visits[at : at + at_once]))
+        for act in (SequentialCall.open, *[SequentialCall.step] * STEPS):
+            for at in range(0, len(calls), at_once):
+                await asyncio.gather(*map(act, calls[at : at + at_once]))
 
     await step_all(first)
     before = await settled_bytes(side)
@@ -76,10 +78,12 @@ async def measure(streams: int, calls: int) -> tuple[float, float]:
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         write_model(Path(folder))
         async with asyncio.timeout(RUN_SECONDS_MAX):
-            with Side("blocks", serve(Path(folder), "--data-dir", f"{folder}/a"), SETTINGS) as side:
-                of_streams = await growth_of(side, lambda rows: block([""] * rows), ROWS, STREAMS_FIRST, streams)
-            with Side("calls", serve(Path(folder), "--data-dir", f"{folder}/b"), SETTINGS) as side:
-                return of_streams, await growth_of(side, lambda _: one(), 1, CALLS_FIRST, calls)
+            with ServerProcess("blocks", serve(Path(folder), "--data-dir", f"{folder}/a"), SETTINGS) as side:
+                of_streams = await growth_of(
+                    side, lambda rows: predict_blocks_call([""] * rows), ROWS, STREAMS_FIRST, streams
+                )
+            with ServerProcess("calls", serve(Path(folder), "--data-dir", f"{folder}/b"), SETTINGS) as side:
+                return of_streams, await growth_of(side, lambda _: predict_call(), 1, CALLS_FIRST, calls)
 
 
 def main(

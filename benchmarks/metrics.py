@@ -6,13 +6,13 @@ python benchmarks/metrics.py [--rounds 7] [--seconds 3] [--streams 128] [--quick
 import typer
 from compare import HERE, Comparison, Quick, Rounds, Seconds, Streams, Warmup, many
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 # Endings of samples that move only when something is counted or observed.
 MOVING = ("_total", "_count", "_sum", "_bucket")
 
 
-def check_sides(without: Side, with_: Side) -> None:
+def check_sides(without: ServerProcess, with_: ServerProcess) -> None:
     """Raises RuntimeError when the one has counted something after all, or the other has not."""
     moved = [
         f"{name}{labels}"
@@ -20,7 +20,7 @@ def check_sides(without: Side, with_: Side) -> None:
         if name.startswith("tidegate_") and name.endswith(MOVING) and value
     ]
     if moved:
-        raise RuntimeError(f"the server without metrics has counted {', '.join(moved)}: see unmeasured.py")
+        raise RuntimeError(f"the server without metrics has counted {', '.join(moved)}: see without_metrics.py")
     if not with_.metric("tidegate_steps_total"):
         raise RuntimeError("the server with metrics has counted no steps")
 
@@ -36,8 +36,8 @@ def main(
         module, entry, *arguments = serve(folder)
         assert (module, entry) == ("-m", "serving")
         compare.start(
-            Side("without", [str(HERE / "unmeasured.py"), *arguments, "--data-dir", str(folder / "a")]),
-            Side("with", [module, entry, *arguments, "--data-dir", str(folder / "b")]),
+            ServerProcess("without", [str(HERE / "without_metrics.py"), *arguments, "--data-dir", str(folder / "a")]),
+            ServerProcess("with", [module, entry, *arguments, "--data-dir", str(folder / "b")]),
         )
         compare.case(many(streams), streams=streams)
         check_sides(*compare.sides)

@@ -1,7 +1,7 @@
 """The naive server: what one writes in an afternoon. A thread a call, `session.run` for each message, state in a local.
 
 It promises nothing that Tidegate promises: no numbers, no resume, no bounds. Run by `predict.py` with the model's path
-and the number of threads; prints the ready line of `side.py`.
+and the number of threads; prints the ready line of `server_process.py`.
 """
 
 import sys

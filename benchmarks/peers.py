@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from compare import HERE, Comparison, Quick, Rounds, Seconds, Warmup, many
 from model import write_model
-from side import Side, serve
-from triton_load import triton_speech
+from server_process import ServerProcess, serve
+from triton_load import triton_encoding
 
 from serving.bench.run import BenchFailed
 
@@ -34,11 +34,11 @@ def main(
     with Comparison("triton", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder
         graph = write_model(folder / "models")
-        compare.start(Side("tidegate", serve(folder / "models", "--data-dir", str(folder / "data"))))
+        compare.start(ServerProcess("tidegate", serve(folder / "models", "--data-dir", str(folder / "data"))))
         arguments = [str(HERE / "triton" / "server.py"), str(triton), str(graph), str(folder / "triton")]
-        peer = compare.enter_context(Side("triton", arguments))
+        peer = compare.enter_context(ServerProcess("triton", arguments))
         for count in streams or ([8] if quick else [1, 16, 64, 128]):
-            turns = {peer.name: partial(compare.measure, peer, streams=count, speech=triton_speech)}
+            turns = {peer.name: partial(compare.measure, peer, streams=count, make_encoding=triton_encoding)}
             try:
                 compare.case(many(count), turns, streams=count)
             except (RuntimeError, BenchFailed):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from compare import CONNECTIONS, HERE, Comparison, JsonPath, Quick, Rounds, Seconds, Warmup, many
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 
 def main(
@@ -30,10 +30,10 @@ def main(
     with Comparison("echo", rounds, seconds, warmup, quick=quick, clients=clients, json_path=json_path) as compare:
         model = write_model(compare.folder)
         compare.start(
-            Side("tidegate", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
-            Side("echo", [str(HERE / "echo.py")]),
+            ServerProcess("tidegate", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
+            ServerProcess("echo", [str(HERE / "echo.py")]),
             # A call holds a thread until it ends, and the calls of the turn before may still be ending.
-            Side("naive", [str(HERE / "naive.py"), str(model), str(2 * max(counts))]),
+            ServerProcess("naive", [str(HERE / "naive.py"), str(model), str(2 * max(counts))]),
         )
         for count in counts:
             compare.case(many(count), streams=count, connections=connections)

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 from compare import Comparison, Quick, Rounds
 from machine import ROOT
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 BASE = "tidegate"
 FLOORS = {
@@ -26,7 +26,7 @@ FLOORS = {
 def ready_seconds(data: Path) -> dict[str, float]:
     """Starts a server and waits for its ready line, then stops it."""
     begun = time.perf_counter()
-    with Side(BASE, serve(ROOT / "models", "--data-dir", str(data))):
+    with ServerProcess(BASE, serve(ROOT / "models", "--data-dir", str(data))):
         return {"ms": (time.perf_counter() - begun) * 1000}
 
 

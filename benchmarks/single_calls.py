@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from compare import Comparison, Quick, Seconds
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 PERIOD_S = 1.0
 CPU_MS_MAX = 2.0
@@ -28,7 +28,9 @@ def main(
     sensors, seconds, warmup = (20, 2.0, 1.0) if quick else (sensors, seconds, WARM_UP_STEPS * PERIOD_S)
     with Comparison("tidegate", 1, seconds, warmup, quick=False) as compare:
         write_model(compare.folder)
-        compare.start(Side("tidegate", serve(compare.folder, "--state", f"sqlite://{compare.folder}/state.db")))
+        compare.start(
+            ServerProcess("tidegate", serve(compare.folder, "--state", f"sqlite://{compare.folder}/state.db"))
+        )
         case = f"{sensors} sensors at 1 Hz by PredictOne, SQLite, each stored before it is answered"
         compare.case(case, client="python", unary=True, think=PERIOD_S, streams=sensors, connections=1)
         cpu_ms = (compare.results.median(case, "tidegate", "server_cpu_us") or 0.0) / 1000

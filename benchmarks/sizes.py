@@ -10,7 +10,7 @@ from bare import Bare
 from compare import Comparison, Quick, Rounds, Seconds, Warmup, many, shown
 from model import write_model
 from rounds import Results, interleave
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 HIDDEN = (16, 64, 128, 256)
 LAYERS = (1, 2)
@@ -22,7 +22,7 @@ def measure(compare: Comparison, model: str, hidden: int, layers: int) -> None:
     """Measures one model: bare, in blocks, and alone with its streams."""
     folder = compare.folder / model
     bare = Bare(write_model(folder, hidden=hidden, layers=layers))
-    with bare, Side("tidegate", serve(folder, "--data-dir", str(folder / "data"))) as side:
+    with bare, ServerProcess("tidegate", serve(folder, "--data-dir", str(folder / "data"))) as side:
         for number, streams in interleave(compare.rounds, STREAMS):
             compare.add(f"streams {streams}", number, model, compare.measure(side, streams=streams))
         for number, rows in interleave(compare.rounds, ROWS):

@@ -25,25 +25,25 @@ import uvloop
 from compare import CONNECTIONS, Quick
 from machine import facts
 from model import write_model
-from side import Side, serve
-from visit import Visit, block, one
+from sequential_call import SequentialCall, predict_blocks_call, predict_call
+from server_process import ServerProcess, serve
 
-from serving.bench.frames import Connection
+from serving.bench.http2 import Connection
 
-VISITORS = 128
+CLIENTS = 128
 # Names that a visitor goes back to: most of its streams are known, and parked.
-NAMES = 8
-STEPS_A_VISIT = 150
+STREAMS_A_CLIENT = 8
+STEPS_A_CALL = 150
 GATEWAYS = 2
 ROWS = 256
-BLOCKS_A_VISIT = 40
+BLOCKS_A_CALL = 40
 PARK_AFTER_SECONDS = 0.5
 SAMPLE_SECONDS = 0.1
 # What may be more in the last quarter: what malloc keeps back, which takes half a million steps to settle, and what grpc
 # leaks of a call that is cancelled while the server waits for its next message (grpc/grpc#43360: 96 bytes), with as much
 # again for its neighbours on the heap.
 GROWTH_MAX = 0.03
-BYTES_A_CUT_CALL = 200
+BYTES_A_CANCELLED_CALL = 200
 RUN_SECONDS_MAX = 600
 EMPTY_SECONDS_MAX = 30
 
@@ -51,11 +51,11 @@ ENDS = {"close": 4, "forget": 4, "half-close": 4, "cut": 6, "silent": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class MemorySample:
     """The server at one moment."""
 
     steps: int
-    cut: int
+    cancelled: int
     resident_bytes: int
 
 
@@ -69,19 +69,19 @@ class Soak:
 
     """
 
-    def __init__(self, side: Side, steps: int, seed: int) -> None:
+    def __init__(self, side: ServerProcess, steps: int, seed: int) -> None:
         self._side = side
         self._steps_max = steps
         self._seed = seed
-        self.by_calls = 0
-        self.by_blocks = 0
+        self.predict_steps = 0
+        self.block_steps = 0
         self.ends: Counter[str] = Counter()
-        self.moments: list[Moment] = []
+        self.samples: list[MemorySample] = []
 
     @property
     def steps(self) -> int:
         """Steps that were answered."""
-        return self.by_calls + self.by_blocks
+        return self.predict_steps + self.block_steps
 
     @property
     def done(self) -> bool:
@@ -92,94 +92,96 @@ class Soak:
         """Does everything; raises the first error that a client meets."""
         connections = [await Connection.open(self._side.address) for _ in range(CONNECTIONS + GATEWAYS)]
         async with asyncio.TaskGroup() as group:
-            for number in range(VISITORS):
-                group.create_task(self._visit_all(number, connections[number % CONNECTIONS]))
+            for number in range(CLIENTS):
+                group.create_task(self._run_client(number, connections[number % CONNECTIONS]))
             for number in range(GATEWAYS):
-                group.create_task(self._gate_all(number, connections[CONNECTIONS + number]))
+                group.create_task(self._run_gateway(number, connections[CONNECTIONS + number]))
             group.create_task(self._sample())
         for connection in connections:
             connection.close()
 
     async def _sample(self) -> None:
         while not self.done:
-            self.moments.append(Moment(self.steps, self.ends["cut"], self._side.resident_bytes()))
+            self.samples.append(MemorySample(self.steps, self.ends["cut"], self._side.resident_bytes()))
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    async def _visit_all(self, visitor: int, connection: Connection) -> None:
-        chance = random.Random(f"{self._seed} visitor {visitor}")
+    async def _run_client(self, client: int, connection: Connection) -> None:
+        rng = random.Random(f"{self._seed} visitor {client}")
 
-        async def step(visit: Visit) -> None:
-            await visit.step()
-            self.by_calls += 1
+        async def step(call: SequentialCall) -> None:
+            await call.step()
+            self.predict_steps += 1
 
         while not self.done:
-            visit = Visit(connection, one(f"visitor-{visitor}-{chance.randrange(NAMES)}"))
-            await visit.open()
-            for _ in range(chance.randrange(STEPS_A_VISIT)):
-                await step(visit)
-            self.ends[await self._end(visit, chance, step)] += 1
+            call = SequentialCall(connection, predict_call(f"visitor-{client}-{rng.randrange(STREAMS_A_CLIENT)}"))
+            await call.open()
+            for _ in range(rng.randrange(STEPS_A_CALL)):
+                await step(call)
+            self.ends[await self._end(call, rng, step)] += 1
 
-    async def _gate_all(self, number: int, connection: Connection) -> None:
-        chance = random.Random(f"{self._seed} gateway {number}")
+    async def _run_gateway(self, number: int, connection: Connection) -> None:
+        rng = random.Random(f"{self._seed} gateway {number}")
         names = [f"gateway-{number}-{row}" for row in range(ROWS)]
 
-        async def step(visit: Visit) -> None:
-            await visit.step()
-            self.by_blocks += ROWS
+        async def step(call: SequentialCall) -> None:
+            await call.step()
+            self.block_steps += ROWS
 
         while not self.done:
-            visit = Visit(connection, block(names))
-            await visit.open()
-            for _ in range(chance.randrange(BLOCKS_A_VISIT)):
+            call = SequentialCall(connection, predict_blocks_call(names))
+            await call.open()
+            for _ in range(rng.randrange(BLOCKS_A_CALL)):
                 # Blocks are quicker by far: who is ahead waits.
-                while self.by_blocks > self.by_calls and not self.done:  # noqa: ASYNC110 - a counter sends no event
+                while self.block_steps > self.predict_steps and not self.done:  # noqa: ASYNC110 - a counter sends no event
                     await asyncio.sleep(0.001)
                 if self.done:
                     break
-                await step(visit)
-            self.ends[f"gateway {await self._end(visit, chance, step)}"] += 1
+                await step(call)
+            self.ends[f"gateway {await self._end(call, rng, step)}"] += 1
 
-    async def _end(self, visit: Visit, chance: random.Random, step: Callable[[Visit], Awaitable[None]]) -> str:
+    async def _end(
+        self, call: SequentialCall, rng: random.Random, step: Callable[[SequentialCall], Awaitable[None]]
+    ) -> str:
         """Ends a visit in one of the ways; says which."""
-        end = chance.choices(list(ENDS), list(ENDS.values()))[0]
+        end = rng.choices(list(ENDS), list(ENDS.values()))[0]
         if end == "silent":
             await asyncio.sleep(2 * PARK_AFTER_SECONDS)
-            await step(visit)
+            await step(call)
         if end == "cut":
-            visit.send()
-            visit.call.cut()
+            call.send()
+            call.rpc.cancel()
         elif end in ("close", "forget"):
-            await visit.close(forget=end == "forget")
+            await call.close(forget=end == "forget")
         else:
-            await visit.half_close()
+            await call.half_close()
         return end
 
 
-def judge(moments: list[Moment], steps: int) -> tuple[str, bool]:
+def compare_memory(samples: list[MemorySample], steps: int) -> tuple[str, bool]:
     """Compares the last quarter with the second; a sentence, and whether memory is flat."""
-    second = [moment for moment in moments if steps / 4 <= moment.steps < steps / 2]
-    last = [moment for moment in moments if moment.steps >= steps * 3 / 4]
+    second = [sample for sample in samples if steps / 4 <= sample.steps < steps / 2]
+    last = [sample for sample in samples if sample.steps >= steps * 3 / 4]
     if not second or not last:
         return "too short to be judged", True
-    before, after = (median(moment.resident_bytes for moment in some) for some in (second, last))
-    cut = median(moment.cut for moment in last) - median(moment.cut for moment in second)
-    allowed = GROWTH_MAX * before + BYTES_A_CUT_CALL * cut
+    before, after = (median(sample.resident_bytes for sample in some) for some in (second, last))
+    cancelled = median(sample.cancelled for sample in last) - median(sample.cancelled for sample in second)
+    allowed = GROWTH_MAX * before + BYTES_A_CANCELLED_CALL * cancelled
     sentence = (
         f"resident memory: {before / 2**20:.1f} MB in the second quarter, {after / 2**20:.1f} MB in the last, "
-        f"{(after - before) / 1024:+,.0f} KB; allowed {allowed / 1024:+,.0f} KB, {cut:,.0f} calls were cut between"
+        f"{(after - before) / 1024:+,.0f} KB; allowed {allowed / 1024:+,.0f} KB, {cancelled:,.0f} calls were cut between"
     )
     return sentence, after - before <= allowed
 
 
-def by_eighths(moments: list[Moment], steps: int) -> list[float]:
+def by_eighths(samples: list[MemorySample], steps: int) -> list[float]:
     """The median of the resident memory in each eighth of the steps, in bytes."""
     eighths: dict[int, list[int]] = {}
-    for moment in moments:
-        eighths.setdefault(min(7, moment.steps * 8 // steps), []).append(moment.resident_bytes)
+    for sample in samples:
+        eighths.setdefault(min(7, sample.steps * 8 // steps), []).append(sample.resident_bytes)
     return [median(some) for _, some in sorted(eighths.items())]
 
 
-async def left_behind(side: Side) -> str:
+async def check_after_run(side: ServerProcess) -> str:
     """Waits until no stream is live; what is wrong with the server after all have gone, empty when nothing is."""
     try:
         async with asyncio.timeout(EMPTY_SECONDS_MAX):
@@ -196,11 +198,11 @@ async def soak(steps: int, seed: int) -> tuple[Soak, str]:
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         write_model(Path(folder))
         options = ["--data-dir", f"{folder}/data", "--park-after", f"{PARK_AFTER_SECONDS}s"]
-        with Side("soak", serve(Path(folder), *options)) as side:
+        with ServerProcess("soak", serve(Path(folder), *options)) as side:
             running = Soak(side, steps, seed)
             async with asyncio.timeout(RUN_SECONDS_MAX):
                 await running.run()
-            return running, await left_behind(side)
+            return running, await check_after_run(side)
 
 
 def main(
@@ -212,12 +214,12 @@ def main(
     if quick:
         steps = 10_000
     ran, wrong = uvloop.run(soak(steps, seed))
-    sentence, flat = judge(ran.moments, steps)
-    print(f"{ran.by_calls:,} steps by calls and {ran.by_blocks:,} in blocks, seed {seed}")
+    sentence, flat = compare_memory(ran.samples, steps)
+    print(f"{ran.predict_steps:,} steps by calls and {ran.block_steps:,} in blocks, seed {seed}")
     print("ends: " + ", ".join(f"{count:,} {end}" for end, count in sorted(ran.ends.items())))
     print(
         "resident MB by eighths of the steps: "
-        + " ".join(f"{one / 2**20:.1f}" for one in by_eighths(ran.moments, steps))
+        + " ".join(f"{one / 2**20:.1f}" for one in by_eighths(ran.samples, steps))
     )
     print(sentence)
     print(", ".join(f"{name} {value}" for name, value in facts().items()))

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 from model import FEATURES
 
-from serving.bench.frames import prefixed
-from serving.bench.lane import Verdict
-from serving.bench.speech import APPLIED, WrongAnswer
+from serving.bench.encoding import APPLIED, UnexpectedResponse
+from serving.bench.http2 import length_prefixed
+from serving.bench.send_queue import Answer
 
 SEQUENCES = count(1)
 # Different rows of values, which a sequence sends in turn: its messages carry its number, so each has its own.
@@ -38,27 +38,27 @@ class TritonSequence:
         self._values = [row.tobytes() for row in values[:VALUES]]
         self._messages = [self._request(row) for row in self._values]
 
-    def open(self) -> bytes:
+    def open_request(self) -> bytes:
         """The first timestep."""
         return self._request(self._values[0], start=True)
 
-    def opened(self, response: bytes) -> Counter[str]:
+    def decode_opened(self, data: bytes) -> Counter[str]:
         """It was answered."""
-        self.verdict(response, 0)
+        self.decode_answer(data, 0)
         return Counter()
 
-    def message(self, number: int, _: Mapping[int, int]) -> bytes:
+    def request(self, number: int, _: Mapping[int, int]) -> bytes:
         """A timestep between."""
         return self._messages[number % VALUES]
 
-    def verdict(self, response: bytes, _: int) -> Verdict:
+    def decode_answer(self, data: bytes, _: int) -> Answer:
         """Applied; whatever else is wrong."""
-        said = protos().ModelStreamInferResponse.FromString(response)
-        if said.error_message or not said.HasField("infer_response"):
-            raise WrongAnswer(f"expected a prediction, got '{said.error_message}'")
+        parsed = protos().ModelStreamInferResponse.FromString(data)
+        if parsed.error_message or not parsed.HasField("infer_response"):
+            raise UnexpectedResponse(f"expected a prediction, got '{parsed.error_message}'")
         return APPLIED
 
-    def close(self, *, forget: bool = True) -> bytes:
+    def close_request(self, *, forget: bool = True) -> bytes:
         """The last timestep."""
         return self._request(self._values[0], end=forget)
 
@@ -74,9 +74,9 @@ class TritonSequence:
             inputs=[kinds.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, FEATURES])],
             raw_input_contents=[row],
         )
-        return prefixed(message.SerializeToString())
+        return length_prefixed(message.SerializeToString())
 
 
-def triton_speech(_names: list[str], values: Any, _offset: int) -> TritonSequence:
+def triton_encoding(_names: list[str], values: Any, _offset: int) -> TritonSequence:
     """The speech of a stream, made in a client process."""
     return TritonSequence(values)

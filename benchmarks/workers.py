@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from compare import Comparison, Quick, Rounds, Seconds, Streams, Warmup, many
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 # The kernel deals connections out by a hash: many of them fall about evenly, and eight may well fall as five and three.
 CONNECTIONS = 32
@@ -32,8 +32,8 @@ def main(
         folder = compare.folder
         write_model(folder)
         compare.start(
-            Side("1 worker", serve(folder, "--workers", "1", "--data-dir", str(folder / "a"))),
-            Side("2 workers", serve(folder, "--workers", "2", "--data-dir", str(folder / "b"))),
+            ServerProcess("1 worker", serve(folder, "--workers", "1", "--data-dir", str(folder / "a"))),
+            ServerProcess("2 workers", serve(folder, "--workers", "2", "--data-dir", str(folder / "b"))),
         )
         title = f"Predict, {many(streams)} on {CONNECTIONS} connections"
         compare.case(title, streams=streams, connections=CONNECTIONS)

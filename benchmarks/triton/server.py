@@ -1,4 +1,4 @@
-"""Triton as a side: lays out its folder of models, starts it, and prints the ready line of `side.py` when it can be called.
+"""Triton as a side: lays out its folder of models, starts it, and prints the ready line of `server_process.py` when it can be called.
 
 Run by `peers.py` with the folder that holds Triton's virtual environment, the path of the graph and an empty folder.
 """

@@ -22,11 +22,11 @@ _SCALE = 1.0 / math.log(GROWTH)
 class Histogram:
     """Counts by bucket; `unanswered` are those without a latency."""
 
-    __slots__ = ("counts", "longest_s", "unanswered")
+    __slots__ = ("counts", "max_s", "unanswered")
 
     def __init__(self) -> None:
         self.counts = [0] * BUCKETS  # a list: to add to one place of an array costs three times as much
-        self.longest_s = 0.0
+        self.max_s = 0.0
         self.unanswered = 0
 
     def __len__(self) -> int:
@@ -35,47 +35,47 @@ class Histogram:
 
     def add(self, seconds: float, count: int = 1) -> None:
         """So many that took that long."""
-        self.add_to(bucket_of(seconds), seconds, count)
+        self.add_to_bucket(bucket_index(seconds), seconds, count)
 
-    def add_to(self, bucket: int, seconds: float, count: int) -> None:
+    def add_to_bucket(self, bucket: int, seconds: float, count: int) -> None:
         """The same, where it is known already which bucket that is."""
         self.counts[bucket] += count
-        self.longest_s = max(self.longest_s, seconds)
+        self.max_s = max(self.max_s, seconds)
 
     def merge(self, other: Self) -> None:
         """Adds what another one holds."""
         self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
-        self.longest_s = max(self.longest_s, other.longest_s)
+        self.max_s = max(self.max_s, other.max_s)
         self.unanswered += other.unanswered
 
-    def quantile(self, share: float) -> float | None:
+    def quantile(self, fraction: float) -> float | None:
         """The latency in seconds that a share of all did not exceed, to 1 %; None when it is not known."""
         answered = len(self)
-        rank = max(1, math.ceil(share * (answered + self.unanswered)))
+        rank = max(1, math.ceil(fraction * (answered + self.unanswered)))
         if rank > answered:
             return None
-        place = int(np.searchsorted(np.cumsum(self.counts), rank))
-        return min(float(LOWEST_S * GROWTH ** (place + 0.5)), self.longest_s)
+        index = int(np.searchsorted(np.cumsum(self.counts), rank))
+        return min(float(LOWEST_S * GROWTH ** (index + 0.5)), self.max_s)
 
     def buckets(self) -> Iterator[tuple[float, int]]:
         """Upper bound in seconds and count of each bucket that is not empty."""
-        for place, count in enumerate(self.counts):
+        for index, count in enumerate(self.counts):
             if count:
-                yield LOWEST_S * GROWTH ** (place + 1), count
+                yield LOWEST_S * GROWTH ** (index + 1), count
 
     def __getstate__(self) -> tuple[Mapping[int, int], float, int]:
         """As little as says it: it travels once a second."""
-        counts = {place: count for place, count in enumerate(self.counts) if count}
-        return counts, self.longest_s, self.unanswered
+        counts = {index: count for index, count in enumerate(self.counts) if count}
+        return counts, self.max_s, self.unanswered
 
     def __setstate__(self, state: tuple[Mapping[int, int], float, int]) -> None:
-        counts, self.longest_s, self.unanswered = state
+        counts, self.max_s, self.unanswered = state
         self.counts = [0] * BUCKETS
-        for place, count in counts.items():
-            self.counts[place] = count
+        for index, count in counts.items():
+            self.counts[index] = count
 
 
-def bucket_of(seconds: float) -> int:
+def bucket_index(seconds: float) -> int:
     """The bucket that a latency is in."""
     if seconds <= LOWEST_S:
         return 0

@@ -58,7 +58,7 @@ class Plan(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.rate is not None and self.think:
             raise ValueError("--think: a pause after each answer is for a bench without --rate; leave one of them out")
         if self.rate is not None and self.ahead != 1:
@@ -76,16 +76,16 @@ class Plan(BaseModel):
         return self
 
     @property
-    def lanes(self) -> list[int]:
+    def streams_per_call(self) -> list[int]:
         """How many streams each call has: one, or a block of them and the rest in the last."""
         size = self.block or 1
-        whole, rest = divmod(self.streams, size)
-        return [size] * whole + [rest] * (rest > 0)
+        whole, remainder = divmod(self.streams, size)
+        return [size] * whole + [remainder] * (remainder > 0)
 
     @property
-    def shares(self) -> list[list[int]]:
+    def calls_by_process(self) -> list[list[int]]:
         """The lanes of each process, as even as can be; a process without any is not started."""
-        return [lanes for number in range(self.processes) if (lanes := self.lanes[number :: self.processes])]
+        return [calls for number in range(self.processes) if (calls := self.streams_per_call[number :: self.processes])]
 
     @property
     def interval_s(self) -> float | None:

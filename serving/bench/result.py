@@ -10,31 +10,31 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.bench.counts import Counts, SecondCounts
 from serving.bench.histogram import Histogram
-from serving.bench.lane import FOLLOWING_GAP, ROOM
 from serving.bench.machine import Machine, this_machine
+from serving.bench.messages import Ready, Report
 from serving.bench.plan import Plan
-from serving.bench.scrape import Server
-from serving.bench.tally import Second, Tally
-from serving.bench.words import Ready, Report
+from serving.bench.scrape import ServerUsage
+from serving.bench.send_queue import CAPACITY_REASONS, GAP_AFTER_REFUSAL
 
 # Raised when a field changes its meaning or goes; fields may be added without.
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 # Above this a client process has no time left to see an answer when it comes.
-BUSY = 0.9
+BUSY_SHARE_MAX = 0.9
 # Lateness beyond this share of the latency shows in it.
-LATE = 0.25
+LATENESS_SHARE_MAX = 0.25
 
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Served(_Part):
+class ServedModel(_Frozen):
     """The model that ran."""
 
     name: str
@@ -43,7 +43,7 @@ class Served(_Part):
     features: Count
 
 
-class Streams(_Part):
+class Streams(_Frozen):
     """What became of the streams."""
 
     opened: Count
@@ -58,7 +58,7 @@ class Streams(_Part):
     prefix: str
 
 
-class Timesteps(_Part):
+class Timesteps(_Frozen):
     """What became of the timesteps that were due in the measured time."""
 
     answered: Count
@@ -74,19 +74,19 @@ class Timesteps(_Part):
     """Sent or waiting, and not answered until the bench gave up."""
 
     @classmethod
-    def of(cls, tally: Tally) -> "Timesteps":
+    def of(cls, counts: Counts) -> "Timesteps":
         """What all processes together have counted."""
         return cls(
-            answered=len(tally.latency),
-            refused=dict(tally.refused),
-            again=tally.again.total(),
-            again_by=dict(tally.again),
-            unsent=tally.unsent,
-            unanswered=tally.latency.unanswered - tally.unsent,
+            answered=len(counts.latency),
+            refused=dict(counts.refused),
+            again=counts.retried.total(),
+            again_by=dict(counts.retried),
+            unsent=counts.unsent,
+            unanswered=counts.latency.unanswered - counts.unsent,
         )
 
 
-class Latency(_Part):
+class Latency(_Frozen):
     """In seconds, from when a timestep was due."""
 
     p50: Seconds | None
@@ -99,18 +99,18 @@ class Latency(_Part):
     def of(cls, histogram: Histogram) -> "Latency":
         """The quantiles of a histogram."""
         known = {name: histogram.quantile(share) for name, share in QUANTILES.items()}
-        whole = histogram.longest_s if len(histogram) and not histogram.unanswered else None
+        whole = histogram.max_s if len(histogram) and not histogram.unanswered else None
         return cls(**known, max=whole)
 
 
-class Bucket(_Part):
+class Bucket(_Frozen):
     """One bucket of the latency histogram; empty ones are left out."""
 
     at_most: Seconds
     count: Count
 
 
-class SecondSeen(_Part):
+class SecondResult(_Frozen):
     """One second of the measured time; the last may be shorter."""
 
     second: Count
@@ -121,7 +121,7 @@ class SecondSeen(_Part):
     """Of the answers that came in it."""
 
 
-class Clients(_Part):
+class Clients(_Frozen):
     """What it cost to measure."""
 
     busy: list[float]
@@ -131,14 +131,14 @@ class Clients(_Part):
     """How late a client noticed that something was due: its own fault, and part of the latencies. Only with a rate."""
 
 
-class Result(_Part):
+class Result(_Frozen):
     """One bench."""
 
     format: int = FORMAT
     begun: datetime
     settings: Plan
     machine: Machine
-    model: Served
+    model: ServedModel
     seconds: Seconds
     """That were measured."""
     interrupted: bool
@@ -150,10 +150,10 @@ class Result(_Part):
     latency: Latency
     service: Latency | None = None
     """From when a timestep was sent last, not from when it was due: without the waits after refusals."""
-    series: list[SecondSeen]
+    series: list[SecondResult]
     histogram: list[Bucket]
     clients: Clients
-    server: Server | None
+    server: ServerUsage | None
     """None without --metrics, and when it could not be read."""
     warnings: list[str]
     """What a reader must know before believing the figures."""
@@ -161,33 +161,35 @@ class Result(_Part):
     @property
     def failures(self) -> list[str]:
         """What went wrong, one line each; refusals for want of room are findings, not failures."""
-        told = []
+        messages = []
         if self.streams.refused:
-            told.append(
-                f"{sum(self.streams.refused.values()):,} streams could not be opened: {_list(self.streams.refused)}"
+            messages.append(
+                f"{sum(self.streams.refused.values()):,} streams could not be opened: {_format_counts(self.streams.refused)}"
             )
         if self.streams.lost:
-            told.append(f"{sum(self.streams.lost.values()):,} streams were lost: {_list(self.streams.lost)}")
-        if told and self.streams.why:
-            told.append(f"the first of these streams: {self.streams.why}")
-        findings = {*ROOM, FOLLOWING_GAP}
+            messages.append(
+                f"{sum(self.streams.lost.values()):,} streams were lost: {_format_counts(self.streams.lost)}"
+            )
+        if messages and self.streams.why:
+            messages.append(f"the first of these streams: {self.streams.why}")
+        findings = {*CAPACITY_REASONS, GAP_AFTER_REFUSAL}
         failed = {reason: count for reason, count in self.timesteps.refused.items() if reason not in findings}
         if failed:
-            told.append(f"{sum(failed.values()):,} timesteps failed: {_list(failed)}")
-        return told
+            messages.append(f"{sum(failed.values()):,} timesteps failed: {_format_counts(failed)}")
+        return messages
 
 
 def make_result(
     plan: Plan,
-    model: Served,
+    model: ServedModel,
     prefix: str,
     *,
     ready: Ready,
     reports: Sequence[Report],
-    series: Mapping[int, Second],
+    series: Mapping[int, SecondCounts],
     seconds: float,
     server_failed: str,
-    **seen: Any,
+    **fields: Any,
 ) -> Result:
     """The result of a run.
 
@@ -200,12 +202,12 @@ def make_result(
         series: seconds by number, of all processes.
         seconds: that were measured.
         server_failed: why it is not known what the server says, if it was asked.
-        seen: `begun`, `interrupted` and `server` of the result.
+        fields: `begun`, `interrupted` and `server` of the result.
 
     """
-    tally = Tally()
+    counts = Counts()
     for report in reports:
-        tally.merge(report.tally)
+        counts.merge(report.counts)
     series = {number: second for number, second in sorted(series.items()) if 0 <= number < seconds}
     answered = sum(second.answered for second in series.values())
     result = Result(
@@ -216,32 +218,32 @@ def make_result(
         streams=Streams(
             opened=ready.streams,
             refused=dict(ready.refused),
-            lost=dict(tally.lost),
-            why=next((report.why for report in reports if report.why), ""),
+            lost=dict(counts.lost),
+            why=next((report.first_error for report in reports if report.first_error), ""),
             left=sum(report.left for report in reports),
             prefix=prefix,
         ),
-        timesteps=Timesteps.of(tally),
+        timesteps=Timesteps.of(counts),
         offered_per_s=sum(second.offered for second in series.values()) / seconds,
         achieved_per_s=answered / seconds,
-        latency=Latency.of(tally.latency),
-        service=Latency.of(tally.service),
+        latency=Latency.of(counts.latency),
+        service=Latency.of(counts.service),
         series=[_second(number, second) for number, second in series.items()],
-        histogram=[Bucket(at_most=bound, count=count) for bound, count in tally.latency.buckets()],
+        histogram=[Bucket(at_most=bound, count=count) for bound, count in counts.latency.buckets()],
         clients=Clients(
             busy=[round(report.cpu_s / seconds, 3) for report in reports],
             cpu_s_per_step=sum(report.cpu_s for report in reports) / answered if answered else None,
-            late=None if plan.rate is None else Latency.of(tally.lateness),
+            late=None if plan.rate is None else Latency.of(counts.lateness),
         ),
         warnings=[],
-        **seen,
+        **fields,
     )
     failed = [f"the server's side is not known: {server_failed}"] if server_failed else []
     return result.model_copy(update={"warnings": [*_warnings(result), *failed]})
 
 
-def _second(number: int, second: Second) -> SecondSeen:
-    return SecondSeen(
+def _second(number: int, second: SecondCounts) -> SecondResult:
+    return SecondResult(
         second=number,
         offered=second.offered,
         answered=second.answered,
@@ -251,43 +253,43 @@ def _second(number: int, second: Second) -> SecondSeen:
 
 
 def _warnings(result: Result) -> list[str]:
-    told = []
+    messages = []
     busiest = max(result.clients.busy)
-    if busiest > BUSY:
-        told.append(
+    if busiest > BUSY_SHARE_MAX:
+        messages.append(
             f"a client process used {busiest:.0%} of a core: the client is the bottleneck; add --processes, or machines"
         )
-    for name, late_s, latency_s in _late(result):
-        told.append(
+    for name, late_s, latency_s in _visible_lateness(result):
+        messages.append(
             f"the clients were late themselves: of the latency at {name}, {latency_s * 1e3:.2g} ms, {late_s * 1e3:.2g} ms "
             "may be theirs; leave them cores of their own, or add --processes"
         )
     steps, streams, rate = result.timesteps, result.streams, result.settings.rate
     if steps.unsent:
-        told.append(
+        messages.append(
             f"{steps.unsent:,} timesteps were due and never sent: the server does not keep up with --rate {rate:g}, "
             "or lacks the cores that the clients use"
         )
     if steps.unanswered:
-        told.append(f"{steps.unanswered:,} timesteps were not answered until the bench gave up")
+        messages.append(f"{steps.unanswered:,} timesteps were not answered until the bench gave up")
     if streams.left:
-        told.append(
+        messages.append(
             f"{streams.left:,} streams could not be closed and may rest at the server; "
             f"`tidegate streams list --prefix {streams.prefix}` shows them"
         )
-    return told
+    return messages
 
 
-def _late(result: Result) -> Iterator[tuple[str, float, float]]:
+def _visible_lateness(result: Result) -> Iterator[tuple[str, float, float]]:
     """The first percentile in which the clients' own lateness shows."""
     late = result.clients.late
     for name in ("p50", "p99"):
         late_s = None if late is None else getattr(late, name)
         latency_s = getattr(result.latency, name)
-        if late_s is not None and latency_s is not None and late_s > LATE * latency_s:
+        if late_s is not None and latency_s is not None and late_s > LATENESS_SHARE_MAX * latency_s:
             yield name, late_s, latency_s
             return
 
 
-def _list(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -15,7 +15,7 @@ from serving.bench.plan import Arrivals
 from serving.core.spec import Array
 
 # Drawn at once: long enough to cost little for each, short enough (half a millisecond) to hold nothing up.
-CHUNK = 4096
+TIMES_PER_DRAW = 4096
 
 
 class Schedule:
@@ -29,44 +29,44 @@ class Schedule:
 
     """
 
-    def __init__(self, lanes: int, interval_s: float, arrivals: Arrivals, seed: tuple[int, ...]) -> None:
-        self._lanes = lanes
+    def __init__(self, calls: int, interval_s: float, arrivals: Arrivals, seed: tuple[int, ...]) -> None:
+        self._calls = calls
         self._interval_s = interval_s
         self._arrivals = arrivals
         self._rng = np.random.default_rng(seed)
         self._chunks = self._constant() if arrivals == "constant" else self._poisson()
         self._times: list[float] = []
-        self._who: list[int] = []
-        self._place = 0
+        self._call_indices: list[int] = []
+        self._next = 0
 
-    def take(self, until: float) -> Iterator[tuple[float, int]]:
+    def pop_due(self, until: float) -> Iterator[tuple[float, int]]:
         """What is due up to then and was not taken before: time and lane, in order."""
         while (now := self.next_s) <= until:
-            who = self._who[self._place]
-            self._place += 1
-            yield now, who
+            call_indices = self._call_indices[self._next]
+            self._next += 1
+            yield now, call_indices
 
     @property
     def next_s(self) -> float:
         """When the next one is due."""
-        if self._place == len(self._times):
-            times, who = next(self._chunks)
-            self._times, self._who, self._place = times.tolist(), who.tolist(), 0
-        return self._times[self._place]
+        if self._next == len(self._times):
+            times, call_indices = next(self._chunks)
+            self._times, self._call_indices, self._next = times.tolist(), call_indices.tolist(), 0
+        return self._times[self._next]
 
     def _constant(self) -> Iterator[tuple[Array, Array]]:
-        phases = self._rng.uniform(0.0, self._interval_s, self._lanes)
+        phases = self._rng.uniform(0.0, self._interval_s, self._calls)
         order = np.argsort(phases)
-        beats = max(1, CHUNK // self._lanes)
+        periods = max(1, TIMES_PER_DRAW // self._calls)
         first = 0
         while True:
-            begins = self._interval_s * np.arange(first, first + beats)  # (beats,)
-            yield (begins[:, None] + phases[order]).ravel(), np.tile(order, beats)
-            first += beats
+            starts = self._interval_s * np.arange(first, first + periods)  # (beats,)
+            yield (starts[:, None] + phases[order]).ravel(), np.tile(order, periods)
+            first += periods
 
     def _poisson(self) -> Iterator[tuple[Array, Array]]:
         now = 0.0
         while True:
-            times = now + np.cumsum(self._rng.exponential(self._interval_s / self._lanes, CHUNK))
-            yield times, self._rng.integers(self._lanes, size=CHUNK)
+            times = now + np.cumsum(self._rng.exponential(self._interval_s / self._calls, TIMES_PER_DRAW))
+            yield times, self._rng.integers(self._calls, size=TIMES_PER_DRAW)
             now = float(times[-1])

@@ -24,7 +24,7 @@ STEPS = "tidegate_steps_total"
 BATCH_SIZE = "tidegate_batch_size"
 STAGES = ("step", "queue", "run")
 # No proxy of the environment: what is measured is near, and a proxy may not know it.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ScrapeFailed(Exception):
@@ -32,7 +32,7 @@ class ScrapeFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CounterSnapshot:
     """Counters at one time, as far as they are known; `buckets` are cumulative counts by upper bound, by stage."""
 
     at: float
@@ -43,7 +43,7 @@ class Reading:
     buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
-class Server(BaseModel):
+class ServerUsage(BaseModel):
     """What the server says of the measured time; other clients' steps are in it. What nothing happened to tell is None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ class Server(BaseModel):
     run_p50_s: float | None
 
     @classmethod
-    def between(cls, first: Reading, last: Reading) -> Self:
+    def between(cls, first: CounterSnapshot, last: CounterSnapshot) -> Self:
         """What lies between two readings; ScrapeFailed when the server was started anew between them."""
         if last.cpu_s < first.cpu_s or last.steps < first.steps:
             raise ScrapeFailed("its counters went back: the server was started anew while it was measured")
@@ -81,19 +81,19 @@ class Server(BaseModel):
         )
 
 
-def scrape(url: str, model: str, version: str) -> Reading:
+def scrape(url: str, model: str, version: str) -> CounterSnapshot:
     """Reads a server's metrics. Raises ScrapeFailed."""
     try:
-        with DIRECT.open(url, timeout=TIMEOUT_S) as answer:  # checked to be http by the caller
-            text = answer.read(BYTES_MAX).decode()
+        with NO_PROXY.open(url, timeout=TIMEOUT_S) as response:  # checked to be http by the caller
+            text = response.read(BYTES_MAX).decode()
     except urllib.error.URLError as error:
         raise ScrapeFailed(f"{url} cannot be read: {error.reason}") from None
     except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise ScrapeFailed(f"{url} cannot be read: {error!r}") from None
-    return read(text, time.monotonic(), url, {"model": model, "version": version})
+    return parse_metrics(text, time.monotonic(), url, {"model": model, "version": version})
 
 
-def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
+def parse_metrics(text: str, at: float, url: str, labels: Mapping[str, str]) -> CounterSnapshot:
     """A reading from the text of an exposition. Raises ScrapeFailed."""
     sums: dict[str, float] = {}
     buckets: dict[str, dict[float, float]] = {stage: {} for stage in STAGES}
@@ -113,13 +113,15 @@ def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
         else:
             sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
     needed = (CPU, STEPS, f"{BATCH_SIZE}_count", f"{BATCH_SIZE}_sum")
-    absent = [name for name in needed if name not in sums]
-    absent += [name for name, stage in stages.items() if not buckets[stage]]
-    if absent:
+    missing = [name for name in needed if name not in sums]
+    missing += [name for name, stage in stages.items() if not buckets[stage]]
+    if missing:
         model = "/".join(labels.values())
-        raise ScrapeFailed(f"{url} has no {absent[0]}, expected the metrics of the Tidegate server that serves {model}")
+        raise ScrapeFailed(
+            f"{url} has no {missing[0]}, expected the metrics of the Tidegate server that serves {model}"
+        )
     cpu, steps, batches, rows = (sums[name] for name in needed)
-    return Reading(at, cpu, steps, batches, rows, buckets)
+    return CounterSnapshot(at, cpu, steps, batches, rows, buckets)
 
 
 def _median(counts: Mapping[float, float]) -> float | None:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from serving.cli.refused import EXIT_INTERRUPTED
+from serving.cli.errors import EXIT_INTERRUPTED
 from serving.runtime.signals import take_signals
 
 

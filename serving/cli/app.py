@@ -17,8 +17,8 @@ import typer
 from typer.exceptions import TyperException
 
 from serving.cli import bench, conformance, streams
-from serving.cli.address import Server, asks_server
-from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
+from serving.cli.connection import ConnectionSettings, with_server_options
+from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
     from serving.client import Model  # loaded by the command that asks
@@ -131,7 +131,7 @@ def serve(
     from serving.runtime.log import start_log
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
+        raise CommandError(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
     open_standard_files()
     start_log(log_level.upper())
     raise_limit()
@@ -165,26 +165,26 @@ def serve(
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
-        raise Refused(f"--{option}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+        raise CommandError(f"--{option}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
     except ValueError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     try:
         if config.worker_count == 1:
-            _serve_alone(config)
+            _serve_in_process(config)
         else:
             _serve_with_workers(config, given, log_level.upper())
     except (ContractBroken, StartFailed) as error:
-        raise Refused(str(error), EXIT_START) from None
+        raise CommandError(str(error), EXIT_START_FAILED) from None
     except StopFailed as error:
-        raise Refused(str(error), EXIT_NO) from None
+        raise CommandError(str(error), EXIT_FAILURE) from None
 
 
 @app.command()
-@asks_server
+@with_server_options
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
     *,
-    server: Server,
+    connection: ConnectionSettings,
     model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
     version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
     stream_id: Annotated[
@@ -209,12 +209,12 @@ def stream(
 ) -> None:
     """Send a CSV file one timestep at a time and show predictions against what came true."""
     from serving.cli.replay import Replay, ReplayFailed
-    from serving.cli.sheet import BadSheet
+    from serving.cli.sensor_table import InvalidTable
     from serving.client import ClientError, ServerUnavailable, StreamLost
 
     replay = Replay(
         file,
-        server,
+        connection,
         model=model,
         version=version,
         stream_id=stream_id,
@@ -224,21 +224,21 @@ def stream(
     )
     try:
         asyncio.run(replay.run(out=out, plot=plot, scores=scores))
-    except (BadSheet, ReplayFailed) as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+    except (InvalidTable, ReplayFailed) as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
     except ServerUnavailable as error:
-        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
+        raise CommandError(f"server {connection.address} is not available: {error}", EXIT_FAILURE) from None
     except StreamLost as error:
-        raise Refused(str(error), EXIT_NO) from None
+        raise CommandError(str(error), EXIT_FAILURE) from None
     except ClientError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
 
 
 @app.command()
-@asks_server
+@with_server_options
 def models(
     *,
-    server: Server,
+    connection: ConnectionSettings,
     as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
 ) -> None:
     """List the models that a server serves."""
@@ -247,18 +247,18 @@ def models(
 
     from serving.client import ClientError, InvalidArgument
 
-    async def ask() -> list["Model"]:
-        async with server.client() as client:
+    async def fetch() -> list["Model"]:
+        async with connection.client() as client:
             return await client.models()
 
     try:
-        served = asyncio.run(ask())
+        served = asyncio.run(fetch())
     except InvalidArgument as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
-        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
+        raise CommandError(f"server {connection.address} is not available: {error}", EXIT_FAILURE) from None
     if as_json:
-        print(json.dumps([_describe(model) for model in served], indent=2))
+        print(json.dumps([_model_fields(model) for model in served], indent=2))
         return
     table = Table("model", "version", "task", "every", "features", "outputs", "same bits in any batch", box=None)
     for model in served:
@@ -275,10 +275,10 @@ def models(
 
 
 @app.command()
-@asks_server
+@with_server_options
 def health(
     *,
-    server: Server,
+    connection: ConnectionSettings,
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
@@ -289,22 +289,24 @@ def health(
 
     # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
     options = [("grpc.enable_http_proxy", int("grpc_proxy" in os.environ))]
-    credentials = server.credentials
+    credentials = connection.credentials
     with (
-        grpc.insecure_channel(server.address, options)
+        grpc.insecure_channel(connection.address, options)
         if credentials is None
-        else grpc.secure_channel(server.address, credentials, options)
+        else grpc.secure_channel(connection.address, credentials, options)
     ) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=timeout, metadata=server.metadata
+                health_pb2.HealthCheckRequest(), timeout=timeout, metadata=connection.metadata
             )
         except grpc.RpcError as error:
-            raise Refused(f"server {server.address} is not available: {error.details()}", EXIT_NO) from None
+            raise CommandError(
+                f"server {connection.address} is not available: {error.details()}", EXIT_FAILURE
+            ) from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise typer.Exit(EXIT_NO)
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -322,15 +324,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             code = app(arguments, prog_name="tidegate", standalone_mode=False) or 0
     except TyperException as error:  # bad usage
-        code = _say(error.format_message().replace("\n", " "), error.exit_code)
-    except Refused as error:
-        code = _say(str(error), error.exit_code)
+        code = _print_error(error.format_message().replace("\n", " "), error.exit_code)
+    except CommandError as error:
+        code = _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     sys.exit(code)
 
 
-def _serve_alone(config: "ServerConfig") -> None:
+def _serve_in_process(config: "ServerConfig") -> None:
     """Serves in this process."""
     import uvloop
 
@@ -371,19 +373,19 @@ def _run_training(arguments: list[str]) -> None:
     try:
         command = next(iter(found)).load()
     except (StopIteration, ModuleNotFoundError):
-        raise Refused(
+        raise CommandError(
             f"'{arguments[0]}' needs the training package: install tidegate with its extra, tidegate[training]",
             EXIT_USAGE,
         ) from None
     command(arguments)
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
 
 
-def _describe(model: "Model") -> dict[str, object]:
+def _model_fields(model: "Model") -> dict[str, object]:
     return {
         "name": model.name,
         "version": model.version,
@@ -391,18 +393,18 @@ def _describe(model: "Model") -> dict[str, object]:
         "task": model.task,
         "period_s": model.period_s,
         "features": [
-            {"name": part.name, "unit": part.unit, "low": part.low, "high": part.high} for part in model.features
+            {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
         ],
         "outputs": [
             {
-                "name": part.name,
-                "shape": part.shape,
-                "targets": part.targets,
-                "units": part.units,
-                "horizons": part.horizons,
-                "quantiles": part.quantiles,
+                "name": field.name,
+                "shape": field.shape,
+                "targets": field.targets,
+                "units": field.units,
+                "horizons": field.horizons,
+                "quantiles": field.quantiles,
             }
-            for part in model.outputs
+            for field in model.outputs
         ],
         "batch_invariant": model.batch_invariant,
     }

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from serving.cli.address import Address
-from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, Refused
+from serving.cli.connection import Address
+from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
     from serving.bench.plan import Plan
@@ -98,15 +98,15 @@ def bench(
 
     The streams are new ones and are forgotten at the end. Ctrl-C ends early and reports what was measured.
     """
-    plan = _plan(locals())
-    _check(values, missing, metrics, json, png)
+    plan = _make_plan(locals())
+    _check_options(values, missing, metrics, json, png)
     result = _run(plan, values, metrics)
-    _report(result, json, png)
+    _write_report(result, json, png)
     if result.failures:
-        raise typer.Exit(EXIT_NO)
+        raise typer.Exit(EXIT_FAILURE)
 
 
-def _plan(given: dict[str, Any]) -> "Plan":
+def _make_plan(given: dict[str, Any]) -> "Plan":
     """What is asked; one line and exit code 2 when it cannot be."""
     from pydantic import ValidationError
 
@@ -117,18 +117,24 @@ def _plan(given: dict[str, Any]) -> "Plan":
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            raise Refused(str(first["ctx"]["error"]), EXIT_USAGE) from None
-        raise Refused(f"--{first['loc'][0]}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+            raise CommandError(str(first["ctx"]["error"]), EXIT_USAGE) from None
+        raise CommandError(f"--{first['loc'][0]}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
 
 
-def _check(values: Path | None, missing: float, metrics: str | None, json: Path | None, png: Path | None) -> None:
+def _check_options(
+    values: Path | None, missing: float, metrics: str | None, json: Path | None, png: Path | None
+) -> None:
     """Finds out before anything is sent what would fail at the end."""
     if values is not None and missing:
-        raise Refused("--missing: the file of --values says itself what is missing; leave one of them out", EXIT_USAGE)
+        raise CommandError(
+            "--missing: the file of --values says itself what is missing; leave one of them out", EXIT_USAGE
+        )
     if metrics is not None and (urlsplit(metrics).scheme not in ("http", "https") or not urlsplit(metrics).hostname):
-        raise Refused(f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE)
+        raise CommandError(
+            f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE
+        )
     if png is not None and importlib.util.find_spec("matplotlib") is None:
-        raise Refused("--png needs matplotlib: install tidegate with its extra, tidegate[plot]", EXIT_USAGE)
+        raise CommandError("--png needs matplotlib: install tidegate with its extra, tidegate[plot]", EXIT_USAGE)
     for path in (json, png):
         if path is not None:
             _check_writable(path)
@@ -142,44 +148,44 @@ def _check_writable(path: Path) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise Refused(f"{path}: cannot be written: {error.strerror}", EXIT_USAGE) from None
+        raise CommandError(f"{path}: cannot be written: {error.strerror}", EXIT_USAGE) from None
 
 
-def _describe(plan: "Plan") -> "Model":
+def _fetch_model(plan: "Plan") -> "Model":
     """The model that will run."""
     from serving.client import Client, ClientError, ServerUnavailable
 
-    async def ask() -> "Model":
+    async def fetch() -> "Model":
         async with Client(plan.address) as client:
             model, _ = await client.describe(plan.model, plan.version)
             return model
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(fetch())
     except ServerUnavailable as error:
-        raise Refused(f"server {plan.address} is not available: {error}", EXIT_NO) from None
+        raise CommandError(f"server {plan.address} is not available: {error}", EXIT_FAILURE) from None
     except ClientError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
 
 
-def _values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
+def _load_values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
     """What the streams send."""
     import numpy as np
 
-    from serving.bench.values import ROWS_MAX, random_values
-    from serving.cli.sheet import BadSheet, read_sheet
+    from serving.bench.values import FILE_ROWS_MAX, random_values
+    from serving.cli.sensor_table import InvalidTable, read_table
 
     if plan.missing and not model.handles_missing:
-        raise Refused(f"--missing: model {model.name}/{model.version} cannot have missing values", EXIT_USAGE)
+        raise CommandError(f"--missing: model {model.name}/{model.version} cannot have missing values", EXIT_USAGE)
     if path is None:
         return random_values(model, plan.missing, plan.seed)
     try:
-        values = read_sheet(path, [feature.name for feature in model.features]).values[:ROWS_MAX]
-    except BadSheet as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        values = read_table(path, [feature.name for feature in model.features]).values[:FILE_ROWS_MAX]
+    except InvalidTable as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
     if not model.handles_missing and np.isnan(values).any():
         row = int(np.isnan(values).any(axis=1).argmax()) + 1
-        raise Refused(
+        raise CommandError(
             f"{path}: row {row} has a missing value, and model {model.name}/{model.version} cannot have any", EXIT_USAGE
         )
     return values
@@ -189,55 +195,57 @@ def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
     """The bench itself."""
     from rich.console import Console
 
-    from serving.bench.crew import Crew, CrewFailed
-    from serving.bench.result import Served
-    from serving.bench.run import BenchFailed, Interrupted, Run
+    from serving.bench.processes import ClientProcesses, ClientProcessFailed
+    from serving.bench.result import ServedModel
+    from serving.bench.run import BenchFailed, BenchRun, Interrupted
     from serving.bench.scrape import ScrapeFailed, scrape
 
-    model = _describe(plan)
-    values = _values(plan, path, model)
+    model = _fetch_model(plan)
+    values = _load_values(plan, path, model)
     prefix = f"bench-{secrets.token_hex(4)}-"
-    served = Served(name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features))
+    served = ServedModel(
+        name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features)
+    )
     read = None if metrics is None else lambda: scrape(metrics, model.name, model.version)
-    with _interrupts() as stopped:
+    with _catch_interrupts() as stopped:
         try:
-            run = Run(plan, served, values, prefix, read, Console(stderr=True))
-            with Crew(len(plan.shares), stopped) as crew:
-                return run.run(crew)
+            run = BenchRun(plan, served, values, prefix, read, Console(stderr=True))
+            with ClientProcesses(len(plan.calls_by_process), stopped) as processes:
+                return run.run(processes)
         except Interrupted as error:
-            raise Refused(str(error), EXIT_INTERRUPTED) from None
-        except (BenchFailed, CrewFailed, ScrapeFailed) as error:
-            raise Refused(str(error), EXIT_NO) from None
+            raise CommandError(str(error), EXIT_INTERRUPTED) from None
+        except (BenchFailed, ClientProcessFailed, ScrapeFailed) as error:
+            raise CommandError(str(error), EXIT_FAILURE) from None
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _catch_interrupts() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed; the second time it ends the program."""
-    pressed = False
+    interrupted = False
 
-    def press(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
+    def on_interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
             raise KeyboardInterrupt
-        pressed = True
+        interrupted = True
 
-    before = signal.signal(signal.SIGINT, press)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield lambda: pressed
+        yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _report(result: "Result", json: Path | None, png: Path | None) -> None:
+def _write_report(result: "Result", json: Path | None, png: Path | None) -> None:
     """Prints the table and writes the files."""
     from rich.console import Console
 
-    from serving.bench.board import print_result
+    from serving.bench.display import print_result
 
     print_result(Console(), result)
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
     if png is not None:
-        from serving.bench.picture import draw  # needs matplotlib, which is optional
+        from serving.bench.plot import save_plot  # needs matplotlib, which is optional
 
-        draw(result, png)
+        save_plot(result, png)

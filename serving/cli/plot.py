@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from serving.cli.scoreboard import Scoreboard
+from serving.cli.forecast_scores import ForecastScorer
 
 mpl.use("Agg")  # to a file, without a screen
 from matplotlib import pyplot as plt
@@ -13,22 +13,22 @@ from matplotlib import pyplot as plt
 ROWS_SHOWN = 500
 
 
-def plot(board: Scoreboard, title: str, path: Path) -> None:
+def plot_forecasts(scorer: ForecastScorer, title: str, path: Path) -> None:
     """Draws the last rows, one panel a horizon and target: the truth, and what had been forecast for that time."""
-    scores = board.scores()
-    first = max(0, len(board.truth) - ROWS_SHOWN)
-    rows = range(first, len(board.truth))
+    scores = scorer.scores()
+    first = max(0, len(scorer.truth) - ROWS_SHOWN)
+    rows = range(first, len(scorer.truth))
     figure, axes = plt.subplots(
         len(scores), 1, figsize=(11, 2.4 * len(scores) + 0.8), sharex=True, squeeze=False, layout="constrained"
     )
     figure.suptitle(title, fontsize=13, fontweight="bold")
     for score, axis in zip(scores, axes[:, 0], strict=True):
-        target, place = board.targets.index(score.target), list(board.horizons).index(score.horizon)
+        target, index = scorer.targets.index(score.target), list(scorer.horizons).index(score.horizon)
         forecast = [
-            board.forecasts[row - score.horizon, place, target] if row >= score.horizon else float("nan")
+            scorer.forecasts[row - score.horizon, index, target] if row >= score.horizon else float("nan")
             for row in rows
         ]
-        axis.plot(rows, board.truth[first:, target], color="0.65", linewidth=1.0, label="came true")
+        axis.plot(rows, scorer.truth[first:, target], color="0.65", linewidth=1.0, label="came true")
         axis.plot(rows, forecast, color="tab:blue", linewidth=1.3, label="forecast")
         seasonal = "" if score.seasonal_mae is None else f", seasonal-naive {score.seasonal_mae:.3g}"
         axis.set_title(

@@ -14,7 +14,7 @@ import sys
 
 import uvloop
 
-from serving.cli.refused import EXIT_NO, EXIT_START
+from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED
 from serving.core.errors import ContractBroken
 from serving.runtime.child import DRAIN, HELD_SIGNALS
 from serving.runtime.config import ServerConfig
@@ -32,39 +32,42 @@ async def work(number: str, line: socket.socket) -> int:
     settings = await _read(reader)
     if not settings.endswith(b"\n"):  # the supervisor has died already
         return 0
-    told = json.loads(settings)
-    start_log(told["log_level"], f"worker {number}: ")
+    settings_json = json.loads(settings)
+    start_log(settings_json["log_level"], f"worker {number}: ")
     arm(os.environ.get(VARIABLE, ""))
-    server = Server(ServerConfig(**told["config"]), Place(told["board"], told["last_board"], first=number == "0"))
-    asked = asyncio.Event()
+    server = Server(
+        ServerConfig(**settings_json["config"]),
+        Place(settings_json["board"], settings_json["last_board"], first=number == "0"),
+    )
+    stop_requested = asyncio.Event()
 
     def on_ready() -> None:
         writer.write(json.dumps({"ready": [served.spec.title for served in server.repository]}).encode() + b"\n")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # those that came meanwhile come now
 
-    listening = asyncio.create_task(_listen(reader, asked), name="line")
+    stop_waiter = asyncio.create_task(_wait_for_stop(reader, stop_requested), name="line")
     try:
-        await server.run(on_ready, asked)
+        await server.run(on_ready, stop_requested)
     except (ContractBroken, StartFailed) as error:
         writer.write(json.dumps({"refused": str(error)}).encode() + b"\n")
         await writer.drain()
-        return EXIT_START
+        return EXIT_START_FAILED
     except StopFailed as error:
         log.error("%s", error)
-        return EXIT_NO
+        return EXIT_FAILURE
     finally:
-        listening.cancel()
+        stop_waiter.cancel()
         writer.close()
     return 0
 
 
-async def _listen(reader: asyncio.StreamReader, asked: asyncio.Event) -> None:
+async def _wait_for_stop(reader: asyncio.StreamReader, stop_requested: asyncio.Event) -> None:
     """Sets `asked` when the supervisor says so, or has died."""
     try:
-        told = await _read(reader)
-        log.info("%s: draining", "told to stop" if told == DRAIN else "the supervisor has died")
+        settings_json = await _read(reader)
+        log.info("%s: draining", "told to stop" if settings_json == DRAIN else "the supervisor has died")
     finally:
-        asked.set()  # whatever happened to the line: a worker that nobody looks after keeps the port from the next ones
+        stop_requested.set()  # whatever happened to the line: a worker that nobody looks after keeps the port from the next ones
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:

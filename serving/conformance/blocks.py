@@ -17,37 +17,37 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.conformance.predict import write_to
-from serving.conformance.stage import Call, CallOver, Stage
-from serving.conformance.toy import end_status, error_of
+from serving.conformance.scenario_run import Call, CallEnded, ScenarioRun
+from serving.conformance.toy_model import make_error, make_status
 
 # What ends one stream and not its call, as `EndedStreams` has it.
 STREAM_REASONS = ("TAKEN_OVER", "STREAM_NOT_FOUND", "STREAM_EXPIRED", "STATE_LOST")
 
 
-class Answered:
+class PendingBlock:
     """A block, and its answer as far as it is known."""
 
     def __init__(self, number: int, steps: list[int]) -> None:
         self.steps = steps
-        self.told: list[Callable[[], None]] = []
+        self.on_sent: list[Callable[[], None]] = []
         self._block = pb.PredictedBlock(block=number)
         self._outputs: list[bytes] = []
         self._durable_steps: list[int] = []
 
     @property
-    def left(self) -> int:
+    def unanswered(self) -> int:
         """How many of its rows are not answered."""
-        return len(self.steps) - len(self.told)
+        return len(self.steps) - len(self.on_sent)
 
     @property
-    def next(self) -> int:
+    def next_step(self) -> int:
         """The number of the next row that is to be answered."""
-        return self.steps[len(self.told)]
+        return self.steps[len(self.on_sent)]
 
-    def add(self, told: Callable[[], None], prediction: pb.Prediction | None, error: pb.Error | None) -> None:
+    def add(self, on_sent: Callable[[], None], prediction: pb.Prediction | None, error: pb.Error | None) -> None:
         """The answer to its next row."""
-        row = len(self.told)
-        self.told.append(told)
+        row = len(self.on_sent)
+        self.on_sent.append(on_sent)
         output = b""
         if prediction is not None:
             output = prediction.outputs[0] if prediction.outputs else b""
@@ -72,13 +72,13 @@ class BlockCall(Call):
 
     in_blocks = True
 
-    def __init__(self, wire: "BlockWire", stage: Stage, ask: pb.Open) -> None:
-        super().__init__(stage, ask)
+    def __init__(self, rpc: "PredictBlocksRpc", run: ScenarioRun, open_request: pb.Open) -> None:
+        super().__init__(run, open_request)
         self.handle = 0  # 0 until the open is answered
         self.lost: tuple[str | int, str] | None = None  # the reason and action of what comes now
         self._moved = False
-        self._wire = wire
-        self._due: deque[Answered] = deque()  # blocks that are not answered, in order
+        self._rpc = rpc
+        self._pending: deque[PendingBlock] = deque()  # blocks that are not answered, in order
 
     # What scripts do --------------------------------------------------------------------------------------------------
 
@@ -87,25 +87,25 @@ class BlockCall(Call):
         await super().refuse(step, reason, action, retry_s)
         await self._refuse_rest_of_block(*(("STEP_GAP", "REOPEN") if action in ("DROP", "RETRY") else (reason, action)))
 
-    async def lose(self, code: str, reason: str, action: str) -> bool:
+    async def end_stream(self, code: str, reason: str, action: str) -> bool:
         """Ends the stream for good: alone, where the reason is one of a stream; else with the call."""
         if reason not in STREAM_REASONS:
-            return await super().lose(code, reason, action)
+            return await super().end_stream(code, reason, action)
         if not self.is_open:
-            error = error_of(0, reason, action, 0)
-            await self._wire.write(opened=_opened(pb.Opened(stream_id=self.ask.stream_id), 0, error))
+            error = make_error(0, reason, action, 0)
+            await self._rpc.write(opened=_opened(pb.Opened(stream_id=self.open_request.stream_id), 0, error))
             return False
         await self._refuse_rest_of_block(reason, action)
         self.lost = reason, action
-        await self._wire.write(ended=pb.EndedStreams(handles=[self.handle], error=error_of(0, reason, action, 0)))
-        with suppress(CallOver):  # who has read that it is lost may have left
+        await self._rpc.write(ended=pb.EndedStreams(handles=[self.handle], error=make_error(0, reason, action, 0)))
+        with suppress(CallEnded):  # who has read that it is lost may have left
             await self._refuse_all()
         return False
 
     def finish(self) -> None:
         """Lets the call end, unless the stream was opened on it once more."""
         super().finish()
-        self._wire.finish(self)
+        self._rpc.finish(self)
 
     # What the wire does -----------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class BlockCall(Call):
         """Writes a response of `Predict` in columns. Raises CallOver when the client has gone."""
         ((name, message),) = kind.items()
         if name == "opened":
-            self.handle = self._wire.give_handle(self)
+            self.handle = self._rpc.give_handle(self)
             kind = {"opened": _opened(message, self.handle)}
         elif name == "durable":
             handles, steps = np.array([self.handle], "<u4"), np.array([message.durable_step], "<u8")
@@ -122,79 +122,79 @@ class BlockCall(Call):
             self._moved = True
         elif name == "closed":
             kind = {"closed": pb.ClosedStreams(steps=[message.step], durable_steps=[message.durable_step])}
-        await self._wire.write(**kind)
+        await self._rpc.write(**kind)
 
     async def write_bytes(self, message: bytes) -> None:
         """Writes a packed response. Raises CallOver when the client has gone."""
-        await self._wire.write_bytes(message)
+        await self._rpc.write_bytes(message)
 
-    async def take_block(self, block: pb.Block, steps: list[int], width: int) -> None:
+    async def receive_block(self, block: pb.Block, steps: list[int], width: int) -> None:
         """A block came, whose rows are all of this stream and `width` bytes wide."""
-        self._due.append(Answered(block.block, steps))
+        self._pending.append(PendingBlock(block.block, steps))
         for row, step in enumerate(steps):
             values = block.values[row * width : (row + 1) * width]
-            self.take(pb.PredictRequest(timestep=pb.Timestep(step=step, values=values)))
+            self.receive(pb.PredictRequest(timestep=pb.Timestep(step=step, values=values)))
         if self.lost is not None:
             await self._refuse_all()
 
     async def supersede(self) -> None:
         """The stream is opened on this call once more: what is in flight is refused, and the script told that this one is over."""
         self.lost = self.lost or ("TAKEN_OVER", "STREAM_LOST")
-        self.leave()
+        self.client_done()
         await self._refuse_all()
 
-    async def _tell(self, told: Callable[[], None], **kind: Any) -> None:
-        if not self._due:
+    async def _send_answer(self, on_sent: Callable[[], None], **kind: Any) -> None:
+        if not self._pending:
             return  # it was refused meanwhile, with all of its block
-        block = self._due[0]
-        block.add(told, kind.get("prediction"), kind.get("error"))
-        if not block.left:
-            self._due.popleft()
-            for each in block.told:
+        block = self._pending[0]
+        block.add(on_sent, kind.get("prediction"), kind.get("error"))
+        if not block.unanswered:
+            self._pending.popleft()
+            for each in block.on_sent:
                 each()
-            await self._wire.write(block=block.message())
+            await self._rpc.write(block=block.message())
 
     async def _refuse_rest_of_block(self, reason: str | int, action: str) -> None:
         """Refuses what is left of a block of which a part is answered."""
-        if not self._due or not self._due[0].told:
+        if not self._pending or not self._pending[0].on_sent:
             return
-        block = self._due[0]
-        for _ in range(block.left):
+        block = self._pending[0]
+        for _ in range(block.unanswered):
             self._behind.discard(id(self._requests.get_nowait()))
-            await self._refuse_behind(block.next, reason, action)
+            await self._refuse_behind(block.next_step, reason, action)
 
     async def _refuse_all(self) -> None:
         """Refuses all that is in flight, for what the stream was lost by."""
         assert self.lost is not None
-        self._waiting()
+        self._pop_received()
         self._behind.clear()
         self._requests.put_nowait(None)
-        while self._due:
-            await self._refuse_behind(self._due[0].next, *self.lost)
+        while self._pending:
+            await self._refuse_behind(self._pending[0].next_step, *self.lost)
 
     # Judging ----------------------------------------------------------------------------------------------------------
 
-    def judge_open(self) -> None:
+    def check_second_open(self) -> None:
         """Another open came on the call."""
         if self._moved:
-            self.stage.broke("move", "got an open, expected the end of the requests")
+            self.run.add_violation("move", "got an open, expected the end of the requests")
 
-    def judge_handles(self, what: str, handles: Sequence[int]) -> None:
+    def report_handles(self, what: str, handles: Sequence[int]) -> None:
         """A message came that is about handles that were never given."""
-        self.stage.broke(
+        self.run.add_violation(
             "open-first", f"{what} has handles {list(handles)}, expected one that an open was answered with"
         )
 
-    def judge_columns(self, block: pb.Block) -> None:
+    def report_columns(self, block: pb.Block) -> None:
         """A block came whose columns do not fit each other."""
         handles, steps, values = len(block.handles), len(block.steps), len(block.values)
-        self.stage.broke(
+        self.run.add_violation(
             "same-values",
             f"block {block.block} has {handles} bytes of handles, {steps} of steps and {values} of values, expected 4, 8 and 4 a row",
         )
 
 
-class BlockWire:
+class PredictBlocksRpc:
     """One call of `PredictBlocks`: whose a row is, and what has been opened on it.
 
     Attributes:
@@ -203,39 +203,39 @@ class BlockWire:
 
     """
 
-    def __init__(self, context: Any, find: Callable[[str], Stage | str]) -> None:
+    def __init__(self, context: Any, find: Callable[[str], ScenarioRun | str]) -> None:
         self.status: Any = None
-        self.over = asyncio.Event()
+        self.ended = asyncio.Event()
         self._context = context
         self._find = find
         self._calls: list[BlockCall] = []  # by handle, from 1
-        self._now: BlockCall | None = None  # the last that was opened
+        self._current: BlockCall | None = None  # the last that was opened
 
-    async def take(self, message: bytes) -> None:
+    async def receive(self, message: bytes) -> None:
         """The client has sent something."""
         request = pb.PredictBlocksRequest.FromString(message)
         kind = request.WhichOneof("kind")
         if kind == "open":
             await self._open(request.open)
-        elif self._now is None:
+        elif self._current is None:
             self._end("WRONG_ORDER", f"got a {kind}, expected an open")
         elif kind == "block":
             await self._block(request.block)
         elif kind == "close":
             self._close(request.close)
 
-    def leave(self) -> None:
+    def client_done(self) -> None:
         """The client sends nothing more."""
-        if self._now is not None:
-            self._now.leave()
+        if self._current is not None:
+            self._current.client_done()
         else:
-            self.over.set()
+            self.ended.set()
 
     def finish(self, call: BlockCall) -> None:
         """A script has done with a stream: the call ends, if it has no other."""
-        if call is self._now and not self.over.is_set():
+        if call is self._current and not self.ended.is_set():
             self.status = call.status
-            self.over.set()
+            self.ended.set()
 
     def give_handle(self, call: BlockCall) -> int:
         """A handle for a stream that is open."""
@@ -250,42 +250,44 @@ class BlockWire:
         """Writes a packed response. Raises CallOver when the client has gone."""
         await write_to(self._context, message)
 
-    async def _open(self, ask: pb.OpenStreams) -> None:
-        if len(ask.stream_ids) != 1 or len(ask.resume_from) > 1:
-            self._end("INVALID_FIELD", f"stream_ids: got {len(ask.stream_ids)}, expected one, the name of a scenario")
+    async def _open(self, open_request: pb.OpenStreams) -> None:
+        if len(open_request.stream_ids) != 1 or len(open_request.resume_from) > 1:
+            self._end(
+                "INVALID_FIELD", f"stream_ids: got {len(open_request.stream_ids)}, expected one, the name of a scenario"
+            )
             return
-        stage, before = self._find(ask.stream_ids[0]), self._now
-        if isinstance(stage, str):
-            self._end("INVALID_FIELD", stage)
+        run, before = self._find(open_request.stream_ids[0]), self._current
+        if isinstance(run, str):
+            self._end("INVALID_FIELD", run)
             return
         if before is not None:
-            if before.stage is not stage and not before.stage.finished:
+            if before.run is not run and not before.run.finished:
                 self._end(
                     "INVALID_FIELD", "stream_ids: got another scenario, expected the one that is played on this call"
                 )
                 return
-            before.judge_open()
-        one = pb.Open(
-            stream_id=ask.stream_ids[0],
-            model=ask.model,
-            version=ask.version,
-            existence=ask.existence,
-            durability=ask.durability,
-            owner=ask.owner,
-            resume_from=ask.resume_from[0] if ask.resume_from else 0,
-            kept_max=ask.kept_max,
+            before.check_second_open()
+        predict_open = pb.Open(
+            stream_id=open_request.stream_ids[0],
+            model=open_request.model,
+            version=open_request.version,
+            existence=open_request.existence,
+            durability=open_request.durability,
+            owner=open_request.owner,
+            resume_from=open_request.resume_from[0] if open_request.resume_from else 0,
+            kept_max=open_request.kept_max,
         )
-        stage.check_open(one)
-        self._now = BlockCall(self, stage, one)
+        run.check_open(predict_open)
+        self._current = BlockCall(self, run, predict_open)
         if before is not None:
             await before.supersede()
-        stage.enter(self._now)
+        run.add_call(self._current)
 
     async def _block(self, block: pb.Block) -> None:
-        assert self._now is not None
+        assert self._current is not None
         rows = len(block.handles) // 4
         if not rows or len(block.handles) % 4 or len(block.steps) not in (0, 8 * rows) or len(block.values) % rows:
-            self._now.judge_columns(block)
+            self._current.report_columns(block)
             await self._refuse(block, "values")
             return
         call = self._of(np.frombuffer(block.handles, "<u4").tolist(), "a block")
@@ -293,33 +295,33 @@ class BlockWire:
             await self._refuse(block, "handles")
             return
         steps = np.frombuffer(block.steps, "<u8").tolist() or [0] * rows
-        await call.take_block(block, steps, len(block.values) // rows)
+        await call.receive_block(block, steps, len(block.values) // rows)
 
     def _close(self, close: pb.CloseStreams) -> None:
         call = self._of(list(close.handles), "a close")
         if call is not None:
-            call.take(pb.PredictRequest(close=pb.Close(forget=close.forget)))
+            call.receive(pb.PredictRequest(close=pb.Close(forget=close.forget)))
         else:
             self._end("INVALID_FIELD", f"handles: got {list(close.handles)}, expected one that was given")
 
     def _of(self, handles: list[int], what: str) -> BlockCall | None:
         """The stream that all handles stand for; None when one was never given, or they are several."""
-        assert self._now is not None
+        assert self._current is not None
         wrong = [handle for handle in handles if not 0 < handle <= len(self._calls)]
         if not wrong and len(set(handles)) == 1:
             return self._calls[handles[0] - 1]
-        self._now.judge_handles(what, wrong or handles)
+        self._current.report_handles(what, wrong or handles)
         return None
 
     async def _refuse(self, block: pb.Block, field: str) -> None:
-        error = error_of(0, "INVALID_FIELD", "STREAM_LOST", 0)
+        error = make_error(0, "INVALID_FIELD", "STREAM_LOST", 0)
         error.field = field
         await self.write(block=pb.PredictedBlock(block=block.block, refused=error))
 
     def _end(self, reason: str, text: str) -> None:
-        status = end_status(grpc.StatusCode.INVALID_ARGUMENT, reason, "STREAM_LOST")
+        status = make_status(grpc.StatusCode.INVALID_ARGUMENT, reason, "STREAM_LOST")
         self.status = status._replace(details=text)
-        self.over.set()
+        self.ended.set()
 
 
 def _opened(opened: pb.Opened, handle: int, error: pb.Error | None = None) -> pb.OpenedStreams:

@@ -7,14 +7,14 @@ from typing import Any
 import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.stage import Call, CallOver, Stage
+from serving.conformance.scenario_run import Call, CallEnded, ScenarioRun
 
 
 class PredictCall(Call):
     """A call of `Predict`, which has one stream."""
 
-    def __init__(self, context: Any, stage: Stage, ask: pb.Open) -> None:
-        super().__init__(stage, ask)
+    def __init__(self, context: Any, run: ScenarioRun, open_request: pb.Open) -> None:
+        super().__init__(run, open_request)
         self._context = context
 
     async def write(self, **kind: Any) -> None:
@@ -25,8 +25,8 @@ class PredictCall(Call):
         """Writes a packed response. Raises CallOver when the client has gone."""
         await write_to(self._context, message)
 
-    async def _tell(self, told: Callable[[], None], **kind: Any) -> None:
-        told()
+    async def _send_answer(self, on_sent: Callable[[], None], **kind: Any) -> None:
+        on_sent()
         await self.write(**kind)
 
 
@@ -35,4 +35,4 @@ async def write_to(context: Any, message: bytes) -> None:
     try:
         await context.write(message)
     except (grpc.aio.InternalError, asyncio.InvalidStateError):
-        raise CallOver from None
+        raise CallEnded from None

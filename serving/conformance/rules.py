@@ -7,8 +7,8 @@ from typing import NamedTuple
 class Rule(NamedTuple):
     """A rule: where it is written, and what it says."""
 
-    written: str
-    sentence: str
+    source: str
+    text: str
 
 
 RULES: Mapping[str, Rule] = {

@@ -301,7 +301,7 @@ def test_a_bad_option_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
 ) -> None:
     """Exit code 2 and one line that names it, before any server is asked."""
-    monkeypatch.delattr(bench_command, "_describe")
+    monkeypatch.delattr(bench_command, "_fetch_model")
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", *options])
     assert caught.value.code == 2

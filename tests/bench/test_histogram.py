@@ -46,7 +46,7 @@ def test_two_that_are_merged_are_one_of_all(first: list[float], second: list[flo
     merged.merge(pickle.loads(pickle.dumps(histogram(second))))
     whole = histogram(first + second)
     assert merged.quantile(share) == whole.quantile(share)
-    assert merged.longest_s == whole.longest_s
+    assert merged.max_s == whole.max_s
     assert list(merged.buckets()) == list(whole.buckets())
 
 
@@ -56,11 +56,11 @@ def test_what_was_never_answered_is_slower_than_what_was(latencies: list[float],
     """A quantile that falls among it is not known; one that does not is that of all."""
     made = histogram(latencies)
     made.unanswered = unanswered
-    place = rank(share, len(latencies) + unanswered)
-    if place > len(latencies):
+    index = rank(share, len(latencies) + unanswered)
+    if index > len(latencies):
         assert made.quantile(share) is None
     else:
-        assert made.quantile(share) == pytest.approx(float(np.sort(latencies)[place - 1]), rel=0.01)
+        assert made.quantile(share) == pytest.approx(float(np.sort(latencies)[index - 1]), rel=0.01)
 
 
 @given(LATENCIES)
@@ -82,7 +82,7 @@ def test_what_no_bucket_reaches_is_counted_in_the_last(seconds: float) -> None:
     """Nothing is dropped, and the longest is kept as it is."""
     made = histogram([seconds])
     assert len(made) == 1
-    assert made.longest_s == seconds
+    assert made.max_s == seconds
 
 
 def test_of_nothing_no_quantile_is_known() -> None:

@@ -13,25 +13,25 @@ ARRIVALS = pytest.mark.parametrize("arrivals", ["constant", "poisson"])
 
 def drawn(schedule: Schedule, until: float, pieces: int = 1) -> list[tuple[float, int]]:
     """What is due up to then, taken in pieces."""
-    return [due for piece in range(1, pieces + 1) for due in schedule.take(until * piece / pieces)]
+    return [due for piece in range(1, pieces + 1) for due in schedule.pop_due(until * piece / pieces)]
 
 
 @ARRIVALS
-@pytest.mark.parametrize("lanes", [1, 7, 9000])
-def test_times_rise_and_every_lane_has_its_share(arrivals: Arrivals, lanes: int) -> None:
+@pytest.mark.parametrize("calls", [1, 7, 9000])
+def test_times_rise_and_every_lane_has_its_share(arrivals: Arrivals, calls: int) -> None:
     """In order, whatever the size of what is drawn at once; as many as the interval says."""
-    times = drawn(Schedule(lanes, 0.1, arrivals, (1,)), 2.0)
+    times = drawn(Schedule(calls, 0.1, arrivals, (1,)), 2.0)
     assert [at for at, _ in times] == sorted(at for at, _ in times)
-    assert len(times) == pytest.approx(lanes * 20, rel=0.01, abs=4 * np.sqrt(lanes * 20))
-    assert set(Counter(lane for _, lane in times)) == set(range(lanes))
+    assert len(times) == pytest.approx(calls * 20, rel=0.01, abs=4 * np.sqrt(calls * 20))
+    assert set(Counter(call for _, call in times)) == set(range(calls))
 
 
 def test_a_constant_lane_keeps_its_beat() -> None:
     """The same interval always, from a phase of its own within the first."""
     times = drawn(Schedule(50, 0.25, "constant", (1,)), 100.0)
     phases = set()
-    for lane in range(50):
-        own = [at for at, who in times if who == lane]
+    for call in range(50):
+        own = [at for at, who in times if who == call]
         assert 0 <= own[0] < 0.25
         assert np.diff(own) == pytest.approx(0.25)
         phases.add(own[0])
@@ -56,5 +56,5 @@ def test_the_same_seed_draws_the_same_times_however_they_are_taken(arrivals: Arr
 def test_what_was_taken_is_not_due_again_though_the_taker_stopped_half_way() -> None:
     """Each time comes once."""
     schedule = Schedule(2, 1.0, "constant", (1,))
-    first = next(iter(schedule.take(5.0)))
+    first = next(iter(schedule.pop_due(5.0)))
     assert first not in drawn(schedule, 5.0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from serving.bench.scrape import Reading, ScrapeFailed, Server, read, scrape
+from serving.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage, parse_metrics, scrape
 
 URL = "http://somewhere/metrics"
 TOY = {"model": "toy", "version": "1"}
@@ -31,9 +31,9 @@ COUNTERS = {
 }
 
 
-def reading(at: float, counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> Reading:
+def reading(at: float, counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> CounterSnapshot:
     """A reading of such a server."""
-    return read(exposition(counters, buckets, more), at, URL, TOY)
+    return parse_metrics(exposition(counters, buckets, more), at, URL, TOY)
 
 
 def test_between_two_readings_lies_what_the_server_did() -> None:
@@ -41,7 +41,7 @@ def test_between_two_readings_lies_what_the_server_did() -> None:
     first = reading(1.0, COUNTERS, {"0.001": 50, "0.002": 100, "+Inf": 100})
     more = {name: value * 3 for name, value in COUNTERS.items()}
     last = reading(3.0, more, {"0.001": 60, "0.002": 200, "+Inf": 200})
-    side = Server.between(first, last)
+    side = ServerUsage.between(first, last)
     assert (side.seconds, side.busy, side.steps, side.batch_size) == (2.0, 10.0, 200, 10.0)
     assert side.cpu_s_per_step == 0.1
     # Ten of the hundred are below 1 ms, ninety between 1 and 2 ms: the fiftieth is four ninths of the way.
@@ -66,7 +66,7 @@ def test_the_processes_of_a_server_add_up() -> None:
 def test_of_a_server_that_did_nothing_nothing_is_known() -> None:
     """None, not 0."""
     same = reading(1.0, COUNTERS, {"0.001": 1, "+Inf": 1})
-    side = Server.between(same, reading(2.0, COUNTERS, {"0.001": 1, "+Inf": 1}))
+    side = ServerUsage.between(same, reading(2.0, COUNTERS, {"0.001": 1, "+Inf": 1}))
     assert side.batch_size is None
     assert {side.step_p50_s, side.queue_p50_s, side.run_p50_s, side.cpu_s_per_step} == {None}
 
@@ -75,7 +75,7 @@ def test_counters_that_go_back_are_told() -> None:
     """The server was started anew."""
     first = reading(1.0, COUNTERS, {"0.001": 1, "+Inf": 1})
     with pytest.raises(ScrapeFailed, match="started anew"):
-        Server.between(first, reading(2.0, dict.fromkeys(COUNTERS, 0.0), {"0.001": 0, "+Inf": 0}))
+        ServerUsage.between(first, reading(2.0, dict.fromkeys(COUNTERS, 0.0), {"0.001": 0, "+Inf": 0}))
 
 
 @pytest.mark.parametrize("absent", ["process_cpu_seconds_total", "tidegate_steps_total", "tidegate_batch_size_sum"])
@@ -90,7 +90,7 @@ def test_metrics_of_something_else_are_told(absent: str) -> None:
 def test_a_page_that_is_no_exposition_is_told(text: str) -> None:
     """With its address."""
     with pytest.raises(ScrapeFailed, match=URL):
-        read(text, 1.0, URL, TOY)
+        parse_metrics(text, 1.0, URL, TOY)
 
 
 def test_a_server_that_does_not_answer_is_told() -> None:

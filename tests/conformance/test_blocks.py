@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.run import judge_callers
+from serving.conformance.runner import serve_scenarios
 from tests.support import PATIENCE, pack
 
 OWNER = "me"
@@ -19,8 +19,8 @@ OWNER = "me"
 class Caller:
     """A call of a client that does what a test wants."""
 
-    def __init__(self, channel: grpc.aio.Channel, verdicts: "asyncio.Queue[list[str]]") -> None:
-        self.verdicts = verdicts
+    def __init__(self, channel: grpc.aio.Channel, violations: "asyncio.Queue[list[str]]") -> None:
+        self.violations = violations
         self._call = channel.stream_stream(
             "/tidegate.v1.TidegateService/PredictBlocks",
             pb.PredictBlocksRequest.SerializeToString,
@@ -82,14 +82,14 @@ class Caller:
 async def playing(*names: str) -> AsyncIterator[Any]:
     """Serves scenarios; gives a way to call."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    verdicts: asyncio.Queue[list[str]] = asyncio.Queue()
+    violations: asyncio.Queue[list[str]] = asyncio.Queue()
 
     def tell(_: str, broken: Any) -> None:
-        verdicts.put_nowait([one.rule for one in broken])
+        violations.put_nowait([one.rule for one in broken])
 
-    serving = asyncio.create_task(judge_callers(names, "full", "127.0.0.1:0", ready.set_result, tell))
+    serving = asyncio.create_task(serve_scenarios(names, "full", "127.0.0.1:0", ready.set_result, tell))
     async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
-        yield lambda: Caller(channel, verdicts)
+        yield lambda: Caller(channel, violations)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -119,7 +119,7 @@ async def test_a_block_is_answered_when_its_rows_are(rows: int) -> None:
         assert list((await caller.read("closed")).steps) == [20]
         await caller.half_close()
         assert await caller.end() == ("OK", "")
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
 async def test_what_stands_behind_a_refused_row_is_refused_too() -> None:
@@ -140,7 +140,7 @@ async def test_what_stands_behind_a_refused_row_is_refused_too() -> None:
         await caller.close()
         await caller.read("closed")
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
 async def test_a_block_whose_call_ends_before_all_is_answered_told_nothing() -> None:
@@ -163,7 +163,7 @@ async def test_a_block_whose_call_ends_before_all_is_answered_told_nothing() -> 
         await caller.close()
         await caller.read("closed")
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
 async def test_a_stream_that_is_taken_over_is_told_and_its_call_goes_on() -> None:
@@ -178,7 +178,7 @@ async def test_a_stream_that_is_taken_over_is_told_and_its_call_goes_on() -> Non
         (row,) = (await caller.read("block")).errors
         assert row.error.reason == pb.Error.REASON_TAKEN_OVER
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
 async def test_a_stream_may_be_opened_again_on_the_same_call() -> None:
@@ -195,7 +195,7 @@ async def test_a_stream_may_be_opened_again_on_the_same_call() -> None:
         await caller.close(handle=2)
         assert list((await caller.read("closed")).durable_steps) == [20]
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
 async def test_a_timestep_behind_its_close_is_caught() -> None:
@@ -207,7 +207,7 @@ async def test_a_timestep_behind_its_close_is_caught() -> None:
         await caller.close()
         await caller.send_plain(21, 21)
         await caller.half_close()
-        assert await caller.verdicts.get() == ["half-close"]
+        assert await caller.violations.get() == ["half-close"]
 
 
 async def test_an_open_on_a_call_that_is_to_be_left_is_caught() -> None:
@@ -219,7 +219,7 @@ async def test_an_open_on_a_call_that_is_to_be_left_is_caught() -> None:
         await caller.read("move")
         await caller.open("move", resume_from=3)
         await caller.end()
-        assert "move" in await caller.verdicts.get()
+        assert "move" in await caller.violations.get()
 
 
 async def test_a_handle_that_was_never_given_is_caught() -> None:
@@ -228,7 +228,7 @@ async def test_a_handle_that_was_never_given_is_caught() -> None:
         await caller.send_plain(1, 1, handle=7)
         assert (await caller.read("block")).refused.action == pb.Error.ACTION_STREAM_LOST
         await caller.half_close()
-        assert "open-first" in await caller.verdicts.get()
+        assert "open-first" in await caller.violations.get()
 
 
 @pytest.mark.parametrize(("handles", "steps", "values"), [(0, 0, 0), (3, 8, 4), (4, 16, 4), (8, 16, 9)], ids=str)
@@ -239,7 +239,7 @@ async def test_columns_that_do_not_fit_each_other_are_caught(handles: int, steps
         await caller.send_block(block)
         assert (await caller.read("block")).refused.field == "values"
         await caller.half_close()
-        assert "same-values" in await caller.verdicts.get()
+        assert "same-values" in await caller.violations.get()
 
 
 @pytest.mark.parametrize(

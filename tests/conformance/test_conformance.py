@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance import run, stage
+from serving.conformance import runner, scenario_run
 from serving.conformance.rules import RULES
-from serving.conformance.run import Verdicts, chosen, judge_callers, judge_program, sentences
+from serving.conformance.runner import Violations, check_program, format_violations, select_scenarios, serve_scenarios
+from serving.conformance.scenario_run import START_SECONDS
 from serving.conformance.scenarios import SCENARIOS
-from serving.conformance.stage import START_SECONDS
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
 from tests.support import PATIENCE, ROOT, run_command, timestep
 
@@ -25,9 +25,9 @@ SHOWN = [sys.executable, str(CLIENTS / "python" / "full.py")]
 SLOW = {"silent-open", "move-without-end"}
 
 
-async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Verdicts:
+async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Violations:
     """What a program does wrong."""
-    return await judge_program(program, names, level, "127.0.0.1:0", lambda *_: None)
+    return await check_program(program, names, level, "127.0.0.1:0", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Ver
 )
 async def test_a_right_client_keeps_all_rules_of_the_call_that_it_speaks(program: list[str], level: str) -> None:
     """Our own client and, for `Predict`, which it does not speak, the one that is shown, through every scenario."""
-    assert not sentences(await judge(program, level, chosen(level, "")))
+    assert not format_violations(await judge(program, level, select_scenarios(level, "")))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -49,8 +49,8 @@ async def test_the_clients_that_are_shown_keep_the_rules_of_their_level(
     request: pytest.FixtureRequest, language: str, level: str
 ) -> None:
     """Those of examples/clients, which people copy."""
-    names = [name for name in chosen(level, "") if name not in SLOW]
-    assert not sentences(await judge(command(request, language, level), level, names))
+    names = [name for name in select_scenarios(level, "") if name not in SLOW]
+    assert not format_violations(await judge(command(request, language, level), level, names))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_the_clients_that_are_shown_keep_the_rules_of_their_level(
 async def test_a_client_that_breaks_a_rule_is_caught_by_it(fault: str, level: str, scenario: str, rule: str) -> None:
     """With a sentence that says what was seen."""
     broken = (await judge([sys.executable, "-m", "tests.conformance.broken", fault], level, [scenario]))[scenario]
-    found = {one.rule: one.seen for one in broken}
+    found = {one.rule: one.detail for one in broken}
     assert rule in found, found
     assert found[rule]
 
@@ -104,7 +104,7 @@ async def test_a_client_of_predict_blocks_that_breaks_a_rule_is_caught_by_it(
 ) -> None:
     """By the same rules as one of `Predict`, and with a sentence that says what was seen."""
     program = [sys.executable, "-m", "tests.conformance.broken_blocks", fault]
-    found = {one.rule: one.seen for one in (await judge(program, "full", [scenario]))[scenario]}
+    found = {one.rule: one.detail for one in (await judge(program, "full", [scenario]))[scenario]}
     assert rule in found, found
     assert found[rule]
 
@@ -113,29 +113,29 @@ async def test_a_program_that_ends_is_not_waited_for() -> None:
     """What it has not done it will never do: the verdict does not wait for the limit of its next step."""
     async with asyncio.timeout(START_SECONDS / 2):
         found = await judge([sys.executable, "-c", "pass"], "full", ["plain"])
-    assert sentences(found) == ["plain: finish: the client ended before the scenario did"]
+    assert format_violations(found) == ["plain: finish: the client ended before the scenario did"]
 
 
 async def test_a_program_that_hangs_is_judged_by_the_limit_of_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict comes with that limit, and the program is ended."""
-    monkeypatch.setattr(stage, "START_SECONDS", 0.5)
-    monkeypatch.setattr(run, "END_SECONDS", 0.5)
+    monkeypatch.setattr(scenario_run, "START_SECONDS", 0.5)
+    monkeypatch.setattr(runner, "END_SECONDS", 0.5)
     async with asyncio.timeout(PATIENCE):
         found = await judge([sys.executable, "-c", "import time; time.sleep(600)"], "full", ["plain"])
-    assert sentences(found) == ["plain: finish: no open came within 0.5 s"]
+    assert format_violations(found) == ["plain: finish: no open came within 0.5 s"]
 
 
 async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
     """A client that opens the stream of a scenario's name plays it, again and again if it likes."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    verdicts: asyncio.Queue[tuple[str, list[str]]] = asyncio.Queue()
+    violations: asyncio.Queue[tuple[str, list[str]]] = asyncio.Queue()
     serving = asyncio.create_task(
-        judge_callers(
+        serve_scenarios(
             ["plain"],
             "full",
             "127.0.0.1:0",
             ready.set_result,
-            lambda name, broken: verdicts.put_nowait((name, [one.rule for one in broken])),
+            lambda name, broken: violations.put_nowait((name, [one.rule for one in broken])),
         )
     )
     async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
@@ -153,7 +153,7 @@ async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
             await call.write(pb.PredictRequest(close=pb.Close()))
             await call.done_writing()
             assert (await call.read()).HasField("closed")
-            assert await verdicts.get() == ("plain", expected)
+            assert await violations.get() == ("plain", expected)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -175,14 +175,14 @@ def test_the_command_says_what_is_wrong() -> None:
 def test_the_list_has_every_scenario_and_every_rule() -> None:
     """With a sentence for each."""
     listed = run_command("conformance", "--list").stdout
-    assert all(name in listed for name in [*chosen("full", ""), *RULES])
-    assert all(scenario.sentence for scenario in SCENARIOS.values())
+    assert all(name in listed for name in [*select_scenarios("full", ""), *RULES])
+    assert all(scenario.text for scenario in SCENARIOS.values())
 
 
 def test_the_page_has_every_rule() -> None:
     """docs/conformance.md says the same as the code, rule by rule."""
     page = (ROOT / "docs" / "conformance.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
-    assert [(name, where, sentence) for name, where, sentence in rows] == [
-        (name, rule.written, rule.sentence) for name, rule in RULES.items()
+    assert [(name, where, text) for name, where, text in rows] == [
+        (name, rule.source, rule.text) for name, rule in RULES.items()
     ]

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.cli.sheet import BadSheet, read_sheet
+from serving.cli.sensor_table import InvalidTable, read_table
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -15,29 +15,29 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
 
 def test_columns_come_in_the_order_of_the_model(tmp_path: Path) -> None:
     """Whatever their order in the file."""
-    sheet = read_sheet(write(tmp_path, "b,a\n1,2\n3,4\n"), ["a", "b"])
-    assert sheet.values.dtype == np.float32
-    assert sheet.values.tolist() == [[2, 1], [4, 3]]
-    assert sheet.column("b").tolist() == [1, 3]
-    assert len(sheet) == 2
+    table = read_table(write(tmp_path, "b,a\n1,2\n3,4\n"), ["a", "b"])
+    assert table.values.dtype == np.float32
+    assert table.values.tolist() == [[2, 1], [4, 3]]
+    assert table.column("b").tolist() == [1, 3]
+    assert len(table) == 2
 
 
 def test_the_first_column_that_is_no_feature_labels_the_rows(tmp_path: Path) -> None:
     """Others are ignored, whatever is in them."""
-    sheet = read_sheet(write(tmp_path, "a,when,note\n1,noon,good\n2,one,\n"), ["a"])
-    assert (sheet.label, sheet.labels) == ("when", ("noon", "one"))
+    table = read_table(write(tmp_path, "a,when,note\n1,noon,good\n2,one,\n"), ["a"])
+    assert (table.label, table.labels) == ("when", ("noon", "one"))
 
 
 def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
     """From 1."""
-    sheet = read_sheet(write(tmp_path, "a\n5\n6\n"), ["a"])
-    assert (sheet.label, sheet.labels) == ("row", ("1", "2"))
+    table = read_table(write(tmp_path, "a\n5\n6\n"), ["a"])
+    assert (table.label, table.labels) == ("row", ("1", "2"))
 
 
 def test_a_column_tells_several_series_apart(tmp_path: Path) -> None:
     """Each keeps the order of its rows, whatever lies between them; the column labels no rows."""
-    sheet = read_sheet(write(tmp_path, "site,a,when\nB,1,x\nA,2,x\nB,3,y\n"), ["a"], "site")
-    assert [(name, part.values.tolist(), part.labels) for name, part in sheet.series()] == [
+    table = read_table(write(tmp_path, "site,a,when\nB,1,x\nA,2,x\nB,3,y\n"), ["a"], "site")
+    assert [(name, part.values.tolist(), part.labels) for name, part in table.series()] == [
         ("B", [[1], [3]], ("x", "y")),
         ("A", [[2]], ("x",)),
     ]
@@ -45,8 +45,8 @@ def test_a_column_tells_several_series_apart(tmp_path: Path) -> None:
 
 def test_a_file_without_such_a_column_is_one_series(tmp_path: Path) -> None:
     """It has no name."""
-    sheet = read_sheet(write(tmp_path, "site,a\nB,1\nA,2\n"), ["a"])
-    assert sheet.series() == [("", sheet)]
+    table = read_table(write(tmp_path, "site,a\nB,1\nA,2\n"), ["a"])
+    assert table.series() == [("", table)]
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_a_file_without_such_a_column_is_one_series(tmp_path: Path) -> None:
 )
 def test_a_column_that_tells_nothing_apart_is_refused(tmp_path: Path, group: str, words: list[str]) -> None:
     """The message has the file, the column and what was expected."""
-    with pytest.raises(BadSheet) as caught:
-        read_sheet(write(tmp_path, "site,a\nB,1\n ,2\n"), ["a"], group)
+    with pytest.raises(InvalidTable) as caught:
+        read_table(write(tmp_path, "site,a\nB,1\n ,2\n"), ["a"], group)
     for word in ("sheet.csv", *words):
         assert word in str(caught.value)
 
@@ -68,15 +68,15 @@ def test_a_column_that_tells_nothing_apart_is_refused(tmp_path: Path, group: str
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "NA", "n/a", "null", "None", "-"])
 def test_what_people_write_for_nothing_is_missing(tmp_path: Path, cell: str) -> None:
     """It becomes NaN."""
-    sheet = read_sheet(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"])
-    assert np.isnan(sheet.values[0, 0])
-    assert sheet.values[0, 1] == 1
+    table = read_table(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"])
+    assert np.isnan(table.values[0, 0])
+    assert table.values[0, 1] == 1
 
 
 @pytest.mark.parametrize("cell", ["1", " 1 ", "+1", "1.0", "1e0", '"1"'])
 def test_what_people_write_for_one_is_one(tmp_path: Path, cell: str) -> None:
     """Numbers in their usual forms."""
-    assert read_sheet(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"]).values.tolist() == [[1, 1]]
+    assert read_table(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"]).values.tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -98,47 +98,47 @@ def test_what_people_write_for_one_is_one(tmp_path: Path, cell: str) -> None:
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: list[str]) -> None:
     """The message has the file, the line, the column, what was got and what was expected."""
-    with pytest.raises(BadSheet) as caught:
-        read_sheet(write(tmp_path, text), ["a", "b"])
+    with pytest.raises(InvalidTable) as caught:
+        read_table(write(tmp_path, text), ["a", "b"])
     for word in ("sheet.csv", *words):
         assert word in str(caught.value)
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     """With its path and the reason of the system."""
-    with pytest.raises(BadSheet, match=r"absent\.csv: cannot be read: No such file"):
-        read_sheet(tmp_path / "absent.csv", ["a"])
+    with pytest.raises(InvalidTable, match=r"absent\.csv: cannot be read: No such file"):
+        read_table(tmp_path / "absent.csv", ["a"])
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     """It is no file."""
-    with pytest.raises(BadSheet, match="cannot be read"):
-        read_sheet(tmp_path, ["a"])
+    with pytest.raises(InvalidTable, match="cannot be read"):
+        read_table(tmp_path, ["a"])
 
 
 def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
     """Rather than read wrongly."""
-    with pytest.raises(BadSheet, match="not a CSV file in UTF-8"):
-        read_sheet(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
+    with pytest.raises(InvalidTable, match="not a CSV file in UTF-8"):
+        read_table(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     """Spreadsheets put one before the first column."""
-    assert read_sheet(write(tmp_path, "a\n1\n", "utf-8-sig"), ["a"]).values.tolist() == [[1]]
+    assert read_table(write(tmp_path, "a\n1\n", "utf-8-sig"), ["a"]).values.tolist() == [[1]]
 
 
 def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
     """Editors leave them at the end; line numbers of errors count them."""
-    assert len(read_sheet(write(tmp_path, "a\n1\n\n2\n\n"), ["a"])) == 2
-    with pytest.raises(BadSheet, match="line 4"):
-        read_sheet(write(tmp_path, "a\n1\n\nx\n"), ["a"])
+    assert len(read_table(write(tmp_path, "a\n1\n\n2\n\n"), ["a"])) == 2
+    with pytest.raises(InvalidTable, match="line 4"):
+        read_table(write(tmp_path, "a\n1\n\nx\n"), ["a"])
 
 
 def test_a_line_break_in_quotes_is_part_of_its_cell(tmp_path: Path) -> None:
     """A note may have two lines."""
-    assert read_sheet(write(tmp_path, 'a,note\n1,"two\nlines"\n2,one\n'), ["a"]).values.tolist() == [[1], [2]]
+    assert read_table(write(tmp_path, 'a,note\n1,"two\nlines"\n2,one\n'), ["a"]).values.tolist() == [[1], [2]]
 
 
 def test_spaces_around_names_do_not_count(tmp_path: Path) -> None:
     """As in `a, b`."""
-    assert read_sheet(write(tmp_path, "a, b\n1, 2\n"), ["a", "b"]).values.tolist() == [[1, 2]]
+    assert read_table(write(tmp_path, "a, b\n1, 2\n"), ["a", "b"]).values.tolist() == [[1, 2]]

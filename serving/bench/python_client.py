@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from serving.bench.load import Load, Runner
-from serving.bench.words import Task
+from serving.bench.load import CallRunner, LoadGenerator
+from serving.bench.messages import Task
 from serving.client import AnswerLost, Block, Client, ClientError, Stream, TimestepRefused
 from serving.core.spec import Floats
 
 # Less than `load` waits, so that it is the client that says why a stream could not be opened.
 TIMEOUT_S = 5.0
 # What a timestep of every row gives: the reasons of rows that were refused.
-Asked = Coroutine[Any, Any, Mapping[str, int]]
+StepCall = Coroutine[Any, Any, Mapping[str, int]]
 
 
-class Library(Runner):
+class PythonCallRunner(CallRunner):
     """One lane: a stream, a block of streams, or a stream whose timesteps are calls of their own.
 
     Args:
@@ -36,149 +36,149 @@ class Library(Runner):
 
     """
 
-    def __init__(self, load: Load, client: Client, names: list[str], values: Floats, offset: int) -> None:
+    def __init__(self, load: LoadGenerator, client: Client, names: list[str], values: Floats, offset: int) -> None:
         super().__init__(load, len(names))
         self._client = client
         self._names = names
         self._offset = offset
-        self._rounds = len(values)
+        self._row_count = len(values)
         self._values = np.resize(values, (len(values) + len(names), values.shape[1]))
         self._stack = AsyncExitStack()
-        self._under_way: dict[asyncio.Task[None], float] = {}  # due times
-        self._opening: asyncio.Task[None] | None = None
-        self._number = 0
-        self._ask: Callable[[], Asked]
-        self._forget: Callable[[], Coroutine[Any, Any, None]]
+        self._in_flight: dict[asyncio.Task[None], float] = {}  # due times
+        self._open_task: asyncio.Task[None] | None = None
+        self._step_number = 0
+        self._step: Callable[[], StepCall]
+        self._close_streams: Callable[[], Coroutine[Any, Any, None]]
 
     @property
-    def quiet(self) -> bool:
+    def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self._under_way
+        return not self._in_flight
 
-    def begin(self) -> None:
+    def open(self) -> None:
         """Opens the streams."""
-        self._opening = self._load.keep(self._open())
+        self._open_task = self._load.start_task(self._open())
 
-    def due(self, at: float, now: float) -> None:  # noqa: ARG002 - of a closed loop: it is now
+    def on_due(self, due: float, now: float) -> None:  # noqa: ARG002 - of a closed loop: it is now
         """The next timestep of every row is due, and after its answer the next."""
-        task = self._load.keep(self._steps(at))
-        self._under_way[task] = at
+        task = self._load.start_task(self._step_loop(due))
+        self._in_flight[task] = due
         task.add_done_callback(self._done)
 
     def abandon(self) -> list[tuple[float, int]]:
         """Gives up what was not answered."""
-        given_up = [(due, self.streams) for due in self._under_way.values()]
-        for task in self._under_way:
+        given_up = [(due, self.streams) for due in self._in_flight.values()]
+        for task in self._in_flight:
             task.cancel()
         return given_up
 
     def close(self) -> None:
         """Asks the server to forget the streams."""
-        self._load.keep(self._close())
+        self._load.start_task(self._close())
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Ends the streams at once."""
-        if self._opening is not None:
-            self._opening.cancel()
-        self.over("DEADLINE_EXCEEDED", "the server did not answer in time")
+        if self._open_task is not None:
+            self._open_task.cancel()
+        self.end("DEADLINE_EXCEEDED", "the server did not answer in time")
 
     async def _open(self) -> None:
         plan = self._load.plan
-        ask = {"model": plan.model, "version": plan.version, "existence": "must_be_new"}
+        options = {"model": plan.model, "version": plan.version, "existence": "must_be_new"}
         try:
             if plan.unary:
-                self._ask, self._forget = self._step_one, self._delete_one
+                self._step, self._close_streams = self._predict_one, self._delete_stream
             elif plan.block is None:
-                await self._open_stream(ask)
+                await self._open_stream(options)
             else:
-                await self._open_block(ask)
+                await self._open_block(options)
         except ClientError as error:
-            self.over(error.reason, str(error))
+            self.end(error.reason, str(error))
             return
         if not self.opened.done():
             self.opened.set_result(None)
 
-    async def _open_stream(self, ask: Mapping[str, Any]) -> None:
-        stream: Stream = await self._stack.enter_async_context(self._client.open(self._names[0], **ask))
+    async def _open_stream(self, options: Mapping[str, Any]) -> None:
+        stream: Stream = await self._stack.enter_async_context(self._client.open(self._names[0], **options))
         rows = self._values.tolist()  # as a program has them that reads a sensor
 
         async def step() -> Mapping[str, int]:
-            await stream.step(rows[(self._offset + self._number) % self._rounds])
+            await stream.step(rows[(self._offset + self._step_number) % self._row_count])
             return {}
 
-        self._ask, self._forget = step, lambda: stream.close(forget=True)
+        self._step, self._close_streams = step, lambda: stream.close(forget=True)
 
-    async def _open_block(self, ask: Mapping[str, Any]) -> None:
-        block: Block = await self._stack.enter_async_context(self._client.block(self._names, **ask))
+    async def _open_block(self, options: Mapping[str, Any]) -> None:
+        block: Block = await self._stack.enter_async_context(self._client.block(self._names, **options))
         self.refused = Counter(error.reason for error in block.refused.values())
         self.streams -= len(block.refused)
         rows = None if not block.refused else [row for row in range(len(self._names)) if row not in block.refused]
 
         async def step() -> Mapping[str, int]:
-            first = (self._offset + self._number) % self._rounds
+            first = (self._offset + self._step_number) % self._row_count
             answer = await block.step(self._values[first : first + self.streams], rows)
             return Counter(error.reason for error in answer.errors.values()) if answer.errors else {}
 
-        self._ask, self._forget = step, lambda: block.close(forget=True)
+        self._step, self._close_streams = step, lambda: block.close(forget=True)
 
-    async def _step_one(self) -> Mapping[str, int]:
-        row = self._values[(self._offset + self._number) % self._rounds]
-        await self._client.predict_one(self._names[0], row, step=self._number)
+    async def _predict_one(self) -> Mapping[str, int]:
+        row = self._values[(self._offset + self._step_number) % self._row_count]
+        await self._client.predict_one(self._names[0], row, step=self._step_number)
         return {}
 
-    async def _delete_one(self) -> None:
-        if self._number:
+    async def _delete_stream(self) -> None:
+        if self._step_number:
             await self._client.delete_stream(self._names[0])
 
-    async def _steps(self, due: float) -> None:
+    async def _step_loop(self, due: float) -> None:
         """Timestep after timestep, while the next is due as soon as the last was answered."""
         load = self._load
-        tally, task = load.tally, asyncio.current_task()
+        counts, task = load.counts, asyncio.current_task()
         assert task is not None
-        following: float | None = due
-        while following is not None:
-            due = self._under_way[task] = following
-            tally.due(due, self.streams)
-            self._number += 1
+        next_due: float | None = due
+        while next_due is not None:
+            due = self._in_flight[task] = next_due
+            counts.add_offered(due, self.streams)
+            self._step_number += 1
             refused: Mapping[str, int] = {}
             try:
-                refused = await self._ask()
+                refused = await self._step()
             except (TimestepRefused, AnswerLost) as error:
                 refused = {error.reason: self.streams}
-                self._number -= isinstance(error, TimestepRefused)
+                self._step_number -= isinstance(error, TimestepRefused)
             except ClientError as error:
-                self.over(error.reason, str(error))
+                self.end(error.reason, str(error))
                 return
             now = time.monotonic()
             applied = self.streams - sum(refused.values())
             if applied:
-                tally.answered(now, due, due, applied)
+                counts.add_answered(now, due, due, applied)
             if refused:
-                tally.let_go(now, due, refused)
-            following = load.answered(self, now)
+                counts.add_refused(now, due, refused)
+            next_due = load.next_due(self, now)
 
     def _done(self, task: "asyncio.Task[None]") -> None:
-        del self._under_way[task]
-        if self._load.draining and self.quiet:
-            self._load.drained(self)
+        del self._in_flight[task]
+        if self._load.draining and self.idle:
+            self._load.call_drained(self)
 
     async def _close(self) -> None:
         try:
-            await self._forget()
+            await self._close_streams()
             await self._stack.aclose()
         except ClientError as error:
-            self.over(error.reason, str(error))
+            self.end(error.reason, str(error))
             return
         self.closed = True
-        self.over()
+        self.end()
 
 
-async def make_library(load: Load, task: Task, stack: AsyncExitStack) -> list[Library]:
+async def make_python_runners(load: LoadGenerator, task: Task, stack: AsyncExitStack) -> list[PythonCallRunner]:
     """Makes the lanes of a task; the clients connect when they are asked."""
     clients = [
         await stack.enter_async_context(Client(task.plan.address, timeout_s=TIMEOUT_S)) for _ in range(task.connections)
     ]
     return [
-        Library(load, clients[place % len(clients)], names, task.values, offset)
-        for place, (names, offset) in enumerate(task.streams())
+        PythonCallRunner(load, clients[index % len(clients)], names, task.values, offset)
+        for index, (names, offset) in enumerate(task.streams())
     ]

@@ -28,7 +28,7 @@ def pack(*values: float) -> bytes:
     return np.array(values, "<f4").tobytes()
 
 
-def end_status(code: grpc.StatusCode, reason: str, action: str, retry_s: float = 0.0) -> Any:
+def make_status(code: grpc.StatusCode, reason: str, action: str, retry_s: float = 0.0) -> Any:
     """A status of the service; without a reason, one of the network."""
     status = status_pb2.Status(code=code.value[0], message=f"{reason or code.name} by the script")
     if reason:
@@ -41,7 +41,7 @@ def end_status(code: grpc.StatusCode, reason: str, action: str, retry_s: float =
     return rpc_status.to_status(status)
 
 
-def error_of(step: int, reason: str | int, action: str, next_step: int, retry_s: float = 0.0) -> pb.Error:
+def make_error(step: int, reason: str | int, action: str, next_step: int, retry_s: float = 0.0) -> pb.Error:
     """A refusal of a timestep; a reason that is a number is one that nobody knows."""
     number = reason if isinstance(reason, int) else pb.Error.Reason.Value(f"REASON_{reason}")
     return pb.Error(

@@ -15,12 +15,12 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
 
 
-class BadSheet(Exception):
+class InvalidTable(Exception):
     """The file is not what was expected; the message names the row, the column and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class SensorTable:
     """Rows in time order.
 
     `values` is (rows, features), NaN where a cell is empty; `labels` has the text of the column that says when each row
@@ -42,11 +42,11 @@ class Sheet:
         """One feature: (rows,)."""
         return self.values[:, self.features.index(name)]
 
-    def first(self, rows: int) -> "Sheet":
+    def first(self, rows: int) -> "SensorTable":
         """The first rows alone."""
-        return Sheet(self.label, self.labels[:rows], self.features, self.values[:rows], self.groups[:rows])
+        return SensorTable(self.label, self.labels[:rows], self.features, self.values[:rows], self.groups[:rows])
 
-    def series(self) -> list[tuple[str, "Sheet"]]:
+    def series(self) -> list[tuple[str, "SensorTable"]]:
         """Each series with its name, in the order of their first rows; one without a name where there are no groups."""
         if not self.groups:
             return [("", self)]
@@ -54,12 +54,12 @@ class Sheet:
         for row, group in enumerate(self.groups):
             rows.setdefault(group, []).append(row)
         return [
-            (group, Sheet(self.label, tuple(self.labels[row] for row in own), self.features, self.values[own]))
+            (group, SensorTable(self.label, tuple(self.labels[row] for row in own), self.features, self.values[own]))
             for group, own in rows.items()
         ]
 
 
-def read_sheet(path: Path, features: Sequence[str], group: str = "") -> Sheet:
+def read_table(path: Path, features: Sequence[str], group: str = "") -> SensorTable:
     """Reads the columns of a CSV file that a model's features name, in the model's order.
 
     Args:
@@ -72,29 +72,31 @@ def read_sheet(path: Path, features: Sequence[str], group: str = "") -> Sheet:
 
     """
     if group in features:
-        raise BadSheet(f"{path}: column {group} is a feature of the model, expected one that says which series it is")
+        raise InvalidTable(
+            f"{path}: column {group} is a feature of the model, expected one that says which series it is"
+        )
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
             header = next(rows, None)
             if header is None:
-                raise BadSheet(
+                raise InvalidTable(
                     f"{path}: the file is empty, expected a header line with the columns {', '.join(features)}"
                 )
             return _read_rows(path, [name.strip() for name in header], rows, features, group)
     except OSError as error:
-        raise BadSheet(f"{path}: cannot be read: {error.strerror}") from error
+        raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise BadSheet(f"{path}: not a CSV file in UTF-8: {error}") from error
+        raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}") from error
 
 
 def _read_rows(
     path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str
-) -> Sheet:
+) -> SensorTable:
     """The rows below the header."""
     columns = _columns(path, header, features)
     (grouping,) = _columns(path, header, [group]) if group else (None,)
-    label = next((place for place, name in enumerate(header) if name not in {*features, group}), None)
+    label = next((index for index, name in enumerate(header) if name not in {*features, group}), None)
     values: list[list[float]] = []
     labels: list[str] = []
     groups: list[str] = []
@@ -102,30 +104,30 @@ def _read_rows(
         if not row:
             continue  # an empty line, as editors leave it at the end
         if len(row) != len(header):
-            raise BadSheet(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
-        values.append([_number(path, number, header[place], row[place]) for place in columns])
+            raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
+        values.append([_number(path, number, header[index], row[index]) for index in columns])
         labels.append(str(len(labels) + 1) if label is None else row[label])
         if grouping is not None:
             groups.append(_name(path, number, group, row[grouping]))
     if not values:
-        raise BadSheet(f"{path}: there is a header but no row below it")
+        raise InvalidTable(f"{path}: there is a header but no row below it")
     name = "row" if label is None else header[label]
-    return Sheet(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
+    return SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
 
 
 def _name(path: Path, line: int, column: str, cell: str) -> str:
     """The series that a row belongs to."""
     name = cell.strip()
     if not name:
-        raise BadSheet(f"{path}, line {line}, column {column}: is empty, expected the name of a series")
+        raise InvalidTable(f"{path}, line {line}, column {column}: is empty, expected the name of a series")
     return name
 
 
 def _columns(path: Path, header: Sequence[str], features: Sequence[str]) -> list[int]:
     if missing := [name for name in features if name not in header]:
-        raise BadSheet(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(header)}")
+        raise InvalidTable(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(header)}")
     if twice := [name for name in features if header.count(name) > 1]:
-        raise BadSheet(f"{path}: column {', '.join(twice)} is there more than once")
+        raise InvalidTable(f"{path}: column {', '.join(twice)} is there more than once")
     return [header.index(name) for name in features]
 
 
@@ -136,9 +138,11 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise BadSheet(f"{path}, line {line}, column {column}: got '{cell}', expected a number, or nothing") from None
+        raise InvalidTable(
+            f"{path}, line {line}, column {column}: got '{cell}', expected a number, or nothing"
+        ) from None
     if abs(number) > FLOAT32_MAX:
-        raise BadSheet(
+        raise InvalidTable(
             f"{path}, line {line}, column {column}: got {cell}, expected a finite number of at most 3.4e38, or nothing"
         )
     return number

@@ -9,17 +9,17 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from serving.bench.counts import SecondCounts
 from serving.bench.plan import Plan
 from serving.bench.result import Latency, Result
-from serving.bench.tally import Second
 
 # What a person can follow.
 SECONDS_SHOWN = 12
 # The latency of a second without answers.
-NONE = "none"
+NO_LATENCY = "none"
 
 
-class Progress:
+class ProgressDisplay:
     """The last seconds on a terminal, a line a second elsewhere.
 
     Leaving the context takes the table away.
@@ -40,28 +40,28 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """One line that is no second."""
         self._console.print(text, highlight=False, markup=False)
 
-    def show(self, number: int, second: Second) -> None:
+    def show_second(self, number: int, second: SecondCounts) -> None:
         """A second is over, for all processes."""
         refused = f", {second.refused:,} refused" if second.refused else ""
         offered = "" if self._plan.rate is None else f" of {second.offered:,} offered"
         latency = Latency.of(second.latency)
         if self._live is None:
-            self.say(
-                f"{_clock(number, self._plan)}: {second.answered:,} steps/s{offered}, "
-                f"p50 {span(latency.p50, NONE)}, p99 {span(latency.p99, NONE)}{refused}"
+            self.print_line(
+                f"{_second_label(number, self._plan)}: {second.answered:,} steps/s{offered}, "
+                f"p50 {format_seconds(latency.p50, NO_LATENCY)}, p99 {format_seconds(latency.p99, NO_LATENCY)}{refused}"
             )
             return
         self._shown.append(
             (
-                _clock(number, self._plan),
+                _second_label(number, self._plan),
                 f"{second.answered:,}",
                 "" if self._plan.rate is None else f"{second.offered:,}",
-                span(latency.p50, NONE),
-                span(latency.p99, NONE),
+                format_seconds(latency.p50, NO_LATENCY),
+                format_seconds(latency.p99, NO_LATENCY),
                 f"{second.refused:,}",
             )
         )
@@ -82,15 +82,15 @@ def print_result(console: Console, result: Result) -> None:
     for name, text in _facts(result):
         facts.add_row(name, escape(text))
     console.print(facts, highlight=False)
-    spread = Table(box=None, header_style="bold")
-    spread.add_column("", style="bold", no_wrap=True)
+    percentiles = Table(box=None, header_style="bold")
+    percentiles.add_column("", style="bold", no_wrap=True)
     for heading in ("p50", "p90", "p99", "p99.9", "max"):
-        spread.add_column(heading, justify="right", no_wrap=True)
+        percentiles.add_column(heading, justify="right", no_wrap=True)
     for name, latency in (("latency", result.latency), ("client lateness", result.clients.late)):
         if latency is not None:
             times = (latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max)
-            spread.add_row(name, *(span(seconds) for seconds in times))
-    console.print(spread, highlight=False)
+            percentiles.add_row(name, *(format_seconds(seconds) for seconds in times))
+    console.print(percentiles, highlight=False)
     for warning in result.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     for failure in result.failures:
@@ -103,14 +103,14 @@ def title(result: Result) -> str:
     loop = (
         f"{plan.rate:,g} timesteps/s offered, {plan.arrivals} arrivals"
         if plan.rate is not None
-        else "closed loop" + (f", {span(plan.think)} between answer and next" if plan.think else "")
+        else "closed loop" + (f", {format_seconds(plan.think)} between answer and next" if plan.think else "")
     )
     calls = "a call a timestep" if plan.unary else "single calls" if plan.block is None else f"blocks of {plan.block:,}"
     calls += ", Python client" if plan.client == "python" else ""
     return f"{result.model.name}/{result.model.version}, {result.streams.opened:,} streams, {calls}, {loop}"
 
 
-def span(seconds: float | None, unknown: str = "never") -> str:
+def format_seconds(seconds: float | None, unknown: str = "never") -> str:
     """A time with its unit, as short as it can be said; a percentile is not known when it is among what never came."""
     if seconds is None:
         return unknown
@@ -129,19 +129,22 @@ def _facts(result: Result) -> Iterator[tuple[str, str]]:
     if result.settings.rate is not None:
         yield "offered", f"{result.offered_per_s:,.0f} steps/s"
     yield "achieved", f"{result.achieved_per_s:,.0f} steps/s"
-    told = {"unsent": steps.unsent, "unanswered": steps.unanswered, "sent again": steps.again}
-    more = "".join(f", {count:,} {name}" for name, count in told.items() if count)
+    counts = {"unsent": steps.unsent, "unanswered": steps.unanswered, "sent again": steps.again}
+    more = "".join(f", {count:,} {name}" for name, count in counts.items() if count)
     yield "timesteps", f"{steps.answered:,} answered{more}"
     if steps.refused:
         yield "refused", ", ".join(f"{reason} {count:,}" for reason, count in steps.refused.items())
     busy = ", ".join(f"{share:.0%}" for share in clients.busy)
-    yield "client CPU", f"{span(clients.cpu_s_per_step, 'no')} a step; processes at {busy} of a core"
+    yield "client CPU", f"{format_seconds(clients.cpu_s_per_step, 'no')} a step; processes at {busy} of a core"
     if server is not None:
-        yield "server CPU", f"{span(server.cpu_s_per_step, 'no')} a step; {server.busy:.2f} cores"
+        yield "server CPU", f"{format_seconds(server.cpu_s_per_step, 'no')} a step; {server.busy:.2f} cores"
         yield "server batches", "none" if server.batch_size is None else f"{server.batch_size:.3g} timesteps on average"
         medians = {"step": server.step_p50_s, "queue": server.queue_p50_s, "run": server.run_p50_s}
-        yield "server medians", ", ".join(f"{name} {span(value, 'unknown')}" for name, value in medians.items())
+        yield (
+            "server medians",
+            ", ".join(f"{name} {format_seconds(value, 'unknown')}" for name, value in medians.items()),
+        )
 
 
-def _clock(number: int, plan: Plan) -> str:
+def _second_label(number: int, plan: Plan) -> str:
     return "warm-up" if number < 0 else f"{number + 1} s of {plan.seconds:g} s"

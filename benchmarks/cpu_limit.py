@@ -14,21 +14,21 @@ PERIOD_US = 100_000
 TRY_SECONDS = 0.3
 
 
-class NoQuota(Exception):
+class CpuLimitUnavailable(Exception):
     """There is no way here to hold a process; the message says what was tried."""
 
 
 @contextmanager
-def hold(pid: int, cores: float) -> Iterator[str]:
+def limit_cpu(pid: int, cores: float) -> Iterator[str]:
     """Holds a process and those that it starts from now on; gives by what. Raises NoQuota."""
     group = CGROUPS / f"tidegate-bench-{pid}"
     try:
-        reason = _hold_by_cgroup(group, pid, cores)
+        reason = _limit_by_cgroup(group, pid, cores)
         if not reason:
             yield "cgroup"
             return
         if (program := shutil.which("cpulimit")) is None:
-            raise NoQuota(f"{reason}, and there is no cpulimit")
+            raise CpuLimitUnavailable(f"{reason}, and there is no cpulimit")
         arguments = [program, f"--pid={pid}", f"--limit={round(100 * cores)}", "--monitor-forks", "--lazy", "--quiet"]
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as limiter:
             try:
@@ -36,7 +36,7 @@ def hold(pid: int, cores: float) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 pass
             else:
-                raise NoQuota(f"{reason}, and cpulimit ended with exit code {limiter.returncode}")
+                raise CpuLimitUnavailable(f"{reason}, and cpulimit ended with exit code {limiter.returncode}")
             try:
                 yield "cpulimit"
             finally:
@@ -48,7 +48,7 @@ def hold(pid: int, cores: float) -> Iterator[str]:
             group.rmdir()
 
 
-def _hold_by_cgroup(group: Path, pid: int, cores: float) -> str:
+def _limit_by_cgroup(group: Path, pid: int, cores: float) -> str:
     """Why it cannot be done; empty when it was."""
     if not (CGROUPS / "cgroup.controllers").exists():
         return f"{CGROUPS} is no cgroup v2"

@@ -26,11 +26,11 @@ TRUE_BINARY_METADATA = 0xFE03
 WINDOW_MAX = 2**31 - 1
 WINDOW_DEFAULT = 2**16 - 1
 # A window is opened again when half of it is used.
-OPEN_AGAIN = 2**30
+WINDOW_UPDATE_BYTES = 2**30
 FRAME_BYTES_MAX = 2**14
-HEAD = struct.Struct(">BHBBI")
+FRAME_HEADER = struct.Struct(">BHBBI")
 # Before each gRPC message: one byte that says uncompressed, four that give its length.
-PREFIX = struct.Struct(">BI")
+LENGTH_PREFIX = struct.Struct(">BI")
 # gRPC's status codes, as far as this client gives them itself.
 CANCELLED, UNKNOWN, UNAVAILABLE = 1, 2, 14
 
@@ -40,7 +40,7 @@ OnMessage = Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class CallStatus:
     """How a call ended: the number of its status, the sentence, and the trailers."""
 
     code: int
@@ -48,27 +48,27 @@ class Ending:
     trailers: tuple[tuple[str, bytes], ...] = ()
 
 
-OnEnd = Callable[[Ending], None]
+OnEnd = Callable[[CallStatus], None]
 
 
-def prefixed(message: bytes) -> bytes:
+def length_prefixed(message: bytes) -> bytes:
     """A message as it stands in DATA frames."""
-    return PREFIX.pack(0, len(message)) + message
+    return LENGTH_PREFIX.pack(0, len(message)) + message
 
 
 class Call:
     """One call. Both callbacks may be changed while it runs; no more come once it has ended."""
 
-    __slots__ = ("_connection", "_left", "_number", "_queue", "on_end", "on_message", "received", "window")
+    __slots__ = ("_buffer", "_connection", "_number", "_queue", "on_end", "on_message", "received", "window")
 
     def __init__(self, connection: "Connection", number: int, on_message: OnMessage, on_end: OnEnd) -> None:
         self.on_message = on_message
         self.on_end = on_end
-        self.window = connection.window_first  # bytes that the server takes
+        self.window = connection.initial_window  # bytes that the server takes
         self.received = 0  # bytes since its window was opened last
         self._connection = connection
         self._number = number
-        self._left = bytearray()  # the beginning of a message whose end has not come
+        self._buffer = bytearray()  # the beginning of a message whose end has not come
         self._queue: deque[tuple[bytes, int]] = deque()  # what no window had room for, with its flags
 
     @property
@@ -80,48 +80,48 @@ class Call:
         """Sends a message that is `prefixed` already; `last` says that nothing more will be sent."""
         connection, size = self._connection, len(message)
         if self._queue or size > FRAME_BYTES_MAX or size > self.window or size > connection.window:
-            for at in range(0, max(1, size), FRAME_BYTES_MAX):
-                ends = last and at + FRAME_BYTES_MAX >= size
-                self._queue.append((message[at : at + FRAME_BYTES_MAX], END_STREAM if ends else 0))
+            for position in range(0, max(1, size), FRAME_BYTES_MAX):
+                ends = last and position + FRAME_BYTES_MAX >= size
+                self._queue.append((message[position : position + FRAME_BYTES_MAX], END_STREAM if ends else 0))
             self.flush()
             return
         self.window -= size
         connection.window -= size
-        connection.write(HEAD.pack(0, size, DATA, END_STREAM if last else 0, self._number) + message)
+        connection.write(FRAME_HEADER.pack(0, size, DATA, END_STREAM if last else 0, self._number) + message)
 
     def flush(self) -> None:
         """Sends what waits, as far as there is room."""
         connection, queue = self._connection, self._queue
         while queue and len(queue[0][0]) <= min(self.window, connection.window):
-            piece, flags = queue.popleft()
-            self.window -= len(piece)
-            connection.window -= len(piece)
-            connection.write(HEAD.pack(0, len(piece), DATA, flags, self._number) + piece)
+            chunk, flags = queue.popleft()
+            self.window -= len(chunk)
+            connection.window -= len(chunk)
+            connection.write(FRAME_HEADER.pack(0, len(chunk), DATA, flags, self._number) + chunk)
 
     def half_close(self) -> None:
         """Says that nothing more is sent."""
         self.send(b"", last=True)
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Cancels the call; what the server still sends on it is dropped. Nobody is called back."""
         self.on_message = lambda _: None
-        self._connection.cut(self._number)
+        self._connection.cancel(self._number)
 
-    def take(self, payload: bytes) -> None:
+    def feed(self, payload: bytes) -> None:
         """A piece of what the server sends."""
-        if not self._left and len(payload) - 5 == int.from_bytes(payload[1:5], "big"):
+        if not self._buffer and len(payload) - 5 == int.from_bytes(payload[1:5], "big"):
             self.on_message(payload[5:])  # one whole message, as nearly always
             return
-        left = self._left
-        left += payload
-        at = 0
-        while len(left) - at >= PREFIX.size:
-            end = at + PREFIX.size + PREFIX.unpack_from(left, at)[1]
-            if len(left) < end:
+        buffer = self._buffer
+        buffer += payload
+        position = 0
+        while len(buffer) - position >= LENGTH_PREFIX.size:
+            end = position + LENGTH_PREFIX.size + LENGTH_PREFIX.unpack_from(buffer, position)[1]
+            if len(buffer) < end:
                 break
-            message, at = bytes(left[at + PREFIX.size : end]), end
+            message, position = bytes(buffer[position + LENGTH_PREFIX.size : end]), end
             self.on_message(message)
-        del left[:at]
+        del buffer[:position]
 
 
 class Connection(asyncio.Protocol):
@@ -135,19 +135,19 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, authority: str, *, reads: bool = True) -> None:
         self.window = WINDOW_DEFAULT  # bytes that the server takes, over all calls
-        self.window_first = WINDOW_DEFAULT  # of a call that is made now
+        self.initial_window = WINDOW_DEFAULT  # of a call that is made now
         self._authority = authority
         self._reads = reads
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._heads: dict[str, bytes] = {}  # by method
+        self._header_blocks: dict[str, bytes] = {}  # by method
         self._calls: dict[int, Call] = {}
         self._next_number = 1
-        self._left = b""  # the beginning of a frame whose end has not come
+        self._buffer = b""  # the beginning of a frame whose end has not come
         self._out: list[bytes] = []
         self._reading = False
         self._received = 0
-        self._lost: Ending | None = None
+        self._closed: CallStatus | None = None
 
     @classmethod
     async def open(cls, address: str, *, reads: bool = True) -> "Connection":
@@ -165,17 +165,17 @@ class Connection(asyncio.Protocol):
         number = self._next_number
         self._next_number += 2
         call = Call(self, number, on_message, on_end)
-        if self._lost is not None:
-            self._loop.call_soon(on_end, self._lost)
+        if self._closed is not None:
+            self._loop.call_soon(on_end, self._closed)
             return call
-        head = self._heads.get(method)
+        head = self._header_blocks.get(method)
         if head is None:
-            head = self._heads[method] = _head(method, self._authority)
+            head = self._header_blocks[method] = _encode_headers(method, self._authority)
         self._calls[number] = call
         self.write(_frame(HEADERS, END_HEADERS, number, head))
         return call
 
-    def cut(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Cancels a call."""
         if self._calls.pop(number, None) is not None:
             self.write(_frame(RST_STREAM, 0, number, struct.pack(">I", CANCEL)))
@@ -205,40 +205,40 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends all calls."""
-        self._end_all(Ending(UNAVAILABLE, f"the connection broke: {exc or 'the server closed it'}"))
+        self._end_calls(CallStatus(UNAVAILABLE, f"the connection broke: {exc or 'the server closed it'}"))
 
     def data_received(self, data: bytes) -> None:
         """Takes frames apart."""
-        data = self._left + data if self._left else data
-        at, end = 0, len(data)
+        data = self._buffer + data if self._buffer else data
+        position, end = 0, len(data)
         self._reading = True
-        while end - at >= HEAD.size:
-            high, low, kind, flags, number = HEAD.unpack_from(data, at)
-            begin = at + HEAD.size
-            stop = begin + (high << 16) + low
+        while end - position >= FRAME_HEADER.size:
+            high, low, kind, flags, number = FRAME_HEADER.unpack_from(data, position)
+            start = position + FRAME_HEADER.size
+            stop = start + (high << 16) + low
             if stop > end:
                 break
             if kind != DATA:
-                self._control(kind, flags, number, data[begin:stop])
+                self._handle_frame(kind, flags, number, data[start:stop])
             elif (call := self._calls.get(number)) is not None:
-                call.take(data[begin:stop])
-                call.received += stop - begin
-                if call.received > OPEN_AGAIN:
-                    call.received = self._open_again(number, call.received)
+                call.feed(data[start:stop])
+                call.received += stop - start
+                if call.received > WINDOW_UPDATE_BYTES:
+                    call.received = self._update_window(number, call.received)
             if kind == DATA:
-                self._received += stop - begin
-            at = stop
-        self._left = data[at:]
-        if self._received > OPEN_AGAIN:
-            self._received = self._open_again(0, self._received)
+                self._received += stop - start
+            position = stop
+        self._buffer = data[position:]
+        if self._received > WINDOW_UPDATE_BYTES:
+            self._received = self._update_window(0, self._received)
         self._reading = False
         self._flush()
 
-    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+    def _handle_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind in (SETTINGS, PING) and not flags & ACK:
             self.write(_frame(kind, ACK, 0, payload if kind == PING else b""))
             if kind == SETTINGS:
-                self._set(payload)
+                self._apply_settings(payload)
         elif kind == WINDOW_UPDATE:
             more = int.from_bytes(payload, "big")
             if not number:
@@ -249,20 +249,20 @@ class Connection(asyncio.Protocol):
                 call.flush()
         elif kind == GOAWAY:
             # Calls that run go on; of new ones the server will hear nothing.
-            self._lost = Ending(
+            self._closed = CallStatus(
                 UNAVAILABLE, f"the server lets nobody in any more: {payload[8:].decode('utf-8', 'replace')}"
             )
         elif kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
             call_ended = self._calls.pop(number, None)
             if call_ended is not None:
-                call_ended.on_end(_ending(payload) if kind == HEADERS else _reset(payload))
+                call_ended.on_end(_trailer_status(payload) if kind == HEADERS else _reset_status(payload))
 
-    def _set(self, payload: bytes) -> None:
+    def _apply_settings(self, payload: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", payload):
             if name == INITIAL_WINDOW_SIZE:
                 for call in self._calls.values():
-                    call.window += value - self.window_first
-                self.window_first = value
+                    call.window += value - self.initial_window
+                self.initial_window = value
                 self._flush_calls()
 
     def _flush_calls(self) -> None:
@@ -274,54 +274,54 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(self._out))
             self._out.clear()
 
-    def _open_again(self, number: int, received: int) -> int:
+    def _update_window(self, number: int, received: int) -> int:
         if self._reads:
             self.write(_frame(WINDOW_UPDATE, 0, number, struct.pack(">I", received)))
         return 0
 
-    def _end_all(self, ending: Ending) -> None:
-        self._lost = ending
+    def _end_calls(self, status: CallStatus) -> None:
+        self._closed = status
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            call.on_end(ending)
+            call.on_end(status)
 
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
-    return HEAD.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, number) + payload
+    return FRAME_HEADER.pack(len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, number) + payload
 
 
-def _head(method: str, authority: str) -> bytes:
+def _encode_headers(method: str, authority: str) -> bytes:
     """The headers of a call, without indexing and without Huffman, RFC 7541 section 6.2.2."""
     pairs = {":method": "POST", ":scheme": "http", ":path": method, ":authority": authority,
              "content-type": "application/grpc", "te": "trailers"}  # fmt: skip
     texts = [text.encode() for pair in pairs.items() for text in pair]
     assert max(map(len, texts)) < 127, "a length of one byte"
-    return b"".join((b"" if place % 2 else b"\0") + bytes([len(text)]) + text for place, text in enumerate(texts))
+    return b"".join((b"" if index % 2 else b"\0") + bytes([len(text)]) + text for index, text in enumerate(texts))
 
 
-def _reset(payload: bytes) -> Ending:
+def _reset_status(payload: bytes) -> CallStatus:
     number = int.from_bytes(payload, "big")
-    return Ending(CANCELLED if number == CANCEL else UNAVAILABLE, f"the server reset the call with error {number}")
+    return CallStatus(CANCELLED if number == CANCEL else UNAVAILABLE, f"the server reset the call with error {number}")
 
 
-def _ending(block: bytes) -> Ending:
-    code, message, details = (_header(block, name) for name in (b"grpc-status", b"grpc-message", DETAILS))
+def _trailer_status(block: bytes) -> CallStatus:
+    code, message, details = (_find_header(block, name) for name in (b"grpc-status", b"grpc-message", DETAILS))
     # A value that is marked as bytes begins with a zero.
     trailers = ((DETAILS.decode(), details.removeprefix(b"\0")),) if details else ()
-    return Ending(int(code) if code.isdigit() else UNKNOWN, unquote(message.decode("ascii", "replace")), trailers)
+    return CallStatus(int(code) if code.isdigit() else UNKNOWN, unquote(message.decode("ascii", "replace")), trailers)
 
 
-def _header(block: bytes, name: bytes) -> bytes:
+def _find_header(block: bytes, name: bytes) -> bytes:
     """A header's value; empty when it is not there, or in the code of Huffman, which servers of ours do not use.
 
     Without a table, each header is a string and a string, and before each its length, RFC 7541 sections 5 and 6.2.
     """
-    at = block.find(bytes([len(name)]) + name) + 1 + len(name)
-    if at <= len(name) or block[at] & 0x80:
+    position = block.find(bytes([len(name)]) + name) + 1 + len(name)
+    if position <= len(name) or block[position] & 0x80:
         return b""
-    size, shift = block[at], 0
-    while size >= 0x7F and (not shift or block[at] & 0x80):
-        at += 1
-        size += (block[at] & 0x7F) << shift
+    size, shift = block[position], 0
+    while size >= 0x7F and (not shift or block[position] & 0x80):
+        position += 1
+        size += (block[position] & 0x7F) << shift
         shift += 7
-    return block[at + 1 : at + 1 + size]
+    return block[position + 1 : position + 1 + size]

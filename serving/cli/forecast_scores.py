@@ -37,7 +37,7 @@ class Score:
         return self.mae < self.persistence_mae and (self.seasonal_mae is None or self.mae < self.seasonal_mae)
 
 
-class Scoreboard:
+class ForecastScorer:
     """Keeps the forecasts of one stream; `errors` and `scored` are sums of absolute errors, and of how many timesteps.
 
     Args:
@@ -69,43 +69,43 @@ class Scoreboard:
         """Takes the forecast (horizons, targets) that was made at a timestep; rows come in order."""
         self.forecasts[row] = forecast.reshape(len(self.horizons), len(self.targets))
         self._made = row + 1
-        for place, horizon in enumerate(self.horizons):
+        for index, horizon in enumerate(self.horizons):
             if row < horizon:
                 continue
             came_true = self.truth[row]
-            model = np.abs(self.forecasts[row - horizon, place] - came_true)
+            model = np.abs(self.forecasts[row - horizon, index] - came_true)
             persistence = np.abs(self._last_seen[row - horizon] - came_true)
             seasonal = np.abs(self._seasonal(row, horizon) - came_true)
             counts = np.isfinite(model) & np.isfinite(persistence) & np.isfinite(seasonal)
             for errors, error in zip(self.errors, (model, persistence, seasonal), strict=True):
-                errors[place] += np.where(counts, error, 0.0)
-            self.scored[place] += counts
+                errors[index] += np.where(counts, error, 0.0)
+            self.scored[index] += counts
 
-    def scores(self, others: Sequence["Scoreboard"] = ()) -> list[Score]:
+    def scores(self, others: Sequence["ForecastScorer"] = ()) -> list[Score]:
         """Where it stands, target by target, horizon by horizon.
 
         With others, of streams of the same model that were before, errors are over the timesteps of all of them; where one
         of them is too short for a season, there is none.
         """
         row = self._made - 1
-        seasonal = all(board.season is not None for board in (self, *others))
-        scored = sum((board.scored for board in others), self.scored)
+        seasonal = all(scorer.season is not None for scorer in (self, *others))
+        scored = sum((scorer.scored for scorer in others), self.scored)
         with np.errstate(invalid="ignore"):  # nothing scored yet: NaN is the answer
-            mae = sum((board.errors for board in others), self.errors) / scored
+            mae = sum((scorer.errors for scorer in others), self.errors) / scored
         return [
             Score(
                 target=name,
                 unit=unit,
                 horizon=horizon,
-                predicted=float(self.forecasts[row - horizon, place, target]) if row >= horizon else np.nan,
+                predicted=float(self.forecasts[row - horizon, index, target]) if row >= horizon else np.nan,
                 came_true=float(self.truth[row, target]) if row >= 0 else np.nan,
-                mae=float(mae[0, place, target]),
-                persistence_mae=float(mae[1, place, target]),
-                seasonal_mae=float(mae[2, place, target]) if seasonal else None,
-                scored=int(scored[place, target]),
+                mae=float(mae[0, index, target]),
+                persistence_mae=float(mae[1, index, target]),
+                seasonal_mae=float(mae[2, index, target]) if seasonal else None,
+                scored=int(scored[index, target]),
             )
             for target, (name, unit) in enumerate(zip(self.targets, self.units, strict=True))
-            for place, horizon in enumerate(self.horizons)
+            for index, horizon in enumerate(self.horizons)
         ]
 
     def _seasonal(self, row: int, horizon: int) -> Floats:

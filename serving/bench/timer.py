@@ -17,7 +17,7 @@ TFD_TIMER_ABSTIME = 1
 NANOSECONDS = 1_000_000_000
 
 
-class _Timer(ctypes.Structure):
+class _TimerSpec(ctypes.Structure):
     """`struct itimerspec`: how often again, and when first."""
 
     _fields_ = (
@@ -28,45 +28,45 @@ class _Timer(ctypes.Structure):
     )
 
 
-class Alarm:
+class Timer:
     """Calls `ring` at the time it was last set to, of `time.monotonic`; a time that has passed rings at once."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
         self._loop = asyncio.get_running_loop()
-        self._later: asyncio.TimerHandle | None = None
+        self._handle: asyncio.TimerHandle | None = None
         self._file = -1
         if sys.platform == "linux":
             self._libc = ctypes.CDLL(None, use_errno=True)
             self._file = self._libc.timerfd_create(time.CLOCK_MONOTONIC, TFD_NONBLOCK_CLOEXEC)
             if self._file < 0:
                 raise OSError(ctypes.get_errno(), "timerfd_create failed")
-            self._loop.add_reader(self._file, self._rung)
+            self._loop.add_reader(self._file, self._on_expired)
 
     def set(self, at: float) -> None:
         """Rings then, and not when it was set to before."""
         if self._file < 0:
-            if self._later is not None:
-                self._later.cancel()
-            self._later = self._loop.call_later(max(0.0, at - time.monotonic()), self._ring)
+            if self._handle is not None:
+                self._handle.cancel()
+            self._handle = self._loop.call_later(max(0.0, at - time.monotonic()), self._callback)
             return
         seconds, nanoseconds = divmod(max(1, int(at * NANOSECONDS)), NANOSECONDS)  # 0 would be never
-        timer = _Timer(0, 0, seconds, nanoseconds)
+        timer = _TimerSpec(0, 0, seconds, nanoseconds)
         if self._libc.timerfd_settime(self._file, TFD_TIMER_ABSTIME, ctypes.byref(timer), None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime failed")
 
     def close(self) -> None:
         """Rings no more."""
-        if self._later is not None:
-            self._later.cancel()
+        if self._handle is not None:
+            self._handle.cancel()
         if self._file >= 0:
             self._loop.remove_reader(self._file)
             os.close(self._file)
             self._file = -1
 
-    def _rung(self) -> None:
+    def _on_expired(self) -> None:
         try:
             os.read(self._file, 8)
         except BlockingIOError:
             return  # it was set to a later time since
-        self._ring()
+        self._callback()

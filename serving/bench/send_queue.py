@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # Refusals that go away by waiting.
-ROOM = frozenset({"OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"})
+CAPACITY_REASONS = frozenset({"OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"})
 # What a refusal for want of room is called that does not say when there will be some.
-NO_TIME = " without a time to wait"
+WITHOUT_RETRY_TIME = " without a time to wait"
 # The one that follows from another, and how it is called when it does and the timestep is let go.
 GAP = "STEP_GAP"
-FOLLOWING_GAP = "STEP_GAP behind a refusal"
+GAP_AFTER_REFUSAL = "STEP_GAP behind a refusal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Answer:
     """What a server said of a message: refused as a whole, or applied but for some rows."""
 
     refused: Refusal | None = None
@@ -42,7 +42,7 @@ class Verdict:
 
 
 @dataclass(slots=True)  # not frozen: that would make it dearer than all the rest
-class Outcome:
+class MessageOutcome:
     """What became of a message.
 
     Attributes:
@@ -59,13 +59,13 @@ class Outcome:
     due: float
     sent: float
     applied: int
-    late: tuple[float, ...] = ()
+    late_due: tuple[float, ...] = ()
     refused: Mapping[str, int] | None = None
-    again: Mapping[str, int] | None = None
-    over: bool = True
+    retried: Mapping[str, int] | None = None
+    done: bool = True
 
 
-class Lane:
+class SendQueue:
     """One call's books.
 
     Args:
@@ -75,28 +75,28 @@ class Lane:
 
     """
 
-    def __init__(self, rows: int, window: int, *, closed: bool) -> None:
+    def __init__(self, rows: int, window: int, *, closed_loop: bool) -> None:
         self.rows = rows
         self._window = window
-        self._closed = closed
+        self._closed_loop = closed_loop
         self._waiting: deque[float] = deque()  # due times of messages
-        self._under_way: deque[tuple[float, int, float]] = deque()  # due times, numbers, and when they were sent
-        self._again: list[float] = []  # came back while the lane settles
-        self._settling = False
-        self._over = 0  # messages that every row has had, but for those in `behind`
-        self.behind: dict[int, int] = {}  # timesteps that a row is behind the others
-        self._since: dict[int, float] = {}  # rows whose next timestep was due before its message
+        self._in_flight: deque[tuple[float, int, float]] = deque()  # due times, numbers, and when they were sent
+        self._retries: list[float] = []  # came back while the lane settles
+        self._recovering = False
+        self._done = 0  # messages that every row has had, but for those in `behind`
+        self.lags: dict[int, int] = {}  # timesteps that a row is behind the others
+        self._retried_rows: dict[int, float] = {}  # rows whose next timestep was due before its message
         self._paused_until = 0.0
 
     def __repr__(self) -> str:
         return (
-            f"<Lane of {self.rows}, {self._over} over, {len(self._under_way)} under way, {len(self._waiting)} waiting>"
+            f"<Lane of {self.rows}, {self._done} over, {len(self._in_flight)} under way, {len(self._waiting)} waiting>"
         )
 
     @property
-    def quiet(self) -> bool:
+    def idle(self) -> bool:
         """Whether nothing is under way and nothing waits."""
-        return not (self._under_way or self._waiting or self._again)
+        return not (self._in_flight or self._waiting or self._retries)
 
     @property
     def paused_until(self) -> float:
@@ -114,85 +114,89 @@ class Lane:
         """Whether a message can be sent."""
         return (
             bool(self._waiting)
-            and len(self._under_way) < self._window
-            and not self._settling
+            and len(self._in_flight) < self._window
+            and not self._recovering
             and now >= self._paused_until
         )
 
     def send(self, now: float) -> int:
         """Puts a message under way; gives the number of its timesteps, from which each row takes off what it is behind."""
-        number = self._over + len(self._under_way) + 1
-        self._under_way.append((self._waiting.popleft(), number, now))
+        number = self._done + len(self._in_flight) + 1
+        self._in_flight.append((self._waiting.popleft(), number, now))
         return number
 
-    def expected(self) -> int:
+    def expected_number(self) -> int:
         """The number of the message that is answered next; 0 when none is under way."""
-        return self._under_way[0][1] if self._under_way else 0
+        return self._in_flight[0][1] if self._in_flight else 0
 
-    def settle(self, verdict: Verdict, now: float) -> Outcome:
+    def take_answer(self, answer: Answer, now: float) -> MessageOutcome:
         """Takes the verdict on the message that was sent first of those under way."""
-        due, _, sent = self._under_way.popleft()
-        if verdict.refused is not None:
-            outcome = self._refused(due, sent, verdict.refused, now)
-        elif self._settling and self._is_gap(verdict):
+        due, _, sent = self._in_flight.popleft()
+        if answer.refused is not None:
+            outcome = self._refused(due, sent, answer.refused, now)
+        elif self._recovering and self._is_gap(answer):
             outcome = self._refused(due, sent, Refusal(GAP), now)
-        elif verdict.rows or self._since:
-            outcome = self._partly(due, sent, verdict.rows or {}, now)
+        elif answer.rows or self._retried_rows:
+            outcome = self._take_rows(due, sent, answer.rows or {}, now)
         else:
-            self._over += 1
-            outcome = Outcome(due, sent, self.rows)
-        if self._settling and not self._under_way:
-            self._settling = False
-            self._waiting.extendleft(reversed(self._again))
-            self._again.clear()
+            self._done += 1
+            outcome = MessageOutcome(due, sent, self.rows)
+        if self._recovering and not self._in_flight:
+            self._recovering = False
+            self._waiting.extendleft(reversed(self._retries))
+            self._retries.clear()
         return outcome
 
     def abandon(self) -> list[tuple[float, int]]:
         """Gives up what was not answered: when it was due and how many rows; nothing waits afterwards."""
-        given_up = [(due, self.rows) for due in (*(due for due, _, _ in self._under_way), *self._again, *self._waiting)]
-        given_up += [(due, 1) for due in self._since.values()]
+        given_up = [
+            (due, self.rows) for due in (*(due for due, _, _ in self._in_flight), *self._retries, *self._waiting)
+        ]
+        given_up += [(due, 1) for due in self._retried_rows.values()]
         self._waiting.clear()
-        self._again.clear()
-        self._since.clear()
+        self._retries.clear()
+        self._retried_rows.clear()
         return given_up
 
-    def _is_gap(self, verdict: Verdict) -> bool:
+    def _is_gap(self, answer: Answer) -> bool:
         """Whether no row was applied, since all were behind a refused one."""
-        rows = verdict.rows or {}
+        rows = answer.rows or {}
         return len(rows) == self.rows and all(refusal.reason == GAP for refusal in rows.values())
 
-    def _refused(self, due: float, sent: float, refusal: Refusal, now: float) -> Outcome:
-        follows = refusal.reason == GAP and self._settling
-        self._settling = True
-        if follows or (self._closed and refusal.reason in ROOM):
+    def _refused(self, due: float, sent: float, refusal: Refusal, now: float) -> MessageOutcome:
+        is_gap_after_refusal = refusal.reason == GAP and self._recovering
+        self._recovering = True
+        if is_gap_after_refusal or (self._closed_loop and refusal.reason in CAPACITY_REASONS):
             self._pause(refusal, now)
-            self._again.append(due)
-            return Outcome(due, sent, 0, again={_why(refusal): self.rows}, over=False)
-        return Outcome(due, sent, 0, refused={refusal.reason: self.rows})
+            self._retries.append(due)
+            return MessageOutcome(due, sent, 0, retried={_retry_reason(refusal): self.rows}, done=False)
+        return MessageOutcome(due, sent, 0, refused={refusal.reason: self.rows})
 
-    def _partly(self, due: float, sent: float, rows: Mapping[int, Refusal], now: float) -> Outcome:
-        self._over += 1
-        follows = self._settling
-        late = tuple(self._since.pop(row) for row in list(self._since) if row not in rows)
+    def _take_rows(self, due: float, sent: float, rows: Mapping[int, Refusal], now: float) -> MessageOutcome:
+        self._done += 1
+        is_gap_after_refusal = self._recovering
+        late_due = tuple(self._retried_rows.pop(row) for row in list(self._retried_rows) if row not in rows)
         refused: dict[str, int] = {}
-        again: dict[str, int] = {}
+        retried: dict[str, int] = {}
         for row, refusal in rows.items():
-            self.behind[row] = self.behind.get(row, 0) + 1
-            if self._closed and (refusal.reason in ROOM or (refusal.reason == GAP and follows)):
-                self._since.setdefault(row, due)
+            self.lags[row] = self.lags.get(row, 0) + 1
+            if self._closed_loop and (
+                refusal.reason in CAPACITY_REASONS or (refusal.reason == GAP and is_gap_after_refusal)
+            ):
+                self._retried_rows.setdefault(row, due)
                 self._pause(refusal, now)
-                again[_why(refusal)] = again.get(_why(refusal), 0) + 1
+                retried[_retry_reason(refusal)] = retried.get(_retry_reason(refusal), 0) + 1
             else:
-                self._since.pop(row, None)
-                reason = FOLLOWING_GAP if refusal.reason == GAP and follows else refusal.reason
+                self._retried_rows.pop(row, None)
+                reason = GAP_AFTER_REFUSAL if refusal.reason == GAP and is_gap_after_refusal else refusal.reason
                 refused[reason] = refused.get(reason, 0) + 1
-        self._settling |= bool(rows)
-        return Outcome(due, sent, self.rows - len(rows), late, refused, again)
+        self._recovering |= bool(rows)
+        return MessageOutcome(due, sent, self.rows - len(rows), late_due, refused, retried)
 
     def _pause(self, refusal: Refusal, now: float) -> None:
-        if self._closed:
+        if self._closed_loop:
             self._paused_until = max(self._paused_until, now + refusal.retry_s)
 
 
-def _why(refusal: Refusal) -> str:
-    return refusal.reason + ("" if refusal.retry_s or refusal.reason == GAP else NO_TIME)
+def _retry_reason(refusal: Refusal) -> str:
+    return refusal.reason + ("" if refusal.retry_s or refusal.reason == GAP else WITHOUT_RETRY_TIME)

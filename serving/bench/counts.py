@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Self
 
-from serving.bench.histogram import Histogram, bucket_of
+from serving.bench.histogram import Histogram, bucket_index
 
 
 @dataclass(slots=True)
-class Second:
+class SecondCounts:
     """One second: what became due, what was answered and what was refused in it, and the latencies of its answers."""
 
     offered: int = 0
@@ -30,7 +30,7 @@ class Second:
         self.latency.merge(other.latency)
 
 
-class Tally:
+class Counts:
     """What one process saw, or all together.
 
     Attributes:
@@ -50,62 +50,62 @@ class Tally:
         self.service = Histogram()
         self.lateness = Histogram()
         self.refused: Counter[str] = Counter()
-        self.again: Counter[str] = Counter()
+        self.retried: Counter[str] = Counter()
         self.unsent = 0
         self.lost: Counter[str] = Counter()
-        self._seconds: dict[int, Second] = {}
-        self._until = float("-inf")  # when the second is over that is counted now
-        self._now = Second()
+        self._seconds: dict[int, SecondCounts] = {}
+        self._second_end = float("-inf")  # when the second is over that is counted now
+        self._current = SecondCounts()
 
-    def measure(self, begin: float, end: float) -> None:
+    def set_measured_time(self, begin: float, end: float) -> None:
         """Says which time is measured; what was seen before counts for the seconds before 0 only."""
         self.begin, self.end = begin, end
 
-    def due(self, at: float, rows: int) -> None:
+    def add_offered(self, due: float, rows: int) -> None:
         """Timesteps became due."""
-        if at < self.end:
-            self._second(at).offered += rows
+        if due < self.end:
+            self._second(due).offered += rows
 
-    def late(self, due: float, now: float) -> None:
+    def add_lateness(self, due: float, now: float) -> None:
         """It was noticed only now that something was due then."""
-        if self._counts(due):
+        if self._is_measured(due):
             self.lateness.add(now - due)
 
-    def dropped(self, due: float, rows: int) -> None:
+    def add_unsent(self, due: float, rows: int) -> None:
         """Timesteps were due and will not be sent."""
-        if self._counts(due):
+        if self._is_measured(due):
             self.unsent += rows
             self.latency.unanswered += rows
 
-    def answered(self, now: float, due: float, sent: float, rows: int) -> None:
+    def add_answered(self, now: float, due: float, sent: float, rows: int) -> None:
         """Timesteps were answered."""
         latency_s = now - due
-        bucket = bucket_of(latency_s)
+        bucket = bucket_index(latency_s)
         if now < self.end:
             second = self._second(now)
             second.answered += rows
-            second.latency.add_to(bucket, latency_s, rows)
-        if self._counts(due):
-            self.latency.add_to(bucket, latency_s, rows)
-            self.service.add_to(bucket if sent == due else bucket_of(now - sent), now - sent, rows)
+            second.latency.add_to_bucket(bucket, latency_s, rows)
+        if self._is_measured(due):
+            self.latency.add_to_bucket(bucket, latency_s, rows)
+            self.service.add_to_bucket(bucket if sent == due else bucket_index(now - sent), now - sent, rows)
 
-    def let_go(self, now: float, due: float, refused: Mapping[str, int]) -> None:
+    def add_refused(self, now: float, due: float, refused: Mapping[str, int]) -> None:
         """Timesteps were refused and do not go again."""
         rows = sum(refused.values())
         if now < self.end:
             self._second(now).refused += rows
-        if self._counts(due):
+        if self._is_measured(due):
             self.refused.update(refused)
 
-    def unanswered(self, due: float, rows: int) -> None:
+    def add_unanswered(self, due: float, rows: int) -> None:
         """Timesteps were sent, or wait to be, and it is too late for them."""
-        if self._counts(due):
+        if self._is_measured(due):
             self.latency.unanswered += rows
 
-    def take_seconds(self, before: int) -> dict[int, Second]:
+    def pop_seconds(self, before: int) -> dict[int, SecondCounts]:
         """The seconds that are over; they are not kept."""
         over = [number for number in self._seconds if number < before]
-        self._until = float("-inf")
+        self._second_end = float("-inf")
         return {number: self._seconds.pop(number) for number in over}
 
     def merge(self, other: Self) -> None:
@@ -114,19 +114,19 @@ class Tally:
         self.service.merge(other.service)
         self.lateness.merge(other.lateness)
         self.refused.update(other.refused)
-        self.again.update(other.again)
+        self.retried.update(other.retried)
         self.lost.update(other.lost)
         self.unsent += other.unsent
 
-    def _counts(self, due: float) -> bool:
+    def _is_measured(self, due: float) -> bool:
         return self.begin <= due < self.end
 
-    def _second(self, at: float) -> Second:
-        if self._until - 1.0 <= at < self._until:
-            return self._now
-        number = floor(at - self.begin)
-        self._until = self.begin + number + 1
+    def _second(self, time_s: float) -> SecondCounts:
+        if self._second_end - 1.0 <= time_s < self._second_end:
+            return self._current
+        number = floor(time_s - self.begin)
+        self._second_end = self.begin + number + 1
         if number not in self._seconds:
-            self._seconds[number] = Second()
-        self._now = self._seconds[number]
-        return self._now
+            self._seconds[number] = SecondCounts()
+        self._current = self._seconds[number]
+        return self._current

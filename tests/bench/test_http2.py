@@ -10,9 +10,9 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from serving.bench import frames
-from serving.bench.frames import Call, Connection, Ending, prefixed
-from serving.bench.light import said
+from serving.bench import http2
+from serving.bench.http2 import Call, CallStatus, Connection, length_prefixed
+from serving.bench.light_client import client_error
 
 PATIENCE = 20.0
 METHOD = "/a.Service/Method"
@@ -48,7 +48,7 @@ class Heard:
 
     def __init__(self, connection: Connection) -> None:
         self.messages: asyncio.Queue[bytes] = asyncio.Queue()
-        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[CallStatus] = asyncio.get_running_loop().create_future()
         self.call: Call = connection.call(METHOD, self.messages.put_nowait, self.ended.set_result)
 
 
@@ -71,7 +71,7 @@ async def test_messages_of_any_size_come_back(size: int) -> None:
         heard = Heard(connection)
         messages = [bytes([number]) * size for number in range(3)]
         for message in messages:
-            heard.call.send(prefixed(message))
+            heard.call.send(length_prefixed(message))
         assert [await heard.messages.get() for _ in messages] == messages
         heard.call.half_close()
         assert (await heard.ended).code == 0
@@ -84,7 +84,7 @@ async def test_calls_on_one_connection_do_not_mix() -> None:
         connection = await Connection.open(address)
         calls = [Heard(connection) for _ in range(20)]
         for number, heard in enumerate(calls):
-            heard.call.send(prefixed(bytes([number]) * 100_000), last=True)
+            heard.call.send(length_prefixed(bytes([number]) * 100_000), last=True)
         for number, heard in enumerate(calls):
             assert await heard.messages.get() == bytes([number]) * 100_000
             assert (await heard.ended).code == 0
@@ -93,13 +93,13 @@ async def test_calls_on_one_connection_do_not_mix() -> None:
 
 async def test_windows_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the call and of the connection: more can come than they held at first."""
-    monkeypatch.setattr(frames, "WINDOW_MAX", 100_000)
-    monkeypatch.setattr(frames, "OPEN_AGAIN", 50_000)
+    monkeypatch.setattr(http2, "WINDOW_MAX", 100_000)
+    monkeypatch.setattr(http2, "WINDOW_UPDATE_BYTES", 50_000)
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
         heard = Heard(connection)
         for _ in range(20):
-            heard.call.send(prefixed(bytes(60_000)))
+            heard.call.send(length_prefixed(bytes(60_000)))
             assert len(await heard.messages.get()) == 60_000
         connection.close()
 
@@ -111,7 +111,7 @@ async def test_what_a_server_does_not_read_waits_here() -> None:
         heard = Heard(connection)
         sent = 0
         while not heard.call.blocked:
-            heard.call.send(prefixed(bytes(1000)))
+            heard.call.send(length_prefixed(bytes(1000)))
             sent += 1005
             await asyncio.sleep(0)
         assert sent < 1_000_000
@@ -162,9 +162,9 @@ async def test_why_a_call_ended_is_read(words: str) -> None:
 
     async with server(refuse) as (address, _):
         connection = await Connection.open(address)
-        ending = await Heard(connection).ended
-        assert (ending.code, ending.message) == (8, words)
-        assert said(ending).reason == "TOO_MANY_STREAMS"
+        status = await Heard(connection).ended
+        assert (status.code, status.message) == (8, words)
+        assert client_error(status).reason == "TOO_MANY_STREAMS"
         connection.close()
 
 
@@ -173,9 +173,9 @@ async def test_a_call_that_is_cut_is_told_nothing_more() -> None:
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
         cut, other = Heard(connection), Heard(connection)
-        cut.call.send(prefixed(b"a"))
-        cut.call.cut()
-        other.call.send(prefixed(b"b"))
+        cut.call.send(length_prefixed(b"a"))
+        cut.call.cancel()
+        other.call.send(length_prefixed(b"b"))
         assert await other.messages.get() == b"b"
         assert cut.messages.empty()
         assert not cut.ended.done()
@@ -187,10 +187,10 @@ async def test_a_server_that_goes_away_ends_calls() -> None:
     async with server(echo) as (address, made):
         connection = await Connection.open(address)
         heard = Heard(connection)
-        heard.call.send(prefixed(b"a"))
+        heard.call.send(length_prefixed(b"a"))
         await heard.messages.get()
         await made.stop(None)
         assert (await heard.ended).code in (1, 14)
-        while connection._lost is None:  # noqa: ASYNC110 - the connection tells only calls
+        while connection._closed is None:  # noqa: ASYNC110 - the connection tells only calls
             await asyncio.sleep(0)
         assert (await Heard(connection).ended).code == 14

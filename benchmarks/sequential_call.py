@@ -10,99 +10,107 @@ from typing import Any
 from compare import VALUES
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.frames import Connection, Ending
-from serving.bench.light import said
-from serving.bench.speech import APPLIED, Ended, Many, Single, Speech, WrongAnswer, packed
+from serving.bench.encoding import (
+    APPLIED,
+    Encoding,
+    PredictBlocksEncoding,
+    PredictEncoding,
+    StreamsEnded,
+    UnexpectedResponse,
+    encode_rows,
+)
+from serving.bench.http2 import CallStatus, Connection
+from serving.bench.light_client import client_error
 
-ROWS = packed(VALUES)
+ROWS = encode_rows(VALUES)
 
 
-def one(stream_id: str = "") -> Single:
+def predict_call(stream_id: str = "") -> PredictEncoding:
     """A stream, new or known; an empty id has the server issue one."""
-    return Single(pb.Open(stream_id=stream_id), ROWS)
+    return PredictEncoding(pb.Open(stream_id=stream_id), ROWS)
 
 
-def block(stream_ids: list[str]) -> Many:
+def predict_blocks_call(stream_ids: list[str]) -> PredictBlocksEncoding:
     """Many of them."""
-    return Many(pb.OpenStreams(stream_ids=stream_ids), VALUES)
+    return PredictBlocksEncoding(pb.OpenStreams(stream_ids=stream_ids), VALUES)
 
 
-class Visit:
+class SequentialCall:
     """One call.
 
     Raises, at whatever is asked, the error of `serving.client` that says how the server ended the call, and RuntimeError
     when a timestep was not applied.
     """
 
-    def __init__(self, connection: Connection, speech: Speech) -> None:
-        self._speech = speech
+    def __init__(self, connection: Connection, encoding: Encoding) -> None:
+        self._encoding = encoding
         self._loop = asyncio.get_running_loop()
         self._number = 0
-        self._take: Callable[[bytes], bool]
+        self._accept: Callable[[bytes], bool]
         self._answer: asyncio.Future[bytes] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self.call = connection.call(speech.method, self._on_message, self._on_end)
+        self.rpc = connection.call(encoding.method, self._on_message, self._on_end)
 
     async def open(self) -> None:
         """Opens the streams."""
         refused: list[Any] = []
 
-        def take(message: bytes) -> bool:
-            refused.extend(self._speech.opened(message))
+        def accept(message: bytes) -> bool:
+            refused.extend(self._encoding.decode_opened(message))
             return True
 
-        await self._ask(self._speech.open(), take)
+        await self._request(self._encoding.open_request(), accept)
         if refused:
             raise RuntimeError(f"streams were refused: {refused}")
 
     async def step(self) -> bytes:
         """Has the next timestep of every stream answered; gives the response."""
         self._number += 1
-        return await self._ask(self._speech.message(self._number, {}), self._is_answer)
+        return await self._request(self._encoding.request(self._number, {}), self._is_applied)
 
     async def close(self, *, forget: bool) -> None:
         """Ends the streams, and waits until the server has ended the call."""
-        self.call.send(self._speech.close(forget=forget), last=True)
+        self.rpc.send(self._encoding.close_request(forget=forget), last=True)
         await self._ended
 
     async def half_close(self) -> None:
         """Sends no more, and waits until the server has ended the call; the streams are kept."""
-        self.call.half_close()
+        self.rpc.half_close()
         await self._ended
 
     def send(self) -> int:
         """Sends the next timestep of every stream and waits for nothing; gives its length."""
         self._number += 1
-        message = self._speech.message(self._number, {})
-        self.call.send(message)
+        message = self._encoding.request(self._number, {})
+        self.rpc.send(message)
         return len(message)
 
-    async def _ask(self, message: bytes, take: Callable[[bytes], bool]) -> bytes:
-        self._take, self._answer = take, self._loop.create_future()
-        self.call.send(message)
+    async def _request(self, message: bytes, accept: Callable[[bytes], bool]) -> bytes:
+        self._accept, self._answer = accept, self._loop.create_future()
+        self.rpc.send(message)
         return await self._answer
 
-    def _is_answer(self, message: bytes) -> bool:
-        verdict = self._speech.verdict(message, self._number)
-        if verdict is None or isinstance(verdict, Ended):
+    def _is_applied(self, message: bytes) -> bool:
+        answer = self._encoding.decode_answer(message, self._number)
+        if answer is None or isinstance(answer, StreamsEnded):
             return False
-        if verdict != APPLIED:
-            raise RuntimeError(f"expected that a timestep is applied, got {verdict}")
+        if answer != APPLIED:
+            raise RuntimeError(f"expected that a timestep is applied, got {answer}")
         return True
 
     def _on_message(self, message: bytes) -> None:
         if self._answer.done():
             return
         try:
-            if self._take(message):
+            if self._accept(message):
                 self._answer.set_result(message)
-        except (WrongAnswer, RuntimeError) as error:
+        except (UnexpectedResponse, RuntimeError) as error:
             self._answer.set_exception(error)
 
-    def _on_end(self, ending: Ending) -> None:
-        if not ending.code:
+    def _on_end(self, status: CallStatus) -> None:
+        if not status.code:
             self._ended.set_result(None)
             return
         for future in (self._answer, self._ended):
             if not future.done():
-                future.set_exception(said(ending))
+                future.set_exception(client_error(status))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.frames import prefixed
-from serving.bench.lane import Refusal, Verdict
-from serving.bench.speech import APPLIED, Many, Single, WrongAnswer, packed
+from serving.bench.encoding import APPLIED, PredictBlocksEncoding, PredictEncoding, UnexpectedResponse, encode_rows
+from serving.bench.http2 import length_prefixed
+from serving.bench.send_queue import Answer, Refusal
 
 
 def opened(next_step: int = 1) -> bytes:
@@ -19,43 +19,45 @@ def opened(next_step: int = 1) -> bytes:
 def test_a_timestep_is_put_together_as_protobuf_does_it(step: int, features: int) -> None:
     """Byte for byte, whatever the length of its number and of its values."""
     values = np.arange(2 * features, dtype=np.float32).reshape(2, features)
-    speech = Single(pb.Open(), packed(values))
-    speech.opened(opened(step))
+    encoding = PredictEncoding(pb.Open(), encode_rows(values))
+    encoding.decode_opened(opened(step))
     timestep = pb.Timestep(step=step, values=values[1].tobytes())
-    assert speech.message(1, {}) == prefixed(pb.PredictRequest(timestep=timestep).SerializeToString())
+    assert encoding.request(1, {}) == length_prefixed(pb.PredictRequest(timestep=timestep).SerializeToString())
 
 
 def test_a_stream_that_is_known_goes_on_with_its_number() -> None:
     """Messages count from 1, timesteps from where the stream is."""
-    speech = Single(pb.Open(), packed(np.zeros((3, 1), np.float32)))
-    speech.opened(opened(41))
-    assert pb.PredictRequest.FromString(speech.message(2, {})[5:]).timestep.step == 42
+    encoding = PredictEncoding(pb.Open(), encode_rows(np.zeros((3, 1), np.float32)))
+    encoding.decode_opened(opened(41))
+    assert pb.PredictRequest.FromString(encoding.request(2, {})[5:]).timestep.step == 42
     answer = pb.PredictResponse(prediction=pb.Prediction(step=42))
-    assert speech.verdict(answer.SerializeToString(), 2) is APPLIED
-    with pytest.raises(WrongAnswer, match="timestep 42, expected one to timestep 43"):
-        speech.verdict(answer.SerializeToString(), 3)
+    assert encoding.decode_answer(answer.SerializeToString(), 2) is APPLIED
+    with pytest.raises(UnexpectedResponse, match="timestep 42, expected one to timestep 43"):
+        encoding.decode_answer(answer.SerializeToString(), 3)
 
 
 def test_an_old_answer_is_no_answer() -> None:
     """A duplicate costs the server nothing, and must not be counted."""
-    speech = Single(pb.Open(), packed(np.zeros((1, 1), np.float32)))
-    speech.opened(opened())
+    encoding = PredictEncoding(pb.Open(), encode_rows(np.zeros((1, 1), np.float32)))
+    encoding.decode_opened(opened())
     answer = pb.PredictResponse(prediction=pb.Prediction(step=1, duplicate=True)).SerializeToString()
-    with pytest.raises(WrongAnswer, match="duplicate"):
-        speech.verdict(answer, 1)
+    with pytest.raises(UnexpectedResponse, match="duplicate"):
+        encoding.decode_answer(answer, 1)
 
 
 def test_rows_of_a_block_have_each_their_number() -> None:
     """From where its stream is, less what it is behind; a stream that was refused is not among them."""
     values = np.arange(10, dtype=np.float32).reshape(5, 2)
-    speech = Many(pb.OpenStreams(stream_ids=["a", "b", "c"]), values)
+    encoding = PredictBlocksEncoding(pb.OpenStreams(stream_ids=["a", "b", "c"]), values)
     errors = [pb.RowError(row=1, error=pb.Error(reason=pb.Error.REASON_TOO_MANY_STREAMS))]
     answer = pb.OpenedStreams(handles=[7, 0, 9], next_steps=[1, 0, 100], answers_remembered=8, errors=errors)
-    assert speech.opened(pb.PredictBlocksResponse(opened=answer).SerializeToString()) == {"TOO_MANY_STREAMS": 1}
-    block = pb.PredictBlocksRequest.FromString(speech.message(3, {1: 2})[5:]).block
+    assert encoding.decode_opened(pb.PredictBlocksResponse(opened=answer).SerializeToString()) == {
+        "TOO_MANY_STREAMS": 1
+    }
+    block = pb.PredictBlocksRequest.FromString(encoding.request(3, {1: 2})[5:]).block
     assert np.frombuffer(block.handles, "<u4").tolist() == [7, 9]
     assert np.frombuffer(block.steps, "<u8").tolist() == [3, 100]
     assert np.frombuffer(block.values, "<f4").reshape(2, 2).tolist() == values[[3, 4]].tolist()
     refused = pb.PredictedBlock(block=3, steps=bytes(16), errors=[pb.RowError(row=1, error=errors[0].error)])
-    verdict = speech.verdict(pb.PredictBlocksResponse(block=refused).SerializeToString(), 3)
-    assert verdict == Verdict(rows={1: Refusal("TOO_MANY_STREAMS")})
+    answer = encoding.decode_answer(pb.PredictBlocksResponse(block=refused).SerializeToString(), 3)
+    assert answer == Answer(rows={1: Refusal("TOO_MANY_STREAMS")})

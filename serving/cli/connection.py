@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from serving.cli.refused import EXIT_USAGE, Refused
+from serving.cli.errors import EXIT_USAGE, CommandError
 from serving.runtime.host import WILDCARDS, is_unix, with_port
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PORT = 50051
+DEFAULT_PORT = 50051
 PORT_MAX = 2**16 - 1
 
 
@@ -39,12 +39,12 @@ def default_address(environment: Mapping[str, str]) -> str:
     if port and not port.isdecimal():
         raise typer.BadParameter(f"TIDEGATE_PORT: got '{port}', expected a number from 0 to {PORT_MAX}")
     # A port that was picked is known from the ready line alone.
-    return with_port("localhost" if not host or host in WILDCARDS else host, int(port or 0) or PORT)
+    return with_port("localhost" if not host or host in WILDCARDS else host, int(port or 0) or DEFAULT_PORT)
 
 
-def _checked(given: str) -> str:
+def _validate_address(value: str) -> str:
     """The address that was given, or the default; the system would take a port that there is not for another one."""
-    address = given or default_address(os.environ)
+    address = value or default_address(os.environ)
     port = address.rpartition(":")[2]
     if not is_unix(address) and port.isdecimal() and not 0 < int(port) <= PORT_MAX:
         raise typer.BadParameter(f"got port {port}, expected 1 to {PORT_MAX}")
@@ -58,7 +58,7 @@ Address = Annotated[
         metavar="HOST:PORT",
         help="Where the server is; unix:PATH for a socket.",
         show_default="localhost, at TIDEGATE_PORT or 50051",
-        callback=_checked,
+        callback=_validate_address,
     ),
 ]
 Tls = Annotated[
@@ -70,7 +70,7 @@ Tls = Annotated[
         show_default="no, but with --ca or --cert",
     ),
 ]
-Ca = Annotated[
+CaFile = Annotated[
     Path | None,
     typer.Option(
         envvar="TIDEGATE_CA",
@@ -79,11 +79,11 @@ Ca = Annotated[
         show_default="those that gRPC brings along",
     ),
 ]
-Cert = Annotated[
+CertFile = Annotated[
     Path | None,
     typer.Option(envvar="TIDEGATE_CERT", metavar="FILE", help="Certificate of this client, as PEM; with --key."),
 ]
-Key = Annotated[
+KeyFile = Annotated[
     Path | None,
     typer.Option(envvar="TIDEGATE_KEY", metavar="FILE", help="Private key of that certificate, as PEM."),
 ]
@@ -98,7 +98,7 @@ Token = Annotated[
 
 
 @dataclass(frozen=True)
-class Server:
+class ConnectionSettings:
     """A server to talk to.
 
     `tls` says whether that is by TLS: then `ca` has the certificates that are trusted, None for those of gRPC, and `cert` and `key`
@@ -131,14 +131,14 @@ class Server:
         return Client(self.address, credentials=self.credentials, metadata=self.metadata)
 
 
-def server_of(
+def make_connection(
     address: str,
     tls: bool | None = None,
     ca: Path | None = None,
     cert: Path | None = None,
     key: Path | None = None,
     token: str = "",
-) -> Server:
+) -> ConnectionSettings:
     """The server that the options speak of; `tls` None means that nobody said.
 
     Raises:
@@ -150,40 +150,42 @@ def server_of(
     try:
         arguments.address("address", address)
     except InvalidArgument as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     files = {"--ca": ca, "--cert": cert, "--key": key}
-    by_tls = any(path is not None for path in files.values()) if tls is None else tls
+    use_tls = any(path is not None for path in files.values()) if tls is None else tls
     for option, path in files.items():
-        if path is not None and not by_tls:
-            raise Refused(f"{option}: means nothing without TLS; leave it out, or --no-tls", EXIT_USAGE)
+        if path is not None and not use_tls:
+            raise CommandError(f"{option}: means nothing without TLS; leave it out, or --no-tls", EXIT_USAGE)
     if (cert is None) != (key is None):
         given, other = ("--key", "--cert") if cert is None else ("--cert", "--key")
-        raise Refused(f"{given}: is of no use alone, expected {other} beside it", EXIT_USAGE)
+        raise CommandError(f"{given}: is of no use alone, expected {other} beside it", EXIT_USAGE)
     if not (token.isascii() and token.isprintable() and token == token.strip()):  # a secret: it is not shown
-        raise Refused("--token: got what cannot be sent, expected printable ASCII without blanks around it", EXIT_USAGE)
-    if token and not by_tls and tls is None and not _is_here(address):
-        raise Refused(
+        raise CommandError(
+            "--token: got what cannot be sent, expected printable ASCII without blanks around it", EXIT_USAGE
+        )
+    if token and not use_tls and tls is None and not _is_loopback(address):
+        raise CommandError(
             f"--token: without TLS everybody between here and {address} could read it; add --tls, or --no-tls if that is meant",
             EXIT_USAGE,
         )
-    read = {option: _read(option, path) for option, path in files.items()}
-    _check_pem(ca, cert, key)
-    return Server(address, by_tls, read["--ca"], read["--cert"], read["--key"], token)
+    contents = {option: _read_file(option, path) for option, path in files.items()}
+    _validate_pem(ca, cert, key)
+    return ConnectionSettings(address, use_tls, contents["--ca"], contents["--cert"], contents["--key"], token)
 
 
-def asks_server(command: Callable[..., T]) -> Callable[..., T]:
+def with_server_options(command: Callable[..., T]) -> Callable[..., T]:
     """Gives a command the options of a server, of which its argument `server` is made."""
-    own = [part for part in inspect.signature(command).parameters.values() if part.name != "server"]
-    options = {name: (kind, default) for name, kind, default in OPTIONS}
+    own = [part for part in inspect.signature(command).parameters.values() if part.name != "connection"]
+    options = {name: (annotation, default) for name, annotation, default in OPTIONS}
 
     @functools.wraps(command)
-    def run(**given: Any) -> T:
-        server = server_of(**{name: given.pop(name) for name in options})
-        return command(**given, server=server)
+    def run(**values: Any) -> T:
+        connection = make_connection(**{name: values.pop(name) for name in options})
+        return command(**values, connection=connection)
 
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
-        for name, (kind, default) in options.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, (annotation, default) in options.items()
     ]
     parameters += [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # where typer looks for options
@@ -194,14 +196,14 @@ def asks_server(command: Callable[..., T]) -> Callable[..., T]:
 OPTIONS: tuple[tuple[str, Any, Any], ...] = (
     ("address", Address, ""),
     ("tls", Tls, None),
-    ("ca", Ca, None),
-    ("cert", Cert, None),
-    ("key", Key, None),
+    ("ca", CaFile, None),
+    ("cert", CertFile, None),
+    ("key", KeyFile, None),
     ("token", Token, ""),
 )
 
 
-def _is_here(address: str) -> bool:
+def _is_loopback(address: str) -> bool:
     """Whether what is sent there does not leave this machine."""
     host = address.rpartition(":")[0]
     try:
@@ -210,16 +212,16 @@ def _is_here(address: str) -> bool:
         return False
 
 
-def _read(option: str, path: Path | None) -> bytes | None:
+def _read_file(option: str, path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Refused(f"{option}: {path} cannot be read: {error.strerror}", EXIT_USAGE) from None
+        raise CommandError(f"{option}: {path} cannot be read: {error.strerror}", EXIT_USAGE) from None
 
 
-def _check_pem(ca: Path | None, cert: Path | None, key: Path | None) -> None:
+def _validate_pem(ca: Path | None, cert: Path | None, key: Path | None) -> None:
     """Finds out what is wrong with the files; gRPC would only say that it cannot connect."""
     if ca is None and cert is None:
         return
@@ -230,12 +232,12 @@ def _check_pem(ca: Path | None, cert: Path | None, key: Path | None) -> None:
         try:
             context.load_verify_locations(ca)
         except ssl.SSLError:
-            raise Refused(f"--ca: {ca} holds no certificates as PEM", EXIT_USAGE) from None
+            raise CommandError(f"--ca: {ca} holds no certificates as PEM", EXIT_USAGE) from None
     if cert is not None:
         try:
             context.load_cert_chain(cert, key, password="")  # without one it would be asked for; gRPC cannot
         except ssl.SSLError:
-            raise Refused(
+            raise CommandError(
                 f"--cert: {cert} and {key} are not a certificate and its private key as PEM, without a password",
                 EXIT_USAGE,
             ) from None

@@ -30,7 +30,7 @@ def serve(models: Path, *options: str) -> list[str]:
     return ["-m", "serving", "serve", *fixed, "--log-level", "warning", *options]
 
 
-class Side:
+class ServerProcess:
     """A server that prints one line `ready: grpc=HOST:PORT ...` when it can be called, as `tidegate serve` does.
 
     Use it as a context manager: entering starts the process and waits for the line, leaving ends it by SIGTERM.
@@ -61,17 +61,17 @@ class Side:
         self._process = subprocess.Popen(
             [sys.executable, *self.arguments], stdout=subprocess.PIPE, text=True, cwd=self._root, env=self._environment
         )
-        late = threading.Timer(READY_SECONDS_MAX, self._process.kill)
-        late.start()
+        timer = threading.Timer(READY_SECONDS_MAX, self._process.kill)
+        timer.start()
         try:
             line = self._process.stdout.readline() if self._process.stdout else ""
         finally:
-            late.cancel()
+            timer.cancel()
         if not line.startswith("ready: "):
             self._process.kill()
             raise RuntimeError(f"side '{self.name}' printed {line!r}, expected 'ready: grpc=HOST:PORT'")
-        told = dict(word.split("=", 1) for word in line.split()[1:])
-        self.address, self.metrics_url = told["grpc"], told.get("metrics", "")
+        fields = dict(word.split("=", 1) for word in line.split()[1:])
+        self.address, self.metrics_url = fields["grpc"], fields.get("metrics", "")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +98,7 @@ class Side:
 
     def resident_bytes(self) -> int:
         """The memory that it has now."""
-        return sum(_resident_bytes(pid) for pid in _family(self.pid))
+        return sum(_resident_bytes(pid) for pid in _process_tree(self.pid))
 
     def samples(self) -> list[tuple[str, dict[str, str], float]]:
         """What its /metrics says: name, labels, value."""
@@ -113,21 +113,21 @@ class Side:
 
 def environment() -> dict[str, str]:
     """What a server is started with: none of the user's own settings, and one process unless its arguments say more."""
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
-    return mine | {"TIDEGATE_WORKERS": "1"}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+    return variables | {"TIDEGATE_WORKERS": "1"}
 
 
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process and those below it so far, from /proc/PID/stat."""
-    return sum(_cpu_seconds(one) for one in _family(pid))
+    return sum(_cpu_seconds(one) for one in _process_tree(pid))
 
 
-def _family(pid: int) -> Iterator[int]:
+def _process_tree(pid: int) -> Iterator[int]:
     """A process and those below it."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text("ascii").split():
-            yield from _family(int(child))
+            yield from _process_tree(int(child))
 
 
 def _cpu_seconds(pid: int) -> float:

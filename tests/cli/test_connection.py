@@ -11,8 +11,8 @@ import pytest
 import typer.main
 
 from serving.cli import app as cli
-from serving.cli.address import Server, server_of
-from serving.cli.refused import EXIT_USAGE, Refused
+from serving.cli.connection import ConnectionSettings, make_connection
+from serving.cli.errors import EXIT_USAGE, CommandError
 from tests.client.test_tls import answer_models, recording
 from tests.support import address_of, run_command, run_server
 from tests.tls import Certificates, make_certificates, tls_before
@@ -117,43 +117,47 @@ def test_a_file_that_cannot_be_read_is_refused() -> None:
 
 def test_what_is_said_is_what_is_used(certificates: Certificates) -> None:
     """A certificate means TLS."""
-    assert server_of(HERE) == Server(HERE)
-    assert server_of(AWAY, tls=True, token=SECRET) == Server(AWAY, tls=True, token=SECRET)
-    assert server_of(AWAY, ca=certificates.ca) == Server(AWAY, tls=True, ca=certificates.ca.read_bytes())
-    both = server_of(AWAY, cert=certificates.client_cert, key=certificates.client_key)
+    assert make_connection(HERE) == ConnectionSettings(HERE)
+    assert make_connection(AWAY, tls=True, token=SECRET) == ConnectionSettings(AWAY, tls=True, token=SECRET)
+    assert make_connection(AWAY, ca=certificates.ca) == ConnectionSettings(
+        AWAY, tls=True, ca=certificates.ca.read_bytes()
+    )
+    both = make_connection(AWAY, cert=certificates.client_cert, key=certificates.client_key)
     assert both.tls
     assert (both.cert, both.key) == (certificates.client_cert.read_bytes(), certificates.client_key.read_bytes())
     assert isinstance(both.credentials, grpc.ChannelCredentials)
-    assert Server(HERE).credentials is None
-    assert Server(HERE).metadata == ()
+    assert ConnectionSettings(HERE).credentials is None
+    assert ConnectionSettings(HERE).metadata == ()
 
 
 def test_a_secret_is_not_shown() -> None:
     """Whoever prints a server prints no token and no key."""
-    assert SECRET not in repr(Server(HERE, tls=True, key=SECRET.encode(), token=SECRET))
+    assert SECRET not in repr(ConnectionSettings(HERE, tls=True, key=SECRET.encode(), token=SECRET))
 
 
 @pytest.mark.parametrize("address", [HERE, "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/run/s"])
 def test_a_token_goes_without_tls_to_this_machine(address: str) -> None:
     """Nobody listens there who could not read it anyway."""
-    assert server_of(address, token=SECRET).metadata == (("authorization", f"Bearer {SECRET}"),)
+    assert make_connection(address, token=SECRET).metadata == (("authorization", f"Bearer {SECRET}"),)
 
 
 @pytest.mark.parametrize("address", [AWAY, "10.0.0.1:1", "[fd00::1]:1", "localhost.example:1"])
 def test_a_token_goes_without_tls_to_others_only_when_that_is_said(address: str) -> None:
     """As where a mesh encrypts what leaves the machine."""
-    with pytest.raises(Refused, match=r"--token: without TLS .* add --tls, or --no-tls if that is meant") as caught:
-        server_of(address, token=SECRET)
+    with pytest.raises(
+        CommandError, match=r"--token: without TLS .* add --tls, or --no-tls if that is meant"
+    ) as caught:
+        make_connection(address, token=SECRET)
     assert caught.value.exit_code == EXIT_USAGE
     assert SECRET not in str(caught.value)
-    assert server_of(address, tls=False, token=SECRET).token == SECRET
+    assert make_connection(address, tls=False, token=SECRET).token == SECRET
 
 
 @pytest.mark.parametrize("token", [f" {SECRET}", f"{SECRET}\n", f"{SECRET}ü", f"{SECRET}\x00"])
 def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
     """In words that do not show it."""
-    with pytest.raises(Refused, match="--token: got what cannot be sent") as caught:
-        server_of(HERE, token=token)
+    with pytest.raises(CommandError, match="--token: got what cannot be sent") as caught:
+        make_connection(HERE, token=token)
     assert SECRET not in str(caught.value)
 
 
@@ -171,12 +175,12 @@ def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
 def test_files_that_do_not_fit_are_refused(certificates: Certificates, given: dict[str, Any], told: str) -> None:
     """Otherwise gRPC would only say that it cannot connect."""
     files = {name: value if value is False else getattr(certificates, value) for name, value in given.items()}
-    with pytest.raises(Refused, match=told) as caught:
-        server_of(HERE, **files)
+    with pytest.raises(CommandError, match=told) as caught:
+        make_connection(HERE, **files)
     assert caught.value.exit_code == EXIT_USAGE
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     """It cannot be read either."""
-    with pytest.raises(Refused, match=r"--ca: .* cannot be read: Is a directory"):
-        server_of(HERE, ca=tmp_path)
+    with pytest.raises(CommandError, match=r"--ca: .* cannot be read: Is a directory"):
+        make_connection(HERE, ca=tmp_path)

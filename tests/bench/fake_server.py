@@ -14,11 +14,11 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.bench.__main__ import MAKE
-from serving.bench.load import Load
+from serving.bench.__main__ import MAKE_RUNNERS
+from serving.bench.counts import Counts
+from serving.bench.load import LoadGenerator
+from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
 from serving.bench.plan import Plan
-from serving.bench.tally import Tally
-from serving.bench.words import Go, Ready, Report, Seconds, Task
 from tests.client.reasons import error_of
 
 # Nothing here takes a second; what has not happened after this never will.
@@ -33,7 +33,7 @@ MODEL = pb.Model(
 )
 
 
-class Toy(pb_grpc.TidegateServiceServicer):
+class FakeServicer(pb_grpc.TidegateServiceServicer):
     """The server.
 
     Attributes:
@@ -154,9 +154,9 @@ class Toy(pb_grpc.TidegateServiceServicer):
 
 
 @asynccontextmanager
-async def toy() -> AsyncIterator[Toy]:
+async def fake_server() -> AsyncIterator[FakeServicer]:
     """A server of the toy model; fails when it was sent a duplicate."""
-    servicer = Toy()
+    servicer = FakeServicer()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_TidegateServiceServicer_to_server(servicer, server)
     servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -173,33 +173,35 @@ async def toy() -> AsyncIterator[Toy]:
 class Bench:
     """One client process, in this one."""
 
-    def __init__(self, server: Toy, values: Any = None, **settings: Any) -> None:
+    def __init__(self, server: FakeServicer, values: Any = None, **settings: Any) -> None:
         settings = {"streams": 4, "processes": 1, "connections": 1, "warmup": 0.0, "seconds": 0.5, **settings}
         self.plan = Plan(address=server.address, **settings)
         rows = np.arange(64, dtype=np.float32).reshape(32, 2) if values is None else values
-        self.told: list[Seconds] = []
-        self.load = Load(
-            Task(self.plan, 0, self.plan.shares[0], "bench-test-", rows), self.told.append, MAKE[self.plan.client]
+        self.progress: list[SecondsDone] = []
+        self.load = LoadGenerator(
+            Task(self.plan, 0, self.plan.calls_by_process[0], "bench-test-", rows),
+            self.progress.append,
+            MAKE_RUNNERS[self.plan.client],
         )
-        self.go: Go
+        self.go: RunTimes
         self.ready: Ready
         self.report: Report
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> Counts:
         """What was seen."""
-        return self.report.tally
+        return self.report.counts
 
-    async def run(self, before: Callable[[Go], None] = lambda _: None, *, loses: bool = False) -> "Bench":
+    async def run(self, before: Callable[[RunTimes], None] = lambda _: None, *, loses: bool = False) -> "Bench":
         """From the open to the end; `before` is told when the load begins. No stream is lost unless it is said."""
         try:
             self.ready = await self.load.open()
             start = time.monotonic() + 0.02
             begin = start + self.plan.warmup
-            self.go = Go(start, begin, begin + self.plan.seconds)
+            self.go = RunTimes(start, begin, begin + self.plan.seconds)
             before(self.go)
             self.report = await self.load.run(self.go)
         finally:
-            await self.load.leave()
-        assert bool(self.tally.lost) is loses, (self.tally.lost, self.report.why)
+            await self.load.close()
+        assert bool(self.counts.lost) is loses, (self.counts.lost, self.report.first_error)
         return self

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from serving.bench.board import span, title
+from serving.bench.display import format_seconds, title
 from serving.bench.result import Result
 
 mpl.use("Agg")  # to a file, without a screen
 from matplotlib import pyplot as plt
 
-MARKS = {
+PERCENTILES = {
     0.0: "0",
     0.5: "50",
     0.9: "90",
@@ -26,22 +26,22 @@ MARKS = {
 }
 
 # Latencies are shown over a factor of ten at least.
-FACTOR_MIN = 10.0
+AXIS_RATIO_MIN = 10.0
 
 
-def draw(result: Result, path: Path) -> None:
+def save_plot(result: Result, path: Path) -> None:
     """Writes the picture as PNG."""
-    figure, (spread, rate, time) = plt.subplots(
+    figure, (percentiles, rate, time) = plt.subplots(
         3, 1, figsize=(11, 11.5), height_ratios=(1.5, 1, 1), layout="constrained"
     )
     figure.suptitle(title(result), fontsize=13, fontweight="bold")
-    _draw_spread(spread, result)
-    _draw_rate(rate, result)
-    _draw_latency(time, result)
+    _plot_percentiles(percentiles, result)
+    _plot_rate(rate, result)
+    _plot_latency(time, result)
     for axis in (rate, time):
         axis.set_xlim(0, max(result.seconds, 1.0))
         axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), frameon=False, ncols=3)
-    for axis in (spread, rate, time):
+    for axis in (percentiles, rate, time):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     machine = result.machine
@@ -55,7 +55,7 @@ def draw(result: Result, path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_spread(axis: Axes, result: Result) -> None:
+def _plot_percentiles(axis: Axes, result: Result) -> None:
     """Latency by percentile; each mark to the right is ten times rarer."""
     missing = result.timesteps.unsent + result.timesteps.unanswered
     counts = np.array([bucket.count for bucket in result.histogram], np.int64)
@@ -73,8 +73,8 @@ def _draw_spread(axis: Axes, result: Result) -> None:
     after = np.minimum(np.cumsum(counts) / total, 1 - 1 / (total + 1))
     shares = np.column_stack([before, after]).ravel()
     axis.plot(-np.log10(1 - shares), np.repeat(latency, 2), color="tab:blue", linewidth=1.6)
-    for share in (0.5, 0.99):
-        _mark(axis, share, result.latency.p50 if share == 0.5 else result.latency.p99)
+    for fraction in (0.5, 0.99):
+        _annotate_percentile(axis, fraction, result.latency.p50 if fraction == 0.5 else result.latency.p99)
     if missing:
         known = -math.log10(missing / total)
         axis.axvspan(known, -math.log10(1 / (total + 1)), color="tab:red", alpha=0.12, linewidth=0)
@@ -86,42 +86,44 @@ def _draw_spread(axis: Axes, result: Result) -> None:
             textcoords="offset points",
             color="tab:red",
         )
-    shown = {share: text for share, text in MARKS.items() if 1 - share >= 1 / (total + 1)}
-    axis.set_xticks([-math.log10(1 - share) for share in shown], list(shown.values()))
+    shown = {fraction: text for fraction, text in PERCENTILES.items() if 1 - fraction >= 1 / (total + 1)}
+    axis.set_xticks([-math.log10(1 - fraction) for fraction in shown], list(shown.values()))
     axis.set_xlim(0, -math.log10(1 / (total + 1)))
     _seconds_axis(axis)
 
 
-def _mark(axis: Axes, share: float, seconds: float | None) -> None:
+def _annotate_percentile(axis: Axes, fraction: float, seconds: float | None) -> None:
     if seconds is None:
         return
-    place = -math.log10(1 - share)
-    axis.plot([place], [seconds], "o", color="tab:blue", markersize=5)
-    axis.annotate(f"p{share * 100:g}: {span(seconds)}", (place, seconds), xytext=(8, -14), textcoords="offset points")
+    index = -math.log10(1 - fraction)
+    axis.plot([index], [seconds], "o", color="tab:blue", markersize=5)
+    axis.annotate(
+        f"p{fraction * 100:g}: {format_seconds(seconds)}", (index, seconds), xytext=(8, -14), textcoords="offset points"
+    )
 
 
-def _draw_rate(axis: Axes, result: Result) -> None:
+def _plot_rate(axis: Axes, result: Result) -> None:
     """Offered and achieved, second by second."""
-    whole = _whole(result)
+    whole_seconds = _whole_seconds(result)
     axis.set_title(
         f"Timesteps a second: {result.achieved_per_s:,.0f} achieved"
         + ("" if result.settings.rate is None else f" of {result.offered_per_s:,.0f} offered"),
         loc="left",
         fontsize=10,
     )
-    seconds = [second.second + 0.5 for second in result.series[:whole]]
+    seconds = [second.second + 0.5 for second in result.series[:whole_seconds]]
     if result.settings.rate is not None:
-        offered = [second.offered for second in result.series[:whole]]
+        offered = [second.offered for second in result.series[:whole_seconds]]
         axis.plot(seconds, offered, color="0.6", linewidth=3.5, alpha=0.6, label="offered")
     axis.plot(
         seconds,
-        [second.answered for second in result.series[:whole]],
+        [second.answered for second in result.series[:whole_seconds]],
         "o-",
         color="tab:blue",
         markersize=3,
         label="achieved",
     )
-    refused = [second.refused for second in result.series[:whole]]
+    refused = [second.refused for second in result.series[:whole_seconds]]
     if any(refused):
         axis.plot(seconds, refused, color="tab:red", linewidth=1.3, label="refused")
     axis.margins(y=0.15)
@@ -130,7 +132,7 @@ def _draw_rate(axis: Axes, result: Result) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _draw_latency(axis: Axes, result: Result) -> None:
+def _plot_latency(axis: Axes, result: Result) -> None:
     """Percentiles, second by second."""
     axis.set_title("Latency of the answers of each second", loc="left", fontsize=10)
     seconds = [second.second + 0.5 for second in result.series]
@@ -143,7 +145,7 @@ def _draw_latency(axis: Axes, result: Result) -> None:
     _seconds_axis(axis)
 
 
-def _whole(result: Result) -> int:
+def _whole_seconds(result: Result) -> int:
     """How many seconds were whole: the rate of a piece of one would look like a fall."""
     return sum(second.second + 1 <= result.seconds + 1e-3 for second in result.series)
 
@@ -152,12 +154,12 @@ def _seconds_axis(axis: Axes) -> None:
     """Latencies span decades; ticks at 1, 2 and 5 of each, with their units."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    if high < FACTOR_MIN * low:  # or a tenth of a millisecond would look like a mountain
+    if high < AXIS_RATIO_MIN * low:  # or a tenth of a millisecond would look like a mountain
         middle = math.sqrt(low * high)
-        low, high = middle / math.sqrt(FACTOR_MIN), middle * math.sqrt(FACTOR_MIN)
+        low, high = middle / math.sqrt(AXIS_RATIO_MIN), middle * math.sqrt(AXIS_RATIO_MIN)
         axis.set_ylim(low, high)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     ticks = [head * 10.0**decade for decade in range(first, last + 1) for head in (1, 2, 5)]
     axis.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: span(value)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_seconds(value)))
     axis.set_yticks([], minor=True)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.cli.scoreboard import Scoreboard
+from serving.cli.forecast_scores import ForecastScorer
 
 nan = math.nan
 
@@ -17,14 +17,14 @@ def last_seen(column: list[float], row: int) -> float:
 
 
 def slowly(
-    truth: Any, forecasts: Any, place: int, horizon: int, target: int, season: int | None
+    truth: Any, forecasts: Any, index: int, horizon: int, target: int, season: int | None
 ) -> tuple[list[float], list[float], list[float]]:
     """The absolute errors of the model, of persistence and of seasonal-naive on the rows where all three have one."""
     column = [float(value) for value in truth[:, target]]
     errors: tuple[list[float], list[float], list[float]] = ([], [], [])
     for row in range(horizon, len(column)):
         made = row - horizon
-        model = float(forecasts[made][place][target])
+        model = float(forecasts[made][index][target])
         persistence = last_seen(column, made)
         seasonal = 0.0
         if season is not None:
@@ -48,16 +48,16 @@ def test_scores_are_those_of_a_slow_computation(season: int | None, missing: flo
     truth[rng.random(truth.shape) < missing] = nan
     horizons = (1, 4, 7, 13)
     forecasts = rng.normal(size=(60, 4, 2)).astype(np.float32)
-    board = Scoreboard(truth, ("u", "v"), ("m", "s"), horizons, season)
+    scorer = ForecastScorer(truth, ("u", "v"), ("m", "s"), horizons, season)
     for row in range(60):
-        board.add(row, forecasts[row])
-    scores = board.scores()
+        scorer.add(row, forecasts[row])
+    scores = scorer.scores()
     assert [(score.target, score.unit, score.horizon) for score in scores] == [
         (target, unit, horizon) for target, unit in (("u", "m"), ("v", "s")) for horizon in horizons
     ]
     for score in scores:
-        target, place = ("u", "v").index(score.target), horizons.index(score.horizon)
-        model, persistence, seasonal = slowly(truth, forecasts, place, score.horizon, target, season)
+        target, index = ("u", "v").index(score.target), horizons.index(score.horizon)
+        model, persistence, seasonal = slowly(truth, forecasts, index, score.horizon, target, season)
         assert score.scored == len(model) > 0
         assert score.mae == pytest.approx(np.mean(model), rel=1e-5)
         assert score.persistence_mae == pytest.approx(np.mean(persistence), rel=1e-5)
@@ -70,28 +70,28 @@ def test_scores_are_those_of_a_slow_computation(season: int | None, missing: flo
 def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
     """A long stream counts for more than a short one; the last forecast is the last stream's."""
     rng = np.random.default_rng(4)
-    boards, mine, naive = [], [], []
+    scorers, mine, naive = [], [], []
     for length in (30, 12, 20):
         truth, forecasts = rng.normal(size=(length, 1)), rng.normal(size=(length, 1, 1))
-        board = Scoreboard(truth.astype(np.float32), ("u",), (), (3,), None)
+        scorer = ForecastScorer(truth.astype(np.float32), ("u",), (), (3,), None)
         for row in range(length):
-            board.add(row, forecasts[row])
-        boards.append(board)
+            scorer.add(row, forecasts[row])
+        scorers.append(scorer)
         mine.extend(np.abs(forecasts[:-3, 0, 0] - truth[3:, 0]))
         naive.extend(np.abs(truth[:-3, 0] - truth[3:, 0]))
-    (score,) = boards[-1].scores(boards[:-1])
+    (score,) = scorers[-1].scores(scorers[:-1])
     assert score.scored == len(mine)
     assert score.mae == pytest.approx(np.mean(mine), rel=1e-5)
     assert score.persistence_mae == pytest.approx(np.mean(naive), rel=1e-5)
-    assert score.came_true == boards[-1].scores()[0].came_true
+    assert score.came_true == scorers[-1].scores()[0].came_true
 
 
 def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
     """It has none, and a mean over the rest would be over other timesteps than the model's."""
-    short, long = (Scoreboard(np.zeros((length, 1), np.float32), ("u",), (), (1,), 5) for length in (9, 20))
-    for board in (short, long):
-        for row in range(len(board.truth)):
-            board.add(row, np.ones((1, 1)))
+    short, long = (ForecastScorer(np.zeros((length, 1), np.float32), ("u",), (), (1,), 5) for length in (9, 20))
+    for scorer in (short, long):
+        for row in range(len(scorer.truth)):
+            scorer.add(row, np.ones((1, 1)))
     assert long.scores()[0].seasonal_mae == 0
     assert long.scores([short])[0].seasonal_mae is None
     assert short.scores([long])[0].seasonal_mae is None
@@ -99,11 +99,11 @@ def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
 
 def test_nothing_is_scored_before_the_first_horizon() -> None:
     """The answer is NaN, not an error, and beats nothing."""
-    board = Scoreboard(np.zeros((9, 1), np.float32), ("u",), (), (3,), None)
-    assert math.isnan(board.scores()[0].mae)
+    scorer = ForecastScorer(np.zeros((9, 1), np.float32), ("u",), (), (3,), None)
+    assert math.isnan(scorer.scores()[0].mae)
     for row in range(3):
-        board.add(row, np.zeros((1, 1)))
-    (score,) = board.scores()
+        scorer.add(row, np.zeros((1, 1)))
+    (score,) = scorer.scores()
     assert math.isnan(score.mae)
     assert score.scored == 0
     assert not score.beats_baselines
@@ -111,27 +111,27 @@ def test_nothing_is_scored_before_the_first_horizon() -> None:
 
 def test_the_last_forecast_stands_beside_what_came_true() -> None:
     """What was said about the last row, when it was made."""
-    board = Scoreboard(np.array([[1], [2], [4]], np.float32), ("u",), ("V",), (1, 2), None)
+    scorer = ForecastScorer(np.array([[1], [2], [4]], np.float32), ("u",), ("V",), (1, 2), None)
     for row, forecast in enumerate(([10, 20], [30, 40], [50, 60])):
-        board.add(row, np.array(forecast, np.float32))
-    near, far = board.scores()
+        scorer.add(row, np.array(forecast, np.float32))
+    near, far = scorer.scores()
     assert (near.predicted, near.came_true) == (30, 4)
     assert (far.predicted, far.came_true) == (20, 4)
 
 
 def test_a_series_of_less_than_two_seasons_has_no_seasonal_baseline() -> None:
     """Most of it would go unscored."""
-    assert Scoreboard(np.zeros((9, 1), np.float32), ("u",), (), (1,), 5).season is None
-    assert Scoreboard(np.zeros((10, 1), np.float32), ("u",), (), (1,), 5).season == 5
+    assert ForecastScorer(np.zeros((9, 1), np.float32), ("u",), (), (1,), 5).season is None
+    assert ForecastScorer(np.zeros((10, 1), np.float32), ("u",), (), (1,), 5).season == 5
 
 
 def test_a_series_that_begins_in_the_middle_is_scored_from_there() -> None:
     """A resumed stream has no forecasts for its first rows."""
     truth = np.arange(8, dtype=np.float32)[:, np.newaxis]
-    board = Scoreboard(truth, ("u",), (), (2,), None)
+    scorer = ForecastScorer(truth, ("u",), (), (2,), None)
     for row in range(4, 8):
-        board.add(row, np.array([[row + 2.5]], np.float32))
-    (score,) = board.scores()
+        scorer.add(row, np.array([[row + 2.5]], np.float32))
+    (score,) = scorer.scores()
     assert (score.scored, score.mae, score.persistence_mae) == (2, 0.5, 2)
 
 
@@ -145,7 +145,7 @@ def test_a_model_beats_the_baselines_only_when_it_is_better(
     """Equal is not better."""
     mine, step = errors
     truth = np.cumsum(np.full((20, 1), step), axis=0).astype(np.float32)  # persistence is wrong by `step` at each row
-    board = Scoreboard(truth, ("u",), (), (1,), season)
+    scorer = ForecastScorer(truth, ("u",), (), (1,), season)
     for row in range(20):
-        board.add(row, truth[row] + step + mine)
-    assert board.scores()[0].beats_baselines is beats
+        scorer.add(row, truth[row] + step + mine)
+    assert scorer.scores()[0].beats_baselines is beats

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.bench.counts import Counts, SecondCounts
+from serving.bench.encoding import Encoding
 from serving.bench.plan import Plan
-from serving.bench.speech import Speech
-from serving.bench.tally import Second, Tally
 from serving.core.spec import Floats
 
 
@@ -24,24 +24,24 @@ class Task:
     """
 
     plan: Plan
-    number: int
-    lanes: list[int]
+    process: int
+    calls: list[int]
     prefix: str
     values: Floats
-    speech: Callable[[list[str], Floats, int], Speech] | None = None
+    make_encoding: Callable[[list[str], Floats, int], Encoding] | None = None
 
     @property
     def connections(self) -> int:
         """How many its lanes are spread over."""
-        return min(self.plan.connections, len(self.lanes))
+        return min(self.plan.connections, len(self.calls))
 
     def streams(self) -> Iterator[tuple[list[str], int]]:
         """Of each lane the names of its streams, and where among the values the first begins."""
         first = 0
-        for place, rows in enumerate(self.lanes):
-            rng = np.random.default_rng((self.plan.seed, self.number, place))
+        for index, rows in enumerate(self.calls):
+            rng = np.random.default_rng((self.plan.seed, self.process, index))
             yield (
-                [f"{self.prefix}{self.number}-{first + row}" for row in range(rows)],
+                [f"{self.prefix}{self.process}-{first + row}" for row in range(rows)],
                 int(rng.integers(len(self.values))),
             )
             first += rows
@@ -53,11 +53,11 @@ class Ready:
 
     streams: int
     refused: Counter[str]
-    why: str = ""
+    first_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Go:
+class RunTimes:
     """The load starts, is measured from `begin` and ends at `end`."""
 
     start: float
@@ -73,11 +73,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Seconds:
+class SecondsDone:
     """Those before this one are over; by number, and those before 0 are the warm-up."""
 
     before: int
-    seconds: Mapping[int, Second]
+    seconds: Mapping[int, SecondCounts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class Report:
     `left` streams could not be forgotten at the server; `why` was said of the first one that was refused or lost.
     """
 
-    tally: Tally
-    seconds: Mapping[int, Second]
+    counts: Counts
+    seconds: Mapping[int, SecondCounts]
     end: float
     cpu_s: float
     left: int
-    why: str
+    first_error: str

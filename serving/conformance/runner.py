@@ -1,0 +1,166 @@
+"""Has clients play scenarios, and judges them by what they send and by what their users see."""
+
+import asyncio
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+import serving.conformance.predict_one  # noqa: F401 - puts its scenarios on the list
+from serving.conformance.scenario_run import CallEnded, ScenarioRun, Violation
+from serving.conformance.scenarios import SCENARIOS
+from serving.conformance.server import serve
+
+# Programs side by side: each takes a core while it starts.
+TOGETHER_MAX = 4
+# For a scenario from the start of its program to its end: two limits of 10 s, and a slow machine.
+SECONDS_MAX = 60.0
+# For a program to end that has seen its stream end: it has nothing to wait for.
+LEAVE_SECONDS = 15.0
+# For one that has broken a rule, and for a script whose program has ended: there is nothing more to learn.
+END_SECONDS = 5.0
+
+Violations = dict[str, list[Violation]]
+
+
+def select_scenarios(level: str, only: str) -> list[str]:
+    """The names of the scenarios of a level, or the one that is named; ValueError when there is none."""
+    names = [name for name, scenario in SCENARIOS.items() if level in scenario.levels and only in ("", name)]
+    if not names:
+        known = ", ".join(name for name, scenario in SCENARIOS.items() if level in scenario.levels)
+        raise ValueError(f"only: got '{only}', expected a scenario of level {level}: {known}")
+    return names
+
+
+async def check_program(
+    command: Sequence[str],
+    names: Sequence[str],
+    level: str,
+    address: str,
+    on_result: Callable[[str, list[Violation]], None],
+) -> Violations:
+    """Has a program play scenarios, each in a process of its own; gives the broken rules of each."""
+    runs = {name: ScenarioRun(level, SCENARIOS[name].rows) for name in names}
+    violations_by_scenario: Violations = {}
+    room = asyncio.Semaphore(TOGETHER_MAX)
+
+    async def one(name: str) -> None:
+        async with room:
+            await _play_with_program(command, name, runs[name], at)
+        violations_by_scenario[name] = runs[name].violations
+        on_result(name, violations_by_scenario[name])
+
+    async with serve(runs, address) as at, asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(one(name))
+    return violations_by_scenario
+
+
+async def serve_scenarios(
+    names: Sequence[str],
+    level: str,
+    address: str,
+    on_ready: Callable[[str], None],
+    on_result: Callable[[str, list[Violation]], None],
+) -> None:
+    """Serves scenarios to whoever calls, and tells of each that is over, until cancelled; each may be played again."""
+    runs: dict[str, ScenarioRun] = {}
+
+    async def again(name: str) -> None:
+        while True:
+            run = runs[name] = ScenarioRun(level, SCENARIOS[name].rows)
+            await run.started.wait()
+            await _run_script(name, run)
+            on_result(name, run.violations)
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(again(name))
+        await asyncio.sleep(0)
+        async with serve(runs, address) as at:
+            on_ready(at)
+            await asyncio.Event().wait()
+
+
+async def _run_script(name: str, run: ScenarioRun) -> None:
+    """Plays a script to its end."""
+    try:
+        await SCENARIOS[name].play(run)
+    except CallEnded:
+        left = "the client ended before the scenario did"
+        run.add_violation(
+            "finish",
+            left if run.client_exited.is_set() else "the client ended its call, or went where the script does not lead",
+        )
+    finally:
+        run.finish()
+
+
+async def _play_with_program(command: Sequence[str], name: str, run: ScenarioRun, address: str) -> None:
+    """Plays one scenario with a program."""
+    process = await asyncio.create_subprocess_exec(*command, address, name, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    script = asyncio.create_task(_run_script(name, run))
+    rows = "".join(f"{value}\n" for value in range(1, run.rows + 1)).encode()
+    output = asyncio.create_task(process.communicate(rows))
+    try:
+        await asyncio.wait([output, script], return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS_MAX)
+        if output.done():
+            run.client_exited.set()  # a script waits no more for what nobody will do
+        rest = END_SECONDS if output.done() or run.violations else LEAVE_SECONDS
+        _, late = await asyncio.wait([output, script], timeout=rest)
+        if late:
+            run.add_violation("finish", "the scenario was not played to its end in time")
+        else:
+            out, err = output.result()
+            _check_user_output(run, process, out.decode(errors="replace"), err.decode(errors="replace"))
+    finally:
+        script.cancel()
+        if process.returncode is None:
+            process.kill()
+        await asyncio.wait([output, script])
+
+
+def _check_user_output(run: ScenarioRun, process: Process, out: str, err: str) -> None:
+    """Judges what the user of a program saw."""
+    expected = [f"{output[0]} {output[1].hex()}" if output is not None else "refused" for output in run.expected_output]
+    seen = [line if not line.startswith("refused") else "refused" for line in out.splitlines()]
+    for index, (got, wanted) in enumerate(zip(seen, expected, strict=False)):
+        if got != wanted:
+            run.add_violation(
+                "once-in-order",
+                f"line {index + 1} of the program is '{_readable(got)}', expected '{_readable(wanted)}'",
+            )
+            break
+    if len(seen) != len(expected) and not run.violations:
+        run.add_violation("once-in-order", f"the program wrote {len(seen)} lines, expected {len(expected)}")
+    if run.lost_reason and (
+        process.returncode != 1 or f"\n{run.lost_reason}:" not in f"\n{err}"
+    ):  # gRPC may log before that
+        last_line = err.strip().splitlines()[-1] if err.strip() else "nothing"
+        run.add_violation(
+            "no-reopen-when-lost",
+            f"the program ended with status {process.returncode} and said '{last_line}', expected 1 and '{run.lost_reason}: ...'",
+        )
+    if not run.lost_reason and process.returncode != 0 and not run.violations:
+        last_line = err.strip().splitlines()[-1] if err.strip() else "nothing"
+        run.add_violation(
+            "finish", f"the program ended with status {process.returncode} and said '{last_line}', expected 0"
+        )
+
+
+def _readable(line: str) -> str:
+    """A line with its output as a number."""
+    step, _, packed = line.partition(" ")
+    try:
+        return f"{step} {np.frombuffer(bytes.fromhex(packed), '<f4').item():g}"
+    except ValueError:
+        return line
+
+
+def format_violations(violations_by_scenario: Mapping[str, Sequence[Violation]]) -> list[str]:
+    """What was wrong, a line each."""
+    return [
+        f"{name}: {violation.rule}: {violation.detail}"
+        for name, found in violations_by_scenario.items()
+        for violation in found
+    ]
