@@ -1,6 +1,7 @@
-"""`python -m serving.bench FILE`: a client process, which speaks with its parent over that open file.
+"""A client process: `python -m serving.bench FD`.
 
-Ctrl-C is the parent's business. When the parent is gone, the process closes its streams and ends.
+FD is the descriptor of an open pipe to the parent process. The parent handles Ctrl-C. When the parent has gone, this
+process closes its streams and ends.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ MAKE_RUNNERS: Mapping[Clients, MakeRunners] = {"light": make_light_runners, "pyt
 
 
 class ParentConnection:
-    """The parent, as heard from inside an event loop."""
+    """The connection to the parent process, read by the event loop."""
 
     def __init__(self, connection: "Connection[object, object]") -> None:
         self._connection = connection
@@ -31,10 +32,12 @@ class ParentConnection:
         self._times: asyncio.Future[RunTimes]
         self._task: asyncio.Future[Task | None] = self._loop.create_future()
         self._loop.add_reader(connection.fileno(), self._on_readable)
-        os.set_blocking(connection.fileno(), True)  # uvloop has taken that away, and a word may come in pieces
+        os.set_blocking(
+            connection.fileno(), True
+        )  # uvloop made it non-blocking, but a message can arrive in several parts
 
     async def run(self) -> None:
-        """Task after task, until the parent is gone."""
+        """Runs one task after another, until the parent has gone."""
         while (task := await self._task) is not None:
             self._task, self._times = self._loop.create_future(), self._loop.create_future()
             self._load = load = LoadGenerator(task, self.send, MAKE_RUNNERS[task.plan.client])
@@ -46,7 +49,7 @@ class ParentConnection:
                 await load.close()
 
     def send(self, message: object) -> None:
-        """Tells the parent, if it is there."""
+        """Sends a message to the parent, if it still runs."""
         try:
             self._connection.send(message)
         except BrokenPipeError:
@@ -77,7 +80,7 @@ class ParentConnection:
 
 
 async def serve(connection: "Connection[object, object]") -> None:
-    """From the first task to the last report."""
+    """Runs tasks until the parent has gone."""
     await ParentConnection(connection).run()
 
 

@@ -1,7 +1,7 @@
-"""What was seen of a load, second by second and in all; what several processes saw adds up.
+"""What a client process measures, per second and in total. The counts of several processes can be merged.
 
-A timestep belongs to the measured time when it was *due* in it, and its latency counts from then, whenever it was answered.
-Rates belong to the second in which an answer came.
+A timestep belongs to the measured time when it was *due* in it. Its latency counts from then, whenever the answer came.
+Rates count the answers of a second.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from serving.bench.histogram import Histogram, bucket_index
 
 @dataclass(slots=True)
 class SecondCounts:
-    """One second: what became due, what was answered and what was refused in it, and the latencies of its answers."""
+    """One second: what became due, was answered and was refused in it, and the latencies of its answers."""
 
     offered: int = 0
     answered: int = 0
@@ -23,7 +23,7 @@ class SecondCounts:
     latency: Histogram = field(default_factory=Histogram)
 
     def merge(self, other: Self) -> None:
-        """Adds what another process saw in the same second."""
+        """Adds the counts of another process in the same second."""
         self.offered += other.offered
         self.answered += other.answered
         self.refused += other.refused
@@ -31,17 +31,16 @@ class SecondCounts:
 
 
 class Counts:
-    """What one process saw, or all together.
+    """The counts of one process, or of all processes.
 
     Attributes:
-        latency: of what was due in the measured time.
-        service: the same from when it was sent last: without the waits of what was refused and went again.
-        lateness: how late this side was in noticing that something was due; its own fault, not the server's.
-        refused: timesteps that were let go, by reason.
-        again: timesteps that went again, by reason.
+        latency: from the due time to the answer, of timesteps that were due in the measured time.
+        service: the same from the last time of sending, without the waits after refusals.
+        lateness: how late this process noticed that something was due. That is a delay of the client, not of the server.
+        refused: dropped timesteps by reason.
+        retried: timesteps that were sent again, by reason.
         unsent: timesteps that were due and never sent.
-        lost: streams that ended before the bench did, by reason.
-
+        lost: streams that ended too early, by reason.
     """
 
     def __init__(self) -> None:
@@ -54,31 +53,31 @@ class Counts:
         self.unsent = 0
         self.lost: Counter[str] = Counter()
         self._seconds: dict[int, SecondCounts] = {}
-        self._second_end = float("-inf")  # when the second is over that is counted now
+        self._second_end = float("-inf")  # the end of the second in `_current`
         self._current = SecondCounts()
 
     def set_measured_time(self, begin: float, end: float) -> None:
-        """Says which time is measured; what was seen before counts for the seconds before 0 only."""
+        """Sets the measured time. What came before counts as warm-up: in seconds with negative numbers."""
         self.begin, self.end = begin, end
 
     def add_offered(self, due: float, rows: int) -> None:
-        """Timesteps became due."""
+        """Adds timesteps that became due."""
         if due < self.end:
             self._second(due).offered += rows
 
     def add_lateness(self, due: float, now: float) -> None:
-        """It was noticed only now that something was due then."""
+        """Adds how late it was noticed that something was due."""
         if self._is_measured(due):
             self.lateness.add(now - due)
 
     def add_unsent(self, due: float, rows: int) -> None:
-        """Timesteps were due and will not be sent."""
+        """Adds timesteps that were due and are not sent."""
         if self._is_measured(due):
             self.unsent += rows
             self.latency.unanswered += rows
 
     def add_answered(self, now: float, due: float, sent: float, rows: int) -> None:
-        """Timesteps were answered."""
+        """Adds answered timesteps."""
         latency_s = now - due
         bucket = bucket_index(latency_s)
         if now < self.end:
@@ -90,7 +89,7 @@ class Counts:
             self.service.add_to_bucket(bucket if sent == due else bucket_index(now - sent), now - sent, rows)
 
     def add_refused(self, now: float, due: float, refused: Mapping[str, int]) -> None:
-        """Timesteps were refused and do not go again."""
+        """Adds timesteps that were refused and are not sent again."""
         rows = sum(refused.values())
         if now < self.end:
             self._second(now).refused += rows
@@ -98,18 +97,18 @@ class Counts:
             self.refused.update(refused)
 
     def add_unanswered(self, due: float, rows: int) -> None:
-        """Timesteps were sent, or wait to be, and it is too late for them."""
+        """Adds timesteps that were sent, or wait to be, and are given up."""
         if self._is_measured(due):
             self.latency.unanswered += rows
 
     def pop_seconds(self, before: int) -> dict[int, SecondCounts]:
-        """The seconds that are over; they are not kept."""
+        """Removes and returns the counts of the seconds that are over."""
         over = [number for number in self._seconds if number < before]
         self._second_end = float("-inf")
         return {number: self._seconds.pop(number) for number in over}
 
     def merge(self, other: Self) -> None:
-        """Adds what another process saw in all; its seconds travel by themselves."""
+        """Adds the totals of another process. The counts per second are sent separately."""
         self.latency.merge(other.latency)
         self.service.merge(other.service)
         self.lateness.merge(other.lateness)

@@ -1,4 +1,4 @@
-"""What a person sees: the seconds as they pass, and the result as a table."""
+"""The terminal output: the progress per second, and the result as a table."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from serving.bench.counts import SecondCounts
 from serving.bench.plan import Plan
 from serving.bench.result import Latency, Result
 
-# What a person can follow.
+# The rows of the live table.
 SECONDS_SHOWN = 12
-# The latency of a second without answers.
+# Shown as the latency of a second without answers.
 NO_LATENCY = "none"
 
 
 class ProgressDisplay:
-    """The last seconds on a terminal, a line a second elsewhere.
+    """Shows the last seconds as a live table on a terminal, or one line per second elsewhere.
 
-    Leaving the context takes the table away.
+    The table disappears when the context ends.
     """
 
     def __init__(self, console: Console, plan: Plan) -> None:
@@ -41,11 +41,11 @@ class ProgressDisplay:
             self._live.stop()
 
     def print_line(self, text: str) -> None:
-        """One line that is no second."""
+        """Prints a line of text."""
         self._console.print(text, highlight=False, markup=False)
 
     def show_second(self, number: int, second: SecondCounts) -> None:
-        """A second is over, for all processes."""
+        """Shows the counts of one second, of all processes."""
         refused = f", {second.refused:,} refused" if second.refused else ""
         offered = "" if self._plan.rate is None else f" of {second.offered:,} offered"
         latency = Latency.of(second.latency)
@@ -74,7 +74,7 @@ class ProgressDisplay:
 
 
 def print_result(console: Console, result: Result) -> None:
-    """The result as tables, its warnings and what went wrong."""
+    """Prints the result as tables, then its warnings and failures."""
     console.print(f"[bold]{escape(title(result))}", highlight=False, soft_wrap=True)
     facts = Table(box=None, show_header=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -98,7 +98,7 @@ def print_result(console: Console, result: Result) -> None:
 
 
 def title(result: Result) -> str:
-    """What was done, in one line."""
+    """Describes the run in one line."""
     plan = result.settings
     loop = (
         f"{plan.rate:,g} timesteps/s offered, {plan.arrivals} arrivals"
@@ -111,7 +111,7 @@ def title(result: Result) -> str:
 
 
 def format_seconds(seconds: float | None, unknown: str = "never") -> str:
-    """A time with its unit, as short as it can be said; a percentile is not known when it is among what never came."""
+    """Formats a time with three digits in a suitable unit. `unknown` is the text for None."""
     if seconds is None:
         return unknown
     if seconds < 0.9995e-6:

@@ -1,7 +1,7 @@
-"""How a lane speaks: one stream on a call of `Predict`, or a block of them on one of `PredictBlocks`.
+"""Encodes requests and decodes responses: one stream on a call of `Predict`, or a block of streams on `PredictBlocks`.
 
-The measuring side must be cheap: messages are put together from bytes that are there already, and outputs are not unpacked.
-But whose an answer is gets checked, for a quick answer to something else is none.
+The client must need little CPU. So requests are assembled from bytes that exist already, and outputs are not decoded.
+Each answer is checked to belong to its request.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from serving.core.spec import Floats
 from serving.rpc.names import reason_name
 
 APPLIED = Answer()
-# How fields begin whose content is bytes or a message, and how one that is a number does.
+# The protobuf tags of the fields: wire type 2 for bytes and messages, 0 for numbers.
 TIMESTEP = bytes((pb.PredictRequest.TIMESTEP_FIELD_NUMBER << 3 | 2,))
 VALUES = bytes((pb.Timestep.VALUES_FIELD_NUMBER << 3 | 2,))
 STEP = bytes((pb.Timestep.STEP_FIELD_NUMBER << 3,))
@@ -27,53 +27,51 @@ SERVICE = "/tidegate.v1.TidegateService/"
 
 
 class UnexpectedResponse(Exception):
-    """What came answers nothing that was sent; the message says what was got and what was expected."""
+    """A response does not fit the request. The message says what was received and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamsEnded:
-    """The server has ended so many streams of a lane; their rows will be refused."""
+    """The server ended some streams of a call. It will refuse their rows."""
 
     reason: str
     streams: int
 
 
 class Encoding(Protocol):
-    """The requests of one lane as `frames.prefixed`, and what its responses mean.
+    """Encodes the requests of one call, with their length prefix, and decodes its responses.
 
     Attributes:
-        method: its full name.
-        window: how many timesteps of a stream may be under way; the server says, when it has answered the open.
-
+        method: the full name of the gRPC method.
+        window: how many timesteps of a stream may be in flight. The server sets it in its answer to the open.
     """
 
     method: str
     window: int
 
     def open_request(self) -> bytes:
-        """The first request."""
+        """Returns the first request."""
 
     def decode_opened(self, data: bytes) -> Counter[str]:
-        """Takes the answer to it; gives the streams that were refused, by reason. Raises WrongAnswer."""
+        """Decodes the answer to the open. Returns the refused streams by reason. Raises UnexpectedResponse."""
 
     def request(self, number: int, lags: Mapping[int, int]) -> bytes:
-        """The timesteps of that number, the first of this call being 1, each row's less what it is behind."""
+        """Returns the message of that number. Messages count from 1. `lags` has the rows that are behind, and by how many."""
 
     def decode_answer(self, data: bytes, number: int) -> Answer | StreamsEnded | None:
-        """What a response says of the message of that number; None when it answers nothing. Raises WrongAnswer."""
+        """Decodes a response. Returns None when it does not answer a message. Raises UnexpectedResponse."""
 
     def close_request(self, *, forget: bool = True) -> bytes:
-        """The last request: the server ends the streams, and forgets them."""
+        """Returns the last request: the server closes the streams, and deletes them with `forget`."""
 
 
 class PredictEncoding:
-    """A stream on a call of its own.
+    """One stream on its own call.
 
     Args:
-        ask: what is opened.
-        values: rows as `packed` gives them, sent round and round.
-        offset: where among them to begin.
-
+        open_message: the open.
+        values: rows as `encode_rows` returns them, sent in a loop.
+        offset: the index of the row before the first one.
     """
 
     method = SERVICE + "Predict"
@@ -82,15 +80,15 @@ class PredictEncoding:
         self._open = open_message
         self._values = values
         self._offset = offset
-        self._last_step = 0  # the stream's number before this call
+        self._last_step = 0  # the last timestep before this call
         self.window = 1
 
     def open_request(self) -> bytes:
-        """Opens the stream."""
+        """Returns the open."""
         return length_prefixed(pb.PredictRequest(open=self._open).SerializeToString())
 
     def decode_opened(self, data: bytes) -> Counter[str]:
-        """It is open: one that is refused ends the call."""
+        """Reads the step and the window. An open that is refused ends the call instead."""
         response = pb.PredictResponse.FromString(data)
         if not response.HasField("opened"):
             raise UnexpectedResponse(f"got {response.WhichOneof('kind')}, expected opened")
@@ -99,14 +97,14 @@ class PredictEncoding:
         return Counter()
 
     def request(self, number: int, lags: Mapping[int, int]) -> bytes:
-        """The timestep; a message of one row is refused as a whole, so nothing is ever behind."""
+        """Returns a timestep. A message of one row is refused as a whole, so no row is ever behind."""
         assert not lags
         values = self._values[(self._offset + number) % len(self._values)]
         step = _encode_step(self._last_step + number)
         return _encode_timestep_header(len(step) + len(values)) + step + values
 
     def decode_answer(self, data: bytes, number: int) -> Answer | StreamsEnded | None:
-        """Applied or refused; progress in storing and a wish to move answer nothing."""
+        """Decodes a prediction or an error. Other responses, such as `durable` and `move`, answer no message."""
         response = pb.PredictResponse.FromString(data)
         kind = response.WhichOneof("kind")
         if kind == "prediction":
@@ -121,7 +119,7 @@ class PredictEncoding:
         return None
 
     def close_request(self, *, forget: bool = True) -> bytes:
-        """Ends the stream."""
+        """Returns the close."""
         return length_prefixed(pb.PredictRequest(close=pb.Close(forget=forget)).SerializeToString())
 
 
@@ -129,10 +127,9 @@ class PredictBlocksEncoding:
     """A block of streams on one call.
 
     Args:
-        ask: what is opened.
-        values: (rows, features), sent round and round.
-        offset: where among them the first stream begins.
-
+        open_message: the open.
+        values: (rows, features), sent in a loop.
+        offset: the index of the row before the one that the first stream sends first.
     """
 
     method = SERVICE + "PredictBlocks"
@@ -141,24 +138,24 @@ class PredictBlocksEncoding:
         self._open = open_message
         self._offset = offset
         self._row_count = len(values)
-        # Row r of block n is row n + r of the values, round and round: one piece of memory, whatever n.
+        # Row r of block n is row n + r of the values, modulo their number: always one contiguous slice.
         self._values = np.resize(values, (len(values) + len(open_message.stream_ids), values.shape[1]))
         self._handles = np.zeros(0, "<u4")  # (rows,)
-        self._last_step = np.zeros(0, "<u8")  # (rows,), the streams' numbers before this call
+        self._last_step = np.zeros(0, "<u8")  # (rows,), the last timesteps before this call
         self._packed_handles = b""
         self.window = 1
 
     @property
     def rows(self) -> int:
-        """Streams that are open."""
+        """The number of open streams."""
         return len(self._handles)
 
     def open_request(self) -> bytes:
-        """Opens the streams."""
+        """Returns the open."""
         return length_prefixed(pb.PredictBlocksRequest(open=self._open).SerializeToString())
 
     def decode_opened(self, data: bytes) -> Counter[str]:
-        """Keeps the handles of those that are open."""
+        """Reads the handles of the open streams."""
         response = pb.PredictBlocksResponse.FromString(data)
         if not response.HasField("opened"):
             raise UnexpectedResponse(f"got {response.WhichOneof('kind')}, expected opened")
@@ -179,7 +176,7 @@ class PredictBlocksEncoding:
         return refused
 
     def request(self, number: int, lags: Mapping[int, int]) -> bytes:
-        """The block of that number."""
+        """Returns the block of that number."""
         first = (self._offset + number) % self._row_count
         block = pb.Block(
             block=number,
@@ -190,7 +187,7 @@ class PredictBlocksEncoding:
         return length_prefixed(pb.PredictBlocksRequest(block=block).SerializeToString())
 
     def decode_answer(self, data: bytes, number: int) -> Answer | StreamsEnded | None:
-        """Applied or refused, row by row."""
+        """Decodes an answer row by row."""
         response = pb.PredictBlocksResponse.FromString(data)
         kind = response.WhichOneof("kind")
         if kind == "block":
@@ -200,7 +197,7 @@ class PredictBlocksEncoding:
         return None
 
     def close_request(self, *, forget: bool = True) -> bytes:
-        """Ends the streams."""
+        """Returns the close."""
         close = pb.CloseStreams(handles=self._handles.tolist(), forget=forget)
         return length_prefixed(pb.PredictBlocksRequest(close=close).SerializeToString())
 
@@ -225,26 +222,26 @@ class PredictBlocksEncoding:
 
 
 def encode_rows(values: Floats) -> list[bytes]:
-    """Each row of (rows, features) as it stands in a timestep."""
+    """Encodes each row of (rows, features) as the field of a timestep."""
     return [VALUES + _encode_varint(4 * len(row)) + row.astype("<f4").tobytes() for row in values]
 
 
-@lru_cache(4096)  # streams in a closed loop are about equally far
+@lru_cache(4096)  # the streams of a closed loop have similar step numbers
 def _encode_step(step: int) -> bytes:
-    """The number of a timestep."""
+    """Encodes the number of a timestep as a field."""
     return STEP + _encode_varint(step)
 
 
 def _encode_varint(number: int) -> bytes:
-    """A whole number of protobuf: seven bits a byte, the last ones first."""
+    """Encodes a whole number: seven bits a byte, the lowest first."""
     if number < 0x80:
         return bytes((number,))
     return bytes((number & 0x7F | 0x80,)) + _encode_varint(number >> 7)
 
 
-@lru_cache(64)  # sizes differ by the digits of a number
+@lru_cache(64)  # sizes differ only by the length of the step number
 def _encode_timestep_header(size: int) -> bytes:
-    """What stands before the fields of a timestep, which are so many bytes, as `frames.prefixed`."""
+    """Encodes what precedes the fields of a timestep, which have that many bytes, including the length prefix."""
     length = _encode_varint(size)
     return LENGTH_PREFIX.pack(0, 1 + len(length) + size) + TIMESTEP + length
 

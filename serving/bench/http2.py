@@ -1,10 +1,12 @@
-"""A gRPC client in HTTP/2 frames on a socket: it writes them with one `pack`, and reads them with a few slices.
+"""A light gRPC client that reads and writes HTTP/2 frames itself.
 
-grpc.aio costs as much as a client as it does as a server. On two cores it is then the client that is measured, and any server
-looks nearly as fast as the next. This client compresses no headers, reads them only where a call ends, and calls back with
-the bytes of each message. It keeps to the windows of flow control and opens its own wide.
+grpc.aio needs as much CPU in a client as in a server. On two cores a benchmark would then measure the client, and all
+servers would look alike. This client writes a frame with one `pack` and reads it with a few slices. It compresses no
+headers, and it reads headers only at the end of a call. It passes the bytes of each message to a callback. It respects
+the flow control of the server and opens its own windows wide.
 
-For loads, in clear text; not a client to use. It knows no proxies, no names but those of the system, and no second try.
+It is made for load generation in clear text. It has no proxies, no name resolution but that of the system, and no
+retries.
 """
 
 import asyncio
@@ -21,17 +23,17 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6
 ACK, END_STREAM, END_HEADERS = 0x1, 0x1, 0x4
 HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE = 1, 4
 CANCEL = 8
-# gRPC's own setting: values of `-bin` headers come as they are, not in base64.
+# A setting of gRPC: the values of `-bin` headers are sent as bytes, not in base64.
 TRUE_BINARY_METADATA = 0xFE03
 WINDOW_MAX = 2**31 - 1
 WINDOW_DEFAULT = 2**16 - 1
-# A window is opened again when half of it is used.
+# A WINDOW_UPDATE is sent when half of the window is used.
 WINDOW_UPDATE_BYTES = 2**30
 FRAME_BYTES_MAX = 2**14
 FRAME_HEADER = struct.Struct(">BHBBI")
-# Before each gRPC message: one byte that says uncompressed, four that give its length.
+# The prefix of a gRPC message: one byte for the compression flag, four bytes for the length.
 LENGTH_PREFIX = struct.Struct(">BI")
-# gRPC's status codes, as far as this client gives them itself.
+# The gRPC status codes that this client itself reports.
 CANCELLED, UNKNOWN, UNAVAILABLE = 1, 2, 14
 
 DETAILS = b"grpc-status-details-bin"
@@ -41,7 +43,7 @@ OnMessage = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class CallStatus:
-    """How a call ended: the number of its status, the sentence, and the trailers."""
+    """How a call ended: the status code, the message and the trailers."""
 
     code: int
     message: str = ""
@@ -52,32 +54,32 @@ OnEnd = Callable[[CallStatus], None]
 
 
 def length_prefixed(message: bytes) -> bytes:
-    """A message as it stands in DATA frames."""
+    """Returns a message with its length prefix, as DATA frames carry it."""
     return LENGTH_PREFIX.pack(0, len(message)) + message
 
 
 class Call:
-    """One call. Both callbacks may be changed while it runs; no more come once it has ended."""
+    """One call. Both callbacks may be replaced while it runs. There are no callbacks after its end."""
 
     __slots__ = ("_buffer", "_connection", "_number", "_queue", "on_end", "on_message", "received", "window")
 
     def __init__(self, connection: "Connection", number: int, on_message: OnMessage, on_end: OnEnd) -> None:
         self.on_message = on_message
         self.on_end = on_end
-        self.window = connection.initial_window  # bytes that the server takes
-        self.received = 0  # bytes since its window was opened last
+        self.window = connection.initial_window  # bytes that the server accepts
+        self.received = 0  # bytes since the last WINDOW_UPDATE
         self._connection = connection
         self._number = number
-        self._buffer = bytearray()  # the beginning of a message whose end has not come
-        self._queue: deque[tuple[bytes, int]] = deque()  # what no window had room for, with its flags
+        self._buffer = bytearray()  # an incomplete message
+        self._queue: deque[tuple[bytes, int]] = deque()  # chunks that wait for flow control, with their flags
 
     @property
     def blocked(self) -> bool:
-        """Whether something waits until the server reads."""
+        """Whether data waits for the flow control of the server."""
         return bool(self._queue)
 
     def send(self, message: bytes, *, last: bool = False) -> None:
-        """Sends a message that is `prefixed` already; `last` says that nothing more will be sent."""
+        """Sends a message that is `length_prefixed` already. `last` ends the requests."""
         connection, size = self._connection, len(message)
         if self._queue or size > FRAME_BYTES_MAX or size > self.window or size > connection.window:
             for position in range(0, max(1, size), FRAME_BYTES_MAX):
@@ -90,7 +92,7 @@ class Call:
         connection.write(FRAME_HEADER.pack(0, size, DATA, END_STREAM if last else 0, self._number) + message)
 
     def flush(self) -> None:
-        """Sends what waits, as far as there is room."""
+        """Sends the waiting data that the windows have room for."""
         connection, queue = self._connection, self._queue
         while queue and len(queue[0][0]) <= min(self.window, connection.window):
             chunk, flags = queue.popleft()
@@ -99,18 +101,18 @@ class Call:
             connection.write(FRAME_HEADER.pack(0, len(chunk), DATA, flags, self._number) + chunk)
 
     def half_close(self) -> None:
-        """Says that nothing more is sent."""
+        """Ends the requests."""
         self.send(b"", last=True)
 
     def cancel(self) -> None:
-        """Cancels the call; what the server still sends on it is dropped. Nobody is called back."""
+        """Cancels the call. Nothing more is passed to the callbacks."""
         self.on_message = lambda _: None
         self._connection.cancel(self._number)
 
     def feed(self, payload: bytes) -> None:
-        """A piece of what the server sends."""
+        """Takes a part of the response data."""
         if not self._buffer and len(payload) - 5 == int.from_bytes(payload[1:5], "big"):
-            self.on_message(payload[5:])  # one whole message, as nearly always
+            self.on_message(payload[5:])  # one complete message: the usual case
             return
         buffer = self._buffer
         buffer += payload
@@ -128,14 +130,13 @@ class Connection(asyncio.Protocol):
     """One connection, which carries many calls.
 
     Args:
-        authority: the server's name, as it is told to it.
-        reads: False leaves the windows as they are by default and never opens them again, as one does who does not read.
-
+        authority: the name of the server, for the `:authority` header.
+        reads: False keeps the default windows and sends no WINDOW_UPDATE, like a client that does not read.
     """
 
     def __init__(self, authority: str, *, reads: bool = True) -> None:
-        self.window = WINDOW_DEFAULT  # bytes that the server takes, over all calls
-        self.initial_window = WINDOW_DEFAULT  # of a call that is made now
+        self.window = WINDOW_DEFAULT  # bytes that the server accepts, over all calls
+        self.initial_window = WINDOW_DEFAULT  # the send window of a new call
         self._authority = authority
         self._reads = reads
         self._loop = asyncio.get_running_loop()
@@ -143,7 +144,7 @@ class Connection(asyncio.Protocol):
         self._header_blocks: dict[str, bytes] = {}  # by method
         self._calls: dict[int, Call] = {}
         self._next_number = 1
-        self._buffer = b""  # the beginning of a frame whose end has not come
+        self._buffer = b""  # an incomplete frame
         self._out: list[bytes] = []
         self._reading = False
         self._received = 0
@@ -161,7 +162,7 @@ class Connection(asyncio.Protocol):
         return made
 
     def call(self, method: str, on_message: OnMessage, on_end: OnEnd) -> Call:
-        """Begins a call; `on_message` gets each answer, `on_end` the end, unless it was cut."""
+        """Starts a call. `on_message` gets each response, `on_end` the status, unless the call was cancelled."""
         number = self._next_number
         self._next_number += 2
         call = Call(self, number, on_message, on_end)
@@ -181,21 +182,21 @@ class Connection(asyncio.Protocol):
             self.write(_frame(RST_STREAM, 0, number, struct.pack(">I", CANCEL)))
 
     def close(self) -> None:
-        """Ends the connection, and with it all calls; nobody is called back."""
+        """Closes the connection and all its calls, without callbacks."""
         self._calls.clear()
         self._flush()
         self._transport.close()
 
     def write(self, data: bytes) -> None:
-        """Sends frames. What is sent in one turn of the loop leaves in one write."""
+        """Sends frames. All frames of one iteration of the event loop leave in one write."""
         if not self._out and not self._reading:
             self._loop.call_soon(self._flush)
         self._out.append(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Says what this side can do."""
+        """Sends the settings of this client."""
         self._transport = cast(asyncio.Transport, transport)
-        # Without a table of headers those of a call's end can be read with no memory of what came before.
+        # Without a dynamic header table each header block can be parsed on its own.
         settings = struct.pack(">HIHI", HEADER_TABLE_SIZE, 0, TRUE_BINARY_METADATA, 1)
         wide = b""
         if self._reads:
@@ -208,7 +209,7 @@ class Connection(asyncio.Protocol):
         self._end_calls(CallStatus(UNAVAILABLE, f"the connection broke: {exc or 'the server closed it'}"))
 
     def data_received(self, data: bytes) -> None:
-        """Takes frames apart."""
+        """Splits the data into frames."""
         data = self._buffer + data if self._buffer else data
         position, end = 0, len(data)
         self._reading = True
@@ -248,9 +249,9 @@ class Connection(asyncio.Protocol):
                 call.window += more
                 call.flush()
         elif kind == GOAWAY:
-            # Calls that run go on; of new ones the server will hear nothing.
+            # Running calls continue. The server accepts no new ones.
             self._closed = CallStatus(
-                UNAVAILABLE, f"the server lets nobody in any more: {payload[8:].decode('utf-8', 'replace')}"
+                UNAVAILABLE, f"the server accepts no more calls: {payload[8:].decode('utf-8', 'replace')}"
             )
         elif kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
             call_ended = self._calls.pop(number, None)
@@ -291,11 +292,11 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _encode_headers(method: str, authority: str) -> bytes:
-    """The headers of a call, without indexing and without Huffman, RFC 7541 section 6.2.2."""
+    """Encodes the headers of a call without index and without Huffman coding, RFC 7541 section 6.2.2."""
     pairs = {":method": "POST", ":scheme": "http", ":path": method, ":authority": authority,
              "content-type": "application/grpc", "te": "trailers"}  # fmt: skip
     texts = [text.encode() for pair in pairs.items() for text in pair]
-    assert max(map(len, texts)) < 127, "a length of one byte"
+    assert max(map(len, texts)) < 127, "the length has one byte"
     return b"".join((b"" if index % 2 else b"\0") + bytes([len(text)]) + text for index, text in enumerate(texts))
 
 
@@ -306,15 +307,15 @@ def _reset_status(payload: bytes) -> CallStatus:
 
 def _trailer_status(block: bytes) -> CallStatus:
     code, message, details = (_find_header(block, name) for name in (b"grpc-status", b"grpc-message", DETAILS))
-    # A value that is marked as bytes begins with a zero.
+    # A value that is marked as binary begins with a zero byte.
     trailers = ((DETAILS.decode(), details.removeprefix(b"\0")),) if details else ()
     return CallStatus(int(code) if code.isdigit() else UNKNOWN, unquote(message.decode("ascii", "replace")), trailers)
 
 
 def _find_header(block: bytes, name: bytes) -> bytes:
-    """A header's value; empty when it is not there, or in the code of Huffman, which servers of ours do not use.
+    """Returns the value of a header. It is empty when the header is missing or Huffman-coded, which Tidegate never does.
 
-    Without a table, each header is a string and a string, and before each its length, RFC 7541 sections 5 and 6.2.
+    Without a table, each header is a name and a value, each with its length before it, RFC 7541 sections 5 and 6.2.
     """
     position = block.find(bytes([len(name)]) + name) + 1 + len(name)
     if position <= len(name) or block[position] & 0x80:

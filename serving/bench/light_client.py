@@ -1,7 +1,7 @@
-"""A lane on the light client of `frames`: it costs much less than the server that it measures.
+"""Calls on the light client of `http2`, which costs much less CPU than the server that it measures.
 
-Sending never waits: what the server has no window for is kept in the call, and `lane` bounds how much that can be. So a server
-that is slow to read cannot keep this side from taking its answers.
+Sending never waits. The call keeps what flow control does not let through, and the send queue limits how much that can
+be. So a server that reads slowly cannot stop this process from reading its answers.
 """
 
 import time
@@ -20,7 +20,7 @@ from serving.client.errors import ClientError, error_of
 
 
 class LightCallRunner(CallRunner):
-    """One lane and its call."""
+    """Runs one call on the light client."""
 
     def __init__(self, load: LoadGenerator, streams: int, connection: Connection, encoding: Encoding) -> None:
         super().__init__(load, streams)
@@ -31,7 +31,7 @@ class LightCallRunner(CallRunner):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way and nothing waits."""
+        """Whether nothing waits or is in flight."""
         return self.queue.idle
 
     def open(self) -> None:
@@ -54,11 +54,11 @@ class LightCallRunner(CallRunner):
             self._call.send(self._encoding.request(queue.send(now), queue.lags))
 
     def abandon(self) -> list[tuple[float, int]]:
-        """Gives up what was not answered."""
+        """Gives up all unanswered messages."""
         return self.queue.abandon()
 
     def close(self) -> None:
-        """Asks the server to forget the streams."""
+        """Asks the server to close and delete the streams."""
         self._call.send(self._encoding.close_request(), last=True)
 
     def cancel(self) -> None:
@@ -76,7 +76,7 @@ class LightCallRunner(CallRunner):
         self.streams -= refused.total()
         if not self.streams:
             self._call.cancel()
-            self.end("TOO_MANY_STREAMS")  # or what else was said of each
+            self.end("TOO_MANY_STREAMS")  # the reason of each stream is counted already
             return
         load = self._load
         window = min(load.plan.ahead, self._encoding.window) if load.closed_loop else self._encoding.window
@@ -96,7 +96,7 @@ class LightCallRunner(CallRunner):
             if expected:
                 self._take_answer(answer, now)
             else:
-                self._on_unexpected(UnexpectedResponse("got an answer when nothing had been asked"))
+                self._on_unexpected(UnexpectedResponse("got an answer, expected none: no message is in flight"))
         elif answer is not None:
             self._load.counts.lost[answer.reason] += answer.streams
 
@@ -104,7 +104,7 @@ class LightCallRunner(CallRunner):
         queue, load = self.queue, self._load
         outcome = queue.take_answer(answer, now)
         if load.abandoned:
-            return  # counted as unanswered already
+            return  # already counted as unanswered
         due, sent = outcome.due, outcome.sent
         if outcome.applied:
             load.counts.add_answered(now, due, sent, outcome.applied - len(outcome.late_due))
@@ -141,13 +141,13 @@ class LightCallRunner(CallRunner):
 
 
 def client_error(status: CallStatus) -> ClientError:
-    """What the server said when it ended a call, as `serving.client` tells it."""
+    """Returns the error of `serving.client` for the status of a call."""
     code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
     return error_of(code, status.message, status.trailers)
 
 
 async def make_light_runners(load: LoadGenerator, task: Task, stack: AsyncExitStack) -> list[LightCallRunner]:
-    """Connects and makes the lanes of a task."""
+    """Connects, and makes the runners for the calls of a task."""
     plan = task.plan
     open_fields: dict[str, Any] = {"model": plan.model, "version": plan.version, "existence": pb.EXISTENCE_MUST_BE_NEW}
     rows = encode_rows(task.values) if plan.block is None and task.make_encoding is None else []

@@ -1,9 +1,10 @@
-"""One client process: opens its lanes, sends what is due, and counts what comes back.
+"""The load generator of one client process: it opens the calls, sends due timesteps and counts the answers.
 
-Laws:
-1. What is due is decided by the schedule (open loop) or by the answer before it (closed loop); never by how late it is sent.
-2. Reading never waits for writing, so a server that is slow to read cannot keep this side from taking its answers.
-3. Everything ends: opening, draining and closing have deadlines, and a call that does not keep one is cancelled.
+Rules:
+1. Due times come from the schedule (open loop) or from the previous answer (closed loop). They never depend on when a
+   timestep was sent.
+2. Reading never waits for writing, so a server that reads slowly cannot stop this process from reading its answers.
+3. Opening, draining and closing have time limits. A call that exceeds one is cancelled.
 """
 
 import asyncio
@@ -22,37 +23,36 @@ from serving.bench.plan import Plan
 from serving.bench.schedule import Schedule
 from serving.bench.timer import Timer
 
-# Enough to keep a server busy, few enough to leave it its queue.
+# Enough to keep a server busy, without filling its queue.
 OPENS_IN_FLIGHT_MAX = 64
-# A busy server opens and forgets some hundred streams a second, beside what else it does.
+# The time limit for opening or closing: a busy server opens or deletes some hundred streams per second.
 OPEN_TIMEOUT_S = 10.0
 OPEN_TIMEOUT_S_PER_STREAM = 0.01
-# What was due at the end may still be answered; what has not been by then is called unanswered.
+# The time limit for answers after the end of the load. Later answers count as unanswered.
 DRAIN_TIMEOUT_S = 5.0
-# A second is told a little after it is over.
+# The counts of a second are sent this long after its end.
 PROGRESS_DELAY_S = 0.05
-# How often deadlines are looked at.
+# The interval between checks of a time limit.
 POLL_INTERVAL_S = 0.25
 
 MakeRunners = Callable[["LoadGenerator", Task, AsyncExitStack], Awaitable[Sequence["CallRunner"]]]
 
 
 def open_timeout_s(streams: int) -> float:
-    """How long opening or closing so many streams may take."""
+    """Returns the time limit for opening or closing that many streams."""
     return OPEN_TIMEOUT_S + OPEN_TIMEOUT_S_PER_STREAM * streams
 
 
 class CallRunner:
-    """One lane, from its open to its end.
+    """Runs one call, from its open to its end.
 
     Attributes:
-        streams: that are open.
-        refused: that could not be opened, by reason.
-        opened: done when it is known which.
-        ended: done when the call is over.
-        gone: whether it was over before its time.
-        closed: whether the server has ended the streams as it was asked.
-
+        streams: the number of open streams.
+        refused: the number of streams that could not be opened, by reason.
+        opened: a future that is done when the server has answered the open.
+        ended: a future that is done when the call has ended.
+        lost: whether the call ended too early.
+        closed: whether the server closed the streams on request.
     """
 
     def __init__(self, load: "LoadGenerator", streams: int) -> None:
@@ -69,7 +69,7 @@ class CallRunner:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way and nothing waits."""
+        """Whether nothing waits or is in flight."""
         raise NotImplementedError
 
     def open(self) -> None:
@@ -81,11 +81,11 @@ class CallRunner:
         raise NotImplementedError
 
     def abandon(self) -> list[tuple[float, int]]:
-        """Gives up what was not answered: when it was due and how many rows."""
+        """Gives up all unanswered messages. Returns the due time and the number of rows of each."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Asks the server to forget the streams."""
+        """Asks the server to close and delete the streams."""
         raise NotImplementedError
 
     def cancel(self) -> None:
@@ -93,7 +93,7 @@ class CallRunner:
         raise NotImplementedError
 
     def end(self, reason: str = "", error: str = "") -> None:
-        """The call is over; with a reason, before its time."""
+        """The call has ended. A reason means that it ended too early."""
         if self.ended.done():
             return
         self.ended.set_result(None)
@@ -111,13 +111,12 @@ class CallRunner:
 
 
 class LoadGenerator:
-    """All lanes of a process.
+    """All calls of a process.
 
     Args:
         task: what to do.
-        tell: takes the seconds that are over.
-        make: connects, as long as a stack is open, and makes the lanes.
-
+        report_progress: is called with the counts of the seconds that are over.
+        make_runners: connects, and makes the runners of the calls. An exit stack closes the connections.
     """
 
     def __init__(self, task: Task, report_progress: Callable[[SecondsDone], None], make_runners: MakeRunners) -> None:
@@ -125,35 +124,37 @@ class LoadGenerator:
         self.loop = asyncio.get_running_loop()
         self.counts = Counts()
         self.closed_loop = task.plan.rate is None
-        self.draining = False  # the time is up; what was due may still be answered
-        self.abandoned = False  # and what was not is no longer waited for
+        self.draining = False  # the load has ended; answers may still come
+        self.abandoned = False  # nothing more is expected
         self.closing = False
-        self.first_error = ""  # what was said of the first stream that was refused or lost
+        self.first_error = ""  # the message of the first stream that was refused or lost
         self._task = task
         self._report_progress = report_progress
         self._make_runners = make_runners
         self._connections = AsyncExitStack()
-        self._runners: dict[CallRunner, None] = {}  # whose calls are open, in order
+        self._runners: dict[CallRunner, None] = {}  # those with an open call, in order
         self._all_runners: list[CallRunner] = []
-        self._draining_runners: set[CallRunner] = set()  # while draining: those with something to be answered
+        self._draining_runners: set[CallRunner] = set()  # while draining: those with unanswered messages
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped = asyncio.Event()  # the time is up
+        self._stopped = asyncio.Event()  # the load has ended
         self._all_drained = asyncio.Event()
         self._timer: Timer | None = None
         self._schedule: Schedule | None = None
-        self._think_queue: deque[tuple[float, CallRunner]] = deque()  # in order: all think as long
+        self._think_queue: deque[tuple[float, CallRunner]] = (
+            deque()
+        )  # ordered by time, because all pauses have the same length
         self._start = 0.0
         self._streams_left = 0
         self._failure: BaseException | None = None
 
     async def open(self) -> Ready:
-        """Opens all streams, some at a time; those that are not open when patience is out were refused too."""
+        """Opens all streams, some at a time. Streams that are not open at the time limit count as refused."""
         streams = sum(self._task.calls)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 runners = await self._make_runners(self, self._task, self._connections)
-        except OSError as error:  # that of a timeout among them
-            return Ready(0, Counter({"UNAVAILABLE": streams}), f"{error or 'it does not answer'}")
+        except OSError as error:  # a TimeoutError too
+            return Ready(0, Counter({"UNAVAILABLE": streams}), f"{error or 'the server does not answer'}")
         waiting = deque(runners)
         opening: set[asyncio.Future[None]] = set()
         deadline = time.monotonic() + open_timeout_s(streams)
@@ -176,7 +177,7 @@ class LoadGenerator:
         return Ready(sum(runner.streams for runner in self._all_runners), refused, self.first_error)
 
     async def run(self, times: RunTimes) -> Report:
-        """Runs the load, drains it and closes the streams."""
+        """Runs the load, waits for the answers and closes the streams."""
         self.counts.set_measured_time(times.begin, min(times.end, self.counts.end))
         self._timer = Timer(self._on_timer)
         cpu_s = 0.0
@@ -197,26 +198,29 @@ class LoadGenerator:
         return Report(self.counts, self.counts.pop_seconds(2**62), end, cpu_s, self._streams_left, self.first_error)
 
     def stop(self, end: float) -> None:
-        """Ends the load already now."""
+        """Ends the load early."""
         self.counts.end = min(end, self.counts.end)
         self._stopped.set()
 
     async def close(self) -> None:
-        """Ends whatever is left."""
+        """Cancels all tasks and closes the connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._connections.aclose()
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Runs a coroutine; what goes wrong with it is a bug, and ends the run."""
+        """Runs a coroutine as a task. An exception in it is a bug and ends the run."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
 
     def next_due(self, runner: CallRunner, now: float) -> float | None:
-        """A message is over: in a closed loop the next is due. Gives when, or None when it is not or will be told."""
+        """A message was answered. Returns the due time of the next one.
+
+        Returns None in an open loop, at the end, and when the timer will call `on_due` after a pause.
+        """
         if not self.closed_loop or now >= self.counts.end or self._stopped.is_set():
             return None
         if not self.plan.think:
@@ -227,7 +231,7 @@ class LoadGenerator:
         return None
 
     def call_lost(self, runner: CallRunner, reason: str) -> None:
-        """A lane's call is over before its time."""
+        """A call ended too early."""
         if not self.closing:
             self.counts.lost[reason] += runner.streams
         self._streams_left += runner.streams
@@ -239,7 +243,7 @@ class LoadGenerator:
             self._stopped.set()
 
     def call_drained(self, runner: CallRunner) -> None:
-        """A lane has nothing more to be answered."""
+        """A call has no more unanswered messages."""
         self._draining_runners.discard(runner)
         if not self._draining_runners:
             self._all_drained.set()
@@ -247,13 +251,13 @@ class LoadGenerator:
     def _begin_load(self, start: float) -> None:
         plan = self.plan
         seed = (plan.seed, self._task.process)
-        self._start = start  # also when it is later than that: what is due is drawn already
+        self._start = start  # even when it is later: the due times are computed already
         if not self._runners:
             self._stopped.set()
         elif plan.interval_s is not None:
             self._schedule = Schedule(len(self._all_runners), plan.interval_s, plan.arrivals, seed)
         elif plan.think:
-            # Spread over the pause, or all would come at once, again and again.
+            # Random phases, so that the streams do not all send at the same time.
             phases = np.random.default_rng(seed).uniform(0.0, plan.think, (len(self._all_runners), plan.ahead))
             first_due = sorted((self._start + due, index) for index, row in enumerate(phases.tolist()) for due in row)
             self._think_queue.extend((due, self._all_runners[index]) for due, index in first_due)
@@ -265,7 +269,7 @@ class LoadGenerator:
         self._set_timer()
 
     def _on_timer(self) -> None:
-        """Something is due."""
+        """Passes due messages to their runners."""
         now = time.monotonic()
         if self._schedule is not None:
             for due, index in self._schedule.pop_due(min(now, self.counts.end) - self._start):
@@ -284,7 +288,7 @@ class LoadGenerator:
             self._timer.set(self._think_queue[0][0])
 
     async def _wait_until(self, due: float) -> bool:
-        """Waits for a time; False when the load was stopped before."""
+        """Waits until a time. Returns False when the load was stopped before."""
         try:
             async with asyncio.timeout(max(0.0, due - time.monotonic())):
                 await self._stopped.wait()
@@ -293,7 +297,7 @@ class LoadGenerator:
         return False
 
     async def _drain(self) -> None:
-        """Waits for answers to what was due; then says of the rest that there were none."""
+        """Waits for the answers to what was due. The rest counts as unanswered."""
         self.draining = True
         self._think_queue.clear()
         self._draining_runners = {runner for runner in self._runners if not runner.idle}
@@ -304,7 +308,7 @@ class LoadGenerator:
             self._abandon(runner)
 
     async def _close(self) -> None:
-        """Closes all streams, as far as patience reaches."""
+        """Closes all streams, within the time limit."""
         self.closing = True
         closing = {runner.ended for runner in self._runners}
         for runner in list(self._runners):
@@ -319,8 +323,8 @@ class LoadGenerator:
             self.counts.add_unanswered(due, rows)
 
     def _schedule_progress(self) -> None:
-        """Tells each second when it is over."""
-        now = max(time.monotonic(), self._start) + PROGRESS_DELAY_S / 2  # timers and sums of floats miss a little
+        """Reports each second after its end."""
+        now = max(time.monotonic(), self._start) + PROGRESS_DELAY_S / 2  # timers and sums of floats are not exact
         number = math.floor(now - self.counts.begin) + 1
         due = self.counts.begin + number + PROGRESS_DELAY_S
         self.loop.call_later(due - time.monotonic(), self._send_progress, number)

@@ -1,7 +1,8 @@
-"""What the parent and its client processes say to each other.
+"""The messages between the parent and its client processes.
 
-Parent: `Task`, then `Go`, and perhaps `Stop`. Client process: `Ready`, then `Seconds` now and then, then `Report`; and again.
-All times are of `time.monotonic`, which the processes of a machine share.
+For each run the parent sends `Task`, then `RunTimes`, and possibly `Stop`. A client process sends `Ready`, then
+`SecondsDone` about every second, then `Report`. All times are times of `time.monotonic`, which is the same for all
+processes of a machine.
 """
 
 from collections import Counter
@@ -18,9 +19,16 @@ from serving.core.spec import Floats
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a process is to do; `values` is (rows, features), sent round and round.
+    """What a client process does in a run.
 
-    `speech` makes that of a lane from its streams' names, the values and an offset among them; None: as the plan says.
+    Attributes:
+        plan: the settings of the run.
+        process: the number of the client process.
+        calls: the number of streams of each call.
+        prefix: of the stream ids.
+        values: (rows, features), sent in a loop.
+        make_encoding: makes the encoding of a call from the ids of its streams, the values and the index of the first
+            row; None for the encoding that the plan asks for.
     """
 
     plan: Plan
@@ -32,11 +40,11 @@ class Task:
 
     @property
     def connections(self) -> int:
-        """How many its lanes are spread over."""
+        """The number of connections for the calls."""
         return min(self.plan.connections, len(self.calls))
 
     def streams(self) -> Iterator[tuple[list[str], int]]:
-        """Of each lane the names of its streams, and where among the values the first begins."""
+        """Yields the stream ids of each call, and the index of the row of values that its first stream sends first."""
         first = 0
         for index, rows in enumerate(self.calls):
             rng = np.random.default_rng((self.plan.seed, self.process, index))
@@ -49,7 +57,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Streams are open, but for those that were refused, by reason; `why` was said of the first of them."""
+    """The streams are open, except for those that were refused.
+
+    `refused` counts them by reason. `first_error` is the message of the first refusal.
+    """
 
     streams: int
     refused: Counter[str]
@@ -58,7 +69,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """The load starts, is measured from `begin` and ends at `end`."""
+    """When the load starts, when the measurement begins, and when both end."""
 
     start: float
     begin: float
@@ -67,14 +78,14 @@ class RunTimes:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """It ends already now."""
+    """The load ends at this time."""
 
     end: float
 
 
 @dataclass(frozen=True, slots=True)
 class SecondsDone:
-    """Those before this one are over; by number, and those before 0 are the warm-up."""
+    """The counts of seconds that are over: those before `before`. Negative numbers are the warm-up."""
 
     before: int
     seconds: Mapping[int, SecondCounts]
@@ -82,9 +93,10 @@ class SecondsDone:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was seen up to `end`.
+    """Everything that a process measured, up to the time `end`.
 
-    `left` streams could not be forgotten at the server; `why` was said of the first one that was refused or lost.
+    `left` is the number of streams that could not be deleted on the server. `first_error` is the message of the first
+    stream that was refused or lost.
     """
 
     counts: Counts

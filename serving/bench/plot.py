@@ -1,4 +1,4 @@
-"""A picture of a bench: how latencies are spread, and how rate and latency went over time. Needs matplotlib."""
+"""Draws the result of a bench run: latency by percentile, and rate and latency over time. Needs matplotlib."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from serving.bench.display import format_seconds, title
 from serving.bench.result import Result
 
-mpl.use("Agg")  # to a file, without a screen
+mpl.use("Agg")  # draws to a file, without a display
 from matplotlib import pyplot as plt
 
 PERCENTILES = {
@@ -25,7 +25,7 @@ PERCENTILES = {
     1 - 1e-6: "99.9999",
 }
 
-# Latencies are shown over a factor of ten at least.
+# A latency axis covers at least this factor.
 AXIS_RATIO_MIN = 10.0
 
 
@@ -56,7 +56,7 @@ def save_plot(result: Result, path: Path) -> None:
 
 
 def _plot_percentiles(axis: Axes, result: Result) -> None:
-    """Latency by percentile; each mark to the right is ten times rarer."""
+    """Plots latency by percentile. Each tick to the right is ten times rarer."""
     missing = result.timesteps.unsent + result.timesteps.unanswered
     counts = np.array([bucket.count for bucket in result.histogram], np.int64)
     total = int(counts.sum()) + missing
@@ -65,10 +65,10 @@ def _plot_percentiles(axis: Axes, result: Result) -> None:
     axis.set_ylabel("latency")
     axis.set_xlabel("percentile of timesteps, %")
     if not total or not len(counts):
-        axis.text(0.5, 0.5, "nothing was answered", transform=axis.transAxes, ha="center")
+        axis.text(0.5, 0.5, "no answers", transform=axis.transAxes, ha="center")
         return
     latency = np.array([bucket.at_most for bucket in result.histogram])
-    # A bucket reaches from the share that was quicker to that of what is in it; the slowest is one in so many.
+    # A bucket covers the shares from that of all faster answers to that including its own.
     before = (np.cumsum(counts) - counts) / total
     after = np.minimum(np.cumsum(counts) / total, 1 - 1 / (total + 1))
     shares = np.column_stack([before, after]).ravel()
@@ -103,7 +103,7 @@ def _annotate_percentile(axis: Axes, fraction: float, seconds: float | None) -> 
 
 
 def _plot_rate(axis: Axes, result: Result) -> None:
-    """Offered and achieved, second by second."""
+    """Plots the offered and achieved rate per second."""
     whole_seconds = _whole_seconds(result)
     axis.set_title(
         f"Timesteps a second: {result.achieved_per_s:,.0f} achieved"
@@ -133,7 +133,7 @@ def _plot_rate(axis: Axes, result: Result) -> None:
 
 
 def _plot_latency(axis: Axes, result: Result) -> None:
-    """Percentiles, second by second."""
+    """Plots percentiles per second."""
     axis.set_title("Latency of the answers of each second", loc="left", fontsize=10)
     seconds = [second.second + 0.5 for second in result.series]
     for name, color in (("p50", "tab:blue"), ("p99", "tab:orange"), ("max", "0.6")):
@@ -146,15 +146,15 @@ def _plot_latency(axis: Axes, result: Result) -> None:
 
 
 def _whole_seconds(result: Result) -> int:
-    """How many seconds were whole: the rate of a piece of one would look like a fall."""
+    """Counts the complete seconds. The rate of an incomplete second would be too low."""
     return sum(second.second + 1 <= result.seconds + 1e-3 for second in result.series)
 
 
 def _seconds_axis(axis: Axes) -> None:
-    """Latencies span decades; ticks at 1, 2 and 5 of each, with their units."""
+    """Makes a logarithmic axis with ticks at 1, 2 and 5 of each decade, with units."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    if high < AXIS_RATIO_MIN * low:  # or a tenth of a millisecond would look like a mountain
+    if high < AXIS_RATIO_MIN * low:  # else a tenth of a millisecond would look large
         middle = math.sqrt(low * high)
         low, high = middle / math.sqrt(AXIS_RATIO_MIN), middle * math.sqrt(AXIS_RATIO_MIN)
         axis.set_ylim(low, high)

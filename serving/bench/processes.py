@@ -1,7 +1,6 @@
-"""The client processes: started together, begun together, run after run, and none outlives the bench.
+"""The client processes: they start together, run one load after another, and end with the parent.
 
-Each is a fresh interpreter in a process group of its own, so that Ctrl-C reaches the parent alone, and it ends by itself
-when the parent is gone.
+Each is a new interpreter in its own process group, so that Ctrl-C reaches the parent only.
 """
 
 import os
@@ -21,31 +20,30 @@ from typing import Any, Self
 from serving.bench.load import DRAIN_TIMEOUT_S, open_timeout_s
 from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Stop, Task
 
-# Starting Python and loading grpc takes half a second, ten times that on a busy machine.
+# Starting Python and loading grpc takes half a second, or ten times that on a busy machine.
 STARTUP_TIMEOUT_S = 30.0
 ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = ("-m", "serving.bench")
-# From the word to the first timestep: time for the word to get around.
+# The time between sending `RunTimes` and the start of the load, so that all processes receive it in time.
 START_DELAY_S = 0.1
-# For closing streams when there is nothing more to be learnt.
+# The time limit for closing the streams at the end.
 SHUTDOWN_TIMEOUT_S = 5.0
-# How often the parent looks up from waiting.
+# The interval between checks while the parent waits.
 POLL_INTERVAL_S = 0.1
 
 
 class ClientProcessFailed(Exception):
-    """A client process has ended or does not answer; the message says which and how."""
+    """A client process has ended or does not answer. The message says which and how."""
 
 
 class ClientProcesses:
-    """Client processes; leaving the context ends those that are left, politely.
+    """Client processes. Leaving the context ends them.
 
     Args:
-        count: how many.
-        stopped: whether the user has had enough.
-        entry: what Python runs, with the number of an open file behind it.
-        paths: where it finds what it imports, before PYTHONPATH.
-
+        count: the number of processes.
+        stopped: whether the user has asked to stop.
+        arguments: what Python runs; the descriptor of a pipe is appended.
+        import_paths: where the processes find their imports, before PYTHONPATH.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class ClientProcesses:
         stopped: Callable[[], bool] = lambda: False,
         *,
         arguments: Sequence[str] = ARGUMENTS,
-        # The very code that this process runs, not what may lie in the current folder.
+        # The code of this process, not that of the current folder.
         import_paths: Sequence[Path] = (ROOT,),
     ) -> None:
         self.stopped = stopped
@@ -63,11 +61,11 @@ class ClientProcesses:
         self._import_paths = import_paths
         self._stop_sent = False
         self._processes: dict[Connection[Any, Any], subprocess.Popen[bytes]] = {}
-        self._active: list[Connection[Any, Any]] = []  # those that have a task in this run
+        self._active: list[Connection[Any, Any]] = []  # those with a task in this run
         self._timeout_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Crew of {self._count}, {len(self._active)} busy>"
+        return f"<ClientProcesses count={self._count} active={len(self._active)}>"
 
     def __enter__(self) -> Self:
         try:
@@ -84,7 +82,7 @@ class ClientProcesses:
         self._shut_down(0.0 if kind is KeyboardInterrupt else SHUTDOWN_TIMEOUT_S)
 
     def open(self, tasks: list[Task]) -> Ready:
-        """Begins a run: waits until all have opened their streams, or were refused. Raises CrewFailed."""
+        """Starts a run: waits until all processes have opened their streams. Raises ClientProcessFailed."""
         self._active = list(self._processes)[: len(tasks)]
         self._timeout_s = max(open_timeout_s(sum(task.calls)) for task in tasks)
         for connection, task in zip(self._active, tasks, strict=True):
@@ -97,7 +95,7 @@ class ClientProcesses:
         return Ready(streams, refused, first_error)
 
     def start_load(self, warmup_s: float, seconds: float) -> RunTimes:
-        """Begins the load; says when it is what."""
+        """Starts the load. Returns its times."""
         start = time.monotonic() + START_DELAY_S
         times = RunTimes(start, start + warmup_s, start + warmup_s + seconds)
         for connection in self._active:
@@ -107,7 +105,10 @@ class ClientProcesses:
     def collect_reports(
         self, times: RunTimes, on_seconds: Callable[[SecondsDone], None], poll: Callable[[], float]
     ) -> Iterator[Report]:
-        """Gives the reports, and hands on the seconds meanwhile; looks up when `look` wants to. Raises CrewFailed."""
+        """Yields the reports, and passes on the seconds that come before them. Raises ClientProcessFailed.
+
+        `poll` is called regularly and returns the seconds until its next call.
+        """
         end = max(times.end, time.monotonic())
         return self._receive(Report, end + DRAIN_TIMEOUT_S + 2 * self._timeout_s, on_seconds, poll)
 
@@ -117,7 +118,7 @@ class ClientProcesses:
         with socket.socket(fileno=os.dup(parent_end.fileno())) as pipe:
             pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STARTUP_TIMEOUT_S), 0))
         with child_end:
-            self._processes[parent_end] = subprocess.Popen(  # noqa: S603 - this very interpreter
+            self._processes[parent_end] = subprocess.Popen(  # noqa: S603 - the interpreter that runs this
                 [sys.executable, "-P", *self._arguments, str(child_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[child_end.fileno()],
@@ -126,7 +127,7 @@ class ClientProcesses:
             )
 
     def _shut_down(self, open_timeout_s: float) -> None:
-        """Hangs up, upon which processes that still run close their streams and end; ends those that do not."""
+        """Closes the pipes, upon which the processes end. Kills those that do not end in time."""
         for connection in self._processes:
             connection.close()
         deadline = time.monotonic() + open_timeout_s
@@ -144,24 +145,26 @@ class ClientProcesses:
         on_seconds: Callable[[SecondsDone], None] = lambda _: None,
         poll: Callable[[], float] = lambda: POLL_INTERVAL_S,
     ) -> Iterator[Any]:
-        """One word of that kind from each."""
+        """Yields one message of that kind from each active process."""
         waiting = set(self._active)
         while waiting:
             poll_s = poll()
             if self.stopped() and not self._stop_sent:
                 self._stop_sent = True
                 stop = Stop(time.monotonic())
-                for active in waiting if kind is Report else self._active:  # one that has reported may be gone
+                for active in waiting if kind is Report else self._active:  # a process that has reported may have ended
                     self._send(active, stop)
             if time.monotonic() > deadline:
-                raise ClientProcessFailed(f"{len(waiting)} of {len(self._active)} client processes do not answer")
+                raise ClientProcessFailed(
+                    f"{len(waiting)} of {len(self._active)} client processes do not answer in time"
+                )
             for connection in wait(list(waiting), min(POLL_INTERVAL_S, poll_s)):
                 assert isinstance(connection, Connection)
                 message = self._receive_one(connection)
                 if isinstance(message, SecondsDone):
                     on_seconds(message)
                 else:
-                    assert isinstance(message, kind), f"a client process said {message!r}, expected {kind.__name__}"
+                    assert isinstance(message, kind), f"a client process sent {message!r}, expected {kind.__name__}"
                     waiting.discard(connection)
                     yield message
 
@@ -175,7 +178,9 @@ class ClientProcesses:
         try:
             connection.send(message)
         except BlockingIOError:
-            raise ClientProcessFailed(f"client process {self._processes[connection].pid} does not listen") from None
+            raise ClientProcessFailed(
+                f"client process {self._processes[connection].pid} does not read its messages"
+            ) from None
         except (BrokenPipeError, ConnectionResetError):
             raise self._failed(connection) from None
 
@@ -184,6 +189,6 @@ class ClientProcesses:
         try:
             code = process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            return ClientProcessFailed(f"client process {process.pid} has hung up and does not end")
+            return ClientProcessFailed(f"client process {process.pid} has closed its pipe and does not end")
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return ClientProcessFailed(f"client process {process.pid} ended {how} before it had reported")
+        return ClientProcessFailed(f"client process {process.pid} ended {how} before its report")

@@ -1,7 +1,7 @@
-"""A lane on the client that users have: `serving.client`, in a closed loop as they would write it.
+"""Calls on `serving.client`, the client that users have, in a closed loop as users would write it.
 
-What it costs is what a program in Python pays: several times as much as `light`, often more than the server. It sends again by
-itself what the server had no room for, so refusals are those that it gave up on.
+This measures what a Python program gets. The client needs several times the CPU of `light_client`, often more than the
+server. It retries by itself what the server had no capacity for, so a refusal here is one after which it gave up.
 """
 
 import asyncio
@@ -18,22 +18,21 @@ from serving.bench.messages import Task
 from serving.client import AnswerLost, Block, Client, ClientError, Stream, TimestepRefused
 from serving.core.spec import Floats
 
-# Less than `load` waits, so that it is the client that says why a stream could not be opened.
+# Shorter than the time limit of `load`, so that the client reports why a stream could not be opened.
 TIMEOUT_S = 5.0
-# What a timestep of every row gives: the reasons of rows that were refused.
+# Sends a timestep of every row; the result counts refused rows by reason.
 StepCall = Coroutine[Any, Any, Mapping[str, int]]
 
 
 class PythonCallRunner(CallRunner):
-    """One lane: a stream, a block of streams, or a stream whose timesteps are calls of their own.
+    """Runs a stream, a block of streams, or a stream whose timesteps are calls of `PredictOne`.
 
     Args:
-        load: whose it is.
-        client: the connection.
-        names: of its streams.
-        values: (rows, features), sent round and round.
-        offset: where among them the first stream begins.
-
+        load: the load generator.
+        client: the client to use.
+        names: the ids of the streams.
+        values: (rows, features), sent in a loop.
+        offset: the index of the row that the first stream sends first.
     """
 
     def __init__(self, load: LoadGenerator, client: Client, names: list[str], values: Floats, offset: int) -> None:
@@ -52,28 +51,28 @@ class PythonCallRunner(CallRunner):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way."""
+        """Whether nothing is in flight."""
         return not self._in_flight
 
     def open(self) -> None:
         """Opens the streams."""
         self._open_task = self._load.start_task(self._open())
 
-    def on_due(self, due: float, now: float) -> None:  # noqa: ARG002 - of a closed loop: it is now
-        """The next timestep of every row is due, and after its answer the next."""
+    def on_due(self, due: float, now: float) -> None:  # noqa: ARG002 - in a closed loop a timestep is due now
+        """Starts a loop: each answer makes the next timestep of every row due."""
         task = self._load.start_task(self._step_loop(due))
         self._in_flight[task] = due
         task.add_done_callback(self._done)
 
     def abandon(self) -> list[tuple[float, int]]:
-        """Gives up what was not answered."""
+        """Gives up all unanswered timesteps."""
         given_up = [(due, self.streams) for due in self._in_flight.values()]
         for task in self._in_flight:
             task.cancel()
         return given_up
 
     def close(self) -> None:
-        """Asks the server to forget the streams."""
+        """Asks the server to close and delete the streams."""
         self._load.start_task(self._close())
 
     def cancel(self) -> None:
@@ -100,7 +99,7 @@ class PythonCallRunner(CallRunner):
 
     async def _open_stream(self, options: Mapping[str, Any]) -> None:
         stream: Stream = await self._stack.enter_async_context(self._client.open(self._names[0], **options))
-        rows = self._values.tolist()  # as a program has them that reads a sensor
+        rows = self._values.tolist()  # lists, as a program that reads a sensor has them
 
         async def step() -> Mapping[str, int]:
             await stream.step(rows[(self._offset + self._step_number) % self._row_count])
@@ -131,7 +130,7 @@ class PythonCallRunner(CallRunner):
             await self._client.delete_stream(self._names[0])
 
     async def _step_loop(self, due: float) -> None:
-        """Timestep after timestep, while the next is due as soon as the last was answered."""
+        """Sends one timestep after another, as long as an answer makes the next one due at once."""
         load = self._load
         counts, task = load.counts, asyncio.current_task()
         assert task is not None
@@ -174,7 +173,7 @@ class PythonCallRunner(CallRunner):
 
 
 async def make_python_runners(load: LoadGenerator, task: Task, stack: AsyncExitStack) -> list[PythonCallRunner]:
-    """Makes the lanes of a task; the clients connect when they are asked."""
+    """Makes the runners for the calls of a task. The clients connect on first use."""
     clients = [
         await stack.enter_async_context(Client(task.plan.address, timeout_s=TIMEOUT_S)) for _ in range(task.connections)
     ]

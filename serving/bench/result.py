@@ -1,7 +1,7 @@
-"""The report of a bench, as it is written to JSON.
+"""The report of a bench run, as it is written to JSON.
 
-Seconds are seconds, also where they are small. None, in JSON null, is what is not known: of a latency, that so many were
-never answered that the percentile lies among them.
+All times are in seconds. None (in JSON null) means unknown. A latency percentile is unknown when it falls among
+timesteps without an answer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from serving.bench.plan import Plan
 from serving.bench.scrape import ServerUsage
 from serving.bench.send_queue import CAPACITY_REASONS, GAP_AFTER_REFUSAL
 
-# Raised when a field changes its meaning or goes; fields may be added without.
+# Increased when a field is removed or changes its meaning. New fields do not increase it.
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
-# Above this a client process has no time left to see an answer when it comes.
+# The CPU share above which a client process reads answers too late.
 BUSY_SHARE_MAX = 0.9
-# Lateness beyond this share of the latency shows in it.
+# The share of the latency above which the lateness of the clients matters.
 LATENESS_SHARE_MAX = 0.25
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -44,38 +44,38 @@ class ServedModel(_Frozen):
 
 
 class Streams(_Frozen):
-    """What became of the streams."""
+    """The streams."""
 
     opened: Count
     refused: dict[str, Count]
-    """That could not be opened, by reason."""
+    """Streams that could not be opened, by reason."""
     lost: dict[str, Count]
-    """That ended before the bench did, by reason."""
+    """Streams that ended too early, by reason."""
     why: str
-    """What was said of the first that was refused or lost."""
+    """The message of the first stream that was refused or lost."""
     left: Count
-    """That the server still has, since they could not be closed; their ids begin with `prefix`."""
+    """Streams that could not be closed and are still on the server. Their ids begin with `prefix`."""
     prefix: str
 
 
 class Timesteps(_Frozen):
-    """What became of the timesteps that were due in the measured time."""
+    """The timesteps that were due in the measured time."""
 
     answered: Count
     refused: dict[str, Count]
-    """Let go after a refusal, by reason."""
+    """Dropped after a refusal, by reason."""
     again: Count
-    """Sent more than once, after a refusal; warm-up included."""
+    """Sent again after a refusal, including the warm-up."""
     again_by: dict[str, Count] = {}
     """The same by reason."""
     unsent: Count
-    """Due, and never sent, since as many were under way and waiting as may be."""
+    """Due and never sent, because too many messages waited already."""
     unanswered: Count
-    """Sent or waiting, and not answered until the bench gave up."""
+    """Sent or waiting, and not answered before the time limit."""
 
     @classmethod
     def of(cls, counts: Counts) -> "Timesteps":
-        """What all processes together have counted."""
+        """Makes it from the counts of all processes."""
         return cls(
             answered=len(counts.latency),
             refused=dict(counts.refused),
@@ -87,7 +87,7 @@ class Timesteps(_Frozen):
 
 
 class Latency(_Frozen):
-    """In seconds, from when a timestep was due."""
+    """Latency in seconds, from the due time of a timestep."""
 
     p50: Seconds | None
     p90: Seconds | None
@@ -97,42 +97,42 @@ class Latency(_Frozen):
 
     @classmethod
     def of(cls, histogram: Histogram) -> "Latency":
-        """The quantiles of a histogram."""
+        """Returns the percentiles of a histogram."""
         known = {name: histogram.quantile(share) for name, share in QUANTILES.items()}
         whole = histogram.max_s if len(histogram) and not histogram.unanswered else None
         return cls(**known, max=whole)
 
 
 class Bucket(_Frozen):
-    """One bucket of the latency histogram; empty ones are left out."""
+    """One bucket of the latency histogram. Empty buckets are left out."""
 
     at_most: Seconds
     count: Count
 
 
 class SecondResult(_Frozen):
-    """One second of the measured time; the last may be shorter."""
+    """One second of the measured time. The last one may be shorter."""
 
     second: Count
     offered: Count
     answered: Count
     refused: Count
     latency: Latency
-    """Of the answers that came in it."""
+    """Of the answers in this second."""
 
 
 class Clients(_Frozen):
-    """What it cost to measure."""
+    """The client processes."""
 
     busy: list[float]
-    """Share of a core, process by process."""
+    """The CPU share of each process."""
     cpu_s_per_step: Seconds | None
     late: Latency | None
-    """How late a client noticed that something was due: its own fault, and part of the latencies. Only with a rate."""
+    """How late the clients noticed that a timestep was due. It is part of the latencies. Only with a rate."""
 
 
 class Result(_Frozen):
-    """One bench."""
+    """The report."""
 
     format: int = FORMAT
     begun: datetime
@@ -140,27 +140,27 @@ class Result(_Frozen):
     machine: Machine
     model: ServedModel
     seconds: Seconds
-    """That were measured."""
+    """The measured time."""
     interrupted: bool
     streams: Streams
     timesteps: Timesteps
     offered_per_s: float
-    """What became due. In a closed loop that follows from the answers."""
+    """Timesteps that became due. In a closed loop this follows from the answers."""
     achieved_per_s: float
     latency: Latency
     service: Latency | None = None
-    """From when a timestep was sent last, not from when it was due: without the waits after refusals."""
+    """From the last time of sending, without the waits after refusals."""
     series: list[SecondResult]
     histogram: list[Bucket]
     clients: Clients
     server: ServerUsage | None
-    """None without --metrics, and when it could not be read."""
+    """None without --metrics, and when the metrics could not be read."""
     warnings: list[str]
-    """What a reader must know before believing the figures."""
+    """What a reader must know to trust the numbers."""
 
     @property
     def failures(self) -> list[str]:
-        """What went wrong, one line each; refusals for want of room are findings, not failures."""
+        """What went wrong, one line each. Refusals for lack of capacity are measurements, not failures."""
         messages = []
         if self.streams.refused:
             messages.append(
@@ -171,7 +171,7 @@ class Result(_Frozen):
                 f"{sum(self.streams.lost.values()):,} streams were lost: {_format_counts(self.streams.lost)}"
             )
         if messages and self.streams.why:
-            messages.append(f"the first of these streams: {self.streams.why}")
+            messages.append(f"the first error: {self.streams.why}")
         findings = {*CAPACITY_REASONS, GAP_AFTER_REFUSAL}
         failed = {reason: count for reason, count in self.timesteps.refused.items() if reason not in findings}
         if failed:
@@ -191,19 +191,18 @@ def make_result(
     server_failed: str,
     **fields: Any,
 ) -> Result:
-    """The result of a run.
+    """Makes the report of a run.
 
     Args:
-        plan: what was asked.
-        model: that ran.
-        prefix: of the streams' ids.
-        ready: how opening went.
-        reports: of the processes.
-        series: seconds by number, of all processes.
-        seconds: that were measured.
-        server_failed: why it is not known what the server says, if it was asked.
+        plan: the settings.
+        model: the model that ran.
+        prefix: of the stream ids.
+        ready: the result of opening the streams.
+        reports: the reports of the processes.
+        series: the counts of each second, of all processes.
+        seconds: the measured time.
+        server_failed: why the metrics of the server are unknown; empty when they are known or not wanted.
         fields: `begun`, `interrupted` and `server` of the result.
-
     """
     counts = Counts()
     for report in reports:
@@ -238,7 +237,7 @@ def make_result(
         warnings=[],
         **fields,
     )
-    failed = [f"the server's side is not known: {server_failed}"] if server_failed else []
+    failed = [f"the metrics of the server are unknown: {server_failed}"] if server_failed else []
     return result.model_copy(update={"warnings": [*_warnings(result), *failed]})
 
 
@@ -261,27 +260,27 @@ def _warnings(result: Result) -> list[str]:
         )
     for name, late_s, latency_s in _visible_lateness(result):
         messages.append(
-            f"the clients were late themselves: of the latency at {name}, {latency_s * 1e3:.2g} ms, {late_s * 1e3:.2g} ms "
-            "may be theirs; leave them cores of their own, or add --processes"
+            f"the clients themselves were late: of the latency at {name}, {latency_s * 1e3:.2g} ms, {late_s * 1e3:.2g} ms "
+            "may be caused by them; give them their own cores, or add --processes"
         )
     steps, streams, rate = result.timesteps, result.streams, result.settings.rate
     if steps.unsent:
         messages.append(
-            f"{steps.unsent:,} timesteps were due and never sent: the server does not keep up with --rate {rate:g}, "
-            "or lacks the cores that the clients use"
+            f"{steps.unsent:,} timesteps were due and never sent: the server is too slow for --rate {rate:g}, "
+            "or the clients use its cores"
         )
     if steps.unanswered:
-        messages.append(f"{steps.unanswered:,} timesteps were not answered until the bench gave up")
+        messages.append(f"{steps.unanswered:,} timesteps were not answered before the time limit")
     if streams.left:
         messages.append(
-            f"{streams.left:,} streams could not be closed and may rest at the server; "
-            f"`tidegate streams list --prefix {streams.prefix}` shows them"
+            f"{streams.left:,} streams could not be closed and may still be on the server; "
+            f"`tidegate streams list --prefix {streams.prefix}` lists them"
         )
     return messages
 
 
 def _visible_lateness(result: Result) -> Iterator[tuple[str, float, float]]:
-    """The first percentile in which the clients' own lateness shows."""
+    """Yields the first percentile whose latency the clients themselves may have caused."""
     late = result.clients.late
     for name in ("p50", "p99"):
         late_s = None if late is None else getattr(late, name)

@@ -1,4 +1,4 @@
-"""One bench, seen from the parent: the crew opens, begins, is watched, and what it saw becomes a result."""
+"""One bench run, as the parent process sees it: the client processes open streams and send load, and the parent reports."""
 
 import math
 import time
@@ -18,25 +18,24 @@ from serving.bench.result import Result, ServedModel, make_result
 from serving.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage
 from serving.core.spec import Floats
 
-# Times are sums of floats.
+# Sums of times are floats and not exact.
 ROUNDING_S = 1e-6
 
 
 class BenchFailed(Exception):
-    """There is nothing to report; the message says why."""
+    """There is nothing to report. The message says why."""
 
 
 class Interrupted(Exception):
-    """The user has ended it before anything was measured."""
+    """The user ended the run before anything was measured."""
 
 
 class ServerSampler:
-    """Reads what a server says of itself when the measured time begins and when it ends.
+    """Reads the metrics of the server when the measured time begins and when it ends.
 
     Attributes:
-        side: what the server did between; None while it is not known.
-        failed: why it never will be.
-
+        usage: what the server did in between; None while it is unknown.
+        failed: why it stays unknown.
     """
 
     def __init__(self, read: Callable[[], CounterSnapshot]) -> None:
@@ -45,10 +44,10 @@ class ServerSampler:
         self._last: CounterSnapshot | None = None
         self.usage: ServerUsage | None = None
         self.failed = ""
-        read()  # a wrong address is told before the load, not after
+        read()  # a wrong address is an error before the load, not after it
 
     def poll(self, times: RunTimes, *, stopped: bool) -> float:
-        """Reads if it is time; gives the seconds until it is."""
+        """Reads the metrics if it is time. Returns the seconds until the next time."""
         now = time.monotonic()
         try:
             if self._first is None:
@@ -66,17 +65,16 @@ class ServerSampler:
 
 
 class BenchRun:
-    """One bench.
+    """One bench run.
 
     Args:
-        plan: what is asked.
-        model: that will run.
-        values: (rows, features), what the streams send.
-        prefix: of the streams' ids.
-        read: reads what the server says of itself; None when nobody asks.
-        console: for the seconds as they pass.
-        speech: how lanes speak, if not as the plan says; see `Task`.
-
+        plan: the settings.
+        model: the model that runs.
+        values: (rows, features), the values that the streams send.
+        prefix: of the stream ids.
+        read: reads the metrics of the server; None when they are not wanted.
+        console: shows the progress.
+        make_encoding: makes the encoding of a call, if not the one of the plan; see `Task`.
     """
 
     def __init__(
@@ -100,17 +98,16 @@ class BenchRun:
         ]
         self._seconds: dict[int, SecondCounts] = {}
         self._reports: list[Report] = []
-        self._reported = Counter[int]()  # processes that have told a second
+        self._reported = Counter[int]()  # by second: the processes that have reported it
 
     def run(self, processes: ClientProcesses) -> Result:
-        """The whole of it, by a crew of as many processes as the plan says; the streams are closed when it returns.
+        """Runs the bench with as many processes as the plan has. All streams are closed when it returns.
 
         Raises:
             BenchFailed: no stream could be opened.
-            Interrupted: it was ended before anything was measured.
-            CrewFailed: a client process has ended or does not answer.
-            ScrapeFailed: the server's metrics cannot be read.
-
+            Interrupted: the user ended the run before anything was measured.
+            ClientProcessFailed: a client process has ended or does not answer.
+            ScrapeFailed: the metrics of the server cannot be read.
         """
         begun = datetime.now(UTC)
         sampler = None if self._read is None else ServerSampler(self._read)
@@ -119,7 +116,7 @@ class BenchRun:
             if not ready.streams and not processes.stopped():
                 deque(
                     processes.collect_reports(processes.start_load(0.0, 0.0), lambda _: None, lambda: math.inf), 0
-                )  # they have a run to end
+                )  # lets the processes finish this run
                 reasons = ", ".join(ready.refused)
                 raise BenchFailed(
                     f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.first_error}"
@@ -134,9 +131,7 @@ class BenchRun:
                 self._reports.append(report)
                 self._add(report)
         if sampler is not None:
-            sampler.poll(
-                times, stopped=processes.stopped()
-            )  # all may have reported at the very moment when it was time
+            sampler.poll(times, stopped=processes.stopped())  # all processes may have reported exactly at the end
         seconds = max(report.end for report in self._reports) - times.begin
         if seconds <= 0:
             raise Interrupted("interrupted before anything was measured")
@@ -155,7 +150,7 @@ class BenchRun:
         )
 
     def _take_seconds(self, message: SecondsDone, display: ProgressDisplay) -> None:
-        """A process has told its last second; it is shown when all have that are still at it."""
+        """Adds the counts of a process. Shows a second when all running processes have reported it."""
         self._add(message)
         self._reported[message.before] += 1
         if self._reported[message.before] >= len(self._tasks) - len(self._reports):

@@ -1,10 +1,11 @@
-"""When each timestep is due, drawn before anything is sent: what a server does cannot move it.
+"""The due time of each timestep, computed before anything is sent. A slow server cannot delay it.
 
-Laws:
-1. No clock: times are seconds from the start of the load.
-2. The same seed draws the same times, however they are taken.
-3. Constant: every lane keeps its own beat, at a phase of its own, so that they do not all come at once. Poisson: the lanes
-   together are one Poisson process and each arrival belongs to any of them, which makes each lane one too.
+Rules:
+1. There is no clock here: times are seconds since the start of the load.
+2. The same seed gives the same times.
+3. `constant`: every call has a fixed interval and a random phase, so that the calls are not all due at once.
+   `poisson`: all calls together are one Poisson process. Each arrival belongs to a random call, so each call is a
+   Poisson process too.
 """
 
 from collections.abc import Iterator
@@ -14,19 +15,18 @@ import numpy as np
 from serving.bench.plan import Arrivals
 from serving.core.spec import Array
 
-# Drawn at once: long enough to cost little for each, short enough (half a millisecond) to hold nothing up.
+# Times that are computed at once: enough to be cheap, few enough (half a millisecond) to delay nothing.
 TIMES_PER_DRAW = 4096
 
 
 class Schedule:
-    """The due times of a process's lanes.
+    """The due times of the calls of one process.
 
     Args:
-        lanes: how many.
-        interval_s: between the messages of a lane, on average.
-        arrivals: how they follow each other.
-        seed: of this process.
-
+        calls: the number of calls.
+        interval_s: the mean interval between the messages of a call, in seconds.
+        arrivals: constant or poisson.
+        seed: of the random numbers.
     """
 
     def __init__(self, calls: int, interval_s: float, arrivals: Arrivals, seed: tuple[int, ...]) -> None:
@@ -40,7 +40,7 @@ class Schedule:
         self._next = 0
 
     def pop_due(self, until: float) -> Iterator[tuple[float, int]]:
-        """What is due up to then and was not taken before: time and lane, in order."""
+        """Yields the time and the call of everything that is due until then, in order. Each is returned once."""
         while (now := self.next_s) <= until:
             call_indices = self._call_indices[self._next]
             self._next += 1
@@ -48,7 +48,7 @@ class Schedule:
 
     @property
     def next_s(self) -> float:
-        """When the next one is due."""
+        """The next due time."""
         if self._next == len(self._times):
             times, call_indices = next(self._chunks)
             self._times, self._call_indices, self._next = times.tolist(), call_indices.tolist(), 0

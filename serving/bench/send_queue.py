@@ -1,33 +1,35 @@
-"""The books of one call: what is due, what is under way, which number comes next. No grpc, no clock.
+"""The send queue of one call: due messages, messages in flight, and the number of the next timestep.
 
-A lane has one row (`Predict`) or many (`PredictBlocks`): a message holds the next timestep of every row, and is answered in
-order.
+A call has one row (`Predict`) or many (`PredictBlocks`). A message holds the next timestep of every row. The server
+answers messages in order. This module has no gRPC and no clock.
 
-Laws:
-1. A message's latency counts from when it was due, however late it was sent and however often.
-2. A row's numbers have no holes: after a refusal nothing more is sent until everything under way is answered. A message
-   that was behind a refused one comes back as a gap, and goes again with its new number.
-3. At most `window` messages are under way and at most as many wait. One that becomes due beyond that is not taken in.
-4. What was refused for want of room goes again when nothing is due at a time of its own (a closed loop); else it is let
-   go, as it is when it was refused for what it is. A row alone cannot go again where the next message is due anyway.
+Rules:
+1. The latency of a message counts from its due time, even when it is sent late or several times.
+2. The timesteps of a row have consecutive numbers. After a refusal nothing is sent until all messages in flight are
+   answered. A message that was in flight behind a refused one is answered with a gap. It is sent again with its new
+   number.
+3. At most `window` messages are in flight and at most as many wait. A message that becomes due beyond that is dropped.
+4. In a closed loop a timestep that was refused for lack of capacity is sent again. In an open loop it is dropped, as
+   are timesteps that were refused for another reason. A single row is not sent again in an open loop, because the next
+   message is due anyway.
 """
 
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Refusals that go away by waiting.
+# Reasons of refusals that end by waiting.
 CAPACITY_REASONS = frozenset({"OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"})
-# What a refusal for want of room is called that does not say when there will be some.
+# Marks the reason of a refusal for lack of capacity that gives no retry time.
 WITHOUT_RETRY_TIME = " without a time to wait"
-# The one that follows from another, and how it is called when it does and the timestep is let go.
+# The reason of a gap, and the reason that is counted when the gap follows a refusal and the timestep is dropped.
 GAP = "STEP_GAP"
 GAP_AFTER_REFUSAL = "STEP_GAP behind a refusal"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a message or a row was not applied, and when it may go again."""
+    """Why a message or a row was not applied, and after how many seconds it may be sent again."""
 
     reason: str
     retry_s: float = 0.0
@@ -35,25 +37,24 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said of a message: refused as a whole, or applied but for some rows."""
+    """The answer to a message: refused as a whole, or applied except for some rows."""
 
     refused: Refusal | None = None
     rows: Mapping[int, Refusal] | None = None
 
 
-@dataclass(slots=True)  # not frozen: that would make it dearer than all the rest
+@dataclass(slots=True)  # not frozen: a frozen class is much slower to create
 class MessageOutcome:
-    """What became of a message.
+    """The outcome of one sending of a message.
 
     Attributes:
-        due: when it was due.
+        due: when the message was due.
         sent: when it was sent last.
-        applied: rows that were.
-        late: when those of them were due that had been refused before.
-        refused: reasons of rows that were let go, with their numbers.
-        again: reasons of rows that go again, with their numbers.
-        over: whether the message is; False when it goes again as a whole.
-
+        applied: the number of applied rows.
+        late_due: the due times of applied rows that had been refused before.
+        refused: the number of dropped rows by reason.
+        retried: the number of rows that are sent again, by reason.
+        done: False when the whole message is sent again.
     """
 
     due: float
@@ -66,13 +67,12 @@ class MessageOutcome:
 
 
 class SendQueue:
-    """One call's books.
+    """The send queue of one call.
 
     Args:
-        rows: of a message.
-        window: the most messages under way.
-        closed: whether it is a closed loop, see law 4.
-
+        rows: the number of rows of a message.
+        window: the maximum number of messages in flight.
+        closed_loop: whether refused timesteps are sent again, see rule 4.
     """
 
     def __init__(self, rows: int, window: int, *, closed_loop: bool) -> None:
@@ -80,38 +80,36 @@ class SendQueue:
         self._window = window
         self._closed_loop = closed_loop
         self._waiting: deque[float] = deque()  # due times of messages
-        self._in_flight: deque[tuple[float, int, float]] = deque()  # due times, numbers, and when they were sent
-        self._retries: list[float] = []  # came back while the lane settles
+        self._in_flight: deque[tuple[float, int, float]] = deque()  # due time, number and send time of each message
+        self._retries: list[float] = []  # due times of messages that are sent again after the recovery
         self._recovering = False
-        self._done = 0  # messages that every row has had, but for those in `behind`
-        self.lags: dict[int, int] = {}  # timesteps that a row is behind the others
-        self._retried_rows: dict[int, float] = {}  # rows whose next timestep was due before its message
+        self._done = 0  # answered messages
+        self.lags: dict[int, int] = {}  # by row: how many timesteps it is behind the others
+        self._retried_rows: dict[int, float] = {}  # by row: the due time of a timestep that is sent again
         self._paused_until = 0.0
 
     def __repr__(self) -> str:
-        return (
-            f"<Lane of {self.rows}, {self._done} over, {len(self._in_flight)} under way, {len(self._waiting)} waiting>"
-        )
+        return f"<SendQueue rows={self.rows} done={self._done} in_flight={len(self._in_flight)} waiting={len(self._waiting)}>"
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way and nothing waits."""
+        """Whether no message waits or is in flight."""
         return not (self._in_flight or self._waiting or self._retries)
 
     @property
     def paused_until(self) -> float:
-        """When the server has room again, as it said."""
+        """The time until which the server asked to wait."""
         return self._paused_until
 
     def add(self, due: float) -> bool:
-        """A message is due; False when too many wait already."""
+        """Adds a message. Returns False when too many messages wait already."""
         if len(self._waiting) >= self._window:
             return False
         self._waiting.append(due)
         return True
 
     def ready(self, now: float) -> bool:
-        """Whether a message can be sent."""
+        """Whether a message can be sent now."""
         return (
             bool(self._waiting)
             and len(self._in_flight) < self._window
@@ -120,17 +118,17 @@ class SendQueue:
         )
 
     def send(self, now: float) -> int:
-        """Puts a message under way; gives the number of its timesteps, from which each row takes off what it is behind."""
+        """Takes the next message. Returns its number; the number of a row's timestep is that less its lag."""
         number = self._done + len(self._in_flight) + 1
         self._in_flight.append((self._waiting.popleft(), number, now))
         return number
 
     def expected_number(self) -> int:
-        """The number of the message that is answered next; 0 when none is under way."""
+        """Returns the number of the message that is answered next; 0 when none is in flight."""
         return self._in_flight[0][1] if self._in_flight else 0
 
     def take_answer(self, answer: Answer, now: float) -> MessageOutcome:
-        """Takes the verdict on the message that was sent first of those under way."""
+        """Takes the answer to the oldest message in flight."""
         due, _, sent = self._in_flight.popleft()
         if answer.refused is not None:
             outcome = self._refused(due, sent, answer.refused, now)
@@ -148,7 +146,7 @@ class SendQueue:
         return outcome
 
     def abandon(self) -> list[tuple[float, int]]:
-        """Gives up what was not answered: when it was due and how many rows; nothing waits afterwards."""
+        """Gives up all unanswered messages. Returns the due time and the number of rows of each."""
         given_up = [
             (due, self.rows) for due in (*(due for due, _, _ in self._in_flight), *self._retries, *self._waiting)
         ]
@@ -159,7 +157,7 @@ class SendQueue:
         return given_up
 
     def _is_gap(self, answer: Answer) -> bool:
-        """Whether no row was applied, since all were behind a refused one."""
+        """Whether all rows were refused because they were sent behind a refused message."""
         rows = answer.rows or {}
         return len(rows) == self.rows and all(refusal.reason == GAP for refusal in rows.values())
 

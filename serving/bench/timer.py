@@ -1,8 +1,8 @@
-"""Rings at a time, to some tens of microseconds.
+"""A timer that is precise to some tens of microseconds.
 
-The timers of an event loop know milliseconds only, and a latency that counts from when a timestep was due would be a
-millisecond longer for that. Linux has timers that are files, and those the loop can wait for; elsewhere the loop's own
-must do, and the report says how late they were.
+The timers of an event loop have a resolution of one millisecond. A latency that counts from the due time of a timestep
+would be up to one millisecond too long. Linux has timers with a file descriptor (`timerfd`), and an event loop can wait
+for those. On other systems the timer of the loop is used, and the report shows how late it was.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class _TimerSpec(ctypes.Structure):
-    """`struct itimerspec`: how often again, and when first."""
+    """`struct itimerspec`: the interval of repetitions, then the time of the first expiration."""
 
     _fields_ = (
         ("again_s", ctypes.c_long),
@@ -29,7 +29,7 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Timer:
-    """Calls `ring` at the time it was last set to, of `time.monotonic`; a time that has passed rings at once."""
+    """Calls `callback` at a time of `time.monotonic`. A time in the past calls it at once."""
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
@@ -44,19 +44,19 @@ class Timer:
             self._loop.add_reader(self._file, self._on_expired)
 
     def set(self, at: float) -> None:
-        """Rings then, and not when it was set to before."""
+        """Sets the time. It replaces the time that was set before."""
         if self._file < 0:
             if self._handle is not None:
                 self._handle.cancel()
             self._handle = self._loop.call_later(max(0.0, at - time.monotonic()), self._callback)
             return
-        seconds, nanoseconds = divmod(max(1, int(at * NANOSECONDS)), NANOSECONDS)  # 0 would be never
+        seconds, nanoseconds = divmod(max(1, int(at * NANOSECONDS)), NANOSECONDS)  # 0 would disarm the timer
         timer = _TimerSpec(0, 0, seconds, nanoseconds)
         if self._libc.timerfd_settime(self._file, TFD_TIMER_ABSTIME, ctypes.byref(timer), None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime failed")
 
     def close(self) -> None:
-        """Rings no more."""
+        """Stops the timer."""
         if self._handle is not None:
             self._handle.cancel()
         if self._file >= 0:
@@ -68,5 +68,5 @@ class Timer:
         try:
             os.read(self._file, 8)
         except BlockingIOError:
-            return  # it was set to a later time since
+            return  # it was set to a later time in the meantime
         self._callback()

@@ -1,6 +1,6 @@
-"""A server of a toy model that stalls and refuses when it is told to, and insists on the right numbers.
+"""A fake server with a toy model. It stalls and refuses on request, and it checks the step numbers.
 
-It keeps a sum for each stream; what it applied, and in which values, is in `streams`.
+`streams` has the applied timesteps of each stream.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
 from serving.bench.plan import Plan
 from tests.client.reasons import error_of
 
-# Nothing here takes a second; what has not happened after this never will.
+# Nothing here takes a second. A test that takes longer than this hangs.
 PATIENCE = 20.0
 
 MODEL = pb.Model(
@@ -37,12 +37,11 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
     """The server.
 
     Attributes:
-        refuse: gives the reason for which a stream's timestep is refused, None when it is applied.
+        refuse: returns the reason to refuse a stream's timestep; None applies it.
         refuse_block: the same for a whole block, by its number.
-        refuse_open: the same for a stream that is opened.
-        stalled: (from, to) of the time in which it answers nothing.
-        window: the answers that it says it remembers of a stream.
-
+        refuse_open: the same for the open of a stream.
+        stalled: (from, to): the time in which it answers nothing.
+        window: the number of remembered answers that it reports.
     """
 
     def __init__(self) -> None:
@@ -60,7 +59,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         self.stop: Callable[[], Awaitable[None]]
 
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
-        """One stream."""
+        """Serves one stream."""
         ask = (await context.read()).open
         assert ask.existence == pb.EXISTENCE_MUST_BE_NEW
         if self.refuse_open(ask.stream_id):
@@ -82,7 +81,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
                 await context.write(pb.PredictResponse(error=error))
 
     async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
-        """Blocks of streams."""
+        """Serves blocks of streams."""
         names: dict[int, str] = {}
         while (request := await context.read()) is not grpc.aio.EOF:
             await self._stall()
@@ -93,7 +92,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
                     self._forget(names[handle], forget=request.close.forget)
                 await context.write(pb.PredictBlocksResponse(closed=pb.ClosedStreams(steps=[0] * len(names))))
             else:
-                # Of progress in storing a client of this kind wants to know nothing.
+                # This client ignores durable steps.
                 await context.write(pb.PredictBlocksResponse(durable=pb.DurableStreams()))
                 await context.write(pb.PredictBlocksResponse(block=self._block(request.block, names)))
 
@@ -128,7 +127,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         return answer
 
     def _step(self, stream: str, step: int, values: bytes) -> pb.Error | None:
-        """Applies a timestep, or says why not."""
+        """Applies a timestep, or returns why not."""
         applied = self.streams[stream]
         if step <= len(applied):
             self.wrong.append(f"{stream}: {step} is a duplicate")
@@ -155,7 +154,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
 
 @asynccontextmanager
 async def fake_server() -> AsyncIterator[FakeServicer]:
-    """A server of the toy model; fails when it was sent a duplicate."""
+    """Runs a server. Fails when a client sent a duplicate."""
     servicer = FakeServicer()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_TidegateServiceServicer_to_server(servicer, server)
@@ -171,7 +170,7 @@ async def fake_server() -> AsyncIterator[FakeServicer]:
 
 
 class Bench:
-    """One client process, in this one."""
+    """A client process, run inside this process."""
 
     def __init__(self, server: FakeServicer, values: Any = None, **settings: Any) -> None:
         settings = {"streams": 4, "processes": 1, "connections": 1, "warmup": 0.0, "seconds": 0.5, **settings}
@@ -189,11 +188,11 @@ class Bench:
 
     @property
     def counts(self) -> Counts:
-        """What was seen."""
+        """What was measured."""
         return self.report.counts
 
     async def run(self, before: Callable[[RunTimes], None] = lambda _: None, *, loses: bool = False) -> "Bench":
-        """From the open to the end; `before` is told when the load begins. No stream is lost unless it is said."""
+        """Runs the load. `before` is called when the load begins. No stream is lost unless `loses` is set."""
         try:
             self.ready = await self.load.open()
             start = time.monotonic() + 0.02

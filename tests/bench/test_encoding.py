@@ -1,4 +1,4 @@
-"""What lanes say, beside what protobuf would."""
+"""The encoding of requests, compared with protobuf."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from serving.bench.send_queue import Answer, Refusal
 
 
 def opened(next_step: int = 1) -> bytes:
-    """A server's answer to the open of a stream."""
+    """Returns the answer of a server to an open."""
     return pb.PredictResponse(opened=pb.Opened(next_step=next_step, answers_remembered=32)).SerializeToString()
 
 
 @pytest.mark.parametrize("features", [1, 8, 30, 40, 5000])
 @pytest.mark.parametrize("step", [1, 127, 128, 2**21, 2**40])
-def test_a_timestep_is_put_together_as_protobuf_does_it(step: int, features: int) -> None:
-    """Byte for byte, whatever the length of its number and of its values."""
+def test_a_timestep_is_encoded_as_by_protobuf(step: int, features: int) -> None:
+    """Byte for byte, for step numbers and values of any length."""
     values = np.arange(2 * features, dtype=np.float32).reshape(2, features)
     encoding = PredictEncoding(pb.Open(), encode_rows(values))
     encoding.decode_opened(opened(step))
@@ -25,8 +25,8 @@ def test_a_timestep_is_put_together_as_protobuf_does_it(step: int, features: int
     assert encoding.request(1, {}) == length_prefixed(pb.PredictRequest(timestep=timestep).SerializeToString())
 
 
-def test_a_stream_that_is_known_goes_on_with_its_number() -> None:
-    """Messages count from 1, timesteps from where the stream is."""
+def test_a_known_stream_continues_with_its_number() -> None:
+    """Messages count from 1, timesteps from the state of the stream."""
     encoding = PredictEncoding(pb.Open(), encode_rows(np.zeros((3, 1), np.float32)))
     encoding.decode_opened(opened(41))
     assert pb.PredictRequest.FromString(encoding.request(2, {})[5:]).timestep.step == 42
@@ -36,8 +36,8 @@ def test_a_stream_that_is_known_goes_on_with_its_number() -> None:
         encoding.decode_answer(answer.SerializeToString(), 3)
 
 
-def test_an_old_answer_is_no_answer() -> None:
-    """A duplicate costs the server nothing, and must not be counted."""
+def test_a_duplicate_is_unexpected() -> None:
+    """A duplicate costs the server nothing and must not be counted."""
     encoding = PredictEncoding(pb.Open(), encode_rows(np.zeros((1, 1), np.float32)))
     encoding.decode_opened(opened())
     answer = pb.PredictResponse(prediction=pb.Prediction(step=1, duplicate=True)).SerializeToString()
@@ -45,8 +45,8 @@ def test_an_old_answer_is_no_answer() -> None:
         encoding.decode_answer(answer, 1)
 
 
-def test_rows_of_a_block_have_each_their_number() -> None:
-    """From where its stream is, less what it is behind; a stream that was refused is not among them."""
+def test_each_row_of_a_block_has_its_own_number() -> None:
+    """From the state of the stream, less what the row is behind. Refused streams are left out."""
     values = np.arange(10, dtype=np.float32).reshape(5, 2)
     encoding = PredictBlocksEncoding(pb.OpenStreams(stream_ids=["a", "b", "c"]), values)
     errors = [pb.RowError(row=1, error=pb.Error(reason=pb.Error.REASON_TOO_MANY_STREAMS))]

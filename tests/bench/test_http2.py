@@ -1,4 +1,4 @@
-"""The light client against servers of grpc.aio."""
+"""The light client against grpc.aio servers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ Handler = Callable[[Any], Any]
 
 @asynccontextmanager
 async def server(handle: Handler) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
-    """A server whose one method is a stream of bytes both ways."""
+    """Runs a server with one method, a stream of bytes in both directions."""
 
     async def run(_: Any, context: Any) -> None:
         await handle(context)
@@ -30,7 +30,7 @@ async def server(handle: Handler) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
         def service(self, _: Any) -> Any:
             return grpc.stream_stream_rpc_method_handler(run)
 
-    # Small windows that stay so: what is tried here shall not depend on what grpc finds out about the network.
+    # Small fixed windows: the tests must not depend on what grpc measures of the network.
     options = [("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
     made = grpc.aio.server(options=options)
     made.add_generic_rpc_handlers((Handlers(),))
@@ -44,7 +44,7 @@ async def server(handle: Handler) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
 
 
 class Heard:
-    """What a call is told."""
+    """Collects what a call receives."""
 
     def __init__(self, connection: Connection) -> None:
         self.messages: asyncio.Queue[bytes] = asyncio.Queue()
@@ -59,13 +59,13 @@ async def echo(context: Any) -> None:
 
 
 async def mute(context: Any) -> None:
-    """Reads nothing and says nothing."""
+    """Reads nothing and sends nothing."""
     await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_384 - 5, 16_384, 65_535, 1_000_000])
 async def test_messages_of_any_size_come_back(size: int) -> None:
-    """Also those that no frame and no window has room for, one behind the other."""
+    """Also those that are larger than a frame or a window."""
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
         heard = Heard(connection)
@@ -79,7 +79,7 @@ async def test_messages_of_any_size_come_back(size: int) -> None:
 
 
 async def test_calls_on_one_connection_do_not_mix() -> None:
-    """Each is answered on its own, while others wait for room."""
+    """Each gets its own answer, while others wait for flow control."""
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
         calls = [Heard(connection) for _ in range(20)]
@@ -91,8 +91,8 @@ async def test_calls_on_one_connection_do_not_mix() -> None:
         connection.close()
 
 
-async def test_windows_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the call and of the connection: more can come than they held at first."""
+async def test_windows_are_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the call and of the connection: they can carry more than their first size."""
     monkeypatch.setattr(http2, "WINDOW_MAX", 100_000)
     monkeypatch.setattr(http2, "WINDOW_UPDATE_BYTES", 50_000)
     async with server(echo) as (address, _):
@@ -104,8 +104,8 @@ async def test_windows_are_opened_again(monkeypatch: pytest.MonkeyPatch) -> None
         connection.close()
 
 
-async def test_what_a_server_does_not_read_waits_here() -> None:
-    """Until it does; nothing is sent beyond the window."""
+async def test_data_that_a_server_does_not_read_waits() -> None:
+    """Nothing is sent beyond the window."""
     async with server(mute) as (address, _):
         connection = await Connection.open(address)
         heard = Heard(connection)
@@ -118,8 +118,8 @@ async def test_what_a_server_does_not_read_waits_here() -> None:
         connection.close()
 
 
-async def test_one_who_does_not_read_is_sent_no_more_than_a_window() -> None:
-    """Its windows are what they are by default and are not opened again."""
+async def test_a_client_that_does_not_read_gets_no_more_than_a_window() -> None:
+    """It keeps the default windows and sends no WINDOW_UPDATE."""
     written: list[int] = []
 
     async def flood(context: Any) -> None:
@@ -133,7 +133,7 @@ async def test_one_who_does_not_read_is_sent_no_more_than_a_window() -> None:
         received = 0
         while received < 60_000:
             received += len(await heard.messages.get()) + 5
-        # Whatever the server had room to send is there now: a call that answers at once is answered no more.
+        # By now everything has arrived that fits into the window.
         for _ in range(100):
             await asyncio.sleep(0)
         assert received + sum(len(heard.messages.get_nowait()) for _ in range(heard.messages.qsize())) <= 65_535
@@ -142,15 +142,15 @@ async def test_one_who_does_not_read_is_sent_no_more_than_a_window() -> None:
 
 
 def details(reason: str) -> bytes:
-    """As Tidegate says why it ends a call."""
+    """Returns the status details of a call that Tidegate ends."""
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(domain="tidegate.v1", reason=reason))
     return status_pb2.Status(code=8, message="no", details=[detail]).SerializeToString()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("words", ["no room", "a % and a ü", "long " * 500])
-async def test_why_a_call_ended_is_read(words: str) -> None:
-    """Code, sentence and details, whatever their length; the rest of the headers is passed over."""
+async def test_the_status_of_a_call_is_parsed(words: str) -> None:
+    """Code, message and details of any length. Other headers are skipped."""
 
     async def refuse(context: Any) -> None:
         trailers = (
@@ -168,8 +168,8 @@ async def test_why_a_call_ended_is_read(words: str) -> None:
         connection.close()
 
 
-async def test_a_call_that_is_cut_is_told_nothing_more() -> None:
-    """And the others of its connection go on."""
+async def test_a_cancelled_call_receives_nothing_more() -> None:
+    """The other calls of its connection continue."""
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
         cut, other = Heard(connection), Heard(connection)
@@ -183,7 +183,7 @@ async def test_a_call_that_is_cut_is_told_nothing_more() -> None:
 
 
 async def test_a_server_that_goes_away_ends_calls() -> None:
-    """Those that run, and each that is made later; the code is UNAVAILABLE, or what the server says."""
+    """Running calls and later ones. The code is UNAVAILABLE, or that of the server."""
     async with server(echo) as (address, made):
         connection = await Connection.open(address)
         heard = Heard(connection)
@@ -191,6 +191,6 @@ async def test_a_server_that_goes_away_ends_calls() -> None:
         await heard.messages.get()
         await made.stop(None)
         assert (await heard.ended).code in (1, 14)
-        while connection._closed is None:  # noqa: ASYNC110 - the connection tells only calls
+        while connection._closed is None:  # noqa: ASYNC110 - the connection notifies only its calls
             await asyncio.sleep(0)
         assert (await Heard(connection).ended).code == 14

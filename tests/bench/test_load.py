@@ -1,4 +1,4 @@
-"""One client process against a scripted server."""
+"""One client process against a fake server."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ BLOCKS = pytest.mark.parametrize("block", [None, 3])
 
 @BLOCKS
 async def test_a_closed_loop_sends_when_it_has_its_answer(block: int | None) -> None:
-    """Numbered from 1 without holes, one under way a call; all that was answered is counted, and all is forgotten."""
+    """Steps are consecutive from 1, one is in flight per call, all answers are counted, and all streams are deleted."""
     async with fake_server() as server:
         bench = await Bench(server, block=block).run()
     assert bench.ready.streams == 4
@@ -33,7 +33,7 @@ async def test_a_closed_loop_sends_when_it_has_its_answer(block: int | None) -> 
 
 @BLOCKS
 async def test_every_stream_sends_the_values_in_turn(block: int | None) -> None:
-    """Row after row, round and round, from a row of its own."""
+    """In a loop, each from another row."""
     values = np.arange(14, dtype=np.float32).reshape(7, 2)
     async with fake_server() as server:
         await Bench(server, values, block=block, seconds=0.3).run()
@@ -43,7 +43,7 @@ async def test_every_stream_sends_the_values_in_turn(block: int | None) -> None:
 
 
 def due_times(bench: Bench, until: float) -> Iterator[tuple[float, int]]:
-    """What is due, as the plan alone tells it: seconds from the start, and rows."""
+    """Yields what the plan makes due: seconds from the start, and rows."""
     calls = bench.plan.streams_per_call
     assert bench.plan.interval_s is not None
     schedule = Schedule(len(calls), bench.plan.interval_s, bench.plan.arrivals, (bench.plan.seed, 0))
@@ -53,7 +53,7 @@ def due_times(bench: Bench, until: float) -> Iterator[tuple[float, int]]:
 
 @BLOCKS
 async def test_an_open_loop_sends_what_is_due(block: int | None) -> None:
-    """As many as the rate says, whatever the answers; what was due in the measured time counts, and nothing else."""
+    """The rate decides, not the answers. Only what was due in the measured time counts."""
     async with fake_server() as server:
         bench = await Bench(server, block=block, rate=400.0).run()
     due = list(due_times(bench, 0.5))
@@ -68,14 +68,14 @@ STALL_S = 0.5
 
 
 @pytest.mark.parametrize(("block", "arrivals"), [(None, "constant"), (3, "poisson")])
-async def test_everything_that_is_due_while_a_server_stalls_has_waited_for_it(block: int | None, arrivals: str) -> None:
-    """No coordinated omission: each due time in the stall counts, with the wait from then to its end and no less."""
+async def test_everything_that_is_due_during_a_stall_counts_with_its_wait(block: int | None, arrivals: str) -> None:
+    """There is no coordinated omission: each due time in the stall counts, with the full wait until its end."""
     async with fake_server() as server:
 
         def stall(go: RunTimes) -> None:
             server.stalled = (go.start + 0.2, go.start + 0.2 + STALL_S)
 
-        server.window = 16  # of the 20 that are due in the stall, some have to wait on this side
+        server.window = 16  # of the 20 that are due in the stall, some must wait in the client
 
         bench = Bench(server, block=block, rate=160.0, arrivals=arrivals, seconds=1.0)
         await bench.run(stall)
@@ -86,11 +86,11 @@ async def test_everything_that_is_due_while_a_server_stalls_has_waited_for_it(bl
         seen = sum(count for bound, count in latency.buckets() if bound >= wait_s) + latency.unanswered
         assert seen >= waited > 0
     p99_s = latency.quantile(0.99)
-    assert p99_s is None or p99_s > STALL_S - 0.1  # None: so busy a machine that some found no room to wait
+    assert p99_s is None or p99_s > STALL_S - 0.1  # None: on a busy machine some are dropped
 
 
-async def test_a_closed_loop_hides_a_stall_and_that_is_why_there_is_a_rate() -> None:
-    """Each stream waits once: one latency of the stall a stream, whatever its length."""
+async def test_a_closed_loop_hides_a_stall() -> None:
+    """Each stream waits once, so the stall gives one latency per stream, whatever its length."""
     async with fake_server() as server:
 
         def stall(go: RunTimes) -> None:
@@ -100,8 +100,8 @@ async def test_a_closed_loop_hides_a_stall_and_that_is_why_there_is_a_rate() -> 
     assert sum(count for bound, count in bench.counts.latency.buckets() if bound >= STALL_S - 0.1) == 4
 
 
-async def test_what_a_server_has_no_time_for_is_bounded_and_counted() -> None:
-    """As much under way and waiting as the window has, a stream; the rest was due, never sent, and slower than all."""
+async def test_unsent_timesteps_are_bounded_and_counted() -> None:
+    """Each stream has at most `window` in flight and as many waiting. The rest counts as unsent and slower than all others."""
     async with fake_server() as server:
 
         def stall(go: RunTimes) -> None:
@@ -116,7 +116,7 @@ async def test_what_a_server_has_no_time_for_is_bounded_and_counted() -> None:
 
 
 async def test_the_pause_between_answer_and_next_timestep_is_kept() -> None:
-    """Not less than it, and not much more."""
+    """It is not shorter, and not much longer."""
     async with fake_server() as server:
         bench = await Bench(server, streams=2, think=0.05, seconds=0.5).run()
     for applied in server.streams.values():
@@ -125,8 +125,8 @@ async def test_the_pause_between_answer_and_next_timestep_is_kept() -> None:
 
 
 @BLOCKS
-async def test_in_a_closed_loop_a_refused_timestep_goes_again_until_there_is_room(block: int | None) -> None:
-    """After the pause that the server asks for; its latency is from the first time on."""
+async def test_a_closed_loop_retries_a_refused_timestep(block: int | None) -> None:
+    """After the pause that the server asks for. Its latency counts from the first attempt."""
     left = 6
 
     def refuse(_stream: str, step: int) -> str | None:
@@ -149,7 +149,7 @@ async def test_in_a_closed_loop_a_refused_timestep_goes_again_until_there_is_roo
 @BLOCKS
 @pytest.mark.parametrize("reason", ["OVERLOADED", "MODEL_FAILED"])
 async def test_in_an_open_loop_a_refused_timestep_is_counted_by_its_reason(block: int | None, reason: str) -> None:
-    """And is not among the answered; the stream goes on with the number that it was refused under."""
+    """It does not count as answered. The stream continues with the refused number."""
     left = 7
 
     def refuse(_stream: str, step: int) -> str | None:
@@ -163,12 +163,12 @@ async def test_in_an_open_loop_a_refused_timestep_is_counted_by_its_reason(block
         server.refuse = refuse
         bench = await Bench(server, block=block, rate=200.0).run()
     assert bench.counts.refused[reason] == 7
-    assert set(bench.counts.refused) <= {reason, GAP_AFTER_REFUSAL}  # on a busy machine two blocks are under way
+    assert set(bench.counts.refused) <= {reason, GAP_AFTER_REFUSAL}  # on a busy machine two blocks are in flight
     assert sum(second.refused for second in bench.report.seconds.values()) == bench.counts.refused.total()
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values())
 
 
-async def test_blocks_are_sent_ahead_and_one_that_is_refused_as_a_whole_goes_again_with_those_behind() -> None:
+async def test_a_refused_block_is_retried_with_those_behind_it() -> None:
     """No row is applied twice or left out."""
     refused: list[int] = []
 
@@ -184,15 +184,13 @@ async def test_blocks_are_sent_ahead_and_one_that_is_refused_as_a_whole_goes_aga
     assert refused == [5, 5]
     numbers = [block.block for block in server.blocks]
     assert numbers[:5] == [1, 2, 3, 4, 5]
-    assert bench.counts.retried.total() == pytest.approx(
-        2 * 3 * 4, abs=8
-    )  # the block that was refused and what was behind it
+    assert bench.counts.retried.total() == pytest.approx(2 * 3 * 4, abs=8)  # the refused block and those behind it
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values())
 
 
 @BLOCKS
 async def test_streams_that_are_refused_at_the_open_are_counted_and_the_others_run(block: int | None) -> None:
-    """By reason; of a block only those rows."""
+    """By reason. Of a block only the refused rows count."""
     async with fake_server() as server:
         server.refuse_open = lambda stream: "TOO_MANY_STREAMS" if stream.endswith("2") else None
         bench = await Bench(server, block=block).run()
@@ -204,7 +202,7 @@ async def test_streams_that_are_refused_at_the_open_are_counted_and_the_others_r
 
 
 async def test_a_server_that_goes_away_ends_the_load() -> None:
-    """Early, with all streams lost; what was under way is unanswered, and what was not forgotten is told."""
+    """Early, with all streams lost. Timesteps in flight are unanswered, and streams that were not deleted are reported."""
     async with fake_server() as server:
         bench = Bench(server, seconds=10.0)
         loop = asyncio.get_running_loop()
@@ -219,8 +217,8 @@ async def test_a_server_that_goes_away_ends_the_load() -> None:
     assert bench.counts.latency.unanswered == 4
 
 
-async def test_stopped_early_it_reports_what_it_saw() -> None:
-    """Up to then, and the streams are forgotten."""
+async def test_a_load_that_is_stopped_early_reports() -> None:
+    """Up to that time. The streams are deleted."""
     async with fake_server() as server:
         bench = Bench(server, seconds=60.0)
         asyncio.get_running_loop().call_later(0.3, lambda: bench.load.stop(time.monotonic()))
@@ -230,8 +228,8 @@ async def test_stopped_early_it_reports_what_it_saw() -> None:
     assert sorted(server.forgotten) == sorted(server.streams)
 
 
-async def test_an_answer_to_something_else_is_no_answer() -> None:
-    """A server that answers the wrong timestep loses the stream, and the report says why."""
+async def test_an_answer_to_another_timestep_loses_the_stream() -> None:
+    """A server that answers the wrong timestep loses the stream, and the report has the message."""
     async with fake_server() as server:
         answer = server._block
 
@@ -246,8 +244,8 @@ async def test_an_answer_to_something_else_is_no_answer() -> None:
     assert "block 2, expected one to block 1" in bench.report.first_error
 
 
-async def test_seconds_are_told_as_they_pass() -> None:
-    """Each once, when it is over, the warm-up's too; together with the report's they are everything."""
+async def test_seconds_are_reported_as_they_pass() -> None:
+    """Each once, after its end, including the warm-up. With those of the report they are complete."""
     async with fake_server() as server:
         bench = await Bench(server, rate=200.0, warmup=1.0, seconds=1.2).run()
     assert [word.before for word in bench.progress] == [0, 1]

@@ -1,4 +1,4 @@
-"""Runs of one crew, one after the other."""
+"""Several runs of the same client processes."""
 
 import time
 from io import StringIO
@@ -22,7 +22,7 @@ VALUES = np.zeros((8192, 8), np.float32)
 
 
 def run(server: Process, processes: ClientProcesses, prefix: str, **plan: Any) -> Result:
-    """One run of a fraction of a second."""
+    """Runs a fraction of a second."""
     asked = Plan(address=server.address, processes=2, **{"streams": 6, "seconds": 0.3, "warmup": 0.1, **plan})
 
     def read() -> CounterSnapshot:
@@ -32,13 +32,13 @@ def run(server: Process, processes: ClientProcesses, prefix: str, **plan: Any) -
 
 
 def test_the_same_processes_run_again_and_again(tmp_path: Path) -> None:
-    """With another plan, with fewer of them, and after a run that failed; whoever asks for what a server says is told."""
+    """With another plan, with fewer processes, and after a run that failed."""
     with serve(write_model(tmp_path, lstm())) as server, ClientProcesses(2) as processes:
         first = run(server, processes, "a-")
         assert (first.streams.opened, first.streams.left, len(first.clients.busy)) == (6, 0, 2)
         assert first.server
         assert first.server.seconds == pytest.approx(0.3, abs=0.1)
-        assert first.server.steps == 0  # nobody said
+        assert first.server.steps == 0  # `read` reports no steps
         with pytest.raises(BenchFailed, match="MODEL_NOT_FOUND"):
             run(server, processes, "b-", model="absent")
         second = run(server, processes, "c-", client="python", streams=1)

@@ -1,4 +1,4 @@
-"""The books of a call, against a model of a server that refuses as it likes."""
+"""The send queue of a call, against a model of a server that refuses at random."""
 
 from collections import deque
 
@@ -13,12 +13,12 @@ APPLIED = Answer()
 
 
 def send_queue(rows: int = 1, window: int = 4, *, closed_loop: bool = False) -> SendQueue:
-    """A lane."""
+    """Makes a send queue."""
     return SendQueue(rows, window, closed_loop=closed_loop)
 
 
 def test_messages_are_numbered_as_they_go() -> None:
-    """One after the other, as many under way as the window has."""
+    """Consecutively, and at most `window` are in flight."""
     queue = send_queue(window=3)
     for due in (1.0, 2.0, 3.0):
         assert queue.add(due)
@@ -31,14 +31,14 @@ def test_messages_are_numbered_as_they_go() -> None:
     assert queue.send(0.0) == 4
 
 
-def test_what_is_due_beyond_the_window_is_not_taken_in() -> None:
-    """So a server that stands still costs its clients no memory."""
+def test_messages_beyond_the_window_are_dropped() -> None:
+    """So a server that stalls costs its clients no memory."""
     queue = send_queue(window=2)
     assert [queue.add(due) for due in (1.0, 2.0, 3.0)] == [True, True, False]
 
 
-def test_latency_counts_from_when_it_was_due_though_it_was_refused() -> None:
-    """In a closed loop the same timestep goes again, after the pause that was asked for, with its old due time."""
+def test_a_refused_timestep_keeps_its_due_time() -> None:
+    """In a closed loop the timestep is sent again after the requested pause, with its first due time."""
     queue = send_queue(closed_loop=True)
     queue.add(1.0)
     assert queue.send(0.0) == 1
@@ -50,8 +50,8 @@ def test_latency_counts_from_when_it_was_due_though_it_was_refused() -> None:
     assert queue.take_answer(APPLIED, 3.0).due == 1.0
 
 
-def test_when_a_timestep_was_sent_last_is_known() -> None:
-    """Not when it was due, and not when it was sent before it was refused."""
+def test_the_time_of_the_last_attempt_is_known() -> None:
+    """It is neither the due time nor the time of the refused attempt."""
     queue = send_queue(closed_loop=True)
     queue.add(1.0)
     queue.send(1.25)
@@ -61,8 +61,8 @@ def test_when_a_timestep_was_sent_last_is_known() -> None:
     assert (outcome.due, outcome.sent) == (1.0, 2.5)
 
 
-def test_a_refusal_that_does_not_say_when_there_is_room_goes_by_another_name() -> None:
-    """Whoever counts refusals can tell them apart."""
+def test_a_refusal_without_a_retry_time_has_its_own_reason() -> None:
+    """So the counts tell the two kinds apart."""
     queue = send_queue(closed_loop=True)
     queue.add(1.0)
     queue.send(1.0)
@@ -71,8 +71,8 @@ def test_a_refusal_that_does_not_say_when_there_is_room_goes_by_another_name() -
     }
 
 
-def test_in_an_open_loop_a_refused_timestep_is_let_go() -> None:
-    """It is counted by its reason, and the next goes with its number and without a pause."""
+def test_an_open_loop_drops_a_refused_timestep() -> None:
+    """It is counted by its reason. The next one takes its number, without a pause."""
     queue = send_queue()
     queue.add(1.0)
     queue.add(2.0)
@@ -84,8 +84,8 @@ def test_in_an_open_loop_a_refused_timestep_is_let_go() -> None:
     assert queue.take_answer(APPLIED, 3.0).due == 2.0
 
 
-def test_what_was_behind_a_refused_timestep_goes_again_in_order_once_all_have_come_back() -> None:
-    """With the numbers that the stream now expects; nothing new overtakes them."""
+def test_timesteps_behind_a_refused_one_are_sent_again_in_order() -> None:
+    """With the numbers that the stream now expects. No new timestep overtakes them."""
     queue = send_queue()
     for due in (1.0, 2.0, 3.0):
         queue.add(due)
@@ -101,16 +101,16 @@ def test_what_was_behind_a_refused_timestep_goes_again_in_order_once_all_have_co
     assert [queue.take_answer(APPLIED, 5.0).due for _ in range(3)] == [2.0, 3.0, 4.0]
 
 
-def test_a_gap_that_follows_from_nothing_is_a_failure() -> None:
-    """It does not go again for ever."""
+def test_a_gap_without_a_refusal_before_it_is_a_failure() -> None:
+    """It is not sent again for ever."""
     queue = send_queue(closed_loop=True)
     queue.add(1.0)
     queue.send(0.0)
     assert queue.take_answer(Answer(refused=Refusal(GAP)), 2.0).refused == {GAP: 1}
 
 
-def test_a_refused_row_waits_for_the_next_message_and_keeps_when_it_was_due() -> None:
-    """Its number is one behind the others from then on."""
+def test_a_refused_row_waits_for_the_next_message_and_keeps_its_due_time() -> None:
+    """From then on its number is one behind the others."""
     queue = send_queue(rows=3, closed_loop=True)
     queue.add(1.0)
     queue.send(0.0)
@@ -124,8 +124,8 @@ def test_a_refused_row_waits_for_the_next_message_and_keeps_when_it_was_due() ->
     assert (outcome.due, outcome.applied, outcome.late_due) == (2.0, 3, (1.0,))
 
 
-def test_a_block_behind_one_that_was_refused_as_a_whole_goes_again_as_a_whole() -> None:
-    """Its rows come back as gaps, every one; also in an open loop nothing of it is let go."""
+def test_a_block_behind_a_refused_block_is_sent_again() -> None:
+    """All its rows are gaps. Even an open loop drops none of them."""
     queue = send_queue(rows=2)
     queue.add(1.0)
     queue.add(2.0)
@@ -137,8 +137,8 @@ def test_a_block_behind_one_that_was_refused_as_a_whole_goes_again_as_a_whole() 
     assert queue.take_answer(APPLIED, 4.0).due == 2.0
 
 
-def test_in_an_open_loop_a_row_behind_a_refused_one_is_let_go_by_a_name_of_its_own() -> None:
-    """It is no failure of its own, and the refusal before it is counted already."""
+def test_in_an_open_loop_a_row_behind_a_refused_one_has_its_own_reason() -> None:
+    """It is not a failure itself, and the refusal before it is counted already."""
     queue = send_queue(rows=2)
     queue.add(1.0)
     queue.add(2.0)
@@ -149,8 +149,8 @@ def test_in_an_open_loop_a_row_behind_a_refused_one_is_let_go_by_a_name_of_its_o
     assert queue.lags == {0: 2}
 
 
-def test_what_is_given_up_is_told_with_its_rows() -> None:
-    """Under way, waiting and rows that were to go again; then nothing waits."""
+def test_abandon_returns_everything_unanswered() -> None:
+    """In flight, waiting, and rows that were to be sent again. Then nothing waits."""
     queue = send_queue(rows=3, window=2, closed_loop=True)
     queue.add(1.0)
     queue.send(0.0)
@@ -163,9 +163,9 @@ def test_what_is_given_up_is_told_with_its_rows() -> None:
 
 
 class ModelServer:
-    """Applies timesteps that have their right number, or refuses them as `whims` say; answers in order.
+    """Applies timesteps that have the right number, or refuses them as `whims` say; answers in order.
 
-    Fails the test on a duplicate, and on a gap that does not follow from a refusal while the message was under way.
+    Fails the test on a duplicate, and on a gap without a refusal while the message was in flight.
     """
 
     def __init__(self, rows: int, whims: list[list[str]]) -> None:
@@ -173,14 +173,16 @@ class ModelServer:
         self._rows = rows
         self._whims = [iter(whims[row % len(whims)]) for row in range(rows)]
         self._whole = iter(whims[-1])
-        self.in_flight: deque[tuple[list[int], set[int]]] = deque()  # numbers, and rows refused since they were sent
+        self.in_flight: deque[tuple[list[int], set[int]]] = (
+            deque()
+        )  # numbers, and rows that were refused in the meantime
 
     def take(self, steps: list[int]) -> None:
-        """A message is sent."""
+        """Takes a message."""
         self.in_flight.append((steps, set()))
 
     def answer(self) -> Answer:
-        """The verdict on the first message under way."""
+        """Answers the oldest message in flight."""
         steps, shaken = self.in_flight.popleft()
         if self._rows > 1 and not shaken and next(self._whole, "apply") == "full":
             self._shake(set(range(self._rows)))
@@ -193,7 +195,7 @@ class ModelServer:
     def _step(self, row: int, step: int, shaken: set[int]) -> Refusal | None:
         assert step > self.applied[row], "a duplicate"
         if step > self.applied[row] + 1:
-            assert row in shaken, "a gap that follows from nothing"
+            assert row in shaken, "a gap without a refusal before it"
             return Refusal(GAP)
         whim = next(self._whims[row], "apply")
         if whim == "apply":
@@ -210,11 +212,11 @@ ACTIONS = st.lists(st.sampled_from(["due", "due", "send", "send", "answer"]), mi
 
 
 @given(st.booleans(), st.integers(1, 5), st.integers(1, 4), st.lists(WHIMS, min_size=1, max_size=3), ACTIONS)
-@settings(deadline=None)  # on a busy machine any example may stand still for a while
-def test_numbers_have_no_holes_whatever_is_refused_and_whenever_it_is_answered(
+@settings(deadline=None)  # on a busy machine an example may take long
+def test_numbers_are_consecutive_whatever_is_refused(
     closed_loop: bool, rows: int, window: int, whims: list[list[str]], actions: list[str]
 ) -> None:
-    """Every timestep is applied once, or let go and counted; what is applied is what is counted."""
+    """Every timestep is applied once, or dropped and counted. The counts equal what was applied."""
     queue, server = send_queue(rows, window, closed_loop=closed_loop), ModelServer(rows, whims)
     taken_in = answered = dropped = 0
     for now, action in enumerate(actions):
@@ -229,5 +231,5 @@ def test_numbers_have_no_holes_whatever_is_refused_and_whenever_it_is_answered(
             dropped += sum((outcome.refused or {}).values())
             assert answered == sum(server.applied)
     given_up = sum(count for _, count in queue.abandon())
-    if rows == 1 or not closed_loop:  # in a closed loop a row that goes again does so in the place of its next
+    if rows == 1 or not closed_loop:  # in a closed loop a retried row takes the place of its next timestep
         assert answered + dropped + given_up == rows * taken_in
