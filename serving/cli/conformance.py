@@ -12,7 +12,7 @@ import typer
 from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from serving.conformance.scenario_run import Violation
+    from serving.conformance.rules import Violation
 
 
 class Level(StrEnum):

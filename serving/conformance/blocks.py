@@ -1,9 +1,9 @@
-"""A call of `PredictBlocks` with one stream, as a script plays it: row by row, however the client puts rows together.
+"""A call of `PredictBlocks` with one stream, played by a script row by row, whatever blocks the client sends.
 
-A block is answered when each of its rows is; until then nothing of it counts as told. A call that ends before has told none of them.
+A block is answered when all its rows are. Until then none of its rows counts as answered.
 
-A stream that was closed, or that the client is to open again, may be opened once more on the same call: that is a `BlockCall` of
-its own, with a handle of its own.
+A client may open a stream again on the same call after a close, or when the script asks for it. That is a new `BlockCall`
+with a new handle.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from serving.conformance.predict import write_to
 from serving.conformance.scenario_run import Call, CallEnded, ScenarioRun
 from serving.conformance.toy_model import make_error, make_status
 
-# What ends one stream and not its call, as `EndedStreams` has it.
+# The reasons that end one stream and not its call, by `EndedStreams`.
 STREAM_REASONS = ("TAKEN_OVER", "STREAM_NOT_FOUND", "STREAM_EXPIRED", "STATE_LOST")
 
 
 class PendingBlock:
-    """A block, and its answer as far as it is known."""
+    """A block, and its answer so far."""
 
     def __init__(self, number: int, steps: list[int]) -> None:
         self.steps = steps
@@ -36,16 +36,16 @@ class PendingBlock:
 
     @property
     def unanswered(self) -> int:
-        """How many of its rows are not answered."""
+        """The number of rows without an answer."""
         return len(self.steps) - len(self.on_sent)
 
     @property
     def next_step(self) -> int:
-        """The number of the next row that is to be answered."""
+        """The number of the next row to answer."""
         return self.steps[len(self.on_sent)]
 
     def add(self, on_sent: Callable[[], None], prediction: pb.Prediction | None, error: pb.Error | None) -> None:
-        """The answer to its next row."""
+        """Adds the answer to the next row."""
         row = len(self.on_sent)
         self.on_sent.append(on_sent)
         output = b""
@@ -60,7 +60,7 @@ class PendingBlock:
         self._durable_steps.append(prediction.durable_step if prediction is not None else 0)
 
     def message(self) -> pb.PredictedBlock:
-        """The answer, once all rows have theirs."""
+        """Returns the answer to the block, when all rows have theirs."""
         self._block.steps = np.array(self.steps, "<u8").tobytes()
         self._block.outputs.append(b"".join(self._outputs))
         self._block.durable_steps = np.array(self._durable_steps, "<u8").tobytes()
@@ -68,27 +68,27 @@ class PendingBlock:
 
 
 class BlockCall(Call):
-    """The stream, from one open of it on."""
+    """A stream on a call, from one open to the next."""
 
     in_blocks = True
 
     def __init__(self, rpc: "PredictBlocksRpc", run: ScenarioRun, open_request: pb.Open) -> None:
         super().__init__(run, open_request)
         self.handle = 0  # 0 until the open is answered
-        self.lost: tuple[str | int, str] | None = None  # the reason and action of what comes now
+        self.lost: tuple[str | int, str] | None = None  # reason and action for all further timesteps
         self._moved = False
         self._rpc = rpc
-        self._pending: deque[PendingBlock] = deque()  # blocks that are not answered, in order
+        self._pending: deque[PendingBlock] = deque()  # unanswered blocks, in order
 
-    # What scripts do --------------------------------------------------------------------------------------------------
+    # For scripts ------------------------------------------------------------------------------------------------------
 
     async def refuse(self, step: int, reason: str | int, action: str, retry_s: float = 0.0) -> None:
-        """Refuses a timestep, and those behind it in its block."""
+        """Refuses a timestep, and the ones behind it in its block."""
         await super().refuse(step, reason, action, retry_s)
         await self._refuse_rest_of_block(*(("STEP_GAP", "REOPEN") if action in ("DROP", "RETRY") else (reason, action)))
 
     async def end_stream(self, code: str, reason: str, action: str) -> bool:
-        """Ends the stream for good: alone, where the reason is one of a stream; else with the call."""
+        """Ends the stream for good: alone, if the reason is one of a stream; else with the call."""
         if reason not in STREAM_REASONS:
             return await super().end_stream(code, reason, action)
         if not self.is_open:
@@ -98,19 +98,19 @@ class BlockCall(Call):
         await self._refuse_rest_of_block(reason, action)
         self.lost = reason, action
         await self._rpc.write(ended=pb.EndedStreams(handles=[self.handle], error=make_error(0, reason, action, 0)))
-        with suppress(CallEnded):  # who has read that it is lost may have left
+        with suppress(CallEnded):  # the client may have ended the call by now
             await self._refuse_all()
         return False
 
     def finish(self) -> None:
-        """Lets the call end, unless the stream was opened on it once more."""
+        """Lets the call end, unless the stream was opened on it again."""
         super().finish()
         self._rpc.finish(self)
 
-    # What the wire does -----------------------------------------------------------------------------------------------
+    # For the gRPC method ----------------------------------------------------------------------------------------------
 
     async def write(self, **kind: Any) -> None:
-        """Writes a response of `Predict` in columns. Raises CallOver when the client has gone."""
+        """Writes a response, given as one of `Predict`, in columns. Raises CallEnded when the client has gone."""
         ((name, message),) = kind.items()
         if name == "opened":
             self.handle = self._rpc.give_handle(self)
@@ -125,11 +125,11 @@ class BlockCall(Call):
         await self._rpc.write(**kind)
 
     async def write_bytes(self, message: bytes) -> None:
-        """Writes a packed response. Raises CallOver when the client has gone."""
+        """Writes a serialized response. Raises CallEnded when the client has gone."""
         await self._rpc.write_bytes(message)
 
     async def receive_block(self, block: pb.Block, steps: list[int], width: int) -> None:
-        """A block came, whose rows are all of this stream and `width` bytes wide."""
+        """Takes a block whose rows are all of this stream and `width` bytes long."""
         self._pending.append(PendingBlock(block.block, steps))
         for row, step in enumerate(steps):
             values = block.values[row * width : (row + 1) * width]
@@ -138,14 +138,14 @@ class BlockCall(Call):
             await self._refuse_all()
 
     async def supersede(self) -> None:
-        """The stream is opened on this call once more: what is in flight is refused, and the script told that this one is over."""
+        """The client opens the stream on this call again: refuses what is in flight, and ends this part for the script."""
         self.lost = self.lost or ("TAKEN_OVER", "STREAM_LOST")
         self.client_done()
         await self._refuse_all()
 
     async def _send_answer(self, on_sent: Callable[[], None], **kind: Any) -> None:
         if not self._pending:
-            return  # it was refused meanwhile, with all of its block
+            return  # it was refused in the meantime, with its block
         block = self._pending[0]
         block.add(on_sent, kind.get("prediction"), kind.get("error"))
         if not block.unanswered:
@@ -155,7 +155,7 @@ class BlockCall(Call):
             await self._rpc.write(block=block.message())
 
     async def _refuse_rest_of_block(self, reason: str | int, action: str) -> None:
-        """Refuses what is left of a block of which a part is answered."""
+        """Refuses the rest of a block that is partly answered."""
         if not self._pending or not self._pending[0].on_sent:
             return
         block = self._pending[0]
@@ -164,7 +164,7 @@ class BlockCall(Call):
             await self._refuse_behind(block.next_step, reason, action)
 
     async def _refuse_all(self) -> None:
-        """Refuses all that is in flight, for what the stream was lost by."""
+        """Refuses everything in flight, with the reason of the loss."""
         assert self.lost is not None
         self._pop_received()
         self._behind.clear()
@@ -172,35 +172,35 @@ class BlockCall(Call):
         while self._pending:
             await self._refuse_behind(self._pending[0].next_step, *self.lost)
 
-    # Judging ----------------------------------------------------------------------------------------------------------
+    # Checks -----------------------------------------------------------------------------------------------------------
 
     def check_second_open(self) -> None:
-        """Another open came on the call."""
+        """Checks a further open on the call."""
         if self._moved:
             self.run.add_violation("move", "got an open, expected the end of the requests")
 
     def report_handles(self, what: str, handles: Sequence[int]) -> None:
-        """A message came that is about handles that were never given."""
+        """Reports a message with handles that were never assigned."""
         self.run.add_violation(
-            "open-first", f"{what} has handles {list(handles)}, expected one that an open was answered with"
+            "open-first", f"{what} has handles {list(handles)}, expected the handle of an open stream"
         )
 
     def report_columns(self, block: pb.Block) -> None:
-        """A block came whose columns do not fit each other."""
+        """Reports a block whose columns have inconsistent lengths."""
         handles, steps, values = len(block.handles), len(block.steps), len(block.values)
         self.run.add_violation(
             "same-values",
-            f"block {block.block} has {handles} bytes of handles, {steps} of steps and {values} of values, expected 4, 8 and 4 a row",
+            f"block {block.block} has {handles} bytes of handles, {steps} of steps and {values} of values, "
+            "expected 4, 8 and 4 per row",
         )
 
 
 class PredictBlocksRpc:
-    """One call of `PredictBlocks`: whose a row is, and what has been opened on it.
+    """One call of `PredictBlocks`: it knows what was opened on it, and to which stream a row belongs.
 
     Attributes:
         status: how the call ends; None for OK.
-        over: set when it is to end.
-
+        ended: set when the call must end.
     """
 
     def __init__(self, context: Any, find: Callable[[str], ScenarioRun | str]) -> None:
@@ -209,10 +209,10 @@ class PredictBlocksRpc:
         self._context = context
         self._find = find
         self._calls: list[BlockCall] = []  # by handle, from 1
-        self._current: BlockCall | None = None  # the last that was opened
+        self._current: BlockCall | None = None  # the last one that was opened
 
     async def receive(self, message: bytes) -> None:
-        """The client has sent something."""
+        """Takes a request of the client."""
         request = pb.PredictBlocksRequest.FromString(message)
         kind = request.WhichOneof("kind")
         if kind == "open":
@@ -225,29 +225,29 @@ class PredictBlocksRpc:
             self._close(request.close)
 
     def client_done(self) -> None:
-        """The client sends nothing more."""
+        """The client has ended the requests."""
         if self._current is not None:
             self._current.client_done()
         else:
             self.ended.set()
 
     def finish(self, call: BlockCall) -> None:
-        """A script has done with a stream: the call ends, if it has no other."""
+        """A script has finished with a stream: ends the call, unless another stream is open."""
         if call is self._current and not self.ended.is_set():
             self.status = call.status
             self.ended.set()
 
     def give_handle(self, call: BlockCall) -> int:
-        """A handle for a stream that is open."""
+        """Returns a handle for an open stream."""
         self._calls.append(call)
         return len(self._calls)
 
     async def write(self, **kind: Any) -> None:
-        """Writes a response. Raises CallOver when the client has gone."""
+        """Writes a response. Raises CallEnded when the client has gone."""
         await self.write_bytes(pb.PredictBlocksResponse(**kind).SerializeToString())
 
     async def write_bytes(self, message: bytes) -> None:
-        """Writes a packed response. Raises CallOver when the client has gone."""
+        """Writes a serialized response. Raises CallEnded when the client has gone."""
         await write_to(self._context, message)
 
     async def _open(self, open_request: pb.OpenStreams) -> None:
@@ -302,10 +302,10 @@ class PredictBlocksRpc:
         if call is not None:
             call.receive(pb.PredictRequest(close=pb.Close(forget=close.forget)))
         else:
-            self._end("INVALID_FIELD", f"handles: got {list(close.handles)}, expected one that was given")
+            self._end("INVALID_FIELD", f"handles: got {list(close.handles)}, expected the handle of an open stream")
 
     def _of(self, handles: list[int], what: str) -> BlockCall | None:
-        """The stream that all handles stand for; None when one was never given, or they are several."""
+        """Returns the stream of the handles; None when there are several streams, or a handle was never assigned."""
         assert self._current is not None
         wrong = [handle for handle in handles if not 0 < handle <= len(self._calls)]
         if not wrong and len(set(handles)) == 1:
@@ -325,7 +325,7 @@ class PredictBlocksRpc:
 
 
 def _opened(opened: pb.Opened, handle: int, error: pb.Error | None = None) -> pb.OpenedStreams:
-    """How one stream was opened, or why not, in columns."""
+    """Returns the answer to the open of one stream in columns: opened, or refused with an error."""
     return pb.OpenedStreams(
         stream_ids=[opened.stream_id],
         handles=[handle],

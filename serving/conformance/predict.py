@@ -1,4 +1,4 @@
-"""A call of `Predict`, as a script plays it."""
+"""A call of `Predict`, played by a script."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,11 +18,11 @@ class PredictCall(Call):
         self._context = context
 
     async def write(self, **kind: Any) -> None:
-        """Writes a response. Raises CallOver when the client has gone."""
+        """Writes a response. Raises CallEnded when the client has gone."""
         await self.write_bytes(pb.PredictResponse(**kind).SerializeToString())
 
     async def write_bytes(self, message: bytes) -> None:
-        """Writes a packed response. Raises CallOver when the client has gone."""
+        """Writes a serialized response. Raises CallEnded when the client has gone."""
         await write_to(self._context, message)
 
     async def _send_answer(self, on_sent: Callable[[], None], **kind: Any) -> None:
@@ -31,7 +31,7 @@ class PredictCall(Call):
 
 
 async def write_to(context: Any, message: bytes) -> None:
-    """Writes a packed response. Raises CallOver when the client has gone."""
+    """Writes a serialized response. Raises CallEnded when the client has gone."""
     try:
         await context.write(message)
     except (grpc.aio.InternalError, asyncio.InvalidStateError):

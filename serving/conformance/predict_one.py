@@ -1,4 +1,4 @@
-"""What is played to clients of single calls."""
+"""Scenarios for clients of `PredictOne`."""
 
 import asyncio
 import time
@@ -12,12 +12,12 @@ from serving.conformance.scenarios import OPENS_WHILE_UNAVAILABLE_MAX, RETRY_SEC
 from serving.conformance.toy_model import make_status
 
 ONE = ("one",)
-# A deadline that is longer is none: a frozen server is noticed within a minute.
+# A longer deadline counts as none: a client must notice a frozen server within a minute.
 DEADLINE_SECONDS_MAX = 60.0
 
 
 class PredictOneCall:
-    """One single call, and the way to answer it."""
+    """One call of `PredictOne`, which a script answers."""
 
     def __init__(self, context: Any, run: ScenarioRun, request: pb.PredictOneRequest) -> None:
         self._context = context
@@ -26,7 +26,7 @@ class PredictOneCall:
         self.reply: asyncio.Future[pb.PredictOneResponse | Any] = asyncio.get_running_loop().create_future()
 
     def answer(self) -> None:
-        """Applies the timestep, if it was not, and answers it."""
+        """Applies the timestep, unless it is applied already, and answers it."""
         run, step = self._run, self.request.step
         duplicate = step <= len(run.applied)
         self.apply()
@@ -37,12 +37,12 @@ class PredictOneCall:
         self.reply.set_result(pb.PredictOneResponse(prediction=prediction, model="toy", version="1"))
 
     def apply(self) -> None:
-        """Applies the timestep, if it was not."""
+        """Applies the timestep, unless it is applied already."""
         if self.request.step > len(self._run.applied):
             self._run.applied.append(self._run.inputs[self.request.step - 1])
 
     def end(self, code: str, reason: str = "", action: str = "", retry_s: float = 0.0) -> None:
-        """Refuses it."""
+        """Ends the call with a status."""
         if action == "DROP":
             del self._run.inputs[self.request.step - 1]
             self._run.expected_output.append(None)
@@ -50,7 +50,7 @@ class PredictOneCall:
 
 
 def check_request(run: ScenarioRun, request: pb.PredictOneRequest, seconds_left: float | None) -> None:
-    """Judges a single call."""
+    """Checks a request."""
     run.started.set()
     if seconds_left is None or seconds_left > DEADLINE_SECONDS_MAX:
         run.add_violation(
@@ -61,11 +61,11 @@ def check_request(run: ScenarioRun, request: pb.PredictOneRequest, seconds_left:
     if request.step != run.last_answered + 1:
         run.add_violation("numbers-in-order", f"got timestep {request.step}, expected {run.last_answered + 1}")
     elif request.step <= len(run.inputs) and request.values != run.inputs[request.step - 1]:
-        run.add_violation("same-values", f"timestep {request.step} has other values than that of its place")
+        run.add_violation("same-values", f"timestep {request.step} has other values than expected")
 
 
 async def next_call(run: ScenarioRun, step: int) -> PredictOneCall:
-    """The next call, which is about that timestep."""
+    """Waits for the next call, which must be for that timestep."""
     seconds = run.next_seconds
     call: PredictOneCall | None = await run.wait_for_item(run.single_calls, seconds)
     if call is None:
@@ -79,7 +79,7 @@ async def next_call(run: ScenarioRun, step: int) -> PredictOneCall:
 
 
 async def serve(run: ScenarioRun, first: int, last: int | None = None) -> None:
-    """Answers timesteps; without a last one, all that are left."""
+    """Answers timesteps, up to the last one by default."""
     for step in range(first, (last or len(run.inputs)) + 1):
         (await next_call(run, step)).answer()
 
@@ -94,7 +94,7 @@ async def lost_by(run: ScenarioRun, code: str, reason: str, action: str = "STREA
 
 @scenario(ONE)
 async def single_plain(run: ScenarioRun) -> None:
-    """Nothing breaks."""
+    """No failure."""
     await serve(run, 1)
 
 
@@ -108,7 +108,7 @@ async def single_break(run: ScenarioRun) -> None:
 
 @scenario(ONE)
 async def single_lost_answer(run: ScenarioRun) -> None:
-    """A timestep is applied, and its call ends before it is answered."""
+    """The server applies a timestep, and the call ends before the answer."""
     await serve(run, 1, 2)
     call = await next_call(run, 3)
     call.apply()
@@ -118,7 +118,7 @@ async def single_lost_answer(run: ScenarioRun) -> None:
 
 @scenario(ONE)
 async def single_values_differ(run: ScenarioRun) -> None:
-    """Another client has sent another timestep under this number."""
+    """Another client has sent another timestep with this number."""
     await lost_by(run, "ALREADY_EXISTS", "VALUES_DIFFER")
 
 
@@ -144,7 +144,7 @@ async def single_unknown_reason(run: ScenarioRun) -> None:
 
 @scenario(ONE)
 async def single_retry(run: ScenarioRun) -> None:
-    """A timestep finds no room, and shall come again after a time."""
+    """The server has no capacity for a timestep and asks the client to send it again later."""
     await serve(run, 1, 2)
     (await next_call(run, 3)).end("RESOURCE_EXHAUSTED", "OVERLOADED", "RETRY", RETRY_SECONDS)
     refused = time.monotonic()
@@ -157,7 +157,7 @@ async def single_retry(run: ScenarioRun) -> None:
 
 @scenario(ONE)
 async def single_drop(run: ScenarioRun) -> None:
-    """A timestep is refused for good; the next takes its number."""
+    """The server refuses a timestep for good. The next one takes its number."""
     await serve(run, 1, 2)
     (await next_call(run, 3)).end("INVALID_ARGUMENT", "NOT_FINITE", "DROP")
     await serve(run, 3)
@@ -165,7 +165,7 @@ async def single_drop(run: ScenarioRun) -> None:
 
 @scenario(ONE)
 async def single_away(run: ScenarioRun) -> None:
-    """The server is away for a while."""
+    """The server is unavailable for a while."""
     await serve(run, 1, 2)
     ends, calls = time.monotonic() + UNAVAILABLE_SECONDS, 0
     while time.monotonic() < ends:

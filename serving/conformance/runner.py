@@ -1,4 +1,4 @@
-"""Has clients play scenarios, and judges them by what they send and by what their users see."""
+"""Runs clients through scenarios, and checks what they send and what their users see."""
 
 import asyncio
 from asyncio.subprocess import PIPE, Process
@@ -6,25 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-import serving.conformance.predict_one  # noqa: F401 - puts its scenarios on the list
-from serving.conformance.scenario_run import CallEnded, ScenarioRun, Violation
+import serving.conformance.predict_one  # noqa: F401 - registers its scenarios
+from serving.conformance.rules import Violation
+from serving.conformance.scenario_run import CallEnded, ScenarioRun
 from serving.conformance.scenarios import SCENARIOS
 from serving.conformance.server import serve
 
-# Programs side by side: each takes a core while it starts.
+# The number of programs that run at the same time. Each uses a core while it starts.
 TOGETHER_MAX = 4
-# For a scenario from the start of its program to its end: two limits of 10 s, and a slow machine.
+# The time limit for a scenario: twice the 10 s that a client may wait, and reserve for a slow machine.
 SECONDS_MAX = 60.0
-# For a program to end that has seen its stream end: it has nothing to wait for.
+# The time limit for the end of a program after its stream has ended.
 LEAVE_SECONDS = 15.0
-# For one that has broken a rule, and for a script whose program has ended: there is nothing more to learn.
+# The same after a violation, and for a script whose program has ended.
 END_SECONDS = 5.0
 
 Violations = dict[str, list[Violation]]
 
 
 def select_scenarios(level: str, only: str) -> list[str]:
-    """The names of the scenarios of a level, or the one that is named; ValueError when there is none."""
+    """Returns the names of the scenarios of a level, or the one that is named. Raises ValueError when there is none."""
     names = [name for name, scenario in SCENARIOS.items() if level in scenario.levels and only in ("", name)]
     if not names:
         known = ", ".join(name for name, scenario in SCENARIOS.items() if level in scenario.levels)
@@ -39,7 +40,7 @@ async def check_program(
     address: str,
     on_result: Callable[[str, list[Violation]], None],
 ) -> Violations:
-    """Has a program play scenarios, each in a process of its own; gives the broken rules of each."""
+    """Runs a program through scenarios, each in its own process. Returns the violations of each."""
     runs = {name: ScenarioRun(level, SCENARIOS[name].rows) for name in names}
     violations_by_scenario: Violations = {}
     room = asyncio.Semaphore(TOGETHER_MAX)
@@ -63,7 +64,7 @@ async def serve_scenarios(
     on_ready: Callable[[str], None],
     on_result: Callable[[str, list[Violation]], None],
 ) -> None:
-    """Serves scenarios to whoever calls, and tells of each that is over, until cancelled; each may be played again."""
+    """Serves scenarios to any client until cancelled, and reports each that has ended. A scenario can be played again."""
     runs: dict[str, ScenarioRun] = {}
 
     async def again(name: str) -> None:
@@ -83,14 +84,16 @@ async def serve_scenarios(
 
 
 async def _run_script(name: str, run: ScenarioRun) -> None:
-    """Plays a script to its end."""
+    """Runs a script to its end."""
     try:
         await SCENARIOS[name].play(run)
     except CallEnded:
         left = "the client ended before the scenario did"
         run.add_violation(
             "finish",
-            left if run.client_exited.is_set() else "the client ended its call, or went where the script does not lead",
+            left
+            if run.client_exited.is_set()
+            else "the client ended its call, or did something that the script does not expect",
         )
     finally:
         run.finish()
@@ -105,11 +108,11 @@ async def _play_with_program(command: Sequence[str], name: str, run: ScenarioRun
     try:
         await asyncio.wait([output, script], return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS_MAX)
         if output.done():
-            run.client_exited.set()  # a script waits no more for what nobody will do
+            run.client_exited.set()  # the script stops waiting
         rest = END_SECONDS if output.done() or run.violations else LEAVE_SECONDS
         _, late = await asyncio.wait([output, script], timeout=rest)
         if late:
-            run.add_violation("finish", "the scenario was not played to its end in time")
+            run.add_violation("finish", "the scenario did not end in time")
         else:
             out, err = output.result()
             _check_user_output(run, process, out.decode(errors="replace"), err.decode(errors="replace"))
@@ -121,7 +124,7 @@ async def _play_with_program(command: Sequence[str], name: str, run: ScenarioRun
 
 
 def _check_user_output(run: ScenarioRun, process: Process, out: str, err: str) -> None:
-    """Judges what the user of a program saw."""
+    """Checks what the user of a program saw."""
     expected = [f"{output[0]} {output[1].hex()}" if output is not None else "refused" for output in run.expected_output]
     seen = [line if not line.startswith("refused") else "refused" for line in out.splitlines()]
     for index, (got, wanted) in enumerate(zip(seen, expected, strict=False)):
@@ -135,7 +138,7 @@ def _check_user_output(run: ScenarioRun, process: Process, out: str, err: str) -
         run.add_violation("once-in-order", f"the program wrote {len(seen)} lines, expected {len(expected)}")
     if run.lost_reason and (
         process.returncode != 1 or f"\n{run.lost_reason}:" not in f"\n{err}"
-    ):  # gRPC may log before that
+    ):  # gRPC may log something before it
         last_line = err.strip().splitlines()[-1] if err.strip() else "nothing"
         run.add_violation(
             "no-reopen-when-lost",
@@ -149,7 +152,7 @@ def _check_user_output(run: ScenarioRun, process: Process, out: str, err: str) -
 
 
 def _readable(line: str) -> str:
-    """A line with its output as a number."""
+    """Formats a line with its output as a number."""
     step, _, packed = line.partition(" ")
     try:
         return f"{step} {np.frombuffer(bytes.fromhex(packed), '<f4').item():g}"
@@ -158,7 +161,7 @@ def _readable(line: str) -> str:
 
 
 def format_violations(violations_by_scenario: Mapping[str, Sequence[Violation]]) -> list[str]:
-    """What was wrong, a line each."""
+    """Formats the violations, one line each."""
     return [
         f"{name}: {violation.rule}: {violation.detail}"
         for name, found in violations_by_scenario.items()

@@ -1,58 +1,50 @@
-"""What a script acts through: it follows the calls of one client, answers them as it is told, and notes each rule that is broken.
+"""One run of a scenario: it follows the calls of one client, answers them as the script asks, and records violations.
 
-Every answer of the model that it plays is known, for a client sends the values 1, 2, 3, ... . A `Stage` follows a client over all its
-calls, a `Call` one stream on one of them. Neither knows a wire: `predict` speaks `Predict`, `blocks` speaks `PredictBlocks`.
+The client sends the values 1, 2, 3, ..., so the answer to each timestep is known. A `ScenarioRun` follows a client over
+all its calls. A `Call` is one stream on one of them, independent of the gRPC method: `predict` and `blocks` implement it.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.rules import RULES
+from serving.conformance.rules import RULES, Violation
 from serving.conformance.toy_model import MODEL, WINDOW, make_error, make_status, pack
 
 Item = TypeVar("Item")
 
-# For a program to start and to open its stream: some take seconds on a busy machine, and four start at a time.
+# The time limit for a program to start and to open its stream. Some need seconds on a busy machine.
 START_SECONDS = 30.0
-# For a client to do what it is to do next: no wait of the protocol is longer than 5 s, but for those limits of 10 s for which a
-# script waits of its own accord.
+# The time limit for the next action of a client. No wait of the protocol is longer than 5 s, except for the limits of
+# 10 s, for which a script waits explicitly.
 NEXT_SECONDS = 15.0
-# The same for one that has broken a rule, which often ends in silence.
+# The same after a violation: often nothing more comes.
 BROKEN_SECONDS = 2.0
-# How long nobody may do what is forbidden, before it is taken for granted that nobody will.
+# How long a script watches for something that must not happen.
 QUIET_SECONDS = 0.3
-# For a client to leave once its stream is closed.
+# The time limit for the end of the call after the close.
 LEAVE_SECONDS = 2.0
 
 
-class Violation(NamedTuple):
-    """A rule that was broken, and what was seen."""
-
-    rule: str
-    detail: str
-
-
 class CallEnded(Exception):
-    """The client has ended its call, or the script has."""
+    """The client or the script has ended the call."""
 
 
 class ScenarioRun:
-    """One scenario, as one client goes through it.
+    """One run of a scenario by one client.
 
     Attributes:
-        history: the values that the server has applied, in order.
-        given: the values that the client shall give to numbers 1, 2, 3, ...; a timestep that is dropped is taken out.
-        durable: the last timestep that the client was told to be stored.
-        delivered: what its user is to see: number and packed output, or None for a timestep that was dropped or lost.
-        lost: the reason by which the stream ends, empty when it ends well.
-        broken: the rules that were broken.
-
+        applied: the values that the server has applied, in order.
+        inputs: the values that the client must send as timestep 1, 2, 3, ...; a dropped timestep is removed.
+        durable: the last timestep that the client knows to be durable.
+        expected_output: what its user must see: number and packed output, or None for a dropped or lost timestep.
+        lost_reason: the reason of the loss of the stream; empty when it ends well.
+        violations: the violated rules.
     """
 
     def __init__(self, level: str, rows: int) -> None:
@@ -65,34 +57,34 @@ class ScenarioRun:
         self.lost_reason = ""
         self.violations: list[Violation] = []
         self.calls: asyncio.Queue[Call] = asyncio.Queue()
-        self.single_calls: asyncio.Queue[Any] = asyncio.Queue()  # of `Single`, of the other level
-        self.started = asyncio.Event()  # a client has called
-        self.client_exited = asyncio.Event()  # the client is a program, and has ended
+        self.single_calls: asyncio.Queue[Any] = asyncio.Queue()  # of `PredictOneCall`
+        self.started = asyncio.Event()  # the client has made a call
+        self.client_exited = asyncio.Event()  # the client program has ended
         self.finished = False
         self.open_count = 0
-        self.last_answered = 0  # the last timestep of which the user was told
+        self.last_answered = 0  # the last timestep whose answer was sent
         self.was_open = False
         self.closing = False
         self._calls: list[Call] = []
         self._first: pb.Open | None = None
 
     def add_violation(self, rule: str, detail: str) -> None:
-        """Notes that a rule was broken; of each the first time counts."""
+        """Records a violation. Only the first one of each rule counts."""
         assert rule in RULES
         if all(violation.rule != rule for violation in self.violations):
             self.violations.append(Violation(rule, detail))
 
     def output(self, step: int) -> bytes:
-        """The true answer to a timestep that was applied."""
+        """Returns the correct answer to an applied timestep."""
         return pack(sum(float(np.frombuffer(values, "<f4")[0]) for values in self.applied[:step]))
 
     def add_call(self, call: "Call") -> None:
-        """A call came, whose open has been read."""
+        """Adds a call whose open has been read."""
         self._calls.append(call)
         self.calls.put_nowait(call)
 
     def finish(self) -> None:
-        """The script is over: calls that it has left end, and who opens again is told."""
+        """The script has ended: ends the remaining calls."""
         self.finished = True
         for call in self._calls:
             if not call.ended.is_set():
@@ -100,7 +92,7 @@ class ScenarioRun:
                 call.finish()
 
     async def wait_for_item(self, queue: "asyncio.Queue[Item]", seconds: float) -> Item | None:
-        """What comes within that time; None when nothing does, or the client has ended and nothing of it is under way."""
+        """Waits for an item of a queue. Returns None after the time limit, or when the client has ended and nothing is left."""
         item, left = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.client_exited.wait())
         try:
             await asyncio.wait([item, left], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -112,13 +104,13 @@ class ScenarioRun:
 
     @property
     def next_seconds(self) -> float:
-        """How long the client may take to do what it is to do next."""
+        """The time limit for the next action of the client."""
         if self.violations:
             return BROKEN_SECONDS
         return NEXT_SECONDS if self.started.is_set() else START_SECONDS
 
     async def next_call(self, seconds: float = 0.0) -> "Call":
-        """The next call, whose open has been read and is not answered; `seconds` where it may take longer than most."""
+        """Waits for the next call. Its open is read but not answered. `seconds` is a longer time limit."""
         seconds = max(seconds, self.next_seconds)
         if (call := await self.wait_for_item(self.calls, seconds)) is None:
             if not self.client_exited.is_set():
@@ -127,9 +119,9 @@ class ScenarioRun:
         return call
 
     async def open_next_call(self, next_step: int | None = None, *, window_of_one: bool = False) -> "Call":
-        """The next call, opened where the server is.
+        """Waits for the next call and answers its open with the server's next step.
 
-        With `alone`, each timestep has a block of its own where they come in blocks: it is told as soon as it is answered.
+        With `window_of_one` a call of `PredictBlocks` has one timestep in flight, so that each is answered on its own.
         """
         call = await self.next_call()
         window = 1 if window_of_one and call.in_blocks else WINDOW
@@ -137,28 +129,28 @@ class ScenarioRun:
         return call
 
     async def wait_for_open(self, seconds: float = QUIET_SECONDS) -> "Call | None":
-        """The next call, if one comes within a moment."""
+        """Returns the next call, if one comes within the time."""
         return await self.wait_for_item(self.calls, seconds)
 
     async def expect_no_open(self) -> None:
-        """Sees that the client does not open its stream again."""
+        """Checks that the client does not open its stream again."""
         if (call := await self.wait_for_open()) is not None:
             self.add_violation("no-reopen-when-lost", f"an open came after {self.lost_reason}")
             await call.end("UNAVAILABLE")
 
     async def expect_no_call(self) -> None:
-        """Sees that the client sends no other single call."""
+        """Checks that the client makes no more calls of `PredictOne`."""
         if await self.wait_for_item(self.single_calls, QUIET_SECONDS) is not None:
             self.add_violation("no-reopen-when-lost", f"a call came after {self.lost_reason}")
 
     async def serve_rest(self, call: "Call") -> None:
-        """Answers what is left, and closes the stream."""
+        """Answers the remaining timesteps and closes the stream."""
         while (step := await call.next_step()) is not None:
             await call.answer(step)
         await call.send_closed()
 
     def check_open(self, open_request: pb.Open) -> None:
-        """Judges an open."""
+        """Checks an open."""
         self.started.set()
         self.open_count += 1
         if not open_request.owner:
@@ -177,7 +169,7 @@ class ScenarioRun:
         if open_request.stream_id != self._first.stream_id or open_request.existence == pb.EXISTENCE_MUST_BE_NEW:
             self.add_violation(
                 "same-stream",
-                f"an open after a break asks for stream '{open_request.stream_id}' otherwise than the first",
+                f"an open after a break asks for stream '{open_request.stream_id}' in another way than the first",
             )
         expected = min(self.durable, self.last_answered) + 1
         if self.was_open and not 0 < open_request.resume_from <= expected:
@@ -190,14 +182,13 @@ class Call(ABC):
     """One stream on one call.
 
     Attributes:
-        ask: its open.
+        open_request: its open.
         status: how the call ends; None for OK.
-        over: set when the script has done with it.
-        stage: the scenario that it belongs to.
-
+        ended: set when the script has finished with the call.
+        run: the run that it belongs to.
     """
 
-    # Whether timesteps are told one by one, or with the others of their block.
+    # Whether timesteps are answered in blocks.
     in_blocks = False
 
     def __init__(self, run: ScenarioRun, open_request: pb.Open) -> None:
@@ -205,21 +196,21 @@ class Call(ABC):
         self.ended = asyncio.Event()
         self.status: Any = None
         self.run = run
-        self._client_done = asyncio.Event()  # the client sends nothing more
+        self._client_done = asyncio.Event()  # the client has ended the requests
         self._requests: asyncio.Queue[pb.PredictRequest | None] = asyncio.Queue()
-        self._next_due_step: int | None = None  # the number that is due; None before it is open
-        # The number that was refused and is to come again; what comes before it is behind it.
+        self._next_due_step: int | None = None  # the expected number; None before the open is answered
+        # The number of a refused timestep that must be sent again. Timesteps before that were sent behind it.
         self._retry_step: int | None = None
-        self._behind: set[int] = set()  # the requests that were sent behind a refused timestep, by identity
+        self._behind: set[int] = set()  # identities of the requests that were sent behind a refused timestep
         self._in_flight = 0
         self._window = WINDOW
-        self._closing_expected = False  # nothing more may come but the end
+        self._closing_expected = False  # only the end of the requests may follow
 
-    # What scripts do --------------------------------------------------------------------------------------------------
+    # For scripts ------------------------------------------------------------------------------------------------------
 
     async def send_opened(self, next_step: int, *, window: int = WINDOW) -> None:
         """Answers the open."""
-        await asyncio.sleep(0.02)  # who does not wait for the answer is seen
+        await asyncio.sleep(0.02)  # a client that does not wait for the answer is noticed
         run = self.run
         self._next_due_step = min(next_step, run.last_answered + 1)
         self._window = 1 if run.level == "simple" else window
@@ -237,7 +228,7 @@ class Call(ABC):
         await self.write(opened=opened)
 
     async def next_step(self) -> int | None:
-        """The number of the next timestep that the client has sent; None when it has sent its close."""
+        """Waits for the next timestep and returns its number; None for a close."""
         while True:
             seconds = self.run.next_seconds
             try:
@@ -254,9 +245,9 @@ class Call(ABC):
             await self._refuse_behind(request.timestep.step, "STEP_GAP", "REOPEN")
 
     async def expect_step(self, step: int) -> int:
-        """Reads the next timestep, which is that one.
+        """Waits for that timestep.
 
-        One that was applied, and whose answer the client has not had, may be asked for again before it.
+        The client may first send again applied timesteps whose answers it has not received.
         """
         got = await self.next_step()
         while got is not None and got < step and got <= len(self.run.applied):
@@ -270,7 +261,7 @@ class Call(ABC):
         return step
 
     async def answer(self, step: int, *, output: bytes | None = None, store: bool = True, send: bool = True) -> None:
-        """Applies a timestep, if it was not, and answers it; `store` says that it is stored."""
+        """Applies a timestep, unless it is applied already, and answers it. `store` makes it durable."""
         run = self.run
         duplicate = step <= len(run.applied)
         if not duplicate:
@@ -293,7 +284,7 @@ class Call(ABC):
         await self._send_answer(on_sent, prediction=prediction)
 
     async def serve(self, *steps: int, store: bool = True) -> None:
-        """Reads and answers timesteps."""
+        """Waits for timesteps and answers them."""
         for step in steps:
             await self.answer(await self.expect_step(step), store=store)
 
@@ -306,7 +297,7 @@ class Call(ABC):
                 self._requests.put_nowait(request)
 
     async def refuse(self, step: int, reason: str | int, action: str, retry_s: float = 0.0) -> None:
-        """Refuses a timestep; one that is dropped makes room for those behind it."""
+        """Refuses a timestep. When it is dropped, the ones behind it move up."""
         run = self.run
 
         def on_sent() -> None:
@@ -324,12 +315,12 @@ class Call(ABC):
         await self._send_answer(on_sent, error=make_error(step, reason, action, len(run.applied) + 1, retry_s))
 
     async def send_durable(self, step: int) -> None:
-        """Tells what is stored, when no prediction is due."""
+        """Reports what is durable, without a prediction."""
         self.run.durable = max(self.run.durable, step)
         await self.write(durable=pb.Durable(durable_step=step))
 
     async def send_closed(self, durable: int | None = None) -> None:
-        """Answers a close, and waits until the client has left."""
+        """Answers a close, and waits until the client has ended the call."""
         run = self.run
         durable = len(run.applied) if durable is None else durable
         run.durable = max(run.durable, durable)
@@ -344,7 +335,7 @@ class Call(ABC):
         self.finish()
 
     async def end_stream(self, code: str, reason: str, action: str) -> bool:
-        """Ends the stream for good; gives whether it was told by the end of the call."""
+        """Ends the stream for good. Returns whether that ended the call."""
         await self.end(code, reason, action)
         return True
 
@@ -353,7 +344,7 @@ class Call(ABC):
         self.ended.set()
 
     async def wait_for_end(self, seconds: float) -> bool:
-        """Whether the client ends the call within that time."""
+        """Returns whether the client ends the call within the time."""
         try:
             async with asyncio.timeout(seconds):
                 await self._client_done.wait()
@@ -370,32 +361,32 @@ class Call(ABC):
         """Whether its open was answered."""
         return self._next_due_step is not None
 
-    # What the wire does -----------------------------------------------------------------------------------------------
+    # For the gRPC method ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     async def write(self, **kind: Any) -> None:
-        """Writes a response of `Predict`, as this wire says it, that is no answer to a timestep. Raises CallOver."""
+        """Writes a response, given as one of `Predict`, that answers no timestep. Raises CallEnded."""
 
     @abstractmethod
     async def write_bytes(self, message: bytes) -> None:
-        """Writes a response of a kind that nobody knows. Raises CallOver."""
+        """Writes a serialized response of an unknown kind. Raises CallEnded."""
 
     @abstractmethod
     async def _send_answer(self, on_sent: Callable[[], None], **kind: Any) -> None:
-        """Answers the timestep read first of those that are not answered; calls `told` when its answer is written."""
+        """Answers the oldest unanswered timestep. Calls `on_sent` when the answer is written."""
 
     def client_done(self) -> None:
-        """The client sends nothing more."""
+        """The client has ended the requests."""
         self._client_done.set()
         self._requests.put_nowait(None)
 
     def receive(self, request: pb.PredictRequest) -> None:
-        """Judges what the client has sent, as soon as it comes, and keeps it for the script."""
+        """Checks a request of the client at once, and keeps it for the script."""
         self._check_request(request)
-        self._requests.put_nowait(request)  # kept by the queue, so its identity is its own
+        self._requests.put_nowait(request)  # the queue keeps the object, so its identity is unique
 
     def _pop_received(self) -> list[pb.PredictRequest | None]:
-        """Takes what has come and was not looked at."""
+        """Removes and returns the requests that were not read yet."""
         return [self._requests.get_nowait() for _ in range(self._requests.qsize())]
 
     async def _refuse_behind(self, step: int, reason: str | int, action: str) -> None:
@@ -406,7 +397,7 @@ class Call(ABC):
 
         await self._send_answer(on_sent, error=make_error(step, reason, action, len(self.run.applied) + 1))
 
-    # Judging ----------------------------------------------------------------------------------------------------------
+    # Checks -----------------------------------------------------------------------------------------------------------
 
     def _check_request(self, request: pb.PredictRequest) -> None:
         run, kind = self.run, request.WhichOneof("kind")
@@ -446,7 +437,7 @@ class Call(ABC):
         run, kept_max = self.run, self.open_request.kept_max
         if kept_max and step - run.durable > kept_max:
             run.add_violation(
-                "kept-bounded", f"timestep {step} came, with {run.durable} stored and kept_max {kept_max}"
+                "kept-bounded", f"timestep {step} came, with durable step {run.durable} and kept_max {kept_max}"
             )
         if 0 < step <= len(run.inputs) and values != run.inputs[step - 1]:
             got, expected = (np.frombuffer(part, "<f4").tolist() for part in (values, run.inputs[step - 1]))

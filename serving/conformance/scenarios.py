@@ -1,4 +1,4 @@
-"""What is played to clients that stream: each scenario is a script, the levels it is for, and how many timesteps it needs."""
+"""Scenarios for clients that stream. Each has a script, its levels, and its number of timesteps."""
 
 import asyncio
 import time
@@ -12,22 +12,22 @@ from serving.conformance.toy_model import WINDOW, pack
 Script = Callable[[ScenarioRun], Awaitable[None]]
 
 ROWS = 20
-# More than a client keeps that says so, and less than takes long.
+# More than a client with `kept_max` keeps, but still quick.
 MANY_ROWS = 1200
 BOTH = ("simple", "full")
 FULL = ("full",)
-# How often a client may ask a server that is away: the waits between tries are drawn from 50 ms, 100 ms, 200 ms, ...
+# How often a client may try an unavailable server: its waits are at most 50 ms, 100 ms, 200 ms, ...
 UNAVAILABLE_SECONDS, OPENS_WHILE_UNAVAILABLE_MAX = 1.0, 20
 RETRY_SECONDS = 0.3
-# Until a client acts that has been told to: it does so at once.
+# The time limit for a reaction that should come at once.
 AGAIN_SECONDS = 5.0
-# The limit of 10 s on an open, and as much again for a slow machine.
+# The limit of 10 s on an open, and reserve for a slow machine.
 LIMIT_SECONDS = 20.0
 UNKNOWN_REASON = 999
 
 
 class Scenario(NamedTuple):
-    """A script, what it shows, and how many timesteps a client is to send."""
+    """A script, the levels that it is for, and the number of timesteps that the client sends."""
 
     play: Script
     levels: tuple[str, ...]
@@ -35,7 +35,7 @@ class Scenario(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What is played."""
+        """The description: the first line of the script's docstring."""
         return (self.play.__doc__ or "").split("\n")[0]
 
 
@@ -43,10 +43,10 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(levels: tuple[str, ...], rows: int = ROWS) -> Callable[[Script], Script]:
-    """Puts a script on the list, under its name."""
+    """Registers a script as a scenario, under its name."""
 
     def add(script: Script) -> Script:
-        SCENARIOS[getattr(script, "__name__").replace("_", "-")] = Scenario(script, levels, rows)  # noqa: B009 - a callable has one
+        SCENARIOS[getattr(script, "__name__").replace("_", "-")] = Scenario(script, levels, rows)  # noqa: B009 - a function has one
         return script
 
     return add
@@ -54,7 +54,7 @@ def scenario(levels: tuple[str, ...], rows: int = ROWS) -> Callable[[Script], Sc
 
 @scenario(BOTH)
 async def plain(run: ScenarioRun) -> None:
-    """Nothing breaks."""
+    """No failure."""
     await run.serve_rest(await run.open_next_call())
 
 
@@ -69,7 +69,7 @@ async def call_ends(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def lost_answer(run: ScenarioRun) -> None:
-    """A timestep is applied, and the call ends before its answer."""
+    """The server applies a timestep, and the call ends before the answer."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.answer(await call.expect_step(3), send=False)
@@ -79,7 +79,7 @@ async def lost_answer(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def internal(run: ScenarioRun) -> None:
-    """The call ends INTERNAL, without a word of the service's, as some libraries tell it."""
+    """The call ends INTERNAL without details, as some gRPC libraries report a broken connection."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.end("INTERNAL")
@@ -88,7 +88,7 @@ async def internal(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def gone_before_opened(run: ScenarioRun) -> None:
-    """The first call ends before its open is answered."""
+    """The first call ends before the open is answered."""
     await (await run.next_call()).end("UNAVAILABLE")
     await run.serve_rest(await run.open_next_call())
 
@@ -101,7 +101,7 @@ async def silent_open(run: ScenarioRun) -> None:
     await call.end("UNAVAILABLE")
     call = await run.next_call()
     if not await call.wait_for_end(LIMIT_SECONDS):
-        run.add_violation("open-limit", f"the open was waited for longer than {LIMIT_SECONDS:g} s")
+        run.add_violation("open-limit", f"the client waited longer than {LIMIT_SECONDS:g} s for the answer to its open")
         await call.end("UNAVAILABLE")
     call.finish()
     await run.serve_rest(await run.open_next_call())
@@ -109,7 +109,7 @@ async def silent_open(run: ScenarioRun) -> None:
 
 @scenario(FULL)
 async def crash(run: ScenarioRun) -> None:
-    """The server dies with answered timesteps that it had not stored."""
+    """The server crashes and loses answered timesteps that were not durable."""
     call = await run.open_next_call(window_of_one=True)
     await call.serve(1, 2)
     await call.serve(3, 4, store=False)
@@ -120,7 +120,7 @@ async def crash(run: ScenarioRun) -> None:
 
 @scenario(FULL)
 async def crash_and_other_bits(run: ScenarioRun) -> None:
-    """A replay is answered otherwise than it was before."""
+    """A timestep that is sent again gets another answer."""
     call = await run.open_next_call(window_of_one=True)
     await call.serve(1, 2, store=False)
     await call.end("UNAVAILABLE")
@@ -129,16 +129,16 @@ async def crash_and_other_bits(run: ScenarioRun) -> None:
     await call.answer(await call.expect_step(1), output=pack(-1), store=False)
     run.lost_reason = "DIVERGED"
     if not await call.wait_for_end(AGAIN_SECONDS):
-        run.add_violation("diverged", "the client went on after a replay was answered otherwise")
+        run.add_violation("diverged", "the client continued although a timestep got another answer")
         await call.end("UNAVAILABLE")
     call.finish()
     await run.expect_no_open()
 
 
 async def lost_by(run: ScenarioRun, call: Call, code: str, reason: str, action: str = "STREAM_LOST") -> None:
-    """Ends a call for good.
+    """Ends the stream for good.
 
-    Some libraries tell INTERNAL instead when a write is under way; a client that opens again is refused, and that is the end.
+    Some gRPC libraries report INTERNAL instead while a write is in progress. A client that opens the stream again is refused.
     """
     run.lost_reason = reason
     by_end = await call.end_stream(code, reason, action)
@@ -167,7 +167,7 @@ async def taken_over(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def taken_over_meanwhile(run: ScenarioRun) -> None:
-    """Another client has opened the stream while the server was away."""
+    """Another client has opened the stream while the server was unavailable."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.end("UNAVAILABLE")
@@ -201,7 +201,7 @@ async def unknown_action(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def drop(run: ScenarioRun) -> None:
-    """A timestep is refused for good, with others in flight behind it."""
+    """The server refuses a timestep for good, with others in flight behind it."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.refuse(await call.expect_step(3), "NOT_FINITE", "DROP")
@@ -211,7 +211,7 @@ async def drop(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def drop_by_unknown_reason(run: ScenarioRun) -> None:
-    """A timestep is refused for good, for a reason that the client cannot know."""
+    """The server refuses a timestep for good, for a reason that the client cannot know."""
     call = await run.open_next_call()
     await call.refuse(await call.expect_step(1), UNKNOWN_REASON, "DROP")
     await run.serve_rest(call)
@@ -219,7 +219,7 @@ async def drop_by_unknown_reason(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def drop_and_break(run: ScenarioRun) -> None:
-    """The call ends when a timestep was refused, and those in flight behind it are not answered."""
+    """The server refuses a timestep, and the call ends before those in flight behind it are answered."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.refuse(await call.expect_step(3), "MODEL_FAILED", "DROP")
@@ -230,7 +230,7 @@ async def drop_and_break(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def retry(run: ScenarioRun) -> None:
-    """A timestep finds no room, and shall come again after a time."""
+    """The server has no capacity for a timestep and asks the client to send it again later."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.refuse(await call.expect_step(3), "OVERLOADED", "RETRY", RETRY_SECONDS)
@@ -244,32 +244,32 @@ async def retry(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def stopping(run: ScenarioRun) -> None:
-    """A timestep is refused because the server stops."""
+    """The server refuses a timestep because it is stopping."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.refuse(await call.expect_step(3), "STOPPING", "REOPEN")
     if not await call.wait_for_end(AGAIN_SECONDS):
-        run.add_violation("act-on-action", "the client went on with a call whose timestep was refused with REOPEN")
+        run.add_violation("act-on-action", "the client continued a call after a timestep was refused with REOPEN")
     call.finish()
     await run.serve_rest(await run.open_next_call())
 
 
 @scenario(BOTH)
 async def values_differ(run: ScenarioRun) -> None:
-    """Another client has sent another timestep under this number."""
+    """Another client has sent another timestep with this number."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     run.lost_reason = "VALUES_DIFFER"
     await call.refuse(await call.expect_step(3), "VALUES_DIFFER", "STREAM_LOST")
     if not await call.wait_for_end(AGAIN_SECONDS):
-        run.add_violation("act-on-action", "the client went on with a stream that another client writes to")
+        run.add_violation("act-on-action", "the client continued a stream that another client writes to")
     call.finish()
     await run.expect_no_open()
 
 
 @scenario(FULL)
 async def answer_lost(run: ScenarioRun) -> None:
-    """A timestep was applied, and its answer is no longer remembered."""
+    """The server applied a timestep and no longer remembers the answer."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.answer(await call.expect_step(3), send=False)
@@ -287,7 +287,7 @@ async def move(run: ScenarioRun) -> None:
     await call.write(move=pb.Move(message="by the script"))
     await asyncio.sleep(0.1)
     call.expect_silence()
-    await call.answer_received()  # there would be room for more
+    await call.answer_received()  # the window would allow more
     await asyncio.sleep(0.1)
     await call.end("UNAVAILABLE", "STOPPING", "REOPEN")
     await run.serve_rest(await run.open_next_call())
@@ -307,7 +307,7 @@ async def move_without_end(run: ScenarioRun) -> None:
 
 @scenario(FULL)
 async def full_window(run: ScenarioRun) -> None:
-    """The server answers nothing until all that may be is in flight."""
+    """The server answers nothing until the window is full."""
     call = await run.open_next_call()
     await asyncio.sleep(0.3)
     await call.serve(*range(1, WINDOW + 1))
@@ -316,7 +316,7 @@ async def full_window(run: ScenarioRun) -> None:
 
 @scenario(FULL, rows=MANY_ROWS)
 async def nothing_is_stored(run: ScenarioRun) -> None:
-    """The server answers, and for long stores nothing."""
+    """The server answers, but stores nothing for a long time."""
     call = await run.open_next_call()
     kept_max = min(call.open_request.kept_max or MANY_ROWS, MANY_ROWS)
     for step in range(1, kept_max + 1):
@@ -328,7 +328,7 @@ async def nothing_is_stored(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def unknown_kind(run: ScenarioRun) -> None:
-    """The server tells what the client cannot know, and what is stored, between two answers."""
+    """Between two answers the server sends an unknown kind of response, and what is durable."""
     call = await run.open_next_call(window_of_one=True)
     await call.serve(1)
     await call.write_bytes(b"\xfa\x01\x02\x08\x01")  # field 31, which no version has
@@ -339,7 +339,7 @@ async def unknown_kind(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def break_at_close(run: ScenarioRun) -> None:
-    """The call ends between close and its answer."""
+    """The call ends between the close and its answer."""
     call = await run.open_next_call()
     while (step := await call.next_step()) is not None:
         await call.answer(step)
@@ -349,14 +349,14 @@ async def break_at_close(run: ScenarioRun) -> None:
 
 @scenario(FULL)
 async def close_before_all_is_stored(run: ScenarioRun) -> None:
-    """The server closes the stream, with less stored than was answered."""
+    """The server closes the stream, but not all answered timesteps are durable."""
     call = await run.open_next_call()
     while (step := await call.next_step()) is not None:
         await call.answer(step, store=False)
     await call.send_closed(durable=len(run.applied) - 1)
     if (again := await run.wait_for_open(AGAIN_SECONDS)) is None:
         run.add_violation(
-            "close-until-stored", "the stream was not opened again, though its last timestep is not stored"
+            "close-until-stored", "the stream was not opened again, although its last timestep is not durable"
         )
         return
     await again.send_opened(len(run.applied) + 1)
@@ -365,7 +365,7 @@ async def close_before_all_is_stored(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def away(run: ScenarioRun) -> None:
-    """The server is away for a while."""
+    """The server is unavailable for a while."""
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.end("UNAVAILABLE")
@@ -383,7 +383,7 @@ async def away(run: ScenarioRun) -> None:
 
 @scenario(BOTH)
 async def no_more_calls(run: ScenarioRun) -> None:
-    """GRPC itself refuses a call, for it has too many."""
+    """The gRPC library of the server refuses a call because it has too many."""
     call = await run.open_next_call()
     await call.serve(1)
     await call.end("RESOURCE_EXHAUSTED")

@@ -1,4 +1,4 @@
-"""The server behind the scripts: it hands each call to the stage of the stream that it names."""
+"""The gRPC server of the scenarios: it passes each call to the run of the stream's scenario."""
 
 import asyncio
 import contextlib
@@ -17,17 +17,17 @@ from serving.conformance.toy_model import MODEL, make_status
 
 
 class ScriptedService(pb_grpc.TidegateServiceServicer):
-    """Serves stages, by the ids of their streams."""
+    """Serves scenario runs. The id of a stream is the name of its scenario."""
 
     def __init__(self, runs: Mapping[str, ScenarioRun]) -> None:
         self._runs = runs
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Any) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
-        """The toy model."""
+        """Returns the toy model."""
         return pb.ListModelsResponse(models=[MODEL])
 
     async def DescribeModel(self, _: pb.DescribeModelRequest, __: Any) -> pb.DescribeModelResponse:  # noqa: N802
-        """The toy model."""
+        """Returns the toy model."""
         return pb.DescribeModelResponse(model=MODEL)
 
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802
@@ -38,7 +38,7 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
         request = pb.PredictRequest.FromString(message)
         run = await self._find_run(context, request.open.stream_id)
         if not request.HasField("open"):
-            run.add_violation("open-first", f"a call begins with {request.WhichOneof('kind')}")
+            run.add_violation("open-first", f"a call starts with {request.WhichOneof('kind')}")
         run.check_open(request.open)
         call = PredictCall(context, run, request.open)
         run.add_call(call)
@@ -49,12 +49,12 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
         await _play(context, call, receive)
 
     async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802
-        """Plays one call that has one stream."""
+        """Plays one call with one stream."""
         rpc = PredictBlocksRpc(context, self._find)
         await _play(context, rpc, rpc.receive)
 
     async def PredictOne(self, request: pb.PredictOneRequest, context: Any) -> pb.PredictOneResponse:  # noqa: N802
-        """Plays one single call."""
+        """Plays one call of one timestep."""
         run = await self._find_run(context, request.stream_id)
         check_request(run, request, context.time_remaining())
         single = PredictOneCall(context, run, request)
@@ -66,7 +66,7 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
         raise AssertionError("abort returned")
 
     async def _find_run(self, context: Any, stream_id: str) -> ScenarioRun:
-        """The stage of a stream, while it is played."""
+        """Returns the run of a stream's scenario. Aborts the call when there is none."""
         run = self._find(stream_id)
         if isinstance(run, str):
             status = make_status(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "STREAM_LOST")
@@ -75,16 +75,16 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
         return run
 
     def _find(self, stream_id: str) -> ScenarioRun | str:
-        """The stage of a stream, while it is played; a sentence when there is none."""
+        """Returns the run of a stream's scenario, or an error message."""
         run = self._runs.get(stream_id)
         if run is not None and not run.finished:
             return run
-        names = ", ".join(self._runs) if run is None else "another, for this one is over"
+        names = ", ".join(self._runs) if run is None else "another one: this one has ended"
         return f"stream_id: got '{stream_id}', expected the name of a scenario: {names}"
 
 
 async def _play(context: Any, call: PredictCall | PredictBlocksRpc, take: Callable[[bytes], Awaitable[None]]) -> None:
-    """Hands over what the client sends as soon as it comes, until the script ends the call."""
+    """Passes on what the client sends, until the script ends the call."""
 
     async def read() -> None:
         try:
@@ -107,7 +107,7 @@ async def _play(context: Any, call: PredictCall | PredictBlocksRpc, take: Callab
 
 @contextlib.asynccontextmanager
 async def serve(runs: Mapping[str, ScenarioRun], address: str) -> AsyncIterator[str]:
-    """Serves stages; gives the address. RuntimeError when it is taken."""
+    """Serves scenario runs. Yields the address. Raises RuntimeError when the address is taken."""
     service = ScriptedService(runs)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_TidegateServiceServicer_to_server(service, server)

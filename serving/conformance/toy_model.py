@@ -1,4 +1,4 @@
-"""The model that is played, and what is said of its timesteps: one feature, and one output, the sum of all values so far."""
+"""The toy model: one feature, and one output, the sum of all values so far. Also makes statuses and errors."""
 
 from datetime import timedelta
 from typing import Any
@@ -19,17 +19,17 @@ MODEL = pb.Model(
     outputs=[pb.Output(name="sum", data_type=pb.DATA_TYPE_FLOAT32, shape=[1])],
     batch_invariant=True,
 )
-# How many answers are remembered: enough for timesteps in flight behind a refused one, and soon full.
+# The number of remembered answers: enough to test timesteps behind a refused one, and small enough to fill.
 WINDOW = 8
 
 
 def pack(*values: float) -> bytes:
-    """Values as they travel."""
+    """Returns values as the protocol carries them."""
     return np.array(values, "<f4").tobytes()
 
 
 def make_status(code: grpc.StatusCode, reason: str, action: str, retry_s: float = 0.0) -> Any:
-    """A status of the service; without a reason, one of the network."""
+    """Makes a status of the service. Without a reason it looks like a status of the network."""
     status = status_pb2.Status(code=code.value[0], message=f"{reason or code.name} by the script")
     if reason:
         info = error_details_pb2.ErrorInfo(reason=reason, domain="tidegate.v1", metadata={"action": action})
@@ -42,11 +42,11 @@ def make_status(code: grpc.StatusCode, reason: str, action: str, retry_s: float 
 
 
 def make_error(step: int, reason: str | int, action: str, next_step: int, retry_s: float = 0.0) -> pb.Error:
-    """A refusal of a timestep; a reason that is a number is one that nobody knows."""
+    """Makes the refusal of a timestep. A number as reason is one that no client knows."""
     number = reason if isinstance(reason, int) else pb.Error.Reason.Value(f"REASON_{reason}")
     return pb.Error(
         step=step,
-        reason=number,  # type: ignore[arg-type]  # also one that is in no list
+        reason=number,  # type: ignore[arg-type]  # also an unknown one
         message=f"{reason} by the script",
         next_step=next_step,
         retry_after=timedelta(seconds=retry_s) if retry_s else None,

@@ -1,6 +1,6 @@
-"""Clients that each break one rule: python -m tests.conformance.broken FAULT ADDRESS STREAM_ID.
+"""Clients that each violate one rule: python -m tests.conformance.broken FAULT ADDRESS STREAM_ID.
 
-They are the clients of `examples/clients/python` with one thing done wrong.
+They are the clients of `examples/clients/python` with one fault.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ Stream = full.FullStream
 
 
 def wrap(name: str, around: Callable[..., Any], of: Any = Stream) -> None:
-    """Puts something around a method: it is given the method, the object and the arguments."""
+    """Wraps a method. `around` gets the method, the object and the arguments."""
     inner = getattr(of, name)
     setattr(of, name, lambda self, *arguments: around(inner, self, *arguments))
 
 
 def new_owner() -> None:
-    """Takes another owner for each call."""
+    """Uses another owner for each call."""
 
     def speak(inner: Any, self: Any) -> Any:
         self._ask.owner = uuid.uuid4().hex
@@ -48,7 +48,7 @@ def no_owner() -> None:
 
 
 def forgets_too_much() -> None:
-    """Says that it can go on only behind what it can still send."""
+    """Sends a `resume_from` that is one too high."""
 
     def speak(inner: Any, self: Any) -> Any:
         if self._model is not None:
@@ -59,7 +59,7 @@ def forgets_too_much() -> None:
 
 
 def begins_anew() -> None:
-    """Opens its stream again as if it had never been open."""
+    """Opens its stream again as if for the first time."""
 
     def speak(inner: Any, self: Any) -> Any:
         self._ask.resume_from = 0
@@ -69,7 +69,7 @@ def begins_anew() -> None:
 
 
 def skips_a_number() -> None:
-    """Leaves a hole in its numbers."""
+    """Leaves out a step number."""
 
     def next_(inner: Any, self: Any, now: float) -> Any:
         request = inner(self, now)
@@ -81,7 +81,7 @@ def skips_a_number() -> None:
 
 
 def sends_too_far_ahead() -> None:
-    """Has more in flight than the server remembers."""
+    """Has more timesteps in flight than the server remembers answers."""
 
     def opened(inner: Any, self: Any, opened: Any) -> None:
         inner(self, opened)
@@ -91,7 +91,7 @@ def sends_too_far_ahead() -> None:
 
 
 def keeps_more_than_it_says() -> None:
-    """Says that it keeps less than it does."""
+    """Sends a `kept_max` that is too low."""
 
     def speak(inner: Any, self: Any) -> Any:
         self._ask.kept_max = 3
@@ -101,7 +101,7 @@ def keeps_more_than_it_says() -> None:
 
 
 def delivers_replays() -> None:
-    """Hands over what its user has had."""
+    """Gives its user the same prediction twice."""
 
     def predicted(inner: Any, self: Any, prediction: Any) -> None:
         again = prediction.step <= self._answered
@@ -113,7 +113,7 @@ def delivers_replays() -> None:
 
 
 def does_not_compare() -> None:
-    """Goes on when a replay is answered otherwise."""
+    """Continues when a timestep gets another answer."""
 
     def opened(inner: Any, self: Any, opened: Any) -> None:
         opened.model.batch_invariant = False
@@ -123,7 +123,7 @@ def does_not_compare() -> None:
 
 
 def keeps_what_is_dropped() -> None:
-    """Sends again what was refused for good."""
+    """Sends a timestep again that was refused for good."""
 
     def refused(inner: Any, self: Any, error: Any) -> None:
         if error.action == pb.Error.ACTION_DROP:
@@ -134,7 +134,7 @@ def keeps_what_is_dropped() -> None:
 
 
 def does_not_wait() -> None:
-    """Sends again at once what the server has no room for."""
+    """Sends a timestep again without the requested wait."""
 
     def refused(inner: Any, self: Any, error: Any) -> None:
         inner(self, error)
@@ -144,7 +144,7 @@ def does_not_wait() -> None:
 
 
 def never_gives_up() -> None:
-    """Opens a stream again that is lost."""
+    """Opens a lost stream again."""
 
     def after(inner: Any, self: Any, ending: Any) -> float:
         return float(inner(self, ending._replace(action="REOPEN")))
@@ -171,7 +171,7 @@ def closes_too_early() -> None:
 
 
 def is_content_with_less() -> None:
-    """Takes a stream for closed that is not all stored."""
+    """Ends although the closed stream is not durable."""
 
     def take(inner: Any, self: Any, response: Any) -> Any:
         if response.HasField("closed"):
@@ -182,7 +182,7 @@ def is_content_with_less() -> None:
 
 
 def talks_after_move() -> None:
-    """Goes on with a call that it was asked to leave."""
+    """Continues a call after a Move."""
 
     def take(inner: Any, self: Any, response: Any) -> Any:
         return False if response.HasField("move") else inner(self, response)
@@ -191,7 +191,7 @@ def talks_after_move() -> None:
 
 
 def is_not_durable() -> None:
-    """Keeps nothing, and does not wait until all is stored."""
+    """Keeps no timesteps, and does not ask for durable answers."""
     wrap(
         "_begin",
         lambda inner, self: (setattr(self._open, "durability", pb.DURABILITY_ASYNC), inner(self))[1],
@@ -200,7 +200,7 @@ def is_not_durable() -> None:
 
 
 def has_no_deadline() -> None:
-    """Waits for ever."""
+    """Calls without a deadline."""
     one.CALL_S = None  # type: ignore[assignment]
 
 

@@ -1,4 +1,4 @@
-"""Our own client with one thing done wrong: python -m tests.conformance.broken_blocks FAULT ADDRESS STREAM_ID."""
+"""Tidegate's own client with one fault: python -m tests.conformance.broken_blocks FAULT ADDRESS STREAM_ID."""
 
 import sys
 import uuid
@@ -17,13 +17,13 @@ from tests.conformance import driver
 
 
 def wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
-    """Puts something around a method: it is given the method, the object and the arguments."""
+    """Wraps a method. `around` gets the method, the object and the arguments."""
     inner = getattr(of, name)
     setattr(of, name, lambda self, *arguments, **named: around(inner, self, *arguments, **named))
 
 
 def new_owner() -> None:
-    """Takes another owner for each open."""
+    """Uses another owner for each open."""
 
     def take(inner: Any, self: Any) -> Any:
         if (ask := inner(self)) is not None:
@@ -34,12 +34,12 @@ def new_owner() -> None:
 
 
 def forgets_too_much() -> None:
-    """Says that it can go on only behind what it can still send."""
+    """Sends a `resume_from` that is too high."""
     wrap(Window, "first_steps", lambda inner, self, streams: inner(self, streams) + self.begun[streams])
 
 
 def sends_too_far_ahead() -> None:
-    """Has more in flight than the server remembers."""
+    """Has more timesteps in flight than the server remembers answers."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, _: int) -> None:
         inner(self, streams, next_steps, durable_steps, 1000)
@@ -48,7 +48,7 @@ def sends_too_far_ahead() -> None:
 
 
 def begins_behind() -> None:
-    """Does not send again what was not answered when its call ended."""
+    """Does not send a timestep again that was unanswered when its call ended."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, window: int) -> None:
         again = self.begun[streams].any()
@@ -60,7 +60,7 @@ def begins_behind() -> None:
 
 
 def keeps_what_is_dropped() -> None:
-    """Sends again what was refused for good."""
+    """Sends a timestep again that was refused for good."""
 
     def of_rows(inner: Any, self: Any, message: Any, rows: Any, errors: Any) -> Any:
         for error in errors:
@@ -71,7 +71,7 @@ def keeps_what_is_dropped() -> None:
 
 
 def opens_what_has_ended() -> None:
-    """Opens a stream again that another client has taken."""
+    """Opens a stream again that another client has taken over."""
 
     def ended(inner: Any, self: Any, message: Any) -> None:
         message.error.action = pb.Error.ACTION_REOPEN
@@ -104,7 +104,7 @@ def closes_too_early() -> None:
 
 
 def talks_after_move() -> None:
-    """Goes on with a call that it was asked to leave."""
+    """Continues a call after a Move."""
 
     def take_in(inner: Any, self: Any, call: Call, response: pb.PredictBlocksResponse) -> None:
         if not response.HasField("move"):
@@ -114,7 +114,7 @@ def talks_after_move() -> None:
 
 
 def is_content_with_less() -> None:
-    """Takes a stream for closed that is not all stored."""
+    """Ends although the closed stream is not durable."""
 
     def closed(inner: Any, self: Any, message: Any) -> None:
         message.durable_steps[0] = message.steps[0]

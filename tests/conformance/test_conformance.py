@@ -1,4 +1,4 @@
-"""`tidegate conformance`: good clients keep all rules, and each broken one is caught by the rule that it breaks."""
+"""`tidegate conformance`: correct clients violate no rule, and each broken client violates the expected one."""
 
 import asyncio
 import re
@@ -21,12 +21,12 @@ __all__ = ["node"]
 
 DRIVER = [sys.executable, "-m", "tests.conformance.driver"]
 SHOWN = [sys.executable, str(CLIENTS / "python" / "full.py")]
-# It waits for the limit of 10 s on an open, for each client; once for each call is enough.
+# These wait for the limit of 10 s on an open. Once for each kind of call is enough.
 SLOW = {"silent-open", "move-without-end"}
 
 
 async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Violations:
-    """What a program does wrong."""
+    """Returns the violations of a program."""
     return await check_program(program, names, level, "127.0.0.1:0", lambda *_: None)
 
 
@@ -38,14 +38,14 @@ async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Vio
         pytest.param(SHOWN, "full", id="Predict"),
     ],
 )
-async def test_a_right_client_keeps_all_rules_of_the_call_that_it_speaks(program: list[str], level: str) -> None:
-    """Our own client and, for `Predict`, which it does not speak, the one that is shown, through every scenario."""
+async def test_a_correct_client_violates_no_rule(program: list[str], level: str) -> None:
+    """Tidegate's own client, and for `Predict` the example client, through every scenario."""
     assert not format_violations(await judge(program, level, select_scenarios(level, "")))
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_the_clients_that_are_shown_keep_the_rules_of_their_level(
+async def test_the_example_clients_violate_no_rule_of_their_level(
     request: pytest.FixtureRequest, language: str, level: str
 ) -> None:
     """Those of examples/clients, which people copy."""
@@ -76,8 +76,8 @@ async def test_the_clients_that_are_shown_keep_the_rules_of_their_level(
         ("has_no_deadline", "one", "single-plain", "deadline"),
     ],
 )
-async def test_a_client_that_breaks_a_rule_is_caught_by_it(fault: str, level: str, scenario: str, rule: str) -> None:
-    """With a sentence that says what was seen."""
+async def test_a_violation_is_found(fault: str, level: str, scenario: str, rule: str) -> None:
+    """The violation says what was observed."""
     broken = (await judge([sys.executable, "-m", "tests.conformance.broken", fault], level, [scenario]))[scenario]
     found = {one.rule: one.detail for one in broken}
     assert rule in found, found
@@ -99,10 +99,8 @@ async def test_a_client_that_breaks_a_rule_is_caught_by_it(fault: str, level: st
         ("is_content_with_less", "close-before-all-is-stored", "close-until-stored"),
     ],
 )
-async def test_a_client_of_predict_blocks_that_breaks_a_rule_is_caught_by_it(
-    fault: str, scenario: str, rule: str
-) -> None:
-    """By the same rules as one of `Predict`, and with a sentence that says what was seen."""
+async def test_a_violation_on_predict_blocks_is_found(fault: str, scenario: str, rule: str) -> None:
+    """By the same rules as on `Predict`. The violation says what was observed."""
     program = [sys.executable, "-m", "tests.conformance.broken_blocks", fault]
     found = {one.rule: one.detail for one in (await judge(program, "full", [scenario]))[scenario]}
     assert rule in found, found
@@ -110,14 +108,14 @@ async def test_a_client_of_predict_blocks_that_breaks_a_rule_is_caught_by_it(
 
 
 async def test_a_program_that_ends_is_not_waited_for() -> None:
-    """What it has not done it will never do: the verdict does not wait for the limit of its next step."""
+    """The result does not wait for a time limit."""
     async with asyncio.timeout(START_SECONDS / 2):
         found = await judge([sys.executable, "-c", "pass"], "full", ["plain"])
     assert format_violations(found) == ["plain: finish: the client ended before the scenario did"]
 
 
-async def test_a_program_that_hangs_is_judged_by_the_limit_of_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict comes with that limit, and the program is ended."""
+async def test_a_program_that_hangs_ends_with_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result comes with that limit, and the program is killed."""
     monkeypatch.setattr(scenario_run, "START_SECONDS", 0.5)
     monkeypatch.setattr(runner, "END_SECONDS", 0.5)
     async with asyncio.timeout(PATIENCE):
@@ -125,8 +123,8 @@ async def test_a_program_that_hangs_is_judged_by_the_limit_of_its_next_step(monk
     assert format_violations(found) == ["plain: finish: no open came within 0.5 s"]
 
 
-async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
-    """A client that opens the stream of a scenario's name plays it, again and again if it likes."""
+async def test_scenarios_are_served_to_any_client() -> None:
+    """A client plays a scenario by opening the stream of its name, as often as it likes."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     violations: asyncio.Queue[tuple[str, list[str]]] = asyncio.Queue()
     serving = asyncio.create_task(
@@ -159,7 +157,7 @@ async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
 
 
 def test_the_command_says_what_is_wrong() -> None:
-    """A table, a sentence, and exit status 1; a client that is not there, or a scenario, is bad usage."""
+    """A table with the violation, and exit code 1. An unknown program or scenario is bad usage."""
     program = [sys.executable, "-m", "tests.conformance.broken", "no_owner"]
     found = run_command("conformance", "--only", "plain", "--", *program, cwd=ROOT)
     assert found.returncode == 1
@@ -173,14 +171,14 @@ def test_the_command_says_what_is_wrong() -> None:
 
 
 def test_the_list_has_every_scenario_and_every_rule() -> None:
-    """With a sentence for each."""
+    """Each with its text."""
     listed = run_command("conformance", "--list").stdout
     assert all(name in listed for name in [*select_scenarios("full", ""), *RULES])
     assert all(scenario.text for scenario in SCENARIOS.values())
 
 
 def test_the_page_has_every_rule() -> None:
-    """docs/conformance.md says the same as the code, rule by rule."""
+    """docs/conformance.md and the code have the same rules."""
     page = (ROOT / "docs" / "conformance.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
     assert [(name, where, text) for name, where, text in rows] == [
