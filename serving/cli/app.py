@@ -1,7 +1,7 @@
-"""The command line, `tidegate`.
+"""The commands of `tidegate`.
 
-Exit codes: 0 a clean end, 1 the answer is no (not healthy, connection lost), 2 bad usage or input, 3 the server could not
-start. Errors are one line on stderr; a traceback is always our own bug.
+Exit codes: 0 success, 1 failure (not healthy, connection lost), 2 bad usage or input, 3 the server could not start. An
+error is one line on stderr. A traceback is always a bug.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from serving.cli.connection import ConnectionSettings, with_server_options
 from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from serving.client import Model  # loaded by the command that asks
+    from serving.client import Model  # imported when a command connects
     from serving.runtime.config import ServerConfig
 
 TRAINING_COMMANDS = {
@@ -287,7 +287,7 @@ def health(
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+    # http_proxy is ignored, because the server is usually near. A proxy for gRPC is set as grpc_proxy.
     options = [("grpc.enable_http_proxy", int("grpc_proxy" in os.environ))]
     credentials = connection.credentials
     with (
@@ -311,9 +311,9 @@ def health(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line and exits."""
-    # gRPC writes lines of its own to stderr unless it is told not to before it is loaded.
+    # gRPC writes to stderr unless this is set before its import.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Kubernetes tells every container of a service that is called `tidegate` where that is, as tcp://HOST:PORT. That is no setting.
+    # For a service named `tidegate`, Kubernetes sets TIDEGATE_PORT to tcp://HOST:PORT in every container. It is not a setting.
     if os.environ.get("TIDEGATE_PORT", "").startswith("tcp://"):
         del os.environ["TIDEGATE_PORT"]
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -346,11 +346,11 @@ def _serve_in_process(config: "ServerConfig") -> None:
 
 
 def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log_level: str) -> None:
-    """Serves in processes that this one looks after; it loads nothing of what they need."""
+    """Serves in worker processes. This process supervises them and imports nothing that they need."""
     from serving.runtime.supervisor import Supervisor
 
     supervisor = Supervisor(
-        # The code that runs here, not what lies in the current folder.
+        # The code of this process, not that of the current folder.
         [sys.executable, "-P", "-m", "serving.cli.worker"],
         {"log_level": log_level, "config": {name: _as_json(value) for name, value in given.items()}},
         workers=config.worker_count,
@@ -368,7 +368,7 @@ def _as_json(value: object) -> object:
 
 
 def _run_training(arguments: list[str]) -> None:
-    """Hands the command to the training package, which is loaded only now."""
+    """Runs a command of the training package, which is imported only now."""
     found = entry_points(group="tidegate.commands", name=arguments[0])
     try:
         command = next(iter(found)).load()
@@ -411,7 +411,7 @@ def _model_fields(model: "Model") -> dict[str, object]:
 
 
 def _add_training_help(name: str, text: str) -> None:
-    """Lists a training command in the help; `main` takes it before it gets here."""
+    """Lists a training command in the help. `main` runs it before typer sees it."""
 
     @app.command(name, help=text, add_help_option=False)
     def _command() -> None:

@@ -1,4 +1,4 @@
-"""`tidegate bench`: load on a server, and what came of it."""
+"""`tidegate bench`: puts load on a server and reports the result."""
 
 import asyncio
 import importlib.util
@@ -107,13 +107,13 @@ def bench(
 
 
 def _make_plan(given: dict[str, Any]) -> "Plan":
-    """What is asked; one line and exit code 2 when it cannot be."""
+    """Makes the plan from the options. A bad option ends the command with exit code 2."""
     from pydantic import ValidationError
 
     from serving.bench.plan import Plan
 
     try:
-        return Plan(**{name: given[name] for name in Plan.model_fields})  # under the same names
+        return Plan(**{name: given[name] for name in Plan.model_fields})  # the options have the names of the fields
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
@@ -124,11 +124,9 @@ def _make_plan(given: dict[str, Any]) -> "Plan":
 def _check_options(
     values: Path | None, missing: float, metrics: str | None, json: Path | None, png: Path | None
 ) -> None:
-    """Finds out before anything is sent what would fail at the end."""
+    """Checks the options that would otherwise fail after the load."""
     if values is not None and missing:
-        raise CommandError(
-            "--missing: the file of --values says itself what is missing; leave one of them out", EXIT_USAGE
-        )
+        raise CommandError("--missing: cannot be used with --values; leave one of them out", EXIT_USAGE)
     if metrics is not None and (urlsplit(metrics).scheme not in ("http", "https") or not urlsplit(metrics).hostname):
         raise CommandError(
             f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE
@@ -152,7 +150,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _fetch_model(plan: "Plan") -> "Model":
-    """The model that will run."""
+    """Asks the server for the model."""
     from serving.client import Client, ClientError, ServerUnavailable
 
     async def fetch() -> "Model":
@@ -169,14 +167,14 @@ def _fetch_model(plan: "Plan") -> "Model":
 
 
 def _load_values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
-    """What the streams send."""
+    """Returns the values that the streams send."""
     import numpy as np
 
     from serving.bench.values import FILE_ROWS_MAX, random_values
     from serving.cli.sensor_table import InvalidTable, read_table
 
     if plan.missing and not model.handles_missing:
-        raise CommandError(f"--missing: model {model.name}/{model.version} cannot have missing values", EXIT_USAGE)
+        raise CommandError(f"--missing: model {model.name}/{model.version} does not accept missing values", EXIT_USAGE)
     if path is None:
         return random_values(model, plan.missing, plan.seed)
     try:
@@ -186,13 +184,13 @@ def _load_values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
     if not model.handles_missing and np.isnan(values).any():
         row = int(np.isnan(values).any(axis=1).argmax()) + 1
         raise CommandError(
-            f"{path}: row {row} has a missing value, and model {model.name}/{model.version} cannot have any", EXIT_USAGE
+            f"{path}: row {row} has a missing value, but model {model.name}/{model.version} accepts none", EXIT_USAGE
         )
     return values
 
 
 def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
-    """The bench itself."""
+    """Runs the bench."""
     from rich.console import Console
 
     from serving.bench.processes import ClientProcesses, ClientProcessFailed
@@ -220,7 +218,7 @@ def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
 
 @contextmanager
 def _catch_interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; the second time it ends the program."""
+    """Yields a function that tells whether Ctrl-C was pressed. The second Ctrl-C ends the program."""
     interrupted = False
 
     def on_interrupt(*_: object) -> None:
@@ -237,7 +235,7 @@ def _catch_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _write_report(result: "Result", json: Path | None, png: Path | None) -> None:
-    """Prints the table and writes the files."""
+    """Prints the tables and writes the files."""
     from rich.console import Console
 
     from serving.bench.display import print_result
@@ -246,6 +244,6 @@ def _write_report(result: "Result", json: Path | None, png: Path | None) -> None
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
     if png is not None:
-        from serving.bench.plot import save_plot  # needs matplotlib, which is optional
+        from serving.bench.plot import save_plot  # needs matplotlib, an optional dependency
 
         save_plot(result, png)

@@ -1,4 +1,4 @@
-"""`tidegate conformance`: has a client in any language play what can go wrong, and says which rules it broke."""
+"""`tidegate conformance`: plays failures to a client in any language, and reports which rules it violates."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """What a client can do; see docs/protocol.md."""
+    """The level of a client; see docs/protocol.md."""
 
     ONE = "one"
     SIMPLE = "simple"
@@ -51,7 +51,7 @@ def conformance(
     is lost it writes `REASON: message` to stderr and exits with 1. Without a command the scenarios are served until Ctrl-C to
     clients that open the stream of a scenario's name and send 1, 2, 3, ...
     """
-    from serving.conformance import runner  # grpc takes half a second, which --help need not wait for
+    from serving.conformance import runner  # the import of grpc takes half a second, too long for --help
 
     try:
         names = runner.select_scenarios(level, only)
@@ -61,7 +61,7 @@ def conformance(
         _print_list(names)
         return
     if command and which(command[0]) is None:
-        raise CommandError(f"command: got '{command[0]}', expected a program that is there", EXIT_USAGE)
+        raise CommandError(f"command: got '{command[0]}', expected an existing program", EXIT_USAGE)
     address = f"127.0.0.1:{port}"
     try:
         if not command:

@@ -1,10 +1,10 @@
-"""Where the server is that a command talks to, and how: the options that all such commands have, in one place.
+"""The connection to a server: the options that all client commands share.
 
     @app.command()
-    @asks_server
-    def models(*, server: Server) -> None: ...
+    @with_server_options
+    def models(*, connection: ConnectionSettings) -> None: ...
 
-The command gets one `Server`; in the command line that is --address, --tls, --ca, --cert, --key and --token.
+The command gets one `ConnectionSettings`, made from --address, --tls, --ca, --cert, --key and --token.
 """
 
 import functools
@@ -22,7 +22,7 @@ from serving.cli.errors import EXIT_USAGE, CommandError
 from serving.runtime.host import WILDCARDS, is_unix, with_port
 
 if TYPE_CHECKING:
-    import grpc  # loaded by the command that asks
+    import grpc  # imported when a command connects
 
     from serving.client import Client
 
@@ -33,17 +33,17 @@ PORT_MAX = 2**16 - 1
 
 
 def default_address(environment: Mapping[str, str]) -> str:
-    """Where a server listens that was started in this environment, as in a container: TIDEGATE_HOST and TIDEGATE_PORT."""
+    """Returns the address of a server that was started with the same TIDEGATE_HOST and TIDEGATE_PORT, as in a container."""
     host = environment.get("TIDEGATE_HOST", "")
     port = environment.get("TIDEGATE_PORT", "")
     if port and not port.isdecimal():
         raise typer.BadParameter(f"TIDEGATE_PORT: got '{port}', expected a number from 0 to {PORT_MAX}")
-    # A port that was picked is known from the ready line alone.
+    # With port 0 only the ready line has the actual port, so the default port is used.
     return with_port("localhost" if not host or host in WILDCARDS else host, int(port or 0) or DEFAULT_PORT)
 
 
 def _validate_address(value: str) -> str:
-    """The address that was given, or the default; the system would take a port that there is not for another one."""
+    """Returns the given address or the default. Checks the port, which the system would reduce modulo 65536."""
     address = value or default_address(os.environ)
     port = address.rpartition(":")[2]
     if not is_unix(address) and port.isdecimal() and not 0 < int(port) <= PORT_MAX:
@@ -99,10 +99,10 @@ Token = Annotated[
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """A server to talk to.
+    """How to connect to a server.
 
-    `tls` says whether that is by TLS: then `ca` has the certificates that are trusted, None for those of gRPC, and `cert` and `key`
-    those of this client, all as PEM. `token` is empty when there is none.
+    `tls` says whether to use TLS. `ca` has the trusted certificates; None means those of gRPC. `cert` and `key` are those of
+    this client. All are PEM. `token` is empty when there is none.
     """
 
     address: str
@@ -114,18 +114,18 @@ class ConnectionSettings:
 
     @property
     def credentials(self) -> "grpc.ChannelCredentials | None":
-        """What gRPC makes a channel of; None without TLS."""
-        import grpc  # noqa: PLC0415 - takes half a second, which --help need not wait for
+        """The gRPC credentials of the channel; None without TLS."""
+        import grpc  # noqa: PLC0415 - the import takes half a second, too long for --help
 
         return grpc.ssl_channel_credentials(self.ca, self.key, self.cert) if self.tls else None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+        """The metadata of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def client(self) -> "Client":
-        """A client of it, made on the event loop that runs."""
+        """Makes a client. An event loop must be running."""
         from serving.client import Client  # noqa: PLC0415 - as above
 
         return Client(self.address, credentials=self.credentials, metadata=self.metadata)
@@ -139,11 +139,10 @@ def make_connection(
     key: Path | None = None,
     token: str = "",
 ) -> ConnectionSettings:
-    """The server that the options speak of; `tls` None means that nobody said.
+    """Makes connection settings from the options. `tls` is None when neither --tls nor --no-tls was given.
 
     Raises:
-        Refused: they contradict each other, or a file cannot be read.
-
+        CommandError: the options contradict each other, or a file cannot be read.
     """
     from serving.client import InvalidArgument, arguments  # noqa: PLC0415 - as above
 
@@ -155,17 +154,18 @@ def make_connection(
     use_tls = any(path is not None for path in files.values()) if tls is None else tls
     for option, path in files.items():
         if path is not None and not use_tls:
-            raise CommandError(f"{option}: means nothing without TLS; leave it out, or --no-tls", EXIT_USAGE)
+            raise CommandError(f"{option}: has no effect without TLS; leave it out, or leave out --no-tls", EXIT_USAGE)
     if (cert is None) != (key is None):
         given, other = ("--key", "--cert") if cert is None else ("--cert", "--key")
-        raise CommandError(f"{given}: is of no use alone, expected {other} beside it", EXIT_USAGE)
-    if not (token.isascii() and token.isprintable() and token == token.strip()):  # a secret: it is not shown
+        raise CommandError(f"{given}: got no {other}, expected both or none of them", EXIT_USAGE)
+    if not (token.isascii() and token.isprintable() and token == token.strip()):  # the message must not show the secret
         raise CommandError(
-            "--token: got what cannot be sent, expected printable ASCII without blanks around it", EXIT_USAGE
+            "--token: got characters that cannot be sent, expected printable ASCII without surrounding spaces",
+            EXIT_USAGE,
         )
     if token and not use_tls and tls is None and not _is_loopback(address):
         raise CommandError(
-            f"--token: without TLS everybody between here and {address} could read it; add --tls, or --no-tls if that is meant",
+            f"--token: without TLS it could be read on the way to {address}; add --tls, or --no-tls to send it anyway",
             EXIT_USAGE,
         )
     contents = {option: _read_file(option, path) for option, path in files.items()}
@@ -174,7 +174,7 @@ def make_connection(
 
 
 def with_server_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Gives a command the options of a server, of which its argument `server` is made."""
+    """Adds the options of a connection to a command. The command gets them as its argument `connection`."""
     own = [part for part in inspect.signature(command).parameters.values() if part.name != "connection"]
     options = {name: (annotation, default) for name, annotation, default in OPTIONS}
 
@@ -188,11 +188,11 @@ def with_server_options(command: Callable[..., T]) -> Callable[..., T]:
         for name, (annotation, default) in options.items()
     ]
     parameters += [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in own]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # where typer looks for options
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads the options from it
     return run
 
 
-# As the arguments of `server_of`.
+# The arguments of `make_connection`: name, type and default.
 OPTIONS: tuple[tuple[str, Any, Any], ...] = (
     ("address", Address, ""),
     ("tls", Tls, None),
@@ -204,11 +204,11 @@ OPTIONS: tuple[tuple[str, Any, Any], ...] = (
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether what is sent there does not leave this machine."""
+    """Whether the address is on this machine."""
     host = address.rpartition(":")[0]
     try:
         return is_unix(address) or host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # another name
+    except ValueError:  # a host name
         return False
 
 
@@ -222,22 +222,22 @@ def _read_file(option: str, path: Path | None) -> bytes | None:
 
 
 def _validate_pem(ca: Path | None, cert: Path | None, key: Path | None) -> None:
-    """Finds out what is wrong with the files; gRPC would only say that it cannot connect."""
+    """Checks the files. gRPC would only report that it cannot connect."""
     if ca is None and cert is None:
         return
-    import ssl  # noqa: PLC0415 - only needed here
+    import ssl  # noqa: PLC0415 - only needed with TLS
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca is not None:
         try:
             context.load_verify_locations(ca)
         except ssl.SSLError:
-            raise CommandError(f"--ca: {ca} holds no certificates as PEM", EXIT_USAGE) from None
+            raise CommandError(f"--ca: {ca} has no certificates in PEM format", EXIT_USAGE) from None
     if cert is not None:
         try:
-            context.load_cert_chain(cert, key, password="")  # without one it would be asked for; gRPC cannot
+            context.load_cert_chain(cert, key, password="")  # else OpenSSL would ask for a password, which gRPC cannot
         except ssl.SSLError:
             raise CommandError(
-                f"--cert: {cert} and {key} are not a certificate and its private key as PEM, without a password",
+                f"--cert: {cert} and {key} are not a certificate and its private key in PEM format without a password",
                 EXIT_USAGE,
             ) from None

@@ -1,16 +1,16 @@
-"""How a command ends without doing what it was asked: one line and an exit code."""
+"""The error that ends a command with one line and an exit code."""
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_START_FAILED = 3
-# What shells report for a program that was interrupted by Ctrl-C.
+# The exit code that shells report after Ctrl-C.
 EXIT_INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """Ends the command; the message is the line.
+    """Ends the command. The message is printed as one line.
 
-    Exit codes: 1 the answer is no (not healthy, connection lost), 2 bad usage or input, 3 the server could not start.
+    Exit codes: 1 failure (not healthy, connection lost), 2 bad usage or input, 3 the server could not start.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

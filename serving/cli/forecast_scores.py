@@ -1,8 +1,7 @@
-"""Compares forecasts with what came true, beside two forecasts that cost nothing.
+"""Scores forecasts beside two simple baselines.
 
-*Persistence* says that a value stays what it last was; *seasonal-naive* that it will be what it was at that time of the
-last season. A model that does not beat both is not worth serving. All three are scored on the same timesteps: those
-whose value was observed and for which each of them had a forecast.
+*Persistence* forecasts the last observed value. *Seasonal-naive* forecasts the value one season before. A model must beat
+both to be useful. All three are scored on the same timesteps: those with an observed value and a forecast of each.
 """
 
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from serving.core.spec import Array, Floats
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One target at one horizon.
+    """The scores of one target at one horizon.
 
-    `predicted` is what was forecast for the last timestep and `came_true` what it was; the errors are mean absolute ones,
-    NaN before the first that counts; `seasonal_mae` is None where there is no season.
+    `predicted` is the forecast for the last timestep, and `came_true` is the actual value. The errors are mean absolute
+    errors, NaN without a scored timestep. `seasonal_mae` is None without a season.
     """
 
     target: str
@@ -33,19 +32,23 @@ class Score:
 
     @property
     def beats_baselines(self) -> bool:
-        """Whether the model's error is below that of every baseline."""
+        """Whether the error of the model is below that of every baseline."""
         return self.mae < self.persistence_mae and (self.seasonal_mae is None or self.mae < self.seasonal_mae)
 
 
 class ForecastScorer:
-    """Keeps the forecasts of one stream; `errors` and `scored` are sums of absolute errors, and of how many timesteps.
+    """Keeps and scores the forecasts of one stream.
 
     Args:
         truth: (timesteps, targets), NaN where missing.
-        targets, units: one each.
+        targets: the names of the targets.
+        units: their units.
         horizons: in timesteps.
-        season: in timesteps; None leaves seasonal-naive out.
+        season: in timesteps; None leaves out seasonal-naive.
 
+    Attributes:
+        errors: (model, persistence, seasonal) x horizons x targets, sums of absolute errors.
+        scored: horizons x targets, the number of scored timesteps.
     """
 
     def __init__(
@@ -56,17 +59,17 @@ class ForecastScorer:
         self.targets = targets
         self.units = units or [""] * len(targets)
         self.horizons = horizons
-        # With less than two seasons most of the series would go unscored, for want of a season before it.
+        # With less than two seasons most timesteps would have no seasonal forecast, and would not be scored.
         self.season = season if season is not None and len(truth) >= 2 * season else None
         self.forecasts = np.full((len(truth), len(horizons), len(targets)), np.nan, np.float32)
         self._last_seen = _last_seen(truth)
         self._made = 0
-        # Sums of absolute errors and their count: (model, persistence, seasonal) x horizons x targets.
+
         self.errors = np.zeros((3, len(horizons), len(targets)))
         self.scored = np.zeros((len(horizons), len(targets)), np.int64)
 
     def add(self, row: int, forecast: Array) -> None:
-        """Takes the forecast (horizons, targets) that was made at a timestep; rows come in order."""
+        """Adds the forecast (horizons, targets) made at a timestep. Rows come in order."""
         self.forecasts[row] = forecast.reshape(len(self.horizons), len(self.targets))
         self._made = row + 1
         for index, horizon in enumerate(self.horizons):
@@ -82,15 +85,15 @@ class ForecastScorer:
             self.scored[index] += counts
 
     def scores(self, others: Sequence["ForecastScorer"] = ()) -> list[Score]:
-        """Where it stands, target by target, horizon by horizon.
+        """Returns the scores so far, by target and horizon.
 
-        With others, of streams of the same model that were before, errors are over the timesteps of all of them; where one
-        of them is too short for a season, there is none.
+        With `others`, the scorers of earlier streams, the errors are over all their timesteps. `seasonal_mae` is None if one of
+        them has no season.
         """
         row = self._made - 1
         seasonal = all(scorer.season is not None for scorer in (self, *others))
         scored = sum((scorer.scored for scorer in others), self.scored)
-        with np.errstate(invalid="ignore"):  # nothing scored yet: NaN is the answer
+        with np.errstate(invalid="ignore"):  # NaN before the first scored timestep
             mae = sum((scorer.errors for scorer in others), self.errors) / scored
         return [
             Score(
@@ -109,7 +112,7 @@ class ForecastScorer:
         ]
 
     def _seasonal(self, row: int, horizon: int) -> Floats:
-        """What seasonal-naive said about a row, `horizon` timesteps before it."""
+        """Returns the seasonal-naive forecast for a row, made `horizon` timesteps before it."""
         if self.season is None:
             return np.zeros(len(self.targets), np.float32)
         past = row - self.season * -(-horizon // self.season)
@@ -117,6 +120,6 @@ class ForecastScorer:
 
 
 def _last_seen(truth: Floats) -> Floats:
-    """Each value, or the last one before it that was observed; NaN before the first."""
+    """Replaces each missing value by the last observed one; NaN before the first."""
     rows = np.where(np.isnan(truth), 0, np.arange(len(truth))[:, None])
     return np.take_along_axis(truth, np.maximum.accumulate(rows, axis=0), axis=0)

@@ -1,4 +1,4 @@
-"""A picture of forecasts against what came true. Needs matplotlib, which a server does not."""
+"""Plots forecasts beside actual values. Needs matplotlib, an optional dependency."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ import matplotlib as mpl
 
 from serving.cli.forecast_scores import ForecastScorer
 
-mpl.use("Agg")  # to a file, without a screen
+mpl.use("Agg")  # draws to a file, without a display
 from matplotlib import pyplot as plt
 
-# What a person can follow by eye: some days of ten-minute data.
+# The number of plotted rows: some days of ten-minute data.
 ROWS_SHOWN = 500
 
 
 def plot_forecasts(scorer: ForecastScorer, title: str, path: Path) -> None:
-    """Draws the last rows, one panel a horizon and target: the truth, and what had been forecast for that time."""
+    """Plots the last rows, one panel for each horizon and target: the actual value, and its forecast."""
     scores = scorer.scores()
     first = max(0, len(scorer.truth) - ROWS_SHOWN)
     rows = range(first, len(scorer.truth))

@@ -1,4 +1,4 @@
-"""Sends a CSV file to a server one timestep at a time, and shows its forecasts against what comes true."""
+"""`tidegate stream`: sends a CSV file to a server one timestep at a time, and scores its forecasts."""
 
 import asyncio
 import csv
@@ -22,21 +22,21 @@ from serving.client import Client, Model, Overloaded, Prediction, Stream
 from serving.core.spec import Floats, Output
 
 SECONDS_PER_DAY = 86400
-# Often enough to look alive, seldom enough to cost nothing.
+# Fast enough to look live, slow enough to need no CPU.
 REFRESHES_PER_SECOND = 8
 
 
 class ReplayFailed(Exception):
-    """The file and the model do not go together; the message says why."""
+    """The file and the model do not fit. The message says why."""
 
 
 class AlreadySent(ReplayFailed):
-    """A stream has had all rows of its series already."""
+    """The stream has all rows of its series already."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayedSeries:
-    """A series of the file, and what its stream has answered; `board` is None where nothing can be scored."""
+    """A series of the file and the answers of its stream. `scorer` is None when nothing can be scored."""
 
     name: str
     table: SensorTable
@@ -50,8 +50,8 @@ class ReplayedSeries:
 class Replay:
     """One run of `tidegate stream`.
 
-    Row n of a series is timestep n of its stream: a stream that is known already goes on where it was. The file is one
-    series, or several that its column `group` tells apart; they are sent one after the other, `limit` rows of each.
+    Row n of a series is timestep n of its stream, so a known stream continues where it was. The file has one series, or
+    several that the column `group` tells apart. They are sent one after another, `limit` rows of each.
     """
 
     def __init__(
@@ -77,12 +77,11 @@ class Replay:
         self.console = Console()
 
     async def run(self, *, out: Path | None, plot: Path | None, scores: Path | None) -> None:
-        """Sends the rows, then writes what was asked for.
+        """Sends the rows, then writes the files.
 
         Raises:
-            BadSheet, ReplayFailed: the file is not one that the model can read.
+            InvalidTable, ReplayFailed: the model cannot read the file.
             ClientError: a stream could not be opened, or was lost.
-
         """
         if plot is not None:
             _check_matplotlib()
@@ -110,7 +109,7 @@ class Replay:
             _plot_longest(sent, self.file, plot)
 
     async def _send_all(self, client: Client, table: SensorTable, served: Model) -> list[ReplayedSeries]:
-        """Sends each series that its stream has not had yet; at least one."""
+        """Sends each series that its stream does not have yet: at least one."""
         sent: list[ReplayedSeries] = []
         already_sent: list[AlreadySent] = []
         for name, rows in table.series():
@@ -132,7 +131,7 @@ class Replay:
         scorer: ForecastScorer | None,
         earlier: list[ForecastScorer],
     ) -> ReplayedSeries:
-        """Sends one series to a stream of its own."""
+        """Sends one series to its own stream."""
         stream_id = f"{self.stream_id}-{name}" if self.stream_id and name else self.stream_id
         async with client.open(stream_id, model=self.model, version=self.version) as stream:
             first, rows = stream.next_step - 1, len(table)
@@ -156,7 +155,7 @@ class Replay:
     async def _send(
         self, stream: Stream, values: Floats, first: int, scorer: ForecastScorer | None, earlier: list[ForecastScorer]
     ) -> list[Prediction]:
-        """Sends rows, paced if asked, and keeps the table fresh."""
+        """Sends rows, at a limited rate if requested, and refreshes the table."""
         predictions = []
         forecast = _forecast_output(stream.model)
         started = time.perf_counter()
@@ -184,7 +183,7 @@ class Replay:
 
 
 class TableRefresh:
-    """Redraws a live table, at most so many times a second."""
+    """Redraws a live table, at a limited rate."""
 
     def __init__(self, live: Live | None, scorer: ForecastScorer | None, earlier: list[ForecastScorer]) -> None:
         self._live = live
@@ -193,7 +192,7 @@ class TableRefresh:
         self._next = 0.0
 
     def __call__(self) -> None:
-        """Redraws if it is time."""
+        """Redraws the table if it is time."""
         if self._live is None or self._board is None or time.perf_counter() < self._next:
             return
         self._next = time.perf_counter() + 1 / REFRESHES_PER_SECOND
@@ -201,7 +200,7 @@ class TableRefresh:
 
 
 async def _step(stream: Stream, x: Floats) -> Prediction:
-    """Sends one timestep, as often as a full server asks for it."""
+    """Sends one timestep, again while the server is overloaded."""
     while True:
         try:
             return await stream.step(x)
@@ -210,7 +209,7 @@ async def _step(stream: Stream, x: Floats) -> Prediction:
 
 
 def _forecast_output(model: Model) -> Output | None:
-    """The output that forecasts (horizons, targets), if there is one."""
+    """Returns the output that forecasts (horizons, targets); None when there is none."""
     for output in model.outputs:
         if output.horizons and output.targets and not output.quantiles:
             return output
@@ -218,7 +217,7 @@ def _forecast_output(model: Model) -> Output | None:
 
 
 def _make_scorer(model: Model, table: SensorTable) -> ForecastScorer | None:
-    """A scoreboard for the forecast of a model, if its targets are columns of the sheet."""
+    """Makes a scorer for the forecast of a model; None when its targets are not columns of the table."""
     forecast = _forecast_output(model)
     if forecast is None or any(target not in table.features for target in forecast.targets):
         return None
@@ -228,17 +227,17 @@ def _make_scorer(model: Model, table: SensorTable) -> ForecastScorer | None:
 
 
 def _plot_longest(sent: list[ReplayedSeries], file: Path, path: Path) -> None:
-    """Draws the longest series."""
+    """Plots the longest series."""
     most = max(sent, key=lambda one: len(one.predictions))
     if most.scorer is None:
-        raise ReplayFailed(f"--plot: model {most.model.name} has no forecast of a column of {file} to draw")
-    from serving.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, which is optional
+        raise ReplayFailed(f"--plot: model {most.model.name} forecasts no column of {file}")
+    from serving.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, an optional dependency
 
     plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
 
 
 def _score_table(scores: list[Score]) -> Table:
-    """Prediction against what came true."""
+    """Makes the table of forecasts and actual values."""
     table = Table(box=None, header_style="bold", title="mean absolute errors", title_justify="left")
     headings = ["target", "timesteps ahead", "forecast", "came true", "error", "persistence"]
     seasons = any(score.seasonal_mae is not None for score in scores)
@@ -262,7 +261,7 @@ def _score_table(scores: list[Score]) -> Table:
 
 
 def _write_predictions(path: Path, sent: list[ReplayedSeries], group: str) -> None:
-    """Writes one row a timestep: its series, its number, its label, and every value of every output."""
+    """Writes one row per timestep: its series, number and label, and every value of every output."""
     outputs = sent[0].model.outputs
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -280,14 +279,14 @@ def _write_predictions(path: Path, sent: list[ReplayedSeries], group: str) -> No
 
 
 def _write_scores(path: Path, final: list[Score], timesteps: int, seconds: float) -> None:
-    """Writes the scores as JSON; NaN, where nothing was scored, is null."""
+    """Writes the scores as JSON. NaN, where nothing was scored, becomes null."""
     scores = [asdict(score) | {"beats_baselines": score.beats_baselines} for score in final]
     facts = [{name: None if value != value else value for name, value in score.items()} for score in scores]  # noqa: PLR0124
     path.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
 
 
 def _columns(output: Output) -> list[str]:
-    """A name for each value of an output, row-major."""
+    """Returns a name for each value of an output, in row-major order."""
     axes: list[list[str]] = []
     if output.horizons:
         axes.append([f"+{horizon}" for horizon in output.horizons])

@@ -1,4 +1,4 @@
-"""A CSV file of sensor rows, read as a model wants its timesteps."""
+"""A CSV file of sensor rows, as timesteps of a model."""
 
 import csv
 import math
@@ -11,21 +11,24 @@ import numpy as np
 from serving.core.spec import Floats
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-# What people and programs write where a value is missing.
+# The usual ways to write a missing value.
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
 
 
 class InvalidTable(Exception):
-    """The file is not what was expected; the message names the row, the column and what to do."""
+    """The file is not as expected. The message names the row, the column and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class SensorTable:
     """Rows in time order.
 
-    `values` is (rows, features), NaN where a cell is empty; `labels` has the text of the column that says when each row
-    was measured (the first one that is neither a feature nor the group), or the row number where there is no such column.
-    `groups` says of each row which series it belongs to; it is empty where the file is one series.
+    Attributes:
+        label: the name of the column that says when a row was measured: the first one that is neither a feature nor the group.
+        labels: the text of that column for each row, or the row number if there is no such column.
+        features: the names of the features.
+        values: (rows, features), NaN where a cell is empty.
+        groups: the series that each row belongs to; empty when the file has one series.
     """
 
     label: str
@@ -35,19 +38,19 @@ class SensorTable:
     groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """The rows."""
+        """The number of rows."""
         return len(self.labels)
 
     def column(self, name: str) -> Floats:
-        """One feature: (rows,)."""
+        """Returns one feature: (rows,)."""
         return self.values[:, self.features.index(name)]
 
     def first(self, rows: int) -> "SensorTable":
-        """The first rows alone."""
+        """Returns the first rows."""
         return SensorTable(self.label, self.labels[:rows], self.features, self.values[:rows], self.groups[:rows])
 
     def series(self) -> list[tuple[str, "SensorTable"]]:
-        """Each series with its name, in the order of their first rows; one without a name where there are no groups."""
+        """Returns each series with its name, in the order of their first rows. Without groups there is one without a name."""
         if not self.groups:
             return [("", self)]
         rows: dict[str, list[int]] = {}
@@ -60,21 +63,18 @@ class SensorTable:
 
 
 def read_table(path: Path, features: Sequence[str], group: str = "") -> SensorTable:
-    """Reads the columns of a CSV file that a model's features name, in the model's order.
+    """Reads the columns of a CSV file that are features of the model, in the model's order.
 
     Args:
         path: the file.
-        features: the model's.
-        group: the column that says which series a row belongs to; empty for a file that is one series.
+        features: of the model.
+        group: the column that says which series a row belongs to; empty for one series.
 
     Raises:
-        BadSheet: a column is missing or twice there, a cell is not a number, or the file cannot be read.
-
+        InvalidTable: a column is missing or duplicated, a cell is not a number, or the file cannot be read.
     """
     if group in features:
-        raise InvalidTable(
-            f"{path}: column {group} is a feature of the model, expected one that says which series it is"
-        )
+        raise InvalidTable(f"{path}: column {group} is a feature of the model, expected a column that names the series")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
@@ -93,7 +93,7 @@ def read_table(path: Path, features: Sequence[str], group: str = "") -> SensorTa
 def _read_rows(
     path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str
 ) -> SensorTable:
-    """The rows below the header."""
+    """Reads the rows below the header."""
     columns = _columns(path, header, features)
     (grouping,) = _columns(path, header, [group]) if group else (None,)
     label = next((index for index, name in enumerate(header) if name not in {*features, group}), None)
@@ -102,7 +102,7 @@ def _read_rows(
     groups: list[str] = []
     for number, row in enumerate(rows, start=2):
         if not row:
-            continue  # an empty line, as editors leave it at the end
+            continue  # an empty line, often the last one
         if len(row) != len(header):
             raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
         values.append([_number(path, number, header[index], row[index]) for index in columns])
@@ -110,16 +110,16 @@ def _read_rows(
         if grouping is not None:
             groups.append(_name(path, number, group, row[grouping]))
     if not values:
-        raise InvalidTable(f"{path}: there is a header but no row below it")
+        raise InvalidTable(f"{path}: got a header and no rows")
     name = "row" if label is None else header[label]
     return SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
 
 
 def _name(path: Path, line: int, column: str, cell: str) -> str:
-    """The series that a row belongs to."""
+    """Returns the series that a row belongs to."""
     name = cell.strip()
     if not name:
-        raise InvalidTable(f"{path}, line {line}, column {column}: is empty, expected the name of a series")
+        raise InvalidTable(f"{path}, line {line}, column {column}: got an empty cell, expected the name of a series")
     return name
 
 
@@ -127,7 +127,7 @@ def _columns(path: Path, header: Sequence[str], features: Sequence[str]) -> list
     if missing := [name for name in features if name not in header]:
         raise InvalidTable(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(header)}")
     if twice := [name for name in features if header.count(name) > 1]:
-        raise InvalidTable(f"{path}: column {', '.join(twice)} is there more than once")
+        raise InvalidTable(f"{path}: column {', '.join(twice)} exists more than once")
     return [header.index(name) for name in features]
 
 
@@ -139,10 +139,10 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
         number = float(text)
     except ValueError:
         raise InvalidTable(
-            f"{path}, line {line}, column {column}: got '{cell}', expected a number, or nothing"
+            f"{path}, line {line}, column {column}: got '{cell}', expected a number or an empty cell"
         ) from None
     if abs(number) > FLOAT32_MAX:
         raise InvalidTable(
-            f"{path}, line {line}, column {column}: got {cell}, expected a finite number of at most 3.4e38, or nothing"
+            f"{path}, line {line}, column {column}: got {cell}, expected a finite number of at most 3.4e38 or an empty cell"
         )
     return number

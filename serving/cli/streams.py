@@ -14,7 +14,7 @@ from serving.cli.connection import ConnectionSettings, with_server_options
 from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from serving.client import Client, StreamInfo  # loaded by the command that asks
+    from serving.client import Client, StreamInfo  # imported when a command connects
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ def fork(
 
 
 def _call(connection: ConnectionSettings, request: "Callable[[Client], Awaitable[T]]") -> T:
-    """Connects, asks, and turns what goes wrong into one line."""
+    """Connects, makes a request, and turns an error into one line."""
     from serving.client import ClientError, InvalidArgument, ServerUnavailable
 
     async def fetch() -> T:

@@ -1,7 +1,7 @@
-"""A worker: the process that the supervisor starts, `python -m serving.cli.worker NUMBER LINE`, and nobody else.
+"""A worker process, which only the supervisor starts: `python -m serving.cli.worker NUMBER FD`.
 
-LINE is the descriptor of its end of the line (see `serving.runtime.child`): it reads its settings from there, serves, and
-drains when told to or when the line ends.
+FD is the descriptor of the worker's end of the connection to the supervisor (see `serving.runtime.child`). The worker
+reads its settings from there and serves. It drains when the supervisor asks for it or has ended.
 """
 
 import asyncio
@@ -27,23 +27,23 @@ log = logging.getLogger("tidegate.worker")
 
 
 async def work(number: str, line: socket.socket) -> int:
-    """Serves until told to stop; gives the exit code."""
+    """Serves until the worker must stop. Returns the exit code."""
     reader, writer = await asyncio.open_unix_connection(sock=line)
-    settings = await _read(reader)
-    if not settings.endswith(b"\n"):  # the supervisor has died already
+    settings_line = await _read(reader)
+    if not settings_line.endswith(b"\n"):  # the supervisor has ended already
         return 0
-    settings_json = json.loads(settings)
-    start_log(settings_json["log_level"], f"worker {number}: ")
+    settings = json.loads(settings_line)
+    start_log(settings["log_level"], f"worker {number}: ")
     arm(os.environ.get(VARIABLE, ""))
     server = Server(
-        ServerConfig(**settings_json["config"]),
-        Place(settings_json["board"], settings_json["last_board"], first=number == "0"),
+        ServerConfig(**settings["config"]),
+        Place(settings["board"], settings["last_board"], first=number == "0"),
     )
     stop_requested = asyncio.Event()
 
     def on_ready() -> None:
         writer.write(json.dumps({"ready": [served.spec.title for served in server.repository]}).encode() + b"\n")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # those that came meanwhile come now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # signals that came in the meantime are delivered now
 
     stop_waiter = asyncio.create_task(_wait_for_stop(reader, stop_requested), name="line")
     try:
@@ -62,19 +62,19 @@ async def work(number: str, line: socket.socket) -> int:
 
 
 async def _wait_for_stop(reader: asyncio.StreamReader, stop_requested: asyncio.Event) -> None:
-    """Sets `asked` when the supervisor says so, or has died."""
+    """Sets `stop_requested` when the supervisor asks for it, or has ended."""
     try:
-        settings_json = await _read(reader)
-        log.info("%s: draining", "told to stop" if settings_json == DRAIN else "the supervisor has died")
+        line = await _read(reader)
+        log.info("%s: draining", "told to stop" if line == DRAIN else "the supervisor has died")
     finally:
-        stop_requested.set()  # whatever happened to the line: a worker that nobody looks after keeps the port from the next ones
+        stop_requested.set()  # in every case: a worker without a supervisor would block the port for the next ones
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
-    """The next line; empty when the supervisor has died."""
+    """Returns the next line; empty when the supervisor has ended."""
     try:
         return await reader.readline()
-    except ConnectionError:  # it had not read all that was written to it: then the line does not end, it breaks
+    except ConnectionError:  # the supervisor ended with unread data: the connection is reset instead of closed
         return b""
 
 

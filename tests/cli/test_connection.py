@@ -1,4 +1,4 @@
-"""Where the server is that a command talks to, and how: the options of all such commands."""
+"""The connection options, which all client commands share."""
 
 import asyncio
 import re
@@ -26,17 +26,17 @@ Ended = subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """A CA, and what it signed."""
+    """A CA and certificates that it signed."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 async def run(*arguments: str, **variables: str) -> Ended:
-    """Runs a command while a server answers here."""
+    """Runs a command while a server runs in this process."""
     return await asyncio.to_thread(run_command, *arguments, **variables)
 
 
 def refused(ended: Ended, *words: str) -> None:
-    """Exit code 2 and one line with these words, and no secret."""
+    """Checks exit code 2 and one line with these words, and no secret."""
     assert ended.returncode == EXIT_USAGE, ended.stderr
     assert re.fullmatch(r"error: [^\n]*\n", ended.stderr)
     assert all(word in ended.stderr for word in words), ended.stderr
@@ -44,23 +44,23 @@ def refused(ended: Ended, *words: str) -> None:
 
 
 def commands() -> dict[str, Any]:
-    """Every command that talks to a server over the client, by its name."""
+    """Returns every command that connects through the client, by name."""
     group: Any = typer.main.get_command(cli.app)
     found = {name: group.commands[name] for name in ("stream", "models", "health")}
     return found | {f"streams {name}": one for name, one in group.commands["streams"].commands.items()}
 
 
 @pytest.mark.parametrize("command", commands().values(), ids=commands())
-def test_every_command_says_where_its_server_is_in_the_same_way(command: Any) -> None:
-    """By options that each have their environment variable."""
+def test_every_command_has_the_same_connection_options(command: Any) -> None:
+    """By options that each have an environment variable."""
     assert [part.name for part in command.params if part.name in OPTIONS] == list(OPTIONS)
     for part in command.params:
         if part.name in OPTIONS:
             assert part.envvar == f"TIDEGATE_{part.name.upper()}"
 
 
-async def test_commands_talk_tls(certificates: Certificates, sum_root: Path, tmp_path: Path) -> None:
-    """Said by options, or by the environment; to a server that asks for a certificate."""
+async def test_commands_use_tls(certificates: Certificates, sum_root: Path, tmp_path: Path) -> None:
+    """By options or by environment variables, to a server that requires a client certificate."""
     rows = tmp_path / "rows.csv"
     rows.write_text("x\n1\n2\n")
     files = {"ca": certificates.ca, "cert": certificates.client_cert, "key": certificates.client_key}
@@ -82,8 +82,8 @@ async def test_commands_talk_tls(certificates: Certificates, sum_root: Path, tmp
         assert one.stderr == ""
 
 
-async def test_a_server_that_is_not_trusted_is_no(certificates: Certificates, sum_root: Path) -> None:
-    """Exit code 1, as for one that is not there."""
+async def test_an_untrusted_server_is_a_failure(certificates: Certificates, sum_root: Path) -> None:
+    """Exit code 1, as for an unreachable server."""
     async with (
         run_server(sum_root) as server,
         tls_before(address_of(server), certificates.context()) as address,
@@ -94,8 +94,8 @@ async def test_a_server_that_is_not_trusted_is_no(certificates: Certificates, su
             assert f"server {address} is not available" in ended.stderr
 
 
-async def test_a_token_says_who_asks() -> None:
-    """As `authorization: Bearer`, with every kind of question; it is written nowhere."""
+async def test_a_token_is_sent_with_every_request() -> None:
+    """As `authorization: Bearer` with every kind of request. It is not printed."""
     async with recording() as (address, servicer, recorder):
         answer_models(servicer)
         ended = [
@@ -109,13 +109,13 @@ async def test_a_token_says_who_asks() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused() -> None:
-    """Before anybody is asked: in one line."""
+    """In one line, before a request."""
     refused(run_command("models", "--ca", "absent.pem"), "--ca: absent.pem cannot be read: No such file or directory")
     refused(run_command("health", "--address", AWAY, TIDEGATE_TOKEN=SECRET), "--token: without TLS")
     refused(run_command("health", "--address", "https://x:1"), "leave out 'https://'", "--tls")
 
 
-def test_what_is_said_is_what_is_used(certificates: Certificates) -> None:
+def test_the_options_become_connection_settings(certificates: Certificates) -> None:
     """A certificate means TLS."""
     assert make_connection(HERE) == ConnectionSettings(HERE)
     assert make_connection(AWAY, tls=True, token=SECRET) == ConnectionSettings(AWAY, tls=True, token=SECRET)
@@ -131,21 +131,21 @@ def test_what_is_said_is_what_is_used(certificates: Certificates) -> None:
 
 
 def test_a_secret_is_not_shown() -> None:
-    """Whoever prints a server prints no token and no key."""
+    """The repr has no token and no key."""
     assert SECRET not in repr(ConnectionSettings(HERE, tls=True, key=SECRET.encode(), token=SECRET))
 
 
 @pytest.mark.parametrize("address", [HERE, "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/run/s"])
-def test_a_token_goes_without_tls_to_this_machine(address: str) -> None:
-    """Nobody listens there who could not read it anyway."""
+def test_a_token_is_sent_without_tls_to_this_machine(address: str) -> None:
+    """The connection does not leave the machine."""
     assert make_connection(address, token=SECRET).metadata == (("authorization", f"Bearer {SECRET}"),)
 
 
 @pytest.mark.parametrize("address", [AWAY, "10.0.0.1:1", "[fd00::1]:1", "localhost.example:1"])
-def test_a_token_goes_without_tls_to_others_only_when_that_is_said(address: str) -> None:
-    """As where a mesh encrypts what leaves the machine."""
+def test_a_token_is_sent_without_tls_to_others_only_with_no_tls(address: str) -> None:
+    """--no-tls allows it, for example when a service mesh encrypts the connection."""
     with pytest.raises(
-        CommandError, match=r"--token: without TLS .* add --tls, or --no-tls if that is meant"
+        CommandError, match=r"--token: without TLS .* add --tls, or --no-tls to send it anyway"
     ) as caught:
         make_connection(address, token=SECRET)
     assert caught.value.exit_code == EXIT_USAGE
@@ -155,32 +155,32 @@ def test_a_token_goes_without_tls_to_others_only_when_that_is_said(address: str)
 
 @pytest.mark.parametrize("token", [f" {SECRET}", f"{SECRET}\n", f"{SECRET}ü", f"{SECRET}\x00"])
 def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
-    """In words that do not show it."""
-    with pytest.raises(CommandError, match="--token: got what cannot be sent") as caught:
+    """The message does not show it."""
+    with pytest.raises(CommandError, match="--token: got characters that cannot be sent") as caught:
         make_connection(HERE, token=token)
     assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("options", "message"),
     [
-        ({"cert": "client_cert"}, "--cert: is of no use alone, expected --key beside it"),
-        ({"key": "client_key"}, "--key: is of no use alone, expected --cert beside it"),
-        ({"tls": False, "ca": "ca"}, "--ca: means nothing without TLS; leave it out, or --no-tls"),
-        ({"ca": "client_key"}, "--ca: .*client.key holds no certificates as PEM"),
+        ({"cert": "client_cert"}, "--cert: got no --key, expected both or none of them"),
+        ({"key": "client_key"}, "--key: got no --cert, expected both or none of them"),
+        ({"tls": False, "ca": "ca"}, "--ca: has no effect without TLS; leave it out, or leave out --no-tls"),
+        ({"ca": "client_key"}, "--ca: .*client.key has no certificates in PEM format"),
         ({"cert": "client_key", "key": "client_cert"}, "--cert: .* are not a certificate and its private key"),
         ({"cert": "client_cert", "key": "server_key"}, "--cert: .* are not a certificate and its private key"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(certificates: Certificates, given: dict[str, Any], told: str) -> None:
-    """Otherwise gRPC would only say that it cannot connect."""
-    files = {name: value if value is False else getattr(certificates, value) for name, value in given.items()}
-    with pytest.raises(CommandError, match=told) as caught:
+def test_files_that_do_not_fit_are_refused(certificates: Certificates, options: dict[str, Any], message: str) -> None:
+    """The gRPC library would only report that it cannot connect."""
+    files = {name: value if value is False else getattr(certificates, value) for name, value in options.items()}
+    with pytest.raises(CommandError, match=message) as caught:
         make_connection(HERE, **files)
     assert caught.value.exit_code == EXIT_USAGE
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    """It cannot be read either."""
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    """It cannot be read."""
     with pytest.raises(CommandError, match=r"--ca: .* cannot be read: Is a directory"):
         make_connection(HERE, ca=tmp_path)

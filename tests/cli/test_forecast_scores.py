@@ -10,16 +10,16 @@ nan = math.nan
 
 
 def last_seen(column: list[float], row: int) -> float:
-    """The value of a row, or the last one before it that was observed."""
+    """Returns the value of a row, or the last observed one before it."""
     while row >= 0 and math.isnan(column[row]):
         row -= 1
     return column[row] if row >= 0 else nan
 
 
-def slowly(
+def reference_errors(
     truth: Any, forecasts: Any, index: int, horizon: int, target: int, season: int | None
 ) -> tuple[list[float], list[float], list[float]]:
-    """The absolute errors of the model, of persistence and of seasonal-naive on the rows where all three have one."""
+    """Returns the absolute errors of the model, persistence and seasonal-naive, on the rows where all three have one."""
     column = [float(value) for value in truth[:, target]]
     errors: tuple[list[float], list[float], list[float]] = ([], [], [])
     for row in range(horizon, len(column)):
@@ -29,7 +29,7 @@ def slowly(
         seasonal = 0.0
         if season is not None:
             past = row
-            while past > made:  # the latest moment of the same phase that was known when the forecast was made
+            while past > made:  # the latest row of the same phase that was known when the forecast was made
                 past -= season
             seasonal = last_seen(column, past) if past >= 0 else nan
         if any(math.isnan(value) for value in (column[row], model, persistence, seasonal)):
@@ -41,7 +41,7 @@ def slowly(
 
 @pytest.mark.parametrize("season", [None, 5, 12])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
-def test_scores_are_those_of_a_slow_computation(season: int | None, missing: float) -> None:
+def test_scores_equal_a_reference_computation(season: int | None, missing: float) -> None:
     """Every target at every horizon, also beyond a season, with and without missing values."""
     rng = np.random.default_rng(3)
     truth = rng.normal(size=(60, 2)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_scores_are_those_of_a_slow_computation(season: int | None, missing: flo
     ]
     for score in scores:
         target, index = ("u", "v").index(score.target), horizons.index(score.horizon)
-        model, persistence, seasonal = slowly(truth, forecasts, index, score.horizon, target, season)
+        model, persistence, seasonal = reference_errors(truth, forecasts, index, score.horizon, target, season)
         assert score.scored == len(model) > 0
         assert score.mae == pytest.approx(np.mean(model), rel=1e-5)
         assert score.persistence_mae == pytest.approx(np.mean(persistence), rel=1e-5)
@@ -68,7 +68,7 @@ def test_scores_are_those_of_a_slow_computation(season: int | None, missing: flo
 
 
 def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
-    """A long stream counts for more than a short one; the last forecast is the last stream's."""
+    """A long stream counts for more than a short one. The last forecast is that of the last stream."""
     rng = np.random.default_rng(4)
     scorers, mine, naive = [], [], []
     for length in (30, 12, 20):
@@ -87,7 +87,7 @@ def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
 
 
 def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
-    """It has none, and a mean over the rest would be over other timesteps than the model's."""
+    """The mean would be over other timesteps than that of the model."""
     short, long = (ForecastScorer(np.zeros((length, 1), np.float32), ("u",), (), (1,), 5) for length in (9, 20))
     for scorer in (short, long):
         for row in range(len(scorer.truth)):
@@ -98,7 +98,7 @@ def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
 
 
 def test_nothing_is_scored_before_the_first_horizon() -> None:
-    """The answer is NaN, not an error, and beats nothing."""
+    """The score is NaN, and beats no baseline."""
     scorer = ForecastScorer(np.zeros((9, 1), np.float32), ("u",), (), (3,), None)
     assert math.isnan(scorer.scores()[0].mae)
     for row in range(3):
@@ -109,8 +109,8 @@ def test_nothing_is_scored_before_the_first_horizon() -> None:
     assert not score.beats_baselines
 
 
-def test_the_last_forecast_stands_beside_what_came_true() -> None:
-    """What was said about the last row, when it was made."""
+def test_the_last_forecast_and_the_actual_value_are_reported() -> None:
+    """The forecast for the last row, made `horizon` rows before."""
     scorer = ForecastScorer(np.array([[1], [2], [4]], np.float32), ("u",), ("V",), (1, 2), None)
     for row, forecast in enumerate(([10, 20], [30, 40], [50, 60])):
         scorer.add(row, np.array(forecast, np.float32))
@@ -120,7 +120,7 @@ def test_the_last_forecast_stands_beside_what_came_true() -> None:
 
 
 def test_a_series_of_less_than_two_seasons_has_no_seasonal_baseline() -> None:
-    """Most of it would go unscored."""
+    """Most of its timesteps would not be scored."""
     assert ForecastScorer(np.zeros((9, 1), np.float32), ("u",), (), (1,), 5).season is None
     assert ForecastScorer(np.zeros((10, 1), np.float32), ("u",), (), (1,), 5).season == 5
 

@@ -8,7 +8,7 @@ from serving.cli.sensor_table import InvalidTable, read_table
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     """A CSV file."""
-    path = folder / "sheet.csv"
+    path = folder / "rows.csv"
     path.write_text(text, encoding)
     return path
 
@@ -34,8 +34,8 @@ def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
     assert (table.label, table.labels) == ("row", ("1", "2"))
 
 
-def test_a_column_tells_several_series_apart(tmp_path: Path) -> None:
-    """Each keeps the order of its rows, whatever lies between them; the column labels no rows."""
+def test_a_group_column_makes_several_series(tmp_path: Path) -> None:
+    """Each keeps the order of its rows. The column does not become the label."""
     table = read_table(write(tmp_path, "site,a,when\nB,1,x\nA,2,x\nB,3,y\n"), ["a"], "site")
     assert [(name, part.values.tolist(), part.labels) for name, part in table.series()] == [
         ("B", [[1], [3]], ("x", "y")),
@@ -43,7 +43,7 @@ def test_a_column_tells_several_series_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_without_such_a_column_is_one_series(tmp_path: Path) -> None:
+def test_without_a_group_column_there_is_one_series(tmp_path: Path) -> None:
     """It has no name."""
     table = read_table(write(tmp_path, "site,a\nB,1\nA,2\n"), ["a"])
     assert table.series() == [("", table)]
@@ -54,28 +54,28 @@ def test_a_file_without_such_a_column_is_one_series(tmp_path: Path) -> None:
     [
         ("place", ["column place is missing", "the file has site, a"]),
         ("a", ["column a is a feature of the model"]),
-        ("site", ["line 3, column site", "is empty, expected the name of a series"]),
+        ("site", ["line 3, column site", "got an empty cell, expected the name of a series"]),
     ],
 )
-def test_a_column_that_tells_nothing_apart_is_refused(tmp_path: Path, group: str, words: list[str]) -> None:
+def test_a_bad_group_column_is_refused(tmp_path: Path, group: str, words: list[str]) -> None:
     """The message has the file, the column and what was expected."""
     with pytest.raises(InvalidTable) as caught:
         read_table(write(tmp_path, "site,a\nB,1\n ,2\n"), ["a"], group)
-    for word in ("sheet.csv", *words):
+    for word in ("rows.csv", *words):
         assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "NA", "n/a", "null", "None", "-"])
-def test_what_people_write_for_nothing_is_missing(tmp_path: Path, cell: str) -> None:
-    """It becomes NaN."""
+def test_a_missing_value_is_nan(tmp_path: Path, cell: str) -> None:
+    """In all its usual forms."""
     table = read_table(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"])
     assert np.isnan(table.values[0, 0])
     assert table.values[0, 1] == 1
 
 
 @pytest.mark.parametrize("cell", ["1", " 1 ", "+1", "1.0", "1e0", '"1"'])
-def test_what_people_write_for_one_is_one(tmp_path: Path, cell: str) -> None:
-    """Numbers in their usual forms."""
+def test_a_number_is_parsed(tmp_path: Path, cell: str) -> None:
+    """In all its usual forms."""
     assert read_table(write(tmp_path, f"a,b\n{cell},1\n"), ["a", "b"]).values.tolist() == [[1, 1]]
 
 
@@ -85,7 +85,7 @@ def test_what_people_write_for_one_is_one(tmp_path: Path, cell: str) -> None:
         ("", ["is empty", "a, b"]),
         ("a,b\n", ["no row"]),
         ("a,c\n1,2\n", ["column b is missing", "the file has a, c"]),
-        ("a,b,a\n1,2,3\n", ["column a is there more than once"]),
+        ("a,b,a\n1,2,3\n", ["column a exists more than once"]),
         ("a,b\n1,2\n1\n", ["line 3", "got 1 cells, expected 2"]),
         ("a,b\n1,2,3\n", ["line 2", "got 3 cells, expected 2"]),
         ("a,b\n1,2\n1,hot\n", ["line 3", "column b", "'hot'", "expected a number"]),
@@ -100,35 +100,35 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: list[str]) -> N
     """The message has the file, the line, the column, what was got and what was expected."""
     with pytest.raises(InvalidTable) as caught:
         read_table(write(tmp_path, text), ["a", "b"])
-    for word in ("sheet.csv", *words):
+    for word in ("rows.csv", *words):
         assert word in str(caught.value)
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    """With its path and the reason of the system."""
+    """With its path and the error of the operating system."""
     with pytest.raises(InvalidTable, match=r"absent\.csv: cannot be read: No such file"):
         read_table(tmp_path / "absent.csv", ["a"])
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    """It is no file."""
+    """It is not a file."""
     with pytest.raises(InvalidTable, match="cannot be read"):
         read_table(tmp_path, ["a"])
 
 
 def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    """Rather than read wrongly."""
+    """It would be read wrongly."""
     with pytest.raises(InvalidTable, match="not a CSV file in UTF-8"):
         read_table(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
-    """Spreadsheets put one before the first column."""
+    """Spreadsheet programs write one before the first column."""
     assert read_table(write(tmp_path, "a\n1\n", "utf-8-sig"), ["a"]).values.tolist() == [[1]]
 
 
 def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
-    """Editors leave them at the end; line numbers of errors count them."""
+    """Editors add them at the end. The line numbers of errors count them."""
     assert len(read_table(write(tmp_path, "a\n1\n\n2\n\n"), ["a"])) == 2
     with pytest.raises(InvalidTable, match="line 4"):
         read_table(write(tmp_path, "a\n1\n\nx\n"), ["a"])
