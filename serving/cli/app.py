@@ -8,7 +8,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,10 +20,11 @@ from typer.exceptions import TyperException
 from serving.cli import bench, conformance, streams
 from serving.cli.connection import ConnectionSettings, with_server_options
 from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
+from serving.cli.options import AsJson, ModelName, ModelVersion, with_options_of
+from serving.runtime.config import InvalidSetting, ServerConfig
 
 if TYPE_CHECKING:
     from serving.client import Model  # imported when a command connects
-    from serving.runtime.config import ServerConfig
 
 TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
@@ -47,84 +49,16 @@ app.command("conformance")(conformance.conformance)
 
 
 @app.command()
+@with_options_of(ServerConfig)
 def serve(
-    models: Annotated[
-        Path, typer.Option(envvar="TIDEGATE_MODELS", help="Folder of <name>/<version>/model.onnx.")
-    ] = Path("models"),
-    host: Annotated[
-        str, typer.Option(envvar="TIDEGATE_HOST", help="Name or address to listen on, or unix:PATH.")
-    ] = "0.0.0.0",  # noqa: S104
-    port: Annotated[int, typer.Option(envvar="TIDEGATE_PORT", help="Port of gRPC; 0 picks a free one.")] = 50051,
-    metrics_port: Annotated[
-        int, typer.Option(envvar="TIDEGATE_METRICS_PORT", help="Port of /metrics; 0 picks a free one.")
-    ] = 9464,
-    metrics_host: Annotated[
-        str, typer.Option(envvar="TIDEGATE_METRICS_HOST", help="Address of /metrics; empty: that of --host.")
-    ] = "",
-    batch_max: Annotated[int, typer.Option(envvar="TIDEGATE_BATCH_MAX", help="Most timesteps in a batch.")] = 256,
-    queue_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_QUEUE_MAX", help="Most timesteps waiting for a batch.")
-    ] = 4096,
-    live_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model, in each worker.")
-    ] = 16384,
-    peer_live_max: Annotated[
-        int,
-        typer.Option(
-            envvar="TIDEGATE_PEER_LIVE_MAX",
-            help="Most live streams of a model over one connection; 0: seven eighths of --live-max.",
-        ),
-    ] = 0,
-    streams_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_STREAMS_MAX", help="Most streams, live and parked.")
-    ] = 1_000_000,
-    answers_remembered: Annotated[
-        int, typer.Option(envvar="TIDEGATE_ANSWERS_REMEMBERED", help="Answers kept of each stream for repeats.")
-    ] = 32,
-    message_bytes_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_MESSAGE_BYTES_MAX", help="Longest message that is read.")
-    ] = 4 * 1024 * 1024,
-    drain_after: Annotated[
-        str, typer.Option(envvar="TIDEGATE_DRAIN_AFTER", help="Longest time that stopping may take.")
-    ] = "20s",
-    state: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEGATE_STATE",
-            help="Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir.",
-        ),
-    ] = "",
-    data_dir: Annotated[
-        Path, typer.Option(envvar="TIDEGATE_DATA_DIR", help="Folder for what the server writes.")
-    ] = Path("data"),
-    checkpoint_every: Annotated[
-        str, typer.Option(envvar="TIDEGATE_CHECKPOINT_EVERY", help="How often state is stored.")
-    ] = "200ms",
-    park_after: Annotated[
-        str, typer.Option(envvar="TIDEGATE_PARK_AFTER", help="Silence after which an open stream leaves memory.")
-    ] = "60s",
-    forget_after: Annotated[
-        str,
-        typer.Option(envvar="TIDEGATE_FORGET_AFTER", help="Silence after which a stream is forgotten; 0 for never."),
-    ] = "7d",
-    ready_lag: Annotated[
-        str, typer.Option(envvar="TIDEGATE_READY_LAG", help="Unsaved for so long: the server says it is not ready.")
-    ] = "5s",
-    lag_max: Annotated[
-        str, typer.Option(envvar="TIDEGATE_LAG_MAX", help="Unsaved for so long: new timesteps are refused.")
-    ] = "30s",
-    workers: Annotated[
-        int, typer.Option(envvar="TIDEGATE_WORKERS", help="Processes that serve; 0: one a core that may be used.")
-    ] = 0,
+    *,
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
-    from pydantic import ValidationError
-
     from serving.core.errors import ContractBroken
-    from serving.runtime.config import ServerConfig
     from serving.runtime.crash import VARIABLE, arm
     from serving.runtime.descriptors import raise_limit
     from serving.runtime.life import StartFailed, StopFailed, open_standard_files
@@ -137,42 +71,16 @@ def serve(
     raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
-        # Durations are text until the config has read them.
-        given: dict[str, Any] = {
-            "models": models,
-            "host": host,
-            "port": port,
-            "metrics_port": metrics_port,
-            "metrics_host": metrics_host,
-            "batch_max": batch_max,
-            "queue_max": queue_max,
-            "live_max": live_max,
-            "peer_live_max": peer_live_max,
-            "streams_max": streams_max,
-            "answers_remembered": answers_remembered,
-            "message_bytes_max": message_bytes_max,
-            "drain_after": drain_after,
-            "state": state,
-            "data_dir": data_dir,
-            "checkpoint_every": checkpoint_every,
-            "park_after": park_after,
-            "forget_after": forget_after,
-            "ready_lag": ready_lag,
-            "lag_max": lag_max,
-            "workers": workers,
-        }
-        config = ServerConfig(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise CommandError(f"--{option}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+        config = ServerConfig(**settings)
+    except InvalidSetting as error:
+        raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
     except ValueError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     try:
         if config.worker_count == 1:
             _serve_in_process(config)
         else:
-            _serve_with_workers(config, given, log_level.upper())
+            _serve_with_workers(config, log_level.upper())
     except (ContractBroken, StartFailed) as error:
         raise CommandError(str(error), EXIT_START_FAILED) from None
     except StopFailed as error:
@@ -185,8 +93,8 @@ def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
     *,
     connection: ConnectionSettings,
-    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
-    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    model: ModelName = "",
+    version: ModelVersion = "",
     stream_id: Annotated[
         str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to begin or go on with; row n is its timestep n.")
     ] = "",
@@ -239,7 +147,7 @@ def stream(
 def models(
     *,
     connection: ConnectionSettings,
-    as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the models that a server serves."""
     from rich.console import Console
@@ -332,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _serve_in_process(config: "ServerConfig") -> None:
+def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
 
@@ -345,14 +253,15 @@ def _serve_in_process(config: "ServerConfig") -> None:
     uvloop.run(server.run(lambda: say_ready(server.ready_line), asyncio.Event()))
 
 
-def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log_level: str) -> None:
+def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
     from serving.runtime.supervisor import Supervisor
 
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
         [sys.executable, "-P", "-m", "serving.cli.worker"],
-        {"log_level": log_level, "config": {name: _as_json(value) for name, value in given.items()}},
+        {"log_level": log_level, "config": settings},
         workers=config.worker_count,
         host=config.host,
         port=config.port,
@@ -361,10 +270,6 @@ def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log
         drain_after_s=config.drain_after,
     )
     asyncio.run(supervisor.run())
-
-
-def _as_json(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _run_training(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from serving.cli.connection import Address
 from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
+from serving.cli.options import ModelName, ModelVersion
 
 if TYPE_CHECKING:
     from serving.bench.plan import Plan
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 def bench(
     address: Address = "",
-    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
-    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    model: ModelName = "",
+    version: ModelVersion = "",
     client: Annotated[
         str,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 
 from serving.cli.connection import ConnectionSettings, with_server_options
 from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
+from serving.cli.options import AsJson
 
 if TYPE_CHECKING:
     from serving.client import Client, StreamInfo  # imported when a command connects
@@ -22,7 +23,6 @@ NANOSECONDS = 1_000_000_000
 
 app = typer.Typer(help="List and administer the streams of a server.", no_args_is_help=True, rich_markup_mode=None)
 
-AsJson = Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")]
 StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
 
 
