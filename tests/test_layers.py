@@ -48,7 +48,7 @@ ONLY_HERE = {
     "typer": {"serving.cli"},
     "sqlite3": {"serving.store"},
     "redis": {"serving.store.redis"},
-    "matplotlib": {"serving.cli.plot", "serving.cli.replay", "serving.bench.plot"},
+    "matplotlib": {"serving.cli.plot", "serving.bench.plot"},
 }
 
 NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "training"}

@@ -18,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from serving.cli import bench, conformance, streams
-from serving.cli.connection import ConnectionSettings, with_server_options
+from serving.cli.connection import ConnectionSettings, unavailable, with_server_options
 from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
 from serving.cli.options import AsJson, ModelName, ModelVersion, with_options_of
 from serving.runtime.config import InvalidSetting, ServerConfig
@@ -96,26 +96,26 @@ def stream(
     model: ModelName = "",
     version: ModelVersion = "",
     stream_id: Annotated[
-        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to begin or go on with; row n is its timestep n.")
+        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to create or to continue; row n is its timestep n.")
     ] = "",
     group: Annotated[
         str,
         typer.Option(
             envvar="TIDEGATE_GROUP",
-            help="Column that says which of several series a row belongs to; each is a stream, named STREAM-ID-value.",
+            help="Column with the series of each row; each series is a stream, named STREAM-ID-value.",
         ),
     ] = "",
     rate: Annotated[
-        float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps a second; 0 as fast as it goes.")
+        float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps per second; 0 for as fast as possible.")
     ] = 0.0,
     limit: Annotated[
         int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="Only the first rows of a series; 0 for all.")
     ] = 0,
     out: Annotated[Path | None, typer.Option(envvar="TIDEGATE_OUT", help="Write the predictions as CSV.")] = None,
-    plot: Annotated[Path | None, typer.Option(envvar="TIDEGATE_PLOT", help="Write a picture as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(envvar="TIDEGATE_PLOT", help="Write a plot as PNG.")] = None,
     scores: Annotated[Path | None, typer.Option(envvar="TIDEGATE_SCORES", help="Write the scores as JSON.")] = None,
 ) -> None:
-    """Send a CSV file one timestep at a time and show predictions against what came true."""
+    """Send a CSV file one timestep at a time and compare predictions with actual values."""
     from serving.cli.replay import Replay, ReplayFailed
     from serving.cli.sensor_table import InvalidTable
     from serving.client import ClientError, ServerUnavailable, StreamLost
@@ -135,7 +135,7 @@ def stream(
     except (InvalidTable, ReplayFailed) as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     except ServerUnavailable as error:
-        raise CommandError(f"server {connection.address} is not available: {error}", EXIT_FAILURE) from None
+        raise unavailable(connection.address, error) from None
     except StreamLost as error:
         raise CommandError(str(error), EXIT_FAILURE) from None
     except ClientError as error:
@@ -164,7 +164,7 @@ def models(
     except InvalidArgument as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
-        raise CommandError(f"server {connection.address} is not available: {error}", EXIT_FAILURE) from None
+        raise unavailable(connection.address, error) from None
     if as_json:
         print(json.dumps([_model_fields(model) for model in served], indent=2))
         return
@@ -191,7 +191,7 @@ def health(
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
 ) -> None:
-    """Ask a server whether it serves; exit code 0 says yes."""
+    """Check whether a server is serving; exit code 0 means yes."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

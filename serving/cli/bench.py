@@ -1,7 +1,6 @@
 """`tidegate bench`: puts load on a server and reports the result."""
 
 import asyncio
-import importlib.util
 import secrets
 import signal
 from collections.abc import Callable, Iterator
@@ -12,9 +11,10 @@ from urllib.parse import urlsplit
 
 import typer
 
-from serving.cli.connection import Address
+from serving.cli.connection import Address, unavailable
 from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
 from serving.cli.options import ModelName, ModelVersion
+from serving.cli.outputs import check_outputs, require_matplotlib
 
 if TYPE_CHECKING:
     from serving.bench.plan import Plan
@@ -23,81 +23,57 @@ if TYPE_CHECKING:
     from serving.core.spec import Floats
 
 
+def option(name: str, about: str, *flags: str, metavar: str | None = None) -> Any:
+    """An option with the environment variable TIDEGATE_BENCH_NAME."""
+    return typer.Option(*flags, envvar=f"TIDEGATE_BENCH_{name}", help=about, metavar=metavar)
+
+
+CLIENT = (
+    "light: a light HTTP/2 client, so that the server is the bottleneck. "
+    "python: `serving.client` in a closed loop, which is what a Python program gets."
+)
+RATE = (
+    "Timesteps per second over all streams, independent of the answers (open loop). "
+    "Left out: a stream sends its next timestep when it has an answer (closed loop)."
+)
+VALUES = (
+    "CSV with a column for each feature. Its first 65,536 rows are sent in a loop. "
+    "Left out: random values within the training ranges."
+)
+
+
 def bench(
     address: Address = "",
     model: ModelName = "",
     version: ModelVersion = "",
-    client: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_CLIENT",
-            help="light: HTTP/2 frames made by hand, cheap enough that it is the server that is measured. python: the client"
-            " that users have, `serving.client`, as they would call it, in a closed loop: what a program in Python gets.",
-        ),
-    ] = "light",
-    streams: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_STREAMS", help="Streams, all together.")] = 128,
-    processes: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_PROCESSES", help="Client processes.")] = 2,
-    connections: Annotated[
-        int, typer.Option(envvar="TIDEGATE_BENCH_CONNECTIONS", help="Connections of each process.")
-    ] = 2,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_RATE",
-            help="Timesteps a second over all streams, whatever the server does (open loop). Left out: each stream sends"
-            " its next when it has its answer (closed loop).",
-        ),
-    ] = None,
-    arrivals: Annotated[
-        str, typer.Option(envvar="TIDEGATE_BENCH_ARRIVALS", help="With --rate: constant or poisson.")
-    ] = "constant",
-    seconds: Annotated[float, typer.Option(envvar="TIDEGATE_BENCH_SECONDS", help="Seconds that are measured.")] = 10.0,
-    warmup: Annotated[float, typer.Option(envvar="TIDEGATE_BENCH_WARMUP", help="Seconds of load before them.")] = 2.0,
-    think: Annotated[
-        float,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_THINK", help="Without --rate: seconds between an answer and the next timestep."
-        ),
-    ] = 0.0,
+    client: Annotated[str, option("CLIENT", CLIENT)] = "light",
+    streams: Annotated[int, option("STREAMS", "Streams in total.")] = 128,
+    processes: Annotated[int, option("PROCESSES", "Client processes.")] = 2,
+    connections: Annotated[int, option("CONNECTIONS", "Connections of each process.")] = 2,
+    rate: Annotated[float | None, option("RATE", RATE)] = None,
+    arrivals: Annotated[str, option("ARRIVALS", "With --rate: constant or poisson.")] = "constant",
+    seconds: Annotated[float, option("SECONDS", "Seconds of the measurement.")] = 10.0,
+    warmup: Annotated[float, option("WARMUP", "Seconds of load before the measurement.")] = 2.0,
+    think: Annotated[float, option("THINK", "Without --rate: seconds between an answer and the next timestep.")] = 0.0,
     block: Annotated[
-        int | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_BLOCK", help="Streams a call, and rows a message: PredictBlocks. Left out: Predict."
-        ),
+        int | None, option("BLOCK", "Streams per call, and rows per message, of PredictBlocks. Left out: Predict.")
     ] = None,
     unary: Annotated[
-        bool,
-        typer.Option(
-            "--unary", envvar="TIDEGATE_BENCH_UNARY", help="With --client python: a call a timestep, PredictOne."
-        ),
+        bool, option("UNARY", "With --client python: one call of PredictOne per timestep.", "--unary")
     ] = False,
-    ahead: Annotated[
-        int, typer.Option(envvar="TIDEGATE_BENCH_AHEAD", help="Without --rate: messages under way on a call.")
-    ] = 1,
-    values: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_VALUES",
-            help="CSV with a column for each feature; its first 65,536 rows are sent round and round. Left out: random ones,"
-            " within the training ranges.",
-        ),
-    ] = None,
-    missing: Annotated[
-        float, typer.Option(envvar="TIDEGATE_BENCH_MISSING", help="Share of random values that are missing.")
-    ] = 0.0,
+    ahead: Annotated[int, option("AHEAD", "Without --rate: messages in flight on a call.")] = 1,
+    values: Annotated[Path | None, option("VALUES", VALUES)] = None,
+    missing: Annotated[float, option("MISSING", "Share of random values that are missing.")] = 0.0,
     metrics: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_METRICS", metavar="URL", help="The server's /metrics, for what it says of itself."
-        ),
+        str | None, option("METRICS", "The server's /metrics, to report its CPU time and latencies.", metavar="URL")
     ] = None,
-    json: Annotated[Path | None, typer.Option(envvar="TIDEGATE_BENCH_JSON", help="Write all figures as JSON.")] = None,
-    png: Annotated[Path | None, typer.Option(envvar="TIDEGATE_BENCH_PNG", help="Write a picture as PNG.")] = None,
-    seed: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_SEED", help="Of values and arrivals.")] = 0,
+    json: Annotated[Path | None, option("JSON", "Write the result as JSON.")] = None,
+    png: Annotated[Path | None, option("PNG", "Write a plot as PNG.")] = None,
+    seed: Annotated[int, option("SEED", "Seed of values and arrivals.")] = 0,
 ) -> None:
     """Put load on a server and measure latency, throughput and cost.
 
-    The streams are new ones and are forgotten at the end. Ctrl-C ends early and reports what was measured.
+    The streams are new and are deleted at the end. Ctrl-C ends early and reports what was measured.
     """
     plan = _make_plan(locals())
     _check_options(values, missing, metrics, json, png)
@@ -132,22 +108,9 @@ def _check_options(
         raise CommandError(
             f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE
         )
-    if png is not None and importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("--png needs matplotlib: install tidegate with its extra, tidegate[plot]", EXIT_USAGE)
-    for path in (json, png):
-        if path is not None:
-            _check_writable(path)
-
-
-def _check_writable(path: Path) -> None:
-    existed = path.exists()
-    try:
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error.strerror}", EXIT_USAGE) from None
+    if png is not None:
+        require_matplotlib("--png")
+    check_outputs(json, png)
 
 
 def _fetch_model(plan: "Plan") -> "Model":
@@ -162,7 +125,7 @@ def _fetch_model(plan: "Plan") -> "Model":
     try:
         return asyncio.run(fetch())
     except ServerUnavailable as error:
-        raise CommandError(f"server {plan.address} is not available: {error}", EXIT_FAILURE) from None
+        raise unavailable(plan.address, error) from None
     except ClientError as error:
         raise CommandError(str(error), EXIT_USAGE) from None
 

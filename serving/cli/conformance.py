@@ -34,22 +34,20 @@ def conformance(
         ),
     ] = 0,
     level: Annotated[
-        Level, typer.Option(envvar="TIDEGATE_CONFORMANCE_LEVEL", help="What the client can do.")
+        Level, typer.Option(envvar="TIDEGATE_CONFORMANCE_LEVEL", help="Level of the client.")
     ] = Level.FULL,
-    only: Annotated[str, typer.Option(envvar="TIDEGATE_CONFORMANCE_ONLY", help="One scenario, by its name.")] = "",
+    only: Annotated[str, typer.Option(envvar="TIDEGATE_CONFORMANCE_ONLY", help="Run only this scenario.")] = "",
     list_: Annotated[
         bool,
-        typer.Option(
-            "--list", envvar="TIDEGATE_CONFORMANCE_LIST", help="Only say which scenarios and rules there are."
-        ),
+        typer.Option("--list", envvar="TIDEGATE_CONFORMANCE_LIST", help="List the scenarios and rules."),
     ] = False,
 ) -> None:
-    """Play what can go wrong to a client in any language, and say which rules of docs/protocol.md it breaks.
+    """Test a client in any language against failures, and report which rules of docs/protocol.md it violates.
 
-    The client reads timesteps from stdin, a number a line, and writes `STEP HEX` for each prediction (its packed outputs in
-    hexadecimal) and `refused REASON` for each timestep that was dropped. It exits with 0 when all is stored; when its stream
-    is lost it writes `REASON: message` to stderr and exits with 1. Without a command the scenarios are served until Ctrl-C to
-    clients that open the stream of a scenario's name and send 1, 2, 3, ...
+    The client reads timesteps from stdin, one number per line. It writes `STEP HEX` for each prediction (its packed
+    outputs in hexadecimal) and `refused REASON` for each dropped timestep. It exits with 0 when everything is stored.
+    When its stream is lost, it writes `REASON: message` to stderr and exits with 1. Without a command, scenarios are
+    served until Ctrl-C. A client plays one by opening the stream with its name and sending 1, 2, 3, ...
     """
     from serving.conformance import runner  # the import of grpc takes half a second, too long for --help
 

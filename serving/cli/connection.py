@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from serving.cli.errors import EXIT_USAGE, CommandError
+from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from serving.runtime.host import WILDCARDS, is_unix, with_port
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ Address = Annotated[
     typer.Option(
         envvar="TIDEGATE_ADDRESS",
         metavar="HOST:PORT",
-        help="Where the server is; unix:PATH for a socket.",
+        help="Address of the server; unix:PATH for a socket.",
         show_default="localhost, at TIDEGATE_PORT or 50051",
         callback=_validate_address,
     ),
@@ -66,7 +66,7 @@ Tls = Annotated[
     typer.Option(
         "--tls/--no-tls",
         envvar="TIDEGATE_TLS",
-        help="Whether to talk TLS to the server.",
+        help="Use TLS.",
         show_default="no, but with --ca or --cert",
     ),
 ]
@@ -75,24 +75,24 @@ CaFile = Annotated[
     typer.Option(
         envvar="TIDEGATE_CA",
         metavar="FILE",
-        help="Certificates, as PEM, of those who may sign the server's.",
-        show_default="those that gRPC brings along",
+        help="PEM file with the CA certificates to trust.",
+        show_default="those of gRPC",
     ),
 ]
 CertFile = Annotated[
     Path | None,
-    typer.Option(envvar="TIDEGATE_CERT", metavar="FILE", help="Certificate of this client, as PEM; with --key."),
+    typer.Option(envvar="TIDEGATE_CERT", metavar="FILE", help="PEM file with the client certificate; with --key."),
 ]
 KeyFile = Annotated[
     Path | None,
-    typer.Option(envvar="TIDEGATE_KEY", metavar="FILE", help="Private key of that certificate, as PEM."),
+    typer.Option(envvar="TIDEGATE_KEY", metavar="FILE", help="PEM file with the private key of --cert."),
 ]
 Token = Annotated[
     str,
     typer.Option(
         envvar="TIDEGATE_TOKEN",
         metavar="TEXT",
-        help="Says who asks, as `authorization: Bearer TEXT`. Without TLS it is sent to this machine alone, or with --no-tls.",
+        help="Token to send as `authorization: Bearer TEXT`. Without TLS it is sent only to this machine, or with --no-tls.",
     ),
 ]
 
@@ -171,6 +171,11 @@ def make_connection(
     contents = {option: _read_file(option, path) for option, path in files.items()}
     _validate_pem(ca, cert, key)
     return ConnectionSettings(address, use_tls, contents["--ca"], contents["--cert"], contents["--key"], token)
+
+
+def unavailable(address: str, error: object) -> CommandError:
+    """The error of a command whose server cannot be reached."""
+    return CommandError(f"server {address} is not available: {error}", EXIT_FAILURE)
 
 
 def with_server_options(command: Callable[..., T]) -> Callable[..., T]:

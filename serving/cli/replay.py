@@ -17,6 +17,7 @@ from rich.table import Table
 
 from serving.cli.connection import ConnectionSettings
 from serving.cli.forecast_scores import ForecastScorer, Score
+from serving.cli.outputs import check_outputs, require_matplotlib
 from serving.cli.sensor_table import SensorTable, read_table
 from serving.client import Client, Model, Overloaded, Prediction, Stream
 from serving.core.spec import Floats, Output
@@ -80,14 +81,13 @@ class Replay:
         """Sends the rows, then writes the files.
 
         Raises:
+            CommandError: a result could not be written.
             InvalidTable, ReplayFailed: the model cannot read the file.
             ClientError: a stream could not be opened, or was lost.
         """
         if plot is not None:
-            _check_matplotlib()
-        for path in (out, plot, scores):
-            if path is not None:
-                _check_writable(path)
+            require_matplotlib("--plot")
+        check_outputs(out, plot, scores)
         async with self.connection.client() as client:
             served, _ = await client.describe(self.model, self.version)
             table = read_table(self.file, [feature.name for feature in served.features], self.group)
@@ -300,22 +300,3 @@ def _columns(output: Output) -> list[str]:
     for axis in axes:
         names = [f"{name}.{part}" for name in names for part in axis]
     return names
-
-
-def _check_writable(path: Path) -> None:
-    """Finds out before anything is sent whether the result can be written."""
-    existed = path.exists()
-    try:
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise ReplayFailed(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def _check_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401, PLC0415, ICN001 - only to see whether it is there, before anything is sent
-    except ModuleNotFoundError:
-        raise ReplayFailed("--plot needs matplotlib: install tidegate with its extra, tidegate[plot]") from None

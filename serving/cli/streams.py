@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from serving.cli.connection import ConnectionSettings, with_server_options
+from serving.cli.connection import ConnectionSettings, unavailable, with_server_options
 from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
 from serving.cli.options import AsJson
 
@@ -33,7 +33,7 @@ def list_(
     connection: ConnectionSettings,
     prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
     state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
-    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="At most so many; 0 for all.")] = 100,
+    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="The maximum number; 0 for all.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List streams in the order of their ids."""
@@ -61,7 +61,7 @@ def describe(stream_id: StreamId, *, connection: ConnectionSettings, as_json: As
 @app.command()
 @with_server_options
 def delete(stream_id: StreamId, *, connection: ConnectionSettings) -> None:
-    """Delete a stream and its state; a call that has it open ends."""
+    """Delete a stream and its state; the call that has it open ends."""
     info = _call(connection, lambda client: client.delete_stream(stream_id))
     print(f"deleted {info.stream_id} at step {info.step}")
 
@@ -74,7 +74,7 @@ def export(
     *,
     connection: ConnectionSettings,
 ) -> None:
-    """Write a stream's state to a file that another server imports; the stream goes on."""
+    """Write a stream's state to a file for another server; the stream continues."""
     record = _call(connection, lambda client: client.export_stream(stream_id))
     try:
         file.write_bytes(record)
@@ -86,14 +86,14 @@ def export(
 @app.command("import")
 @with_server_options
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `tidegate streams export` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file from `tidegate streams export`.")],
     *,
     connection: ConnectionSettings,
     stream_id: Annotated[
-        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty for the one that it had.")
+        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty: the id of the exported one.")
     ] = "",
 ) -> None:
-    """Make a stream from an exported state."""
+    """Create a stream from an exported state."""
     try:
         record = file.read_bytes()
     except OSError as error:
@@ -106,11 +106,11 @@ def import_(
 @with_server_options
 def fork(
     stream_id: StreamId,
-    new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty for one that the server makes.")] = "",
+    new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty: the server chooses one.")] = "",
     *,
     connection: ConnectionSettings,
 ) -> None:
-    """Make a new stream that starts at another one's state."""
+    """Create a stream with the state of another one."""
     info = _call(connection, lambda client: client.fork_stream(stream_id, new_stream_id))
     print(f"forked {stream_id} to {info.stream_id} at step {info.step}")
 
@@ -126,7 +126,7 @@ def _call(connection: ConnectionSettings, request: "Callable[[Client], Awaitable
     try:
         return asyncio.run(fetch())
     except ServerUnavailable as error:
-        raise CommandError(f"server {connection.address} is not available: {error}", EXIT_FAILURE) from None
+        raise unavailable(connection.address, error) from None
     except InvalidArgument as error:
         raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
