@@ -1,4 +1,4 @@
-"""Measures `PredictBlocks` against bare onnxruntime on as many rows, with and without keeping the streams.
+"""Measures `PredictBlocks` against bare onnxruntime with as many rows, with and without a store.
 
 python benchmarks/blocks.py [--rows 1024] [--hidden 32,64,128,256,512] [--cores 0.5] [--quick]
 """
@@ -19,12 +19,12 @@ def main(
     seconds: Seconds = 1.5,
     warmup: Warmup = 0.3,
     rows: Annotated[
-        list[int] | None, typer.Option(help="Rows of a block; give it again for more cases. [64, 256, 1024, 4096]")
+        list[int] | None, typer.Option(help="Rows of a block; repeat it for several cases. [64, 256, 1024, 4096]")
     ] = None,
-    hidden: Annotated[str, typer.Option(help="Hidden sizes of the model, with commas between.")] = str(HIDDEN),
-    ahead: Annotated[int, typer.Option(min=1, help="Blocks under way at a time.")] = 2,
+    hidden: Annotated[str, typer.Option(help="Hidden sizes of the model, separated by commas.")] = str(HIDDEN),
+    ahead: Annotated[int, typer.Option(min=1, help="Blocks in flight.")] = 2,
     cores: Annotated[
-        float, typer.Option(min=0, help="Hold each server and bare onnxruntime to so much of a core; 0: to nothing.")
+        float, typer.Option(min=0, help="Limit each server and bare onnxruntime to this share of a core; 0: no limit.")
     ] = 0.0,
     quick: Quick = False,
 ) -> None:
@@ -43,7 +43,7 @@ def main(
                     for pid in (bare.pid, *(side.pid for side in compare.sides)):
                         limit_text = f", {cores:g} of a core by {compare.enter_context(limit_cpu(pid, cores))}"
                 except CpuLimitUnavailable as reason:
-                    print(f"--cores {cores:g} is left out: {reason}")
+                    print(f"--cores {cores:g} is skipped: {reason}")
                     return
             for count in rows:
                 turns = {Bare.name: partial(bare.run, count, compare.warmup, compare.seconds)}

@@ -2,8 +2,8 @@
 
 python benchmarks/client.py [--rounds 5] [--before PATH [--before-server]] [--quick]
 
-Beside it, in the same rounds, the echo of single messages with the light client and 128 streams, whatever the case: what a
-message costs that nobody does anything for. `--before` adds the same program with the `serving.client` of another checkout.
+The same rounds measure an echo of single messages with the light client and 128 streams: the cost of a message without
+any work. `--before` adds the same program with the `serving.client` of another checkout.
 """
 
 from functools import partial
@@ -26,11 +26,11 @@ def main(
     seconds: Seconds = 3.0,
     warmup: Warmup = 0.5,
     streams: Annotated[
-        list[int] | None, typer.Option(help="Streams at once; give it again for more cases. [1, 16, 128, 1000]")
+        list[int] | None, typer.Option(help="Number of streams; repeat it for several cases. [1, 16, 128, 1000]")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a block; 0: no blocks.")] = ROWS,
     before: Annotated[Path | None, typer.Option(help="Another checkout of the repository.")] = None,
-    before_server: Annotated[bool, typer.Option("--before-server", help="Have its server serve its client.")] = False,
+    before_server: Annotated[bool, typer.Option("--before-server", help="Run its server for its client.")] = False,
     quick: Quick = False,
 ) -> None:
     """Measure what a Python user gets."""
@@ -50,7 +50,7 @@ def main(
         other: LoadProcesses | None = None
         if before is not None:
             before = before.resolve()
-            # The echo and ours are run by processes that have never loaded the other one.
+            # The processes for the echo and for this checkout never import the other checkout.
             other = compare.enter_context(
                 LoadProcesses(arguments=[str(HERE / "other_checkout.py")], import_paths=[before, HERE])
             )

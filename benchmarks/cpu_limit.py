@@ -1,4 +1,4 @@
-"""Holds a process to a part of a core, as a container does that has half of one."""
+"""Limits a process to a share of a core, like a container with half a core."""
 
 import os
 import shutil
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-# The kernel's own: a process that has used its part waits for the next tenth of a second.
+# The default period of the kernel: a process that has used its share waits for the next period.
 PERIOD_US = 100_000
-# A cpulimit that does not know its options, or may not stop the process, ends at once.
+# A cpulimit that cannot work ends at once.
 TRY_SECONDS = 0.3
 
 
 class CpuLimitUnavailable(Exception):
-    """There is no way here to hold a process; the message says what was tried."""
+    """There is no way to limit a process on this machine. The message says what was tried."""
 
 
 @contextmanager
 def limit_cpu(pid: int, cores: float) -> Iterator[str]:
-    """Holds a process and those that it starts from now on; gives by what. Raises NoQuota."""
+    """Limits a process and its future children. Yields the method. Raises CpuLimitUnavailable."""
     group = CGROUPS / f"tidegate-bench-{pid}"
     try:
         reason = _limit_by_cgroup(group, pid, cores)
@@ -49,11 +49,11 @@ def limit_cpu(pid: int, cores: float) -> Iterator[str]:
 
 
 def _limit_by_cgroup(group: Path, pid: int, cores: float) -> str:
-    """Why it cannot be done; empty when it was."""
+    """Limits the process by a control group. Returns why that is impossible; empty on success."""
     if not (CGROUPS / "cgroup.controllers").exists():
-        return f"{CGROUPS} is no cgroup v2"
+        return f"{CGROUPS} is not a cgroup v2 file system"
     if not os.access(CGROUPS, os.W_OK):
-        return f"{CGROUPS} may not be written"
+        return f"{CGROUPS} is not writable"
     try:
         group.mkdir()
         (group / "cpu.max").write_text(f"{round(PERIOD_US * cores)} {PERIOD_US}", "ascii")

@@ -1,9 +1,9 @@
-"""What parked streams cost: a hundred thousand are opened, stepped once and parked; then a random thousand wake.
+"""Measures the cost of parked streams: opens, steps and parks a hundred thousand, then wakes a random thousand.
 
 python benchmarks/idle.py [--streams 100000] [--wake 1000] [--quick]
 
-Prints the server's resident memory before and after, and whether every stream that woke answered as the graph does alone.
-Exit code 1 if one did not, or if memory has grown by more than 30 MB.
+Prints the server's resident memory before and after, and whether every woken stream answered as the graph does alone. The
+exit code is 1 if one did not, or if memory grew by more than 30 MB.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import numpy as np
 import typer
 import uvloop
 from compare import CONNECTIONS, VALUES, Quick
-from machine import ROOT, facts
+from machine import ROOT, describe_machine
 from model import write_model
 from sequential_call import SequentialCall, predict_call
 from server_process import ServerProcess, serve
@@ -30,14 +30,14 @@ sys.path.insert(0, str(ROOT))
 from tests.support import replay
 
 GROWTH_MAX_MB = 30.0
-# As many calls at a time as a busy gateway would have.
+# The number of concurrent calls, as of a busy gateway.
 AT_ONCE = 256
-# They fill caches that every server has; what comes after them is the streams.
+# The first streams fill the caches of the server. The growth after them is the cost of the streams.
 FIRST = 1000
 
 
 async def step_all(side: ServerProcess, names: Iterable[int], truth: bytes) -> int:
-    """Opens each stream, steps it once and closes it; gives how many were not answered with that."""
+    """Opens each stream, steps it once and closes it. Returns the number of wrong answers."""
     left = iter(names)
     wrong = 0
 
@@ -58,9 +58,9 @@ async def step_all(side: ServerProcess, names: Iterable[int], truth: bytes) -> i
 
 
 async def measure(folder: Path, streams: int, wake: int) -> tuple[float, int]:
-    """The growth in MB, and how many answers were wrong."""
+    """Returns the growth in MB and the number of wrong answers."""
     graph = write_model(folder).read_bytes()
-    # Every call begins with the same row.
+    # Every call starts with the same row.
     truth = [answer["y"].tobytes() for answer in replay(graph, VALUES[[1, 1]])]
     with ServerProcess("idle", serve(folder, "--state", f"sqlite://{folder}/state.db")) as side:
         wrong = await step_all(side, range(FIRST), truth[0])
@@ -81,8 +81,8 @@ async def measure(folder: Path, streams: int, wake: int) -> tuple[float, int]:
 
 
 def main(
-    streams: Annotated[int, typer.Option(min=FIRST + 1, help="How many.")] = 100_000,
-    wake: Annotated[int, typer.Option(min=1, help="How many wake.")] = 1000,
+    streams: Annotated[int, typer.Option(min=FIRST + 1, help="Number of streams.")] = 100_000,
+    wake: Annotated[int, typer.Option(min=1, help="Number of streams to wake.")] = 1000,
     quick: Quick = False,
 ) -> None:
     """Measure what parked streams cost in memory."""
@@ -90,7 +90,7 @@ def main(
         streams, wake = FIRST + 200, 20
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         growth_mb, wrong = uvloop.run(measure(Path(folder), streams, wake))
-    print(", ".join(f"{name} {value}" for name, value in facts().items()))
+    print(describe_machine())
     if wrong or (growth_mb > GROWTH_MAX_MB and not quick):
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Measures what metrics cost: `Predict` of a server as it comes against one that measures nothing.
+"""Measures the cost of metrics: `Predict` of a server against one that updates no metrics.
 
 python benchmarks/metrics.py [--rounds 7] [--seconds 3] [--streams 128] [--quick]
 """
@@ -8,12 +8,12 @@ from compare import HERE, Comparison, Quick, Rounds, Seconds, Streams, Warmup, m
 from model import write_model
 from server_process import ServerProcess, serve
 
-# Endings of samples that move only when something is counted or observed.
+# The suffixes of samples that change only when something is counted or observed.
 MOVING = ("_total", "_count", "_sum", "_bucket")
 
 
 def check_sides(without: ServerProcess, with_: ServerProcess) -> None:
-    """Raises RuntimeError when the one has counted something after all, or the other has not."""
+    """Raises RuntimeError when the server without metrics has counted something, or the other one nothing."""
     moved = [
         f"{name}{labels}"
         for name, labels, value in without.samples()
@@ -28,7 +28,7 @@ def check_sides(without: ServerProcess, with_: ServerProcess) -> None:
 def main(
     rounds: Rounds = 7, seconds: Seconds = 3.0, warmup: Warmup = 0.5, streams: Streams = 128, quick: Quick = False
 ) -> None:
-    """Measure what metrics cost."""
+    """Measure the cost of metrics."""
     streams = 8 if quick else streams
     with Comparison("without", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder

@@ -1,6 +1,6 @@
-"""A client process of `serving.bench` whose `serving.client` is that of another checkout, the first in PYTHONPATH.
+"""A client process of `serving.bench` with the `serving.client` of another checkout, which is first in PYTHONPATH.
 
-The load and what is counted are ours; what is measured is theirs.
+The load generator is that of this checkout.
 """
 
 import sys
@@ -11,7 +11,7 @@ from runpy import run_module
 OURS = Path(__file__).resolve().parent.parent / "serving" / "bench"
 
 if __name__ == "__main__":
-    import serving  # theirs
+    import serving  # of the other checkout
 
     spec = spec_from_file_location("serving.bench", OURS / "__init__.py", submodule_search_locations=[str(OURS)])
     assert spec is not None

@@ -1,10 +1,10 @@
-"""Measures `Predict` against the one peer that keeps state: Triton's sequence batcher, on the same model with the same client.
+"""Measures `Predict` against Triton's sequence batcher, on the same model with the same client.
 
 make bench-peers, or python benchmarks/peers.py --triton FOLDER
 
-FOLDER is a virtual environment with `nvidia-pytriton`, whose wheel holds the server, and `onnxruntime`, both for the Python
-that runs this. Cases go on until Triton dies, which is told: with 64 streams it sometimes did and with 128 nearly always,
-of SIGSEGV in TRITONSERVER_InferenceRequestDelete, within seconds.
+FOLDER is a virtual environment with `nvidia-pytriton`, which contains the server, and `onnxruntime`, both for the Python
+that runs this. The benchmark continues until Triton crashes, which it prints. With 64 streams Triton sometimes crashed,
+with 128 nearly always, within seconds: SIGSEGV in TRITONSERVER_InferenceRequestDelete.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ def main(
     seconds: Seconds = 3.0,
     warmup: Warmup = 0.5,
     streams: Annotated[
-        list[int] | None, typer.Option(help="Streams at once; give it again for more cases. [1, 16, 64, 128]")
+        list[int] | None, typer.Option(help="Number of streams; repeat it for several cases. [1, 16, 64, 128]")
     ] = None,
     quick: Quick = False,
 ) -> None:

@@ -1,6 +1,6 @@
-"""Streams on a call, asked and answered in turn: for benchmarks that open, cut and end calls rather than count steps.
+"""Calls with one request at a time, for benchmarks that open, cancel and end calls.
 
-An answer that never comes is waited for without end: whoever visits does so within a time.
+There is no time limit for an answer: the caller sets one.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ ROWS = encode_rows(VALUES)
 
 
 def predict_call(stream_id: str = "") -> PredictEncoding:
-    """A stream, new or known; an empty id has the server issue one."""
+    """Makes the encoding of a stream, new or known. With an empty id the server chooses one."""
     return PredictEncoding(pb.Open(stream_id=stream_id), ROWS)
 
 
 def predict_blocks_call(stream_ids: list[str]) -> PredictBlocksEncoding:
-    """Many of them."""
+    """Makes the encoding of many streams."""
     return PredictBlocksEncoding(pb.OpenStreams(stream_ids=stream_ids), VALUES)
 
 
 class SequentialCall:
     """One call.
 
-    Raises, at whatever is asked, the error of `serving.client` that says how the server ended the call, and RuntimeError
-    when a timestep was not applied.
+    All methods raise the error of `serving.client` for the status of a failed call, and RuntimeError when a timestep was not
+    applied.
     """
 
     def __init__(self, connection: Connection, encoding: Encoding) -> None:
@@ -64,22 +64,22 @@ class SequentialCall:
             raise RuntimeError(f"streams were refused: {refused}")
 
     async def step(self) -> bytes:
-        """Has the next timestep of every stream answered; gives the response."""
+        """Sends the next timestep of every stream. Returns the response."""
         self._number += 1
         return await self._request(self._encoding.request(self._number, {}), self._is_applied)
 
     async def close(self, *, forget: bool) -> None:
-        """Ends the streams, and waits until the server has ended the call."""
+        """Closes the streams, and waits until the server has ended the call."""
         self.rpc.send(self._encoding.close_request(forget=forget), last=True)
         await self._ended
 
     async def half_close(self) -> None:
-        """Sends no more, and waits until the server has ended the call; the streams are kept."""
+        """Ends the requests, and waits until the server has ended the call. The streams stay."""
         self.rpc.half_close()
         await self._ended
 
     def send(self) -> int:
-        """Sends the next timestep of every stream and waits for nothing; gives its length."""
+        """Sends the next timestep of every stream without waiting. Returns its length in bytes."""
         self._number += 1
         message = self._encoding.request(self._number, {})
         self.rpc.send(message)

@@ -1,13 +1,13 @@
-"""A million steps with everything that streams do, and whether memory is flat.
+"""Checks that memory stays flat over a million timesteps with everything that streams do.
 
 python benchmarks/soak.py [--steps 1000000] [--seed 1] [--quick]
 
-Half of the steps come by `Predict`: visitors open a stream, new or known, step it a few times, and then close it, have it
-forgotten, half-close, cut the call in the middle of a timestep, or are silent until the stream is parked and step it once
-more. The other half comes in blocks, by gateways that do the same with hundreds of streams at a time.
+Half of the timesteps use `Predict`: clients open a new or a known stream, step it a few times, and then close it, delete
+it, half-close the call, cancel it during a timestep, or pause until the stream is parked and step it once more. The other
+half comes in blocks, from gateways that do the same with hundreds of streams at a time.
 
-The server's resident memory is sampled all the while. Exit code 1 when the median of the last quarter of the steps is above
-that of the second quarter by more than is allowed; when a stream is live, or its state lost, after all have gone.
+The server's resident memory is sampled all the time. The exit code is 1 when the median of the last quarter is too far
+above that of the second quarter, or when at the end a stream is live or state was lost.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 import uvloop
 from compare import CONNECTIONS, Quick
-from machine import facts
+from machine import describe_machine
 from model import write_model
 from sequential_call import SequentialCall, predict_blocks_call, predict_call
 from server_process import ServerProcess, serve
@@ -31,7 +31,7 @@ from server_process import ServerProcess, serve
 from serving.bench.http2 import Connection
 
 CLIENTS = 128
-# Names that a visitor goes back to: most of its streams are known, and parked.
+# A client reuses this many stream ids, so most of its streams are known and parked.
 STREAMS_A_CLIENT = 8
 STEPS_A_CALL = 150
 GATEWAYS = 2
@@ -39,9 +39,8 @@ ROWS = 256
 BLOCKS_A_CALL = 40
 PARK_AFTER_SECONDS = 0.5
 SAMPLE_SECONDS = 0.1
-# What may be more in the last quarter: what malloc keeps back, which takes half a million steps to settle, and what grpc
-# leaks of a call that is cancelled while the server waits for its next message (grpc/grpc#43360: 96 bytes), with as much
-# again for its neighbours on the heap.
+# The allowed growth: memory that malloc keeps, which settles after half a million steps, and what grpc leaks for a call
+# that is cancelled while the server waits for its next message (grpc/grpc#43360: 96 bytes), doubled for heap overhead.
 GROWTH_MAX = 0.03
 BYTES_A_CANCELLED_CALL = 200
 RUN_SECONDS_MAX = 600
@@ -52,7 +51,7 @@ ENDS = {"close": 4, "forget": 4, "half-close": 4, "cut": 6, "silent": 1}
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """The server at one moment."""
+    """The state of the server at one time."""
 
     steps: int
     cancelled: int
@@ -60,13 +59,12 @@ class MemorySample:
 
 
 class Soak:
-    """What is done to one server, and what was seen of it.
+    """The load on one server, and its measurements.
 
     Args:
         side: the server.
-        steps: how many in all.
-        seed: of everything that is drawn.
-
+        steps: the total number of timesteps.
+        seed: of all random decisions.
     """
 
     def __init__(self, side: ServerProcess, steps: int, seed: int) -> None:
@@ -80,16 +78,16 @@ class Soak:
 
     @property
     def steps(self) -> int:
-        """Steps that were answered."""
+        """The number of answered timesteps."""
         return self.predict_steps + self.block_steps
 
     @property
     def done(self) -> bool:
-        """Whether there were enough."""
+        """Whether there were enough timesteps."""
         return self.steps >= self._steps_max
 
     async def run(self) -> None:
-        """Does everything; raises the first error that a client meets."""
+        """Runs all clients. Raises the first error of a client."""
         connections = [await Connection.open(self._side.address) for _ in range(CONNECTIONS + GATEWAYS)]
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
@@ -131,7 +129,7 @@ class Soak:
             call = SequentialCall(connection, predict_blocks_call(names))
             await call.open()
             for _ in range(rng.randrange(BLOCKS_A_CALL)):
-                # Blocks are quicker by far: who is ahead waits.
+                # Blocks are much faster, so they wait for the single timesteps.
                 while self.block_steps > self.predict_steps and not self.done:  # noqa: ASYNC110 - a counter sends no event
                     await asyncio.sleep(0.001)
                 if self.done:
@@ -142,7 +140,7 @@ class Soak:
     async def _end(
         self, call: SequentialCall, rng: random.Random, step: Callable[[SequentialCall], Awaitable[None]]
     ) -> str:
-        """Ends a visit in one of the ways; says which."""
+        """Ends a call in a random way. Returns which."""
         end = rng.choices(list(ENDS), list(ENDS.values()))[0]
         if end == "silent":
             await asyncio.sleep(2 * PARK_AFTER_SECONDS)
@@ -158,11 +156,11 @@ class Soak:
 
 
 def compare_memory(samples: list[MemorySample], steps: int) -> tuple[str, bool]:
-    """Compares the last quarter with the second; a sentence, and whether memory is flat."""
+    """Compares the last quarter with the second. Returns a sentence, and whether memory is flat."""
     second = [sample for sample in samples if steps / 4 <= sample.steps < steps / 2]
     last = [sample for sample in samples if sample.steps >= steps * 3 / 4]
     if not second or not last:
-        return "too short to be judged", True
+        return "too short to compare", True
     before, after = (median(sample.resident_bytes for sample in some) for some in (second, last))
     cancelled = median(sample.cancelled for sample in last) - median(sample.cancelled for sample in second)
     allowed = GROWTH_MAX * before + BYTES_A_CANCELLED_CALL * cancelled
@@ -174,7 +172,7 @@ def compare_memory(samples: list[MemorySample], steps: int) -> tuple[str, bool]:
 
 
 def by_eighths(samples: list[MemorySample], steps: int) -> list[float]:
-    """The median of the resident memory in each eighth of the steps, in bytes."""
+    """Returns the median of the resident memory in each eighth of the run, in bytes."""
     eighths: dict[int, list[int]] = {}
     for sample in samples:
         eighths.setdefault(min(7, sample.steps * 8 // steps), []).append(sample.resident_bytes)
@@ -182,7 +180,7 @@ def by_eighths(samples: list[MemorySample], steps: int) -> list[float]:
 
 
 async def check_after_run(side: ServerProcess) -> str:
-    """Waits until no stream is live; what is wrong with the server after all have gone, empty when nothing is."""
+    """Waits until no stream is live. Returns what is wrong with the server; empty when nothing is."""
     try:
         async with asyncio.timeout(EMPTY_SECONDS_MAX):
             while side.metric("tidegate_streams", state="live"):  # noqa: ASYNC110 - another process sends no event
@@ -194,7 +192,7 @@ async def check_after_run(side: ServerProcess) -> str:
 
 
 async def soak(steps: int, seed: int) -> tuple[Soak, str]:
-    """Runs it on a server of its own."""
+    """Runs the load on a new server."""
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         write_model(Path(folder))
         options = ["--data-dir", f"{folder}/data", "--park-after", f"{PARK_AFTER_SECONDS}s"]
@@ -206,11 +204,11 @@ async def soak(steps: int, seed: int) -> tuple[Soak, str]:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="How many in all.")] = 1_000_000,
-    seed: Annotated[int, typer.Option(help="Of what visitors and gateways do.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Total number of timesteps.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of the random decisions.")] = 1,
     quick: Quick = False,
 ) -> None:
-    """See whether memory is flat after a million steps."""
+    """Check that memory is flat after a million timesteps."""
     if quick:
         steps = 10_000
     ran, wrong = uvloop.run(soak(steps, seed))
@@ -222,7 +220,7 @@ def main(
         + " ".join(f"{one / 2**20:.1f}" for one in by_eighths(ran.samples, steps))
     )
     print(sentence)
-    print(", ".join(f"{name} {value}" for name, value in facts().items()))
+    print(describe_machine())
     if wrong:
         print(wrong)
     if wrong or not (flat or quick):

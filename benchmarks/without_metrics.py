@@ -1,9 +1,8 @@
-"""A server that measures nothing: `tidegate serve`, in which every update of `serving.runtime.metrics` does nothing.
+"""`tidegate serve` without metrics: every update of `serving.runtime.metrics` does nothing.
 
-Run by `metrics.py`, with the arguments of `tidegate`. What is replaced is looked for by name and by kind, and when it is no
-longer there this raises; whether all of it was found is seen from outside, by a /metrics that stays at zero.
-What a caller does to come by a value, reading the clock and calling, still happens: so the difference is the least that
-metrics cost.
+`metrics.py` runs it with the arguments of `tidegate`. It finds the updates by name and type, and raises when something is
+missing. `metrics.py` checks that /metrics stays at zero. Callers still read the clock and call the functions, so the
+measured difference is a lower limit of the cost of metrics.
 """
 
 import inspect
@@ -14,12 +13,12 @@ from typing import Any
 from serving import cli
 from serving.runtime import metrics
 
-# Attributes that are plain numbers, by class: they are added to where they stand.
+# Attributes that are plain numbers, by class.
 NUMBERS = {"ModelMetrics": ["missing_values"], "Metrics": ["state_lost"]}
 
 
 class Unmoved(dict[Any, Any]):
-    """Counts by label that stay as they are."""
+    """Counts by label that never change."""
 
     def __setitem__(self, label: object, count: object) -> None:
         """Does nothing."""
@@ -30,11 +29,11 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 def _freeze_histograms() -> None:
-    """Makes every `observe...` do nothing."""
+    """Makes every `observe...` method do nothing."""
     for name in [name for name in vars(metrics.Histogram) if name.startswith("observe")]:
         setattr(metrics.Histogram, name, _nothing)
     if metrics.Histogram.observe is not _nothing:
-        raise RuntimeError("serving.runtime.metrics.Histogram has no `observe`: say here what has become of it")
+        raise RuntimeError("serving.runtime.metrics.Histogram has no `observe`: update this file")
 
 
 def _freeze_counts(owner: type) -> None:
@@ -47,12 +46,12 @@ def _freeze_counts(owner: type) -> None:
         missing = [name for name in NUMBERS[owner.__name__] if not hasattr(self, name)]
         counts = {name: value for name, value in vars(self).items() if _is_counts(value)}
         if missing or not counts:
-            raise RuntimeError(f"{owner.__name__} has no {missing or 'counts'}: say here what has become of them")
+            raise RuntimeError(f"{owner.__name__} has no {missing or 'counts'}: update this file")
         for name, value in counts.items():
             if type(value) is dict:
                 setattr(self, name, Unmoved(value))
             else:
-                type(value).__setitem__ = _nothing  # counts of a kind of their own
+                type(value).__setitem__ = _nothing  # a special class for counts
         for name in NUMBERS[owner.__name__]:
             vars(self).pop(name, None)
             setattr(owner, name, property(lambda _: 0, _nothing))

@@ -32,7 +32,6 @@ class Schedule:
     def __init__(self, calls: int, interval_s: float, arrivals: Arrivals, seed: tuple[int, ...]) -> None:
         self._calls = calls
         self._interval_s = interval_s
-        self._arrivals = arrivals
         self._rng = np.random.default_rng(seed)
         self._chunks = self._constant() if arrivals == "constant" else self._poisson()
         self._times: list[float] = []

@@ -8,7 +8,7 @@ import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.conformance.scenario_run import CallEnded, ScenarioRun
-from serving.conformance.scenarios import OPENS_WHILE_UNAVAILABLE_MAX, RETRY_SECONDS, UNAVAILABLE_SECONDS, scenario
+from serving.conformance.scenarios import RETRY_SECONDS, check_back_off, check_retry_after, scenario
 from serving.conformance.toy_model import make_status
 
 ONE = ("one",)
@@ -149,8 +149,7 @@ async def single_retry(run: ScenarioRun) -> None:
     (await next_call(run, 3)).end("RESOURCE_EXHAUSTED", "OVERLOADED", "RETRY", RETRY_SECONDS)
     refused = time.monotonic()
     call = await next_call(run, 3)
-    if (waited := time.monotonic() - refused) < RETRY_SECONDS * 0.95:
-        run.add_violation("retry-after", f"timestep 3 came again after {waited:.2f} s, expected {RETRY_SECONDS:g} s")
+    check_retry_after(run, refused)
     call.answer()
     await serve(run, 4)
 
@@ -167,13 +166,9 @@ async def single_drop(run: ScenarioRun) -> None:
 async def single_away(run: ScenarioRun) -> None:
     """The server is unavailable for a while."""
     await serve(run, 1, 2)
-    ends, calls = time.monotonic() + UNAVAILABLE_SECONDS, 0
-    while time.monotonic() < ends:
+
+    async def fail_next() -> None:
         (await next_call(run, 3)).end("UNAVAILABLE")
-        calls += 1
-    if calls > OPENS_WHILE_UNAVAILABLE_MAX:
-        run.add_violation(
-            "back-off",
-            f"{calls} calls came within {UNAVAILABLE_SECONDS:g} s, expected at most {OPENS_WHILE_UNAVAILABLE_MAX}",
-        )
+
+    await check_back_off(run, fail_next)
     await serve(run, 3)

@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -125,30 +125,22 @@ async def _play_with_program(command: Sequence[str], name: str, run: ScenarioRun
 
 def _check_user_output(run: ScenarioRun, process: Process, out: str, err: str) -> None:
     """Checks what the user of a program saw."""
-    expected = [f"{output[0]} {output[1].hex()}" if output is not None else "refused" for output in run.expected_output]
-    seen = [line if not line.startswith("refused") else "refused" for line in out.splitlines()]
-    for index, (got, wanted) in enumerate(zip(seen, expected, strict=False)):
-        if got != wanted:
-            run.add_violation(
-                "once-in-order",
-                f"line {index + 1} of the program is '{_readable(got)}', expected '{_readable(wanted)}'",
-            )
+    expected = [f"{step[0]} {step[1].hex()}" if step is not None else "refused" for step in run.expected_output]
+    lines = [line if not line.startswith("refused") else "refused" for line in out.splitlines()]
+    for number, (line, wanted) in enumerate(zip(lines, expected, strict=False), start=1):
+        if line != wanted:
+            detail = f"line {number} of the program is '{_readable(line)}', expected '{_readable(wanted)}'"
+            run.add_violation("once-in-order", detail)
             break
-    if len(seen) != len(expected) and not run.violations:
-        run.add_violation("once-in-order", f"the program wrote {len(seen)} lines, expected {len(expected)}")
-    if run.lost_reason and (
-        process.returncode != 1 or f"\n{run.lost_reason}:" not in f"\n{err}"
-    ):  # gRPC may log something before it
-        last_line = err.strip().splitlines()[-1] if err.strip() else "nothing"
-        run.add_violation(
-            "no-reopen-when-lost",
-            f"the program ended with status {process.returncode} and said '{last_line}', expected 1 and '{run.lost_reason}: ...'",
-        )
-    if not run.lost_reason and process.returncode != 0 and not run.violations:
-        last_line = err.strip().splitlines()[-1] if err.strip() else "nothing"
-        run.add_violation(
-            "finish", f"the program ended with status {process.returncode} and said '{last_line}', expected 0"
-        )
+    if len(lines) != len(expected) and not run.violations:
+        run.add_violation("once-in-order", f"the program wrote {len(lines)} lines, expected {len(expected)}")
+    last_line = (err.strip().splitlines() or ["nothing"])[-1]
+    ended = f"the program ended with status {process.returncode} and wrote '{last_line}' to stderr"
+    if not run.lost_reason:
+        if process.returncode != 0 and not run.violations:
+            run.add_violation("finish", f"{ended}, expected 0")
+    elif process.returncode != 1 or f"\n{run.lost_reason}:" not in f"\n{err}":  # gRPC may log something before it
+        run.add_violation("no-reopen-when-lost", f"{ended}, expected 1 and '{run.lost_reason}: ...'")
 
 
 def _readable(line: str) -> str:
@@ -158,12 +150,3 @@ def _readable(line: str) -> str:
         return f"{step} {np.frombuffer(bytes.fromhex(packed), '<f4').item():g}"
     except ValueError:
         return line
-
-
-def format_violations(violations_by_scenario: Mapping[str, Sequence[Violation]]) -> list[str]:
-    """Formats the violations, one line each."""
-    return [
-        f"{name}: {violation.rule}: {violation.detail}"
-        for name, found in violations_by_scenario.items()
-        for violation in found
-    ]

@@ -17,7 +17,7 @@ MANY_ROWS = 1200
 BOTH = ("simple", "full")
 FULL = ("full",)
 # How often a client may try an unavailable server: its waits are at most 50 ms, 100 ms, 200 ms, ...
-UNAVAILABLE_SECONDS, OPENS_WHILE_UNAVAILABLE_MAX = 1.0, 20
+UNAVAILABLE_SECONDS, TRIES_MAX = 1.0, 20
 RETRY_SECONDS = 0.3
 # The time limit for a reaction that should come at once.
 AGAIN_SECONDS = 5.0
@@ -50,6 +50,22 @@ def scenario(levels: tuple[str, ...], rows: int = ROWS) -> Callable[[Script], Sc
         return script
 
     return add
+
+
+def check_retry_after(run: ScenarioRun, refused: float) -> None:
+    """Checks that timestep 3 was not sent again before the time that the refusal at `refused` asked for."""
+    if (waited := time.monotonic() - refused) < RETRY_SECONDS * 0.95:
+        run.add_violation("retry-after", f"timestep 3 came again after {waited:.2f} s, expected {RETRY_SECONDS:g} s")
+
+
+async def check_back_off(run: ScenarioRun, fail_next: Callable[[], Awaitable[None]]) -> None:
+    """Fails the tries of the client for a while, and checks that there are not too many."""
+    end, tries = time.monotonic() + UNAVAILABLE_SECONDS, 0
+    while time.monotonic() < end:
+        await fail_next()
+        tries += 1
+    if tries > TRIES_MAX:
+        run.add_violation("back-off", f"{tries} tries within {UNAVAILABLE_SECONDS:g} s, expected at most {TRIES_MAX}")
 
 
 @scenario(BOTH)
@@ -236,8 +252,7 @@ async def retry(run: ScenarioRun) -> None:
     await call.refuse(await call.expect_step(3), "OVERLOADED", "RETRY", RETRY_SECONDS)
     refused = time.monotonic()
     step = await call.expect_step(3)
-    if (waited := time.monotonic() - refused) < RETRY_SECONDS * 0.95:
-        run.add_violation("retry-after", f"timestep 3 came again after {waited:.2f} s, expected {RETRY_SECONDS:g} s")
+    check_retry_after(run, refused)
     await call.answer(step)
     await run.serve_rest(call)
 
@@ -369,15 +384,11 @@ async def away(run: ScenarioRun) -> None:
     call = await run.open_next_call()
     await call.serve(1, 2)
     await call.end("UNAVAILABLE")
-    ends, opens = time.monotonic() + UNAVAILABLE_SECONDS, 0
-    while time.monotonic() < ends:
+
+    async def fail_next() -> None:
         await (await run.next_call()).end("UNAVAILABLE")
-        opens += 1
-    if opens > OPENS_WHILE_UNAVAILABLE_MAX:
-        run.add_violation(
-            "back-off",
-            f"{opens} opens came within {UNAVAILABLE_SECONDS:g} s, expected at most {OPENS_WHILE_UNAVAILABLE_MAX}",
-        )
+
+    await check_back_off(run, fail_next)
     await run.serve_rest(await run.open_next_call())
 
 
