@@ -75,7 +75,7 @@ def make_sides(size: Sequence[int]) -> list[Side]:
 
 
 def measure(results: Results, size: Sequence[int], rounds: int, repeats: int) -> str:
-    """Let all rows of a size take turns; gives the name of the case."""
+    """Measure all rows of a size in turn. Returns the name of the case."""
     case = "batch {}, time {}, inputs {}, hidden {}".format(*size)
     sides = make_sides(size)
     for _, run in sides:
@@ -90,7 +90,7 @@ def measure(results: Results, size: Sequence[int], rounds: int, repeats: int) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table for each size; gives the exit code."""
+    """Print a table for each size. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=5, help="runs of a row in a round")

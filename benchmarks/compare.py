@@ -79,8 +79,8 @@ class LoadProcesses(ClientProcesses):
         run = BenchRun(plan_settings, SERVED, VALUES, f"bench-{self._runs}-", read, Console(quiet=True), make_encoding)
         result = run.run(self)
         if result.failures or not result.timesteps.answered:
-            said = "; ".join([*result.failures, *result.warnings])
-            raise RuntimeError(f"side '{side.name}' answered {result.timesteps.answered:,} timesteps: {said}")
+            problems = "; ".join([*result.failures, *result.warnings])
+            raise RuntimeError(f"side '{side.name}' answered {result.timesteps.answered:,} timesteps: {problems}")
         return result
 
 

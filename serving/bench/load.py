@@ -140,9 +140,8 @@ class LoadGenerator:
         self._all_drained = asyncio.Event()
         self._timer: Timer | None = None
         self._schedule: Schedule | None = None
-        self._think_queue: deque[tuple[float, CallRunner]] = (
-            deque()
-        )  # ordered by time, because all pauses have the same length
+        # In order of time, because all pauses have the same length.
+        self._think_queue: deque[tuple[float, CallRunner]] = deque()
         self._start = 0.0
         self._streams_left = 0
         self._failure: BaseException | None = None
@@ -287,10 +286,10 @@ class LoadGenerator:
         elif self._think_queue:
             self._timer.set(self._think_queue[0][0])
 
-    async def _wait_until(self, due: float) -> bool:
+    async def _wait_until(self, until: float) -> bool:
         """Waits until a time. Returns False when the load was stopped before."""
         try:
-            async with asyncio.timeout(max(0.0, due - time.monotonic())):
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._stopped.wait()
         except TimeoutError:
             return True

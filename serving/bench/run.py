@@ -93,8 +93,8 @@ class BenchRun:
         self._read = read
         self._console = console
         self._tasks = [
-            Task(plan, number, lanes, prefix, values, make_encoding)
-            for number, lanes in enumerate(plan.calls_by_process)
+            Task(plan, process, calls, prefix, values, make_encoding)
+            for process, calls in enumerate(plan.calls_by_process)
         ]
         self._seconds: dict[int, SecondCounts] = {}
         self._reports: list[Report] = []

@@ -65,7 +65,7 @@ async def _wait_for_stop(reader: asyncio.StreamReader, stop_requested: asyncio.E
     """Sets `stop_requested` when the supervisor asks for it, or has ended."""
     try:
         line = await _read(reader)
-        log.info("%s: draining", "told to stop" if line == DRAIN else "the supervisor has died")
+        log.info("%s: draining", "the supervisor asked to stop" if line == DRAIN else "the supervisor has ended")
     finally:
         stop_requested.set()  # in every case: a worker without a supervisor would block the port for the next ones
 

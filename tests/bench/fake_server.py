@@ -22,7 +22,7 @@ from serving.bench.plan import Plan
 from tests.client.reasons import error_of
 
 # Nothing here takes a second. A test that takes longer than this hangs.
-PATIENCE = 20.0
+TIMEOUT_S = 20.0
 
 MODEL = pb.Model(
     name="toy",
@@ -46,7 +46,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
 
     def __init__(self) -> None:
         self.streams: dict[str, list[tuple[float, ...]]] = {}
-        self.forgotten: list[str] = []
+        self.deleted: list[str] = []
         self.blocks: list[pb.Block] = []
         self.wrong: list[str] = []
         self.refuse: Callable[[str, int], str | None] = lambda _stream, _step: None
@@ -70,7 +70,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         while (request := await context.read()) is not grpc.aio.EOF:
             await self._stall()
             if request.HasField("close"):
-                self._forget(ask.stream_id, forget=request.close.forget)
+                self._delete(ask.stream_id, forget=request.close.forget)
                 await context.write(pb.PredictResponse(closed=pb.Closed()))
                 return
             error = self._step(ask.stream_id, request.timestep.step, request.timestep.values)
@@ -89,7 +89,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
                 await context.write(pb.PredictBlocksResponse(opened=self._open(request.open, names)))
             elif request.HasField("close"):
                 for handle in request.close.handles:
-                    self._forget(names[handle], forget=request.close.forget)
+                    self._delete(names[handle], forget=request.close.forget)
                 await context.write(pb.PredictBlocksResponse(closed=pb.ClosedStreams(steps=[0] * len(names))))
             else:
                 # This client ignores durable steps.
@@ -142,9 +142,9 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
     def _error(self, reason: str, step: int = 0) -> pb.Error:
         return error_of(reason, step=step, retry_after_ms=self.retry_after_ms)
 
-    def _forget(self, stream: str, *, forget: bool) -> None:
+    def _delete(self, stream: str, *, forget: bool) -> None:
         assert forget
-        self.forgotten.append(stream)
+        self.deleted.append(stream)
 
     async def _stall(self) -> None:
         begin, end = self.stalled
@@ -162,7 +162,7 @@ async def fake_server() -> AsyncIterator[FakeServicer]:
     servicer.stop = lambda: server.stop(None)
     await server.start()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield servicer
     finally:
         await servicer.stop()

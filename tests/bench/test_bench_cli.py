@@ -154,7 +154,7 @@ def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root
 
 
 def test_a_server_without_room_for_a_stream_is_told(sum_root: Path, tmp_path: Path) -> None:
-    """Those that could be opened run; the others are counted by reason, and the exit code is 1."""
+    """Those that could be opened run. The others are counted by reason, and the exit code is 1."""
     file = tmp_path / "a.json"
     with serve(sum_root, "--streams-max", "5") as process:
         ended = bench(process, "--seconds", "0.3", "--json", str(file))

@@ -14,7 +14,7 @@ from serving.bench import http2
 from serving.bench.http2 import Call, CallStatus, Connection, length_prefixed
 from serving.bench.light_client import client_error
 
-PATIENCE = 20.0
+TIMEOUT_S = 20.0
 METHOD = "/a.Service/Method"
 Handler = Callable[[Any], Any]
 
@@ -37,13 +37,13 @@ async def server(handle: Handler) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     port = made.add_insecure_port("127.0.0.1:0")
     await made.start()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield f"127.0.0.1:{port}", made
     finally:
         await made.stop(None)
 
 
-class Heard:
+class RecordedCall:
     """Collects what a call receives."""
 
     def __init__(self, connection: Connection) -> None:
@@ -68,13 +68,13 @@ async def test_messages_of_any_size_come_back(size: int) -> None:
     """Also those that are larger than a frame or a window."""
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
-        heard = Heard(connection)
+        recorded = RecordedCall(connection)
         messages = [bytes([number]) * size for number in range(3)]
         for message in messages:
-            heard.call.send(length_prefixed(message))
-        assert [await heard.messages.get() for _ in messages] == messages
-        heard.call.half_close()
-        assert (await heard.ended).code == 0
+            recorded.call.send(length_prefixed(message))
+        assert [await recorded.messages.get() for _ in messages] == messages
+        recorded.call.half_close()
+        assert (await recorded.ended).code == 0
         connection.close()
 
 
@@ -82,12 +82,12 @@ async def test_calls_on_one_connection_do_not_mix() -> None:
     """Each gets its own answer, while others wait for flow control."""
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
-        calls = [Heard(connection) for _ in range(20)]
-        for number, heard in enumerate(calls):
-            heard.call.send(length_prefixed(bytes([number]) * 100_000), last=True)
-        for number, heard in enumerate(calls):
-            assert await heard.messages.get() == bytes([number]) * 100_000
-            assert (await heard.ended).code == 0
+        calls = [RecordedCall(connection) for _ in range(20)]
+        for number, recorded in enumerate(calls):
+            recorded.call.send(length_prefixed(bytes([number]) * 100_000), last=True)
+        for number, recorded in enumerate(calls):
+            assert await recorded.messages.get() == bytes([number]) * 100_000
+            assert (await recorded.ended).code == 0
         connection.close()
 
 
@@ -97,10 +97,10 @@ async def test_windows_are_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http2, "WINDOW_UPDATE_BYTES", 50_000)
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
-        heard = Heard(connection)
+        recorded = RecordedCall(connection)
         for _ in range(20):
-            heard.call.send(length_prefixed(bytes(60_000)))
-            assert len(await heard.messages.get()) == 60_000
+            recorded.call.send(length_prefixed(bytes(60_000)))
+            assert len(await recorded.messages.get()) == 60_000
         connection.close()
 
 
@@ -108,10 +108,10 @@ async def test_data_that_a_server_does_not_read_waits() -> None:
     """Nothing is sent beyond the window."""
     async with server(mute) as (address, _):
         connection = await Connection.open(address)
-        heard = Heard(connection)
+        recorded = RecordedCall(connection)
         sent = 0
-        while not heard.call.blocked:
-            heard.call.send(length_prefixed(bytes(1000)))
+        while not recorded.call.blocked:
+            recorded.call.send(length_prefixed(bytes(1000)))
             sent += 1005
             await asyncio.sleep(0)
         assert sent < 1_000_000
@@ -129,15 +129,15 @@ async def test_a_client_that_does_not_read_gets_no_more_than_a_window() -> None:
 
     async with server(flood) as (address, _):
         connection = await Connection.open(address, reads=False)
-        heard = Heard(connection)
+        recorded = RecordedCall(connection)
         received = 0
         while received < 60_000:
-            received += len(await heard.messages.get()) + 5
+            received += len(await recorded.messages.get()) + 5
         # By now everything has arrived that fits into the window.
         for _ in range(100):
             await asyncio.sleep(0)
-        assert received + sum(len(heard.messages.get_nowait()) for _ in range(heard.messages.qsize())) <= 65_535
-        assert not heard.ended.done()
+        assert received + sum(len(recorded.messages.get_nowait()) for _ in range(recorded.messages.qsize())) <= 65_535
+        assert not recorded.ended.done()
         connection.close()
 
 
@@ -162,7 +162,7 @@ async def test_the_status_of_a_call_is_parsed(words: str) -> None:
 
     async with server(refuse) as (address, _):
         connection = await Connection.open(address)
-        status = await Heard(connection).ended
+        status = await RecordedCall(connection).ended
         assert (status.code, status.message) == (8, words)
         assert client_error(status).reason == "TOO_MANY_STREAMS"
         connection.close()
@@ -172,7 +172,7 @@ async def test_a_cancelled_call_receives_nothing_more() -> None:
     """The other calls of its connection continue."""
     async with server(echo) as (address, _):
         connection = await Connection.open(address)
-        cut, other = Heard(connection), Heard(connection)
+        cut, other = RecordedCall(connection), RecordedCall(connection)
         cut.call.send(length_prefixed(b"a"))
         cut.call.cancel()
         other.call.send(length_prefixed(b"b"))
@@ -186,11 +186,11 @@ async def test_a_server_that_goes_away_ends_calls() -> None:
     """Running calls and later ones. The code is UNAVAILABLE, or that of the server."""
     async with server(echo) as (address, made):
         connection = await Connection.open(address)
-        heard = Heard(connection)
-        heard.call.send(length_prefixed(b"a"))
-        await heard.messages.get()
+        recorded = RecordedCall(connection)
+        recorded.call.send(length_prefixed(b"a"))
+        await recorded.messages.get()
         await made.stop(None)
-        assert (await heard.ended).code in (1, 14)
+        assert (await recorded.ended).code in (1, 14)
         while connection._closed is None:  # noqa: ASYNC110 - the connection notifies only its calls
             await asyncio.sleep(0)
-        assert (await Heard(connection).ended).code == 14
+        assert (await RecordedCall(connection).ended).code == 14

@@ -26,7 +26,7 @@ async def test_a_closed_loop_sends_when_it_has_its_answer(block: int | None) -> 
     assert min(len(applied) for applied in server.streams.values()) > 10
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values())
     assert bench.counts.latency.unanswered == 0
-    assert sorted(server.forgotten) == sorted(server.streams)
+    assert sorted(server.deleted) == sorted(server.streams)
     assert bench.report.left == 0
     assert bench.report.cpu_s > 0
 
@@ -198,7 +198,7 @@ async def test_streams_that_are_refused_at_the_open_are_counted_and_the_others_r
     assert list(bench.ready.refused.values()) == [1]
     assert len(server.streams) == 3
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values())
-    assert sorted(server.forgotten) == sorted(server.streams)
+    assert sorted(server.deleted) == sorted(server.streams)
 
 
 async def test_a_server_that_goes_away_ends_the_load() -> None:
@@ -225,7 +225,7 @@ async def test_a_load_that_is_stopped_early_reports() -> None:
         await bench.run()
     assert bench.report.end - bench.go.begin < 1
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values()) > 0
-    assert sorted(server.forgotten) == sorted(server.streams)
+    assert sorted(server.deleted) == sorted(server.streams)
 
 
 async def test_an_answer_to_another_timestep_loses_the_stream() -> None:
