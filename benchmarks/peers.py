@@ -44,7 +44,7 @@ def main(
             except (RuntimeError, BenchFailed):
                 if peer.alive:
                     raise
-                compare.console.print(f"{many(count)}: {peer.name} died")
+                compare.console.print(f"{many(count)}: {peer.name} crashed")
                 break
 
 
