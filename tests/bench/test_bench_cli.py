@@ -130,9 +130,7 @@ def test_a_file_is_sent(server: Process, tmp_path: Path) -> None:
         (("--think", "0.05"), "8 streams, single calls, Python client"),
     ],
 )
-def test_the_client_that_users_have_is_measured(
-    server: Process, tmp_path: Path, options: tuple[str, ...], title: str
-) -> None:
+def test_the_python_client_is_measured(server: Process, tmp_path: Path, options: tuple[str, ...], title: str) -> None:
     """With the same numbers. Its streams are deleted too."""
     file = tmp_path / "a.json"
     ended = bench(server, "--client", "python", *options, "--json", str(file))
@@ -145,7 +143,7 @@ def test_the_client_that_users_have_is_measured(
     assert asyncio.run(bench_streams(server)) == []
 
 
-def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root: Path) -> None:
+def test_the_python_client_reports_refusals(sum_root: Path) -> None:
     """By reason, once it has given up: exit code 1."""
     with serve(sum_root, "--streams-max", "5") as process:
         ended = bench(process, "--client", "python", "--seconds", "0.3")
@@ -153,7 +151,7 @@ def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root
     assert "failed: 3 streams could not be opened: TOO_MANY_STREAMS 3" in ended.stdout
 
 
-def test_a_server_without_room_for_a_stream_is_told(sum_root: Path, tmp_path: Path) -> None:
+def test_streams_that_are_refused_are_reported(sum_root: Path, tmp_path: Path) -> None:
     """Those that could be opened run. The others are counted by reason, and the exit code is 1."""
     file = tmp_path / "a.json"
     with serve(sum_root, "--streams-max", "5") as process:
@@ -340,7 +338,7 @@ def test_missing_values_for_a_model_that_cannot_have_them_are_refused(sum_root: 
         refused(bench(process, "--values", str(file)), 2, "a.csv", "row 2", "toy/1")
 
 
-def test_metrics_of_something_else_are_refused(server: Process) -> None:
+def test_metrics_of_another_program_are_refused(server: Process) -> None:
     """Before the load: exit code 1 and one line with the address."""
     url = metrics_of(server).replace("/metrics", "/metrics?name[]=python_info")
     refused(bench(server, "--metrics", url), 1, url, "serves lake/3")

@@ -164,7 +164,8 @@ async def test_in_an_open_loop_a_refused_timestep_is_counted_by_its_reason(block
         bench = await Bench(server, block=block, rate=200.0).run()
     assert bench.counts.refused[reason] == 7
     assert set(bench.counts.refused) <= {reason, GAP_AFTER_REFUSAL}  # on a busy machine two blocks are in flight
-    assert sum(second.refused for second in bench.report.seconds.values()) == bench.counts.refused.total()
+    # On a busy machine some answers come after the measured time, and belong to no second.
+    assert 0 < sum(second.refused for second in bench.report.seconds.values()) <= bench.counts.refused.total()
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values())
 
 

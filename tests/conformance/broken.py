@@ -47,7 +47,7 @@ def no_owner() -> None:
     wrap("_speak", speak)
 
 
-def forgets_too_much() -> None:
+def resume_from_too_high() -> None:
     """Sends a `resume_from` that is one too high."""
 
     def speak(inner: Any, self: Any) -> Any:
@@ -58,7 +58,7 @@ def forgets_too_much() -> None:
     wrap("_speak", speak)
 
 
-def begins_anew() -> None:
+def resumes_from_zero() -> None:
     """Opens its stream again as if for the first time."""
 
     def speak(inner: Any, self: Any) -> Any:
@@ -80,7 +80,7 @@ def skips_a_number() -> None:
     wrap("_next", next_)
 
 
-def sends_too_far_ahead() -> None:
+def exceeds_window() -> None:
     """Has more timesteps in flight than the server remembers answers."""
 
     def opened(inner: Any, self: Any, opened: Any) -> None:
@@ -90,7 +90,7 @@ def sends_too_far_ahead() -> None:
     wrap("_take_opened", opened)
 
 
-def keeps_more_than_it_says() -> None:
+def kept_max_too_low() -> None:
     """Sends a `kept_max` that is too low."""
 
     def speak(inner: Any, self: Any) -> Any:
@@ -100,7 +100,7 @@ def keeps_more_than_it_says() -> None:
     wrap("_speak", speak)
 
 
-def delivers_replays() -> None:
+def delivers_duplicates() -> None:
     """Gives its user the same prediction twice."""
 
     def predicted(inner: Any, self: Any, prediction: Any) -> None:
@@ -112,7 +112,7 @@ def delivers_replays() -> None:
     wrap("_predicted", predicted)
 
 
-def does_not_compare() -> None:
+def ignores_divergence() -> None:
     """Continues when a timestep gets another answer."""
 
     def opened(inner: Any, self: Any, opened: Any) -> None:
@@ -122,7 +122,7 @@ def does_not_compare() -> None:
     wrap("_take_opened", opened)
 
 
-def keeps_what_is_dropped() -> None:
+def resends_dropped() -> None:
     """Sends a timestep again that was refused for good."""
 
     def refused(inner: Any, self: Any, error: Any) -> None:
@@ -133,7 +133,7 @@ def keeps_what_is_dropped() -> None:
     wrap("_refused", refused)
 
 
-def does_not_wait() -> None:
+def ignores_retry_after() -> None:
     """Sends a timestep again without the requested wait."""
 
     def refused(inner: Any, self: Any, error: Any) -> None:
@@ -143,7 +143,7 @@ def does_not_wait() -> None:
     wrap("_refused", refused)
 
 
-def never_gives_up() -> None:
+def reopens_lost_stream() -> None:
     """Opens a lost stream again."""
 
     def after(inner: Any, self: Any, ending: Any) -> float:
@@ -152,7 +152,7 @@ def never_gives_up() -> None:
     wrap("after", after, common.Retry)
 
 
-def runs_the_server_over() -> None:
+def retries_without_back_off() -> None:
     """Does not wait between its tries."""
     wrap("after", lambda inner, self, ending: min(inner(self, ending), 0.001), common.Retry)
 
@@ -170,7 +170,7 @@ def closes_too_early() -> None:
     wrap("_next", next_)
 
 
-def is_content_with_less() -> None:
+def accepts_incomplete_close() -> None:
     """Ends although the closed stream is not durable."""
 
     def take(inner: Any, self: Any, response: Any) -> Any:
@@ -181,7 +181,7 @@ def is_content_with_less() -> None:
     wrap("_take", take)
 
 
-def talks_after_move() -> None:
+def sends_after_move() -> None:
     """Continues a call after a Move."""
 
     def take(inner: Any, self: Any, response: Any) -> Any:
@@ -190,7 +190,7 @@ def talks_after_move() -> None:
     wrap("_take", take)
 
 
-def is_not_durable() -> None:
+def asks_for_async_durability() -> None:
     """Keeps no timesteps, and does not ask for durable answers."""
     wrap(
         "_begin",
@@ -207,7 +207,7 @@ def has_no_deadline() -> None:
 if __name__ == "__main__":
     fault, *sys.argv[1:] = sys.argv[1:]
     globals()[fault]()
-    level = {"is_not_durable": simple, "has_no_deadline": one}.get(fault, full)
+    level = {"asks_for_async_durability": simple, "has_no_deadline": one}.get(fault, full)
     try:
         asyncio.run(full.main()) if level is full else level.main()
     except common.StreamLost as error:

@@ -33,12 +33,12 @@ def new_owner() -> None:
     wrap(Members, "take", take)
 
 
-def forgets_too_much() -> None:
+def resume_from_too_high() -> None:
     """Sends a `resume_from` that is too high."""
     wrap(Window, "first_steps", lambda inner, self, streams: inner(self, streams) + self.begun[streams])
 
 
-def sends_too_far_ahead() -> None:
+def exceeds_window() -> None:
     """Has more timesteps in flight than the server remembers answers."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, _: int) -> None:
@@ -47,7 +47,7 @@ def sends_too_far_ahead() -> None:
     wrap(Window, "opened", opened)
 
 
-def begins_behind() -> None:
+def skips_unanswered() -> None:
     """Does not send a timestep again that was unanswered when its call ended."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, window: int) -> None:
@@ -59,7 +59,7 @@ def begins_behind() -> None:
     wrap(Window, "opened", opened)
 
 
-def keeps_what_is_dropped() -> None:
+def resends_dropped() -> None:
     """Sends a timestep again that was refused for good."""
 
     def of_rows(inner: Any, self: Any, message: Any, rows: Any, errors: Any) -> Any:
@@ -70,7 +70,7 @@ def keeps_what_is_dropped() -> None:
     wrap(Refusals, "of_rows", of_rows)
 
 
-def opens_what_has_ended() -> None:
+def reopens_ended_stream() -> None:
     """Opens a stream again that another client has taken over."""
 
     def ended(inner: Any, self: Any, message: Any) -> None:
@@ -80,7 +80,7 @@ def opens_what_has_ended() -> None:
     wrap(Session, "_ended", ended)
 
 
-def opens_what_is_refused() -> None:
+def reopens_refused_stream() -> None:
     """Opens a stream again whose open was refused for good."""
 
     def opened(inner: Any, self: Any, message: Any) -> None:
@@ -103,7 +103,7 @@ def closes_too_early() -> None:
     wrap(Session, "_next_request", next_request)
 
 
-def talks_after_move() -> None:
+def sends_after_move() -> None:
     """Continues a call after a Move."""
 
     def take_in(inner: Any, self: Any, call: Call, response: pb.PredictBlocksResponse) -> None:
@@ -113,7 +113,7 @@ def talks_after_move() -> None:
     wrap(Session, "_take_in", take_in)
 
 
-def is_content_with_less() -> None:
+def accepts_incomplete_close() -> None:
     """Ends although the closed stream is not durable."""
 
     def closed(inner: Any, self: Any, message: Any) -> None:
