@@ -1,11 +1,11 @@
-"""How good the models are: every recipe learned with several seeds, judged through the exported graph, beside the baselines.
+"""Measures the models: trains every recipe with several seeds, and scores the exported graphs beside the baselines.
 
     python benchmarks/accuracy.py                       # all, five seeds; about an hour on one core
     python benchmarks/accuracy.py --only weather --seeds 2
-    python benchmarks/accuracy.py --quick               # one seed and few epochs: does it run, not how good it is
+    python benchmarks/accuracy.py --quick               # one seed and few epochs: only check that it runs
 
-A recipe is what is typed after `tidegate train`. Writes `benchmarks/accuracy.md` with `--write`.
-Exits with 1 when a goal is missed, unless it was `--quick`.
+A recipe has the arguments of `tidegate train`. `--write` writes `benchmarks/accuracy.md`.
+The exit code is 1 when a goal is missed, unless with `--quick`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ WATCH = (
     "--data watch --task classify --cell gru --missing last --no-changes --kernel 25 --filters 64 --dropout 0.5 --lanes 16 --chunk 400 --burn-in 0 "
     "--learning-rate 0.003 --weight-decay 0.1 --epochs 40 --keep last"
 )
-# Each person is held out once, together with another; the one after them watches. One person is too few to choose an epoch.
+# Each person is held out once, together with another. The next person is the validation part.
 FOLDS = (("01,02", "03"), ("03,04", "05"), ("05,06", "07"), ("07,08", "09"), ("09,10", "01"))
 SENSORS = (
     "Appliances,lights,T1,RH_1,T2,RH_2,T3,RH_3,T4,RH_4,T5,RH_5,T6,RH_6,T7,RH_7,T8,RH_8,T9,RH_9,"
@@ -50,7 +50,7 @@ SENSORS = (
 )
 ANOMALY = f"--data appliances --target {SENSORS} --horizons 1 --links last,features --alarm-rate 0.01 --epochs 30"
 
-# 2 s of 50 Hz, one window every second: usual for exercises that repeat every few seconds.
+# 2 s at 50 Hz, one window per second: usual for exercises that repeat every few seconds.
 WINDOW, STRIDE = 100, 50
 TREES = 300
 
@@ -71,7 +71,7 @@ seeds, and the intervals hold the least of all."""
 
 @dataclass
 class Result:
-    """A section of the page, and what it misses."""
+    """A section of the page, and the goals that it misses."""
 
     title: str
     lines: list[str]
@@ -79,7 +79,7 @@ class Result:
 
 
 def main() -> int:
-    """Run what was asked for; 1 when a goal is missed."""
+    """Run the selected sections. Returns 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="appliances,weather,watch,anomaly")
@@ -107,7 +107,7 @@ Section = Callable[[Train, Sequence[int]], Result]
 
 
 def trainer(folder: Path, *, quick: bool) -> Train:
-    """A function that runs `tidegate train` with a recipe and more words, and gives back what `--json` wrote."""
+    """Returns a function that runs `tidegate train` with a recipe and more arguments, and returns its `--json` output."""
     numbers = iter(range(10_000))
 
     def train(recipe: str, *more: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def trainer(folder: Path, *, quick: bool) -> Train:
 
 
 def forecast(name: str) -> Section:
-    """MAE, pinball loss and coverage, horizon by horizon; goals are for the mean over the seeds."""
+    """MAE, pinball loss and coverage by horizon. The goals are for the mean over the seeds."""
 
     def section(train: Train, seeds: Sequence[int]) -> Result:
         tables = [train(FORECASTS[name], "--seed", str(seed))["scores"]["table"] for seed in seeds]
@@ -165,7 +165,7 @@ def forecast(name: str) -> Section:
 
 
 def watch(train: Train, seeds: Sequence[int]) -> Result:
-    """Accuracy on people not seen, beside a random forest on windows, fold by fold."""
+    """Accuracy on unseen people by fold, beside a random forest on windows."""
     series = read_source(Source(data="watch"))
     result = Result(
         "watch: exercises of people not seen",
@@ -188,7 +188,7 @@ def watch(train: Train, seeds: Sequence[int]) -> Result:
             parts = {part: spans(card, part) for part in ("training", "validation", "held_out")}
             accuracies.append(at_windows(Graph.load(Path(answer["model"])), series, parts["held_out"]))
             steps.append(answer["scores"]["classification"]["model"]["accuracy"])
-        # The forest has no need of a validation part: it may learn from those people too.
+        # The forest needs no validation part, so it trains on those people too.
         trees = [forest(series, parts["training"] + parts["validation"], parts["held_out"], seed) for seed in seeds]
         result.lines.append(f"| {people} | {percent(accuracies)} | {percent(steps)} | {percent(trees)} |")
         mine.append(accuracies)
@@ -201,7 +201,7 @@ def watch(train: Train, seeds: Sequence[int]) -> Result:
 
 
 def anomaly(train: Train, seeds: Sequence[int]) -> Result:
-    """Injected faults found, and alarms on clean data."""
+    """Detected injected faults, and alarms on clean data."""
     result = Result(
         "appliances: injected faults",
         [
@@ -239,37 +239,39 @@ SECTIONS: dict[str, Section] = {
 
 
 def spans(card: dict[str, Any], part: str) -> list[tuple[int, int]]:
-    """The rows of a part, as the card has them."""
+    """Returns the rows of a part, from the card."""
     return [(first, end) for first, end in card["data"][part]["spans"]]
 
 
 def window_ends(parts: Sequence[tuple[int, int]]) -> Iterator[int]:
-    """The last row of each window."""
+    """Yields the last row of each window."""
     for first, end in parts:
         yield from range(first + WINDOW - 1, end, STRIDE)
 
 
 def at_windows(graph: Graph, series: Series, held_out: Sequence[tuple[int, int]]) -> float:
-    """The model's accuracy at the last timestep of each of the forest's windows, its state carried through a recording."""
-    said = graph.replay_rows(series.values, held_out)["probability"].argmax(axis=-1)
+    """Returns the accuracy of the model at the last timestep of each window, with state carried over a recording."""
+    predicted = graph.replay_rows(series.values, held_out)["probability"].argmax(axis=-1)
     rows = np.concatenate([np.arange(first, end) for first, end in held_out])
-    label = dict(zip(rows.tolist(), said.tolist(), strict=True))
+    label = dict(zip(rows.tolist(), predicted.tolist(), strict=True))
     assert series.labels is not None
     return statistics.mean(float(label[row] == series.labels[row]) for row in window_ends(held_out))
 
 
-def forest(series: Series, taught: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], seed: int) -> float:
-    """The accuracy of a random forest on the usual features of a window."""
+def forest(
+    series: Series, training: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], seed: int
+) -> float:
+    """Returns the accuracy of a random forest on the usual features of a window."""
     assert series.labels is not None
-    rows, judged = list(window_ends(taught)), list(window_ends(held_out))
+    rows, test_rows = list(window_ends(training)), list(window_ends(held_out))
     model = RandomForestClassifier(TREES, random_state=seed, n_jobs=1)
     model.fit(np.array([window_features(series, row) for row in rows]), series.labels[rows])
-    guess = model.predict(np.array([window_features(series, row) for row in judged]))
-    return float((guess == series.labels[judged]).mean())
+    guess = model.predict(np.array([window_features(series, row) for row in test_rows]))
+    return float((guess == series.labels[test_rows]).mean())
 
 
 def window_features(series: Series, row: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Moments, quartiles, ranges, changes, correlations and lengths of the two vectors in the window that ends at a row."""
+    """Returns moments, quartiles, ranges, changes, correlations and vector lengths of the window that ends at a row."""
     window = series.values[row + 1 - WINDOW : row + 1].astype(np.float64)
     lengths = np.linalg.norm(window.reshape(WINDOW, 2, 3), axis=2)
     parts = [
@@ -285,18 +287,18 @@ def window_features(series: Series, row: int) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+    """Formats mean and standard deviation."""
     return f"{statistics.mean(values):.4g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
 
 
 def percent(values: Sequence[float]) -> str:
-    """The same in percent."""
+    """Formats them in percent."""
     text = f"{100 * statistics.mean(values):.1f}"
     return f"{text} ± {100 * statistics.stdev(values):.1f} %" if len(values) > 1 else f"{text} %"
 
 
 def write(sections: Sequence[Result], command: str) -> None:
-    """The page, with what is missed said beside what is met."""
+    """Writes the page, including the missed goals."""
     body = [f"## {section.title}\n\n" + "\n".join(section.lines) for section in sections]
     missed = [f"- {goal}" for section in sections for goal in section.missed]
     verdict = "Every goal is met." if not missed else "Missed:\n\n" + "\n".join(missed)

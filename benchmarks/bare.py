@@ -1,8 +1,7 @@
-"""Bare onnxruntime: the same graph on as many rows at once, nothing before it and nothing behind it. The ceiling.
+"""Bare onnxruntime: the same graph on as many rows at once, and nothing else. It is the upper limit.
 
-Default session options but one thread, as in the server. Each run gets one of several sets of random inputs and state, made
-beforehand; what comes out is thrown away. No timestep's state is that of the timestep before: that it moves is what a server
-adds.
+It uses the default session options with one thread, as the server does. Each run gets one of several prepared sets of
+random inputs and states. The outputs are dropped: moving the state is the work of a server.
 """
 
 import json
@@ -16,18 +15,17 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime
 from machine import ROOT
-from side import cpu_seconds
+from server_process import cpu_seconds
 
-# So many that a run does not find its inputs in the cache from the run before, as rows of a server come from afar too.
+# Enough that the inputs of a run are not in the CPU cache, as in a server.
 SETS = 8
 
 
 class Bare:
-    """A process that runs a graph when it is told to; a side like any other, but without an address.
+    """A process that runs a graph on request. It takes part in a comparison, but has no address.
 
     Args:
         model: path of the graph.
-
     """
 
     name = "bare"
@@ -47,14 +45,14 @@ class Bare:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         return self._process.pid
 
     def run(self, rows: int, warmup_seconds: float, seconds: float) -> dict[str, float]:
-        """Runs batches of so many rows, and measures after the warm-up; figures as of a load."""
-        self._ask(rows, warmup_seconds)
+        """Runs batches of that many rows, and measures after the warm-up. Returns the numbers of a load."""
+        self._request(rows, warmup_seconds)
         before = cpu_seconds(self.pid)
-        runs_us = sorted(self._ask(rows, seconds))
+        runs_us = sorted(self._request(rows, seconds))
         spent = cpu_seconds(self.pid) - before
         count = len(runs_us)
         return {
@@ -64,7 +62,7 @@ class Bare:
             "server_cpu_us": spent / (count * rows) * 1e6,
         }
 
-    def _ask(self, rows: int, seconds: float) -> list[float]:
+    def _request(self, rows: int, seconds: float) -> list[float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"rows": rows, "seconds": seconds}) + "\n")
@@ -73,18 +71,18 @@ class Bare:
         return runs_us
 
 
-# What follows runs in the process.
+# The rest runs in the process.
 
 
 def make_inputs(session: Any, rows: int) -> list[dict[str, Any]]:
-    """Sets of random inputs; whatever dimension is not a number is the batch."""
+    """Makes sets of random inputs. A dimension that is not a number is the batch."""
     rng = np.random.default_rng(0)
     shapes = {one.name: [size if isinstance(size, int) else rows for size in one.shape] for one in session.get_inputs()}
     return [{name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(SETS)]
 
 
 def run(session: Any, rows: int, seconds: float) -> list[float]:
-    """Runs for so long; gives how long each run took, in microseconds."""
+    """Runs for that time. Returns the duration of each run in microseconds."""
     inputs = cycle(make_inputs(session, rows))
     runs_us: list[float] = []
     end = time.perf_counter() + seconds
@@ -95,14 +93,14 @@ def run(session: Any, rows: int, seconds: float) -> list[float]:
 
 
 def main(path: str) -> None:
-    """Runs as told on stdin, until it is closed."""
+    """Runs requests from stdin, until it is closed."""
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options)
     for line in sys.stdin:
-        ask = json.loads(line)
-        print(json.dumps(run(session, ask["rows"], ask["seconds"])), flush=True)
+        request = json.loads(line)
+        print(json.dumps(run(session, request["rows"], request["seconds"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures `PredictBlocks` against bare onnxruntime on as many rows, with and without keeping the streams.
+"""Measures `PredictBlocks` against bare onnxruntime with as many rows, with and without a store.
 
 python benchmarks/blocks.py [--rows 1024] [--hidden 32,64,128,256,512] [--cores 0.5] [--quick]
 """
@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from bare import Bare
 from compare import Comparison, Quick, Rounds, Seconds, Warmup
+from cpu_limit import CpuLimitUnavailable, limit_cpu
 from model import HIDDEN, write_model
-from quota import NoQuota, hold
-from side import STORE_NOTHING, Side, serve
+from server_process import STORE_NOTHING, ServerProcess, serve
 
 
 def main(
@@ -19,12 +19,12 @@ def main(
     seconds: Seconds = 1.5,
     warmup: Warmup = 0.3,
     rows: Annotated[
-        list[int] | None, typer.Option(help="Rows of a block; give it again for more cases. [64, 256, 1024, 4096]")
+        list[int] | None, typer.Option(help="Rows of a block; repeat it for several cases. [64, 256, 1024, 4096]")
     ] = None,
-    hidden: Annotated[str, typer.Option(help="Hidden sizes of the model, with commas between.")] = str(HIDDEN),
-    ahead: Annotated[int, typer.Option(min=1, help="Blocks under way at a time.")] = 2,
+    hidden: Annotated[str, typer.Option(help="Hidden sizes of the model, separated by commas.")] = str(HIDDEN),
+    ahead: Annotated[int, typer.Option(min=1, help="Blocks in flight.")] = 2,
     cores: Annotated[
-        float, typer.Option(min=0, help="Hold each server and bare onnxruntime to so much of a core; 0: to nothing.")
+        float, typer.Option(min=0, help="Limit each server and bare onnxruntime to this share of a core; 0: no limit.")
     ] = 0.0,
     quick: Quick = False,
 ) -> None:
@@ -34,20 +34,20 @@ def main(
         with Comparison(Bare.name, rounds, seconds, warmup, quick=quick) as compare:
             bare = compare.enter_context(Bare(write_model(compare.folder, hidden=size)))
             compare.start(
-                Side("tidegate", serve(compare.folder, *STORE_NOTHING)),
-                Side("durable", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
+                ServerProcess("tidegate", serve(compare.folder, *STORE_NOTHING)),
+                ServerProcess("durable", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
             )
-            held = ""
+            limit_text = ""
             if cores:
                 try:
                     for pid in (bare.pid, *(side.pid for side in compare.sides)):
-                        held = f", {cores:g} of a core by {compare.enter_context(hold(pid, cores))}"
-                except NoQuota as reason:
-                    print(f"--cores {cores:g} is left out: {reason}")
+                        limit_text = f", {cores:g} of a core by {compare.enter_context(limit_cpu(pid, cores))}"
+                except CpuLimitUnavailable as reason:
+                    print(f"--cores {cores:g} is skipped: {reason}")
                     return
             for count in rows:
                 turns = {Bare.name: partial(bare.run, count, compare.warmup, compare.seconds)}
-                title = f"{count:,} rows a block, hidden size {size}{held}"
+                title = f"{count:,} rows a block, hidden size {size}{limit_text}"
                 compare.case(title, turns, streams=count, block=count, ahead=ahead)
 
 

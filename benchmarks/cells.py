@@ -1,6 +1,6 @@
-"""What training a cell costs beside torch's LSTM: forward and backward over one chunk, on one thread.
+"""Measures the training cost of each cell against torch's LSTM: forward and backward over one chunk, on one thread.
 
-Exit code 1 where a kind that torch has no kernel for costs more than the goal.
+The exit code is 1 when a cell without a torch kernel costs more than the goal.
 """
 
 import argparse
@@ -19,7 +19,7 @@ LOOP = "peephole, in a loop"
 GOAL = 3.0  # times nn.LSTM
 # (batch, time, inputs, hidden): a wide batch, and what `tidegate train` does by default on 13 sensors and a clock
 SIZES = ((32, 64, 8, 64), (16, 24, 27, 64))
-# What must reach the goal; the other rows are torch's kernels, and for comparison.
+# The cells that must reach the goal. The others use torch kernels and are for comparison.
 HELD = ("peephole", "peephole-previous", "lstm relu", "lstm softsign", "lstm scaled-tanh")
 SHOWN = ("gru", "rnn", "gru relu", "rnn elu", "convolution")
 
@@ -27,7 +27,7 @@ Side = tuple[str, Callable[[], None]]
 
 
 def make_layer(name: str, inputs: int, hidden: int) -> Cell:
-    """The layer of a row: `cell`, `cell activation` or `convolution`."""
+    """Makes the layer of a row: `cell`, `cell activation` or `convolution`."""
     if name == "convolution":
         return Convolution(inputs, hidden, 3)
     cell, _, activation = name.partition(" ")
@@ -35,7 +35,7 @@ def make_layer(name: str, inputs: int, hidden: int) -> Cell:
 
 
 def run_in_a_loop(layer: Peephole, x: torch.Tensor) -> torch.Tensor:
-    """The peephole LSTM as one would write it, with a differentiable operation for everything: all outputs."""
+    """The peephole LSTM as a plain loop of differentiable operations. Returns all outputs."""
     w, r, input_bias, recurrent_bias = layer.kernel.all_weights[0]
     p_i, p_f, p_o = layer.peepholes.chunk(3)
     h, c = (part[0] for part in layer.fresh_state(x.shape[1]))
@@ -49,7 +49,7 @@ def run_in_a_loop(layer: Peephole, x: torch.Tensor) -> torch.Tensor:
 
 
 def make_sides(size: Sequence[int]) -> list[Side]:
-    """Each row's name with what it does once: forward and backward, all weights and the input getting gradients."""
+    """Returns the name of each row and its function: forward and backward, with gradients for all weights and the input."""
     batch, steps, inputs, hidden = size
     x = torch.randn(steps, batch, inputs, requires_grad=True)
     kernel = torch.nn.LSTM(inputs, hidden)
@@ -75,7 +75,7 @@ def make_sides(size: Sequence[int]) -> list[Side]:
 
 
 def measure(results: Results, size: Sequence[int], rounds: int, repeats: int) -> str:
-    """Let all rows of a size take turns; gives the name of the case."""
+    """Measure all rows of a size in turn. Returns the name of the case."""
     case = "batch {}, time {}, inputs {}, hidden {}".format(*size)
     sides = make_sides(size)
     for _, run in sides:
@@ -90,13 +90,11 @@ def measure(results: Results, size: Sequence[int], rounds: int, repeats: int) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table for each size; gives the exit code."""
+    """Print a table for each size. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=5, help="runs of a row in a round")
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds: sees that it runs, and that nothing is far off"
-    )
+    parser.add_argument("--quick", action="store_true", help="few rounds: only check that it runs and is roughly right")
     arguments = parser.parse_args(argv)
     rounds, repeats = (5, 2) if arguments.quick else (arguments.rounds, arguments.repeats)
     torch.set_num_threads(1)

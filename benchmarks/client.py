@@ -2,8 +2,8 @@
 
 python benchmarks/client.py [--rounds 5] [--before PATH [--before-server]] [--quick]
 
-Beside it, in the same rounds, the echo of single messages with the light client and 128 streams, whatever the case: what a
-message costs that nobody does anything for. `--before` adds the same program with the `serving.client` of another checkout.
+The same rounds measure an echo of single messages with the light client and 128 streams: the cost of a message without
+any work. `--before` adds the same program with the `serving.client` of another checkout.
 """
 
 from functools import partial
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from compare import HERE, Comparison, Load, Quick, Rounds, Seconds, Warmup, many
+from compare import HERE, Comparison, LoadProcesses, Quick, Rounds, Seconds, Warmup, many
 from machine import ROOT
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 ECHO_STREAMS = 128
 CASES = (1, 16, 128, 1000)
@@ -26,11 +26,11 @@ def main(
     seconds: Seconds = 3.0,
     warmup: Warmup = 0.5,
     streams: Annotated[
-        list[int] | None, typer.Option(help="Streams at once; give it again for more cases. [1, 16, 128, 1000]")
+        list[int] | None, typer.Option(help="Number of streams; repeat it for several cases. [1, 16, 128, 1000]")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a block; 0: no blocks.")] = ROWS,
     before: Annotated[Path | None, typer.Option(help="Another checkout of the repository.")] = None,
-    before_server: Annotated[bool, typer.Option("--before-server", help="Have its server serve its client.")] = False,
+    before_server: Annotated[bool, typer.Option("--before-server", help="Run its server for its client.")] = False,
     quick: Quick = False,
 ) -> None:
     """Measure what a Python user gets."""
@@ -40,18 +40,20 @@ def main(
         folder = compare.folder
         write_model(folder / "models")
 
-        def server(name: str, root: Path) -> Side:
+        def server(name: str, root: Path) -> ServerProcess:
             return compare.enter_context(
-                Side(name, serve(folder / "models", "--data-dir", str(folder / name)), root=root)
+                ServerProcess(name, serve(folder / "models", "--data-dir", str(folder / name)), root=root)
             )
 
-        echo = compare.enter_context(Side("echo", [str(HERE / "echo.py")]))
+        echo = compare.enter_context(ServerProcess("echo", [str(HERE / "echo.py")]))
         ours = theirs = server("client", ROOT)
-        other: Load | None = None
+        other: LoadProcesses | None = None
         if before is not None:
             before = before.resolve()
-            # The echo and ours are run by processes that have never loaded the other one.
-            other = compare.enter_context(Load(entry=[str(HERE / "other.py")], paths=[before, HERE]))
+            # The processes for the echo and for this checkout never import the other checkout.
+            other = compare.enter_context(
+                LoadProcesses(arguments=[str(HERE / "other_checkout.py")], import_paths=[before, HERE])
+            )
             theirs = server("before", before) if before_server else ours
 
         def case(title: str, **plan: Any) -> None:
@@ -62,8 +64,8 @@ def main(
                 turns["before"] = partial(compare.measure, theirs, other, **plan)
             compare.case(title, turns)
             if other is not None:
-                told = {"steps_per_s": "steps/s", "client_cpu_us": "client CPU a step", "p99_us": "p99"}
-                ratios = {text: compare.results.ratio(title, "client", "before", name) for name, text in told.items()}
+                values = {"steps_per_s": "steps/s", "client_cpu_us": "client CPU a step", "p99_us": "p99"}
+                ratios = {text: compare.results.ratio(title, "client", "before", name) for name, text in values.items()}
                 print("of before: " + ", ".join(f"{text} {ratio:.2f}" for text, ratio in ratios.items() if ratio))
 
         for count in streams or CASES:

@@ -1,4 +1,4 @@
-"""Measures what it costs to keep streams: `Predict` with the default store against a server that stores nothing.
+"""Measures the cost of durability: `Predict` with the default store against a server that stores nothing.
 
 python benchmarks/durability.py [--rounds 7] [--seconds 3] [--streams 128] [--quick]
 """
@@ -6,21 +6,21 @@ python benchmarks/durability.py [--rounds 7] [--seconds 3] [--streams 128] [--qu
 import typer
 from compare import Comparison, Quick, Rounds, Seconds, Streams, Warmup, many
 from model import write_model
-from side import STORE_NOTHING, Side, serve
+from server_process import STORE_NOTHING, ServerProcess, serve
 
 
 def main(
     rounds: Rounds = 7, seconds: Seconds = 3.0, warmup: Warmup = 0.5, streams: Streams = 128, quick: Quick = False
 ) -> None:
-    """Measure what it costs to keep streams."""
+    """Measure the cost of durability."""
     streams = 8 if quick else streams
     with Comparison("none", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder
         write_model(folder)
         compare.start(
-            Side("none", serve(folder, *STORE_NOTHING)),
-            Side("200 ms", serve(folder, "--data-dir", str(folder / "a"))),
-            Side("100 ms", serve(folder, "--data-dir", str(folder / "b"), "--checkpoint-every", "100ms")),
+            ServerProcess("none", serve(folder, *STORE_NOTHING)),
+            ServerProcess("200 ms", serve(folder, "--data-dir", str(folder / "a"))),
+            ServerProcess("100 ms", serve(folder, "--data-dir", str(folder / "b"), "--checkpoint-every", "100ms")),
         )
         compare.case(many(streams), streams=streams)
 

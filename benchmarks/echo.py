@@ -1,6 +1,6 @@
-"""The echo: what grpc.aio, uvloop and protobuf cost without us. Reads each request, answers as long as Tidegate would.
+"""The echo: the cost of grpc.aio, uvloop and protobuf alone. It reads each request and answers as many bytes as Tidegate.
 
-Run by `predict.py`; prints the ready line of `side.py`.
+`predict.py` runs it. It prints a ready line, as `server_process.py` expects.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ ANSWER = bytes(range(4 * OUTPUTS))
 
 
 class Echo(pb_grpc.TidegateServiceServicer):
-    """Keeps nothing and computes nothing."""
+    """Keeps no state and computes nothing."""
 
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802 - named by the protocol
         """Answers each timestep with the same bytes."""

@@ -1,10 +1,9 @@
-"""Measures what an epoch of ours costs beside a bare PyTorch loop over the same network, loss and optimiser.
+"""Measures the cost of an epoch against a bare PyTorch loop with the same network, loss and optimizer.
 
 python -m benchmarks.fit [--rounds 21] [--rows 20000] [--quick]
 
-The bare loop has its batches prepared and does nothing but learn and validate: no plans, look-ups, hidden values, average
-of the weights, schedule, or checkpoints. Turns alternate, one thread, CPU time. Exit code 1 when ours takes more than 1.10
-times as long.
+The bare loop has prepared batches and only trains and validates: no plans, look-ups, hidden values, weight average,
+schedule or checkpoints. Turns alternate, on one thread, in CPU time. The exit code is 1 when the ratio is above 1.10.
 """
 
 import sys
@@ -20,7 +19,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks.machine import facts, load_average
+from benchmarks.machine import describe_machine, load_average
 from training.checkpoint import Keeper
 from training.fit import Batch, _Training
 from training.lanes import plan_epoch
@@ -35,7 +34,7 @@ TASK = Forecast(targets=(0,), horizons=(1, 6, 36, 144), quantiles=(0.1, 0.5, 0.9
 
 
 def make_series(rows: int, features: int) -> Series:
-    """Waves and noise, ten minutes apart, without a gap."""
+    """Makes waves with noise, one row every ten minutes, without a gap."""
     rng = np.random.default_rng(0)
     values = np.sin(np.arange(rows)[:, None] / np.arange(5, 5 + features)) + rng.normal(0, 0.3, (rows, features))
     times = np.datetime64("2024-01-01", "ns") + np.arange(rows) * np.timedelta64(600, "s")
@@ -44,7 +43,7 @@ def make_series(rows: int, features: int) -> Series:
 
 
 class Bare:
-    """The loop that anybody would write first, on batches that lie ready."""
+    """The simplest training loop, on prepared batches."""
 
     def __init__(self, training: _Training, architecture: Architecture, series: Series, settings: Fit) -> None:
         split = split_by_time(series, train=0.7, validation=0.15, horizon=max(TASK.horizons))
@@ -57,7 +56,7 @@ class Bare:
         self.batches: list[Batch] = []
 
     def prepare(self, seed: int) -> None:
-        """Lay the batches ready that ours will make from this seed: the same rows in the same order."""
+        """Prepares the batches of this seed: the same rows in the same order as in the measured epoch."""
         plan = plan_epoch(
             self.training.stretches,
             lanes=self.settings.lanes,
@@ -69,7 +68,7 @@ class Bare:
         self.batches = [_own(batch) for batch in self.training.batches(plan)]
 
     def epoch(self) -> float:
-        """Learn from every batch, then validate."""
+        """Trains on every batch, then validates."""
         self.network.train()
         state = self.network.fresh_state(self.settings.lanes)
         for batch in self.batches:
@@ -96,14 +95,14 @@ def _own(batch: Batch) -> Batch:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """CPU time of a turn: what others do on the machine stays out of it as far as it can."""
+    """Returns the CPU time of a function, which depends little on other programs."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
 def compare(rows: int, rounds: int, folder: Path, **shape: int) -> tuple[float, float, float]:
-    """Median seconds of an epoch of ours and of a bare one, and the median of their ratio in the same round."""
+    """Returns the median seconds of both epochs, and the median of their ratio in the same round."""
     series = make_series(rows, FEATURES)
     split = split_by_time(series, train=0.7, validation=0.15, horizon=max(TASK.horizons))
     architecture = Architecture(features=FEATURES, task=TASK, **shape)
@@ -127,17 +126,17 @@ def compare(rows: int, rounds: int, folder: Path, **shape: int) -> tuple[float, 
         sides = (ours, bare.epoch) if number % 2 else (bare.epoch, ours)
         took = {side: seconds(side) for side in sides}
         turns.append((took[ours], took[bare.epoch]))
-    turns = turns[1:]  # the first one warms up
+    turns = turns[1:]  # the first one is the warm-up
     mine, its = zip(*turns, strict=True)
     return median(mine), median(its), median(one / other for one, other in turns)
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each side has its turn.")] = 21,
-    rows: Annotated[int, typer.Option(min=2000, help="Of the series.")] = 20_000,
-    quick: Annotated[bool, typer.Option("--quick", help="Only sees that it runs; no figures to quote.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 21,
+    rows: Annotated[int, typer.Option(min=2000, help="Rows of the series.")] = 20_000,
+    quick: Annotated[bool, typer.Option("--quick", help="Only check that it runs.")] = False,
 ) -> None:
-    """Compare an epoch of ours with a bare loop."""
+    """Compare an epoch with a bare loop."""
     torch.set_num_threads(1)
     if quick:
         rounds, rows = 1, 4000
@@ -148,7 +147,7 @@ def main(
             mine, its, ratio = compare(rows, rounds, Path(folder), hidden=hidden, layers=layers)
         print(f"| {hidden} × {layers} | {1000 * mine:.0f} | {1000 * its:.0f} | {ratio:.3f} |")
         worst = max(worst, ratio)
-    print(", ".join(f"{name} {value}" for name, value in facts().items()), f", load {load_average():.1f}")
+    print(f"{describe_machine()}, load {load_average():.1f}")
     if not quick and worst > RATIO_MAX:
         sys.exit(f"an epoch takes {worst:.2f} times a bare loop's, expected at most {RATIO_MAX}")
 

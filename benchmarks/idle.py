@@ -1,9 +1,9 @@
-"""What parked streams cost: a hundred thousand are opened, stepped once and parked; then a random thousand wake.
+"""Measures the cost of parked streams: opens, steps and parks a hundred thousand, then wakes a random thousand.
 
 python benchmarks/idle.py [--streams 100000] [--wake 1000] [--quick]
 
-Prints the server's resident memory before and after, and whether every stream that woke answered as the graph does alone.
-Exit code 1 if one did not, or if memory has grown by more than 30 MB.
+Prints the server's resident memory before and after, and whether every woken stream answered as the graph does alone. The
+exit code is 1 if one did not, or if memory grew by more than 30 MB.
 """
 
 import asyncio
@@ -18,58 +18,58 @@ import numpy as np
 import typer
 import uvloop
 from compare import CONNECTIONS, VALUES, Quick
-from machine import ROOT, facts
+from machine import ROOT, describe_machine
 from model import write_model
-from side import Side, serve
-from visit import Visit, one
+from sequential_call import SequentialCall, predict_call
+from server_process import ServerProcess, serve
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.frames import Connection
+from serving.bench.http2 import Connection
 
 sys.path.insert(0, str(ROOT))
 from tests.support import replay
 
 GROWTH_MAX_MB = 30.0
-# As many calls at a time as a busy gateway would have.
+# The number of concurrent calls, as of a busy gateway.
 AT_ONCE = 256
-# They fill caches that every server has; what comes after them is the streams.
+# The first streams fill the caches of the server. The growth after them is the cost of the streams.
 FIRST = 1000
 
 
-async def visit_all(side: Side, names: Iterable[int], truth: bytes) -> int:
-    """Opens each stream, steps it once and closes it; gives how many were not answered with that."""
+async def step_all(side: ServerProcess, names: Iterable[int], truth: bytes) -> int:
+    """Opens each stream, steps it once and closes it. Returns the number of wrong answers."""
     left = iter(names)
     wrong = 0
 
-    async def visit_some(connection: Connection) -> None:
+    async def step_some(connection: Connection) -> None:
         nonlocal wrong
         for name in left:
-            visit = Visit(connection, one(f"sensor-{name}"))
-            await visit.open()
-            prediction = pb.PredictResponse.FromString(await visit.step()).prediction
+            call = SequentialCall(connection, predict_call(f"sensor-{name}"))
+            await call.open()
+            prediction = pb.PredictResponse.FromString(await call.step()).prediction
             wrong += list(prediction.outputs) != [truth]
-            await visit.close(forget=False)
+            await call.close(forget=False)
 
     connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
-    await asyncio.gather(*(visit_some(connections[place % CONNECTIONS]) for place in range(AT_ONCE)))
+    await asyncio.gather(*(step_some(connections[index % CONNECTIONS]) for index in range(AT_ONCE)))
     for connection in connections:
         connection.close()
     return wrong
 
 
 async def measure(folder: Path, streams: int, wake: int) -> tuple[float, int]:
-    """The growth in MB, and how many answers were wrong."""
+    """Returns the growth in MB and the number of wrong answers."""
     graph = write_model(folder).read_bytes()
-    # Every call begins with the same row.
+    # Every call starts with the same row.
     truth = [answer["y"].tobytes() for answer in replay(graph, VALUES[[1, 1]])]
-    with Side("idle", serve(folder, "--state", f"sqlite://{folder}/state.db")) as side:
-        wrong = await visit_all(side, range(FIRST), truth[0])
+    with ServerProcess("idle", serve(folder, "--state", f"sqlite://{folder}/state.db")) as side:
+        wrong = await step_all(side, range(FIRST), truth[0])
         before, begun = side.resident_bytes() / 2**20, time.monotonic()
-        wrong += await visit_all(side, range(FIRST, streams), truth[0])
+        wrong += await step_all(side, range(FIRST, streams), truth[0])
         after, seconds = side.resident_bytes() / 2**20, time.monotonic() - begun
         live = side.metric("tidegate_streams", state="live")
         chosen = np.random.default_rng(0).choice(streams, wake, replace=False)
-        wrong += await visit_all(side, chosen.tolist(), truth[1])
+        wrong += await step_all(side, chosen.tolist(), truth[1])
     print(
         f"{streams:,} streams opened, stepped and parked ({(streams - FIRST) / seconds:,.0f} a second), {live:g} still live"
     )
@@ -81,8 +81,8 @@ async def measure(folder: Path, streams: int, wake: int) -> tuple[float, int]:
 
 
 def main(
-    streams: Annotated[int, typer.Option(min=FIRST + 1, help="How many.")] = 100_000,
-    wake: Annotated[int, typer.Option(min=1, help="How many wake.")] = 1000,
+    streams: Annotated[int, typer.Option(min=FIRST + 1, help="Number of streams.")] = 100_000,
+    wake: Annotated[int, typer.Option(min=1, help="Number of streams to wake.")] = 1000,
     quick: Quick = False,
 ) -> None:
     """Measure what parked streams cost in memory."""
@@ -90,7 +90,7 @@ def main(
         streams, wake = FIRST + 200, 20
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         growth_mb, wrong = uvloop.run(measure(Path(folder), streams, wake))
-    print(", ".join(f"{name} {value}" for name, value in facts().items()))
+    print(describe_machine())
     if wrong or (growth_mb > GROWTH_MAX_MB and not quick):
         raise typer.Exit(1)
 

@@ -1,10 +1,10 @@
-"""Measures what live streams cost in memory: ten thousand on ten calls of `PredictBlocks`, a thousand on calls of `Predict`.
+"""Measures the memory of live streams: ten thousand on ten calls of `PredictBlocks`, a thousand on calls of `Predict`.
 
 python benchmarks/live.py [--streams 10000] [--calls 1000] [--quick]
 
-Each stream is stepped forty times, so that all the answers are there that the server remembers. What is counted is what the
-server's resident memory grows by, after a first five thousand streams (a hundred calls) have filled what every server fills.
-Exit code 1 when a stream on a shared call costs more than its state and 1 KB.
+Each stream is stepped forty times, so that the server remembers the maximum number of answers. The result is the growth
+of the server's resident memory, after five thousand streams (or a hundred calls) have filled the caches of the server.
+The exit code is 1 when a stream on a shared call costs more than its state and 1 KB.
 """
 
 import asyncio
@@ -16,51 +16,52 @@ from typing import Annotated
 import typer
 import uvloop
 from compare import CONNECTIONS, Quick
-from machine import facts
+from machine import describe_machine
 from model import HIDDEN, OUTPUTS, state_names, write_model
-from side import Side, serve
-from visit import Visit, block, one
+from sequential_call import SequentialCall, predict_blocks_call, predict_call
+from server_process import ServerProcess, serve
 
-from serving.bench.frames import Connection
-from serving.bench.speech import Speech
+from serving.bench.encoding import Encoding
+from serving.bench.http2 import Connection
 
-# The ring of answers, as the server comes, is full after 32.
+# The server remembers 32 answers by default.
 STEPS = 40
 REST_BYTES_MAX = 1024
 STATE_BYTES = 4 * HIDDEN * len(state_names())
 ANSWERS_REMEMBERED = 32
 STREAMS_FIRST = 5000
 CALLS_FIRST = 100
-# Streams are opened and stepped so many at a time: messages that hold all of them would be counted with them.
+# The number of streams per message. Larger messages would add to the measured memory.
 ROWS = 1000
-# numpy asks for huge pages for the slabs of state, and the system then backs rows two megabytes at a time, used or not:
-# several thousand streams too early or too late for what is asked here.
-# One connection takes nearly all of the live streams that a server may have.
+# Without huge pages for the state arrays: the system would allocate 2 MB at a time, used or not, too coarse for this
+# measurement. One connection holds nearly all live streams that a server allows.
 SETTINGS = {"NUMPY_MADVISE_HUGEPAGE": "0", "TIDEGATE_PEER_LIVE_MAX": "16384"}
 RUN_SECONDS_MAX = 300
-# The store is behind by a fraction of a second; a loaded machine may take many times as long.
+# The store is behind by a fraction of a second, or by many times that on a busy machine.
 STORE_SECONDS_MAX = 60
 
 
-async def settled_bytes(side: Side) -> int:
-    """The memory of a server once it has stored everything."""
+async def settled_bytes(side: ServerProcess) -> int:
+    """Returns the memory of a server once it has stored everything."""
     async with asyncio.timeout(STORE_SECONDS_MAX):
         while side.metric("tidegate_unsaved_seconds"):  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.1)
     return side.resident_bytes()
 
 
-async def growth_of(side: Side, speech: Callable[[int], Speech], rows: int, first: int, count: int) -> float:
-    """What a stream costs that shares its call with so many rows, after the first streams."""
+async def growth_of(
+    side: ServerProcess, encoding: Callable[[int], Encoding], rows: int, first: int, count: int
+) -> float:
+    """Returns the memory per stream, for calls with that many rows, after the first streams."""
     connections = [await Connection.open(side.address) for _ in range(CONNECTIONS)]
 
     async def step_all(count: int) -> None:
         sizes = [min(rows, count - at) for at in range(0, count, rows)]
-        visits = [Visit(connections[place % CONNECTIONS], speech(size)) for place, size in enumerate(sizes)]
+        calls = [SequentialCall(connections[index % CONNECTIONS], encoding(size)) for index, size in enumerate(sizes)]
         at_once = max(1, CALLS_FIRST // rows)
-        for act in (Visit.open, *[Visit.step] * STEPS):
-            for at in range(0, len(visits), at_once):
-                await asyncio.gather(*map(act, visits[at : at + at_once]))
+        for act in (SequentialCall.open, *[SequentialCall.step] * STEPS):
+            for at in range(0, len(calls), at_once):
+                await asyncio.gather(*map(act, calls[at : at + at_once]))
 
     await step_all(first)
     before = await settled_bytes(side)
@@ -72,14 +73,16 @@ async def growth_of(side: Side, speech: Callable[[int], Speech], rows: int, firs
 
 
 async def measure(streams: int, calls: int) -> tuple[float, float]:
-    """Both growths, each on a server of its own."""
+    """Returns both costs, each of its own server."""
     with TemporaryDirectory(prefix="tidegate-bench-") as folder:
         write_model(Path(folder))
         async with asyncio.timeout(RUN_SECONDS_MAX):
-            with Side("blocks", serve(Path(folder), "--data-dir", f"{folder}/a"), SETTINGS) as side:
-                of_streams = await growth_of(side, lambda rows: block([""] * rows), ROWS, STREAMS_FIRST, streams)
-            with Side("calls", serve(Path(folder), "--data-dir", f"{folder}/b"), SETTINGS) as side:
-                return of_streams, await growth_of(side, lambda _: one(), 1, CALLS_FIRST, calls)
+            with ServerProcess("blocks", serve(Path(folder), "--data-dir", f"{folder}/a"), SETTINGS) as side:
+                of_streams = await growth_of(
+                    side, lambda rows: predict_blocks_call([""] * rows), ROWS, STREAMS_FIRST, streams
+                )
+            with ServerProcess("calls", serve(Path(folder), "--data-dir", f"{folder}/b"), SETTINGS) as side:
+                return of_streams, await growth_of(side, lambda _: predict_call(), 1, CALLS_FIRST, calls)
 
 
 def main(
@@ -89,7 +92,7 @@ def main(
     calls: Annotated[int, typer.Option(min=1, help="Predict calls.")] = 1000,
     quick: Quick = False,
 ) -> None:
-    """Measure what live streams cost in memory."""
+    """Measure the memory of live streams."""
     if quick:
         streams, calls = 500, 50
     of_streams, of_calls = uvloop.run(measure(streams, calls))
@@ -98,7 +101,7 @@ def main(
     print(f"{streams:,} live streams, {ROWS:,} a call: {of_streams:,.0f} bytes each")
     print(f"  its state {STATE_BYTES:,}, the rest {rest:,.0f}, of which remembered answers {answers:,}")
     print(f"{calls:,} calls of one stream: {of_calls:,.0f} bytes each, {of_calls - of_streams:,.0f} more than above")
-    print(", ".join(f"{name} {value}" for name, value in facts().items()))
+    print(describe_machine())
     if rest > REST_BYTES_MAX and not quick:
         print(f"a live stream costs {rest:,.0f} bytes beside its state, expected at most {REST_BYTES_MAX:,}")
         raise typer.Exit(1)

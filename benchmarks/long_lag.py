@@ -1,9 +1,10 @@
-"""Which cells learn to name a symbol after so many timesteps of distractors, and how long that takes on one thread.
+"""Measures which cells learn to recall a symbol after many timesteps of distractors, and how long that takes on one thread.
 
 python -m benchmarks.long_lag [--quick]
 
-The task of `tests/training/recall.py`, after Hochreiter & Schmidhuber (1997). Gates begin by holding the state for up to
-five times the lag (`--memory`); gradients reach back over the whole lag. Exit code 1 where a cell with gates does not learn.
+The task is that of `tests/training/recall.py`, after Hochreiter & Schmidhuber (1997). Gates start by holding the state for
+up to five times the lag (`--memory`), and gradients reach back over the whole lag. The exit code is 1 when a cell with
+gates does not learn.
 """
 
 import argparse
@@ -19,20 +20,20 @@ from training.settings import Fit, Shape
 
 LAGS = (200, 500, 1000)
 GOAL = 0.95
-# Has no gates: shown beside the others, and expected to guess.
+# It has no gates. It is shown for comparison and expected to guess.
 UNGATED = "rnn"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each lag and cell; gives the exit code."""
+    """Print a row for each lag and cell. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--sequences", type=int, default=640, help="that teach")
-    parser.add_argument("--quick", action="store_true", help="one lag of 50: sees that it runs")
+    parser.add_argument("--sequences", type=int, default=640, help="training sequences")
+    parser.add_argument("--quick", action="store_true", help="one lag of 50: only check that it runs")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     missed = []
-    print(f"a guess: {1 / len(CLASSES):.0%}\n\n| lag | cell | named rightly | epochs | s |\n|---|---|---|---|---|")
+    print(f"a guess: {1 / len(CLASSES):.0%}\n\n| lag | cell | accuracy | epochs | s |\n|---|---|---|---|---|")
     for lag in (50,) if arguments.quick else LAGS:
         task = Task.of(lag, teach=arguments.sequences)
         settings = Fit(

@@ -1,4 +1,4 @@
-"""The machine, the versions and the commit that a figure belongs to."""
+"""The machine, the versions and the commit that a measurement belongs to."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ Fact = str | int | float
 
 
 def facts() -> dict[str, Fact]:
-    """What a reader must know to compare: cores, CPU, system, Python, packages, commit."""
+    """Returns what a reader needs to compare: cores, CPU, system, Python, packages, commit."""
     machine = this_machine()
     return {
         "cores": machine.cores,
@@ -28,13 +28,18 @@ def facts() -> dict[str, Fact]:
     }
 
 
+def describe_machine() -> str:
+    """Returns the facts as one line."""
+    return ", ".join(f"{name} {value}" for name, value in facts().items())
+
+
 def load_average() -> float:
-    """Processes that wanted a core in the last minute, ours included. Much above ours: somebody else is measured too."""
+    """The mean number of processes that wanted a core in the last minute. A high value means that other programs disturbed."""
     return os.getloadavg()[0]
 
 
 def _commit() -> str:
-    """The commit that was measured, with a plus when files were changed on top of it; empty outside a clone."""
+    """Returns the commit, with a plus when files were changed since; empty outside a clone."""
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True

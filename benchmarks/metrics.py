@@ -1,4 +1,4 @@
-"""Measures what metrics cost: `Predict` of a server as it comes against one that measures nothing.
+"""Measures the cost of metrics: `Predict` of a server against one that updates no metrics.
 
 python benchmarks/metrics.py [--rounds 7] [--seconds 3] [--streams 128] [--quick]
 """
@@ -6,21 +6,21 @@ python benchmarks/metrics.py [--rounds 7] [--seconds 3] [--streams 128] [--quick
 import typer
 from compare import HERE, Comparison, Quick, Rounds, Seconds, Streams, Warmup, many
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
-# Endings of samples that move only when something is counted or observed.
+# The suffixes of samples that change only when something is counted or observed.
 MOVING = ("_total", "_count", "_sum", "_bucket")
 
 
-def check_sides(without: Side, with_: Side) -> None:
-    """Raises RuntimeError when the one has counted something after all, or the other has not."""
+def check_sides(without: ServerProcess, with_: ServerProcess) -> None:
+    """Raises RuntimeError when the server without metrics has counted something, or the other one nothing."""
     moved = [
         f"{name}{labels}"
         for name, labels, value in without.samples()
         if name.startswith("tidegate_") and name.endswith(MOVING) and value
     ]
     if moved:
-        raise RuntimeError(f"the server without metrics has counted {', '.join(moved)}: see unmeasured.py")
+        raise RuntimeError(f"the server without metrics has counted {', '.join(moved)}: see without_metrics.py")
     if not with_.metric("tidegate_steps_total"):
         raise RuntimeError("the server with metrics has counted no steps")
 
@@ -28,7 +28,7 @@ def check_sides(without: Side, with_: Side) -> None:
 def main(
     rounds: Rounds = 7, seconds: Seconds = 3.0, warmup: Warmup = 0.5, streams: Streams = 128, quick: Quick = False
 ) -> None:
-    """Measure what metrics cost."""
+    """Measure the cost of metrics."""
     streams = 8 if quick else streams
     with Comparison("without", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder
@@ -36,8 +36,8 @@ def main(
         module, entry, *arguments = serve(folder)
         assert (module, entry) == ("-m", "serving")
         compare.start(
-            Side("without", [str(HERE / "unmeasured.py"), *arguments, "--data-dir", str(folder / "a")]),
-            Side("with", [module, entry, *arguments, "--data-dir", str(folder / "b")]),
+            ServerProcess("without", [str(HERE / "without_metrics.py"), *arguments, "--data-dir", str(folder / "a")]),
+            ServerProcess("with", [module, entry, *arguments, "--data-dir", str(folder / "b")]),
         )
         compare.case(many(streams), streams=streams)
         check_sides(*compare.sides)

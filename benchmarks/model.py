@@ -1,7 +1,7 @@
-"""The model that every side runs: an LSTM with random weights, one timestep, as `docs/model.md` wants it.
+"""The model that every side runs: an LSTM with random weights, one timestep, as `docs/model.md` requires.
 
-Speed does not depend on what weights are, so nothing is trained and torch is not needed. Unless a benchmark is about
-sizes, the graph is that of design section 6: 8 features, hidden size 64, one layer, 4 outputs.
+Speed does not depend on the weights, so nothing is trained and torch is not needed. By default the graph has 8 features,
+hidden size 64, one layer and 4 outputs.
 """
 
 import json
@@ -17,7 +17,7 @@ OUTPUTS = 4
 
 
 def write_model(root: Path, name: str = "bench", *, hidden: int = HIDDEN, layers: int = 1) -> Path:
-    """Writes `root`/`name`/1/model.onnx and gives its path."""
+    """Writes `root`/`name`/1/model.onnx. Returns its path."""
     path = root / name / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     path.write_bytes(_graph(hidden, layers))
@@ -25,7 +25,7 @@ def write_model(root: Path, name: str = "bench", *, hidden: int = HIDDEN, layers
 
 
 def state_names(layers: int = 1) -> list[str]:
-    """The names of the state tensors, each [1, batch, hidden]."""
+    """Returns the names of the state tensors, each [1, batch, hidden]."""
     return [f"{tensor}{layer or ''}" for layer in range(layers) for tensor in ("h", "c")]
 
 
@@ -45,7 +45,7 @@ def _graph(hidden: int, layers: int) -> bytes:
         constants += [weights(f"B{n}", 1, 8 * hidden)]
         inputs = [sequence, f"W{n}", f"R{n}", f"B{n}", "", f"h{n}", f"c{n}"]
         nodes.append(helper.make_node("LSTM", inputs, ["", f"h{n}_next", f"c{n}_next"], hidden_size=hidden))
-        # (1, batch, hidden): a sequence of one timestep for the layer above, as it stands.
+        # (1, batch, hidden): already a sequence of one timestep for the next layer.
         sequence, width = f"h{n}_next", hidden
     constants.append(weights("head", hidden, OUTPUTS))
     nodes += [

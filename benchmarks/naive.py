@@ -1,7 +1,7 @@
-"""The naive server: what one writes in an afternoon. A thread a call, `session.run` for each message, state in a local.
+"""A naive server: one thread per call, `session.run` for each message, the state in a local variable.
 
-It promises nothing that Tidegate promises: no numbers, no resume, no bounds. Run by `predict.py` with the model's path
-and the number of threads; prints the ready line of `side.py`.
+It has none of Tidegate's guarantees: no step numbers, no resume, no limits. `predict.py` runs it with the path of the
+model and the number of threads. It prints a ready line, as `server_process.py` expects.
 """
 
 import sys
@@ -24,7 +24,7 @@ class Naive(pb_grpc.TidegateServiceServicer):
     def __init__(self, path: str) -> None:
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
-        # As in Tidegate, and to its own good: more threads spin against each other on a model this small.
+        # As in Tidegate. With a model this small, more threads only slow each other down.
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(path, options)
 

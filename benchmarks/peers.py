@@ -1,10 +1,10 @@
-"""Measures `Predict` against the one peer that keeps state: Triton's sequence batcher, on the same model with the same client.
+"""Measures `Predict` against Triton's sequence batcher, on the same model with the same client.
 
 make bench-peers, or python benchmarks/peers.py --triton FOLDER
 
-FOLDER is a virtual environment with `nvidia-pytriton`, whose wheel holds the server, and `onnxruntime`, both for the Python
-that runs this. Cases go on until Triton dies, which is told: with 64 streams it sometimes did and with 128 nearly always,
-of SIGSEGV in TRITONSERVER_InferenceRequestDelete, within seconds.
+FOLDER is a virtual environment with `nvidia-pytriton`, which contains the server, and `onnxruntime`, both for the Python
+that runs this. The benchmark continues until Triton crashes, which it prints. With 64 streams Triton sometimes crashed,
+with 128 nearly always, within seconds: SIGSEGV in TRITONSERVER_InferenceRequestDelete.
 """
 
 from functools import partial
@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from compare import HERE, Comparison, Quick, Rounds, Seconds, Warmup, many
 from model import write_model
-from side import Side, serve
-from triton_load import triton_speech
+from server_process import ServerProcess, serve
+from triton_load import triton_encoding
 
 from serving.bench.run import BenchFailed
 
@@ -26,7 +26,7 @@ def main(
     seconds: Seconds = 3.0,
     warmup: Warmup = 0.5,
     streams: Annotated[
-        list[int] | None, typer.Option(help="Streams at once; give it again for more cases. [1, 16, 64, 128]")
+        list[int] | None, typer.Option(help="Number of streams; repeat it for several cases. [1, 16, 64, 128]")
     ] = None,
     quick: Quick = False,
 ) -> None:
@@ -34,17 +34,17 @@ def main(
     with Comparison("triton", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder
         graph = write_model(folder / "models")
-        compare.start(Side("tidegate", serve(folder / "models", "--data-dir", str(folder / "data"))))
+        compare.start(ServerProcess("tidegate", serve(folder / "models", "--data-dir", str(folder / "data"))))
         arguments = [str(HERE / "triton" / "server.py"), str(triton), str(graph), str(folder / "triton")]
-        peer = compare.enter_context(Side("triton", arguments))
+        peer = compare.enter_context(ServerProcess("triton", arguments))
         for count in streams or ([8] if quick else [1, 16, 64, 128]):
-            turns = {peer.name: partial(compare.measure, peer, streams=count, speech=triton_speech)}
+            turns = {peer.name: partial(compare.measure, peer, streams=count, make_encoding=triton_encoding)}
             try:
                 compare.case(many(count), turns, streams=count)
             except (RuntimeError, BenchFailed):
                 if peer.alive:
                     raise
-                compare.console.print(f"{many(count)}: {peer.name} died")
+                compare.console.print(f"{many(count)}: {peer.name} crashed")
                 break
 
 

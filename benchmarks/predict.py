@@ -1,4 +1,4 @@
-"""Measures `Predict` against a bare grpc.aio echo and a naive sync server, in one run with the same client.
+"""Measures `Predict` against a bare grpc.aio echo and a naive synchronous server, in one run with the same client.
 
 python benchmarks/predict.py --help
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from compare import CONNECTIONS, HERE, Comparison, JsonPath, Quick, Rounds, Seconds, Warmup, many
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 
 def main(
@@ -16,11 +16,9 @@ def main(
     seconds: Seconds = 3.0,
     warmup: Warmup = 0.5,
     streams: Annotated[
-        list[int] | None, typer.Option(help="Streams at once; give it again for more cases. [1, 128]")
+        list[int] | None, typer.Option(help="Number of streams; repeat it for several cases. [1, 128]")
     ] = None,
-    connections: Annotated[
-        int, typer.Option(min=1, help="Connections that a client process spreads its streams over.")
-    ] = CONNECTIONS,
+    connections: Annotated[int, typer.Option(min=1, help="Connections of each client process.")] = CONNECTIONS,
     clients: Annotated[int, typer.Option(min=1, help="Client processes.")] = 1,
     quick: Quick = False,
     json_path: JsonPath = None,
@@ -30,10 +28,10 @@ def main(
     with Comparison("echo", rounds, seconds, warmup, quick=quick, clients=clients, json_path=json_path) as compare:
         model = write_model(compare.folder)
         compare.start(
-            Side("tidegate", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
-            Side("echo", [str(HERE / "echo.py")]),
-            # A call holds a thread until it ends, and the calls of the turn before may still be ending.
-            Side("naive", [str(HERE / "naive.py"), str(model), str(2 * max(counts))]),
+            ServerProcess("tidegate", serve(compare.folder, "--data-dir", str(compare.folder / "data"))),
+            ServerProcess("echo", [str(HERE / "echo.py")]),
+            # A call uses a thread until it ends, and calls of the previous turn may still be ending.
+            ServerProcess("naive", [str(HERE / "naive.py"), str(model), str(2 * max(counts))]),
         )
         for count in counts:
             compare.case(many(count), streams=count, connections=connections)

@@ -1,8 +1,8 @@
-"""Measures how long a server takes to be ready: from its start as a process to its ready line, with the committed model.
+"""Measures the start of a server: from the start of the process to the ready line, with the committed model.
 
 python benchmarks/ready.py [--rounds 7] [--quick]
 
-Beside it what it cannot be faster than: Python that does nothing, and Python that imports what the server stands on.
+It is compared with its lower limits: Python that does nothing, and Python that imports the same libraries.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 from compare import Comparison, Quick, Rounds
 from machine import ROOT
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 BASE = "tidegate"
 FLOORS = {
@@ -24,21 +24,21 @@ FLOORS = {
 
 
 def ready_seconds(data: Path) -> dict[str, float]:
-    """Starts a server and waits for its ready line, then stops it."""
+    """Starts a server, waits for its ready line, and stops it."""
     begun = time.perf_counter()
-    with Side(BASE, serve(ROOT / "models", "--data-dir", str(data))):
+    with ServerProcess(BASE, serve(ROOT / "models", "--data-dir", str(data))):
         return {"ms": (time.perf_counter() - begun) * 1000}
 
 
 def run_seconds(code: str) -> dict[str, float]:
-    """Runs a line of Python in a process of its own."""
+    """Runs a line of Python in a new process."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     return {"ms": (time.perf_counter() - begun) * 1000}
 
 
 def main(rounds: Rounds = 7, quick: Quick = False) -> None:
-    """Measure how long a server takes to be ready."""
+    """Measure the start of a server."""
     with Comparison(BASE, rounds, 0.0, 0.0, quick=quick) as compare:
         turns = {name: partial(run_seconds, code) for name, code in FLOORS.items()}
         turns[BASE] = partial(ready_seconds, compare.folder / "data")

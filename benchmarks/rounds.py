@@ -1,4 +1,4 @@
-"""Rounds: every side in turn, again and again, so that what the machine does meanwhile hits all alike."""
+"""Rounds: all sides are measured in turn, several times, so that disturbances of the machine affect all of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,36 +20,36 @@ class Sample:
 
 
 def interleave(rounds: int, sides: Sequence[T]) -> Iterator[tuple[int, T]]:
-    """A B C A B C ...: gives the number of the round, from 1, and whose turn it is."""
+    """Yields A B C A B C ...: the number of the round, from 1, and the side."""
     for number in range(1, rounds + 1):
         for side in sides:
             yield number, side
 
 
 class Results:
-    """What was measured, and its medians."""
+    """All measurements, and their medians."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
 
     def add(self, sample: Sample) -> None:
-        """Keeps a sample."""
+        """Adds a sample."""
         self.samples.append(sample)
 
     def median(self, case: str, side: str, figure: str) -> float | None:
-        """Median over the rounds; None when the side has no such figure."""
+        """Returns the median over the rounds; None when the side has no such number."""
         mine = self._by_round(case, side, figure).values()
         return median(mine) if mine else None
 
     def ratio(self, case: str, side: str, base: str, figure: str) -> float | None:
-        """Median over the rounds of a side's figure divided by the base's in the same round; None when there is none."""
+        """Returns the median over the rounds of a side's number divided by the base's in the same round; None when unknown."""
         mine, theirs = self._by_round(case, side, figure), self._by_round(case, base, figure)
-        # In a short window the kernel may have counted no hundredth of a second for the base.
+        # In a short time the CPU time of the base can be zero: the kernel counts in hundredths of a second.
         both = [number for number in mine.keys() & theirs.keys() if theirs[number]]
         return median(mine[number] / theirs[number] for number in both) if both else None
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Every sample."""
+        """Returns all samples as dictionaries."""
         return [asdict(sample) for sample in self.samples]
 
     def _by_round(self, case: str, side: str, figure: str) -> dict[int, float]:

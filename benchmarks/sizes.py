@@ -1,8 +1,9 @@
-"""Measures how the cost of a step grows with the model, the streams and the rows of a block; prints tables in Markdown.
+"""Measures how the cost of a timestep grows with the model, the streams and the rows of a block; prints Markdown tables.
 
 python benchmarks/sizes.py [--rounds 3] [--seconds 1] [--quick]
 
-For `docs/performance.md`. Each model has a server of its own, which stores as it comes; cases that are compared, more streams or rows, take turns.
+The tables are for `docs/performance.md`. Each model has its own server with the default store. Cases that are compared
+take turns.
 """
 
 import typer
@@ -10,7 +11,7 @@ from bare import Bare
 from compare import Comparison, Quick, Rounds, Seconds, Warmup, many, shown
 from model import write_model
 from rounds import Results, interleave
-from side import Side, serve
+from server_process import ServerProcess, serve
 
 HIDDEN = (16, 64, 128, 256)
 LAYERS = (1, 2)
@@ -19,10 +20,10 @@ ROWS = (64, 256, 1024, 4096)
 
 
 def measure(compare: Comparison, model: str, hidden: int, layers: int) -> None:
-    """Measures one model: bare, in blocks, and alone with its streams."""
+    """Measures one model: bare, with blocks, and with single streams."""
     folder = compare.folder / model
     bare = Bare(write_model(folder, hidden=hidden, layers=layers))
-    with bare, Side("tidegate", serve(folder, "--data-dir", str(folder / "data"))) as side:
+    with bare, ServerProcess("tidegate", serve(folder, "--data-dir", str(folder / "data"))) as side:
         for number, streams in interleave(compare.rounds, STREAMS):
             compare.add(f"streams {streams}", number, model, compare.measure(side, streams=streams))
         for number, rows in interleave(compare.rounds, ROWS):
@@ -31,7 +32,7 @@ def measure(compare: Comparison, model: str, hidden: int, layers: int) -> None:
 
 
 def print_table(results: Results, models: list[str], columns: dict[str, tuple[str, str]]) -> None:
-    """A table: a row a model, a column for each title, which has a case and a figure."""
+    """Prints a table: one row per model, one column per title. A column has a case and a number."""
     print("| hidden × layers | " + " | ".join(columns) + " |")
     print("|---" * (1 + len(columns)) + "|")
     for model in models:
@@ -41,7 +42,7 @@ def print_table(results: Results, models: list[str], columns: dict[str, tuple[st
 
 
 def main(rounds: Rounds = 3, seconds: Seconds = 1.0, warmup: Warmup = 0.3, quick: Quick = False) -> None:
-    """Measure how the cost of a step grows."""
+    """Measure how the cost of a timestep grows."""
     sizes = [(16, 2)] if quick else [(hidden, layers) for layers in LAYERS for hidden in HIDDEN]
     models = [f"{hidden} × {layers}" for hidden, layers in sizes]
     with Comparison("", rounds, seconds, warmup, quick=quick) as compare:

@@ -1,9 +1,9 @@
-"""`kill -9` under load: a server with a thousand streams dies at random moments and at every named crash point.
+"""`kill -9` under load: a server with a thousand streams is killed at random times and at every named crash point.
 
     python -m benchmarks.survival [--streams 1000] [--steps 60] [--kills 5] [--seed 1] [--state sqlite:///path]
 
-Prints how long each restart took and the verdict of the oracle, which steps every stream's rows alone through bare
-onnxruntime: each prediction delivered once, in order, the same bits. Exit code 1 if a single one is not.
+Prints the duration of each restart and the result of a comparison with bare onnxruntime, which steps each stream alone:
+every prediction must be delivered once, in order, bit for bit. The exit code is 1 if a single one is wrong.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from serving.runtime.crash import Point
 from tests.fleet import Fleet, Site
 from tests.support import lstm, write_model
 
-# Connections that the streams share.
+# The number of clients that share the streams.
 CLIENTS = 8
 
 
 async def kill_at_random(site: Site, fleet: Fleet, total: int, shares: list[float]) -> None:
-    """Kills the server whenever so much of the work is done."""
+    """Kills the server each time that share of the work is done."""
     await site.start()
     running = asyncio.create_task(fleet.run(clients=CLIENTS))
     for share in shares:
@@ -40,7 +40,7 @@ async def kill_at_random(site: Site, fleet: Fleet, total: int, shares: list[floa
 
 
 async def kill_at_point(site: Site, fleet: Fleet, point: str, count: int) -> None:
-    """Has the server die the `count`th time it gets to a point in its code."""
+    """Lets the server crash when it reaches a crash point for the `count`th time."""
     await site.start(crash=f"{point}:{count}")
     running = asyncio.create_task(fleet.run(clients=CLIENTS))
     await site.ended()
@@ -51,7 +51,7 @@ async def kill_at_point(site: Site, fleet: Fleet, point: str, count: int) -> Non
 
 
 async def main() -> int:
-    """Runs it; gives the exit code."""
+    """Runs the benchmark. Returns the exit code."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--streams", type=int, default=1000)
     options.add_argument("--steps", type=int, default=60)
@@ -72,7 +72,7 @@ async def main() -> int:
             total = given.streams * steps
             try:
                 if point:
-                    # A take-over is counted by the stream: half of them are open when the server dies.
+                    # A takeover is counted per stream: half of the streams are open when the server crashes.
                     count = given.streams // 2 if point == "during-take-over" else 3
                     await kill_at_point(site, fleet, point, count)
                 else:
@@ -91,7 +91,7 @@ async def main() -> int:
 
         failed += await act(f"random moments, seed {given.seed}", given.steps, 0.0)
         for point in get_args(Point):
-            # To be parked, a stream must be silent for a while.
+            # A stream is parked only after a pause.
             silent = ("--park-after", "300ms") if point == "during-park" else ()
             failed += await act(point, 4 if silent else 10, 0.7 if silent else 0.0, *silent, point=point)
     return 1 if failed else 0

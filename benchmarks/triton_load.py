@@ -1,6 +1,6 @@
-"""How a stream speaks with Triton: the same values as with Tidegate, as requests of the sequence extension.
+"""The encoding of a stream for Triton: the same values as for Tidegate, as requests of the sequence extension.
 
-The first timestep of a sequence carries START and the last END; they stand where Tidegate has its open and close.
+The first timestep of a sequence carries START and the last one END. They replace the open and the close of Tidegate.
 """
 
 from collections import Counter
@@ -12,23 +12,23 @@ from typing import Any
 import grpc
 from model import FEATURES
 
-from serving.bench.frames import prefixed
-from serving.bench.lane import Verdict
-from serving.bench.speech import APPLIED, WrongAnswer
+from serving.bench.encoding import APPLIED, UnexpectedResponse
+from serving.bench.http2 import length_prefixed
+from serving.bench.send_queue import Answer
 
 SEQUENCES = count(1)
-# Different rows of values, which a sequence sends in turn: its messages carry its number, so each has its own.
+# The number of rows that a sequence sends in turn. Its messages contain its id, so each sequence has its own.
 VALUES = 16
 
 
 @cache
 def protos() -> Any:
-    """The messages of Triton."""
+    """Returns the messages of Triton."""
     return grpc.protos("triton/infer.proto")
 
 
 class TritonSequence:
-    """One sequence; see `serving.bench.speech.Speech`."""
+    """One sequence; see `serving.bench.encoding.Encoding`."""
 
     method = "/inference.GRPCInferenceService/ModelStreamInfer"
     window = 1
@@ -38,28 +38,28 @@ class TritonSequence:
         self._values = [row.tobytes() for row in values[:VALUES]]
         self._messages = [self._request(row) for row in self._values]
 
-    def open(self) -> bytes:
-        """The first timestep."""
+    def open_request(self) -> bytes:
+        """Returns the first timestep."""
         return self._request(self._values[0], start=True)
 
-    def opened(self, response: bytes) -> Counter[str]:
-        """It was answered."""
-        self.verdict(response, 0)
+    def decode_opened(self, data: bytes) -> Counter[str]:
+        """Checks the answer to the first timestep."""
+        self.decode_answer(data, 0)
         return Counter()
 
-    def message(self, number: int, _: Mapping[int, int]) -> bytes:
-        """A timestep between."""
+    def request(self, number: int, _: Mapping[int, int]) -> bytes:
+        """Returns a timestep."""
         return self._messages[number % VALUES]
 
-    def verdict(self, response: bytes, _: int) -> Verdict:
-        """Applied; whatever else is wrong."""
-        said = protos().ModelStreamInferResponse.FromString(response)
-        if said.error_message or not said.HasField("infer_response"):
-            raise WrongAnswer(f"expected a prediction, got '{said.error_message}'")
+    def decode_answer(self, data: bytes, _: int) -> Answer:
+        """Decodes a prediction. Raises UnexpectedResponse for anything else."""
+        parsed = protos().ModelStreamInferResponse.FromString(data)
+        if parsed.error_message or not parsed.HasField("infer_response"):
+            raise UnexpectedResponse(f"expected a prediction, got '{parsed.error_message}'")
         return APPLIED
 
-    def close(self, *, forget: bool = True) -> bytes:
-        """The last timestep."""
+    def close_request(self, *, forget: bool = True) -> bytes:
+        """Returns the last timestep."""
         return self._request(self._values[0], end=forget)
 
     def _request(self, row: bytes, *, start: bool = False, end: bool = False) -> bytes:
@@ -74,9 +74,9 @@ class TritonSequence:
             inputs=[kinds.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, FEATURES])],
             raw_input_contents=[row],
         )
-        return prefixed(message.SerializeToString())
+        return length_prefixed(message.SerializeToString())
 
 
-def triton_speech(_names: list[str], values: Any, _offset: int) -> TritonSequence:
-    """The speech of a stream, made in a client process."""
+def triton_encoding(_names: list[str], values: Any, _offset: int) -> TritonSequence:
+    """Makes the encoding of a stream, in a client process."""
     return TritonSequence(values)

@@ -1,8 +1,8 @@
-"""Measures what a second worker brings: `Predict` and `PredictBlocks` of `--workers 1` against `--workers 2`.
+"""Measures the effect of a second worker: `Predict` and `PredictBlocks` with `--workers 1` and `--workers 2`.
 
 python benchmarks/workers.py [--rounds 5] [--seconds 2] [--quick]
 
-Connections are what is spread over workers, so there are many. Server CPU is that of the supervisor and all workers.
+The kernel distributes connections over the workers, so there are many. Server CPU includes the supervisor and all workers.
 """
 
 from typing import Annotated
@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 from compare import Comparison, Quick, Rounds, Seconds, Streams, Warmup, many
 from model import write_model
-from side import Side, serve
+from server_process import ServerProcess, serve
 
-# The kernel deals connections out by a hash: many of them fall about evenly, and eight may well fall as five and three.
+# The kernel distributes connections by a hash: many are divided about evenly, but eight may be divided five to three.
 CONNECTIONS = 32
 CALLS = 8
 
@@ -25,15 +25,15 @@ def main(
     rows: Annotated[int, typer.Option(min=1, help="Rows of a block.")] = 256,
     quick: Quick = False,
 ) -> None:
-    """Measure what a second worker brings."""
+    """Measure the effect of a second worker."""
     if quick:
         streams, rows = 32, 64
     with Comparison("1 worker", rounds, seconds, warmup, quick=quick) as compare:
         folder = compare.folder
         write_model(folder)
         compare.start(
-            Side("1 worker", serve(folder, "--workers", "1", "--data-dir", str(folder / "a"))),
-            Side("2 workers", serve(folder, "--workers", "2", "--data-dir", str(folder / "b"))),
+            ServerProcess("1 worker", serve(folder, "--workers", "1", "--data-dir", str(folder / "a"))),
+            ServerProcess("2 workers", serve(folder, "--workers", "2", "--data-dir", str(folder / "b"))),
         )
         title = f"Predict, {many(streams)} on {CONNECTIONS} connections"
         compare.case(title, streams=streams, connections=CONNECTIONS)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 REQUEST_BYTES_MAX = 1 << 20
 # What the commands load when they run; matplotlib, redis and torch are for few of them.
 LOADED = (
-    *("serving.cli.app", "serving.cli.bench", "serving.cli.sheet", "serving.cli.streams", "serving.cli.replay"),
+    *("serving.cli.app", "serving.cli.bench", "serving.cli.sensor_table", "serving.cli.streams", "serving.cli.replay"),
     *("serving.runtime.server", "serving.runtime.life", "serving.runtime.supervisor", "serving.bench.run"),
     *("serving.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
 )

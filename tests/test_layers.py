@@ -24,10 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.conformance": {"serving.conformance", "protos"},
     "serving.cli.conformance": {"serving.cli", "serving.conformance"},
     "serving.cli.bench": {"serving.cli", "serving.bench", "serving.client", "serving.core.spec"},
-    "serving.cli.refused": set(),
-    "serving.cli.sheet": {"serving.core.spec"},
-    "serving.cli.scoreboard": {"serving.core.spec"},
-    "serving.cli.plot": {"serving.cli.scoreboard"},
+    "serving.cli.errors": set(),
+    "serving.cli.sensor_table": {"serving.core.spec"},
+    "serving.cli.forecast_scores": {"serving.core.spec"},
+    "serving.cli.plot": {"serving.cli.forecast_scores"},
     "serving.__main__": {"serving.cli"},
 }
 
@@ -48,7 +48,7 @@ ONLY_HERE = {
     "typer": {"serving.cli"},
     "sqlite3": {"serving.store"},
     "redis": {"serving.store.redis"},
-    "matplotlib": {"serving.cli.plot", "serving.cli.replay", "serving.bench.picture"},
+    "matplotlib": {"serving.cli.plot", "serving.bench.plot"},
 }
 
 NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "training"}

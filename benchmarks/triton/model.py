@@ -1,7 +1,7 @@
-"""What Triton's Python backend runs: the same graph in onnxruntime, for all sequences that are ready, states in a dict.
+"""The model for Triton's Python backend: the same graph in onnxruntime, with the states of all sequences in a dict.
 
-Triton gives a batch of requests, each of another sequence, and says which begin and end. Numbers, resume and what survives a
-restart are nobody's business here.
+Triton passes a batch of requests, each of another sequence, and says which sequences start and end. There are no step
+numbers, no resume, and no store.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Triton starts an interpreter that heeds neither PYTHONPATH nor a virtual environment.
+# Triton starts an interpreter that ignores PYTHONPATH and virtual environments.
 sys.path.insert(0, os.environ["TRITON_PACKAGES"])
 
 import numpy as np
@@ -18,10 +18,10 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Named and called by Triton."""
+    """Triton requires this name."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the graph, which lies beside this file."""
+        """Loads the graph, which is beside this file."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"

@@ -1,6 +1,6 @@
-"""Triton as a side: lays out its folder of models, starts it, and prints the ready line of `side.py` when it can be called.
+"""Starts Triton for a comparison, and prints a ready line, as `server_process.py` expects, when it is ready.
 
-Run by `peers.py` with the folder that holds Triton's virtual environment, the path of the graph and an empty folder.
+`peers.py` runs it with the folder of Triton's virtual environment, the path of the graph and an empty folder.
 """
 
 import os
@@ -17,7 +17,7 @@ START_SECONDS_MAX = 50
 
 
 def lay_out(graph: Path, folder: Path) -> None:
-    """Writes the folder of models."""
+    """Writes the model repository."""
     version = folder / "bench" / "1"
     version.mkdir(parents=True)
     shutil.copy(HERE / "config.pbtxt", folder / "bench")
@@ -26,7 +26,7 @@ def lay_out(graph: Path, folder: Path) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody has now."""
+    """Returns a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -37,7 +37,7 @@ def main(environment: Path, graph: Path, folder: Path) -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     packages = environment / "lib" / f"python{python}" / "site-packages"
     triton = packages / "pytriton" / "tritonserver"
-    # The wheel has one for each version of Python, and Triton looks for the one to use here.
+    # The wheel has a stub for each version of Python. Triton expects the right one here.
     shutil.copy(triton / "python_backend_stubs" / python / "triton_python_backend_stub", triton / "backends" / "python")
     lay_out(graph, folder)
     port = free_port()
@@ -60,7 +60,7 @@ def main(environment: Path, graph: Path, folder: Path) -> None:
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens; Triton does when its models are loaded."""
+    """Whether the port is open. Triton opens it when its models are loaded."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -1,7 +1,17 @@
-"""A load on a server, and what was seen of it: `tidegate bench`, and the benchmarks of this repository.
+"""The load generator of `tidegate bench` and of the benchmarks in this repository.
 
-Several client processes each run streams; the parent asks, gathers and reports. What is to be done stands in `plan`, when in
-`schedule`; `load` is one process and `crew` all of them. A lane is a call: on the light client it is `light`, which sends
-`frames`, says what `speech` says and has its books in `lane`; on the client that users have it is `library`. `tally` is what
-was seen, `scrape` what the server says of itself, `result` the report.
+The parent process starts several client processes, sends each its task, and builds one report.
+
+| module | content |
+|---|---|
+| `plan` | the settings of a run |
+| `schedule` | the time at which each timestep is due |
+| `run` | one run, as the parent process sees it |
+| `processes`, `messages` | the client processes, and what they exchange with the parent |
+| `load` | the load generator inside one client process |
+| `light_client`, `send_queue`, `encoding`, `http2` | calls through a light gRPC client |
+| `python_client` | calls through `serving.client`, the client that users have |
+| `counts`, `histogram` | what a client process measured |
+| `scrape` | what the server reports on /metrics |
+| `result`, `display`, `plot` | the report as JSON, as a table and as a picture |
 """

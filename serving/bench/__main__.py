@@ -1,6 +1,7 @@
-"""`python -m serving.bench FILE`: a client process, which speaks with its parent over that open file.
+"""A client process: `python -m serving.bench FD`.
 
-Ctrl-C is the parent's business. When the parent is gone, the process closes its streams and ends.
+FD is the descriptor of an open pipe to the parent process. The parent handles Ctrl-C. When the parent has gone, this
+process closes its streams and ends.
 """
 
 import asyncio
@@ -12,73 +13,75 @@ from multiprocessing.connection import Connection
 
 import uvloop
 
-from serving.bench.library import make_library
-from serving.bench.light import make_light
-from serving.bench.load import Load, Make
+from serving.bench.light_client import make_light_runners
+from serving.bench.load import LoadGenerator, MakeRunners
+from serving.bench.messages import RunTimes, Stop, Task
 from serving.bench.plan import Clients
-from serving.bench.words import Go, Stop, Task
+from serving.bench.python_client import make_python_runners
 
-MAKE: Mapping[Clients, Make] = {"light": make_light, "python": make_library}
+MAKE_RUNNERS: Mapping[Clients, MakeRunners] = {"light": make_light_runners, "python": make_python_runners}
 
 
-class Link:
-    """The parent, as heard from inside an event loop."""
+class ParentConnection:
+    """The connection to the parent process, read by the event loop."""
 
     def __init__(self, connection: "Connection[object, object]") -> None:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._load: Load | None = None
-        self._go: asyncio.Future[Go]
+        self._load: LoadGenerator | None = None
+        self._times: asyncio.Future[RunTimes]
         self._task: asyncio.Future[Task | None] = self._loop.create_future()
-        self._loop.add_reader(connection.fileno(), self._hear)
-        os.set_blocking(connection.fileno(), True)  # uvloop has taken that away, and a word may come in pieces
+        self._loop.add_reader(connection.fileno(), self._on_readable)
+        os.set_blocking(
+            connection.fileno(), True
+        )  # uvloop made it non-blocking, but a message can arrive in several parts
 
     async def run(self) -> None:
-        """Task after task, until the parent is gone."""
+        """Runs one task after another, until the parent has gone."""
         while (task := await self._task) is not None:
-            self._task, self._go = self._loop.create_future(), self._loop.create_future()
-            self._load = load = Load(task, self.tell, MAKE[task.plan.client])
+            self._task, self._times = self._loop.create_future(), self._loop.create_future()
+            self._load = load = LoadGenerator(task, self.send, MAKE_RUNNERS[task.plan.client])
             try:
-                self.tell(await load.open())
-                self.tell(await load.run(await self._go))
+                self.send(await load.open())
+                self.send(await load.run(await self._times))
             finally:
                 self._load = None
-                await load.leave()
+                await load.close()
 
-    def tell(self, word: object) -> None:
-        """Tells the parent, if it is there."""
+    def send(self, message: object) -> None:
+        """Sends a message to the parent, if it still runs."""
         try:
-            self._connection.send(word)
+            self._connection.send(message)
         except BrokenPipeError:
-            self._end()
+            self._on_parent_gone()
 
-    def _hear(self) -> None:
+    def _on_readable(self) -> None:
         try:
-            word = self._connection.recv()
+            message = self._connection.recv()
         except (EOFError, ConnectionResetError):
             self._loop.remove_reader(self._connection.fileno())
-            self._end()
+            self._on_parent_gone()
             return
-        if isinstance(word, Task):
-            self._task.set_result(word)
-        elif isinstance(word, Go):
-            self._go.set_result(word)
-        elif isinstance(word, Stop) and self._load is not None:
-            self._load.stop(word.end)
+        if isinstance(message, Task):
+            self._task.set_result(message)
+        elif isinstance(message, RunTimes):
+            self._times.set_result(message)
+        elif isinstance(message, Stop) and self._load is not None:
+            self._load.stop(message.end)
 
-    def _end(self) -> None:
+    def _on_parent_gone(self) -> None:
         now = time.monotonic()
         if self._load is not None:
             self._load.stop(now)
-            if not self._go.done():
-                self._go.set_result(Go(now, now, now))
+            if not self._times.done():
+                self._times.set_result(RunTimes(now, now, now))
         if not self._task.done():
             self._task.set_result(None)
 
 
 async def serve(connection: "Connection[object, object]") -> None:
-    """From the first task to the last report."""
-    await Link(connection).run()
+    """Runs tasks until the parent has gone."""
+    await ParentConnection(connection).run()
 
 
 if __name__ == "__main__":

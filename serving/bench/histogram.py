@@ -1,7 +1,8 @@
-"""Latencies by bucket, to one percent, whatever their size; those of several processes add up.
+"""A latency histogram with a resolution of one percent. Histograms of several processes can be merged.
 
-Buckets grow by 1 %, so a bucket's middle is within 0.5 % of whatever is in it. What was never answered is counted too: it
-is slower than everything that was, and a percentile that falls among it is not known.
+Each bucket is 1 % wider than the one before it, so the middle of a bucket is within 0.5 % of every value in it.
+Timesteps without an answer are counted too: they are slower than all others. A quantile that falls among them is
+unknown.
 """
 
 import math
@@ -10,73 +11,73 @@ from typing import Self
 
 import numpy as np
 
-# Nothing over a socket is quicker.
+# No answer over a socket is faster.
 LOWEST_S = 1e-6
 GROWTH = 1.01
-# The last one is at 1,180 s: longer than a run waits for an answer.
+# The last bucket is at 1,180 s. No run waits that long for an answer.
 BUCKETS = 2100
 
 _SCALE = 1.0 / math.log(GROWTH)
 
 
 class Histogram:
-    """Counts by bucket; `unanswered` are those without a latency."""
+    """Counts by bucket. `unanswered` counts timesteps that have no latency."""
 
-    __slots__ = ("counts", "longest_s", "unanswered")
+    __slots__ = ("counts", "max_s", "unanswered")
 
     def __init__(self) -> None:
-        self.counts = [0] * BUCKETS  # a list: to add to one place of an array costs three times as much
-        self.longest_s = 0.0
+        self.counts = [0] * BUCKETS  # a list: changing one element of an array costs three times as much
+        self.max_s = 0.0
         self.unanswered = 0
 
     def __len__(self) -> int:
-        """All that were answered."""
+        """The number of answered timesteps."""
         return sum(self.counts)
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """So many that took that long."""
-        self.add_to(bucket_of(seconds), seconds, count)
+        """Adds a latency, `count` times."""
+        self.add_to_bucket(bucket_index(seconds), seconds, count)
 
-    def add_to(self, bucket: int, seconds: float, count: int) -> None:
-        """The same, where it is known already which bucket that is."""
+    def add_to_bucket(self, bucket: int, seconds: float, count: int) -> None:
+        """Adds a latency whose bucket is known."""
         self.counts[bucket] += count
-        self.longest_s = max(self.longest_s, seconds)
+        self.max_s = max(self.max_s, seconds)
 
     def merge(self, other: Self) -> None:
-        """Adds what another one holds."""
+        """Adds the content of another histogram."""
         self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
-        self.longest_s = max(self.longest_s, other.longest_s)
+        self.max_s = max(self.max_s, other.max_s)
         self.unanswered += other.unanswered
 
-    def quantile(self, share: float) -> float | None:
-        """The latency in seconds that a share of all did not exceed, to 1 %; None when it is not known."""
+    def quantile(self, fraction: float) -> float | None:
+        """Returns a quantile of the latency in seconds, exact to 1 %; None when it is unknown."""
         answered = len(self)
-        rank = max(1, math.ceil(share * (answered + self.unanswered)))
+        rank = max(1, math.ceil(fraction * (answered + self.unanswered)))
         if rank > answered:
             return None
-        place = int(np.searchsorted(np.cumsum(self.counts), rank))
-        return min(float(LOWEST_S * GROWTH ** (place + 0.5)), self.longest_s)
+        index = int(np.searchsorted(np.cumsum(self.counts), rank))
+        return min(float(LOWEST_S * GROWTH ** (index + 0.5)), self.max_s)
 
     def buckets(self) -> Iterator[tuple[float, int]]:
-        """Upper bound in seconds and count of each bucket that is not empty."""
-        for place, count in enumerate(self.counts):
+        """Yields the upper bound in seconds and the count of each bucket that is not empty."""
+        for index, count in enumerate(self.counts):
             if count:
-                yield LOWEST_S * GROWTH ** (place + 1), count
+                yield LOWEST_S * GROWTH ** (index + 1), count
 
     def __getstate__(self) -> tuple[Mapping[int, int], float, int]:
-        """As little as says it: it travels once a second."""
-        counts = {place: count for place, count in enumerate(self.counts) if count}
-        return counts, self.longest_s, self.unanswered
+        """Returns a short form, as it is sent every second."""
+        counts = {index: count for index, count in enumerate(self.counts) if count}
+        return counts, self.max_s, self.unanswered
 
     def __setstate__(self, state: tuple[Mapping[int, int], float, int]) -> None:
-        counts, self.longest_s, self.unanswered = state
+        counts, self.max_s, self.unanswered = state
         self.counts = [0] * BUCKETS
-        for place, count in counts.items():
-            self.counts[place] = count
+        for index, count in counts.items():
+            self.counts[index] = count
 
 
-def bucket_of(seconds: float) -> int:
-    """The bucket that a latency is in."""
+def bucket_index(seconds: float) -> int:
+    """Returns the index of the bucket for a latency."""
     if seconds <= LOWEST_S:
         return 0
     bucket = int(math.log(seconds / LOWEST_S) * _SCALE)

@@ -1,9 +1,10 @@
-"""One client process: opens its lanes, sends what is due, and counts what comes back.
+"""The load generator of one client process: it opens the calls, sends due timesteps and counts the answers.
 
-Laws:
-1. What is due is decided by the schedule (open loop) or by the answer before it (closed loop); never by how late it is sent.
-2. Reading never waits for writing, so a server that is slow to read cannot keep this side from taking its answers.
-3. Everything ends: opening, draining and closing have deadlines, and a call that does not keep one is cancelled.
+Rules:
+1. Due times come from the schedule (open loop) or from the previous answer (closed loop). They never depend on when a
+   timestep was sent.
+2. Reading never waits for writing, so a server that reads slowly cannot stop this process from reading its answers.
+3. Opening, draining and closing have time limits. A call that exceeds one is cancelled.
 """
 
 import asyncio
@@ -16,51 +17,50 @@ from typing import Any
 
 import numpy as np
 
-from serving.bench.alarm import Alarm
+from serving.bench.counts import Counts
+from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
 from serving.bench.plan import Plan
 from serving.bench.schedule import Schedule
-from serving.bench.tally import Tally
-from serving.bench.words import Go, Ready, Report, Seconds, Task
+from serving.bench.timer import Timer
 
-# Enough to keep a server busy, few enough to leave it its queue.
-OPENS_AT_ONCE = 64
-# A busy server opens and forgets some hundred streams a second, beside what else it does.
-PATIENCE_S = 10.0
-PATIENCE_S_PER_STREAM = 0.01
-# What was due at the end may still be answered; what has not been by then is called unanswered.
-DRAIN_S = 5.0
-# A second is told a little after it is over.
-TELL_AFTER_S = 0.05
-# How often deadlines are looked at.
-LOOK_S = 0.25
+# Enough to keep a server busy, without filling its queue.
+OPENS_IN_FLIGHT_MAX = 64
+# The time limit for opening or closing: a busy server opens or deletes some hundred streams per second.
+OPEN_TIMEOUT_S = 10.0
+OPEN_TIMEOUT_S_PER_STREAM = 0.01
+# The time limit for answers after the end of the load. Later answers count as unanswered.
+DRAIN_TIMEOUT_S = 5.0
+# The counts of a second are sent this long after its end.
+PROGRESS_DELAY_S = 0.05
+# The interval between checks of a time limit.
+POLL_INTERVAL_S = 0.25
 
-Make = Callable[["Load", Task, AsyncExitStack], Awaitable[Sequence["Runner"]]]
-
-
-def patience_s(streams: int) -> float:
-    """How long opening or closing so many streams may take."""
-    return PATIENCE_S + PATIENCE_S_PER_STREAM * streams
+MakeRunners = Callable[["LoadGenerator", Task, AsyncExitStack], Awaitable[Sequence["CallRunner"]]]
 
 
-class Runner:
-    """One lane, from its open to its end.
+def open_timeout_s(streams: int) -> float:
+    """Returns the time limit for opening or closing that many streams."""
+    return OPEN_TIMEOUT_S + OPEN_TIMEOUT_S_PER_STREAM * streams
+
+
+class CallRunner:
+    """Runs one call, from its open to its end.
 
     Attributes:
-        streams: that are open.
-        refused: that could not be opened, by reason.
-        opened: done when it is known which.
-        ended: done when the call is over.
-        gone: whether it was over before its time.
-        closed: whether the server has ended the streams as it was asked.
-
+        streams: the number of open streams.
+        refused: the number of streams that could not be opened, by reason.
+        opened: a future that is done when the server has answered the open.
+        ended: a future that is done when the call has ended.
+        lost: whether the call ended too early.
+        closed: whether the server closed the streams on request.
     """
 
-    def __init__(self, load: "Load", streams: int) -> None:
+    def __init__(self, load: "LoadGenerator", streams: int) -> None:
         self.streams = streams
         self.refused: Counter[str] = Counter()
         self.opened: asyncio.Future[None] = load.loop.create_future()
         self.ended: asyncio.Future[None] = load.loop.create_future()
-        self.gone = False
+        self.lost = False
         self.closed = False
         self._load = load
 
@@ -68,41 +68,41 @@ class Runner:
         return f"<{type(self).__name__} of {self.streams} streams>"
 
     @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way and nothing waits."""
+    def idle(self) -> bool:
+        """Whether nothing waits or is in flight."""
         raise NotImplementedError
 
-    def begin(self) -> None:
+    def open(self) -> None:
         """Opens the streams."""
         raise NotImplementedError
 
-    def due(self, at: float, now: float) -> None:
+    def on_due(self, due: float, now: float) -> None:
         """The next timestep of every row is due."""
         raise NotImplementedError
 
     def abandon(self) -> list[tuple[float, int]]:
-        """Gives up what was not answered: when it was due and how many rows."""
+        """Gives up all unanswered messages. Returns the due time and the number of rows of each."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Asks the server to forget the streams."""
+        """Asks the server to close and delete the streams."""
         raise NotImplementedError
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """Ends the call at once."""
         raise NotImplementedError
 
-    def over(self, reason: str = "", why: str = "") -> None:
-        """The call is over; with a reason, before its time."""
+    def end(self, reason: str = "", error: str = "") -> None:
+        """The call has ended. A reason means that it ended too early."""
         if self.ended.done():
             return
         self.ended.set_result(None)
         if not reason:
             return
-        self._load.why = self._load.why or why
+        self._load.first_error = self._load.first_error or error
         if self.opened.done():
-            self.gone = True
-            self._load.lost(self, reason)
+            self.lost = True
+            self._load.call_lost(self, reason)
             return
         if self.streams:
             self.refused[reason] += self.streams
@@ -110,229 +110,232 @@ class Runner:
         self.opened.set_result(None)
 
 
-class Load:
-    """All lanes of a process.
+class LoadGenerator:
+    """All calls of a process.
 
     Args:
         task: what to do.
-        tell: takes the seconds that are over.
-        make: connects, as long as a stack is open, and makes the lanes.
-
+        report_progress: is called with the counts of the seconds that are over.
+        make_runners: connects, and makes the runners of the calls. An exit stack closes the connections.
     """
 
-    def __init__(self, task: Task, tell: Callable[[Seconds], None], make: Make) -> None:
+    def __init__(self, task: Task, report_progress: Callable[[SecondsDone], None], make_runners: MakeRunners) -> None:
         self.plan: Plan = task.plan
         self.loop = asyncio.get_running_loop()
-        self.tally = Tally()
-        self.closed = task.plan.rate is None
-        self.draining = False  # the time is up; what was due may still be answered
-        self.abandoned = False  # and what was not is no longer waited for
+        self.counts = Counts()
+        self.closed_loop = task.plan.rate is None
+        self.draining = False  # the load has ended; answers may still come
+        self.abandoned = False  # nothing more is expected
         self.closing = False
-        self.why = ""  # what was said of the first stream that was refused or lost
+        self.first_error = ""  # the message of the first stream that was refused or lost
         self._task = task
-        self._tell = tell
-        self._make = make
+        self._report_progress = report_progress
+        self._make_runners = make_runners
         self._connections = AsyncExitStack()
-        self._runners: dict[Runner, None] = {}  # whose calls are open, in order
-        self._by_place: list[Runner] = []
-        self._busy: set[Runner] = set()  # while draining: those with something to be answered
+        self._runners: dict[CallRunner, None] = {}  # those with an open call, in order
+        self._all_runners: list[CallRunner] = []
+        self._draining_runners: set[CallRunner] = set()  # while draining: those with unanswered messages
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopped = asyncio.Event()  # the time is up
-        self._drained = asyncio.Event()
-        self._alarm: Alarm | None = None
+        self._stopped = asyncio.Event()  # the load has ended
+        self._all_drained = asyncio.Event()
+        self._timer: Timer | None = None
         self._schedule: Schedule | None = None
-        self._thinking: deque[tuple[float, Runner]] = deque()  # in order: all think as long
+        # In order of time, because all pauses have the same length.
+        self._think_queue: deque[tuple[float, CallRunner]] = deque()
         self._start = 0.0
-        self._left = 0
-        self._bug: BaseException | None = None
+        self._streams_left = 0
+        self._failure: BaseException | None = None
 
     async def open(self) -> Ready:
-        """Opens all streams, some at a time; those that are not open when patience is out were refused too."""
-        streams = sum(self._task.lanes)
+        """Opens all streams, some at a time. Streams that are not open at the time limit count as refused."""
+        streams = sum(self._task.calls)
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                made = await self._make(self, self._task, self._connections)
-        except OSError as error:  # that of a timeout among them
-            return Ready(0, Counter({"UNAVAILABLE": streams}), f"{error or 'it does not answer'}")
-        waiting = deque(made)
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                runners = await self._make_runners(self, self._task, self._connections)
+        except OSError as error:  # a TimeoutError too
+            return Ready(0, Counter({"UNAVAILABLE": streams}), f"{error or 'the server does not answer'}")
+        waiting = deque(runners)
         opening: set[asyncio.Future[None]] = set()
-        deadline = time.monotonic() + patience_s(streams)
+        deadline = time.monotonic() + open_timeout_s(streams)
         while (waiting or opening) and time.monotonic() < deadline and not self._stopped.is_set():
-            while waiting and len(opening) < OPENS_AT_ONCE:
+            while waiting and len(opening) < OPENS_IN_FLIGHT_MAX:
                 runner = waiting.popleft()
-                runner.begin()
+                runner.open()
                 opening.add(runner.opened)
-            _, opening = await asyncio.wait(opening, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            _, opening = await asyncio.wait(opening, timeout=POLL_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
         refused: Counter[str] = Counter()
         for runner in waiting:
             refused["DEADLINE_EXCEEDED"] += runner.streams
             runner.streams = 0
-        for runner in made:
+        for runner in runners:
             if runner.streams and not runner.opened.done():
-                runner.cut()
+                runner.cancel()
             refused += runner.refused
-        self._by_place = [runner for runner in made if runner.streams]
-        self._runners = dict.fromkeys(runner for runner in self._by_place if not runner.gone)
-        return Ready(sum(runner.streams for runner in self._by_place), refused, self.why)
+        self._all_runners = [runner for runner in runners if runner.streams]
+        self._runners = dict.fromkeys(runner for runner in self._all_runners if not runner.lost)
+        return Ready(sum(runner.streams for runner in self._all_runners), refused, self.first_error)
 
-    async def run(self, go: Go) -> Report:
-        """Runs the load, drains it and closes the streams."""
-        self.tally.measure(go.begin, min(go.end, self.tally.end))
-        self._alarm = Alarm(self._ring)
+    async def run(self, times: RunTimes) -> Report:
+        """Runs the load, waits for the answers and closes the streams."""
+        self.counts.set_measured_time(times.begin, min(times.end, self.counts.end))
+        self._timer = Timer(self._on_timer)
         cpu_s = 0.0
-        if await self._until(go.start):
-            self._begin_load(go.start)
-            self._tell_later()
-        if await self._until(go.begin):
+        if await self._wait_until(times.start):
+            self._begin_load(times.start)
+            self._schedule_progress()
+        if await self._wait_until(times.begin):
             cpu_s = time.process_time()
-            await self._until(go.end)
+            await self._wait_until(times.end)
             cpu_s = time.process_time() - cpu_s
         self._stopped.set()
-        self._alarm.close()
-        end = min(time.monotonic(), self.tally.end)
+        self._timer.close()
+        end = min(time.monotonic(), self.counts.end)
         await self._drain()
         await self._close()
-        if self._bug is not None:
-            raise self._bug
-        return Report(self.tally, self.tally.take_seconds(2**62), end, cpu_s, self._left, self.why)
+        if self._failure is not None:
+            raise self._failure
+        return Report(self.counts, self.counts.pop_seconds(2**62), end, cpu_s, self._streams_left, self.first_error)
 
     def stop(self, end: float) -> None:
-        """Ends the load already now."""
-        self.tally.end = min(end, self.tally.end)
+        """Ends the load early."""
+        self.counts.end = min(end, self.counts.end)
         self._stopped.set()
 
-    async def leave(self) -> None:
-        """Ends whatever is left."""
+    async def close(self) -> None:
+        """Cancels all tasks and closes the connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._connections.aclose()
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Runs a coroutine; what goes wrong with it is a bug, and ends the run."""
+    def start_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Runs a coroutine as a task. An exception in it is a bug and ends the run."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._kept)
+        task.add_done_callback(self._task_done)
         return task
 
-    def answered(self, runner: Runner, now: float) -> float | None:
-        """A message is over: in a closed loop the next is due. Gives when, or None when it is not or will be told."""
-        if not self.closed or now >= self.tally.end or self._stopped.is_set():
+    def next_due(self, runner: CallRunner, now: float) -> float | None:
+        """A message was answered. Returns the due time of the next one.
+
+        Returns None in an open loop, at the end, and when the timer will call `on_due` after a pause.
+        """
+        if not self.closed_loop or now >= self.counts.end or self._stopped.is_set():
             return None
         if not self.plan.think:
             return now
-        self._thinking.append((now + self.plan.think, runner))
-        if len(self._thinking) == 1:
-            self._set_alarm()
+        self._think_queue.append((now + self.plan.think, runner))
+        if len(self._think_queue) == 1:
+            self._set_timer()
         return None
 
-    def lost(self, runner: Runner, reason: str) -> None:
-        """A lane's call is over before its time."""
+    def call_lost(self, runner: CallRunner, reason: str) -> None:
+        """A call ended too early."""
         if not self.closing:
-            self.tally.lost[reason] += runner.streams
-        self._left += runner.streams
+            self.counts.lost[reason] += runner.streams
+        self._streams_left += runner.streams
         self._runners.pop(runner, None)
         if not self.abandoned:
             self._abandon(runner)
-        self.drained(runner)
+        self.call_drained(runner)
         if not self._runners:
             self._stopped.set()
 
-    def drained(self, runner: Runner) -> None:
-        """A lane has nothing more to be answered."""
-        self._busy.discard(runner)
-        if not self._busy:
-            self._drained.set()
+    def call_drained(self, runner: CallRunner) -> None:
+        """A call has no more unanswered messages."""
+        self._draining_runners.discard(runner)
+        if not self._draining_runners:
+            self._all_drained.set()
 
     def _begin_load(self, start: float) -> None:
         plan = self.plan
-        seed = (plan.seed, self._task.number)
-        self._start = start  # also when it is later than that: what is due is drawn already
+        seed = (plan.seed, self._task.process)
+        self._start = start  # even when it is later: the due times are computed already
         if not self._runners:
             self._stopped.set()
         elif plan.interval_s is not None:
-            self._schedule = Schedule(len(self._by_place), plan.interval_s, plan.arrivals, seed)
+            self._schedule = Schedule(len(self._all_runners), plan.interval_s, plan.arrivals, seed)
         elif plan.think:
-            # Spread over the pause, or all would come at once, again and again.
-            phases = np.random.default_rng(seed).uniform(0.0, plan.think, (len(self._by_place), plan.ahead))
-            begun = sorted((self._start + at, place) for place, row in enumerate(phases.tolist()) for at in row)
-            self._thinking.extend((at, self._by_place[place]) for at, place in begun)
+            # Random phases, so that the streams do not all send at the same time.
+            phases = np.random.default_rng(seed).uniform(0.0, plan.think, (len(self._all_runners), plan.ahead))
+            first_due = sorted((self._start + due, index) for index, row in enumerate(phases.tolist()) for due in row)
+            self._think_queue.extend((due, self._all_runners[index]) for due, index in first_due)
         else:
-            for runner in self._by_place:
+            for runner in self._all_runners:
                 for _ in range(plan.ahead):
                     now = time.monotonic()
-                    runner.due(now, now)
-        self._set_alarm()
+                    runner.on_due(now, now)
+        self._set_timer()
 
-    def _ring(self) -> None:
-        """Something is due."""
+    def _on_timer(self) -> None:
+        """Passes due messages to their runners."""
         now = time.monotonic()
         if self._schedule is not None:
-            for at, place in self._schedule.take(min(now, self.tally.end) - self._start):
-                self.tally.late(self._start + at, now)
-                self._by_place[place].due(self._start + at, now)
-        while self._thinking and self._thinking[0][0] <= now < self.tally.end:
-            self._thinking.popleft()[1].due(now, now)
-        if not self._stopped.is_set() and now < self.tally.end:
-            self._set_alarm()
+            for due, index in self._schedule.pop_due(min(now, self.counts.end) - self._start):
+                self.counts.add_lateness(self._start + due, now)
+                self._all_runners[index].on_due(self._start + due, now)
+        while self._think_queue and self._think_queue[0][0] <= now < self.counts.end:
+            self._think_queue.popleft()[1].on_due(now, now)
+        if not self._stopped.is_set() and now < self.counts.end:
+            self._set_timer()
 
-    def _set_alarm(self) -> None:
-        assert self._alarm is not None
+    def _set_timer(self) -> None:
+        assert self._timer is not None
         if self._schedule is not None:
-            self._alarm.set(self._start + self._schedule.next_s)
-        elif self._thinking:
-            self._alarm.set(self._thinking[0][0])
+            self._timer.set(self._start + self._schedule.next_s)
+        elif self._think_queue:
+            self._timer.set(self._think_queue[0][0])
 
-    async def _until(self, at: float) -> bool:
-        """Waits for a time; False when the load was stopped before."""
+    async def _wait_until(self, until: float) -> bool:
+        """Waits until a time. Returns False when the load was stopped before."""
         try:
-            async with asyncio.timeout(max(0.0, at - time.monotonic())):
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._stopped.wait()
         except TimeoutError:
             return True
         return False
 
     async def _drain(self) -> None:
-        """Waits for answers to what was due; then says of the rest that there were none."""
+        """Waits for the answers to what was due. The rest counts as unanswered."""
         self.draining = True
-        self._thinking.clear()
-        self._busy = {runner for runner in self._runners if not runner.quiet}
-        if self._busy:
-            await asyncio.wait([asyncio.ensure_future(self._drained.wait())], timeout=DRAIN_S)
+        self._think_queue.clear()
+        self._draining_runners = {runner for runner in self._runners if not runner.idle}
+        if self._draining_runners:
+            await asyncio.wait([asyncio.ensure_future(self._all_drained.wait())], timeout=DRAIN_TIMEOUT_S)
         self.abandoned = True
         for runner in self._runners:
             self._abandon(runner)
 
     async def _close(self) -> None:
-        """Closes all streams, as far as patience reaches."""
+        """Closes all streams, within the time limit."""
         self.closing = True
         closing = {runner.ended for runner in self._runners}
         for runner in list(self._runners):
             runner.close()
-        deadline = time.monotonic() + patience_s(sum(runner.streams for runner in self._runners))
-        while closing and time.monotonic() < deadline and self._bug is None:
-            _, closing = await asyncio.wait(closing, timeout=LOOK_S)
-        self._left += sum(runner.streams for runner in self._runners if not runner.closed)
+        deadline = time.monotonic() + open_timeout_s(sum(runner.streams for runner in self._runners))
+        while closing and time.monotonic() < deadline and self._failure is None:
+            _, closing = await asyncio.wait(closing, timeout=POLL_INTERVAL_S)
+        self._streams_left += sum(runner.streams for runner in self._runners if not runner.closed)
 
-    def _abandon(self, runner: Runner) -> None:
+    def _abandon(self, runner: CallRunner) -> None:
         for due, rows in runner.abandon():
-            self.tally.unanswered(due, rows)
+            self.counts.add_unanswered(due, rows)
 
-    def _tell_later(self) -> None:
-        """Tells each second when it is over."""
-        now = max(time.monotonic(), self._start) + TELL_AFTER_S / 2  # timers and sums of floats miss a little
-        number = math.floor(now - self.tally.begin) + 1
-        at = self.tally.begin + number + TELL_AFTER_S
-        self.loop.call_later(at - time.monotonic(), self._tell_second, number)
+    def _schedule_progress(self) -> None:
+        """Reports each second after its end."""
+        now = max(time.monotonic(), self._start) + PROGRESS_DELAY_S / 2  # timers and sums of floats are not exact
+        number = math.floor(now - self.counts.begin) + 1
+        due = self.counts.begin + number + PROGRESS_DELAY_S
+        self.loop.call_later(due - time.monotonic(), self._send_progress, number)
 
-    def _tell_second(self, number: int) -> None:
+    def _send_progress(self, number: int) -> None:
         if not self._stopped.is_set():
-            self._tell(Seconds(number, self.tally.take_seconds(number)))
-            self._tell_later()
+            self._report_progress(SecondsDone(number, self.counts.pop_seconds(number)))
+            self._schedule_progress()
 
-    def _kept(self, task: "asyncio.Task[None]") -> None:
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (bug := task.exception()) is not None:
-            self._bug = self._bug or bug
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = self._failure or failure
             self._stopped.set()
-            self._drained.set()
+            self._all_drained.set()

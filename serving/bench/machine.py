@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure belongs to."""
+"""The machine and the versions that a measurement belongs to."""
 
 import os
 import platform
@@ -11,20 +11,20 @@ PACKAGES = ("tidegate", "grpcio", "numpy", "protobuf", "uvloop")
 
 
 class Machine(BaseModel):
-    """Where the clients ran."""
+    """The machine of the client processes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpu: str
     cores: int
-    """That this program may use."""
+    """The cores that this program may use."""
     system: str
     python: str
     packages: dict[str, str]
 
 
 def this_machine() -> Machine:
-    """The one that this runs on."""
+    """Describes the machine that this runs on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         cpu=_cpu(),

@@ -1,7 +1,7 @@
-"""The report of a bench, as it is written to JSON.
+"""The report of a bench run, as it is written to JSON.
 
-Seconds are seconds, also where they are small. None, in JSON null, is what is not known: of a latency, that so many were
-never answered that the percentile lies among them.
+All times are in seconds. None (in JSON null) means unknown. A latency percentile is unknown when it falls among
+timesteps without an answer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,31 +10,31 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.bench.counts import Counts, SecondCounts
 from serving.bench.histogram import Histogram
-from serving.bench.lane import FOLLOWING_GAP, ROOM
 from serving.bench.machine import Machine, this_machine
+from serving.bench.messages import Ready, Report
 from serving.bench.plan import Plan
-from serving.bench.scrape import Server
-from serving.bench.tally import Second, Tally
-from serving.bench.words import Ready, Report
+from serving.bench.scrape import ServerUsage
+from serving.bench.send_queue import CAPACITY_REASONS, GAP_AFTER_REFUSAL
 
-# Raised when a field changes its meaning or goes; fields may be added without.
+# Increased when a field is removed or changes its meaning. New fields do not increase it.
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
-# Above this a client process has no time left to see an answer when it comes.
-BUSY = 0.9
-# Lateness beyond this share of the latency shows in it.
-LATE = 0.25
+# The CPU share above which a client process reads answers too late.
+BUSY_SHARE_MAX = 0.9
+# The share of the latency above which the lateness of the clients matters.
+LATENESS_SHARE_MAX = 0.25
 
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Served(_Part):
+class ServedModel(_Frozen):
     """The model that ran."""
 
     name: str
@@ -43,51 +43,51 @@ class Served(_Part):
     features: Count
 
 
-class Streams(_Part):
-    """What became of the streams."""
+class Streams(_Frozen):
+    """The streams."""
 
     opened: Count
     refused: dict[str, Count]
-    """That could not be opened, by reason."""
+    """Streams that could not be opened, by reason."""
     lost: dict[str, Count]
-    """That ended before the bench did, by reason."""
+    """Streams that ended too early, by reason."""
     why: str
-    """What was said of the first that was refused or lost."""
+    """The message of the first stream that was refused or lost."""
     left: Count
-    """That the server still has, since they could not be closed; their ids begin with `prefix`."""
+    """Streams that could not be closed and are still on the server. Their ids begin with `prefix`."""
     prefix: str
 
 
-class Timesteps(_Part):
-    """What became of the timesteps that were due in the measured time."""
+class Timesteps(_Frozen):
+    """The timesteps that were due in the measured time."""
 
     answered: Count
     refused: dict[str, Count]
-    """Let go after a refusal, by reason."""
+    """Dropped after a refusal, by reason."""
     again: Count
-    """Sent more than once, after a refusal; warm-up included."""
+    """Sent again after a refusal, including the warm-up."""
     again_by: dict[str, Count] = {}
     """The same by reason."""
     unsent: Count
-    """Due, and never sent, since as many were under way and waiting as may be."""
+    """Due and never sent, because too many messages waited already."""
     unanswered: Count
-    """Sent or waiting, and not answered until the bench gave up."""
+    """Sent or waiting, and not answered before the time limit."""
 
     @classmethod
-    def of(cls, tally: Tally) -> "Timesteps":
-        """What all processes together have counted."""
+    def of(cls, counts: Counts) -> "Timesteps":
+        """Makes it from the counts of all processes."""
         return cls(
-            answered=len(tally.latency),
-            refused=dict(tally.refused),
-            again=tally.again.total(),
-            again_by=dict(tally.again),
-            unsent=tally.unsent,
-            unanswered=tally.latency.unanswered - tally.unsent,
+            answered=len(counts.latency),
+            refused=dict(counts.refused),
+            again=counts.retried.total(),
+            again_by=dict(counts.retried),
+            unsent=counts.unsent,
+            unanswered=counts.latency.unanswered - counts.unsent,
         )
 
 
-class Latency(_Part):
-    """In seconds, from when a timestep was due."""
+class Latency(_Frozen):
+    """Latency in seconds, from the due time of a timestep."""
 
     p50: Seconds | None
     p90: Seconds | None
@@ -97,115 +97,116 @@ class Latency(_Part):
 
     @classmethod
     def of(cls, histogram: Histogram) -> "Latency":
-        """The quantiles of a histogram."""
+        """Returns the percentiles of a histogram."""
         known = {name: histogram.quantile(share) for name, share in QUANTILES.items()}
-        whole = histogram.longest_s if len(histogram) and not histogram.unanswered else None
+        whole = histogram.max_s if len(histogram) and not histogram.unanswered else None
         return cls(**known, max=whole)
 
 
-class Bucket(_Part):
-    """One bucket of the latency histogram; empty ones are left out."""
+class Bucket(_Frozen):
+    """One bucket of the latency histogram. Empty buckets are left out."""
 
     at_most: Seconds
     count: Count
 
 
-class SecondSeen(_Part):
-    """One second of the measured time; the last may be shorter."""
+class SecondResult(_Frozen):
+    """One second of the measured time. The last one may be shorter."""
 
     second: Count
     offered: Count
     answered: Count
     refused: Count
     latency: Latency
-    """Of the answers that came in it."""
+    """Of the answers in this second."""
 
 
-class Clients(_Part):
-    """What it cost to measure."""
+class Clients(_Frozen):
+    """The client processes."""
 
     busy: list[float]
-    """Share of a core, process by process."""
+    """The CPU share of each process."""
     cpu_s_per_step: Seconds | None
     late: Latency | None
-    """How late a client noticed that something was due: its own fault, and part of the latencies. Only with a rate."""
+    """How late the clients noticed that a timestep was due. It is part of the latencies. Only with a rate."""
 
 
-class Result(_Part):
-    """One bench."""
+class Result(_Frozen):
+    """The report."""
 
     format: int = FORMAT
     begun: datetime
     settings: Plan
     machine: Machine
-    model: Served
+    model: ServedModel
     seconds: Seconds
-    """That were measured."""
+    """The measured time."""
     interrupted: bool
     streams: Streams
     timesteps: Timesteps
     offered_per_s: float
-    """What became due. In a closed loop that follows from the answers."""
+    """Timesteps that became due. In a closed loop this follows from the answers."""
     achieved_per_s: float
     latency: Latency
     service: Latency | None = None
-    """From when a timestep was sent last, not from when it was due: without the waits after refusals."""
-    series: list[SecondSeen]
+    """From the last time of sending, without the waits after refusals."""
+    series: list[SecondResult]
     histogram: list[Bucket]
     clients: Clients
-    server: Server | None
-    """None without --metrics, and when it could not be read."""
+    server: ServerUsage | None
+    """None without --metrics, and when the metrics could not be read."""
     warnings: list[str]
-    """What a reader must know before believing the figures."""
+    """What a reader must know to trust the numbers."""
 
     @property
     def failures(self) -> list[str]:
-        """What went wrong, one line each; refusals for want of room are findings, not failures."""
-        told = []
+        """What went wrong, one line each. Refusals for lack of capacity are measurements, not failures."""
+        messages = []
         if self.streams.refused:
-            told.append(
-                f"{sum(self.streams.refused.values()):,} streams could not be opened: {_list(self.streams.refused)}"
+            messages.append(
+                f"{sum(self.streams.refused.values()):,} streams could not be opened: {_format_counts(self.streams.refused)}"
             )
         if self.streams.lost:
-            told.append(f"{sum(self.streams.lost.values()):,} streams were lost: {_list(self.streams.lost)}")
-        if told and self.streams.why:
-            told.append(f"the first of these streams: {self.streams.why}")
-        findings = {*ROOM, FOLLOWING_GAP}
+            messages.append(
+                f"{sum(self.streams.lost.values()):,} streams were lost: {_format_counts(self.streams.lost)}"
+            )
+        if messages and self.streams.why:
+            messages.append(f"the first error: {self.streams.why}")
+        findings = {*CAPACITY_REASONS, GAP_AFTER_REFUSAL}
         failed = {reason: count for reason, count in self.timesteps.refused.items() if reason not in findings}
         if failed:
-            told.append(f"{sum(failed.values()):,} timesteps failed: {_list(failed)}")
-        return told
+            messages.append(f"{sum(failed.values()):,} timesteps failed: {_format_counts(failed)}")
+        return messages
 
 
 def make_result(
     plan: Plan,
-    model: Served,
+    model: ServedModel,
     prefix: str,
     *,
     ready: Ready,
     reports: Sequence[Report],
-    series: Mapping[int, Second],
+    series: Mapping[int, SecondCounts],
     seconds: float,
     server_failed: str,
-    **seen: Any,
+    **fields: Any,
 ) -> Result:
-    """The result of a run.
+    """Makes the report of a run.
 
     Args:
-        plan: what was asked.
-        model: that ran.
-        prefix: of the streams' ids.
-        ready: how opening went.
-        reports: of the processes.
-        series: seconds by number, of all processes.
-        seconds: that were measured.
-        server_failed: why it is not known what the server says, if it was asked.
-        seen: `begun`, `interrupted` and `server` of the result.
-
+        plan: the settings.
+        model: the model that ran.
+        prefix: of the stream ids.
+        ready: the result of opening the streams.
+        reports: the reports of the processes.
+        series: the counts of each second, of all processes.
+        seconds: the measured time.
+        server_failed: why the metrics of the server are unknown; empty when they are known or not wanted.
+        fields: `begun`, `interrupted` and `server` of the result.
     """
-    tally = Tally()
+    counts = Counts()
     for report in reports:
-        tally.merge(report.tally)
+        counts.merge(report.counts)
     series = {number: second for number, second in sorted(series.items()) if 0 <= number < seconds}
     answered = sum(second.answered for second in series.values())
     result = Result(
@@ -216,32 +217,32 @@ def make_result(
         streams=Streams(
             opened=ready.streams,
             refused=dict(ready.refused),
-            lost=dict(tally.lost),
-            why=next((report.why for report in reports if report.why), ""),
+            lost=dict(counts.lost),
+            why=next((report.first_error for report in reports if report.first_error), ""),
             left=sum(report.left for report in reports),
             prefix=prefix,
         ),
-        timesteps=Timesteps.of(tally),
+        timesteps=Timesteps.of(counts),
         offered_per_s=sum(second.offered for second in series.values()) / seconds,
         achieved_per_s=answered / seconds,
-        latency=Latency.of(tally.latency),
-        service=Latency.of(tally.service),
+        latency=Latency.of(counts.latency),
+        service=Latency.of(counts.service),
         series=[_second(number, second) for number, second in series.items()],
-        histogram=[Bucket(at_most=bound, count=count) for bound, count in tally.latency.buckets()],
+        histogram=[Bucket(at_most=bound, count=count) for bound, count in counts.latency.buckets()],
         clients=Clients(
             busy=[round(report.cpu_s / seconds, 3) for report in reports],
             cpu_s_per_step=sum(report.cpu_s for report in reports) / answered if answered else None,
-            late=None if plan.rate is None else Latency.of(tally.lateness),
+            late=None if plan.rate is None else Latency.of(counts.lateness),
         ),
         warnings=[],
-        **seen,
+        **fields,
     )
-    failed = [f"the server's side is not known: {server_failed}"] if server_failed else []
+    failed = [f"the metrics of the server are unknown: {server_failed}"] if server_failed else []
     return result.model_copy(update={"warnings": [*_warnings(result), *failed]})
 
 
-def _second(number: int, second: Second) -> SecondSeen:
-    return SecondSeen(
+def _second(number: int, second: SecondCounts) -> SecondResult:
+    return SecondResult(
         second=number,
         offered=second.offered,
         answered=second.answered,
@@ -251,43 +252,43 @@ def _second(number: int, second: Second) -> SecondSeen:
 
 
 def _warnings(result: Result) -> list[str]:
-    told = []
+    messages = []
     busiest = max(result.clients.busy)
-    if busiest > BUSY:
-        told.append(
+    if busiest > BUSY_SHARE_MAX:
+        messages.append(
             f"a client process used {busiest:.0%} of a core: the client is the bottleneck; add --processes, or machines"
         )
-    for name, late_s, latency_s in _late(result):
-        told.append(
-            f"the clients were late themselves: of the latency at {name}, {latency_s * 1e3:.2g} ms, {late_s * 1e3:.2g} ms "
-            "may be theirs; leave them cores of their own, or add --processes"
+    for name, late_s, latency_s in _visible_lateness(result):
+        messages.append(
+            f"the clients themselves were late: of the latency at {name}, {latency_s * 1e3:.2g} ms, {late_s * 1e3:.2g} ms "
+            "may be caused by them; give them their own cores, or add --processes"
         )
     steps, streams, rate = result.timesteps, result.streams, result.settings.rate
     if steps.unsent:
-        told.append(
-            f"{steps.unsent:,} timesteps were due and never sent: the server does not keep up with --rate {rate:g}, "
-            "or lacks the cores that the clients use"
+        messages.append(
+            f"{steps.unsent:,} timesteps were due and never sent: the server is too slow for --rate {rate:g}, "
+            "or the clients use its cores"
         )
     if steps.unanswered:
-        told.append(f"{steps.unanswered:,} timesteps were not answered until the bench gave up")
+        messages.append(f"{steps.unanswered:,} timesteps were not answered before the time limit")
     if streams.left:
-        told.append(
-            f"{streams.left:,} streams could not be closed and may rest at the server; "
-            f"`tidegate streams list --prefix {streams.prefix}` shows them"
+        messages.append(
+            f"{streams.left:,} streams could not be closed and may still be on the server; "
+            f"`tidegate streams list --prefix {streams.prefix}` lists them"
         )
-    return told
+    return messages
 
 
-def _late(result: Result) -> Iterator[tuple[str, float, float]]:
-    """The first percentile in which the clients' own lateness shows."""
+def _visible_lateness(result: Result) -> Iterator[tuple[str, float, float]]:
+    """Yields the first percentile whose latency the clients themselves may have caused."""
     late = result.clients.late
     for name in ("p50", "p99"):
         late_s = None if late is None else getattr(late, name)
         latency_s = getattr(result.latency, name)
-        if late_s is not None and latency_s is not None and late_s > LATE * latency_s:
+        if late_s is not None and latency_s is not None and late_s > LATENESS_SHARE_MAX * latency_s:
             yield name, late_s, latency_s
             return
 
 
-def _list(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -1,4 +1,4 @@
-"""One bench, seen from the parent: the crew opens, begins, is watched, and what it saw becomes a result."""
+"""One bench run, as the parent process sees it: the client processes open streams and send load, and the parent reports."""
 
 import math
 import time
@@ -8,127 +8,131 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from serving.bench.board import Progress
-from serving.bench.crew import Crew
+from serving.bench.counts import SecondCounts
+from serving.bench.display import ProgressDisplay
+from serving.bench.encoding import Encoding
+from serving.bench.messages import Report, RunTimes, SecondsDone, Task
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Served, make_result
-from serving.bench.scrape import Reading, ScrapeFailed, Server
-from serving.bench.speech import Speech
-from serving.bench.tally import Second
-from serving.bench.words import Go, Report, Seconds, Task
+from serving.bench.processes import ClientProcesses
+from serving.bench.result import Result, ServedModel, make_result
+from serving.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage
 from serving.core.spec import Floats
 
-# Times are sums of floats.
-TINY_S = 1e-6
+# Sums of times are floats and not exact.
+ROUNDING_S = 1e-6
 
 
 class BenchFailed(Exception):
-    """There is nothing to report; the message says why."""
+    """There is nothing to report. The message says why."""
 
 
 class Interrupted(Exception):
-    """The user has ended it before anything was measured."""
+    """The user ended the run before anything was measured."""
 
 
-class Meter:
-    """Reads what a server says of itself when the measured time begins and when it ends.
+class ServerSampler:
+    """Reads the metrics of the server when the measured time begins and when it ends.
 
     Attributes:
-        side: what the server did between; None while it is not known.
-        failed: why it never will be.
-
+        usage: what the server did in between; None while it is unknown.
+        failed: why it stays unknown.
     """
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
+    def __init__(self, read: Callable[[], CounterSnapshot]) -> None:
         self._read = read
-        self._first: Reading | None = None
-        self._last: Reading | None = None
-        self.side: Server | None = None
+        self._first: CounterSnapshot | None = None
+        self._last: CounterSnapshot | None = None
+        self.usage: ServerUsage | None = None
         self.failed = ""
-        read()  # a wrong address is told before the load, not after
+        read()  # a wrong address is an error before the load, not after it
 
-    def look(self, go: Go, *, stopped: bool) -> float:
-        """Reads if it is time; gives the seconds until it is."""
+    def poll(self, times: RunTimes, *, stopped: bool) -> float:
+        """Reads the metrics if it is time. Returns the seconds until the next time."""
         now = time.monotonic()
         try:
             if self._first is None:
-                if now < go.begin:
-                    return go.begin - now
+                if now < times.begin:
+                    return times.begin - now
                 self._first = self._read()
             if self._last is None and not self.failed:
-                if now < go.end and not stopped:
-                    return go.end - now
+                if now < times.end and not stopped:
+                    return times.end - now
                 self._last = self._read()
-                self.side = Server.between(self._first, self._last)
+                self.usage = ServerUsage.between(self._first, self._last)
         except ScrapeFailed as error:
             self.failed = str(error)
         return math.inf
 
 
-class Run:
-    """One bench.
+class BenchRun:
+    """One bench run.
 
     Args:
-        plan: what is asked.
-        model: that will run.
-        values: (rows, features), what the streams send.
-        prefix: of the streams' ids.
-        read: reads what the server says of itself; None when nobody asks.
-        console: for the seconds as they pass.
-        speech: how lanes speak, if not as the plan says; see `Task`.
-
+        plan: the settings.
+        model: the model that runs.
+        values: (rows, features), the values that the streams send.
+        prefix: of the stream ids.
+        read: reads the metrics of the server; None when they are not wanted.
+        console: shows the progress.
+        make_encoding: makes the encoding of a call, if not the one of the plan; see `Task`.
     """
 
     def __init__(
         self,
         plan: Plan,
-        model: Served,
+        model: ServedModel,
         values: Floats,
         prefix: str,
-        read: Callable[[], Reading] | None,
+        read: Callable[[], CounterSnapshot] | None,
         console: Console,
-        speech: Callable[[list[str], Floats, int], Speech] | None = None,
+        make_encoding: Callable[[list[str], Floats, int], Encoding] | None = None,
     ) -> None:
         self._plan = plan
         self._model = model
         self._prefix = prefix
         self._read = read
         self._console = console
-        self._tasks = [Task(plan, number, lanes, prefix, values, speech) for number, lanes in enumerate(plan.shares)]
-        self._seconds: dict[int, Second] = {}
+        self._tasks = [
+            Task(plan, process, calls, prefix, values, make_encoding)
+            for process, calls in enumerate(plan.calls_by_process)
+        ]
+        self._seconds: dict[int, SecondCounts] = {}
         self._reports: list[Report] = []
-        self._told = Counter[int]()  # processes that have told a second
+        self._reported = Counter[int]()  # by second: the processes that have reported it
 
-    def run(self, crew: Crew) -> Result:
-        """The whole of it, by a crew of as many processes as the plan says; the streams are closed when it returns.
+    def run(self, processes: ClientProcesses) -> Result:
+        """Runs the bench with as many processes as the plan has. All streams are closed when it returns.
 
         Raises:
             BenchFailed: no stream could be opened.
-            Interrupted: it was ended before anything was measured.
-            CrewFailed: a client process has ended or does not answer.
-            ScrapeFailed: the server's metrics cannot be read.
-
+            Interrupted: the user ended the run before anything was measured.
+            ClientProcessFailed: a client process has ended or does not answer.
+            ScrapeFailed: the metrics of the server cannot be read.
         """
         begun = datetime.now(UTC)
-        meter = None if self._read is None else Meter(self._read)
-        with Progress(self._console, self._plan) as progress:
-            ready = crew.open(self._tasks)
-            if not ready.streams and not crew.stopped():
-                deque(crew.watch(crew.go(0.0, 0.0), lambda _: None, lambda: math.inf), 0)  # they have a run to end
+        sampler = None if self._read is None else ServerSampler(self._read)
+        with ProgressDisplay(self._console, self._plan) as display:
+            ready = processes.open(self._tasks)
+            if not ready.streams and not processes.stopped():
+                deque(
+                    processes.collect_reports(processes.start_load(0.0, 0.0), lambda _: None, lambda: math.inf), 0
+                )  # lets the processes finish this run
                 reasons = ", ".join(ready.refused)
-                raise BenchFailed(f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.why}")
-            progress.say(f"{ready.streams:,} streams are open, in {len(self._tasks)} processes")
-            go = crew.go(self._plan.warmup, self._plan.seconds)
-            for report in crew.watch(
-                go,
-                lambda word: self._take(word, progress),
-                lambda: math.inf if meter is None else meter.look(go, stopped=crew.stopped()),
+                raise BenchFailed(
+                    f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.first_error}"
+                )
+            display.print_line(f"{ready.streams:,} streams are open, in {len(self._tasks)} processes")
+            times = processes.start_load(self._plan.warmup, self._plan.seconds)
+            for report in processes.collect_reports(
+                times,
+                lambda message: self._take_seconds(message, display),
+                lambda: math.inf if sampler is None else sampler.poll(times, stopped=processes.stopped()),
             ):
                 self._reports.append(report)
                 self._add(report)
-        if meter is not None:
-            meter.look(go, stopped=crew.stopped())  # all may have reported at the very moment when it was time
-        seconds = max(report.end for report in self._reports) - go.begin
+        if sampler is not None:
+            sampler.poll(times, stopped=processes.stopped())  # all processes may have reported exactly at the end
+        seconds = max(report.end for report in self._reports) - times.begin
         if seconds <= 0:
             raise Interrupted("interrupted before anything was measured")
         return make_result(
@@ -137,21 +141,21 @@ class Run:
             self._prefix,
             begun=begun,
             seconds=seconds,
-            interrupted=crew.stopped() and seconds < self._plan.seconds - TINY_S,
+            interrupted=processes.stopped() and seconds < self._plan.seconds - ROUNDING_S,
             ready=ready,
             reports=self._reports,
             series=self._seconds,
-            server=None if meter is None else meter.side,
-            server_failed="" if meter is None else meter.failed,
+            server=None if sampler is None else sampler.usage,
+            server_failed="" if sampler is None else sampler.failed,
         )
 
-    def _take(self, word: Seconds, progress: Progress) -> None:
-        """A process has told its last second; it is shown when all have that are still at it."""
-        self._add(word)
-        self._told[word.before] += 1
-        if self._told[word.before] >= len(self._tasks) - len(self._reports):
-            progress.show(word.before - 1, self._seconds.get(word.before - 1, Second()))
+    def _take_seconds(self, message: SecondsDone, display: ProgressDisplay) -> None:
+        """Adds the counts of a process. Shows a second when all running processes have reported it."""
+        self._add(message)
+        self._reported[message.before] += 1
+        if self._reported[message.before] >= len(self._tasks) - len(self._reports):
+            display.show_second(message.before - 1, self._seconds.get(message.before - 1, SecondCounts()))
 
-    def _add(self, word: Seconds | Report) -> None:
-        for number, second in word.seconds.items():
-            self._seconds.setdefault(number, Second()).merge(second)
+    def _add(self, message: SecondsDone | Report) -> None:
+        for number, second in message.seconds.items():
+            self._seconds.setdefault(number, SecondCounts()).merge(second)

@@ -1,6 +1,6 @@
-"""What the server says of itself: two readings of its /metrics, and what lies between them.
+"""What the server reports about itself: the difference between two snapshots of its /metrics.
 
-Counters are summed over all labels but the model's, so a server of several worker processes counts as one.
+Counters are summed over all labels except those of the model, so a server with several worker processes counts as one.
 """
 
 import time
@@ -14,26 +14,26 @@ from typing import Annotated, Self
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict, Field
 
-# A server under full load answers this between two batches.
+# A server under full load answers a request for /metrics between two batches.
 TIMEOUT_S = 5.0
-# Far above what any server of ours says.
+# Far above the size of Tidegate's /metrics.
 BYTES_MAX = 16 * 1024 * 1024
 
 CPU = "process_cpu_seconds_total"
 STEPS = "tidegate_steps_total"
 BATCH_SIZE = "tidegate_batch_size"
 STAGES = ("step", "queue", "run")
-# No proxy of the environment: what is measured is near, and a proxy may not know it.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# It ignores the proxy settings of the environment: a proxy may not reach the server.
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ScrapeFailed(Exception):
-    """The metrics cannot be read, or are not those of a Tidegate server; the message says what was got."""
+    """The metrics cannot be read, or are not those of a Tidegate server. The message says what was received."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Counters at one time, as far as they are known; `buckets` are cumulative counts by upper bound, by stage."""
+class CounterSnapshot:
+    """The counters at one time. `buckets` has cumulative counts by upper bound, for each stage."""
 
     at: float
     cpu_s: float
@@ -43,27 +43,27 @@ class Reading:
     buckets: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
 
-class Server(BaseModel):
-    """What the server says of the measured time; other clients' steps are in it. What nothing happened to tell is None."""
+class ServerUsage(BaseModel):
+    """What the server did in the measured time, including the timesteps of other clients. None means that nothing happened."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: Annotated[float, Field(ge=0)]
     steps: Annotated[int, Field(ge=0)]
     busy: float
-    """Cores, of all its processes and threads."""
+    """CPU seconds per second, over all processes and threads of the server."""
     cpu_s_per_step: float | None
     batch_size: float | None
-    """Mean."""
+    """The mean."""
     step_p50_s: float | None
     queue_p50_s: float | None
     run_p50_s: float | None
 
     @classmethod
-    def between(cls, first: Reading, last: Reading) -> Self:
-        """What lies between two readings; ScrapeFailed when the server was started anew between them."""
+    def between(cls, first: CounterSnapshot, last: CounterSnapshot) -> Self:
+        """Returns the difference of two snapshots. Raises ScrapeFailed when the server was restarted between them."""
         if last.cpu_s < first.cpu_s or last.steps < first.steps:
-            raise ScrapeFailed("its counters went back: the server was started anew while it was measured")
+            raise ScrapeFailed("the counters of the server decreased: it was restarted during the measurement")
         seconds, cpu_s, steps = last.at - first.at, last.cpu_s - first.cpu_s, round(last.steps - first.steps)
         batches = last.batches - first.batches
         medians = {}
@@ -81,30 +81,30 @@ class Server(BaseModel):
         )
 
 
-def scrape(url: str, model: str, version: str) -> Reading:
-    """Reads a server's metrics. Raises ScrapeFailed."""
+def scrape(url: str, model: str, version: str) -> CounterSnapshot:
+    """Reads the metrics of a server. Raises ScrapeFailed."""
     try:
-        with DIRECT.open(url, timeout=TIMEOUT_S) as answer:  # checked to be http by the caller
-            text = answer.read(BYTES_MAX).decode()
+        with NO_PROXY.open(url, timeout=TIMEOUT_S) as response:  # the caller has checked that it is http
+            text = response.read(BYTES_MAX).decode()
     except urllib.error.URLError as error:
         raise ScrapeFailed(f"{url} cannot be read: {error.reason}") from None
     except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise ScrapeFailed(f"{url} cannot be read: {error!r}") from None
-    return read(text, time.monotonic(), url, {"model": model, "version": version})
+    return parse_metrics(text, time.monotonic(), url, {"model": model, "version": version})
 
 
-def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
-    """A reading from the text of an exposition. Raises ScrapeFailed."""
+def parse_metrics(text: str, at: float, url: str, labels: Mapping[str, str]) -> CounterSnapshot:
+    """Parses the Prometheus text format. Raises ScrapeFailed."""
     sums: dict[str, float] = {}
     buckets: dict[str, dict[float, float]] = {stage: {} for stage in STAGES}
     stages = {f"tidegate_{stage}_seconds_bucket": stage for stage in STAGES}
     try:
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     except ValueError as error:
-        raise ScrapeFailed(f"{url} is not an exposition of Prometheus: {error}") from None
+        raise ScrapeFailed(f"{url} is not in the Prometheus text format: {error}") from None
     for sample in samples:
         if any(sample.labels.get(name, value) != value for name, value in labels.items()):
-            continue  # another model's
+            continue  # of another model
         if sample.name == STEPS and sample.labels.get("outcome") != "ok":
             continue
         if (stage := stages.get(sample.name)) is not None:
@@ -113,17 +113,19 @@ def read(text: str, at: float, url: str, labels: Mapping[str, str]) -> Reading:
         else:
             sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
     needed = (CPU, STEPS, f"{BATCH_SIZE}_count", f"{BATCH_SIZE}_sum")
-    absent = [name for name in needed if name not in sums]
-    absent += [name for name, stage in stages.items() if not buckets[stage]]
-    if absent:
+    missing = [name for name in needed if name not in sums]
+    missing += [name for name, stage in stages.items() if not buckets[stage]]
+    if missing:
         model = "/".join(labels.values())
-        raise ScrapeFailed(f"{url} has no {absent[0]}, expected the metrics of the Tidegate server that serves {model}")
+        raise ScrapeFailed(
+            f"{url} has no {missing[0]}, expected the metrics of the Tidegate server that serves {model}"
+        )
     cpu, steps, batches, rows = (sums[name] for name in needed)
-    return Reading(at, cpu, steps, batches, rows, buckets)
+    return CounterSnapshot(at, cpu, steps, batches, rows, buckets)
 
 
 def _median(counts: Mapping[float, float]) -> float | None:
-    """The median of a histogram with cumulative counts by upper bound: straight through its bucket, as Prometheus does."""
+    """Returns the median of a histogram with cumulative counts by upper bound, interpolated as Prometheus does."""
     bounds = sorted(counts)
     half = counts[bounds[-1]] / 2 if bounds else 0.0
     if not half:

@@ -1,22 +1,25 @@
-"""What the streams send: random rows within what the model was trained on."""
+"""The values that the streams send."""
 
 import numpy as np
 
 from serving.client import Model
 from serving.core.spec import Floats
 
-# Sent round and round, every stream from a row of its own; a model that is never at rest needs no more.
-ROWS = 4096
-# Of a file. Every client process holds them, twice.
-ROWS_MAX = 65_536
+# All streams send these rows in a loop, each from another row.
+RANDOM_ROWS = 4096
+# The rows that are read from a file. Every client process holds them twice.
+FILE_ROWS_MAX = 65_536
 
 
 def random_values(model: Model, missing: float, seed: int) -> Floats:
-    """Rows (rows, features), uniform over each feature's training range, normal where it is unknown; a share is NaN."""
+    """Returns random rows (rows, features).
+
+    A feature is uniform over its training range, or normal when that is unknown. `missing` is the share of NaN.
+    """
     rng = np.random.default_rng(seed)
-    values = rng.normal(size=(ROWS, len(model.features))).astype(np.float32)
-    for place, feature in enumerate(model.features):
+    values = rng.normal(size=(RANDOM_ROWS, len(model.features))).astype(np.float32)
+    for index, feature in enumerate(model.features):
         if feature.low is not None and feature.high is not None:
-            values[:, place] = rng.uniform(feature.low, feature.high, ROWS)
+            values[:, index] = rng.uniform(feature.low, feature.high, RANDOM_ROWS)
     values[rng.random(values.shape) < missing] = np.nan
     return values

@@ -1,19 +1,19 @@
-"""The command line: `tidegate`."""
+"""The command line `tidegate`."""
 
 import sys
 from collections.abc import Sequence
 
-from serving.cli.refused import EXIT_INTERRUPTED
+from serving.cli.errors import EXIT_INTERRUPTED
 from serving.runtime.signals import take_signals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line and exits."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Before anything else is loaded, which takes some hundred milliseconds.
+    # Before the imports, which take some hundred milliseconds.
     take_signals(serves=arguments[:1] == ["serve"])
     try:
-        from serving.cli import app  # noqa: PLC0415 - that is what takes so long
+        from serving.cli import app  # noqa: PLC0415 - see above
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     app.main(arguments)

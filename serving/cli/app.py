@@ -1,14 +1,15 @@
-"""The command line, `tidegate`.
+"""The commands of `tidegate`.
 
-Exit codes: 0 a clean end, 1 the answer is no (not healthy, connection lost), 2 bad usage or input, 3 the server could not
-start. Errors are one line on stderr; a traceback is always our own bug.
+Exit codes: 0 success, 1 failure (not healthy, connection lost), 2 bad usage or input, 3 the server could not start. An
+error is one line on stderr. A traceback is always a bug.
 """
 
 import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,13 @@ import typer
 from typer.exceptions import TyperException
 
 from serving.cli import bench, conformance, streams
-from serving.cli.address import Server, asks_server
-from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_START, EXIT_USAGE, Refused
+from serving.cli.connection import ConnectionSettings, unavailable, with_server_options
+from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
+from serving.cli.options import AsJson, ModelName, ModelVersion, with_options_of
+from serving.runtime.config import InvalidSetting, ServerConfig
 
 if TYPE_CHECKING:
-    from serving.client import Model  # loaded by the command that asks
-    from serving.runtime.config import ServerConfig
+    from serving.client import Model  # imported when a command connects
 
 TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
@@ -47,174 +49,80 @@ app.command("conformance")(conformance.conformance)
 
 
 @app.command()
+@with_options_of(ServerConfig)
 def serve(
-    models: Annotated[
-        Path, typer.Option(envvar="TIDEGATE_MODELS", help="Folder of <name>/<version>/model.onnx.")
-    ] = Path("models"),
-    host: Annotated[
-        str, typer.Option(envvar="TIDEGATE_HOST", help="Name or address to listen on, or unix:PATH.")
-    ] = "0.0.0.0",  # noqa: S104
-    port: Annotated[int, typer.Option(envvar="TIDEGATE_PORT", help="Port of gRPC; 0 picks a free one.")] = 50051,
-    metrics_port: Annotated[
-        int, typer.Option(envvar="TIDEGATE_METRICS_PORT", help="Port of /metrics; 0 picks a free one.")
-    ] = 9464,
-    metrics_host: Annotated[
-        str, typer.Option(envvar="TIDEGATE_METRICS_HOST", help="Address of /metrics; empty: that of --host.")
-    ] = "",
-    batch_max: Annotated[int, typer.Option(envvar="TIDEGATE_BATCH_MAX", help="Most timesteps in a batch.")] = 256,
-    queue_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_QUEUE_MAX", help="Most timesteps waiting for a batch.")
-    ] = 4096,
-    live_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_LIVE_MAX", help="Most live streams of a model, in each worker.")
-    ] = 16384,
-    peer_live_max: Annotated[
-        int,
-        typer.Option(
-            envvar="TIDEGATE_PEER_LIVE_MAX",
-            help="Most live streams of a model over one connection; 0: seven eighths of --live-max.",
-        ),
-    ] = 0,
-    streams_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_STREAMS_MAX", help="Most streams, live and parked.")
-    ] = 1_000_000,
-    answers_remembered: Annotated[
-        int, typer.Option(envvar="TIDEGATE_ANSWERS_REMEMBERED", help="Answers kept of each stream for repeats.")
-    ] = 32,
-    message_bytes_max: Annotated[
-        int, typer.Option(envvar="TIDEGATE_MESSAGE_BYTES_MAX", help="Longest message that is read.")
-    ] = 4 * 1024 * 1024,
-    drain_after: Annotated[
-        str, typer.Option(envvar="TIDEGATE_DRAIN_AFTER", help="Longest time that stopping may take.")
-    ] = "20s",
-    state: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEGATE_STATE",
-            help="Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir.",
-        ),
-    ] = "",
-    data_dir: Annotated[
-        Path, typer.Option(envvar="TIDEGATE_DATA_DIR", help="Folder for what the server writes.")
-    ] = Path("data"),
-    checkpoint_every: Annotated[
-        str, typer.Option(envvar="TIDEGATE_CHECKPOINT_EVERY", help="How often state is stored.")
-    ] = "200ms",
-    park_after: Annotated[
-        str, typer.Option(envvar="TIDEGATE_PARK_AFTER", help="Silence after which an open stream leaves memory.")
-    ] = "60s",
-    forget_after: Annotated[
-        str,
-        typer.Option(envvar="TIDEGATE_FORGET_AFTER", help="Silence after which a stream is forgotten; 0 for never."),
-    ] = "7d",
-    ready_lag: Annotated[
-        str, typer.Option(envvar="TIDEGATE_READY_LAG", help="Unsaved for so long: the server says it is not ready.")
-    ] = "5s",
-    lag_max: Annotated[
-        str, typer.Option(envvar="TIDEGATE_LAG_MAX", help="Unsaved for so long: new timesteps are refused.")
-    ] = "30s",
-    workers: Annotated[
-        int, typer.Option(envvar="TIDEGATE_WORKERS", help="Processes that serve; 0: one a core that may be used.")
-    ] = 0,
+    *,
     log_level: Annotated[
         str, typer.Option(envvar="TIDEGATE_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
-    from pydantic import ValidationError
-
     from serving.core.errors import ContractBroken
-    from serving.runtime.config import ServerConfig
     from serving.runtime.crash import VARIABLE, arm
     from serving.runtime.descriptors import raise_limit
     from serving.runtime.life import StartFailed, StopFailed, open_standard_files
     from serving.runtime.log import start_log
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise Refused(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
+        raise CommandError(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
     open_standard_files()
     start_log(log_level.upper())
     raise_limit()
     try:
         arm(os.environ.get(VARIABLE, ""))
-        # Durations are text until the config has read them.
-        given: dict[str, Any] = {
-            "models": models,
-            "host": host,
-            "port": port,
-            "metrics_port": metrics_port,
-            "metrics_host": metrics_host,
-            "batch_max": batch_max,
-            "queue_max": queue_max,
-            "live_max": live_max,
-            "peer_live_max": peer_live_max,
-            "streams_max": streams_max,
-            "answers_remembered": answers_remembered,
-            "message_bytes_max": message_bytes_max,
-            "drain_after": drain_after,
-            "state": state,
-            "data_dir": data_dir,
-            "checkpoint_every": checkpoint_every,
-            "park_after": park_after,
-            "forget_after": forget_after,
-            "ready_lag": ready_lag,
-            "lag_max": lag_max,
-            "workers": workers,
-        }
-        config = ServerConfig(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise Refused(f"--{option}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+        config = ServerConfig(**settings)
+    except InvalidSetting as error:
+        raise CommandError(f"--{error.name.replace('_', '-')}: {error.problem}", EXIT_USAGE) from None
     except ValueError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     try:
         if config.worker_count == 1:
-            _serve_alone(config)
+            _serve_in_process(config)
         else:
-            _serve_with_workers(config, given, log_level.upper())
+            _serve_with_workers(config, log_level.upper())
     except (ContractBroken, StartFailed) as error:
-        raise Refused(str(error), EXIT_START) from None
+        raise CommandError(str(error), EXIT_START_FAILED) from None
     except StopFailed as error:
-        raise Refused(str(error), EXIT_NO) from None
+        raise CommandError(str(error), EXIT_FAILURE) from None
 
 
 @app.command()
-@asks_server
+@with_server_options
 def stream(
     file: Annotated[Path, typer.Argument(help="CSV with a column for each feature of the model, rows in time order.")],
     *,
-    server: Server,
-    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
-    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
+    connection: ConnectionSettings,
+    model: ModelName = "",
+    version: ModelVersion = "",
     stream_id: Annotated[
-        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to begin or go on with; row n is its timestep n.")
+        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Stream to create or to continue; row n is its timestep n.")
     ] = "",
     group: Annotated[
         str,
         typer.Option(
             envvar="TIDEGATE_GROUP",
-            help="Column that says which of several series a row belongs to; each is a stream, named STREAM-ID-value.",
+            help="Column with the series of each row; each series is a stream, named STREAM-ID-value.",
         ),
     ] = "",
     rate: Annotated[
-        float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps a second; 0 as fast as it goes.")
+        float, typer.Option(envvar="TIDEGATE_RATE", min=0, help="Timesteps per second; 0 for as fast as possible.")
     ] = 0.0,
     limit: Annotated[
         int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="Only the first rows of a series; 0 for all.")
     ] = 0,
     out: Annotated[Path | None, typer.Option(envvar="TIDEGATE_OUT", help="Write the predictions as CSV.")] = None,
-    plot: Annotated[Path | None, typer.Option(envvar="TIDEGATE_PLOT", help="Write a picture as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(envvar="TIDEGATE_PLOT", help="Write a plot as PNG.")] = None,
     scores: Annotated[Path | None, typer.Option(envvar="TIDEGATE_SCORES", help="Write the scores as JSON.")] = None,
 ) -> None:
-    """Send a CSV file one timestep at a time and show predictions against what came true."""
+    """Send a CSV file one timestep at a time and compare predictions with actual values."""
     from serving.cli.replay import Replay, ReplayFailed
-    from serving.cli.sheet import BadSheet
+    from serving.cli.sensor_table import InvalidTable
     from serving.client import ClientError, ServerUnavailable, StreamLost
 
     replay = Replay(
         file,
-        server,
+        connection,
         model=model,
         version=version,
         stream_id=stream_id,
@@ -224,22 +132,22 @@ def stream(
     )
     try:
         asyncio.run(replay.run(out=out, plot=plot, scores=scores))
-    except (BadSheet, ReplayFailed) as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+    except (InvalidTable, ReplayFailed) as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
     except ServerUnavailable as error:
-        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
+        raise unavailable(connection.address, error) from None
     except StreamLost as error:
-        raise Refused(str(error), EXIT_NO) from None
+        raise CommandError(str(error), EXIT_FAILURE) from None
     except ClientError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
 
 
 @app.command()
-@asks_server
+@with_server_options
 def models(
     *,
-    server: Server,
-    as_json: Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")] = False,
+    connection: ConnectionSettings,
+    as_json: AsJson = False,
 ) -> None:
     """List the models that a server serves."""
     from rich.console import Console
@@ -247,18 +155,18 @@ def models(
 
     from serving.client import ClientError, InvalidArgument
 
-    async def ask() -> list["Model"]:
-        async with server.client() as client:
+    async def fetch() -> list["Model"]:
+        async with connection.client() as client:
             return await client.models()
 
     try:
-        served = asyncio.run(ask())
+        served = asyncio.run(fetch())
     except InvalidArgument as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
-        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
+        raise unavailable(connection.address, error) from None
     if as_json:
-        print(json.dumps([_describe(model) for model in served], indent=2))
+        print(json.dumps([_model_fields(model) for model in served], indent=2))
         return
     table = Table("model", "version", "task", "every", "features", "outputs", "same bits in any batch", box=None)
     for model in served:
@@ -275,43 +183,45 @@ def models(
 
 
 @app.command()
-@asks_server
+@with_server_options
 def health(
     *,
-    server: Server,
+    connection: ConnectionSettings,
     timeout: Annotated[
         float, typer.Option(envvar="TIDEGATE_TIMEOUT", min=0, help="Seconds to wait for an answer.")
     ] = 3.0,
 ) -> None:
-    """Ask a server whether it serves; exit code 0 says yes."""
+    """Check whether a server is serving; exit code 0 means yes."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
+    # http_proxy is ignored, because the server is usually near. A proxy for gRPC is set as grpc_proxy.
     options = [("grpc.enable_http_proxy", int("grpc_proxy" in os.environ))]
-    credentials = server.credentials
+    credentials = connection.credentials
     with (
-        grpc.insecure_channel(server.address, options)
+        grpc.insecure_channel(connection.address, options)
         if credentials is None
-        else grpc.secure_channel(server.address, credentials, options)
+        else grpc.secure_channel(connection.address, credentials, options)
     ) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=timeout, metadata=server.metadata
+                health_pb2.HealthCheckRequest(), timeout=timeout, metadata=connection.metadata
             )
         except grpc.RpcError as error:
-            raise Refused(f"server {server.address} is not available: {error.details()}", EXIT_NO) from None
+            raise CommandError(
+                f"server {connection.address} is not available: {error.details()}", EXIT_FAILURE
+            ) from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise typer.Exit(EXIT_NO)
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line and exits."""
-    # gRPC writes lines of its own to stderr unless it is told not to before it is loaded.
+    # gRPC writes to stderr unless this is set before its import.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Kubernetes tells every container of a service that is called `tidegate` where that is, as tcp://HOST:PORT. That is no setting.
+    # For a service named `tidegate`, Kubernetes sets TIDEGATE_PORT to tcp://HOST:PORT in every container. It is not a setting.
     if os.environ.get("TIDEGATE_PORT", "").startswith("tcp://"):
         del os.environ["TIDEGATE_PORT"]
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -322,15 +232,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             code = app(arguments, prog_name="tidegate", standalone_mode=False) or 0
     except TyperException as error:  # bad usage
-        code = _say(error.format_message().replace("\n", " "), error.exit_code)
-    except Refused as error:
-        code = _say(str(error), error.exit_code)
+        code = _print_error(error.format_message().replace("\n", " "), error.exit_code)
+    except CommandError as error:
+        code = _print_error(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     sys.exit(code)
 
 
-def _serve_alone(config: "ServerConfig") -> None:
+def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
 
@@ -343,14 +253,15 @@ def _serve_alone(config: "ServerConfig") -> None:
     uvloop.run(server.run(lambda: say_ready(server.ready_line), asyncio.Event()))
 
 
-def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log_level: str) -> None:
-    """Serves in processes that this one looks after; it loads nothing of what they need."""
+def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
+    """Serves in worker processes. This process supervises them and imports nothing that they need."""
     from serving.runtime.supervisor import Supervisor
 
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     supervisor = Supervisor(
-        # The code that runs here, not what lies in the current folder.
+        # The code of this process, not that of the current folder.
         [sys.executable, "-P", "-m", "serving.cli.worker"],
-        {"log_level": log_level, "config": {name: _as_json(value) for name, value in given.items()}},
+        {"log_level": log_level, "config": settings},
         workers=config.worker_count,
         host=config.host,
         port=config.port,
@@ -361,29 +272,25 @@ def _serve_with_workers(config: "ServerConfig", given: Mapping[str, object], log
     asyncio.run(supervisor.run())
 
 
-def _as_json(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
-
-
 def _run_training(arguments: list[str]) -> None:
-    """Hands the command to the training package, which is loaded only now."""
+    """Runs a command of the training package, which is imported only now."""
     found = entry_points(group="tidegate.commands", name=arguments[0])
     try:
         command = next(iter(found)).load()
     except (StopIteration, ModuleNotFoundError):
-        raise Refused(
+        raise CommandError(
             f"'{arguments[0]}' needs the training package: install tidegate with its extra, tidegate[training]",
             EXIT_USAGE,
         ) from None
     command(arguments)
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
 
 
-def _describe(model: "Model") -> dict[str, object]:
+def _model_fields(model: "Model") -> dict[str, object]:
     return {
         "name": model.name,
         "version": model.version,
@@ -391,25 +298,25 @@ def _describe(model: "Model") -> dict[str, object]:
         "task": model.task,
         "period_s": model.period_s,
         "features": [
-            {"name": part.name, "unit": part.unit, "low": part.low, "high": part.high} for part in model.features
+            {"name": field.name, "unit": field.unit, "low": field.low, "high": field.high} for field in model.features
         ],
         "outputs": [
             {
-                "name": part.name,
-                "shape": part.shape,
-                "targets": part.targets,
-                "units": part.units,
-                "horizons": part.horizons,
-                "quantiles": part.quantiles,
+                "name": field.name,
+                "shape": field.shape,
+                "targets": field.targets,
+                "units": field.units,
+                "horizons": field.horizons,
+                "quantiles": field.quantiles,
             }
-            for part in model.outputs
+            for field in model.outputs
         ],
         "batch_invariant": model.batch_invariant,
     }
 
 
 def _add_training_help(name: str, text: str) -> None:
-    """Lists a training command in the help; `main` takes it before it gets here."""
+    """Lists a training command in the help. `main` runs it before typer sees it."""
 
     @app.command(name, help=text, add_help_option=False)
     def _command() -> None:

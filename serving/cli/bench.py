@@ -1,7 +1,6 @@
-"""`tidegate bench`: load on a server, and what came of it."""
+"""`tidegate bench`: puts load on a server and reports the result."""
 
 import asyncio
-import importlib.util
 import secrets
 import signal
 from collections.abc import Callable, Iterator
@@ -12,8 +11,10 @@ from urllib.parse import urlsplit
 
 import typer
 
-from serving.cli.address import Address
-from serving.cli.refused import EXIT_INTERRUPTED, EXIT_NO, EXIT_USAGE, Refused
+from serving.cli.connection import Address, unavailable
+from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
+from serving.cli.options import ModelName, ModelVersion
+from serving.cli.outputs import check_outputs, require_matplotlib
 
 if TYPE_CHECKING:
     from serving.bench.plan import Plan
@@ -22,222 +23,191 @@ if TYPE_CHECKING:
     from serving.core.spec import Floats
 
 
+def option(name: str, about: str, *flags: str, metavar: str | None = None) -> Any:
+    """An option with the environment variable TIDEGATE_BENCH_NAME."""
+    return typer.Option(*flags, envvar=f"TIDEGATE_BENCH_{name}", help=about, metavar=metavar)
+
+
+CLIENT = (
+    "light: a light HTTP/2 client, so that the server is the bottleneck. "
+    "python: `serving.client` in a closed loop, which is what a Python program gets."
+)
+RATE = (
+    "Timesteps per second over all streams, independent of the answers (open loop). "
+    "Left out: a stream sends its next timestep when it has an answer (closed loop)."
+)
+VALUES = (
+    "CSV with a column for each feature. Its first 65,536 rows are sent in a loop. "
+    "Left out: random values within the training ranges."
+)
+
+
 def bench(
     address: Address = "",
-    model: Annotated[str, typer.Option(envvar="TIDEGATE_MODEL", help="Model; empty for the only one.")] = "",
-    version: Annotated[str, typer.Option(envvar="TIDEGATE_VERSION", help="Its version; empty for the newest.")] = "",
-    client: Annotated[
-        str,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_CLIENT",
-            help="light: HTTP/2 frames made by hand, cheap enough that it is the server that is measured. python: the client"
-            " that users have, `serving.client`, as they would call it, in a closed loop: what a program in Python gets.",
-        ),
-    ] = "light",
-    streams: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_STREAMS", help="Streams, all together.")] = 128,
-    processes: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_PROCESSES", help="Client processes.")] = 2,
-    connections: Annotated[
-        int, typer.Option(envvar="TIDEGATE_BENCH_CONNECTIONS", help="Connections of each process.")
-    ] = 2,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_RATE",
-            help="Timesteps a second over all streams, whatever the server does (open loop). Left out: each stream sends"
-            " its next when it has its answer (closed loop).",
-        ),
-    ] = None,
-    arrivals: Annotated[
-        str, typer.Option(envvar="TIDEGATE_BENCH_ARRIVALS", help="With --rate: constant or poisson.")
-    ] = "constant",
-    seconds: Annotated[float, typer.Option(envvar="TIDEGATE_BENCH_SECONDS", help="Seconds that are measured.")] = 10.0,
-    warmup: Annotated[float, typer.Option(envvar="TIDEGATE_BENCH_WARMUP", help="Seconds of load before them.")] = 2.0,
-    think: Annotated[
-        float,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_THINK", help="Without --rate: seconds between an answer and the next timestep."
-        ),
-    ] = 0.0,
+    model: ModelName = "",
+    version: ModelVersion = "",
+    client: Annotated[str, option("CLIENT", CLIENT)] = "light",
+    streams: Annotated[int, option("STREAMS", "Streams in total.")] = 128,
+    processes: Annotated[int, option("PROCESSES", "Client processes.")] = 2,
+    connections: Annotated[int, option("CONNECTIONS", "Connections of each process.")] = 2,
+    rate: Annotated[float | None, option("RATE", RATE)] = None,
+    arrivals: Annotated[str, option("ARRIVALS", "With --rate: constant or poisson.")] = "constant",
+    seconds: Annotated[float, option("SECONDS", "Seconds of the measurement.")] = 10.0,
+    warmup: Annotated[float, option("WARMUP", "Seconds of load before the measurement.")] = 2.0,
+    think: Annotated[float, option("THINK", "Without --rate: seconds between an answer and the next timestep.")] = 0.0,
     block: Annotated[
-        int | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_BLOCK", help="Streams a call, and rows a message: PredictBlocks. Left out: Predict."
-        ),
+        int | None, option("BLOCK", "Streams per call, and rows per message, of PredictBlocks. Left out: Predict.")
     ] = None,
     unary: Annotated[
-        bool,
-        typer.Option(
-            "--unary", envvar="TIDEGATE_BENCH_UNARY", help="With --client python: a call a timestep, PredictOne."
-        ),
+        bool, option("UNARY", "With --client python: one call of PredictOne per timestep.", "--unary")
     ] = False,
-    ahead: Annotated[
-        int, typer.Option(envvar="TIDEGATE_BENCH_AHEAD", help="Without --rate: messages under way on a call.")
-    ] = 1,
-    values: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_VALUES",
-            help="CSV with a column for each feature; its first 65,536 rows are sent round and round. Left out: random ones,"
-            " within the training ranges.",
-        ),
-    ] = None,
-    missing: Annotated[
-        float, typer.Option(envvar="TIDEGATE_BENCH_MISSING", help="Share of random values that are missing.")
-    ] = 0.0,
+    ahead: Annotated[int, option("AHEAD", "Without --rate: messages in flight on a call.")] = 1,
+    values: Annotated[Path | None, option("VALUES", VALUES)] = None,
+    missing: Annotated[float, option("MISSING", "Share of random values that are missing.")] = 0.0,
     metrics: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TIDEGATE_BENCH_METRICS", metavar="URL", help="The server's /metrics, for what it says of itself."
-        ),
+        str | None, option("METRICS", "The server's /metrics, to report its CPU time and latencies.", metavar="URL")
     ] = None,
-    json: Annotated[Path | None, typer.Option(envvar="TIDEGATE_BENCH_JSON", help="Write all figures as JSON.")] = None,
-    png: Annotated[Path | None, typer.Option(envvar="TIDEGATE_BENCH_PNG", help="Write a picture as PNG.")] = None,
-    seed: Annotated[int, typer.Option(envvar="TIDEGATE_BENCH_SEED", help="Of values and arrivals.")] = 0,
+    json: Annotated[Path | None, option("JSON", "Write the result as JSON.")] = None,
+    png: Annotated[Path | None, option("PNG", "Write a plot as PNG.")] = None,
+    seed: Annotated[int, option("SEED", "Seed of values and arrivals.")] = 0,
 ) -> None:
     """Put load on a server and measure latency, throughput and cost.
 
-    The streams are new ones and are forgotten at the end. Ctrl-C ends early and reports what was measured.
+    The streams are new and are deleted at the end. Ctrl-C ends early and reports what was measured.
     """
-    plan = _plan(locals())
-    _check(values, missing, metrics, json, png)
+    plan = _make_plan(locals())
+    _check_options(values, missing, metrics, json, png)
     result = _run(plan, values, metrics)
-    _report(result, json, png)
+    _write_report(result, json, png)
     if result.failures:
-        raise typer.Exit(EXIT_NO)
+        raise typer.Exit(EXIT_FAILURE)
 
 
-def _plan(given: dict[str, Any]) -> "Plan":
-    """What is asked; one line and exit code 2 when it cannot be."""
+def _make_plan(given: dict[str, Any]) -> "Plan":
+    """Makes the plan from the options. A bad option ends the command with exit code 2."""
     from pydantic import ValidationError
 
     from serving.bench.plan import Plan
 
     try:
-        return Plan(**{name: given[name] for name in Plan.model_fields})  # under the same names
+        return Plan(**{name: given[name] for name in Plan.model_fields})  # the options have the names of the fields
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            raise Refused(str(first["ctx"]["error"]), EXIT_USAGE) from None
-        raise Refused(f"--{first['loc'][0]}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
+            raise CommandError(str(first["ctx"]["error"]), EXIT_USAGE) from None
+        raise CommandError(f"--{first['loc'][0]}: got {first['input']!r}: {first['msg']}", EXIT_USAGE) from None
 
 
-def _check(values: Path | None, missing: float, metrics: str | None, json: Path | None, png: Path | None) -> None:
-    """Finds out before anything is sent what would fail at the end."""
+def _check_options(
+    values: Path | None, missing: float, metrics: str | None, json: Path | None, png: Path | None
+) -> None:
+    """Checks the options that would otherwise fail after the load."""
     if values is not None and missing:
-        raise Refused("--missing: the file of --values says itself what is missing; leave one of them out", EXIT_USAGE)
+        raise CommandError("--missing: cannot be used with --values; leave one of them out", EXIT_USAGE)
     if metrics is not None and (urlsplit(metrics).scheme not in ("http", "https") or not urlsplit(metrics).hostname):
-        raise Refused(f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE)
-    if png is not None and importlib.util.find_spec("matplotlib") is None:
-        raise Refused("--png needs matplotlib: install tidegate with its extra, tidegate[plot]", EXIT_USAGE)
-    for path in (json, png):
-        if path is not None:
-            _check_writable(path)
+        raise CommandError(
+            f"--metrics: got '{metrics}', expected a URL such as http://localhost:9464/metrics", EXIT_USAGE
+        )
+    if png is not None:
+        require_matplotlib("--png")
+    check_outputs(json, png)
 
 
-def _check_writable(path: Path) -> None:
-    existed = path.exists()
-    try:
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise Refused(f"{path}: cannot be written: {error.strerror}", EXIT_USAGE) from None
-
-
-def _describe(plan: "Plan") -> "Model":
-    """The model that will run."""
+def _fetch_model(plan: "Plan") -> "Model":
+    """Asks the server for the model."""
     from serving.client import Client, ClientError, ServerUnavailable
 
-    async def ask() -> "Model":
+    async def fetch() -> "Model":
         async with Client(plan.address) as client:
             model, _ = await client.describe(plan.model, plan.version)
             return model
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(fetch())
     except ServerUnavailable as error:
-        raise Refused(f"server {plan.address} is not available: {error}", EXIT_NO) from None
+        raise unavailable(plan.address, error) from None
     except ClientError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
 
 
-def _values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
-    """What the streams send."""
+def _load_values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
+    """Returns the values that the streams send."""
     import numpy as np
 
-    from serving.bench.values import ROWS_MAX, random_values
-    from serving.cli.sheet import BadSheet, read_sheet
+    from serving.bench.values import FILE_ROWS_MAX, random_values
+    from serving.cli.sensor_table import InvalidTable, read_table
 
     if plan.missing and not model.handles_missing:
-        raise Refused(f"--missing: model {model.name}/{model.version} cannot have missing values", EXIT_USAGE)
+        raise CommandError(f"--missing: model {model.name}/{model.version} does not accept missing values", EXIT_USAGE)
     if path is None:
         return random_values(model, plan.missing, plan.seed)
     try:
-        values = read_sheet(path, [feature.name for feature in model.features]).values[:ROWS_MAX]
-    except BadSheet as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        values = read_table(path, [feature.name for feature in model.features]).values[:FILE_ROWS_MAX]
+    except InvalidTable as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
     if not model.handles_missing and np.isnan(values).any():
         row = int(np.isnan(values).any(axis=1).argmax()) + 1
-        raise Refused(
-            f"{path}: row {row} has a missing value, and model {model.name}/{model.version} cannot have any", EXIT_USAGE
+        raise CommandError(
+            f"{path}: row {row} has a missing value, but model {model.name}/{model.version} accepts none", EXIT_USAGE
         )
     return values
 
 
 def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
-    """The bench itself."""
+    """Runs the bench."""
     from rich.console import Console
 
-    from serving.bench.crew import Crew, CrewFailed
-    from serving.bench.result import Served
-    from serving.bench.run import BenchFailed, Interrupted, Run
+    from serving.bench.processes import ClientProcesses, ClientProcessFailed
+    from serving.bench.result import ServedModel
+    from serving.bench.run import BenchFailed, BenchRun, Interrupted
     from serving.bench.scrape import ScrapeFailed, scrape
 
-    model = _describe(plan)
-    values = _values(plan, path, model)
+    model = _fetch_model(plan)
+    values = _load_values(plan, path, model)
     prefix = f"bench-{secrets.token_hex(4)}-"
-    served = Served(name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features))
+    served = ServedModel(
+        name=model.name, version=model.version, fingerprint=model.fingerprint, features=len(model.features)
+    )
     read = None if metrics is None else lambda: scrape(metrics, model.name, model.version)
-    with _interrupts() as stopped:
+    with _catch_interrupts() as stopped:
         try:
-            run = Run(plan, served, values, prefix, read, Console(stderr=True))
-            with Crew(len(plan.shares), stopped) as crew:
-                return run.run(crew)
+            run = BenchRun(plan, served, values, prefix, read, Console(stderr=True))
+            with ClientProcesses(len(plan.calls_by_process), stopped) as processes:
+                return run.run(processes)
         except Interrupted as error:
-            raise Refused(str(error), EXIT_INTERRUPTED) from None
-        except (BenchFailed, CrewFailed, ScrapeFailed) as error:
-            raise Refused(str(error), EXIT_NO) from None
+            raise CommandError(str(error), EXIT_INTERRUPTED) from None
+        except (BenchFailed, ClientProcessFailed, ScrapeFailed) as error:
+            raise CommandError(str(error), EXIT_FAILURE) from None
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; the second time it ends the program."""
-    pressed = False
+def _catch_interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed. The second Ctrl-C ends the program."""
+    interrupted = False
 
-    def press(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
+    def on_interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
             raise KeyboardInterrupt
-        pressed = True
+        interrupted = True
 
-    before = signal.signal(signal.SIGINT, press)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield lambda: pressed
+        yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _report(result: "Result", json: Path | None, png: Path | None) -> None:
-    """Prints the table and writes the files."""
+def _write_report(result: "Result", json: Path | None, png: Path | None) -> None:
+    """Prints the tables and writes the files."""
     from rich.console import Console
 
-    from serving.bench.board import print_result
+    from serving.bench.display import print_result
 
     print_result(Console(), result)
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
     if png is not None:
-        from serving.bench.picture import draw  # needs matplotlib, which is optional
+        from serving.bench.plot import save_plot  # needs matplotlib, an optional dependency
 
-        draw(result, png)
+        save_plot(result, png)

@@ -1,4 +1,4 @@
-"""`tidegate conformance`: has a client in any language play what can go wrong, and says which rules it broke."""
+"""`tidegate conformance`: plays failures to a client in any language, and reports which rules it violates."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.refused import EXIT_NO, EXIT_START, EXIT_USAGE, Refused
+from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from serving.conformance.stage import Broken
+    from serving.conformance.rules import Violation
 
 
 class Level(StrEnum):
-    """What a client can do; see docs/protocol.md."""
+    """The level of a client; see docs/protocol.md."""
 
     ONE = "one"
     SIMPLE = "simple"
@@ -34,49 +34,47 @@ def conformance(
         ),
     ] = 0,
     level: Annotated[
-        Level, typer.Option(envvar="TIDEGATE_CONFORMANCE_LEVEL", help="What the client can do.")
+        Level, typer.Option(envvar="TIDEGATE_CONFORMANCE_LEVEL", help="Level of the client.")
     ] = Level.FULL,
-    only: Annotated[str, typer.Option(envvar="TIDEGATE_CONFORMANCE_ONLY", help="One scenario, by its name.")] = "",
+    only: Annotated[str, typer.Option(envvar="TIDEGATE_CONFORMANCE_ONLY", help="Run only this scenario.")] = "",
     list_: Annotated[
         bool,
-        typer.Option(
-            "--list", envvar="TIDEGATE_CONFORMANCE_LIST", help="Only say which scenarios and rules there are."
-        ),
+        typer.Option("--list", envvar="TIDEGATE_CONFORMANCE_LIST", help="List the scenarios and rules."),
     ] = False,
 ) -> None:
-    """Play what can go wrong to a client in any language, and say which rules of docs/protocol.md it breaks.
+    """Test a client in any language against failures, and report which rules of docs/protocol.md it violates.
 
-    The client reads timesteps from stdin, a number a line, and writes `STEP HEX` for each prediction (its packed outputs in
-    hexadecimal) and `refused REASON` for each timestep that was dropped. It exits with 0 when all is stored; when its stream
-    is lost it writes `REASON: message` to stderr and exits with 1. Without a command the scenarios are served until Ctrl-C to
-    clients that open the stream of a scenario's name and send 1, 2, 3, ...
+    The client reads timesteps from stdin, one number per line. It writes `STEP HEX` for each prediction (its packed
+    outputs in hexadecimal) and `refused REASON` for each dropped timestep. It exits with 0 when everything is stored.
+    When its stream is lost, it writes `REASON: message` to stderr and exits with 1. Without a command, scenarios are
+    served until Ctrl-C. A client plays one by opening the stream with its name and sending 1, 2, 3, ...
     """
-    from serving.conformance import run  # grpc takes half a second, which --help need not wait for
+    from serving.conformance import runner  # the import of grpc takes half a second, too long for --help
 
     try:
-        names = run.chosen(level, only)
+        names = runner.select_scenarios(level, only)
     except ValueError as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     if list_:
-        _show_list(names)
+        _print_list(names)
         return
     if command and which(command[0]) is None:
-        raise Refused(f"command: got '{command[0]}', expected a program that is there", EXIT_USAGE)
+        raise CommandError(f"command: got '{command[0]}', expected an existing program", EXIT_USAGE)
     address = f"127.0.0.1:{port}"
     try:
         if not command:
             with suppress(KeyboardInterrupt):
-                asyncio.run(run.judge_callers(names, level, address, _show_address, _show_verdict))
+                asyncio.run(runner.serve_scenarios(names, level, address, _print_address, _print_result))
             return
-        verdicts = asyncio.run(run.judge_program(command, names, level, address, lambda *_: None))
+        violations = asyncio.run(runner.check_program(command, names, level, address, lambda *_: None))
     except RuntimeError as error:
-        raise Refused(f"port: {address} cannot be listened on: {error}", EXIT_START) from None
-    _show_table(names, verdicts)
-    if any(verdicts.values()):
-        raise typer.Exit(EXIT_NO)
+        raise CommandError(f"port: {address} cannot be listened on: {error}", EXIT_START_FAILED) from None
+    _print_table(names, violations)
+    if any(violations.values()):
+        raise typer.Exit(EXIT_FAILURE)
 
 
-def _show_list(names: Sequence[str]) -> None:
+def _print_list(names: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -85,38 +83,38 @@ def _show_list(names: Sequence[str]) -> None:
 
     scenarios = Table("scenario", "what is played", box=None)
     for name in names:
-        scenarios.add_row(name, SCENARIOS[name].sentence)
+        scenarios.add_row(name, SCENARIOS[name].text)
     rules = Table("rule", "where", "what it says", box=None)
     for name, rule in RULES.items():
-        rules.add_row(name, rule.written, rule.sentence)
+        rules.add_row(name, rule.source, rule.text)
     console = Console()
     console.print(scenarios)
     console.print()
     console.print(rules)
 
 
-def _show_address(address: str) -> None:
+def _print_address(address: str) -> None:
     typer.echo(f"ready: grpc={address}")
 
 
-def _show_verdict(name: str, broken: Sequence["Broken"]) -> None:
-    if not broken:
+def _print_result(name: str, violations: Sequence["Violation"]) -> None:
+    if not violations:
         typer.echo(f"{name}: kept")
-    for one in broken:
-        typer.echo(f"{name}: broke {one.rule}: {one.seen}")
+    for violation in violations:
+        typer.echo(f"{name}: broke {violation.rule}: {violation.detail}")
 
 
-def _show_table(names: Sequence[str], verdicts: Mapping[str, Sequence["Broken"]]) -> None:
+def _print_table(names: Sequence[str], violations_by_scenario: Mapping[str, Sequence["Violation"]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("scenario", "verdict", "rule", "what was seen", box=None)
     for name in names:
-        for broken in verdicts[name]:
-            table.add_row(name, "broken", broken.rule, broken.seen)
-        if not verdicts[name]:
+        for violation in violations_by_scenario[name]:
+            table.add_row(name, "broken", violation.rule, violation.detail)
+        if not violations_by_scenario[name]:
             table.add_row(name, "kept")
-    kept = sum(not broken for broken in verdicts.values())
+    kept = sum(not violations for violations in violations_by_scenario.values())
     console = Console()
     console.print(table)
     console.print(f"{kept} of {len(names)} scenarios were played without a broken rule")

@@ -1,4 +1,4 @@
-"""Sends a CSV file to a server one timestep at a time, and shows its forecasts against what comes true."""
+"""`tidegate stream`: sends a CSV file to a server one timestep at a time, and scores its forecasts."""
 
 import asyncio
 import csv
@@ -15,49 +15,50 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from serving.cli.address import Server
-from serving.cli.scoreboard import Score, Scoreboard, percent
-from serving.cli.sheet import Sheet, read_sheet
+from serving.cli.connection import ConnectionSettings
+from serving.cli.forecast_scores import ForecastScorer, Score, percent
+from serving.cli.outputs import check_outputs, require_matplotlib
+from serving.cli.sensor_table import SensorTable, read_table
 from serving.client import Client, Model, Overloaded, Prediction, Stream
 from serving.core.spec import Floats, Output
 
-SECONDS_A_DAY = 86400
-# Often enough to look alive, seldom enough to cost nothing.
-FRAMES_A_SECOND = 8
+SECONDS_PER_DAY = 86400
+# Fast enough to look live, slow enough to need no CPU.
+REFRESHES_PER_SECOND = 8
 
 
 class ReplayFailed(Exception):
-    """The file and the model do not go together; the message says why."""
+    """The file and the model do not fit. The message says why."""
 
 
-class SentBefore(ReplayFailed):
-    """A stream has had all rows of its series already."""
+class AlreadySent(ReplayFailed):
+    """The stream has all rows of its series already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """A series of the file, and what its stream has answered; `board` is None where nothing can be scored."""
+class ReplayedSeries:
+    """A series of the file and the answers of its stream. `scorer` is None when nothing can be scored."""
 
     name: str
-    sheet: Sheet
+    table: SensorTable
     stream_id: str
     model: Model
     predictions: list[Prediction]
     seconds: float
-    board: Scoreboard | None
+    scorer: ForecastScorer | None
 
 
 class Replay:
     """One run of `tidegate stream`.
 
-    Row n of a series is timestep n of its stream: a stream that is known already goes on where it was. The file is one
-    series, or several that its column `group` tells apart; they are sent one after the other, `limit` rows of each.
+    Row n of a series is timestep n of its stream, so a known stream continues where it was. The file has one series, or
+    several that the column `group` tells apart. They are sent one after another, `limit` rows of each.
     """
 
     def __init__(
         self,
         file: Path,
-        server: Server,
+        connection: ConnectionSettings,
         *,
         model: str,
         version: str,
@@ -67,7 +68,7 @@ class Replay:
         limit: int,
     ) -> None:
         self.file = file
-        self.server = server
+        self.connection = connection
         self.model = model
         self.version = version
         self.stream_id = stream_id
@@ -77,62 +78,65 @@ class Replay:
         self.console = Console()
 
     async def run(self, *, out: Path | None, plot: Path | None, scores: Path | None) -> None:
-        """Sends the rows, then writes what was asked for.
+        """Sends the rows, then writes the files.
 
         Raises:
-            BadSheet, ReplayFailed: the file is not one that the model can read.
+            CommandError: a result could not be written.
+            InvalidTable, ReplayFailed: the model cannot read the file.
             ClientError: a stream could not be opened, or was lost.
-
         """
         if plot is not None:
-            _check_matplotlib()
-        for path in (out, plot, scores):
-            if path is not None:
-                _check_writable(path)
-        async with self.server.client() as client:
-            known, _ = await client.describe(self.model, self.version)
-            sheet = read_sheet(self.file, [feature.name for feature in known.features], self.group)
-            sent = await self._send_all(client, sheet, known)
+            require_matplotlib("--plot")
+        check_outputs(out, plot, scores)
+        async with self.connection.client() as client:
+            served, _ = await client.describe(self.model, self.version)
+            table = read_table(self.file, [feature.name for feature in served.features], self.group)
+            sent = await self._send_all(client, table, served)
         timesteps, seconds = sum(len(one.predictions) for one in sent), sum(one.seconds for one in sent)
         self.console.print(
             f"{timesteps} timesteps in {seconds:.1f} s: {1e6 * seconds / timesteps:,.0f} µs each, there and back",
             highlight=False,
         )
-        boards = [one.board for one in sent if one.board is not None]
-        final = boards[-1].scores(boards[:-1]) if boards else []
-        if boards:
-            self.console.print(_table(boards[-1], final))
+        scorers = [one.scorer for one in sent if one.scorer is not None]
+        final = scorers[-1].scores(scorers[:-1]) if scorers else []
+        if scorers:
+            self.console.print(_score_table(scorers[-1], final))
         if out is not None:
             _write_predictions(out, sent, self.group)
         if scores is not None:
             _write_scores(scores, final, timesteps, seconds)
         if plot is not None:
-            _draw(sent, self.file, plot)
+            _plot_longest(sent, self.file, plot)
 
-    async def _send_all(self, client: Client, sheet: Sheet, known: Model) -> list[Sent]:
-        """Sends each series that its stream has not had yet; at least one."""
-        sent: list[Sent] = []
-        done: list[SentBefore] = []
-        for name, rows in sheet.series():
+    async def _send_all(self, client: Client, table: SensorTable, served: Model) -> list[ReplayedSeries]:
+        """Sends each series that its stream does not have yet: at least one."""
+        sent: list[ReplayedSeries] = []
+        already_sent: list[AlreadySent] = []
+        for name, rows in table.series():
             part = rows.first(self.limit or len(rows))
-            before = [one.board for one in sent if one.board is not None]
+            earlier = [one.scorer for one in sent if one.scorer is not None]
             try:
-                sent.append(await self._send_series(client, name, part, _board_of(known, part), before))
-            except SentBefore as error:
-                done.append(error)
+                sent.append(await self._send_series(client, name, part, _make_scorer(served, part), earlier))
+            except AlreadySent as error:
+                already_sent.append(error)
         if not sent:
-            raise done[0]
+            raise already_sent[0]
         return sent
 
     async def _send_series(
-        self, client: Client, name: str, sheet: Sheet, board: Scoreboard | None, before: list[Scoreboard]
-    ) -> Sent:
-        """Sends one series to a stream of its own."""
+        self,
+        client: Client,
+        name: str,
+        table: SensorTable,
+        scorer: ForecastScorer | None,
+        earlier: list[ForecastScorer],
+    ) -> ReplayedSeries:
+        """Sends one series to its own stream."""
         stream_id = f"{self.stream_id}-{name}" if self.stream_id and name else self.stream_id
         async with client.open(stream_id, model=self.model, version=self.version) as stream:
-            first, rows = stream.next_step - 1, len(sheet)
+            first, rows = stream.next_step - 1, len(table)
             if first >= rows:
-                raise SentBefore(
+                raise AlreadySent(
                     f"stream '{stream.stream_id}' is at step {first} already and {self.file} has {rows} rows"
                     + (f" of {self.group} {name}" if name else "")
                     + "; give another --stream-id to begin again"
@@ -143,61 +147,61 @@ class Replay:
                 + f"rows {first + 1} to {rows}",
                 highlight=False,
             )
-            begun = time.perf_counter()
-            predictions = await self._send(stream, sheet.values[first:], first, board, before)
-            seconds = time.perf_counter() - begun
-        return Sent(name, sheet, stream.stream_id, stream.model, predictions, seconds, board)
+            started = time.perf_counter()
+            predictions = await self._send(stream, table.values[first:], first, scorer, earlier)
+            seconds = time.perf_counter() - started
+        return ReplayedSeries(name, table, stream.stream_id, stream.model, predictions, seconds, scorer)
 
     async def _send(
-        self, stream: Stream, values: Floats, first: int, board: Scoreboard | None, before: list[Scoreboard]
+        self, stream: Stream, values: Floats, first: int, scorer: ForecastScorer | None, earlier: list[ForecastScorer]
     ) -> list[Prediction]:
-        """Sends rows, paced if asked, and keeps the table fresh."""
+        """Sends rows, at a limited rate if requested, and refreshes the table."""
         predictions = []
-        forecast, quantiles = _forecast_of(stream.model), _quantiles_of(stream.model)
-        begun = time.perf_counter()
-        with self._live(board, before) as refresh:
+        forecast, quantiles = _forecast_output(stream.model), _quantiles_output(stream.model)
+        started = time.perf_counter()
+        with self._live(scorer, earlier) as refresh:
             for row, x in enumerate(values):
                 if self.rate:
-                    await asyncio.sleep(begun + row / self.rate - time.perf_counter())
+                    await asyncio.sleep(started + row / self.rate - time.perf_counter())
                 prediction = await _step(stream, x)
                 predictions.append(prediction)
-                if board is not None and forecast is not None and prediction:
+                if scorer is not None and forecast is not None and prediction:
                     bounds = None if quantiles is None else prediction[quantiles.name]
-                    board.add(first + row, prediction[forecast.name], bounds)
+                    scorer.add(first + row, prediction[forecast.name], bounds)
                 refresh()
         return predictions
 
     @contextmanager
-    def _live(self, board: Scoreboard | None, before: list[Scoreboard]) -> Iterator["Refresh"]:
-        if board is None or not self.console.is_terminal:
+    def _live(self, scorer: ForecastScorer | None, earlier: list[ForecastScorer]) -> Iterator["TableRefresh"]:
+        if scorer is None or not self.console.is_terminal:
             with nullcontext():
-                yield Refresh(None, None, before)
+                yield TableRefresh(None, None, earlier)
             return
         with Live(
-            _table(board, board.scores(before)), console=self.console, auto_refresh=False, transient=True
+            _score_table(scorer, scorer.scores(earlier)), console=self.console, auto_refresh=False, transient=True
         ) as live:
-            yield Refresh(live, board, before)
+            yield TableRefresh(live, scorer, earlier)
 
 
-class Refresh:
-    """Redraws a live table, at most so many times a second."""
+class TableRefresh:
+    """Redraws a live table, at a limited rate."""
 
-    def __init__(self, live: Live | None, board: Scoreboard | None, before: list[Scoreboard]) -> None:
+    def __init__(self, live: Live | None, scorer: ForecastScorer | None, earlier: list[ForecastScorer]) -> None:
         self._live = live
-        self._board = board
-        self._before = before
+        self._board = scorer
+        self._before = earlier
         self._next = 0.0
 
     def __call__(self) -> None:
-        """Redraws if it is time."""
+        """Redraws the table if it is time."""
         if self._live is None or self._board is None or time.perf_counter() < self._next:
             return
-        self._next = time.perf_counter() + 1 / FRAMES_A_SECOND
-        self._live.update(_table(self._board, self._board.scores(self._before)), refresh=True)
+        self._next = time.perf_counter() + 1 / REFRESHES_PER_SECOND
+        self._live.update(_score_table(self._board, self._board.scores(self._before)), refresh=True)
 
 
 async def _step(stream: Stream, x: Floats) -> Prediction:
-    """Sends one timestep, as often as a full server asks for it."""
+    """Sends one timestep, again while the server is overloaded."""
     while True:
         try:
             return await stream.step(x)
@@ -205,17 +209,17 @@ async def _step(stream: Stream, x: Floats) -> Prediction:
             await asyncio.sleep(error.retry_after_s)
 
 
-def _forecast_of(model: Model) -> Output | None:
-    """The output that forecasts (horizons, targets), if there is one."""
+def _forecast_output(model: Model) -> Output | None:
+    """Returns the output that forecasts (horizons, targets); None when there is none."""
     for output in model.outputs:
         if output.horizons and output.targets and not output.quantiles:
             return output
     return None
 
 
-def _quantiles_of(model: Model) -> Output | None:
-    """The output (horizons, targets, quantiles) that bounds the forecast, if there is one; an interval before quantiles."""
-    forecast = _forecast_of(model)
+def _quantiles_output(model: Model) -> Output | None:
+    """Returns the output (horizons, targets, quantiles) that bounds the forecast: an interval before quantiles."""
+    forecast = _forecast_output(model)
     bounds = [
         output
         for output in model.outputs
@@ -226,42 +230,42 @@ def _quantiles_of(model: Model) -> Output | None:
     return min(bounds, key=lambda output: len(output.quantiles), default=None)
 
 
-def _board_of(model: Model, sheet: Sheet) -> Scoreboard | None:
-    """A scoreboard for the forecast of a model, if its targets are columns of the sheet."""
-    forecast = _forecast_of(model)
-    if forecast is None or any(target not in sheet.features for target in forecast.targets):
+def _make_scorer(model: Model, table: SensorTable) -> ForecastScorer | None:
+    """Makes a scorer for the forecast of a model; None when its targets are not columns of the table."""
+    forecast = _forecast_output(model)
+    if forecast is None or any(target not in table.features for target in forecast.targets):
         return None
-    truth = np.stack([sheet.column(target) for target in forecast.targets], axis=1)
-    season = round(SECONDS_A_DAY / model.period_s) if model.period_s else None
-    quantiles = _quantiles_of(model)
+    truth = np.stack([table.column(target) for target in forecast.targets], axis=1)
+    season = round(SECONDS_PER_DAY / model.period_s) if model.period_s else None
+    quantiles = _quantiles_output(model)
     coverage = None if quantiles is None else quantiles.quantiles[-1] - quantiles.quantiles[0]
-    return Scoreboard(
-        truth, forecast.targets, forecast.units, forecast.horizons, season, times=sheet.times(), coverage=coverage
+    return ForecastScorer(
+        truth, forecast.targets, forecast.units, forecast.horizons, season, times=table.times(), coverage=coverage
     )
 
 
-def _draw(sent: list[Sent], file: Path, path: Path) -> None:
-    """Draws the longest series."""
+def _plot_longest(sent: list[ReplayedSeries], file: Path, path: Path) -> None:
+    """Plots the longest series."""
     most = max(sent, key=lambda one: len(one.predictions))
-    if most.board is None:
-        raise ReplayFailed(f"--plot: model {most.model.name} has no forecast of a column of {file} to draw")
-    from serving.cli.plot import plot  # noqa: PLC0415 - needs matplotlib, which is optional
+    if most.scorer is None:
+        raise ReplayFailed(f"--plot: model {most.model.name} forecasts no column of {file}")
+    from serving.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, an optional dependency
 
-    plot(most.board, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
+    plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
 
 
-def _table(board: Scoreboard, scores: list[Score]) -> Table:
-    """Prediction against what came true."""
-    when = "" if board.last_time is None else f" up to {board.last_time.isoformat(' ')}"
+def _score_table(scorer: ForecastScorer, scores: list[Score]) -> Table:
+    """Makes the table of forecasts and actual values."""
+    when = "" if scorer.last_time is None else f" up to {scorer.last_time.isoformat(' ')}"
     table = Table(
         box=None, padding=(0, 1, 0, 0), header_style="bold", title=f"mean absolute errors{when}", title_justify="left"
     )
-    headings = ["target", "horizon", "forecast", "observed", "error", "persistence"]
+    headings = ["target", "horizon", "forecast", "actual", "error", "persistence"]
     seasons = any(score.seasonal_mae is not None for score in scores)
     if seasons:
         headings.append("seasonal")
-    if board.coverage is not None:
-        headings.insert(3, f"{percent(board.coverage)} interval")
+    if scorer.coverage is not None:
+        headings.insert(3, f"{percent(scorer.coverage)} interval")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=heading == "target")
     for score in scores:
@@ -269,7 +273,7 @@ def _table(board: Scoreboard, scores: list[Score]) -> Table:
         style = "" if np.isnan(score.mae) else "green" if score.beats_baselines else "yellow"
         mae = f"[{style}]{score.mae:.4g}[/]" if style else f"{score.mae:.4g}"
         seasonal = [] if score.seasonal_mae is None else [f"{score.seasonal_mae:.4g}"]
-        interval = [] if board.coverage is None else [f"{score.low:.4g}–{score.high:.4g}"]
+        interval = [] if scorer.coverage is None else [f"{score.low:.4g}–{score.high:.4g}"]
         table.add_row(
             escape(title),
             str(score.horizon),
@@ -283,13 +287,13 @@ def _table(board: Scoreboard, scores: list[Score]) -> Table:
     return table
 
 
-def _write_predictions(path: Path, sent: list[Sent], group: str) -> None:
-    """Writes one row a timestep: its series, its number, its label, and every value of every output."""
+def _write_predictions(path: Path, sent: list[ReplayedSeries], group: str) -> None:
+    """Writes one row per timestep: its series, number and label, and every value of every output."""
     outputs = sent[0].model.outputs
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = [name for output in outputs for name in _columns(output)]
-        writer.writerow([*([group] if group else []), "step", sent[0].sheet.label, *names])
+        writer.writerow([*([group] if group else []), "step", sent[0].table.label, *names])
         for one in sent:
             for prediction in one.predictions:
                 values = (
@@ -297,19 +301,19 @@ def _write_predictions(path: Path, sent: list[Sent], group: str) -> None:
                     if prediction
                     else []
                 )
-                label = one.sheet.labels[prediction.step - 1]
+                label = one.table.labels[prediction.step - 1]
                 writer.writerow([*([one.name] if group else []), prediction.step, label, *values])
 
 
 def _write_scores(path: Path, final: list[Score], timesteps: int, seconds: float) -> None:
-    """Writes the scores as JSON; NaN, where nothing was scored, is null."""
+    """Writes the scores as JSON. NaN, where nothing was scored, becomes null."""
     scores = [asdict(score) | {"beats_baselines": score.beats_baselines} for score in final]
     facts = [{name: None if value != value else value for name, value in score.items()} for score in scores]  # noqa: PLR0124
     path.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
 
 
 def _columns(output: Output) -> list[str]:
-    """A name for each value of an output, row-major."""
+    """Returns a name for each value of an output, in row-major order."""
     axes: list[list[str]] = []
     if output.horizons:
         axes.append([f"+{horizon}" for horizon in output.horizons])
@@ -318,27 +322,8 @@ def _columns(output: Output) -> list[str]:
     if output.quantiles:
         axes.append([f"q{quantile:g}" for quantile in output.quantiles])
     if tuple(len(axis) for axis in axes) != output.shape:
-        return [f"{output.name}[{place}]" for place in range(int(np.prod(output.shape)))]
+        return [f"{output.name}[{index}]" for index in range(int(np.prod(output.shape)))]
     names = [output.name]
     for axis in axes:
         names = [f"{name}.{part}" for name in names for part in axis]
     return names
-
-
-def _check_writable(path: Path) -> None:
-    """Finds out before anything is sent whether the result can be written."""
-    existed = path.exists()
-    try:
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise ReplayFailed(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def _check_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401, PLC0415, ICN001 - only to see whether it is there, before anything is sent
-    except ModuleNotFoundError:
-        raise ReplayFailed("--plot needs matplotlib: install tidegate with its extra, tidegate[plot]") from None

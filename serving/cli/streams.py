@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from serving.cli.address import Server, asks_server
-from serving.cli.refused import EXIT_NO, EXIT_USAGE, Refused
+from serving.cli.connection import ConnectionSettings, unavailable, with_server_options
+from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
+from serving.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from serving.client import Client, StreamInfo  # loaded by the command that asks
+    from serving.client import Client, StreamInfo  # imported when a command connects
 
 T = TypeVar("T")
 
@@ -22,25 +23,24 @@ NANOSECONDS = 1_000_000_000
 
 app = typer.Typer(help="List and administer the streams of a server.", no_args_is_help=True, rich_markup_mode=None)
 
-AsJson = Annotated[bool, typer.Option("--json", envvar="TIDEGATE_JSON", help="As JSON, for programs.")]
 StreamId = Annotated[str, typer.Argument(help="The stream's id.")]
 
 
 @app.command("list")
-@asks_server
+@with_server_options
 def list_(
     *,
-    server: Server,
+    connection: ConnectionSettings,
     prefix: Annotated[str, typer.Option(envvar="TIDEGATE_PREFIX", help="Only ids that begin with this.")] = "",
     state: Annotated[str, typer.Option(envvar="TIDEGATE_STREAM_STATE", help="live, parked or expired.")] = "",
-    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="At most so many; 0 for all.")] = 100,
+    limit: Annotated[int, typer.Option(envvar="TIDEGATE_LIMIT", min=0, help="The maximum number; 0 for all.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List streams in the order of their ids."""
     if state not in ("", "live", "parked", "expired"):
-        raise Refused(f"--state: got '{state}', expected live, parked or expired", EXIT_USAGE)
+        raise CommandError(f"--state: got '{state}', expected live, parked or expired", EXIT_USAGE)
 
-    async def ask(client: "Client") -> list["StreamInfo"]:
+    async def fetch(client: "Client") -> list["StreamInfo"]:
         found: list[StreamInfo] = []
         async for info in client.streams(prefix=prefix, state=state):
             found.append(info)
@@ -48,92 +48,92 @@ def list_(
                 break
         return found
 
-    _show(_ask(server, ask), as_json=as_json)
+    _print_streams(_call(connection, fetch), as_json=as_json)
 
 
 @app.command()
-@asks_server
-def describe(stream_id: StreamId, *, server: Server, as_json: AsJson = False) -> None:
+@with_server_options
+def describe(stream_id: StreamId, *, connection: ConnectionSettings, as_json: AsJson = False) -> None:
     """Describe one stream."""
-    _show([_ask(server, lambda client: client.describe_stream(stream_id))], as_json=as_json)
+    _print_streams([_call(connection, lambda client: client.describe_stream(stream_id))], as_json=as_json)
 
 
 @app.command()
-@asks_server
-def delete(stream_id: StreamId, *, server: Server) -> None:
-    """Delete a stream and its state; a call that has it open ends."""
-    info = _ask(server, lambda client: client.delete_stream(stream_id))
+@with_server_options
+def delete(stream_id: StreamId, *, connection: ConnectionSettings) -> None:
+    """Delete a stream and its state; the call that has it open ends."""
+    info = _call(connection, lambda client: client.delete_stream(stream_id))
     print(f"deleted {info.stream_id} at step {info.step}")
 
 
 @app.command()
-@asks_server
+@with_server_options
 def export(
     stream_id: StreamId,
     file: Annotated[Path, typer.Argument(help="Where to write the state.")],
     *,
-    server: Server,
+    connection: ConnectionSettings,
 ) -> None:
-    """Write a stream's state to a file that another server imports; the stream goes on."""
-    record = _ask(server, lambda client: client.export_stream(stream_id))
+    """Write a stream's state to a file for another server; the stream continues."""
+    record = _call(connection, lambda client: client.export_stream(stream_id))
     try:
         file.write_bytes(record)
     except OSError as error:
-        raise Refused(f"{file}: cannot be written: {error.strerror}", EXIT_USAGE) from None
+        raise CommandError(f"{file}: cannot be written: {error.strerror}", EXIT_USAGE) from None
     print(f"wrote {len(record)} bytes to {file}")
 
 
 @app.command("import")
-@asks_server
+@with_server_options
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `tidegate streams export` wrote.")],
+    file: Annotated[Path, typer.Argument(help="A file from `tidegate streams export`.")],
     *,
-    server: Server,
+    connection: ConnectionSettings,
     stream_id: Annotated[
-        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty for the one that it had.")
+        str, typer.Option(envvar="TIDEGATE_STREAM_ID", help="Id of the new stream; empty: the id of the exported one.")
     ] = "",
 ) -> None:
-    """Make a stream from an exported state."""
+    """Create a stream from an exported state."""
     try:
         record = file.read_bytes()
     except OSError as error:
-        raise Refused(f"{file}: cannot be read: {error.strerror}", EXIT_USAGE) from None
-    info = _ask(server, lambda client: client.import_stream(record, stream_id))
+        raise CommandError(f"{file}: cannot be read: {error.strerror}", EXIT_USAGE) from None
+    info = _call(connection, lambda client: client.import_stream(record, stream_id))
     print(f"imported {info.stream_id} at step {info.step}")
 
 
 @app.command()
-@asks_server
+@with_server_options
 def fork(
     stream_id: StreamId,
-    new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty for one that the server makes.")] = "",
+    new_stream_id: Annotated[str, typer.Argument(help="Id of the copy; empty: the server chooses one.")] = "",
     *,
-    server: Server,
+    connection: ConnectionSettings,
 ) -> None:
-    """Make a new stream that starts at another one's state."""
-    info = _ask(server, lambda client: client.fork_stream(stream_id, new_stream_id))
+    """Create a stream with the state of another one."""
+    info = _call(connection, lambda client: client.fork_stream(stream_id, new_stream_id))
     print(f"forked {stream_id} to {info.stream_id} at step {info.step}")
 
 
-def _ask(server: Server, question: "Callable[[Client], Awaitable[T]]") -> T:
-    """Connects, asks, and turns what goes wrong into one line."""
+def _call(connection: ConnectionSettings, request: "Callable[[Client], Awaitable[T]]") -> T:
+    """Connects, makes a request, and turns an error into one line."""
     from serving.client import ClientError, InvalidArgument, ServerUnavailable
 
-    async def ask() -> T:
-        async with server.client() as client:
-            return await question(client)
+    async def fetch() -> T:
+        async with connection.client() as client:
+            return await request(client)
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(fetch())
     except ServerUnavailable as error:
-        raise Refused(f"server {server.address} is not available: {error}", EXIT_NO) from None
+        raise unavailable(connection.address, error) from None
     except InvalidArgument as error:
-        raise Refused(str(error), EXIT_USAGE) from None
+        raise CommandError(str(error), EXIT_USAGE) from None
     except ClientError as error:
-        raise Refused(str(error), EXIT_NO) from None
+        raise CommandError(str(error), EXIT_FAILURE) from None
 
 
-def _show(streams: "list[StreamInfo]", *, as_json: bool) -> None:
+def _print_streams(streams: "list[StreamInfo]", *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 

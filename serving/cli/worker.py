@@ -1,7 +1,7 @@
-"""A worker: the process that the supervisor starts, `python -m serving.cli.worker NUMBER LINE`, and nobody else.
+"""A worker process, which only the supervisor starts: `python -m serving.cli.worker NUMBER FD`.
 
-LINE is the descriptor of its end of the line (see `serving.runtime.child`): it reads its settings from there, serves, and
-drains when told to or when the line ends.
+FD is the descriptor of the worker's end of the connection to the supervisor (see `serving.runtime.child`). The worker
+reads its settings from there and serves. It drains when the supervisor asks for it or has ended.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import sys
 
 import uvloop
 
-from serving.cli.refused import EXIT_NO, EXIT_START
+from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED
 from serving.core.errors import ContractBroken
 from serving.runtime.child import DRAIN, HELD_SIGNALS
 from serving.runtime.config import ServerConfig
@@ -27,51 +27,54 @@ log = logging.getLogger("tidegate.worker")
 
 
 async def work(number: str, line: socket.socket) -> int:
-    """Serves until told to stop; gives the exit code."""
+    """Serves until the worker must stop. Returns the exit code."""
     reader, writer = await asyncio.open_unix_connection(sock=line)
-    settings = await _read(reader)
-    if not settings.endswith(b"\n"):  # the supervisor has died already
+    settings_line = await _read(reader)
+    if not settings_line.endswith(b"\n"):  # the supervisor has ended already
         return 0
-    told = json.loads(settings)
-    start_log(told["log_level"], f"worker {number}: ")
+    settings = json.loads(settings_line)
+    start_log(settings["log_level"], f"worker {number}: ")
     arm(os.environ.get(VARIABLE, ""))
-    server = Server(ServerConfig(**told["config"]), Place(told["board"], told["last_board"], first=number == "0"))
-    asked = asyncio.Event()
+    server = Server(
+        ServerConfig(**settings["config"]),
+        Place(settings["board"], settings["last_board"], first=number == "0"),
+    )
+    stop_requested = asyncio.Event()
 
     def on_ready() -> None:
         writer.write(json.dumps({"ready": [served.spec.title for served in server.repository]}).encode() + b"\n")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # those that came meanwhile come now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # signals that came in the meantime are delivered now
 
-    listening = asyncio.create_task(_listen(reader, asked), name="line")
+    stop_waiter = asyncio.create_task(_wait_for_stop(reader, stop_requested), name="line")
     try:
-        await server.run(on_ready, asked)
+        await server.run(on_ready, stop_requested)
     except (ContractBroken, StartFailed) as error:
         writer.write(json.dumps({"refused": str(error)}).encode() + b"\n")
         await writer.drain()
-        return EXIT_START
+        return EXIT_START_FAILED
     except StopFailed as error:
         log.error("%s", error)
-        return EXIT_NO
+        return EXIT_FAILURE
     finally:
-        listening.cancel()
+        stop_waiter.cancel()
         writer.close()
     return 0
 
 
-async def _listen(reader: asyncio.StreamReader, asked: asyncio.Event) -> None:
-    """Sets `asked` when the supervisor says so, or has died."""
+async def _wait_for_stop(reader: asyncio.StreamReader, stop_requested: asyncio.Event) -> None:
+    """Sets `stop_requested` when the supervisor asks for it, or has ended."""
     try:
-        told = await _read(reader)
-        log.info("%s: draining", "told to stop" if told == DRAIN else "the supervisor has died")
+        line = await _read(reader)
+        log.info("%s: draining", "the supervisor asked to stop" if line == DRAIN else "the supervisor has ended")
     finally:
-        asked.set()  # whatever happened to the line: a worker that nobody looks after keeps the port from the next ones
+        stop_requested.set()  # in every case: a worker without a supervisor would block the port for the next ones
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
-    """The next line; empty when the supervisor has died."""
+    """Returns the next line; empty when the supervisor has ended."""
     try:
         return await reader.readline()
-    except ConnectionError:  # it had not read all that was written to it: then the line does not end, it breaks
+    except ConnectionError:  # the supervisor ended with unread data: the connection is reset instead of closed
         return b""
 
 

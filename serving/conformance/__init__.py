@@ -1,6 +1,11 @@
-"""A server that plays scripts to a client in any language and says which rules of `docs/protocol.md` it broke.
+"""A scripted server that tests clients in any language, and reports which rules of `docs/protocol.md` they violate.
 
-`rules` has the rules, `scenarios` the scripts for clients that stream, `single` those for single calls. A script acts through a
-`stage`, which follows what the client does, and which `predict` and `blocks` lend a wire; `toy` is the model that is played; `run` has a
-client program play them all.
+| module | content |
+|---|---|
+| `rules` | the rules |
+| `scenarios`, `predict_one` | the scenarios: scripts for clients that stream, and for clients of `PredictOne` |
+| `scenario_run` | one run of a scenario: it follows what the client does, independently of the gRPC method |
+| `predict`, `blocks` | the calls `Predict` and `PredictBlocks` |
+| `toy_model` | the model that the server pretends to serve |
+| `server`, `runner` | the gRPC server, and running a client program through the scenarios |
 """

@@ -1,4 +1,4 @@
-"""The server behind the scripts: it hands each call to the stage of the stream that it names."""
+"""The gRPC server of the scenarios: it passes each call to the run of the stream's scenario."""
 
 import asyncio
 import contextlib
@@ -9,25 +9,25 @@ import grpc
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.conformance.blocks import BlockWire
+from serving.conformance.blocks import PredictBlocksRpc
 from serving.conformance.predict import PredictCall
-from serving.conformance.single import Single, judge
-from serving.conformance.stage import CallOver, Stage
-from serving.conformance.toy import MODEL, end_status
+from serving.conformance.predict_one import PredictOneCall, check_request
+from serving.conformance.scenario_run import CallEnded, ScenarioRun
+from serving.conformance.toy_model import MODEL, make_status
 
 
 class ScriptedService(pb_grpc.TidegateServiceServicer):
-    """Serves stages, by the ids of their streams."""
+    """Serves scenario runs. The id of a stream is the name of its scenario."""
 
-    def __init__(self, stages: Mapping[str, Stage]) -> None:
-        self._stages = stages
+    def __init__(self, runs: Mapping[str, ScenarioRun]) -> None:
+        self._runs = runs
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Any) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
-        """The toy model."""
+        """Returns the toy model."""
         return pb.ListModelsResponse(models=[MODEL])
 
     async def DescribeModel(self, _: pb.DescribeModelRequest, __: Any) -> pb.DescribeModelResponse:  # noqa: N802
-        """The toy model."""
+        """Returns the toy model."""
         return pb.DescribeModelResponse(model=MODEL)
 
     async def Predict(self, _: object, context: Any) -> None:  # noqa: N802
@@ -36,68 +36,68 @@ class ScriptedService(pb_grpc.TidegateServiceServicer):
         if message is grpc.aio.EOF:
             return
         request = pb.PredictRequest.FromString(message)
-        stage = await self._stage(context, request.open.stream_id)
+        run = await self._find_run(context, request.open.stream_id)
         if not request.HasField("open"):
-            stage.broke("open-first", f"a call begins with {request.WhichOneof('kind')}")
-        stage.check_open(request.open)
-        call = PredictCall(context, stage, request.open)
-        stage.enter(call)
+            run.add_violation("open-first", f"a call starts with {request.WhichOneof('kind')}")
+        run.check_open(request.open)
+        call = PredictCall(context, run, request.open)
+        run.add_call(call)
 
-        async def take(message: bytes) -> None:
-            call.take(pb.PredictRequest.FromString(message))
+        async def receive(message: bytes) -> None:
+            call.receive(pb.PredictRequest.FromString(message))
 
-        await _play(context, call, take)
+        await _play(context, call, receive)
 
     async def PredictBlocks(self, _: object, context: Any) -> None:  # noqa: N802
-        """Plays one call that has one stream."""
-        wire = BlockWire(context, self._find)
-        await _play(context, wire, wire.take)
+        """Plays one call with one stream."""
+        rpc = PredictBlocksRpc(context, self._find)
+        await _play(context, rpc, rpc.receive)
 
     async def PredictOne(self, request: pb.PredictOneRequest, context: Any) -> pb.PredictOneResponse:  # noqa: N802
-        """Plays one single call."""
-        stage = await self._stage(context, request.stream_id)
-        judge(stage, request, context.time_remaining())
-        single = Single(context, stage, request)
-        stage.singles.put_nowait(single)
+        """Plays one call of one timestep."""
+        run = await self._find_run(context, request.stream_id)
+        check_request(run, request, context.time_remaining())
+        single = PredictOneCall(context, run, request)
+        run.single_calls.put_nowait(single)
         reply = await single.reply
         if isinstance(reply, pb.PredictOneResponse):
             return reply
         await context.abort_with_status(reply)
         raise AssertionError("abort returned")
 
-    async def _stage(self, context: Any, stream_id: str) -> Stage:
-        """The stage of a stream, while it is played."""
-        stage = self._find(stream_id)
-        if isinstance(stage, str):
-            status = end_status(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "STREAM_LOST")
-            await context.abort_with_status(status._replace(details=stage))
-        assert isinstance(stage, Stage)
-        return stage
+    async def _find_run(self, context: Any, stream_id: str) -> ScenarioRun:
+        """Returns the run of a stream's scenario. Aborts the call when there is none."""
+        run = self._find(stream_id)
+        if isinstance(run, str):
+            status = make_status(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "STREAM_LOST")
+            await context.abort_with_status(status._replace(details=run))
+        assert isinstance(run, ScenarioRun)
+        return run
 
-    def _find(self, stream_id: str) -> Stage | str:
-        """The stage of a stream, while it is played; a sentence when there is none."""
-        stage = self._stages.get(stream_id)
-        if stage is not None and not stage.finished:
-            return stage
-        names = ", ".join(self._stages) if stage is None else "another, for this one is over"
+    def _find(self, stream_id: str) -> ScenarioRun | str:
+        """Returns the run of a stream's scenario, or an error message."""
+        run = self._runs.get(stream_id)
+        if run is not None and not run.finished:
+            return run
+        names = ", ".join(self._runs) if run is None else "another one: this one has ended"
         return f"stream_id: got '{stream_id}', expected the name of a scenario: {names}"
 
 
-async def _play(context: Any, call: PredictCall | BlockWire, take: Callable[[bytes], Awaitable[None]]) -> None:
-    """Hands over what the client sends as soon as it comes, until the script ends the call."""
+async def _play(context: Any, call: PredictCall | PredictBlocksRpc, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Passes on what the client sends, until the script ends the call."""
 
     async def read() -> None:
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
                 await take(message)
-        except CallOver:
+        except CallEnded:
             pass  # the client has gone
         finally:
-            call.leave()
+            call.client_done()
 
     reading = asyncio.create_task(read())
     try:
-        await call.over.wait()
+        await call.ended.wait()
     finally:
         reading.cancel()
         await asyncio.wait([reading])
@@ -106,9 +106,9 @@ async def _play(context: Any, call: PredictCall | BlockWire, take: Callable[[byt
 
 
 @contextlib.asynccontextmanager
-async def serve(stages: Mapping[str, Stage], address: str) -> AsyncIterator[str]:
-    """Serves stages; gives the address. RuntimeError when it is taken."""
-    service = ScriptedService(stages)
+async def serve(runs: Mapping[str, ScenarioRun], address: str) -> AsyncIterator[str]:
+    """Serves scenario runs. Yields the address. Raises RuntimeError when the address is taken."""
+    service = ScriptedService(runs)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_TidegateServiceServicer_to_server(service, server)
     server.add_registered_method_handlers(

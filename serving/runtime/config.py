@@ -1,128 +1,175 @@
-"""The settings of a server, checked once."""
+"""The settings of a server. `ServerConfig` is their only definition: the options of `tidegate serve` are made from it."""
 
 import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.dataclasses import dataclass
+from typing import Any
 
 from serving.runtime.cores import usable_cores
 from serving.runtime.host import checked, is_unix
 
-# The store that is of one process.
+# A store in the memory of one process.
 MEMORY = "memory:"
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def seconds(text: object) -> object:
-    """Seconds from "200ms", "30s", "15m", "12h", "7d" or a plain number of seconds; ValueError for anything else."""
-    if not isinstance(text, str):
-        return text
+class InvalidSetting(ValueError):
+    """A setting has a value that it cannot have.
+
+    Attributes:
+        name: the field of `ServerConfig`.
+        problem: what is wrong.
+
+    """
+
+    def __init__(self, name: str, value: object, problem: str) -> None:
+        self.name = name
+        self.problem = f"got {value!r}: {problem}"
+        super().__init__(f"{name}: {self.problem}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The metadata of a field of `ServerConfig`: help text and bounds. A duration has its default as text too."""
+
+    help: str
+    at_least: float
+    at_most: float = float("inf")
+    duration: str = ""
+
+
+def seconds(text: str) -> float:
+    """Parses "200ms", "30s", "15m", "12h", "7d" or a plain number of seconds. Raises ValueError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
     if found is None:
         raise ValueError("expected a number with a unit, such as 200ms, 30s, 15m, 12h or 7d")
     return float(found[1]) * UNITS_S[found[2] or "s"]
 
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(gt=0)]
-Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
+def setting(default: object, about: str, at_least: float = float("-inf"), at_most: float = float("inf")) -> Any:
+    """A field with its default, help text and bounds."""
+    return field(default=default, metadata={"setting": Setting(about, at_least, at_most)})
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+def duration(default: str, about: str, at_least: float = 0.0) -> Any:
+    """A field in seconds, which can also be given as text with a unit."""
+    return field(default=seconds(default), metadata={"setting": Setting(about, at_least, duration=default)})
+
+
+@dataclass(frozen=True)
 class ServerConfig:
-    """What `tidegate serve` can be told. Only the server and the command line see this object."""
+    """The settings of `tidegate serve`. Only the server and the command line use this object.
 
-    models: Path
-    """Folder of <name>/<version>/model.onnx."""
-    host: str = "0.0.0.0"  # noqa: S104 - a container's server is for others to reach
-    """Where to listen for gRPC: a name or an address of either family, or unix:PATH. 0.0.0.0 and :: are all of both families."""
-    port: Port = 50051
-    """Port of gRPC; 0 picks a free one."""
-    metrics_port: Port = 9464
-    """Port of /metrics; 0 picks a free one."""
-    metrics_host: str = ""
-    """Where to listen for /metrics. Empty: as for gRPC; localhost beside a unix socket, which is not for others either."""
-    batch_max: Annotated[int, Field(gt=0, le=4096)] = 256
-    """Most timesteps in a batch. A full batch of 256 takes a few hundred microseconds with a small LSTM: beyond that
-    latency grows and little is gained."""
-    queue_max: Count = 4096
-    """Most timesteps that may wait for a batch: sixteen full batches, some milliseconds."""
-    live_max: Count = 16384
-    """Most live streams of a model, in each worker. Memory is used only by those that are there."""
-    peer_live_max: Annotated[int, Field(ge=0)] = 0
-    """Most live streams of a model that one connection may hold, so that none takes all. 0: seven eighths of `live_max`."""
-    streams_max: Count = 1_000_000
-    """Most streams, live and parked. A worker learns once a minute what others have opened: until then it may let in more."""
-    answers_remembered: Annotated[int, Field(gt=0, le=4096)] = 32
-    """Answers kept of each stream for repeated timesteps; a client may have that many under way."""
-    message_bytes_max: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
-    """Longest message that is read."""
-    drain_after: Duration = 20.0
-    """Longest time that stopping may take before calls are cut, in seconds; below Kubernetes' 30 s of grace."""
-    state: str = ""
-    """Where streams rest: memory:, sqlite:///PATH or redis://HOST:PORT/DB. Empty: SQLite in `data_dir`."""
-    data_dir: Path = Path("data")
-    """Folder for what the server writes."""
-    workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes that share the port and the store; one keeps one core busy. 0: as many as there are cores to use, and one
-    with `memory:` or a unix socket, which are of one process. A thousand is far beyond what one machine's disk can keep up with."""
-    checkpoint_every: Annotated[Duration, Field(gt=0)] = 0.2
-    """How often state is stored, in seconds: what a client has to send again after a crash."""
-    park_after: Duration = 60.0
-    """How long a stream that is open may be silent before it leaves memory, in seconds."""
-    forget_after: Duration = 7 * 86400.0
-    """How long a stream may be silent before it is forgotten, in seconds; 0 for ever."""
-    ready_lag: Duration = 5.0
-    """How far the store may be behind before the server says that it is not ready, in seconds after `checkpoint_every`."""
-    lag_max: Duration = 30.0
-    """How far the store may be behind before new timesteps are refused, in seconds after `checkpoint_every`."""
+    Raises:
+        InvalidSetting: a value is not allowed.
+
+    """
+
+    models: Path = setting(Path("models"), "Folder of <name>/<version>/model.onnx.")  # noqa: RUF009 - a field
+    # 0.0.0.0 and :: are all addresses of both families: the server of a container is for others to reach.
+    host: str = setting("0.0.0.0", "Name or address to listen on, or unix:PATH.")  # noqa: S104
+    port: int = setting(50051, "Port of gRPC; 0 picks a free one.", at_least=0, at_most=65535)
+    metrics_port: int = setting(9464, "Port of /metrics; 0 picks a free one.", at_least=0, at_most=65535)
+    # With a unix socket for gRPC, which is not for other machines, /metrics is on localhost.
+    metrics_host: str = setting("", "Address of /metrics; empty: that of --host.")
+    # A batch of 256 takes a few hundred microseconds with a small LSTM. Larger ones add latency and little throughput.
+    batch_max: int = setting(256, "Most timesteps in a batch.", at_least=1, at_most=4096)
+    # Sixteen full batches: some milliseconds.
+    queue_max: int = setting(4096, "Most timesteps waiting for a batch.", at_least=1)
+    # Only existing streams use memory.
+    live_max: int = setting(16384, "Most live streams of a model, in each worker.", at_least=1)
+    # Less than all, so that one connection cannot take all live streams.
+    peer_live_max: int = setting(
+        0, "Most live streams of a model over one connection; 0: seven eighths of --live-max.", at_least=0
+    )
+    # Once a minute a worker learns how many streams the others have opened. Until then it may accept more.
+    streams_max: int = setting(1_000_000, "Most streams, live and parked.", at_least=1)
+    # Also the number of timesteps that a client may have in flight.
+    answers_remembered: int = setting(32, "Answers kept of each stream for repeats.", at_least=1, at_most=4096)
+    message_bytes_max: int = setting(4 * 1024 * 1024, "Longest message that is read.", at_least=1024)
+    # Below the 30 s that Kubernetes waits.
+    drain_after: float = duration("20s", "Longest time that stopping may take.")
+    state: str = setting(
+        "", "Where streams rest: sqlite:///PATH, redis://HOST:PORT/DB or memory:. Empty: SQLite in --data-dir."
+    )
+    data_dir: Path = setting(Path("data"), "Folder for what the server writes.")  # noqa: RUF009 - a field
+    # What a client sends again after a crash.
+    checkpoint_every: float = duration("200ms", "How often state is stored.", at_least=1e-6)
+    park_after: float = duration("60s", "Silence after which an open stream leaves memory.")
+    forget_after: float = duration("7d", "Silence after which a stream is forgotten; 0 for never.")
+    # Both count from the time at which the state should have been stored.
+    ready_lag: float = duration("5s", "Unsaved for so long: the server says it is not ready.")
+    lag_max: float = duration("30s", "Unsaved for so long: new timesteps are refused.")
+    # One process keeps one core busy. A thousand are far more than the disk of one machine can serve.
+    workers: int = setting(0, "Processes that serve; 0: one a core that may be used.", at_least=0, at_most=1024)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            try:
+                object.__setattr__(self, each.name, _validated(value, each.type, each.metadata["setting"]))
+            except ValueError as error:
+                raise InvalidSetting(each.name, value, str(error)) from None
+        self._validate_hosts()
+        self._validate_workers()
 
     @property
     def state_address(self) -> str:
-        """Where streams rest, spelled out."""
+        """The address of the store."""
         return self.state or f"sqlite://{(self.data_dir / 'tidegate.db').absolute()}"
 
     @property
     def live_max_of_a_peer(self) -> int:
-        """How many live streams of a model one connection may hold."""
+        """The most live streams of a model over one connection."""
         return self.peer_live_max or self.live_max - self.live_max // 8
 
     @property
     def metrics_address(self) -> str:
-        """Where to listen for /metrics, spelled out."""
+        """The host of /metrics."""
         return self.metrics_host or ("localhost" if is_unix(self.host) else self.host)
 
     @property
     def worker_count(self) -> int:
-        """How many processes serve."""
+        """The number of processes that serve. Memory and a unix socket belong to one process."""
         return self.workers or (1 if self.state == MEMORY or is_unix(self.host) else usable_cores())
 
-    @field_validator("host")
-    @classmethod
-    def _can_be_a_host(cls, host: str) -> str:
-        return checked(host)
-
-    @field_validator("metrics_host")
-    @classmethod
-    def _can_be_a_host_with_a_port(cls, host: str) -> str:
-        if is_unix(host):
-            raise ValueError("expected a name or an address: a unix socket is for gRPC alone")
-        return checked(host) if host else host
-
-    @field_validator("workers")
-    @classmethod
-    def _share_a_port(cls, workers: int, info: ValidationInfo) -> int:
-        if workers > 1 and is_unix(info.data.get("host", "")):
-            raise ValueError("one process alone can listen on a unix socket; say --workers 1, or listen on an address")
-        return workers
-
-    @field_validator("workers")
-    @classmethod
-    def _share_a_store(cls, workers: int, info: ValidationInfo) -> int:
-        if workers > 1 and info.data.get("state") == MEMORY:
-            raise ValueError(
-                f"each would keep streams of its own in {MEMORY}; say --workers 1, or --state sqlite:///PATH or redis://..."
+    def _validate_hosts(self) -> None:
+        if is_unix(self.metrics_host):
+            raise InvalidSetting(
+                "metrics_host", self.metrics_host, "expected a name or an address: a unix socket is for gRPC only"
             )
-        return workers
+        for name, host in {"host": self.host, "metrics_host": self.metrics_host or "localhost"}.items():
+            try:
+                checked(host)
+            except ValueError as error:
+                raise InvalidSetting(name, host, str(error)) from None
+
+    def _validate_workers(self) -> None:
+        if self.workers <= 1:
+            return
+        if is_unix(self.host):
+            raise InvalidSetting(
+                "workers",
+                self.workers,
+                "one process alone can listen on a unix socket; say --workers 1, or listen on an address",
+            )
+        if self.state == MEMORY:
+            raise InvalidSetting(
+                "workers",
+                self.workers,
+                f"each process would keep its own streams in {MEMORY}; "
+                "say --workers 1, or --state sqlite:///PATH or redis://...",
+            )
+
+
+def _validated(value: Any, kind: Any, about: Setting) -> Any:
+    """Returns the value with its type and within its bounds. Raises ValueError."""
+    if about.duration and isinstance(value, str):
+        value = seconds(value)
+    if kind in (str, Path):
+        return kind(value)
+    if not value >= about.at_least:  # also NaN
+        raise ValueError(f"expected at least {about.at_least:g}")
+    if value > about.at_most:
+        raise ValueError(f"expected at most {about.at_most:g}")
+    return value

@@ -1,4 +1,4 @@
-"""`tidegate bench` against real servers, in processes of their own."""
+"""`tidegate bench` against real servers, in separate processes."""
 
 import asyncio
 import importlib.util
@@ -41,24 +41,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 
 def bench(server: Process, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """A short run of few streams, unless the options say otherwise."""
+    """Runs a short bench with few streams, unless the options change that."""
     short = ["--streams", "8", "--seconds", "1", "--warmup", "0.2", "--processes", "1", "--connections", "1"]
     return run_command("bench", "--address", server.address, *short, *options, **variables)
 
 
 def metrics_of(server: Process) -> str:
-    """The URL of its metrics, as it says."""
+    """Returns the URL of the metrics, from the ready line."""
     return server.ready_line.split("metrics=")[1].split()[0]
 
 
 async def bench_streams(server: Process) -> list[str]:
-    """Streams of benches that the server still has."""
+    """Lists the bench streams that the server still has."""
     async with Client(server.address) as client:
         return [info.stream_id async for info in client.streams(prefix="bench-")]
 
 
 def test_a_closed_loop_is_measured_and_written(server: Process, tmp_path: Path) -> None:
-    """A table, all figures as JSON, a picture; progress on stderr; no stream is left behind."""
+    """As a table, as JSON and as a picture, with progress on stderr. No stream is left behind."""
     pytest.importorskip("matplotlib", reason="it is in the extra plot")
     file, picture = tmp_path / "a.json", tmp_path / "picture"
     ended = bench(
@@ -83,7 +83,7 @@ def test_a_closed_loop_is_measured_and_written(server: Process, tmp_path: Path) 
     assert result.clients.busy[0] > 0
     assert len(result.clients.busy) == 2
     assert result.server
-    assert result.server.steps > 100  # of seconds that a busy machine begins late
+    assert result.server.steps > 100  # the measurement may begin late on a busy machine
     assert result.server.cpu_s_per_step
     assert 1 <= (result.server.batch_size or 0) <= 8
     assert result.streams.opened == 8
@@ -93,16 +93,16 @@ def test_a_closed_loop_is_measured_and_written(server: Process, tmp_path: Path) 
     assert asyncio.run(bench_streams(server)) == []
 
 
-def test_a_proxy_of_the_environment_is_not_asked(server: Process) -> None:
-    """Neither for timesteps nor for metrics: what is measured is near."""
+def test_a_proxy_of_the_environment_is_ignored(server: Process) -> None:
+    """Neither for timesteps nor for metrics."""
     ended = bench(
         server, "--seconds", "0.2", "--metrics", metrics_of(server), http_proxy="http://127.0.0.1:1", no_proxy=""
     )
     assert ended.returncode == 0, ended.stderr
 
 
-def test_an_open_loop_offers_what_was_asked(server: Process, tmp_path: Path) -> None:
-    """Offered and achieved are both told, and how late the client was; values may be missing."""
+def test_an_open_loop_offers_the_rate(server: Process, tmp_path: Path) -> None:
+    """The offered and achieved rates are reported, and how late the clients were. Values may be missing."""
     file = tmp_path / "a.json"
     ended = bench(server, "--rate", "200", "--arrivals", "constant", "--missing", "0.5", "--json", str(file))
     assert ended.returncode == 0, ended.stderr
@@ -115,7 +115,7 @@ def test_an_open_loop_offers_what_was_asked(server: Process, tmp_path: Path) -> 
 
 
 def test_a_file_is_sent(server: Process, tmp_path: Path) -> None:
-    """Missing values and all, where the model can have them."""
+    """With missing values, if the model accepts them."""
     file = write_csv(tmp_path / "a.csv", sensor_rows(20, missing=0.1))
     ended = bench(server, "--values", str(file), "--seconds", "0.3")
     assert ended.returncode == 0, ended.stderr
@@ -130,10 +130,8 @@ def test_a_file_is_sent(server: Process, tmp_path: Path) -> None:
         (("--think", "0.05"), "8 streams, single calls, Python client"),
     ],
 )
-def test_the_client_that_users_have_is_measured(
-    server: Process, tmp_path: Path, options: tuple[str, ...], title: str
-) -> None:
-    """With the same figures; its streams are forgotten too."""
+def test_the_python_client_is_measured(server: Process, tmp_path: Path, options: tuple[str, ...], title: str) -> None:
+    """With the same numbers. Its streams are deleted too."""
     file = tmp_path / "a.json"
     ended = bench(server, "--client", "python", *options, "--json", str(file))
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -145,7 +143,7 @@ def test_the_client_that_users_have_is_measured(
     assert asyncio.run(bench_streams(server)) == []
 
 
-def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root: Path) -> None:
+def test_the_python_client_reports_refusals(sum_root: Path) -> None:
     """By reason, once it has given up: exit code 1."""
     with serve(sum_root, "--streams-max", "5") as process:
         ended = bench(process, "--client", "python", "--seconds", "0.3")
@@ -153,8 +151,8 @@ def test_the_client_that_users_have_tells_what_a_server_has_no_room_for(sum_root
     assert "failed: 3 streams could not be opened: TOO_MANY_STREAMS 3" in ended.stdout
 
 
-def test_a_server_without_room_for_a_stream_is_told(sum_root: Path, tmp_path: Path) -> None:
-    """Those that could be opened run; the others are counted by reason, and the exit code is 1."""
+def test_streams_that_are_refused_are_reported(sum_root: Path, tmp_path: Path) -> None:
+    """Those that could be opened run. The others are counted by reason, and the exit code is 1."""
     file = tmp_path / "a.json"
     with serve(sum_root, "--streams-max", "5") as process:
         ended = bench(process, "--seconds", "0.3", "--json", str(file))
@@ -165,8 +163,8 @@ def test_a_server_without_room_for_a_stream_is_told(sum_root: Path, tmp_path: Pa
     assert result.timesteps.answered > 0
 
 
-def test_a_server_with_a_full_queue_is_told(sum_root: Path, tmp_path: Path) -> None:
-    """In an open loop refusals are counted by reason: they are what was to be found out, so the exit code is 0."""
+def test_a_full_queue_is_reported(sum_root: Path, tmp_path: Path) -> None:
+    """An open loop counts refusals by reason. They are measurements, so the exit code is 0."""
     file = tmp_path / "a.json"
     with serve(sum_root, "--queue-max", "1") as process:
         more = ["--streams", "32", "--seconds", "0.5"]
@@ -183,7 +181,7 @@ def test_a_server_with_a_full_queue_is_told(sum_root: Path, tmp_path: Path) -> N
 
 
 def test_ctrl_c_ends_early_and_reports(server: Process, tmp_path: Path) -> None:
-    """What was measured up to then, with exit code 0, and forgets its streams."""
+    """The exit code is 0, and the streams are deleted."""
     with running(server, "--seconds", "600", "--warmup", "0", "--json", str(tmp_path / "a.json")) as popen:
         until_says(popen, "1 s of 600 s")
         popen.send_signal(signal.SIGINT)
@@ -198,7 +196,7 @@ def test_ctrl_c_ends_early_and_reports(server: Process, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_before_anything_was_measured_says_so(server: Process) -> None:
-    """Exit code 130, as for any program; its streams are forgotten all the same."""
+    """The exit code is 130, as for any program. The streams are deleted too."""
     with running(server, "--warmup", "600") as popen:
         until_says(popen, "streams are open")
         popen.send_signal(signal.SIGINT)
@@ -209,7 +207,7 @@ def test_ctrl_c_before_anything_was_measured_says_so(server: Process) -> None:
 
 
 def test_a_client_process_that_dies_ends_the_bench(sum_root: Path) -> None:
-    """With exit code 1 and one line that says how; the others forget their streams and end."""
+    """With exit code 1 and one line that says how. The others delete their streams and end."""
     with serve(sum_root) as process:
         with running(process, "--seconds", "600", "--processes", "2") as popen:
             until_says(popen, "streams are open")
@@ -223,7 +221,7 @@ def test_a_client_process_that_dies_ends_the_bench(sum_root: Path) -> None:
 
 
 def test_client_processes_end_when_their_parent_is_killed(server: Process) -> None:
-    """And forget their streams before."""
+    """They delete their streams before."""
     with running(server, "--seconds", "600", "--processes", "2") as popen:
         until_says(popen, "streams are open")
         left = children(popen.pid)
@@ -231,13 +229,13 @@ def test_client_processes_end_when_their_parent_is_killed(server: Process) -> No
         popen.communicate(timeout=PATIENCE)
     deadline = time.monotonic() + PATIENCE
     while any(Path(f"/proc/{pid}").exists() for pid in left):
-        assert time.monotonic() < deadline, "they still run"
+        assert time.monotonic() < deadline, "they are still running"
         time.sleep(0.01)
     assert asyncio.run(bench_streams(server)) == []
 
 
 def test_a_server_that_is_killed_ends_the_bench(sum_root: Path) -> None:
-    """With exit code 1; what was measured is reported."""
+    """With exit code 1. The report has what was measured."""
     with serve(sum_root) as process, running(process, "--seconds", "600", "--warmup", "0") as popen:
         until_says(popen, "1 s of 600 s")
         process.popen.kill()
@@ -249,7 +247,7 @@ def test_a_server_that_is_killed_ends_the_bench(sum_root: Path) -> None:
 
 @contextmanager
 def running(server: Process, *options: str) -> Iterator["subprocess.Popen[str]"]:
-    """A bench that goes on until something ends it."""
+    """Runs a bench until the context ends."""
     command = [sys.executable, "-m", "serving", "bench", "--address", server.address, "--streams", "8", *options]
     popen = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
@@ -264,11 +262,11 @@ def running(server: Process, *options: str) -> Iterator["subprocess.Popen[str]"]
 def until_says(popen: "subprocess.Popen[str]", words: str) -> None:
     """Waits for a line on its stderr."""
     assert popen.stderr is not None
-    assert any(words in line for line in popen.stderr), f"it never says {words}"
+    assert any(words in line for line in popen.stderr), f"it never printed {words}"
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Returns the child processes of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
@@ -300,8 +298,8 @@ def children(pid: int) -> list[int]:
 def test_a_bad_option_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
 ) -> None:
-    """Exit code 2 and one line that names it, before any server is asked."""
-    monkeypatch.delattr(bench_command, "_describe")
+    """With exit code 2 and one line that names it, before a request to the server."""
+    monkeypatch.delattr(bench_command, "_fetch_model")
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", *options])
     assert caught.value.code == 2
@@ -316,14 +314,14 @@ def test_a_bad_option_is_refused(
     [(["--model", "pond"], ["'pond' is not served", "lake/3"]), (["--values", "absent.csv"], ["absent.csv"])],
 )
 def test_what_does_not_fit_the_server_is_refused(server: Process, options: list[str], words: list[str]) -> None:
-    """Exit code 2 and one line, before any stream is opened."""
+    """With exit code 2 and one line, before any stream is opened."""
     refused(bench(server, *options), 2, *words)
 
 
 def test_without_matplotlib_a_picture_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Exit code 2 and one line that says what to install, before the load and not after."""
+    """With exit code 2 and one line that says what to install, before the load."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "--png", str(tmp_path / "a.png")])
@@ -340,20 +338,20 @@ def test_missing_values_for_a_model_that_cannot_have_them_are_refused(sum_root: 
         refused(bench(process, "--values", str(file)), 2, "a.csv", "row 2", "toy/1")
 
 
-def test_metrics_of_something_else_are_refused(server: Process) -> None:
+def test_metrics_of_another_program_are_refused(server: Process) -> None:
     """Before the load: exit code 1 and one line with the address."""
     url = metrics_of(server).replace("/metrics", "/metrics?name[]=python_info")
     refused(bench(server, "--metrics", url), 1, url, "serves lake/3")
 
 
-def test_a_server_that_is_not_there_is_no() -> None:
+def test_an_unreachable_server_is_a_failure() -> None:
     """Exit code 1 and one line with the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     refused(run_command("bench", "--address", f"127.0.0.1:{port}"), 1, f"127.0.0.1:{port}")
 
 
-def test_a_server_with_no_room_at_all_is_no(tmp_path: Path) -> None:
+def test_a_full_server_is_a_failure(tmp_path: Path) -> None:
     """Exit code 1 and one line with the reason."""
     root = write_model(tmp_path / "models", running_sum())
     with serve(root, "--streams-max", "1") as process:

@@ -1,4 +1,4 @@
-"""The record of latencies against numpy, which keeps them all."""
+"""The latency histogram, compared with numpy, which keeps all latencies."""
 
 import math
 import pickle
@@ -13,12 +13,12 @@ from serving.bench.histogram import Histogram
 LATENCIES = st.lists(st.floats(min_value=2e-6, max_value=1000.0), min_size=1, max_size=300)
 SHARES = st.sampled_from([0.01, 0.5, 0.9, 0.99, 0.999, 1.0])
 
-# On a busy machine any example may stand still for a while.
+# On a busy machine an example may take long.
 UNHURRIED = settings(deadline=None)
 
 
 def histogram(latencies: list[float]) -> Histogram:
-    """One that holds these."""
+    """Makes a histogram of these latencies."""
     made = Histogram()
     for seconds in latencies:
         made.add(seconds)
@@ -26,47 +26,49 @@ def histogram(latencies: list[float]) -> Histogram:
 
 
 def rank(share: float, count: int) -> int:
-    """Which of so many, from the quickest, a share of all did not exceed."""
+    """Returns the rank of a quantile, from 1."""
     return max(1, math.ceil(share * count))
 
 
 @given(LATENCIES, SHARES)
 @UNHURRIED
 def test_a_quantile_is_what_numpy_says_to_one_percent(latencies: list[float], share: float) -> None:
-    """Of whatever size the latencies are."""
+    """For latencies of any size."""
     expected = float(np.sort(latencies)[rank(share, len(latencies)) - 1])
     assert histogram(latencies).quantile(share) == pytest.approx(expected, rel=0.01)
 
 
 @given(LATENCIES, LATENCIES, SHARES)
 @UNHURRIED
-def test_two_that_are_merged_are_one_of_all(first: list[float], second: list[float], share: float) -> None:
-    """Also after one of them has travelled between processes."""
+def test_merged_histograms_equal_one_of_all_latencies(first: list[float], second: list[float], share: float) -> None:
+    """Also after one of them was pickled."""
     merged = histogram(first)
     merged.merge(pickle.loads(pickle.dumps(histogram(second))))
     whole = histogram(first + second)
     assert merged.quantile(share) == whole.quantile(share)
-    assert merged.longest_s == whole.longest_s
+    assert merged.max_s == whole.max_s
     assert list(merged.buckets()) == list(whole.buckets())
 
 
 @given(LATENCIES, st.integers(0, 300), SHARES)
 @UNHURRIED
-def test_what_was_never_answered_is_slower_than_what_was(latencies: list[float], unanswered: int, share: float) -> None:
-    """A quantile that falls among it is not known; one that does not is that of all."""
+def test_unanswered_timesteps_are_slower_than_answered_ones(
+    latencies: list[float], unanswered: int, share: float
+) -> None:
+    """A quantile that falls among unanswered timesteps is unknown. Others count all timesteps."""
     made = histogram(latencies)
     made.unanswered = unanswered
-    place = rank(share, len(latencies) + unanswered)
-    if place > len(latencies):
+    index = rank(share, len(latencies) + unanswered)
+    if index > len(latencies):
         assert made.quantile(share) is None
     else:
-        assert made.quantile(share) == pytest.approx(float(np.sort(latencies)[place - 1]), rel=0.01)
+        assert made.quantile(share) == pytest.approx(float(np.sort(latencies)[index - 1]), rel=0.01)
 
 
 @given(LATENCIES)
 @settings(max_examples=30, deadline=None)
-def test_a_bucket_is_one_percent_wide_and_holds_what_is_in_it(latencies: list[float]) -> None:
-    """Its bound is above all that it counts, by at most 1 %."""
+def test_a_bucket_is_one_percent_wide(latencies: list[float]) -> None:
+    """Its upper bound is above all values in it, by at most 1 %."""
     reached = 0
     ordered = np.sort(latencies)
     for bound, count in histogram(latencies).buckets():
@@ -78,13 +80,13 @@ def test_a_bucket_is_one_percent_wide_and_holds_what_is_in_it(latencies: list[fl
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 5000.0])
-def test_what_no_bucket_reaches_is_counted_in_the_last(seconds: float) -> None:
-    """Nothing is dropped, and the longest is kept as it is."""
+def test_a_latency_outside_all_buckets_is_counted(seconds: float) -> None:
+    """Nothing is lost, and the maximum is exact."""
     made = histogram([seconds])
     assert len(made) == 1
-    assert made.longest_s == seconds
+    assert made.max_s == seconds
 
 
-def test_of_nothing_no_quantile_is_known() -> None:
+def test_an_empty_histogram_has_no_quantile() -> None:
     """None, not 0."""
     assert Histogram().quantile(0.5) is None

@@ -1,4 +1,4 @@
-"""What is reported: figures, warnings, table and picture, also of runs that went badly."""
+"""The report: numbers, warnings, table and picture, also of runs that went badly."""
 
 import re
 from collections import Counter
@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serving.bench.board import Progress, print_result, span
-from serving.bench.lane import FOLLOWING_GAP
+from serving.bench.counts import Counts, SecondCounts
+from serving.bench.display import ProgressDisplay, format_seconds, print_result
+from serving.bench.messages import Ready, Report
 from serving.bench.plan import Plan
-from serving.bench.result import Result, Served, make_result
-from serving.bench.scrape import Reading, Server
-from serving.bench.tally import Second, Tally
-from serving.bench.words import Ready, Report
+from serving.bench.result import Result, ServedModel, make_result
+from serving.bench.scrape import CounterSnapshot, ServerUsage
+from serving.bench.send_queue import GAP_AFTER_REFUSAL
 
-MODEL = Served(name="toy", version="1", fingerprint="f" * 64, features=1)
+MODEL = ServedModel(name="toy", version="1", fingerprint="f" * 64, features=1)
 
 
-def made(
-    tally: Tally, seconds: float = 3.0, *, cpu_s: float = 0.3, left: int = 0, settings: Any = None, **seen: Any
+def made_result(
+    counts: Counts, seconds: float = 3.0, *, cpu_s: float = 0.3, left: int = 0, settings: Any = None, **fields: Any
 ) -> Result:
-    """The result of one process that saw this, with its clock at 0 when the measured time began."""
+    """Returns the result of one process. Its clock is 0 when the measured time begins."""
     plan = Plan(address="localhost:50051", streams=4, processes=1, **(settings or {}))
-    series = tally.take_seconds(2**62)
-    report = Report(tally, {}, seconds, cpu_s, left, "")
+    series = counts.pop_seconds(2**62)
+    report = Report(counts, {}, seconds, cpu_s, left, "")
     facts: dict[str, Any] = {
         "begun": datetime(2026, 1, 2, tzinfo=UTC),
         "seconds": seconds,
@@ -37,35 +37,35 @@ def made(
         "series": series,
         "server": None,
         "server_failed": "",
-        **seen,
+        **fields,
     }
     return make_result(plan, MODEL, "bench-test-", **facts)
 
 
-def tally(end: float = 3.0) -> Tally:
-    """One that measures from 0 on."""
-    made = Tally()
-    made.measure(0.0, end)
-    return made
+def make_counts(end: float = 3.0) -> Counts:
+    """Returns counts that measure from time 0."""
+    counts = Counts()
+    counts.set_measured_time(0.0, end)
+    return counts
 
 
-def good() -> Tally:
-    """Three seconds of ten timesteps each, answered after 1 to 30 ms; a warm-up before, and a straggler after."""
-    seen = tally()
-    seen.due(-0.5, 1)
-    seen.answered(-0.4, -0.5, -0.5, 1)
-    for place in range(30):
-        due = place / 10
-        seen.due(due, 1)
-        seen.answered(due + 0.001 * (place + 1), due, due, 1)
-    seen.due(3.1, 1)
-    seen.answered(3.2, 3.1, 3.1, 1)
-    return seen
+def good() -> Counts:
+    """Three seconds of ten timesteps each, answered after 1 to 30 ms, with a warm-up and one timestep after the end."""
+    counts = make_counts()
+    counts.add_offered(-0.5, 1)
+    counts.add_answered(-0.4, -0.5, -0.5, 1)
+    for index in range(30):
+        due = index / 10
+        counts.add_offered(due, 1)
+        counts.add_answered(due + 0.001 * (index + 1), due, due, 1)
+    counts.add_offered(3.1, 1)
+    counts.add_answered(3.2, 3.1, 3.1, 1)
+    return counts
 
 
 def test_rates_are_of_the_measured_seconds_and_latencies_of_what_was_due_in_them() -> None:
-    """Neither the warm-up nor what was due after the end is among them."""
-    result = made(good(), settings={"rate": 10.0})
+    """Neither the warm-up nor a timestep that was due after the end counts."""
+    result = made_result(good(), settings={"rate": 10.0})
     assert (result.offered_per_s, result.achieved_per_s) == (10.0, 10.0)
     assert [(second.second, second.offered, second.answered) for second in result.series] == [
         (0, 10, 10),
@@ -81,28 +81,28 @@ def test_rates_are_of_the_measured_seconds_and_latencies_of_what_was_due_in_them
     assert not result.failures
 
 
-def test_the_json_gives_the_result_back() -> None:
-    """Every figure of it, and of what is not known null."""
-    seen = good()
-    seen.dropped(1.0, 20)
-    result = made(seen, settings={"rate": 10.0})
+def test_the_json_round_trips() -> None:
+    """Every value survives, and unknown values are null."""
+    counts = good()
+    counts.add_unsent(1.0, 20)
+    result = made_result(counts, settings={"rate": 10.0})
     assert result.latency.p99 is None
     assert '"p99": null' in result.model_dump_json(indent=2)
     assert Result.model_validate_json(result.model_dump_json()) == result
 
 
 def test_what_a_reader_must_know_is_a_warning() -> None:
-    """A busy client, late clients, a server that does not keep up, streams that are left, a server that is not known."""
-    seen = good()
-    seen.dropped(1.0, 2)
-    seen.unanswered(1.0, 3)
+    """A busy client, late clients, a slow server, streams that are left, unknown metrics of the server."""
+    counts = good()
+    counts.add_unsent(1.0, 2)
+    counts.add_unanswered(1.0, 3)
     for _ in range(10):
-        seen.late(1.0, 1.01)
-    result = made(seen, cpu_s=2.9, left=2, settings={"rate": 10.0}, server_failed="http://x cannot be read")
+        counts.add_lateness(1.0, 1.01)
+    result = made_result(counts, cpu_s=2.9, left=2, settings={"rate": 10.0}, server_failed="http://x cannot be read")
     assert (result.timesteps.unsent, result.timesteps.unanswered) == (2, 3)
     patterns = [
         "a client process used 97% of a core",
-        "the clients were late themselves: of the latency at p50, 18 ms, 10 ms may be theirs",
+        "the clients themselves were late: of the latency at p50, 18 ms, 10 ms may be caused by them",
         "2 timesteps were due and never sent: .*--rate 10",
         "3 timesteps were not answered",
         "2 streams could not be closed .*--prefix bench-test-`",
@@ -114,37 +114,38 @@ def test_what_a_reader_must_know_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "failed"), [("OVERLOADED", False), (FOLLOWING_GAP, False), ("MODEL_FAILED", True), ("STEP_GAP", True)]
+    ("reason", "failed"),
+    [("OVERLOADED", False), (GAP_AFTER_REFUSAL, False), ("MODEL_FAILED", True), ("STEP_GAP", True)],
 )
-def test_a_refusal_for_want_of_room_is_a_finding_and_any_other_a_failure(reason: str, failed: bool) -> None:
-    """The first is what a load is for; the second makes the exit code 1."""
-    seen = good()
-    seen.let_go(1.0, 1.0, {reason: 3})
-    result = made(seen)
+def test_only_a_refusal_for_lack_of_capacity_is_not_a_failure(reason: str, failed: bool) -> None:
+    """The first is a measurement. The second makes the exit code 1."""
+    counts = good()
+    counts.add_refused(1.0, 1.0, {reason: 3})
+    result = made_result(counts)
     assert result.timesteps.refused == {reason: 3}
     assert bool(result.failures) is failed
 
 
 def test_streams_that_are_refused_or_lost_are_failures() -> None:
-    """With their reasons, most frequent first."""
-    seen = good()
-    seen.lost.update({"UNAVAILABLE": 1, "TAKEN_OVER": 2})
-    result = made(seen, ready=Ready(3, Counter({"TOO_MANY_STREAMS": 1})))
+    """With their reasons, the most frequent first."""
+    counts = good()
+    counts.lost.update({"UNAVAILABLE": 1, "TAKEN_OVER": 2})
+    result = made_result(counts, ready=Ready(3, Counter({"TOO_MANY_STREAMS": 1})))
     assert result.failures == [
         "1 streams could not be opened: TOO_MANY_STREAMS 1",
         "3 streams were lost: TAKEN_OVER 2, UNAVAILABLE 1",
     ]
 
 
-def overloaded() -> Tally:
-    """One with refusals, and with more than half never answered."""
-    seen = good()
-    seen.let_go(0.5, 0.5, {"OVERLOADED": 3})
-    seen.dropped(1.0, 40)
-    return seen
+def overloaded() -> Counts:
+    """Counts with refusals, and with more than half of the timesteps unanswered."""
+    counts = good()
+    counts.add_refused(0.5, 0.5, {"OVERLOADED": 3})
+    counts.add_unsent(1.0, 40)
+    return counts
 
 
-SIDE = Server(
+SIDE = ServerUsage(
     seconds=3.0,
     steps=30,
     busy=0.5,
@@ -155,11 +156,11 @@ SIDE = Server(
     run_p50_s=0.0005,
 )
 RUNS = pytest.mark.parametrize(
-    ("seen", "settings", "server"),
+    ("counts", "settings", "server"),
     [
         (good(), {}, SIDE),
-        (overloaded(), {"rate": 10.0}, Server.between(Reading(0.0, 0.0), Reading(3.0, 0.0))),
-        (tally(), {"rate": 10.0}, None),
+        (overloaded(), {"rate": 10.0}, ServerUsage.between(CounterSnapshot(0.0, 0.0), CounterSnapshot(3.0, 0.0))),
+        (make_counts(), {"rate": 10.0}, None),
         (good(), {"block": 2, "think": 0.01}, None),
     ],
     ids=["good", "overloaded", "nothing", "blocks"],
@@ -167,10 +168,10 @@ RUNS = pytest.mark.parametrize(
 
 
 @RUNS
-def test_the_table_says_it_in_lines_that_fit(seen: Tally, settings: Any, server: Server | None) -> None:
-    """Whatever the run was like; what is not known is said in words."""
+def test_the_table_fits_into_80_columns(counts: Counts, settings: Any, server: ServerUsage | None) -> None:
+    """For every kind of run. Unknown values are shown in words."""
     out = StringIO()
-    print_result(Console(file=out, width=80), made(seen, settings=settings, server=server))
+    print_result(Console(file=out, width=80), made_result(counts, settings=settings, server=server))
     text = out.getvalue()
     assert text.startswith("toy/1, 4 streams, ")
     for word in ("achieved", "answered", "client CPU", "p99.9"):
@@ -180,12 +181,12 @@ def test_the_table_says_it_in_lines_that_fit(seen: Tally, settings: Any, server:
 
 
 @RUNS
-def test_the_picture_is_drawn(tmp_path: Path, seen: Tally, settings: Any, server: Server | None) -> None:
-    """Whatever the run was like."""
+def test_the_picture_is_drawn(tmp_path: Path, counts: Counts, settings: Any, server: ServerUsage | None) -> None:
+    """For every kind of run."""
     pytest.importorskip("matplotlib", reason="it is in the extra plot")
-    from serving.bench.picture import draw
+    from serving.bench.plot import save_plot
 
-    draw(made(seen, settings=settings, server=server), tmp_path / "a.png")
+    save_plot(made_result(counts, settings=settings, server=server), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -201,21 +202,21 @@ def test_the_picture_is_drawn(tmp_path: Path, seen: Tally, settings: Any, server
         (None, "never"),
     ],
 )
-def test_a_time_is_said_with_its_unit(seconds: float | None, text: str) -> None:
-    """Three digits, in the unit that fits."""
-    assert span(seconds) == text
+def test_a_time_is_formatted_with_its_unit(seconds: float | None, text: str) -> None:
+    """Three digits, in a suitable unit."""
+    assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_seconds_are_shown_as_they_pass(terminal: bool) -> None:
-    """A table on a terminal, a line elsewhere."""
+    """As a table on a terminal, as lines elsewhere."""
     out = StringIO()
-    second = Second(offered=12, answered=10, refused=2)
+    second = SecondCounts(offered=12, answered=10, refused=2)
     second.latency.add(0.002, 10)
     plan = Plan(address="localhost:1", rate=12.0, seconds=5.0)
-    with Progress(Console(file=out, force_terminal=terminal, width=100), plan) as progress:
-        progress.show(-1, Second())
-        progress.show(0, second)
+    with ProgressDisplay(Console(file=out, force_terminal=terminal, width=100), plan) as progress:
+        progress.show_second(-1, SecondCounts())
+        progress.show_second(0, second)
     text = out.getvalue()
     assert "warm-up" in text
     assert "1 s of 5 s" in text

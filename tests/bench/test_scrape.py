@@ -1,18 +1,18 @@
-"""What is read from a server's /metrics."""
+"""What is parsed from the /metrics of a server."""
 
 import socket
 from collections.abc import Mapping
 
 import pytest
 
-from serving.bench.scrape import Reading, ScrapeFailed, Server, read, scrape
+from serving.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage, parse_metrics, scrape
 
 URL = "http://somewhere/metrics"
 TOY = {"model": "toy", "version": "1"}
 
 
 def exposition(counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> str:
-    """Metrics of a server, with the same buckets for all stages."""
+    """Makes the metrics of a server, with the same buckets for all stages."""
     lines = [f"{name} {value}" for name, value in counters.items()]
     for stage in ("step", "queue", "run"):
         lines += [
@@ -31,17 +31,17 @@ COUNTERS = {
 }
 
 
-def reading(at: float, counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> Reading:
-    """A reading of such a server."""
-    return read(exposition(counters, buckets, more), at, URL, TOY)
+def reading(at: float, counters: Mapping[str, float], buckets: Mapping[str, float], more: str = "") -> CounterSnapshot:
+    """Returns a snapshot of such a server."""
+    return parse_metrics(exposition(counters, buckets, more), at, URL, TOY)
 
 
-def test_between_two_readings_lies_what_the_server_did() -> None:
-    """Processor time, applied steps, the mean batch, and medians through the bucket that they are in."""
+def test_the_difference_of_two_snapshots_is_what_the_server_did() -> None:
+    """CPU time, applied timesteps, the mean batch size, and interpolated medians."""
     first = reading(1.0, COUNTERS, {"0.001": 50, "0.002": 100, "+Inf": 100})
     more = {name: value * 3 for name, value in COUNTERS.items()}
     last = reading(3.0, more, {"0.001": 60, "0.002": 200, "+Inf": 200})
-    side = Server.between(first, last)
+    side = ServerUsage.between(first, last)
     assert (side.seconds, side.busy, side.steps, side.batch_size) == (2.0, 10.0, 200, 10.0)
     assert side.cpu_s_per_step == 0.1
     # Ten of the hundred are below 1 ms, ninety between 1 and 2 ms: the fiftieth is four ninths of the way.
@@ -49,7 +49,7 @@ def test_between_two_readings_lies_what_the_server_did() -> None:
 
 
 def test_the_processes_of_a_server_add_up() -> None:
-    """Whatever label tells them apart; what runs another model does not count."""
+    """Whatever label tells them apart. Timesteps of another model do not count."""
     split = {
         'process_cpu_seconds_total{worker="0"}': 10.0,
         'process_cpu_seconds_total{worker="1"}': 5.0,
@@ -63,38 +63,38 @@ def test_the_processes_of_a_server_add_up() -> None:
     assert (made.cpu_s, made.steps) == (15.0, 150.0)
 
 
-def test_of_a_server_that_did_nothing_nothing_is_known() -> None:
+def test_a_server_that_did_nothing_has_no_values() -> None:
     """None, not 0."""
     same = reading(1.0, COUNTERS, {"0.001": 1, "+Inf": 1})
-    side = Server.between(same, reading(2.0, COUNTERS, {"0.001": 1, "+Inf": 1}))
+    side = ServerUsage.between(same, reading(2.0, COUNTERS, {"0.001": 1, "+Inf": 1}))
     assert side.batch_size is None
     assert {side.step_p50_s, side.queue_p50_s, side.run_p50_s, side.cpu_s_per_step} == {None}
 
 
-def test_counters_that_go_back_are_told() -> None:
-    """The server was started anew."""
+def test_decreasing_counters_are_an_error() -> None:
+    """The server was restarted."""
     first = reading(1.0, COUNTERS, {"0.001": 1, "+Inf": 1})
-    with pytest.raises(ScrapeFailed, match="started anew"):
-        Server.between(first, reading(2.0, dict.fromkeys(COUNTERS, 0.0), {"0.001": 0, "+Inf": 0}))
+    with pytest.raises(ScrapeFailed, match="restarted"):
+        ServerUsage.between(first, reading(2.0, dict.fromkeys(COUNTERS, 0.0), {"0.001": 0, "+Inf": 0}))
 
 
 @pytest.mark.parametrize("absent", ["process_cpu_seconds_total", "tidegate_steps_total", "tidegate_batch_size_sum"])
-def test_metrics_of_something_else_are_told(absent: str) -> None:
-    """By the name of what is not there."""
+def test_metrics_of_another_program_are_an_error(absent: str) -> None:
+    """The message names the missing metric."""
     counters = {name: value for name, value in COUNTERS.items() if not name.startswith(absent)}
     with pytest.raises(ScrapeFailed, match=f"no {absent}, .* toy/1"):
         reading(1.0, counters, {"0.001": 1, "+Inf": 1})
 
 
 @pytest.mark.parametrize("text", ["<html>hello</html>", "a{ 1\n", ""])
-def test_a_page_that_is_no_exposition_is_told(text: str) -> None:
-    """With its address."""
+def test_a_page_in_another_format_is_an_error(text: str) -> None:
+    """The message has the address."""
     with pytest.raises(ScrapeFailed, match=URL):
-        read(text, 1.0, URL, TOY)
+        parse_metrics(text, 1.0, URL, TOY)
 
 
-def test_a_server_that_does_not_answer_is_told() -> None:
-    """With its address."""
+def test_a_server_that_does_not_answer_is_an_error() -> None:
+    """The message has the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(ScrapeFailed, match=f":{port}/metrics cannot be read"):

@@ -1,6 +1,6 @@
-"""Clients that each break one rule: python -m tests.conformance.broken FAULT ADDRESS STREAM_ID.
+"""Clients that each violate one rule: python -m tests.conformance.broken FAULT ADDRESS STREAM_ID.
 
-They are the clients of `examples/clients/python` with one thing done wrong.
+They are the clients of `examples/clients/python` with one fault.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ Stream = full.FullStream
 
 
 def wrap(name: str, around: Callable[..., Any], of: Any = Stream) -> None:
-    """Puts something around a method: it is given the method, the object and the arguments."""
+    """Wraps a method. `around` gets the method, the object and the arguments."""
     inner = getattr(of, name)
     setattr(of, name, lambda self, *arguments: around(inner, self, *arguments))
 
 
 def new_owner() -> None:
-    """Takes another owner for each call."""
+    """Uses another owner for each call."""
 
     def speak(inner: Any, self: Any) -> Any:
         self._ask.owner = uuid.uuid4().hex
@@ -47,8 +47,8 @@ def no_owner() -> None:
     wrap("_speak", speak)
 
 
-def forgets_too_much() -> None:
-    """Says that it can go on only behind what it can still send."""
+def resume_from_too_high() -> None:
+    """Sends a `resume_from` that is one too high."""
 
     def speak(inner: Any, self: Any) -> Any:
         if self._model is not None:
@@ -58,8 +58,8 @@ def forgets_too_much() -> None:
     wrap("_speak", speak)
 
 
-def begins_anew() -> None:
-    """Opens its stream again as if it had never been open."""
+def resumes_from_zero() -> None:
+    """Opens its stream again as if for the first time."""
 
     def speak(inner: Any, self: Any) -> Any:
         self._ask.resume_from = 0
@@ -69,7 +69,7 @@ def begins_anew() -> None:
 
 
 def skips_a_number() -> None:
-    """Leaves a hole in its numbers."""
+    """Leaves out a step number."""
 
     def next_(inner: Any, self: Any, now: float) -> Any:
         request = inner(self, now)
@@ -80,8 +80,8 @@ def skips_a_number() -> None:
     wrap("_next", next_)
 
 
-def sends_too_far_ahead() -> None:
-    """Has more in flight than the server remembers."""
+def exceeds_window() -> None:
+    """Has more timesteps in flight than the server remembers answers."""
 
     def opened(inner: Any, self: Any, opened: Any) -> None:
         inner(self, opened)
@@ -90,8 +90,8 @@ def sends_too_far_ahead() -> None:
     wrap("_take_opened", opened)
 
 
-def keeps_more_than_it_says() -> None:
-    """Says that it keeps less than it does."""
+def kept_max_too_low() -> None:
+    """Sends a `kept_max` that is too low."""
 
     def speak(inner: Any, self: Any) -> Any:
         self._ask.kept_max = 3
@@ -100,8 +100,8 @@ def keeps_more_than_it_says() -> None:
     wrap("_speak", speak)
 
 
-def delivers_replays() -> None:
-    """Hands over what its user has had."""
+def delivers_duplicates() -> None:
+    """Gives its user the same prediction twice."""
 
     def predicted(inner: Any, self: Any, prediction: Any) -> None:
         again = prediction.step <= self._answered
@@ -112,8 +112,8 @@ def delivers_replays() -> None:
     wrap("_predicted", predicted)
 
 
-def does_not_compare() -> None:
-    """Goes on when a replay is answered otherwise."""
+def ignores_divergence() -> None:
+    """Continues when a timestep gets another answer."""
 
     def opened(inner: Any, self: Any, opened: Any) -> None:
         opened.model.batch_invariant = False
@@ -122,8 +122,8 @@ def does_not_compare() -> None:
     wrap("_take_opened", opened)
 
 
-def keeps_what_is_dropped() -> None:
-    """Sends again what was refused for good."""
+def resends_dropped() -> None:
+    """Sends a timestep again that was refused for good."""
 
     def refused(inner: Any, self: Any, error: Any) -> None:
         if error.action == pb.Error.ACTION_DROP:
@@ -133,8 +133,8 @@ def keeps_what_is_dropped() -> None:
     wrap("_refused", refused)
 
 
-def does_not_wait() -> None:
-    """Sends again at once what the server has no room for."""
+def ignores_retry_after() -> None:
+    """Sends a timestep again without the requested wait."""
 
     def refused(inner: Any, self: Any, error: Any) -> None:
         inner(self, error)
@@ -143,8 +143,8 @@ def does_not_wait() -> None:
     wrap("_refused", refused)
 
 
-def never_gives_up() -> None:
-    """Opens a stream again that is lost."""
+def reopens_lost_stream() -> None:
+    """Opens a lost stream again."""
 
     def after(inner: Any, self: Any, ending: Any) -> float:
         return float(inner(self, ending._replace(action="REOPEN")))
@@ -152,7 +152,7 @@ def never_gives_up() -> None:
     wrap("after", after, common.Retry)
 
 
-def runs_the_server_over() -> None:
+def retries_without_back_off() -> None:
     """Does not wait between its tries."""
     wrap("after", lambda inner, self, ending: min(inner(self, ending), 0.001), common.Retry)
 
@@ -170,8 +170,8 @@ def closes_too_early() -> None:
     wrap("_next", next_)
 
 
-def is_content_with_less() -> None:
-    """Takes a stream for closed that is not all stored."""
+def accepts_incomplete_close() -> None:
+    """Ends although the closed stream is not durable."""
 
     def take(inner: Any, self: Any, response: Any) -> Any:
         if response.HasField("closed"):
@@ -181,8 +181,8 @@ def is_content_with_less() -> None:
     wrap("_take", take)
 
 
-def talks_after_move() -> None:
-    """Goes on with a call that it was asked to leave."""
+def sends_after_move() -> None:
+    """Continues a call after a Move."""
 
     def take(inner: Any, self: Any, response: Any) -> Any:
         return False if response.HasField("move") else inner(self, response)
@@ -190,8 +190,8 @@ def talks_after_move() -> None:
     wrap("_take", take)
 
 
-def is_not_durable() -> None:
-    """Keeps nothing, and does not wait until all is stored."""
+def asks_for_async_durability() -> None:
+    """Keeps no timesteps, and does not ask for durable answers."""
     wrap(
         "_begin",
         lambda inner, self: (setattr(self._open, "durability", pb.DURABILITY_ASYNC), inner(self))[1],
@@ -200,14 +200,14 @@ def is_not_durable() -> None:
 
 
 def has_no_deadline() -> None:
-    """Waits for ever."""
+    """Calls without a deadline."""
     one.CALL_S = None  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
     fault, *sys.argv[1:] = sys.argv[1:]
     globals()[fault]()
-    level = {"is_not_durable": simple, "has_no_deadline": one}.get(fault, full)
+    level = {"asks_for_async_durability": simple, "has_no_deadline": one}.get(fault, full)
     try:
         asyncio.run(full.main()) if level is full else level.main()
     except common.StreamLost as error:

@@ -1,4 +1,4 @@
-"""Our own client with one thing done wrong: python -m tests.conformance.broken_blocks FAULT ADDRESS STREAM_ID."""
+"""Tidegate's own client with one fault: python -m tests.conformance.broken_blocks FAULT ADDRESS STREAM_ID."""
 
 import sys
 import uuid
@@ -17,13 +17,13 @@ from tests.conformance import driver
 
 
 def wrap(of: Any, name: str, around: Callable[..., Any]) -> None:
-    """Puts something around a method: it is given the method, the object and the arguments."""
+    """Wraps a method. `around` gets the method, the object and the arguments."""
     inner = getattr(of, name)
     setattr(of, name, lambda self, *arguments, **named: around(inner, self, *arguments, **named))
 
 
 def new_owner() -> None:
-    """Takes another owner for each open."""
+    """Uses another owner for each open."""
 
     def take(inner: Any, self: Any) -> Any:
         if (ask := inner(self)) is not None:
@@ -33,13 +33,13 @@ def new_owner() -> None:
     wrap(Members, "take", take)
 
 
-def forgets_too_much() -> None:
-    """Says that it can go on only behind what it can still send."""
+def resume_from_too_high() -> None:
+    """Sends a `resume_from` that is too high."""
     wrap(Window, "first_steps", lambda inner, self, streams: inner(self, streams) + self.begun[streams])
 
 
-def sends_too_far_ahead() -> None:
-    """Has more in flight than the server remembers."""
+def exceeds_window() -> None:
+    """Has more timesteps in flight than the server remembers answers."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, _: int) -> None:
         inner(self, streams, next_steps, durable_steps, 1000)
@@ -47,8 +47,8 @@ def sends_too_far_ahead() -> None:
     wrap(Window, "opened", opened)
 
 
-def begins_behind() -> None:
-    """Does not send again what was not answered when its call ended."""
+def skips_unanswered() -> None:
+    """Does not send a timestep again that was unanswered when its call ended."""
 
     def opened(inner: Any, self: Any, streams: Any, next_steps: Any, durable_steps: Any, window: int) -> None:
         again = self.begun[streams].any()
@@ -59,8 +59,8 @@ def begins_behind() -> None:
     wrap(Window, "opened", opened)
 
 
-def keeps_what_is_dropped() -> None:
-    """Sends again what was refused for good."""
+def resends_dropped() -> None:
+    """Sends a timestep again that was refused for good."""
 
     def of_rows(inner: Any, self: Any, message: Any, rows: Any, errors: Any) -> Any:
         for error in errors:
@@ -70,8 +70,8 @@ def keeps_what_is_dropped() -> None:
     wrap(Refusals, "of_rows", of_rows)
 
 
-def opens_what_has_ended() -> None:
-    """Opens a stream again that another client has taken."""
+def reopens_ended_stream() -> None:
+    """Opens a stream again that another client has taken over."""
 
     def ended(inner: Any, self: Any, message: Any) -> None:
         message.error.action = pb.Error.ACTION_REOPEN
@@ -80,7 +80,7 @@ def opens_what_has_ended() -> None:
     wrap(Session, "_ended", ended)
 
 
-def opens_what_is_refused() -> None:
+def reopens_refused_stream() -> None:
     """Opens a stream again whose open was refused for good."""
 
     def opened(inner: Any, self: Any, message: Any) -> None:
@@ -103,8 +103,8 @@ def closes_too_early() -> None:
     wrap(Session, "_next_request", next_request)
 
 
-def talks_after_move() -> None:
-    """Goes on with a call that it was asked to leave."""
+def sends_after_move() -> None:
+    """Continues a call after a Move."""
 
     def take_in(inner: Any, self: Any, call: Call, response: pb.PredictBlocksResponse) -> None:
         if not response.HasField("move"):
@@ -113,8 +113,8 @@ def talks_after_move() -> None:
     wrap(Session, "_take_in", take_in)
 
 
-def is_content_with_less() -> None:
-    """Takes a stream for closed that is not all stored."""
+def accepts_incomplete_close() -> None:
+    """Ends although the closed stream is not durable."""
 
     def closed(inner: Any, self: Any, message: Any) -> None:
         message.durable_steps[0] = message.steps[0]

@@ -1,6 +1,6 @@
-"""Our own client as a program that the conformance server can judge.
+"""Tidegate's own client as a program for the conformance server.
 
-python -m tests.conformance.driver [one] ADDRESS STREAM_ID: over one call, or with `one` a question for each timestep.
+python -m tests.conformance.driver [one] ADDRESS STREAM_ID: streams over one call, or with `one` calls PredictOne.
 """
 
 import asyncio
@@ -13,22 +13,22 @@ from serving.client import AnswerLost, Client, ClientError, Prediction, StepGap,
 
 
 async def lines() -> AsyncIterator[list[float]]:
-    """The timesteps on stdin."""
+    """Yields the timesteps on stdin."""
     while line := await asyncio.to_thread(sys.stdin.readline):
         yield [float(word) for word in line.split(",")]
 
 
-def show(told: Prediction | TimestepRefused | AnswerLost) -> None:
-    """Writes what became of a timestep."""
-    if isinstance(told, Prediction):
-        packed = b"".join(np.ascontiguousarray(part).tobytes() for part in told.values())
-        print(told.step, packed.hex(), flush=True)
+def show(outcome: Prediction | TimestepRefused | AnswerLost) -> None:
+    """Prints the outcome of a timestep."""
+    if isinstance(outcome, Prediction):
+        packed = b"".join(np.ascontiguousarray(part).tobytes() for part in outcome.values())
+        print(outcome.step, packed.hex(), flush=True)
     else:
-        print("refused", told.reason, flush=True)
+        print("refused", outcome.reason, flush=True)
 
 
 async def main(address: str, stream_id: str) -> None:
-    """Sends all that comes, some of it ahead, and writes what comes back, in order."""
+    """Sends all timesteps, some of them ahead, and prints the outcomes in order."""
     async with Client(address) as client, client.open(stream_id) as stream:
         waiting: asyncio.Queue[asyncio.Task[Prediction] | None] = asyncio.Queue(2 * stream.window)
 
@@ -47,7 +47,7 @@ async def main(address: str, stream_id: str) -> None:
 
 
 async def main_one(address: str, stream_id: str) -> None:
-    """Asks for one timestep after the other; the number of one that was refused goes to the next."""
+    """Sends one timestep after another. The number of a refused one is used for the next."""
     step = 1
     async with Client(address) as client:
         async for row in lines():
@@ -55,13 +55,13 @@ async def main_one(address: str, stream_id: str) -> None:
                 show(await client.predict_one(stream_id, row, step=step))
                 step += 1
             except StepGap:
-                raise  # the server has lost timesteps: no other can take the number
+                raise  # the server has lost timesteps: the number cannot be used again
             except TimestepRefused as error:
                 show(error)
 
 
 def run(arguments: list[str]) -> None:
-    """Runs what the command line asks for."""
+    """Runs what the arguments ask for."""
     try:
         asyncio.run(main_one(*arguments[1:]) if arguments[0] == "one" else main(*arguments))
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""Scenarios over `PredictBlocks`: they are played row by row, however the client puts rows together."""
+"""Scenarios over `PredictBlocks`: they are played row by row, whatever blocks the client sends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.run import judge_callers
+from serving.conformance.runner import serve_scenarios
 from tests.support import PATIENCE, pack
 
 OWNER = "me"
 
 
 class Caller:
-    """A call of a client that does what a test wants."""
+    """A call of a client that a test controls."""
 
-    def __init__(self, channel: grpc.aio.Channel, verdicts: "asyncio.Queue[list[str]]") -> None:
-        self.verdicts = verdicts
+    def __init__(self, channel: grpc.aio.Channel, violations: "asyncio.Queue[list[str]]") -> None:
+        self.violations = violations
         self._call = channel.stream_stream(
             "/tidegate.v1.TidegateService/PredictBlocks",
             pb.PredictBlocksRequest.SerializeToString,
@@ -34,7 +34,7 @@ class Caller:
         await self._call.write(pb.PredictBlocksRequest(open=ask))
 
     async def send(self, rows: Sequence[tuple[int, float]], handle: int = 1) -> None:
-        """Sends a block of rows, number and value each."""
+        """Sends a block. Each row is a number and a value."""
         self._blocks += 1
         steps, values = zip(*rows, strict=True)
         block = pb.Block(
@@ -50,7 +50,7 @@ class Caller:
         await self._call.write(pb.PredictBlocksRequest(block=block))
 
     async def send_plain(self, first: int, last: int, handle: int = 1) -> None:
-        """Sends a block of timesteps that have their numbers for values."""
+        """Sends a block of timesteps whose values are their numbers."""
         await self.send([(step, step) for step in range(first, last + 1)], handle)
 
     async def close(self, handle: int = 1) -> None:
@@ -58,18 +58,18 @@ class Caller:
         await self._call.write(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=[handle])))
 
     async def half_close(self) -> None:
-        """Sends nothing more."""
+        """Ends the requests."""
         await self._call.done_writing()
 
     async def read(self, kind: str) -> Any:
-        """The next response, which is of that kind."""
+        """Returns the next response, which must be of that kind."""
         response = await self._call.read()
         assert response is not grpc.aio.EOF, f"the call ended, expected {kind}"
         assert response.WhichOneof("kind") == kind, response
         return getattr(response, kind)
 
     async def end(self) -> tuple[str, str]:
-        """Reads to the end; how the call ended."""
+        """Reads to the end. Returns the status."""
         try:
             while await self._call.read() is not grpc.aio.EOF:
                 pass
@@ -80,23 +80,23 @@ class Caller:
 
 @asynccontextmanager
 async def playing(*names: str) -> AsyncIterator[Any]:
-    """Serves scenarios; gives a way to call."""
+    """Serves scenarios. Yields a function that makes a call."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    verdicts: asyncio.Queue[list[str]] = asyncio.Queue()
+    violations: asyncio.Queue[list[str]] = asyncio.Queue()
 
     def tell(_: str, broken: Any) -> None:
-        verdicts.put_nowait([one.rule for one in broken])
+        violations.put_nowait([one.rule for one in broken])
 
-    serving = asyncio.create_task(judge_callers(names, "full", "127.0.0.1:0", ready.set_result, tell))
+    serving = asyncio.create_task(serve_scenarios(names, "full", "127.0.0.1:0", ready.set_result, tell))
     async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
-        yield lambda: Caller(channel, verdicts)
+        yield lambda: Caller(channel, violations)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
 
 @asynccontextmanager
 async def opened(name: str) -> AsyncIterator[Caller]:
-    """A caller whose stream is open."""
+    """Yields a caller with an open stream."""
     async with playing(name) as call:
         caller = call()
         await caller.open(name)
@@ -106,7 +106,7 @@ async def opened(name: str) -> AsyncIterator[Caller]:
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 async def test_a_block_is_answered_when_its_rows_are(rows: int) -> None:
-    """However many there are, in columns, and the scenario is kept."""
+    """In columns, for any number of rows, and without a violation."""
     async with opened("plain") as caller:
         for first in range(1, 21, rows):
             last = min(first + rows - 1, 20)
@@ -119,11 +119,11 @@ async def test_a_block_is_answered_when_its_rows_are(rows: int) -> None:
         assert list((await caller.read("closed")).steps) == [20]
         await caller.half_close()
         assert await caller.end() == ("OK", "")
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
-async def test_what_stands_behind_a_refused_row_is_refused_too() -> None:
-    """In its block at once, and in those in flight when their turn comes; the client sends it again under the numbers that moved up."""
+async def test_rows_behind_a_refused_row_are_refused_too() -> None:
+    """In its block at once, and in later blocks in their turn. The client sends them again with the numbers that moved up."""
     async with opened("drop") as caller:
         await caller.send_plain(1, 4)
         await caller.send_plain(5, 8)
@@ -140,11 +140,11 @@ async def test_what_stands_behind_a_refused_row_is_refused_too() -> None:
         await caller.close()
         await caller.read("closed")
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
-async def test_a_block_whose_call_ends_before_all_is_answered_told_nothing() -> None:
-    """Its timesteps are sent again, also those that were applied; they are duplicates then, and the client is not wrong."""
+async def test_a_block_without_an_answer_may_be_sent_again() -> None:
+    """The client sends its timesteps again. Applied ones are duplicates then, without a violation."""
     async with playing("answer-lost") as call:
         caller = call()
         await caller.open("answer-lost")
@@ -163,10 +163,10 @@ async def test_a_block_whose_call_ends_before_all_is_answered_told_nothing() -> 
         await caller.close()
         await caller.read("closed")
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
-async def test_a_stream_that_is_taken_over_is_told_and_its_call_goes_on() -> None:
+async def test_a_takeover_ends_the_stream_but_not_its_call() -> None:
     """What was in flight is refused for the same reason."""
     async with opened("taken-over") as caller:
         for step in (1, 2):
@@ -178,11 +178,11 @@ async def test_a_stream_that_is_taken_over_is_told_and_its_call_goes_on() -> Non
         (row,) = (await caller.read("block")).errors
         assert row.error.reason == pb.Error.REASON_TAKEN_OVER
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
 async def test_a_stream_may_be_opened_again_on_the_same_call() -> None:
-    """After a close that did not store all, with a handle of its own."""
+    """After a close that was not durable, with a new handle."""
     async with opened("close-before-all-is-stored") as caller:
         for step in range(1, 21):
             await caller.send_plain(step, step)
@@ -195,11 +195,11 @@ async def test_a_stream_may_be_opened_again_on_the_same_call() -> None:
         await caller.close(handle=2)
         assert list((await caller.read("closed")).durable_steps) == [20]
         await caller.half_close()
-        assert await caller.verdicts.get() == []
+        assert await caller.violations.get() == []
 
 
-async def test_a_timestep_behind_its_close_is_caught() -> None:
-    """The stream's, not what else the call may carry."""
+async def test_a_timestep_after_its_close_is_a_violation() -> None:
+    """Only one of the closed stream: the call may carry others."""
     async with opened("plain") as caller:
         for step in range(1, 21):
             await caller.send_plain(step, step)
@@ -207,11 +207,11 @@ async def test_a_timestep_behind_its_close_is_caught() -> None:
         await caller.close()
         await caller.send_plain(21, 21)
         await caller.half_close()
-        assert await caller.verdicts.get() == ["half-close"]
+        assert await caller.violations.get() == ["half-close"]
 
 
-async def test_an_open_on_a_call_that_is_to_be_left_is_caught() -> None:
-    """After a Move nothing more is sent on its call, an open neither."""
+async def test_an_open_after_a_move_is_a_violation() -> None:
+    """After a Move nothing more may be sent on its call, not even an open."""
     async with opened("move") as caller:
         for step in (1, 2):
             await caller.send_plain(step, step)
@@ -219,34 +219,34 @@ async def test_an_open_on_a_call_that_is_to_be_left_is_caught() -> None:
         await caller.read("move")
         await caller.open("move", resume_from=3)
         await caller.end()
-        assert "move" in await caller.verdicts.get()
+        assert "move" in await caller.violations.get()
 
 
-async def test_a_handle_that_was_never_given_is_caught() -> None:
-    """The block is refused as a whole, as the protocol says."""
+async def test_an_unknown_handle_is_a_violation() -> None:
+    """The whole block is refused, as the protocol requires."""
     async with opened("plain") as caller:
         await caller.send_plain(1, 1, handle=7)
         assert (await caller.read("block")).refused.action == pb.Error.ACTION_STREAM_LOST
         await caller.half_close()
-        assert "open-first" in await caller.verdicts.get()
+        assert "open-first" in await caller.violations.get()
 
 
 @pytest.mark.parametrize(("handles", "steps", "values"), [(0, 0, 0), (3, 8, 4), (4, 16, 4), (8, 16, 9)], ids=str)
-async def test_columns_that_do_not_fit_each_other_are_caught(handles: int, steps: int, values: int) -> None:
-    """The block is refused as a whole; each column has so many bytes."""
+async def test_columns_of_inconsistent_lengths_are_a_violation(handles: int, steps: int, values: int) -> None:
+    """The whole block is refused. The numbers are the bytes of each column."""
     async with opened("plain") as caller:
         block = pb.Block(block=1, handles=bytes(handles), steps=bytes(steps), values=bytes(values))
         await caller.send_block(block)
         assert (await caller.read("block")).refused.field == "values"
         await caller.half_close()
-        assert "same-values" in await caller.verdicts.get()
+        assert "same-values" in await caller.violations.get()
 
 
 @pytest.mark.parametrize(
     ("names", "expected"), [(("plain", "drop"), "expected one"), (("nothing",), "expected the name of a scenario")]
 )
-async def test_an_open_is_of_one_stream_that_is_played(names: tuple[str, ...], expected: str) -> None:
-    """Another ends the call with a sentence."""
+async def test_an_open_names_one_scenario(names: tuple[str, ...], expected: str) -> None:
+    """Any other open ends the call with a message."""
     async with playing("plain") as call:
         caller = call()
         await caller.open(*names)

@@ -1,4 +1,4 @@
-"""`tidegate conformance`: good clients keep all rules, and each broken one is caught by the rule that it breaks."""
+"""`tidegate conformance`: correct clients violate no rule, and each broken client violates the expected one."""
 
 import asyncio
 import re
@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance import run, stage
+from serving.conformance import runner, scenario_run
 from serving.conformance.rules import RULES
-from serving.conformance.run import Verdicts, chosen, judge_callers, judge_program, sentences
+from serving.conformance.runner import check_program, select_scenarios, serve_scenarios
+from serving.conformance.scenario_run import START_SECONDS
 from serving.conformance.scenarios import SCENARIOS
-from serving.conformance.stage import START_SECONDS
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
 from tests.support import PATIENCE, ROOT, run_command, timestep
 
@@ -21,13 +21,14 @@ __all__ = ["node"]
 
 DRIVER = [sys.executable, "-m", "tests.conformance.driver"]
 SHOWN = [sys.executable, str(CLIENTS / "python" / "full.py")]
-# It waits for the limit of 10 s on an open, for each client; once for each call is enough.
+# These wait for the limit of 10 s on an open. Once for each kind of call is enough.
 SLOW = {"silent-open", "move-without-end"}
 
 
-async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Verdicts:
-    """What a program does wrong."""
-    return await judge_program(program, names, level, "127.0.0.1:0", lambda *_: None)
+async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> list[str]:
+    """Returns the violations of a program, as `scenario: rule: detail`."""
+    violations = await check_program(program, names, level, "127.0.0.1:0", lambda *_: None)
+    return [f"{name}: {each.rule}: {each.detail}" for name, found in violations.items() for each in found]
 
 
 @pytest.mark.parametrize(
@@ -38,19 +39,19 @@ async def judge(program: Sequence[str], level: str, names: Sequence[str]) -> Ver
         pytest.param(SHOWN, "full", id="Predict"),
     ],
 )
-async def test_a_right_client_keeps_all_rules_of_the_call_that_it_speaks(program: list[str], level: str) -> None:
-    """Our own client and, for `Predict`, which it does not speak, the one that is shown, through every scenario."""
-    assert not sentences(await judge(program, level, chosen(level, "")))
+async def test_a_correct_client_violates_no_rule(program: list[str], level: str) -> None:
+    """Tidegate's own client, and for `Predict` the example client, through every scenario."""
+    assert not await judge(program, level, select_scenarios(level, ""))
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_the_clients_that_are_shown_keep_the_rules_of_their_level(
+async def test_the_example_clients_violate_no_rule_of_their_level(
     request: pytest.FixtureRequest, language: str, level: str
 ) -> None:
     """Those of examples/clients, which people copy."""
-    names = [name for name in chosen(level, "") if name not in SLOW]
-    assert not sentences(await judge(command(request, language, level), level, names))
+    names = [name for name in select_scenarios(level, "") if name not in SLOW]
+    assert not await judge(command(request, language, level), level, names)
 
 
 @pytest.mark.parametrize(
@@ -58,84 +59,79 @@ async def test_the_clients_that_are_shown_keep_the_rules_of_their_level(
     [
         ("new_owner", "full", "call-ends", "owner-kept"),
         ("no_owner", "full", "plain", "owner-kept"),
-        ("forgets_too_much", "full", "crash", "resume-from"),
-        ("begins_anew", "full", "call-ends", "resume-from"),
+        ("resume_from_too_high", "full", "crash", "resume-from"),
+        ("resumes_from_zero", "full", "call-ends", "resume-from"),
         ("skips_a_number", "full", "plain", "numbers-in-order"),
-        ("sends_too_far_ahead", "full", "full-window", "window"),
-        ("keeps_more_than_it_says", "full", "nothing-is-stored", "kept-bounded"),
-        ("delivers_replays", "full", "crash", "once-in-order"),
-        ("does_not_compare", "full", "crash-and-other-bits", "diverged"),
-        ("keeps_what_is_dropped", "full", "drop", "same-values"),
-        ("does_not_wait", "full", "retry", "retry-after"),
-        ("never_gives_up", "full", "state-lost", "no-reopen-when-lost"),
-        ("runs_the_server_over", "full", "away", "back-off"),
+        ("exceeds_window", "full", "full-window", "window"),
+        ("kept_max_too_low", "full", "nothing-is-stored", "kept-bounded"),
+        ("delivers_duplicates", "full", "crash", "once-in-order"),
+        ("ignores_divergence", "full", "crash-and-other-bits", "diverged"),
+        ("resends_dropped", "full", "drop", "same-values"),
+        ("ignores_retry_after", "full", "retry", "retry-after"),
+        ("reopens_lost_stream", "full", "state-lost", "no-reopen-when-lost"),
+        ("retries_without_back_off", "full", "away", "back-off"),
         ("closes_too_early", "full", "plain", "close-when-answered"),
-        ("is_content_with_less", "full", "close-before-all-is-stored", "close-until-stored"),
-        ("talks_after_move", "full", "move", "move"),
-        ("is_not_durable", "simple", "plain", "durability"),
+        ("accepts_incomplete_close", "full", "close-before-all-is-stored", "close-until-stored"),
+        ("sends_after_move", "full", "move", "move"),
+        ("asks_for_async_durability", "simple", "plain", "durability"),
         ("has_no_deadline", "one", "single-plain", "deadline"),
     ],
 )
-async def test_a_client_that_breaks_a_rule_is_caught_by_it(fault: str, level: str, scenario: str, rule: str) -> None:
-    """With a sentence that says what was seen."""
-    broken = (await judge([sys.executable, "-m", "tests.conformance.broken", fault], level, [scenario]))[scenario]
-    found = {one.rule: one.seen for one in broken}
-    assert rule in found, found
-    assert found[rule]
+async def test_a_violation_is_found(fault: str, level: str, scenario: str, rule: str) -> None:
+    """The violation says what was observed."""
+    found = await judge([sys.executable, "-m", "tests.conformance.broken", fault], level, [scenario])
+    assert any(re.match(f"{scenario}: {rule}: .", violation) for violation in found), found
 
 
 @pytest.mark.parametrize(
     ("fault", "scenario", "rule"),
     [
         ("new_owner", "call-ends", "owner-kept"),
-        ("forgets_too_much", "crash", "resume-from"),
-        ("begins_behind", "lost-answer", "numbers-in-order"),
-        ("sends_too_far_ahead", "full-window", "window"),
-        ("keeps_what_is_dropped", "drop", "same-values"),
-        ("opens_what_has_ended", "taken-over", "no-reopen-when-lost"),
-        ("opens_what_is_refused", "state-lost", "no-reopen-when-lost"),
+        ("resume_from_too_high", "crash", "resume-from"),
+        ("skips_unanswered", "lost-answer", "numbers-in-order"),
+        ("exceeds_window", "full-window", "window"),
+        ("resends_dropped", "drop", "same-values"),
+        ("reopens_ended_stream", "taken-over", "no-reopen-when-lost"),
+        ("reopens_refused_stream", "state-lost", "no-reopen-when-lost"),
         ("closes_too_early", "plain", "close-when-answered"),
-        ("talks_after_move", "move", "move"),
-        ("is_content_with_less", "close-before-all-is-stored", "close-until-stored"),
+        ("sends_after_move", "move", "move"),
+        ("accepts_incomplete_close", "close-before-all-is-stored", "close-until-stored"),
     ],
 )
-async def test_a_client_of_predict_blocks_that_breaks_a_rule_is_caught_by_it(
-    fault: str, scenario: str, rule: str
-) -> None:
-    """By the same rules as one of `Predict`, and with a sentence that says what was seen."""
+async def test_a_violation_on_predict_blocks_is_found(fault: str, scenario: str, rule: str) -> None:
+    """By the same rules as on `Predict`. The violation says what was observed."""
     program = [sys.executable, "-m", "tests.conformance.broken_blocks", fault]
-    found = {one.rule: one.seen for one in (await judge(program, "full", [scenario]))[scenario]}
-    assert rule in found, found
-    assert found[rule]
+    found = await judge(program, "full", [scenario])
+    assert any(re.match(f"{scenario}: {rule}: .", violation) for violation in found), found
 
 
 async def test_a_program_that_ends_is_not_waited_for() -> None:
-    """What it has not done it will never do: the verdict does not wait for the limit of its next step."""
+    """The result does not wait for a time limit."""
     async with asyncio.timeout(START_SECONDS / 2):
         found = await judge([sys.executable, "-c", "pass"], "full", ["plain"])
-    assert sentences(found) == ["plain: finish: the client ended before the scenario did"]
+    assert found == ["plain: finish: the client ended before the scenario did"]
 
 
-async def test_a_program_that_hangs_is_judged_by_the_limit_of_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict comes with that limit, and the program is ended."""
-    monkeypatch.setattr(stage, "START_SECONDS", 0.5)
-    monkeypatch.setattr(run, "END_SECONDS", 0.5)
+async def test_a_program_that_hangs_ends_with_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result comes with that limit, and the program is killed."""
+    monkeypatch.setattr(scenario_run, "START_SECONDS", 0.5)
+    monkeypatch.setattr(runner, "END_SECONDS", 0.5)
     async with asyncio.timeout(PATIENCE):
         found = await judge([sys.executable, "-c", "import time; time.sleep(600)"], "full", ["plain"])
-    assert sentences(found) == ["plain: finish: no open came within 0.5 s"]
+    assert found == ["plain: finish: no open came within 0.5 s"]
 
 
-async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
-    """A client that opens the stream of a scenario's name plays it, again and again if it likes."""
+async def test_scenarios_are_served_to_any_client() -> None:
+    """A client plays a scenario by opening the stream of its name, as often as it likes."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    verdicts: asyncio.Queue[tuple[str, list[str]]] = asyncio.Queue()
+    violations: asyncio.Queue[tuple[str, list[str]]] = asyncio.Queue()
     serving = asyncio.create_task(
-        judge_callers(
+        serve_scenarios(
             ["plain"],
             "full",
             "127.0.0.1:0",
             ready.set_result,
-            lambda name, broken: verdicts.put_nowait((name, [one.rule for one in broken])),
+            lambda name, broken: violations.put_nowait((name, [one.rule for one in broken])),
         )
     )
     async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
@@ -153,13 +149,13 @@ async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
             await call.write(pb.PredictRequest(close=pb.Close()))
             await call.done_writing()
             assert (await call.read()).HasField("closed")
-            assert await verdicts.get() == ("plain", expected)
+            assert await violations.get() == ("plain", expected)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
 
 def test_the_command_says_what_is_wrong() -> None:
-    """A table, a sentence, and exit status 1; a client that is not there, or a scenario, is bad usage."""
+    """A table with the violation, and exit code 1. An unknown program or scenario is bad usage."""
     program = [sys.executable, "-m", "tests.conformance.broken", "no_owner"]
     found = run_command("conformance", "--only", "plain", "--", *program, cwd=ROOT)
     assert found.returncode == 1
@@ -173,16 +169,16 @@ def test_the_command_says_what_is_wrong() -> None:
 
 
 def test_the_list_has_every_scenario_and_every_rule() -> None:
-    """With a sentence for each."""
+    """Each with its text."""
     listed = run_command("conformance", "--list").stdout
-    assert all(name in listed for name in [*chosen("full", ""), *RULES])
-    assert all(scenario.sentence for scenario in SCENARIOS.values())
+    assert all(name in listed for name in [*select_scenarios("full", ""), *RULES])
+    assert all(scenario.text for scenario in SCENARIOS.values())
 
 
 def test_the_page_has_every_rule() -> None:
-    """docs/conformance.md says the same as the code, rule by rule."""
+    """docs/conformance.md and the code have the same rules."""
     page = (ROOT / "docs" / "conformance.md").read_text("utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
-    assert [(name, where, sentence) for name, where, sentence in rows] == [
-        (name, rule.written, rule.sentence) for name, rule in RULES.items()
+    assert [(name, where, text) for name, where, text in rows] == [
+        (name, rule.source, rule.text) for name, rule in RULES.items()
     ]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serving.cli import app as cli
-from serving.cli.address import default_address
+from serving.cli.connection import default_address
 from serving.client import Client
 from tests.support import (
     LSTM_FEATURES,

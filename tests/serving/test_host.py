@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import ValidationError
 
-from serving.runtime.config import ServerConfig
+from serving.runtime.config import InvalidSetting, ServerConfig
 from serving.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
 from serving.runtime.life import StartFailed
 from serving.runtime.port import Port
@@ -150,7 +149,7 @@ async def test_a_file_that_is_no_socket_is_refused(sum_root: Path, tmp_path: Pat
 
 def test_workers_cannot_share_a_unix_socket() -> None:
     """Saying so is better than having the last one get all."""
-    with pytest.raises(ValidationError, match="one process alone can listen on a unix socket; say --workers 1"):
+    with pytest.raises(InvalidSetting, match="one process alone can listen on a unix socket; say --workers 1"):
         ServerConfig(models=Path(), host="unix:/run/s", workers=2)
     assert ServerConfig(models=Path(), host="unix:/run/s").worker_count == 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.cli.sheet import read_sheet
+from serving.cli.sensor_table import read_table
 from training import datasets, errors, pipeline
 from training.data import read, write_csv
 from training.evaluate import Graph
@@ -85,10 +85,10 @@ def test_made_features_are_inputs_of_the_graph(work: Path) -> None:
 def test_the_held_out_rows_can_be_streamed(work: Path) -> None:
     """The file has every feature of the model, and the client reads the bits that were scored."""
     graph = Graph.load(work / "models/sites/1")
-    sheet = read_sheet(work / "held-out.csv", graph.features)
+    table = read_table(work / "held-out.csv", graph.features)
     series = read_source(request(work).source, MADE)
-    np.testing.assert_array_equal(sheet.values, series.values[[*range(100, 200), *range(400, 500)]])
-    assert sheet.label == "time"
+    np.testing.assert_array_equal(table.values, series.values[[*range(100, 200), *range(400, 500)]])
+    assert table.label == "time"
 
 
 def test_the_held_out_rows_score_as_they_did(work: Path) -> None:

@@ -1,0 +1,158 @@
+"""A CSV file of sensor rows, as timesteps of a model."""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from serving.core.spec import Floats
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+# The usual ways to write a missing value.
+MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
+
+
+class InvalidTable(Exception):
+    """The file is not as expected. The message names the row, the column and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensorTable:
+    """Rows in time order.
+
+    Attributes:
+        label: the name of the column that says when a row was measured: the first one that is neither a feature nor the group.
+        labels: the text of that column for each row, or the row number if there is no such column.
+        features: the names of the features.
+        values: (rows, features), NaN where a cell is empty.
+        groups: the series that each row belongs to; empty when the file has one series.
+    """
+
+    label: str
+    labels: tuple[str, ...]
+    features: tuple[str, ...]
+    values: Floats
+    groups: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.labels)
+
+    def column(self, name: str) -> Floats:
+        """Returns one feature: (rows,)."""
+        return self.values[:, self.features.index(name)]
+
+    def times(self) -> list[datetime] | None:
+        """Returns when each row was measured, if all labels are ISO 8601 times; else None."""
+        try:
+            times = [datetime.fromisoformat(label.strip()) for label in self.labels]
+        except ValueError:
+            return None
+        # An axis cannot show times with and without an offset.
+        return times if len({time.tzinfo is None for time in times}) == 1 else None
+
+    def first(self, rows: int) -> "SensorTable":
+        """Returns the first rows."""
+        return SensorTable(self.label, self.labels[:rows], self.features, self.values[:rows], self.groups[:rows])
+
+    def series(self) -> list[tuple[str, "SensorTable"]]:
+        """Returns each series with its name, in the order of their first rows. Without groups there is one without a name."""
+        if not self.groups:
+            return [("", self)]
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(self.groups):
+            rows.setdefault(group, []).append(row)
+        return [
+            (group, SensorTable(self.label, tuple(self.labels[row] for row in own), self.features, self.values[own]))
+            for group, own in rows.items()
+        ]
+
+
+def read_table(path: Path, features: Sequence[str], group: str = "") -> SensorTable:
+    """Reads the columns of a CSV file that are features of the model, in the model's order.
+
+    Args:
+        path: the file.
+        features: of the model.
+        group: the column that says which series a row belongs to; empty for one series.
+
+    Raises:
+        InvalidTable: a column is missing or duplicated, a cell is not a number, or the file cannot be read.
+    """
+    if group in features:
+        raise InvalidTable(f"{path}: column {group} is a feature of the model, expected a column that names the series")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            header = next(rows, None)
+            if header is None:
+                raise InvalidTable(
+                    f"{path}: the file is empty, expected a header line with the columns {', '.join(features)}"
+                )
+            return _read_rows(path, [name.strip() for name in header], rows, features, group)
+    except OSError as error:
+        raise InvalidTable(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidTable(f"{path}: not a CSV file in UTF-8: {error}") from error
+
+
+def _read_rows(
+    path: Path, header: Sequence[str], rows: Iterable[list[str]], features: Sequence[str], group: str
+) -> SensorTable:
+    """Reads the rows below the header."""
+    columns = _columns(path, header, features)
+    (grouping,) = _columns(path, header, [group]) if group else (None,)
+    label = next((index for index, name in enumerate(header) if name not in {*features, group}), None)
+    values: list[list[float]] = []
+    labels: list[str] = []
+    groups: list[str] = []
+    for number, row in enumerate(rows, start=2):
+        if not row:
+            continue  # an empty line, often the last one
+        if len(row) != len(header):
+            raise InvalidTable(f"{path}, line {number}: got {len(row)} cells, expected {len(header)} as in the header")
+        values.append([_number(path, number, header[index], row[index]) for index in columns])
+        labels.append(str(len(labels) + 1) if label is None else row[label])
+        if grouping is not None:
+            groups.append(_name(path, number, group, row[grouping]))
+    if not values:
+        raise InvalidTable(f"{path}: got a header and no rows")
+    name = "row" if label is None else header[label]
+    return SensorTable(name, tuple(labels), tuple(features), np.array(values, np.float32), tuple(groups))
+
+
+def _name(path: Path, line: int, column: str, cell: str) -> str:
+    """Returns the series that a row belongs to."""
+    name = cell.strip()
+    if not name:
+        raise InvalidTable(f"{path}, line {line}, column {column}: got an empty cell, expected the name of a series")
+    return name
+
+
+def _columns(path: Path, header: Sequence[str], features: Sequence[str]) -> list[int]:
+    if missing := [name for name in features if name not in header]:
+        raise InvalidTable(f"{path}: column {', '.join(missing)} is missing; the file has {', '.join(header)}")
+    if twice := [name for name in features if header.count(name) > 1]:
+        raise InvalidTable(f"{path}: column {', '.join(twice)} exists more than once")
+    return [header.index(name) for name in features]
+
+
+def _number(path: Path, line: int, column: str, cell: str) -> float:
+    text = cell.strip()
+    if text.lower() in MISSING:
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        raise InvalidTable(
+            f"{path}, line {line}, column {column}: got '{cell}', expected a number or an empty cell"
+        ) from None
+    if abs(number) > FLOAT32_MAX:
+        raise InvalidTable(
+            f"{path}, line {line}, column {column}: got {cell}, expected a finite number of at most 3.4e38 or an empty cell"
+        )
+    return number
