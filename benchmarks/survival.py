@@ -16,7 +16,7 @@ from typing import get_args
 
 import numpy as np
 
-from serving.runtime.crash import Point
+from serving.runtime.crash_points import Point
 from tests.fleet import Fleet, Site
 from tests.support import lstm, write_model
 

@@ -13,7 +13,7 @@ from tests.support import PATIENCE, ROOT
 
 
 def test_what_is_made_is_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whoever asks again is given the same."""
+    """A second call returns the same."""
     made = []
 
     def make() -> bytes:
@@ -25,7 +25,7 @@ def test_what_is_made_is_made_once(tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_processes_at_the_same_time_make_it_once(tmp_path: Path) -> None:
-    """All but one wait for that one, wherever in the run's folder they are."""
+    """The others wait for the one that makes it, wherever in the run's folder they are."""
     script = textwrap.dedent(
         """
         import os, sys, time

@@ -1,4 +1,4 @@
-"""The three calls by which a client can have timesteps answered, behind one face and without our client between."""
+"""One interface to the three calls that answer timesteps, without our client."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 def refused(error: pb.Error) -> Refused:
-    """A refusal that came within a call, as one at its end."""
+    """The refusal in a response, in the form of a status."""
     reason, action = pb.Error.Reason.Name(error.reason), pb.Error.Action.Name(error.action)
     code = next(code for code in grpc.StatusCode if code.value[0] == error.code)
     words = (reason.removeprefix("REASON_"), action.removeprefix("ACTION_"))
@@ -32,20 +32,20 @@ def refused(error: pb.Error) -> Refused:
 
 
 class Way:
-    """A client's hold on the stream by one of the calls; `step` gives the packed outputs, and whether it was a repeat.
+    """A client of one stream by one of the calls. `step` returns the packed outputs, and whether it was a duplicate.
 
-    What the server refuses raises Refused.
+    It raises Refused when the server refuses.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
 
     async def open(self, **more: Any) -> int:
-        """Opens it; the number of the next timestep."""
+        """Opens the stream. Returns the number of the next timestep."""
         raise NotImplementedError
 
     async def send(self, row: Any, number: int) -> None:
-        """Sends a timestep and waits for no answer."""
+        """Sends a timestep without waiting for its answer."""
         raise NotImplementedError
 
     async def answer(self) -> tuple[bytes, bool]:
@@ -53,23 +53,23 @@ class Way:
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Closes it."""
+        """Closes the stream."""
 
     async def cut(self) -> None:
-        """The connection breaks."""
+        """Breaks the connection."""
         raise NotImplementedError
 
     async def step(self, row: Any, number: int) -> tuple[bytes, bool]:
-        """Has a timestep answered."""
+        """Sends a timestep and returns its answer."""
         await self.send(row, number)
         return await self.answer()
 
 
 class Predict(Way):
-    """By `Predict`."""
+    """Uses `Predict`."""
 
     async def open(self, **more: Any) -> int:
-        """Opens it."""
+        """Opens the stream."""
         self.raw = RawCall(self.channel)
         await self.raw.send(pb.PredictRequest(open=pb.Open(stream_id=STREAM, **more)))
         return (await self._read()).opened.next_step
@@ -86,12 +86,12 @@ class Predict(Way):
         return response.prediction.outputs[0], response.prediction.duplicate
 
     async def close(self) -> None:
-        """Closes it."""
+        """Closes the stream."""
         await self.raw.send(pb.PredictRequest(close=pb.Close()))
         assert (await self._read()).HasField("closed")
 
     async def cut(self) -> None:
-        """Ends the call."""
+        """Cancels the call."""
         self.raw.call.cancel()
 
     async def _read(self) -> pb.PredictResponse:
@@ -108,10 +108,10 @@ class Predict(Way):
 
 
 class Blocks(Way):
-    """By `PredictBlocks`."""
+    """Uses `PredictBlocks`."""
 
     async def open(self, **more: Any) -> int:
-        """Opens it, as the only one of the call."""
+        """Opens the stream, as the only one of the call."""
         self.raw = RawBlocks(self.channel)
         if "resume_from" in more:
             more["resume_from"] = [more["resume_from"]]
@@ -131,7 +131,7 @@ class Blocks(Way):
         await _written(self.raw, pb.PredictBlocksRequest(block=block))
 
     async def answer(self) -> tuple[bytes, bool]:
-        """Its answer; what ended the stream is told beside it."""
+        """Its answer. The end of the stream comes in a notification."""
         while (response := await self.raw.read()).WhichOneof("kind") == "durable":
             pass
         if response.HasField("ended"):
@@ -151,27 +151,27 @@ class Blocks(Way):
         assert (await self.raw.ending()).code is grpc.StatusCode.OK
 
     async def cut(self) -> None:
-        """Ends the call."""
+        """Cancels the call."""
         self.raw.call.cancel()
 
 
 class One(Way):
-    """By `PredictOne`, which opens nothing."""
+    """Uses `PredictOne`, which needs no open."""
 
     sending: "asyncio.Task[pb.PredictOneResponse] | None" = None
 
     async def open(self, **_: Any) -> int:
-        """Has nothing to do, and is told nothing."""
+        """Does nothing."""
         return 0
 
     async def send(self, row: Any, number: int) -> None:
-        """Calls."""
+        """Starts the call."""
         stub: Any = pb_grpc.TidegateServiceStub(self.channel)
         request = pb.PredictOneRequest(stream_id=STREAM, step=number, values=pack(*np.asarray(row).tolist()))
         self.sending = asyncio.create_task(_call(stub, request))
 
     async def answer(self) -> tuple[bytes, bool]:
-        """What the call gives."""
+        """The result of the call."""
         assert self.sending is not None
         try:
             prediction = (await self.sending).prediction
@@ -180,13 +180,13 @@ class One(Way):
         return prediction.outputs[0], prediction.duplicate
 
     async def cut(self) -> None:
-        """Ends the call."""
+        """Cancels the call."""
         if self.sending is not None:
             self.sending.cancel()
 
 
 async def _written(raw: Any, request: Any) -> None:
-    """Sends a request; Refused with how the call ended when it has."""
+    """Sends a request. Raises Refused with the status when the call has ended."""
     try:
         await raw.send(request)
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -202,6 +202,6 @@ WAYS = (Predict, Blocks, One)
 
 @asynccontextmanager
 async def channel_to(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection of its own."""
+    """A new connection."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel

@@ -1,6 +1,6 @@
 """A worker: the process that the supervisor starts, `python -m serving.cli.worker NUMBER LINE`, and nobody else.
 
-LINE is the descriptor of its end of the line (see `serving.runtime.child`): it reads its settings from there, serves, and
+LINE is the descriptor of its end of the line (see `serving.runtime.worker_process`): it reads its settings from there, serves, and
 drains when told to or when the line ends.
 """
 
@@ -16,12 +16,12 @@ import uvloop
 
 from serving.cli.refused import EXIT_NO, EXIT_START
 from serving.core.errors import ContractBroken
-from serving.runtime.child import DRAIN, HELD_SIGNALS
 from serving.runtime.config import ServerConfig
-from serving.runtime.crash import VARIABLE, arm
-from serving.runtime.life import StartFailed, StopFailed
+from serving.runtime.crash_points import VARIABLE, arm
+from serving.runtime.lifecycle import StartFailed, StopFailed
 from serving.runtime.log import start_log
-from serving.runtime.server import Place, Server
+from serving.runtime.server import Server, WorkerContext
+from serving.runtime.worker_process import BLOCKED_SIGNALS, DRAIN
 
 log = logging.getLogger("tidegate.worker")
 
@@ -35,12 +35,15 @@ async def work(number: str, line: socket.socket) -> int:
     told = json.loads(settings)
     start_log(told["log_level"], f"worker {number}: ")
     arm(os.environ.get(VARIABLE, ""))
-    server = Server(ServerConfig(**told["config"]), Place(told["board"], told["last_board"], first=number == "0"))
+    server = Server(
+        ServerConfig(**told["config"]),
+        WorkerContext(told["counters_fd"], told["previous_counters_fd"], is_first=number == "0"),
+    )
     asked = asyncio.Event()
 
     def on_ready() -> None:
         writer.write(json.dumps({"ready": [served.spec.title for served in server.repository]}).encode() + b"\n")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # those that came meanwhile come now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)  # those that came meanwhile come now
 
     listening = asyncio.create_task(_listen(reader, asked), name="line")
     try:

@@ -171,7 +171,12 @@ LONG = "x" * 256
         ([opening("a\nb")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id", r"'a\nb'"]),
         ([opening("a\0b")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id"]),
         ([opening("a\x7fb")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id"]),
-        ([opening(resume_from=4)], "DATA_LOSS", "STATE_LOST", ["kept at timestep 0", "3 was told to be stored"]),
+        (
+            [opening(resume_from=4)],
+            "DATA_LOSS",
+            "STATE_LOST",
+            ["stored up to timestep 0", "reported as stored up to 3"],
+        ),
     ],
 )
 async def test_a_bad_message_ends_its_call_with_a_code_and_a_reason(

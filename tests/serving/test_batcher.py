@@ -21,11 +21,11 @@ from serving.core.errors import (
     ValuesDiffer,
     WrongWidth,
 )
-from serving.core.handles import Handles
+from serving.core.handle_table import HandleTable
 from serving.core.spec import STEP_MAX, Prediction, Timestep
 from serving.core.streams import checkpoint_rows
 from serving.runtime.batcher import Batcher
-from serving.runtime.row_cost import HOLD_SECONDS, RowCost
+from serving.runtime.row_cost import LOOP_SECONDS_MAX, RowCost
 from tests.support import (
     PATIENCE,
     Bench,
@@ -223,7 +223,7 @@ async def test_single_timesteps_of_a_slow_model_are_batched_in_the_loop() -> Non
 async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread() -> None:
     """Timesteps and pieces of blocks alike: what crosses goes in as few crossings as may be."""
     async with run_bench(running_sum(), batch_max=64, queue_max=128, capacity=256) as bench:
-        charge = Charge(bench, 100e-6, alone_seconds=HOLD_SECONDS)
+        charge = Charge(bench, 100e-6, alone_seconds=LOOP_SECONDS_MAX)
         leases = [bench.begin(str(number)) for number in range(70)]
         await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 130), 130)))
@@ -270,8 +270,8 @@ async def test_a_batcher_knows_what_a_row_alone_costs_before_the_first_timestep(
     moments = iter(range(1000))
     async with run_bench(running_sum()) as bench:
         batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4, clock=lambda: float(next(moments)))
-        assert batcher.cost.alone_seconds == 1
-        assert batcher.cost.in_thread
+        assert batcher.cost.single_row_seconds == 1
+        assert batcher.cost.needs_thread
 
 
 async def test_a_model_that_fails_on_zeros_is_served_all_the_same() -> None:
@@ -283,22 +283,22 @@ async def test_a_model_that_fails_on_zeros_is_served_all_the_same() -> None:
 
         bench.engine.model.step = fails  # type: ignore[method-assign,assignment]
         batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4)
-        assert batcher.cost.alone_seconds == 0
-        assert not batcher.cost.in_thread
+        assert batcher.cost.single_row_seconds == 0
+        assert not batcher.cost.needs_thread
 
 
 # Turns of those who send blocks.
 
 
-def call_of(bench: Bench, name: str, streams: int) -> Handles:
+def call_of(bench: Bench, name: str, streams: int) -> HandleTable:
     """A call that holds so many streams."""
-    held = Handles()
+    held = HandleTable()
     for number in range(streams):
         held.add(bench.begin(f"{name}{number}"))
     return held
 
 
-def block_of(held: Handles, rows: int) -> Block:
+def block_of(held: HandleTable, rows: int) -> Block:
     """A block with a timestep for each of the first streams of a call."""
     return Block(held.select(np.arange(1, rows + 1)), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
 
@@ -481,7 +481,7 @@ async def test_the_largest_number_is_only_a_gap() -> None:
 async def test_between_is_at_once_when_nothing_runs() -> None:
     """No batch, no waiting: not even a turn of the loop."""
     async with run_bench(running_sum()) as bench:
-        act = bench.batcher.between(lambda: 7)
+        act = bench.batcher.run_between(lambda: 7)
         with pytest.raises(StopIteration) as caught:
             act.send(None)
         assert caught.value.value == 7
@@ -493,7 +493,7 @@ async def test_between_waits_for_the_batch_in_the_thread() -> None:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: checkpoint_rows([lease.stream])))
+        act = asyncio.create_task(bench.batcher.run_between(lambda: checkpoint_rows([lease.stream])))
         for _ in range(20):
             await asyncio.sleep(0)
         assert not act.done()
@@ -513,7 +513,7 @@ async def test_between_comes_before_the_next_batch() -> None:
         first = bench.batcher.submit(lease, t(5))
         await gate.entered()
         second = bench.batcher.submit(other, t(6))
-        act = asyncio.create_task(bench.batcher.between(lambda: other.stream.step))
+        act = asyncio.create_task(bench.batcher.run_between(lambda: other.stream.step))
         await asyncio.sleep(0)
         gate.open()
         assert (await soon(act, first, second))[0] == 0
@@ -525,7 +525,9 @@ async def test_between_happens_even_when_its_caller_goes_away() -> None:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2))))
+        act = asyncio.create_task(
+            bench.batcher.run_between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2)))
+        )
         await asyncio.sleep(0)
         act.cancel()
         await soon(act)
@@ -540,7 +542,7 @@ async def test_between_hands_its_error_to_its_caller_only() -> None:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: 1 // 0))
+        act = asyncio.create_task(bench.batcher.run_between(lambda: 1 // 0))
         await asyncio.sleep(0)
         gate.open()
         error, answer = await soon(act, future)
@@ -555,7 +557,9 @@ async def test_a_slot_is_not_taken_again_under_a_running_batch() -> None:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2))))
+        act = asyncio.create_task(
+            bench.batcher.run_between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2)))
+        )
         await asyncio.sleep(0)
         assert bench.engine.slots.full
         gate.open()
@@ -670,7 +674,7 @@ async def test_a_batcher_that_is_refusing_takes_no_new_timestep() -> None:
         running = bench.batcher.submit(lease, t(1))
         await gate.entered()
         queued = bench.batcher.submit(lease, t(2))
-        behind = bench.batcher.refusing = StoreBehind(4.2, 100)
+        behind = bench.batcher.refuse_with = StoreBehind(4.2, 100)
         with pytest.raises(StoreBehind) as caught:
             bench.batcher.submit(lease, t(3))
         assert caught.value is behind
@@ -683,10 +687,10 @@ async def test_a_batcher_that_refuses_no_longer_goes_on() -> None:
     """The timestep that was refused is sent again and is the next of its stream."""
     async with run_bench(running_sum()) as bench:
         lease = bench.begin("a")
-        bench.batcher.refusing = StoreBehind(4.2, 100)
+        bench.batcher.refuse_with = StoreBehind(4.2, 100)
         with pytest.raises(StoreBehind):
             bench.batcher.submit(lease, t(3, 1))
-        bench.batcher.refusing = None
+        bench.batcher.refuse_with = None
         (answer,) = await soon(bench.batcher.submit(lease, t(3, 1)))
         assert (answer.step, value(answer)) == (1, 3)
 
@@ -731,8 +735,8 @@ async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) 
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug of ours")
 
-        bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
-        bench.batcher.cost.alone_seconds = 1.0 if threaded else 0.0
+        bench.engine.run = bench.engine.run_one = broken  # type: ignore[method-assign,assignment]
+        bench.batcher.cost.single_row_seconds = 1.0 if threaded else 0.0
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         assert isinstance(answers[0], ModelFailed)
@@ -752,7 +756,7 @@ async def test_run_raises_what_broke_it() -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug of ours")
 
-    bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
+    bench.engine.run = bench.engine.run_one = broken  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(batcher.run())
     future = batcher.submit(bench.begin("a"), t(1))
     error, _ = await soon(task, future)

@@ -12,8 +12,8 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import Stopping, StoreUnavailable
-from serving.rpc import background as background_module
-from serving.rpc.blocks import BlockCall
+from serving.rpc import background_queue as queue_module
+from serving.rpc.predict_blocks import PredictBlocksCall
 from serving.runtime.server import Server
 from tests.support import (
     PATIENCE,
@@ -36,7 +36,7 @@ class HeldStore:
     """A server's store that can be held: whoever asks it to claim or load the stream `slow`, or to save, then waits."""
 
     def __init__(self, server: Server) -> None:
-        self._store: Any = server.keeper._store
+        self._store: Any = server.stream_service._store
         self._entered = {name: asyncio.Event() for name in ("claim", "load", "save")}
         self._go_on = {name: asyncio.Event() for name in self._entered}
 
@@ -167,7 +167,7 @@ async def test_an_open_that_is_not_independent_is_done_in_its_turn(sum_root: Pat
         await store.entered("claim")
         await call.send(block_request([fast], [[5]]))
         await round_trips(other)
-        stream = server.keeper._streams.find(key("fast"))
+        stream = server.stream_service._streams.find(key("fast"))
         assert stream is not None
         assert stream.step == 0
         store.let_go("claim")
@@ -200,14 +200,14 @@ async def test_an_open_that_is_not_independent_waits_for_those_before_it(sum_roo
         await call.send(opening("fast", independent=False))
         await store.entered("claim")
         await round_trips(other)
-        assert server.keeper._streams.find(key("fast")) is None
+        assert server.stream_service._streams.find(key("fast")) is None
         store.let_go("claim")
         assert [list((await answer(call)).opened.stream_ids) for _ in range(2)] == [["slow"], ["fast"]]
 
 
 async def test_a_call_whose_line_is_full_reads_nothing_more(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until there is room: a client that floods is held back by the network. Nothing gets lost."""
-    monkeypatch.setattr(background_module, "WAITING_MAX", 1)
+    monkeypatch.setattr(queue_module, "QUEUE_MAX", 1)
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
         store.hold("claim")
@@ -217,7 +217,7 @@ async def test_a_call_whose_line_is_full_reads_nothing_more(sum_root: Path, monk
         await call.send(opening("third"))
         await call.send(block_request([fast], [[5]]))
         await round_trips(other)
-        stream = server.keeper._streams.find(key("fast"))
+        stream = server.stream_service._streams.find(key("fast"))
         assert stream is not None
         assert stream.step == 0
         store.let_go("claim")
@@ -298,7 +298,7 @@ async def _breaks_the_protocol(_: Server, call: RawBlocks) -> None:
 
 
 async def _stops(server: Server, _: RawBlocks) -> None:
-    for call in list(server._native._calls):
+    for call in list(server._servicer._calls):
         call.end(Stopping())
 
 
@@ -314,21 +314,21 @@ async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
     full: bool,
 ) -> None:
     """While it reads, or waits for room: what was opened is let go, what was being opened too, what waited never is."""
-    monkeypatch.setattr(background_module, "WAITING_MAX", 1)
+    monkeypatch.setattr(queue_module, "QUEUE_MAX", 1)
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         store.hold("claim")
         for names in [("early", "slow"), ("later",), *([("last",)] if full else [])]:
             await call.send(opening(*names))
         await store.entered("claim")
-        (serving,) = server._native._calls
-        assert isinstance(serving, BlockCall)
+        (serving,) = server._servicer._calls
+        assert isinstance(serving, PredictBlocksCall)
         line = serving._opens
-        await eventually(lambda: bool(line._waiting._putters if full else line._waiting.full()), "queueing")  # type: ignore[attr-defined]
-        await eventually(lambda: server.keeper._streams.find(key("early")) is not None, "opening")
+        await eventually(lambda: bool(line._queue._putters if full else line._queue.full()), "queueing")  # type: ignore[attr-defined]
+        await eventually(lambda: server.stream_service._streams.find(key("early")) is not None, "opening")
         await end(server, call)
         await eventually(lambda: line._task is not None and bool(line._task.cancelling()), "breaking off")
         store.let_go("claim")
-        await eventually(lambda: not server._native._calls, "leaving")
+        await eventually(lambda: not server._servicer._calls, "leaving")
         await eventually(lambda: live(server) == 0, "parking")
         opened = await RawBlocks(other).open("early", "slow", "later", "last")
         assert list(opened.kinds[2:]) == [pb.Opened.KIND_NEW] * 2
@@ -343,7 +343,7 @@ async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -
         store.hold("claim")
         await call.send(opening("slow"))
         await store.entered("claim")
-        stopping = asyncio.create_task(server._native.drain())
+        stopping = asyncio.create_task(server._servicer.drain())
         await told_until(call, "move")
         store.let_go("claim")
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE
@@ -359,9 +359,9 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
         store.hold("save")
         await call.send(opening("slow"))
         await store.entered("claim")
-        (serving,) = server._native._calls
-        assert isinstance(serving, BlockCall)
-        stopping = asyncio.create_task(server._native.drain())
+        (serving,) = server._servicer._calls
+        assert isinstance(serving, PredictBlocksCall)
+        stopping = asyncio.create_task(server._servicer.drain())
         await store.entered("save")
         store.let_go("claim")
         task = serving._opens._task
@@ -383,7 +383,7 @@ async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None
         store.hold("claim")
         await call.send(opening("a", "slow"))
         await store.entered("claim")
-        await eventually(lambda: server.keeper._streams.find(key("a")) is not None, "opening")
+        await eventually(lambda: server.stream_service._streams.find(key("a")) is not None, "opening")
         assert (await RawCall(other).open("a")).kind == pb.Opened.KIND_TAKEN_OVER
         await call.block([fast], [[1]])
         assert not any(response.HasField("ended") for response in call.told)
@@ -407,11 +407,11 @@ async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Pa
         await store.entered("claim")
         await told_until(before, "ended")
         for name in ("a", "fast"):
-            stream = server.keeper._streams.find(key(name))
+            stream = server.stream_service._streams.find(key(name))
             assert stream is not None
             assert stream.lease is not None
-            await server.keeper.durable(stream.lease, 1)
-        for notice in server.keeper.checkpointer.watchers:
+            await server.stream_service.wait_durable(stream.lease, 1)
+        for notice in server.stream_service.checkpointer.listeners:
             notice()  # as at the end of a round
         told = (await told_until(call, "durable")).durable
         assert np.frombuffer(told.handles, "<u4").tolist() == [fast]
@@ -440,9 +440,9 @@ async def test_a_stream_is_not_closed_while_a_block_wakes_it(sum_root: Path) -> 
     settings = {"checkpoint_every": 3600, "park_after": 3600}
     async with held_server(sum_root, **settings) as (server, call, store), raw_channel(server) as other:
         slow, unsaved, fast = (await call.open("slow", "unsaved", "fast")).handles
-        stream = server.keeper._streams.find(key("slow"))
+        stream = server.stream_service._streams.find(key("slow"))
         assert stream is not None
-        server.keeper._streams.park(stream)
+        server.stream_service._streams.park(stream)
         await call.block([unsaved], [[1]])
         store.hold("save")
         store.hold("load")
@@ -476,7 +476,7 @@ async def test_a_stream_may_be_forgotten_while_a_block_steps_it(sum_root: Path) 
         await gate.entered()
         store.let_go("load")
         await eventually(
-            lambda: store.record("slow") is None or bool(store.record("slow").head.tombstone), "forgetting"
+            lambda: store.record("slow") is None or bool(store.record("slow").metadata.tombstone), "forgetting"
         )
         gate.open()
         answers = [await answer(call) for _ in range(2)]
@@ -494,7 +494,7 @@ async def test_a_stream_that_could_not_be_forgotten_still_tells_its_end(sum_root
     """The store was down: the stream is open, and its client learns of a take-over as of any other."""
     async with held_server(sum_root) as (server, call, _), raw_channel(server) as other:
         (a,) = (await call.open("a")).handles
-        store: Any = server.keeper._store
+        store: Any = server.stream_service._store
         load = store.load
 
         async def broken(_: object) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.rpc.blocks import BlockCall
 from serving.rpc.call import Call
-from serving.rpc.native import PredictCall
-from serving.rpc.share import Share
+from serving.rpc.predict_blocks import PredictBlocksCall
+from serving.rpc.servicer import PredictCall
+from serving.rpc.stream_quota import StreamQuota
 from tests.support import PATIENCE
 
 
@@ -42,16 +42,16 @@ class Context:
 
 def predict_call(context: Context) -> tuple[Call, Callable[[], None]]:
     """A `Predict` call, and what has it tell."""
-    call = PredictCall(context, Share(8))
-    call.lease = SimpleNamespace(durable_step=call.kept_max)  # type: ignore[assignment]
-    return call, call.durable
+    call = PredictCall(context, StreamQuota(8))
+    call.lease = SimpleNamespace(durable_step=call.client_buffer_max)  # type: ignore[assignment]
+    return call, call.on_durable
 
 
 def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
     """A `PredictBlocks` call, and what has it tell."""
-    call = BlockCall(SimpleNamespace(), context, Share(8), 1024)  # type: ignore[arg-type]
+    call = PredictBlocksCall(SimpleNamespace(), context, StreamQuota(8), 1024)  # type: ignore[arg-type]
     call._endings.append((1, SimpleNamespace()))  # type: ignore[arg-type]
-    call._tell = lambda: context.write(b"")  # type: ignore[method-assign]
+    call._send_notifications = lambda: context.write(b"")  # type: ignore[method-assign]
     return call, call._on_stored
 
 

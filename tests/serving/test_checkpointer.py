@@ -11,15 +11,15 @@ import pytest
 
 from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
 from serving.core.spec import Checkpoint, Checkpoints
-from serving.core.streams import Lease, Stream, Streams
+from serving.core.streams import Lease, Stream, StreamTable
 from serving.runtime import checkpointer
+from serving.runtime.checkpoint_schedule import CheckpointSchedule
 from serving.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
 from serving.runtime.metrics import Metrics
-from serving.runtime.pace import Pace
 from serving.runtime.repository import Limits, load_repository
 from serving.store import MemoryStore
+from tests.loop_latency import measure_loop
 from tests.support import PATIENCE, eventually, key
-from tests.turns import watched_turns
 
 # As many as a server holds by default: what takes a few microseconds for each of them is a pause that everybody feels.
 MANY = 16_384
@@ -70,13 +70,13 @@ class PausedStore(MemoryStore):
 class Workshop:
     """A checkpointer on one model, without a server around it."""
 
-    def __init__(self, root: Path, capacity: int, pace: Pace) -> None:
+    def __init__(self, root: Path, capacity: int, pace: CheckpointSchedule) -> None:
         metrics = Metrics({})
         self.now = 1000.0
         self.repository = load_repository(root, Limits(capacity, 4, 16, 64), metrics)
         self.served = next(iter(self.repository))
         self.slots = self.served.slots
-        self.streams = Streams()
+        self.streams = StreamTable()
         self.store = PausedStore()
         self.checkpointer = Checkpointer(
             self.repository,
@@ -100,7 +100,7 @@ class Workshop:
             name = key(f"s{number}")
             record = await self.store.claim(name, 0, self.served.spec.id, "")
             assert record is not None
-            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), record.head.epoch))
+            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), record.metadata.epoch))
         return leases
 
     def step(self, *leases: Lease) -> None:
@@ -110,8 +110,8 @@ class Workshop:
     def leave(self, *leases: Lease) -> None:
         """Their calls have gone."""
         for lease in leases:
-            self.streams.let_go(lease)
-            self.checkpointer.leave(lease.stream)
+            self.streams.release(lease)
+            self.checkpointer.park_soon(lease.stream)
 
 
 Open = Callable[..., Workshop]
@@ -122,8 +122,8 @@ def workshop(sum_root: Path) -> Open:
     """Makes a workshop where state is stored every hour, unless it is asked for."""
 
     def make(capacity: int = 8, **pace: float) -> Workshop:
-        times = {"every_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
-        return Workshop(sum_root, capacity, Pace(**times))
+        times = {"interval_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
+        return Workshop(sum_root, capacity, CheckpointSchedule(**times))
 
     return make
 
@@ -159,7 +159,7 @@ async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
 
 async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(workshop: Open) -> None:
     """A disk that is well again is used again: waiting for it was no work to rest from."""
-    shop = workshop(every_s=0.2)
+    shop = workshop(interval_s=0.2)
     (lease,) = await shop.begin(1)
     shop.step(lease)
     shop.store.pause()
@@ -181,9 +181,9 @@ async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Ope
         shop.step(lease)
         match how:
             case "durable":
-                await shop.checkpointer.durable(lease, 2)
+                await shop.checkpointer.wait_durable(lease, 2)
             case "settled":
-                await shop.checkpointer.settled(lease.stream)
+                await shop.checkpointer.wait_settled(lease.stream)
             case "flush":
                 await shop.checkpointer.flush()
             case "leave":
@@ -199,7 +199,7 @@ async def test_who_waits_has_only_its_own_stream_stored(workshop: Open) -> None:
     async with running(shop):
         for number in range(1, 4):
             shop.step(*leases)
-            await shop.checkpointer.durable(leases[3], number)
+            await shop.checkpointer.wait_durable(leases[3], number)
         assert shop.store.saves == [["s3"]] * 3
 
 
@@ -211,7 +211,7 @@ async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
     shop.store.pause()
     async with running(shop):
         await shop.store.asked(1)
-        waiting = asyncio.create_task(shop.checkpointer.durable(leases[-1], 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(leases[-1], 1))
         await asyncio.sleep(0)
         shop.store.let_one()
         await shop.store.asked(2)
@@ -229,7 +229,7 @@ async def test_a_round_stores_nothing_twice(workshop: Open) -> None:
     shop.store.pause()
     async with running(shop):
         await shop.store.asked(1)
-        shop.checkpointer.store_soon(leases[-1])
+        shop.checkpointer.request_save(leases[-1])
         shop.store.go_on()
         await eventually(lambda: shop.checkpointer.idle, "the round")
         assert sum(map(len, shop.store.saves)) == len(leases)
@@ -242,7 +242,7 @@ async def test_a_store_that_failed_is_asked_again_soon(workshop: Open) -> None:
     async with running(shop):
         shop.store.broken = True
         shop.step(lease)
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
         shop.store.broken = False
         await waiting
@@ -256,13 +256,13 @@ async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(workshop: Open)
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
-        shop.checkpointer.give_up_in(10)
-        await shop.checkpointer.judge()
+        shop.checkpointer.set_deadline(10)
+        await shop.checkpointer.check_lag()
         assert not waiting.done()
         shop.now += 11
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         with pytest.raises(StoreBehind):
             await waiting
 
@@ -275,7 +275,7 @@ async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -
         shop.step(lease)
         assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
         with pytest.raises(TakenOver):
-            await shop.checkpointer.durable(lease, 1)
+            await shop.checkpointer.wait_durable(lease, 1)
 
 
 async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended(workshop: Open) -> None:
@@ -285,28 +285,28 @@ async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
         shop.streams.take_over(lease.stream, 2)
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         with pytest.raises(TakenOver):
             await waiting
 
 
 async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(workshop: Open) -> None:
     """Past the bound for new timesteps an answer is not held any longer."""
-    shop = workshop(every_s=0.2)
+    shop = workshop(interval_s=0.2)
     (lease,) = await shop.begin(1)
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
         shop.now += 31
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         with pytest.raises(StoreBehind, match="31"):
             await waiting
-        assert shop.served.batcher.refusing is not None
+        assert shop.served.batcher.refuse_with is not None
 
 
 # What happens between the copy and the note that it is stored.
@@ -391,7 +391,7 @@ async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monk
     once_written(shop, monkeypatch, replace_it)
     await shop.checkpointer._commit(shop.served, np.array([lease.stream.slot]))
     assert begun[0].durable_step == 0
-    assert shop.slots.saved[begun[0].stream.slot] == 0
+    assert shop.slots.durable_step[begun[0].stream.slot] == 0
 
 
 async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
@@ -416,12 +416,12 @@ async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.now += 1800
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         shop.step(lease)
         shop.now += 2
         assert shop.checkpointer.unsaved_seconds() == 2
         shop.now += 3
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         assert shop.checkpointer.unsaved_seconds() == 5
 
 
@@ -445,7 +445,7 @@ async def test_thousands_that_fall_silent_at_once_pause_nobody(workshop: Open) -
     await shop.begin(MANY)
     assert await shop.checkpointer._round()
     shop.now += 61
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert not len(shop.slots)
     assert turns.longest < TURN_PART * turns.total
@@ -455,7 +455,7 @@ async def test_thousands_that_leave_at_once_pause_nobody(workshop: Open) -> None
     """The same when a gateway's call goes away."""
     shop = workshop(capacity=MANY)
     shop.leave(*await shop.begin(MANY))
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert not len(shop.slots)
     assert turns.longest < TURN_PART * turns.total
@@ -465,7 +465,7 @@ async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
     """Not even with a store that never waits."""
     shop = workshop(capacity=MANY)
     shop.step(*await shop.begin(MANY))
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert shop.checkpointer.unsaved_seconds() == 0
     assert turns.longest < TURN_PART * turns.total
@@ -475,7 +475,7 @@ async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_
     """A thousand streams are copied at once and no more; with a store that never waits they are written at once too."""
     shop = workshop(capacity=MANY)
     shop.step(*await shop.begin(MANY))
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert turns.longest < TURN_SECONDS
 
@@ -504,7 +504,7 @@ async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:
         woken: dict[int, int] = {}
 
         async def wait(lease: Lease) -> None:
-            await shop.checkpointer.durable(lease, 1)
+            await shop.checkpointer.wait_durable(lease, 1)
             woken[turn] = woken.get(turn, 0) + 1
 
         waiting = [asyncio.create_task(wait(lease)) for lease in leases]

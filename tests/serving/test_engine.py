@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.engine import Engine, Report, Verdict
+from serving.core.engine import BatchResult, Engine, RowStatus
 from serving.core.spec import Timestep
 from tests.support import fragile, inverse, key, lstm, make_engine, picky, replay, running_sum, sensor_rows
 
 
-def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> Report:
+def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> BatchResult:
     """Runs a batch; x is one number a row or one list a row."""
     return engine.run(
         np.array(slots, np.int64), np.array(steps, np.int64), np.array(x, np.float32).reshape(len(slots), -1)
@@ -22,15 +22,17 @@ def begin(engine: Engine, count: int) -> list[int]:
     return [engine.slots.acquire(key(str(number))) for number in range(count)]
 
 
-def verdicts(report: Report, count: int) -> list[Verdict]:
+def verdicts(report: BatchResult, count: int) -> list[RowStatus]:
     """What became of each row."""
-    return [Verdict.APPLIED] * count if report.verdicts is None else [Verdict(int(code)) for code in report.verdicts]
+    return (
+        [RowStatus.APPLIED] * count if report.statuses is None else [RowStatus(int(code)) for code in report.statuses]
+    )
 
 
 def row_bits(engine: Engine, slot: int) -> tuple[int, int, bytes]:
     """Everything that a row holds, as bits."""
     slots = engine.slots
-    return int(slots.step[slot]), int(slots.saved[slot]), slots.pack(np.array([slot])).tobytes()
+    return int(slots.step[slot]), int(slots.durable_step[slot]), slots.pack(np.array([slot])).tobytes()
 
 
 def test_a_batch_advances_each_of_its_streams_by_one() -> None:
@@ -39,7 +41,7 @@ def test_a_batch_advances_each_of_its_streams_by_one() -> None:
     rows = begin(engine, 3)
     run(engine, rows, [1, 1, 1], [1, 2, 3])
     report = run(engine, rows, [2, 2, 2], [10, 20, 30])
-    assert report.verdicts is None
+    assert report.statuses is None
     assert report.applied is None
     assert report.outputs[0].ravel().tolist() == [11, 22, 33]
     assert engine.slots.step[rows].tolist() == [2, 2, 2]
@@ -52,7 +54,7 @@ def test_a_timestep_without_a_number_is_numbered() -> None:
     run(engine, [rows[0]], [1], [5])
     report = run(engine, rows, [0, 0], [1, 1])
     assert report.steps.tolist() == [2, 1]
-    assert verdicts(report, 2) == [Verdict.APPLIED, Verdict.APPLIED]
+    assert verdicts(report, 2) == [RowStatus.APPLIED, RowStatus.APPLIED]
 
 
 def test_a_duplicate_leaves_the_state_alone() -> None:
@@ -62,7 +64,7 @@ def test_a_duplicate_leaves_the_state_alone() -> None:
     run(engine, rows, [1, 1], [1, 2])
     before = row_bits(engine, rows[0])
     report = run(engine, rows, [1, 2], [1, 20])
-    assert verdicts(report, 2) == [Verdict.DUPLICATE, Verdict.APPLIED]
+    assert verdicts(report, 2) == [RowStatus.DUPLICATE, RowStatus.APPLIED]
     assert row_bits(engine, rows[0]) == before
     assert report.applied is not None
     assert report.applied.tolist() == [1]
@@ -76,7 +78,7 @@ def test_a_repeat_with_other_values_is_refused() -> None:
     run(engine, rows, [1, 1], [1, 2])
     before = row_bits(engine, rows[0])
     report = run(engine, rows, [1, 2], [100, 20])
-    assert verdicts(report, 2) == [Verdict.VALUES_DIFFER, Verdict.APPLIED]
+    assert verdicts(report, 2) == [RowStatus.VALUES_DIFFER, RowStatus.APPLIED]
     assert row_bits(engine, rows[0]) == before
 
 
@@ -86,17 +88,17 @@ def test_a_repeat_is_known_however_it_came_first() -> None:
     features = len(engine.model.spec.features)
     rows = begin(engine, 2)
     alone = np.arange(features, dtype=np.float32)
-    assert engine.run_alone(rows[0], Timestep(1, alone.tobytes())) is not None
+    assert engine.run_one(rows[0], Timestep(1, alone.tobytes())) is not None
     missing = np.where(np.arange(features) == 1, np.nan, alone).astype(np.float32)
     x = np.array([missing, alone])
     engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), x)
     again = np.array([missing, alone])
     report = engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), again)
-    assert verdicts(report, 2) == [Verdict.DUPLICATE, Verdict.DUPLICATE]
+    assert verdicts(report, 2) == [RowStatus.DUPLICATE, RowStatus.DUPLICATE]
     report = engine.run(np.array([rows[0]]), np.array([1]), alone[np.newaxis])
-    assert verdicts(report, 1) == [Verdict.DUPLICATE]
+    assert verdicts(report, 1) == [RowStatus.DUPLICATE]
     report = engine.run(np.array([rows[0]]), np.array([2]), alone[np.newaxis])
-    assert verdicts(report, 1) == [Verdict.VALUES_DIFFER]
+    assert verdicts(report, 1) == [RowStatus.VALUES_DIFFER]
 
 
 def test_a_gap_leaves_the_state_alone() -> None:
@@ -105,7 +107,7 @@ def test_a_gap_leaves_the_state_alone() -> None:
     rows = begin(engine, 2)
     before = row_bits(engine, rows[1])
     report = run(engine, rows, [1, 3], [1, 2])
-    assert verdicts(report, 2) == [Verdict.APPLIED, Verdict.GAP]
+    assert verdicts(report, 2) == [RowStatus.APPLIED, RowStatus.GAP]
     assert row_bits(engine, rows[1]) == before
 
 
@@ -120,7 +122,7 @@ def test_infinity_is_never_applied(make: Any, value: float) -> None:
     x = np.ones((2, width))
     x[0, -1] = value
     report = run(engine, rows, [1, 1], x)
-    assert verdicts(report, 2) == [Verdict.NOT_FINITE, Verdict.APPLIED]
+    assert verdicts(report, 2) == [RowStatus.NOT_FINITE, RowStatus.APPLIED]
     assert row_bits(engine, rows[0]) == before
 
 
@@ -129,7 +131,7 @@ def test_nan_is_refused_by_a_model_that_does_not_handle_it() -> None:
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     report = run(engine, rows, [1, 1], [np.nan, 1])
-    assert verdicts(report, 2) == [Verdict.NOT_FINITE, Verdict.APPLIED]
+    assert verdicts(report, 2) == [RowStatus.NOT_FINITE, RowStatus.APPLIED]
     assert engine.slots.step[rows].tolist() == [0, 1]
 
 
@@ -140,7 +142,7 @@ def test_nan_is_a_missing_value_for_a_model_that_handles_it() -> None:
     x = np.full((1, 8), 0.5, np.float32)
     x[0, 2:5] = np.nan
     report = run(engine, [row], [1], x)
-    assert verdicts(report, 1) == [Verdict.APPLIED]
+    assert verdicts(report, 1) == [RowStatus.APPLIED]
     assert report.missing == 3
     assert all(np.isfinite(part).all() for part in engine.slots.gather(np.array([row])))
 
@@ -151,7 +153,7 @@ def test_missing_values_of_refused_timesteps_are_not_counted() -> None:
     rows = begin(engine, 2)
     x = np.full((2, 8), np.nan, np.float32)
     report = run(engine, rows, [1, 7], x)
-    assert verdicts(report, 2) == [Verdict.APPLIED, Verdict.GAP]
+    assert verdicts(report, 2) == [RowStatus.APPLIED, RowStatus.GAP]
     assert report.missing == 8
 
 
@@ -160,7 +162,7 @@ def test_a_huge_value_is_no_infinity() -> None:
     engine = make_engine(running_sum())
     (row,) = begin(engine, 1)
     report = run(engine, [row], [1], [3e38])
-    assert verdicts(report, 1) == [Verdict.APPLIED]
+    assert verdicts(report, 1) == [RowStatus.APPLIED]
     assert report.outputs[0].tolist() == [[np.float32(3e38)]]
 
 
@@ -169,7 +171,7 @@ def test_a_batch_in_which_nothing_is_applied_does_not_run() -> None:
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     report = run(engine, rows, [5, 9], [1, 1])
-    assert verdicts(report, 2) == [Verdict.GAP, Verdict.GAP]
+    assert verdicts(report, 2) == [RowStatus.GAP, RowStatus.GAP]
     assert report.applied is not None
     assert not report.applied.size
 
@@ -181,10 +183,10 @@ def test_a_poisoned_row_is_left_as_it_was() -> None:
     run(engine, rows, [1, 1, 1], [1, 2, 4])
     before = row_bits(engine, rows[1])
     report = run(engine, rows, [2, 2, 2], [1, 0, 4])
-    assert verdicts(report, 3) == [Verdict.APPLIED, Verdict.POISONED, Verdict.APPLIED]
+    assert verdicts(report, 3) == [RowStatus.APPLIED, RowStatus.POISONED, RowStatus.APPLIED]
     assert row_bits(engine, rows[1]) == before
     assert report.outputs[0].ravel().tolist() == [2, 0.5]
-    assert verdicts(run(engine, [rows[1]], [2], [2]), 1) == [Verdict.APPLIED]
+    assert verdicts(run(engine, [rows[1]], [2], [2]), 1) == [RowStatus.APPLIED]
 
 
 def test_a_row_on_which_the_model_raises_fails_alone() -> None:
@@ -195,10 +197,10 @@ def test_a_row_on_which_the_model_raises_fails_alone() -> None:
     first = run(engine, rows, [0, 0, 0, 0], x[0])
     before = row_bits(engine, rows[1])
     second = run(engine, rows, [0, 0, 0, 0], x[1])
-    assert verdicts(second, 4) == [Verdict.APPLIED, Verdict.FAILED, Verdict.APPLIED, Verdict.APPLIED]
+    assert verdicts(second, 4) == [RowStatus.APPLIED, RowStatus.FAILED, RowStatus.APPLIED, RowStatus.APPLIED]
     assert row_bits(engine, rows[1]) == before
     third = run(engine, rows, [0, 0, 0, 0], x[2])
-    assert verdicts(third, 4) == [Verdict.APPLIED] * 4
+    assert verdicts(third, 4) == [RowStatus.APPLIED] * 4
     places = {0: 0, 2: 1, 3: 2}  # among the rows applied by the second batch
     for row, place in places.items():
         alone = replay(picky(), [now[row] for now in x])
@@ -213,11 +215,11 @@ def test_each_failed_row_has_its_own_failure() -> None:
     rows = begin(engine, 5)
     report = run(engine, rows, [7, 0, 0, 0, 0], [1, 77, np.inf, 2, 88])
     assert verdicts(report, 5) == [
-        Verdict.GAP,
-        Verdict.FAILED,
-        Verdict.NOT_FINITE,
-        Verdict.APPLIED,
-        Verdict.FAILED,
+        RowStatus.GAP,
+        RowStatus.FAILED,
+        RowStatus.NOT_FINITE,
+        RowStatus.APPLIED,
+        RowStatus.FAILED,
     ]
     assert sorted(report.failures) == [1, 4]
     assert "idx=77" in str(report.failures[1])
@@ -237,7 +239,7 @@ def test_a_batch_of_which_every_row_fails_leaves_every_row_as_it_was() -> None:
     rows = begin(engine, 2)
     before = [row_bits(engine, row) for row in rows]
     report = run(engine, rows, [0, 0], [77, 88])
-    assert verdicts(report, 2) == [Verdict.FAILED, Verdict.FAILED]
+    assert verdicts(report, 2) == [RowStatus.FAILED, RowStatus.FAILED]
     assert sorted(report.failures) == [0, 1]
     assert report.applied is not None
     assert not report.applied.size
@@ -257,7 +259,7 @@ def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
     engine = make_engine(fragile())
     rows = begin(engine, 3)
     report = run(engine, rows, [1, 1, 1], [[99, 1], [1, 0], [2, 1]])
-    assert verdicts(report, 3) == [Verdict.FAILED, Verdict.POISONED, Verdict.APPLIED]
+    assert verdicts(report, 3) == [RowStatus.FAILED, RowStatus.POISONED, RowStatus.APPLIED]
     assert report.outputs[0].ravel().tolist() == [100]
     assert list(report.failures) == [0]
 
@@ -271,7 +273,11 @@ def test_a_row_is_never_half_written() -> None:
     for step in range(1, 7):
         x = np.stack([sent[step - 1], np.full(8, np.inf, np.float32), sent[step - 1]])
         report = run(engine, rows, [step, step, step + 1], x)
-        assert verdicts(report, 3) == [Verdict.APPLIED, Verdict.NOT_FINITE if step == 1 else Verdict.GAP, Verdict.GAP]
+        assert verdicts(report, 3) == [
+            RowStatus.APPLIED,
+            RowStatus.NOT_FINITE if step == 1 else RowStatus.GAP,
+            RowStatus.GAP,
+        ]
         assert report.outputs[0][0].tobytes() == alone[step - 1]["forecast"].tobytes()
     assert engine.slots.step[rows].tolist() == [6, 0, 0]
 
@@ -297,7 +303,7 @@ def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: 
         step = 0 if off is None else max(1, int(short.slots.step[slot]) + 1 + off)
         timestep = Timestep(step, np.array(values, "<f4").tobytes())
         before = row_bits(short, slot)
-        prediction = short.run_alone(slot, timestep)
+        prediction = short.run_one(slot, timestep)
         if prediction is None:
             assert row_bits(short, slot) == before
             run(short, [slot], [step], values)
@@ -305,7 +311,7 @@ def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: 
         assert row_bits(short, slot) == row_bits(long, slot)
         assert row_bits(short, neighbour) == untouched
         if prediction is not None:
-            assert verdicts(report, 1) == [Verdict.APPLIED]
+            assert verdicts(report, 1) == [RowStatus.APPLIED]
             assert prediction.step == report.steps[0]
             assert prediction.outputs == tuple(part.tobytes() for part in report.outputs)
 
@@ -315,7 +321,7 @@ def test_what_is_nothing_special_goes_the_short_way() -> None:
     engine = make_engine(running_sum())
     (slot,) = begin(engine, 1)
     for step in (1, 0, 3):
-        prediction = engine.run_alone(slot, Timestep(step, np.float32(2).tobytes()))
+        prediction = engine.run_one(slot, Timestep(step, np.float32(2).tobytes()))
         assert prediction is not None
-        assert engine.slots.answer(slot, prediction.step) == prediction.outputs
+        assert engine.slots.find_answer(slot, prediction.step) == prediction.outputs
     assert engine.slots.step[slot] == 3

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from serving.runtime.board import Board, Family, make_file
-from serving.runtime.exposition import Exposition, Source
+from serving.runtime.exposition import Exposition, WorkerMetrics
 from serving.runtime.metrics import Metrics
+from serving.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
 from tests.support import Scrape
 
 FAMILIES = [
-    Family("toys", "Toys.", "counter", ("kind",), [("red",), ("blue",)]),
-    Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 2.0)),
-    Family("toy_depth", "Waiting.", "gauge", (), [()]),
+    MetricFamily("toys", "Toys.", "counter", ("kind",), [("red",), ("blue",)]),
+    MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 2.0)),
+    MetricFamily("toy_depth", "Waiting.", "gauge", (), [()]),
 ]
 
 
@@ -30,14 +30,14 @@ def metrics_of(*models: str) -> Metrics:
     return metrics
 
 
-def source(worker: int, board: Board | None, *, up: bool = True) -> Source:
+def source(worker: int, board: SharedCounters | None, *, up: bool = True) -> WorkerMetrics:
     """A worker that is up, in this process."""
-    made = Source(str(worker))
-    made.board, made.up, made.pid = board, up, os.getpid()
+    made = WorkerMetrics(str(worker))
+    made.counters, made.up, made.pid = board, up, os.getpid()
     return made
 
 
-def tell(sources: Sequence[Source]) -> Scrape:
+def tell(sources: Sequence[WorkerMetrics]) -> Scrape:
     """What /metrics says."""
     registry = CollectorRegistry()
     registry.register(Exposition(sources, lambda: None, supervised=True))
@@ -49,16 +49,16 @@ def tell(sources: Sequence[Source]) -> Scrape:
 
 def test_what_one_process_counts_another_reads() -> None:
     """The numbers and what they mean, at once and after the writer was killed."""
-    file = make_file()
+    file = make_shared_file()
     os.set_inheritable(file, True)
     code = (
-        "import os, sys; from serving.runtime.board import Board, Family\n"
-        "board = Board.begin([Family('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
-        "board.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
+        "import os, sys; from serving.runtime.shared_counters import SharedCounters, MetricFamily\n"
+        "counters = SharedCounters.create([MetricFamily('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
+        "counters.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
-    board = Board.read(file)
-    assert [(family.name, family.text, family.kind) for family in board.families] == [("toys", "Toys.", "counter")]
+    board = SharedCounters.read(file)
+    assert [(family.name, family.help, family.kind) for family in board.families] == [("toys", "Toys.", "counter")]
     assert board.numbers("toys", ("red",)).tolist() == [0.0]
     assert board.numbers("toys", ("blue",)).tolist() == [3.0]
     with pytest.raises(TypeError):
@@ -68,24 +68,24 @@ def test_what_one_process_counts_another_reads() -> None:
 
 def test_a_file_without_a_block_is_refused() -> None:
     """Whatever it is, its numbers are not ours."""
-    file = make_file()
+    file = make_shared_file()
     os.write(file, b"x" * 100)
     with pytest.raises(ValueError, match="expected b'tdgblk"):
-        Board.read(file)
+        SharedCounters.read(file)
     os.close(file)
 
 
 def test_counts_go_on_by_name_and_labels() -> None:
     """Whatever else has come or gone; gauges begin anew."""
-    last = Board.begin(FAMILIES)
+    last = SharedCounters.create(FAMILIES)
     last.numbers("toys", ("blue",))[0] = 7.0
     last.numbers("toy_seconds", ())[:] = memoryview(bytearray(32)).cast("d")
     last.numbers("toy_seconds", ())[1] = 5.0
     last.numbers("toy_depth", ())[0] = 9.0
-    board = Board.begin(
-        [FAMILIES[2], FAMILIES[1], Family("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
+    board = SharedCounters.create(
+        [FAMILIES[2], FAMILIES[1], MetricFamily("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
     )
-    board.go_on_from(last)
+    board.continue_from(last)
     assert board.numbers("toys", ("blue",)).tolist() == [7.0]
     assert board.numbers("toys", ("green",)).tolist() == [0.0]
     assert board.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
@@ -94,17 +94,17 @@ def test_counts_go_on_by_name_and_labels() -> None:
 
 def test_buckets_with_other_bounds_begin_anew() -> None:
     """As many values below other bounds are another thing."""
-    last = Board.begin(FAMILIES)
+    last = SharedCounters.create(FAMILIES)
     last.numbers("toy_seconds", ())[1] = 5.0
-    board = Board.begin([Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
-    board.go_on_from(last)
+    board = SharedCounters.create([MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
+    board.continue_from(last)
     assert board.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
     """Every count and every histogram of every model that is still served."""
     before = metrics_of("lake", "pond")
-    last = before.lay_out()
+    last = before.create_counters()
     for model in before.models:
         model.steps["ok"] += 3
         model.missing_values += 2
@@ -113,7 +113,7 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
     before.state_lost += 1
     before.checkpoint_seconds.observe(0.01)
     after = metrics_of("pond", "sea")
-    board = after.lay_out(None, last)
+    board = after.create_counters(None, last)
     after.models[0].steps["ok"] += 4
     after.models[0].step_seconds.observe(0.0004)
     after.opened["new"] += 1
@@ -135,10 +135,10 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
 def test_every_series_says_whose_it_is() -> None:
     """Workers that serve different models for a while are told side by side."""
     one, two = metrics_of("lake"), metrics_of("lake", "pond")
-    told = tell([source(0, one.lay_out()), source(1, two.lay_out())])
+    told = tell([source(0, one.create_counters()), source(1, two.create_counters())])
     one.models[0].steps["ok"] += 5
     two.models[0].steps["ok"] += 6
-    told = tell([source(0, one.lay_out(None, None)), source(1, two.lay_out(None, None))])
+    told = tell([source(0, one.create_counters(None, None)), source(1, two.create_counters(None, None))])
     for name, labels in {key: key[1] for key in told._samples}:
         assert "worker" in dict(labels) or name == "python_info"
     assert told("tidegate_worker_up", worker="0") == told("tidegate_worker_up", worker="1") == 1
@@ -147,7 +147,7 @@ def test_every_series_says_whose_it_is() -> None:
 
 def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
     """They say what was; its counts go on to be told."""
-    boards = [metrics_of("lake").lay_out() for _ in range(2)]
+    boards = [metrics_of("lake").create_counters() for _ in range(2)]
     told = tell([source(0, boards[0], up=False), source(1, boards[1])])
     assert told("tidegate_worker_up", worker="0") == 0
     assert told("tidegate_steps_total", worker="0", outcome="ok") == 0
@@ -162,7 +162,7 @@ def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str
     for worker, live in enumerate((10, 20)):
         metrics = metrics_of("lake")
         metrics.live_streams, metrics.known_streams = (lambda live=live: live), lambda: 100
-        sources.append(source(worker, metrics.lay_out(), up=up[worker]))
+        sources.append(source(worker, metrics.create_counters(), up=up[worker]))
     told = tell(sources)
     assert told("tidegate_streams", state="parked") == parked
     assert told("tidegate_streams", state="parked", worker=teller) == parked
@@ -170,7 +170,7 @@ def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str
 
 def test_a_worker_that_has_never_served_is_not_up() -> None:
     """Nothing else is known of it."""
-    told = tell([source(0, None, up=False), source(1, metrics_of("lake").lay_out())])
+    told = tell([source(0, None, up=False), source(1, metrics_of("lake").create_counters())])
     assert told("tidegate_worker_up", worker="0") == 0
     assert told("tidegate_steps_total", outcome="ok") == 0
 
@@ -201,7 +201,7 @@ async def test_promtool_accepts_several_workers() -> None:
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    text = tell([source(worker, metrics_of("lake").lay_out(), up=worker != 1) for worker in range(3)]).text
+    text = tell([source(worker, metrics_of("lake").create_counters(), up=worker != 1) for worker in range(3)]).text
     checked = await asyncio.to_thread(
         subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )

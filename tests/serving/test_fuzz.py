@@ -114,7 +114,7 @@ async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: p
         await seed.step(*[1.0] * WIDTH)
         right = {
             method: [message.SerializeToString() for message in messages]
-            for method, messages in seeds((await server.administration.export(key("seed")))[0]).items()
+            for method, messages in seeds((await server.admin_service.export(key("seed")))[0]).items()
         }
         neighbour = RawCall(channel)
         await neighbour.open("neighbour")
@@ -145,4 +145,4 @@ async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: p
     assert codes <= TAKEN
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= codes
     # A client that goes on from more than is kept speaks of a loss, and that an operator hears.
-    assert not [text for record in log if "was told to be stored" not in (text := record.getMessage())]
+    assert not [text for record in log if "was reported as stored" not in (text := record.getMessage())]

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from serving.runtime.config import ServerConfig
 from serving.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
-from serving.runtime.life import StartFailed
-from serving.runtime.port import Port
+from serving.runtime.lifecycle import StartFailed
+from serving.runtime.reserved_port import ReservedPort
 from serving.runtime.server import Server
 from tests.support import PATIENCE, run_command, serve
 
@@ -86,9 +86,9 @@ def test_workers_share_an_ipv6_port(sum_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["::1", "[::1]", "[::]"])
 def test_an_ipv6_port_that_is_held_is_taken(host: str) -> None:
     """For a second supervisor as well."""
-    port = Port(host, 0)
+    port = ReservedPort(host, 0)
     with pytest.raises(StartFailed, match=r"\[::1?\]:\d+ for gRPC: the port is taken"):
-        Port(host, port.number)
+        ReservedPort(host, port.number)
     port.close()
 
 

@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.engine import Engine, Verdict
+from serving.core.engine import Engine, RowStatus
 from serving.core.errors import TakenOver
 from serving.core.slots import Slots
 from serving.core.spec import Checkpoint
-from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
+from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
 from tests.support import key, load, running_sum
 
 MODEL = load(running_sum())
@@ -18,7 +18,7 @@ STREAMS = 3
 
 
 @dataclass
-class Account:
+class SilenceClock:
     """What a stream should hold, without slots, rings or arrays."""
 
     sums: list[float] = field(default_factory=list)  # the answer to each timestep
@@ -36,16 +36,16 @@ class Account:
         """Whether it should have a slot."""
         return self.stream is not None and self.stream.phase is Phase.LIVE
 
-    def judge(self, number: int, value: float) -> Verdict:
+    def judge(self, number: int, value: float) -> RowStatus:
         """What becomes of a timestep."""
         expected = len(self.sums) + 1
         if number > expected:
-            return Verdict.GAP
+            return RowStatus.GAP
         if 0 < number < expected:
             # The bits decide: -0.0 is another value than 0.0.
             same = np.float32(self.values[number - 1]).tobytes() == np.float32(value).tobytes()
-            return Verdict.DUPLICATE if same or number <= self.forgotten else Verdict.VALUES_DIFFER
-        return Verdict.APPLIED if np.isfinite(value) else Verdict.NOT_FINITE
+            return RowStatus.DUPLICATE if same or number <= self.forgotten else RowStatus.VALUES_DIFFER
+        return RowStatus.APPLIED if np.isfinite(value) else RowStatus.NOT_FINITE
 
     def remember(self, answers: int) -> None:
         """Forgets what does not fit in a ring of so many."""
@@ -62,13 +62,13 @@ class World:
     """One server after another, over one store."""
 
     def __init__(self) -> None:
-        self.accounts = [Account() for _ in range(STREAMS)]
+        self.accounts = [SilenceClock() for _ in range(STREAMS)]
         self.start(3)
 
     def start(self, answers: int) -> None:
         """Begins with empty slots, as after a crash: what was not stored is lost."""
         self.slots = Slots(MODEL.spec, STREAMS, answers)
-        self.engine, self.streams = Engine(MODEL, self.slots), Streams()
+        self.engine, self.streams = Engine(MODEL, self.slots), StreamTable()
         for account in self.accounts:
             account.lose()
 
@@ -94,7 +94,7 @@ class World:
         """The call that has it open goes away."""
         account = self.accounts[name]
         if account.lease is not None and account.live:
-            self.streams.let_go(account.lease)
+            self.streams.release(account.lease)
             account.lease = None
 
     def save(self, names: set[int]) -> None:
@@ -107,7 +107,7 @@ class World:
             assert account.stream is not None
             assert checkpoint.key == account.stream.key
             assert (checkpoint.epoch, checkpoint.step) == (account.epoch, account.stored)
-            self.slots.saved[account.stream.slot] = checkpoint.step
+            self.slots.durable_step[account.stream.slot] = checkpoint.step
 
     def park(self, name: int) -> None:
         """Stores a stream and takes it out of its slot."""
@@ -148,12 +148,12 @@ class World:
             np.array([number for _, _, number, _ in rows], np.int64),
             np.array([[value] for *_, value in rows], np.float32),
         )
-        codes = [0] * len(rows) if report.verdicts is None else report.verdicts.tolist()
-        assert [Verdict(code) for code in codes] == expected
+        codes = [0] * len(rows) if report.statuses is None else report.statuses.tolist()
+        assert [RowStatus(code) for code in codes] == expected
         place = 0
         for row, (account, _, number, value) in enumerate(rows):
             assert report.steps[row] == (number or len(account.sums) + 1)
-            if expected[row] is Verdict.APPLIED:
+            if expected[row] is RowStatus.APPLIED:
                 account.values.append(value)
                 account.sums.append((account.sums[-1] if account.sums else 0.0) + value)
                 account.remember(self.slots.answers)
@@ -182,19 +182,19 @@ class World:
         for account in live:
             self.check_row(account)
 
-    def check_row(self, account: Account) -> None:
+    def check_row(self, account: SilenceClock) -> None:
         """Compares the row of a live stream with its account."""
         stream, sums = account.stream, account.sums
         assert stream is not None
         assert self.slots.keys[stream.slot] == stream.key
         assert stream.step == len(sums)
-        assert stream.saved == (account.stored == len(sums))
+        assert stream.is_saved == (account.stored == len(sums))
         total, trail, count = self.slots.gather(np.array([stream.slot]))
         assert trail[0].tolist() == [0.0, 0.0, *sums][-2:]
         assert total[0, 0] == trail[0, 1]
         assert count[0] == len(sums)
         for number in range(1, len(sums) + 1):
-            packed = self.slots.answer(stream.slot, number)
+            packed = self.slots.find_answer(stream.slot, number)
             if number > account.forgotten:
                 assert np.frombuffer(packed[0], np.float32).tolist() == [sums[number - 1]]
             else:

@@ -142,7 +142,7 @@ class Crowd:
                 await asyncio.sleep(0.0005)
             gate.open()
             batcher.engine.run = inner  # type: ignore[method-assign]
-            batcher.cost.alone_seconds = 0.0
+            batcher.cost.single_row_seconds = 0.0
             for _ in range(self.random.randrange(40)):
                 await asyncio.sleep(0)
             await asyncio.sleep(0.001)
@@ -218,7 +218,7 @@ async def test_a_call_cancelled_while_its_batch_runs(lstm_root: Path) -> None:
         await gate.entered()  # now b and c are in the thread together
         calls[2].call.cancel()
         # What the server does about a call that ended is to park its stream; that has to wait for the batch.
-        await eventually(lambda: bool(batcher._between), "the cancellation")
+        await eventually(lambda: bool(batcher._deferred), "the cancellation")
         assert live(server) == 3
         gate.open()
         for call in calls[:2]:
@@ -260,24 +260,24 @@ async def test_a_cancelled_call_frees_its_slot_for_another(sum_root: Path) -> No
 async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path) -> None:
     """Its claim is finished all the same, the slot that was set aside comes free, and the name can be opened again."""
     async with run_server(sum_root, live_max=1) as server, raw_channel(server) as channel:
-        inner, asked, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+        inner, asked, answer = server.stream_service._store.claim, asyncio.Event(), asyncio.Event()
 
         async def slow(*arguments: Any) -> Any:
             asked.set()
             await answer.wait()  # a store that takes its time
             return await inner(*arguments)
 
-        server.keeper._store.claim = slow  # type: ignore[method-assign]
+        server.stream_service._store.claim = slow  # type: ignore[method-assign]
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         await asyncio.wait_for(asked.wait(), PATIENCE)
         assert live(server) == 1
-        (theirs,) = server._native._calls
+        (theirs,) = server._servicer._calls
         call.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         answer.set()
         await eventually(lambda: live(server) == 0, "the release of the slot")
-        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        server.stream_service._store.claim = inner  # type: ignore[method-assign]
         opened = await RawCall(channel).open("a")
         assert (opened.kind, opened.next_step) == (pb.Opened.KIND_RESUMED, 1)
 
@@ -294,8 +294,8 @@ async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_
         await first.send(timestep(*rows[0]))
         await gate.entered()
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await eventually(lambda: bool(batcher._between), "the take-over")
-        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        await eventually(lambda: bool(batcher._deferred), "the take-over")
+        (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         gate.open()
@@ -314,7 +314,7 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
         first, second = RawCall(channel), RawCall(channel)
         await first.open("a")
         await first.step(*rows[0])
-        inner, claimed, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+        inner, claimed, answer = server.stream_service._store.claim, asyncio.Event(), asyncio.Event()
 
         async def slow(*arguments: Any) -> int | None:
             epoch = await inner(*arguments)
@@ -322,14 +322,14 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
             await answer.wait()
             return epoch
 
-        server.keeper._store.claim = slow  # type: ignore[method-assign]
+        server.stream_service._store.claim = slow  # type: ignore[method-assign]
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         await asyncio.wait_for(claimed.wait(), PATIENCE)
-        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         answer.set()
-        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        server.stream_service._store.claim = inner  # type: ignore[method-assign]
         await eventually(lambda: live(server) == 0, "parking")
         again = RawCall(channel)
         assert (await again.open("a")).next_step == 2
@@ -343,22 +343,22 @@ async def test_a_take_over_that_fails_after_its_call_has_gone_is_told_in_the_log
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         first, second = RawCall(channel), RawCall(channel)
         await first.open("a")
-        inner, asked, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+        inner, asked, answer = server.stream_service._store.claim, asyncio.Event(), asyncio.Event()
 
         async def broken(*_: object) -> int:
             asked.set()
             await answer.wait()
             raise StoreUnavailable("memory:", "gone for a while")
 
-        server.keeper._store.claim = broken  # type: ignore[method-assign]
+        server.stream_service._store.claim = broken  # type: ignore[method-assign]
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         await asyncio.wait_for(asked.wait(), PATIENCE)
-        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         answer.set()
         await eventually(lambda: "gone for a while" in caplog.text, "the line in the log")
-        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        server.stream_service._store.claim = inner  # type: ignore[method-assign]
         assert (await first.step(1)).prediction.step == 1
 
 
@@ -383,9 +383,9 @@ async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -
         for begin in range(0, 1000, 50):
             await asyncio.gather(*(come_and_go(number) for number in range(begin, begin + 50)), return_exceptions=True)
         await eventually(lambda: live(server) == 1, "parking")
-        await eventually(lambda: len(server._native._calls) == 1, "the end of the calls")
+        await eventually(lambda: len(server._servicer._calls) == 1, "the end of the calls")
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks + 1, "the end of the tasks")
-        assert not len(server.holdings._locks)
+        assert not len(server.registry._locks)
         assert np.frombuffer((await call.step(5)).prediction.outputs[0], np.float32).item() == 5
 
 
@@ -397,7 +397,7 @@ async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
         await lazy.open("lazy")
         await busy.open("busy")
         flood = asyncio.create_task(asyncio.wait_for(_flood(lazy, 500), 2 * PATIENCE))
-        stream = server.keeper._streams.find(key("lazy"))
+        stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
         for number in range(1, 101):
             answer = (await busy.step(1, step=number)).prediction
@@ -418,7 +418,7 @@ async def test_a_client_that_goes_while_it_is_written_to_is_no_error(
         call = RawCall(channel)
         await call.open("lazy")
         flood = asyncio.create_task(_flood(call, 500))
-        stream = server.keeper._streams.find(key("lazy"))
+        stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
         before = -1
         while stream.step > before:  # until the network holds the answers back

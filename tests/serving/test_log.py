@@ -115,7 +115,7 @@ def test_kinds_do_not_fill_the_memory(pipe: Pipe) -> None:
     pipe.say(*(f"new {number}" for number in range(KINDS_MAX + 50)))
     assert len(pipe.log._kinds) == KINDS_MAX + 1
     pipe.log.flush()
-    assert "40 more in" in pipe.read_until("whatever else it has to say")
+    assert "40 more in" in pipe.read_until("other messages")
 
 
 def test_the_end_does_not_wait_for_ever(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,12 +149,12 @@ def test_dropped_lines_are_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(os.open(os.devnull, os.O_WRONLY))
     monkeypatch.setattr(logging.getLogger(), "handlers", [log])
     first = Metrics({})
-    last = first.lay_out()
+    last = first.create_counters()
     log.dropped = 3
     first.refresh()
     assert lines_dropped() == 3
     log.dropped = 2  # the next life's
-    board = Metrics({}).lay_out(None, last)
+    board = Metrics({}).create_counters(None, last)
     assert board.numbers("tidegate_log_lines_dropped", ()).tolist() == [5.0]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.runtime import server as server_module
-from serving.runtime.memory import MIB, STREAM_BYTES, Need, memory_limit
+from serving.runtime.memory import MIB, STREAM_BYTES, MemoryEstimate, memory_limit
 from tests.support import run_server
 
 V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
@@ -42,7 +42,7 @@ def test_the_memory_is_what_the_container_may_use(files: dict[str, str], expecte
 
 def test_live_streams_that_fit_are_no_matter() -> None:
     """To the byte."""
-    need = Need(rows=(1024,), live_max=10, workers=2, base=MIB)
+    need = MemoryEstimate(rows=(1024,), live_max=10, workers=2, base=MIB)
     enough = 2 * (MIB + 10 * (1024 + STREAM_BYTES))
     assert need.warning(enough, "the machine") == ""
     assert need.warning(enough - 1, "the machine") != ""
@@ -50,12 +50,12 @@ def test_live_streams_that_fit_are_no_matter() -> None:
 
 def test_live_streams_that_do_not_fit_are_reckoned_up() -> None:
     """What each takes, how many there may be, what that is together, and how many fit: they do."""
-    need = Need(rows=(6 * 1024,), live_max=16_384, workers=2, base=100 * MIB)
+    need = MemoryEstimate(rows=(6 * 1024,), live_max=16_384, workers=2, base=100 * MIB)
     assert need.warning(512 * MIB, "the container") == (
         "live streams may take more memory than there is: 16384, 32.0 KiB each with a call of its own, and 100 MiB beside"
         " them, in 2 worker(s), are 1224 MiB; the container has 512 MiB. Set --live-max 4992 or fewer, or give more memory"
     )
-    assert not Need(need.rows, 4992, 2, need.base).warning(512 * MIB, "the container")
+    assert not MemoryEstimate(need.rows, 4992, 2, need.base).warning(512 * MIB, "the container")
 
 
 async def test_a_server_warns_at_the_start(

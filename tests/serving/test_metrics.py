@@ -187,7 +187,7 @@ async def _ended(server: Any, channel: grpc.aio.Channel) -> None:
     await old.send(timestep(1))
     await eventually(lambda: len(batcher._queue) == 1, "queueing")
     opening = asyncio.create_task(new.open("a"))
-    await eventually(lambda: opening.done() or bool(batcher._between), "the open")
+    await eventually(lambda: opening.done() or bool(batcher._deferred), "the open")
     gate.open()
     await blocker.read()
     await opening
@@ -381,9 +381,9 @@ def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
 @given(st.lists(st.floats(0, 2) | st.sampled_from(SECONDS)))
 def test_many_values_are_observed_as_each_would_be(values: list[float]) -> None:
     """A batch at once or one by one: the same counts, the same sum."""
-    together, apart = Histogram(SECONDS), Histogram(SECONDS)
-    together.observe_many(values)
+    run_concurrently, apart = Histogram(SECONDS), Histogram(SECONDS)
+    run_concurrently.observe_many(values)
     for value in values:
         apart.observe(value)
-    assert together.counts == apart.counts
-    assert together.sum == pytest.approx(apart.sum)
+    assert run_concurrently.counts == apart.counts
+    assert run_concurrently.sum == pytest.approx(apart.sum)

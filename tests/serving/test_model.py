@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving.core.errors import ContractBroken, ModelFailed
-from serving.core.model import ROOMS_MAX, Model
+from serving.core.model import BOUND_SIZES_MAX, Model
 from tests.support import (
     FLOAT,
     INT64,
@@ -54,7 +54,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if value is not None}
 
 
-def refusal(graph: bytes, sidecar: str | None = None) -> str:
+def refusal_error(graph: bytes, sidecar: str | None = None) -> str:
     """Why a graph is refused."""
     with pytest.raises(ContractBroken) as caught:
         Model("pump", "3", graph, sidecar)
@@ -72,42 +72,42 @@ def test_a_graph_that_is_what_it_says_is_served() -> None:
 
 def test_broken_bytes_are_refused() -> None:
     """Bytes that are no ONNX graph are refused with one line."""
-    assert "cannot load the graph" in refusal(b"this is no graph")
+    assert "cannot load the graph" in refusal_error(b"this is no graph")
 
 
 def test_a_truncated_graph_is_refused() -> None:
     """Half a graph is refused with one line."""
     graph = lstm()
-    assert "cannot load the graph" in refusal(graph[: len(graph) // 2])
+    assert "cannot load the graph" in refusal_error(graph[: len(graph) // 2])
 
 
 def test_missing_metadata_is_refused() -> None:
     """A graph that does not describe itself, without a model.toml, is refused and told both places."""
-    message = refusal(plain(None))
+    message = refusal_error(plain(None))
     assert "tidegate" in message
     assert "model.toml" in message
 
 
 def test_bad_json_is_refused() -> None:
     """Metadata that is no JSON is refused."""
-    assert "JSON" in refusal(plain("{not json"))
+    assert "JSON" in refusal_error(plain("{not json"))
 
 
 @pytest.mark.parametrize("contract", [0, 2])
 def test_another_contract_is_refused(contract: int) -> None:
     """A contract number that this server does not read is refused with both numbers."""
-    assert f"contract: got {contract}, this server reads 1" in refusal(plain(changed(contract=contract)))
+    assert f"contract: got {contract}, this server reads 1" in refusal_error(plain(changed(contract=contract)))
 
 
 @pytest.mark.parametrize("field", ["contract", "features", "outputs"])
 def test_a_description_without_a_required_key_is_refused(field: str) -> None:
     """The message names the key that is missing."""
-    assert field in refusal(plain(changed(**{field: None})))
+    assert field in refusal_error(plain(changed(**{field: None})))
 
 
 def test_no_features_are_refused() -> None:
     """A model needs at least one feature."""
-    assert "features" in refusal(plain(changed(features=[])))
+    assert "features" in refusal_error(plain(changed(features=[])))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_no_features_are_refused() -> None:
 )
 def test_a_wrong_shape_is_refused(graph: bytes, tensor: str, got: str, expected: str) -> None:
     """The message has the tensor's name and both shapes."""
-    assert f"{tensor} has shape {got}, expected {expected}" in refusal(graph)
+    assert f"{tensor} has shape {got}, expected {expected}" in refusal_error(graph)
 
 
 def test_a_next_state_of_another_shape_is_refused() -> None:
@@ -144,13 +144,13 @@ def test_a_next_state_of_another_shape_is_refused() -> None:
         None,
         DESCRIBED,
     )
-    assert "output 'h_next' has shape [batch, 6], expected [batch, 3]" in refusal(graph)
+    assert "output 'h_next' has shape [batch, 6], expected [batch, 3]" in refusal_error(graph)
 
 
 def test_two_symbolic_dimensions_are_refused() -> None:
     """A state tensor with two dimensions that are not fixed has no batch axis, even when described so."""
     state = [{"name": "h", "next": "h_next", "shape": ["batch", "batch"]}]
-    message = refusal(plain(changed(state=state), h=("batch", "hidden")))
+    message = refusal_error(plain(changed(state=state), h=("batch", "hidden")))
     assert "'h'" in message
     assert "exactly one dimension" in message
 
@@ -158,7 +158,7 @@ def test_two_symbolic_dimensions_are_refused() -> None:
 def test_a_state_without_a_batch_is_refused() -> None:
     """A state tensor whose dimensions are all fixed would be shared by all streams."""
     state = [{"name": "h", "next": "h_next", "shape": [4, 3]}]
-    message = refusal(plain(changed(state=state), h=(4, 3)))
+    message = refusal_error(plain(changed(state=state), h=(4, 3)))
     assert "'h'" in message
     assert "exactly one dimension" in message
 
@@ -172,12 +172,12 @@ def test_an_output_with_the_batch_elsewhere_is_refused() -> None:
         None,
         changed(outputs=[{"name": "y", "shape": [2, "batch"]}]),
     )
-    assert "output 'y' has shape [2, batch], expected the batch first" in refusal(graph)
+    assert "output 'y' has shape [2, batch], expected the batch first" in refusal_error(graph)
 
 
 def test_an_undeclared_input_is_refused() -> None:
     """An input that the description does not mention is named."""
-    message = refusal(plain(changed(state=[])))
+    message = refusal_error(plain(changed(state=[])))
     assert "input h is in the graph, but its description does not mention it" in message
 
 
@@ -190,7 +190,7 @@ def test_an_undeclared_output_is_refused() -> None:
         None,
         DESCRIBED,
     )
-    assert "output extra is in the graph, but its description does not mention it" in refusal(graph)
+    assert "output extra is in the graph, but its description does not mention it" in refusal_error(graph)
 
 
 @pytest.mark.parametrize(
@@ -204,20 +204,20 @@ def test_an_undeclared_output_is_refused() -> None:
 )
 def test_a_tensor_that_is_not_there_is_refused(changes: dict[str, Any], message: str) -> None:
     """The message names the tensor that the description speaks of and those that the graph has."""
-    assert message in refusal(plain(changed(**changes)))
+    assert message in refusal_error(plain(changed(**changes)))
 
 
 @pytest.mark.parametrize("name", ["x", "h", "y", "h_next"])
 def test_a_type_that_cannot_travel_is_refused(name: str) -> None:
     """A tensor of a type that has no place in the protocol is refused by name."""
     tensors = {"x": ["x", "y"], "y": ["x", "y"], "h": ["h", "h_next"], "h_next": ["h", "h_next"]}[name]
-    message = refusal(plain(types=dict.fromkeys(tensors, TensorProto.FLOAT16)))
+    message = refusal_error(plain(types=dict.fromkeys(tensors, TensorProto.FLOAT16)))
     assert f"'{tensors[0]}' is tensor(float16), expected one of" in message
 
 
 def test_an_x_that_is_not_float32_is_refused() -> None:
     """Timesteps travel as float32, so x is float32."""
-    message = refusal(plain(x=("batch", 2), types=dict.fromkeys(("x", "y"), TensorProto.DOUBLE)))
+    message = refusal_error(plain(x=("batch", 2), types=dict.fromkeys(("x", "y"), TensorProto.DOUBLE)))
     assert "input 'x' is float64, expected float32" in message
 
 
@@ -233,13 +233,13 @@ def test_a_next_state_of_another_type_is_refused() -> None:
         None,
         DESCRIBED,
     )
-    assert "output 'h_next' is float64, expected float32 like state 'h'" in refusal(graph)
+    assert "output 'h_next' is float64, expected float32 like state 'h'" in refusal_error(graph)
 
 
 def test_an_initial_list_of_the_wrong_length_is_refused() -> None:
     """The message names the state and both counts."""
     state = [{"name": "h", "next": "h_next", "shape": ["batch", 3], "initial": [1.0, 2.0]}]
-    assert "state 'h' has 2 initial values, expected 3" in refusal(plain(changed(state=state)))
+    assert "state 'h' has 2 initial values, expected 3" in refusal_error(plain(changed(state=state)))
 
 
 @pytest.mark.parametrize("bound", ["low", "high"])
@@ -247,13 +247,13 @@ def test_an_infinite_range_is_refused(bound: str) -> None:
     """A training range is made of numbers; unknown is null, not infinity."""
     features = [{"name": "a", bound: float("inf")}, {"name": "b"}]
     with pytest.raises(ContractBroken, match=bound):
-        load(plain(changed(features=features))).varying_batches(2)
+        load(plain(changed(features=features))).batch_variant_sizes(2)
 
 
 def test_a_model_that_fails_its_warm_up_is_refused() -> None:
     """A graph that raises on its own training range is refused when it is loaded, not when streams are on it."""
     with pytest.raises(ContractBroken, match="toy/1"):
-        load(picky(low=50.0, high=60.0)).varying_batches(4)
+        load(picky(low=50.0, high=60.0)).batch_variant_sizes(4)
 
 
 def test_tensors_that_come_out_in_another_shape_are_refused() -> None:
@@ -273,7 +273,7 @@ def test_tensors_that_come_out_in_another_shape_are_refused() -> None:
         DESCRIBED,
     )
     with pytest.raises(ContractBroken, match="'y'"):
-        load(graph).varying_batches(4)
+        load(graph).batch_variant_sizes(4)
 
 
 TOML = """
@@ -303,7 +303,7 @@ def test_a_model_toml_describes_a_graph_without_metadata() -> None:
 
 def test_a_model_toml_that_is_no_toml_is_refused() -> None:
     """The message says which file and what is wrong."""
-    assert "model.toml is not TOML" in refusal(UNDESCRIBED, "contract = = 1")
+    assert "model.toml is not TOML" in refusal_error(UNDESCRIBED, "contract = = 1")
 
 
 def test_metadata_wins_over_a_model_toml() -> None:
@@ -382,7 +382,7 @@ def test_memory_that_is_used_again_gives_the_bits_of_fresh_memory(make: Callable
     fresh = again = model.initial_state(4)
     for turn, now in enumerate(x):
         expected, fresh = load(make()).step(now, fresh)
-        room = model.room(4)
+        room = model.state_buffers(4)
         assert (room is not None) == (turn > 0)
         if room is not None:
             for mine, theirs in zip(room, again, strict=True):
@@ -396,8 +396,8 @@ def test_memory_that_is_used_again_gives_the_bits_of_fresh_memory(make: Callable
 def test_outputs_are_the_callers_own() -> None:
     """The next batch in the same memory does not change them."""
     model = load(running_sum())
-    model.room(2)
-    for part in (room := model.room(2)) or ():
+    model.state_buffers(2)
+    for part in (room := model.state_buffers(2)) or ():
         part[:] = 0
     assert room is not None
     outputs, _ = model.step(np.array([[1], [2]], np.float32), room)
@@ -408,12 +408,12 @@ def test_outputs_are_the_callers_own() -> None:
 def test_a_model_keeps_memory_for_a_few_sizes_only() -> None:
     """Batches of single timesteps have all sizes."""
     model = load(running_sum())
-    for size in range(1, 3 * ROOMS_MAX):
+    for size in range(1, 3 * BOUND_SIZES_MAX):
         for _ in range(3):
-            room = model.room(size)
+            room = model.state_buffers(size)
             assert room is None or len(room[0]) == size
-    assert len(model._rooms) == ROOMS_MAX
-    assert model.room(1) is None
+    assert len(model._batch_bindings) == BOUND_SIZES_MAX
+    assert model.state_buffers(1) is None
 
 
 def test_a_graph_that_raises_is_a_model_failed() -> None:
@@ -427,12 +427,12 @@ def test_a_graph_that_raises_is_a_model_failed() -> None:
 @pytest.mark.parametrize("make", [running_sum, lstm, picky, inverse])
 def test_no_batch_changes_bits_on_this_cpu(make: Callable[..., bytes]) -> None:
     """What we promise of predictions holds for these graphs here."""
-    assert not load(make()).varying_batches(20).size
+    assert not load(make()).batch_variant_sizes(20).size
 
 
 def test_a_graph_that_depends_on_its_batch_is_found() -> None:
     """Every size of batch that changes bits is named."""
-    assert load(crosstalk()).varying_batches(5).tolist() == [2, 3, 4, 5]
+    assert load(crosstalk()).batch_variant_sizes(5).tolist() == [2, 3, 4, 5]
 
 
 def test_a_model_without_state_can_be_served() -> None:
@@ -501,5 +501,5 @@ def test_every_size_of_a_batch_is_compared_as_often_as_its_values_are_few(
         return inner(x, state)
 
     monkeypatch.setattr(model, "step", noted)
-    model.varying_batches(8)
+    model.batch_variant_sizes(8)
     assert {size: count for size, count in sizes.items() if size > 1} == dict.fromkeys(range(2, 9), runs)

@@ -7,8 +7,8 @@ import pytest
 
 from serving.core.spec import Key, ModelId
 from serving.runtime import peers as peers_module
-from serving.runtime.peers import HolderSilent, Peers
-from serving.store import Head, Holder, MemoryStore, Record
+from serving.runtime.peers import Peers, PeerUnresponsive
+from serving.store import Holder, MemoryStore, Record, StreamMetadata
 from tests.support import PATIENCE, key
 
 MODEL = ModelId("toy", "1", "f" * 64)
@@ -23,12 +23,12 @@ class Restless(MemoryStore):
         self.told = False
         self.epoch = 0
 
-    async def beat(self) -> str:
+    async def heartbeat(self) -> str:
         """Counts."""
         self.beats += 1
         return ""
 
-    async def notices(self) -> list[Key]:
+    async def take_notices(self) -> list[Key]:
         """Three, the first time."""
         told, self.told = self.told, True
         return [] if told else [key("a"), key("b"), key("c")]
@@ -36,10 +36,10 @@ class Restless(MemoryStore):
     async def load(self, of: Key) -> Record:
         """Each time under another owner."""
         self.epoch += 1
-        head = Head(of, self.epoch, 1, MODEL, 0, 0, 0)
+        head = StreamMetadata(of, self.epoch, 1, MODEL, 0, 0, 0)
         return Record(replace(head, holder=Holder.OTHER, live=True), None)
 
-    async def ask(self, of: Key, epoch: int) -> int:
+    async def request_save(self, of: Key, epoch: int) -> int:
         """Asks nobody."""
         await asyncio.sleep(0)
         return 1
@@ -51,8 +51,8 @@ async def nothing() -> None:
 
 async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that is due comes before the next streams are looked at, not when all of them have been."""
-    monkeypatch.setattr(peers_module, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(peers_module, "TOGETHER_MAX", 1)
+    monkeypatch.setattr(peers_module, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(peers_module, "CONCURRENT_MAX", 1)
     store, beats, done = Restless(), [], asyncio.Event()
 
     async def look(_: Key) -> None:
@@ -70,12 +70,12 @@ async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest
 
 async def test_an_ask_ends_also_when_the_owner_changes_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who asks for a stream that changes hands again and again is told that nobody answers."""
-    monkeypatch.setattr(peers_module, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(peers_module, "SAVE_WAIT_SECONDS", 0.02)
 
     async def look(_: Key) -> None:
         raise AssertionError
 
     peers = Peers(Restless(), look, lambda: False, nothing)
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(HolderSilent, match=r"^the server that has stream 'a' in memory does not answer"):
-            await peers.settled(key("a"))
+        with pytest.raises(PeerUnresponsive, match=r"^the server that has stream 'a' in memory does not answer"):
+            await peers.load_settled(key("a"))

@@ -191,7 +191,7 @@ async def test_a_take_over_under_a_running_batch_counts_its_timestep(sum_root: P
         await gate.entered()
         opening = asyncio.create_task(new.open("a"))
         # The open comes as far as it gets while the batch runs: let in at once, or waiting for the batch.
-        await eventually(lambda: opening.done() or bool(batcher_of(server)._between), "the open")
+        await eventually(lambda: opening.done() or bool(batcher_of(server)._deferred), "the open")
         gate.open()
         opened = await opening
         assert opened.kind == pb.Opened.KIND_TAKEN_OVER
@@ -210,10 +210,10 @@ async def test_a_refusal_after_the_stream_went_away_ends_as_a_take_over(sum_root
         await old.send(timestep(5, step=9))  # a gap
         await gate.entered()
         opening = asyncio.create_task(new.open("a"))
-        await eventually(lambda: opening.done() or bool(batcher_of(server)._between), "the open")
+        await eventually(lambda: opening.done() or bool(batcher_of(server)._deferred), "the open")
         if opening.done():  # it was let in while the batch runs; now it leaves again, to be parked after the batch
             new.call.cancel()
-            await eventually(lambda: bool(batcher_of(server)._between), "parking")
+            await eventually(lambda: bool(batcher_of(server)._deferred), "parking")
         gate.open()
         ending = await old.ending()
         assert ending.reason == "TAKEN_OVER"

@@ -27,13 +27,13 @@ def many(tmp_path: Path) -> Path:
 
 def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many at a time as there are cores: two that wait for each other both come through."""
-    inner, meeting = Model.varying_batches, threading.Barrier(2, timeout=PATIENCE)
+    inner, meeting = Model.batch_variant_sizes, threading.Barrier(2, timeout=PATIENCE)
 
     def check(self: Model, batch_max: int) -> Ints:
         meeting.wait()
         return inner(self, batch_max)
 
-    monkeypatch.setattr(Model, "varying_batches", check)
+    monkeypatch.setattr(Model, "batch_variant_sizes", check)
     monkeypatch.setattr(repository, "usable_cores", lambda: 2)
     assert len(list(load_repository(many, LIMITS, Metrics({})))) == 4
 
@@ -42,7 +42,7 @@ def test_models_are_told_in_the_order_of_their_paths(
     many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whichever is ready first."""
-    inner, done = Model.varying_batches, {version: threading.Event() for version in "12345"}
+    inner, done = Model.batch_variant_sizes, {version: threading.Event() for version in "12345"}
     done["5"].set()
 
     def check(self: Model, batch_max: int) -> Ints:
@@ -51,7 +51,7 @@ def test_models_are_told_in_the_order_of_their_paths(
         done[version].set()
         return inner(self, batch_max)
 
-    monkeypatch.setattr(Model, "varying_batches", check)
+    monkeypatch.setattr(Model, "batch_variant_sizes", check)
     monkeypatch.setattr(repository, "usable_cores", lambda: 4)
     caplog.set_level(logging.INFO)
     load_repository(many, LIMITS, Metrics({}))

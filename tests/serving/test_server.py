@@ -63,7 +63,7 @@ async def server_with_a_stuck_call(root: Path) -> AsyncIterator[Server]:
     async with run_server(root, drain_after=0.2, live_max=8) as server, raw_channel(server) as channel:
         lazy = RawCall(channel)
         await lazy.open("lazy")
-        stream = server.keeper._streams.find(key("lazy"))
+        stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
 
         async def flood() -> None:
@@ -266,7 +266,7 @@ async def test_a_call_that_comes_while_stopping_is_refused(sum_root: Path) -> No
         await running.send(timestep(5, step=1))
         await gate.entered()
         stopping = asyncio.create_task(server.stop())
-        await eventually(lambda: server._native._stopping, "stopping")
+        await eventually(lambda: server._servicer._stopping, "stopping")
         late = RawCall(channel)
         ending = await late.ending()
         assert (ending.code.name, ending.reason) == ("UNAVAILABLE", "STOPPING")
@@ -324,7 +324,7 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug of ours")
 
-        batcher_of(server).engine.run = batcher_of(server).engine.run_alone = broken  # type: ignore[method-assign,assignment]
+        batcher_of(server).engine.run = batcher_of(server).engine.run_one = broken  # type: ignore[method-assign,assignment]
         waiting = asyncio.create_task(server.wait())
         error = (await call.step(1, step=1)).error
         assert error.reason == pb.Error.REASON_MODEL_FAILED
@@ -350,7 +350,7 @@ async def test_a_store_that_fails_is_not_kept_secret(sum_root: Path) -> None:
     async def broken(_: object) -> list[bool]:
         raise OSError("disk full")
 
-    server.keeper._store.save = broken  # type: ignore[method-assign]
+    server.stream_service._store.save = broken  # type: ignore[method-assign]
     async with raw_channel(server) as channel:
         waiting = asyncio.create_task(server.wait())
         call = RawCall(channel)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.slots import FREE, Slots
+from serving.core.slots import FREE_SLOT_STEP, Slots
 from serving.core.spec import Spec
 from tests.support import key, load, running_sum
 
@@ -34,7 +34,7 @@ def advance(slots: Slots, rows: list[int], sums: list[float]) -> list[int]:
 
 def answers_of(slots: Slots, slot: int, step: int) -> list[float]:
     """The remembered sum of a timestep; empty when it is forgotten."""
-    packed = slots.answer(slot, step)
+    packed = slots.find_answer(slot, step)
     return np.frombuffer(packed[0], np.float32).tolist() if packed else []
 
 
@@ -109,7 +109,7 @@ def test_a_row_that_nobody_has_is_at_no_timestep(taken: int) -> None:
     advance(slots, rows, [1.0] * taken)
     for row in rows:
         slots.release(row)
-    assert slots.step.tolist() == [FREE, FREE]
+    assert slots.step.tolist() == [FREE_SLOT_STEP, FREE_SLOT_STEP]
 
 
 def test_a_slot_is_given_back_once() -> None:
@@ -152,10 +152,10 @@ def test_a_slot_taken_again_is_saved_up_to_step_0() -> None:
     """What was stored of the stream before says nothing of the next one."""
     slots = make()
     slot = run(slots, 3)
-    slots.saved[slot] = 3
+    slots.durable_step[slot] = 3
     slots.release(slot)
     slot = run(slots, 1)
-    assert slots.saved[slot] == 0
+    assert slots.durable_step[slot] == 0
     assert slots.unsaved().tolist() == [slot]
 
 
@@ -232,16 +232,16 @@ def test_a_row_packed_here_and_unpacked_elsewhere_is_the_same_row(steps: int) ->
     for mine, theirs in zip(here.gather(np.array([slot])), there.gather(np.array([other])), strict=True):
         assert mine.tobytes() == theirs.tobytes()
     for step in range(1, steps + 1):
-        assert there.answer(other, step) == here.answer(slot, step)
+        assert there.find_answer(other, step) == here.find_answer(slot, step)
 
 
 def test_many_rows_are_packed_as_each_alone() -> None:
     """In the order that was asked for, whatever steps they are at."""
     slots = make()
     rows = [run(slots, steps) for steps in (0, 2, 7)]
-    together = slots.pack(np.array([rows[2], rows[0], rows[1]]))
-    assert together.dtype == np.uint8
-    assert [row.tobytes() for row in together] == [packed(slots, rows[place]) for place in (2, 0, 1)]
+    run_concurrently = slots.pack(np.array([rows[2], rows[0], rows[1]]))
+    assert run_concurrently.dtype == np.uint8
+    assert [row.tobytes() for row in run_concurrently] == [packed(slots, rows[place]) for place in (2, 0, 1)]
 
 
 @pytest.mark.parametrize("answers", [1, 3, 8])
@@ -343,7 +343,7 @@ def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, 
         for mine, theirs in zip(slots.gather(np.array([slot])), stayed.gather(np.array([row])), strict=True):
             assert mine.tobytes() == theirs.tobytes()
         for number in range(1, last + 1):
-            assert slots.answer(slot, number) == (stayed.answer(row, number) if number > forgotten else ())
+            assert slots.find_answer(slot, number) == (stayed.find_answer(row, number) if number > forgotten else ())
 
 
 def test_nothing_of_a_fresh_slot_is_unsaved() -> None:
@@ -359,7 +359,7 @@ def test_a_row_is_unsaved_from_a_timestep_until_that_one_is_stored() -> None:
     rows = [take(slots) for _ in range(3)]
     advance(slots, [rows[2], rows[0]], [1, 1])
     assert slots.unsaved().tolist() == [rows[0], rows[2]]
-    slots.saved[rows] = 1
+    slots.durable_step[rows] = 1
     assert slots.unsaved().tolist() == []
     advance(slots, [rows[2]], [2])
     assert slots.unsaved().tolist() == [rows[2]]
@@ -369,7 +369,7 @@ def test_a_row_that_came_from_the_store_is_saved() -> None:
     """It has nothing that the store has not, until its next timestep."""
     here, there = make(), make()
     other = move(here, run(here, 4), there)
-    assert there.saved[other] == 4
+    assert there.durable_step[other] == 4
     assert there.unsaved().tolist() == []
     advance(there, [other], [50])
     assert there.unsaved().tolist() == [other]
@@ -429,16 +429,16 @@ def test_all_that_was_saved_can_be_saved_again() -> None:
     slots = make()
     one, other, fresh, free = run(slots, 3), run(slots, 1), take(slots), take(slots)
     slots.release(free)
-    slots.saved[[one, other]] = slots.step[[one, other]]
+    slots.durable_step[[one, other]] = slots.step[[one, other]]
     assert not slots.unsaved().size
-    slots.store_again()
+    slots.mark_unsaved()
     assert slots.unsaved().tolist() == sorted([one, other])
     assert fresh not in slots.unsaved()
 
 
 def differ(slots: Slots, slot: int, step: int, hash_: int) -> bool:
     """Whether a timestep is remembered to have had other values."""
-    [found] = slots.differ(np.array([slot]), np.array([step]), np.array([hash_], np.uint64)).tolist()
+    [found] = slots.values_differ(np.array([slot]), np.array([step]), np.array([hash_], np.uint64)).tolist()
     return bool(found)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from serving.core import errors
-from serving.rpc.status import SENTENCE_BYTES_MAX, TABLE, abort, sentence
+from serving.rpc.status import ERROR_MESSAGE_BYTES_MAX, TABLE, abort, error_message
 
 # Longer than any id or name may be, and of characters that take the most bytes on the way.
 LONG = "\U0001f527" * 4096
@@ -19,7 +19,7 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
     errors.ValuesDiffer: lambda: errors.ValuesDiffer(2**63),
     errors.NoStepLeft: lambda: errors.NoStepLeft(2**63),
     errors.Overloaded: lambda: errors.Overloaded(1, 1),
-    errors.FellAsleep: lambda: errors.FellAsleep(LONG, 1),
+    errors.ParkedAgain: lambda: errors.ParkedAgain(LONG, 1),
     errors.StoreBehind: lambda: errors.StoreBehind(1.0, 1),
     errors.ModelNotFound: lambda: errors.ModelNotFound(LONG, LONG, NAMES),
     errors.ModelNotNamed: lambda: errors.ModelNotNamed(NAMES),
@@ -60,7 +60,7 @@ async def test_the_status_of_every_error_fits_into_metadata(kind: type[errors.Ti
 
 def test_a_sentence_is_cut_between_characters() -> None:
     """What is left is text, and says that it was cut."""
-    cut = sentence(errors.WrongOrder("é" * SENTENCE_BYTES_MAX))
-    assert len(cut.encode()) <= SENTENCE_BYTES_MAX
+    cut = error_message(errors.WrongOrder("é" * ERROR_MESSAGE_BYTES_MAX))
+    assert len(cut.encode()) <= ERROR_MESSAGE_BYTES_MAX
     assert set(cut) == {"é", "."}
     assert cut.endswith("...")

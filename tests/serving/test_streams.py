@@ -18,18 +18,18 @@ from serving.core.errors import (
 from serving.core.spec import Checkpoint, ModelId, Spec
 from serving.core.streams import (
     TRANSITIONS,
-    Ask,
     Event,
     Existence,
-    Known,
     Lease,
     OpenKind,
+    OpenOptions,
     Phase,
     Stream,
-    Streams,
-    check_fits,
+    StreamStatus,
+    StreamTable,
+    check_payload_size,
     checkpoint_rows,
-    rule_on_open,
+    decide_open,
 )
 from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
 
@@ -48,10 +48,10 @@ def spec() -> Spec:
     return load(running_sum()).spec
 
 
-def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "", owner: str = "") -> Known:
+def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "", owner: str = "") -> StreamStatus:
     """A stream of that model, or of another fingerprint or version."""
     model = ModelId(spec.name, version or spec.version, fingerprint or spec.fingerprint)
-    return Known(phase, KEPT, model, owner, epoch=3)
+    return StreamStatus(phase, KEPT, model, owner, epoch=3)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_what_an_open_becomes(
 ) -> None:
     """The whole table of opens under the stream's own model, by who opened it last."""
     what = None if phase is None else known(spec, phase, owner=owner)
-    ask = Ask(existence, owner, resume_from)
+    ask = OpenOptions(existence, owner, resume_from)
     if isinstance(outcome, OpenKind):
-        assert rule_on_open(key("a"), what, spec, ask) is outcome
+        assert decide_open(key("a"), what, spec, ask) is outcome
     else:
         with pytest.raises(outcome, match="'a'"):
-            rule_on_open(key("a"), what, spec, ask)
+            decide_open(key("a"), what, spec, ask)
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
@@ -119,25 +119,25 @@ def test_who_goes_on_is_refused_when_another_owner_came_between(
 ) -> None:
     """What the stream is at is the other's work, and the other keeps it; also when it would be told lost."""
     with pytest.raises(TakenOver, match=r"another client.*epoch 3"):
-        rule_on_open(key("a"), known(spec, phase, owner=last), spec, Ask(ANY, "a", resume_from))
+        decide_open(key("a"), known(spec, phase, owner=last), spec, OpenOptions(ANY, "a", resume_from))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_a_first_open_asks_for_nobody(spec: Spec, phase: Phase) -> None:
     """A new client may have any stream; it says so by a first open."""
-    assert rule_on_open(key("a"), known(spec, phase, owner="b"), spec, Ask(ANY, "a")) is not OpenKind.NEW
+    assert decide_open(key("a"), known(spec, phase, owner="b"), spec, OpenOptions(ANY, "a")) is not OpenKind.NEW
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_must_be_new_may_be_asked_again(spec: Spec, phase: Phase) -> None:
     """The answer to the first open was lost on the way: the same owner has begun it, and nothing was applied."""
     begun = replace(known(spec, phase, owner="a"), step=0)
-    assert rule_on_open(key("a"), begun, spec, Ask(MUST_BE_NEW, "a")) is OpenKind.NEW
-    for other in (Ask(MUST_BE_NEW, "b"), Ask(MUST_BE_NEW)):
+    assert decide_open(key("a"), begun, spec, OpenOptions(MUST_BE_NEW, "a")) is OpenKind.NEW
+    for other in (OpenOptions(MUST_BE_NEW, "b"), OpenOptions(MUST_BE_NEW)):
         with pytest.raises(StreamExists):
-            rule_on_open(key("a"), begun, spec, other)
+            decide_open(key("a"), begun, spec, other)
     with pytest.raises(StreamExists):
-        rule_on_open(key("a"), known(spec, phase, owner="a"), spec, Ask(MUST_BE_NEW, "a"))
+        decide_open(key("a"), known(spec, phase, owner="a"), spec, OpenOptions(MUST_BE_NEW, "a"))
 
 
 @pytest.mark.parametrize(
@@ -150,39 +150,39 @@ def test_a_stream_of_other_weights_is_not_opened(
     """Old state is never fed to new weights; the message has both models."""
     what = known(spec, phase, fingerprint="f" * 64, version="9")
     with pytest.raises(ModelMismatch, match=r"runs under toy/9, not toy/1"):
-        rule_on_open(key("a"), what, spec, Ask(existence, resume_from=resume_from))
+        decide_open(key("a"), what, spec, OpenOptions(existence, resume_from=resume_from))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_version_with_other_bytes_is_another_model(spec: Spec, phase: Phase) -> None:
     """A file that was replaced under its name has another fingerprint, and the message says both."""
     with pytest.raises(ModelMismatch, match=f"fingerprint {'f' * 12}.*fingerprint {spec.fingerprint[:12]}"):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, Ask(ANY))
+        decide_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, OpenOptions(ANY))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_weights_under_another_name_are_the_same_model(spec: Spec, phase: Phase) -> None:
     """State belongs to a fingerprint; what the folder is called is for people."""
-    rule_on_open(key("a"), known(spec, phase, version="9"), spec, Ask(MUST_EXIST))
+    decide_open(key("a"), known(spec, phase, version="9"), spec, OpenOptions(MUST_EXIST))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_must_be_new_wins_over_other_weights(spec: Spec, phase: Phase) -> None:
     """Who asks for a new stream is told that the name is taken, whatever it runs under."""
     with pytest.raises(StreamExists):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, Ask(MUST_BE_NEW))
+        decide_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, OpenOptions(MUST_BE_NEW))
 
 
 def test_the_weights_of_an_expired_stream_do_not_matter(spec: Spec) -> None:
     """Where no state is left there is nothing to feed to the wrong weights."""
     what = known(spec, Phase.EXPIRED, fingerprint="f" * 64)
-    assert rule_on_open(key("a"), what, spec, Ask(MUST_BE_NEW)) is OpenKind.NEW
+    assert decide_open(key("a"), what, spec, OpenOptions(MUST_BE_NEW)) is OpenKind.NEW
 
 
 def test_an_expired_stream_says_where_it_was(spec: Spec) -> None:
     """Its last timestep is all that is left of it."""
     with pytest.raises(StreamExpired, match=rf"last timestep was {KEPT}.*MUST_BE_NEW") as caught:
-        rule_on_open(key("a"), known(spec, Phase.EXPIRED), spec, Ask(ANY))
+        decide_open(key("a"), known(spec, Phase.EXPIRED), spec, OpenOptions(ANY))
     assert caught.value.step == KEPT
 
 
@@ -191,7 +191,7 @@ def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kep
     """What is kept and what was acknowledged: the client can tell what is gone, and how to go on all the same."""
     what = None if phase is None else known(spec, phase)
     with pytest.raises(StateLost) as caught:
-        rule_on_open(key("a"), what, spec, Ask(resume_from=13))
+        decide_open(key("a"), what, spec, OpenOptions(resume_from=13))
     assert (caught.value.kept_step, caught.value.stored_step) == (kept, 12)
 
 
@@ -201,7 +201,7 @@ def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kep
 def test_every_open_that_is_allowed_has_a_transition(spec: Spec, phase: Phase | None, existence: Existence) -> None:
     """The rule never lets a stream go where the table of its life has no way."""
     try:
-        kind = rule_on_open(key("a"), known(spec, phase) if phase else None, spec, Ask(existence))
+        kind = decide_open(key("a"), known(spec, phase) if phase else None, spec, OpenOptions(existence))
     except TidegateError:
         return
     if kind is OpenKind.NEW:  # what there was of it is forgotten
@@ -220,20 +220,20 @@ def test_a_stream_moves_along_its_transitions_and_no_other(phase: Phase, event: 
     stream = Stream(key("a"), engine.slots, 1, "")
     stream.phase = phase
     if (phase, event) in TRANSITIONS:
-        stream.go(event)
+        stream.transition(event)
         assert stream.phase is TRANSITIONS[phase, event]
     else:
         with pytest.raises(KeyError):
-            stream.go(event)
+            stream.transition(event)
         assert stream.phase is phase
 
 
-def begin(streams: Streams, engine: Engine, name: str = "a") -> Lease:
+def begin(streams: StreamTable, engine: Engine, name: str = "a") -> Lease:
     """A live stream."""
     return streams.begin(key(name), engine.slots, engine.slots.acquire(key(name)), 1)
 
 
-def resume(streams: Streams, engine: Engine, checkpoint: Checkpoint, epoch: int = 2) -> Lease:
+def resume(streams: StreamTable, engine: Engine, checkpoint: Checkpoint, epoch: int = 2) -> Lease:
     """A stream that is live again."""
     return streams.resume(checkpoint, engine.slots, engine.slots.acquire(checkpoint.key), epoch)
 
@@ -242,7 +242,7 @@ def step(engine: Engine, lease: Lease, *values: float) -> np.ndarray:
     """Applies a timestep; gives the first output."""
     slots = np.array([lease.stream.slot])
     report = engine.run(slots, np.array([0]), np.array([values], np.float32))
-    assert report.verdicts is None or not report.verdicts.any()
+    assert report.statuses is None or not report.statuses.any()
     return report.outputs[0][0]
 
 
@@ -250,14 +250,14 @@ def store(lease: Lease) -> Checkpoint:
     """Does with a stream what the checkpointer does when a commit has returned."""
     stream = lease.stream
     (checkpoint,) = checkpoint_rows([stream])
-    stream.slots.saved[stream.slot] = checkpoint.step
+    stream.slots.durable_step[stream.slot] = checkpoint.step
     return checkpoint
 
 
-def leave(streams: Streams, lease: Lease) -> Checkpoint:
+def leave(streams: StreamTable, lease: Lease) -> Checkpoint:
     """A stream that is stored and held no longer."""
     checkpoint = store(lease)
-    streams.let_go(lease)
+    streams.release(lease)
     streams.park(lease.stream)
     return checkpoint
 
@@ -269,7 +269,7 @@ def total(engine: Engine, lease: Lease) -> float:
 
 def test_a_stream_begins_live_at_step_0() -> None:
     """It owns a slot and is found by its key."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     assert lease.stream.phase is Phase.LIVE
     assert lease.stream.step == 0
@@ -283,7 +283,7 @@ def test_a_stream_begins_live_at_step_0() -> None:
 
 def test_a_stream_is_held_once() -> None:
     """To begin one that is there already is our own bug; it is taken over instead."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     begin(streams, engine)
     with pytest.raises(AssertionError):
         begin(streams, engine)
@@ -291,7 +291,7 @@ def test_a_stream_is_held_once() -> None:
 
 def test_streams_of_one_id_and_two_tenants_are_two() -> None:
     """A key is the tenant and the id."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     mine = begin(streams, engine)
     theirs = key("a")._replace(tenant="other")
     other = streams.begin(theirs, engine.slots, engine.slots.acquire(theirs), 1)
@@ -302,13 +302,13 @@ def test_streams_of_one_id_and_two_tenants_are_two() -> None:
 
 def test_a_stream_is_saved_until_its_next_timestep() -> None:
     """At step 0 there is nothing to store; then what counts is the last timestep."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
     step(engine, lease, 5)
-    assert not lease.stream.saved
+    assert not lease.stream.is_saved
     store(lease)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
 
 
 # Checkpoints.
@@ -316,7 +316,7 @@ def test_a_stream_is_saved_until_its_next_timestep() -> None:
 
 def test_a_checkpoint_says_everything_about_its_stream() -> None:
     """Whose it is, under which model and epoch, how far, and how many answers it has room for."""
-    engine, streams = make_engine(running_sum(), answers=6), Streams()
+    engine, streams = make_engine(running_sum(), answers=6), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     step(engine, lease, 6)
@@ -324,30 +324,30 @@ def test_a_checkpoint_says_everything_about_its_stream() -> None:
     assert (checkpoint.key, checkpoint.epoch, checkpoint.step) == (key("a"), 1, 2)
     assert checkpoint.model == engine.model.spec.id
     assert checkpoint.answers == 6
-    check_fits(checkpoint, engine.slots)
+    check_payload_size(checkpoint, engine.slots)
 
 
 def test_streams_at_different_steps_are_copied_each_with_its_own() -> None:
     """Several at once are copied as each would be alone, in the order given: one never gets another's state or number."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     leases = [begin(streams, engine, name) for name in "abcd"]
     for lease, count in zip(leases, (3, 0, 7, 1), strict=True):
         for number in range(count):
             step(engine, lease, 10 * lease.stream.slot + number)
     some = [leases[place].stream for place in (2, 3, 0, 1)]
-    together = checkpoint_rows(some)
-    assert [(checkpoint.key, checkpoint.step) for checkpoint in together] == [
+    run_concurrently = checkpoint_rows(some)
+    assert [(checkpoint.key, checkpoint.step) for checkpoint in run_concurrently] == [
         (key("c"), 7),
         (key("d"), 1),
         (key("a"), 3),
         (key("b"), 0),
     ]
-    assert list(together) == [checkpoint_rows([stream])[0] for stream in some]
+    assert list(run_concurrently) == [checkpoint_rows([stream])[0] for stream in some]
 
 
 def test_a_checkpoint_does_not_stop_the_stream() -> None:
     """The stream goes on, and the copy stays what it was."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     (checkpoint,) = checkpoint_rows([lease.stream])
@@ -360,30 +360,30 @@ def test_a_checkpoint_does_not_stop_the_stream() -> None:
 
 def test_a_checkpoint_alone_makes_nothing_durable() -> None:
     """A copy is not stored before the store says so."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     checkpoint_rows([lease.stream])
-    assert not lease.stream.saved
+    assert not lease.stream.is_saved
     assert lease.durable_step == 0
 
 
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_checkpoint_of_another_size_does_not_fit(more: int) -> None:
     """It is refused with both sizes, before anything of it is used."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     (checkpoint,) = checkpoint_rows([begin(streams, engine).stream])
     size = len(checkpoint.payload)
     payload = (checkpoint.payload + b"x")[: size + more]
     with pytest.raises(CheckpointBroken, match=f"'a': its state has {size + more} bytes, expected {size} under toy/1"):
-        check_fits(replace(checkpoint, payload=payload), engine.slots)
+        check_payload_size(replace(checkpoint, payload=payload), engine.slots)
 
 
 def test_a_checkpoint_with_room_for_other_answers_fits() -> None:
     """The number of answers is a setting of the server and may change under a stored stream."""
-    small, large, streams = make_engine(running_sum(), answers=2), make_engine(running_sum(), answers=9), Streams()
+    small, large, streams = make_engine(running_sum(), answers=2), make_engine(running_sum(), answers=9), StreamTable()
     (checkpoint,) = checkpoint_rows([begin(streams, small).stream])
-    check_fits(checkpoint, large.slots)
+    check_payload_size(checkpoint, large.slots)
 
 
 # Parking and resuming.
@@ -391,11 +391,11 @@ def test_a_checkpoint_with_room_for_other_answers_fits() -> None:
 
 def test_a_stream_without_a_call_is_parked_and_held_no_longer() -> None:
     """Its slot is free, and what there is of it is in the store."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     store(lease)
-    streams.let_go(lease)
+    streams.release(lease)
     streams.park(lease.stream)
     assert len(engine.slots) == 0
     assert streams.find(key("a")) is None
@@ -405,7 +405,7 @@ def test_a_stream_without_a_call_is_parked_and_held_no_longer() -> None:
 
 def test_a_stream_that_a_call_has_open_is_parked_and_still_held() -> None:
     """Its slot is free; its call does not notice and keeps its hold."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     store(lease)
@@ -420,7 +420,7 @@ def test_a_stream_that_a_call_has_open_is_parked_and_still_held() -> None:
 
 def test_a_stream_that_is_not_stored_is_not_parked() -> None:
     """Its slot has the only copy of its state; nothing has changed."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     with pytest.raises(AssertionError):
@@ -433,7 +433,7 @@ def test_a_stream_that_is_not_stored_is_not_parked() -> None:
 def test_a_resumed_stream_gives_the_bits_of_one_that_never_parked(parked_after: int) -> None:
     """Parking changes nothing, not even when another stream used the slot meanwhile."""
     rows = sensor_rows(10, seed=parked_after, missing=0.2)
-    engine, streams = make_engine(lstm(), capacity=1), Streams()
+    engine, streams = make_engine(lstm(), capacity=1), StreamTable()
     lease = begin(streams, engine)
     got = [step(engine, lease, *row) for row in rows[:parked_after]]
     checkpoint = leave(streams, lease)
@@ -449,28 +449,28 @@ def test_a_resumed_stream_gives_the_bits_of_one_that_never_parked(parked_after: 
 
 def test_a_resumed_stream_remembers_its_answers() -> None:
     """A timestep that was answered before parking is answered again after it."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     sums = [step(engine, lease, value) for value in (1, 2, 3)]
     lease = resume(streams, engine, leave(streams, lease))
-    assert [engine.slots.answer(lease.stream.slot, number)[0] for number in (1, 2, 3)] == [
+    assert [engine.slots.find_answer(lease.stream.slot, number)[0] for number in (1, 2, 3)] == [
         value.tobytes() for value in sums
     ]
 
 
 def test_a_stream_resumes_under_a_higher_epoch_and_durable_up_to_its_checkpoint() -> None:
     """What the checkpoint holds is stored by definition."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 1)
     lease = resume(streams, engine, leave(streams, lease), 2)
     assert (lease.stream.epoch, lease.durable_step) == (2, 1)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
 
 
 def test_a_stream_that_does_not_fit_is_not_held() -> None:
     """A checkpoint of another size begins nothing, and whoever acquired the slot still has it to give back."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     checkpoint = leave(streams, begin(streams, engine))
     slot = engine.slots.acquire(key("a"))
     with pytest.raises(CheckpointBroken):
@@ -481,7 +481,7 @@ def test_a_stream_that_does_not_fit_is_not_held() -> None:
 
 def test_a_checkpoint_of_other_weights_is_never_resumed() -> None:
     """The rule of opening has refused it; should it come here all the same, that is our own bug."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     checkpoint = leave(streams, begin(streams, engine))
     foreign = replace(checkpoint, model=checkpoint.model._replace(fingerprint="f" * 64))
     with pytest.raises(AssertionError):
@@ -490,7 +490,7 @@ def test_a_checkpoint_of_other_weights_is_never_resumed() -> None:
 
 def test_a_woken_stream_goes_on_where_it_was() -> None:
     """Its call goes on under the same lease and epoch, in whatever slot is free."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     checkpoint = store(lease)
@@ -500,13 +500,13 @@ def test_a_woken_stream_goes_on_where_it_was() -> None:
     assert lease.stream.phase is Phase.LIVE
     assert lease.stream.lease is lease
     assert (lease.stream.epoch, lease.stream.step) == (1, 1)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
     assert step(engine, lease, 6).tolist() == [11]
 
 
 def test_a_stream_that_never_got_beyond_step_0_wakes_without_a_checkpoint() -> None:
     """There is none: it starts with what the model says."""
-    engine, streams = make_engine(running_sum(), capacity=1), Streams()
+    engine, streams = make_engine(running_sum(), capacity=1), StreamTable()
     lease = begin(streams, engine)
     streams.park(lease.stream)
     stranger = begin(streams, engine, "stranger")
@@ -519,7 +519,7 @@ def test_a_stream_that_never_got_beyond_step_0_wakes_without_a_checkpoint() -> N
 
 def test_a_stream_that_does_not_fit_stays_parked() -> None:
     """A checkpoint of another size wakes nothing; its call keeps its hold, and the slot is the caller's to give back."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     checkpoint = store(lease)
     streams.park(lease.stream)
@@ -534,7 +534,7 @@ def test_a_stream_that_does_not_fit_stays_parked() -> None:
 
 def test_a_live_stream_is_not_woken() -> None:
     """It would leave its slot behind, taken by nobody."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     with pytest.raises(AssertionError):
         streams.wake(lease.stream, None, engine.slots.acquire(key("a")))
@@ -545,7 +545,7 @@ def test_a_live_stream_is_not_woken() -> None:
 
 def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
     """The old call is told once, and the new one goes on where it was, in the same slot."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
     told: list[TidegateError | None] = []
@@ -563,11 +563,11 @@ def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
 
 def test_a_stream_without_a_call_is_taken_over_too() -> None:
     """Its call has gone and it was not parked yet: nobody is told, and it goes on."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
     old.on_end = lambda _: pytest.fail("nobody is there")
-    streams.let_go(old)
+    streams.release(old)
     new = streams.take_over(old.stream, 2)
     assert old.ended is None
     assert new.stream.lease is new
@@ -576,7 +576,7 @@ def test_a_stream_without_a_call_is_taken_over_too() -> None:
 
 def test_a_take_over_knows_what_is_stored() -> None:
     """What the new call is told is durable is what the store has, not what was applied."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
     store(old)
@@ -587,7 +587,7 @@ def test_a_take_over_knows_what_is_stored() -> None:
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_take_over_raises_the_epoch(epoch: int) -> None:
     """It cannot keep the epoch that the old call writes under."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     with pytest.raises(AssertionError):
         streams.take_over(lease.stream, epoch)
@@ -596,7 +596,7 @@ def test_a_take_over_raises_the_epoch(epoch: int) -> None:
 
 def test_a_lease_ends_once() -> None:
     """A call is told one reason, the first."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     lease.end(TakenOver("a", 2))
     with pytest.raises(AssertionError):
@@ -606,11 +606,11 @@ def test_a_lease_ends_once() -> None:
 
 def test_letting_go_ends_nothing_and_stops_nothing() -> None:
     """The stream stays live, in its slot, until it is parked; nobody is told, for nobody is there."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     lease.on_end = lambda _: pytest.fail("nobody is there")
-    streams.let_go(lease)
+    streams.release(lease)
     assert lease.stream.lease is None
     assert lease.stream.phase is Phase.LIVE
     assert streams.find(key("a")) is lease.stream
@@ -619,29 +619,29 @@ def test_letting_go_ends_nothing_and_stops_nothing() -> None:
 
 def test_a_call_lets_go_of_nothing_but_its_own_hold() -> None:
     """After a take-over the stream is the other call's."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     new = streams.take_over(old.stream, 2)
     with pytest.raises(AssertionError):
-        streams.let_go(old)
+        streams.release(old)
     assert new.stream.lease is new
 
 
 def test_a_call_sees_what_is_stored_of_its_stream() -> None:
     """What its row says is what the call knows, without anybody telling it."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
-    engine.slots.saved[lease.stream.slot] = 3
+    engine.slots.durable_step[lease.stream.slot] = 3
     assert lease.durable_step == 3
 
 
 @pytest.mark.parametrize("how", ["take over", "drop", "park", "let go"])
 def test_what_a_call_knew_to_be_stored_stays(how: str) -> None:
     """A hold whose row is another's, or nobody's, still tells how much of it is stored."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     stream, slots = lease.stream, engine.slots
-    slots.step[stream.slot] = slots.saved[stream.slot] = 3
+    slots.step[stream.slot] = slots.durable_step[stream.slot] = 3
     row = stream.slot
     match how:
         case "take over":
@@ -651,26 +651,26 @@ def test_what_a_call_knew_to_be_stored_stays(how: str) -> None:
         case "park":
             streams.park(stream)
         case "let go":
-            streams.let_go(lease)
-    slots.saved[row] = 5
+            streams.release(lease)
+    slots.durable_step[row] = 5
     assert lease.durable_step == 3
 
 
 def test_what_a_call_knew_to_be_stored_never_falls() -> None:
     """A store that was restarted gets the last timestep again: the rows then tell less than clients were told."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
-    engine.slots.step[lease.stream.slot] = engine.slots.saved[lease.stream.slot] = 3
-    streams.note_durable()
-    engine.slots.store_again()
-    assert engine.slots.saved[lease.stream.slot] == 2
+    engine.slots.step[lease.stream.slot] = engine.slots.durable_step[lease.stream.slot] = 3
+    streams.record_durable_steps()
+    engine.slots.mark_unsaved()
+    assert engine.slots.durable_step[lease.stream.slot] == 2
     assert lease.durable_step == 3
 
 
 def test_live_streams_are_found_by_their_rows() -> None:
     """As long as they have them: through parking, waking, take-over and dropping."""
-    engine, streams = make_engine(running_sum()), Streams()
-    rows = streams.rows(engine.slots)
+    engine, streams = make_engine(running_sum()), StreamTable()
+    rows = streams.by_slot(engine.slots)
     one, two = begin(streams, engine, "a"), begin(streams, engine, "b")
     assert [rows[one.stream.slot], rows[two.stream.slot]] == [one.stream, two.stream]
     streams.take_over(one.stream, 2)
@@ -688,7 +688,7 @@ def test_live_streams_are_found_by_their_rows() -> None:
 @pytest.mark.parametrize("parked", [False, True])
 def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
     """Its slot is free and its name unknown, whatever of it is not stored; its call is told why."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     if parked:
         streams.park(lease.stream)
@@ -706,7 +706,7 @@ def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
 
 def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
     """Whoever hears of the end may open the stream again at once."""
-    engine, streams = make_engine(running_sum(), capacity=1), Streams()
+    engine, streams = make_engine(running_sum(), capacity=1), StreamTable()
     lease = begin(streams, engine)
     again: list[Lease] = []
     lease.on_end = lambda _: again.append(begin(streams, engine))
@@ -716,10 +716,10 @@ def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
 
 def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
     """There is nobody to tell."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     lease.on_end = lambda _: pytest.fail("nobody is there")
-    streams.let_go(lease)
+    streams.release(lease)
     streams.drop(lease.stream, StreamNotFound("a"))
     assert len(streams) == 0
     assert lease.ended is None
@@ -727,7 +727,7 @@ def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
 
 def test_one_line_says_where_a_stream_is() -> None:
     """Operators read it in logs."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 1)
     assert repr(lease.stream) == "<Stream default/a live step 1, epoch 1>"

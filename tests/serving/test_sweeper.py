@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.core.spec import Checkpoint, ModelId
-from serving.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, Account, Sweeper
-from serving.store import Mark, Marking, MemoryStore
+from serving.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, SilenceClock, Sweeper
+from serving.store import MemoryStore, Residency, ResidencyUpdate
 from tests.support import key
 
 MODEL = ModelId("toy", "1", "f" * 64)
@@ -53,7 +53,7 @@ class World:
             self.known = known
 
         self.sweeper = Sweeper(
-            self.store, forget_after_s, note, wall=lambda: self.clocks.wall, steady=lambda: self.clocks.steady
+            self.store, forget_after_s, note, wall=lambda: self.clocks.wall, monotonic=lambda: self.clocks.steady
         )
 
     async def use(self, *names: str) -> None:
@@ -61,9 +61,9 @@ class World:
         for name in names:
             record = await self.store.load(key(name)) or await self.store.claim(key(name), 0, MODEL, "")
             assert record is not None
-            epoch = record.head.epoch
+            epoch = record.metadata.epoch
             await self.store.save([Checkpoint(key(name), epoch, 1, MODEL, 4, b"state")])
-            await self.store.mark([Marking(key(name), epoch, Mark.RELEASED)])
+            await self.store.set_residency([ResidencyUpdate(key(name), epoch, Residency.RELEASED)])
 
     async def sweep(self) -> None:
         """One look of the sweeper."""
@@ -79,7 +79,7 @@ class World:
     async def has(self, name: str) -> bool:
         """Whether a stream's state is still there."""
         record = await self.store.load(key(name))
-        return record is not None and not record.head.tombstone
+        return record is not None and not record.metadata.tombstone
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ async def test_the_time_in_which_no_server_ran_is_no_silence(world: World) -> No
 async def test_a_clock_that_is_slewed_is_followed() -> None:
     """A few milliseconds at each look are no jump: the account does not lag behind by more and more."""
     clocks = Clocks()
-    account = Account(0, round(FORGET_AFTER * NANOSECONDS), lambda: clocks.wall, lambda: clocks.steady)
+    account = SilenceClock(0, round(FORGET_AFTER * NANOSECONDS), lambda: clocks.wall, lambda: clocks.steady)
     for _ in range(1000):
         clocks.advance(SWEEP_SECONDS)
         clocks.set_wall(0.03)
@@ -228,7 +228,7 @@ class SomeAtATime(MemoryStore):
     ) -> int:
         """Turns the first thousand."""
         self.calls += 1
-        old = set([key for key, record in self._records.items() if not record.head.tombstone][:1000])
+        old = set([key for key, record in self._records.items() if not record.metadata.tombstone][:1000])
         kept = {key: self._records.pop(key) for key in list(self._records) if key not in old}
         expired = await super().expire(before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano)
         self._records |= kept
@@ -301,4 +301,4 @@ async def test_no_clock_makes_a_server_forget_what_was_used_lately(story: list) 
 def test_the_clocks_are_those_of_the_machine_unless_others_are_given() -> None:
     """One that tells the date, one that only goes forward."""
     sweeper = Sweeper(MemoryStore(), 1, lambda _: None)
-    assert (sweeper._wall, sweeper._steady) == (time.time_ns, time.monotonic_ns)
+    assert (sweeper._wall, sweeper._monotonic) == (time.time_ns, time.monotonic_ns)

@@ -74,7 +74,7 @@ async def test_a_lost_answer_to_must_be_new_can_be_had_again(sum_root: Path) -> 
         other = RawCall(channel)
         await other.send(pb.PredictRequest(open=pb.Open(stream_id="s", owner="b", **must_be_new)))
         assert (await other.ending()).reason == "STREAM_EXISTS"
-        assert server.holdings.known == 1
+        assert server.registry.known_count == 1
 
 
 async def test_owners_of_many_streams_are_judged_row_by_row(sum_root: Path) -> None:
@@ -112,7 +112,7 @@ async def test_an_open_that_makes_no_sense_is_refused(sum_root: Path, fields: di
         ending = await call.ending()
         assert (ending.code.name, ending.reason, ending.action) == ("INVALID_ARGUMENT", "INVALID_FIELD", "STREAM_LOST")
         assert words in ending.message
-        assert server.holdings.known == 0
+        assert server.registry.known_count == 0
 
 
 # Values.

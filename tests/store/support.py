@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store import Head, Mark, Marking, MemoryStore, SqliteStore, Store, Wanted
+from serving.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
 
 MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
@@ -50,22 +50,22 @@ def in_columns(checkpoints: Sequence[Checkpoint]) -> Checkpoints:
 async def claim(store: Store, of: Key, seen_epoch: int, model: ModelId = MODEL, owner: str = "") -> int | None:
     """Claims a stream; gives the epoch, None when somebody else was faster."""
     record = await store.claim(of, seen_epoch, model, owner)
-    return record and record.head.epoch
+    return record and record.metadata.epoch
 
 
 async def begin(store: Store, of: Key, seen_epoch: int = 0, model: ModelId = MODEL) -> int | None:
     """Claims a stream and has it in memory no longer; gives the epoch."""
     epoch = await claim(store, of, seen_epoch, model)
     assert epoch is not None
-    await store.mark([Marking(of, epoch, Mark.RELEASED)])
+    await store.set_residency([ResidencyUpdate(of, epoch, Residency.RELEASED)])
     return epoch
 
 
 async def scan(
-    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
-) -> list[Head]:
+    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+) -> list[StreamMetadata]:
     """Up to so many heads, however often the store stops before."""
-    heads: list[Head] = []
+    heads: list[StreamMetadata] = []
     following: str | None = after
     while following is not None and len(heads) < limit:
         page, following = await store.scan(tenant, prefix, following, limit - len(heads), wanted)

@@ -10,8 +10,8 @@ from xxhash import xxh3_128_digest
 
 from serving.core.errors import CheckpointBroken
 from serving.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
-from serving.store import Head, Record, decode, encode
-from serving.store.codec import encode_all, read
+from serving.store import Record, StreamMetadata, decode, encode
+from serving.store.codec import decode_record, encode_all
 from tests.store.support import MODEL, checkpoint
 
 texts = st.text(max_size=40)
@@ -62,22 +62,22 @@ def columns(draw: st.DrawFn) -> Checkpoints:
 
 
 @given(columns())
-def test_many_at_once_are_the_records_of_each(together: Checkpoints) -> None:
+def test_many_at_once_are_the_records_of_each(run_concurrently: Checkpoints) -> None:
     """Bit by bit what each by itself would be, whatever the lengths of their names."""
-    assert list(encode_all(together)) == [encode(each) for each in together]
+    assert list(encode_all(run_concurrently)) == [encode(each) for each in run_concurrently]
 
 
 @given(st.lists(checkpoints, max_size=5))
-def test_many_that_are_not_in_columns_are_the_records_of_each(together: list[Checkpoint]) -> None:
+def test_many_that_are_not_in_columns_are_the_records_of_each(run_concurrently: list[Checkpoint]) -> None:
     """Of different models and sizes, or none."""
-    assert list(encode_all(together)) == [encode(each) for each in together]
+    assert list(encode_all(run_concurrently)) == [encode(each) for each in run_concurrently]
 
 
 @given(columns(), st.data())
-def test_a_part_of_columns_is_the_checkpoints_of_that_part(together: Checkpoints, data: st.DataObject) -> None:
+def test_a_part_of_columns_is_the_checkpoints_of_that_part(run_concurrently: Checkpoints, data: st.DataObject) -> None:
     """As a list would be cut."""
-    first, last = data.draw(st.integers(0, len(together))), data.draw(st.integers(0, len(together)))
-    assert list(together[first:last]) == list(together)[first:last]
+    first, last = data.draw(st.integers(0, len(run_concurrently))), data.draw(st.integers(0, len(run_concurrently)))
+    assert list(run_concurrently[first:last]) == list(run_concurrently)[first:last]
 
 
 @given(st.data())
@@ -173,7 +173,7 @@ def test_a_record_of_another_stream_is_refused() -> None:
     """A whole record that lies where another stream's should is not used."""
     kept = checkpoint("mine")
     with pytest.raises(CheckpointBroken, match="here: record: holds stream 'other', not this one"):
-        read(head_of(kept), encode(checkpoint("other")), "here")
+        decode_record(head_of(kept), encode(checkpoint("other")), "here")
 
 
 @pytest.mark.parametrize(
@@ -182,16 +182,16 @@ def test_a_record_of_another_stream_is_refused() -> None:
 def test_a_record_that_is_not_the_last_is_refused(stale: Checkpoint) -> None:
     """A whole record of another step than the store knows, or of an epoch to come, is not used."""
     with pytest.raises(CheckpointBroken, match=r"but the store knows step 5 of epoch 2"):
-        read(head_of(checkpoint("mine", step=5, epoch=2)), encode(stale), "here")
+        decode_record(head_of(checkpoint("mine", step=5, epoch=2)), encode(stale), "here")
 
 
 def test_a_record_of_an_older_epoch_is_the_last_before_the_claim() -> None:
     """A claim raises the epoch and leaves the record of the epoch before."""
     kept = checkpoint("mine", step=5, epoch=1)
     head = head_of(checkpoint("mine", step=5, epoch=2))
-    assert read(head, encode(kept), "here") == Record(head, kept)
+    assert decode_record(head, encode(kept), "here") == Record(head, kept)
 
 
-def head_of(kept: Checkpoint) -> Head:
+def head_of(kept: Checkpoint) -> StreamMetadata:
     """A head that speaks of a checkpoint."""
-    return Head(kept.key, kept.epoch, kept.step, MODEL, 0, 0, len(kept.payload))
+    return StreamMetadata(kept.key, kept.epoch, kept.step, MODEL, 0, 0, len(kept.payload))

@@ -6,8 +6,20 @@ from dataclasses import replace
 import pytest
 
 from serving.core.spec import Key
-from serving.store import Head, Holder, Mark, Marking, Record, Store, Tombstone
-from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, begin, checkpoint, claim, in_columns, key, scan
+from serving.store import Holder, Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
+from tests.store.support import (
+    MODEL,
+    MS,
+    OTHER_MODEL,
+    Clock,
+    Place,
+    begin,
+    checkpoint,
+    claim,
+    in_columns,
+    key,
+    scan,
+)
 
 
 @pytest.fixture
@@ -24,7 +36,7 @@ async def test_an_unknown_stream_is_not_held(store: Store) -> None:
 async def test_a_first_claim_makes_the_stream_known(store: Store, clock: Clock) -> None:
     """A claim of an unknown stream gives epoch 1, and the stream is at step 0 without a checkpoint."""
     assert await claim(store, key("a"), 0, MODEL) == 1
-    head = Head(key("a"), 1, 0, MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, mine=True)
+    head = StreamMetadata(key("a"), 1, 0, MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, is_ours=True)
     assert await store.load(key("a")) == Record(head, None)
 
 
@@ -63,7 +75,7 @@ async def test_a_claim_keeps_the_checkpoint(store: Store) -> None:
     await claim(store, key("a"), 1, OTHER_MODEL)
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.epoch, record.head.step, record.head.model) == (2, 7, OTHER_MODEL)
+    assert (record.metadata.epoch, record.metadata.step, record.metadata.model) == (2, 7, OTHER_MODEL)
     assert record.checkpoint == checkpoint("a", step=7)
 
 
@@ -73,7 +85,9 @@ async def test_a_checkpoint_comes_back_as_it_was(store: Store, clock: Clock) -> 
     clock.now += MS
     kept = checkpoint("a", step=2**62, payload=bytes(range(256)) * 100)
     assert await store.save([kept]) == [True]
-    head = Head(key("a"), 1, 2**62, MODEL, clock.now - MS, clock.now, 25600, holder=Holder.SELF, live=True, mine=True)
+    head = StreamMetadata(
+        key("a"), 1, 2**62, MODEL, clock.now - MS, clock.now, 25600, holder=Holder.SELF, live=True, is_ours=True
+    )
     assert await store.load(key("a")) == Record(head, kept)
 
 
@@ -105,8 +119,8 @@ async def test_a_fenced_checkpoint_does_not_hold_up_the_others(store: Store) -> 
             await claim(store, key(str(place)), 1, MODEL)
     kept = await store.save([checkpoint(str(place), step=9) for place in range(600)])
     assert kept == [place % 7 not in {0, 3} for place in range(600)]
-    heads = [await store.load(key(str(place))) for place in range(600)]
-    assert [head is not None and head.head.step == 9 for head in heads] == kept
+    records = [await store.load(key(str(place))) for place in range(600)]
+    assert [record is not None and record.metadata.step == 9 for record in records] == kept
 
 
 async def test_columns_are_kept_as_each_of_them_would_be(store: Store, clock: Clock) -> None:
@@ -127,7 +141,7 @@ async def test_columns_are_kept_as_each_of_them_would_be(store: Store, clock: Cl
     ] == kept
     mine = records[1]
     assert mine is not None
-    assert (mine.head.step, mine.head.updated_unix_nano, mine.head.state_bytes) == (2**53 + 2, clock.now, 8)
+    assert (mine.metadata.step, mine.metadata.updated_unix_nano, mine.metadata.state_bytes) == (2**53 + 2, clock.now, 8)
 
 
 async def test_saving_nothing_gives_nothing(store: Store) -> None:
@@ -152,7 +166,7 @@ async def test_the_same_id_of_two_tenants_is_two_streams(store: Store) -> None:
     for step, each in enumerate(keys, start=1):
         assert await claim(store, each, 0, MODEL) == 1
         await store.save([replace(checkpoint(""), key=each, step=step)])
-    assert [record and record.head.step for record in [await store.load(each) for each in keys]] == [1, 2, 3, 4, 5]
+    assert [record and record.metadata.step for record in [await store.load(each) for each in keys]] == [1, 2, 3, 4, 5]
     assert [head.key for head in await scan(store, "a", "", "", 10)] == [keys[0], keys[2]]
 
 
@@ -160,13 +174,13 @@ async def test_a_stream_is_forgotten_under_its_epoch(store: Store) -> None:
     """Forget drops the state and leaves a tombstone, which is not listed and keeps the epoch; the stream can begin again."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
-    assert await store.forget(key("a"), 1)
+    assert await store.delete(key("a"), 1)
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.tombstone, record.head.epoch, record.checkpoint) == (Tombstone.DELETED, 2, None)
+    assert (record.metadata.tombstone, record.metadata.epoch, record.checkpoint) == (Tombstone.DELETED, 2, None)
     assert await scan(store, "default", "", "", 10) == []
     assert await store.count() == 0
-    assert not await store.forget(key("a"), 2)
+    assert not await store.delete(key("a"), 2)
     assert await claim(store, key("a"), 0, MODEL) is None
     assert await claim(store, key("a"), 2, MODEL) == 3
     assert await store.count() == 1
@@ -176,7 +190,7 @@ async def test_the_epoch_of_a_deleted_stream_never_comes_back(store: Store, cloc
     """A stream that begins after its tombstone vanished, and every other new one, begins above the epoch that it had."""
     await begin(store, key("a"))
     await begin(store, key("a"), 1)
-    await store.forget(key("a"), 2)
+    await store.delete(key("a"), 2)
     clock.now += MS
     await store.expire(0, 0, clock.now)
     assert await store.load(key("a")) is None
@@ -188,13 +202,13 @@ async def test_a_write_from_before_the_deletion_is_refused(store: Store, clock: 
     """Who slept through a deletion and a new beginning cannot store the deleted stream's state as that of the new one."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", 1, step=40)])
-    await store.forget(key("a"), 1)
+    await store.delete(key("a"), 1)
     assert await store.save([checkpoint("a", 1, step=41)]) == [False]
     assert await claim(store, key("a"), 2, MODEL) == 3
     assert await store.save([checkpoint("a", 1, step=41)]) == [False]
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.step, record.checkpoint) == (0, None)
+    assert (record.metadata.step, record.checkpoint) == (0, None)
 
 
 async def test_a_claim_gives_what_was_stored_until_then(store: Store) -> None:
@@ -204,7 +218,7 @@ async def test_a_claim_gives_what_was_stored_until_then(store: Store) -> None:
     seen = await store.load(key("a"))
     await store.save([checkpoint("a", step=125)])
     assert seen is not None
-    record = await store.claim(key("a"), seen.head.epoch, MODEL, "")
+    record = await store.claim(key("a"), seen.metadata.epoch, MODEL, "")
     assert record is not None
     assert record.checkpoint == checkpoint("a", step=125)
     assert record == await store.load(key("a"))
@@ -212,21 +226,21 @@ async def test_a_claim_gives_what_was_stored_until_then(store: Store) -> None:
 
 async def test_a_stream_is_planted_with_its_state_or_not_at_all(store: Store, clock: Clock) -> None:
     """Plant makes a stream that nobody has in memory, with its first state; one that is there is left as it was."""
-    record = await store.plant(checkpoint("a", 77, step=9), 0)
+    record = await store.create(checkpoint("a", 77, step=9), 0)
     assert record is not None
-    head = Head(key("a"), 1, 9, MODEL, clock.now, clock.now, 5, mine=True)
-    assert record.head == head
+    head = StreamMetadata(key("a"), 1, 9, MODEL, clock.now, clock.now, 5, is_ours=True)
+    assert record.metadata == head
     assert record.checkpoint is not None
     assert (record.checkpoint.step, record.checkpoint.payload) == (9, b"state")
     assert await store.load(key("a")) == record
-    assert await store.plant(checkpoint("a", step=10), 0) is None
-    assert await store.plant(checkpoint("a", step=10), 1) is None
+    assert await store.create(checkpoint("a", step=10), 0) is None
+    assert await store.create(checkpoint("a", step=10), 1) is None
     assert await store.load(key("a")) == record
-    await store.forget(key("a"), 1)
-    assert await store.plant(checkpoint("a", step=11), 0) is None
-    record = await store.plant(checkpoint("a", step=11), 2)
+    await store.delete(key("a"), 1)
+    assert await store.create(checkpoint("a", step=11), 0) is None
+    record = await store.create(checkpoint("a", step=11), 2)
     assert record is not None
-    assert (record.head.epoch, record.head.step) == (3, 11)
+    assert (record.metadata.epoch, record.metadata.step) == (3, 11)
 
 
 async def test_a_lost_stream_is_restored_under_its_epoch(store: Store) -> None:
@@ -234,7 +248,7 @@ async def test_a_lost_stream_is_restored_under_its_epoch(store: Store) -> None:
     assert await store.restore(checkpoint("a", 3, step=9), "")
     assert await store.save([checkpoint("a", 3, step=10)]) == [True]
     assert not await store.restore(checkpoint("a", 3, step=9), "")
-    await store.forget(key("a"), 3)
+    await store.delete(key("a"), 3)
     assert not await store.restore(checkpoint("a", 3, step=9), "")
     await store.expire(0, 0, 2**60)
     assert not await store.restore(checkpoint("a", 3, step=9), "")
@@ -246,15 +260,19 @@ async def test_marks_tell_who_has_a_stream_in_memory(store: Store) -> None:
     """The writer's mark under the last epoch is what the head says; any other changes nothing."""
     await claim(store, key("a"), 0, MODEL)
     for mark, holder, live in (
-        (Mark.ASLEEP, Holder.SELF, False),
-        (Mark.LIVE, Holder.SELF, True),
-        (Mark.RELEASED, Holder.NOBODY, False),
+        (Residency.OPEN_PARKED, Holder.SELF, False),
+        (Residency.LIVE, Holder.SELF, True),
+        (Residency.RELEASED, Holder.NOBODY, False),
     ):
-        await store.mark([Marking(key("a"), 1, mark), Marking(key("a"), 2, Mark.LIVE)][:1])
+        await store.set_residency(
+            [ResidencyUpdate(key("a"), 1, mark), ResidencyUpdate(key("a"), 2, Residency.LIVE)][:1]
+        )
         record = await store.load(key("a"))
         assert record is not None
-        assert (record.head.holder, record.head.live) == (holder, live)
-    await store.mark([Marking(key("a"), 2, Mark.LIVE), Marking(key("b"), 1, Mark.LIVE)])
+        assert (record.metadata.holder, record.metadata.live) == (holder, live)
+    await store.set_residency(
+        [ResidencyUpdate(key("a"), 2, Residency.LIVE), ResidencyUpdate(key("b"), 1, Residency.LIVE)]
+    )
     assert await store.load(key("a")) == record
     assert await store.load(key("b")) is None
 
@@ -263,9 +281,9 @@ async def test_a_live_stream_does_not_expire(store: Store, clock: Clock) -> None
     """However old it is, a stream that is live in a writer that is alive stays; once it sleeps it goes."""
     await claim(store, key("a"), 0, MODEL)
     clock.now += 10_000 * MS
-    await store.beat()
+    await store.heartbeat()
     assert await store.expire(clock.now, 0, 0) == 0
-    await store.mark([Marking(key("a"), 1, Mark.ASLEEP)])
+    await store.set_residency([ResidencyUpdate(key("a"), 1, Residency.OPEN_PARKED)])
     clock.now += MS  # a store may count its silence from the last look
     assert await store.expire(clock.now, 0, 0) == 1
 
@@ -275,8 +293,8 @@ async def test_a_stream_is_not_forgotten_under_another_epoch(store: Store) -> No
     await claim(store, key("a"), 0, MODEL)
     await claim(store, key("a"), 1, MODEL)
     before = await store.load(key("a"))
-    assert not await store.forget(key("a"), 1)
-    assert not await store.forget(key("b"), 1)
+    assert not await store.delete(key("a"), 1)
+    assert not await store.delete(key("b"), 1)
     assert await store.load(key("a")) == before
 
 
@@ -308,7 +326,7 @@ async def test_a_scan_is_in_the_order_of_the_bytes(store: Store) -> None:
     heads = await scan(store, "default", "", "", 100)
     assert [head.key.stream_id for head in heads] == IDS[1:]
     records = [await store.load(head.key) for head in heads]
-    assert heads == [record and record.head for record in records]
+    assert heads == [record and record.metadata for record in records]
 
 
 @pytest.mark.parametrize("prefix", ["a", "a\x00", "b'", "é", "日", "\uffff", "\U0010ffff", "nothing"])
@@ -350,7 +368,7 @@ async def test_a_silent_stream_becomes_a_tombstone(store: Store, clock: Clock) -
     saved = clock.now
     clock.now += MS
     assert await store.expire(clock.now, 0, 0) == 1
-    head = Head(key("a"), 2, 7, MODEL, saved, saved, 0, Tombstone.EXPIRED)
+    head = StreamMetadata(key("a"), 2, 7, MODEL, saved, saved, 0, Tombstone.EXPIRED)
     assert await store.load(key("a")) == Record(head, None)
     assert await scan(store, "default", "", "", 10) == [head]
     assert await store.expire(clock.now, 0, 0) == 0
@@ -385,7 +403,9 @@ async def test_a_claim_of_a_tombstone_begins_again(store: Store, clock: Clock) -
     clock.now += 5 * MS
     assert await claim(store, key("a"), 1, MODEL) is None
     assert await claim(store, key("a"), 2, OTHER_MODEL) == 3
-    head = Head(key("a"), 3, 0, OTHER_MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, mine=True)
+    head = StreamMetadata(
+        key("a"), 3, 0, OTHER_MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, is_ours=True
+    )
     assert await store.load(key("a")) == Record(head, None)
     assert await store.count() == 1
     assert await store.save([checkpoint("a", 3)]) == [True]
@@ -420,19 +440,19 @@ async def test_a_stream_is_a_tombstone_before_it_vanishes(store: Store, clock: C
     assert await store.expire(clock.now + MS, clock.now + MS, 0) == 1
     record = await store.load(key("a"))
     assert record is not None
-    assert record.head.tombstone is Tombstone.EXPIRED
+    assert record.metadata.tombstone is Tombstone.EXPIRED
 
 
 async def test_a_tombstone_can_be_forgotten(store: Store, clock: Clock) -> None:
     """Forget turns the tombstone of an expired stream into that of a deleted one, under its epoch."""
     await begin(store, key("a"))
     await store.expire(clock.now + MS, 0, 0)
-    assert not await store.forget(key("a"), 1)
-    assert await store.forget(key("a"), 2)
+    assert not await store.delete(key("a"), 1)
+    assert await store.delete(key("a"), 2)
     assert await scan(store, "default", "", "", 10) == []
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.tombstone, record.head.epoch) == (Tombstone.DELETED, 3)
+    assert (record.metadata.tombstone, record.metadata.epoch) == (Tombstone.DELETED, 3)
 
 
 async def test_calling_again_expires_all(store: Store, clock: Clock) -> None:
@@ -464,12 +484,12 @@ async def test_the_newest_stamp_is_of_a_stream_that_is_no_tombstone(store: Store
     await store.claim(key("a"), 0, MODEL, "")
     clock.now += MS
     await store.save([checkpoint("a")])
-    await store.mark([Marking(key("a"), 1, Mark.RELEASED)])
+    await store.set_residency([ResidencyUpdate(key("a"), 1, Residency.RELEASED)])
     newest = clock.now
     clock.now += MS
     await store.claim(key("deleted"), 0, MODEL, "")
     assert await store.newest_unix_nano() == clock.now
-    await store.forget(key("deleted"), 1)
+    await store.delete(key("deleted"), 1)
     assert await store.newest_unix_nano() == newest
     assert await store.expire(clock.now, 0, 0) == 1
     assert await store.newest_unix_nano() == 0
@@ -485,11 +505,13 @@ async def test_a_store_finds_what_the_last_one_left(place: Place) -> None:
         await claim(store, key("fresh"), 2, MODEL)
         await claim(store, key("saved"), 2, MODEL)
         await store.save([checkpoint("saved", 3)])
-        await store.mark([Marking(key(stream_id), 3, Mark.RELEASED) for stream_id in ("fresh", "saved")])
+        await store.set_residency(
+            [ResidencyUpdate(key(stream_id), 3, Residency.RELEASED) for stream_id in ("fresh", "saved")]
+        )
         before = [await store.load(head.key) for head in await scan(store, "default", "", "", 10)]
     async with place.open() as store:
         after = [await store.load(head.key) for head in await scan(store, "default", "", "", 10)]
-    assert [record and replace(record, head=replace(record.head, mine=False)) for record in before] == after
+    assert [record and replace(record, metadata=replace(record.metadata, is_ours=False)) for record in before] == after
     assert len(after) == 3
 
 
@@ -502,10 +524,10 @@ async def test_two_stores_at_one_place_fence_each_other(place: Place) -> None:
         assert await claim(theirs, key("a"), 1, MODEL) == 2
         assert await theirs.save([checkpoint("a", 2, step=4)]) == [True]
         assert await ours.save([checkpoint("a", 1, step=5)]) == [False]
-        assert not await ours.forget(key("a"), 1)
+        assert not await ours.delete(key("a"), 1)
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.head.step == 4
+        assert record.metadata.step == 4
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
@@ -514,10 +536,10 @@ async def test_the_same_epoch_of_another_writer_is_fenced(place: Place) -> None:
     async with place.open() as ours, place.open() as theirs:
         await claim(ours, key("a"), 0, MODEL)
         assert await theirs.save([checkpoint("a", 1, step=5)]) == [False]
-        await theirs.mark([Marking(key("a"), 1, Mark.RELEASED)])
+        await theirs.set_residency([ResidencyUpdate(key("a"), 1, Residency.RELEASED)])
         record = await ours.load(key("a"))
         assert record is not None
-        assert (record.head.step, record.head.holder) == (0, Holder.SELF)
+        assert (record.metadata.step, record.metadata.holder) == (0, Holder.SELF)
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
@@ -527,18 +549,22 @@ async def test_a_writer_is_told_of_what_others_do_to_its_streams(place: Place) -
         for stream_id in ("claimed", "deleted", "asked", "alone"):
             await claim(ours, key(stream_id), 0, MODEL)
         await begin(ours, key("released"))
-        assert await ours.notices() == []
+        assert await ours.take_notices() == []
         await claim(theirs, key("claimed"), 1, MODEL)
-        await theirs.forget(key("deleted"), 1)
+        await theirs.delete(key("deleted"), 1)
         await claim(theirs, key("released"), 1, MODEL)
-        assert await theirs.ask(key("asked"), 2) is None
-        assert await theirs.ask(key("asked"), 1) == 1
-        assert {each.stream_id for each in await ours.notices()} == {"claimed", "deleted", "asked"}
-        assert await ours.notices() == []
-        await ours.mark([Marking(key("asked"), 1, Mark.LIVE, 1)])
+        assert await theirs.request_save(key("asked"), 2) is None
+        assert await theirs.request_save(key("asked"), 1) == 1
+        assert {each.stream_id for each in await ours.take_notices()} == {"claimed", "deleted", "asked"}
+        assert await ours.take_notices() == []
+        await ours.set_residency([ResidencyUpdate(key("asked"), 1, Residency.LIVE, 1)])
         record = await theirs.load(key("asked"))
         assert record is not None
-        assert (record.head.holder, record.head.asked, record.head.answered) == (Holder.OTHER, 1, 1)
+        assert (record.metadata.holder, record.metadata.save_requests, record.metadata.save_answers) == (
+            Holder.OTHER,
+            1,
+            1,
+        )
 
 
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
@@ -549,12 +575,12 @@ async def test_what_a_dead_writer_held_counts_no_longer(place: Place) -> None:
         place.clock.now += 10_000 * MS
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.head.holder is Holder.NOBODY
-        await ours.beat()
+        assert record.metadata.holder is Holder.NOBODY
+        await ours.heartbeat()
         assert await theirs.expire(place.clock.now, 0, 0) == 0
         place.clock.now -= 20_000 * MS  # it was set wrong when the writer was last heard
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.head.holder is Holder.NOBODY
+        assert record.metadata.holder is Holder.NOBODY
         place.clock.now += 30_000 * MS
         assert await theirs.expire(place.clock.now, 0, 0) == 1

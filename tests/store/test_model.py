@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store import Head, Holder, Mark, Marking, Record, Tombstone, Wanted
-from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, memory_place, redis_place, scan, sqlite_place
+from serving.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
+from tests.store.support import (
+    MODEL,
+    MS,
+    OTHER_MODEL,
+    Clock,
+    Place,
+    memory_place,
+    redis_place,
+    scan,
+    sqlite_place,
+)
 
 # Few, so that operations meet; the ids are told apart by their bytes alone.
 KEYS = [Key(tenant, stream_id) for tenant, stream_id in (("a", "x"), ("a", "xé"), ("a", "y"), ("a:b", "x"))]
@@ -37,7 +47,7 @@ class Stream:
     kept: Checkpoint | None = None
     tombstone: Tombstone = Tombstone.NONE
     writer: int = 0  # which opening of the store has claimed it; 0: nobody may write it
-    mark: Mark = Mark.RELEASED
+    mark: Residency = Residency.RELEASED
     asked: int = 0
     answered: int = 0
     owner: str = ""
@@ -51,11 +61,11 @@ class Stream:
     def record(self, key: Key, me: int) -> Record:
         """What a store should say, the opening of that number being asked; those before it are dead."""
         size = len(self.kept.payload) if self.kept else 0
-        head = Head(key, self.epoch, self.step, self.model, self.created, self.updated, size, self.tombstone)
+        head = StreamMetadata(key, self.epoch, self.step, self.model, self.created, self.updated, size, self.tombstone)
         if self.held(me):
-            head = replace(head, holder=Holder.SELF, live=self.mark is Mark.LIVE)
-        head = replace(head, mine=self.writer == me)
-        return Record(replace(head, asked=self.asked, answered=self.answered, owner=self.owner), self.kept)
+            head = replace(head, holder=Holder.SELF, live=self.mark is Residency.LIVE)
+        head = replace(head, is_ours=self.writer == me)
+        return Record(replace(head, save_requests=self.asked, save_answers=self.answered, owner=self.owner), self.kept)
 
     def held(self, me: int) -> bool:
         """Whether somebody who is alive has it in memory."""
@@ -64,7 +74,7 @@ class Stream:
     def bury(self, tombstone: Tombstone) -> None:
         """Leaves a tombstone."""
         self.epoch, self.kept, self.tombstone = self.epoch + 1, None, tombstone
-        self.writer, self.mark, self.owner = 0, Mark.RELEASED, ""
+        self.writer, self.mark, self.owner = 0, Residency.RELEASED, ""
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -111,7 +121,7 @@ class StoreMachine(RuleBasedStateMachine):
             stream = self.streams[key] = Stream((seen or self.highest) + 1, model, now, now)
         else:
             stream.epoch, stream.model, stream.updated = seen + 1, model, now
-        stream.writer, stream.mark, stream.asked, stream.answered = self.me, Mark.LIVE, 0, 0
+        stream.writer, stream.mark, stream.asked, stream.answered = self.me, Residency.LIVE, 0, 0
         stream.owner = owner
         assert record == stream.record(key, self.me)
 
@@ -120,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Makes a stream where there is none, for who knows that."""
         stream = self.streams.get(key)
         seen = (stream.epoch if stream else 0) + drift
-        record = self.run(self.store.plant(Checkpoint(key, 7, step, MODEL, 4, payload), seen))
+        record = self.run(self.store.create(Checkpoint(key, 7, step, MODEL, 4, payload), seen))
         if drift or (stream and not stream.tombstone):
             assert record is None
             return
@@ -139,13 +149,17 @@ class StoreMachine(RuleBasedStateMachine):
         if restored:
             now = self.clock.now
             kept = Checkpoint(key, epoch, step, MODEL, 4, b"restored")
-            self.streams[key] = Stream(epoch, MODEL, now, now, step, kept, writer=self.me, mark=Mark.LIVE, owner=owner)
+            self.streams[key] = Stream(
+                epoch, MODEL, now, now, step, kept, writer=self.me, mark=Residency.LIVE, owner=owner
+            )
 
-    @rule(key=keys, drift=drifts, mark=st.sampled_from(Mark), answered=st.integers(0, 3))
-    def mark(self, key: Key, drift: int, mark: Mark, answered: int) -> None:
+    @rule(key=keys, drift=drifts, mark=st.sampled_from(Residency), answered=st.integers(0, 3))
+    def mark(self, key: Key, drift: int, mark: Residency, answered: int) -> None:
         """Says who has a stream in memory, if its writer does."""
         stream = self.streams.get(key)
-        self.run(self.store.mark([Marking(key, (stream.epoch if stream else 1) + drift, mark, answered)]))
+        self.run(
+            self.store.set_residency([ResidencyUpdate(key, (stream.epoch if stream else 1) + drift, mark, answered)])
+        )
         if stream and not stream.tombstone and stream.writer == self.me and not drift:
             stream.mark, stream.answered = mark, max(answered, stream.answered)
 
@@ -153,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
     def ask(self, key: Key, drift: int) -> None:
         """Counts how often a stream's holder was asked."""
         stream = self.streams.get(key)
-        number = self.run(self.store.ask(key, (stream.epoch if stream else 1) + drift))
+        number = self.run(self.store.request_save(key, (stream.epoch if stream else 1) + drift))
         if stream is None or drift:
             assert number is None
         else:
@@ -185,7 +199,7 @@ class StoreMachine(RuleBasedStateMachine):
     def forget(self, key: Key, drift: int) -> None:
         """Deletes a stream for who knows its epoch."""
         stream = self.streams.get(key)
-        dropped = self.run(self.store.forget(key, (stream.epoch if stream else 1) + drift))
+        dropped = self.run(self.store.delete(key, (stream.epoch if stream else 1) + drift))
         assert dropped == (stream is not None and stream.tombstone is not Tombstone.DELETED and drift == 0)
         if stream is not None and dropped:
             stream.bury(Tombstone.DELETED)
@@ -212,7 +226,7 @@ class StoreMachine(RuleBasedStateMachine):
         for stream in self.streams.values():
             if stream.tombstone or stream.silent_since >= before:
                 continue
-            if not (stream.held(self.me) and stream.mark is Mark.LIVE):
+            if not (stream.held(self.me) and stream.mark is Residency.LIVE):
                 old.append(stream)
             elif type(self).looks_once:
                 stream.looked_at = self.clock.now
@@ -238,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
                 (key for key, stream in self.streams.items() if key.tenant == tenant),
                 key=lambda key: key.stream_id.encode(),
             )
-            heads = [self.streams[key].record(key, self.me).head for key in known]
+            heads = [self.streams[key].record(key, self.me).metadata for key in known]
             heads = [head for head in heads if head.tombstone is not Tombstone.DELETED]
             assert self.run(scan(self.store, tenant, "", "", 10)) == heads
             narrow = [head for head in heads if head.key.stream_id.startswith("x") and head.key.stream_id > "x"]
@@ -246,7 +260,7 @@ class StoreMachine(RuleBasedStateMachine):
             expired = [head for head in heads if head.tombstone]
             held = [head for head in heads if head.holder is Holder.SELF]
             rest = [head for head in heads if not head.tombstone and head.holder is Holder.NOBODY]
-            for wanted, those in ((Wanted.EXPIRED, expired), (Wanted.HELD, held), (Wanted.REST, rest)):
+            for wanted, those in ((ScanFilter.EXPIRED, expired), (ScanFilter.HELD, held), (ScanFilter.REST, rest)):
                 assert self.run(scan(self.store, tenant, "", "", 10, wanted)) == those
         assert self.run(self.store.count()) == sum(not stream.tombstone for stream in self.streams.values())
 

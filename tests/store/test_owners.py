@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serving.core.spec import Key
-from serving.store import Mark, Marking, Store, Tombstone, Wanted, store_at
+from serving.store import Residency, ResidencyUpdate, ScanFilter, Store, Tombstone, make_store
 from tests.store.support import MODEL, MS, OTHER_MODEL, Place, RedisServer, begin, checkpoint, claim, key, scan
 
 # As long as an owner may be, with whatever a text may hold: quotes, a NUL, characters of one to four bytes.
@@ -17,7 +17,7 @@ async def owners(store: Store, of: Key) -> list[str]:
     record = await store.load(of)
     assert record is not None
     heads = [head for head in await scan(store, of.tenant, "", "", 1000) if head.key == of]
-    return [record.head.owner, *(head.owner for head in heads)]
+    return [record.metadata.owner, *(head.owner for head in heads)]
 
 
 @pytest.mark.parametrize("owner", ["ann", "", ODD], ids=["ann", "none", "odd"])
@@ -25,7 +25,7 @@ async def test_the_owner_of_a_claim_is_kept(store: Store, owner: str) -> None:
     """Claim, load and scan give the owner that a first claim named, whatever characters are in it."""
     record = await store.claim(key("a"), 0, MODEL, owner)
     assert record is not None
-    assert record.head.owner == owner
+    assert record.metadata.owner == owner
     assert await owners(store, key("a")) == [owner, owner]
 
 
@@ -36,10 +36,10 @@ async def test_a_claim_replaces_the_owner(store: Store, owner: str) -> None:
     await store.save([checkpoint("a", step=7)])
     seen = await store.load(key("a"))
     assert seen is not None
-    record = await store.claim(key("a"), seen.head.epoch, OTHER_MODEL, owner)
+    record = await store.claim(key("a"), seen.metadata.epoch, OTHER_MODEL, owner)
     assert record is not None
-    assert (seen.head.owner, record.head.owner) == ("ann", owner)
-    assert (record.head.epoch, record.checkpoint) == (2, checkpoint("a", step=7))
+    assert (seen.metadata.owner, record.metadata.owner) == ("ann", owner)
+    assert (record.metadata.epoch, record.checkpoint) == (2, checkpoint("a", step=7))
     assert await owners(store, key("a")) == [owner, owner]
 
 
@@ -56,15 +56,15 @@ async def test_only_a_claim_changes_the_owner(store: Store) -> None:
     """Saves, marks and asks, and claims of other streams in between, leave it as it is."""
     await asyncio.gather(*(claim(store, key(str(place)), 0, owner=f"owner {place}") for place in range(300)))
     await store.save([checkpoint(str(place), step=3) for place in range(300)])
-    await store.mark([Marking(key(str(place)), 1, Mark.ASLEEP) for place in range(300)])
-    assert await store.ask(key("7"), 1) == 1
+    await store.set_residency([ResidencyUpdate(key(str(place)), 1, Residency.OPEN_PARKED) for place in range(300)])
+    assert await store.request_save(key("7"), 1) == 1
     assert [await owners(store, key(str(place))) for place in (0, 7, 299)] == [
         [f"owner {place}"] * 2 for place in (0, 7, 299)
     ]
 
 
-@pytest.mark.parametrize("wanted", [Wanted.ALL, Wanted.HELD])
-async def test_each_head_of_a_scan_has_its_own_owner(store: Store, wanted: Wanted) -> None:
+@pytest.mark.parametrize("wanted", [ScanFilter.ALL, ScanFilter.HELD])
+async def test_each_head_of_a_scan_has_its_own_owner(store: Store, wanted: ScanFilter) -> None:
     """Owners of neighbours, and of those who have none, are not mixed up."""
     names = {"a": "ann", "b": "", "c": "cid", "d": "ann"}
     for stream_id, owner in names.items():
@@ -76,7 +76,7 @@ async def test_each_head_of_a_scan_has_its_own_owner(store: Store, wanted: Wante
 async def test_a_deleted_stream_has_no_owner(store: Store) -> None:
     """The tombstone names none, and a claim of it only its own."""
     await claim(store, key("a"), 0, owner="ann")
-    assert await store.forget(key("a"), 1)
+    assert await store.delete(key("a"), 1)
     assert await owners(store, key("a")) == [""]  # no scan lists it
     assert await claim(store, key("a"), 2) == 3
     assert await owners(store, key("a")) == ["", ""]
@@ -85,11 +85,11 @@ async def test_a_deleted_stream_has_no_owner(store: Store) -> None:
 async def test_an_expired_stream_has_no_owner(store: Store, place: Place) -> None:
     """The tombstone names none, and a claim of it only its own."""
     await claim(store, key("a"), 0, owner="ann")
-    await store.mark([Marking(key("a"), 1, Mark.RELEASED)])
+    await store.set_residency([ResidencyUpdate(key("a"), 1, Residency.RELEASED)])
     assert await store.expire(place.clock.now + MS, 0, 0) == 1
     record = await store.load(key("a"))
     assert record is not None
-    assert record.head.tombstone is Tombstone.EXPIRED
+    assert record.metadata.tombstone is Tombstone.EXPIRED
     assert await owners(store, key("a")) == ["", ""]
     assert await claim(store, key("a"), 2) == 3
     assert await owners(store, key("a")) == ["", ""]
@@ -97,12 +97,12 @@ async def test_an_expired_stream_has_no_owner(store: Store, place: Place) -> Non
 
 async def test_a_planted_stream_has_no_owner(store: Store) -> None:
     """Nobody has opened it, whether it is new or stands where another was deleted."""
-    record = await store.plant(checkpoint("new"), 0)
+    record = await store.create(checkpoint("new"), 0)
     assert record is not None
-    assert record.head.owner == ""
+    assert record.metadata.owner == ""
     await claim(store, key("old"), 0, owner="ann")
-    await store.forget(key("old"), 1)
-    assert await store.plant(checkpoint("old"), 2) is not None
+    await store.delete(key("old"), 1)
+    assert await store.create(checkpoint("old"), 2) is not None
     assert await owners(store, key("old")) == ["", ""]
 
 
@@ -126,7 +126,7 @@ async def test_the_next_store_finds_the_owner(place: Place) -> None:
 
 async def test_a_killed_redis_keeps_the_owner(durable_redis: RedisServer) -> None:
     """With AOF always, the owner of a claim that was granted is there after redis was killed and started again."""
-    place = Place(lambda clock: store_at(durable_redis.address, clock))
+    place = Place(lambda clock: make_store(durable_redis.address, clock))
     async with place.open() as store:
         await claim(store, key("a"), 0, owner="ann")
         durable_redis.kill()
@@ -151,8 +151,8 @@ async def test_of_two_stores_that_race_one_owner_stands(place: Place) -> None:
                 assert (by_ann is None) != (by_bob is None)
                 won = by_ann or by_bob
                 assert won is not None
-                assert (won.head.epoch, won.head.owner) == (round_ + 1, "ann" if by_ann else "bob")
-                assert [await owners(store, each) for store in (ann, bob)] == [[won.head.owner] * 2] * 2
+                assert (won.metadata.epoch, won.metadata.owner) == (round_ + 1, "ann" if by_ann else "bob")
+                assert [await owners(store, each) for store in (ann, bob)] == [[won.metadata.owner] * 2] * 2
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
@@ -164,5 +164,5 @@ async def test_the_owner_that_was_seen_is_the_one_that_is_replaced(place: Place,
         seen = await ours.load(key("a"))
         assert seen is not None
         assert await claim(theirs, key("a"), 1, owner=first) == 2
-        assert await claim(ours, key("a"), seen.head.epoch, owner="ann") is None
+        assert await claim(ours, key("a"), seen.metadata.epoch, owner="ann") is None
         assert await owners(ours, key("a")) == [first, first]

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio.client import Pipeline
 
 from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.store import Head, Record, Store, encode, store_at
+from serving.store import Record, Store, StreamMetadata, encode, make_store
 from serving.store.redis import RedisStore
 from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint, claim, key, redis_place, scan
 
@@ -46,7 +46,7 @@ def impatient(server: RedisServer) -> RedisStore:
     return RedisStore("127.0.0.1", server.port, 0, timeout_s=0.2)
 
 
-async def refusal(call: Any) -> str:
+async def refusal_error(call: Any) -> str:
     """What a call says when it finds the store unavailable; always in one line."""
     with pytest.raises(StoreUnavailable) as refused:
         await call
@@ -60,15 +60,15 @@ async def refusal(call: Any) -> str:
 
 async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer) -> None:
     """With AOF always, all that was saved is there after redis was killed and started again, for the same store."""
-    store = store_at(durable_redis.address)
+    store = make_store(durable_redis.address)
     await store.start()
     assert store.survives == "a killed process, a restart of redis and a power loss"
     await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(100)))
     kept = [checkpoint(str(place), step=place + 1) for place in range(100)]
     assert all(await store.save(kept))
     durable_redis.kill()
-    assert "cannot be reached" in await refusal(store.save(kept))
-    assert "cannot be reached" in await refusal(store.load(key("0")))
+    assert "cannot be reached" in await refusal_error(store.save(kept))
+    assert "cannot be reached" in await refusal_error(store.load(key("0")))
     durable_redis.start()
     records = [await store.load(each.key) for each in kept]
     assert [record and record.checkpoint for record in records] == kept
@@ -107,7 +107,7 @@ async def test_what_survives_is_asked_of_redis(
     warned: bool,
 ) -> None:
     """Start reads what redis is set up to survive, and warns in one line when that is not even a restart."""
-    store = store_at(server_with(*settings).address)
+    store = make_store(server_with(*settings).address)
     with caplog.at_level(logging.WARNING, "tidegate.store"):
         await store.start()
     assert store.survives == survives
@@ -121,7 +121,7 @@ async def test_a_redis_that_throws_streams_out_is_warned_of(
 ) -> None:
     """A redis that forgets keys when its memory is full is named at the start."""
     server = server_with("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
-    store = store_at(server.address)
+    store = make_store(server.address)
     await store.start()
     assert [message.partition("; ")[2] for message in caplog.messages] == ["set maxmemory-policy noeviction"]
     await store.close()
@@ -162,7 +162,7 @@ async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisS
     await hasty.start()
     redis_server.signal(signal.SIGSTOP)
     try:
-        text = await refusal(hasty.claim(key("a"), 0, MODEL, ""))
+        text = await refusal_error(hasty.claim(key("a"), 0, MODEL, ""))
     finally:
         redis_server.signal(signal.SIGCONT)
     assert text == f"store {redis_server.address}/0: did not answer within 0.2 s"
@@ -181,8 +181,8 @@ async def test_no_server_is_named(server_with: Callable[..., RedisServer]) -> No
     """Where nothing listens, start says so with the address, and succeeds once there is a server."""
     server = server_with()
     server.kill()
-    store = store_at(server.address)
-    text = await refusal(store.start())
+    store = make_store(server.address)
+    text = await refusal_error(store.start())
     assert text.startswith(f"store {server.address}/0: cannot be reached (")
     assert text.endswith("; see that it runs and listens there")
     server.start()
@@ -195,10 +195,10 @@ async def test_no_server_is_named(server_with: Callable[..., RedisServer]) -> No
 async def test_a_wrong_password_is_named(server_with: Callable[..., RedisServer], user: str) -> None:
     """Without the right password start says so, and does not repeat the wrong one."""
     server = server_with("--requirepass", "right")
-    text = await refusal(store_at(server.address.replace("//", f"//{user}")).start())
+    text = await refusal_error(make_store(server.address.replace("//", f"//{user}")).start())
     assert "does not let this user in" in text
     assert "wrong@" not in text
-    store = store_at(server.address.replace("//", "//:right@"))
+    store = make_store(server.address.replace("//", "//:right@"))
     await store.start()
     await store.close()
 
@@ -206,18 +206,20 @@ async def test_a_wrong_password_is_named(server_with: Callable[..., RedisServer]
 async def test_a_replica_is_named(redis_server: RedisServer, server_with: Callable[..., RedisServer]) -> None:
     """A server that cannot be written because it follows another is refused at the start."""
     replica = server_with("--replicaof", "127.0.0.1", str(redis_server.port))
-    assert "is a replica, which cannot be written; name the primary" in await refusal(store_at(replica.address).start())
+    assert "is a replica, which cannot be written; name the primary" in await refusal_error(
+        make_store(replica.address).start()
+    )
 
 
 async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -> None:
     """When redis has no room, writes fail, reads and all that was saved stay, and it works again once there is."""
     server = server_with()
-    store = store_at(server.address)
+    store = make_store(server.address)
     await store.start()
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=1)])
     assert server.command("CONFIG SET maxmemory 1") == b"+OK\r\n"
-    assert "its memory is full; nothing was written: raise maxmemory" in await refusal(
+    assert "its memory is full; nothing was written: raise maxmemory" in await refusal_error(
         store.save([checkpoint("a", step=2)])
     )
     record = await store.load(key("a"))
@@ -231,7 +233,7 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
 async def test_another_format_is_named(store: Store, redis_server: RedisServer) -> None:
     """Streams that another version has laid out in another way are refused at the start."""
     assert redis_server.command("SET tidegate:format 7") == b"+OK\r\n"
-    assert "its format b'7' is not 3" in await refusal(store_at(redis_server.address).start())
+    assert "its format b'7' is not 3" in await refusal_error(make_store(redis_server.address).start())
 
 
 async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) -> None:
@@ -250,10 +252,10 @@ async def test_nothing_is_left_of_a_stream_that_vanished(redis_server: RedisServ
     async with place.open() as store:
         for stream_id in ("forgotten", "expired", "expired too"):
             await begin(store, key(stream_id, "te:nant"))
-        assert await store.forget(key("forgotten", "te:nant"), 1)
+        assert await store.delete(key("forgotten", "te:nant"), 1)
         place.clock.now += MS
         await store.expire(place.clock.now, 0, 0)
-        assert await store.forget(key("expired", "te:nant"), 2)
+        assert await store.delete(key("expired", "te:nant"), 2)
         place.clock.now += MS
         await store.expire(0, place.clock.now, place.clock.now)
     kept = redis_server.command("KEYS *").decode().split("\r\n")[2::2]
@@ -300,7 +302,7 @@ async def test_whatever_the_library_raises_the_store_is_unavailable(
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
 
     monkeypatch.setattr(store._redis, "zcard", fail)
-    assert "the connection failed: RuntimeError('unable to perform" in await refusal(store.count())
+    assert "the connection failed: RuntimeError('unable to perform" in await refusal_error(store.count())
 
 
 @pytest.mark.parametrize("form", [1, 2])
@@ -319,14 +321,14 @@ async def test_a_stream_of_an_older_format_is_taken_over(redis_server: RedisServ
         await store._redis.zadd("tidegate:ages", {"7:default:a": 2})
         await store._redis.set("tidegate:format", form)
     async with place.open() as store:
-        head = Head(key("a"), 3, 7, MODEL, 1000, 2000, 5)
+        head = StreamMetadata(key("a"), 3, 7, MODEL, 1000, 2000, 5)
         if form == 2:
-            head = replace(head, asked=2, answered=1)
+            head = replace(head, save_requests=2, save_answers=1)
         assert await store.load(key("a")) == Record(head, kept)
         assert await scan(store, "default", "", "", 10) == [head]
         assert await claim(store, key("a"), 3, owner="ann") == 4
         assert await store.save([checkpoint("a", 4, step=8)]) == [True]
         record_now = await store.load(key("a"))
         assert record_now is not None
-        assert record_now.head.owner == "ann"
+        assert record_now.metadata.owner == "ann"
     assert redis_server.command("GET tidegate:format") == b"$1\r\n3\r\n"

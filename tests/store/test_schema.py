@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from serving.core.errors import StoreUnavailable
-from serving.store import Head, Holder, Mark, Record, SqliteStore, Tombstone, encode
-from serving.store import file as file_module
-from serving.store.database import Claim, Database
+from serving.store import Holder, Record, Residency, SqliteStore, StreamMetadata, Tombstone, encode
+from serving.store import sqlite_file as file_module
+from serving.store.sqlite_database import Claim, Database
 from tests.store.support import MODEL, checkpoint, claim, key, scan
 
 KEPT = checkpoint("kept", 3, step=7, payload=bytes(9000))
@@ -75,9 +75,9 @@ def make_2(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.executescript(SCHEMA_2)
         for stream_id, mark, tombstone, record in (
-            ("held", Mark.LIVE, 0, None),
-            ("kept", Mark.RELEASED, 0, encode(KEPT)),
-            ("old", Mark.RELEASED, 1, None),
+            ("held", Residency.LIVE, 0, None),
+            ("kept", Residency.RELEASED, 0, encode(KEPT)),
+            ("old", Residency.RELEASED, 1, None),
         ):
             writer = 0 if tombstone else OLD_WRITER
             database.execute(
@@ -129,8 +129,8 @@ async def test_a_file_of_schema_1_is_taken_over(path: Path) -> None:
     make_1(path)
     store = SqliteStore(path)
     await store.start()
-    head = Head(key("kept"), 3, 7, MODEL, 1, 2, 9000)
-    tombstone = Head(key("old"), 3, 7, MODEL, 1, 2, 9000, Tombstone.EXPIRED)
+    head = StreamMetadata(key("kept"), 3, 7, MODEL, 1, 2, 9000)
+    tombstone = StreamMetadata(key("old"), 3, 7, MODEL, 1, 2, 9000, Tombstone.EXPIRED)
     assert await store.load(key("kept")) == Record(head, KEPT)
     assert await scan(store, "default", "", "", 10) == [head, tombstone]
     assert await claim(store, key("kept"), 3, owner="ann") == 4
@@ -143,7 +143,7 @@ async def test_a_file_of_schema_2_is_taken_over(path: Path) -> None:
     make_2(path)
     store = SqliteStore(path)
     await store.start()
-    kept = Head(key("kept"), 3, 7, MODEL, 1, 2, 9000, asked=2, answered=1)
+    kept = StreamMetadata(key("kept"), 3, 7, MODEL, 1, 2, 9000, save_requests=2, save_answers=1)
     held = replace(kept, key=key("held"), holder=Holder.OTHER, live=True)
     old = replace(kept, key=key("old"), tombstone=Tombstone.EXPIRED)
     assert await store.load(key("kept")) == Record(kept, KEPT)
@@ -153,7 +153,7 @@ async def test_a_file_of_schema_2_is_taken_over(path: Path) -> None:
     assert await store.save([replace(KEPT, epoch=4)]) == [True]
     record = await store.load(key("kept"))
     assert record is not None
-    assert record.head.owner == "ann"
+    assert record.metadata.owner == "ann"
     await store.close()
 
 
@@ -202,7 +202,7 @@ async def test_servers_that_open_an_old_file_together_take_it_over_once(
     await store.start()
     record = await store.load(key("kept"))
     assert record is not None
-    assert (record.head.epoch, record.head.owner, record.checkpoint) == (4, "ann", KEPT)
+    assert (record.metadata.epoch, record.metadata.owner, record.checkpoint) == (4, "ann", KEPT)
     assert schema(path) == 3
     await store.close()
 
@@ -218,7 +218,7 @@ async def test_many_that_open_an_old_file_at_once_share_it(make: Callable[[Path]
     for store in stores:
         record = await store.load(key("kept"))
         assert record is not None
-        assert record.head.owner == str(won.index(4))
+        assert record.metadata.owner == str(won.index(4))
     await asyncio.gather(*(store.close() for store in stores))
 
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
 from serving.store import SqliteStore, encode
-from serving.store import file as file_module
 from serving.store import sqlite as sqlite_module
-from serving.store.database import Database, _after_all
-from serving.store.file import File
+from serving.store import sqlite_file as file_module
+from serving.store.sqlite_database import Database, _after_all
+from serving.store.sqlite_file import SqliteFile
 from tests.store.support import MODEL, PATIENCE_S, checkpoint, claim, key, python, scan
 
 OPEN = """
@@ -54,16 +54,16 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[File]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[SqliteFile]:
     """The files that stores open, the last one last; use one only while its store is idle."""
-    files: list[File] = []
-    prepare = File._prepare
+    files: list[SqliteFile] = []
+    prepare = SqliteFile._prepare
 
-    def noted(self: File) -> None:
+    def noted(self: SqliteFile) -> None:
         prepare(self)
         files.append(self)
 
-    monkeypatch.setattr(File, "_prepare", noted)
+    monkeypatch.setattr(SqliteFile, "_prepare", noted)
     return files
 
 
@@ -74,17 +74,17 @@ class Gate:
         self.transactions = 0
         self._entered = threading.Event()
         self._open = threading.Event()
-        transaction = File.transaction
+        transaction = SqliteFile.transaction
 
         @contextmanager
-        def gated(file: File) -> Iterator[None]:
+        def gated(file: SqliteFile) -> Iterator[None]:
             self.transactions += 1
             self._entered.set()
             assert self._open.wait(PATIENCE_S)
             with transaction(file):
                 yield
 
-        monkeypatch.setattr(File, "transaction", gated)
+        monkeypatch.setattr(SqliteFile, "transaction", gated)
 
     async def held(self) -> None:
         """Returns when a transaction waits at the gate."""
@@ -95,7 +95,7 @@ class Gate:
         self._open.set()
 
 
-async def refusal(call: Any) -> str:
+async def refusal_error(call: Any) -> str:
     """What a call says when it finds the store unavailable; never a traceback, and always in one line."""
     with pytest.raises(StoreUnavailable) as refused:
         await call
@@ -132,7 +132,7 @@ async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, m
         asyncio.create_task(store.save([checkpoint("a", 1, step=2)])),
         asyncio.create_task(claim(store, key("a"), 1, MODEL)),
         asyncio.create_task(store.save([checkpoint("a", 1, step=3)])),
-        asyncio.create_task(store.forget(key("a"), 1)),
+        asyncio.create_task(store.delete(key("a"), 1)),
     ]
     await asyncio.sleep(0)
     gate.open()
@@ -143,7 +143,7 @@ async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, m
     assert record.checkpoint == checkpoint("a", 1, step=2)
 
 
-async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[File], path: Path) -> None:
+async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[SqliteFile], path: Path) -> None:
     """A save of a thousand streams is one statement, and a look at them one for each 256, not one a row."""
     another = SqliteStore(path)
     await another.start()
@@ -155,7 +155,7 @@ async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Fil
     assert [statement.split()[0] for statement in statements] == ["BEGIN", "UPDATE", "COMMIT"]
     statements.clear()
     records = await asyncio.gather(*(another.load(each) for each in keys))
-    assert [record and record.head.key for record in records] == keys
+    assert [record and record.metadata.key for record in records] == keys
     assert len(statements) <= 5  # the first may be taken before the others are there
     await another.close()
 
@@ -198,7 +198,7 @@ async def test_a_full_queue_refuses_at_once(store: SqliteStore, monkeypatch: pyt
     gate = Gate(monkeypatch)
     calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(2)]
     await asyncio.sleep(0)
-    assert "2 operations wait for the disk" in await refusal(claim(store, key("late"), 0, MODEL))
+    assert "2 operations wait for the disk" in await refusal_error(claim(store, key("late"), 0, MODEL))
     gate.open()
     assert await asyncio.gather(*calls) == [1, 1]
     assert await claim(store, key("late"), 0, MODEL) == 1
@@ -212,14 +212,14 @@ async def test_close_does_what_still_waits(path: Path) -> None:
     await asyncio.sleep(0)
     await store.close()
     assert await asyncio.gather(*calls) == [1] * 100
-    assert "is not open" in await refusal(claim(store, key("a"), 0, MODEL))
+    assert "is not open" in await refusal_error(claim(store, key("a"), 0, MODEL))
     assert "tidegate-store" not in {thread.name for thread in threading.enumerate()}
 
 
 # --- what survives
 
 
-async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[File], path: Path) -> None:
+async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[SqliteFile], path: Path) -> None:
     """Files are opened so that a commit is on disk when it returns, and the cache is bounded."""
     another = SqliteStore(path)
     await another.start()
@@ -332,9 +332,9 @@ async def test_a_frozen_process_is_fenced_when_it_wakes(store: SqliteStore, path
 async def main():
     await store.start()
     a = Key("default", "a")
-    print((await store.claim(a, 0, MODEL, "")).head.epoch, flush=True)
+    print((await store.claim(a, 0, MODEL, "")).metadata.epoch, flush=True)
     sys.stdin.readline()
-    print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.forget(a, 1), flush=True)
+    print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.delete(a, 1), flush=True)
     await store.close()
 asyncio.run(main())
 """
@@ -358,7 +358,7 @@ async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) ->
     await claim(store, key("a"), 0, MODEL)
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        text = await refusal(store.save([checkpoint("a")]))
+        text = await refusal_error(store.save([checkpoint("a")]))
         assert (
             text == f"store sqlite://{path}: another process held its lock for more than 0.05 s; see who with `fuser`"
         )
@@ -369,7 +369,7 @@ async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) ->
 
 
 async def test_a_lock_fails_all_that_wait_for_it_at_once(
-    opened: list[File], store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: list[SqliteFile], store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Operations that share a commit look for the lock together, more than once, and wait for it no longer than one would."""
     gate = Gate(monkeypatch)
@@ -389,7 +389,7 @@ async def test_a_lock_fails_all_that_wait_for_it_at_once(
 
 
 @pytest.mark.parametrize("full", ["database", "disk"])
-async def test_a_full_disk_is_named(full: str, opened: list[File], path: Path) -> None:
+async def test_a_full_disk_is_named(full: str, opened: list[SqliteFile], path: Path) -> None:
     """When there is no room, a save fails, all that was saved before stays, and the store works again once there is."""
     if full == "disk":
         mount_small_disk(path.parent)
@@ -401,7 +401,9 @@ async def test_a_full_disk_is_named(full: str, opened: list[File], path: Path) -
         await claim(store, key("a"), 0, MODEL)
         await claim(store, key("b"), 0, MODEL)
         assert await store.save([checkpoint("a", step=1)]) == [True]
-        text = await refusal(store.save([checkpoint("a", step=2), checkpoint("b", step=2, payload=bytes(2 << 20))]))
+        text = await refusal_error(
+            store.save([checkpoint("a", step=2), checkpoint("b", step=2, payload=bytes(2 << 20))])
+        )
         assert (
             text
             == f"store sqlite://{path}: the disk is full; nothing was written: make room on the file system of {path.parent}"
@@ -428,7 +430,7 @@ def mount_small_disk(folder: Path) -> None:
 
 
 async def test_room_for_the_small_is_used(
-    store: SqliteStore, opened: list[File], path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, opened: list[SqliteFile], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operation for which there is no room does not fail those that share its commit and fit."""
     another = SqliteStore(path)
@@ -442,7 +444,7 @@ async def test_room_for_the_small_is_used(
     small = [asyncio.create_task(claim(another, key(str(place)), 0, MODEL)) for place in range(10)]
     await asyncio.sleep(0)
     gate.open()
-    assert "the disk is full" in await refusal(big)
+    assert "the disk is full" in await refusal_error(big)
     assert await asyncio.gather(first, *small) == [1] * 11
     await another.close()
 
@@ -467,7 +469,7 @@ async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], 
         folder.chmod(0o555)
         as_nobody()
         try:
-            text = await refusal(store.start())
+            text = await refusal_error(store.start())
         finally:
             os.seteuid(os.getuid())
             folder.chmod(0o755)
@@ -478,7 +480,7 @@ async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], 
 async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """A file in a folder that is not there is refused with the folder, and opens once it is."""
     store = SqliteStore(tmp_path / "no" / "streams.db")
-    assert f"cannot be opened; {tmp_path}/no must exist" in await refusal(store.start())
+    assert f"cannot be opened; {tmp_path}/no must exist" in await refusal_error(store.start())
     (tmp_path / "no").mkdir()
     await store.start()
     assert await store.count() == 0
@@ -488,7 +490,7 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
     """A file of another kind is refused by name and not touched."""
     path.write_bytes(b"precious notes\n" * 1000)
-    assert await refusal(SqliteStore(path).start()) == (
+    assert await refusal_error(SqliteStore(path).start()) == (
         f"store sqlite://{path}: is not a SQLite database; name another file, or put a backup in its place"
     )
     assert path.read_bytes() == b"precious notes\n" * 1000
@@ -500,7 +502,7 @@ async def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
         other.execute("CREATE TABLE notes (text)")
     other.close()
     before = path.read_bytes()
-    assert "is a database of another program" in await refusal(SqliteStore(path).start())
+    assert "is a database of another program" in await refusal_error(SqliteStore(path).start())
     assert path.read_bytes() == before
 
 
@@ -512,14 +514,16 @@ async def test_a_newer_schema_is_named(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
     other.close()
-    assert "its schema 7 is newer than 3, the newest that this server knows; update" in await refusal(store.start())
+    assert "its schema 7 is newer than 3, the newest that this server knows; update" in await refusal_error(
+        store.start()
+    )
 
 
 async def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that lacks what is needed is refused with both versions."""
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
-    assert "SQLite is 3.26.0, expected 3.38.0 or newer" in await refusal(SqliteStore(path).start())
+    assert "SQLite is 3.26.0, expected 3.38.0 or newer" in await refusal_error(SqliteStore(path).start())
 
 
 async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
@@ -563,7 +567,7 @@ async def test_a_bad_record_is_named_and_can_be_dropped(
     with pytest.raises(CheckpointBroken, match=f"{path}: stream 'a': record: .*{message}"):
         await store.load(key("a"))
     [head] = await scan(store, "default", "", "", 1)
-    assert await store.forget(key("a"), head.epoch)
+    assert await store.delete(key("a"), head.epoch)
 
 
 @pytest.mark.parametrize("ending", ["", "-wal"])
@@ -592,9 +596,9 @@ async def test_a_file_keeps_the_pages_that_it_was_made_with(path: Path, monkeypa
     for page_bytes in (file_module.PAGE_BYTES, 4096):
         of_these = path.with_name(f"{page_bytes}.db")
         monkeypatch.setattr(file_module, "PAGE_BYTES", page_bytes)
-        File(of_these, 1.0).close()
+        SqliteFile(of_these, 1.0).close()
         monkeypatch.undo()
-        file = File(of_these, 1.0)
+        file = SqliteFile(of_these, 1.0)
         settings = [
             file.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "wal_autocheckpoint")
         ]

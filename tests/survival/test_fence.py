@@ -64,7 +64,7 @@ async def two_servers(
 
 def before(server: Server, operation: str, act: Callable[[], Awaitable[None]]) -> None:
     """Has `act` done before the next such operation of a server's store, which goes on when it has."""
-    store: Any = server.keeper._store
+    store: Any = server.stream_service._store
     inner = getattr(store, operation)
 
     async def paused(*arguments: Any) -> Any:
@@ -161,7 +161,7 @@ async def test_a_frozen_owner_cannot_store_over_a_stream_that_began_anew(tmp_pat
             await thaw.wait()
 
         before(here, "save", freeze)
-        before(here, "notices", thaw.wait)
+        before(here, "take_notices", thaw.wait)
         await step(old, 41)
         await frozen.wait()
         await delete(to_there)
@@ -183,7 +183,7 @@ async def test_who_holds_a_stream_learns_that_it_was_deleted_elsewhere(tmp_path:
         assert (await delete(to_there)).step == 1
         ending = await old.ending()
         assert (ending.code, ending.reason) == (grpc.StatusCode.NOT_FOUND, "STREAM_NOT_FOUND")
-        assert here.keeper._metrics.state_lost == 0
+        assert here.stream_service._metrics.state_lost == 0
         await step(await opened_at(to_there, 1), 1)
 
 
@@ -263,8 +263,8 @@ async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, h
                 raise StoreUnavailable("test", "is broken")
             await asyncio.Event().wait()
 
-        for operation in ("plant", "save"):
-            if hasattr(there.keeper._store, operation):
+        for operation in ("create", "save"):
+            if hasattr(there.stream_service._store, operation):
                 before(there, operation, fail)
         asking = asyncio.ensure_future(unary(to_there, method, request))
         if what == "fails":
@@ -394,7 +394,7 @@ async def test_a_sleeping_stream_that_wakes_older_than_it_was_is_lost(
         else:
             answer = await old.block(handles, ROWS[20:21])
             assert [error.error.reason for error in answer.errors] == [pb.Error.REASON_STATE_LOST]
-        assert here.keeper._metrics.state_lost == 1
+        assert here.stream_service._metrics.state_lost == 1
 
 
 async def test_a_live_stream_that_redis_has_lost_is_stored_again(tmp_path: Path, forgetful: RedisServer) -> None:
@@ -409,7 +409,7 @@ async def test_a_live_stream_that_redis_has_lost_is_stored_again(tmp_path: Path,
             prediction = await step(old, number)
         assert prediction.durable_step == 8
         await step(await opened_at(to_there, 9), 9)
-        assert here.keeper._metrics.state_lost == 0
+        assert here.stream_service._metrics.state_lost == 0
 
 
 async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Path, forgetful: RedisServer) -> None:
@@ -420,15 +420,15 @@ async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Pa
             await step(old, number)
             if number == 10:
                 assert forgetful.command("SAVE") == b"+OK\r\n"
-        await eventually(lambda: bool(here.holdings.peers._run_of_store), "the first beat")
+        await eventually(lambda: bool(here.registry.peers._store_run_id), "the first beat")
         forgetful.kill()
         forgetful.start()
-        store = here.keeper._store
+        store = here.stream_service._store
         while True:
             with contextlib.suppress(StoreUnavailable):
                 record = await store.load(Key("default", "a"))
                 assert record is not None
-                if record.head.step == 20:
+                if record.metadata.step == 20:
                     break
             await asyncio.sleep(0.02)
         await step(await opened_at(to_there, 21), 21)
@@ -449,7 +449,7 @@ async def test_of_two_owners_after_a_loss_one_is_told_that_its_state_is_lost(
         await old.send(pb.PredictRequest(timestep=pb.Timestep(step=15, values=ROWS[14].tobytes())))
         ending = await old.ending()
         assert (ending.code, ending.reason) == (grpc.StatusCode.DATA_LOSS, "STATE_LOST")
-        assert here.keeper._metrics.state_lost == 1
+        assert here.stream_service._metrics.state_lost == 1
         await step(new, 2)
         await step(await opened_at(to_here, 3), 3)
 

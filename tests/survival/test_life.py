@@ -24,7 +24,7 @@ from serving.client import (
 )
 from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import Ask, checkpoint_rows
+from serving.core.streams import OpenOptions, checkpoint_rows
 from serving.store import MemoryStore, decode, encode
 from tests.fleet import Fleet, Site, rows_of
 from tests.support import (
@@ -104,14 +104,14 @@ async def test_a_half_closed_stream_that_cannot_be_stored_does_not_end_well(sum_
 async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_path: Path) -> None:
     """Whatever an answer says is durable, the store has at least that."""
     async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="5ms") as server:
-        store = server.keeper._store
+        store = server.stream_service._store
         async with Client(address_of(server)) as client, client.open("a") as stream, asyncio.timeout(PATIENCE):
             seen = 0
             for row in rows_of(0, 300):
                 prediction = await stream.step(row)
                 record = await store.load(Key("default", "a"))
                 assert record is not None
-                assert prediction.durable_step <= record.head.step
+                assert prediction.durable_step <= record.metadata.step
                 assert prediction.durable_step >= seen
                 seen = prediction.durable_step
             assert seen > 0
@@ -217,9 +217,9 @@ async def test_a_stream_is_not_opened_under_other_weights(tmp_path: Path) -> Non
 async def test_a_list_of_few_among_many_asks_the_store_once(sum_root: Path, tmp_path: Path) -> None:
     """A page of one expired stream, of which there is none among a thousand, is one look, not one for each of them."""
     async with run_server(sum_root, state=sqlite(tmp_path)) as server, Client(address_of(server)) as client:
-        store: Any = server.keeper._store
+        store: Any = server.stream_service._store
         model = server.repository.find("toy", "").spec.id
-        planted = [store.plant(Checkpoint(key(str(place)), 0, 1, model, 4, b""), 0) for place in range(1000)]
+        planted = [store.create(Checkpoint(key(str(place)), 0, 1, model, 4, b""), 0) for place in range(1000)]
         assert all(await asyncio.gather(*planted))
         scan, looks = store.scan, 0
 
@@ -354,7 +354,7 @@ class BrokenStore:
     """A server's store, which can be made to fail."""
 
     def __init__(self, server) -> None:
-        self._store = server.keeper._store
+        self._store = server.stream_service._store
         self._save = self._store.save
         self.broken = False
         self._store.save = self.save
@@ -377,13 +377,13 @@ async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> No
             store.broken = True
             for row, expected in zip(rows[1:30], truth[1:], strict=False):
                 assert same_bits(await stream.step(row), expected)
-            await eventually(lambda: server.keeper._metrics.checkpoints["failed"] > 0, "a failed checkpoint")
-            assert server.keeper.checkpointer.unsaved_seconds() > 0
+            await eventually(lambda: server.stream_service._metrics.checkpoints["failed"] > 0, "a failed checkpoint")
+            assert server.stream_service.checkpointer.unsaved_seconds() > 0
             store.broken = False
             for row, expected in zip(rows[30:], truth[30:], strict=True):
                 assert same_bits(await stream.step(row), expected)
-        assert (await server.keeper._store.load(Key("default", "a"))).head.step == 60
-        assert server.keeper.checkpointer.unsaved_seconds() == 0
+        assert (await server.stream_service._store.load(Key("default", "a"))).metadata.step == 60
+        assert server.stream_service.checkpointer.unsaved_seconds() == 0
 
 
 async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_p
 async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_root: Path) -> None:
     """The process remembers what it has stored of streams that it has no longer: a new open is told, once, and counted."""
     async with run_server(sum_root, checkpoint_every="10ms") as server, raw_channel(server) as channel:
-        store = server.keeper._store
+        store = server.stream_service._store
         assert isinstance(store, MemoryStore)
         for number in range(1, 21):
             call = RawCall(channel)
@@ -423,12 +423,12 @@ async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_
         newest = await store.load(key("a"))
         assert older is not None
         assert newest is not None
-        store._keep(replace(older, head=replace(older.head, epoch=newest.head.epoch)))
+        store._keep(replace(older, metadata=replace(older.metadata, epoch=newest.metadata.epoch)))
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         ending = await call.ending()
         assert (ending.reason, "kept at timestep 10, but 20" in ending.message) == ("STATE_LOST", True)
-        assert server.keeper._metrics.state_lost == 1
+        assert server.stream_service._metrics.state_lost == 1
         assert (await RawCall(channel).open("a")).next_step == 11
 
 
@@ -448,20 +448,20 @@ async def test_a_deleted_stream_that_begins_anew_is_not_lost(sum_root: Path) -> 
             await call.step(1)
             await call.call.done_writing()
             await call.ending()
-        assert server.keeper._metrics.state_lost == 0
+        assert server.stream_service._metrics.state_lost == 0
 
 
 async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Path, tmp_path: Path) -> None:
     """Opens, forks and imports side by side never let in more than the limit, and each beyond it is refused."""
     async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(PATIENCE):
-        keeper = server.keeper
-        lease = (await keeper.open(key("source"), "", "", Ask())).lease
-        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        record, _ = await server.administration.export(key("source"))
+        keeper = server.stream_service
+        lease = (await keeper.open(key("source"), "", "", OpenOptions())).lease
+        await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
+        record, _ = await server.admin_service.export(key("source"))
         begun = await asyncio.gather(
-            *(keeper.open(key(f"open-{place}"), "", "", Ask()) for place in range(20)),
-            *(server.administration.fork(key("source"), f"fork-{place}") for place in range(20)),
-            *(server.administration.import_("default", record, f"import-{place}") for place in range(20)),
+            *(keeper.open(key(f"open-{place}"), "", "", OpenOptions()) for place in range(20)),
+            *(server.admin_service.fork(key("source"), f"fork-{place}") for place in range(20)),
+            *(server.admin_service.import_("default", record, f"import-{place}") for place in range(20)),
             return_exceptions=True,
         )
         assert {type(each) for each in begun if isinstance(each, BaseException)} == {TooManyStreams}
@@ -568,32 +568,32 @@ async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Pa
     """It is invalid, and nothing of it is used."""
     address = state if state == "memory:" else f"sqlite://{tmp_path / 'x.db'}"
     async with run_server(write_model(tmp_path / "m", running_sum()), state=address) as server:
-        keeper = server.keeper
-        lease = (await keeper.open(key("a"), "", "", Ask())).lease
-        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        record, _ = await server.administration.export(key("a"))
+        keeper = server.stream_service
+        lease = (await keeper.open(key("a"), "", "", OpenOptions())).lease
+        await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
+        record, _ = await server.admin_service.export(key("a"))
         forged = encode(replace(decode(record, ""), step=step))
         with pytest.raises(InvalidField, match="checkpoint: "):
-            await server.administration.import_("default", forged, "b")
+            await server.admin_service.import_("default", forged, "b")
         assert await keeper._store.load(key("b")) is None
 
 
 async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_path: Path) -> None:
     """The checkpointer and an open both find that it was taken over: the open goes on, and the server lives."""
     async with run_server(write_model(tmp_path / "m", running_sum())) as server:
-        keeper, batcher = server.keeper, batcher_of(server)
-        lease = (await keeper.open(key("a"), "", "", Ask())).lease
-        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        other = (await keeper.open(key("b"), "", "", Ask())).lease
+        keeper, batcher = server.stream_service, batcher_of(server)
+        lease = (await keeper.open(key("a"), "", "", OpenOptions())).lease
+        await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
+        other = (await keeper.open(key("b"), "", "", OpenOptions())).lease
         gate = Gate(batcher)
-        running = keeper.line(other).submit(other, Timestep(0, pack(1)))
+        running = keeper.queue(other).submit(other, Timestep(0, pack(1)))
         await gate.entered()
         # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
         assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id, "")
         (checkpoint,) = checkpoint_rows([lease.stream])
-        fenced = asyncio.create_task(keeper.checkpointer._refused(lease.stream, checkpoint))
+        fenced = asyncio.create_task(keeper.checkpointer._handle_refused(lease.stream, checkpoint))
         await asyncio.sleep(0)
-        opening = asyncio.create_task(keeper.open(key("a"), "", "", Ask()))
+        opening = asyncio.create_task(keeper.open(key("a"), "", "", OpenOptions()))
         await asyncio.sleep(0.05)
         gate.open()
         await running

@@ -13,7 +13,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.spec import Checkpoint
 from serving.runtime.config import ServerConfig
-from serving.runtime.life import StopFailed
+from serving.runtime.lifecycle import StopFailed
 from serving.runtime.server import Server
 from tests.fleet import Site, rows_of
 from tests.support import PATIENCE, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
@@ -39,7 +39,7 @@ class Stoppable:
     async def start(self) -> None:
         """Serves."""
         await self.server.start()
-        store = self.server.keeper._store
+        store = self.server.stream_service._store
         save = store.save
 
         async def held_up(checkpoints: Sequence[Checkpoint]) -> list[bool]:
@@ -153,7 +153,7 @@ async def test_what_is_under_way_is_answered_and_stored_before_the_move(sum_root
         await call.send(timestep(7))
         await gate.entered()
         here.stop()
-        await eventually(lambda: here.server._native._stopping, "stopping")
+        await eventually(lambda: here.server._servicer._stopping, "stopping")
         gate.open()
         assert (await call.read()).prediction.step == 1
         assert (await call.read()).HasField("move")
@@ -194,7 +194,7 @@ async def test_a_stream_that_is_taken_over_while_its_server_stops_is_told_so(sum
 async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_root: Path, tmp_path: Path) -> None:
     """The store was stuck for long and is well again: nothing rests from that."""
     async with two_servers(sum_root, tmp_path, drain_after=5.0) as (here, one, other):
-        checkpointer = here.server.keeper.checkpointer
+        checkpointer = here.server.stream_service.checkpointer
         clock = checkpointer._clock
         call, sync = RawCall(one), RawCall(one)
         await call.open("a")
@@ -264,13 +264,13 @@ async def test_the_rows_of_a_sync_block_are_stored_together(sum_root: Path, tmp_
         call = RawBlocks(one)
         handles = (await call.open(*[f"s{number}" for number in range(STREAMS)], durability=pb.DURABILITY_SYNC)).handles
         saves = []
-        save = here.server.keeper._store.save
+        save = here.server.stream_service._store.save
 
         async def counted(checkpoints: Sequence[Checkpoint]) -> list[bool]:
             saves.append(len(checkpoints))
             return await save(checkpoints)
 
-        here.server.keeper._store.save = counted  # type: ignore[method-assign]
+        here.server.stream_service._store.save = counted  # type: ignore[method-assign]
         await call.block(handles, np.ones((STREAMS, 1)))
         assert saves == [STREAMS]
 
@@ -284,11 +284,11 @@ async def test_a_server_that_can_store_nothing_more_does_not_wait_for_it(sum_roo
         async def broken(_: Sequence[Checkpoint]) -> list[bool]:
             raise RuntimeError("a bug")
 
-        here.server.keeper._store.save = broken  # type: ignore[method-assign]
+        here.server.stream_service._store.save = broken  # type: ignore[method-assign]
         await call.step(1)
-        (stream,) = here.server.keeper._streams
+        (stream,) = here.server.stream_service._streams
         assert stream.lease is not None
-        here.server.keeper.store_soon(stream.lease)
+        here.server.stream_service.request_save(stream.lease)
         with pytest.raises(RuntimeError, match="checkpointer ended"):
             await here.server.wait()
         stopping = here.stop()

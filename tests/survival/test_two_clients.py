@@ -31,7 +31,20 @@ STEPS = 11
 # What ends a client's claim to the stream it had: it begins again as one that opens it for the first time.
 LOST = {"TAKEN_OVER", "STATE_LOST"}
 # What a server does with its store.
-OPERATIONS = ("load", "claim", "save", "restore", "mark", "ask", "forget", "scan", "expire", "beat", "notices", "count")
+OPERATIONS = (
+    "load",
+    "claim",
+    "save",
+    "restore",
+    "set_residency",
+    "request_save",
+    "delete",
+    "scan",
+    "expire",
+    "heartbeat",
+    "take_notices",
+    "count",
+)
 
 clients = st.integers(0, 1)
 places = st.integers(0, 1)
@@ -209,7 +222,7 @@ class TwoClients(RuleBasedStateMachine):
 
     async def _crash(self, place: int, dead: bool) -> None:
         server, _ = self.servers[place]
-        store: Any = server.keeper._store
+        store: Any = server.stream_service._store
         self.cut_off.append((store, {name: getattr(store, name) for name in OPERATIONS}))
         for name in OPERATIONS:
             setattr(store, name, _unreachable)

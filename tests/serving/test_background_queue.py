@@ -1,0 +1,147 @@
+"""Messages of a call that are done beside it: one at a time, in order, never lost in silence."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving.rpc import background_queue as queue_module
+from serving.rpc.background_queue import BackgroundQueue
+from serving.rpc.multi_stream_call import MultiStreamCall
+from serving.rpc.stream_quota import StreamQuota
+from tests.support import PATIENCE
+
+
+class Work:
+    """Notes what is begun and done; each piece waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.done: list[int] = []
+        self.failures: list[Exception] = []
+        self.permits = asyncio.Semaphore(0)
+        self.cleared = asyncio.Event()
+        self.cleared.set()
+        self.line: BackgroundQueue[int] = BackgroundQueue(self.do, self.failures.append)
+
+    async def do(self, number: int) -> None:
+        """One piece: fails when its number is 13; when cancelled it ends once it is `cleared`."""
+        self.begun.append(number)
+        try:
+            await self.permits.acquire()
+        except asyncio.CancelledError:
+            await self.cleared.wait()
+            raise
+        if number == 13:
+            raise ValueError(number)
+        self.done.append(number)
+
+
+async def turns() -> None:
+    """Lets tasks do all that they can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_one_is_done_after_the_other() -> None:
+    """In the order in which they came; the line is idle once all are done."""
+    work = Work()
+    assert work.line.idle
+    for number in range(3):
+        await work.line.put(number)
+    await turns()
+    assert (work.begun, work.line.idle) == ([0], False)
+    finishing = asyncio.create_task(work.line.join())
+    for _ in range(2):
+        work.permits.release()
+    await turns()
+    assert (work.begun, work.done, finishing.done()) == ([0, 1, 2], [0, 1], False)
+    work.permits.release()
+    async with asyncio.timeout(PATIENCE):
+        await finishing
+    assert work.line.idle
+
+
+async def test_who_brings_more_than_may_wait_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until one more has begun."""
+    monkeypatch.setattr(queue_module, "QUEUE_MAX", 2)
+    work = Work()
+    await work.line.put(0)
+    await turns()
+    for number in (1, 2):
+        await work.line.put(number)
+    putting = asyncio.create_task(work.line.put(3))
+    await turns()
+    assert not putting.done()
+    work.permits.release()
+    async with asyncio.timeout(PATIENCE):
+        await putting
+    assert work.begun == [0, 1]
+
+
+async def test_a_failure_is_told() -> None:
+    """And nothing is done after it."""
+    work = Work()
+    for number in (13, 14):
+        await work.line.put(number)
+    work.permits.release()
+    await turns()
+    assert [str(error) for error in work.failures] == ["13"]
+    assert work.begun == [13]
+
+
+async def test_what_is_broken_off_has_ended_before_anything_follows() -> None:
+    """Also when who waits for that is cancelled once more: a stream that is being opened must not join a call that is over."""
+    work = Work()
+    work.cleared.clear()
+    for number in range(2):
+        await work.line.put(number)
+    await turns()
+    work.line.cancel()
+    ending = asyncio.create_task(work.line.wait_stopped())
+    await turns()
+    ending.cancel()
+    await turns()
+    assert not ending.done()
+    work.cleared.set()
+    await asyncio.wait([ending], timeout=PATIENCE)
+    assert ending.cancelled()
+    assert (work.begun, work.done, work.failures) == ([0], [], [])
+
+
+async def test_a_line_that_never_began_has_ended() -> None:
+    """Most calls use none."""
+    work = Work()
+    work.line.cancel()
+    async with asyncio.timeout(PATIENCE):
+        await work.line.wait_stopped()
+
+
+async def test_an_answer_that_is_being_written_is_written_whole() -> None:
+    """Though who writes it is cancelled: a client that reads slowly gets it, and then what comes next."""
+    written: list[bytes] = []
+    reads = asyncio.Event()
+
+    class Context:
+        """A client that reads when told to."""
+
+        async def write(self, response: bytes) -> None:
+            """Waits for the client."""
+            await reads.wait()
+            written.append(response)
+
+    desk: Any = SimpleNamespace()
+    call = MultiStreamCall(desk, Context(), StreamQuota(8), 1024)
+    writing = asyncio.create_task(call._write_shielded(b"answer"))
+    await turns()
+    writing.cancel()
+    next_ = asyncio.create_task(call._write(b"next"))
+    await turns()
+    assert not writing.done()
+    reads.set()
+    async with asyncio.timeout(PATIENCE):
+        await next_
+    assert written == [b"answer", b"next"]
+    await asyncio.wait([writing], timeout=PATIENCE)
+    assert writing.cancelled()
