@@ -34,7 +34,7 @@ from typing import TypeVar
 import numpy as np
 
 from serving.core.block import Block, RowStatuses, run_blocks
-from serving.core.engine import BatchResult, Engine, RowStatus, refusal_error
+from serving.core.engine import BatchResult, Engine
 from serving.core.errors import (
     InvalidField,
     Overloaded,
@@ -54,8 +54,10 @@ from serving.runtime.queue_entries import (
     QueuedStep,
     fail,
     fail_all,
+    settle_refused,
     split_rows,
     stack_steps,
+    take_blocks,
     unexpected_error,
 )
 from serving.runtime.row_cost import LOOP_SECONDS_MAX, RowCost, measure_single_row
@@ -281,27 +283,11 @@ class Batcher:
         return self.batch_max if self.cost.needs_thread else min(self.batch_max, self.cost.rows_max)
 
     def _take_blocks(self, room: int) -> list[QueuedBlock]:
-        """Takes the block whose turn it is, and the blocks behind it whose remaining rows all fit into the same batch.
-
-        A call has its next turn after all others have had theirs.
-        """
+        """Takes the blocks of the next batch, which has room for so many rows; see `take_blocks`."""
         self._last_was_block = True
-        taken: list[QueuedBlock] = []
-        waiting: list[tuple[HandleTable, deque[QueuedBlock]]] = []
-        while room > 0 and self._blocks:
-            call, queue = next(iter(self._blocks.items()))
-            if taken and queue[0].block.rows_left > room:
-                break
-            del self._blocks[call]
-            entry = queue.popleft()
-            if queue:
-                waiting.append((call, queue))
-            if entry.future.done():
-                self.metrics.steps["abandoned"] += entry.block.rows_left
-            else:
-                room -= entry.block.rows_left
-                taken.append(entry)
-        self._blocks.update(waiting)
+        taken, abandoned = take_blocks(self._blocks, room)
+        if abandoned:
+            self.metrics.steps["abandoned"] += abandoned
         return taken
 
     def _queued_blocks(self) -> Iterator[QueuedBlock]:
@@ -416,7 +402,7 @@ class Batcher:
                 future.set_result(Prediction(steps[row], outputs))
         if result.statuses is not None:
             for row in np.flatnonzero(result.statuses).tolist():
-                self._settle_refused(entries[row], row, RowStatus(int(result.statuses[row])), result, x[row])
+                settle_refused(entries[row], row, result, x[row])
         self.metrics.missing_values += result.missing
         if result.statuses is None:
             self.metrics.steps["ok"] += len(entries)
@@ -450,18 +436,6 @@ class Batcher:
         crash_point("before-answer")
         if not entry.future.done():
             entry.future.set_result(prediction)
-
-    def _settle_refused(self, entry: QueuedStep, row: int, status: RowStatus, result: BatchResult, x: Floats) -> None:
-        """Answers a timestep that was not applied."""
-        stream, step = entry.lease.stream, int(result.steps[row])
-        if entry.future.done():
-            return
-        if status is RowStatus.DUPLICATE:
-            entry.future.set_result(Prediction(step, stream.slots.find_answer(stream.slot, step), duplicate=True))
-        elif status is RowStatus.FAILED:
-            fail(entry.future, result.failures[row])
-        else:
-            fail(entry.future, refusal_error(self.engine.model.spec, status, step, stream.step + 1, x))
 
     def _observe_batch(self, size: int, run_seconds: float) -> None:
         """Records the size and the duration of a batch."""

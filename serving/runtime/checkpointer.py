@@ -27,12 +27,13 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.core.errors import StoreBehind, StoreGone, StoreUnavailable
-from serving.core.slots import FREE_SLOT_STEP, Slots
+from serving.core.slots import Slots
 from serving.core.spec import Checkpoints, Ints
 from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
 from serving.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from serving.runtime.checkpoint_schedule import CheckpointSchedule, CpuMeter
 from serving.runtime.crash_points import crash_point
+from serving.runtime.idle_times import IdleTimes
 from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Repository, ServedModel
 from serving.store import Store
@@ -48,8 +49,6 @@ PARKED_AT_ONCE_MAX = 256
 # How many waiters are woken in one turn of the event loop. Each then answers its client, which takes a hundred
 # microseconds.
 WOKEN_AT_ONCE_MAX = 16
-# The step of a row whose idle time starts again: no row has it, used or free.
-NEVER = FREE_SLOT_STEP - 1
 # After a failure the store is tried again in so many seconds: it may be restarting.
 RETRY_SECONDS = 0.25
 
@@ -100,7 +99,7 @@ class Checkpointer:
         self._failing = False
         self.store_gone = False  # only a restart of the server helps
         self.listeners: list[Callable[[], None]] = []  # called after each checkpoint
-        self._idle_times = {served.spec.id: _IdleTimes(served.slots.capacity) for served in repository}
+        self._idle_times = {served.spec.id: IdleTimes(served.slots.capacity) for served in repository}
         metrics.unsaved_seconds = self.unsaved_seconds
 
     def __repr__(self) -> str:
@@ -444,23 +443,3 @@ class _Snapshot(NamedTuple):
     rows: Ints
     streams: Sequence[Stream]
     checkpoints: Checkpoints
-
-
-class _IdleTimes:
-    """How long each row of the slots has been at the same timestep."""
-
-    def __init__(self, capacity: int) -> None:
-        self._step = np.full(capacity, FREE_SLOT_STEP, np.int64)
-        self._since = np.full(capacity, np.inf)
-
-    def end(self, row: int) -> None:
-        """Starts the idle time of a row again: it belongs to another stream now, or to one that was woken."""
-        self._step[row] = NEVER
-
-    def rows(self, step: Ints, now: float, longer_than: float) -> list[int]:
-        """The rows that have been idle for longer than that."""
-        moved = step != self._step
-        self._step[moved] = step[moved]
-        self._since[moved] = now
-        silent: list[int] = np.flatnonzero((now - self._since > longer_than) & (step != FREE_SLOT_STEP)).tolist()
-        return silent

@@ -1,14 +1,16 @@
 """Entries of the batcher's queues: single timesteps, and blocks."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from serving.core.block import Block
-from serving.core.engine import RowStatus
+from serving.core.engine import BatchResult, RowStatus, refusal_error
 from serving.core.errors import ModelFailed, TidegateError
+from serving.core.handle_table import HandleTable
 from serving.core.spec import Array, Floats, Ints, Prediction, Timestep
 from serving.core.streams import Lease
 from serving.runtime.metrics import Outcome
@@ -48,6 +50,46 @@ class QueuedBlock:
         self.block = block
         self.future = future
         self.queued_at = queued_at
+
+
+def take_blocks(blocks: dict[HandleTable, deque[QueuedBlock]], room: int) -> tuple[list[QueuedBlock], int]:
+    """Takes the block whose turn it is, and the blocks behind it whose remaining rows all fit into the same batch.
+
+    A call has its next turn after all others have had theirs. Also returns how many rows nobody waits for any more; their
+    blocks are dropped.
+    """
+    taken: list[QueuedBlock] = []
+    waiting: list[tuple[HandleTable, deque[QueuedBlock]]] = []
+    abandoned = 0
+    while room > 0 and blocks:
+        call, queue = next(iter(blocks.items()))
+        if taken and queue[0].block.rows_left > room:
+            break
+        del blocks[call]
+        entry = queue.popleft()
+        if queue:
+            waiting.append((call, queue))
+        if entry.future.done():
+            abandoned += entry.block.rows_left
+        else:
+            room -= entry.block.rows_left
+            taken.append(entry)
+    blocks.update(waiting)
+    return taken, abandoned
+
+
+def settle_refused(entry: QueuedStep, row: int, result: BatchResult, x: Floats) -> None:
+    """Answers a timestep that was not applied. Its values are x (features,)."""
+    assert result.statuses is not None
+    stream, step, status = entry.lease.stream, int(result.steps[row]), RowStatus(int(result.statuses[row]))
+    if entry.future.done():
+        return
+    if status is RowStatus.DUPLICATE:
+        entry.future.set_result(Prediction(step, stream.slots.find_answer(stream.slot, step), duplicate=True))
+    elif status is RowStatus.FAILED:
+        fail(entry.future, result.failures[row])
+    else:
+        fail(entry.future, refusal_error(stream.slots.spec, status, step, stream.step + 1, x))
 
 
 def stack_steps(entries: Sequence[QueuedStep]) -> tuple[Ints, Ints, Floats]:

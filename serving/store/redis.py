@@ -38,6 +38,20 @@ from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import decode_record, encode, encode_all
 from serving.store.parameters import columns
+from serving.store.redis_keys import (
+    AGES,
+    DELETED,
+    HIGHEST_EPOCH,
+    NOTICES,
+    PREFIX,
+    STREAM,
+    TOMBSTONES,
+    ids_key,
+    key_of_member,
+    member_of,
+    stream_key,
+    writer_key,
+)
 from serving.store.redis_scripts import ASK, BEGIN, CLAIM, EXPIRE, FIELDS, FORGET, MARK, PLANT, SAVE, SCAN
 from serving.store.store import (
     DEAD_SECONDS,
@@ -68,14 +82,6 @@ ROWS = 256
 EXPIRE_ROWS = 1000
 SCAN_ROWS = 1000
 DEAD_MS = round(DEAD_SECONDS * 1000)
-
-_PREFIX = "tidegate"
-_STREAM = f"{_PREFIX}:stream:"
-_AGES = f"{_PREFIX}:ages"
-_TOMBSTONES = f"{_PREFIX}:tombstones"
-_DELETED = f"{_PREFIX}:deleted"
-_NOTICES = f"{_PREFIX}:notices"
-_HIGHEST = f"{_PREFIX}:highest-epoch"  # of streams that are gone without a tombstone
 
 
 class RedisStore:
@@ -145,11 +151,11 @@ class RedisStore:
 
     async def load(self, key: Key) -> Record | None:
         """The record of a stream."""
-        return await self._record(key, await self._call(self._redis.hmget(_stream(key), [*FIELDS, "record"])))
+        return await self._record(key, await self._call(self._redis.hmget(stream_key(key), [*FIELDS, "record"])))
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
         """Claims a stream if its epoch is still `seen_epoch`, and returns its record; else returns None."""
-        alive = (_writer_key(self._writer), DEAD_MS)
+        alive = (writer_key(self._writer), DEAD_MS)
         return await self._record(key, await self._one(CLAIM, key, seen_epoch, *model, owner, *alive))
 
     async def create(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
@@ -172,11 +178,11 @@ class RedisStore:
             chunk = checkpoints[start : start + ROWS]
             keys, epochs, steps, sizes = columns(chunk)
             records = encode_all(chunk)
-            members, lasts = map(_member, keys), map(add, records.begins, records.sizes)
+            members, lasts = map(member_of, keys), map(add, records.begins, records.sizes)
             firsts = (head_arguments + 1 for head_arguments in records.begins)  # Lua counts from 1
             rows = zip(members, map(str, epochs), map(str, steps), sizes, firsts, lasts, strict=True)
-            head_arguments = (self._writer, now, now // 1000, _STREAM)
-            calls.append(((_AGES,), (*head_arguments, json.dumps([*rows]), memoryview(records.content))))
+            head_arguments = (self._writer, now, now // 1000, STREAM)
+            calls.append(((AGES,), (*head_arguments, json.dumps([*rows]), memoryview(records.content))))
             await asyncio.sleep(0)  # to encode the streams of a script takes half a millisecond
         answers = await self._scripts(SAVE, calls)
         return [kept == ord("1") for answer in answers for kept in answer]
@@ -189,7 +195,7 @@ class RedisStore:
             arguments: list[Any] = [self._writer]
             for _, epoch, residency, save_answers in chunk:
                 arguments += (epoch, int(residency), save_answers)
-            calls.append(([_stream(update.key) for update in chunk], arguments))
+            calls.append(([stream_key(update.key) for update in chunk], arguments))
         await self._scripts(MARK, calls)
 
     async def request_save(self, key: Key, epoch: int) -> int | None:
@@ -209,9 +215,9 @@ class RedisStore:
         least = b"(" + last if last >= first else b"[" + first
         # UTF-8 has no byte 255. So the prefix with its last byte incremented comes after all ids with the prefix.
         greatest = b"(" + first[:-1] + bytes([first[-1] + 1]) if first else b"+"
-        beginning = _stream(Key(tenant, ""))
-        arguments = (least, greatest, limit, SCAN_ROWS, beginning, _writer_key(""), wanted.value, self._writer)
-        found_json, next_id = await self._script(SCAN, (_ids(tenant),), arguments)
+        beginning = stream_key(Key(tenant, ""))
+        arguments = (least, greatest, limit, SCAN_ROWS, beginning, writer_key(""), wanted.value, self._writer)
+        found_json, next_id = await self._script(SCAN, (ids_key(tenant),), arguments)
         found = [
             self._metadata(Key(tenant, stream_id), values[:-1], alive=bool(values[-1]))
             for stream_id, *values in json.loads(found_json)
@@ -227,21 +233,21 @@ class RedisStore:
             purge_before_unix_nano // 1000,
             purge_deleted_before_unix_nano // 1000,
             EXPIRE_ROWS,
-            _ids(""),
-            _STREAM,
-            _writer_key(""),
+            ids_key(""),
+            STREAM,
+            writer_key(""),
             self._writer,
             self._clock() // 1000,
         )
-        return int(await self._script(EXPIRE, (_AGES, _TOMBSTONES, _DELETED, _HIGHEST), arguments))
+        return int(await self._script(EXPIRE, (AGES, TOMBSTONES, DELETED, HIGHEST_EPOCH), arguments))
 
     async def count(self) -> int:
         """The number of streams without tombstones."""
-        return int(await self._call(self._redis.zcard(_AGES)))
+        return int(await self._call(self._redis.zcard(AGES)))
 
     async def newest_unix_nano(self) -> int:
         """When a stream without a tombstone was last updated, to the microsecond."""
-        newest = await self._call(self._redis.zrange(_AGES, -1, -1, withscores=True))
+        newest = await self._call(self._redis.zrange(AGES, -1, -1, withscores=True))
         return int(newest[0][1]) * 1000 if newest else 0
 
     def cpu_seconds(self) -> float:
@@ -250,27 +256,27 @@ class RedisStore:
 
     async def heartbeat(self) -> str:
         """Announces that this writer is alive. Returns the run id of the server."""
-        await self._call(self._redis.set(_writer_key(self._writer), 1, px=DEAD_MS))
+        await self._call(self._redis.set(writer_key(self._writer), 1, px=DEAD_MS))
         server = await self._call(self._redis.info("server"))
         return str(server.get("run_id", ""))
 
     async def take_notices(self) -> list[Key]:
         """The streams of notices since the last call."""
-        found: Any = await self._call(self._redis.xrange(_NOTICES, f"({self._noticed}"))
+        found: Any = await self._call(self._redis.xrange(NOTICES, f"({self._noticed}"))
         if found:
             self._noticed = found[-1][0].decode()
-        return list(dict.fromkeys(_key(fields[b"member"].decode()) for _, fields in found))
+        return list(dict.fromkeys(key_of_member(fields[b"member"].decode()) for _, fields in found))
 
     async def close(self) -> None:
         """Announces that this writer has stopped, and closes the connections."""
         with suppress(StoreUnavailable):  # else the writer soon counts as dead
-            await self._call(self._redis.delete(_writer_key(self._writer)))
+            await self._call(self._redis.delete(writer_key(self._writer)))
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 
     async def _check_server(self) -> None:
         """Checks that the server can be used, and warns of dangerous settings."""
-        format_key = f"{_PREFIX}:format"
+        format_key = f"{PREFIX}:format"
         kept = await self._call(self._redis.set(format_key, FORMAT, nx=True, get=True))
         if kept in OLDER_FORMATS:
             await self._call(self._redis.set(format_key, FORMAT))
@@ -278,7 +284,7 @@ class RedisStore:
             raise StoreUnavailable(
                 self._name, f"its format {kept!r} is not {FORMAT}, the one that this server knows; update the server"
             )
-        newest: Any = await self._call(self._redis.xrevrange(_NOTICES, count=1))
+        newest: Any = await self._call(self._redis.xrevrange(NOTICES, count=1))
         self._noticed = newest[0][0].decode() if newest else "0-0"
         persistence = await self._call(self._redis.info("persistence"))
         memory = await self._call(self._redis.info("memory"))
@@ -294,8 +300,8 @@ class RedisStore:
     async def _one(self, script: str, key: Key, *arguments: Any) -> Any:
         """Runs a script on one stream."""
         now = self._clock()
-        keys = (_stream(key), _AGES, _TOMBSTONES, _DELETED, _ids(key.tenant), _NOTICES, _HIGHEST)
-        head_arguments = (_member(key), key.stream_id, self._writer, now, now // 1000)
+        keys = (stream_key(key), AGES, TOMBSTONES, DELETED, ids_key(key.tenant), NOTICES, HIGHEST_EPOCH)
+        head_arguments = (member_of(key), key.stream_id, self._writer, now, now // 1000)
         return await self._script(BEGIN + script, keys, (*head_arguments, *arguments))
 
     async def _record(self, key: Key, found: Sequence[Any] | None) -> Record | None:
@@ -306,7 +312,7 @@ class RedisStore:
         values = [value and value.decode() for value in fields]
         writer, residency = values[9:11]
         alive = residency not in (None, "0") and (
-            writer == str(self._writer) or bool(await self._call(self._redis.exists(_writer_key(writer))))
+            writer == str(self._writer) or bool(await self._call(self._redis.exists(writer_key(writer))))
         )
         return decode_record(
             self._metadata(key, values, alive=alive), record, f"{self._name}: stream '{key.stream_id}'"
@@ -416,33 +422,6 @@ def _survives(appended: bool, fsync: str | None) -> str:
     # With everysec redis usually writes before it answers, but not while an older fsync is running: up to two seconds.
     lost = {"everysec": "two seconds", "no": "thirty seconds"}.get(fsync or "", "seconds or more")
     return f"a killed process and an orderly restart of redis; a power loss takes the last {lost}"
-
-
-def _member(key: Key) -> str:
-    """The member of sorted sets for a stream. The length marks the end of the tenant."""
-    return f"{len(key.tenant.encode())}:{key.tenant}:{key.stream_id}"
-
-
-def _stream(key: Key) -> str:
-    """The key of the hash of a stream."""
-    return _STREAM + _member(key)
-
-
-def _ids(tenant: str) -> str:
-    """The sorted set of a tenant's stream ids. All have score 0, so they are in the order of their bytes."""
-    return f"{_PREFIX}:ids:{tenant}"
-
-
-def _key(member: str) -> Key:
-    """The stream of a member of sorted sets."""
-    length, _, rest = member.partition(":")
-    tenant = rest.encode()[: int(length)].decode()
-    return Key(tenant, rest[len(tenant) + 1 :])
-
-
-def _writer_key(writer: int | str) -> str:
-    """The key that exists for as long as a writer is alive."""
-    return f"{_PREFIX}:writer:{writer}"
 
 
 @cache  # one entry for each script

@@ -1,4 +1,4 @@
-"""Messages of a call that are done beside it: one at a time, in order, never lost in silence."""
+"""Messages of a call that are handled in the background: one at a time, in order, and never lost without an error."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from tests.support import PATIENCE
 
 
 class Work:
-    """Notes what is begun and done; each piece waits until it is let go."""
+    """Records which messages have started and ended; each waits until it is released."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -26,7 +26,7 @@ class Work:
         self.line: BackgroundQueue[int] = BackgroundQueue(self.do, self.failures.append)
 
     async def do(self, number: int) -> None:
-        """One piece: fails when its number is 13; when cancelled it ends once it is `cleared`."""
+        """Handles one message: fails for number 13; when cancelled, ends only once `cleared` is set."""
         self.begun.append(number)
         try:
             await self.permits.acquire()
@@ -39,13 +39,13 @@ class Work:
 
 
 async def turns() -> None:
-    """Lets tasks do all that they can."""
+    """Lets all tasks run as far as they can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 async def test_one_is_done_after_the_other() -> None:
-    """In the order in which they came; the line is idle once all are done."""
+    """Messages are handled in order, and the queue is idle when all are done."""
     work = Work()
     assert work.line.idle
     for number in range(3):
@@ -64,7 +64,7 @@ async def test_one_is_done_after_the_other() -> None:
 
 
 async def test_who_brings_more_than_may_wait_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until one more has begun."""
+    """`put` waits until another message has started."""
     monkeypatch.setattr(queue_module, "QUEUE_MAX", 2)
     work = Work()
     await work.line.put(0)
@@ -81,7 +81,7 @@ async def test_who_brings_more_than_may_wait_waits(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_failure_is_told() -> None:
-    """And nothing is done after it."""
+    """After a failure no message is handled."""
     work = Work()
     for number in (13, 14):
         await work.line.put(number)
@@ -92,7 +92,7 @@ async def test_a_failure_is_told() -> None:
 
 
 async def test_what_is_broken_off_has_ended_before_anything_follows() -> None:
-    """Also when who waits for that is cancelled once more: a stream that is being opened must not join a call that is over."""
+    """Also when the waiting task is cancelled again: a stream that is being opened must not join a call that is over."""
     work = Work()
     work.cleared.clear()
     for number in range(2):
@@ -111,7 +111,7 @@ async def test_what_is_broken_off_has_ended_before_anything_follows() -> None:
 
 
 async def test_a_line_that_never_began_has_ended() -> None:
-    """Most calls use none."""
+    """Most calls need no task."""
     work = Work()
     work.line.cancel()
     async with asyncio.timeout(PATIENCE):
@@ -119,7 +119,7 @@ async def test_a_line_that_never_began_has_ended() -> None:
 
 
 async def test_an_answer_that_is_being_written_is_written_whole() -> None:
-    """Though who writes it is cancelled: a client that reads slowly gets it, and then what comes next."""
+    """An answer is completed although its writer is cancelled: a slow client gets it, and then what follows."""
     written: list[bytes] = []
     reads = asyncio.Event()
 

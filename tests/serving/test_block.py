@@ -1,4 +1,4 @@
-"""A block through the engine, without a server: the same as its timesteps one at a time."""
+"""A block in the engine, without a server: the results are those of its timesteps one at a time."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class Side:
 
 
 def content(side: Side) -> bytes:
-    """All that the streams are made of."""
+    """The complete content of the streams."""
     slots = side.engine.slots
     rows = np.arange(STREAMS)
     return slots.pack(rows).tobytes() + slots.step[rows].tobytes()
@@ -50,8 +50,8 @@ def content(side: Side) -> bytes:
 BAD = {"infinite": np.inf, "missing": np.nan, "good": 0.5}
 rows = st.lists(
     st.tuples(
-        st.integers(1, STREAMS),  # whose
-        st.integers(-3, 2),  # how far from the number that would be right; -3 stands for none given
+        st.integers(1, STREAMS),  # the stream
+        st.integers(-3, 2),  # the distance from the right number; -3 means no number
         st.sampled_from(["good"] * 6 + ["infinite", "missing"]),
         st.floats(-2, 2, width=32),
     ),
@@ -65,7 +65,7 @@ rows = st.lists(
 def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     rows: list[tuple[int, int, str, float]], piece_max: int, *, handles_missing: bool
 ) -> None:
-    """Repeats, gaps, bad rows, catching up: equal bits, equal verdicts, equal histories."""
+    """Duplicates, gaps, bad rows, catching up: equal bits, equal statuses, equal histories."""
     graph = lstm() if handles_missing else picky()
     singly, run_concurrently = Side(graph), Side(graph)
     features = len(singly.engine.model.spec.features)
@@ -87,14 +87,14 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
         for row in range(len(rows))
     ]
     assert [(verdict, step) for verdict, step, _ in got] == [(verdict, step) for verdict, step, _ in expected]
-    # An answer that is out of the ring when its turn comes in one may not be so in the other: there are no others.
+    # An answer may have left the ring in one of the two orders only. There are no other differences.
     assert got == expected
     assert content(run_concurrently) == content(singly)
     assert all(str(block.refusal_error(row)) for row in np.flatnonzero(block.statuses > RowStatus.DUPLICATE).tolist())
 
 
 def told(block: Block) -> tuple[object, ...]:
-    """All that a call is told of a block."""
+    """Everything that a call learns about a block."""
     refused = [row for row, verdict in enumerate(block.statuses.tolist()) if verdict > RowStatus.DUPLICATE]
     why = [str(block.refusal_error(row)) for row in refused if block.statuses[row] != RowStatus.NOT_HELD]
     outputs = [part.tobytes() for part in block.outputs]
@@ -102,7 +102,7 @@ def told(block: Block) -> tuple[object, ...]:
 
 
 def call_of(side: Side, number: int) -> HandleTable:
-    """One of two calls: it holds the streams with even or with odd handles, and has held the others."""
+    """One of two calls: it holds the streams with even or with odd handles, and has held the others before."""
     held = HandleTable()
     for lease in side.leases:
         handle = held.add(lease)
@@ -127,7 +127,7 @@ def blocks_of(side: Side, stories: tuple[list[tuple[int, int, str, float]], ...]
 def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     stories: tuple[list[tuple[int, int, str, float]], ...], rows_max: int, *, handles_missing: bool
 ) -> None:
-    """Whatever is wrong with whose rows: equal bits, equal verdicts, equal counts of what is missing."""
+    """With any errors in any rows: equal bits, equal statuses, equal counts of missing values."""
     graph = lstm() if handles_missing else picky()
     apart, run_concurrently = Side(graph), Side(graph)
     alone, both = blocks_of(apart, stories), blocks_of(run_concurrently, stories)
@@ -142,7 +142,7 @@ def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
 
 
 def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason() -> None:
-    """A row of another call, with its values, is nobody's business."""
+    """No call learns about the rows of another."""
     side = Side(picky())
     odd, even = (
         Block(call_of(side, number).select(np.array(handles)), np.zeros(2, np.int64), np.array(x, np.float32))
@@ -159,7 +159,7 @@ def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason()
 
 
 def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
-    """Catching up: the sums grow row by row, whoever stands between."""
+    """Catching up: the sums grow row by row, whatever rows are in between."""
     side = Side(running_sum())
     block = side.block([1, 2, 1, 1, 2], [0, 0, 0, 0, 0], [[1], [10], [2], [3], [20]])
     assert block.steps.tolist() == [1, 1, 2, 3, 2]
@@ -167,7 +167,7 @@ def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
 
 
 def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
-    """So each piece is a batch like any other."""
+    """So each chunk is a batch like any other."""
     side = Side(running_sum())
     block = Block(side.held.select(np.array([1, 2, 3, 4, 1, 1])), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
     sizes = []
@@ -179,7 +179,7 @@ def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
 
 
 def test_a_row_whose_stream_is_no_longer_held_leaves_the_others_alone() -> None:
-    """Taken over between two blocks: that row is not run under the new owner's feet."""
+    """When a stream is taken over between two blocks, its row does not run for the new owner."""
     side = Side(running_sum())
     side.streams.take_over(side.leases[1].stream, 2)
     block = side.block([1, 2, 3], [1, 1, 1], [[1], [1], [1]])
@@ -188,7 +188,7 @@ def test_a_row_whose_stream_is_no_longer_held_leaves_the_others_alone() -> None:
 
 
 def test_a_row_of_a_slot_that_another_stream_has_taken_is_not_run() -> None:
-    """The row number alone says nothing: a parked stream's row may be another's by now."""
+    """The slot alone proves nothing: the slot of a parked stream may belong to another stream."""
     side = Side(running_sum())
     stream = side.leases[0].stream
     row = stream.slot
@@ -212,7 +212,7 @@ def test_a_stream_that_woke_in_another_row_is_found_there() -> None:
 
 
 def test_an_unknown_handle_refuses_the_block() -> None:
-    """Nobody knows whose row it is."""
+    """The stream of the row is unknown."""
     side = Side(running_sum())
     for wrong in (0, STREAMS + 1):
         with pytest.raises(InvalidField, match=f"handles: got {wrong}, expected 1 to {STREAMS}"):

@@ -1,4 +1,4 @@
-"""When state is stored next, and what storing costs."""
+"""When the next checkpoint starts, and the cost of one."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ PACE = CheckpointSchedule(interval_s=0.2, park_after_s=60.0, ready_lag_s=5.0, la
 
 
 def test_a_quick_round_is_followed_by_the_next_when_it_is_due() -> None:
-    """`every_s` counts from the beginning of a round to that of the next."""
+    """`interval_s` is the time from the start of a checkpoint to the start of the next."""
     assert PACE.pause_s(took_s=0.05, used_s=0.01, unsaved_s=0.05) == pytest.approx(0.15)
 
 
@@ -20,29 +20,29 @@ def test_a_round_with_much_to_do_earns_a_longer_rest() -> None:
 
 
 def test_waiting_for_the_disk_earns_no_rest() -> None:
-    """A commit that took 3 s without work is followed by the next at once."""
+    """After a commit that took 3 s without using the processor, the next one follows at once."""
     assert PACE.pause_s(took_s=3.0, used_s=0.0, unsaved_s=3.0) == 0.0
 
 
 def test_after_a_long_stall_there_is_no_rest_whatever_it_cost() -> None:
-    """The oldest change has waited for longer than the server can be ready with."""
+    """The oldest change has waited for longer than a ready server allows."""
     assert PACE.pause_s(took_s=9.0, used_s=1.0, unsaved_s=9.0) == 0.0
 
 
 @pytest.mark.parametrize("used_s", [0.1, 0.5, 1.0, 1.3])
 def test_rounds_of_many_streams_leave_the_server_ready(used_s: float) -> None:
-    """When the next round takes twice what the last one used, the oldest change is stored before it makes the server not ready."""
+    """Even if the next checkpoint takes twice the time of the last, the oldest change is stored before the server is not ready."""
     rest_s = PACE.pause_s(took_s=used_s, used_s=used_s, unsaved_s=used_s)
     assert PACE.ready(used_s + rest_s + NEXT_ROUND_FACTOR * used_s - 1e-9)
 
 
 def test_a_round_that_takes_all_the_time_there_is_has_no_negative_rest() -> None:
-    """The next one begins at once."""
+    """The next one starts at once."""
     assert PACE.pause_s(took_s=4.0, used_s=4.0, unsaved_s=4.0) == 0.0
 
 
 def test_a_store_is_not_behind_while_it_is_not_asked() -> None:
-    """Who has state stored every minute is not told every minute that the store is behind."""
+    """With an interval of a minute, the store does not count as lagging every minute."""
     rare = CheckpointSchedule(interval_s=60.0, park_after_s=60.0, ready_lag_s=5.0, lag_max_s=30.0)
     assert rare.pause_s(took_s=0.0, used_s=0.0, unsaved_s=0.0) == 60.0
     assert rare.ready(61.0)
@@ -52,7 +52,7 @@ def test_a_store_is_not_behind_while_it_is_not_asked() -> None:
 
 
 class Hand:
-    """A clock that is set by hand."""
+    """A manual clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -63,7 +63,7 @@ class Hand:
 
 
 async def test_work_is_what_is_done_between_waits() -> None:
-    """What others do meanwhile, and how long a wait lasts, is not in it; the result comes through."""
+    """The work of other tasks and the length of waits do not count. The result is returned."""
     clock, go_on = Hand(), asyncio.Event()
 
     async def job() -> str:
@@ -108,7 +108,7 @@ async def test_work_that_is_cancelled_ends() -> None:
 
 
 async def test_what_work_raises_comes_through() -> None:
-    """Also when it had waited."""
+    """Also after it has waited."""
 
     async def job() -> None:
         await asyncio.sleep(0)

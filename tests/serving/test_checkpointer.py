@@ -1,4 +1,4 @@
-"""The checkpointer, with a store that waits on request and a clock that is set by hand."""
+"""The checkpointer, with a store that waits on request and a manual clock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -21,11 +21,11 @@ from serving.store import MemoryStore
 from tests.loop_latency import measure_loop
 from tests.support import PATIENCE, eventually, key
 
-# As many as a server holds by default: what takes a few microseconds for each of them is a pause that everybody feels.
+# As many as a server holds by default: a few microseconds for each would be a noticeable pause.
 MANY = 16_384
-# Of all that a piece of work takes, what one turn of the loop may: work that is not cut takes all of it in one.
+# The largest part of the work that one turn of the loop may do: work that is not split does all of it in one turn.
 TURN_PART = 0.25
-# A thousand streams take one, beside some that count what is asked of the store; ten thousand at once would take ten.
+# One operation for a thousand streams, plus some for counting. Without batching, ten thousand streams would take ten.
 TURN_SECONDS = 0.006
 
 
@@ -34,13 +34,13 @@ class PausedStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.saves: list[list[str]] = []  # the streams of each save, from when it was asked for
+        self.saves: list[list[str]] = []  # the streams of each save, in order of the calls
         self.broken = False
         self._permits = asyncio.Semaphore(0)
         self._paused = False
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        """Waits, then keeps what may be kept."""
+        """Waits, then saves what the fence allows."""
         keys = checkpoints.keys if isinstance(checkpoints, Checkpoints) else [each.key for each in checkpoints]
         self.saves.append([each.stream_id for each in keys])
         if self._paused:
@@ -50,25 +50,25 @@ class PausedStore(MemoryStore):
         return await super().save(checkpoints)
 
     def pause(self) -> None:
-        """From now on a save waits."""
+        """Makes saves wait from now on."""
         self._paused = True
 
     def let_one(self) -> None:
-        """Lets one save go on."""
+        """Lets one save continue."""
         self._permits.release()
 
     def go_on(self) -> None:
-        """Lets all go on, also later ones."""
+        """Lets all saves continue."""
         self._paused = False
         self._permits.release()
 
     async def asked(self, saves: int) -> None:
-        """Waits until so many saves were asked for."""
+        """Waits until there were so many saves."""
         await eventually(lambda: len(self.saves) >= saves, f"save {saves}")
 
 
 class Workshop:
-    """A checkpointer on one model, without a server around it."""
+    """A checkpointer for one model, without a server."""
 
     def __init__(self, root: Path, capacity: int, pace: CheckpointSchedule) -> None:
         metrics = Metrics({})
@@ -90,11 +90,11 @@ class Workshop:
         )
 
     async def _refused(self, stream: Stream) -> None:
-        """Another has the stream."""
+        """Another call takes the stream over."""
         self.streams.drop(stream, TakenOver(stream.key.stream_id, stream.epoch + 1))
 
     async def begin(self, count: int) -> list[Lease]:
-        """New streams, each of which a call has open."""
+        """New streams, each open on a call."""
         leases = []
         for number in range(count):
             name = key(f"s{number}")
@@ -104,11 +104,11 @@ class Workshop:
         return leases
 
     def step(self, *leases: Lease) -> None:
-        """Each has one timestep more."""
+        """Applies one more timestep to each."""
         self.slots.step[np.array([lease.stream.slot for lease in leases])] += 1
 
     def leave(self, *leases: Lease) -> None:
-        """Their calls have gone."""
+        """Ends their calls."""
         for lease in leases:
             self.streams.release(lease)
             self.checkpointer.park_soon(lease.stream)
@@ -119,7 +119,7 @@ Open = Callable[..., Workshop]
 
 @pytest.fixture
 def workshop(sum_root: Path) -> Open:
-    """Makes a workshop where state is stored every hour, unless it is asked for."""
+    """Makes a workshop with a checkpoint every hour, unless a save is requested."""
 
     def make(capacity: int = 8, **pace: float) -> Workshop:
         times = {"interval_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
@@ -130,7 +130,7 @@ def workshop(sum_root: Path) -> Open:
 
 @asynccontextmanager
 async def running(shop: Workshop) -> AsyncIterator[None]:
-    """Its checkpointer runs, and rests after its first round."""
+    """Its checkpointer runs, and pauses after its first checkpoint."""
     task = asyncio.create_task(shop.checkpointer.run())
     try:
         async with asyncio.timeout(2 * PATIENCE):
@@ -143,7 +143,7 @@ async def running(shop: Workshop) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
-    """Its checkpointer has just had a commit that took ten minutes, and rests."""
+    """Its checkpointer has just had a commit of ten minutes, and pauses."""
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
@@ -154,11 +154,11 @@ async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
         yield
 
 
-# The pace.
+# The schedule.
 
 
 async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(workshop: Open) -> None:
-    """A disk that is well again is used again: waiting for it was no work to rest from."""
+    """A disk that works again is used at once: waiting for it is not work that needs a pause."""
     shop = workshop(interval_s=0.2)
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -174,7 +174,7 @@ async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(worksho
 
 @pytest.mark.parametrize("how", ["durable", "settled", "flush", "leave"])
 async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Open, how: str) -> None:
-    """A `SYNC` stream, one that another server asks for, a server that stops and a stream without a call are stored at once."""
+    """A save is immediate for a `SYNC` stream, for another server's request, for a server that stops, and for a stream without a call."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with stalled(shop, lease):
@@ -193,7 +193,7 @@ async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Ope
 
 
 async def test_who_waits_has_only_its_own_stream_stored(workshop: Open) -> None:
-    """One `SYNC` stream does not have thousands of others stored with each of its timesteps."""
+    """One `SYNC` stream does not make thousands of others be saved with each of its timesteps."""
     shop = workshop()
     leases = await shop.begin(8)
     async with running(shop):
@@ -204,7 +204,7 @@ async def test_who_waits_has_only_its_own_stream_stored(workshop: Open) -> None:
 
 
 async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
-    """What is wanted in the midst of a round is stored before the rest of it."""
+    """A save that is requested during a checkpoint comes before the rest of the checkpoint."""
     shop = workshop(capacity=3 * ROWS_A_COMMIT_MAX)
     leases = await shop.begin(3 * ROWS_A_COMMIT_MAX)
     shop.step(*leases)
@@ -222,7 +222,7 @@ async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
 
 
 async def test_a_round_stores_nothing_twice(workshop: Open) -> None:
-    """A stream that was stored because somebody waited is not stored again when its turn comes."""
+    """A stream that was saved on request is not saved again in the same checkpoint."""
     shop = workshop(capacity=2 * ROWS_A_COMMIT_MAX)
     leases = await shop.begin(2 * ROWS_A_COMMIT_MAX)
     shop.step(*leases)
@@ -236,7 +236,7 @@ async def test_a_round_stores_nothing_twice(workshop: Open) -> None:
 
 
 async def test_a_store_that_failed_is_asked_again_soon(workshop: Open) -> None:
-    """However rarely state is stored."""
+    """However long the interval is."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with running(shop):
@@ -268,7 +268,7 @@ async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(workshop: Open)
 
 
 async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -> None:
-    """The store keeps nothing under the old epoch, and the call is told so."""
+    """The store saves nothing under the old epoch, and the call gets the reason."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with running(shop):
@@ -279,7 +279,7 @@ async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -
 
 
 async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended(workshop: Open) -> None:
-    """Another call has it, and the one that waits need not hold out until the store is well."""
+    """Another call has it, and the one that waits need not wait until the store works."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -294,7 +294,7 @@ async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended
 
 
 async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(workshop: Open) -> None:
-    """Past the bound for new timesteps an answer is not held any longer."""
+    """Beyond the largest lag, callers do not wait any longer."""
     shop = workshop(interval_s=0.2)
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -309,11 +309,11 @@ async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(work
         assert shop.served.batcher.refuse_with is not None
 
 
-# What happens between the copy and the note that it is stored.
+# Events between the copy and the recording of the save.
 
 
 async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_new_epoch(workshop: Open) -> None:
-    """The old epoch is refused, which harms nobody: the new call has the stream, and the next round stores it."""
+    """The old epoch is refused, which is harmless: the new call has the stream, and the next checkpoint stores it."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -332,7 +332,7 @@ async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_
 
 
 async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alone(workshop: Open) -> None:
-    """Those that share the commit with it are stored."""
+    """The other streams of the commit are stored."""
     shop = workshop()
     one, two, three = await shop.begin(3)
     shop.step(one, two, three)
@@ -347,7 +347,7 @@ async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alo
 
 
 def once_written(shop: Workshop, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[None]]) -> None:
-    """Has something happen after a save has written, before the checkpointer hears of that."""
+    """Makes something happen after a save was written, before the checkpointer knows."""
     save = shop.store.save
 
     async def saved(checkpoints: Sequence[Checkpoint]) -> list[bool]:
@@ -361,7 +361,7 @@ def once_written(shop: Workshop, monkeypatch: pytest.MonkeyPatch, act: Callable[
 async def test_what_is_taken_over_here_after_it_is_written_is_stored(
     workshop: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The claim went on from what was written: the new call knows it to be stored, the old one no longer asks."""
+    """The claim continued from what was written: the new call knows that it is stored, and the old one waits no longer."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -377,7 +377,7 @@ async def test_what_is_taken_over_here_after_it_is_written_is_stored(
 
 
 async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that was dropped meanwhile tells nothing of the one that has its slot now."""
+    """A stream that was dropped meanwhile does not affect the stream that has its slot now."""
     shop = workshop(capacity=1)
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -395,7 +395,7 @@ async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monk
 
 
 async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
-    """After each commit, with the step already in place; those who do not listen see it all the same."""
+    """Callbacks run after each commit, when the step is already recorded. Calls without a callback see the step too."""
     shop = workshop()
     one, two = await shop.begin(2)
     told: list[int] = []
@@ -407,11 +407,11 @@ async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
     assert two.durable_step == 2
 
 
-# What is unsaved.
+# Unsaved changes.
 
 
 async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
-    """It has waited since the last look that found nothing to store, at the most, however long ago the last round was."""
+    """Its age counts from the last check that found nothing to store, however long ago the last checkpoint was."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with running(shop):
@@ -426,7 +426,7 @@ async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
 
 
 async def test_a_change_ages_while_the_store_waits(workshop: Open) -> None:
-    """What came while a commit was stuck is as old as it is when that ends, not new."""
+    """A change that came during a slow commit has its true age when the commit ends."""
     shop = workshop()
     one, two = await shop.begin(2)
     async with stalled(shop, one):
@@ -440,7 +440,7 @@ async def test_a_change_ages_while_the_store_waits(workshop: Open) -> None:
 
 
 async def test_thousands_that_fall_silent_at_once_pause_nobody(workshop: Open) -> None:
-    """They leave their slots some at a time, between batches."""
+    """They leave their slots in groups, between batches."""
     shop = workshop(capacity=MANY)
     await shop.begin(MANY)
     assert await shop.checkpointer._round()
@@ -452,7 +452,7 @@ async def test_thousands_that_fall_silent_at_once_pause_nobody(workshop: Open) -
 
 
 async def test_thousands_that_leave_at_once_pause_nobody(workshop: Open) -> None:
-    """The same when a gateway's call goes away."""
+    """The same when a gateway's call ends."""
     shop = workshop(capacity=MANY)
     shop.leave(*await shop.begin(MANY))
     async with measure_loop() as turns:
@@ -462,7 +462,7 @@ async def test_thousands_that_leave_at_once_pause_nobody(workshop: Open) -> None
 
 
 async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
-    """Not even with a store that never waits."""
+    """Even with a store that never waits."""
     shop = workshop(capacity=MANY)
     shop.step(*await shop.begin(MANY))
     async with measure_loop() as turns:
@@ -472,7 +472,10 @@ async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
 
 
 async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_a_time(workshop: Open) -> None:
-    """A thousand streams are copied at once and no more; with a store that never waits they are written at once too."""
+    """A thousand streams are copied at once and no more.
+
+    With a store that never waits they are also written at once.
+    """
     shop = workshop(capacity=MANY)
     shop.step(*await shop.begin(MANY))
     async with measure_loop() as turns:
@@ -481,7 +484,7 @@ async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_
 
 
 async def test_large_states_are_stored_in_smaller_parts(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is copied at once is bounded in bytes, however few streams that leaves."""
+    """The bytes that are copied at once are bounded, however few streams that means."""
     shop = workshop(capacity=64)
     leases = await shop.begin(64)
     shop.step(*leases)
@@ -495,7 +498,7 @@ async def test_large_states_are_stored_in_smaller_parts(workshop: Open, monkeypa
 
 
 async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:
-    """A thousand calls that are stored in one commit do not all answer in one turn of the loop."""
+    """A thousand calls whose streams are stored in one commit do not all answer in one turn of the loop."""
     shop = workshop(capacity=1024)
     leases = await shop.begin(1024)
     async with running(shop):

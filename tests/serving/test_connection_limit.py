@@ -1,4 +1,4 @@
-"""More clients than there are descriptors."""
+"""More clients than file descriptors."""
 
 import asyncio
 import logging
@@ -16,13 +16,13 @@ from serving.runtime.descriptors import DESCRIPTORS_MAX, raise_limit, used
 from tests.support import PATIENCE, RawCall, eventually, raw_channel, run_server, serve
 
 HARD = 220
-# What is started has a low bound, as in a small container.
+# New processes have a low limit, as in a small container.
 FEW_DESCRIPTORS = ("prlimit", f"--nofile=128:{HARD}")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_takes_all_descriptors_that_it_may_have(sum_root: Path, tmp_path: Path, workers: str) -> None:
-    """Docker and systemd begin with 1,024 of far more."""
+    """Docker and systemd set a soft limit of 1,024 below a much higher hard one."""
     options = ("--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}")
     with serve(sum_root, *options, before=FEW_DESCRIPTORS) as process:
         pid = process.popen.pid
@@ -31,7 +31,7 @@ def test_a_server_takes_all_descriptors_that_it_may_have(sum_root: Path, tmp_pat
 
 
 def test_no_bound_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that count up to the bound would take minutes."""
+    """Programs that count up to the limit would take minutes."""
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
     monkeypatch.setattr(descriptors.resource, "setrlimit", lambda _, bounds: asked.append(bounds))
@@ -40,7 +40,7 @@ def test_no_bound_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_clients_beyond_the_descriptors_are_told_at_once(sum_root: Path) -> None:
-    """First RESOURCE_EXHAUSTED, then the connection is closed; nobody waits in silence, and who is there is served on."""
+    """First RESOURCE_EXHAUSTED, then the connection is closed. No client hangs, and existing ones are served."""
     with serve(sum_root, before=FEW_DESCRIPTORS) as process:
         channels, calls, endings = [], [], []
         for number in range(HARD):
@@ -68,7 +68,7 @@ async def test_clients_beyond_the_descriptors_are_told_at_once(sum_root: Path) -
 async def test_new_calls_are_refused_while_descriptors_are_nearly_used_up(
     monkeypatch: pytest.MonkeyPatch, sum_root: Path
 ) -> None:
-    """But for questions about health; calls that are there go on, and when connections have gone all is well."""
+    """Except health checks. Existing calls continue, and after some connections have closed all is well."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         before = RawCall(channel)
         await before.open("before")
@@ -76,7 +76,7 @@ async def test_new_calls_are_refused_while_descriptors_are_nearly_used_up(
         monkeypatch.setattr(limiter, "connections_max", 1)
         monkeypatch.setattr(limiter, "_baseline", used() - 1)
         monkeypatch.setattr(limit_module, "FIRST_MESSAGE_SECONDS", 0.01)
-        ending = await RawCall(channel).ending()  # it says nothing
+        ending = await RawCall(channel).ending()  # it sends nothing
         assert ending.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "nearly all are used; try again later" in ending.message
         assert (await before.step(1.0)).prediction.step == 1
@@ -89,7 +89,7 @@ async def test_new_calls_are_refused_while_descriptors_are_nearly_used_up(
 async def test_the_log_warns_once_and_says_when_it_is_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before anybody is refused."""
+    """Before any call is refused."""
     monkeypatch.setattr(limit_module, "WATCH_SECONDS", 0.001)
     share = 0.89
     limiter = ConnectionLimiter()

@@ -11,26 +11,26 @@ from tests.support import fragile, inverse, key, lstm, make_engine, picky, repla
 
 
 def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> BatchResult:
-    """Runs a batch; x is one number a row or one list a row."""
+    """Runs a batch. x is one number or one list for each row."""
     return engine.run(
         np.array(slots, np.int64), np.array(steps, np.int64), np.array(x, np.float32).reshape(len(slots), -1)
     )
 
 
 def begin(engine: Engine, count: int) -> list[int]:
-    """Fresh slots."""
+    """New slots."""
     return [engine.slots.acquire(key(str(number))) for number in range(count)]
 
 
 def verdicts(report: BatchResult, count: int) -> list[RowStatus]:
-    """What became of each row."""
+    """The status of each row."""
     return (
         [RowStatus.APPLIED] * count if report.statuses is None else [RowStatus(int(code)) for code in report.statuses]
     )
 
 
 def row_bits(engine: Engine, slot: int) -> tuple[int, int, bytes]:
-    """Everything that a row holds, as bits."""
+    """The complete content of a row, as bits."""
     slots = engine.slots
     return int(slots.step[slot]), int(slots.durable_step[slot]), slots.pack(np.array([slot])).tobytes()
 
@@ -48,7 +48,7 @@ def test_a_batch_advances_each_of_its_streams_by_one() -> None:
 
 
 def test_a_timestep_without_a_number_is_numbered() -> None:
-    """0 stands for the next number of the stream."""
+    """0 means the next number of the stream."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     run(engine, [rows[0]], [1], [5])
@@ -58,7 +58,7 @@ def test_a_timestep_without_a_number_is_numbered() -> None:
 
 
 def test_a_duplicate_leaves_the_state_alone() -> None:
-    """A number that was applied before is not applied again; neighbours are."""
+    """A duplicate is not applied again. Other rows are applied."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     run(engine, rows, [1, 1], [1, 2])
@@ -72,7 +72,7 @@ def test_a_duplicate_leaves_the_state_alone() -> None:
 
 
 def test_a_repeat_with_other_values_is_refused() -> None:
-    """Two clients have sent a timestep of that number, and one of them would take the other's answer for its own."""
+    """Two clients have sent a timestep with that number, and one of them would take the other's answer for its own."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     run(engine, rows, [1, 1], [1, 2])
@@ -102,7 +102,7 @@ def test_a_repeat_is_known_however_it_came_first() -> None:
 
 
 def test_a_gap_leaves_the_state_alone() -> None:
-    """A number beyond the next is not applied; neighbours are."""
+    """A number beyond the next is not applied. Other rows are."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     before = row_bits(engine, rows[1])
@@ -114,7 +114,7 @@ def test_a_gap_leaves_the_state_alone() -> None:
 @pytest.mark.parametrize("make", [running_sum, lstm])
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 def test_infinity_is_never_applied(make: Any, value: float) -> None:
-    """Whatever the model handles, infinity is refused for that row and no other."""
+    """For every model, infinity is refused for that row and no other."""
     engine = make_engine(make())
     width = len(engine.model.spec.features)
     rows = begin(engine, 2)
@@ -127,7 +127,7 @@ def test_infinity_is_never_applied(make: Any, value: float) -> None:
 
 
 def test_nan_is_refused_by_a_model_that_does_not_handle_it() -> None:
-    """It would make the state plausible and wrong for ever."""
+    """It would make the state plausible but wrong for ever."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     report = run(engine, rows, [1, 1], [np.nan, 1])
@@ -136,7 +136,7 @@ def test_nan_is_refused_by_a_model_that_does_not_handle_it() -> None:
 
 
 def test_nan_is_a_missing_value_for_a_model_that_handles_it() -> None:
-    """It is applied, counted, and leaves a finite state."""
+    """It is applied and counted, and the state is finite."""
     engine = make_engine(lstm())
     (row,) = begin(engine, 1)
     x = np.full((1, 8), 0.5, np.float32)
@@ -148,7 +148,7 @@ def test_nan_is_a_missing_value_for_a_model_that_handles_it() -> None:
 
 
 def test_missing_values_of_refused_timesteps_are_not_counted() -> None:
-    """Only what was applied is missing from something."""
+    """Only applied timesteps count."""
     engine = make_engine(lstm())
     rows = begin(engine, 2)
     x = np.full((2, 8), np.nan, np.float32)
@@ -167,7 +167,7 @@ def test_a_huge_value_is_no_infinity() -> None:
 
 
 def test_a_batch_in_which_nothing_is_applied_does_not_run() -> None:
-    """The model is not asked about an empty batch."""
+    """The model does not run for an empty batch."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     report = run(engine, rows, [5, 9], [1, 1])
@@ -177,7 +177,7 @@ def test_a_batch_in_which_nothing_is_applied_does_not_run() -> None:
 
 
 def test_a_poisoned_row_is_left_as_it_was() -> None:
-    """A row whose state would not be finite is told so; its neighbours advance."""
+    """A row whose state would not be finite gets its status. The others advance."""
     engine = make_engine(inverse())
     rows = begin(engine, 3)
     run(engine, rows, [1, 1, 1], [1, 2, 4])
@@ -190,7 +190,7 @@ def test_a_poisoned_row_is_left_as_it_was() -> None:
 
 
 def test_a_row_on_which_the_model_raises_fails_alone() -> None:
-    """The whole batch fails in onnxruntime; the others get the bits that they get alone all the same."""
+    """The whole batch fails in onnxruntime. The others get the bits that they get alone nevertheless."""
     engine = make_engine(picky())
     rows = begin(engine, 4)
     x = [[[0], [1], [2], [3]], [[1], [99], [3], [2]], [[2], [1], [1], [0]]]
@@ -210,7 +210,7 @@ def test_a_row_on_which_the_model_raises_fails_alone() -> None:
 
 
 def test_each_failed_row_has_its_own_failure() -> None:
-    """Why a row failed stands at its place in the whole batch, where others were refused before the model saw them."""
+    """The error of a row has its index in the whole batch, even if other rows were refused before the model ran."""
     engine = make_engine(picky())
     rows = begin(engine, 5)
     report = run(engine, rows, [7, 0, 0, 0, 0], [1, 77, np.inf, 2, 88])
@@ -228,7 +228,7 @@ def test_each_failed_row_has_its_own_failure() -> None:
 
 @pytest.mark.parametrize("x", [[1, 2], [np.inf, 2]])
 def test_a_batch_without_failures_reports_none(x: list[float]) -> None:
-    """A row that is refused before the model sees it is no failure of the model."""
+    """A row that is refused before the model runs is not a failure of the model."""
     engine = make_engine(running_sum())
     assert not run(engine, begin(engine, 2), [0, 0], x).failures
 
@@ -247,7 +247,7 @@ def test_a_batch_of_which_every_row_fails_leaves_every_row_as_it_was() -> None:
 
 
 def test_what_is_applied_is_unsaved() -> None:
-    """The checkpointer finds the rows that moved, and only those."""
+    """The checkpointer finds the rows that advanced, and only those."""
     engine = make_engine(running_sum())
     rows = begin(engine, 3)
     run(engine, rows, [1, 2, 0], [1, 1, np.inf])
@@ -255,7 +255,7 @@ def test_what_is_applied_is_unsaved() -> None:
 
 
 def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
-    """Another row's failure is not this row's failure."""
+    """The failure of another row does not count as this row's failure."""
     engine = make_engine(fragile())
     rows = begin(engine, 3)
     report = run(engine, rows, [1, 1, 1], [[99, 1], [1, 0], [2, 1]])
@@ -265,7 +265,7 @@ def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
 
 
 def test_a_row_is_never_half_written() -> None:
-    """State, number and answer move together, also where a batch is refused in part."""
+    """State, number and answer change together, also where a batch is refused in part."""
     engine = make_engine(lstm(), capacity=3)
     rows = begin(engine, 3)
     alone = replay(lstm(), sensor_rows(6, seed=3))
@@ -282,9 +282,9 @@ def test_a_row_is_never_half_written() -> None:
     assert engine.slots.step[rows].tolist() == [6, 0, 0]
 
 
-# What may come on a stream: mostly good values, and what each of the models below chokes on.
+# Values of a stream: mostly good ones, and those on which the models below fail.
 VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.0, 0.5, -0.0, 99.0, 3e38, np.nan, np.inf, -np.inf])
-# What is added to the number that comes next; None sends no number.
+# The difference from the next number; None sends no number.
 OFF = st.sampled_from([0, 0, 0, None, None, -1, 1, -3])
 
 
@@ -294,7 +294,7 @@ OFF = st.sampled_from([0, 0, 0, None, None, -1, 1, -3])
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: int, data: st.DataObject) -> None:
-    """The same bits in the row, the same answer; and where it does nothing, the row is as it was."""
+    """The same bits in the row and the same answer. Where it does nothing, the row is unchanged."""
     short, long = make_engine(graph), make_engine(graph)
     neighbour, slot = begin(short, 2)
     begin(long, 2)
@@ -317,7 +317,7 @@ def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: 
 
 
 def test_what_is_nothing_special_goes_the_short_way() -> None:
-    """With a number or without one; and its answer is remembered."""
+    """With or without a number. The answer is remembered."""
     engine = make_engine(running_sum())
     (slot,) = begin(engine, 1)
     for step in (1, 0, 3):

@@ -1,4 +1,4 @@
-"""What Prometheus is told of several workers."""
+"""The metrics of several workers in one exposition."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ FAMILIES = [
 
 
 def metrics_of(*models: str) -> Metrics:
-    """What a worker measures that serves these."""
+    """The metrics of a worker that serves these models."""
     metrics = Metrics({"tidegate": "1"})
     for name in models:
         metrics.add_model(name, "1", "f" * 64)
@@ -38,7 +38,7 @@ def source(worker: int, board: SharedCounters | None, *, up: bool = True) -> Wor
 
 
 def tell(sources: Sequence[WorkerMetrics]) -> Scrape:
-    """What /metrics says."""
+    """The text of /metrics."""
     registry = CollectorRegistry()
     registry.register(Exposition(sources, lambda: None, supervised=True))
     return Scrape(generate_latest(registry).decode())
@@ -48,7 +48,7 @@ def tell(sources: Sequence[WorkerMetrics]) -> Scrape:
 
 
 def test_what_one_process_counts_another_reads() -> None:
-    """The numbers and what they mean, at once and after the writer was killed."""
+    """Another process reads the numbers and their description, at once and after the writer was killed."""
     file = make_shared_file()
     os.set_inheritable(file, True)
     code = (
@@ -67,7 +67,7 @@ def test_what_one_process_counts_another_reads() -> None:
 
 
 def test_a_file_without_a_block_is_refused() -> None:
-    """Whatever it is, its numbers are not ours."""
+    """The file of another program is refused."""
     file = make_shared_file()
     os.write(file, b"x" * 100)
     with pytest.raises(ValueError, match="expected b'tdgblk"):
@@ -76,7 +76,7 @@ def test_a_file_without_a_block_is_refused() -> None:
 
 
 def test_counts_go_on_by_name_and_labels() -> None:
-    """Whatever else has come or gone; gauges begin anew."""
+    """Counts continue, whatever models were added or removed. Gauges start again."""
     last = SharedCounters.create(FAMILIES)
     last.numbers("toys", ("blue",))[0] = 7.0
     last.numbers("toy_seconds", ())[:] = memoryview(bytearray(32)).cast("d")
@@ -93,7 +93,7 @@ def test_counts_go_on_by_name_and_labels() -> None:
 
 
 def test_buckets_with_other_bounds_begin_anew() -> None:
-    """As many values below other bounds are another thing."""
+    """Counts below other bounds are not comparable."""
     last = SharedCounters.create(FAMILIES)
     last.numbers("toy_seconds", ())[1] = 5.0
     board = SharedCounters.create([MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
@@ -133,7 +133,7 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
 
 
 def test_every_series_says_whose_it_is() -> None:
-    """Workers that serve different models for a while are told side by side."""
+    """For a while, workers may serve different models. Both are reported."""
     one, two = metrics_of("lake"), metrics_of("lake", "pond")
     told = tell([source(0, one.create_counters()), source(1, two.create_counters())])
     one.models[0].steps["ok"] += 5
@@ -146,7 +146,7 @@ def test_every_series_says_whose_it_is() -> None:
 
 
 def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
-    """They say what was; its counts go on to be told."""
+    """They are out of date. Its counts are still reported."""
     boards = [metrics_of("lake").create_counters() for _ in range(2)]
     told = tell([source(0, boards[0], up=False), source(1, boards[1])])
     assert told("tidegate_worker_up", worker="0") == 0
@@ -157,7 +157,7 @@ def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
 
 @pytest.mark.parametrize(("up", "teller", "parked"), [((True, True), "0", 70), ((False, True), "1", 80)])
 def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str, parked: int) -> None:
-    """By the lowest worker that is up: all that are known, less what is live in any that is up."""
+    """The lowest worker that is up reports them: all known streams, less the live ones of all workers that are up."""
     sources = []
     for worker, live in enumerate((10, 20)):
         metrics = metrics_of("lake")
@@ -169,14 +169,14 @@ def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str
 
 
 def test_a_worker_that_has_never_served_is_not_up() -> None:
-    """Nothing else is known of it."""
+    """It is up or not; nothing else is known."""
     told = tell([source(0, None, up=False), source(1, metrics_of("lake").create_counters())])
     assert told("tidegate_worker_up", worker="0") == 0
     assert told("tidegate_steps_total", outcome="ok") == 0
 
 
 def test_processes_are_told_one_by_one() -> None:
-    """Of each worker and the supervisor, under the names that Prometheus' clients use."""
+    """Of each worker and the supervisor, under the names of Prometheus client libraries."""
     told = tell([source(0, None), source(1, None)])
     for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
         for worker in ("0", "1", "supervisor"):
@@ -184,7 +184,7 @@ def test_processes_are_told_one_by_one() -> None:
 
 
 def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
-    """Not even between its end and the note that is taken of it."""
+    """Not even between the end of a process and `reaped`."""
     one = source(0, None)
     before = one.process()["process_cpu_seconds"]
     one.pid = 2**22 + 1  # no process can have it
@@ -194,7 +194,7 @@ def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
 
 
 async def test_promtool_accepts_several_workers() -> None:
-    """Names, units, types and help are as Prometheus wants them; one of them is down."""
+    """Names, units, types and help follow Prometheus' rules. One of the workers is down."""
     promtool = shutil.which("promtool")
     if promtool is None:
         message = "promtool is not installed; it is in the Debian package prometheus"

@@ -1,4 +1,4 @@
-"""Where a server listens: both families, both spellings, and unix sockets."""
+"""The addresses of a server: both families, both spellings, and unix sockets."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ async def listening(root: Path, host: str, **more: str) -> AsyncIterator[Server]
 
 
 async def serves(address: str) -> bool:
-    """Whether health says so there."""
+    """Whether the health service there says SERVING."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = health_pb2.HealthCheckRequest()
         answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)
@@ -54,7 +54,7 @@ async def serves(address: str) -> bool:
 @ipv6
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]"])
 async def test_a_wildcard_is_both_families_on_both_ports(sum_root: Path, host: str) -> None:
-    """As gRPC has it: whoever comes over IPv4 or IPv6 finds predictions and metrics."""
+    """As for gRPC: clients over IPv4 and IPv6 reach predictions and metrics."""
     async with listening(sum_root, host) as server:
         for address in ("127.0.0.1", "[::1]"):
             assert await serves(f"{address}:{server.grpc_port}")
@@ -65,7 +65,7 @@ async def test_a_wildcard_is_both_families_on_both_ports(sum_root: Path, host: s
 @ipv6
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 async def test_an_ipv6_address_is_listened_on_however_it_is_spelled(sum_root: Path, host: str) -> None:
-    """The ready line has addresses that clients and Prometheus take as they are."""
+    """Clients and Prometheus can use the addresses of the ready line unchanged."""
     async with listening(sum_root, host) as server:
         assert server.ready_line.startswith(f"ready: grpc=[::1]:{server.grpc_port} metrics=http://[::1]:")
         assert await serves(f"[::1]:{server.grpc_port}")
@@ -93,7 +93,7 @@ def test_an_ipv6_port_that_is_held_is_taken(host: str) -> None:
 
 
 async def test_metrics_can_be_elsewhere(sum_root: Path) -> None:
-    """Predictions for this machine alone, metrics for Prometheus on another."""
+    """Predictions for this machine only, metrics for Prometheus on another."""
     async with listening(sum_root, "127.0.0.1", metrics_host="127.0.0.2") as server:
         socket.create_connection(("127.0.0.2", server.metrics_port), timeout=PATIENCE).close()
         with pytest.raises(ConnectionRefusedError):
@@ -105,7 +105,7 @@ async def test_metrics_can_be_elsewhere(sum_root: Path) -> None:
 
 
 async def test_a_unix_socket_is_served_on(sum_root: Path, tmp_path: Path) -> None:
-    """`tidegate health` finds it, and metrics are on this machine alone."""
+    """`tidegate health` finds it, and metrics are on this machine only."""
     path = tmp_path / "s"
     async with listening(sum_root, f"unix:{path}") as server:
         assert await serves(f"unix:{path}")
@@ -114,14 +114,14 @@ async def test_a_unix_socket_is_served_on(sum_root: Path, tmp_path: Path) -> Non
 
 
 def test_health_asks_at_a_unix_socket(sum_root: Path, tmp_path: Path) -> None:
-    """Given as an address, or as where the server of this environment listens."""
+    """Given as an address, or by the server's environment variable."""
     with serve(sum_root, "--host", f"unix:{tmp_path / 's'}"):
         assert run_command("health", "--address", f"unix:{tmp_path / 's'}").stdout == "SERVING\n"
         assert run_command("health", TIDEGATE_HOST=f"unix:{tmp_path / 's'}").stdout == "SERVING\n"
 
 
 async def test_the_socket_of_a_dead_server_is_no_hindrance(sum_root: Path, tmp_path: Path) -> None:
-    """A kill -9 leaves its file behind."""
+    """`kill -9` leaves its file behind."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -131,7 +131,7 @@ async def test_the_socket_of_a_dead_server_is_no_hindrance(sum_root: Path, tmp_p
 
 
 async def test_the_socket_of_another_server_is_refused(sum_root: Path, tmp_path: Path) -> None:
-    """It is not taken away from it, as gRPC would."""
+    """It keeps its socket, which gRPC would remove."""
     path = tmp_path / "s"
     async with listening(sum_root, f"unix:{path}"):
         with pytest.raises(StartFailed, match="another server listens there"):
@@ -140,7 +140,7 @@ async def test_the_socket_of_another_server_is_refused(sum_root: Path, tmp_path:
 
 
 async def test_a_file_that_is_no_socket_is_refused(sum_root: Path, tmp_path: Path) -> None:
-    """And left as it is."""
+    """The file is not changed."""
     path = tmp_path / "s"
     path.write_text("precious")
     with pytest.raises(StartFailed, match="a file that is no socket"):
@@ -149,7 +149,7 @@ async def test_a_file_that_is_no_socket_is_refused(sum_root: Path, tmp_path: Pat
 
 
 def test_workers_cannot_share_a_unix_socket() -> None:
-    """Saying so is better than having the last one get all."""
+    """An error is better than one worker that gets all connections."""
     with pytest.raises(ValidationError, match="one process alone can listen on a unix socket; say --workers 1"):
         ServerConfig(models=Path(), host="unix:/run/s", workers=2)
     assert ServerConfig(models=Path(), host="unix:/run/s").worker_count == 1
@@ -186,5 +186,5 @@ def test_a_host_that_cannot_be_is_refused(host: str, words: str) -> None:
     ],
 )
 def test_an_address_is_as_grpc_and_urls_take_it(host: str, address: str) -> None:
-    """IPv6 in brackets, a unix socket without a port."""
+    """IPv6 in brackets; a unix socket without a port."""
     assert with_port(checked(host), 7) == address

@@ -1,4 +1,4 @@
-"""Records that strangers wrote: with a checksum that is right, and content that no server can have made."""
+"""Imported records with a right checksum and content that no server can have made."""
 
 import asyncio
 from collections.abc import Callable
@@ -44,7 +44,7 @@ ANSWERS = 4
 
 
 def row(steps: int = 3) -> tuple[Checkpoint, Slots]:
-    """A record of the running sum after so many timesteps, and the slots it is from."""
+    """A record of the running sum after so many timesteps, and its slots."""
     bench = Bench(running_sum())
     lease = bench.begin("a")
     for _ in range(steps):
@@ -53,13 +53,13 @@ def row(steps: int = 3) -> tuple[Checkpoint, Slots]:
 
 
 def patched(checkpoint: Checkpoint, offset: int, value: Any) -> Checkpoint:
-    """A record with a number written over its payload. It holds: since, total, trail (2), count, answers of both outputs."""
+    """A record with a number written over its payload, which has: since, total, trail (2), count, answers of both outputs."""
     data = value.tobytes()
     return replace(checkpoint, payload=checkpoint.payload[:offset] + data + checkpoint.payload[offset + len(data) :])
 
 
 def test_a_row_of_ours_passes() -> None:
-    """Fresh, young, and older than what it remembers."""
+    """A new stream, a young one, and one with more timesteps than answers."""
     for steps in (0, 1, 3, 9):
         check_import(*row(steps))
 
@@ -85,10 +85,10 @@ def test_a_row_of_ours_passes() -> None:
     ],
 )
 def test_a_row_that_none_of_ours_can_be_is_refused(change: Callable[[Checkpoint], Checkpoint], words: str) -> None:
-    """With the field, and what was wrong with it."""
+    """With the field and the error."""
     checkpoint, slots = row()
     changed = change(checkpoint)
-    if changed.step == 1:  # remembered from beyond its last timestep
+    if changed.step == 1:  # remembered answers beyond its last timestep
         changed = patched(changed, 0, np.int64(3))
     with pytest.raises(InvalidField, match=rf"^checkpoint: .*({words})"):
         check_import(changed, slots)
@@ -121,7 +121,7 @@ def _node(kind: str, source: str, target: str) -> onnx.NodeProto:
 
 @pytest.mark.parametrize("alone", [True, False])
 async def test_a_stream_that_has_had_the_last_number_takes_no_other_timestep(alone: bool) -> None:
-    """It is told so; its state and its neighbour's are what they were, and repeats are answered."""
+    """It gets an error. Its state and its neighbour's are unchanged, and duplicates are answered."""
     async with run_bench(running_sum()) as bench:
         lease, other = bench.begin("a"), bench.begin("b")
         slots = bench.engine.slots
@@ -138,7 +138,7 @@ async def test_a_stream_that_has_had_the_last_number_takes_no_other_timestep(alo
 
 
 async def imported(channel: grpc.aio.Channel, record: bytes, stream_id: str) -> grpc.StatusCode:
-    """How an import ends."""
+    """The status of an import."""
     call = channel.unary_unary("/tidegate.v1.TidegateService/ImportStream")(
         pb.ImportStreamRequest(checkpoint=record, stream_id=stream_id).SerializeToString()
     )
@@ -150,7 +150,7 @@ async def imported(channel: grpc.aio.Channel, record: bytes, stream_id: str) -> 
 
 @pytest.mark.parametrize("record", [b"", b"\xff" * 100, b"TGCK\xff\xff"])
 async def test_garbage_is_an_invalid_argument(sum_root: Path, record: bytes) -> None:
-    """The client is at fault: DATA_LOSS would say that the store is."""
+    """The client is at fault: DATA_LOSS would blame the store."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         assert await imported(channel, record, "b") is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -179,7 +179,7 @@ writes = st.lists(
 
 
 def test_no_record_harms_the_server(tmp_path: Path) -> None:
-    """Any record, once opened and stepped twice, leaves a server that goes on, and a slot that comes free again."""
+    """After any record, opened and stepped twice, the server works, and the slot becomes free."""
     root = write_model(tmp_path, running_sum())
 
     async def one(changed: dict[str, Any], written: list[tuple[int, bytes]]) -> None:
@@ -213,7 +213,7 @@ def test_no_record_harms_the_server(tmp_path: Path) -> None:
 
 
 async def test_a_record_at_its_last_number_is_not_planted(sum_root: Path) -> None:
-    """Nothing is stored of what was refused, so that nobody meets it again."""
+    """A refused record is not stored, so it cannot do harm later."""
     async with run_server(sum_root, answers_remembered=ANSWERS) as server:
         checkpoint, _ = row()
         with pytest.raises(InvalidField):

@@ -1,4 +1,4 @@
-"""What thousands of streams do at once does not keep the event loop: everybody else is served meanwhile."""
+"""Operations on thousands of streams do not block the event loop: other clients are served meanwhile."""
 
 import asyncio
 from collections import Counter
@@ -17,12 +17,12 @@ from tests.loop_latency import measure_loop
 from tests.support import PATIENCE, RawBlocks, eventually, live, raw_channel, run_server
 
 STREAMS = 16_384
-# Of all that a piece of work takes, what one turn of the loop may: work that is not cut takes most of it in one.
+# The largest part of the work that one turn of the loop may do: work that is not split does most of it in one turn.
 TURN_PART = 0.3
 
 
 async def test_a_gateway_that_goes_away_pauses_nobody(sum_root: Path) -> None:
-    """Its streams are let go and parked some at a time."""
+    """Its streams are released and parked in groups."""
     async with run_server(sum_root, live_max=STREAMS) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         await call.open(*[f"s{number}" for number in range(STREAMS)])
@@ -35,14 +35,14 @@ async def test_a_gateway_that_goes_away_pauses_nobody(sum_root: Path) -> None:
 async def test_a_call_that_is_cancelled_while_it_lets_go_lets_go_of_all(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that cuts its calls may cancel one twice: no stream may keep its slot for that."""
+    """A server may cancel a call twice: no stream may keep its slot because of that."""
     resting = asyncio.Event()
 
     class LongRest:
-        """Rests until it is cancelled."""
+        """Yields until it is cancelled."""
 
         async def maybe_yield(self) -> None:
-            """As of `TimeSlice`."""
+            """As in `TimeSlice`."""
             resting.set()
             await asyncio.Event().wait()
 
@@ -59,15 +59,15 @@ async def test_a_call_that_is_cancelled_while_it_lets_go_lets_go_of_all(
 
 
 async def test_asking_many_calls_to_end_pauses_nobody() -> None:
-    """A server that stops asks some in each turn of the loop: each then writes to its client."""
+    """A server that stops asks some calls in each turn of the loop: each then writes to its client."""
     turn = 0
     asked: list[int] = []
 
     class Asked:
-        """A call that notes when it was asked."""
+        """A call that records when it was asked."""
 
         def end(self, _: TidegateError) -> None:
-            """As of `Call`."""
+            """As in `Call`."""
             asked.append(turn)
 
     native = TidegateServicer(cast(StreamBackend, None), cast(AdminBackend, None), live_max=1, message_bytes_max=1024)

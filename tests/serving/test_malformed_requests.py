@@ -1,4 +1,4 @@
-"""What a request gets that cannot be read, and what its refusal may weigh."""
+"""Requests that cannot be decoded, and the size of refusals."""
 
 import asyncio
 import logging
@@ -39,13 +39,13 @@ STREAMS = [
     *("/tidegate.v1.TidegateService/Predict", "/tidegate.v1.TidegateService/PredictBlocks"),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ]
-# What gRPC takes of metadata by default.
+# The metadata that gRPC accepts by default.
 METADATA_BYTES_MAX = 8192
 LONG = "\U0001f527" * 64
 
 
 async def ask(channel: grpc.aio.Channel, method: str, data: bytes) -> Ending:
-    """How a unary call ends that brings these bytes."""
+    """The status of a unary call with these bytes."""
     call = channel.unary_unary(method)(data)
     try:
         async with asyncio.timeout(PATIENCE):
@@ -59,7 +59,7 @@ async def ask(channel: grpc.aio.Channel, method: str, data: bytes) -> Ending:
 async def test_garbage_to_a_unary_call_is_invalid(
     sum_root: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a reason and a sentence for whoever sent it, and not a word in the log of the server."""
+    """With a reason and a message for the client, and nothing in the log of the server."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         caplog.set_level(logging.INFO)
         caplog.clear()
@@ -77,7 +77,7 @@ async def test_garbage_to_a_unary_call_is_invalid(
 async def test_garbage_to_a_streaming_call_is_invalid(
     sum_root: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As for a unary one."""
+    """As for a unary call."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         caplog.set_level(logging.INFO)
         caplog.clear()
@@ -121,19 +121,19 @@ async def crowded(tmp_path: Path) -> AsyncIterator[Server]:
     ],
 )
 async def test_a_refusal_fits_into_what_metadata_may_weigh(crowded: Server, method: str, request_: Any) -> None:
-    """Whatever a client names and however many models there are: what is too long is cut, and comes with its own code."""
+    """With any names and any number of models: a long message is cut, and keeps its own code."""
     async with raw_channel(crowded) as channel:
         call = channel.unary_unary(f"/tidegate.v1.TidegateService/{method}")(request_.SerializeToString())
         async with asyncio.timeout(PATIENCE):
             code, trailers = await call.code(), await call.trailing_metadata()
         assert code.name in ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
-        # Each byte of the sentence may take three, and each three of the details four; names count too.
+        # Each byte of the message may take three, and each three bytes of the details take four. Names count too.
         details = dict(trailers or ())["grpc-status-details-bin"]
         assert 3 * len((await call.details()).encode()) + len(details) * 4 / 3 + 200 < METADATA_BYTES_MAX
 
 
 async def test_a_model_that_is_not_served_is_told_some_of_those_that_are(crowded: Server) -> None:
-    """Eight by name, the others by number."""
+    """Eight by name, the others as a number."""
     async with raw_channel(crowded) as channel:
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(model="pump")))

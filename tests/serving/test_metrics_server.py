@@ -1,4 +1,4 @@
-"""The port of /metrics, asked as Prometheus, load balancers and people ask."""
+"""The HTTP server of /metrics, as Prometheus, load balancers and people use it."""
 
 import http.client
 import socket
@@ -15,7 +15,7 @@ from tests.support import PATIENCE, Scrape
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """One that tells of a worker that is up."""
+    """The collector of a worker that is up."""
     metrics = Metrics({"tidegate": "1"})
     metrics.add_model("lake", "1", "f" * 64)
     source = WorkerMetrics("0")
@@ -26,7 +26,7 @@ def port() -> Iterator[int]:
 
 
 def ask(port: int, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, str]:
-    """An answer and its body."""
+    """A response and its body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request(method, path)
     answer = connection.getresponse()
@@ -36,7 +36,7 @@ def ask(port: int, path: str, method: str = "GET") -> tuple[http.client.HTTPResp
 
 
 def test_head_is_answered_without_a_body(port: int) -> None:
-    """As GET, for whoever only wants to know that it is there."""
+    """Like GET, for clients that only check that it is there."""
     answer, body = ask(port, "/metrics", "HEAD")
     assert (answer.status, body) == (200, "")
     assert answer.headers["Content-Type"].startswith("text/plain")
@@ -44,14 +44,14 @@ def test_head_is_answered_without_a_body(port: int) -> None:
 
 
 def test_other_methods_are_not_allowed(port: int) -> None:
-    """There is nothing to be written."""
+    """Nothing can be written."""
     assert ask(port, "/metrics", "POST")[0].status == 405
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/favicon.ico", "/metrics/x"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_there_is_nothing_at_other_paths(port: int, path: str, method: str) -> None:
-    """A mistake in a scrape's configuration is seen."""
+    """An error in a scrape configuration is visible."""
     answer, body = ask(port, path, method)
     assert answer.status == 404
     assert body == ("" if method == "HEAD" else "there is nothing here; the metrics are at /metrics\n")
@@ -72,14 +72,14 @@ def test_there_is_nothing_at_other_paths(port: int, path: str, method: str) -> N
     ],
 )
 def test_some_metrics_are_asked_for_by_name(port: int, query: str, names: set[str]) -> None:
-    """By the name that is exposed, or that of the whole metric."""
+    """By the name of a sample, or of the whole metric."""
     answer, body = ask(port, f"/metrics?{query}")
     assert answer.status == 200
     assert {name for name, _ in Scrape(body)._samples} == names
 
 
 def test_who_says_nothing_does_not_keep_a_thread(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    """The connection is closed after a time, and others are answered meanwhile."""
+    """The connection is closed after a timeout, and others are answered meanwhile."""
     monkeypatch.setattr(metrics_server_module._Handler, "timeout", 0.05)
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as silent:
         assert ask(port, "/metrics")[0].status == 200

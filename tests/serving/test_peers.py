@@ -1,4 +1,4 @@
-"""Servers on one store: what each says of itself, and for how long one waits for another."""
+"""Servers on one store: heartbeats, notices, and how long one waits for another."""
 
 import asyncio
 from dataclasses import replace
@@ -15,7 +15,7 @@ MODEL = ModelId("toy", "1", "f" * 64)
 
 
 class Restless(MemoryStore):
-    """Counts heartbeats, has three notices at once, and says that a stream has a new owner each time it is loaded."""
+    """Counts heartbeats, has three notices at once, and returns a new epoch each time a stream is loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,23 +34,23 @@ class Restless(MemoryStore):
         return [] if told else [key("a"), key("b"), key("c")]
 
     async def load(self, of: Key) -> Record:
-        """Each time under another owner."""
+        """Each time under another epoch."""
         self.epoch += 1
         head = StreamMetadata(of, self.epoch, 1, MODEL, 0, 0, 0)
         return Record(replace(head, holder=Holder.OTHER, live=True), None)
 
     async def request_save(self, of: Key, epoch: int) -> int:
-        """Asks nobody."""
+        """Does nothing."""
         await asyncio.sleep(0)
         return 1
 
 
 async def nothing() -> None:
-    """A store that was not restarted."""
+    """The store was not restarted."""
 
 
 async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat that is due comes before the next streams are looked at, not when all of them have been."""
+    """A heartbeat that is due comes before the next notices are handled, not after all of them."""
     monkeypatch.setattr(peers_module, "HEARTBEAT_SECONDS", 0.0)
     monkeypatch.setattr(peers_module, "CONCURRENT_MAX", 1)
     store, beats, done = Restless(), [], asyncio.Event()
@@ -69,7 +69,7 @@ async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest
 
 
 async def test_an_ask_ends_also_when_the_owner_changes_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who asks for a stream that changes hands again and again is told that nobody answers."""
+    """A request for a stream that changes hands again and again fails because no server responds."""
     monkeypatch.setattr(peers_module, "SAVE_WAIT_SECONDS", 0.02)
 
     async def look(_: Key) -> None:

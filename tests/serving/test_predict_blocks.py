@@ -1,4 +1,4 @@
-"""`PredictBlocks` through a real server: every promise of the single call, by row."""
+"""`PredictBlocks` with a real server: every promise of `Predict`, for each row."""
 
 import asyncio
 import time
@@ -66,12 +66,12 @@ def errors(message: Any) -> dict[int, pb.Error]:
 
 @pytest.fixture
 def lstm_root(tmp_path: Path) -> Path:
-    """A folder that serves an LSTM."""
+    """A folder with an LSTM."""
     return write_model(tmp_path, lstm())
 
 
 async def test_one_message_opens_many_streams(sum_root: Path) -> None:
-    """In columns, with handles from 1, the model once, and ids where none were given."""
+    """In columns, with handles from 1, the model once, and assigned ids where none were given."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         opened = await call.open("a", "", "c")
@@ -84,7 +84,7 @@ async def test_one_message_opens_many_streams(sum_root: Path) -> None:
 
 
 async def test_a_block_gives_the_bits_that_each_stream_gets_alone(lstm_root: Path) -> None:
-    """A hundred streams, missing values among them, against bare onnxruntime."""
+    """A hundred streams, with missing values, against bare onnxruntime."""
     count, steps = 100, 12
     rows = np.stack([sensor_rows(steps, seed=number, missing=0.1) for number in range(count)])
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
@@ -107,7 +107,7 @@ async def test_a_block_gives_the_bits_that_each_stream_gets_alone(lstm_root: Pat
 async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any, opened: dict[str, Any]
 ) -> None:
-    """Byte for byte, whatever is wrong with it, and counted alike."""
+    """Byte for byte, with any error, and counted alike."""
     story = [  # values, number
         (1, 1), (2, 0), (3, 3), (0, 4), (0, 0), (0, 4), (99, 5), (99, 0), (np.inf, 5), (np.nan, 0), (1, 7), (1, 2), (3, 2),
         (1, STEP_MAX), (1, STEP_MAX + 1), (2, 0), (2, 0),
@@ -121,7 +121,7 @@ async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
             for place, (value, step) in enumerate(story):
                 answer = await call.block([handle], [[value]], [step], 200 * place)
                 if not opened:
-                    answer.durable_steps = b""  # it is stored when it is stored
+                    answer.durable_steps = b""  # it becomes durable at any time
                 told.append(answer.SerializeToString(deterministic=True))
             told.append((await call.block([handle], [[1, 2]], [0])).SerializeToString(deterministic=True))
             stream = server.stream_service._streams.find(key("a"))
@@ -135,7 +135,7 @@ async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
 
 
 async def test_blocks_of_one_row_are_batched_with_the_timesteps_of_other_calls(sum_root: Path) -> None:
-    """A client that sends a row at a time costs what one that has a call for its stream does."""
+    """A client that sends single rows costs as much as one with a call for its stream."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         first, second, single = RawBlocks(channel), RawBlocks(channel), RawCall(channel)
         a, b = list((await first.open("a")).handles), list((await second.open("b")).handles)
@@ -154,7 +154,7 @@ async def test_blocks_of_one_row_are_batched_with_the_timesteps_of_other_calls(s
 
 
 async def test_a_stream_that_is_taken_over_while_its_row_waits_is_told_in_its_row(sum_root: Path) -> None:
-    """Nothing of it was applied, and the call goes on."""
+    """Nothing of it was applied, and the call continues."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call, other, single = RawBlocks(channel), RawCall(channel), RawCall(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -176,7 +176,7 @@ async def test_a_stream_that_is_taken_over_while_its_row_waits_is_told_in_its_ro
 
 
 async def test_a_client_that_sends_a_row_at_a_time_finds_room_for_more(sum_root: Path) -> None:
-    """When it has used up half of what it keeps, the stream is stored at once and it is told so."""
+    """When its buffer is half full, the stream is stored at once and the client is told."""
     async with run_server(sum_root, checkpoint_every=60.0) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", kept_max=4)).handles)
@@ -188,7 +188,7 @@ async def test_a_client_that_sends_a_row_at_a_time_finds_room_for_more(sum_root:
 
 
 async def test_a_stream_catches_up_within_a_block(lstm_root: Path) -> None:
-    """Many timesteps of one stream, in order, are the same bits as one at a time."""
+    """Many timesteps of one stream, in order, give the same bits as one at a time."""
     rows = sensor_rows(50, seed=3, missing=0.1)
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -200,7 +200,7 @@ async def test_a_stream_catches_up_within_a_block(lstm_root: Path) -> None:
 
 
 async def test_a_stream_moves_between_blocks_and_single_calls(lstm_root: Path) -> None:
-    """One history, whichever way its timesteps came."""
+    """One history, whichever calls its timesteps used."""
     rows = sensor_rows(30, seed=5)
     theirs = replay(lstm(), rows)
     async with run_server(lstm_root) as server, raw_channel(server) as channel, Client(address_of(server)) as client:
@@ -216,7 +216,7 @@ async def test_a_stream_moves_between_blocks_and_single_calls(lstm_root: Path) -
 
 
 async def test_repeats_and_gaps_are_told_by_row(sum_root: Path) -> None:
-    """A repeat is answered from memory, a gap names the number expected, the rest runs."""
+    """A duplicate is answered from memory, a gap gets the expected number, and the rest runs."""
     async with run_server(sum_root, answers_remembered=2) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b", "c", "d")).handles)
@@ -232,7 +232,7 @@ async def test_repeats_and_gaps_are_told_by_row(sum_root: Path) -> None:
 
 
 async def test_a_bad_row_leaves_the_others_alone(sum_root: Path) -> None:
-    """Its stream goes on with the next good timestep."""
+    """Its stream continues with the next good timestep."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -262,7 +262,7 @@ BAD_BLOCKS = {
 
 @pytest.mark.parametrize("kind", BAD_BLOCKS)
 async def test_a_block_that_makes_no_sense_is_refused_as_a_whole(sum_root: Path, kind: str) -> None:
-    """With one error that names the field; the call goes on and nothing was applied."""
+    """With one error that names the field. The call continues and nothing was applied."""
     block, words = BAD_BLOCKS[kind]
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -289,7 +289,7 @@ async def test_streams_of_different_models_do_not_share_a_block(tmp_path: Path) 
 
 
 async def test_a_take_over_takes_one_stream_from_the_call(sum_root: Path) -> None:
-    """The call is told, the row says so, the other streams go on."""
+    """The call gets a notification, the row an error, and the other streams continue."""
     async with run_server(sum_root) as server, raw_channel(server) as channel, raw_channel(server) as other:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -304,7 +304,7 @@ async def test_a_take_over_takes_one_stream_from_the_call(sum_root: Path) -> Non
 
 
 async def test_rows_of_streams_that_have_ended_cost_no_waking(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway may go on sending them for as long as it likes."""
+    """A gateway may send them for as long as it likes."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b", "c")).handles)
@@ -333,7 +333,7 @@ async def test_a_stream_that_is_opened_twice_belongs_to_the_later_handle(sum_roo
 
 
 async def test_a_deleted_stream_ends_alone(sum_root: Path) -> None:
-    """By whoever it was deleted."""
+    """By any client."""
     async with run_server(sum_root) as server, raw_channel(server) as channel, Client(address_of(server)) as client:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -344,7 +344,7 @@ async def test_a_deleted_stream_ends_alone(sum_root: Path) -> None:
 
 
 async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
-    """They cost no memory while they are silent; their handles stay."""
+    """They use no memory while they are silent. Their handles stay valid."""
     async with run_server(sum_root, park_after=0.05, checkpoint_every=0.02) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open(*"abc")).handles)
@@ -356,7 +356,7 @@ async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
 
 
 async def test_streams_that_fall_asleep_while_others_wake_are_woken_again(sum_root: Path) -> None:
-    """A block finds all of its streams awake, or tells the row to come again; the call goes on."""
+    """A block wakes all of its streams, or the row's error says to retry. The call continues."""
     async with run_server(sum_root, park_after=3600, checkpoint_every=0.02) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -408,7 +408,7 @@ async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
 
 
 async def test_what_is_stored_is_told_by_row_and_when_the_call_is_idle(sum_root: Path) -> None:
-    """In the next answer, or by itself; never before it is so."""
+    """In the next answer, or in a notification; never before it is durable."""
     async with run_server(sum_root, checkpoint_every=0.05) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -420,7 +420,7 @@ async def test_what_is_stored_is_told_by_row_and_when_the_call_is_idle(sum_root:
 
 
 async def test_sync_answers_wait_until_they_are_stored(sum_root: Path) -> None:
-    """For the streams that were opened so."""
+    """For the streams that were opened with SYNC."""
     async with run_server(sum_root, checkpoint_every=0.05) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b", durability=pb.DURABILITY_SYNC)).handles)
@@ -429,7 +429,7 @@ async def test_sync_answers_wait_until_they_are_stored(sum_root: Path) -> None:
 
 
 async def test_a_sync_answer_that_cannot_be_stored_is_held_back(sum_root: Path) -> None:
-    """Its row says why and that it was applied; sent again it is a repeat."""
+    """The error of its row says why, and that it was applied. Sent again it is a duplicate."""
     settings = {"checkpoint_every": 0.02, "lag_max": 0.1, "ready_lag": 0.1}
     async with run_server(sum_root, **settings) as server, raw_channel(server) as channel:
         store = server.stream_service._store
@@ -452,7 +452,7 @@ async def test_a_sync_answer_that_cannot_be_stored_is_held_back(sum_root: Path) 
 
 
 async def test_closing_stores_and_forgetting_drops(sum_root: Path) -> None:
-    """In columns; the handle means nothing afterwards."""
+    """In columns. The handle is invalid afterwards."""
     async with run_server(sum_root) as server, raw_channel(server) as channel, Client(address_of(server)) as client:
         call = RawBlocks(channel)
         a, b, c = (await call.open("a", "b", "c")).handles
@@ -467,7 +467,7 @@ async def test_closing_stores_and_forgetting_drops(sum_root: Path) -> None:
 
 
 async def test_half_close_ends_the_call_when_everything_is_stored(sum_root: Path) -> None:
-    """The next open may come to another server: what was answered must be found there."""
+    """The next open may reach another server, which must find what was answered."""
     async with run_server(sum_root, checkpoint_every=0.2) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = (await call.open("a", "b")).handles
@@ -504,7 +504,7 @@ async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) ->
 
 
 async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
-    """Each stream goes on from a timestep of its own."""
+    """Each stream continues from its own timestep."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         opened = await RawBlocks(channel).open("a", "b", resume_from=[1, 8])
         assert {row: error.reason for row, error in errors(opened).items()} == {1: Reason.REASON_STATE_LOST}
@@ -536,7 +536,7 @@ async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
 async def test_what_breaks_the_protocol_ends_the_call(
     sum_root: Path, request_: Any, code: grpc.StatusCode, words: str
 ) -> None:
-    """With the sentence that says what to mend; what was open is kept."""
+    """With a message that says what to correct. Opened streams are kept."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         (handle,) = (await call.open("kept")).handles
@@ -549,7 +549,7 @@ async def test_what_breaks_the_protocol_ends_the_call(
 
 
 async def test_a_stopping_server_moves_the_call(sum_root: Path) -> None:
-    """What was answered is stored; the client is told to go elsewhere."""
+    """What was answered is stored, and the client is told to move."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         (handle,) = (await call.open("a")).handles
@@ -563,7 +563,7 @@ async def test_a_stopping_server_moves_the_call(sum_root: Path) -> None:
 
 
 async def test_single_timesteps_have_their_turn_between_the_pieces_of_a_block(sum_root: Path) -> None:
-    """A long block holds up nobody for longer than one piece."""
+    """A long block delays others by at most one chunk."""
     async with run_server(sum_root, batch_max=4) as server, raw_channel(server) as channel:
         call, single = RawBlocks(channel), RawCall(channel)
         handles = list((await call.open(*(f"s{number}" for number in range(40)))).handles)
@@ -585,7 +585,10 @@ async def test_single_timesteps_have_their_turn_between_the_pieces_of_a_block(su
 
 
 async def test_a_block_for_which_there_is_no_room_is_refused(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With when to try again; nothing of it was applied. One of few rows still finds room where a long one does not."""
+    """With the retry time; nothing of it was applied.
+
+    A block of few rows still finds room where a long one does not.
+    """
     monkeypatch.setattr(batcher_module, "BLOCK_ROWS_MAX", 5)
     monkeypatch.setattr(blocks_module, "REFUSAL_DELAY_SECONDS", 0)
     async with run_server(sum_root, batch_max=2) as server, raw_channel(server) as channel:
@@ -613,7 +616,7 @@ async def test_a_block_for_which_there_is_no_room_is_refused(sum_root: Path, mon
 async def test_a_block_for_which_there_is_no_room_is_told_so_late(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that sends the next block at once keeps nobody busy with reading what is refused."""
+    """A call that sends the next block at once does not keep the server busy with refused blocks."""
     monkeypatch.setattr(batcher_module, "BLOCK_ROWS_MAX", 1)
     monkeypatch.setattr(batcher_module, "SHORT_BLOCK_ROWS_MAX", 1)
     monkeypatch.setattr(blocks_module, "REFUSAL_DELAY_SECONDS", 0.1)
@@ -632,7 +635,7 @@ async def test_a_block_for_which_there_is_no_room_is_told_so_late(
 
 
 async def test_a_block_whose_client_has_gone_is_dropped_where_it_stands(sum_root: Path) -> None:
-    """The pieces that were run count, the others are abandoned."""
+    """Chunks that have run count, and the others are abandoned."""
     async with run_server(sum_root, batch_max=4) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open(*(f"s{number}" for number in range(20)))).handles)
@@ -649,7 +652,7 @@ async def test_a_block_whose_client_has_gone_is_dropped_where_it_stands(sum_root
 
 
 async def test_every_row_is_counted(sum_root: Path) -> None:
-    """As a timestep by what became of it; a piece is a batch."""
+    """Rows count by outcome like timesteps. A chunk is a batch."""
     async with run_server(sum_root, batch_max=8) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open(*(f"s{number}" for number in range(20)))).handles)
@@ -663,7 +666,7 @@ async def test_every_row_is_counted(sum_root: Path) -> None:
 
 
 async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
-    """Its call stands still with one block under way; others are answered meanwhile, and it loses nothing."""
+    """Its call blocks with one block in flight. Others are answered meanwhile, and it loses nothing."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
         lazy, busy = RawBlocks(mine), RawCall(theirs)
@@ -679,7 +682,7 @@ async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None
         assert stream is not None
         for number in range(1, 101):
             assert (await busy.step(1, step=number)).prediction.step == number
-        assert stream.step < 300  # the network holds the flood back
+        assert stream.step < 300  # flow control holds the flood back
         answered = 0
         while answered < 300:
             response = await lazy.read()
@@ -690,7 +693,7 @@ async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None
 
 
 class WritesOnDemand:
-    """Answers to blocks that a client had sent more behind: each is written when it is let through."""
+    """Answers to blocks of a client that has sent more: each is written when the test lets it through."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.let_through = asyncio.Event()
@@ -719,7 +722,7 @@ async def two_blocks(call: RawBlocks, handles: list[int], server: Server) -> Non
 async def test_the_next_block_runs_while_an_answer_is_being_written(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that sends ahead does not wait for the network between its blocks; its answers come in order."""
+    """A client that sends ahead does not wait for the network between its blocks. Its answers come in order."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -736,7 +739,7 @@ async def test_the_next_block_runs_while_an_answer_is_being_written(
 async def test_a_client_that_goes_with_an_answer_being_written_leaves_its_streams(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are parked with what was applied, and nothing is reported: nobody is there to read the answer."""
+    """They are parked with what was applied, and nothing is logged: nobody is left to read the answer."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -750,7 +753,7 @@ async def test_a_client_that_goes_with_an_answer_being_written_leaves_its_stream
 
 
 async def test_a_call_that_is_moved_while_it_reads_ahead_leaves_no_read_behind(sum_root: Path) -> None:
-    """What its client sends behind that is not read, and no task outlives the call."""
+    """What its client has sent behind that is not read, and no task outlives the call."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
@@ -771,7 +774,7 @@ async def test_a_call_that_is_moved_while_it_reads_ahead_leaves_no_read_behind(s
 async def test_a_half_close_waits_for_the_answer_that_is_being_written(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call ends with everything answered, however slowly its client reads; also when there is no more to tell."""
+    """The call ends when everything is answered, however slowly its client reads."""
 
     async def tell_nothing(_: PredictBlocksCall) -> None:
         pass
@@ -798,7 +801,7 @@ async def test_a_half_close_waits_for_the_answer_that_is_being_written(
 async def test_a_client_that_waits_for_each_answer_is_seldom_read_ahead(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading ahead gives it nothing; it is tried once in a while, for the client may change its ways."""
+    """Reading ahead has no benefit for it. It is tried from time to time, because the client may change."""
     reads = []
     read_ahead = PredictBlocksCall.read_ahead
     monkeypatch.setattr(PredictBlocksCall, "read_ahead", lambda call: (reads.append(call), read_ahead(call))[1])

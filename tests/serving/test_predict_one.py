@@ -1,4 +1,4 @@
-"""`PredictOne`: one timestep a call."""
+"""`PredictOne`: one timestep for each call."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ from tests.support import (
 
 
 class One:
-    """Sends single timesteps, without our client between."""
+    """Sends single timesteps, without our client."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = pb_grpc.TidegateServiceStub(channel)
@@ -41,12 +41,12 @@ class One:
         return await self._stub.PredictOne(pb.PredictOneRequest(stream_id=stream_id, **fields), timeout=PATIENCE)
 
     async def sum(self, value: float, step: int = 0, stream_id: str = "a", **fields: Any) -> float:
-        """The sum that a timestep is answered with."""
+        """The sum in the answer to a timestep."""
         answer = await self.ask(stream_id, step=step, values=pack(value), **fields)
         return float(np.frombuffer(answer.prediction.outputs[0], np.float32).item())
 
     async def refusal_error(self, stream_id: str = "a", **fields: Any) -> Ending:
-        """How a request is refused."""
+        """The status of a refused request."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await self.ask(stream_id, **fields)
         error = caught.value
@@ -55,13 +55,13 @@ class One:
 
 @asynccontextmanager
 async def serve(root: Path, **settings: Any) -> AsyncIterator[tuple[Server, One, grpc.aio.Channel]]:
-    """A server, and who sends it single timesteps."""
+    """A server, and a client that sends it single timesteps."""
     async with run_server(root, **settings) as server, raw_channel(server) as channel, asyncio.timeout(3 * PATIENCE):
         yield server, One(channel), channel
 
 
 def count(server: Server, operation: str) -> list[str]:
-    """Notes how often a server's store is asked for something from now on."""
+    """Records how often a server's store gets an operation from now on."""
     store: Any = server.stream_service._store
     inner = getattr(store, operation)
     calls: list[str] = []
@@ -75,7 +75,7 @@ def count(server: Server, operation: str) -> list[str]:
 
 
 async def test_a_stream_begins_and_goes_on(sum_root: Path) -> None:
-    """Each call applies one timestep behind the last; the answer names the model, and is stored."""
+    """Each call applies one timestep after the last. The answer names the model, and is durable."""
     async with serve(sum_root) as (_, one, _):
         assert [await one.sum(value, step) for step, value in enumerate([1, 10, 100], 1)] == [1, 11, 111]
         answer = await one.ask(step=4, values=pack(1000))
@@ -84,7 +84,7 @@ async def test_a_stream_begins_and_goes_on(sum_root: Path) -> None:
 
 
 async def test_a_stream_that_rests_is_not_claimed_again(sum_root: Path) -> None:
-    """What makes a timestep cheap: the store is asked once, and then only has to keep."""
+    """Why a timestep is cheap: the stream is claimed once, and then only saved."""
     async with serve(sum_root) as (server, one, _):
         claims, loads = count(server, "claim"), count(server, "load")
         for step in range(1, 6):
@@ -93,7 +93,7 @@ async def test_a_stream_that_rests_is_not_claimed_again(sum_root: Path) -> None:
 
 
 async def test_a_repeat_is_applied_once(sum_root: Path) -> None:
-    """A client that did not hear the answer asks again, and gets it."""
+    """A client that missed the answer asks again, and gets it."""
     async with serve(sum_root) as (_, one, _):
         assert [await one.sum(5, 1), await one.sum(6, 2), await one.sum(6, 2), await one.sum(7, 3)] == [5, 11, 11, 18]
         again = await one.ask(step=2, values=pack(6))
@@ -104,7 +104,7 @@ async def test_a_repeat_with_other_values_is_refused(sum_root: Path) -> None:
     """It is another client's timestep, and its answer is another client's."""
     async with serve(sum_root) as (_, one, _):
         await one.sum(5, 1)
-        for _ in range(2):  # from a stream that rests, and from the store
+        for _ in range(2):  # from an idle stream, and from the store
             ending = await one.refusal_error(step=1, values=pack(6))
             assert (ending.code.name, ending.reason, ending.action) == (
                 "ALREADY_EXISTS",
@@ -115,7 +115,7 @@ async def test_a_repeat_with_other_values_is_refused(sum_root: Path) -> None:
 
 
 async def test_a_stream_that_is_not_known_begins_at_its_first_timestep_only(sum_root: Path) -> None:
-    """Who is further has lost what was before; no stream is left behind."""
+    """A client that is further has lost earlier timesteps. No stream is created."""
     async with serve(sum_root) as (server, one, _):
         ending = await one.refusal_error(step=2, values=pack(1))
         assert (ending.code.name, ending.reason) == ("NOT_FOUND", "STREAM_NOT_FOUND")
@@ -125,12 +125,12 @@ async def test_a_stream_that_is_not_known_begins_at_its_first_timestep_only(sum_
 
 
 async def test_a_gap_tells_where_the_stream_is(sum_root: Path) -> None:
-    """In the details, for programs; nothing is applied."""
+    """In the details, for programs. Nothing is applied."""
     async with serve(sum_root) as (_, one, _):
         await one.sum(5, 1)
         ending = await one.refusal_error(step=4, values=pack(1))
         assert (ending.code.name, ending.reason, ending.next_step) == ("OUT_OF_RANGE", "STEP_GAP", 2)
-        assert ending.action == "STREAM_LOST"  # to send it again does not help
+        assert ending.action == "STREAM_LOST"  # sending it again does not help
         assert await one.sum(6, 2) == 11
 
 
@@ -149,7 +149,7 @@ async def test_a_gap_tells_where_the_stream_is(sum_root: Path) -> None:
     ],
 )
 async def test_a_bad_request_is_refused(sum_root: Path, fields: dict[str, Any], reason: str, words: str) -> None:
-    """With the reasons of a streaming call; the stream goes on as if nothing had been."""
+    """With the reasons of a streaming call. The stream continues unaffected."""
     async with serve(sum_root) as (_, one, _):
         await one.sum(5, 1)
         ending = await one.refusal_error(**{"stream_id": "a", "step": 2, **fields})
@@ -159,7 +159,7 @@ async def test_a_bad_request_is_refused(sum_root: Path, fields: dict[str, Any], 
 
 
 async def test_an_answer_is_stored_before_it_leaves(sum_root: Path) -> None:
-    """Unless the client wants it at once."""
+    """Unless the client asks for an answer at once."""
     async with serve(sum_root, checkpoint_every="60s") as (server, one, _):
         store: Any = server.stream_service._store
         save, may_save = store.save, asyncio.Event()
@@ -177,7 +177,7 @@ async def test_an_answer_is_stored_before_it_leaves(sum_root: Path) -> None:
 
 
 async def test_a_timestep_that_cannot_be_stored_may_be_sent_again(sum_root: Path) -> None:
-    """It was applied, so the repeat is a duplicate, which waits for the store as well."""
+    """It was applied, so the repeat is a duplicate, which also waits for the store."""
     async with serve(sum_root, lag_max="100ms", checkpoint_every="10ms") as (server, one, _):
         await one.sum(1, 1)
         store: Any = server.stream_service._store
@@ -198,14 +198,14 @@ async def test_a_timestep_that_cannot_be_stored_may_be_sent_again(sum_root: Path
 
 
 async def test_two_at_once_are_one_after_the_other(sum_root: Path) -> None:
-    """A client that gave up waiting sends its timestep again while the first is still on its way."""
+    """A client that timed out sends its timestep again while the first is still in flight."""
     async with serve(sum_root) as (_, one, _):
         assert await asyncio.gather(*(one.sum(5, 1) for _ in range(8))) == [5] * 8
         assert await one.sum(6, 2) == 11
 
 
 async def test_a_stream_that_another_server_went_on_with_is_read_again(tmp_path: Path, sum_root: Path) -> None:
-    """What rests here is old, and this server has not heard of it yet: the store knows better."""
+    """The idle stream here is out of date, and this server does not know yet. The store does."""
     state = f"sqlite://{tmp_path / 'state.db'}"
     async with serve(sum_root, state=state) as (here, one, _), serve(sum_root, state=state) as (_, other, _):
         deaf: Any = here.stream_service._store
@@ -216,16 +216,16 @@ async def test_a_stream_that_another_server_went_on_with_is_read_again(tmp_path:
         deaf.notices = nothing
         assert await one.sum(1, 1) == 1
         assert await other.sum(10, 2) == 11
-        assert await one.sum(100, 3) == 111  # a gap, as seen from what rests here
+        assert await one.sum(100, 3) == 111  # a gap, by the idle stream here
         assert await other.sum(1000, 4) == 1111
-        assert await one.sum(1000, 4) == 1111  # the next one here, and a repeat in truth
+        assert await one.sum(1000, 4) == 1111  # the next one here, and a duplicate in truth
         assert await other.sum(5, 5) == 1116
         ending = await one.refusal_error(step=5, values=pack(6))  # would be applied here
         assert ending.reason == "VALUES_DIFFER"
 
 
 async def test_a_streaming_call_is_taken_over(sum_root: Path) -> None:
-    """A single timestep opens its stream like any other client; who has it open is told."""
+    """A single timestep opens its stream like any other client. The call that has it open ends."""
     async with serve(sum_root) as (_, one, channel):
         call = RawCall(channel)
         await call.open("a")
@@ -235,7 +235,7 @@ async def test_a_streaming_call_is_taken_over(sum_root: Path) -> None:
 
 
 async def test_a_stream_that_rests_is_resumed_and_not_taken_over(sum_root: Path) -> None:
-    """Nobody has it open between two calls."""
+    """No call has it open between two calls."""
     async with serve(sum_root) as (_, one, channel):
         await one.sum(5, 1)
         call = RawCall(channel)
@@ -245,7 +245,7 @@ async def test_a_stream_that_rests_is_resumed_and_not_taken_over(sum_root: Path)
 
 
 async def test_an_owner_learns_that_a_single_call_came_between(sum_root: Path) -> None:
-    """Also when its stream has not left memory yet: a single call is another client's open."""
+    """Also when its stream has not left memory yet: a single call counts as another client's open."""
     async with serve(sum_root) as (server, one, channel):
         checkpointer = server.registry.checkpointer
         may_park, checkpointer._may_park = checkpointer._may_park, lambda _: False
@@ -263,7 +263,7 @@ async def test_an_owner_learns_that_a_single_call_came_between(sum_root: Path) -
 
 
 async def test_a_silent_stream_leaves_memory(sum_root: Path) -> None:
-    """As one that a call has open: after `--park-after`; the next timestep finds it in the store."""
+    """Like a silent open stream: after `--park-after`. The next timestep finds it in the store."""
     async with serve(sum_root, park_after="20ms", checkpoint_every="10ms") as (server, one, _):
         await one.sum(5, 1)
         await eventually(lambda: live(server) == 0, "parking")
@@ -273,7 +273,7 @@ async def test_a_silent_stream_leaves_memory(sum_root: Path) -> None:
 
 
 async def test_only_a_part_of_the_slots_rests(sum_root: Path) -> None:
-    """A thousand sensors that each send once leave room for who streams."""
+    """A thousand sensors that each send once leave room for streaming calls."""
     async with serve(sum_root, live_max=8, checkpoint_every="10ms") as (server, one, _):
         for number in range(20):
             await one.sum(1, 1, f"s{number}")
@@ -282,7 +282,7 @@ async def test_only_a_part_of_the_slots_rests(sum_root: Path) -> None:
 
 
 async def test_opens_and_closes_are_counted_in_pairs(sum_root: Path) -> None:
-    """A timestep that goes on with what rests is no open."""
+    """A timestep that continues an idle stream is not counted as an open."""
     async with serve(sum_root) as (server, one, _):
         for step in range(1, 4):
             await one.sum(1, step)
@@ -293,7 +293,7 @@ async def test_opens_and_closes_are_counted_in_pairs(sum_root: Path) -> None:
 
 
 async def test_numbers_come_back_as_numbers(sum_root: Path) -> None:
-    """Unless another form is asked for; packed values the same way round."""
+    """Unless another format is asked for; packed values likewise."""
     async with serve(sum_root) as (_, one, _):
         answer = (await one.ask(step=1, numbers=[0.5])).prediction
         assert (list(answer.output_numbers[0].numbers), list(answer.outputs)) == ([0.5], [])
@@ -304,7 +304,7 @@ async def test_numbers_come_back_as_numbers(sum_root: Path) -> None:
 
 
 async def test_a_server_that_stops_answers_what_is_under_way(sum_root: Path) -> None:
-    """What was applied is stored and answered; what comes later is sent elsewhere."""
+    """What was applied is stored and answered. Later requests get UNAVAILABLE."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         one = One(channel)
         await one.sum(5, 1)

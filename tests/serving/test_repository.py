@@ -1,4 +1,4 @@
-"""The models on disk, loaded side by side."""
+"""Loading models concurrently."""
 
 import logging
 import threading
@@ -26,7 +26,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many at a time as there are cores: two that wait for each other both come through."""
+    """As many at a time as there are cores: two that wait for each other both finish."""
     inner, meeting = Model.batch_variant_sizes, threading.Barrier(2, timeout=PATIENCE)
 
     def check(self: Model, batch_max: int) -> Ints:
@@ -47,7 +47,7 @@ def test_models_are_told_in_the_order_of_their_paths(
 
     def check(self: Model, batch_max: int) -> Ints:
         version = self.spec.version
-        assert done[str(int(version) + 1)].wait(PATIENCE)  # the last comes first
+        assert done[str(int(version) + 1)].wait(PATIENCE)  # the last one is ready first
         done[version].set()
         return inner(self, batch_max)
 
@@ -60,7 +60,7 @@ def test_models_are_told_in_the_order_of_their_paths(
 
 
 def test_the_first_bad_model_is_the_one_that_is_named(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of their paths, also when a later one was found sooner."""
+    """In the order of their paths, even if a later one was found first."""
     write_model(many, b"nonsense", version="0")
     write_model(many, b"nonsense", version="9")
     monkeypatch.setattr(repository, "usable_cores", lambda: 4)

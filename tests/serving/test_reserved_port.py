@@ -1,4 +1,4 @@
-"""A port that is held for workers to share."""
+"""A port that is reserved for workers to share."""
 
 import socket
 
@@ -9,7 +9,7 @@ from serving.runtime.reserved_port import ReservedPort
 
 
 def listen(port: int, host: str = "127.0.0.1", *, share: bool) -> socket.socket:
-    """A listener, as gRPC makes them."""
+    """A listening socket, as gRPC makes it."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if share:
@@ -25,7 +25,7 @@ def listen(port: int, host: str = "127.0.0.1", *, share: bool) -> socket.socket:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "::"])
 def test_port_0_is_a_free_one_that_workers_can_share(host: str) -> None:
-    """Two listen on it at the same time, and are connected to."""
+    """Two sockets listen on it at the same time, and accept connections."""
     port = ReservedPort(host, 0)
     with listen(port.number, share=True), listen(port.number, share=True):
         socket.create_connection(("127.0.0.1", port.number), timeout=5).close()
@@ -35,7 +35,7 @@ def test_port_0_is_a_free_one_that_workers_can_share(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("share", [False, True])
 def test_a_port_where_somebody_listens_is_refused(host: str, share: bool) -> None:
-    """Also when that one would share it: half of the connections would come to a stranger."""
+    """Also when the other one would share it: it would get half of the connections."""
     with listen(0, share=share) as taken:
         number = taken.getsockname()[1]
         with pytest.raises(StartFailed, match=f"{host}:{number} for gRPC: the port is taken"):
@@ -43,7 +43,7 @@ def test_a_port_where_somebody_listens_is_refused(host: str, share: bool) -> Non
 
 
 def test_a_port_is_held_before_anybody_listens() -> None:
-    """A second supervisor that starts at the same time gets none of it, nor does a server that is alone."""
+    """A second supervisor that starts at the same time fails, and so does a server without one."""
     port = ReservedPort("127.0.0.1", 0)
     with pytest.raises(StartFailed):
         ReservedPort("127.0.0.1", port.number)
@@ -60,12 +60,12 @@ def test_a_closed_port_is_free() -> None:
 
 
 def test_old_connections_of_a_server_that_was_alone_do_not_count() -> None:
-    """They keep the port for a minute from who does not ignore them: changing --workers must not take so long."""
+    """They would block the port for a minute. Changing --workers must not take so long."""
     with listen(0, share=False) as before:
         number = before.getsockname()[1]
         with socket.create_connection(("127.0.0.1", number), timeout=5) as client:
             accepted, _ = before.accept()
-            accepted.close()  # who closes first keeps the memory of it
+            accepted.close()  # the side that closes first keeps the closing connection
             assert client.recv(1) == b""
     with pytest.raises(OSError, match="in use"), socket.socket() as naive:
         naive.bind(("127.0.0.1", number))

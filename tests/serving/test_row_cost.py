@@ -1,4 +1,4 @@
-"""What a row costs, and how many go together."""
+"""The cost of a row, and how many rows run together."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from serving.runtime.row_cost import (
 
 
 def cost_of(alone_us: float, row_us: float) -> RowCost:
-    """What is known once batches have told what a row costs."""
+    """The estimate after batches of a known cost."""
     cost = RowCost(alone_us * 1e-6)
     cost.row_seconds = row_us * 1e-6
     return cost
@@ -22,7 +22,7 @@ def cost_of(alone_us: float, row_us: float) -> RowCost:
 
 @pytest.mark.parametrize("row_us", [0.7, 1.3, 5.1, 19.9, 31])
 def test_rows_that_go_together_keep_the_loop_for_half_a_millisecond(row_us: float) -> None:
-    """As many as come to that, and not one less; in full steps, so that sizes come again."""
+    """As many rows as fit into the time, rounded to full steps, so that sizes come again."""
     cost = cost_of(31, row_us)
     assert (
         cost.rows_max * cost.row_seconds
@@ -33,7 +33,7 @@ def test_rows_that_go_together_keep_the_loop_for_half_a_millisecond(row_us: floa
 
 @pytest.mark.parametrize(("alone_us", "row_us"), [(130, 10), (240, 17), (490, 30), (490, 490)])
 def test_a_batch_takes_four_times_as_long_as_a_row_alone(alone_us: float, row_us: float) -> None:
-    """What a batch costs whatever is in it is then a quarter of it at most, however large the model."""
+    """Then the fixed cost of a batch is at most a quarter of it, however large the model."""
     cost = cost_of(alone_us, row_us)
     held = cost.rows_max * cost.row_seconds
     assert (
@@ -45,7 +45,7 @@ def test_a_batch_takes_four_times_as_long_as_a_row_alone(alone_us: float, row_us
 
 
 def test_only_a_model_whose_row_alone_is_slow_is_for_the_thread() -> None:
-    """However long a batch of many takes."""
+    """However long a batch of many rows takes."""
     cost = RowCost(LOOP_SECONDS_MAX / 2)
     for _ in range(100):
         cost.record(8, 8 * LOOP_SECONDS_MAX)
@@ -59,7 +59,7 @@ def test_only_a_model_whose_row_alone_is_slow_is_for_the_thread() -> None:
 
 
 def test_a_model_whose_rows_have_become_slow_is_for_the_thread_soon() -> None:
-    """After three; a single one that met a pause is not enough."""
+    """After three; a single slow row is not enough."""
     cost = cost_of(10, 1)
     cost.record(1, 1.0)
     assert not cost.needs_thread
@@ -69,7 +69,7 @@ def test_a_model_whose_rows_have_become_slow_is_for_the_thread_soon() -> None:
 
 
 def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
-    """A message of eight rows between those of a thousand leaves the size of their pieces alone."""
+    """A block of eight rows between blocks of a thousand does not change the size of their chunks."""
     cost = cost_of(30, 1)
     before = cost.rows_max
     for _ in range(100):
@@ -78,7 +78,7 @@ def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
 
 
 def test_a_small_batch_that_is_slow_tells_all_the_same() -> None:
-    """Else a model that became slow would keep the loop until somebody sends it many rows."""
+    """Else a model that became slow would block the loop until somebody sends many rows."""
     cost = cost_of(30, 1)
     for _ in range(100):
         cost.record(8, 8 * 100e-6)
@@ -86,14 +86,14 @@ def test_a_small_batch_that_is_slow_tells_all_the_same() -> None:
 
 
 def test_one_batch_that_met_a_pause_counts_a_little() -> None:
-    """A collection of garbage in its midst makes the next pieces a quarter smaller, not a hundredth."""
+    """A garbage collection during a chunk makes the next ones a quarter smaller, not a hundredth."""
     cost = cost_of(30, 1)
     cost.record(500, 1.0)
     assert cost.row_seconds == pytest.approx(1e-6 * (1 + WEIGHT * (COUNTED_MAX - 1)))
 
 
 def test_where_nothing_is_known_the_first_batch_is_small() -> None:
-    """And not of one row."""
+    """And not that of one row."""
     cost = RowCost()
     assert cost.rows_max == ROWS_FIRST
     assert not cost.needs_thread

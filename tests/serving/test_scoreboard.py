@@ -10,7 +10,7 @@ nan = math.nan
 
 
 def last_seen(column: list[float], row: int) -> float:
-    """The value of a row, or the last one before it that was observed."""
+    """The value of a row, or the last observed one before it."""
     while row >= 0 and math.isnan(column[row]):
         row -= 1
     return column[row] if row >= 0 else nan
@@ -19,7 +19,7 @@ def last_seen(column: list[float], row: int) -> float:
 def slowly(
     truth: Any, forecasts: Any, place: int, horizon: int, target: int, season: int | None
 ) -> tuple[list[float], list[float], list[float]]:
-    """The absolute errors of the model, of persistence and of seasonal-naive on the rows where all three have one."""
+    """The absolute errors of the model, of persistence and of seasonal-naive, on the rows where all three have one."""
     column = [float(value) for value in truth[:, target]]
     errors: tuple[list[float], list[float], list[float]] = ([], [], [])
     for row in range(horizon, len(column)):
@@ -68,7 +68,7 @@ def test_scores_are_those_of_a_slow_computation(season: int | None, missing: flo
 
 
 def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
-    """A long stream counts for more than a short one; the last forecast is the last stream's."""
+    """A long stream has more weight than a short one. The last forecast is that of the last stream."""
     rng = np.random.default_rng(4)
     boards, mine, naive = [], [], []
     for length in (30, 12, 20):
@@ -87,7 +87,7 @@ def test_errors_of_several_streams_are_over_all_their_timesteps() -> None:
 
 
 def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
-    """It has none, and a mean over the rest would be over other timesteps than the model's."""
+    """It has no score: a mean over the rest would be over other timesteps than the model's."""
     short, long = (Scoreboard(np.zeros((length, 1), np.float32), ("u",), (), (1,), 5) for length in (9, 20))
     for board in (short, long):
         for row in range(len(board.truth)):
@@ -98,7 +98,7 @@ def test_a_short_stream_among_others_leaves_the_seasonal_baseline_out() -> None:
 
 
 def test_nothing_is_scored_before_the_first_horizon() -> None:
-    """The answer is NaN, not an error, and beats nothing."""
+    """The result is NaN, not an error, and beats nothing."""
     board = Scoreboard(np.zeros((9, 1), np.float32), ("u",), (), (3,), None)
     assert math.isnan(board.scores()[0].mae)
     for row in range(3):
@@ -110,7 +110,7 @@ def test_nothing_is_scored_before_the_first_horizon() -> None:
 
 
 def test_the_last_forecast_stands_beside_what_came_true() -> None:
-    """What was said about the last row, when it was made."""
+    """The forecast for the last row, at the time when it was made."""
     board = Scoreboard(np.array([[1], [2], [4]], np.float32), ("u",), ("V",), (1, 2), None)
     for row, forecast in enumerate(([10, 20], [30, 40], [50, 60])):
         board.add(row, np.array(forecast, np.float32))
@@ -120,7 +120,7 @@ def test_the_last_forecast_stands_beside_what_came_true() -> None:
 
 
 def test_a_series_of_less_than_two_seasons_has_no_seasonal_baseline() -> None:
-    """Most of it would go unscored."""
+    """Most of it would have no score."""
     assert Scoreboard(np.zeros((9, 1), np.float32), ("u",), (), (1,), 5).season is None
     assert Scoreboard(np.zeros((10, 1), np.float32), ("u",), (), (1,), 5).season == 5
 

@@ -14,7 +14,7 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def test_columns_come_in_the_order_of_the_model(tmp_path: Path) -> None:
-    """Whatever their order in the file."""
+    """In any order in the file."""
     sheet = read_sheet(write(tmp_path, "b,a\n1,2\n3,4\n"), ["a", "b"])
     assert sheet.values.dtype == np.float32
     assert sheet.values.tolist() == [[2, 1], [4, 3]]
@@ -23,7 +23,7 @@ def test_columns_come_in_the_order_of_the_model(tmp_path: Path) -> None:
 
 
 def test_the_first_column_that_is_no_feature_labels_the_rows(tmp_path: Path) -> None:
-    """Others are ignored, whatever is in them."""
+    """Others are ignored, whatever they contain."""
     sheet = read_sheet(write(tmp_path, "a,when,note\n1,noon,good\n2,one,\n"), ["a"])
     assert (sheet.label, sheet.labels) == ("when", ("noon", "one"))
 
@@ -35,7 +35,7 @@ def test_rows_without_a_label_are_numbered(tmp_path: Path) -> None:
 
 
 def test_a_column_tells_several_series_apart(tmp_path: Path) -> None:
-    """Each keeps the order of its rows, whatever lies between them; the column labels no rows."""
+    """Each keeps the order of its rows, whatever is in between. The column has no labels."""
     sheet = read_sheet(write(tmp_path, "site,a,when\nB,1,x\nA,2,x\nB,3,y\n"), ["a"], "site")
     assert [(name, part.values.tolist(), part.labels) for name, part in sheet.series()] == [
         ("B", [[1], [3]], ("x", "y")),
@@ -97,7 +97,7 @@ def test_what_people_write_for_one_is_one(tmp_path: Path, cell: str) -> None:
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: list[str]) -> None:
-    """The message has the file, the line, the column, what was got and what was expected."""
+    """The message has the file, the line, the column, the value and what was expected."""
     with pytest.raises(BadSheet) as caught:
         read_sheet(write(tmp_path, text), ["a", "b"])
     for word in ("sheet.csv", *words):
@@ -105,30 +105,30 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, words: list[str]) -> N
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    """With its path and the reason of the system."""
+    """With its path and the system's reason."""
     with pytest.raises(BadSheet, match=r"absent\.csv: cannot be read: No such file"):
         read_sheet(tmp_path / "absent.csv", ["a"])
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    """It is no file."""
+    """It is not a file."""
     with pytest.raises(BadSheet, match="cannot be read"):
         read_sheet(tmp_path, ["a"])
 
 
 def test_text_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    """Rather than read wrongly."""
+    """An error is better than wrong values."""
     with pytest.raises(BadSheet, match="not a CSV file in UTF-8"):
         read_sheet(write(tmp_path, "a,°C\n1,2\n", "latin-1"), ["a"])
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
-    """Spreadsheets put one before the first column."""
+    """Spreadsheets write one before the first column."""
     assert read_sheet(write(tmp_path, "a\n1\n", "utf-8-sig"), ["a"]).values.tolist() == [[1]]
 
 
 def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
-    """Editors leave them at the end; line numbers of errors count them."""
+    """Editors leave them at the end. The line numbers of errors count them."""
     assert len(read_sheet(write(tmp_path, "a\n1\n\n2\n\n"), ["a"])) == 2
     with pytest.raises(BadSheet, match="line 4"):
         read_sheet(write(tmp_path, "a\n1\n\nx\n"), ["a"])

@@ -1,4 +1,4 @@
-"""How errors look at the end of a call."""
+"""Errors at the end of a call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from serving.core import errors
 from serving.rpc.status import ERROR_MESSAGE_BYTES_MAX, TABLE, abort, error_message
 
-# Longer than any id or name may be, and of characters that take the most bytes on the way.
+# Longer than any id or name may be, and of the characters that need the most bytes.
 LONG = "\U0001f527" * 4096
 NAMES = [LONG] * 200
 MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
@@ -37,7 +37,7 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
 
 
 class Context:
-    """Takes the status that a call ends with."""
+    """Takes the status of a call."""
 
     async def abort_with_status(self, status: Any) -> None:
         """Keeps it, and ends the call as grpc does."""
@@ -47,7 +47,7 @@ class Context:
 
 @pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.__name__)
 async def test_the_status_of_every_error_fits_into_metadata(kind: type[errors.TidegateError]) -> None:
-    """8 KB is what gRPC takes by default: beyond it another code comes, without a word of what was wrong."""
+    """By default gRPC accepts 8 KB. Beyond that another code arrives, without the message."""
     context = Context()
     with pytest.raises(RuntimeError, match="aborted"):
         await abort(context, MAKE.get(kind, lambda: kind(LONG))())
@@ -59,7 +59,7 @@ async def test_the_status_of_every_error_fits_into_metadata(kind: type[errors.Ti
 
 
 def test_a_sentence_is_cut_between_characters() -> None:
-    """What is left is text, and says that it was cut."""
+    """The rest is text, and shows that it was cut."""
     cut = error_message(errors.WrongOrder("é" * ERROR_MESSAGE_BYTES_MAX))
     assert len(cut.encode()) <= ERROR_MESSAGE_BYTES_MAX
     assert set(cut) == {"é", "."}

@@ -16,7 +16,7 @@ Reason = pb.Error.Reason
 
 
 async def refused(channel: grpc.aio.Channel, stream_id: str) -> str:
-    """Why a stream of its own call cannot be opened."""
+    """The error when a stream cannot be opened on a call."""
     call = RawCall(channel)
     await call.send(pb.PredictRequest(open=pb.Open(stream_id=stream_id)))
     ending = await call.ending()
@@ -26,7 +26,7 @@ async def refused(channel: grpc.aio.Channel, stream_id: str) -> str:
 
 
 async def test_a_call_of_blocks_leaves_room(sum_root: Path) -> None:
-    """Of eight slots it has seven; what is refused is told in its row, and another connection has the eighth."""
+    """It gets seven of eight slots, the refusal is in the row's error, and another connection gets the eighth."""
     async with run_server(sum_root, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
         greedy = RawBlocks(mine)
         opened = await greedy.open(*(f"s{number}" for number in range(10)))
@@ -41,7 +41,7 @@ async def test_a_call_of_blocks_leaves_room(sum_root: Path) -> None:
 
 
 async def test_streams_that_wake_leave_room(sum_root: Path) -> None:
-    """A call may hold more streams than may be live; their timesteps are refused by row until others have parked."""
+    """A call may hold more streams than may be live. Their timesteps are refused by row until others are parked."""
     settings = {"live_max": 8, "park_after": 0.2, "checkpoint_every": 0.02}
     async with run_server(sum_root, **settings) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -58,7 +58,7 @@ async def test_streams_that_wake_leave_room(sum_root: Path) -> None:
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 async def test_the_calls_of_a_connection_count_together(sum_root: Path, blocks: int) -> None:
-    """Those of many streams, and those of one; what has gone counts no longer."""
+    """Streams of both kinds of calls count. Those of ended calls do not."""
     async with run_server(sum_root, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
         many = [RawBlocks(mine) for _ in range(blocks)]
         for number, call in enumerate(many):
@@ -74,7 +74,7 @@ async def test_the_calls_of_a_connection_count_together(sum_root: Path, blocks: 
 
 
 async def test_streams_at_rest_leave_room(sum_root: Path) -> None:
-    """A connection, as that of a proxy, may have any number of calls whose streams are silent; one that wakes needs room."""
+    """A connection, such as a proxy's, may have any number of calls with silent streams. Waking one needs room."""
     settings = {"live_max": 8, "park_after": 0.2, "checkpoint_every": 0.02}
     async with run_server(sum_root, **settings) as server, raw_channel(server) as channel:
         single = [RawCall(channel) for _ in range(14)]
@@ -93,7 +93,7 @@ async def test_streams_at_rest_leave_room(sum_root: Path) -> None:
 
 
 async def test_room_is_counted_now_and_then(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that asks again and again while there is none has the server count no more often."""
+    """A client that asks again and again while there is no room does not make the server count more often."""
     monkeypatch.setattr(stream_quota, "RECOUNT_FACTOR", 1e9)
     async with run_server(sum_root, live_max=8) as server, raw_channel(server) as channel:
         greedy = RawBlocks(channel)
@@ -112,7 +112,7 @@ async def test_room_is_counted_now_and_then(sum_root: Path, monkeypatch: pytest.
 
 
 async def test_a_connection_may_be_given_more(sum_root: Path) -> None:
-    """A gateway that speaks for all streams may have all slots."""
+    """A gateway for all streams may have all slots."""
     async with run_server(sum_root, live_max=8, peer_live_max=8) as server, raw_channel(server) as channel:
         assert all((await RawBlocks(channel).open(*(f"s{number}" for number in range(8)))).handles)
 

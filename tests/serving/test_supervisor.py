@@ -1,4 +1,4 @@
-"""What a supervisor does with workers that behave badly: toys that speak its language and serve nothing."""
+"""A supervisor with workers that misbehave: toy processes that use the protocol of workers and serve nothing."""
 
 import asyncio
 import json
@@ -41,13 +41,13 @@ def refuse():
 exec(told["act"])
 """
 
-# A toy that ends as soon as it serves, but for its first life.
+# A toy that ends as soon as it serves, except in its first process.
 FRAIL = 'ready(); (told["previous_counters_fd"] is None or number == "1") and line.readline()'
 
 
 @asynccontextmanager
 async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "asyncio.Task[None]"]]:
-    """A supervisor of two toys that do `act`; it is told to stop at the end."""
+    """A supervisor of two toys that do `act`. It is told to stop at the end."""
     supervisor = Supervisor(
         [sys.executable, "-c", TOY],
         {"act": act, "config": {}},
@@ -69,23 +69,23 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
 
 @pytest.fixture(autouse=True)
 def toy_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where toys find the board."""
+    """Where toys find the shared counters."""
     monkeypatch.setenv("TOY_ROOT", str(ROOT))
 
 
 def open_files() -> int:
-    """How many this process has open."""
+    """How many files this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def told(supervisor: Supervisor, worker: int) -> float:
-    """What a worker has counted over all its lives."""
+    """What a worker has counted over all its processes."""
     board = supervisor._workers[worker].metrics.counters
     return board.numbers("toy_lives", ())[0] if board else 0.0
 
 
 async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:
-    """With the ports that were picked, and what the workers serve; not again when one comes back."""
+    """With the actual ports and the models; not again after a restart."""
     async with run("ready(); line.readline()") as (supervisor, running):
         await eventually(lambda: supervisor._ready, "the start")
         os.kill(supervisor._workers[0].metrics.pid, signal.SIGKILL)
@@ -108,7 +108,7 @@ async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.C
     ],
 )
 async def test_a_worker_that_cannot_start_fails_the_start(act: str, words: str) -> None:
-    """With its reason, or how it ended; no worker is left."""
+    """With its reason, or how it ended. No worker is left."""
     async with run(act) as (supervisor, running):
         with pytest.raises(StartFailed, match=words):
             await running
@@ -116,7 +116,7 @@ async def test_a_worker_that_cannot_start_fails_the_start(act: str, words: str) 
 
 
 async def test_a_worker_that_is_killed_before_it_is_ready_is_started_again(tmp_path: Path) -> None:
-    """Perhaps for want of memory, while others start at the same time: that is no reason not to serve."""
+    """Perhaps for lack of memory, while others start at the same time: that is no reason not to serve."""
     mark = tmp_path / "mark"
     act = f"""
 if number == "1" and not os.path.exists({str(mark)!r}):
@@ -143,7 +143,7 @@ async def test_a_worker_that_says_nothing_is_tried_so_often_and_no_more(tmp_path
 async def test_a_worker_that_cannot_start_again_is_not_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others serve on; it is tried again, and comes back when its models are good again."""
+    """The others continue to serve. It is restarted, and is up again when its models are valid."""
     bad = tmp_path / "bad"
     act = f"refuse() if os.path.exists({str(bad)!r}) else ready(); line.readline()"
     async with run(act) as (supervisor, running):
@@ -155,7 +155,7 @@ async def test_a_worker_that_cannot_start_again_is_not_the_end(
         assert supervisor._workers[1].metrics.up
         bad.unlink()
         await eventually(lambda: supervisor._workers[0].metrics.up, "the restart")
-        assert told(supervisor, 0) == 2  # what it had counted before it was refused was kept
+        assert told(supervisor, 0) == 2  # its counters from before the refusal were kept
         supervisor._stop_requested.set()
         await running
 
@@ -163,7 +163,7 @@ async def test_a_worker_that_cannot_start_again_is_not_the_end(
 async def test_the_pause_before_a_restart_grows(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Doubling up to a bound while a worker keeps dying soon."""
+    """It doubles up to a bound while a worker keeps dying soon."""
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS_MAX", 0.05)
     with caplog.at_level(logging.WARNING):
@@ -179,7 +179,7 @@ async def test_the_pause_before_a_restart_grows(
 async def test_the_pause_is_short_again_after_a_long_life(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it dies of then is not its start."""
+    """Then the cause is not its start."""
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor_module, "LIVED_SECONDS", 0.0)
     with caplog.at_level(logging.WARNING):
@@ -191,7 +191,7 @@ async def test_the_pause_is_short_again_after_a_long_life(
 
 
 async def test_a_worker_that_does_not_drain_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within the time for draining and some; that it was not clean is said."""
+    """Some time after the time for draining. The error says that it was not clean."""
     monkeypatch.setattr(supervisor_module, "DRAIN_MARGIN_SECONDS", 0.1)
     async with run(
         "ready(); number == '1' and line.readline(); number == '0' and time.sleep(60)", drain_after_s=0.1
@@ -215,7 +215,7 @@ async def test_a_worker_that_did_not_end_well_is_told(monkeypatch: pytest.Monkey
 
 
 async def test_a_stop_during_the_start_is_clean() -> None:
-    """A signal that comes before the workers are ready has them end; nothing is printed or restarted."""
+    """A signal before the workers are ready ends them. Nothing is printed or restarted."""
     async with run("line.readline()") as (one, running):
         await eventually(lambda: sum(child.metrics.pid > 0 for child in one._workers) == 2, "the start")
         one._stop_requested.set()
@@ -226,12 +226,12 @@ async def test_a_stop_during_the_start_is_clean() -> None:
 async def test_a_worker_that_has_no_line_yet_is_told_to_stop_as_soon_as_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stop that comes between its spawn and its first line is passed on: nobody waits for it until it is killed."""
+    """A stop between the spawn and the first message is passed on: the worker need not be killed."""
     connect = asyncio.open_unix_connection
 
     async def connect_late(**more: Any) -> Any:
-        await asked.wait()  # there is a process, and no line
-        await asyncio.sleep(0)  # those who stop have their turn
+        await asked.wait()  # there is a process, and no connection
+        await asyncio.sleep(0)  # the stop has its turn
         return await connect(**more)
 
     monkeypatch.setattr(worker_module.asyncio, "open_unix_connection", connect_late)
@@ -243,7 +243,7 @@ async def test_a_worker_that_has_no_line_yet_is_told_to_stop_as_soon_as_it_has(
 
 
 def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """A real worker, and the end of its line that is its supervisor's."""
+    """A real worker, and the supervisor's end of its socket pair."""
     ours, theirs = socket.socketpair()
     board = make_shared_file()
     os.set_inheritable(board, True)
@@ -262,11 +262,11 @@ def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.so
 
 
 def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -> None:
-    """The line breaks then, it does not end: a worker that stayed would keep the port from the next server."""
+    """Then the socket breaks with an error: a worker that stayed would keep the port from the next server."""
     popen, ours = listen_as_a_worker(sum_root)
     try:
         ours.settimeout(PATIENCE)
-        assert ours.recv(1, socket.MSG_PEEK)  # it has said that it is ready, and nobody has read it
+        assert ours.recv(1, socket.MSG_PEEK)  # it has reported that it is ready, and nobody has read it
         ours.close()
         assert popen.wait(PATIENCE) == 0
     finally:
@@ -275,7 +275,7 @@ def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -
 
 
 async def test_the_time_that_dead_workers_have_used_is_kept() -> None:
-    """The sum over its lives, of which /proc knows only the last."""
+    """The sum over its processes; /proc knows only the last."""
     act = "ready(); end = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nline.readline()"
     async with run(act) as (one, _):
         await eventually(lambda: one._ready, "the start")
@@ -290,7 +290,7 @@ async def test_the_time_that_dead_workers_have_used_is_kept() -> None:
 
 
 async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither files of workers that died nor the line to them, however often they die."""
+    """Neither files of dead workers nor their sockets, however often they die."""
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor_module, "LIVED_SECONDS", 0.0)
     async with run("ready(); line.readline()") as (one, _):
@@ -303,7 +303,7 @@ async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_taken_port_fails_the_start() -> None:
-    """Sharing must not hide that somebody listens there already."""
+    """A shared port must not hide that somebody listens there already."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for ports in ({"port": port, "metrics_port": 0}, {"port": 0, "metrics_port": port}):
@@ -321,8 +321,8 @@ async def test_a_taken_port_fails_the_start() -> None:
 
 
 async def test_the_line_is_closed_when_a_life_has_ended() -> None:
-    """At once, not in a later turn of the loop: a loop that ends before that would leave it to the garbage collector."""
-    # It reads its settings, so that the line breaks by ending and not by an error.
+    """At once, not in a later turn of the loop: a loop that ends before would leave it to the garbage collector."""
+    # It reads its settings, so that the socket ends without an error.
     reads = "import socket, sys; socket.socket(fileno=int(sys.argv[2])).recv(9999)"
     child = worker_module.WorkerProcess(0, [sys.executable, "-c", reads], {}, lambda: None)
     sockets: list[Any] = []
@@ -342,7 +342,7 @@ async def test_the_line_is_closed_when_a_life_has_ended() -> None:
 
 
 async def test_the_line_is_closed_however_often_a_life_is_cancelled() -> None:
-    """Once more while it waits for the end of a process that was killed: nothing is left to the garbage collector."""
+    """Cancelled again while it waits for the end of a killed process: nothing is left to the garbage collector."""
     child = worker_module.WorkerProcess(0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda: None)
     living = asyncio.create_task(child.run())
     await eventually(lambda: child._writer is not None, "the line")
@@ -350,7 +350,7 @@ async def test_the_line_is_closed_however_often_a_life_is_cancelled() -> None:
     line = child._writer.get_extra_info("socket")
     pid = child.metrics.pid
     living.cancel()
-    await asyncio.sleep(0)  # it waits for an end that nobody tells it of
+    await asyncio.sleep(0)  # it waits for an end that nobody reports
     living.cancel()
     await asyncio.wait([living])
     assert line.fileno() == -1

@@ -1,4 +1,4 @@
-"""One message, however many rows of it are refused, holds nobody up."""
+"""One message delays nobody, however many rows of it are refused."""
 
 import asyncio
 import time
@@ -15,24 +15,25 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from tests.support import PATIENCE, RawCall, block_request, ending_of, raw_channel, run_server
 
-ROWS = 65_536  # the most that a message may have
-# The longest that the loop may be kept: seconds before there were slices, some 20 ms now on a slow core.
+ROWS = 65_536  # the largest number in one message
+# The longest time that the loop may be blocked: it took seconds before there were slices, about 20 ms now on a slow
+# core.
 PAUSE_MAX = 0.25
 
 OpenOptions = Callable[[pb.PredictBlocksRequest], Awaitable[pb.PredictBlocksResponse]]
 
 
 class Pauses:
-    """The longest that the event loop has computed without coming round.
+    """The longest time that the event loop has computed in one turn.
 
-    It is measured in time of the processor: what others on this machine take of it is not the server's fault.
+    It is measured in processor time: the load of other processes on this machine does not count.
     """
 
     def __init__(self) -> None:
         self.longest = 0.0
 
     async def watch(self) -> None:
-        """Looks until cancelled."""
+        """Measures until cancelled."""
         last = time.thread_time()
         while True:
             await asyncio.sleep(0.001)
@@ -43,9 +44,9 @@ class Pauses:
 
 @asynccontextmanager
 async def call_beside_a_neighbour(root: Path) -> AsyncIterator[OpenOptions]:
-    """A call that asks in bytes, and reads the answer once the loop's longest pause was judged, while another stream steps."""
+    """A call that exchanges bytes, and decodes the answer after the measurement, while another stream sends timesteps."""
     async with run_server(root, batch_max=256) as server, raw_channel(server) as channel, raw_channel(server) as other:
-        # Its answers stay bytes until the watch is over: what protobuf takes to read them here is not the server's.
+        # Its answers stay bytes until the measurement is over: the decoding here is not the server's work.
         call = channel.stream_stream("/tidegate.v1.TidegateService/PredictBlocks")()
         neighbour = RawCall(other)
         await neighbour.open("neighbour")
@@ -83,7 +84,7 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[OpenOptions]:
 
 
 async def opened(ask: OpenOptions, *stream_ids: str) -> list[int]:
-    """Handles of streams of those names."""
+    """Handles of streams with those names."""
     return list((await ask(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids)))).opened.handles)
 
 
@@ -94,7 +95,7 @@ async def opened(ask: OpenOptions, *stream_ids: str) -> list[int]:
 async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
     sum_root: Path, value: float, step: int, reason: int, field: str
 ) -> None:
-    """Each row is told its reason, its number and what its stream expects; the first of them in a sentence."""
+    """Each row gets its reason, its number and the expected one; the first ones also a message."""
     async with call_beside_a_neighbour(sum_root) as ask:
         handles = np.resize(await opened(ask, *(f"s{number}" for number in range(200))), ROWS)
         answer = (await ask(block_request(handles, np.full((ROWS, 1), value), np.full(ROWS, step)))).block
@@ -105,7 +106,7 @@ async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
 
 
 async def test_handles_that_are_not_held_hold_nobody_up(sum_root: Path) -> None:
-    """A close of as many as a message may name."""
+    """A close of as many streams as a message may name."""
     async with call_beside_a_neighbour(sum_root) as ask:
         closed = (await ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=range(1, ROWS + 1))))).closed
     assert sorted(part.row for part in closed.errors) == list(range(ROWS))
@@ -113,7 +114,7 @@ async def test_handles_that_are_not_held_hold_nobody_up(sum_root: Path) -> None:
 
 
 async def test_rows_of_closed_streams_hold_nobody_up(sum_root: Path) -> None:
-    """A block of as many as a message may have."""
+    """A block of as many rows as a message may have."""
     async with call_beside_a_neighbour(sum_root) as ask:
         handles = await opened(ask, *(f"s{number}" for number in range(200)))
         await ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles)))
@@ -146,7 +147,7 @@ async def test_opens_that_are_refused_hold_nobody_up(
 async def test_a_message_that_names_too_many_streams_ends_its_call(
     sum_root: Path, request_: pb.PredictBlocksRequest, field: str
 ) -> None:
-    """As INVALID_ARGUMENT, with the number that is allowed."""
+    """As INVALID_ARGUMENT, with the allowed number."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = channel.stream_stream("/tidegate.v1.TidegateService/PredictBlocks")()
         await call.write(request_.SerializeToString())
@@ -156,7 +157,7 @@ async def test_a_message_that_names_too_many_streams_ends_its_call(
 
 
 async def test_tasks_that_share_slices_take_one_slice_a_turn_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many they are, the loop comes round after one slice."""
+    """However many tasks there are, the loop has a turn after one slice."""
     now = 0.0
     monkeypatch.setattr("serving.rpc.time_slice.perf_counter", lambda: now)
     slices, turns, done = TimeSlice(), [0], 0
@@ -176,5 +177,5 @@ async def test_tasks_that_share_slices_take_one_slice_a_turn_together(monkeypatc
     counting = asyncio.create_task(count())
     await asyncio.gather(*(work() for _ in range(20)))
     counting.cancel()
-    # In the first turn each of them begins; from then on a slice has room for two of these pieces.
+    # In the first turn each of them starts. From then on a slice has room for two of these pieces of work.
     assert max(later - sooner for sooner, later in pairwise(turns[2:])) <= 2

@@ -26,7 +26,7 @@ def models(tmp_path: Path, graph: bytes) -> Path:
 
 @pytest.fixture
 async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Site]]:
-    """Makes sites over one SQLite file, or another store; what still runs at the end is killed."""
+    """Makes sites over one SQLite file, or another store. Those that still run at the end are killed."""
     sites: list[Site] = []
 
     def make(*options: str, state: str = f"sqlite:///{tmp_path / 'state.db'}", port: int | None = None) -> Site:
@@ -39,7 +39,7 @@ async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Site
 
 
 class Redis:
-    """A redis-server that writes every change to disk before it answers; it can be killed and started again."""
+    """A redis-server that writes every change to disk before it answers. It can be killed and restarted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ class Redis:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Redis]:
-    """A redis-server of the test's own."""
+    """A redis-server for one test."""
     if shutil.which("redis-server") is None:
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             pytest.fail("redis-server is missing: install Debian's redis-server")

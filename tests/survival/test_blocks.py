@@ -1,4 +1,4 @@
-"""A gateway's streams survive as single ones do: blocks over servers that die, and the same histories either way."""
+"""The streams of a gateway survive as single streams do: blocks over servers that are killed."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ PATIENCE_S = 90.0
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_a_server_killed_between_blocks_loses_nothing(site: Callable[..., Site], graph: bytes, seed: int) -> None:
-    """Bad rows, catching up, several blocks under way, `kill -9` three times: once, in order, bit-equal."""
+    """Invalid rows, catching up, several blocks in flight, three times `kill -9`: once, in order, bit-equal."""
     one = site()
     await one.start()
     gateway = Gateway(one.address, streams=60, steps=120, seed=seed)
@@ -36,7 +36,7 @@ async def test_a_server_killed_between_blocks_loses_nothing(site: Callable[..., 
 async def test_a_server_killed_within_a_block_loses_nothing(
     site: Callable[..., Site], graph: bytes, point: str
 ) -> None:
-    """Between the pieces of a block, and when its state is stored but its answer has not left."""
+    """Between the chunks of a block, and when its state is stored but its answer was not sent."""
     one = site("--batch-max", "16")
     await one.start(crash=f"{point}:{20 if point == 'before-answer' else 1}")
     gateway = Gateway(one.address, streams=60, steps=30, seed=7)
@@ -49,7 +49,7 @@ async def test_a_server_killed_within_a_block_loses_nothing(
 
 
 async def test_sync_blocks_survive_a_kill(site: Callable[..., Site], graph: bytes) -> None:
-    """What a client was given is in the store, whatever it has kept itself."""
+    """What a client got is in the store, even if the client has kept nothing."""
     one = site("--checkpoint-every", "20ms")
     await one.start()
     gateway = Gateway(one.address, streams=20, steps=25, seed=4, sync=True)
@@ -63,7 +63,7 @@ async def test_sync_blocks_survive_a_kill(site: Callable[..., Site], graph: byte
 
 
 async def test_blocks_and_single_timesteps_make_the_same_history(models: Path) -> None:
-    """Stored state, remembered answers, numbers: all the bytes."""
+    """Stored state, remembered answers, numbers: all bytes."""
     rows = [rows_of(stream, 40) for stream in range(6)]
     async with run_server(models) as server, Client(address_of(server)) as client:
         async with client.block([f"block-{number}" for number in range(6)]) as block:

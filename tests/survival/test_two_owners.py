@@ -1,4 +1,4 @@
-"""Two clients that know nothing of each other and send timesteps of one stream: neither is given the other's answer for its own."""
+"""Two independent clients send timesteps of one stream: neither gets the other's answer for its own timestep."""
 
 import asyncio
 import signal
@@ -16,10 +16,10 @@ from tests.support import replay
 from tests.ways import WAYS, Blocks, One, Predict, Refused, Way, channel_to
 
 SYNC = pb.DURABILITY_SYNC
-# Timesteps of the one client, and the sixth of the other.
+# Timesteps of one client, and the sixth of the other.
 ROWS = rows_of(0, 7)
 OTHER = rows_of(1, 1)[0]
-# The whole of a test; servers take a second or two to start, on a slow machine several.
+# The longest time of a test. Servers take a second or two to start, on a slow machine several.
 PATIENCE_S = 60.0
 
 
@@ -37,10 +37,12 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Callable[..., Any]:
-    """Brings the stream to where another client has sent its own sixth timestep; gives where the first one comes back.
+    """Brings the stream to the point where another client has sent its own sixth timestep.
 
-    The first client has five timesteps answered and stored, and its server then hangs and is killed while the sixth is on its
-    way; in the memory of one server there is no other, and the sixth is lost on its way there.
+    Yields the server to which the first one returns.
+
+    The first client has five answered and stored timesteps. Its server then hangs and is killed while the sixth is in
+    flight. With a store in memory there is no other server, and the sixth is lost in transit.
     """
     truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
     alone = state == "memory:"
@@ -65,7 +67,8 @@ async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Call
             if not alone:
                 await here.kill()
             yield second
-            # The other's history stands, and goes on; it is still the owner, unless one who names none has opened the stream.
+            # The other's history stands and continues. It is still the owner, unless a client without a token has
+            # opened the stream.
             again = way(second)
             assert await again.open(owner="the other", **({"resume_from": 6} if owner else {})) in (0, 7)
             assert await again.step(OTHER, 6) == (truth[5], True)
@@ -76,7 +79,7 @@ async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Call
 
 @pytest.mark.parametrize("way", [Predict, Blocks])
 async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..., Any], way: type[Way]) -> None:
-    """Its open, from the timestep that it has no answer to, is refused as TAKEN_OVER, and does not take the stream."""
+    """Its open, from the timestep without an answer, is refused as TAKEN_OVER, and does not take the stream."""
     async with overtaken(way, "the first") as channel:
         with pytest.raises(Refused) as caught:
             await way(channel).open(owner="the first", resume_from=6)
@@ -88,7 +91,7 @@ async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..
 async def test_a_client_without_an_owner_is_not_given_the_others_answer(
     overtaken: Callable[..., Any], way: type[Way]
 ) -> None:
-    """Its repeat is refused as VALUES_DIFFER: the answer that is remembered was computed from other values."""
+    """Its repeat is refused as VALUES_DIFFER: the remembered answer was computed from other values."""
     async with overtaken(way, "") as channel:
         mine = way(channel)
         if way is not One:
@@ -109,7 +112,7 @@ async def test_a_client_without_an_owner_is_not_given_the_others_answer(
 async def test_a_server_that_wakes_up_answers_for_nobody_else(
     state: str, site: Callable[..., Site], graph: bytes, way: type[Way]
 ) -> None:
-    """A timestep that a hanging server is given when another client's was stored elsewhere is refused when it goes on."""
+    """A hanging server gets a timestep whose number another server has stored: it refuses it when it continues."""
     truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
     here, there = site(state=state), site(state=state)
     await asyncio.gather(here.start(), there.start())
