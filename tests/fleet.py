@@ -1,7 +1,7 @@
 """Many streams over servers that are killed, and an oracle that checks what each client got.
 
-A `Fleet` runs clients that send known rows and record every prediction in the order in which they get it. A `Site` is a
-server process on a fixed port that can be killed and restarted on the same data. At the end, `verdict` runs each
+A `Fleet` runs clients that send known rows and record every prediction in the order in which they get it. A `ServerProcess` is a
+server process on a fixed port that can be killed and restarted on the same data. At the end, `check_predictions` runs each
 stream's rows alone through bare onnxruntime and reports every difference.
 """
 
@@ -46,7 +46,7 @@ class Delivered:
     first_step: int = 1
 
 
-def verdict(graph: bytes, delivered: Delivered) -> str:
+def check_predictions(graph: bytes, delivered: Delivered) -> str:
     """The result of the oracle: empty if every prediction came once, in order, and with the bits of the graph run alone."""
     truth = replay(graph, delivered.rows)
     steps = [step for step, _ in delivered.answers]
@@ -71,7 +71,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Site:
+class ServerProcess:
     """A server process that can be killed and restarted, on the same port and the same data.
 
     Args:
@@ -210,12 +210,12 @@ class Fleet:
         while self.answered < answers:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(0.002)
 
-    def verdicts(self, graph: bytes) -> list[str]:
+    def problems(self, graph: bytes) -> list[str]:
         """What the oracle finds wrong, one line for each bad stream; empty when everything is right."""
         return [
             f"stream {number}: {wrong}"
             for number, delivered in enumerate(self.delivered)
-            if (wrong := verdict(graph, delivered))
+            if (wrong := check_predictions(graph, delivered))
         ]
 
 
@@ -285,10 +285,10 @@ class Gateway:
         while self.blocks < blocks and not self.done:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(0.001)
 
-    def verdicts(self, graph: bytes) -> list[str]:
+    def problems(self, graph: bytes) -> list[str]:
         """What the oracle finds wrong, one line for each bad stream; empty when everything is right."""
         return [
             f"stream {number}: {wrong}"
             for number, delivered in enumerate(self.delivered)
-            if (wrong := verdict(graph, delivered))
+            if (wrong := check_predictions(graph, delivered))
         ]

@@ -15,14 +15,14 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def alone(factory: pytest.TempPathFactory, name: str) -> Iterator[None]:
+def process_lock(factory: pytest.TempPathFactory, name: str) -> Iterator[None]:
     """A lock with this name between the processes of the run."""
     with (shared_folder(factory) / f"{name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process dies
         yield
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], bytes]) -> bytes:
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], bytes]) -> bytes:
     """The result of `make`. The first process that asks makes it; the others wait and read it.
 
     Args:
@@ -32,7 +32,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[], byt
 
     """
     path = shared_folder(factory) / f"{name}.made"
-    with alone(factory, name):
+    with process_lock(factory, name):
         if not path.exists():
             path.write_bytes(make())
     return path.read_bytes()

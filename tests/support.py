@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 
 # The longest wait in a test. On a free machine nothing takes a second; what has not happened after this time never
 # will.
-PATIENCE = 30.0
+TIMEOUT_S = 30.0
 # The longest run of a command. It talks to a server for a second or two; two busy cores may take ten times as long.
 COMMAND_SECONDS = 60.0
 
@@ -382,7 +382,7 @@ def key(name: str) -> Key:
     return Key("default", name)
 
 
-class Bench:
+class BatcherSetup:
     """A batcher on a real engine, with streams to submit timesteps for."""
 
     def __init__(self, graph: bytes, *, batch_max: int = 16, queue_max: int = 64, capacity: int = 32) -> None:
@@ -415,9 +415,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def run_bench(graph: bytes, **limits: int) -> AsyncIterator[Bench]:
+async def run_batcher(graph: bytes, **limits: int) -> AsyncIterator[BatcherSetup]:
     """A bench with its batcher running."""
-    bench = Bench(graph, **limits)
+    bench = BatcherSetup(graph, **limits)
     task = asyncio.create_task(bench.batcher.run())
     try:
         yield bench
@@ -442,12 +442,12 @@ class Gate:
     def _run(self, *arguments: Any) -> Any:
         self.held += 1
         self._loop.call_soon_threadsafe(self._entered.set)
-        assert self._opened or self._permits.acquire(timeout=PATIENCE), "nobody opened the gate"
+        assert self._opened or self._permits.acquire(timeout=TIMEOUT_S), "nobody opened the gate"
         return self._inner(*arguments)
 
     async def entered(self) -> None:
         """Waits until a batch is blocked."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await self._entered.wait()
 
     def let_one(self) -> None:
@@ -508,7 +508,7 @@ def live(server: Server) -> int:
 async def eventually(condition: Callable[[], bool], what: str = "it") -> None:
     """Waits until a condition holds; fails when it does not hold in time."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():  # noqa: ASYNC110 - the parts of a server have no event for it
                 await asyncio.sleep(0.002)
     except TimeoutError:
@@ -559,12 +559,12 @@ class RawCall:
     async def send(self, request: pb.PredictRequest | bytes) -> None:
         """Sends a request, or any other bytes."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.call.write(data)
 
     async def read(self) -> pb.PredictResponse:
         """The next response."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             response = await self.call.read()
         assert response is not grpc.aio.EOF, await self.ending()
         return response
@@ -596,26 +596,26 @@ class RawBlocks:
         self.call = channel.stream_stream(
             "/tidegate.v1.TidegateService/PredictBlocks", response_deserializer=pb.PredictBlocksResponse.FromString
         )()
-        self.told: list[pb.PredictBlocksResponse] = []  # the notifications so far
+        self.notifications: list[pb.PredictBlocksResponse] = []  # the notifications so far
 
     async def send(self, request: pb.PredictBlocksRequest | bytes) -> None:
         """Sends a request, or any other bytes."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.call.write(data)
 
     async def read(self) -> pb.PredictBlocksResponse:
         """The next response of any kind."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             response = await self.call.read()
         assert response is not grpc.aio.EOF, await self.ending()
         return response
 
     async def ask(self, request: pb.PredictBlocksRequest | bytes) -> pb.PredictBlocksResponse:
-        """Sends a request and reads its response; notifications go to `told`."""
+        """Sends a request and reads its response; notifications are kept."""
         await self.send(request)
         while (response := await self.read()).WhichOneof("kind") in ("durable", "ended"):
-            self.told.append(response)
+            self.notifications.append(response)
         return response
 
     async def open(self, *stream_ids: str, **more: Any) -> pb.OpenedStreams:
@@ -649,7 +649,7 @@ def block_request(handles: Any, x: Any, steps: Any = None, number: int = 0) -> p
 
 async def ending_of(call: Any) -> Ending:
     """Reads until the end of a call."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         try:
             while await call.read() is not grpc.aio.EOF:
                 pass
@@ -699,7 +699,7 @@ async def scrape(server: Server) -> Scrape:
     url = f"http://127.0.0.1:{server.metrics_port}/metrics"
 
     def get() -> str:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             return response.read().decode()
 
     return Scrape(await asyncio.to_thread(get))
@@ -730,7 +730,7 @@ class Process:
         def ticks() -> int:
             return int(Path(f"/proc/{self.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()[11])
 
-        begun, deadline = ticks(), time.monotonic() + PATIENCE
+        begun, deadline = ticks(), time.monotonic() + TIMEOUT_S
         while ticks() < begun + 20:  # in hundredths of a second
             assert time.monotonic() < deadline, "it does nothing"
             time.sleep(0.01)
@@ -742,7 +742,7 @@ class Process:
 
     def wait(self) -> tuple[int, str, str]:
         """Waits for the end. Returns the exit code, the rest of stdout, and stderr."""
-        out, err = self.popen.communicate(timeout=PATIENCE)
+        out, err = self.popen.communicate(timeout=TIMEOUT_S)
         return self.popen.returncode, out, err
 
 

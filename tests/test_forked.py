@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, start
-from tests.support import PATIENCE, environment, run_command, serve
+from tests.support import TIMEOUT_S, environment, run_command, serve
 
 COMMANDS = {
     "help": ["--help"],
@@ -54,4 +54,4 @@ def test_a_command_that_goes_on_is_waited_for_no_longer_than_asked(sum_root: Pat
 def test_another_command_is_started_as_it_is(tmp_path: Path) -> None:
     """In its folder and environment."""
     popen = start(["sh", "-c", "echo $A; pwd >&2"], env={"A": "a"}, cwd=tmp_path)
-    assert popen.communicate(timeout=PATIENCE) == ("a\n", f"{tmp_path}\n")
+    assert popen.communicate(timeout=TIMEOUT_S) == ("a\n", f"{tmp_path}\n")

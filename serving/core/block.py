@@ -92,40 +92,41 @@ class Block:
         """
         if self.rows_left == len(self):
             self._hashes = engine.hash_rows(self.x)
-        piece = rows = self._next_rows(rows_max)
-        handles = self.handles[piece]
-        held = self.table.live_mask(handles, self.slots)
-        if not held.all():
+        rows = live_rows = self._next_rows(rows_max)
+        handles = self.handles[rows]
+        is_live = self.table.live_mask(handles, self.slots)
+        if not is_live.all():
             self.all_applied = False
-            places = np.arange(len(self))[piece]
-            self.statuses[places[~held]] = RowStatus.NOT_HELD
-            rows, handles = places[held], handles[held]
-        hashes = None if self._hashes is None else self._hashes[rows]
-        return Chunk(piece, rows, self.table.slots_of(handles), self.steps[rows], self.x[rows], hashes)
+            indices = np.arange(len(self))[rows]
+            self.statuses[indices[~is_live]] = RowStatus.NOT_HELD
+            live_rows, handles = indices[is_live], handles[is_live]
+        hashes = None if self._hashes is None else self._hashes[live_rows]
+        slots = self.table.slots_of(handles)
+        return Chunk(rows, live_rows, slots, self.steps[live_rows], self.x[live_rows], hashes)
 
     def apply_result(self, chunk: "Chunk", result: BatchResult) -> None:
         """Stores the result of a chunk that has just run."""
-        piece = chunk.live_rows
+        live_rows = chunk.live_rows
         if result.steps is not chunk.steps:  # usually they are the same, and the client gets its own numbers back
             if self.steps is self._sent_steps:
                 self.steps = self.steps.copy()
-            self.steps[piece] = result.steps
+            self.steps[live_rows] = result.steps
         self.missing += result.missing
         if result.statuses is None or result.applied is None:
-            for mine, part in zip(self.outputs, result.outputs, strict=True):
-                mine[piece] = part
+            for output, values in zip(self.outputs, result.outputs, strict=True):
+                output[live_rows] = values
             return
         self.all_applied = False
-        rows = np.arange(len(self))[piece]
+        rows = np.arange(len(self))[live_rows]
         self.statuses[rows] = result.statuses
         if result.applied.size:
-            for mine, part in zip(self.outputs, result.outputs, strict=True):
-                mine[rows[result.applied]] = part
+            for output, values in zip(self.outputs, result.outputs, strict=True):
+                output[rows[result.applied]] = values
         self._answer_duplicates(rows, chunk.slots)
         refused = np.flatnonzero(result.statuses > RowStatus.DUPLICATE)
         self._expected[rows[refused]] = self.slots.step[chunk.slots[refused]] + 1
-        for place, why in result.failures.items():
-            self._failures[int(rows[place])] = why
+        for index, error in result.failures.items():
+            self._failures[int(rows[index])] = error
 
     def refusal_error(self, row: int) -> TimestepRefused:
         """The error for a row that the engine refused."""
@@ -151,14 +152,14 @@ class Block:
 
     def _answer_duplicates(self, rows: Ints, slots: Ints) -> None:
         """Answers the duplicates among rows that have just run, while their answers are still in the ring."""
-        places = np.flatnonzero(self.statuses[rows] == RowStatus.DUPLICATE)
-        if not places.size:
+        indices = np.flatnonzero(self.statuses[rows] == RowStatus.DUPLICATE)
+        if not indices.size:
             return
-        again = rows[places]
-        found, answers = self.slots.find_answers(slots[places], self.steps[again])
-        self.forgotten[again] = ~found
-        for mine, part in zip(self.outputs, answers, strict=True):
-            mine[again] = part
+        duplicates = rows[indices]
+        found, answers = self.slots.find_answers(slots[indices], self.steps[duplicates])
+        self.forgotten[duplicates] = ~found
+        for output, values in zip(self.outputs, answers, strict=True):
+            output[duplicates] = values
 
 
 def run_blocks(engine: Engine, blocks: Sequence[Block], rows_max: int) -> list[RowStatuses]:

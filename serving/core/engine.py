@@ -29,9 +29,9 @@ class RowStatus(IntEnum):
     APPLIED = 0
     DUPLICATE = 1  # its number was applied before, with the same values
     GAP = 2  # timesteps are missing before it
-    NOT_FINITE = 3  # a value is infinite, or NaN and the model does not handle missing values
+    NON_FINITE_VALUE = 3  # a value is infinite, or NaN and the model does not handle missing values
     FAILED = 4  # the model raised on this row
-    POISONED = 5  # the model produced a state that is not finite
+    NON_FINITE_STATE = 5  # the model produced a state that is not finite
     NOT_HELD = 6  # the call no longer holds the stream; set by `Block`, never by `Engine.run`
     NO_STEP_LEFT = 7  # the stream has used the last possible number
     VALUES_DIFFER = 8  # its number was applied before, with other values
@@ -104,7 +104,7 @@ class Engine:
             rows = np.arange(len(slots))
         else:
             statuses = np.zeros(len(slots), np.int8)
-            statuses[invalid_values(self.model.spec, x).any(axis=1)] = RowStatus.NOT_FINITE
+            statuses[invalid_values(self.model.spec, x).any(axis=1)] = RowStatus.NON_FINITE_VALUE
             statuses[steps > expected] = RowStatus.GAP
             self._check_repeats(statuses, np.flatnonzero(steps < expected), slots, steps, x)
             statuses[steps > STEP_MAX] = RowStatus.NO_STEP_LEFT
@@ -112,7 +112,7 @@ class Engine:
             if not rows.size:
                 return BatchResult(steps, statuses, rows, (), 0, NO_FAILURES)
             outputs, non_finite, failures = self._apply(slots[rows], x[rows], self._hash.rows(x[rows]))
-        statuses[rows[non_finite]] = RowStatus.POISONED
+        statuses[rows[non_finite]] = RowStatus.NON_FINITE_STATE
         failed = np.array(sorted(failures), np.int64)
         statuses[rows[failed]] = RowStatus.FAILED
         applied = np.flatnonzero(statuses == RowStatus.APPLIED)
@@ -189,12 +189,12 @@ def refusal_error(spec: Spec, status: int, step: int, next_step: int, x: Floats)
     """The error for a timestep (features,) that was refused with one of the statuses below."""
     if status == RowStatus.GAP:
         return StepGap(step, next_step)
-    if status == RowStatus.NOT_FINITE:
+    if status == RowStatus.NON_FINITE_VALUE:
         column = int(np.flatnonzero(invalid_values(spec, x))[0])
         return NotFinite(spec.features[column].name, float(x[column]), spec.title)
     if status == RowStatus.NO_STEP_LEFT:
         return NoStepLeft(STEP_MAX)
     if status == RowStatus.VALUES_DIFFER:
         return ValuesDiffer(step)
-    assert status == RowStatus.POISONED
+    assert status == RowStatus.NON_FINITE_STATE
     return ModelFailed(f"model {spec.title} produced a state that is not finite; the timestep was not applied")

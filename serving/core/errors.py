@@ -226,7 +226,7 @@ class StreamExpired(StreamRefused):
 
 
 class StateLost(StreamRefused):
-    """The stored state is older than what the client was told. Neither side has the timesteps between."""
+    """The stored state is older than what was reported to the client. Neither side has the timesteps between."""
 
     def __init__(self, stream_id: str, kept_step: int, stored_step: int) -> None:
         self.stream_id = stream_id

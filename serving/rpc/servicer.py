@@ -40,7 +40,7 @@ from serving.rpc.predict_one import PredictOneHandler
 from serving.rpc.status import abort
 from serving.rpc.stream_quota import StreamQuota
 
-log = logging.getLogger("tidegate.native")
+log = logging.getLogger("tidegate.service")
 
 # How many calls are asked to end in one turn of the event loop. Each then takes some hundred microseconds of the next
 # turn.
@@ -337,7 +337,7 @@ class TidegateServicer(AdminServicer):
         except TimeoutError:
             return
         if message is not None:
-            raise WrongOrder("got a request after close, expected none: open the stream again to go on")
+            raise WrongOrder("got a request after close, expected none: open the stream again to continue")
 
     async def _close(self, call: PredictCall, lease: Lease, message: pb.Close) -> CloseReason:
         """Closes the stream for the client, once it is stored."""

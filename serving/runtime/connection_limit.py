@@ -16,7 +16,7 @@ import grpc
 
 from serving.runtime.descriptors import limit, used
 
-log = logging.getLogger("tidegate.doorkeeper")
+log = logging.getLogger("tidegate.connections")
 
 # Descriptors that are not for gRPC's connections: models, the store and its pool, the log, scrapes. An idle server has
 # 40.

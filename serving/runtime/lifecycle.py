@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-log = logging.getLogger("tidegate.life")
+log = logging.getLogger("tidegate.lifecycle")
 
 STDOUT = 1
 

@@ -92,14 +92,14 @@ def _app(expose: App) -> App:
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         head = environ["REQUEST_METHOD"] == "HEAD"
-        told: list[Any] = []
+        response: list[Any] = []
         if environ["PATH_INFO"] == PATH:
             asked = environ | {"REQUEST_METHOD": "GET"} if head else environ
-            body = list(expose(asked, lambda *said: told.extend(said)))
+            body = list(expose(asked, lambda *start: response.extend(start)))
         else:
-            told = ["404 Not Found", [("Content-Type", "text/plain; charset=utf-8")]]
+            response = ["404 Not Found", [("Content-Type", "text/plain; charset=utf-8")]]
             body = [f"there is nothing here; the metrics are at {PATH}\n".encode()]
-        status, headers = told
+        status, headers = response
         start_response(status, [*headers, ("Content-Length", str(sum(map(len, body))))])
         return [] if head else body
 

@@ -162,7 +162,7 @@ class WorkerProcess:
                 self.metrics.up = True
                 self._on_ready()
             case _:
-                raise AssertionError(f"worker {self.number} said {message}")
+                raise AssertionError(f"worker {self.number} sent {message}")
 
 
 def _environment() -> dict[str, str]:

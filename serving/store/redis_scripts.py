@@ -38,14 +38,14 @@ end
 CLAIM = """
 if (epoch or '0') ~= ARGV[6] then return false end
 give_notice()
-local following = next_epoch()
+local new_epoch = next_epoch()
 if not epoch or tombstone ~= '0' then
   redis.call('HSET', stream, 'step', 0, 'created', now, 'bytes', 0, 'expired', 0)
   redis.call('ZADD', ids, 0, id)
   redis.call('ZREM', tombstones, member)
   redis.call('ZREM', deleted, member)
 end
-redis.call('HSET', stream, 'epoch', following, 'writer', me, 'mark', 2, 'asked', 0, 'answered', 0, 'updated', now,
+redis.call('HSET', stream, 'epoch', new_epoch, 'writer', me, 'mark', 2, 'asked', 0, 'answered', 0, 'updated', now,
   'name', ARGV[7], 'version', ARGV[8], 'fingerprint', ARGV[9], 'owner', ARGV[10])
 redis.call('ZADD', ages, score, member)
 redis.call('SET', ARGV[11], 1, 'PX', ARGV[12]) -- who has a stream is alive
@@ -54,13 +54,13 @@ return found()
 # Further ARGV: seen epoch, step, bytes, record, model name, version, fingerprint, owner; to restore also the epoch.
 PLANT = """
 if (epoch or '0') ~= ARGV[6] or (epoch and tombstone == '0') then return false end
-local following, said = ARGV[14], 2
-if not following then
-  following, said = next_epoch(), 0
-elseif tonumber(following) <= tonumber(redis.call('GET', highest) or '0') then
+local new_epoch, residency = ARGV[14], 2
+if not new_epoch then
+  new_epoch, residency = next_epoch(), 0
+elseif tonumber(new_epoch) <= tonumber(redis.call('GET', highest) or '0') then
   return false
 end
-redis.call('HSET', stream, 'epoch', following, 'writer', me, 'mark', said, 'asked', 0, 'answered', 0,
+redis.call('HSET', stream, 'epoch', new_epoch, 'writer', me, 'mark', residency, 'asked', 0, 'answered', 0,
   'step', ARGV[7], 'bytes', ARGV[8], 'record', ARGV[9], 'name', ARGV[10], 'version', ARGV[11], 'fingerprint', ARGV[12],
   'owner', ARGV[13], 'created', now, 'updated', now, 'expired', 0)
 redis.call('ZADD', ids, 0, id)

@@ -208,9 +208,9 @@ class Database:
         for start in range(0, len(updates), ROWS):
             chunk = updates[start : start + ROWS]
             self._execute(
-                f"""UPDATE streams SET mark = said.column4, answered = max(answered, said.column5)
-                FROM ({table(5, len(chunk))}) AS said
-                WHERE tenant = said.column1 AND stream_id = said.column2 AND epoch = said.column3
+                f"""UPDATE streams SET mark = changes.column4, answered = max(answered, changes.column5)
+                FROM ({table(5, len(chunk))}) AS changes
+                WHERE tenant = changes.column1 AND stream_id = changes.column2 AND epoch = changes.column3
                     AND writer = ? AND tombstone = 0""",
                 [
                     *flat(
@@ -337,8 +337,8 @@ class Database:
         """Posts notices to the other writers that have these streams in memory. At most ROWS."""
         posted = self._execute(
             f"""INSERT INTO notices (tenant, stream_id, posted_unix_nano)
-            SELECT tenant, stream_id, ? FROM ({table(2, len(keys))}) AS said
-            JOIN streams ON tenant = said.column1 AND stream_id = said.column2 WHERE mark != 0 AND writer != ?""",
+            SELECT tenant, stream_id, ? FROM ({table(2, len(keys))}) AS changes
+            JOIN streams ON tenant = changes.column1 AND stream_id = changes.column2 WHERE mark != 0 AND writer != ?""",
             [now, *flat((tuple(key) for key in keys), 2, len(keys)), self._writer],
         ).rowcount
         if posted:

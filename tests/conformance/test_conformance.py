@@ -15,7 +15,7 @@ from serving.conformance.run import Verdicts, chosen, judge_callers, judge_progr
 from serving.conformance.scenarios import SCENARIOS
 from serving.conformance.stage import START_SECONDS
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
-from tests.support import PATIENCE, ROOT, run_command, timestep
+from tests.support import ROOT, TIMEOUT_S, run_command, timestep
 
 __all__ = ["node"]
 
@@ -120,7 +120,7 @@ async def test_a_program_that_hangs_is_judged_by_the_limit_of_its_next_step(monk
     """The verdict comes with that limit, and the program is ended."""
     monkeypatch.setattr(stage, "START_SECONDS", 0.5)
     monkeypatch.setattr(run, "END_SECONDS", 0.5)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         found = await judge([sys.executable, "-c", "import time; time.sleep(600)"], "full", ["plain"])
     assert sentences(found) == ["plain: finish: no open came within 0.5 s"]
 
@@ -138,7 +138,7 @@ async def test_callers_without_a_program_are_judged_by_the_wire() -> None:
             lambda name, broken: verdicts.put_nowait((name, [one.rule for one in broken])),
         )
     )
-    async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
+    async with asyncio.timeout(3 * TIMEOUT_S), grpc.aio.insecure_channel(await ready) as channel:
         for owner, expected in (("me", []), ("", ["owner-kept"])):
             call = channel.stream_stream(
                 "/tidegate.v1.TidegateService/Predict",

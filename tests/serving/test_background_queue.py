@@ -10,7 +10,7 @@ from serving.rpc import background_queue as queue_module
 from serving.rpc.background_queue import BackgroundQueue
 from serving.rpc.multi_stream_call import MultiStreamCall
 from serving.rpc.stream_quota import StreamQuota
-from tests.support import PATIENCE
+from tests.support import TIMEOUT_S
 
 
 class Work:
@@ -58,7 +58,7 @@ async def test_one_is_done_after_the_other() -> None:
     await turns()
     assert (work.begun, work.done, finishing.done()) == ([0, 1, 2], [0, 1], False)
     work.permits.release()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await finishing
     assert work.line.idle
 
@@ -75,7 +75,7 @@ async def test_who_brings_more_than_may_wait_waits(monkeypatch: pytest.MonkeyPat
     await turns()
     assert not putting.done()
     work.permits.release()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await putting
     assert work.begun == [0, 1]
 
@@ -105,7 +105,7 @@ async def test_what_is_broken_off_has_ended_before_anything_follows() -> None:
     await turns()
     assert not ending.done()
     work.cleared.set()
-    await asyncio.wait([ending], timeout=PATIENCE)
+    await asyncio.wait([ending], timeout=TIMEOUT_S)
     assert ending.cancelled()
     assert (work.begun, work.done, work.failures) == ([0], [], [])
 
@@ -114,7 +114,7 @@ async def test_a_line_that_never_began_has_ended() -> None:
     """Most calls need no task."""
     work = Work()
     work.line.cancel()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await work.line.wait_stopped()
 
 
@@ -140,8 +140,8 @@ async def test_an_answer_that_is_being_written_is_written_whole() -> None:
     await turns()
     assert not writing.done()
     reads.set()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await next_
     assert written == [b"answer", b"next"]
-    await asyncio.wait([writing], timeout=PATIENCE)
+    await asyncio.wait([writing], timeout=TIMEOUT_S)
     assert writing.cancelled()

@@ -12,7 +12,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Ending,
     Gate,
     RawCall,
@@ -54,7 +54,7 @@ async def bystander(channel: grpc.aio.Channel, width: int = 1) -> AsyncIterator[
         yield
     finally:
         stop.set()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             assert await task > 0
 
 
@@ -345,7 +345,7 @@ async def test_an_unknown_model_is_not_described(sum_root: Path) -> None:
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await pb_grpc.TidegateServiceStub(channel).DescribeModel(
-                pb.DescribeModelRequest(name="pump"), timeout=PATIENCE
+                pb.DescribeModelRequest(name="pump"), timeout=TIMEOUT_S
             )
         error = caught.value
         ending = read_ending(error.code(), error.details(), error.trailing_metadata())

@@ -86,7 +86,7 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
         (int(block.statuses[row]), int(block.steps[row]), [part[row : row + 1].tobytes() for part in block.outputs])
         for row in range(len(rows))
     ]
-    assert [(verdict, step) for verdict, step, _ in got] == [(verdict, step) for verdict, step, _ in expected]
+    assert [(status, step) for status, step, _ in got] == [(status, step) for status, step, _ in expected]
     # An answer may have left the ring in one of the two orders only. There are no other differences.
     assert got == expected
     assert content(run_concurrently) == content(singly)
@@ -95,7 +95,7 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
 
 def told(block: Block) -> tuple[object, ...]:
     """Everything that a call learns about a block."""
-    refused = [row for row, verdict in enumerate(block.statuses.tolist()) if verdict > RowStatus.DUPLICATE]
+    refused = [row for row, status in enumerate(block.statuses.tolist()) if status > RowStatus.DUPLICATE]
     why = [str(block.refusal_error(row)) for row in refused if block.statuses[row] != RowStatus.NOT_HELD]
     outputs = [part.tobytes() for part in block.outputs]
     return block.statuses.tolist(), block.steps.tolist(), outputs, block.forgotten.tolist(), block.missing, why
@@ -148,8 +148,8 @@ def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason()
         Block(call_of(side, number).select(np.array(handles)), np.zeros(2, np.int64), np.array(x, np.float32))
         for number, handles, x in [(0, [1, 3], [[1], [77]]), (1, [2, 4], [[88], [2]])]
     )
-    verdicts = run_blocks(side.engine, [odd, even], 16)
-    assert [found.tolist() for found in verdicts] == [
+    statuses = run_blocks(side.engine, [odd, even], 16)
+    assert [found.tolist() for found in statuses] == [
         [RowStatus.APPLIED, RowStatus.FAILED],
         [RowStatus.FAILED, RowStatus.APPLIED],
     ]

@@ -16,7 +16,7 @@ from serving.rpc import background_queue as queue_module
 from serving.rpc.predict_blocks import PredictBlocksCall
 from serving.runtime.server import Server
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawBlocks,
     RawCall,
@@ -77,7 +77,7 @@ async def held_server(root: Path, **settings: Any) -> AsyncIterator[tuple[Server
     async with run_server(root, **settings) as server, raw_channel(server) as channel:
         store = HeldStore(server)
         try:
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * TIMEOUT_S):
                 yield server, RawBlocks(channel), store
         finally:
             store.close()  # else the server could not stop
@@ -94,16 +94,16 @@ def closing(*handles: int, forget: bool = False) -> pb.PredictBlocksRequest:
 
 
 async def answer(call: RawBlocks) -> pb.PredictBlocksResponse:
-    """The next response that is an answer. Notifications before it are in `told`."""
+    """The next response that is an answer. Notifications before it are in `notifications`."""
     while (response := await call.read()).WhichOneof("kind") in ("durable", "ended"):
-        call.told.append(response)
+        call.notifications.append(response)
     return response
 
 
 async def told_until(call: RawBlocks, kind: str) -> pb.PredictBlocksResponse:
     """The next response of a kind, whatever comes before it."""
     while (response := await call.read()).WhichOneof("kind") != kind:
-        call.told.append(response)
+        call.notifications.append(response)
     return response
 
 
@@ -369,7 +369,7 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
         await eventually(task.done, "breaking off")
         store.let_go("save")
         await told_until(call, "move")
-        assert not any(response.HasField("opened") for response in call.told)
+        assert not any(response.HasField("opened") for response in call.notifications)
         await stopping
 
 
@@ -386,10 +386,10 @@ async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None
         await eventually(lambda: server.stream_service._streams.find(key("a")) is not None, "opening")
         assert (await RawCall(other).open("a")).kind == pb.Opened.KIND_TAKEN_OVER
         await call.block([fast], [[1]])
-        assert not any(response.HasField("ended") for response in call.told)
+        assert not any(response.HasField("ended") for response in call.notifications)
         store.let_go("claim")
         opened = (await told_until(call, "opened")).opened
-        assert not any(response.HasField("ended") for response in call.told)
+        assert not any(response.HasField("ended") for response in call.notifications)
         ended = (await told_until(call, "ended")).ended
         assert (list(ended.handles), ended.error.reason) == ([opened.handles[0]], Reason.REASON_TAKEN_OVER)
 

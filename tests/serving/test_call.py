@@ -13,7 +13,7 @@ from serving.rpc.call import Call
 from serving.rpc.predict_blocks import PredictBlocksCall
 from serving.rpc.servicer import PredictCall
 from serving.rpc.stream_quota import StreamQuota
-from tests.support import PATIENCE
+from tests.support import TIMEOUT_S
 
 
 class Context:
@@ -75,7 +75,7 @@ async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
     handling = asyncio.create_task(handle())
     await asyncio.sleep(0)  # it reads
     calls[0][1]()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await context.writing.wait()
     context.sent.set()
     for _ in range(3):

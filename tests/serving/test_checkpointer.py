@@ -19,7 +19,7 @@ from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Limits, load_repository
 from serving.store import MemoryStore
 from tests.loop_latency import measure_loop
-from tests.support import PATIENCE, eventually, key
+from tests.support import TIMEOUT_S, eventually, key
 
 # As many as a server holds by default: a few microseconds for each would be a noticeable pause.
 MANY = 16_384
@@ -133,7 +133,7 @@ async def running(shop: Workshop) -> AsyncIterator[None]:
     """Its checkpointer runs, and pauses after its first checkpoint."""
     task = asyncio.create_task(shop.checkpointer.run())
     try:
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             await asyncio.sleep(0)
             yield
     finally:

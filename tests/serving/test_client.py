@@ -25,7 +25,7 @@ from serving.client import (
     ValuesDiffer,
 )
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     address_of,
     batcher_of,
@@ -189,7 +189,7 @@ async def test_a_closed_stream_says_so(sum_root: Path) -> None:
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open("a") as stream:
             pass
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises(StreamLost, match="closed"):
                 await stream.step([1])
 
@@ -214,7 +214,7 @@ async def test_a_cancelled_step_does_not_shift_the_answers(sum_root: Path) -> No
         await asyncio.wait([given_up])
         next_one = asyncio.create_task(stream.step([10]))
         gate.open()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             answer = await next_one
         assert (answer.step, answer["sum"].item()) == (2, 11)
 
@@ -225,7 +225,7 @@ async def test_a_server_that_is_killed_is_told_as_such(sum_root: Path) -> None:
         async with Client(process.address, reconnect_s=0) as client, client.open("a") as stream:
             await stream.step([1])
             process.signal(signal.SIGKILL)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_S):
                 with pytest.raises(ServerUnavailable):
                     await step_on(stream)
 

@@ -13,7 +13,7 @@ from serving.runtime import connection_limit as limit_module
 from serving.runtime import descriptors
 from serving.runtime.connection_limit import ConnectionLimiter
 from serving.runtime.descriptors import DESCRIPTORS_MAX, raise_limit, used
-from tests.support import PATIENCE, RawCall, eventually, raw_channel, run_server, serve
+from tests.support import TIMEOUT_S, RawCall, eventually, raw_channel, run_server, serve
 
 HARD = 220
 # New processes have a low limit, as in a small container.
@@ -48,7 +48,7 @@ async def test_clients_beyond_the_descriptors_are_told_at_once(sum_root: Path) -
             channels.append(grpc.aio.insecure_channel(process.address, options=options))
             call = RawCall(channels[-1])
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT_S):
                     await call.open(str(number))
                 calls.append(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, AssertionError):
@@ -80,7 +80,7 @@ async def test_new_calls_are_refused_while_descriptors_are_nearly_used_up(
         assert ending.code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "nearly all are used; try again later" in ending.message
         assert (await before.step(1.0)).prediction.step == 1
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         monkeypatch.setattr(limiter, "connections_max", 1000)
         await RawCall(channel).open("after")

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import Client, ServerUnavailable
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     RawCall,
     counting,
     lstm,
@@ -58,7 +58,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
 
             async def watch() -> None:
                 request = health_pb2.HealthCheckRequest()
-                call = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=2 * PATIENCE)
+                call = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=2 * TIMEOUT_S)
                 async for answer in call:
                     events.append(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
                     if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
@@ -67,7 +67,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
 
             watching = asyncio.create_task(watch())
             calls = [asyncio.create_task(step_until_told(name)) for name in range(STREAMS)]
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * TIMEOUT_S):
                 await ready.wait()
                 process.signal(number)
                 answered = await asyncio.gather(*calls)

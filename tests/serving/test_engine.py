@@ -22,10 +22,10 @@ def begin(engine: Engine, count: int) -> list[int]:
     return [engine.slots.acquire(key(str(number))) for number in range(count)]
 
 
-def verdicts(report: BatchResult, count: int) -> list[RowStatus]:
+def statuses(result: BatchResult, count: int) -> list[RowStatus]:
     """The status of each row."""
     return (
-        [RowStatus.APPLIED] * count if report.statuses is None else [RowStatus(int(code)) for code in report.statuses]
+        [RowStatus.APPLIED] * count if result.statuses is None else [RowStatus(int(code)) for code in result.statuses]
     )
 
 
@@ -40,10 +40,10 @@ def test_a_batch_advances_each_of_its_streams_by_one() -> None:
     engine = make_engine(running_sum())
     rows = begin(engine, 3)
     run(engine, rows, [1, 1, 1], [1, 2, 3])
-    report = run(engine, rows, [2, 2, 2], [10, 20, 30])
-    assert report.statuses is None
-    assert report.applied is None
-    assert report.outputs[0].ravel().tolist() == [11, 22, 33]
+    result = run(engine, rows, [2, 2, 2], [10, 20, 30])
+    assert result.statuses is None
+    assert result.applied is None
+    assert result.outputs[0].ravel().tolist() == [11, 22, 33]
     assert engine.slots.step[rows].tolist() == [2, 2, 2]
 
 
@@ -52,9 +52,9 @@ def test_a_timestep_without_a_number_is_numbered() -> None:
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     run(engine, [rows[0]], [1], [5])
-    report = run(engine, rows, [0, 0], [1, 1])
-    assert report.steps.tolist() == [2, 1]
-    assert verdicts(report, 2) == [RowStatus.APPLIED, RowStatus.APPLIED]
+    result = run(engine, rows, [0, 0], [1, 1])
+    assert result.steps.tolist() == [2, 1]
+    assert statuses(result, 2) == [RowStatus.APPLIED, RowStatus.APPLIED]
 
 
 def test_a_duplicate_leaves_the_state_alone() -> None:
@@ -63,12 +63,12 @@ def test_a_duplicate_leaves_the_state_alone() -> None:
     rows = begin(engine, 2)
     run(engine, rows, [1, 1], [1, 2])
     before = row_bits(engine, rows[0])
-    report = run(engine, rows, [1, 2], [1, 20])
-    assert verdicts(report, 2) == [RowStatus.DUPLICATE, RowStatus.APPLIED]
+    result = run(engine, rows, [1, 2], [1, 20])
+    assert statuses(result, 2) == [RowStatus.DUPLICATE, RowStatus.APPLIED]
     assert row_bits(engine, rows[0]) == before
-    assert report.applied is not None
-    assert report.applied.tolist() == [1]
-    assert report.outputs[0].tolist() == [[22]]
+    assert result.applied is not None
+    assert result.applied.tolist() == [1]
+    assert result.outputs[0].tolist() == [[22]]
 
 
 def test_a_repeat_with_other_values_is_refused() -> None:
@@ -77,8 +77,8 @@ def test_a_repeat_with_other_values_is_refused() -> None:
     rows = begin(engine, 2)
     run(engine, rows, [1, 1], [1, 2])
     before = row_bits(engine, rows[0])
-    report = run(engine, rows, [1, 2], [100, 20])
-    assert verdicts(report, 2) == [RowStatus.VALUES_DIFFER, RowStatus.APPLIED]
+    result = run(engine, rows, [1, 2], [100, 20])
+    assert statuses(result, 2) == [RowStatus.VALUES_DIFFER, RowStatus.APPLIED]
     assert row_bits(engine, rows[0]) == before
 
 
@@ -93,12 +93,12 @@ def test_a_repeat_is_known_however_it_came_first() -> None:
     x = np.array([missing, alone])
     engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), x)
     again = np.array([missing, alone])
-    report = engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), again)
-    assert verdicts(report, 2) == [RowStatus.DUPLICATE, RowStatus.DUPLICATE]
-    report = engine.run(np.array([rows[0]]), np.array([1]), alone[np.newaxis])
-    assert verdicts(report, 1) == [RowStatus.DUPLICATE]
-    report = engine.run(np.array([rows[0]]), np.array([2]), alone[np.newaxis])
-    assert verdicts(report, 1) == [RowStatus.VALUES_DIFFER]
+    result = engine.run(np.array([rows[0], rows[1]]), np.array([2, 1]), again)
+    assert statuses(result, 2) == [RowStatus.DUPLICATE, RowStatus.DUPLICATE]
+    result = engine.run(np.array([rows[0]]), np.array([1]), alone[np.newaxis])
+    assert statuses(result, 1) == [RowStatus.DUPLICATE]
+    result = engine.run(np.array([rows[0]]), np.array([2]), alone[np.newaxis])
+    assert statuses(result, 1) == [RowStatus.VALUES_DIFFER]
 
 
 def test_a_gap_leaves_the_state_alone() -> None:
@@ -106,8 +106,8 @@ def test_a_gap_leaves_the_state_alone() -> None:
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
     before = row_bits(engine, rows[1])
-    report = run(engine, rows, [1, 3], [1, 2])
-    assert verdicts(report, 2) == [RowStatus.APPLIED, RowStatus.GAP]
+    result = run(engine, rows, [1, 3], [1, 2])
+    assert statuses(result, 2) == [RowStatus.APPLIED, RowStatus.GAP]
     assert row_bits(engine, rows[1]) == before
 
 
@@ -121,8 +121,8 @@ def test_infinity_is_never_applied(make: Any, value: float) -> None:
     before = row_bits(engine, rows[0])
     x = np.ones((2, width))
     x[0, -1] = value
-    report = run(engine, rows, [1, 1], x)
-    assert verdicts(report, 2) == [RowStatus.NOT_FINITE, RowStatus.APPLIED]
+    result = run(engine, rows, [1, 1], x)
+    assert statuses(result, 2) == [RowStatus.NON_FINITE_VALUE, RowStatus.APPLIED]
     assert row_bits(engine, rows[0]) == before
 
 
@@ -130,8 +130,8 @@ def test_nan_is_refused_by_a_model_that_does_not_handle_it() -> None:
     """It would make the state plausible but wrong for ever."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
-    report = run(engine, rows, [1, 1], [np.nan, 1])
-    assert verdicts(report, 2) == [RowStatus.NOT_FINITE, RowStatus.APPLIED]
+    result = run(engine, rows, [1, 1], [np.nan, 1])
+    assert statuses(result, 2) == [RowStatus.NON_FINITE_VALUE, RowStatus.APPLIED]
     assert engine.slots.step[rows].tolist() == [0, 1]
 
 
@@ -141,9 +141,9 @@ def test_nan_is_a_missing_value_for_a_model_that_handles_it() -> None:
     (row,) = begin(engine, 1)
     x = np.full((1, 8), 0.5, np.float32)
     x[0, 2:5] = np.nan
-    report = run(engine, [row], [1], x)
-    assert verdicts(report, 1) == [RowStatus.APPLIED]
-    assert report.missing == 3
+    result = run(engine, [row], [1], x)
+    assert statuses(result, 1) == [RowStatus.APPLIED]
+    assert result.missing == 3
     assert all(np.isfinite(part).all() for part in engine.slots.gather(np.array([row])))
 
 
@@ -152,28 +152,28 @@ def test_missing_values_of_refused_timesteps_are_not_counted() -> None:
     engine = make_engine(lstm())
     rows = begin(engine, 2)
     x = np.full((2, 8), np.nan, np.float32)
-    report = run(engine, rows, [1, 7], x)
-    assert verdicts(report, 2) == [RowStatus.APPLIED, RowStatus.GAP]
-    assert report.missing == 8
+    result = run(engine, rows, [1, 7], x)
+    assert statuses(result, 2) == [RowStatus.APPLIED, RowStatus.GAP]
+    assert result.missing == 8
 
 
 def test_a_huge_value_is_no_infinity() -> None:
     """A finite value whose square is not finite is applied, without a warning."""
     engine = make_engine(running_sum())
     (row,) = begin(engine, 1)
-    report = run(engine, [row], [1], [3e38])
-    assert verdicts(report, 1) == [RowStatus.APPLIED]
-    assert report.outputs[0].tolist() == [[np.float32(3e38)]]
+    result = run(engine, [row], [1], [3e38])
+    assert statuses(result, 1) == [RowStatus.APPLIED]
+    assert result.outputs[0].tolist() == [[np.float32(3e38)]]
 
 
 def test_a_batch_in_which_nothing_is_applied_does_not_run() -> None:
     """The model does not run for an empty batch."""
     engine = make_engine(running_sum())
     rows = begin(engine, 2)
-    report = run(engine, rows, [5, 9], [1, 1])
-    assert verdicts(report, 2) == [RowStatus.GAP, RowStatus.GAP]
-    assert report.applied is not None
-    assert not report.applied.size
+    result = run(engine, rows, [5, 9], [1, 1])
+    assert statuses(result, 2) == [RowStatus.GAP, RowStatus.GAP]
+    assert result.applied is not None
+    assert not result.applied.size
 
 
 def test_a_poisoned_row_is_left_as_it_was() -> None:
@@ -182,11 +182,11 @@ def test_a_poisoned_row_is_left_as_it_was() -> None:
     rows = begin(engine, 3)
     run(engine, rows, [1, 1, 1], [1, 2, 4])
     before = row_bits(engine, rows[1])
-    report = run(engine, rows, [2, 2, 2], [1, 0, 4])
-    assert verdicts(report, 3) == [RowStatus.APPLIED, RowStatus.POISONED, RowStatus.APPLIED]
+    result = run(engine, rows, [2, 2, 2], [1, 0, 4])
+    assert statuses(result, 3) == [RowStatus.APPLIED, RowStatus.NON_FINITE_STATE, RowStatus.APPLIED]
     assert row_bits(engine, rows[1]) == before
-    assert report.outputs[0].ravel().tolist() == [2, 0.5]
-    assert verdicts(run(engine, [rows[1]], [2], [2]), 1) == [RowStatus.APPLIED]
+    assert result.outputs[0].ravel().tolist() == [2, 0.5]
+    assert statuses(run(engine, [rows[1]], [2], [2]), 1) == [RowStatus.APPLIED]
 
 
 def test_a_row_on_which_the_model_raises_fails_alone() -> None:
@@ -197,10 +197,10 @@ def test_a_row_on_which_the_model_raises_fails_alone() -> None:
     first = run(engine, rows, [0, 0, 0, 0], x[0])
     before = row_bits(engine, rows[1])
     second = run(engine, rows, [0, 0, 0, 0], x[1])
-    assert verdicts(second, 4) == [RowStatus.APPLIED, RowStatus.FAILED, RowStatus.APPLIED, RowStatus.APPLIED]
+    assert statuses(second, 4) == [RowStatus.APPLIED, RowStatus.FAILED, RowStatus.APPLIED, RowStatus.APPLIED]
     assert row_bits(engine, rows[1]) == before
     third = run(engine, rows, [0, 0, 0, 0], x[2])
-    assert verdicts(third, 4) == [RowStatus.APPLIED] * 4
+    assert statuses(third, 4) == [RowStatus.APPLIED] * 4
     places = {0: 0, 2: 1, 3: 2}  # among the rows applied by the second batch
     for row, place in places.items():
         alone = replay(picky(), [now[row] for now in x])
@@ -213,17 +213,17 @@ def test_each_failed_row_has_its_own_failure() -> None:
     """The error of a row has its index in the whole batch, even if other rows were refused before the model ran."""
     engine = make_engine(picky())
     rows = begin(engine, 5)
-    report = run(engine, rows, [7, 0, 0, 0, 0], [1, 77, np.inf, 2, 88])
-    assert verdicts(report, 5) == [
+    result = run(engine, rows, [7, 0, 0, 0, 0], [1, 77, np.inf, 2, 88])
+    assert statuses(result, 5) == [
         RowStatus.GAP,
         RowStatus.FAILED,
-        RowStatus.NOT_FINITE,
+        RowStatus.NON_FINITE_VALUE,
         RowStatus.APPLIED,
         RowStatus.FAILED,
     ]
-    assert sorted(report.failures) == [1, 4]
-    assert "idx=77" in str(report.failures[1])
-    assert "idx=88" in str(report.failures[4])
+    assert sorted(result.failures) == [1, 4]
+    assert "idx=77" in str(result.failures[1])
+    assert "idx=88" in str(result.failures[4])
 
 
 @pytest.mark.parametrize("x", [[1, 2], [np.inf, 2]])
@@ -238,11 +238,11 @@ def test_a_batch_of_which_every_row_fails_leaves_every_row_as_it_was() -> None:
     engine = make_engine(picky())
     rows = begin(engine, 2)
     before = [row_bits(engine, row) for row in rows]
-    report = run(engine, rows, [0, 0], [77, 88])
-    assert verdicts(report, 2) == [RowStatus.FAILED, RowStatus.FAILED]
-    assert sorted(report.failures) == [0, 1]
-    assert report.applied is not None
-    assert not report.applied.size
+    result = run(engine, rows, [0, 0], [77, 88])
+    assert statuses(result, 2) == [RowStatus.FAILED, RowStatus.FAILED]
+    assert sorted(result.failures) == [0, 1]
+    assert result.applied is not None
+    assert not result.applied.size
     assert [row_bits(engine, row) for row in rows] == before
 
 
@@ -258,10 +258,10 @@ def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
     """The failure of another row does not count as this row's failure."""
     engine = make_engine(fragile())
     rows = begin(engine, 3)
-    report = run(engine, rows, [1, 1, 1], [[99, 1], [1, 0], [2, 1]])
-    assert verdicts(report, 3) == [RowStatus.FAILED, RowStatus.POISONED, RowStatus.APPLIED]
-    assert report.outputs[0].ravel().tolist() == [100]
-    assert list(report.failures) == [0]
+    result = run(engine, rows, [1, 1, 1], [[99, 1], [1, 0], [2, 1]])
+    assert statuses(result, 3) == [RowStatus.FAILED, RowStatus.NON_FINITE_STATE, RowStatus.APPLIED]
+    assert result.outputs[0].ravel().tolist() == [100]
+    assert list(result.failures) == [0]
 
 
 def test_a_row_is_never_half_written() -> None:
@@ -272,13 +272,13 @@ def test_a_row_is_never_half_written() -> None:
     sent = sensor_rows(6, seed=3)
     for step in range(1, 7):
         x = np.stack([sent[step - 1], np.full(8, np.inf, np.float32), sent[step - 1]])
-        report = run(engine, rows, [step, step, step + 1], x)
-        assert verdicts(report, 3) == [
+        result = run(engine, rows, [step, step, step + 1], x)
+        assert statuses(result, 3) == [
             RowStatus.APPLIED,
-            RowStatus.NOT_FINITE if step == 1 else RowStatus.GAP,
+            RowStatus.NON_FINITE_VALUE if step == 1 else RowStatus.GAP,
             RowStatus.GAP,
         ]
-        assert report.outputs[0][0].tobytes() == alone[step - 1]["forecast"].tobytes()
+        assert result.outputs[0][0].tobytes() == alone[step - 1]["forecast"].tobytes()
     assert engine.slots.step[rows].tolist() == [6, 0, 0]
 
 
@@ -307,13 +307,13 @@ def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: 
         if prediction is None:
             assert row_bits(short, slot) == before
             run(short, [slot], [step], values)
-        report = run(long, [slot], [step], values)
+        result = run(long, [slot], [step], values)
         assert row_bits(short, slot) == row_bits(long, slot)
         assert row_bits(short, neighbour) == untouched
         if prediction is not None:
-            assert verdicts(report, 1) == [RowStatus.APPLIED]
-            assert prediction.step == report.steps[0]
-            assert prediction.outputs == tuple(part.tobytes() for part in report.outputs)
+            assert statuses(result, 1) == [RowStatus.APPLIED]
+            assert prediction.step == result.steps[0]
+            assert prediction.outputs == tuple(part.tobytes() for part in result.outputs)
 
 
 def test_what_is_nothing_special_goes_the_short_way() -> None:

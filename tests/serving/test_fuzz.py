@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from tests.support import (
     LSTM_FEATURES,
-    PATIENCE,
+    TIMEOUT_S,
     RawCall,
     block_request,
     key,
@@ -83,7 +83,7 @@ def mangled(chance: random.Random, data: bytes) -> bytes:
 async def send(channel: grpc.aio.Channel, method: str, messages: Sequence[bytes]) -> str:
     """The code of a call that sends these and half-closes."""
     call = channel.stream_stream(SERVICE + method)(iter_of(messages))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         try:
             while await call.read() is not grpc.aio.EOF:
                 pass

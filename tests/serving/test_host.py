@@ -16,7 +16,7 @@ from serving.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
 from serving.runtime.lifecycle import StartFailed
 from serving.runtime.reserved_port import ReservedPort
 from serving.runtime.server import Server
-from tests.support import PATIENCE, run_command, serve
+from tests.support import TIMEOUT_S, run_command, serve
 
 
 def has_ipv6() -> bool:
@@ -47,7 +47,7 @@ async def serves(address: str) -> bool:
     """Whether the health service there says SERVING."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = health_pb2.HealthCheckRequest()
-        answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -59,7 +59,7 @@ async def test_a_wildcard_is_both_families_on_both_ports(sum_root: Path, host: s
         for address in ("127.0.0.1", "[::1]"):
             assert await serves(f"{address}:{server.grpc_port}")
         for address in ("127.0.0.1", "::1"):
-            socket.create_connection((address, server.metrics_port), timeout=PATIENCE).close()
+            socket.create_connection((address, server.metrics_port), timeout=TIMEOUT_S).close()
 
 
 @ipv6
@@ -70,7 +70,7 @@ async def test_an_ipv6_address_is_listened_on_however_it_is_spelled(sum_root: Pa
         assert server.ready_line.startswith(f"ready: grpc=[::1]:{server.grpc_port} metrics=http://[::1]:")
         assert await serves(f"[::1]:{server.grpc_port}")
         url = urlsplit(server.ready_line.split("metrics=")[1].split()[0])
-        socket.create_connection((url.hostname, url.port), timeout=PATIENCE).close()
+        socket.create_connection((url.hostname, url.port), timeout=TIMEOUT_S).close()
 
 
 @ipv6
@@ -95,9 +95,9 @@ def test_an_ipv6_port_that_is_held_is_taken(host: str) -> None:
 async def test_metrics_can_be_elsewhere(sum_root: Path) -> None:
     """Predictions for this machine only, metrics for Prometheus on another."""
     async with listening(sum_root, "127.0.0.1", metrics_host="127.0.0.2") as server:
-        socket.create_connection(("127.0.0.2", server.metrics_port), timeout=PATIENCE).close()
+        socket.create_connection(("127.0.0.2", server.metrics_port), timeout=TIMEOUT_S).close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", server.metrics_port), timeout=PATIENCE)
+            socket.create_connection(("127.0.0.1", server.metrics_port), timeout=TIMEOUT_S)
         assert f"metrics=http://127.0.0.2:{server.metrics_port}/metrics" in server.ready_line
 
 

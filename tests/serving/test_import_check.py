@@ -22,8 +22,8 @@ from serving.core.streams import Existence, OpenOptions, StreamTable, checkpoint
 from serving.store import decode, encode
 from tests.support import (
     FLOAT,
-    PATIENCE,
-    Bench,
+    TIMEOUT_S,
+    BatcherSetup,
     RawCall,
     build,
     describe,
@@ -34,7 +34,7 @@ from tests.support import (
     pack,
     raw_channel,
     read_ending,
-    run_bench,
+    run_batcher,
     run_server,
     running_sum,
     write_model,
@@ -45,7 +45,7 @@ ANSWERS = 4
 
 def row(steps: int = 3) -> tuple[Checkpoint, Slots]:
     """A record of the running sum after so many timesteps, and its slots."""
-    bench = Bench(running_sum())
+    bench = BatcherSetup(running_sum())
     lease = bench.begin("a")
     for _ in range(steps):
         assert bench.engine.run_one(lease.stream.slot, Timestep(0, pack(1))) is not None
@@ -122,7 +122,7 @@ def _node(kind: str, source: str, target: str) -> onnx.NodeProto:
 @pytest.mark.parametrize("alone", [True, False])
 async def test_a_stream_that_has_had_the_last_number_takes_no_other_timestep(alone: bool) -> None:
     """It gets an error. Its state and its neighbour's are unchanged, and duplicates are answered."""
-    async with run_bench(running_sum()) as bench:
+    async with run_batcher(running_sum()) as bench:
         lease, other = bench.begin("a"), bench.begin("b")
         slots = bench.engine.slots
         slots.step[lease.stream.slot] = STEP_MAX - 1
@@ -142,7 +142,7 @@ async def imported(channel: grpc.aio.Channel, record: bytes, stream_id: str) -> 
     call = channel.unary_unary("/tidegate.v1.TidegateService/ImportStream")(
         pb.ImportStreamRequest(checkpoint=record, stream_id=stream_id).SerializeToString()
     )
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         ending = read_ending(await call.code(), await call.details(), await call.trailing_metadata())
     assert ending.code is grpc.StatusCode.OK or ending.fields == ("checkpoint",)
     return ending.code

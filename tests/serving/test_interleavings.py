@@ -45,7 +45,7 @@ class SilenceClock:
             # The bits decide: -0.0 is another value than 0.0.
             same = np.float32(self.values[number - 1]).tobytes() == np.float32(value).tobytes()
             return RowStatus.DUPLICATE if same or number <= self.forgotten else RowStatus.VALUES_DIFFER
-        return RowStatus.APPLIED if np.isfinite(value) else RowStatus.NOT_FINITE
+        return RowStatus.APPLIED if np.isfinite(value) else RowStatus.NON_FINITE_VALUE
 
     def remember(self, answers: int) -> None:
         """Forgets answers that do not fit into a ring of that size."""
@@ -143,25 +143,25 @@ class World:
         if not rows:
             return
         expected = [account.judge(number, value) for account, _, number, value in rows]
-        report = self.engine.run(
+        result = self.engine.run(
             np.array([stream.slot for _, stream, _, _ in rows], np.int64),
             np.array([number for _, _, number, _ in rows], np.int64),
             np.array([[value] for *_, value in rows], np.float32),
         )
-        codes = [0] * len(rows) if report.statuses is None else report.statuses.tolist()
+        codes = [0] * len(rows) if result.statuses is None else result.statuses.tolist()
         assert [RowStatus(code) for code in codes] == expected
         place = 0
         for row, (account, _, number, value) in enumerate(rows):
-            assert report.steps[row] == (number or len(account.sums) + 1)
+            assert result.steps[row] == (number or len(account.sums) + 1)
             if expected[row] is RowStatus.APPLIED:
                 account.values.append(value)
                 account.sums.append((account.sums[-1] if account.sums else 0.0) + value)
                 account.remember(self.slots.answers)
-                assert report.outputs[0][place].tolist() == [account.sums[-1]]
-                assert report.outputs[1][place] == len(account.sums)
+                assert result.outputs[0][place].tolist() == [account.sums[-1]]
+                assert result.outputs[1][place] == len(account.sums)
                 place += 1
-        assert report.missing == 0  # this model refuses NaN
-        assert not report.failures
+        assert result.missing == 0  # this model refuses NaN
+        assert not result.failures
 
     def check(self) -> None:
         """Compares all streams with their models."""

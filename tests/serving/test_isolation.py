@@ -15,7 +15,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client, ClientError, StreamLost
 from serving.core.errors import StoreUnavailable
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -154,7 +154,7 @@ class Crowd:
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_well_behaved_streams_get_the_right_bits_among_others_that_are_not(lstm_root: Path, seed: int) -> None:
     """Of 64 streams some disconnect and some send bad requests: no bit of the others changes, and no call hangs."""
-    async with run_server(lstm_root, queue_max=128) as server, asyncio.timeout(3 * PATIENCE):
+    async with run_server(lstm_root, queue_max=128) as server, asyncio.timeout(3 * TIMEOUT_S):
         clients = [Client(address_of(server)) for _ in range(4)]
         crowd = Crowd(server, clients, seed)
         async with asyncio.TaskGroup() as group:
@@ -276,7 +276,7 @@ async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path)
         server.stream_service._store.claim = slow  # type: ignore[method-assign]
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await asyncio.wait_for(asked.wait(), TIMEOUT_S)
         assert live(server) == 1
         (theirs,) = server._servicer._calls
         call.call.cancel()
@@ -330,7 +330,7 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
 
         server.stream_service._store.claim = slow  # type: ignore[method-assign]
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await asyncio.wait_for(claimed.wait(), PATIENCE)
+        await asyncio.wait_for(claimed.wait(), TIMEOUT_S)
         (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
@@ -358,7 +358,7 @@ async def test_a_take_over_that_fails_after_its_call_has_gone_is_told_in_the_log
 
         server.stream_service._store.claim = broken  # type: ignore[method-assign]
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await asyncio.wait_for(asked.wait(), TIMEOUT_S)
         (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
@@ -402,7 +402,7 @@ async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
         lazy, busy = RawCall(mine), RawCall(theirs)
         await lazy.open("lazy")
         await busy.open("busy")
-        flood = asyncio.create_task(asyncio.wait_for(_flood(lazy, 500), 2 * PATIENCE))
+        flood = asyncio.create_task(asyncio.wait_for(_flood(lazy, 500), 2 * TIMEOUT_S))
         stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
         for number in range(1, 101):

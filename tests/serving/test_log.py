@@ -15,7 +15,7 @@ import pytest
 from serving.runtime import log as log_module
 from serving.runtime.log import KINDS_MAX, LINES_OF_A_KIND, WAITING_BYTES_MAX, Log, Stderr, lines_dropped
 from serving.runtime.metrics import Metrics
-from tests.support import PATIENCE, ROOT, environment, run_command
+from tests.support import ROOT, TIMEOUT_S, environment, run_command
 
 LINE = "x" * 10_000
 
@@ -40,7 +40,7 @@ class Pipe:
         """The output for as long as the condition holds."""
         text = ""
         while condition(text):
-            readable, _, _ = select.select([self.reading], [], [], PATIENCE)
+            readable, _, _ = select.select([self.reading], [], [], TIMEOUT_S)
             assert readable, f"nothing more came behind {text[-200:]!r}"
             text += os.read(self.reading, 65536).decode()
         return text
@@ -169,12 +169,12 @@ def test_a_server_whose_stderr_nobody_reads_serves_and_stops(sum_root: Path, tmp
     popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True, env=environment(), cwd=ROOT)
     assert popen.stdout is not None
     try:
-        line = read_line(popen, 2 * PATIENCE)
+        line = read_line(popen, 2 * TIMEOUT_S)
         assert line.startswith("ready: grpc="), "it waits for the reader of its log"
         address = line.split("grpc=")[1].split()[0]
         assert run_command("health", "--address", address).stdout == "SERVING\n"
         popen.terminate()
-        assert popen.wait(PATIENCE) == 0
+        assert popen.wait(TIMEOUT_S) == 0
     finally:
         popen.kill()
         popen.wait()
@@ -205,7 +205,7 @@ def test_a_refusal_that_nobody_reads_has_its_exit_code(tmp_path: Path) -> None:
         "--metrics-port",
         "0",
     ]
-    ended = subprocess.run(command, stderr=writing, env=environment(), cwd=ROOT, timeout=PATIENCE, check=False)
+    ended = subprocess.run(command, stderr=writing, env=environment(), cwd=ROOT, timeout=TIMEOUT_S, check=False)
     assert ended.returncode == 3
     os.close(reading)
     os.close(writing)

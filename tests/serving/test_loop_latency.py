@@ -14,7 +14,7 @@ from serving.rpc.backend import AdminBackend, StreamBackend
 from serving.rpc.call import Call
 from serving.rpc.servicer import ENDED_AT_ONCE_MAX, TidegateServicer
 from tests.loop_latency import measure_loop
-from tests.support import PATIENCE, RawBlocks, eventually, live, raw_channel, run_server
+from tests.support import TIMEOUT_S, RawBlocks, eventually, live, raw_channel, run_server
 
 STREAMS = 16_384
 # The largest part of the work that one turn of the loop may do: work that is not split does most of it in one turn.
@@ -46,7 +46,7 @@ async def test_a_call_that_is_cancelled_while_it_lets_go_lets_go_of_all(
             resting.set()
             await asyncio.Event().wait()
 
-    async with run_server(sum_root, live_max=8) as server, raw_channel(server) as channel, asyncio.timeout(PATIENCE):
+    async with run_server(sum_root, live_max=8) as server, raw_channel(server) as channel, asyncio.timeout(TIMEOUT_S):
         call = RawBlocks(channel)
         await call.open(*"abcdefgh")
         monkeypatch.setattr(predict_blocks, "TimeSlice", LongRest)

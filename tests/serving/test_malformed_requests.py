@@ -12,7 +12,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.runtime.server import Server
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Ending,
     RawCall,
     ending_of,
@@ -48,7 +48,7 @@ async def ask(channel: grpc.aio.Channel, method: str, data: bytes) -> Ending:
     """The status of a unary call with these bytes."""
     call = channel.unary_unary(method)(data)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await call
     except grpc.aio.AioRpcError as error:
         return read_ending(error.code(), error.details(), error.trailing_metadata())
@@ -124,7 +124,7 @@ async def test_a_refusal_fits_into_what_metadata_may_weigh(crowded: Server, meth
     """With any names and any number of models: a long message is cut, and keeps its own code."""
     async with raw_channel(crowded) as channel:
         call = channel.unary_unary(f"/tidegate.v1.TidegateService/{method}")(request_.SerializeToString())
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             code, trailers = await call.code(), await call.trailing_metadata()
         assert code.name in ("NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
         # Each byte of the message may take three, and each three bytes of the details take four. Names count too.

@@ -10,7 +10,7 @@ from serving.runtime import metrics_server as metrics_server_module
 from serving.runtime.exposition import Exposition, WorkerMetrics
 from serving.runtime.metrics import Metrics
 from serving.runtime.metrics_server import MetricsServer
-from tests.support import PATIENCE, Scrape
+from tests.support import TIMEOUT_S, Scrape
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def port() -> Iterator[int]:
 
 def ask(port: int, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, str]:
     """A response and its body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     connection.request(method, path)
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -81,6 +81,6 @@ def test_some_metrics_are_asked_for_by_name(port: int, query: str, names: set[st
 def test_who_says_nothing_does_not_keep_a_thread(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     """The connection is closed after a timeout, and others are answered meanwhile."""
     monkeypatch.setattr(metrics_server_module._Handler, "timeout", 0.05)
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as silent:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as silent:
         assert ask(port, "/metrics")[0].status == 200
         assert silent.recv(1) == b""

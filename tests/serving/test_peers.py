@@ -9,7 +9,7 @@ from serving.core.spec import Key, ModelId
 from serving.runtime import peers as peers_module
 from serving.runtime.peers import Peers, PeerUnresponsive
 from serving.store import Holder, MemoryStore, Record, StreamMetadata
-from tests.support import PATIENCE, key
+from tests.support import TIMEOUT_S, key
 
 MODEL = ModelId("toy", "1", "f" * 64)
 
@@ -61,7 +61,7 @@ async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest
             done.set()
 
     running = asyncio.create_task(Peers(store, look, lambda: True, nothing).run())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await done.wait()
     running.cancel()
     await asyncio.wait([running])
@@ -76,6 +76,6 @@ async def test_an_ask_ends_also_when_the_owner_changes_each_time(monkeypatch: py
         raise AssertionError
 
     peers = Peers(Restless(), look, lambda: False, nothing)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         with pytest.raises(PeerUnresponsive, match=r"^the server that has stream 'a' in memory does not answer"):
             await peers.load_settled(key("a"))

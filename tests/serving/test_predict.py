@@ -17,7 +17,7 @@ from serving.client import (
     TakenOver,
 )
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -378,6 +378,6 @@ def test_a_thousand_steps_through_a_server_have_the_bits_of_the_graph_alone(lstm
             return got
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        got = runner.run(asyncio.wait_for(scenario(), 3 * PATIENCE))
+        got = runner.run(asyncio.wait_for(scenario(), 3 * TIMEOUT_S))
     assert len(got) == PARITY_STEPS
     assert all(map(same_bits, got, replay(lstm(), rows)))

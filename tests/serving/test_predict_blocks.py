@@ -21,7 +21,7 @@ from serving.rpc.predict_blocks import PredictBlocksCall
 from serving.runtime import batcher as batcher_module
 from serving.runtime.server import Server
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawBlocks,
     RawCall,
@@ -677,7 +677,7 @@ async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None
             for _ in range(300):
                 await lazy.call.write(block_request([handle], [[1]]).SerializeToString())
 
-        flooding = asyncio.create_task(asyncio.wait_for(flood(), 2 * PATIENCE))
+        flooding = asyncio.create_task(asyncio.wait_for(flood(), 2 * TIMEOUT_S))
         stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
         for number in range(1, 101):

@@ -16,7 +16,7 @@ from serving.core.errors import StoreUnavailable
 from serving.core.spec import Key
 from serving.runtime.server import Server
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Ending,
     RawCall,
     batcher_of,
@@ -38,7 +38,7 @@ class One:
 
     async def ask(self, stream_id: str = "a", **fields: Any) -> pb.PredictOneResponse:
         """The response to a request."""
-        return await self._stub.PredictOne(pb.PredictOneRequest(stream_id=stream_id, **fields), timeout=PATIENCE)
+        return await self._stub.PredictOne(pb.PredictOneRequest(stream_id=stream_id, **fields), timeout=TIMEOUT_S)
 
     async def sum(self, value: float, step: int = 0, stream_id: str = "a", **fields: Any) -> float:
         """The sum in the answer to a timestep."""
@@ -56,7 +56,7 @@ class One:
 @asynccontextmanager
 async def serve(root: Path, **settings: Any) -> AsyncIterator[tuple[Server, One, grpc.aio.Channel]]:
     """A server, and a client that sends it single timesteps."""
-    async with run_server(root, **settings) as server, raw_channel(server) as channel, asyncio.timeout(3 * PATIENCE):
+    async with run_server(root, **settings) as server, raw_channel(server) as channel, asyncio.timeout(3 * TIMEOUT_S):
         yield server, One(channel), channel
 
 

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.support import PATIENCE, address_of, ending_of, raw_channel, run_server
+from tests.support import TIMEOUT_S, address_of, ending_of, raw_channel, run_server
 from tests.tools import find_tool
 
 V1 = "grpc.reflection.v1.ServerReflection"
@@ -55,7 +55,7 @@ async def ask(channel: grpc.aio.Channel, protocol: str, **request: str) -> refle
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await call.write(reflection_pb2.ServerReflectionRequest(**request))
         response = await call.read()
         await call.done_writing()
@@ -122,7 +122,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
         buf, "curl", *options, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(6 * PATIENCE):  # a program of 45 MB has to start first
+        async with asyncio.timeout(6 * TIMEOUT_S):  # a program of 45 MB has to start first
             out, err = await process.communicate()
     finally:
         if process.returncode is None:

@@ -12,7 +12,7 @@ from serving.core.spec import Ints
 from serving.runtime import repository
 from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Limits, load_repository
-from tests.support import PATIENCE, running_sum, write_model
+from tests.support import TIMEOUT_S, running_sum, write_model
 
 LIMITS = Limits(live_max=4, answers=2, batch_max=4, queue_max=4)
 
@@ -27,7 +27,7 @@ def many(tmp_path: Path) -> Path:
 
 def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many at a time as there are cores: two that wait for each other both finish."""
-    inner, meeting = Model.batch_variant_sizes, threading.Barrier(2, timeout=PATIENCE)
+    inner, meeting = Model.batch_variant_sizes, threading.Barrier(2, timeout=TIMEOUT_S)
 
     def check(self: Model, batch_max: int) -> Ints:
         meeting.wait()
@@ -47,7 +47,7 @@ def test_models_are_told_in_the_order_of_their_paths(
 
     def check(self: Model, batch_max: int) -> Ints:
         version = self.spec.version
-        assert done[str(int(version) + 1)].wait(PATIENCE)  # the last one is ready first
+        assert done[str(int(version) + 1)].wait(TIMEOUT_S)  # the last one is ready first
         done[version].set()
         return inner(self, batch_max)
 

@@ -21,7 +21,7 @@ from serving.core.errors import ContractBroken
 from serving.runtime.config import ServerConfig
 from serving.runtime.server import Server, StartFailed, StopFailed
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -49,12 +49,12 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
     """The health status."""
     request = health_pb2.HealthCheckRequest(service=service)
-    return (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)).status
+    return (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)).status
 
 
 def watch(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall:
     """Every change of health."""
-    return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=2 * PATIENCE)
+    return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=2 * TIMEOUT_S)
 
 
 @asynccontextmanager
@@ -118,7 +118,7 @@ async def test_reflection_lists_the_services(sum_root: Path) -> None:
     """Tools can describe the services without the proto file."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=TIMEOUT_S
         )
         async for response in call:
             names = {service.name for service in response.list_services_response.service}
@@ -131,7 +131,7 @@ async def test_reflection_describes_the_service(sum_root: Path) -> None:
     """The file that defines it is available."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)]), timeout=PATIENCE
+            iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)]), timeout=TIMEOUT_S
         )
         async for response in call:
             files = [
@@ -178,7 +178,7 @@ async def test_a_server_that_could_not_start_leaves_nothing_open(sum_root: Path)
         with pytest.raises(StartFailed, match=f"127.0.0.1:{port} for gRPC"):
             await server.start()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.metrics_port), timeout=PATIENCE).close()
+        socket.create_connection(("127.0.0.1", server.metrics_port), timeout=TIMEOUT_S).close()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ async def test_stopping_answers_what_runs_and_ends_every_call(sum_root: Path) ->
         assert (await running.read()).WhichOneof("kind") == "move"
         assert (await running.ending()).reason == "STOPPING"
         watcher.cancel()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await stopping
         assert live(server) == 0
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
@@ -271,7 +271,7 @@ async def test_a_call_that_comes_while_stopping_is_refused(sum_root: Path) -> No
         ending = await late.ending()
         assert (ending.code.name, ending.reason) == ("UNAVAILABLE", "STOPPING")
         gate.open()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await stopping
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
@@ -282,7 +282,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_stopping(
     """Its call is cancelled when the time for draining is over, and that is logged."""
     write_model(tmp_path, wide())
     async with server_with_a_stuck_call(tmp_path) as server:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await server.stop()
         assert "are cut" in caplog.text
         assert live(server) == 0
@@ -329,7 +329,7 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.
         error = (await call.step(1, step=1)).error
         assert error.reason == pb.Error.REASON_MODEL_FAILED
         assert "a bug of ours" not in error.message
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises(RuntimeError, match="ended") as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -358,7 +358,7 @@ async def test_a_store_that_fails_is_not_kept_secret(sum_root: Path) -> None:
         await call.open("a")
         await call.step(1)
         call.call.cancel()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises(RuntimeError) as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, OSError)

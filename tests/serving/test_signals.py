@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, ROOT, environment, run_command, serve
+from tests.support import ROOT, TIMEOUT_S, environment, run_command, serve
 
 # Like `tidegate`, but it prints when it reaches its first line.
 SERVE = "import sys; from serving.cli import main; print('here', flush=True); main(sys.argv[1:])"
@@ -27,7 +27,7 @@ def can_be_first() -> bool:
     """Whether this machine allows a PID namespace."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run([*ALONE, "true"], capture_output=True, check=False, timeout=PATIENCE).returncode == 0
+    return subprocess.run([*ALONE, "true"], capture_output=True, check=False, timeout=TIMEOUT_S).returncode == 0
 
 
 as_first = pytest.mark.skipif(not can_be_first(), reason="this machine does not let us make a PID namespace")
@@ -64,14 +64,14 @@ def test_sigterm_ends_the_first_process_of_a_container_whenever_it_comes(sum_roo
         (first,) = children(popen.pid)
         time.sleep(delay_s)
         os.kill(first, signal.SIGTERM)
-        assert popen.wait(PATIENCE) in (0, 128 + signal.SIGTERM)  # it had begun to serve, or not yet
+        assert popen.wait(TIMEOUT_S) in (0, 128 + signal.SIGTERM)  # it had begun to serve, or not yet
 
 
 def test_sigterm_at_the_start_ends_a_process_by_that_signal(sum_root: Path) -> None:
     """Service managers can tell it from a failure."""
     with begun(sum_root) as popen:
         popen.terminate()
-        assert popen.wait(PATIENCE) == -signal.SIGTERM
+        assert popen.wait(TIMEOUT_S) == -signal.SIGTERM
 
 
 @as_first
@@ -81,7 +81,7 @@ def test_a_lone_server_leaves_no_zombies(sum_root: Path) -> None:
         assert popen.stdout is not None
         assert popen.stdout.readline().startswith("ready: ")
         (first,) = children(popen.pid)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_S
         while children(first):
             assert time.monotonic() < deadline, "what has ended is still there"
             time.sleep(0.01)
@@ -128,7 +128,7 @@ def test_a_server_that_cannot_print_the_ready_line_serves(
     ]
     popen = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
     os.close(writing)
-    too_late = threading.Timer(2 * PATIENCE, popen.kill)  # else the test waits for a line that never comes
+    too_late = threading.Timer(2 * TIMEOUT_S, popen.kill)  # else the test waits for a line that never comes
     too_late.start()
     try:
         assert popen.stderr is not None
@@ -137,7 +137,7 @@ def test_a_server_that_cannot_print_the_ready_line_serves(
         address = line.split("grpc=")[1].split()[0]
         assert run_command("health", "--address", address).stdout == "SERVING\n"
         popen.terminate()
-        assert popen.wait(PATIENCE) == 0
+        assert popen.wait(TIMEOUT_S) == 0
         assert "Traceback" not in popen.stderr.read()
     finally:
         too_late.cancel()

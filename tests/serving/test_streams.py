@@ -241,9 +241,9 @@ def resume(streams: StreamTable, engine: Engine, checkpoint: Checkpoint, epoch: 
 def step(engine: Engine, lease: Lease, *values: float) -> np.ndarray:
     """Applies a timestep. Returns the first output."""
     slots = np.array([lease.stream.slot])
-    report = engine.run(slots, np.array([0]), np.array([values], np.float32))
-    assert report.statuses is None or not report.statuses.any()
-    return report.outputs[0][0]
+    result = engine.run(slots, np.array([0]), np.array([values], np.float32))
+    assert result.statuses is None or not result.statuses.any()
+    return result.outputs[0][0]
 
 
 def store(lease: Lease) -> Checkpoint:

@@ -21,7 +21,7 @@ from serving.runtime import worker_process as worker_module
 from serving.runtime.lifecycle import StartFailed, StopFailed
 from serving.runtime.shared_counters import make_shared_file
 from serving.runtime.supervisor import Supervisor
-from tests.support import PATIENCE, ROOT, eventually
+from tests.support import ROOT, TIMEOUT_S, eventually
 
 TOY = """
 import json, os, socket, sys, time
@@ -60,11 +60,11 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
     )
     running = asyncio.create_task(supervisor.run())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield supervisor, running
     finally:
         supervisor._stop_requested.set()
-        await asyncio.wait([running], timeout=PATIENCE)
+        await asyncio.wait([running], timeout=TIMEOUT_S)
 
 
 @pytest.fixture(autouse=True)
@@ -265,10 +265,10 @@ def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -
     """Then the socket breaks with an error: a worker that stayed would keep the port from the next server."""
     popen, ours = listen_as_a_worker(sum_root)
     try:
-        ours.settimeout(PATIENCE)
+        ours.settimeout(TIMEOUT_S)
         assert ours.recv(1, socket.MSG_PEEK)  # it has reported that it is ready, and nobody has read it
         ours.close()
-        assert popen.wait(PATIENCE) == 0
+        assert popen.wait(TIMEOUT_S) == 0
     finally:
         popen.kill()
         popen.wait()

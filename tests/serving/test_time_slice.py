@@ -13,7 +13,7 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.rpc.time_slice import SLICE_SECONDS, TimeSlice
-from tests.support import PATIENCE, RawCall, block_request, ending_of, raw_channel, run_server
+from tests.support import TIMEOUT_S, RawCall, block_request, ending_of, raw_channel, run_server
 
 ROWS = 65_536  # the largest number in one message
 # The longest time that the loop may be blocked: it took seconds before there were slices, about 20 ms now on a slow
@@ -64,7 +64,7 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[OpenOptions]:
             watching = asyncio.create_task(pauses.watch())
             await asyncio.sleep(0)
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT_S):
                     await call.write(data)
                     answer = await call.read()
             finally:

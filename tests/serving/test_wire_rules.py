@@ -12,7 +12,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     RawBlocks,
     RawCall,
     eventually,
@@ -194,7 +194,7 @@ async def test_a_client_that_keeps_little_does_not_wait_for_the_next_round(sum_r
         call = RawCall(channel)
         await call.open("s", kept_max=kept_max)
         durable = 0
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             for step in range(1, 101):
                 while step - durable > kept_max:
                     durable = (await call.read()).durable.durable_step
@@ -216,16 +216,18 @@ async def test_streams_of_a_block_that_keep_little_do_not_wait_either(sum_root: 
             for handle, step in zip(handle_column, np.frombuffer(step_column, "<u8").tolist(), strict=True):
                 durable[handle] = max(durable[handle], step)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             for step in range(1, 101):
                 while any(step - durable[handle] > kept_max for handle in handles):
                     told = (await call.read()).durable
                     note(np.frombuffer(told.handles, "<u4").tolist(), told.durable_steps)
                 answer = await call.block(handles, [[1], [1]], [step, step])
                 note(handles, answer.durable_steps)
-                for told in call.told:
-                    note(np.frombuffer(told.durable.handles, "<u4").tolist(), told.durable.durable_steps)
-                call.told.clear()
+                for notification in call.notifications:
+                    note(
+                        np.frombuffer(notification.durable.handles, "<u4").tolist(), notification.durable.durable_steps
+                    )
+                call.notifications.clear()
 
 
 # The ends of calls.
@@ -252,7 +254,7 @@ async def test_a_client_that_does_not_half_close_is_not_waited_for(sum_root: Pat
         await call.open("s")
         begun = time.monotonic()
         assert (await call.ask(pb.PredictRequest(close=pb.Close()))).HasField("closed")
-        assert time.monotonic() - begun < PATIENCE
+        assert time.monotonic() - begun < TIMEOUT_S
         assert (await call.ending()).code.name == "OK"
         await eventually(lambda: live(server) == 0, "parking")
 

@@ -26,7 +26,7 @@ from serving.store import sqlite as sqlite_module
 from serving.store import sqlite_file as file_module
 from serving.store.sqlite_database import Database, _after_all
 from serving.store.sqlite_file import SqliteFile
-from tests.store.support import MODEL, PATIENCE_S, checkpoint, claim, key, python, scan
+from tests.store.support import MODEL, PROCESS_TIMEOUT_S, checkpoint, claim, key, python, scan
 
 OPEN = """
 import asyncio, sys
@@ -80,7 +80,7 @@ class Gate:
         def gated(file: SqliteFile) -> Iterator[None]:
             self.transactions += 1
             self._entered.set()
-            assert self._open.wait(PATIENCE_S)
+            assert self._open.wait(PROCESS_TIMEOUT_S)
             with transaction(file):
                 yield
 
@@ -88,7 +88,7 @@ class Gate:
 
     async def held(self) -> None:
         """Waits until a transaction waits at the gate."""
-        await asyncio.to_thread(self._entered.wait, PATIENCE_S)
+        await asyncio.to_thread(self._entered.wait, PROCESS_TIMEOUT_S)
 
     def open(self) -> None:
         """Lets all transactions through."""
@@ -187,7 +187,7 @@ async def test_a_cancelled_caller_harms_no_one(store: SqliteStore, monkeypatch: 
     waits.cancel()
     await asyncio.gather(runs, waits, return_exceptions=True)
     gate.open()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PROCESS_TIMEOUT_S):
         assert await stays == 1
     assert repr(store).endswith(": 0 operations waiting>")
 
@@ -292,7 +292,7 @@ asyncio.run(main())
             process.stdin.write("go\n")
             process.stdin.flush()
         won = [list(map(int, process.stdout.readline().split())) for process in processes if process.stdout]
-        assert [process.wait(PATIENCE_S) for process in processes] == [0, 0, 0]
+        assert [process.wait(PROCESS_TIMEOUT_S) for process in processes] == [0, 0, 0]
     assert sorted(place for places in won for place in places) == list(range(200))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import support
-from tests.fleet import Site, free_port
+from tests.fleet import ServerProcess, free_port
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +25,14 @@ def models(tmp_path: Path, graph: bytes) -> Path:
 
 
 @pytest.fixture
-async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Site]]:
+async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., ServerProcess]]:
     """Makes sites over one SQLite file, or another store. Those that still run at the end are killed."""
-    sites: list[Site] = []
+    sites: list[ServerProcess] = []
 
-    def make(*options: str, state: str = f"sqlite:///{tmp_path / 'state.db'}", port: int | None = None) -> Site:
-        sites.append(Site(models, state, *options, port=port))
+    def make(
+        *options: str, state: str = f"sqlite:///{tmp_path / 'state.db'}", port: int | None = None
+    ) -> ServerProcess:
+        sites.append(ServerProcess(models, state, *options, port=port))
         return sites[-1]
 
     yield make
@@ -56,7 +58,7 @@ class Redis:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + support.PATIENCE
+        deadline = time.monotonic() + support.TIMEOUT_S
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -68,7 +70,7 @@ class Redis:
         """`kill -9`."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(support.PATIENCE)
+        self.process.wait(support.TIMEOUT_S)
         self.process = None
 
 

@@ -18,10 +18,10 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Key
 from serving.runtime.server import Server
-from tests.fleet import Site, rows_of
+from tests.fleet import ServerProcess, rows_of
 from tests.store.support import RedisServer
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     RawBlocks,
     RawCall,
     eventually,
@@ -57,7 +57,7 @@ async def two_servers(
         run_server(models, state=state, **settings) as there,
         raw_channel(here) as to_here,
         raw_channel(there) as to_there,
-        asyncio.timeout(3 * PATIENCE),
+        asyncio.timeout(3 * TIMEOUT_S),
     ):
         yield here, to_here, there, to_there
 
@@ -286,11 +286,13 @@ async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, h
         await step(copy, 11)
 
 
-async def test_two_workers_hand_streams_over_and_over(site: Callable[..., Site], graph: bytes, state: str) -> None:
+async def test_two_workers_hand_streams_over_and_over(
+    site: Callable[..., ServerProcess], graph: bytes, state: str
+) -> None:
     """300 take-overs under load, half of them with SYNC: each continues from a state of the oracle, with SYNC from the last."""
     one = site("--workers", "2", state=state)
     await one.start()
-    async with asyncio.timeout(9 * PATIENCE), contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(9 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
         channels = []
         for _ in range(8):  # connections go to random workers
             options = [("grpc.use_local_subchannel_pool", 1)]
@@ -468,7 +470,7 @@ async def unary(channel: grpc.aio.Channel, method: str, request: Any) -> Any:
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=response.FromString,
     )
-    return await call(request, timeout=2 * PATIENCE)
+    return await call(request, timeout=2 * TIMEOUT_S)
 
 
 async def delete(channel: grpc.aio.Channel) -> pb.Stream:

@@ -26,9 +26,9 @@ from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
 from serving.core.streams import OpenOptions, checkpoint_rows
 from serving.store import MemoryStore, decode, encode
-from tests.fleet import Fleet, Site, rows_of
+from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -58,7 +58,7 @@ async def test_an_answer_of_a_sync_stream_is_durable_when_it_arrives(lstm_root: 
     """The store has the step before its client has the prediction."""
     async with (
         run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="30s") as server,
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_S),
         Client(address_of(server)) as client,
         client.open("a", sync=True) as stream,
     ):
@@ -76,7 +76,7 @@ async def test_a_half_closed_stream_is_stored_before_its_call_ends_well(lstm_roo
         run_server(lstm_root, state=state, checkpoint_every="30s") as there,
         raw_channel(here) as one,
         raw_channel(there) as other,
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_S),
     ):
         for number, row in enumerate(rows, 1):
             call = RawCall(one if number % 2 else other)
@@ -105,7 +105,7 @@ async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_p
     """The store has at least the timestep that an answer reports as durable."""
     async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="5ms") as server:
         store = server.stream_service._store
-        async with Client(address_of(server)) as client, client.open("a") as stream, asyncio.timeout(PATIENCE):
+        async with Client(address_of(server)) as client, client.open("a") as stream, asyncio.timeout(TIMEOUT_S):
             seen = 0
             for row in rows_of(0, 300):
                 prediction = await stream.step(row)
@@ -125,7 +125,7 @@ async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> No
         await call.read()
         for number in range(1, 5):
             await call.step(1, step=number)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while (told := (await call.read()).durable.durable_step) < 4:
                 assert told >= 2
 
@@ -138,7 +138,7 @@ async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path
         run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="10ms", park_after="30ms", live_max=1) as server,
         Client(address_of(server)) as client,
         client.open("a") as one,
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_S),
     ):
         for row, expected in zip(rows[:10], truth, strict=False):
             assert same_bits(await one.step(row), expected)
@@ -175,7 +175,7 @@ async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tm
 async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_path: Path) -> None:
     """After long silence an open is refused with the last step. Only an open with MUST_BE_NEW begins a new stream."""
     async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms", forget_after="200ms") as server:
-        async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(PATIENCE):
+        async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(TIMEOUT_S):
             async with client.open("a") as stream:
                 await stream.step([1])
                 await stream.step([2])
@@ -193,7 +193,7 @@ async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_p
 async def test_an_open_stream_that_was_forgotten_is_told_so(sum_root: Path, tmp_path: Path) -> None:
     """Its call was open but silent for too long: the next timestep is not applied to a zero state."""
     settings = {"checkpoint_every": "10ms", "park_after": "20ms", "forget_after": "200ms"}
-    async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(PATIENCE):
+    async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(TIMEOUT_S):
         async with raw_channel(server) as channel, Client(address_of(server)) as client:
             call = RawCall(channel)
             await call.open("a")
@@ -240,7 +240,7 @@ async def test_streams_are_listed_page_by_page(sum_root: Path, tmp_path: Path) -
     """All streams once, in the order of their ids, for any page size; by prefix and by state."""
     names = sorted(f"pump-{number}" for number in range(25))
     async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms") as server:
-        async with Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+        async with Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
             for name in [*names, "valve"]:
                 async with client.open(name) as stream:
                     await stream.step([1])
@@ -255,7 +255,7 @@ async def test_streams_are_listed_page_by_page(sum_root: Path, tmp_path: Path) -
 async def test_a_deleted_stream_is_gone_and_its_call_ends(sum_root: Path) -> None:
     """The call that has it open ends NOT_FOUND, and its name is free."""
     async with run_server(sum_root) as server, Client(address_of(server), reconnect_s=0) as client:
-        async with raw_channel(server) as channel, asyncio.timeout(PATIENCE):
+        async with raw_channel(server) as channel, asyncio.timeout(TIMEOUT_S):
             call = RawCall(channel)
             await call.open("a")
             await call.step(3)
@@ -271,7 +271,7 @@ async def test_an_exported_state_goes_on_at_another_server(lstm_root: Path, tmp_
     rows = rows_of(5, 30)
     truth = replay(lstm(), rows)
     async with run_server(lstm_root) as here, run_server(lstm_root, state=sqlite(tmp_path)) as there:
-        async with Client(address_of(here)) as source, Client(address_of(there)) as target, asyncio.timeout(PATIENCE):
+        async with Client(address_of(here)) as source, Client(address_of(there)) as target, asyncio.timeout(TIMEOUT_S):
             async with source.open("a") as stream:
                 for row in rows[:15]:
                     await stream.step(row)
@@ -290,7 +290,7 @@ async def test_an_exported_state_goes_on_at_another_server(lstm_root: Path, tmp_
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
 async def test_a_damaged_state_is_not_imported(lstm_root: Path, damage: str) -> None:
     """Each is refused with the reason, and no stream is created."""
-    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
         async with client.open("a") as stream:
             await stream.step(rows_of(0, 1)[0])
             record = await client.export_stream("a")
@@ -310,7 +310,7 @@ async def test_a_fork_runs_ahead_without_touching_the_original(lstm_root: Path) 
     """Two streams with one past. Timesteps of the copy do not change the original."""
     rows = rows_of(6, 20)
     truth = replay(lstm(), rows)
-    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
         async with client.open("a") as stream:
             for row in rows[:10]:
                 await stream.step(row)
@@ -324,7 +324,7 @@ async def test_a_fork_runs_ahead_without_touching_the_original(lstm_root: Path) 
 
 
 async def test_a_damaged_record_is_refused_and_never_a_silent_zero_state(
-    site: Callable[..., Site], tmp_path: Path
+    site: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     """A flipped bit in the database: the open ends DATA_LOSS, and the record is not changed."""
     one = site()
@@ -376,7 +376,7 @@ async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> No
     """
     rows = rows_of(0, 60)
     truth = replay(lstm(), rows)
-    async with run_server(lstm_root, checkpoint_every="10ms") as server, asyncio.timeout(PATIENCE):
+    async with run_server(lstm_root, checkpoint_every="10ms") as server, asyncio.timeout(TIMEOUT_S):
         store = BrokenStore(server)
         async with Client(address_of(server)) as client, client.open("a") as stream:
             await stream.step(rows[0])
@@ -404,7 +404,7 @@ async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_p
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
         (tmp_path / "state.db").rename(tmp_path / "elsewhere.db")
         await call.step(1)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while (
                 await health.Check(health_pb2.HealthCheckRequest())
             ).status == health_pb2.HealthCheckResponse.SERVING:
@@ -462,7 +462,7 @@ async def test_a_deleted_stream_that_begins_anew_is_not_lost(sum_root: Path) -> 
 
 async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Path, tmp_path: Path) -> None:
     """Concurrent opens, forks and imports never exceed the limit, and each beyond it is refused."""
-    async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(PATIENCE):
+    async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(TIMEOUT_S):
         keeper = server.stream_service
         lease = (await keeper.open(key("source"), "", "", OpenOptions())).lease
         await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
@@ -480,7 +480,7 @@ async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Pat
 
 async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:
     """Health of the service turns NOT_SERVING while the store lags, and back. That of the process stays."""
-    async with run_server(sum_root, checkpoint_every="10ms", ready_lag="50ms") as server, asyncio.timeout(PATIENCE):
+    async with run_server(sum_root, checkpoint_every="10ms", ready_lag="50ms") as server, asyncio.timeout(TIMEOUT_S):
         store = BrokenStore(server)
         async with raw_channel(server) as channel:
             health = health_pb2_grpc.HealthStub(channel)
@@ -502,7 +502,7 @@ async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:
 
 async def test_what_cannot_be_kept_is_refused_and_not_left_unprotected(sum_root: Path) -> None:
     """Beyond the largest lag new timesteps are refused with a retry time. When the store is back they are accepted."""
-    async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, asyncio.timeout(PATIENCE):
+    async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, asyncio.timeout(TIMEOUT_S):
         store = BrokenStore(server)
         async with raw_channel(server) as channel:
             call = RawCall(channel)
@@ -527,7 +527,7 @@ async def test_a_take_over_at_another_process_is_fenced_in_the_store(lstm_root: 
     truth = replay(lstm(), rows)
     state = sqlite(tmp_path)
     async with run_server(lstm_root, state=state, checkpoint_every="20ms") as old:
-        async with run_server(lstm_root, state=state, checkpoint_every="20ms") as new, asyncio.timeout(PATIENCE):
+        async with run_server(lstm_root, state=state, checkpoint_every="20ms") as new, asyncio.timeout(TIMEOUT_S):
             async with Client(address_of(old)) as left, Client(address_of(new)) as right:
                 before = await left.open("a").__aenter__()
                 for row in rows[:5]:
@@ -545,7 +545,9 @@ async def test_a_take_over_at_another_process_is_fenced_in_the_store(lstm_root: 
                         assert same_bits(await after.step(row), expected)
 
 
-async def test_the_default_store_is_a_file_in_the_data_folder(site: Callable[..., Site], tmp_path: Path) -> None:
+async def test_the_default_store_is_a_file_in_the_data_folder(
+    site: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
     """Without --state, streams are stored in SQLite under --data-dir, and survive the process."""
     one = site("--data-dir", str(tmp_path / "data"), state="")
     await one.start()
@@ -565,7 +567,7 @@ async def test_running_sums_count_each_timestep_once(tmp_path: Path) -> None:
     Over disconnects there is none.
     """
     root = write_model(tmp_path / "models", running_sum())
-    async with run_server(root, state=sqlite(tmp_path), checkpoint_every="5ms") as server, asyncio.timeout(PATIENCE):
+    async with run_server(root, state=sqlite(tmp_path), checkpoint_every="5ms") as server, asyncio.timeout(TIMEOUT_S):
         total = 0
         for visit in range(10):
             async with Client(address_of(server)) as client, client.open("a") as stream:

@@ -15,8 +15,8 @@ from serving.core.spec import Checkpoint
 from serving.runtime.config import ServerConfig
 from serving.runtime.lifecycle import StopFailed
 from serving.runtime.server import Server
-from tests.fleet import Site, rows_of
-from tests.support import PATIENCE, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
+from tests.fleet import ServerProcess, rows_of
+from tests.support import TIMEOUT_S, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
 
 STREAMS = 60
 # The interval is so long that nothing is stored unless somebody waits for it.
@@ -81,7 +81,7 @@ async def two_servers(root: Path, folder: Path, **settings: Any) -> AsyncIterato
         stack.push_async_callback(here.end)
         one = await stack.enter_async_context(raw_channel(here.server))
         other = await stack.enter_async_context(raw_channel(there))
-        await stack.enter_async_context(asyncio.timeout(3 * PATIENCE))
+        await stack.enter_async_context(asyncio.timeout(3 * TIMEOUT_S))
         yield here, one, other
 
 
@@ -213,12 +213,12 @@ async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_roo
         assert (await RawCall(other).open("a")).next_step == 2
 
 
-async def test_clients_that_move_on_sigterm_find_their_streams(site: Callable[..., Site]) -> None:
+async def test_clients_that_move_on_sigterm_find_their_streams(site: Callable[..., ServerProcess]) -> None:
     """Two processes on one file: each stream is opened at the other as soon as its call gets `Move`."""
     here, there = site("--checkpoint-every", RARELY), site("--checkpoint-every", RARELY)
     await asyncio.gather(here.start(), there.start())
     async with (
-        asyncio.timeout(6 * PATIENCE),
+        asyncio.timeout(6 * TIMEOUT_S),
         grpc.aio.insecure_channel(here.address) as one,
         grpc.aio.insecure_channel(there.address) as other,
     ):

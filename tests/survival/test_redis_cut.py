@@ -4,10 +4,10 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from tests.fleet import Fleet, Site
+from tests.fleet import Fleet, ServerProcess
 from tests.survival.conftest import Redis
 
-PATIENCE_S = 90.0
+TEST_TIMEOUT_S = 90.0
 
 
 class Proxy:
@@ -71,7 +71,7 @@ class Proxy:
 
 
 async def test_a_redis_that_hangs_up_ends_no_server(
-    site: Callable[..., Site], graph: bytes, redis_server: Redis
+    site: Callable[..., ServerProcess], graph: bytes, redis_server: Redis
 ) -> None:
     """Hundreds of cuts under load: the server lives, and every prediction comes once and bit-equal."""
     proxy = Proxy(redis_server.port)
@@ -80,7 +80,7 @@ async def test_a_redis_that_hangs_up_ends_no_server(
     await one.start()
     fleet = Fleet([one.address], streams=100, steps=30, pause_s=0.05)
     rng = random.Random(7)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         await fleet.reached(100)
         for _ in range(100):
@@ -92,7 +92,7 @@ async def test_a_redis_that_hangs_up_ends_no_server(
         await running
     assert one.process is not None
     assert one.process.poll() is None
-    assert fleet.verdicts(graph) == []
+    assert fleet.problems(graph) == []
     assert one.metrics()["tidegate_state_lost_total"] == 0
     assert await one.stop() == 0
     await proxy.close()

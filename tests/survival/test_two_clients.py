@@ -23,8 +23,8 @@ from redis.asyncio import Redis
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.runtime.server import Server
+from tests.rpc_clients import RPC_CLIENTS, PredictOneClient, Refused, RpcClient, channel_to
 from tests.support import address_of, run_server, running_sum, write_model
-from tests.ways import WAYS, One, Refused, Way, channel_to
 
 # 32-bit floats sum so many timesteps exactly.
 STEPS = 11
@@ -60,8 +60,8 @@ class Person:
 
     number: int
     owner: str
-    kind: type[Way]
-    way: Way | None = None
+    kind: type[RpcClient]
+    way: RpcClient | None = None
     sync: bool = False
     server: Server | None = None
     first: int = 0
@@ -96,9 +96,9 @@ class TwoClients(RuleBasedStateMachine):
 
     @initialize(
         owners=st.sampled_from([("ann", "bob"), ("ann", ""), ("", "")]),
-        kinds=st.tuples(st.sampled_from(WAYS), st.sampled_from(WAYS)),
+        kinds=st.tuples(st.sampled_from(RPC_CLIENTS), st.sampled_from(RPC_CLIENTS)),
     )
-    def begin(self, owners: tuple[str, str], kinds: tuple[type[Way], type[Way]]) -> None:
+    def begin(self, owners: tuple[str, str], kinds: tuple[type[RpcClient], type[RpcClient]]) -> None:
         """Starts two servers on an empty store."""
         self.folder = TemporaryDirectory()
         self.people = [Person(number, owners[number], kinds[number]) for number in range(2)]
@@ -163,7 +163,7 @@ class TwoClients(RuleBasedStateMachine):
         self.cut_off.clear()
 
     async def _open(self, person: Person, place: int, sync: bool) -> None:
-        if person.kind is One:
+        if person.kind is PredictOneClient:
             return
         await self._hang_up(person)
         server, channel = self.servers[place % len(self.servers)]
@@ -187,8 +187,8 @@ class TwoClients(RuleBasedStateMachine):
     async def _step(self, person: Person, place: int) -> None:
         if person.following > STEPS:
             return
-        if person.kind is One:
-            person.way = One(self.servers[place % len(self.servers)][1])
+        if person.kind is PredictOneClient:
+            person.way = PredictOneClient(self.servers[place % len(self.servers)][1])
         if person.way is None:
             await self._open(person, place, sync=False)
         if person.way is not None and person.following <= STEPS and await self._ask(person, person.following):
@@ -197,8 +197,8 @@ class TwoClients(RuleBasedStateMachine):
     async def _lose(self, person: Person, place: int) -> None:
         if person.following > STEPS:
             return
-        if person.kind is One:
-            person.way = One(self.servers[place % len(self.servers)][1])
+        if person.kind is PredictOneClient:
+            person.way = PredictOneClient(self.servers[place % len(self.servers)][1])
         if person.way is None:
             return
         try:
@@ -208,7 +208,7 @@ class TwoClients(RuleBasedStateMachine):
             return
         await asyncio.sleep(0)
         await self._hang_up(person)
-        if person.kind is not One:
+        if person.kind is not PredictOneClient:
             person.following += 1
 
     async def _repeat(self, person: Person) -> None:
@@ -243,7 +243,7 @@ class TwoClients(RuleBasedStateMachine):
         history = whose(total, step)
         assert history[step - 1] == person.number, f"client {person.number} was given the other's answer to {step}"
         self.seen["repeat" if duplicate else "answer"] += 1
-        if person.kind is not One and person.owner:
+        if person.kind is not PredictOneClient and person.owner:
             # A client with an owner token that got no error had the stream for itself.
             assert history[person.begun - 1 :] == [person.number] * (step - person.begun + 1)
             assert person.answers.get(step, total) == total
@@ -260,7 +260,7 @@ class TwoClients(RuleBasedStateMachine):
             assert ending.action == "RETRY", refused
             await self._hang_up(person)
             return
-        if person.kind is One:
+        if person.kind is PredictOneClient:
             assert ending.reason in {"VALUES_DIFFER", "STEP_GAP", "STREAM_NOT_FOUND"}, refused
             # It has lost count: it continues where the stream is.
             person.following = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from tests.support import PATIENCE, Ending, RawBlocks, RawCall, pack, read_ending, timestep
+from tests.support import TIMEOUT_S, Ending, RawBlocks, RawCall, pack, read_ending, timestep
 
 STREAM = "a"
 
@@ -31,7 +31,7 @@ def refused(error: pb.Error) -> Refused:
     return Refused(Ending(code, error.message, words[0], "", None, (), words[1], error.next_step))
 
 
-class Way:
+class RpcClient:
     """A client of one stream by one of the calls. `step` returns the packed outputs, and whether it was a duplicate.
 
     It raises Refused when the server refuses.
@@ -65,8 +65,8 @@ class Way:
         return await self.answer()
 
 
-class Predict(Way):
-    """Uses `Predict`."""
+class PredictClient(RpcClient):
+    """Uses `PredictClient`."""
 
     async def open(self, **more: Any) -> int:
         """Opens the stream."""
@@ -96,7 +96,7 @@ class Predict(Way):
 
     async def _read(self) -> pb.PredictResponse:
         while True:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_S):
                 try:
                     response = await self.raw.call.read()
                 except grpc.aio.AioRpcError:
@@ -107,7 +107,7 @@ class Predict(Way):
                 return response
 
 
-class Blocks(Way):
+class PredictBlocksClient(RpcClient):
     """Uses `PredictBlocks`."""
 
     async def open(self, **more: Any) -> int:
@@ -155,7 +155,7 @@ class Blocks(Way):
         self.raw.call.cancel()
 
 
-class One(Way):
+class PredictOneClient(RpcClient):
     """Uses `PredictOne`, which needs no open."""
 
     sending: "asyncio.Task[pb.PredictOneResponse] | None" = None
@@ -194,10 +194,10 @@ async def _written(raw: Any, request: Any) -> None:
 
 
 async def _call(stub: Any, request: pb.PredictOneRequest) -> pb.PredictOneResponse:
-    return await stub.PredictOne(request, timeout=PATIENCE)
+    return await stub.PredictOne(request, timeout=TIMEOUT_S)
 
 
-WAYS = (Predict, Blocks, One)
+RPC_CLIENTS = (PredictClient, PredictBlocksClient, PredictOneClient)
 
 
 @asynccontextmanager
