@@ -16,15 +16,15 @@ from typing import get_args
 
 import numpy as np
 
-from serving.runtime.crash import Point
-from tests.fleet import Fleet, Site
+from serving.runtime.crash_points import Point
+from tests.fleet import Fleet, ServerProcess
 from tests.support import lstm, write_model
 
 # The number of clients that share the streams.
 CLIENTS = 8
 
 
-async def kill_at_random(site: Site, fleet: Fleet, total: int, shares: list[float]) -> None:
+async def kill_at_random(site: ServerProcess, fleet: Fleet, total: int, shares: list[float]) -> None:
     """Kills the server each time that share of the work is done."""
     await site.start()
     running = asyncio.create_task(fleet.run(clients=CLIENTS))
@@ -39,7 +39,7 @@ async def kill_at_random(site: Site, fleet: Fleet, total: int, shares: list[floa
     await running
 
 
-async def kill_at_point(site: Site, fleet: Fleet, point: str, count: int) -> None:
+async def kill_at_point(site: ServerProcess, fleet: Fleet, point: str, count: int) -> None:
     """Lets the server crash when it reaches a crash point for the `count`th time."""
     await site.start(crash=f"{point}:{count}")
     running = asyncio.create_task(fleet.run(clients=CLIENTS))
@@ -67,7 +67,7 @@ async def main() -> int:
         async def act(name: str, steps: int, pause_s: float, *options: str, point: str = "") -> int:
             print(f"{name}: {given.streams} streams of {steps} timesteps")
             state = given.state or f"sqlite://{folder}/{name.replace(' ', '-')}.db"
-            site = Site(models, state, *options)
+            site = ServerProcess(models, state, *options)
             fleet = Fleet([site.address], given.streams, steps, pause_s=pause_s, prefix=name)
             total = given.streams * steps
             try:
@@ -81,7 +81,7 @@ async def main() -> int:
                 lost = site.metrics()["tidegate_state_lost_total"]
             finally:
                 await site.close()
-            wrong = fleet.verdicts(graph)
+            wrong = fleet.problems(graph)
             for line in wrong[:10]:
                 print(" ", line)
             print(

@@ -6,7 +6,8 @@ import pytest
 
 from tests import support
 
-# What `make quick` leaves out, by folder or file: it kills servers, trains and exports models, or runs programs.
+# The tests that `make quick` leaves out, by folder or file: they kill servers, train and export models, or run
+# programs.
 SLOW = (
     *("survival/", "clients/", "conformance/", "test_stubs.py", "bench/test_bench_cli.py", "bench/test_load.py"),
     *("store/test_model.py", "store/test_owners.py", "serving/test_cli.py", "serving/test_drain.py"),
@@ -19,7 +20,7 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is slow."""
+    """Marks slow tests."""
     folder = f"{Path(__file__).parent}/"
     slow = tuple(folder + part for part in SLOW)
     for item in items:
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_stop() -> Iterator[None]:
-    """The metrics port looks twice a second whether it shall close; a hundred servers later that is a minute."""
+    """The metrics server checks twice a second whether to close. Over a hundred servers that adds up to a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
         yield
@@ -37,7 +38,7 @@ def quick_stop() -> Iterator[None]:
 
 @pytest.fixture
 def sum_root(tmp_path: Path) -> Path:
-    """A folder with one model, the running sum, which cannot have missing values."""
+    """A folder with one model, the running sum, which does not handle missing values."""
     return support.write_model(tmp_path / "models", support.running_sum())
 
 

@@ -1,8 +1,8 @@
-"""Many streams over servers that die: what each client was given, and the oracle's verdict on it.
+"""Many streams over servers that are killed, and an oracle that checks what each client got.
 
-A `Fleet` runs clients that send known rows and write down every prediction they are given, in the order they are given
-it. A `Site` is a server process on a fixed port that can be killed and started again on the same data. When all is over,
-`verdict` steps each stream's rows alone through bare onnxruntime and says what is wrong, if anything is.
+A `Fleet` runs clients that send known rows and record every prediction in the order in which they get it. A `ServerProcess` is a
+server process on a fixed port that can be killed and restarted on the same data. At the end, `check_predictions` runs each
+stream's rows alone through bare onnxruntime and reports every difference.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from serving.client import Client
 from tests.forked import Started, start
 from tests.support import ROOT, replay, same_bits
 
-# A server starts in about a second; a machine with two busy cores may take ten times as long.
+# A server starts in about a second. A machine with two busy cores may take ten times as long.
 START_SECONDS = 30.0
 PATIENCE_S = 10.0
 
 
 def rows_of(stream: int, count: int, features: int = 8) -> Any:
-    """The rows that a stream sends, (count, features): known from its number, with missing values among them."""
+    """The rows of a stream, (count, features): determined by its number, with missing values among them."""
     rng = np.random.default_rng(stream)
     rows = rng.normal(size=(count, features)).astype(np.float32)
     rows[rng.random(rows.shape) < 0.05] = np.nan
@@ -39,15 +39,15 @@ def rows_of(stream: int, count: int, features: int = 8) -> Any:
 
 @dataclass
 class Delivered:
-    """What one client was given: (step, outputs) in order."""
+    """What one client got: (step, outputs) in order."""
 
     rows: Any
     answers: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     first_step: int = 1
 
 
-def verdict(graph: bytes, delivered: Delivered) -> str:
-    """The oracle: empty if every prediction came once, in order, and is bit for bit what the graph says alone."""
+def check_predictions(graph: bytes, delivered: Delivered) -> str:
+    """The result of the oracle: empty if every prediction came once, in order, and with the bits of the graph run alone."""
     truth = replay(graph, delivered.rows)
     steps = [step for step, _ in delivered.answers]
     expected = list(range(delivered.first_step, len(delivered.rows) + 1))
@@ -65,14 +65,14 @@ def verdict(graph: bytes, delivered: Delivered) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody has now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-class Site:
-    """A server process that can be killed and started again, on the same port and the same data.
+class ServerProcess:
+    """A server process that can be killed and restarted, on the same port and the same data.
 
     Args:
         models: the folder of models.
@@ -95,7 +95,7 @@ class Site:
         self.process: Started | None = None
 
     async def start(self, crash: str = "") -> None:
-        """Starts the server and waits until it is ready; `crash` is a crash point, as in `serving.runtime.crash`."""
+        """Starts the server and waits until it is ready; `crash` is a crash point, as in `serving.runtime.crash_points`."""
         environment = {**os.environ, "TIDEGATE_CRASH": crash}
         self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=2)
         assert self.process.stdout is not None
@@ -105,13 +105,13 @@ class Site:
         self.metrics_url = line.split("metrics=")[1].split()[0]
 
     def scrape(self) -> str:
-        """What /metrics says."""
+        """The text of /metrics."""
         with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE_S) as answer:
             text: str = answer.read().decode()
         return text
 
     def metrics(self) -> dict[str, float]:
-        """What /metrics says, by sample, summed over the workers."""
+        """The values of /metrics by sample, summed over the workers."""
         found: dict[str, float] = {}
         for family in text_string_to_metric_families(self.scrape()):
             for sample in family.samples:
@@ -121,7 +121,7 @@ class Site:
         return found
 
     def workers(self) -> dict[int, int]:
-        """The process of each worker that there is, by the worker's number."""
+        """The process id of each running worker, by the worker's number."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii").split()
         found = {}
@@ -137,7 +137,7 @@ class Site:
         self.process.send_signal(number)
 
     async def ended(self) -> int:
-        """Waits for the process to end; its exit code."""
+        """Waits for the process to end. Returns its exit code."""
         assert self.process is not None
         async with asyncio.timeout(START_SECONDS):
             code = await asyncio.to_thread(self.process.wait)
@@ -152,7 +152,7 @@ class Site:
         await self.ended()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Sends SIGTERM. Returns the exit code."""
         self.send(signal.SIGTERM)
         return await self.ended()
 
@@ -163,7 +163,10 @@ class Site:
 
 
 class Fleet:
-    """Clients of many streams, each sending its rows as fast as it is answered, all over one connection a few."""
+    """Clients with many streams.
+
+    Each stream sends its rows as fast as it gets answers; the streams share a few connections.
+    """
 
     def __init__(
         self,
@@ -183,7 +186,7 @@ class Fleet:
         self.answered = 0
 
     async def run(self, clients: int = 4) -> None:
-        """Sends everything; raises the first error that any client's user would see."""
+        """Sends everything. Raises the first error that the user of a client would see."""
         opened = [Client(self._addresses[place % len(self._addresses)]) for place in range(clients)]
         try:
             async with asyncio.TaskGroup() as group:
@@ -203,23 +206,23 @@ class Fleet:
                     await asyncio.sleep(self._pause_s)
 
     async def reached(self, answers: int) -> None:
-        """Waits until so many predictions were delivered, to all clients together."""
-        while self.answered < answers:  # noqa: ASYNC110 - a counter sends no event
+        """Waits until all clients together got so many predictions."""
+        while self.answered < answers:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(0.002)
 
-    def verdicts(self, graph: bytes) -> list[str]:
-        """What the oracle finds wrong, stream by stream; empty when nothing is."""
+    def problems(self, graph: bytes) -> list[str]:
+        """What the oracle finds wrong, one line for each bad stream; empty when everything is right."""
         return [
             f"stream {number}: {wrong}"
             for number, delivered in enumerate(self.delivered)
-            if (wrong := verdict(graph, delivered))
+            if (wrong := check_predictions(graph, delivered))
         ]
 
 
 class Gateway:
-    """One client that speaks for many streams in blocks, made by chance: some rows are bad, some streams catch up.
+    """A client that sends random blocks for many streams: some rows are invalid, some streams catch up.
 
-    `delivered` holds of each stream the rows that are good, and what was answered to them.
+    `delivered` holds for each stream its valid rows and their answers.
     """
 
     def __init__(self, address: str, streams: int, steps: int, seed: int, *, sync: bool = False) -> None:
@@ -242,7 +245,7 @@ class Gateway:
                 while not self.done and len(under_way) < 3:
                     places, bad, x = self._next()
                     task = asyncio.create_task(block.step(x, places))
-                    await asyncio.sleep(0)  # so that it stands in line before the next one
+                    await asyncio.sleep(0)  # so that it is queued before the next one
                     under_way.append((task, places, bad))
                 task, places, bad = under_way.popleft()
                 self._note(await task, places, bad)
@@ -250,11 +253,11 @@ class Gateway:
 
     @property
     def done(self) -> bool:
-        """Whether every good row has been sent."""
+        """Whether every valid row was sent."""
         return all(sent == len(delivered.rows) for sent, delivered in zip(self._sent, self.delivered, strict=True))
 
     def _next(self) -> tuple[list[int], list[bool], Any]:
-        """The next block: whose its rows are, which are bad, and the rows."""
+        """The next block: the stream of each row, whether the row is invalid, and the values."""
         places, bad, x = [], [], []
         for place in self._rng.permutation(len(self.delivered)).tolist():
             rows = self.delivered[place].rows
@@ -279,13 +282,13 @@ class Gateway:
 
     async def reached(self, blocks: int) -> None:
         """Waits until so many blocks were answered."""
-        while self.blocks < blocks and not self.done:  # noqa: ASYNC110 - a counter sends no event
+        while self.blocks < blocks and not self.done:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(0.001)
 
-    def verdicts(self, graph: bytes) -> list[str]:
-        """What the oracle finds wrong, stream by stream; empty when nothing is."""
+    def problems(self, graph: bytes) -> list[str]:
+        """What the oracle finds wrong, one line for each bad stream; empty when everything is right."""
         return [
             f"stream {number}: {wrong}"
             for number, delivered in enumerate(self.delivered)
-            if (wrong := verdict(graph, delivered))
+            if (wrong := check_predictions(graph, delivered))
         ]

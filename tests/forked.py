@@ -1,9 +1,9 @@
-"""`tidegate` commands in processes of their own that start in a twentieth of the time: forked, with everything loaded.
+"""`tidegate` commands in their own processes, forked with everything loaded: they start in a twentieth of the time.
 
-A new Python loads gRPC, onnxruntime and the rest in half a second of CPU, hundreds of times in a run of the tests. Here one
-process (`python -m tests.forked`) loads them once and forks for each command, which from there on is what `python -m serving`
-is: the same module under the same name, with an environment, a folder and standard files of its own. What a test asks of the
-very start of a process, before its libraries are loaded, it has to ask of a new Python.
+A new Python needs half a second of CPU to load gRPC, onnxruntime and the rest, hundreds of times in a test run. Here
+one process (`python -m tests.forked`) loads them once and forks for each command. From then on the child runs as
+`python -m serving`: the same module under the same name, with its own environment, folder and standard files. A test of
+the very start of a process, before its libraries are loaded, needs a new Python.
 """
 
 import atexit
@@ -25,26 +25,26 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-# Longer than any command's arguments and environment.
+# Longer than the arguments and the environment of any command.
 REQUEST_BYTES_MAX = 1 << 20
-# What the commands load when they run; matplotlib, redis and torch are for few of them.
+# What commands load when they run. Only a few need matplotlib, redis or torch.
 LOADED = (
     *("serving.cli.app", "serving.cli.bench", "serving.cli.sensor_table", "serving.cli.streams", "serving.cli.replay"),
-    *("serving.runtime.server", "serving.runtime.life", "serving.runtime.supervisor", "serving.bench.run"),
+    *("serving.runtime.server", "serving.runtime.lifecycle", "serving.runtime.supervisor", "serving.bench.run"),
     *("serving.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
 )
 
 
 class Forked:
-    """A process that runs `tidegate ARGUMENTS`, with as much of `subprocess.Popen` as tests use.
+    """A process that runs `tidegate ARGUMENTS`, with the part of `subprocess.Popen` that tests use.
 
     Its stdin is empty.
 
     Args:
-        arguments: of the command.
+        arguments: the arguments of the command.
         env: its whole environment.
-        cwd: where it runs.
-        stderr: a descriptor to write to; None for a pipe of its own.
+        cwd: its working directory.
+        stderr: a descriptor to write to; None for a new pipe.
 
     """
 
@@ -74,18 +74,18 @@ class Forked:
         self._ended.set()
 
     def poll(self) -> int | None:
-        """The exit code, as `subprocess` has it; None while it runs."""
+        """The exit code, as in `subprocess`; None while it runs."""
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end; the exit code."""
+        """Waits for the end. Returns the exit code."""
         if not self._ended.wait(timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         assert self.returncode is not None
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it writes from now on to stdout and stderr, until both and it have ended."""
+        """What it writes from now on to stdout and stderr, until it has ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         files = [file for file in (self.stdout, self.stderr) if file is not None]
         texts = [""] * len(files)
@@ -107,7 +107,7 @@ class Forked:
         return texts[0], texts[1] if len(texts) > 1 else ""
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal, if it still runs."""
+        """Sends a signal if it still runs."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -125,7 +125,7 @@ Started = Forked | subprocess.Popen[str]
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: int | None = None) -> Started:
-    """Starts a command: `python -m serving` by forking, any other as it is. `stderr` as in `Forked`."""
+    """Starts a command: `python -m serving` by forking, any other one normally. `stderr` as in `Forked`."""
     if list(command[:3]) == [sys.executable, "-m", "serving"]:
         return Forked(command[3:], env=env, cwd=cwd, stderr=stderr)
     return subprocess.Popen(
@@ -139,18 +139,18 @@ def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: 
 
 
 class _Loaded:
-    """The process that has loaded everything, as this one sees it."""
+    """The process that has loaded everything, as seen by this process."""
 
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         with theirs:
             command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
-            # Its errors are for whoever looks after the tests, not for the test that happens to run.
+            # Its errors go to the terminal, not into the output of a test.
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd=ROOT)
 
     def fork(self, request: bytes, files: Sequence[int]) -> int:
-        """Starts a command with that stdout, that stderr and a place to write its exit code to; the process."""
+        """Starts a command with this stdout, this stderr and a pipe for its exit code. Returns its process id."""
         with self._lock:
             socket.send_fds(self._line, [request], list(files))
             pid = self._line.recv(100)
@@ -168,7 +168,7 @@ _starting = threading.Lock()
 
 
 def _loaded() -> _Loaded:
-    """The one of this process, started when it is first needed."""
+    """The shared process, started when it is first needed."""
     with _starting:
         if not _one:
             _one.append(_Loaded())
@@ -176,11 +176,11 @@ def _loaded() -> _Loaded:
         return _one[0]
 
 
-# The other side ----------------------------------------------------------------------------------------------------------
+# In the other process -----------------------------------------------------------------------------------------------
 
 
 def serve(line: socket.socket) -> dict[str, Any] | None:
-    """Forks for every request on the line until it ends; gives its request in the process that was forked, else None."""
+    """Forks for every request until the socket ends. Returns the request in a forked process, None in this one."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -215,7 +215,7 @@ def serve(line: socket.socket) -> dict[str, Any] | None:
 
 
 def _tell_ended(running: dict[int, int]) -> None:
-    """Writes the exit codes of those that have ended to where they are waited for."""
+    """Writes the exit codes of ended processes to their pipes."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -227,7 +227,7 @@ def _tell_ended(running: dict[int, int]) -> None:
 
 
 def become(request: dict[str, Any]) -> NoReturn:
-    """Is `python -m serving` from here on."""
+    """Becomes `python -m serving`."""
     for number, file in enumerate(request["files"], 1):
         os.dup2(file, number)
         os.close(file)
@@ -240,12 +240,12 @@ def become(request: dict[str, Any]) -> NoReturn:
 
 
 def main() -> None:
-    """Loads, then serves."""
-    os.environ["GRPC_VERBOSITY"] = "NONE"  # as `tidegate` has it, before gRPC is loaded
+    """Loads everything, then serves requests."""
+    os.environ["GRPC_VERBOSITY"] = "NONE"  # as in `tidegate`, before gRPC is loaded
 
     for module in LOADED:
         importlib.import_module(module)
-    gc.freeze()  # what is loaded stays: nobody looks through it again
+    gc.freeze()  # what is loaded stays, so the collector need not examine it again
 
     with socket.socket(fileno=int(sys.argv[1])) as line:
         request = serve(line)

@@ -1,7 +1,7 @@
-"""What the tests share: toy graphs, an oracle that steps a graph alone, a real server, and ways to force an interleaving.
+"""Shared parts of the tests: toy graphs, an oracle that runs a graph alone, a real server, forced interleavings.
 
-The graphs are built with `onnx.helper`, so these tests need no torch, and small enough that their answers can be told
-without running them where that helps: a running sum shows a lost or crossed state as a wrong integer.
+The graphs are built with `onnx.helper`, so these tests need no torch. They are so small that their answers can often be
+computed by hand: in a running sum, a lost or mixed-up state shows as a wrong integer.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from serving.core.engine import Engine
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Key
-from serving.core.streams import Lease, Streams
+from serving.core.streams import Lease, StreamTable
 from serving.runtime.batcher import Batcher
 from serving.runtime.config import ServerConfig
 from serving.runtime.metrics import ModelMetrics
@@ -41,9 +41,10 @@ from tests.forked import Started, start
 
 ROOT = Path(__file__).parent.parent
 
-# Nothing here takes a second on a free machine; what has not happened after this never will.
-PATIENCE = 30.0
-# A command asks a server for a second or two; two busy cores may take ten times as long.
+# The longest wait in a test. On a free machine nothing takes a second; what has not happened after this time never
+# will.
+TIMEOUT_S = 30.0
+# The longest run of a command. It talks to a server for a second or two; two busy cores may take ten times as long.
 COMMAND_SECONDS = 60.0
 
 Tensor = tuple[str, int, Sequence[int | str]]
@@ -61,7 +62,7 @@ def build(
     constants: Mapping[str, Any] | None = None,
     description: Mapping[str, Any] | str | None = None,
 ) -> bytes:
-    """The bytes of a graph; `description` becomes its metadata."""
+    """The bytes of a graph. `description` becomes its metadata."""
     graph = helper.make_graph(
         list(nodes),
         "toy",
@@ -83,7 +84,7 @@ def describe(
     /,
     **more: Any,
 ) -> dict[str, Any]:
-    """The description of a graph, as in docs/model.md; `more` adds keys or replaces them."""
+    """The description of a graph, as in docs/model.md. `more` adds or replaces keys."""
     return {
         "contract": 1,
         "task": "test",
@@ -95,7 +96,7 @@ def describe(
 
 
 def running_sum(**more: Any) -> bytes:
-    """Adds x up and counts the timesteps.
+    """Sums x and counts the timesteps.
 
     Its state has a batch axis 0 (`total`), a batch axis 1 (`trail`, the last two sums), and an int64 scalar (`count`).
     """
@@ -141,7 +142,7 @@ LSTM_FEATURES = tuple(f"s{number}" for number in range(8))
 
 
 def lstm(hidden: int = 16, seed: int = 0, **more: Any) -> bytes:
-    """A fused LSTM over eight features with a guard: NaN is replaced by the last value seen. Forecasts s0 at +1 and +3."""
+    """A fused LSTM over eight features with a guard: the last value seen replaces NaN. Forecasts s0 at +1 and +3."""
     rng = np.random.default_rng(seed)
     width = len(LSTM_FEATURES)
 
@@ -195,7 +196,7 @@ def _one_state(
     high: float | None = None,
     **more: Any,
 ) -> bytes:
-    """A graph with one feature and the state `total`, of which `nodes` make `total_next` and the output."""
+    """A graph with one feature and the state `total`. `nodes` compute `total_next` and the output."""
     return build(
         nodes,
         [("x", FLOAT, ["batch", 1]), ("total", FLOAT, ["batch", 1])],
@@ -211,7 +212,7 @@ def _one_state(
 
 
 def picky(**more: Any) -> bytes:
-    """Adds up what a table of four says of x; raises for the whole batch when one x is not 0 to 3."""
+    """Sums table[x] for a table of four values. Raises for the whole batch when one x is not 0 to 3."""
     nodes = [
         helper.make_node("Cast", ["x"], ["index"], to=INT64),
         helper.make_node("Gather", ["table", "index"], ["picked"]),
@@ -223,7 +224,7 @@ def picky(**more: Any) -> bytes:
 
 
 def inverse(**more: Any) -> bytes:
-    """Adds 1/x up: x = 0 makes a state that is not finite."""
+    """Sums 1/x: x = 0 produces a state that is not finite."""
     nodes = [
         helper.make_node("Div", ["one", "x"], ["inverse"]),
         helper.make_node("Add", ["total", "inverse"], ["total_next"]),
@@ -235,7 +236,7 @@ def inverse(**more: Any) -> bytes:
 
 
 def fragile() -> bytes:
-    """Adds picked + 1/y up: a first value that is not 0 to 3 raises, a second that is 0 poisons the state."""
+    """Sums table[x] + 1/y: an x that is not 0 to 3 raises; y = 0 produces a state that is not finite."""
     nodes = [
         helper.make_node("Split", ["x"], ["x0", "x1"], axis=1, num_outputs=2),
         helper.make_node("Cast", ["x0"], ["index"], to=INT64),
@@ -258,7 +259,7 @@ def fragile() -> bytes:
 
 
 def crosstalk() -> bytes:
-    """Depends on its batch, as no model should: subtracts the mean over the batch axis."""
+    """Depends on its batch, as no model should: it subtracts the mean over the batch axis."""
     nodes = [
         helper.make_node("ReduceMean", ["x", "axis"], ["mean"], keepdims=1),
         helper.make_node("Sub", ["x", "mean"], ["centred"]),
@@ -272,7 +273,7 @@ WIDE = 16_384
 
 
 def wide() -> bytes:
-    """A running sum with an answer of 64 KiB: a client that does not read it soon holds up the call."""
+    """A running sum with an answer of 64 KiB: a client that does not read it soon blocks the call."""
     nodes = [
         helper.make_node("Add", ["total", "x"], ["total_next"]),
         helper.make_node("Mul", ["total_next", "ones"], ["sum"]),
@@ -281,7 +282,7 @@ def wide() -> bytes:
 
 
 def counting() -> bytes:
-    """Counts to x, one by one, and adds it up: as slow as one likes."""
+    """Counts to x in a loop and sums it: x sets how slow it is."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
@@ -314,7 +315,10 @@ DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
 def replay(graph: bytes, rows: Any) -> list[dict[str, Any]]:
-    """Steps a graph alone through bare onnxruntime, without any of our code; one mapping of outputs a row."""
+    """Runs a graph alone through bare onnxruntime, without any of our code.
+
+    Returns one mapping of outputs for each row.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -337,7 +341,7 @@ def replay(graph: bytes, rows: Any) -> list[dict[str, Any]]:
 
 
 def same_bits(got: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-    """Whether two answers have the same names, types, shapes and bits."""
+    """Whether two answers have the same names, dtypes, shapes and bits."""
     return list(got) == list(expected) and all(
         got[name].dtype == expected[name].dtype
         and got[name].shape == expected[name].shape
@@ -347,7 +351,7 @@ def same_bits(got: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 
 
 def sensor_rows(count: int, *, seed: int = 0, missing: float = 0.0) -> Any:
-    """Rows for `lstm`, with that share of their values missing."""
+    """Rows for `lstm`, with this fraction of their values missing."""
     rng = np.random.default_rng(seed)
     rows = rng.uniform(-2, 2, (count, len(LSTM_FEATURES))).astype(np.float32)
     rows[rng.random(rows.shape) < missing] = np.nan
@@ -358,34 +362,34 @@ def sensor_rows(count: int, *, seed: int = 0, missing: float = 0.0) -> Any:
 
 
 def load(graph: bytes, name: str = "toy", version: str = "1", sidecar: str | None = None) -> Model:
-    """A model of toy bytes."""
+    """A model from toy bytes."""
     return Model(name, version, graph, sidecar)
 
 
 def make_engine(graph: bytes, *, capacity: int = 8, answers: int = 4) -> Engine:
-    """An engine over fresh slots."""
+    """An engine with new slots."""
     model = load(graph)
     return Engine(model, Slots(model.spec, capacity, answers))
 
 
 def pack(*values: float) -> bytes:
-    """A timestep's values as they travel."""
+    """The packed values of a timestep."""
     return np.array(values, "<f4").tobytes()
 
 
 def key(name: str) -> Key:
-    """A stream's key."""
+    """The key of a stream."""
     return Key("default", name)
 
 
-class Bench:
-    """A batcher on a real engine, with streams to submit for."""
+class BatcherSetup:
+    """A batcher on a real engine, with streams to submit timesteps for."""
 
     def __init__(self, graph: bytes, *, batch_max: int = 16, queue_max: int = 64, capacity: int = 32) -> None:
         self.engine = make_engine(graph, capacity=capacity)
         self.metrics = ModelMetrics("toy", "1", self.engine.model.spec.fingerprint)
         self.batcher = Batcher(self.engine, self.metrics, batch_max=batch_max, queue_max=queue_max)
-        self.streams = Streams()
+        self.streams = StreamTable()
         self.batches: list[tuple[int, ...]] = []
         inner = self.engine.run
 
@@ -393,7 +397,7 @@ class Bench:
             self.batches.append(tuple(slots.tolist()))
             return inner(slots, *columns)
 
-        alone = self.engine.run_alone
+        alone = self.engine.run_one
 
         def noted_alone(slot: Any, timestep: Any) -> Any:
             prediction = alone(slot, timestep)
@@ -402,18 +406,18 @@ class Bench:
             return prediction
 
         self.engine.run = noted  # type: ignore[method-assign]
-        self.engine.run_alone = noted_alone  # type: ignore[method-assign]
+        self.engine.run_one = noted_alone  # type: ignore[method-assign]
 
     def begin(self, name: str) -> Lease:
-        """A live stream of that name."""
+        """A new live stream with that name."""
         slots = self.engine.slots
         return self.streams.begin(key(name), slots, slots.acquire(key(name)), 1)
 
 
 @asynccontextmanager
-async def run_bench(graph: bytes, **limits: int) -> AsyncIterator[Bench]:
-    """A bench whose batcher runs."""
-    bench = Bench(graph, **limits)
+async def run_batcher(graph: bytes, **limits: int) -> AsyncIterator[BatcherSetup]:
+    """A bench with its batcher running."""
+    bench = BatcherSetup(graph, **limits)
     task = asyncio.create_task(bench.batcher.run())
     try:
         yield bench
@@ -423,7 +427,7 @@ async def run_bench(graph: bytes, **limits: int) -> AsyncIterator[Bench]:
 
 
 class Gate:
-    """Holds every batch of an engine in its thread, before it touches anything, until it is let through."""
+    """Blocks every batch of an engine in its thread, before it touches anything, until the gate lets it through."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._inner = batcher.engine.run
@@ -432,22 +436,22 @@ class Gate:
         self._entered = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.held = 0
-        batcher.cost.alone_seconds = 1e9  # so slow that every batch goes to the thread
+        batcher.cost.single_row_seconds = 1e9  # so slow that every batch goes to the thread
         batcher.engine.run = self._run  # type: ignore[method-assign]
 
     def _run(self, *arguments: Any) -> Any:
         self.held += 1
         self._loop.call_soon_threadsafe(self._entered.set)
-        assert self._opened or self._permits.acquire(timeout=PATIENCE), "nobody opened the gate"
+        assert self._opened or self._permits.acquire(timeout=TIMEOUT_S), "nobody opened the gate"
         return self._inner(*arguments)
 
     async def entered(self) -> None:
-        """Waits until a batch is held."""
-        async with asyncio.timeout(PATIENCE):
+        """Waits until a batch is blocked."""
+        async with asyncio.timeout(TIMEOUT_S):
             await self._entered.wait()
 
     def let_one(self) -> None:
-        """Lets the batch that is held through, and holds the next."""
+        """Lets the blocked batch through, and blocks the next one."""
         self._entered.clear()
         self._permits.release()
 
@@ -463,7 +467,7 @@ class Gate:
 def write_model(
     root: Path, graph: bytes, name: str = "toy", version: str = "1", sidecar: str | None = None, card: str | None = None
 ) -> Path:
-    """Puts a model where a server looks for it; gives the root."""
+    """Writes a model where a server looks for it. Returns the root folder."""
     folder = root / name / version
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph)
@@ -487,25 +491,25 @@ async def run_server(root: Path, **settings: Any) -> AsyncIterator[Server]:
 
 
 def address_of(server: Server) -> str:
-    """Where its gRPC is."""
+    """The address of its gRPC port."""
     return f"127.0.0.1:{server.grpc_port}"
 
 
 def batcher_of(server: Server, name: str = "toy") -> Batcher:
-    """The batcher of a model that is served."""
+    """The batcher of a served model."""
     return server.repository.find(name, "").batcher
 
 
 def live(server: Server) -> int:
-    """How many slots are taken."""
+    """The number of used slots."""
     return sum(len(served.slots) for served in server.repository)
 
 
 async def eventually(condition: Callable[[], bool], what: str = "it") -> None:
-    """Waits for what the network brings; fails when it does not come."""
+    """Waits until a condition holds; fails when it does not hold in time."""
     try:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():  # noqa: ASYNC110 - the insides of a server send no event
+        async with asyncio.timeout(TIMEOUT_S):
+            while not condition():  # noqa: ASYNC110 - the parts of a server have no event for it
                 await asyncio.sleep(0.002)
     except TimeoutError:
         raise AssertionError(f"{what} did not happen") from None
@@ -526,7 +530,7 @@ class Ending:
 
 
 def read_ending(code: grpc.StatusCode, message: str | None, trailers: Any) -> Ending:
-    """Unpacks the google.rpc details that came with a status."""
+    """Unpacks the google.rpc details of a status."""
     status = status_pb2.Status()
     for name, value in trailers or ():
         if name == "grpc-status-details-bin":
@@ -545,7 +549,7 @@ def read_ending(code: grpc.StatusCode, message: str | None, trailers: Any) -> En
 
 
 class RawCall:
-    """A `Predict` call without our client between: whatever bytes one likes."""
+    """A `Predict` call without our client: any bytes can be sent."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.call = channel.stream_stream(
@@ -553,20 +557,20 @@ class RawCall:
         )()
 
     async def send(self, request: pb.PredictRequest | bytes) -> None:
-        """Sends a request, or bytes that are none."""
+        """Sends a request, or any other bytes."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.call.write(data)
 
     async def read(self) -> pb.PredictResponse:
         """The next response."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             response = await self.call.read()
         assert response is not grpc.aio.EOF, await self.ending()
         return response
 
     async def ask(self, request: pb.PredictRequest | bytes) -> pb.PredictResponse:
-        """Sends a request and reads its response; what the server tells beside that answers nothing."""
+        """Sends a request and reads its response; skips notifications."""
         await self.send(request)
         while (response := await self.read()).HasField("durable"):
             pass
@@ -577,41 +581,41 @@ class RawCall:
         return (await self.ask(pb.PredictRequest(open=pb.Open(stream_id=stream_id, **more)))).opened
 
     async def step(self, *values: float, step: int = 0) -> pb.PredictResponse:
-        """Has a timestep answered."""
+        """Sends a timestep and reads its answer."""
         return await self.ask(timestep(*values, step=step))
 
     async def ending(self) -> Ending:
-        """Waits for the end of the call, whatever comes before it."""
+        """Reads until the end of the call."""
         return await ending_of(self.call)
 
 
 class RawBlocks:
-    """A `PredictBlocks` call without our client between."""
+    """A `PredictBlocks` call without our client."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.call = channel.stream_stream(
             "/tidegate.v1.TidegateService/PredictBlocks", response_deserializer=pb.PredictBlocksResponse.FromString
         )()
-        self.told: list[pb.PredictBlocksResponse] = []  # what the server told without being asked
+        self.notifications: list[pb.PredictBlocksResponse] = []  # the notifications so far
 
     async def send(self, request: pb.PredictBlocksRequest | bytes) -> None:
-        """Sends a request, or bytes that are none."""
+        """Sends a request, or any other bytes."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.call.write(data)
 
     async def read(self) -> pb.PredictBlocksResponse:
-        """The next response, whatever it is."""
-        async with asyncio.timeout(PATIENCE):
+        """The next response of any kind."""
+        async with asyncio.timeout(TIMEOUT_S):
             response = await self.call.read()
         assert response is not grpc.aio.EOF, await self.ending()
         return response
 
     async def ask(self, request: pb.PredictBlocksRequest | bytes) -> pb.PredictBlocksResponse:
-        """Sends a request and reads its response; what the server tells beside that is in `told`."""
+        """Sends a request and reads its response; notifications are kept."""
         await self.send(request)
         while (response := await self.read()).WhichOneof("kind") in ("durable", "ended"):
-            self.told.append(response)
+            self.notifications.append(response)
         return response
 
     async def open(self, *stream_ids: str, **more: Any) -> pb.OpenedStreams:
@@ -619,7 +623,7 @@ class RawBlocks:
         return (await self.ask(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids, **more)))).opened
 
     async def block(self, handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.PredictedBlock:
-        """Has a block answered."""
+        """Sends a block and reads its answer."""
         return (await self.ask(block_request(handles, x, steps, number))).block
 
     async def close(self, *handles: int, forget: bool = False) -> pb.ClosedStreams:
@@ -627,12 +631,12 @@ class RawBlocks:
         return (await self.ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles, forget=forget)))).closed
 
     async def ending(self) -> Ending:
-        """Waits for the end of the call, whatever comes before it."""
+        """Reads until the end of the call."""
         return await ending_of(self.call)
 
 
 def block_request(handles: Any, x: Any, steps: Any = None, number: int = 0) -> pb.PredictBlocksRequest:
-    """A block as it travels."""
+    """The request with a block."""
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=number,
@@ -644,8 +648,8 @@ def block_request(handles: Any, x: Any, steps: Any = None, number: int = 0) -> p
 
 
 async def ending_of(call: Any) -> Ending:
-    """Waits for the end of a call, whatever comes before it."""
-    async with asyncio.timeout(PATIENCE):
+    """Reads until the end of a call."""
+    async with asyncio.timeout(TIMEOUT_S):
         try:
             while await call.read() is not grpc.aio.EOF:
                 pass
@@ -655,20 +659,20 @@ async def ending_of(call: Any) -> Ending:
 
 
 def timestep(*values: float, step: int = 0) -> pb.PredictRequest:
-    """A timestep as it travels."""
+    """The request with a timestep."""
     return pb.PredictRequest(timestep=pb.Timestep(step=step, values=pack(*values)))
 
 
 @asynccontextmanager
 async def raw_channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection of its own."""
+    """A new connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address_of(server), options=options) as channel:
         yield channel
 
 
 class Scrape:
-    """What /metrics said."""
+    """The text of /metrics, parsed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -680,7 +684,7 @@ class Scrape:
         }
 
     def __call__(self, sample: str, **labels: str) -> float:
-        """The value of a sample of a server that serves one model: its labels need not be given."""
+        """The value of a sample. For a server with one model, its labels can be left out."""
         found = [
             value
             for (name, got), value in self._samples.items()
@@ -695,7 +699,7 @@ async def scrape(server: Server) -> Scrape:
     url = f"http://127.0.0.1:{server.metrics_port}/metrics"
 
     def get() -> str:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             return response.read().decode()
 
     return Scrape(await asyncio.to_thread(get))
@@ -705,7 +709,7 @@ async def scrape(server: Server) -> Scrape:
 
 
 class Process:
-    """A `tidegate serve` of its own."""
+    """A `tidegate serve` process."""
 
     def __init__(self, popen: Started) -> None:
         self.popen = popen
@@ -713,7 +717,7 @@ class Process:
 
     @property
     def address(self) -> str:
-        """Where its gRPC is, as it says."""
+        """The address of its gRPC port, from its ready line."""
         return self.ready_line.split("grpc=")[1].split()[0]
 
     def signal(self, number: signal.Signals) -> None:
@@ -721,13 +725,13 @@ class Process:
         self.popen.send_signal(number)
 
     def until_busy(self) -> None:
-        """Waits until it has computed for a while."""
+        """Waits until it has used the processor for a while."""
 
         def ticks() -> int:
             return int(Path(f"/proc/{self.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()[11])
 
-        begun, deadline = ticks(), time.monotonic() + PATIENCE
-        while ticks() < begun + 20:  # hundredths of a second
+        begun, deadline = ticks(), time.monotonic() + TIMEOUT_S
+        while ticks() < begun + 20:  # in hundredths of a second
             assert time.monotonic() < deadline, "it does nothing"
             time.sleep(0.01)
 
@@ -737,13 +741,13 @@ class Process:
         assert any(words in line for line in self.popen.stderr), f"it never says {words}"
 
     def wait(self) -> tuple[int, str, str]:
-        """Waits for the end: exit code, what else came on stdout, stderr."""
-        out, err = self.popen.communicate(timeout=PATIENCE)
+        """Waits for the end. Returns the exit code, the rest of stdout, and stderr."""
+        out, err = self.popen.communicate(timeout=TIMEOUT_S)
         return self.popen.returncode, out, err
 
 
 def environment() -> dict[str, str]:
-    """An environment without settings of ours, where warnings of Python show."""
+    """An environment without Tidegate's settings, in which Python shows warnings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")} | {
         "COLUMNS": "200",
         "TIDEGATE_STATE": "memory:",
@@ -752,7 +756,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def serve(root: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Process]:
-    """A server in a process of its own, ready; `before` is a command that runs it."""
+    """A server in its own process, ready. `before` is a command that runs it."""
     command = [
         *(*before, sys.executable, "-m", "serving", "serve", "--models", str(root), "--host", "127.0.0.1"),
         *("--port", "0", "--metrics-port", "0", "--batch-max", "16", "--state", "memory:", *options),
@@ -770,7 +774,7 @@ def serve(root: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Pro
 
 
 def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Runs a `tidegate` command to its end, with more environment variables."""
+    """Runs a `tidegate` command to its end, with additional environment variables."""
     command = [sys.executable, "-m", "serving", *arguments]
     popen = start(command, env=environment() | {"PYTHONPATH": str(ROOT)} | variables, cwd=cwd or ROOT)
     try:

@@ -1,4 +1,4 @@
-"""A command that is forked is to a test what it is in a new Python."""
+"""For a test, a forked command behaves as in a new Python."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, start
-from tests.support import PATIENCE, environment, run_command, serve
+from tests.support import TIMEOUT_S, environment, run_command, serve
 
 COMMANDS = {
     "help": ["--help"],
@@ -20,7 +20,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_ends_as_in_a_new_python(arguments: list[str], tmp_path: Path) -> None:
-    """With the same exit code, and the same words on stdout and stderr."""
+    """It has the same exit code and the same output."""
     command = [sys.executable, "-m", "serving", *arguments]
     variables = {**environment(), "PYTHONPATH": ":".join(sys.path)}
     new = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=tmp_path)
@@ -29,7 +29,7 @@ def test_a_command_ends_as_in_a_new_python(arguments: list[str], tmp_path: Path)
 
 
 def test_a_command_has_its_own_environment_and_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not that of the test, nor that of the process that forks."""
+    """Its environment is neither that of the test, nor that of the process that forks."""
     monkeypatch.setenv("TIDEGATE_ADDRESS", "here:1")
     assert "there:2" in run_command("health", TIDEGATE_ADDRESS="there:2").stderr
     assert "here:1" not in run_command("health").stderr
@@ -54,4 +54,4 @@ def test_a_command_that_goes_on_is_waited_for_no_longer_than_asked(sum_root: Pat
 def test_another_command_is_started_as_it_is(tmp_path: Path) -> None:
     """In its folder and environment."""
     popen = start(["sh", "-c", "echo $A; pwd >&2"], env={"A": "a"}, cwd=tmp_path)
-    assert popen.communicate(timeout=PATIENCE) == ("a\n", f"{tmp_path}\n")
+    assert popen.communicate(timeout=TIMEOUT_S) == ("a\n", f"{tmp_path}\n")

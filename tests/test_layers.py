@@ -1,4 +1,4 @@
-"""Who may import whom. A new file or a new arrow is a decision: it is made here first."""
+"""Which module may import which. Change these rules first, before you add a file or a dependency."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Each part of the serving package and what it may import of ours. `protos` is the generated code.
+# What each part of the serving package may import of ours. `protos` is the generated code.
 MAY_IMPORT: dict[str, set[str]] = {
     "serving": set(),
     "serving.core": {"serving.core"},
@@ -31,19 +31,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.__main__": {"serving.cli"},
 }
 
-# The core decides, and does nothing else: these act, wait, or look at the world.
+# The core only decides. These modules act, wait, or read the outside world.
 NOT_IN_THE_CORE = {
     *("asyncio", "concurrent", "multiprocessing", "threading", "socket", "selectors", "signal", "subprocess"),
     *("time", "datetime", "random", "secrets", "uuid", "os", "io", "pathlib", "shutil", "tempfile", "sqlite3"),
     *("logging", "grpc", "google", "prometheus_client", "redis", "uvloop", "typer", "rich"),
 }
-# onnxruntime reads its telemetry switch from the environment, before it is loaded.
+# onnxruntime reads its telemetry switch from the environment before it is loaded.
 MAY_ALL_THE_SAME = {("serving.core.model", "os")}
 
 ONLY_HERE = {
-    "google": {"serving.rpc", "serving.client.errors", "serving.conformance"},  # protobuf is the business of the wire
+    "google": {"serving.rpc", "serving.client.errors", "serving.conformance"},  # only the wire modules use protobuf
     "grpc_status": {"serving.rpc", "serving.conformance"},
-    "prometheus_client": {"serving.runtime", "serving.bench.scrape"},  # a bench reads what the server exposes
+    "prometheus_client": {"serving.runtime", "serving.bench.scrape"},  # a bench reads the metrics of a server
     "onnxruntime": {"serving.core"},
     "typer": {"serving.cli"},
     "sqlite3": {"serving.store"},
@@ -62,7 +62,7 @@ def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def imports(module: str, tree: ast.Module) -> Iterator[str]:
-    """Everything that a module imports, wherever in the file, by its full name."""
+    """The full names of all imports of a module, anywhere in the file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -77,12 +77,12 @@ def imports(module: str, tree: ast.Module) -> Iterator[str]:
 
 
 def within(module: str, parts: set[str]) -> bool:
-    """Whether a module is one of these or lies in one."""
+    """Whether a module is one of these or is inside one."""
     return any(module == part or module.startswith(f"{part}.") for part in parts)
 
 
 def part_of(module: str) -> str:
-    """The entry of `MAY_IMPORT` that speaks of a module: the longest that fits."""
+    """The entry of `MAY_IMPORT` for a module: the longest that matches."""
     fitting = [part for part in MAY_IMPORT if within(module, {part}) and (part != "serving" or module == "serving")]
     assert fitting, f"{module} has no rule; say in MAY_IMPORT what it may import"
     return max(fitting, key=len)
@@ -94,7 +94,7 @@ TRAINING = list(modules("training"))
 
 @pytest.mark.parametrize(("module", "tree"), SERVING, ids=[module for module, _ in SERVING])
 def test_a_module_imports_only_what_its_part_may(module: str, tree: ast.Module) -> None:
-    """The arrows of the design: cli to runtime to rpc to core, runtime to store to core, client to the wire."""
+    """The dependencies of the design: cli to runtime to rpc to core, runtime to store to core, client to the wire."""
     allowed = MAY_IMPORT[part_of(module)]
     ours = {name for name in imports(module, tree) if within(name, {"serving", "protos"})}
     wrong = {name for name in ours if not within(name, allowed)}
@@ -103,13 +103,13 @@ def test_a_module_imports_only_what_its_part_may(module: str, tree: ast.Module) 
 
 @pytest.mark.parametrize(("module", "tree"), SERVING, ids=[module for module, _ in SERVING])
 def test_serving_imports_nothing_of_training(module: str, tree: ast.Module) -> None:
-    """Neither the package nor what it needs."""
+    """Serving imports neither training nor its libraries."""
     assert not {name for name in imports(module, tree) if within(name, NEVER_IN_SERVING)}
 
 
 @pytest.mark.parametrize(("module", "tree"), TRAINING, ids=[module for module, _ in TRAINING])
 def test_training_imports_nothing_of_serving(module: str, tree: ast.Module) -> None:
-    """They meet in the model file and nowhere else."""
+    """They share the model file and nothing else."""
     assert not {name for name in imports(module, tree) if within(name, {"serving", "protos"})}
 
 
@@ -127,20 +127,20 @@ def test_the_core_only_decides(module: str, tree: ast.Module) -> None:
 
 @pytest.mark.parametrize("library", ONLY_HERE)
 def test_a_library_stays_where_it_belongs(library: str) -> None:
-    """So that it can be exchanged, and read about, in one place."""
+    """So that a library can be replaced, and read about, in one place."""
     users = {module for module, tree in SERVING if any(within(name, {library}) for name in imports(module, tree))}
     assert users
     assert not {user for user in users if not within(user, ONLY_HERE[library])}
 
 
 def test_only_the_server_and_the_command_line_see_the_settings() -> None:
-    """Everybody else takes plain values."""
+    """All other modules take plain values."""
     users = {module for module, tree in SERVING if "serving.runtime.config" in set(imports(module, tree))}
     assert users <= {"serving.runtime.server", "serving.cli.app", "serving.cli.worker"}
 
 
 def test_there_are_no_circles() -> None:
-    """Modules can be put in an order in which each imports only what comes before."""
+    """The modules can be sorted so that each imports only earlier ones."""
     left = {
         module: {name for name in imports(module, tree) if name in dict(SERVING) and name != module}
         for module, tree in SERVING
@@ -158,13 +158,13 @@ def test_there_are_no_circles() -> None:
         ("serving.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
         ("serving.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib", "redis"]),
         ("serving.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
-        # Its first line takes the signals: what is loaded before that is time in which a container's SIGTERM is lost.
+        # Its first line handles the signals. While modules load before that, a container loses SIGTERM.
         ("serving.cli", ["asyncio", "typer", "rich", "numpy"]),
         ("serving.cli.app", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
     ],
 )
 def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) -> None:
-    """Neither what trains nor, for a client or the help text, what serves."""
+    """No training library; and for a client or the help text, no server library."""
     code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30

@@ -8,29 +8,29 @@ from pathlib import Path
 import pytest
 
 from tests.forked import start
-from tests.once import made_once
-from tests.support import PATIENCE, ROOT
+from tests.once import make_once
+from tests.support import ROOT, TIMEOUT_S
 
 
 def test_what_is_made_is_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whoever asks again is given the same."""
+    """A second call returns the same."""
     made = []
 
     def make() -> bytes:
         made.append(b"%d" % len(made))
         return made[-1]
 
-    assert [made_once(tmp_path_factory, "a number", make) for _ in range(2)] == [b"0", b"0"]
+    assert [make_once(tmp_path_factory, "a number", make) for _ in range(2)] == [b"0", b"0"]
     assert len(made) == 1
 
 
 def test_processes_at_the_same_time_make_it_once(tmp_path: Path) -> None:
-    """All but one wait for that one, wherever in the run's folder they are."""
+    """The others wait for the one that makes it, wherever in the run's folder they are."""
     script = textwrap.dedent(
         """
         import os, sys, time
         from pathlib import Path
-        from tests.once import made_once
+        from tests.once import make_once
         class Factory:
             getbasetemp = lambda self: Path(sys.argv[1])
         def make():
@@ -41,7 +41,7 @@ def test_processes_at_the_same_time_make_it_once(tmp_path: Path) -> None:
             return str(os.getpid()).encode()
         asking = Path(sys.argv[3])
         (asking / str(os.getpid())).touch()
-        print(made_once(Factory(), "a number", make).decode())
+        print(make_once(Factory(), "a number", make).decode())
         """
     )
     folders = [tmp_path / f"popen-gw{number}" for number in range(3)]
@@ -54,6 +54,6 @@ def test_processes_at_the_same_time_make_it_once(tmp_path: Path) -> None:
         )
         for folder in folders
     ]
-    numbers = {process.communicate(timeout=PATIENCE)[0] for process in processes}
+    numbers = {process.communicate(timeout=TIMEOUT_S)[0] for process in processes}
     assert len(numbers) == 1
     assert (tmp_path / "log").read_text("utf-8") == "made\n"

@@ -1,4 +1,4 @@
-"""The protocol: its generated code is fresh, every element says what it means, and what was released stays as it is."""
+"""The protocol: its generated code is up to date, every element has a comment, and released parts do not change."""
 
 import shutil
 import subprocess
@@ -24,13 +24,13 @@ def compile_protos(*options: str) -> None:
 
 
 def test_there_are_protos() -> None:
-    """The tests below look at something."""
+    """The tests below check at least one thing."""
     assert Path("protos/tidegate/v1/tidegate.proto") in SOURCES
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the compiler makes of the protos now."""
+    """The output of the compiler for the protos as they are now."""
     pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra dev")
     folder = tmp_path_factory.mktemp("generated")
     compile_protos(f"--python_out={folder}", f"--pyi_out={folder}", f"--grpc_python_out={folder}")
@@ -40,7 +40,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 @pytest.mark.parametrize("suffix", GENERATED)
 def test_the_generated_code_is_fresh(fresh: Path, source: Path, suffix: str) -> None:
-    """What is committed is what the compiler makes of the proto, byte by byte."""
+    """The committed code is the output of the compiler, byte by byte."""
     name = source.with_name(source.stem + suffix)
     committed = ROOT / name
     assert committed.exists(), f"{name} is missing: run `make protos`"
@@ -89,7 +89,7 @@ def _in_enum(enum: descriptor_pb2.EnumDescriptorProto, place: Place, name: str) 
 
 
 def test_every_element_has_a_comment(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    """Above it, in words: a field without one is a field that two people read in two ways."""
+    """Each has a comment above it: without one, two people would read a field in two ways."""
     bare = []
     for file in files:
         comments = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
@@ -107,7 +107,7 @@ def _enums(file: descriptor_pb2.FileDescriptorProto) -> Iterator[descriptor_pb2.
 
 
 def test_the_zero_of_every_enum_is_unspecified(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    """Absence is never a value that means something else."""
+    """Zero, which means absent, never has another meaning."""
     for file in files:
         for enum in _enums(file):
             assert enum.value[0].number == 0
@@ -115,7 +115,7 @@ def test_the_zero_of_every_enum_is_unspecified(files: list[descriptor_pb2.FileDe
 
 
 def test_every_message_of_a_method_is_its_own(files: list[descriptor_pb2.FileDescriptorProto]) -> None:
-    """No two methods share a request or a response: what one of them needs later harms no other."""
+    """No two methods share a request or a response: a later change for one method must not affect another."""
     for file in files:
         used = [
             name
@@ -131,7 +131,7 @@ RELEASED = Path("protos/tidegate/v1/released.binpb")
 
 
 class Copy:
-    """A copy of the protos to spoil, as buf sees them."""
+    """A copy of the protos to modify, in the form that buf reads."""
 
     def __init__(self, folder: Path) -> None:
         self.buf = find_tool("buf", "buf-bin is in the extra dev")
@@ -142,25 +142,25 @@ class Copy:
             shutil.copy(ROOT / path, folder / path)
 
     def replace(self, old: str, new: str) -> None:
-        """Changes the proto where it has `old`, which it has once."""
+        """Replaces `old`, which occurs once in the proto."""
         text = (self.folder / PROTO).read_text()
         assert text.count(old) == 1, f"{PROTO} has {text.count(old)} of {old!r}: this test is to be written anew"
         (self.folder / PROTO).write_text(text.replace(old, new))
 
     def complaints(self, *command: str) -> str:
-        """What buf says; empty when it finds nothing."""
+        """The output of buf; empty when it finds nothing."""
         options = {"capture_output": True, "text": True, "cwd": self.folder, "timeout": 120}
         finished = subprocess.run([self.buf, *command], check=False, **options)
-        assert finished.returncode in (0, 100), finished.stderr  # all else is a mistake with buf itself
+        assert finished.returncode in (0, 100), finished.stderr  # other exit codes mean that buf itself has failed
         assert (finished.returncode == 0) == (not finished.stdout)
         return finished.stdout
 
     def lint(self) -> str:
-        """What is bad style."""
+        """Violations of the style rules."""
         return self.complaints("lint")
 
     def breaking(self) -> str:
-        """What the last release promised and the copy does not keep."""
+        """Changes that break the last release."""
         return self.complaints("breaking", "--against", str(RELEASED))
 
 
@@ -171,17 +171,17 @@ def copy(tmp_path: Path) -> Copy:
 
 
 def test_the_protos_are_in_good_style(copy: Copy) -> None:
-    """As buf's standard rules and those about comments have it."""
+    """Buf's standard rules and those about comments."""
     assert not copy.lint()
 
 
 def test_the_last_release_is_kept(copy: Copy) -> None:
-    """Its clients and their code go on to work."""
+    """Clients of the last release still work, and their code still compiles."""
     assert not copy.breaking()
 
 
 def test_the_last_release_is_of_this_protocol() -> None:
-    """With less in it, it would be kept easily."""
+    """An empty description would be easy to keep."""
     files = descriptor_pb2.FileDescriptorSet.FromString((ROOT / RELEASED).read_bytes()).file
     released = next(file for file in files if file.package == "tidegate.v1")
     assert {"TidegateService.Predict", "PredictRequest.open", "Error.REASON_STEP_GAP"} <= {
@@ -189,7 +189,7 @@ def test_the_last_release_is_of_this_protocol() -> None:
     }
 
 
-# Parts of the proto, each of which is there once, to spoil.
+# Parts of the proto to modify; each occurs once.
 FIELD = "\n  uint64 resume_from = 7;"
 VALUE = "\n    REASON_STEP_GAP = 4;"
 
@@ -203,7 +203,7 @@ VALUE = "\n    REASON_STEP_GAP = 4;"
     ],
 )
 def test_bad_style_is_found(copy: Copy, old: str, new: str, complaint: str) -> None:
-    """Names unlike all others, and a field that nobody explains."""
+    """Names against the style, and a field without a comment."""
     copy.replace(old, new)
     assert complaint in copy.lint()
 
@@ -219,12 +219,12 @@ def test_bad_style_is_found(copy: Copy, old: str, new: str, complaint: str) -> N
     ids=["renumbered", "another type", "renamed", "deleted"],
 )
 def test_a_change_that_breaks_clients_is_found(copy: Copy, old: str, new: str, complaint: str) -> None:
-    """Those that would read another thing than was sent, and those whose code would no longer compile."""
+    """Changes on the wire, and changes that break the clients' code."""
     copy.replace(old, new)
     assert complaint in copy.breaking()
 
 
 def test_an_addition_breaks_nobody(copy: Copy) -> None:
-    """Clients of the last release do not know it, and do without it."""
+    """Clients of the last release ignore additions."""
     copy.replace(FIELD, f"{FIELD}\n  uint64 other = 77;")
     assert not copy.breaking()

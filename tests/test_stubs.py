@@ -1,4 +1,4 @@
-"""The protocol in other languages: their tools take it, and what they make of it compiles and speaks the same."""
+"""The protocol in other languages: their tools accept it, and the generated code compiles and encodes the same bytes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.tools import missing
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
 def test_a_client_can_be_made_of_the_proto(language: Language, tmp_path: Path) -> None:
-    """A program that builds a request with the generated code prints the bytes that Python has for it."""
+    """A program with the generated code prints the same bytes of a request as Python."""
     if language.missing and language.cheap:
         missing(f"{language.name} is missing {language.missing}")
     if language.missing:

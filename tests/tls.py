@@ -1,4 +1,4 @@
-"""TLS for tests: certificates that openssl signs, and a door in front of a server that has none."""
+"""TLS for tests: certificates signed by openssl, and a TLS proxy for a server without TLS."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-# What a certificate of a server must say, and one of a client.
+# The extensions of a server's certificate, and of a client's.
 PURPOSES = {
     "server": "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n",
     "client": "extendedKeyUsage=clientAuth\n",
@@ -22,7 +22,7 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files as PEM: who signs, and what was signed."""
+    """PEM files: the CA, and the certificates that it signed."""
 
     ca: Path
     server_cert: Path
@@ -31,12 +31,12 @@ class Certificates:
     client_key: Path
 
     def credentials(self, *, client: bool = False) -> grpc.ChannelCredentials:
-        """Those of a client that trusts the CA; with `client` it has a certificate of its own."""
+        """The credentials of a client that trusts the CA; with `client` it has its own certificate."""
         key, cert = (self.client_key.read_bytes(), self.client_cert.read_bytes()) if client else (None, None)
         return grpc.ssl_channel_credentials(self.ca.read_bytes(), key, cert)
 
     def context(self, *, both: bool = False) -> ssl.SSLContext:
-        """What a server needs; with `both` its clients must show a certificate too."""
+        """The context of a server; with `both` its clients need a certificate too."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.server_cert, self.server_key)
         context.set_alpn_protocols(["h2"])
@@ -47,7 +47,7 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Makes a CA, and a certificate for a server on this machine and for a client; skips where there is no openssl."""
+    """Creates a CA, and certificates for a server on this machine and a client. Skips if openssl is missing."""
     if shutil.which("openssl") is None:
         assert os.environ.get("TIDEGATE_REQUIRE_ALL") != "1", "openssl is missing; apt-get install openssl"
         pytest.skip("openssl is missing")
@@ -68,7 +68,7 @@ def make_certificates(folder: Path) -> Certificates:
 
 @asynccontextmanager
 async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str]:
-    """A door with TLS before a server without: where it is. What comes is handed on byte by byte."""
+    """A TLS proxy in front of a server without TLS. Yields its address. It forwards all bytes."""
     host, _, port = address.rpartition(":")
     guests: set[asyncio.Task[None]] = set()
 
@@ -88,7 +88,7 @@ async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str
                 one.cancel()
             await asyncio.wait(pumps)
             for end in (writer, behind_writer):
-                end.transport.abort()  # a polite end may take 30 s
+                end.transport.abort()  # a clean TLS shutdown may take 30 s
                 with suppress(OSError):
                     await end.wait_closed()
 

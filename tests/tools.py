@@ -1,4 +1,4 @@
-"""Programs that some tests run and that are no part of Python."""
+"""Programs that some tests run and that are not part of Python."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ import pytest
 
 
 def find_tool(name: str, source: str) -> str:
-    """Where a program is; `source` says what it is installed with.
+    """The path of a program; `source` says how to install it.
 
-    Where it is missing the test is skipped, or fails if the environment demands that all tests run.
+    If it is missing the test is skipped, or fails if the environment requires all tests.
     """
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
     if (found := shutil.which(name, path=path)) is None:
@@ -20,7 +20,7 @@ def find_tool(name: str, source: str) -> str:
 
 
 def missing(why: str) -> NoReturn:
-    """Skips the test that runs, or fails it if the environment demands that all tests run."""
+    """Skips the current test, or fails it if the environment requires all tests."""
     if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
         pytest.fail(why)
     pytest.skip(why)

@@ -59,9 +59,9 @@ def serve(
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
     from serving.core.errors import ContractBroken
-    from serving.runtime.crash import VARIABLE, arm
+    from serving.runtime.crash_points import VARIABLE, arm
     from serving.runtime.descriptors import raise_limit
-    from serving.runtime.life import StartFailed, StopFailed, open_standard_files
+    from serving.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
     from serving.runtime.log import start_log
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -244,13 +244,13 @@ def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
 
-    from serving.runtime.life import say_ready
+    from serving.runtime.lifecycle import print_ready
     from serving.runtime.server import Server
     from serving.runtime.signals import leave_no_zombies
 
     leave_no_zombies()
     server = Server(config)
-    uvloop.run(server.run(lambda: say_ready(server.ready_line), asyncio.Event()))
+    uvloop.run(server.run(lambda: print_ready(server.ready_line), asyncio.Event()))
 
 
 def _serve_with_workers(config: ServerConfig, log_level: str) -> None:

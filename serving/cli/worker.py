@@ -1,6 +1,6 @@
 """A worker process, which only the supervisor starts: `python -m serving.cli.worker NUMBER FD`.
 
-FD is the descriptor of the worker's end of the connection to the supervisor (see `serving.runtime.child`). The worker
+FD is the descriptor of the worker's end of the connection to the supervisor (see `serving.runtime.worker_process`). The worker
 reads its settings from there and serves. It drains when the supervisor asks for it or has ended.
 """
 
@@ -16,12 +16,12 @@ import uvloop
 
 from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED
 from serving.core.errors import ContractBroken
-from serving.runtime.child import DRAIN, HELD_SIGNALS
 from serving.runtime.config import ServerConfig
-from serving.runtime.crash import VARIABLE, arm
-from serving.runtime.life import StartFailed, StopFailed
+from serving.runtime.crash_points import VARIABLE, arm
+from serving.runtime.lifecycle import StartFailed, StopFailed
 from serving.runtime.log import start_log
-from serving.runtime.server import Place, Server
+from serving.runtime.server import Server, WorkerContext
+from serving.runtime.worker_process import BLOCKED_SIGNALS, DRAIN
 
 log = logging.getLogger("tidegate.worker")
 
@@ -37,13 +37,15 @@ async def work(number: str, line: socket.socket) -> int:
     arm(os.environ.get(VARIABLE, ""))
     server = Server(
         ServerConfig(**settings["config"]),
-        Place(settings["board"], settings["last_board"], first=number == "0"),
+        WorkerContext(settings["counters_fd"], settings["previous_counters_fd"], is_first=number == "0"),
     )
     stop_requested = asyncio.Event()
 
     def on_ready() -> None:
         writer.write(json.dumps({"ready": [served.spec.title for served in server.repository]}).encode() + b"\n")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # signals that came in the meantime are delivered now
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, BLOCKED_SIGNALS
+        )  # signals that came in the meantime are delivered now
 
     stop_waiter = asyncio.create_task(_wait_for_stop(reader, stop_requested), name="line")
     try:

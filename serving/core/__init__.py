@@ -1,1 +1,1 @@
-"""Decides: plain synchronous numpy, without asyncio, grpc, prometheus, a clock or a disk."""
+"""The decisions: plain synchronous numpy, without asyncio, grpc, prometheus, a clock or a disk."""

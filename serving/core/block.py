@@ -1,7 +1,7 @@
-"""A block: timesteps of many streams in columns, on their way through the engine, a piece at a time.
+"""A block: timesteps of many streams in columns. The engine runs it in chunks.
 
-Rows of one stream are applied in the order they stand, each in another piece, so that a piece is a batch like any other:
-the same bits as one at a time.
+Rows of one stream run in the order of the block, each in another chunk. So a chunk is a batch like any other, and its
+results are the same bits as those of one timestep at a time.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.engine import Engine, Report, Verdict, refusal
+from serving.core.engine import BatchResult, Engine, RowStatus, refusal_error
 from serving.core.errors import ModelFailed, TimestepRefused
-from serving.core.handles import Selection
+from serving.core.handle_table import Selection
 from serving.core.spec import Array, Floats, Ints
 from serving.core.value_hash import Hashes
 
-# Rows of a piece: a slice of the block where they stand in a row, as they mostly do.
-Piece = slice | Ints
-Verdicts = npt.NDArray[np.int8]
+# Which rows of a block: a slice where the rows are contiguous, which is the usual case, else their numbers.
+RowIndex = slice | Ints
+RowStatuses = npt.NDArray[np.int8]
 
 
-class Taken(NamedTuple):
-    """Rows of a block that are being run."""
+class Chunk(NamedTuple):
+    """The next rows of a block, ready to run."""
 
-    piece: Piece
-    """The rows that were taken off the block."""
-    rows: Piece
-    """Those of them whose streams are live: these are run. What follows is theirs."""
+    rows: RowIndex
+    """The rows that were taken from the block."""
+    live_rows: RowIndex
+    """Those of `rows` whose streams are live. Only these run; the columns below belong to them."""
     slots: Ints
     steps: Ints
     x: Floats
@@ -35,162 +35,169 @@ class Taken(NamedTuple):
 
 
 class Block:
-    """Timesteps of streams that one call holds, and what became of them.
+    """Timesteps of streams that one call holds, and their results.
 
     Args:
-        streams: (rows,) whose each timestep is.
-        steps: (rows,) their numbers, 0 where the server shall number.
+        streams: (rows,) the stream of each row.
+        steps: (rows,) the number of each timestep; 0 where the server assigns it.
         x: (rows, features), NaN where missing.
 
     Attributes:
-        steps: the numbers, also those that the server gave.
-        clean: whether all that was run so far was applied.
-        verdicts: (rows,) a `Verdict` each.
-        outputs: one array (rows, *shape) an output; zero for rows without an answer.
+        steps: (rows,) the numbers, including those that the server assigned.
+        all_applied: whether every row that has run was applied.
+        statuses: (rows,) a `RowStatus` each.
+        outputs: one array (rows, *shape) for each output; zero for rows without an answer.
         forgotten: (rows,) duplicates whose answers are no longer remembered.
-        missing: how many values of the timesteps that were applied so far were NaN.
-        left: how many rows have not been run.
+        missing: how many values of the applied timesteps were NaN.
+        rows_left: how many rows have not run.
 
     """
 
     def __init__(self, streams: Selection, steps: Ints, x: Floats) -> None:
         self.streams = streams
-        self.held, self.handles, self.slots, self._order, self._ends = streams
+        self.table, self.handles, self.slots, self._order, self._pass_ends = streams
         handles = self.handles
         self.x = x
-        self.steps = self._sent = steps
-        self.clean = True
-        self.verdicts = np.zeros(len(handles), np.int8)
+        self.steps = self._sent_steps = steps
+        self.all_applied = True
+        self.statuses = np.zeros(len(handles), np.int8)
         self.outputs: tuple[Array, ...] = tuple(
             np.zeros((len(handles), *output.shape), output.dtype) for output in self.slots.spec.outputs
         )
         self.forgotten = np.zeros(len(handles), np.bool_)
         self.missing = 0
-        self.left = len(handles)
-        self._hashes: Hashes | None = None  # of x, from the first piece on, unless values are missing
-        self._turn = 0  # the place in `_ends` up to which rows may be run now
-        # What `refusal` is made of, once somebody asks: a sentence for each of thousands of rows would hold up all others.
+        self.rows_left = len(handles)
+        self._hashes: Hashes | None = None  # of x; None until the first chunk, and when values are missing
+        self._pass = 0  # the index in `_pass_ends` of the pass that runs now
+        # The inputs of `refusal_error`, which builds a message only when it is asked: thousands of messages would block
+        # the loop.
         self._expected: Ints = np.zeros(len(handles), np.int64)
         self._failures: dict[int, ModelFailed] = {}
 
     def __repr__(self) -> str:
-        return f"<Block of {len(self)} rows, {self.left} left>"
+        return f"<Block of {len(self)} rows, {self.rows_left} left>"
 
     def __len__(self) -> int:
-        """How many rows it has."""
+        """The number of rows."""
         return len(self.handles)
 
-    def holds(self, slot: int) -> bool:
-        """Whether a timestep of the stream in that row is among them."""
-        return bool((self.held.slots(self.handles) == slot).any())
+    def contains_slot(self, slot: int) -> bool:
+        """Whether a row belongs to the stream in that slot."""
+        return bool((self.table.slots_of(self.handles) == slot).any())
 
-    def take(self, engine: Engine, rows_max: int) -> "Taken":
-        """Takes the next rows, at most so many, to be run at once; `settle` gets what became of them. Only while some are `left`."""
-        if self.left == len(self):
-            self._hashes = engine.hashes(self.x)
-        piece = rows = self._take_piece(rows_max)
-        handles = self.handles[piece]
-        held = self.held.held(handles, self.slots)
-        if not held.all():
-            self.clean = False
-            places = np.arange(len(self))[piece]
-            self.verdicts[places[~held]] = Verdict.NOT_HELD
-            rows, handles = places[held], handles[held]
-        hashes = None if self._hashes is None else self._hashes[rows]
-        return Taken(piece, rows, self.held.slots(handles), self.steps[rows], self.x[rows], hashes)
+    def next_chunk(self, engine: Engine, rows_max: int) -> "Chunk":
+        """Takes at most `rows_max` rows to run now.
 
-    def settle(self, taken: "Taken", report: Report) -> None:
-        """Takes note of what became of rows, as soon as they have run."""
-        piece = taken.rows
-        if report.steps is not taken.steps:  # as they mostly are, and then the client's own are told again
-            if self.steps is self._sent:
+        Give their result to `apply_result`. Only while `rows_left` is not 0.
+        """
+        if self.rows_left == len(self):
+            self._hashes = engine.hash_rows(self.x)
+        rows = live_rows = self._next_rows(rows_max)
+        handles = self.handles[rows]
+        is_live = self.table.live_mask(handles, self.slots)
+        if not is_live.all():
+            self.all_applied = False
+            indices = np.arange(len(self))[rows]
+            self.statuses[indices[~is_live]] = RowStatus.NOT_HELD
+            live_rows, handles = indices[is_live], handles[is_live]
+        hashes = None if self._hashes is None else self._hashes[live_rows]
+        slots = self.table.slots_of(handles)
+        return Chunk(rows, live_rows, slots, self.steps[live_rows], self.x[live_rows], hashes)
+
+    def apply_result(self, chunk: "Chunk", result: BatchResult) -> None:
+        """Stores the result of a chunk that has just run."""
+        live_rows = chunk.live_rows
+        if result.steps is not chunk.steps:  # usually they are the same, and the client gets its own numbers back
+            if self.steps is self._sent_steps:
                 self.steps = self.steps.copy()
-            self.steps[piece] = report.steps
-        self.missing += report.missing
-        if report.verdicts is None or report.applied is None:
-            for mine, part in zip(self.outputs, report.outputs, strict=True):
-                mine[piece] = part
+            self.steps[live_rows] = result.steps
+        self.missing += result.missing
+        if result.statuses is None or result.applied is None:
+            for output, values in zip(self.outputs, result.outputs, strict=True):
+                output[live_rows] = values
             return
-        self.clean = False
-        rows = np.arange(len(self))[piece]
-        self.verdicts[rows] = report.verdicts
-        if report.applied.size:
-            for mine, part in zip(self.outputs, report.outputs, strict=True):
-                mine[rows[report.applied]] = part
-        self._repeat(rows, taken.slots)
-        refused = np.flatnonzero(report.verdicts > Verdict.DUPLICATE)
-        self._expected[rows[refused]] = self.slots.step[taken.slots[refused]] + 1
-        for place, why in report.failures.items():
-            self._failures[int(rows[place])] = why
+        self.all_applied = False
+        rows = np.arange(len(self))[live_rows]
+        self.statuses[rows] = result.statuses
+        if result.applied.size:
+            for output, values in zip(self.outputs, result.outputs, strict=True):
+                output[rows[result.applied]] = values
+        self._answer_duplicates(rows, chunk.slots)
+        refused = np.flatnonzero(result.statuses > RowStatus.DUPLICATE)
+        self._expected[rows[refused]] = self.slots.step[chunk.slots[refused]] + 1
+        for index, error in result.failures.items():
+            self._failures[int(rows[index])] = error
 
-    def refusal(self, row: int) -> TimestepRefused:
-        """Why the engine refused a row."""
-        return self._failures.get(row) or refusal(
-            self.slots.spec, int(self.verdicts[row]), int(self.steps[row]), int(self._expected[row]), self.x[row]
+    def refusal_error(self, row: int) -> TimestepRefused:
+        """The error for a row that the engine refused."""
+        return self._failures.get(row) or refusal_error(
+            self.slots.spec, int(self.statuses[row]), int(self.steps[row]), int(self._expected[row]), self.x[row]
         )
 
     def next_steps(self, rows: Ints) -> Ints:
-        """What the streams of rows expect next, as of now; a row's own number when that is not known."""
+        """The number that each row's stream expects now; the row's own number where the stream is not live."""
         handles = self.handles[rows]
-        following = self.slots.step[self.held.slots(handles)] + 1
-        return np.where(self.held.held(handles, self.slots), following, self.steps[rows])
+        next_steps = self.slots.step[self.table.slots_of(handles)] + 1
+        return np.where(self.table.live_mask(handles, self.slots), next_steps, self.steps[rows])
 
-    def _take_piece(self, rows_max: int) -> Piece:
-        """The next rows: so many, or what is left of those that may go together."""
-        assert self.left
+    def _next_rows(self, rows_max: int) -> RowIndex:
+        """The next rows: at most `rows_max`, all of the same pass."""
+        assert self.rows_left
         assert rows_max > 0
-        first = len(self) - self.left
-        end = min(first + rows_max, self._ends[self._turn])
-        self._turn += end == self._ends[self._turn]
-        self.left = len(self) - end
+        first = len(self) - self.rows_left
+        end = min(first + rows_max, self._pass_ends[self._pass])
+        self._pass += end == self._pass_ends[self._pass]
+        self.rows_left = len(self) - end
         return slice(first, end) if self._order is None else self._order[first:end]
 
-    def _repeat(self, rows: Ints, slots: Ints) -> None:
-        """Answers the duplicates among rows that have just been run: now their answers are still in the ring."""
-        places = np.flatnonzero(self.verdicts[rows] == Verdict.DUPLICATE)
-        if not places.size:
+    def _answer_duplicates(self, rows: Ints, slots: Ints) -> None:
+        """Answers the duplicates among rows that have just run, while their answers are still in the ring."""
+        indices = np.flatnonzero(self.statuses[rows] == RowStatus.DUPLICATE)
+        if not indices.size:
             return
-        again = rows[places]
-        known, answers = self.slots.remembered(slots[places], self.steps[again])
-        self.forgotten[again] = ~known
-        for mine, part in zip(self.outputs, answers, strict=True):
-            mine[again] = part
+        duplicates = rows[indices]
+        found, answers = self.slots.find_answers(slots[indices], self.steps[duplicates])
+        self.forgotten[duplicates] = ~found
+        for output, values in zip(self.outputs, answers, strict=True):
+            output[duplicates] = values
 
 
-def run_together(engine: Engine, blocks: Sequence[Block], rows_max: int) -> list[Verdicts]:
-    """Runs the next rows of blocks, at most so many of all together, as one batch; gives the verdicts on those of each (rows,).
+def run_blocks(engine: Engine, blocks: Sequence[Block], rows_max: int) -> list[RowStatuses]:
+    """Runs the next rows of several blocks as one batch, at most `rows_max` in all.
 
-    The blocks are of different calls, so no live stream is in two of them. All but the first are to have as many rows left as there
-    is room for at most.
+    Returns the statuses of each block's rows, (rows,).
+
+    The blocks belong to different calls, so no live stream is in two of them. Every block but the first must fit into
+    the room that the blocks before it leave.
     """
-    taken: list[Taken] = []
+    chunk: list[Chunk] = []
     for block in blocks:
-        taken.append(block.take(engine, rows_max))
-        rows_max -= len(taken[-1].steps)
-    running = [(block, part) for block, part in zip(blocks, taken, strict=True) if part.slots.size]
+        chunk.append(block.next_chunk(engine, rows_max))
+        rows_max -= len(chunk[-1].steps)
+    running = [(block, part) for block, part in zip(blocks, chunk, strict=True) if part.slots.size]
     if len(running) == 1:
         ((block, part),) = running
-        block.settle(part, engine.run(part.slots, part.steps, part.x, part.hashes))
+        block.apply_result(part, engine.run(part.slots, part.steps, part.x, part.hashes))
     elif running:
-        parts = [part for _, part in running]
-        slots, steps, x = (np.concatenate(column) for column in zip(*(part[2:5] for part in parts), strict=True))
-        known = [part.hashes for part in parts if part.hashes is not None]
-        hashes = np.concatenate(known) if len(known) == len(parts) else None
-        report = engine.run(slots, steps, x, hashes)
+        chunks = [part for _, part in running]
+        slots, steps, x = (np.concatenate(column) for column in zip(*(part[2:5] for part in chunks), strict=True))
+        found = [part.hashes for part in chunks if part.hashes is not None]
+        hashes = np.concatenate(found) if len(found) == len(chunks) else None
+        result = engine.run(slots, steps, x, hashes)
         begin = 0
         for block, part in running:
-            block.settle(part, _part_of(report, begin, begin + part.slots.size, part.x))
+            block.apply_result(part, _slice_result(result, begin, begin + part.slots.size, part.x))
             begin += part.slots.size
-    return [block.verdicts[part.piece] for block, part in zip(blocks, taken, strict=True)]
+    return [block.statuses[part.rows] for block, part in zip(blocks, chunk, strict=True)]
 
 
-def _part_of(report: Report, begin: int, end: int, x: Floats) -> Report:
-    """What became of some rows of a batch, whose values are x."""
-    steps = report.steps[begin:end]
-    if report.verdicts is None or report.applied is None:
-        return Report(steps, None, None, tuple(part[begin:end] for part in report.outputs), 0, report.failures)
-    first, last = np.searchsorted(report.applied, (begin, end)).tolist()
-    applied = report.applied[first:last] - begin
-    outputs = tuple(part[first:last] for part in report.outputs)
-    failures = {row - begin: why for row, why in report.failures.items() if begin <= row < end}
-    return Report(steps, report.verdicts[begin:end], applied, outputs, int(np.isnan(x[applied]).sum()), failures)
+def _slice_result(result: BatchResult, begin: int, end: int, x: Floats) -> BatchResult:
+    """The part of a batch result that belongs to the rows from `begin` to `end`, whose values are x."""
+    steps = result.steps[begin:end]
+    if result.statuses is None or result.applied is None:
+        return BatchResult(steps, None, None, tuple(part[begin:end] for part in result.outputs), 0, result.failures)
+    first, last = np.searchsorted(result.applied, (begin, end)).tolist()
+    applied = result.applied[first:last] - begin
+    outputs = tuple(part[first:last] for part in result.outputs)
+    failures = {row - begin: why for row, why in result.failures.items() if begin <= row < end}
+    return BatchResult(steps, result.statuses[begin:end], applied, outputs, int(np.isnan(x[applied]).sum()), failures)

@@ -1,16 +1,16 @@
-"""Everything that can be refused, named by what is refused.
+"""All errors of the server, named by what was refused.
 
     TidegateError
-    ├── TimestepRefused        one timestep; the stream stays usable and its state is what it was
-    │   ├── WrongWidth           not one value a feature
-    │   ├── NotFinite            a value is infinite, or missing where the model cannot have that
+    ├── TimestepRefused        one timestep; the stream stays usable and keeps its state
+    │   ├── WrongWidth           not one value for each feature
+    │   ├── NotFinite            a value is infinite, or is NaN and the model does not handle missing values
     │   ├── StepGap              timesteps are missing before this one
     │   ├── ValuesDiffer         its number was applied with other values
-    │   ├── NoStepLeft           the stream has had the last number that there is
+    │   ├── NoStepLeft           the stream has used the last possible number
     │   ├── Overloaded           the queue is full
-    │   ├── StoreBehind          too much is unsaved
-    │   ├── FellAsleep           its stream was parked before it could run
-    │   └── ModelFailed          the model raised, or made a state that is not finite
+    │   ├── StoreBehind          the store has not saved state for too long
+    │   ├── ParkedAgain          its stream was parked before it could run
+    │   └── ModelFailed          the model raised, or produced a state that is not finite
     ├── StreamRefused          an open, or a request about a stream or a model
     │   ├── InvalidField         a field of the request is out of range
     │   ├── WrongOrder           a timestep before open, a second open
@@ -19,38 +19,38 @@
     │   ├── ModelMismatch        the stream runs under another model or version
     │   ├── StreamNotFound
     │   ├── StreamExists
-    │   ├── StreamExpired        it was silent for too long and was forgotten
+    │   ├── StreamExpired        it was silent for too long and its state was deleted
     │   ├── TooManyStreams
-    │   └── StateLost            the kept state is older than was acknowledged
-    ├── StreamEnded            a call no longer holds its stream
+    │   └── StateLost            the stored state is older than what the server acknowledged
+    ├── LeaseEnded             a call no longer holds its stream
     │   ├── TakenOver            another call has opened it
-    │   └── Stopping             the server is going away
-    ├── CheckpointBroken       a stored state that is damaged, foreign or of a newer format; nothing of it is used
+    │   └── Stopping             the server stops
+    ├── CheckpointBroken       a stored state is damaged, foreign or of a newer format; nothing of it is used
     ├── StoreUnavailable       the store cannot be read or written
-    │   └── StoreGone            it is no longer what was opened; only a restart of the server helps
-    └── ContractBroken         a model file that cannot be served; raised when it is loaded
+    │   └── StoreGone            the store was removed or replaced; only a restart of the server helps
+    └── ContractBroken         a model file cannot be served; raised when it is loaded
 
-Attributes carry the values; how an error looks on the wire is the business of `serving.rpc.status`.
+Attributes carry the values. `serving.rpc.status` maps each error to a gRPC status.
 """
 
 import math
 from collections.abc import Sequence
 
-# A sentence is for people: of a long list it names so many, and of a long name so many characters.
+# People read error messages, so long lists and long names are cut.
 NAMES_MAX = 8
 NAME_CHARACTERS_MAX = 64
 
 
 class TidegateError(Exception):
-    """The root: catch it to catch everything below."""
+    """The base class of all errors of the server."""
 
 
 class TimestepRefused(TidegateError):
-    """One timestep was refused. The stream stays usable and its state is what it was."""
+    """One timestep was refused. The stream stays usable and keeps its state."""
 
 
 class WrongWidth(TimestepRefused):
-    """A timestep does not hold one float32 a feature."""
+    """A timestep does not have one float32 for each feature."""
 
     def __init__(self, got_bytes: int, expected_features: Sequence[str]) -> None:
         self.got_bytes = got_bytes
@@ -59,7 +59,7 @@ class WrongWidth(TimestepRefused):
         got = f"{got_bytes} bytes" if got_bytes % 4 else f"{got_bytes // 4} numbers in {got_bytes} bytes"
         super().__init__(
             f"values: got {got}, expected {4 * count}: one little-endian float32 for each of {count} features "
-            f"({_some(self.expected_features)})"
+            f"({_join_names(self.expected_features)})"
         )
 
 
@@ -74,7 +74,7 @@ class NotFinite(TimestepRefused):
             expected += ", or NaN where it is missing"
         else:
             expected += f"; model {model} does not handle missing values"
-        super().__init__(f"values: feature '{_cut(feature)}' is {value}, expected {expected}")
+        super().__init__(f"values: feature '{_shorten(feature)}' is {value}, expected {expected}")
 
 
 class StepGap(TimestepRefused):
@@ -87,21 +87,21 @@ class StepGap(TimestepRefused):
 
 
 class ValuesDiffer(TimestepRefused):
-    """A timestep of this number was applied, with other values: two clients write, or one has lost count."""
+    """A timestep with this number was applied with other values. Two clients write, or one has lost count."""
 
     def __init__(self, step: int) -> None:
         self.step = step
         super().__init__(
             f"values: timestep {step} was applied with other values; another client writes to this stream, or this one has lost "
-            "count: find out which before you go on"
+            "count: find out which before you continue"
         )
 
 
 class NoStepLeft(TimestepRefused):
-    """The stream has had the last number that a timestep can have."""
+    """The stream has used the last possible timestep number."""
 
     def __init__(self, last: int) -> None:
-        super().__init__(f"step: the stream is at {last}, the last number that there is; begin another stream")
+        super().__init__(f"step: the stream is at {last}, the last possible number; begin another stream")
 
 
 class Overloaded(TimestepRefused):
@@ -116,18 +116,18 @@ class Overloaded(TimestepRefused):
 
 
 class StoreBehind(TimestepRefused):
-    """Too much is unsaved: the store has been slow or down for too long."""
+    """The store has been slow or unreachable for too long, and too much state is unsaved."""
 
     def __init__(self, unsaved_seconds: float, retry_after_ms: int) -> None:
         self.retry_after_ms = retry_after_ms
         super().__init__(
-            f"the store is {unsaved_seconds:.1f} s behind, and a timestep that it cannot keep is refused; "
-            f"send it again in {retry_after_ms} ms or later"
+            f"the store is {unsaved_seconds:.1f} s behind, so new timesteps are refused; "
+            f"send this one again in {retry_after_ms} ms or later"
         )
 
 
-class FellAsleep(TimestepRefused):
-    """The stream was woken and parked again before the timestep could run."""
+class ParkedAgain(TimestepRefused):
+    """The stream was woken, and parked again before the timestep could run."""
 
     def __init__(self, stream_id: str, retry_after_ms: int) -> None:
         self.retry_after_ms = retry_after_ms
@@ -137,7 +137,7 @@ class FellAsleep(TimestepRefused):
 
 
 class ModelFailed(TimestepRefused):
-    """The model raised, or made a state that is not finite. Nothing was written."""
+    """The model raised, or produced a state that is not finite. Nothing was written."""
 
 
 class StreamRefused(TidegateError):
@@ -153,7 +153,7 @@ class InvalidField(StreamRefused):
 
 
 class WrongOrder(StreamRefused):
-    """A message came where the protocol has no place for it."""
+    """A message came at a point where the protocol does not allow it."""
 
 
 class ModelNotFound(StreamRefused):
@@ -163,14 +163,14 @@ class ModelNotFound(StreamRefused):
         self.name = name
         self.version = version
         wanted = f"{name}/{version}" if version else name
-        super().__init__(f"model: '{_cut(wanted)}' is not served; served are {_some(served)}")
+        super().__init__(f"model: '{_shorten(wanted)}' is not served; served are {_join_names(served)}")
 
 
 class ModelNotNamed(StreamRefused):
     """Several models are served and the request names none."""
 
     def __init__(self, served: Sequence[str]) -> None:
-        super().__init__(f"model: none was named and several are served: {_some(served)}; name one of them")
+        super().__init__(f"model: none was named and several are served: {_join_names(served)}; name one of them")
 
 
 class ModelMismatch(StreamRefused):
@@ -181,13 +181,13 @@ class ModelMismatch(StreamRefused):
         self.wanted = wanted
         self.runs_under = runs_under
         super().__init__(
-            f"model: stream '{stream_id}' runs under {runs_under}, not {wanted}; its state means nothing to other weights: "
+            f"model: stream '{stream_id}' runs under {runs_under}, not {wanted}; its state is not valid for other weights: "
             "open it with its own model, or begin another stream"
         )
 
 
 class StreamNotFound(StreamRefused):
-    """The stream is not known."""
+    """There is no such stream."""
 
     def __init__(self, stream_id: str, hint: str = "") -> None:
         self.stream_id = stream_id
@@ -195,7 +195,7 @@ class StreamNotFound(StreamRefused):
 
 
 class StreamExists(StreamRefused):
-    """The stream exists."""
+    """There is already a stream with this id."""
 
     def __init__(self, stream_id: str) -> None:
         self.stream_id = stream_id
@@ -209,53 +209,54 @@ class TooManyStreams(StreamRefused):
         self.limit = limit
         self.retry_after_ms = retry_after_ms
         super().__init__(
-            f"{holder} holds its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
+            f"{holder} has reached its limit of {limit} {what} streams; try again in {retry_after_ms} ms or later"
         )
 
 
 class StreamExpired(StreamRefused):
-    """The stream was silent for too long and was forgotten; its last timestep is all that is known."""
+    """The stream was silent for too long and its state was deleted. Only its last step number is known."""
 
     def __init__(self, stream_id: str, step: int) -> None:
         self.stream_id = stream_id
         self.step = step
         super().__init__(
-            f"stream_id: stream '{stream_id}' was forgotten after long silence; its last timestep was {step}. "
+            f"stream_id: stream '{stream_id}' has expired after long silence; its last timestep was {step}. "
             "Open it with EXISTENCE_MUST_BE_NEW to begin again"
         )
 
 
 class StateLost(StreamRefused):
-    """The kept state is older than the client was told: the timesteps between are gone from both sides."""
+    """The stored state is older than what was reported to the client. Neither side has the timesteps between."""
 
     def __init__(self, stream_id: str, kept_step: int, stored_step: int) -> None:
         self.stream_id = stream_id
         self.kept_step = kept_step
         self.stored_step = stored_step
         super().__init__(
-            f"stream '{stream_id}' is kept at timestep {kept_step}, but {stored_step} was told to be stored: those between are lost; "
-            f"open it with resume_from 0 to go on with timestep {kept_step + 1} all the same"
+            f"stream '{stream_id}' is stored up to timestep {kept_step}, but was reported as stored up to {stored_step}: "
+            "the timesteps between are lost; "
+            f"open it with resume_from 0 to continue with timestep {kept_step + 1} nevertheless"
         )
 
 
-class StreamEnded(TidegateError):
-    """A call no longer holds its stream. What it was answered stays true."""
+class LeaseEnded(TidegateError):
+    """A call no longer holds its stream. The answers that it got stay valid."""
 
 
-class TakenOver(StreamEnded):
+class TakenOver(LeaseEnded):
     """Another client has opened the stream."""
 
     def __init__(self, stream_id: str, epoch: int) -> None:
         self.stream_id = stream_id
         self.epoch = epoch
         super().__init__(
-            f"stream '{stream_id}' was opened by another client, which has it under epoch {epoch}: "
+            f"stream '{stream_id}' was opened by another client, which holds it under epoch {epoch}: "
             "find out which before you open it again"
         )
 
 
-class Stopping(StreamEnded):
-    """The server is going away."""
+class Stopping(LeaseEnded):
+    """The server stops."""
 
     def __init__(self) -> None:
         super().__init__("the server is stopping; open the stream again at another replica or a little later")
@@ -279,7 +280,7 @@ class StoreUnavailable(TidegateError):
 
 
 class StoreGone(StoreUnavailable):
-    """The store is no longer what was opened. Only a restart of the server helps."""
+    """The store was removed or replaced while it was in use. Only a restart of the server helps."""
 
 
 class ContractBroken(TidegateError):
@@ -290,13 +291,13 @@ class ContractBroken(TidegateError):
         super().__init__(f"{where}: {message}")
 
 
-def _cut(name: str) -> str:
-    """A name as a sentence has room for it."""
+def _shorten(name: str) -> str:
+    """A name, cut to a length that fits a message."""
     return name if len(name) <= NAME_CHARACTERS_MAX else f"{name[:NAME_CHARACTERS_MAX]}..."
 
 
-def _some(names: Sequence[str]) -> str:
-    """A list as a sentence has room for it."""
+def _join_names(names: Sequence[str]) -> str:
+    """A list of names, cut to a length that fits a message."""
     more = len(names) - NAMES_MAX
-    listed = ", ".join(map(_cut, names[:NAMES_MAX])) or "none"
+    listed = ", ".join(map(_shorten, names[:NAMES_MAX])) or "none"
     return f"{listed} and {more} more" if more > 0 else listed

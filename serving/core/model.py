@@ -1,7 +1,7 @@
-"""One model: an ONNX graph of one timestep, and the description it carries.
+"""One model: an ONNX graph of one timestep, and its description.
 
-A graph that breaks the contract (`docs/model.md`) is refused here, before the first stream. What the state means is
-never asked: it goes in under one name and comes out under another.
+A graph that breaks the contract (`docs/model.md`) is refused here, before the first stream. The server does not know
+what the state means: it goes in under one name and comes out under another.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.core.errors import ContractBroken, ModelFailed
-from serving.core.row import Row, Rows
+from serving.core.io_binding import BatchBinding, RowBinding
 from serving.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, StateTensor
 
-# Serving sends nothing anywhere. The variable counts while onnxruntime is being loaded, the call from then on.
+# Serving sends no telemetry. The variable works while onnxruntime is loaded, the call below from then on.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 onnxruntime.disable_telemetry_events()
-# Warnings of the optimiser are of no use to an operator, and errors come as exceptions: only what is fatal is printed.
+# Operators cannot act on the optimizer's warnings, and errors come as exceptions: only fatal messages are printed.
 onnxruntime.set_default_logger_severity(4)
 
 CONTRACT = 1
@@ -36,16 +36,16 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(bool)": np.dtype(np.bool_),
 }
 
-# Sizes of batches that have memory of their own: those of a few clients' blocks, and of the pieces of long ones.
-ROOMS_MAX = 4
-# A sum that is taken in another order differs in the last bit of one value in ten or so: among so many it is not missed.
+# How many batch sizes have bound memory: enough for the blocks of a few clients, and for the chunks of long blocks.
+BOUND_SIZES_MAX = 4
+# A sum in another order changes the last bit of about one value in ten. Among so many values at least one differs.
 VALUES_COMPARED = 1000
 
 Dimension = Literal["batch"] | Annotated[int, Field(gt=0)]
 
 
 class _Part(BaseModel):
-    # Later contracts may add keys; this one reads what it knows.
+    # Later contracts may add keys. This one ignores them.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
@@ -73,7 +73,7 @@ class _State(_Part):
 
 
 class _Description(_Part):
-    """The JSON of the contract, or the same in TOML."""
+    """The description: JSON in the graph's metadata, or the same in TOML."""
 
     contract: int
     task: str = ""
@@ -91,20 +91,22 @@ class Model:
     Args:
         name, version: what it is served as.
         graph: the bytes of the ONNX file.
-        sidecar: the text of a `model.toml`, for graphs that carry no description.
+        sidecar: the text of `model.toml`, for graphs that carry no description.
 
     Raises:
-        ContractBroken: with the tensor's name and both shapes, when the graph cannot be loaded or is not what it says.
+        ContractBroken: the graph cannot be loaded, or does not match its description. The message has the tensor's name
+            and both shapes.
 
     """
 
     def __init__(self, name: str, version: str, graph: bytes, sidecar: str | None = None) -> None:
         where = f"{name}/{version}"
         options = onnxruntime.SessionOptions()
-        # One thread: for a graph this small a pool costs more than it gives, and the thread count may change bits.
+        # One thread: for a graph this small a thread pool costs more than it gains, and the number of threads may
+        # change bits.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        # Batches vary in size; the arena and the patterns would keep memory for each size that was ever seen.
+        # Batch sizes vary. The arena and the memory patterns would keep memory for every size ever seen.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         try:
@@ -112,14 +114,14 @@ class Model:
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ContractBroken(where, f"onnxruntime cannot load the graph: {_first_line(error)}") from error
         self.spec = _read_spec(where, name, version, hashlib.sha256(graph).hexdigest(), self._session, sidecar)
-        self.row = Row(self._session, self.spec)
-        self._rooms: dict[int, Rows] = {}  # by size, the oldest first
+        self.row_binding = RowBinding(self._session, self.spec)
+        self._batch_bindings: dict[int, BatchBinding] = {}  # by batch size, the oldest first
         self._last_size = 0
         self._fetch = [
             *(output.name for output in self.spec.outputs),
             *(tensor.next_name for tensor in self.spec.state),
         ]
-        # Axes that bring a batch-first array into the graph's order, and back.
+        # The axes that transpose a batch-first array to the graph's layout, and back.
         self._axes = [
             (
                 tensor.name,
@@ -132,19 +134,22 @@ class Model:
     def __repr__(self) -> str:
         return f"<Model {self.spec.title} {self.spec.fingerprint[:12]}>"
 
-    def room(self, batch: int) -> Arrays | None:
-        """Memory for the state of a batch, one array (batch, *shape) a state tensor, from where `step` takes it at once.
+    def state_buffers(self, batch: int) -> Arrays | None:
+        """Bound memory for the state of a batch, one array (batch, *shape) for each state tensor.
 
-        None where there is none: it is made for the second of two batches of one size, for to make it costs more than it saves.
+        `step` runs on it without a copy.
+
+        Returns None when there is none. It is created for the second of two consecutive batches of one size: for a
+        single batch, creating it costs more than it saves.
         """
-        rows = self._rooms.get(batch)
+        rows = self._batch_bindings.get(batch)
         if rows is None:
             last, self._last_size = self._last_size, batch
             if last != batch or batch == 1:
                 return None
-            if len(self._rooms) == ROOMS_MAX:
-                del self._rooms[next(iter(self._rooms))]
-            rows = self._rooms[batch] = Rows(self._session, self.spec, batch)
+            if len(self._batch_bindings) == BOUND_SIZES_MAX:
+                del self._batch_bindings[next(iter(self._batch_bindings))]
+            rows = self._batch_bindings[batch] = BatchBinding(self._session, self.spec, batch)
         return rows.state
 
     def step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
@@ -152,22 +157,22 @@ class Model:
 
         Args:
             x: (batch, features), NaN where missing, no infinity.
-            state: one array (batch, *shape) a state tensor, or what `room` gave.
+            state: one array (batch, *shape) for each state tensor, or the result of `state_buffers`.
 
         Returns:
-            The outputs and the next state, one array (batch, *shape) each. They are the caller's, but the next state from `room` is
-            so until the next step only.
+            The outputs and the next state, one array (batch, *shape) each. The caller owns them. With `state_buffers`,
+            the next state is valid until the next step only.
 
         Raises:
             ModelFailed: the graph could not be run.
 
         """
         try:
-            rows = self._rooms.get(len(x))
+            rows = self._batch_bindings.get(len(x))
             if rows is not None and rows.state is state:
                 rows.run(x)
                 return tuple([part.copy() for part in rows.outputs]), rows.next_state
-            return self.row.step(x, state) if len(x) == 1 else self._step(x, state)
+            return self.row_binding.step(x, state) if len(x) == 1 else self._step(x, state)
         except Exception as error:  # onnxruntime has no public base class for its errors
             raise ModelFailed(f"model {self.spec.title} failed: {_first_line(error)}") from error
 
@@ -183,25 +188,27 @@ class Model:
         return tuple(results[:count]), next_state
 
     def initial_state(self, batch: int) -> Arrays:
-        """The state of `batch` fresh streams, one array (batch, *shape) a state tensor."""
+        """The state of `batch` new streams, one array (batch, *shape) for each state tensor."""
         return tuple(np.repeat(tensor.initial[np.newaxis], batch, axis=0) for tensor in self.spec.state)
 
-    def varying_batches(self, batch_max: int, steps: int = 3) -> Ints:
-        """Compares rows alone and in batches of every size up to `batch_max`; returns the sizes that change bits.
+    def batch_variant_sizes(self, batch_max: int, steps: int = 3) -> Ints:
+        """Compares rows run alone with rows in batches of every size up to `batch_max`.
 
-        onnxruntime does not promise that a row's result is the same bits in any batch; on most CPUs it is, and an empty
-        answer says that it is here. Every size runs at least once, so this warms the session up too: as often, up to `steps`
-        times, as it takes to compare `VALUES_COMPARED`, and with state that timesteps have moved.
+        Returns the sizes that change bits.
 
-        Raises ContractBroken when the graph cannot be run, or makes other shapes than it says.
+        onnxruntime does not promise that a row gives the same bits in any batch. On most CPUs it does, and then the
+        result is empty. Every size runs at least once, so this also warms the session up. It runs again, up to `steps`
+        times and with an advanced state, until `VALUES_COMPARED` values were compared.
+
+        Raises ContractBroken when the graph cannot be run, or produces other shapes than it declares.
         """
         try:
-            return self._varying_batches(batch_max, steps)
+            return self._batch_variant_sizes(batch_max, steps)
         except ModelFailed as error:
             raise ContractBroken(self.spec.title, f"the graph cannot be run: {error}") from error
 
-    def _varying_batches(self, batch_max: int, steps: int) -> Ints:
-        rng = np.random.default_rng(0)  # any rows will do; the same ones each time make reports comparable
+    def _batch_variant_sizes(self, batch_max: int, steps: int) -> Ints:
+        rng = np.random.default_rng(0)  # a fixed seed makes reports comparable; any rows will do
         low = np.array([-1.0 if feature.low is None else feature.low for feature in self.spec.features])
         high = np.array([1.0 if feature.high is None else feature.high for feature in self.spec.features])
         x = rng.uniform(low, high, (steps, batch_max, len(low))).astype(np.float32)
@@ -218,29 +225,32 @@ class Model:
             expected = [np.concatenate(parts) for parts in zip(*((*y, *s) for y, s in alone), strict=True)]
             for size in range(2, batch_max + 1):
                 if left > 1 and (left - 1) * size * row_values >= VALUES_COMPARED:
-                    continue  # the timesteps that are left are enough
+                    continue  # the remaining timesteps are enough
                 part = tuple(rows[:size] for rows in state)
                 outputs, next_state = self.step(now[:size], part)
                 self._check_shapes((*outputs, *next_state), size)
                 results = [(*outputs, *next_state)]
-                if size in (2, batch_max):  # memory of its own is the same to onnxruntime whatever its size
-                    results.append(self._step_in_room(now[:size], part))
+                if size in (2, batch_max):  # bound memory behaves the same for every size
+                    results.append(self._step_bound(now[:size], part))
                 for got in results:
                     if any(mine.tobytes() != whole[:size].tobytes() for mine, whole in zip(got, expected, strict=True)):
                         varying.add(size)
             state = tuple(expected[len(self.spec.outputs) :])
         return np.array(sorted(varying), np.int64)
 
-    def _step_in_room(self, x: Floats, state: Arrays) -> Arrays:
-        """As `step`, in memory that is there already: the outputs and the next state."""
-        rows = Rows(self._session, self.spec, len(x))
+    def _step_bound(self, x: Floats, state: Arrays) -> Arrays:
+        """Does what `step` does, in bound memory: returns the outputs and the next state."""
+        rows = BatchBinding(self._session, self.spec, len(x))
         for mine, theirs in zip(rows.state, state, strict=True):
             mine[:] = theirs
         rows.run(x)
         return (*rows.outputs, *rows.next_state)
 
     def _check_shapes(self, got: Arrays, batch: int) -> None:
-        """A graph may say one shape and make another; a row for the whole batch would be everybody's."""
+        """Checks the shapes of results.
+
+        A graph may declare one shape and produce another; one row for the whole batch would mix streams.
+        """
         shapes = [(output.name, output.shape) for output in self.spec.outputs]
         shapes += [(tensor.next_name, tensor.shape) for tensor in self.spec.state]
         for (name, row), part in zip(shapes, got, strict=True):
@@ -256,7 +266,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _Tensors:
-    """The inputs or the outputs of a graph, taken one by one as its description mentions them."""
+    """The inputs or the outputs of a graph. Each is taken once, as the description names it."""
 
     def __init__(self, where: str, kind: str, tensors: Sequence[Any]) -> None:
         self._where = where
@@ -264,11 +274,11 @@ class _Tensors:
         self._left = {tensor.name: tensor for tensor in tensors}
 
     def take(self, name: str, shape: tuple[Dimension, ...]) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-        """Checks a tensor against its description; gives its type, its shape for one stream, and its batch axis."""
+        """Checks a tensor against its description. Returns its dtype, its shape for one stream, and its batch axis."""
         if name not in self._left:
             raise self._broken(f"'{name}' is not in the graph, expected one of {', '.join(self._left) or 'none'}")
         tensor = self._left.pop(name)
-        # A symbolic dimension has a name, or none at all; the contract calls it "batch".
+        # A symbolic dimension has any name, or none; the contract calls it "batch".
         got = tuple("batch" if not isinstance(size, int) else size for size in tensor.shape)
         if got != shape:
             raise self._broken(f"'{name}' has shape {_shape(got)}, expected {_shape(shape)}")
@@ -279,7 +289,7 @@ class _Tensors:
         return DTYPES[tensor.type], tuple(size for size in shape if size != "batch"), shape.index("batch")
 
     def done(self) -> None:
-        """Checks that nothing is left over."""
+        """Checks that the description names every tensor."""
         if self._left:
             raise self._broken(f"{', '.join(self._left)} is in the graph, but its description does not mention it")
 
@@ -288,7 +298,7 @@ class _Tensors:
 
 
 def _read_spec(where: str, name: str, version: str, fingerprint: str, session: Any, sidecar: str | None) -> Spec:
-    """Reads the description and checks that the graph is what it says."""
+    """Reads the description and checks the graph against it."""
     described = _read_description(where, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), sidecar)
     inputs = _Tensors(where, "input", session.get_inputs())
     outputs = _Tensors(where, "output", session.get_outputs())

@@ -1,11 +1,11 @@
-"""The slabs of state: one row a live stream, in arrays as long as the server may hold live streams.
+"""The state of live streams: one row for each, in arrays with a row for every live stream that the server allows.
 
-A slot is a row number. Beside the state tensors a row holds the number of the last applied timestep, the last few answers, so
-that a repeated timestep can be answered without the model, and a hash of each of their timesteps' values, so that a repeat is
-known from another timestep under the same number. What belongs to one timestep is written
-together: a reader never sees the state of one step with the number of another.
+A slot is a row number. Beside the state tensors, a row holds the number of the last applied timestep, the last few
+answers, and a hash of the values of each of these timesteps. With the answers the server answers a repeated timestep
+without the model. With the hashes it tells a repeat from another timestep with the same number. All that belongs to one
+timestep is written together: a reader never sees the state of one step with the number of another.
 
-The slabs are allocated at start; the system backs a row with memory when it is first written.
+The arrays are allocated at start. The system backs a row with memory when it is first written.
 """
 
 import math
@@ -17,13 +17,13 @@ import numpy.typing as npt
 from serving.core.spec import Arrays, Ints, Key, Spec
 from serving.core.value_hash import UNKNOWN, Hashes
 
-# The step of a row that nobody has: no timestep has it, and a row that is taken again is seen to have changed.
-FREE = -1
+# The step of a free row. No timestep has it, so a row that is acquired again is seen to have changed.
+FREE_SLOT_STEP = -1
 NO_ROWS: Ints = np.empty(0, np.int64)
 
 
 class Slots:
-    """Rows for up to `capacity` live streams of one model, each remembering its last `answers` answers."""
+    """Rows for up to `capacity` live streams of one model. Each remembers its last `answers` answers."""
 
     def __init__(self, spec: Spec, capacity: int, answers: int) -> None:
         assert capacity > 0
@@ -32,20 +32,23 @@ class Slots:
         self.capacity = capacity
         self.answers = answers
         self.state: Arrays = tuple(np.zeros((capacity, *tensor.shape), tensor.dtype) for tensor in spec.state)
-        self.step: Ints = np.full(capacity, FREE, np.int64)
-        self.saved: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
-        # The first timestep whose answer is remembered: what was packed by a smaller ring has fewer than this one holds.
+        self.step: Ints = np.full(capacity, FREE_SLOT_STEP, np.int64)
+        self.durable_step: Ints = np.zeros(capacity, np.int64)  # the last timestep whose state is stored
+        # The first timestep whose answer is remembered. A checkpoint of a smaller ring has fewer answers than this one
+        # can hold.
         self._since: Ints = np.ones(capacity, np.int64)
-        self.keys: list[Key | None] = [None] * capacity  # whose each row is
-        self.holder: Ints = np.zeros(capacity, np.int64)  # number of the lease on each row, 0 when nobody has one
-        # The answer to timestep s stands at place s % answers.
+        self.keys: list[Key | None] = [None] * capacity  # the stream of each row
+        # the number of the lease on each row, 0 when no call holds it
+        self.lease_number: Ints = np.zeros(capacity, np.int64)
+        # The answer to timestep s is at index s % answers.
         self._answers: Arrays = tuple(
             np.zeros((capacity, answers, *output.shape), output.dtype) for output in spec.outputs
         )
-        # The hash of the values of timestep s stands at the same place; see `core.value_hash`. Places come first here: streams that
-        # step together then write side by side, where a row each would cost a cache line each. UNKNOWN is 0.
+        # The hash of the values of timestep s is at the same index; see `core.value_hash`. The ring index comes first
+        # here: streams that step together then write adjacent memory. With the row first, each write would touch its
+        # own cache line. UNKNOWN is 0.
         self._hashes: Hashes = np.zeros((answers, capacity), np.uint64)
-        # The same slabs as bytes, and how many a row has: one row is copied so while numpy would still look for the way.
+        # The same arrays as bytes, and the bytes of one row. To copy one row this way is faster than numpy's dispatch.
         self._state_bytes = [(slab.data.cast("B"), slab[:1].nbytes) for slab in self.state]
         self._answer_bytes = [(slab.data.cast("B"), slab[:1, :1].nbytes) for slab in self._answers]
         self._steps: memoryview[int] = self.step.data
@@ -54,63 +57,65 @@ class Slots:
         self._checked = tuple(np.issubdtype(tensor.dtype, np.floating) for tensor in spec.state)
         self._untouched = 0  # rows from here on were never used
         self._free: list[int] = []
-        self._taken = 0
+        self._used = 0
 
     def __repr__(self) -> str:
-        return f"<Slots {self.spec.title}: {self._taken} of {self.capacity} taken>"
+        return f"<Slots {self.spec.title}: {self._used} of {self.capacity} taken>"
 
     def __len__(self) -> int:
-        """The slots that are taken."""
-        return self._taken
+        """The number of used slots."""
+        return self._used
 
     @property
     def full(self) -> bool:
         """Whether `acquire` would fail."""
-        return self._taken == self.capacity
+        return self._used == self.capacity
 
     def acquire(self, key: Key) -> int:
-        """Takes a slot for a stream and gives it the model's initial state at step 0. Only when not `full`."""
+        """Acquires a slot for a stream and sets the model's initial state at step 0. Only when not `full`."""
         assert not self.full
         if self._free:
             slot = self._free.pop()
             for slab in self._answers:
-                slab[slot] = 0  # what another stream was answered is in no record of this one
+                slab[slot] = 0  # a checkpoint of this stream must not contain the answers of another
             self._hashes[:, slot] = UNKNOWN
         else:
             slot = self._untouched
             self._untouched += 1
         assert self.keys[slot] is None
         self.keys[slot] = key
-        self._taken += 1
-        self.step[slot] = self.saved[slot] = 0
+        self._used += 1
+        self.step[slot] = self.durable_step[slot] = 0
         self._since[slot] = 1
         for slab, tensor in zip(self.state, self.spec.state, strict=True):
             slab[slot] = tensor.initial
         return slot
 
     def release(self, slot: int) -> None:
-        """Gives a slot back; what was not stored is gone."""
+        """Releases a slot. State that was not stored is lost."""
         assert self.keys[slot] is not None
         self.keys[slot] = None
-        self._taken -= 1
-        self.step[slot], self.saved[slot], self.holder[slot] = FREE, 0, 0
+        self._used -= 1
+        self.step[slot], self.durable_step[slot], self.lease_number[slot] = FREE_SLOT_STEP, 0, 0
         self._free.append(slot)
 
     def unsaved(self) -> Ints:
         """The slots whose last timestep is not stored, in ascending order."""
-        return np.flatnonzero(self.step[: self._untouched] > self.saved[: self._untouched])
+        return np.flatnonzero(self.step[: self._untouched] > self.durable_step[: self._untouched])
 
-    def store_again(self) -> None:
-        """Takes the last timestep of every row for one that is not stored."""
-        self.saved[:] = np.minimum(self.saved, np.maximum(self.step - 1, 0))
+    def mark_unsaved(self) -> None:
+        """Marks the last timestep of every row as not stored."""
+        self.durable_step[:] = np.minimum(self.durable_step, np.maximum(self.step - 1, 0))
 
     def pack(self, slots: Ints) -> npt.NDArray[np.uint8]:
-        """Copies the content of many rows, (batch, bytes) each.
+        """Copies the content of many rows to (batch, bytes).
 
-        A row is the number of the first timestep whose answer it remembers, the state tensors, then the answers, place by
-        place: that to timestep s at place s % answers; then the hashes of their values in the same order.
+        A row consists of the number of the first timestep whose answer it remembers, the state tensors, then the
+        answers by ring index (that to timestep s at index s % answers), then the hashes of their values in the same
+        order.
         """
-        # Into an array that is there: to join a thousand rows of a KB at the end takes four times as long, most of it for new pages.
+        # Writes into one array. To concatenate a thousand rows of 1 KB takes four times as long, most of it for new
+        # pages.
         packed = np.empty((len(slots), self.row_bytes(self.answers)), np.uint8)
         begin = 0
         for slab in (self._since, *self.state, *self._answers, self._hashes.T):
@@ -120,16 +125,16 @@ class Slots:
         return packed
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
-        """Fills a row with what `pack` gave, by slots that remember `answers` answers, when the row was at `step`."""
+        """Fills a row from the result of `pack`, for a row at `step` in slots that remember `answers` answers."""
         assert len(payload) == self.row_bytes(answers)
-        self.step[slot] = self.saved[slot] = step
+        self.step[slot] = self.durable_step[slot] = step
         (first,) = np.frombuffer(payload, np.int64, 1).tolist()
         since = self._since[slot] = max(first, step - min(answers, self.answers) + 1)
         whole, begin = memoryview(payload), self._since.itemsize
         for slab, size in self._state_bytes:
             slab[slot * size : (slot + 1) * size] = whole[begin : begin + size]
             begin += size
-        if answers == self.answers:  # as it nearly always is: the ring is taken as it stands
+        if answers == self.answers:  # the usual case: the ring is copied as a whole
             for slab, size in self._answer_bytes:
                 ring = answers * size
                 slab[slot * ring : (slot + 1) * ring] = whole[begin : begin + ring]
@@ -139,7 +144,10 @@ class Slots:
             self._unpack_ring(slot, np.arange(since, step + 1), answers, payload, begin)
 
     def _unpack_ring(self, slot: int, kept: Ints, answers: int, payload: bytes, begin: int) -> None:
-        """Fills a row with the answers to the timesteps `kept`, and their hashes, from where they begin in a payload."""
+        """Fills a row with the answers to the timesteps `kept` and their hashes.
+
+        They begin at `begin` in the payload.
+        """
         for slab in self._answers:
             shape = (answers, *slab.shape[2:])
             ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), begin).reshape(shape)
@@ -149,57 +157,61 @@ class Slots:
         self._hashes[kept % self.answers, slot] = hashes[kept % answers]
 
     def row_bytes(self, answers: int) -> int:
-        """The size of a row's content, remembering so many answers."""
+        """The size of a row's content when it remembers so many answers."""
         state = sum(slab[:1].nbytes for slab in self.state)
         ring = self._hashes.itemsize + sum(slab[:1, :1].nbytes for slab in self._answers)
         return self._since.itemsize + state + answers * ring
 
-    def gather(self, slots: Ints, room: Arrays | None = None) -> Arrays:
-        """Copies the state of many rows: one array (batch, *shape) a tensor, in `room` if that is given."""
-        if room is None:
+    def gather(self, slots: Ints, out: Arrays | None = None) -> Arrays:
+        """Copies the state of many rows: one array (batch, *shape) for each tensor, into `out` if it is given."""
+        if out is None:
             return tuple([slab.take(slots, axis=0) for slab in self.state])
-        for slab, part in zip(self.state, room, strict=True):
+        for slab, part in zip(self.state, out, strict=True):
             slab.take(
                 slots, axis=0, out=part, mode="clip"
-            )  # what checks them has no use for `out`; there is nothing to clip
-        return room
+            )  # the default mode checks the indices in a copy of `out`; there is nothing to clip
+        return out
 
     def scatter(self, slots: Ints, next_state: Arrays, outputs: Arrays, hashes: Hashes) -> Ints:
-        """Writes the outcome of one timestep of many rows, each once: state, number, answer and hash together.
+        """Writes the result of one timestep of many rows, each once: state, number, answer and hash together.
 
-        Rows whose next state is not finite are left as they were; returns their places in the batch, mostly none.
+        A row whose next state is not finite keeps its old state. Returns the indices of these rows in the batch;
+        usually there are none.
         """
-        poisoned = self._not_finite(next_state)
-        if poisoned.size:
-            healthy = np.setdiff1d(np.arange(slots.size), poisoned)
-            slots = slots[healthy]
-            next_state = tuple(rows[healthy] for rows in next_state)
-            outputs = tuple(rows[healthy] for rows in outputs)
-            hashes = hashes[healthy]
-        where = self._in_a_row(slots)
+        non_finite = self._non_finite_rows(next_state)
+        if non_finite.size:
+            finite = np.setdiff1d(np.arange(slots.size), non_finite)
+            slots = slots[finite]
+            next_state = tuple(rows[finite] for rows in next_state)
+            outputs = tuple(rows[finite] for rows in outputs)
+            hashes = hashes[finite]
+        where = self._as_slice(slots)
         for slab, rows in zip(self.state, next_state, strict=True):
             slab[where] = rows
         step = self.step[where] + 1
-        place: int | Ints
-        if step.tobytes() == step[:1].tobytes() * len(step):  # they step together, as streams of one client mostly do
-            place = int(step[0]) % self.answers if len(step) else 0
+        index: int | Ints
+        if step.tobytes() == step[:1].tobytes() * len(step):  # the streams of one client usually step together
+            index = int(step[0]) % self.answers if len(step) else 0
         else:
-            place, where = step % self.answers, slots
+            index, where = step % self.answers, slots
         for slab, rows in zip(self._answers, outputs, strict=True):
-            slab[where, place] = rows
-        self._hashes[place, where] = hashes
+            slab[where, index] = rows
+        self._hashes[index, where] = hashes
         self.step[where] = step
-        return poisoned
+        return non_finite
 
-    def _in_a_row(self, slots: Ints) -> slice | Ints:
-        """The same rows as a slice, if they stand in a row: so they are copied at once. Streams that are opened together do."""
+    def _as_slice(self, slots: Ints) -> slice | Ints:
+        """The slots as a slice, if they are contiguous.
+
+        A slice is copied at once. Streams that were opened together are contiguous.
+        """
         if not slots.size:
             return slots
         rows = slice(int(slots[0]), int(slots[0]) + slots.size)
         return rows if slots.tobytes() == self._all[rows].tobytes() else slots
 
     def gather_row(self, slot: int, state: Sequence[memoryview]) -> int:
-        """Copies the state of one row to where the model wants it; gives the number of its last timestep."""
+        """Copies the state of one row into the model's memory. Returns the number of its last timestep."""
         for (slab, size), part in zip(self._state_bytes, state, strict=True):
             part[:] = slab[slot * size : (slot + 1) * size]
         return self._steps[slot]
@@ -207,55 +219,60 @@ class Slots:
     def scatter_row(
         self, slot: int, next_state: Sequence[memoryview], outputs: Sequence[memoryview], value_hash: int
     ) -> None:
-        """Writes the outcome of one timestep of one row: state, number, answer and hash together. The state is finite."""
+        """Writes the result of one timestep of one row, whose state must be finite.
+
+        State, number, answer and hash are written together.
+        """
         for (slab, size), part in zip(self._state_bytes, next_state, strict=True):
             slab[slot * size : (slot + 1) * size] = part
         step = self._steps[slot] + 1
-        turn = step % self.answers
-        place = slot * self.answers + turn
+        ring_index = step % self.answers
+        index = slot * self.answers + ring_index
         for (slab, size), part in zip(self._answer_bytes, outputs, strict=True):
-            slab[place * size : (place + 1) * size] = part
-        self._hash_numbers[turn * self.capacity + slot] = value_hash
+            slab[index * size : (index + 1) * size] = part
+        self._hash_numbers[ring_index * self.capacity + slot] = value_hash
         self._steps[slot] = step
 
-    def answer(self, slot: int, step: int) -> tuple[bytes, ...]:
-        """The packed answer to a timestep that was applied, or nothing when it is no longer remembered."""
+    def find_answer(self, slot: int, step: int) -> tuple[bytes, ...]:
+        """The packed answer to an applied timestep; empty when it is no longer remembered."""
         last = int(self.step[slot])
         assert 0 < step <= last
         if step <= last - self.answers or step < self._since[slot]:
             return ()
         return tuple(slab[slot, step % self.answers].tobytes() for slab in self._answers)
 
-    def remembered(self, slots: Ints, steps: Ints) -> tuple[npt.NDArray[np.bool_], Arrays]:
-        """The answers to timesteps that were applied, one a row, and which of them are still remembered.
+    def find_answers(self, slots: Ints, steps: Ints) -> tuple[npt.NDArray[np.bool_], Arrays]:
+        """The answers to applied timesteps, one for each row, and which of them are still remembered.
 
-        Returns (batch,) booleans and one array (batch, *shape) an output; what is not remembered is zero.
+        Returns (batch,) booleans and one array (batch, *shape) for each output; answers that are not remembered are
+        zero.
         """
         last = self.step[slots]
         assert ((steps > 0) & (steps <= last)).all()
-        known = (steps > last - self.answers) & (steps >= self._since[slots])
+        is_remembered = (steps > last - self.answers) & (steps >= self._since[slots])
         answers = tuple(slab[slots, steps % self.answers] for slab in self._answers)
         for rows in answers:
-            rows[~known] = 0
-        return known, answers
+            rows[~is_remembered] = 0
+        return is_remembered, answers
 
-    def differ(self, slots: Ints, steps: Ints, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """Which of these timesteps, one a row, are remembered to have been applied with values of another hash."""
+    def values_differ(self, slots: Ints, steps: Ints, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """(batch,) whether each timestep is remembered with another hash of its values."""
         last = self.step[slots]
-        known = (steps > last - self.answers) & (steps >= self._since[slots])
+        is_remembered = (steps > last - self.answers) & (steps >= self._since[slots])
         applied = self._hashes[steps % self.answers, slots]
-        differ: npt.NDArray[np.bool_] = known & (applied != UNKNOWN) & (applied != hashes)
+        differ: npt.NDArray[np.bool_] = is_remembered & (applied != UNKNOWN) & (applied != hashes)
         return differ
 
-    def _not_finite(self, state: Arrays) -> Ints:
-        """Places of rows with a value that is not finite."""
+    def _non_finite_rows(self, state: Arrays) -> Ints:
+        """The indices of rows with a value that is not finite."""
         suspects = [
             rows
             for rows, checked in zip(state, self._checked, strict=True)
-            # One dot product a tensor costs half a microsecond and is finite unless a value is not, or is beyond 1e19.
+            # One dot product for each tensor costs half a microsecond. It is finite unless a value is not, or is beyond
+            # 1e19.
             if checked and not math.isfinite(np.vdot(rows, rows))
         ]
         if not suspects:
             return NO_ROWS
-        healthy = np.logical_and.reduce([np.isfinite(rows).reshape(len(rows), -1).all(axis=1) for rows in suspects])
-        return np.flatnonzero(~healthy)
+        finite = np.logical_and.reduce([np.isfinite(rows).reshape(len(rows), -1).all(axis=1) for rows in suspects])
+        return np.flatnonzero(~finite)

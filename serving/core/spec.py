@@ -1,6 +1,6 @@
-"""The nouns that travel: what a model says of itself, and what a stream is made of.
+"""The types that all parts share: what a model declares, and what a stream consists of.
 
-Shapes are those of one stream; the batch is always the first axis of an array that holds many.
+Shapes are those of one stream. An array that holds many streams has the batch as its first axis.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-# Numbers of timesteps are kept as signed 64-bit, and one more must fit.
+# Step numbers are signed 64-bit integers, and one more must fit.
 STEP_MAX = 2**63 - 2
 
 Floats = npt.NDArray[np.float32]
@@ -21,7 +21,7 @@ Arrays = tuple[Array, ...]
 
 
 class Key(NamedTuple):
-    """Names a stream: the tenant who owns it and the id it goes by there."""
+    """Identifies a stream: the tenant that owns it, and its id within the tenant."""
 
     tenant: str
     stream_id: str
@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column of a timestep; `low` and `high` are the range seen in training, None when unknown."""
+    """One column of a timestep. `low` and `high` are the range seen in training, None when unknown."""
 
     name: str
     unit: str = ""
@@ -39,7 +39,7 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of a prediction; `shape` is that of one stream."""
+    """One tensor of a prediction. `shape` is that of one stream."""
 
     name: str
     dtype: np.dtype[Any]
@@ -54,8 +54,8 @@ class Output:
 class StateTensor:
     """One tensor of a stream's state.
 
-    `shape` is that of one stream, `batch_axis` where the graph has the batch among the axes, and `initial` the value of
-    a fresh stream, of that shape.
+    `shape` is that of one stream. `batch_axis` is the position of the batch axis in the graph. `initial` is the value
+    for a new stream, of that shape.
     """
 
     name: str
@@ -68,10 +68,10 @@ class StateTensor:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a model says of itself.
+    """What a model declares.
 
-    `fingerprint` is the SHA-256 of its graph: state belongs to a fingerprint. `input` is what the graph calls x, and
-    `handles_missing` whether x may hold NaN.
+    `fingerprint` is the SHA-256 of its graph; a state is valid for one fingerprint only. `input` is the graph's name
+    for x. `handles_missing` tells whether x may hold NaN.
     """
 
     name: str
@@ -92,15 +92,15 @@ class Spec:
 
     @property
     def title(self) -> str:
-        """Name and version as people write them."""
+        """Name and version in the form NAME/VERSION."""
         return f"{self.name}/{self.version}"
 
 
 class Timestep(NamedTuple):
-    """One timestep on its way in.
+    """One timestep that a client sent.
 
-    `step` counts from 1; 0 means that the server shall number it. `values` is one packed float32 a feature: it stays
-    packed until the whole batch is unpacked at once.
+    `step` counts from 1; 0 means that the server assigns the number. `values` is one packed float32 for each feature.
+    It stays packed until the whole batch is unpacked at once.
     """
 
     step: int
@@ -108,9 +108,9 @@ class Timestep(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """One answer on its way out.
+    """The answer to one timestep.
 
-    `outputs` has the packed values of each output of the model; it is empty when the timestep was a duplicate whose
+    `outputs` has the packed values of each output of the model. It is empty when the timestep was a duplicate whose
     answer is no longer remembered.
     """
 
@@ -120,7 +120,7 @@ class Prediction(NamedTuple):
 
 
 class ModelId(NamedTuple):
-    """Names the weights that made a state: `fingerprint` is what counts, name and version are for people."""
+    """Identifies the weights that made a state. Only `fingerprint` counts; name and version are for people."""
 
     name: str
     version: str
@@ -128,16 +128,16 @@ class ModelId(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Name and version as people write them."""
+        """Name and version in the form NAME/VERSION."""
         return f"{self.name}/{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A stream at rest: everything that a slot held, and whose it is.
+    """The stored form of a stream: the content of its slot, and which stream it is.
 
-    `step` is the last applied timestep. `payload` is the slot's content as `Slots.pack` lays it out; `answers` is how many
-    answers it has room for.
+    `step` is the last applied timestep. `payload` is the slot's content in the layout of `Slots.pack`. `answers` is the
+    number of answers that it has room for.
     """
 
     key: Key
@@ -150,10 +150,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoints(Sequence[Checkpoint]):
-    """Different streams of one model at rest, in columns: an object for each of thousands would cost more than to copy them.
+    """Checkpoints of different streams of one model, in columns.
 
-    It is read as a sequence of `Checkpoint`; a part of it is made of parts of the columns. `keys` and `epochs` have one of each a
-    stream; `steps` (streams,) and `payloads` (streams, bytes) are arrays that nobody changes any more.
+    Thousands of objects would cost more than the copy itself. It is read as a sequence of `Checkpoint`, and a slice of
+    it has slices of the columns. `keys` and `epochs` have one entry for each stream; `steps` (streams,) and `payloads`
+    (streams, bytes) are arrays that do not change any more.
     """
 
     keys: Sequence[Key]
@@ -164,7 +165,7 @@ class Checkpoints(Sequence[Checkpoint]):
     payloads: Bytes
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of checkpoints."""
         return len(self.keys)
 
     @overload
@@ -174,12 +175,12 @@ class Checkpoints(Sequence[Checkpoint]):
     def __getitem__(self, place: slice) -> "Checkpoints": ...
 
     def __getitem__(self, place: int | slice) -> "Checkpoint | Checkpoints":
-        """One of them, or a part."""
+        """One checkpoint, or a slice."""
         keys, epochs, steps, payloads = self.keys[place], self.epochs[place], self.steps[place], self.payloads[place]
         if isinstance(place, slice):
             return Checkpoints(keys, epochs, steps, self.model, self.answers, payloads)  # type: ignore[arg-type]
         return Checkpoint(keys, epochs, int(steps), self.model, self.answers, payloads.tobytes())  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        """Each, in order."""
+        """Each checkpoint, in order."""
         return (self[place] for place in range(len(self)))

@@ -1,13 +1,13 @@
-"""The names that a stream may have."""
+"""Which names a stream may have."""
 
 import unicodedata
 from collections.abc import Mapping
 
 from serving.core.errors import InvalidField
 
-# Long enough for any path-like name, short enough to be a key in every store.
+# Long enough for any path-like name, short enough for a key in every store.
 STREAM_ID_BYTES_MAX = 256
-# What cannot be seen, or makes the text around it look like another: a name is read in logs, tables and URLs.
+# Invisible characters, and those that change how the text around them looks: names appear in logs, tables and URLs.
 REFUSED: Mapping[str, str] = {
     "Cc": "a control character",
     "Cf": "an invisible format character",
@@ -22,13 +22,13 @@ def check_stream_id(stream_id: str, field: str = "stream_id") -> None:
     """Checks a name.
 
     Raises:
-        InvalidField: a stream cannot have it; empty is no name. `field` is what the request calls it.
+        InvalidField: no stream can have this name; an empty name is refused too. `field` is its name in the request.
 
     """
     size = len(stream_id.encode(errors="surrogatepass"))
     if not 0 < size <= STREAM_ID_BYTES_MAX:
         raise InvalidField(field, f"got {size} bytes, expected 1 to {STREAM_ID_BYTES_MAX}")
-    if stream_id.isprintable():  # as nearly all are; what is not may still be a wide space or of private use
+    if stream_id.isprintable():  # nearly all are; others may still be a wide space or of private use
         return
     for place, character in enumerate(stream_id, 1):
         if (what := REFUSED.get(unicodedata.category(character))) is not None:

@@ -1,8 +1,9 @@
-"""A hash of a timestep's values, by which a repeat with other values is told from a true repeat.
+"""A hash of a timestep's values. It tells a true repeat from another timestep with the same number.
 
-The values are taken as 32-bit numbers v and hashed to sum(v * k) mod 2**64, with one odd 64-bit factor k a feature: multilinear
-hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Two timesteps that differ in one value never have
-the same hash, others with a chance of about 2**-64. The hash is stored with streams, so the factors never change.
+The values are read as 32-bit numbers v and hashed to sum(v * k) mod 2**64, with one odd 64-bit factor k for each
+feature. This is multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Two
+timesteps that differ in one value never have the same hash; others collide with a probability of about 2**-64. The hash
+is stored with streams, so the factors never change.
 """
 
 from functools import cache
@@ -16,14 +17,14 @@ from serving.core.spec import Floats
 
 Hashes = npt.NDArray[np.uint64]
 
-# The hash of what is not known: of a timestep that was stored before there were hashes. No timestep has it.
+# Stands for an unknown hash: the timestep was stored before hashes were introduced. No timestep has it.
 UNKNOWN = 0
 MASK = 2**64 - 1
 QUIET_NAN = 0x7FC00000
 
 
 class ValueHash:
-    """The hash for timesteps of so many features."""
+    """The hash for timesteps with so many features."""
 
     def __init__(self, features: int) -> None:
         self._factors: Hashes = _split_mix(features) | np.uint64(1)
@@ -31,7 +32,7 @@ class ValueHash:
         self._unpack = Struct(f"<{features}I").unpack
 
     def rows(self, x: Floats, *, finite: bool = False) -> Hashes:
-        """The hash of each row of x (batch, features); all NaN are alike. `finite` says that there are none."""
+        """The hash of each row of x (batch, features). All NaN are equal. `finite` tells that x has none."""
         values = np.ascontiguousarray(x).view(np.uint32)
         if not finite and (missing := np.isnan(x)).any():
             values = np.where(missing, np.uint32(QUIET_NAN), values)
@@ -41,13 +42,13 @@ class ValueHash:
         return hashes
 
     def row(self, values: bytes) -> int:
-        """The hash of one packed timestep without NaN, the same as `rows` gives."""
+        """The hash of one packed timestep without NaN; equal to that of `rows`."""
         return sum(map(mul, self._unpack(values), self._numbers)) & MASK or 1
 
 
 @cache
 def value_hash(features: int) -> ValueHash:
-    """The hash for models with so many features; there are as many as widths among the models."""
+    """The hash for models with so many features. The cache has one entry for each width."""
     return ValueHash(features)
 
 

@@ -1,1 +1,1 @@
-"""Speaks gRPC: the only place that knows protobuf."""
+"""The gRPC layer, and the only part of the server that knows protobuf."""

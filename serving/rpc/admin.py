@@ -1,4 +1,4 @@
-"""The calls that ask about models and administer streams: one request, one answer."""
+"""The unary calls that describe models and administer streams."""
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
@@ -10,9 +10,9 @@ from serving.core.errors import TidegateError
 from serving.core.spec import Key
 from serving.core.stream_id import check_stream_id
 from serving.rpc import wire
-from serving.rpc.desk import DEFAULT_TENANT, Administration
-from serving.rpc.slices import Slices
+from serving.rpc.backend import DEFAULT_TENANT, AdminBackend
 from serving.rpc.status import abort
+from serving.rpc.time_slice import TimeSlice
 
 PAGE_SIZE = 100
 # A page of ten thousand streams is about a megabyte, a quarter of what gRPC clients accept by default.
@@ -21,14 +21,14 @@ PAGE_SIZE_MAX = 10_000
 Self = TypeVar("Self")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
+# grpc ships no types; this stands for grpc.aio.ServicerContext.
 Context = Any
 
 
 def unary(
     method: Callable[[Self, Request], Awaitable[Response]],
 ) -> Callable[[Self, Request, Context], Coroutine[Any, Any, Response]]:
-    """Makes a gRPC method of one that raises TidegateError."""
+    """Turns a method that raises TidegateError into a gRPC method."""
 
     @wraps(method)
     async def answer(self: Self, request: Request, context: Context) -> Response:
@@ -40,67 +40,62 @@ def unary(
     return answer
 
 
-class Admin(pb_grpc.TidegateServiceServicer):
-    """Answers for who administers the server behind it."""
+class AdminServicer(pb_grpc.TidegateServiceServicer):
+    """Serves the administrative calls."""
 
-    def __init__(self, administration: Administration) -> None:
-        self._administration = administration
+    def __init__(self, admin: AdminBackend) -> None:
+        self._admin = admin
 
     @unary
     async def ListModels(self, _: pb.ListModelsRequest) -> pb.ListModelsResponse:  # noqa: N802 - named by the protocol
         """Lists the models."""
         models = [
-            wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
-            for model in self._administration.models()
+            wire.encode_model(model.spec, batch_invariant=model.batch_invariant) for model in self._admin.models()
         ]
         return pb.ListModelsResponse(models=models)
 
     @unary
     async def DescribeModel(self, request: pb.DescribeModelRequest) -> pb.DescribeModelResponse:  # noqa: N802
         """Describes one model."""
-        model = self._administration.model(request.name, request.version)
+        model = self._admin.model(request.name, request.version)
         described = wire.encode_model(model.spec, batch_invariant=model.batch_invariant)
         return pb.DescribeModelResponse(model=described, card_json=model.card_json)
 
     @unary
     async def ListStreams(self, request: pb.ListStreamsRequest) -> pb.ListStreamsResponse:  # noqa: N802
-        """Lists streams, page by page; a page's token is the last id of the page before."""
+        """Lists streams, page by page. The token of a page is the last id of the page before."""
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_MAX)
         phase = wire.decode_phase(request.state)
-        streams = await self._administration.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
+        streams = await self._admin.list(DEFAULT_TENANT, request.prefix, request.page_token, size, phase)
         page = pb.ListStreamsResponse(next_page_token=streams[-1].stream_id if len(streams) == size else "")
-        slices = Slices()
+        time_slice = TimeSlice()
         for info in streams:
             page.streams.append(wire.encode_stream(info))
-            await slices.rest()
+            await time_slice.maybe_yield()
         return page
 
     @unary
     async def DescribeStream(self, request: pb.DescribeStreamRequest) -> pb.DescribeStreamResponse:  # noqa: N802
         """Describes one stream."""
-        return pb.DescribeStreamResponse(
-            stream=wire.encode_stream(await self._administration.describe(_key(request.stream_id)))
-        )
+        return pb.DescribeStreamResponse(stream=wire.encode_stream(await self._admin.describe(_key(request.stream_id))))
 
     @unary
     async def DeleteStream(self, request: pb.DeleteStreamRequest) -> pb.DeleteStreamResponse:  # noqa: N802
         """Deletes a stream."""
-        return pb.DeleteStreamResponse(
-            stream=wire.encode_stream(await self._administration.delete(_key(request.stream_id)))
-        )
+        return pb.DeleteStreamResponse(stream=wire.encode_stream(await self._admin.delete(_key(request.stream_id))))
 
     @unary
     async def ExportStream(self, request: pb.ExportStreamRequest) -> pb.ExportStreamResponse:  # noqa: N802
-        """Hands out a stream's state."""
-        record, info = await self._administration.export(_key(request.stream_id))
+        """Returns a stream's state."""
+        record, info = await self._admin.export(_key(request.stream_id))
         return pb.ExportStreamResponse(checkpoint=record, stream=wire.encode_stream(info))
 
     @unary
     async def ImportStream(self, request: pb.ImportStreamRequest) -> pb.ImportStreamResponse:  # noqa: N802
-        """Makes a stream from an exported state."""
+        """Creates a stream from an exported state."""
         if request.stream_id:
             check_stream_id(request.stream_id)
-        info = await self._administration.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
+        info = await self._admin.import_(DEFAULT_TENANT, request.checkpoint, request.stream_id)
         return pb.ImportStreamResponse(stream=wire.encode_stream(info))
 
     @unary
@@ -108,7 +103,7 @@ class Admin(pb_grpc.TidegateServiceServicer):
         """Copies a stream."""
         if request.new_stream_id:
             check_stream_id(request.new_stream_id, "new_stream_id")
-        info = await self._administration.fork(_key(request.stream_id), request.new_stream_id)
+        info = await self._admin.fork(_key(request.stream_id), request.new_stream_id)
         return pb.ForkStreamResponse(stream=wire.encode_stream(info))
 
 

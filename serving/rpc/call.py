@@ -1,7 +1,7 @@
-"""What the streaming calls share: they read, are asked to end meanwhile, and are told on the side.
+"""The base of the streaming calls: reading, ending on request, and notifications.
 
-A call's own coroutine reads and answers. What is told beside that is told only while it reads, or waits for something of
-its own, so one of the two writes. A call that has still others write sees to it that one at a time does.
+The call's own coroutine reads requests and writes answers. A notification is written only while that coroutine reads or
+waits for something else, so one of the two writes at a time. A call with more writers must serialize them itself.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import grpc
 
 log = logging.getLogger("tidegate.call")
 
-# grpc ships no types: a grpc.aio.ServicerContext, for the reader's eye.
+# grpc ships no types; this stands for grpc.aio.ServicerContext.
 Context = Any
 T = TypeVar("T")
 
@@ -22,10 +22,10 @@ class Call:
     """One call.
 
     Attributes:
-        reading: whether its own coroutine reads, or waits as if it did.
-        telling: the task that writes beside that coroutine, while there is one.
+        reading: whether its own coroutine reads, or waits in `wait_interruptibly`.
+        notification: the task that writes a notification, while there is one.
         ended: why the call was asked to end.
-        left_unsaved: streams that the store did not take before the call had to end.
+        left_unsaved: how many streams the store did not save before the call had to end.
 
     """
 
@@ -34,52 +34,54 @@ class Call:
         assert task is not None
         self._task = task
         self.context = context
-        self._ahead: asyncio.Task[Any] | None = None  # reads the next message
+        self._read_ahead_task: asyncio.Task[Any] | None = None  # reads the next message
         self.reading = False
-        self.telling: asyncio.Task[None] | None = None
+        self.notification: asyncio.Task[None] | None = None
         self.ended: Exception | None = None
         self.left_unsaved = 0
 
     def end(self, reason: Exception) -> None:
-        """Ends the call with `reason` once what is under way is answered."""
+        """Ends the call with `reason` when the pending request is answered."""
         if self.ended is None:
             self.ended = reason
             if self.reading:
                 self._task.cancel()
 
     async def read(self) -> Any:
-        """The next message as the method's handler has it read, None when the client has sent its last.
+        """The next message in the form that the method's handler reads; None when the client has half-closed.
 
         Raises:
             Exception: why the call was asked to end.
 
         """
-        message = await self.wait(self._next_message)
+        message = await self.wait_interruptibly(self._next_message)
         return None if message is grpc.aio.EOF else message
 
     def read_ahead(self) -> None:
-        """Begins to read the next message; `read` gives it. At most one is read ahead."""
-        assert self._ahead is None
-        self._ahead = asyncio.create_task(self.context.read())
+        """Starts to read the next message, which `read` returns. At most one message is read ahead."""
+        assert self._read_ahead_task is None
+        self._read_ahead_task = asyncio.create_task(self.context.read())
 
     @property
     def has_next(self) -> bool:
-        """Whether the next message, or the end, was read ahead and is here."""
-        return self._ahead is not None and self._ahead.done()
+        """Whether the next message, or the end, was read ahead and has arrived."""
+        return self._read_ahead_task is not None and self._read_ahead_task.done()
 
-    def read_no_more(self) -> None:
-        """Ends what was read ahead. For the end of the call: what the client had sent is not answered."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.cancel()
-            ahead.add_done_callback(look_at)
+    def stop_reading(self) -> None:
+        """Cancels what is read ahead. Only at the end of the call: what the client has sent is not answered."""
+        read, self._read_ahead_task = self._read_ahead_task, None
+        if read is not None:
+            read.cancel()
+            read.add_done_callback(log_failure)
 
     async def _next_message(self) -> Any:
-        ahead, self._ahead = self._ahead, None
-        return await (self.context.read() if ahead is None else ahead)
+        read, self._read_ahead_task = self._read_ahead_task, None
+        return await (self.context.read() if read is None else read)
 
-    async def wait(self, begin: Callable[[], Awaitable[T]]) -> T:
-        """What comes of something that may take long, and that the end of the call breaks off; others may tell meanwhile.
+    async def wait_interruptibly(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Waits for something that may take long.
+
+        The end of the call interrupts it, and notifications may be written meanwhile.
 
         Raises:
             Exception: why the call was asked to end.
@@ -89,42 +91,50 @@ class Call:
             raise self.ended
         self.reading = True
         try:
-            return await begin()
+            return await operation()
         except asyncio.CancelledError:
             if self.ended is None:
-                raise  # the client went away
+                raise  # the client has disconnected
             self._task.uncancel()
             raise self.ended from None
         finally:
             self.reading = False
-            if self.telling is not None:
-                await self._told()
+            if self.notification is not None:
+                await self._wait_for_notification()
 
-    def tell_beside(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Has something told while the call reads. Only when it reads, and nothing is being told."""
+    def start_notification(self, notification: Coroutine[Any, Any, None]) -> None:
+        """Starts to write a notification. Only while the call reads and no other notification is written."""
         assert self.reading
-        assert self.telling is None
-        self.telling = asyncio.create_task(self._beside(telling))
+        assert self.notification is None
+        self.notification = asyncio.create_task(self._run_notification(notification))
 
-    async def _beside(self, telling: Coroutine[Any, Any, None]) -> None:
-        await telling
-        self.telling = None  # the call may go on reading for long, and have more to tell; an error is kept for `_told`
+    async def _run_notification(self, notification: Coroutine[Any, Any, None]) -> None:
+        await notification
+        self.notification = (
+            None  # the call may read for long and have more notifications; an error stays for `_wait_for_notification`
+        )
 
-    async def _told(self) -> None:
-        """Waits for what is being told: only one may write at a time."""
-        telling, self.telling = self.telling, None
-        assert telling is not None
+    async def _wait_for_notification(self) -> None:
+        """Waits until the notification is written: only one may write at a time."""
+        notification, self.notification = self.notification, None
+        assert notification is not None
         try:
-            await asyncio.wait([telling])
+            await asyncio.wait([notification])
         except asyncio.CancelledError:
-            telling.add_done_callback(look_at)  # the client has gone while it was told, and nobody waits any longer
+            notification.add_done_callback(
+                log_failure
+            )  # the client has disconnected meanwhile, and nobody waits any longer
             raise
-        if not telling.cancelled() and (error := telling.exception()) is not None and not self.context.cancelled():
+        if (
+            not notification.cancelled()
+            and (error := notification.exception()) is not None
+            and not self.context.cancelled()
+        ):
             raise error
 
 
-def look_at(task: asyncio.Task[Any]) -> None:
-    """Looks at how a read or a write went that nobody waits for. One that met the end of its call is no news."""
+def log_failure(task: asyncio.Task[Any]) -> None:
+    """Logs the error of a read or write that nobody waits for. An error because the call has ended is ignored."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, (grpc.aio.InternalError, grpc.aio.UsageError)):
         log.error("a call failed to read or write beside its answers", exc_info=error)

@@ -1,6 +1,6 @@
-"""Between the columns of `PredictBlocks` messages and arrays, both ways.
+"""Converts between the columns of `PredictBlocks` messages and arrays.
 
-Columns are packed little-endian numbers in `bytes`: thousands of rows are read and written without a loop.
+A column is packed little-endian numbers in `bytes`: thousands of rows are read and written without a loop.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,20 +10,20 @@ import numpy.typing as npt
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import InvalidField, TidegateError
-from serving.core.handles import Handles
+from serving.core.handle_table import HandleTable
 from serving.core.spec import STEP_MAX, Array, Floats, Ints
 from serving.core.streams import Lease
 from serving.rpc import wire
-from serving.rpc.status import meaning_of
+from serving.rpc.status import wire_status
 
-# A block of so many rows is 3 MB with eight features, and a tenth of a second of work with a small model.
+# A block with so many rows is 3 MB with eight features, and a tenth of a second of work for a small model.
 ROWS_MAX = 65_536
 HANDLE = np.dtype("<u4")
 STEP = np.dtype("<u8")
 VALUE = np.dtype("<f4")
-# The same numbers as the core has them: none that may be sent is so large that it would be negative.
+# The dtype of the core for the same numbers. None of the allowed numbers is so large that it would become negative.
 NUMBER = np.dtype("<i8")
-# What stands before a field that is bytes: its number, and that its length follows.
+# The tag of a length-delimited field: its number, and the wire type of bytes.
 BLOCK, STEPS, OUTPUT, DURABLE_STEPS = (
     bytes([field << 3 | 2])
     for field in (
@@ -33,15 +33,15 @@ BLOCK, STEPS, OUTPUT, DURABLE_STEPS = (
         pb.PredictedBlock.DURABLE_STEPS_FIELD_NUMBER,
     )
 )
-ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
-BLOCK_NUMBER = bytes([pb.PredictedBlock.BLOCK_FIELD_NUMBER << 3])
+ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
+BLOCK_NUMBER_TAG = bytes([pb.PredictedBlock.BLOCK_FIELD_NUMBER << 3])
 
 
 def decode_handles(message: pb.Block) -> Ints:
-    """The handles of a block, one a row.
+    """The handles of a block, one for each row.
 
     Raises:
-        InvalidField: there are too many, or not whole ones.
+        InvalidField: there are too many, or the last one is incomplete.
 
     """
     if len(message.handles) % HANDLE.itemsize:
@@ -53,10 +53,10 @@ def decode_handles(message: pb.Block) -> Ints:
 
 
 def decode_steps(message: pb.Block, rows: int) -> Ints:
-    """The timesteps' numbers, 0 where the server shall number.
+    """The numbers of the timesteps; 0 where the server assigns them.
 
     Raises:
-        InvalidField: they are not as many as the handles, or out of range.
+        InvalidField: there is not one for each handle, or one is out of range.
 
     """
     if not message.steps:
@@ -75,7 +75,7 @@ def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
     """The values (rows, features).
 
     Raises:
-        InvalidField: they are not one float32 a row and feature.
+        InvalidField: there is not one float32 for each row and feature.
 
     """
     expected = rows * features * VALUE.itemsize
@@ -87,14 +87,14 @@ def decode_values(message: pb.Block, rows: int, features: int) -> Floats:
     return np.frombuffer(message.values, VALUE).reshape(rows, features)
 
 
-def decode_alone(message: pb.Block, held: Handles) -> tuple[Lease, int] | None:
-    """The stream and the number of a block of one row of which nothing is special: it is live, and expects that number.
+def decode_single_row(message: pb.Block, table: HandleTable) -> tuple[Lease, int] | None:
+    """The stream and the step number of a block with a single row that is ready to run.
 
-    None for any other, also for what makes no sense.
+    Its stream is live and expects this number. None for any other block, also for a malformed one.
     """
     if len(message.handles) != HANDLE.itemsize or len(message.steps) not in (0, STEP.itemsize):
         return None
-    lease = held[int.from_bytes(message.handles, "little")]
+    lease = table[int.from_bytes(message.handles, "little")]
     if lease is None or lease.ended is not None or lease.stream.slot < 0:
         return None
     step = int.from_bytes(message.steps, "little")
@@ -113,7 +113,7 @@ def encode_predicted(
     forgotten: npt.NDArray[np.bool_],
     errors: wire.RowErrors,
 ) -> bytes:
-    """The answer to a block of which some rows were not applied, or were applied before."""
+    """The answer to a block in which some rows were not applied, or were duplicates."""
     block = pb.PredictedBlock(
         block=number,
         steps=steps.astype(STEP, copy=False).tobytes(),
@@ -126,8 +126,11 @@ def encode_predicted(
 
 
 def encode_applied(number: int, steps: bytes, outputs: Sequence[bytes], durable_steps: bytes) -> bytes:
-    """The answer to a block of which every row was applied, from packed columns: as `encode_predicted`, put together by hand."""
-    content = BLOCK_NUMBER + _varint(number) if number else b""
+    """The answer to a block in which every row was applied, from packed columns.
+
+    Encodes the same message as `encode_predicted`.
+    """
+    content = BLOCK_NUMBER_TAG + _varint(number) if number else b""
     parts = [content, STEPS, _varint(len(steps)), steps]
     for part in outputs:
         parts += (OUTPUT, _varint(len(part)), part)
@@ -136,23 +139,23 @@ def encode_applied(number: int, steps: bytes, outputs: Sequence[bytes], durable_
 
 
 def pack_steps(steps: Ints) -> bytes:
-    """Numbers of timesteps as a column."""
+    """Step numbers as a column."""
     return steps.astype(NUMBER, copy=False).tobytes()
 
 
 def pack_step(step: int) -> bytes:
-    """One number as a column."""
+    """One step number as a column."""
     return step.to_bytes(STEP.itemsize, "little")
 
 
 def encode_refused(number: int, error: TidegateError) -> bytes:
-    """The refusal of a whole block."""
+    """The answer to a block that was refused as a whole."""
     refused = pb.PredictedBlock(block=number, refused=wire.encode_error(error, of_timestep=False))
     return pb.PredictBlocksResponse(block=refused).SerializeToString()
 
 
 def encode_durable(handles: Ints, durable_steps: Ints) -> bytes:
-    """Progress in storing."""
+    """A notification of durable steps."""
     return pb.PredictBlocksResponse(
         durable=pb.DurableStreams(
             handles=handles.astype(HANDLE).tobytes(), durable_steps=durable_steps.astype(STEP, copy=False).tobytes()
@@ -161,7 +164,7 @@ def encode_durable(handles: Ints, durable_steps: Ints) -> bytes:
 
 
 def encode_ended(handles: Sequence[int], why: TidegateError) -> bytes:
-    """That streams no longer belong to the call."""
+    """A notification that the call no longer holds some streams."""
     ended = pb.EndedStreams(handles=handles, error=wire.encode_error(why, of_timestep=False))
     return pb.PredictBlocksResponse(ended=ended).SerializeToString()
 
@@ -169,17 +172,17 @@ def encode_ended(handles: Sequence[int], why: TidegateError) -> bytes:
 def by_reason(
     endings: Iterable[tuple[int, TidegateError]],
 ) -> Mapping[pb.Error.Reason, list[tuple[int, TidegateError]]]:
-    """Handles that have ended, put together by why."""
+    """Groups handles that have ended by the reason."""
     found: dict[pb.Error.Reason, list[tuple[int, TidegateError]]] = {}
     for handle, why in endings:
-        found.setdefault(meaning_of(why, of_timestep=False).reason, []).append((handle, why))
+        found.setdefault(wire_status(why, of_timestep=False).reason, []).append((handle, why))
     return found
 
 
 def _varint(number: int) -> bytes:
-    """A number that is not negative, as protobuf writes it: in digits of seven bits, lowest first, more to come in the eighth."""
+    """A varint: seven bits in each byte, lowest first; the eighth bit tells that more bytes follow."""
     if number < 0x80:
-        return ONE_DIGIT[number]
+        return ONE_BYTE_VARINTS[number]
     digits = bytearray()
     while number > 0x7F:
         digits.append(number & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""How reasons and actions are written where people and google.rpc.ErrorInfo name them: without the prefix of their enum."""
+"""The names of reasons and actions, without the prefix of their enum, as google.rpc.ErrorInfo has them."""
 
 from typing import Any
 

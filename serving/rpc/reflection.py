@@ -1,7 +1,8 @@
-"""Server reflection: tools such as grpcurl find out what is served without the proto file.
+"""Server reflection: tools such as grpcurl can describe the services without the proto file.
 
-grpcio-reflection speaks the protocol as `grpc.reflection.v1alpha`; newer tools ask for `grpc.reflection.v1` first. The two
-differ in the name of their package alone: services, messages, fields and numbers are the same. So one servicer answers both.
+grpcio-reflection implements the protocol as `grpc.reflection.v1alpha`. Newer tools ask for `grpc.reflection.v1` first.
+The two differ only in the name of their package: services, messages, fields and numbers are the same. So one servicer
+answers both.
 """
 
 from collections.abc import Iterable
@@ -16,17 +17,20 @@ SERVICE_NAMES = (V1_SERVICE_NAME, reflection.SERVICE_NAME)
 
 
 class Pool:
-    """The default pool of descriptors, which also knows in which file a method is: grpcurl asks for it to describe one."""
+    """The default descriptor pool, which can also find the file of a method: grpcurl asks for it to describe one."""
 
     def __init__(self) -> None:
         self._pool = descriptor_pool.Default()
 
     def __getattr__(self, name: str) -> Any:
-        """All else, which the servicer looks up as in any pool."""
+        """Everything else comes from the default pool."""
         return getattr(self._pool, name)
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802  # protobuf's name
-        """The file that defines a message, a field, an enum, a service or a method; KeyError when there is none."""
+        """The file that defines a message, a field, an enum, a service or a method.
+
+        Raises KeyError when there is none.
+        """
         try:
             return self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
@@ -34,10 +38,10 @@ class Pool:
 
 
 def add_to_server(services: Iterable[str], server: grpc.aio.Server) -> None:
-    """Has the server describe these services, and the two of reflection itself.
+    """Makes the server describe these services, and the two of reflection itself.
 
-    `services` are full names, such as "grpc.health.v1.Health". What they are made of has been imported: a description is
-    looked up among all protobuf code that the process has loaded.
+    `services` are full names, such as "grpc.health.v1.Health". Their generated code must be imported: descriptions come
+    from the default descriptor pool.
     """
     _describe_v1()
     servicer = reflection.aio.ReflectionServicer((*services, *SERVICE_NAMES), Pool())
@@ -51,7 +55,7 @@ def add_to_server(services: Iterable[str], server: grpc.aio.Server) -> None:
 
 
 def _describe_v1() -> None:
-    """Makes v1 known, so that it can be described too: it is v1alpha under another name. Doing it again changes nothing.
+    """Registers a description of v1: it is v1alpha under another name. Calling it again changes nothing.
 
     Compared with src/proto/grpc/reflection/v1/reflection.proto of gRPC.
     """

@@ -1,8 +1,10 @@
-"""Between protobuf messages and the nouns of the core, both ways. Nobody else builds or reads messages of `Predict`.
+"""Converts between protobuf messages and the types of the core.
 
-A timestep and its prediction, which are nearly all messages, are read and written here as bytes: protobuf's objects for
-the two cost as much as a row of the model. What is written is what protobuf would write; what is read and does not look
-as protobuf would have written it is left to protobuf.
+No other module encodes or decodes messages of `Predict`.
+
+Nearly all messages are timesteps and predictions. They are decoded and encoded here as bytes, because protobuf objects
+for the two cost as much as a row of the model. The encoded bytes are those that protobuf would produce. A request in
+any other layout than that of protobuf's encoder is left to protobuf.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +27,9 @@ from serving.core.errors import (
 )
 from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
 from serving.core.stream_id import check_stream_id
-from serving.core.streams import Ask, Existence, OpenKind, Phase
-from serving.rpc.desk import StreamInfo
-from serving.rpc.status import WORTH_RETRYING, meaning_of, sentence
+from serving.core.streams import Existence, OpenKind, OpenOptions, Phase
+from serving.rpc.backend import StreamInfo
+from serving.rpc.status import RETRYABLE, error_message, wire_status
 
 DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.float32): pb.DATA_TYPE_FLOAT32,
@@ -51,68 +53,71 @@ OPEN_KINDS: Mapping[OpenKind, pb.Opened.Kind] = {
     OpenKind.RESUMED: pb.Opened.KIND_RESUMED,
     OpenKind.TAKEN_OVER: pb.Opened.KIND_TAKEN_OVER,
 }
-# Numbers are written in digits of seven bits, lowest first; the eighth bit of each but the last says that more follow.
-# Up to so many are read here, which is for 268 million timesteps; protobuf reads the others.
-DIGITS_MAX = 4
-MORE_DIGITS = (0, 0, 0x80, 0x8080, 0x808080)
-ONE_DIGIT = tuple(bytes([digit]) for digit in range(0x80))
-# Rows of an answer that have a sentence for people: more than anybody reads.
-SENTENCES_MAX = 256
+# The longest step number that is decoded here, in bytes of a varint: enough for 268 million timesteps. Protobuf decodes
+# longer ones. A varint has seven bits in each byte, lowest first; the eighth bit tells that more bytes follow.
+VARINT_BYTES_MAX = 4
+CONTINUATION_BITS = (0, 0, 0x80, 0x8080, 0x808080)
+ONE_BYTE_VARINTS = tuple(bytes([digit]) for digit in range(0x80))
+# How many row errors of one answer have a message: more than anybody reads.
+ROW_MESSAGES_MAX = 256
 
 
 def decode_existence(value: int) -> Existence:
-    """What an open asks for; InvalidField when this server does not know it."""
+    """What an open requires; InvalidField when this server does not know the value."""
     if value not in EXISTENCE:
         raise InvalidField("existence", f"got {value}, expected one of {', '.join(pb.Existence.keys())}")
     return EXISTENCE[value]
 
 
-def decode_ask(message: pb.Open) -> Ask:
-    """What an open asks for.
+def decode_open_options(message: pb.Open) -> OpenOptions:
+    """The options of an open.
 
     Raises:
-        InvalidField: its existence is not known, its owner cannot be one, or a client that goes on wants a new stream.
+        InvalidField: `existence` is unknown, `owner` is invalid, or a client that continues requires a new stream.
 
     """
-    return make_ask(message.existence, message.owner, message.resume_from)
+    return make_open_options(message.existence, message.owner, message.resume_from)
 
 
-def make_ask(existence: int, owner: str, resume_from: int) -> Ask:
-    """As `decode_ask`, from the fields."""
-    ask = Ask(decode_existence(existence), owner, resume_from)
+def make_open_options(existence: int, owner: str, resume_from: int) -> OpenOptions:
+    """The options of an open, from its fields. Raises as `decode_open_options`."""
+    options = OpenOptions(decode_existence(existence), owner, resume_from)
     if owner:
         check_stream_id(owner, "owner")
-    if resume_from and ask.existence is Existence.MUST_BE_NEW:
+    if resume_from and options.existence is Existence.MUST_BE_NEW:
         raise InvalidField(
             "existence",
             f"got EXISTENCE_MUST_BE_NEW with resume_from {resume_from}, expected it with resume_from 0 only",
         )
-    return ask
+    return options
 
 
 def decode_output_format(value: int) -> int:
-    """How outputs are to be written; InvalidField when this server does not know it."""
+    """The format of outputs; InvalidField when this server does not know the value."""
     if value not in pb.OutputFormat.values():
         raise InvalidField("output_format", f"got {value}, expected one of {', '.join(pb.OutputFormat.keys())}")
     return value
 
 
-def as_numbers(output_format: int, came_as_numbers: bool) -> bool:
-    """Whether outputs are written as numbers."""
+def as_numbers(output_format: int, sent_as_numbers: bool) -> bool:
+    """Whether outputs are encoded as numbers."""
     if output_format == pb.OUTPUT_FORMAT_UNSPECIFIED:
-        return came_as_numbers
+        return sent_as_numbers
     return output_format == pb.OUTPUT_FORMAT_NUMBERS
 
 
 def decode_sync(value: int, *, default: bool = False) -> bool:
-    """Whether answers wait until they are durable, unspecified by default; InvalidField when this server does not know the wish."""
+    """Whether answers wait until they are durable; `default` when unspecified.
+
+    Raises InvalidField when this server does not know the value.
+    """
     if value not in pb.Durability.values():
         raise InvalidField("durability", f"got {value}, expected one of {', '.join(pb.Durability.keys())}")
     return default if value == pb.DURABILITY_UNSPECIFIED else value == pb.DURABILITY_SYNC
 
 
 def decode_request(message: bytes) -> pb.PredictRequest:
-    """A request of any kind; InvalidField when it is none."""
+    """A request of any kind; InvalidField when it cannot be decoded."""
     try:
         return pb.PredictRequest.FromString(message)
     except DecodeError as error:
@@ -120,10 +125,10 @@ def decode_request(message: bytes) -> pb.PredictRequest:
 
 
 def decode_timestep(message: pb.Timestep | pb.PredictOneRequest) -> Timestep:
-    """A timestep. What else may be wrong with it is found by whoever knows the model.
+    """A timestep. Its width is checked later, where the model is known.
 
     Raises:
-        InvalidField: it has values and numbers.
+        InvalidField: it has both values and numbers.
 
     """
     if not message.numbers:
@@ -134,24 +139,25 @@ def decode_timestep(message: pb.Timestep | pb.PredictOneRequest) -> Timestep:
 
 
 class TimestepReader:
-    """Reads the timesteps of a model with so many features from the bytes of their requests.
+    """Decodes timesteps with so many features from the bytes of their requests.
 
-    The length of a request says of how many digits its number is, and so where everything stands. `read` looks there, and
-    gives None when it finds anything else.
+    The length of a request determines how many bytes its step number has, and so where everything is. `read` checks
+    this layout, and returns None for any other.
     """
 
     def __init__(self, features: int) -> None:
         width = 4 * features
-        self._values = b"\x12" + _varint(width)  # what stands before the values
-        self._layouts: dict[int, tuple[bytes, int, int]] = {}  # by length: how it begins, where its number is
-        for digits in range(DIGITS_MAX + 1):
-            number = b"\x08" if digits else b""  # 0 is not written
+        self._values = b"\x12" + _varint(width)  # the tag and the length of the values
+        # by length of the request: its first bytes, where the step begins, where it ends
+        self._layouts: dict[int, tuple[bytes, int, int]] = {}
+        for digits in range(VARINT_BYTES_MAX + 1):
+            number = b"\x08" if digits else b""  # protobuf does not encode 0
             head = b"\x0a" + _varint(len(number) + digits + len(self._values) + width) + number
             end = len(head) + digits
             self._layouts[end + len(self._values) + width] = head, len(head), end
 
     def read(self, message: bytes) -> Timestep | None:
-        """The timestep that a request is, None when protobuf has to look at it."""
+        """The timestep in a request, None when protobuf must decode it."""
         layout = self._layouts.get(len(message))
         if layout is None:
             return None
@@ -159,7 +165,7 @@ class TimestepReader:
         if not message.startswith(head) or not message.startswith(self._values, end):
             return None
         digits = int.from_bytes(message[begin:end], "little")
-        if digits & 0x80808080 != MORE_DIGITS[end - begin]:
+        if digits & 0x80808080 != CONTINUATION_BITS[end - begin]:
             return None
         step = digits & 0x7F | digits >> 1 & 0x3F80 | digits >> 2 & 0x1FC000 | digits >> 3 & 0xFE00000
         return Timestep(step, message[end + len(self._values) :])
@@ -167,12 +173,12 @@ class TimestepReader:
 
 @cache
 def timestep_reader(features: int) -> TimestepReader:
-    """The reader for models with so many features; there are as many as widths among the models."""
+    """The reader for models with so many features. The cache has one entry for each width."""
     return TimestepReader(features)
 
 
 def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
-    """An answer: the bytes of a PredictResponse."""
+    """The bytes of a PredictResponse with an answer."""
     step, outputs, duplicate = prediction
     message = b"\x08" + _varint(step) if step else b""
     for output in outputs:
@@ -185,7 +191,7 @@ def encode_prediction(prediction: Prediction, durable_step: int) -> bytes:
 
 
 def make_prediction(prediction: Prediction, durable_step: int, spec: Spec, *, numbers: bool) -> pb.Prediction:
-    """The message of an answer; with `numbers` its outputs are written as such."""
+    """The message of an answer. With `numbers` its outputs are encoded as numbers."""
     message = pb.Prediction(step=prediction.step, durable_step=durable_step, duplicate=prediction.duplicate)
     if not numbers:
         message.outputs.extend(prediction.outputs)
@@ -196,17 +202,17 @@ def make_prediction(prediction: Prediction, durable_step: int, spec: Spec, *, nu
 
 
 def encode_refusal(error: TidegateError, step: int, next_step: int) -> pb.PredictResponse:
-    """The refusal of one timestep: `step` as it was sent, `next_step` what the stream expects."""
+    """The refusal of one timestep. `step` is its number as it was sent, `next_step` the one that the stream expects."""
     return pb.PredictResponse(error=encode_error(error, step, next_step, of_timestep=True))
 
 
 def encode_error(error: TidegateError, step: int = 0, next_step: int = 0, *, of_timestep: bool) -> pb.Error:
-    """Why something was refused within a call; `of_timestep` as in `meaning_of`."""
-    code, reason, action = meaning_of(error, of_timestep=of_timestep)
+    """The message of an error within a call; `of_timestep` as in `wire_status`."""
+    code, reason, action = wire_status(error, of_timestep=of_timestep)
     return pb.Error(
         step=step,
         reason=reason,
-        message=sentence(error),
+        message=error_message(error),
         field=_field_of(error),
         next_step=next_step,
         retry_after=_retry_after(error),
@@ -216,7 +222,7 @@ def encode_error(error: TidegateError, step: int = 0, next_step: int = 0, *, of_
 
 
 def _field_of(error: TidegateError) -> str:
-    """The field at fault, empty when none is."""
+    """The invalid field; empty when there is none."""
     if isinstance(error, InvalidField):
         return error.field
     if isinstance(error, WrongWidth | NotFinite | ValuesDiffer):
@@ -225,15 +231,15 @@ def _field_of(error: TidegateError) -> str:
 
 
 def _retry_after(error: TidegateError) -> timedelta | None:
-    return timedelta(milliseconds=error.retry_after_ms) if isinstance(error, WORTH_RETRYING) else None
+    return timedelta(milliseconds=error.retry_after_ms) if isinstance(error, RETRYABLE) else None
 
 
 class RowErrors:
-    """The rows of one answer that were refused, as bytes: so many `RowError`s in the field of that number.
+    """The errors of refused rows in one answer, as bytes: `RowError` messages in the repeated field of that number.
 
-    Thousands of rows may be refused at once, for one reason: the first of them tell people why, the others only programs.
-    With a sentence each, the answer to the longest block would be longer than what gRPC clients accept by default.
-    `of_timesteps` says that rows are timesteps, and not streams.
+    Thousands of rows may be refused at once for one reason. Only the first ones get a message for people; the others
+    have the rest. With a message in each, the answer to the longest block would exceed what gRPC clients accept by
+    default. `of_timesteps` tells that rows are timesteps, not streams.
     """
 
     def __init__(self, field: int, *, of_timesteps: bool) -> None:
@@ -241,23 +247,23 @@ class RowErrors:
         self._of_timesteps = of_timesteps
         self._content = bytearray()
         self._count = 0
-        self._known: dict[tuple[type, str, timedelta | None], tuple[bytes, bytes]] = {}
+        self._templates: dict[tuple[type, str, timedelta | None], tuple[bytes, bytes]] = {}
 
     def __len__(self) -> int:
-        """How many rows were refused."""
+        """The number of refused rows."""
         return self._count
 
     @property
-    def telling(self) -> bool:
-        """Whether the next row will have a sentence of its own."""
-        return self._count < SENTENCES_MAX
+    def has_messages_left(self) -> bool:
+        """Whether the next row will get a message."""
+        return self._count < ROW_MESSAGES_MAX
 
     def add(self, row: int, error: TidegateError, step: int, next_step: int) -> None:
-        """Adds a row: `step` as it was sent, `next_step` what its stream expects."""
-        if self.telling:
+        """Adds a row. `step` is its number as it was sent, `next_step` the one that its stream expects."""
+        if self.has_messages_left:
             why = encode_error(error, step, next_step, of_timestep=self._of_timesteps).SerializeToString()
         else:
-            middle, end = self._without_sentence(error)
+            middle, end = self._without_message(error)
             why = (b"\x08" + _varint(step) if step else b"") + middle
             why += (b"\x28" + _varint(next_step) if next_step else b"") + end
         content = (b"\x08" + _varint(row) if row else b"") + b"\x12" + _varint(len(why)) + why
@@ -265,17 +271,17 @@ class RowErrors:
         self._count += 1
 
     def append_to(self, kind: int, message: Message) -> bytes:
-        """The bytes of a response that has `message` as its `kind`, with the rows behind all else that is set."""
+        """The bytes of a response with `message` in the field `kind`. The row errors follow its other fields."""
         size = message.ByteSize() + len(self._content)
         return b"".join((_varint(kind << 3 | 2), _varint(size), message.SerializeToString(), self._content))
 
-    def _without_sentence(self, error: TidegateError) -> tuple[bytes, bytes]:
-        """What stands before and behind the number that is expected, the same for all errors of a kind."""
+    def _without_message(self, error: TidegateError) -> tuple[bytes, bytes]:
+        """The bytes before and after the expected number, which are the same for all errors of a kind."""
         kind = type(error), _field_of(error), _retry_after(error)
-        if (known := self._known.get(kind)) is None:
-            code, reason, action = meaning_of(error, of_timestep=self._of_timesteps)
+        if (known := self._templates.get(kind)) is None:
+            code, reason, action = wire_status(error, of_timestep=self._of_timesteps)
             middle = pb.Error(reason=reason, field=kind[1]).SerializeToString()
-            known = self._known[kind] = (
+            known = self._templates[kind] = (
                 middle,
                 pb.Error(retry_after=kind[2], action=action, code=code).SerializeToString(),
             )
@@ -283,7 +289,7 @@ class RowErrors:
 
 
 def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
-    """A model's description."""
+    """The description of a model."""
     return pb.Model(
         name=spec.name,
         version=spec.version,
@@ -316,7 +322,7 @@ def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
 
 
 def decode_phase(state: int) -> Phase | None:
-    """Where in their life streams are asked for; None for everywhere."""
+    """The phase that a client filters by; None for all."""
     if state == pb.Stream.STATE_UNSPECIFIED:
         return None
     for phase, known in STATES.items():
@@ -344,7 +350,7 @@ def encode_stream(info: StreamInfo) -> pb.Stream:
 
 
 def decode_features(model: pb.Model) -> tuple[Feature, ...]:
-    """The columns of a model's timesteps."""
+    """The features of a model."""
     return tuple(
         Feature(
             part.name,
@@ -357,7 +363,7 @@ def decode_features(model: pb.Model) -> tuple[Feature, ...]:
 
 
 def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
-    """The outputs of a model's predictions."""
+    """The outputs of a model."""
     dtypes = {data_type: dtype for dtype, data_type in DATA_TYPES.items()}
     return tuple(
         Output(
@@ -374,7 +380,7 @@ def decode_outputs(model: pb.Model) -> tuple[Output, ...]:
 
 
 def decode_arrays(outputs: tuple[Output, ...], packed: Sequence[bytes]) -> dict[str, Array]:
-    """Named arrays from the packed values of one prediction; empty when nothing was packed."""
+    """Named arrays from the packed values of one prediction; empty when there are none."""
     if not packed:
         return {}
     return {
@@ -384,9 +390,9 @@ def decode_arrays(outputs: tuple[Output, ...], packed: Sequence[bytes]) -> dict[
 
 
 def _varint(number: int) -> bytes:
-    """A number that is not negative, as protobuf writes it."""
+    """A number that is not negative, as a varint."""
     if number < 0x80:
-        return ONE_DIGIT[number]
+        return ONE_BYTE_VARINTS[number]
     if number < 0x4000:
         return bytes((number & 0x7F | 0x80, number >> 7))
     return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + _varint(number >> 14)

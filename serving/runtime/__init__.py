@@ -1,1 +1,1 @@
-"""Acts: batches, keeps, measures, starts and stops."""
+"""The running server: batching, checkpoints, metrics, start and stop."""

@@ -1,22 +1,25 @@
-"""Turns timesteps that arrive one at a time into batches.
+"""Collects timesteps that arrive one at a time into batches.
 
-The laws of this file:
-1. One batch at a time. Only the batch that runs reads or writes state.
-2. There is no timer. A timestep runs in the next turn of the loop, or with others, as soon as a turn brings no more of
-   them; what arrives meanwhile is the next batch. `batch_max` bounds it, and what a row costs: see `runtime.row_cost`.
-3. State is written after the model succeeded and before any reply is sent.
-4. What else touches state (open, close, park, checkpoint) happens between batches, through `between`; so a slot is
-   never used again under a running batch, and a caller that goes away affects nobody else.
-5. The queue has a bound; when it is full, a timestep is refused at once, and told so.
-6. It never dies quietly. An unexpected error fails that batch's callers and ends `run`, whose owner stops the server.
+The rules of this file:
+1. One batch at a time. Only the running batch reads or writes state.
+2. There is no timer. A timestep runs in the next turn of the event loop, or together with others, as soon as a turn
+   brings no more of them. What arrives meanwhile is the next batch. `batch_max` and the cost of a row limit its size:
+   see `runtime.row_cost`.
+3. State is written after the model has succeeded and before any answer is sent.
+4. Everything else that touches state (open, close, park, checkpoint) happens between batches, through `run_between`. So
+   a slot is never reused during a batch, and a caller that disconnects affects nobody else.
+5. The queue has a bound. When it is full, a timestep is refused at once with an error that says so.
+6. It never fails silently. An unexpected error fails the callers of that batch and ends `run`, whose owner stops the
+   server.
 
-Timesteps come one at a time, or many in a block, which is run in pieces. A piece is a batch like any other, and takes turns with
-the batches of single timesteps, so that a long block holds up nobody for longer than one piece. Calls that send blocks take turns
-with each other, a piece each, however many blocks they have in the line.
+Timesteps come one at a time, or many in a block, which runs in chunks. A chunk is a batch like any other. Chunks and
+batches of single timesteps alternate, so a long block delays others by one chunk at most. Calls that send blocks take
+turns, one chunk each, however many blocks they have queued.
 
-A batch is short: a task that wakes for each would cost as much as the batch does. So a turn of the loop runs it, as a
-plain callback, and only what a turn cannot do itself, to wait for a thread or to end with an error, is left to `run`. The thread
-is for models of which one row alone would keep the loop: to get there and back may take milliseconds, so whole batches go there.
+A batch is short: to wake a task for each would cost as much as the batch itself. So a callback of the event loop runs
+it. Only what a callback cannot do is left to `run`: to wait for a thread, or to end with an error. The thread is for
+models of which a single row blocks the event loop for too long. The way to the thread and back may take milliseconds,
+so whole batches go there.
 """
 
 import asyncio
@@ -30,8 +33,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.core.block import Block, Verdicts, run_together
-from serving.core.engine import Engine, Report, Verdict, refusal
+from serving.core.block import Block, RowStatuses, run_blocks
+from serving.core.engine import BatchResult, Engine
 from serving.core.errors import (
     InvalidField,
     Overloaded,
@@ -40,33 +43,44 @@ from serving.core.errors import (
     TimestepRefused,
     WrongWidth,
 )
-from serving.core.handles import Handles
+from serving.core.handle_table import HandleTable
 from serving.core.spec import STEP_MAX, Floats, Prediction, Timestep
 from serving.core.streams import Lease, Stream
-from serving.runtime.crash import crash_point
-from serving.runtime.entries import OUTCOMES, BlockEntry, Entry, columns_of, cut, fail, fail_all, unexpected
+from serving.runtime.crash_points import crash_point
 from serving.runtime.metrics import ModelMetrics
-from serving.runtime.row_cost import HOLD_SECONDS, RowCost, time_alone
+from serving.runtime.queue_entries import (
+    OUTCOMES,
+    QueuedBlock,
+    QueuedStep,
+    fail,
+    fail_all,
+    settle_refused,
+    split_rows,
+    stack_steps,
+    take_blocks,
+    unexpected_error,
+)
+from serving.runtime.row_cost import LOOP_SECONDS_MAX, RowCost, measure_single_row
 
 T = TypeVar("T")
 
-# A full queue drains in a few batches; a client that waits this long finds room unless others keep it full.
+# A full queue drains in a few batches. A client that waits this long finds room unless others keep the queue full.
 RETRY_AFTER_MS = 20
-# Rows of blocks that may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks of one
-# piece find room when long ones have none: they wait for one turn.
+# How many rows of blocks may wait: a quarter of a second with a small model, and some tens of megabytes at most. Blocks
+# of one chunk find room when long ones do not: they wait for one turn only.
 BLOCK_ROWS_MAX = 1 << 18
 SHORT_BLOCK_ROWS_MAX = 2 * BLOCK_ROWS_MAX
 
 
 class Batcher:
-    """Owns an engine; `run` is its task.
+    """Owns an engine. `run` is its task.
 
     Args:
         engine: the model and its state.
-        metrics: where to count.
-        batch_max: the most timesteps in a batch.
-        queue_max: the most timesteps that may wait.
-        clock: tells how much of the processor its thread has used, in seconds.
+        metrics: the metrics of the model.
+        batch_max: the largest number of timesteps in a batch.
+        queue_max: the largest number of timesteps that may wait.
+        clock: the processor time of the current thread, in seconds.
 
     """
 
@@ -83,40 +97,40 @@ class Batcher:
         self.metrics = metrics
         self.batch_max = batch_max
         self.queue_max = queue_max
-        self._queue: deque[Entry] = deque()
-        self._blocks: dict[Handles, deque[BlockEntry]] = {}  # by call, in the order of their turns
-        self._block_ran = False  # the last batch was a piece of one
-        self._seen = 0  # how many were queued in the last turn
-        self._due = True  # a turn will come without being asked for; at first, when `run` begins
-        self._to_run: asyncio.Future[None]  # from a turn to `run`: the next batch is for the thread, or what went wrong
-        self._running = False  # a batch is in the thread
-        self._between: deque[Callable[[], None]] = deque()
+        self._queue: deque[QueuedStep] = deque()
+        self._blocks: dict[HandleTable, deque[QueuedBlock]] = {}  # by call, in the order of their turns
+        self._last_was_block = False  # whether the last batch was a chunk of a block
+        self._last_queued = 0  # the length of the queue in the last turn
+        self._turn_scheduled = True  # whether a turn is scheduled; at first `run` schedules one
+        self._handover: asyncio.Future[None]  # set by a turn for `run`: the next batch is for the thread, or an error
+        self._running = False  # whether a batch runs in the thread
+        self._deferred: deque[Callable[[], None]] = deque()
         self._clock = clock
-        self._in_doubt = False  # the last lone timestep took long, or had to wait for the processor
-        self.cost = RowCost(time_alone(engine.model, clock))
+        self._measure_cpu = False  # the last single timestep took long, or had to wait for the processor
+        self.cost = RowCost(measure_single_row(engine.model, clock))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{engine.model.spec.title}")
         self._width = 4 * len(engine.model.spec.features)
-        self._dead: TidegateError | None = None
-        self.refusing: TimestepRefused | None = None  # set while new timesteps are to be refused
+        self._stop_error: TidegateError | None = None
+        self.refuse_with: TimestepRefused | None = None  # the error for new timesteps while they are refused
         metrics.queue_depth = self._queue.__len__
 
     def __repr__(self) -> str:
         return f"<Batcher {self.engine.model.spec.title}: {len(self._queue)} of {self.queue_max} queued>"
 
     def submit(self, lease: Lease, timestep: Timestep) -> asyncio.Future[Prediction]:
-        """Queues a timestep of a live stream; the answer comes through the future.
+        """Queues a timestep of a live stream. The future returns the answer.
 
-        The future ends with a `TimestepRefused`, or with why the lease ended. Cancelling it drops the timestep if its
-        batch has not been taken up, and its answer otherwise.
+        The future may raise a `TimestepRefused`, or what ended the lease. Cancelling it drops the timestep if its batch
+        has not started, and only its answer otherwise.
 
         Raises:
-            WrongWidth: the timestep does not hold one value a feature.
-            InvalidField: its number cannot be one.
+            WrongWidth: the timestep does not have one value for each feature.
+            InvalidField: its number is out of range.
             Overloaded: the queue is full.
-            TimestepRefused: what `refusing` says.
+            TimestepRefused: as `refuse_with` says.
 
         """
-        self._check_open(1)
+        self._check_accepting(1)
         if len(timestep.values) != self._width:
             self.metrics.steps["invalid"] += 1
             raise WrongWidth(len(timestep.values), [feature.name for feature in self.engine.model.spec.features])
@@ -127,62 +141,64 @@ class Batcher:
             self.metrics.steps["overloaded"] += 1
             raise Overloaded(self.queue_max, RETRY_AFTER_MS)
         future: asyncio.Future[Prediction] = self._loop.create_future()
-        self._queue.append(Entry(lease, timestep, future, perf_counter()))
-        self._turn_soon()
+        self._queue.append(QueuedStep(lease, timestep, future, perf_counter()))
+        self._schedule_turn()
         return future
 
     def submit_block(self, block: Block) -> asyncio.Future[Block]:
-        """Queues a block; when the future gives it back, every row has been run or refused.
+        """Queues a block. When the future returns it, every row has run or was refused.
 
-        Cancelling the future drops the pieces that have not been taken up.
+        Cancelling the future drops the chunks that have not started.
 
         Raises:
             Overloaded: too many rows are waiting.
-            TimestepRefused: what `refusing` says.
+            TimestepRefused: as `refuse_with` says.
 
         """
-        self._check_open(len(block))
-        # One block is always let in, however long: behind it the bound counts.
-        waiting = sum(entry.block.left for entry in self._block_entries())
+        self._check_accepting(len(block))
+        # An empty queue accepts any block, however long. The bound counts for the blocks behind it.
+        waiting = sum(entry.block.rows_left for entry in self._queued_blocks())
         bound = BLOCK_ROWS_MAX if len(block) > self.batch_max else SHORT_BLOCK_ROWS_MAX
         if waiting and waiting + len(block) > bound:
             self.metrics.steps["overloaded"] += len(block)
             raise Overloaded(BLOCK_ROWS_MAX, RETRY_AFTER_MS)
         future: asyncio.Future[Block] = self._loop.create_future()
-        self._blocks.setdefault(block.held, deque()).append(BlockEntry(block, future, perf_counter()))
-        self._turn_soon()
+        self._blocks.setdefault(block.table, deque()).append(QueuedBlock(block, future, perf_counter()))
+        self._schedule_turn()
         return future
 
-    def _turn_soon(self) -> None:
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self._turn)
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._run_turn)
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop; to ask for it is a call of the system each time (Python 3.11 looks whether it was forked)."""
+        """The event loop, cached: asking for it is a system call each time (Python 3.11 checks for a fork)."""
         return asyncio.get_running_loop()
 
-    def _check_open(self, timesteps: int) -> None:
-        """Raises why so many timesteps are not taken."""
-        if self._dead is not None:
-            raise self._dead.with_traceback(None)  # one error for all: traces must not pile up on it
-        if self.refusing is not None:
+    def _check_accepting(self, timesteps: int) -> None:
+        """Raises the error with which so many timesteps are refused, if they are."""
+        if self._stop_error is not None:
+            # one error object for all callers: tracebacks must not accumulate on it
+            raise self._stop_error.with_traceback(None)
+        if self.refuse_with is not None:
             self.metrics.steps["store_behind"] += timesteps
-            raise self.refusing.with_traceback(None)
+            raise self.refuse_with.with_traceback(None)
 
-    def answered(self, seconds: float) -> None:
-        """Counts a timestep that was answered, from being read to its answer being handed to the network."""
+    def observe_step(self, seconds: float) -> None:
+        """Counts an answered timestep. `seconds` is the time from reading it to handing its answer to gRPC."""
         self.metrics.step_seconds.observe(seconds)
 
     def has_queued(self, stream: Stream) -> bool:
-        """Whether a timestep of a live stream is waiting for its batch."""
+        """Whether a timestep of a live stream is queued."""
         return any(entry.lease.stream is stream for entry in self._queue) or any(
-            entry.block.slots is stream.slots and entry.block.holds(stream.slot) for entry in self._block_entries()
+            entry.block.slots is stream.slots and entry.block.contains_slot(stream.slot)
+            for entry in self._queued_blocks()
         )
 
-    async def between(self, act: Callable[[], T]) -> T:
-        """Runs `act` between two batches, at once when none is running; gives what it returns or raises.
+    async def run_between(self, act: Callable[[], T]) -> T:
+        """Runs `act` between two batches, at once when none is running. Returns or raises what `act` does.
 
         Once called it happens, whether or not the caller waits for it.
         """
@@ -193,182 +209,168 @@ class Batcher:
         def perform() -> None:
             try:
                 result = act()
-            except Exception as error:  # noqa: BLE001 - handed to the caller, whoever it is about
+            except Exception as error:  # noqa: BLE001 - passed to the caller
                 if not done.done():
                     done.set_exception(error)
             else:
                 if not done.done():
                     done.set_result(result)
 
-        self._between.append(perform)
+        self._deferred.append(perform)
         return await done
 
     async def run(self) -> None:
-        """Has batches run until cancelled. Afterwards nothing waits: what was queued has been refused."""
+        """Runs batches until cancelled. Afterwards the queue is empty: everything that was queued has been refused."""
         try:
             while True:
-                self._to_run = self._loop.create_future()
-                self._loop.call_soon(self._turn)
-                await self._to_run
-                if self._piece_is_due:
-                    if pieces := self._take_pieces(self.batch_max):
-                        await self._run_pieces_in_thread(pieces)
-                elif entries := self._take():
+                self._handover = self._loop.create_future()
+                self._loop.call_soon(self._run_turn)
+                await self._handover
+                if self._block_is_next:
+                    if blocks := self._take_blocks(self.batch_max):
+                        await self._run_blocks_in_thread(blocks)
+                elif entries := self._take_steps():
                     await self._run_in_thread(entries)
         finally:
-            self._dead = Stopping()
-            fail_all([*self._queue, *self._block_entries()], self._dead)
+            self._stop_error = Stopping()
+            fail_all([*self._queue, *self._queued_blocks()], self._stop_error)
             self._queue.clear()
             self._blocks.clear()
             self._thread.shutdown(wait=False)
 
-    def _turn(self) -> None:
-        """Runs one batch, or has `run` do so when that may take long."""
-        if self._to_run.done():
+    def _run_turn(self) -> None:
+        """Runs one batch, or leaves it to `run` when it may take long."""
+        if self._handover.done():
             return  # `run` was cancelled, and is about to refuse what is queued
-        seen, self._seen = self._seen, len(self._queue)
-        if max(1, seen) < self._seen < self._rows_max and not self._blocks:
-            # More came since the last turn, so the loop is just reading what has arrived: company costs less than a batch.
-            self._loop.call_soon(self._turn)
+        seen, self._last_queued = self._last_queued, len(self._queue)
+        if max(1, seen) < self._last_queued < self._rows_max and not self._blocks:
+            # More arrived since the last turn, so the loop is still reading. To wait for more rows costs less than a
+            # batch.
+            self._loop.call_soon(self._run_turn)
             return
-        if (self._queue or self._blocks) and self.cost.in_thread:
-            self._to_run.set_result(None)
+        if (self._queue or self._blocks) and self.cost.needs_thread:
+            self._handover.set_result(None)
             return
-        taken: Sequence[Entry | BlockEntry] = ()
+        taken: Sequence[QueuedStep | QueuedBlock] = ()
         try:
-            if self._piece_is_due:
+            if self._block_is_next:
                 rows_max = self._rows_max
-                if pieces := self._take_pieces(rows_max):
-                    taken = pieces
+                if blocks := self._take_blocks(rows_max):
+                    taken = blocks
                     begun = perf_counter()
-                    self._settle_pieces(pieces, self._run_pieces(pieces, rows_max), begun)
-            elif entries := self._take():
+                    self._settle_blocks(blocks, self._run_blocks(blocks, rows_max), begun)
+            elif entries := self._take_steps():
                 taken = entries
-                self._run_here(entries)
+                self._run_in_loop(entries)
         except BaseException as error:  # noqa: BLE001 - `run` raises it
-            fail_all(taken, unexpected())
-            self._to_run.set_exception(error)
+            fail_all(taken, unexpected_error())
+            self._handover.set_exception(error)
             return
-        # Between two batches there is a turn for the network: answers leave, timesteps arrive.
-        self._seen = len(self._queue)
-        self._due = bool(self._queue or self._blocks)
-        if self._due:
-            self._loop.call_soon(self._turn)
+        # Between two batches the loop serves the network: answers leave, timesteps arrive.
+        self._last_queued = len(self._queue)
+        self._turn_scheduled = bool(self._queue or self._blocks)
+        if self._turn_scheduled:
+            self._loop.call_soon(self._run_turn)
 
     @property
-    def _piece_is_due(self) -> bool:
-        """Whether the next batch is a piece of a block: those and single timesteps take turns."""
-        return bool(self._blocks) and not (self._queue and self._block_ran)
+    def _block_is_next(self) -> bool:
+        """Whether the next batch is a chunk of a block. Chunks and batches of single timesteps alternate."""
+        return bool(self._blocks) and not (self._queue and self._last_was_block)
 
     @property
     def _rows_max(self) -> int:
-        """The most rows of the next batch."""
-        return self.batch_max if self.cost.in_thread else min(self.batch_max, self.cost.rows_max)
+        """The largest number of rows in the next batch."""
+        return self.batch_max if self.cost.needs_thread else min(self.batch_max, self.cost.rows_max)
 
-    def _take_pieces(self, room: int) -> list[BlockEntry]:
-        """Takes the block off the line whose piece is due, and with it those behind it of which there is room for all that is left.
-
-        A call has its next turn when all others have had theirs.
-        """
-        self._block_ran = True
-        taken: list[BlockEntry] = []
-        waiting: list[tuple[Handles, deque[BlockEntry]]] = []
-        while room > 0 and self._blocks:
-            call, line = next(iter(self._blocks.items()))
-            if taken and line[0].block.left > room:
-                break
-            del self._blocks[call]
-            entry = line.popleft()
-            if line:
-                waiting.append((call, line))
-            if entry.future.done():
-                self.metrics.steps["abandoned"] += entry.block.left
-            else:
-                room -= entry.block.left
-                taken.append(entry)
-        self._blocks.update(waiting)
+    def _take_blocks(self, room: int) -> list[QueuedBlock]:
+        """Takes the blocks of the next batch, which has room for so many rows; see `take_blocks`."""
+        self._last_was_block = True
+        taken, abandoned = take_blocks(self._blocks, room)
+        if abandoned:
+            self.metrics.steps["abandoned"] += abandoned
         return taken
 
-    def _block_entries(self) -> Iterator[BlockEntry]:
-        """The blocks in the line."""
+    def _queued_blocks(self) -> Iterator[QueuedBlock]:
+        """The queued blocks."""
         return chain.from_iterable(self._blocks.values())
 
-    def _run_pieces(self, entries: Sequence[BlockEntry], rows_max: int) -> list[Verdicts]:
-        """Runs the next pieces of blocks as one batch, wherever; gives the verdicts on the rows of each."""
+    def _run_blocks(self, entries: Sequence[QueuedBlock], rows_max: int) -> list[RowStatuses]:
+        """Runs the next chunks of blocks as one batch, in any thread. Returns the statuses of each block's rows."""
         begun = self._clock()
-        verdicts = run_together(self.engine, [entry.block for entry in entries], rows_max)
-        self.cost.took(sum(map(len, verdicts)), self._clock() - begun)
-        return verdicts
+        statuses = run_blocks(self.engine, [entry.block for entry in entries], rows_max)
+        self.cost.record(sum(map(len, statuses)), self._clock() - begun)
+        return statuses
 
-    def _run_batch(self, entries: Sequence[Entry]) -> tuple[Report, Floats]:
-        """Runs a batch of timesteps, wherever; gives what became of them, and their values."""
-        columns, begun = columns_of(entries), self._clock()
-        report = self.engine.run(*columns)
-        self.cost.took(len(entries), self._clock() - begun)
-        return report, columns[2]
+    def _run_batch(self, entries: Sequence[QueuedStep]) -> tuple[BatchResult, Floats]:
+        """Runs a batch of timesteps, in any thread. Returns the result and the values."""
+        columns, begun = stack_steps(entries), self._clock()
+        result = self.engine.run(*columns)
+        self.cost.record(len(entries), self._clock() - begun)
+        return result, columns[2]
 
-    def _run_here(self, entries: Sequence[Entry]) -> None:
+    def _run_in_loop(self, entries: Sequence[QueuedStep]) -> None:
         """Runs one batch in the event loop."""
         begun = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
-            started = self._clock() if self._in_doubt else 0.0
-            prediction = self.engine.run_alone(entry.lease.stream.slot, entry.timestep)
+            started = self._clock() if self._measure_cpu else 0.0
+            prediction = self.engine.run_one(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
                 run_seconds = perf_counter() - begun
-                # Asking for the processor's time costs a lone timestep as much as its answer: only where the other clock gives cause.
-                self.cost.took(1, self._clock() - started if self._in_doubt else run_seconds)
-                self._in_doubt = run_seconds > HOLD_SECONDS
-                self._settle_alone(entry, prediction, begun, run_seconds)
+                # Reading the processor time costs as much as the answer of a single timestep. So it is read only after
+                # a slow one.
+                self.cost.record(1, self._clock() - started if self._measure_cpu else run_seconds)
+                self._measure_cpu = run_seconds > LOOP_SECONDS_MAX
+                self._settle_one(entry, prediction, begun, run_seconds)
                 return
         self._settle(entries, *self._run_batch(entries), begun)
 
-    async def _run_in_thread(self, entries: list[Entry]) -> None:
-        """Runs one batch beside the event loop."""
+    async def _run_in_thread(self, entries: list[QueuedStep]) -> None:
+        """Runs one batch in the thread."""
         begun = perf_counter()
         try:
             self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), begun)
         except BaseException:
-            fail_all(entries, unexpected())
+            fail_all(entries, unexpected_error())
             raise
         finally:
-            self._go_on()
+            self._run_deferred()
 
-    async def _run_pieces_in_thread(self, entries: Sequence[BlockEntry]) -> None:
-        """Runs pieces of blocks beside the event loop."""
+    async def _run_blocks_in_thread(self, entries: Sequence[QueuedBlock]) -> None:
+        """Runs chunks of blocks in the thread."""
         begun = perf_counter()
         try:
-            self._settle_pieces(
-                entries, await self._in_thread(partial(self._run_pieces, entries, self.batch_max)), begun
+            self._settle_blocks(
+                entries, await self._in_thread(partial(self._run_blocks, entries, self.batch_max)), begun
             )
         except BaseException:
-            fail_all(entries, unexpected())
+            fail_all(entries, unexpected_error())
             raise
         finally:
-            self._go_on()
+            self._run_deferred()
 
     async def _in_thread(self, run: Callable[[], T]) -> T:
-        """Runs the engine in its thread; what must not happen meanwhile waits in `_between`."""
+        """Runs the engine in its thread. What must not happen meanwhile waits in `_deferred`."""
         self._running = True
         running = self._loop.run_in_executor(self._thread, run)
         try:
             return await asyncio.shield(running)
         finally:
-            if not running.done():  # cancelled: the thread still moves state, so nobody else may touch it yet
+            if not running.done():  # cancelled: the thread still changes state, so nobody else may touch it yet
                 await asyncio.wait([running])
 
-    def _go_on(self) -> None:
+    def _run_deferred(self) -> None:
         """Does what had to wait for the end of a batch in the thread."""
         self._running = False
-        while self._between:
-            self._between.popleft()()
+        while self._deferred:
+            self._deferred.popleft()()
 
-    def _take(self) -> list[Entry]:
-        """Takes a batch off the queue: at most one timestep of a stream, in the order they came."""
-        self._block_ran = False
+    def _take_steps(self) -> list[QueuedStep]:
+        """Takes a batch from the queue: at most one timestep of each stream, in order of arrival."""
+        self._last_was_block = False
         queue = self._queue
-        entries: list[Entry] = []
-        later: list[Entry] = []
+        entries: list[QueuedStep] = []
+        later: list[QueuedStep] = []
         taken: set[Stream] = set()
         rows_max = self._rows_max
         while queue and len(entries) < rows_max:
@@ -387,73 +389,61 @@ class Batcher:
         queue.extendleft(reversed(later))
         return entries
 
-    def _settle(self, entries: Sequence[Entry], report: Report, x: Floats, begun: float) -> None:
-        """Hands each caller its own answer; one that has gone away loses only its own."""
-        self._measure(len(entries), perf_counter() - begun)
+    def _settle(self, entries: Sequence[QueuedStep], result: BatchResult, x: Floats, begun: float) -> None:
+        """Gives each caller its answer. A caller that has disconnected loses only its own."""
+        self._observe_batch(len(entries), perf_counter() - begun)
         self.metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
         crash_point("before-answer")
-        steps = report.steps.tolist()
-        applied = range(len(entries)) if report.applied is None else report.applied.tolist()
-        for row, outputs in zip(applied, zip(*map(cut, report.outputs), strict=True), strict=True):
+        steps = result.steps.tolist()
+        applied = range(len(entries)) if result.applied is None else result.applied.tolist()
+        for row, outputs in zip(applied, zip(*map(split_rows, result.outputs), strict=True), strict=True):
             future = entries[row].future
             if not future.done():
                 future.set_result(Prediction(steps[row], outputs))
-        if report.verdicts is not None:
-            for row in np.flatnonzero(report.verdicts).tolist():
-                self._settle_refused(entries[row], row, Verdict(int(report.verdicts[row])), report, x[row])
-        self.metrics.missing_values += report.missing
-        if report.verdicts is None:
+        if result.statuses is not None:
+            for row in np.flatnonzero(result.statuses).tolist():
+                settle_refused(entries[row], row, result, x[row])
+        self.metrics.missing_values += result.missing
+        if result.statuses is None:
             self.metrics.steps["ok"] += len(entries)
         else:
-            self._count(report.verdicts)
+            self._count_statuses(result.statuses)
 
-    def _settle_pieces(self, entries: Sequence[BlockEntry], verdicts: Sequence[Verdicts], begun: float) -> None:
-        """Puts blocks back in the line, or gives them to their callers when that was their last piece."""
-        self._measure(sum(map(len, verdicts)), perf_counter() - begun)
-        for entry, found in zip(entries, verdicts, strict=True):
-            self.metrics.queue_seconds.observe(begun - entry.queued_at, len(found))
-            if entry.block.clean:
-                self.metrics.steps["ok"] += len(found)
+    def _settle_blocks(self, entries: Sequence[QueuedBlock], statuses: Sequence[RowStatuses], begun: float) -> None:
+        """Queues blocks again, or returns them to their callers after their last chunk."""
+        self._observe_batch(sum(map(len, statuses)), perf_counter() - begun)
+        for entry, block_statuses in zip(entries, statuses, strict=True):
+            self.metrics.queue_seconds.observe(begun - entry.queued_at, len(block_statuses))
+            if entry.block.all_applied:
+                self.metrics.steps["ok"] += len(block_statuses)
             else:
-                self._count(found)
+                self._count_statuses(block_statuses)
         crash_point("before-answer")
         for entry in entries:
-            if entry.block.left:
+            if entry.block.rows_left:
                 entry.queued_at = perf_counter()
-                self._blocks.setdefault(entry.block.held, deque()).appendleft(entry)
+                self._blocks.setdefault(entry.block.table, deque()).appendleft(entry)
                 continue
             self.metrics.missing_values += entry.block.missing
             if not entry.future.done():
                 entry.future.set_result(entry.block)
 
-    def _settle_alone(self, entry: Entry, prediction: Prediction, begun: float, run_seconds: float) -> None:
-        """Hands the only caller of a batch its answer."""
-        self._measure(1, run_seconds)
+    def _settle_one(self, entry: QueuedStep, prediction: Prediction, begun: float, run_seconds: float) -> None:
+        """Gives the only caller of a batch its answer."""
+        self._observe_batch(1, run_seconds)
         self.metrics.queue_seconds.observe(begun - entry.queued_at)
         self.metrics.steps["ok"] += 1
         crash_point("before-answer")
         if not entry.future.done():
             entry.future.set_result(prediction)
 
-    def _settle_refused(self, entry: Entry, row: int, verdict: Verdict, report: Report, x: Floats) -> None:
-        """Answers a timestep that the model did not apply."""
-        stream, step = entry.lease.stream, int(report.steps[row])
-        if entry.future.done():
-            return
-        if verdict is Verdict.DUPLICATE:
-            entry.future.set_result(Prediction(step, stream.slots.answer(stream.slot, step), duplicate=True))
-        elif verdict is Verdict.FAILED:
-            fail(entry.future, report.failures[row])
-        else:
-            fail(entry.future, refusal(self.engine.model.spec, verdict, step, stream.step + 1, x))
-
-    def _measure(self, size: int, run_seconds: float) -> None:
-        """Takes note of a batch of timesteps that has just run."""
+    def _observe_batch(self, size: int, run_seconds: float) -> None:
+        """Records the size and the duration of a batch."""
         self.metrics.batch_size.observe(size)
         self.metrics.run_seconds.observe(run_seconds)
 
-    def _count(self, verdicts: Verdicts) -> None:
-        """Counts timesteps by what became of them."""
-        for verdict, count in enumerate(np.bincount(verdicts).tolist()):
+    def _count_statuses(self, statuses: RowStatuses) -> None:
+        """Counts timesteps by outcome."""
+        for status, count in enumerate(np.bincount(statuses).tolist()):
             if count:
-                self.metrics.steps[OUTCOMES[verdict]] += count
+                self.metrics.steps[OUTCOMES[status]] += count

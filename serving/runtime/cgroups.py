@@ -1,4 +1,4 @@
-"""The control groups of this process: where a container's bounds are written."""
+"""The control groups of this process, which hold the limits of a container."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -6,14 +6,14 @@ from pathlib import Path, PurePosixPath
 # Where every container runtime and systemd mount the control groups.
 ROOT = PurePosixPath("/sys/fs/cgroup")
 
-# The content of a file, empty when there is none.
+# Returns the content of a file; empty when there is none.
 Read = Callable[[str], str]
 
 
 def groups(read: Read, controller: str) -> Iterator[PurePosixPath]:
-    """Folders that may hold a bound: of version 2, or of a controller of version 1, each with those above it.
+    """The folders that may hold a limit: of version 2, or of one controller of version 1. Each comes with its parents.
 
-    In a container, the names of those above may be unknown, and its own group is at the root of what is mounted.
+    In a container, the names of the parents may be unknown, and its own group is at the root of the mount.
     """
     roots: list[tuple[PurePosixPath, str]] = []
     for line in read("/proc/self/cgroup").splitlines():
@@ -21,7 +21,7 @@ def groups(read: Read, controller: str) -> Iterator[PurePosixPath]:
         if not controllers:
             roots.append((ROOT, path))
         elif controller in controllers.split(","):
-            # Distributions mount it under its own name, or under that of the pair that it was built with.
+            # Distributions mount a controller under its own name, or under that of the pair it was built with.
             roots += [(ROOT / controller, path), (ROOT / controllers, path)]
     for root, path in roots:
         group = root / path.lstrip("/")
@@ -30,7 +30,7 @@ def groups(read: Read, controller: str) -> Iterator[PurePosixPath]:
 
 
 def read_file(path: str) -> str:
-    """A file of the system; empty when there is none, or when it may not be read."""
+    """The content of a system file; empty when it does not exist or cannot be read."""
     try:
         return Path(path).read_text("ascii")
     except OSError:

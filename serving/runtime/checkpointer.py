@@ -1,16 +1,18 @@
-"""Carries state to the store, in the background, many streams in one commit.
+"""Stores checkpoints in the background, many streams in one commit.
 
-The laws of this file:
-1. What is copied is one timestep of a stream, whole: rows are copied between batches, state, number and answers together.
-2. `durable_step` never runs ahead of the store: it rises when a commit has returned, and only then.
-3. A store that is slow or down stops nobody at first; the lag is a metric. When it passes `ready_lag_s` the server says
-   that it is not ready, and when it passes `lag_max_s` new timesteps are refused: nothing is left unprotected in silence.
-4. A stream gives its slot back when its state is stored, never before.
-5. A checkpoint that the store refuses was written under an old epoch, or the store has lost the stream: what is true is found
-   out by `on_refused`.
-6. A round stores everything, every so often. What somebody waits for is stored at once and by itself, also in the midst of a
-   round: a `SYNC` stream, one whose call is asked to end, one without a call that is to give its slot back.
-7. Nothing here keeps the event loop for longer than a slice, however many streams there are.
+The rules of this file:
+1. A checkpoint is one complete timestep of a stream: rows are copied between batches, state, number and answers
+   together.
+2. `durable_step` never runs ahead of the store. It rises only after a commit has returned.
+3. A slow or unreachable store stops nobody at first; the lag is a metric. When the lag exceeds `ready_lag_s` the server
+   is not ready. When it exceeds `lag_max_s` new timesteps are refused, so nothing stays unsaved without a notice.
+4. A stream releases its slot only after its state is stored.
+5. When the store refuses a checkpoint, it was written under an old epoch, or the store has lost the stream.
+   `on_refused` finds out which.
+6. A checkpoint of all streams is taken at intervals. What somebody waits for is stored at once, also during a
+   checkpoint: a `SYNC` stream, a stream whose call was asked to end, and a stream without a call that is to release its
+   slot.
+7. Nothing here blocks the event loop for longer than a time slice, however many streams there are.
 """
 
 import asyncio
@@ -25,57 +27,57 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.core.errors import StoreBehind, StoreGone, StoreUnavailable
-from serving.core.slots import FREE, Slots
+from serving.core.slots import Slots
 from serving.core.spec import Checkpoints, Ints
-from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
-from serving.rpc.slices import SLICE_SECONDS, Slices
-from serving.runtime.crash import crash_point
+from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
+from serving.rpc.time_slice import SLICE_SECONDS, TimeSlice
+from serving.runtime.checkpoint_schedule import CheckpointSchedule, CpuMeter
+from serving.runtime.crash_points import crash_point
+from serving.runtime.idle_times import IdleTimes
 from serving.runtime.metrics import Metrics
-from serving.runtime.pace import Pace, Work
-from serving.runtime.repository import Repository, Served
+from serving.runtime.repository import Repository, ServedModel
 from serving.store import Store
 
 log = logging.getLogger("tidegate.checkpoints")
 
-# One commit, one fsync; who waits for a stream that is not among these waits for it. They are copied at once, and nothing else runs
-# meanwhile: half a millisecond for rows of a KB, a millisecond for as many bytes as there may be.
+# One commit is one fsync, and a caller whose stream is not in it waits for it too. The rows are copied at once, and
+# nothing else runs meanwhile: half a millisecond for rows of 1 KB, a millisecond for the largest number of bytes.
 ROWS_A_COMMIT_MAX = 1024
 BYTES_A_COMMIT_MAX = 4 << 20
-# Streams that leave their slots between two batches. It takes a few microseconds each, more behind a long queue.
+# How many streams leave their slots between two batches. Each takes a few microseconds, more behind a long queue.
 PARKED_AT_ONCE_MAX = 256
-# Those who waited for the store go on to answer their clients, a hundred microseconds each: so many in a turn of the loop.
+# How many waiters are woken in one turn of the event loop. Each then answers its client, which takes a hundred
+# microseconds.
 WOKEN_AT_ONCE_MAX = 16
-# The step of a row whose silence begins anew: no row stands at it, free or not.
-NEVER = FREE - 1
-# A store that failed is tried again after this: it may be restarting.
+# After a failure the store is tried again in so many seconds: it may be restarting.
 RETRY_SECONDS = 0.25
 
 
 class Checkpointer:
-    """Stores what has changed; `run` is its task.
+    """Stores what has changed. `run` is its task.
 
     Args:
         repository: the models and their slots.
-        streams: the streams that this process holds.
-        store: where to.
-        metrics: where to count.
+        streams: the streams of this process.
+        store: where checkpoints are kept.
+        metrics: the metrics of the process.
         may_park: whether a stream may leave its slot now; False while it is being opened.
         on_refused: finds out why the store refused a stream, and stores it again or drops it.
-        on_parked: takes note that a stream has left its slot, and at which timestep.
-        pace: how often, and how late is too late.
+        on_parked: called when a stream has left its slot, with its last timestep.
+        schedule: the interval, and which lag is too long.
 
     """
 
     def __init__(
         self,
         repository: Repository,
-        streams: Streams,
+        streams: StreamTable,
         store: Store,
         metrics: Metrics,
         may_park: Callable[[Stream], bool],
         on_refused: Callable[[Stream], Awaitable[None]],
         on_parked: Callable[[Stream, int], None],
-        pace: Pace,
+        schedule: CheckpointSchedule,
     ) -> None:
         self._repository = repository
         self._streams = streams
@@ -84,115 +86,122 @@ class Checkpointer:
         self._may_park = may_park
         self._on_refused = on_refused
         self._on_parked = on_parked
-        self._pace = pace
-        self._clock = pace.clock
-        self._clean_at = self._clock()  # when everything there was had last been stored
-        self._give_up_at = math.inf
-        self._soon = asyncio.Event()  # something is to be stored, or a stream to leave, before the next round
-        self._wanted: set[Stream] = set()  # somebody waits until they are stored
+        self._schedule = schedule
+        self._clock = schedule.clock
+        self._all_saved_at = self._clock()  # the last time when every change was stored
+        self._deadline = math.inf
+        # something must be stored, or a stream be parked, before the next checkpoint
+        self._work_event = asyncio.Event()
+        self._requested: set[Stream] = set()  # streams that somebody waits for
         self._waiting: dict[asyncio.Future[None], Lease | None] = {}  # who waits, in order, and for which stream
         self._flushing = False
-        self._leaving: set[Stream] = set()  # no call has them open; they give their slots back when stored
+        self._parking: set[Stream] = set()  # no call has them open; they leave their slots when they are stored
         self._failing = False
         self.store_gone = False  # only a restart of the server helps
-        self.watchers: list[Callable[[], None]] = []  # called at the end of each round
-        self._silence = {served.spec.id: _Silence(served.slots.capacity) for served in repository}
+        self.listeners: list[Callable[[], None]] = []  # called after each checkpoint
+        self._idle_times = {served.spec.id: IdleTimes(served.slots.capacity) for served in repository}
         metrics.unsaved_seconds = self.unsaved_seconds
 
     def __repr__(self) -> str:
-        return f"<Checkpointer: {len(self._leaving)} streams leaving, {self.unsaved_seconds():.3f} s unsaved>"
+        return f"<Checkpointer: {len(self._parking)} streams leaving, {self.unsaved_seconds():.3f} s unsaved>"
 
     @property
     def ready(self) -> bool:
-        """Whether the store keeps up well enough to call the server ready."""
-        return self._pace.ready(self.unsaved_seconds())
+        """Whether the store keeps up well enough for the server to be ready."""
+        return self._schedule.ready(self.unsaved_seconds())
 
     @property
     def idle(self) -> bool:
         """Whether everything is stored and every stream without a call has left its slot."""
-        return not self._leaving and not self._unsaved
+        return not self._parking and not self._unsaved
 
     @property
     def _unsaved(self) -> bool:
         return any(served.slots.unsaved().size for served in self._repository)
 
     def unsaved_seconds(self) -> float:
-        """How long the oldest change that is not stored may have been waiting; 0 when there is none."""
-        return self._clock() - self._clean_at if self._unsaved else 0.0
+        """How long the oldest unsaved change may have been waiting; 0 when there is none."""
+        return self._clock() - self._all_saved_at if self._unsaved else 0.0
 
-    def leave(self, stream: Stream) -> None:
-        """A stream's call has gone: it gives its slot back once it is stored, which happens soon."""
-        self._leaving.add(stream)
-        self._soon.set()
+    def park_soon(self, stream: Stream) -> None:
+        """Parks a stream whose call has ended, as soon as it is stored."""
+        self._parking.add(stream)
+        self._work_event.set()
 
-    def stay(self, stream: Stream) -> None:
-        """A stream has been opened or woken: it does not leave, and its silence begins anew."""
-        self._leaving.discard(stream)
+    def cancel_park(self, stream: Stream) -> None:
+        """Keeps a stream that was opened or woken in its slot. Its idle time starts again."""
+        self._parking.discard(stream)
         if stream.slot >= 0:
-            self._silence[stream.slots.spec.id].end(stream.slot)
+            self._idle_times[stream.slots.spec.id].end(stream.slot)
 
-    def store_soon(self, lease: Lease) -> None:
-        """Has a stream stored at once, for somebody who is about to wait for it with `durable`."""
-        self._want(lease.stream)
+    def request_save(self, lease: Lease) -> None:
+        """Has a stream stored at once, for a caller that will wait for it with `wait_durable`."""
+        self._request(lease.stream)
 
-    def _want(self, stream: Stream) -> None:
+    def _request(self, stream: Stream) -> None:
         if stream.phase is Phase.LIVE:
-            self._wanted.add(stream)
-            self._soon.set()
+            self._requested.add(stream)
+            self._work_event.set()
 
-    async def durable(self, lease: Lease, step: int) -> None:
-        """Waits until a timestep of a live stream is stored, which happens at once.
+    async def wait_durable(self, lease: Lease, step: int) -> None:
+        """Has a timestep of a live stream stored at once and waits for it.
 
         Raises:
-            StoreBehind: the store has been failing for too long, or for longer than `give_up_in` allows.
+            StoreBehind: the store has failed for too long, or the deadline of `set_deadline` has passed.
             TidegateError: the stream was taken over or dropped meanwhile.
 
         """
         while lease.ended is None and not _is_stored(lease, step):
             self._check_in_time()
-            self.store_soon(lease)
-            await self._stored_some(lease)
+            self.request_save(lease)
+            await self._wait_for_save(lease)
         if lease.ended is not None:
             raise lease.ended
 
-    async def settled(self, stream: Stream) -> None:
-        """Waits until what a stream has applied by now is stored, or it has left its slot. StoreBehind as above."""
+    async def wait_settled(self, stream: Stream) -> None:
+        """Waits until the timesteps that a stream has applied by now are stored, or it has left its slot.
+
+        Raises StoreBehind as `wait_durable` does.
+        """
         if stream.phase is not Phase.LIVE:
             return
         step = stream.step
-        while stream.phase is Phase.LIVE and stream.slots.saved[stream.slot] < step:
+        while stream.phase is Phase.LIVE and stream.slots.durable_step[stream.slot] < step:
             self._check_in_time()
-            self._want(stream)
-            await self._stored_some()
+            self._request(stream)
+            await self._wait_for_save()
 
-    def give_up_in(self, seconds: float) -> None:
-        """From so many seconds from now on nobody waits for the store: the process is to end."""
-        self._give_up_at = self._clock() + seconds
+    def set_deadline(self, seconds: float) -> None:
+        """Sets the time from now after which nobody waits for the store: the process is about to end."""
+        self._deadline = self._clock() + seconds
 
     async def flush(self) -> None:
-        """Waits until everything is stored and every stream without a call has left its slot; nothing rests meanwhile."""
+        """Waits until everything is stored and every stream without a call has left its slot.
+
+        Meanwhile there are no pauses.
+        """
         self._flushing = True
         try:
             while not self.idle:
-                self._soon.set()
-                await self._stored_some()
+                self._work_event.set()
+                await self._wait_for_save()
         finally:
             self._flushing = False
 
-    async def judge(self) -> None:
-        """Acts on what is too late; to be called every so often, for a store may hang.
+    async def check_lag(self) -> None:
+        """Handles a lag that is too long. Called regularly, because a store may hang.
 
-        While too much is unsaved, timesteps are refused. Who waits for the store learns that it is too late for that, or that its
-        stream has ended.
+        While the lag is too long, new timesteps are refused. Callers that wait for the store get an error then, and
+        also when their stream has ended.
         """
         unsaved_s = self.unsaved_seconds()
         if not unsaved_s:
-            self._clean_at = self._clock()  # what changes next has waited since now at the most
-        behind = self._behind() if self._pace.too_late(unsaved_s) else None
+            self._all_saved_at = self._clock()  # the next change can have waited only from now on
+        error = self._lag_error() if self._schedule.too_late(unsaved_s) else None
         for served in self._repository:
-            served.batcher.refusing = behind
-        too_late = behind is not None or self._clock() >= self._give_up_at
-        await self._wake(
+            served.batcher.refuse_with = error
+        too_late = error is not None or self._clock() >= self._deadline
+        await self._wake_waiters(
             [
                 waiter
                 for waiter, lease in self._waiting.items()
@@ -201,182 +210,190 @@ class Checkpointer:
         )
 
     async def run(self) -> None:
-        """Stores what has changed, every so often, until cancelled."""
+        """Stores what has changed, at intervals, until cancelled."""
         while True:
             begun, used_s = self._clock(), -self._store.cpu_seconds()
-            work = Work(self._round())
+            work = CpuMeter(self._round())
             stored = await work
-            for notice in self.watchers:
-                notice()
-            await self._wake(list(self._waiting))
+            for callback in self.listeners:
+                callback()
+            await self._wake_waiters(list(self._waiting))
             if stored:
                 used_s += work.used_s + self._store.cpu_seconds()
-                stored = await self._rest(self._pace.rest_s(self._clock() - begun, used_s, self.unsaved_seconds()))
+                stored = await self._pause(
+                    self._schedule.pause_s(self._clock() - begun, used_s, self.unsaved_seconds())
+                )
             if not stored:
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _rest(self, rest_s: float) -> bool:
-        """Waits for the next round, and stores at once what is wanted before that; gives whether the store took it."""
+    async def _pause(self, rest_s: float) -> bool:
+        """Waits for the next checkpoint, and stores at once what is requested before.
+
+        Returns whether the store accepted it.
+        """
         ends = self._clock() + rest_s
-        await asyncio.sleep(0)  # others run, however much there is to store
+        await asyncio.sleep(0)  # other tasks run first, however much there is to store
         while not self._flushing and (left_s := ends - self._clock()) > 0:
             try:
                 async with asyncio.timeout(left_s):
-                    await self._soon.wait()
+                    await self._work_event.wait()
             except TimeoutError:
                 break
-            self._soon.clear()
-            if not await self._store_wanted():
+            self._work_event.clear()
+            if not await self._save_requested():
                 return False
         return True
 
     async def _round(self) -> bool:
-        """Stores all that is unsaved now, then lets streams leave; gives whether the store took it."""
+        """Stores everything that is unsaved now, then parks streams. Returns whether the store accepted it."""
         begun = self._clock()
         for served in self._repository:
             slots = served.slots
             rows, at_once = slots.unsaved(), _rows_a_commit(slots)
             for first in range(0, len(rows), at_once):
-                if not await self._store_wanted():
+                if not await self._save_requested():
                     return False
                 if not await self._commit(served, rows[first : first + at_once]):
                     return False
-                await asyncio.sleep(0)  # a store may not have waited
-            await self._park_silent(served)
-        self._clean_at = max(self._clean_at, begun)
-        return await self._store_wanted()
+                await asyncio.sleep(0)  # a store may return without waiting
+            await self._park_idle(served)
+        self._all_saved_at = max(self._all_saved_at, begun)
+        return await self._save_requested()
 
-    async def _store_wanted(self) -> bool:
-        """Stores what somebody waits for, and lets streams without a call leave; gives whether the store took it."""
-        if not self._wanted and not self._leaving:
+    async def _save_requested(self) -> bool:
+        """Stores what somebody waits for, and parks streams without a call. Returns whether the store accepted it."""
+        if not self._requested and not self._parking:
             return True
-        wanted, self._wanted = self._wanted, set()
+        wanted, self._requested = self._requested, set()
         rows: dict[Slots, list[int]] = {}
-        slices = Slices()
-        for stream in dict.fromkeys([*wanted, *self._leaving]):
-            if stream.phase is Phase.LIVE and not stream.saved:
+        time_slice = TimeSlice()
+        for stream in dict.fromkeys([*wanted, *self._parking]):
+            if stream.phase is Phase.LIVE and not stream.is_saved:
                 rows.setdefault(stream.slots, []).append(stream.slot)
-            await slices.rest()
+            await time_slice.maybe_yield()
         for slots, some in rows.items():
             at_once = _rows_a_commit(slots)
             for first in range(0, len(some), at_once):
                 if not await self._commit(self._repository.of(slots), np.array(some[first : first + at_once])):
-                    self._wanted |= wanted
+                    self._requested |= wanted
                     return False
-        await self._park_leaving()
-        await self._wake(list(self._waiting))
+        await self._park_released()
+        await self._wake_waiters(list(self._waiting))
         return True
 
-    async def _commit(self, served: Served, rows: Ints) -> bool:
-        """Stores rows that were unsaved, as they are now; gives whether the store took them."""
-        copied = await served.batcher.between(partial(self._copy, served, rows))
+    async def _commit(self, served: ServedModel, rows: Ints) -> bool:
+        """Stores unsaved rows as they are now. Returns whether the store accepted them."""
+        snapshot = await served.batcher.run_between(partial(self._copy, served, rows))
         await asyncio.sleep(0)
-        if copied is None:
+        if snapshot is None:
             return True
         begun = perf_counter()
         crash_point("before-commit")
         try:
-            kept = await self._store.save(copied.checkpoints)
+            accepted = await self._store.save(snapshot.checkpoints)
         except StoreUnavailable as error:
-            self._metrics.checkpoints["failed"] += len(copied.rows)
-            return self._failed(error)
+            self._metrics.checkpoints["failed"] += len(snapshot.rows)
+            return self._on_store_error(error)
         crash_point("after-commit")
         if self._failing:
             log.info("the store is back")
         self._failing = False
         self._metrics.checkpoint_seconds.observe(perf_counter() - begun)
-        self._stored(copied, kept)
+        self._on_saved(snapshot, accepted)
         try:
-            for stream, epoch, ok in zip(copied.streams, copied.checkpoints.epochs, kept, strict=True):
+            for stream, epoch, ok in zip(snapshot.streams, snapshot.checkpoints.epochs, accepted, strict=True):
                 if not ok:
-                    await self._refused(stream, epoch)
+                    await self._handle_refused(stream, epoch)
         except StoreUnavailable as error:
-            return self._failed(error)
+            return self._on_store_error(error)
         return True
 
-    def _failed(self, error: StoreUnavailable) -> bool:
-        """Says so once; always False."""
+    def _on_store_error(self, error: StoreUnavailable) -> bool:
+        """Logs the first of consecutive failures. Always returns False."""
         if not self._failing:
-            log.error("%s; predictions go on, unsaved", error)
+            log.error("%s; predictions continue, unsaved", error)
         self._failing = True
         self.store_gone |= isinstance(error, StoreGone)
         return False
 
-    def _copy(self, served: Served, rows: Ints) -> "_Copied | None":
-        """Copies what is still unsaved of rows, None when nothing is; between batches."""
+    def _copy(self, served: ServedModel, rows: Ints) -> "_Snapshot | None":
+        """Copies those of the rows that are still unsaved; None when there are none. Runs between batches."""
         slots = served.slots
-        rows = rows[slots.step[rows] > slots.saved[rows]]
+        rows = rows[slots.step[rows] > slots.durable_step[rows]]
         if not rows.size:
             return None
-        held = self._streams.rows(slots)
+        held = self._streams.by_slot(slots)
         streams = [stream for row in rows.tolist() if (stream := held[row]) is not None]
         assert len(streams) == len(rows), "a row without a stream has changed"
-        return _Copied(rows, streams, checkpoint_rows(streams))
+        return _Snapshot(rows, streams, checkpoint_rows(streams))
 
-    def _stored(self, copied: "_Copied", kept: Sequence[bool]) -> None:
-        """Takes note of what the store has kept, and tells those who want to know."""
-        slots = copied.streams[0].slots
-        held = self._streams.rows(slots)
-        rows = copied.rows.tolist()
-        # Not of what was dropped meanwhile, whose row may be another's by now. One that was taken over here is still in its row, and
-        # what was kept is its state: the claim went on from it.
+    def _on_saved(self, snapshot: "_Snapshot", accepted: Sequence[bool]) -> None:
+        """Records which checkpoints the store has accepted, and notifies the calls of these streams."""
+        slots = snapshot.streams[0].slots
+        held = self._streams.by_slot(slots)
+        rows = snapshot.rows.tolist()
+        # A stream that was dropped meanwhile is left out: its row may belong to another stream. A stream that was taken
+        # over here is still in its row, and the stored state is its own: the claim continued from it.
         still = [
-            place
-            for place, (row, stream, ok) in enumerate(zip(rows, copied.streams, kept, strict=True))
+            index
+            for index, (row, stream, ok) in enumerate(zip(rows, snapshot.streams, accepted, strict=True))
             if ok and held[row] is stream
         ]
-        slots.saved[copied.rows[still]] = copied.checkpoints.steps[still]
-        self._metrics.checkpoints["ok"] += sum(kept)
-        for place in still:
-            lease = copied.streams[place].lease
+        slots.durable_step[snapshot.rows[still]] = snapshot.checkpoints.steps[still]
+        self._metrics.checkpoints["ok"] += sum(accepted)
+        for index in still:
+            lease = snapshot.streams[index].lease
             if lease is not None and lease.on_durable is not None:
                 lease.on_durable()
 
-    async def _refused(self, stream: Stream, epoch: int) -> None:
-        """The store refused, which means nothing if we have raised the epoch ourselves meanwhile, or are just doing so."""
+    async def _handle_refused(self, stream: Stream, epoch: int) -> None:
+        """Handles a refused checkpoint.
+
+        It means nothing if this process has raised the epoch itself, or is doing so now.
+        """
         self._metrics.checkpoints["fenced"] += 1
         if stream.phase is Phase.LIVE and stream.epoch == epoch and self._may_park(stream):
             await self._on_refused(stream)
 
-    async def _park_leaving(self) -> None:
-        """Lets streams without a call leave their slots."""
+    async def _park_released(self) -> None:
+        """Parks streams without a call."""
         for served in self._repository:
-            await self._park_all(served, [stream for stream in self._leaving if stream.slots is served.slots])
+            await self._park_all(served, [stream for stream in self._parking if stream.slots is served.slots])
 
-    async def _park_silent(self, served: Served) -> None:
-        """Lets streams leave their slots that a call has open but has long sent nothing on."""
+    async def _park_idle(self, served: ServedModel) -> None:
+        """Parks streams that a call has open but that have been silent for long."""
         silent = []
-        slices = Slices()
-        held = self._streams.rows(served.slots)
-        for row in self._silence[served.spec.id].rows(served.slots.step, self._clock(), self._pace.park_after_s):
+        time_slice = TimeSlice()
+        held = self._streams.by_slot(served.slots)
+        for row in self._idle_times[served.spec.id].rows(served.slots.step, self._clock(), self._schedule.park_after_s):
             stream = held[row]
-            if stream is not None and stream not in self._leaving:
+            if stream is not None and stream not in self._parking:
                 silent.append(stream)
-            await slices.rest()
+            await time_slice.maybe_yield()
         await self._park_all(served, silent)
 
-    async def _park_all(self, served: Served, streams: Iterable[Stream]) -> None:
-        """Takes streams of one model out of their slots, as far as they may leave: a part of them between two batches."""
+    async def _park_all(self, served: ServedModel, streams: Iterable[Stream]) -> None:
+        """Parks those streams of one model that may leave their slots, some of them between two batches."""
         left = deque(streams)
         while left:
-            await served.batcher.between(partial(self._park_some, served, left))
+            await served.batcher.run_between(partial(self._park_some, served, left))
             await asyncio.sleep(0)
 
-    def _park_some(self, served: Served, left: deque[Stream]) -> None:
-        """Takes streams off `left` and out of their slots, no longer than a slice; between batches."""
+    def _park_some(self, served: ServedModel, left: deque[Stream]) -> None:
+        """Parks streams from `left`, for at most a time slice. Runs between batches."""
         ends = perf_counter() + SLICE_SECONDS
         for _ in range(min(len(left), PARKED_AT_ONCE_MAX)):
             stream = left.popleft()
             if self._park(served, stream):
-                self._leaving.discard(stream)
+                self._parking.discard(stream)
             if perf_counter() >= ends:
                 break
 
-    def _park(self, served: Served, stream: Stream) -> bool:
-        """Takes a stream out of its slot, if it is stored and has nothing to do; between batches."""
+    def _park(self, served: ServedModel, stream: Stream) -> bool:
+        """Parks a stream if it is stored and has nothing queued. Runs between batches."""
         if stream.phase is not Phase.LIVE:
             return True
-        if not stream.saved or not self._may_park(stream) or served.batcher.has_queued(stream):
+        if not stream.is_saved or not self._may_park(stream) or served.batcher.has_queued(stream):
             return False
         crash_point("during-park")
         step = stream.step
@@ -384,8 +401,8 @@ class Checkpointer:
         self._on_parked(stream, step)
         return True
 
-    async def _stored_some(self, lease: Lease | None = None) -> None:
-        """Waits until something was stored, or it is too late for that, or the lease has ended."""
+    async def _wait_for_save(self, lease: Lease | None = None) -> None:
+        """Waits until something was stored, the lag is too long, or the lease has ended."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = lease
         try:
@@ -393,25 +410,25 @@ class Checkpointer:
         finally:
             del self._waiting[waiter]
 
-    async def _wake(self, waiters: Sequence[asyncio.Future[None]]) -> None:
-        """Has those look again who wait, some in each turn of the loop."""
-        for place, waiter in enumerate(waiters, 1):
+    async def _wake_waiters(self, waiters: Sequence[asyncio.Future[None]]) -> None:
+        """Wakes waiters, some in each turn of the event loop."""
+        for index, waiter in enumerate(waiters, 1):
             if not waiter.done():
                 waiter.set_result(None)
-            if place % WOKEN_AT_ONCE_MAX == 0:
+            if index % WOKEN_AT_ONCE_MAX == 0:
                 await asyncio.sleep(0)
 
     def _check_in_time(self) -> None:
-        """Raises StoreBehind when it is too late to wait for the store."""
-        if self._pace.too_late(self.unsaved_seconds()) or self._clock() >= self._give_up_at:
-            raise self._behind()
+        """Raises StoreBehind when the lag is too long to wait for the store."""
+        if self._schedule.too_late(self.unsaved_seconds()) or self._clock() >= self._deadline:
+            raise self._lag_error()
 
-    def _behind(self) -> StoreBehind:
-        return StoreBehind(self.unsaved_seconds(), max(1, round(1000 * self._pace.every_s)))
+    def _lag_error(self) -> StoreBehind:
+        return StoreBehind(self.unsaved_seconds(), max(1, round(1000 * self._schedule.interval_s)))
 
 
 def _is_stored(lease: Lease, step: int) -> bool:
-    """Whether a timestep is stored of a stream that a call has open; that of a parked one always is."""
+    """Whether a timestep of a stream is stored. Every timestep of a parked stream is."""
     return lease.durable_step >= step or lease.stream.slot < 0
 
 
@@ -420,29 +437,9 @@ def _rows_a_commit(slots: Slots) -> int:
     return max(1, min(ROWS_A_COMMIT_MAX, BYTES_A_COMMIT_MAX // slots.row_bytes(slots.answers)))
 
 
-class _Copied(NamedTuple):
-    """Rows as they were between two batches: where they stood, whose they were, and what is to be stored."""
+class _Snapshot(NamedTuple):
+    """A copy of rows between two batches: their slots, their streams, and their checkpoints."""
 
     rows: Ints
     streams: Sequence[Stream]
     checkpoints: Checkpoints
-
-
-class _Silence:
-    """Since when each row of the slots has stood at the same timestep."""
-
-    def __init__(self, capacity: int) -> None:
-        self._step = np.full(capacity, FREE, np.int64)
-        self._since = np.full(capacity, np.inf)
-
-    def end(self, row: int) -> None:
-        """A row's silence begins anew: another stream may have it, or the same one after it was away."""
-        self._step[row] = NEVER
-
-    def rows(self, step: Ints, now: float, longer_than: float) -> list[int]:
-        """The rows that have not moved for longer than that."""
-        moved = step != self._step
-        self._step[moved] = step[moved]
-        self._since[moved] = now
-        silent: list[int] = np.flatnonzero((now - self._since > longer_than) & (step != FREE)).tolist()
-        return silent

@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy: those that it may run on, and as much time as its container is given."""
+"""How many cores this process may use: those in its affinity mask, limited by its container's CPU quota."""
 
 import os
 import sys
@@ -15,20 +15,20 @@ def usable_cores() -> int:
 
 
 def quota_cores(read: Read) -> float | None:
-    """The cores whose worth of time the control groups of this process give it; None when they set no bound.
+    """The CPU quota of this process's control groups, in cores; None when there is none.
 
-    Every group above one's own bounds it as well.
+    The quota of every parent group counts too.
     """
     bounds = [bound for group in groups(read, "cpu") for bound in [_bound(read, group)] if bound is not None]
     return min(bounds, default=None)
 
 
 def _bound(read: Read, group: PurePosixPath) -> float | None:
-    """What one group sets: microseconds of time in a period of so many."""
+    """The quota of one group: microseconds of CPU time in each period."""
     quota, period = [*read(f"{group}/cpu.max").split(), "", ""][:2]
     if not quota:
         quota, period = read(f"{group}/cpu.cfs_quota_us").strip(), read(f"{group}/cpu.cfs_period_us").strip()
-    if not (quota.isdecimal() and period.isdecimal() and int(period)):  # max, -1, or not there
+    if not (quota.isdecimal() and period.isdecimal() and int(period)):  # "max", -1, or missing
         return None
     return int(quota) / int(period)
 

@@ -1,9 +1,10 @@
-"""What Prometheus is told: the boards of all workers, each series with the label `worker`, and their processes.
+"""The metrics of all workers for Prometheus, each series with the label `worker`, and the metrics of their processes.
 
-The laws of this file:
-1. It never waits for a worker: it reads memory, which is there even if the worker is frozen or dead.
-2. No counter falls. A worker's board outlives it, and its next life goes on from there; so does the time that it has used.
-3. A gauge of a worker that is not up is left out: it says what was, not what is.
+The rules of this file:
+1. It never waits for a worker. It reads shared memory, which is there even if the worker hangs or is dead.
+2. No counter falls. A worker's counters outlive its process, and its next process continues from them; so does its CPU
+   time.
+3. A gauge of a worker that is not up is left out, because it is out of date.
 """
 
 import os
@@ -13,78 +14,80 @@ from itertools import accumulate
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from serving.runtime.board import Board, Family, Numbers
 from serving.runtime.process import CPU_SECONDS, METRICS, measure
+from serving.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
 
-# The label of the process that looks after the workers, where there is one.
+# The value of the label `worker` for the supervisor, where there is one.
 SUPERVISOR = "supervisor"
 
 
-class Source:
-    """One worker as Prometheus sees it, over all its lives.
+class WorkerMetrics:
+    """The metrics of one worker, over all its processes.
 
-    `pid` is 0 while there is no process; `cpu_seconds` is what those have used that are gone.
+    `pid` is 0 while there is no process. `cpu_seconds` is the CPU time of the processes that have ended.
     """
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self.board: Board | None = None
+        self.counters: SharedCounters | None = None
         self.up = False
         self.restarts = 0
         self.pid = 0
         self.cpu_seconds = 0.0
-        self._cpu_seconds_told = 0.0
+        self._cpu_seconds_reported = 0.0
 
     def process(self) -> dict[str, float]:
-        """What there is to tell of its process."""
+        """The metrics of its process."""
         found = measure(self.pid) if self.pid else {}
-        # Between the end of a process and the note that is taken of it, its time is in neither sum.
-        used = max(self._cpu_seconds_told, self.cpu_seconds + found.get(CPU_SECONDS, 0.0))
-        self._cpu_seconds_told = used
+        # Between the end of a process and `reaped`, its CPU time is in neither of the two sums.
+        used = max(self._cpu_seconds_reported, self.cpu_seconds + found.get(CPU_SECONDS, 0.0))
+        self._cpu_seconds_reported = used
         return found | {CPU_SECONDS: used}
 
 
 class Exposition(Collector):
-    """Gives what some sources say; register it with a Prometheus registry.
+    """Collects the metrics of some workers. Register it with a Prometheus registry.
 
     Args:
         sources: the workers, lowest first.
-        refresh: is called before anything is read.
-        supervised: whether this process is the supervisor of the workers, not the one worker itself.
+        refresh: called before anything is read.
+        supervised: whether this process is the supervisor of the workers, not the only worker itself.
 
     """
 
-    def __init__(self, sources: Sequence[Source], refresh: Callable[[], None], *, supervised: bool) -> None:
+    def __init__(self, sources: Sequence[WorkerMetrics], refresh: Callable[[], None], *, supervised: bool) -> None:
         self._sources = sources
         self._refresh = refresh
-        self._supervisor = Source(SUPERVISOR) if supervised else None
+        self._supervisor = WorkerMetrics(SUPERVISOR) if supervised else None
         if self._supervisor is not None:
             self._supervisor.pid = os.getpid()
 
     def collect(self) -> Iterator[Metric]:
-        """Gives the exposition."""
+        """All metrics."""
         self._refresh()
         yield from self._workers()
-        # One look at who is up and at which board is whose: meanwhile workers come and go.
-        seen = [(source.worker, source.board, source.up) for source in self._sources if source.board is not None]
+        # One snapshot of which workers are up and of their counters: meanwhile workers start and end.
+        seen = [(source.worker, source.counters, source.up) for source in self._sources if source.counters is not None]
         metrics: dict[str, Metric] = {}
-        for worker, board, up in seen:
-            for family in board.families:
+        for worker, counters, up in seen:
+            for family in counters.families:
                 if family.kind == "gauge" and not up:
                     continue
-                metric = metrics.setdefault(family.name, Metric(family.name, family.text, family.kind))
+                metric = metrics.setdefault(family.name, Metric(family.name, family.help, family.kind))
                 for series in family.series:
                     labels = dict(zip(family.labels, series, strict=True), worker=worker)
-                    if list(series) != list(family.whole) or not family.whole:
-                        _add(metric, family, labels, board.numbers(family.name, series))
+                    if list(series) != list(family.total) or not family.total:
+                        _add(metric, family, labels, counters.numbers(family.name, series))
                     elif worker == next(worker for worker, _, up in seen if up):
-                        metric.add_sample(family.name, labels, _rest(family, [board for _, board, up in seen if up]))
+                        metric.add_sample(
+                            family.name, labels, _rest(family, [counters for _, counters, up in seen if up])
+                        )
         yield from metrics.values()
         yield from self._processes()
 
     def _workers(self) -> Iterator[Metric]:
         up = Metric("tidegate_worker_up", "1 when the worker is serving.", "gauge")
-        restarts = Metric("tidegate_worker_restarts", "How often the worker was started again.", "counter")
+        restarts = Metric("tidegate_worker_restarts", "Restarts of the worker.", "counter")
         for source in self._sources:
             labels = {"worker": source.worker}
             up.add_sample(up.name, labels, float(source.up))
@@ -102,7 +105,7 @@ class Exposition(Collector):
         yield from metrics.values()
 
 
-def _add(metric: Metric, family: Family, labels: dict[str, str], numbers: Numbers) -> None:
+def _add(metric: Metric, family: MetricFamily, labels: dict[str, str], numbers: Numbers) -> None:
     """Adds the samples of one series."""
     if family.kind == "gauge":
         metric.add_sample(family.name, labels, numbers[0])
@@ -117,11 +120,11 @@ def _add(metric: Metric, family: Family, labels: dict[str, str], numbers: Number
 
 
 def buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str, float]]:
-    """Cumulative counts by bound, as the exposition wants them."""
+    """Cumulative counts by upper bound, in the form of the exposition format."""
     return list(zip([*map(repr, bounds), "+Inf"], accumulate(counts), strict=True))
 
 
-def _rest(family: Family, boards: Sequence[Board]) -> float:
-    """What the first of some boards says of the whole, less the parts of all."""
-    whole: float = boards[0].numbers(family.name, family.whole)[0]
-    return max(0.0, whole - sum(board.numbers(family.name, family.part)[0] for board in boards))
+def _rest(family: MetricFamily, boards: Sequence[SharedCounters]) -> float:
+    """The remainder: the total that the first worker reports, less the parts of all workers."""
+    whole: float = boards[0].numbers(family.name, family.total)[0]
+    return max(0.0, whole - sum(counters.numbers(family.name, family.part)[0] for counters in boards))

@@ -1,19 +1,19 @@
-"""A host to listen on, as people write it: a name, an IPv4 or IPv6 address, all addresses, or the path of a unix socket."""
+"""The host to listen on: a name, an IPv4 or IPv6 address, all addresses, or the path of a unix socket."""
 
 import ipaddress
 import socket
 import stat
 from pathlib import Path
 
-# Each means every address of both families, as gRPC takes them; in one socket, if the system has both.
+# Each means every address of both families, as for gRPC; in one socket, if the system has both.
 WILDCARDS = ("0.0.0.0", "::", "[::]")  # noqa: S104 (compared with, not bound to)
 UNIX = "unix:"
-# What the system has room for in the address of a unix socket, less the byte that ends it.
+# The length of a unix socket's path that the system allows, without the terminating byte.
 UNIX_PATH_BYTES_MAX = 107
 
 
 def checked(host: str) -> str:
-    """The host, if it can be one; ValueError says what is wrong."""
+    """Returns the host if it is valid; else raises ValueError with the reason."""
     if is_unix(host):
         path = _path(host)
         if not path.name:
@@ -36,14 +36,17 @@ def is_unix(host: str) -> bool:
 
 
 def with_port(host: str, port: int) -> str:
-    """What gRPC and URLs take: an IPv6 address in brackets."""
+    """Host and port for gRPC and URLs: an IPv6 address is put in brackets."""
     if is_unix(host):
         return host
     return f"[{_bare(host)}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    """What gRPC listens on for a host that is no unix socket, in its order. Raises OSError for a name that is unknown."""
+    """The addresses on which gRPC listens for a host that is not a unix socket, in its order.
+
+    Raises OSError for an unknown name.
+    """
     if host not in WILDCARDS:
         found = socket.getaddrinfo(_bare(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
@@ -53,7 +56,7 @@ def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
 
 
 def make_socket(family: socket.AddressFamily) -> socket.socket:
-    """A socket for one of these addresses; `::` is IPv4 as well."""
+    """A socket for one of these addresses. `::` includes IPv4."""
     made = socket.socket(family, socket.SOCK_STREAM)
     if family == socket.AF_INET6:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -61,9 +64,10 @@ def make_socket(family: socket.AddressFamily) -> socket.socket:
 
 
 def why_not_unix(host: str) -> str:
-    """Why one cannot listen on a unix socket; empty when one can.
+    """Why the server cannot listen on a unix socket; empty when it can.
 
-    gRPC removes whatever socket is there before it listens. One that a server has left behind it may remove, nothing else.
+    gRPC removes any socket that is there before it listens. It may remove one that a dead server has left, nothing
+    else.
     """
     path = _path(host)
     try:
@@ -75,7 +79,7 @@ def why_not_unix(host: str) -> str:
     if not stat.S_ISSOCK(mode):
         return "there is a file that is no socket; remove it, or choose another path"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)  # of a server that is alive the system answers, of one that is frozen perhaps nobody
+        probe.settimeout(1.0)  # if the server is alive the system accepts; if it hangs, perhaps nobody does
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
@@ -86,7 +90,7 @@ def why_not_unix(host: str) -> str:
 
 
 def _path(host: str) -> Path:
-    """Where it is, also of unix:///PATH, as URLs have it and gRPC takes it."""
+    """The path, also of unix:///PATH, the form of URLs that gRPC accepts."""
     return Path(host.removeprefix(UNIX).removeprefix("//"))
 
 

@@ -1,4 +1,4 @@
-"""How much memory this process and its like may use, and whether the live streams that are allowed fit into it."""
+"""How much memory the workers may use, and whether the allowed live streams fit into it."""
 
 import os
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from serving.runtime.cgroups import Read, groups, read_file
 
 MIB = 1024 * 1024
-# What a live stream takes beside its row, as measured: its `Predict` call, its place in the tables, its key. One of thousands
-# on a `PredictBlocks` call takes 2 KiB.
+# What a live stream takes beside its row, as measured: its `Predict` call, its entries in tables, its key. A stream on
+# a `PredictBlocks` call with thousands takes 2 KiB.
 STREAM_BYTES = 26 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """The most that live streams can take.
+class MemoryEstimate:
+    """The most memory that live streams can take.
 
     Attributes:
-        rows: bytes of a row of each model, see `Slots.row_bytes`.
-        live_max: streams of a model that may live in a worker.
-        workers: that have so many.
-        base: what a worker takes without any stream, in bytes.
+        rows: the size of a row of each model in bytes, see `Slots.row_bytes`.
+        live_max: how many streams of a model may be live in a worker.
+        workers: the number of workers.
+        base: the memory of a worker without streams, in bytes.
 
     """
 
@@ -29,7 +29,7 @@ class Need:
     base: int
 
     def warning(self, limit: int, whose: str) -> str:
-        """What to say when it is more than there is; empty when it is not."""
+        """The warning when it exceeds the limit; empty when it does not."""
         stream = sum(self.rows) // len(self.rows) + STREAM_BYTES
         total = self.workers * (self.base + self.live_max * len(self.rows) * stream)
         if total <= limit:
@@ -44,14 +44,14 @@ class Need:
 
 
 def memory_limit(read: Read = read_file) -> tuple[int, str]:
-    """The bytes that may be used, and who sets that bound: the container, or the machine."""
+    """The memory that may be used, in bytes, and who limits it: the container, or the machine."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     bounds = [
         int(text)
         for group in groups(read, "memory")
         for name in ("memory.max", "memory.limit_in_bytes")
         for text in [read(f"{group}/{name}").strip()]
-        if text.isdecimal()  # not "max", and there
+        if text.isdecimal()  # not "max", and not missing
     ]
     container = min(bounds, default=machine)
     return (container, "the container") if container < machine else (machine, "the machine")

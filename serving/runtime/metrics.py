@@ -1,8 +1,9 @@
-"""What a serving process counts and measures: names, help, buckets, and where the numbers are kept.
+"""The metrics of a serving process: names, help texts, buckets, and where the numbers are kept.
 
-The hot path adds to plain Python numbers, one update a batch wherever that says the same, and writes each through to a board
-(`runtime.board`), from which `runtime.exposition` reads when somebody asks. One event loop writes, so nothing is locked. What
-can be looked up at any time (the depth of a queue, the streams) is not counted: `refresh` looks it up.
+The hot path adds to plain Python numbers, one update for each batch where that is equivalent. Each update is also
+written to shared counters (`runtime.shared_counters`), which `runtime.exposition` reads on a scrape. Only the event
+loop writes, so nothing is locked. Values that can be looked up at any time (the length of a queue, the number of
+streams) are not counted: `refresh` looks them up.
 """
 
 import gc
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar, get_args
 
-from serving.rpc.desk import CloseReason
-from serving.runtime.board import Board, Family, Numbers
+from serving.rpc.backend import CloseReason
 from serving.runtime.log import lines_dropped
+from serving.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
 
 Outcome = Literal[
     "ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind", "values_differ"
@@ -23,13 +24,13 @@ CheckpointOutcome = Literal["ok", "failed", "fenced"]
 OpenOutcome = Literal["new", "resumed", "taken_over", "refused"]
 Label = TypeVar("Label", bound=str)
 
-# From 50 microseconds, a step of an idle server, to 1 second; the client library's own buckets start at 5 ms.
+# From 50 microseconds, a step of an idle server, to 1 second. The client library's own buckets start at 5 ms.
 SECONDS = (
     0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 )  # fmt: skip
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
-# Python's three generations of garbage, and what `gc.get_stats` says of each.
+# The three generations of Python's garbage collector, and what `gc.get_stats` reports of each.
 GENERATIONS = ("0", "1", "2")
 GARBAGE = {
     "objects_collected": "Objects collected during gc",
@@ -39,7 +40,7 @@ GARBAGE = {
 
 
 class Histogram:
-    """Counts of values by bucket; a bucket holds what is at most its bound."""
+    """Counts of values by bucket. A bucket has the values up to its bound, and above that of the bucket before."""
 
     __slots__ = ("_numbers", "bounds", "counts", "sum")
 
@@ -51,14 +52,14 @@ class Histogram:
 
     def observe(self, value: float, times: int = 1) -> None:
         """Adds a value, so many times."""
-        # Reading a number back from the board would cost more than keeping it twice.
+        # To read a number back from shared memory would cost more than to keep it twice.
         place = bisect_left(self.bounds, value)
         counts, numbers = self.counts, self._numbers
         counts[place] = numbers[place] = counts[place] + times
         self.sum = numbers[-1] = self.sum + value * times
 
     def observe_many(self, values: Sequence[float]) -> None:
-        """Adds values, which are mostly so alike that they fall into a few buckets."""
+        """Adds values. Usually they are so similar that they fall into a few buckets."""
         ascending = sorted(values)
         counts, numbers = self.counts, self._numbers
         self.sum = numbers[-1] = self.sum + sum(ascending)
@@ -71,15 +72,15 @@ class Histogram:
             )
             counts[bucket] = numbers[bucket] = counts[bucket] + place - within
 
-    def keep_in(self, numbers: Numbers) -> None:
-        """Goes on from the numbers that are there, and writes through to them from now on."""
+    def attach(self, numbers: Numbers) -> None:
+        """Continues from the numbers in shared memory, and writes updates there from now on."""
         self._numbers = numbers
         *counts, self.sum = numbers.tolist()
         self.counts = [int(count) for count in counts]
 
 
 class Counts(dict[Label, int]):
-    """Counts by label; `counts[label] += n` is written through."""
+    """Counts by label. `counts[label] += n` is also written to shared memory."""
 
     __slots__ = ("_numbers",)
 
@@ -91,17 +92,17 @@ class Counts(dict[Label, int]):
         dict.__setitem__(self, label, count)
         self._numbers[label][0] = count
 
-    def keepers(self) -> list[Callable[[Numbers], None]]:
-        """For each label, in order, what goes on from the number that it is given, and writes through to it from then on."""
-        return [partial(self._keep, label) for label in self]
+    def attachers(self) -> list[Callable[[Numbers], None]]:
+        """For each label, in order, a function that attaches its count to a number in shared memory."""
+        return [partial(self._attach, label) for label in self]
 
-    def _keep(self, label: Label, numbers: Numbers) -> None:
+    def _attach(self, label: Label, numbers: Numbers) -> None:
         self._numbers[label] = numbers
         dict.__setitem__(self, label, int(numbers[0]))
 
 
 class Count:
-    """One count; whoever sets `value` writes it to `numbers` as well."""
+    """One count. Whoever sets `value` also writes it to `numbers`."""
 
     __slots__ = ("numbers", "value")
 
@@ -109,14 +110,14 @@ class Count:
         self.value = 0
         self.numbers = _own(1)
 
-    def keep_in(self, numbers: Numbers) -> None:
-        """Goes on from the count that is there."""
+    def attach(self, numbers: Numbers) -> None:
+        """Continues from the count in shared memory."""
         self.numbers = numbers
         self.value = int(numbers[0])
 
 
 class ModelMetrics:
-    """What is measured of one model."""
+    """The metrics of one model."""
 
     def __init__(self, name: str, version: str, fingerprint: str) -> None:
         self.labels = (name, version)
@@ -132,7 +133,7 @@ class ModelMetrics:
 
     @property
     def missing_values(self) -> int:
-        """Values of applied timesteps that were missing."""
+        """How many values of applied timesteps were missing."""
         return self.missing.value
 
     @missing_values.setter
@@ -142,10 +143,10 @@ class ModelMetrics:
 
 
 class Metrics:
-    """Everything that is measured in one process. Add the models, then `lay_out`, then serve.
+    """All metrics of one process. Add the models, then call `create_counters`, then serve.
 
     Args:
-        versions: of the parts, by name.
+        versions: the versions of the components, by name.
 
     """
 
@@ -158,7 +159,8 @@ class Metrics:
         self.checkpoint_seconds = Histogram(SECONDS)
         self.unsaved_seconds: Callable[[], float] = lambda: 0.0
         self.lost = Count()
-        self.log_lines_dropped = Count()  # by those who had this place before; what this process drops is looked up
+        # dropped by earlier processes of this worker; the count of this process is looked up
+        self.log_lines_dropped = Count()
         self.live_streams: Callable[[], int] = lambda: 0
         self.known_streams: Callable[[], int] = lambda: 0
         self._gauges: list[tuple[Numbers, Callable[[], float]]] = []
@@ -167,7 +169,7 @@ class Metrics:
 
     @property
     def state_lost(self) -> int:
-        """Streams whose stored state was older than was acknowledged."""
+        """How many streams had a stored state older than what the server acknowledged."""
         return self.lost.value
 
     @state_lost.setter
@@ -175,28 +177,31 @@ class Metrics:
         self.lost.value = self.lost.numbers[0] = count
 
     def add_model(self, name: str, version: str, fingerprint: str) -> ModelMetrics:
-        """Begins to measure one model."""
+        """Adds the metrics of one model."""
         model = ModelMetrics(name, version, fingerprint)
         self.models.append(model)
         return model
 
-    def lay_out(self, file: int | None = None, last: Board | None = None) -> Board:
-        """Moves all numbers to a board, which goes on from the counts of the `last` one; no model may come after this."""
+    def create_counters(self, file: int | None = None, last: SharedCounters | None = None) -> SharedCounters:
+        """Moves all numbers to shared memory. They continue from the counts of `last`, if it is given.
+
+        No model may be added after this.
+        """
         metrics = [*self._of_models(), *self._of_streams(), *self._of_process()]
-        board = Board.begin([metric.family for metric in metrics], file)
+        counters = SharedCounters.create([metric.family for metric in metrics], file)
         if last is not None:
-            board.go_on_from(last)
+            counters.continue_from(last)
         for metric in metrics:
-            for series, keep in zip(metric.family.series, metric.keep, strict=True):
-                keep(board.numbers(metric.family.name, series))
+            for series, keep in zip(metric.family.series, metric.attach, strict=True):
+                keep(counters.numbers(metric.family.name, series))
         self._garbage_before = {name: dict(counts) for name, counts in self._garbage.items()}
         self.refresh()
-        return board
+        return counters
 
     def refresh(self) -> None:
-        """Looks up what is not counted."""
-        for numbers, look in self._gauges:
-            numbers[0] = look()
+        """Looks up the values that are not counted."""
+        for numbers, read in self._gauges:
+            numbers[0] = read()
         self.log_lines_dropped.numbers[0] = self.log_lines_dropped.value + lines_dropped()
         for generation, stats in zip(GENERATIONS, gc.get_stats(), strict=True):
             for name, before in self._garbage_before.items():
@@ -205,31 +210,33 @@ class Metrics:
     def _of_models(self) -> Iterator["_Metric"]:
         labels = ("model", "version")
         histograms = {
-            "step_seconds": "A timestep, from being read to its answer being handed on.",
-            "queue_seconds": "A timestep, from being queued to its batch being taken up.",
-            "run_seconds": "A batch, from being taken up to its answers being ready.",
+            "step_seconds": "Seconds from reading a timestep to handing its answer to gRPC.",
+            "queue_seconds": "Seconds from queueing a timestep to the start of its batch.",
+            "run_seconds": "Seconds from the start of a batch to its answers being ready.",
             "batch_size": "Timesteps in a batch.",
         }
         series = [model.labels for model in self.models]
         for name, text in histograms.items():
             measured: list[Histogram] = [getattr(model, name) for model in self.models]
-            family = Family(
+            family = MetricFamily(
                 f"tidegate_{name}", text, "histogram", labels, series, SIZES if name == "batch_size" else SECONDS
             )
-            yield _Metric(family, [one.keep_in for one in measured])
+            yield _Metric(family, [one.attach for one in measured])
         yield _Metric(
-            Family(
+            MetricFamily(
                 "tidegate_steps",
-                "Timesteps by what became of them.",
+                "Timesteps by outcome.",
                 "counter",
                 (*labels, "outcome"),
                 [(*model.labels, outcome) for model in self.models for outcome in model.steps],
             ),
-            [keep for model in self.models for keep in model.steps.keepers()],
+            [keep for model in self.models for keep in model.steps.attachers()],
         )
         yield _Metric(
-            Family("tidegate_missing_values", "Values of applied timesteps that were NaN.", "counter", labels, series),
-            [model.missing.keep_in for model in self.models],
+            MetricFamily(
+                "tidegate_missing_values", "Values of applied timesteps that were NaN.", "counter", labels, series
+            ),
+            [model.missing.attach for model in self.models],
         )
         yield self._gauge(
             "queue_depth",
@@ -251,35 +258,42 @@ class Metrics:
         )
 
     def _of_streams(self) -> Iterator["_Metric"]:
-        yield _counter("streams_opened", "Opens by how they went.", "kind", self.opened)
-        yield _counter("streams_closed", "Calls that let go of a stream, by why.", "reason", self.closed)
+        yield _counter("streams_opened", "Opens of streams by result.", "kind", self.opened)
+        yield _counter("streams_closed", "Streams released by calls, by reason.", "reason", self.closed)
         yield self._gauge(
             "streams",
-            "Streams by where they are in their life: live in a worker; parked, which the lowest worker tells for all, "
-            "from a count of the store that is a minute old at most.",
+            "Streams by state: live in a worker; parked, which the lowest worker reports for all workers, from a count of "
+            "the store that is at most a minute old.",
             ("state",),
             {("live",): self.live_streams, ("parked",): self.known_streams},
             whole=("parked",),
             part=("live",),
         )
         yield _Metric(
-            Family(
+            MetricFamily(
                 "tidegate_state_lost",
-                "Streams whose stored state was older than was acknowledged; must stay 0.",
+                "Streams whose stored state was older than what the server acknowledged; must stay 0.",
                 "counter",
                 (),
                 [()],
             ),
-            [self.lost.keep_in],
+            [self.lost.attach],
         )
-        yield _counter("checkpoints", "Checkpoints of a stream by how storing them went.", "outcome", self.checkpoints)
+        yield _counter("checkpoints", "Checkpoints of streams by outcome.", "outcome", self.checkpoints)
         yield _Metric(
-            Family("tidegate_checkpoint_seconds", "A commit of many checkpoints.", "histogram", (), [()], SECONDS),
-            [self.checkpoint_seconds.keep_in],
+            MetricFamily(
+                "tidegate_checkpoint_seconds",
+                "Seconds of a commit of many checkpoints.",
+                "histogram",
+                (),
+                [()],
+                SECONDS,
+            ),
+            [self.checkpoint_seconds.attach],
         )
         yield self._gauge(
             "unsaved_seconds",
-            "How long the oldest change that is not stored has waited.",
+            "Seconds that the oldest unsaved change has waited.",
             (),
             {(): self.unsaved_seconds},
         )
@@ -287,49 +301,51 @@ class Metrics:
     def _of_process(self) -> Iterator["_Metric"]:
         yield self._gauge(
             "build_info",
-            "Versions of the parts, as labels; always 1.",
+            "Versions of the components, as labels; always 1.",
             tuple(self.versions),
             {tuple(self.versions.values()): _one},
         )
-        text = "Lines of the log that were dropped, since stderr was not read."
-        yield _Metric(Family("tidegate_log_lines_dropped", text, "counter", (), [()]), [self.log_lines_dropped.keep_in])
+        text = "Log lines that were dropped because stderr was not read."
+        yield _Metric(
+            MetricFamily("tidegate_log_lines_dropped", text, "counter", (), [()]), [self.log_lines_dropped.attach]
+        )
         for name, text in GARBAGE.items():
             counts = self._garbage[name]
-            family = Family(f"python_gc_{name}", text, "counter", ("generation",), [(one,) for one in counts])
-            yield _Metric(family, counts.keepers())
+            family = MetricFamily(f"python_gc_{name}", text, "counter", ("generation",), [(one,) for one in counts])
+            yield _Metric(family, counts.attachers())
 
     def _gauge(
         self,
         name: str,
         text: str,
         labels: Sequence[str],
-        looks: Mapping[tuple[str, ...], Callable[[], float]],
+        readers: Mapping[tuple[str, ...], Callable[[], float]],
         *,
         whole: Sequence[str] = (),
         part: Sequence[str] = (),
     ) -> "_Metric":
-        family = Family(f"tidegate_{name}", text, "gauge", labels, [*looks], whole=whole, part=part)
-        return _Metric(family, [partial(self._watch, look) for look in looks.values()])
+        family = MetricFamily(f"tidegate_{name}", text, "gauge", labels, [*readers], total=whole, part=part)
+        return _Metric(family, [partial(self._watch, read) for read in readers.values()])
 
-    def _watch(self, look: Callable[[], float], numbers: Numbers) -> None:
-        self._gauges.append((numbers, look))
+    def _watch(self, read: Callable[[], float], numbers: Numbers) -> None:
+        self._gauges.append((numbers, read))
 
 
 @dataclass(frozen=True, slots=True)
 class _Metric:
-    """A family, and for each of its series what takes the place for its numbers."""
+    """A metric, and for each of its series the function that attaches it to shared memory."""
 
-    family: Family
-    keep: Sequence[Callable[[Numbers], None]]
+    family: MetricFamily
+    attach: Sequence[Callable[[Numbers], None]]
 
 
 def _counter(name: str, text: str, label: str, counts: Counts[Label]) -> _Metric:
-    family = Family(f"tidegate_{name}", text, "counter", (label,), [(value,) for value in counts])
-    return _Metric(family, counts.keepers())
+    family = MetricFamily(f"tidegate_{name}", text, "counter", (label,), [(value,) for value in counts])
+    return _Metric(family, counts.attachers())
 
 
 def _own(count: int) -> Numbers:
-    """Numbers that nobody else sees, for as long as there is no board."""
+    """Private numbers, for as long as there are no shared ones."""
     return memoryview(bytearray(8 * count)).cast("d")
 
 

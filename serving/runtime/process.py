@@ -1,6 +1,7 @@
-"""What the system knows of a process, by the names that Prometheus' clients use: `process_*`.
+"""The metrics of a process, `process_*`, as Prometheus client libraries name them.
 
-The client library has such a collector; it fails on a process that ends while it is looked at, which a worker may.
+The Python client library has such a collector, but it fails when the process ends during the collection, as a worker
+may.
 """
 
 import os
@@ -26,10 +27,10 @@ CPU_SECONDS = "process_cpu_seconds"
 
 
 def measure(pid: int) -> dict[str, float]:
-    """What can be told of a process, by the names in METRICS; nothing of one that is gone, or where there is no /proc."""
+    """The values of METRICS for a process; empty when it has ended, or where there is no /proc."""
     folder = Path("/proc", str(pid))
     try:
-        # The name in brackets may hold anything; the fields are counted from behind it.
+        # The name in parentheses may contain anything, so the fields behind it are counted.
         fields = (folder / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
         found = {
             "process_virtual_memory_bytes": float(fields[20]),
@@ -45,7 +46,7 @@ def measure(pid: int) -> dict[str, float]:
             name, _, bounds = line.partition("  ")
             if name == "Max open files" and not bounds.split()[0].startswith("unlimited"):
                 found["process_max_fds"] = float(bounds.split()[0])
-    except OSError:  # it has ended, or is another user's
+    except OSError:  # it has ended, or belongs to another user
         pass
     return found
 

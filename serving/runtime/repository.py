@@ -1,4 +1,4 @@
-"""The models on disk, `<name>/<version>/model.onnx`: found, loaded, checked, warmed up, and then looked up."""
+"""The models on disk, `<name>/<version>/model.onnx`: loads, checks, warms up and looks up."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from serving.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
 from serving.core.model import Model
 from serving.core.slots import Slots
 from serving.core.spec import Ints, Spec
-from serving.rpc.desk import ServedModel
+from serving.rpc.backend import ModelInfo
 from serving.runtime.batcher import Batcher
 from serving.runtime.cores import usable_cores
 from serving.runtime.metrics import Metrics, ModelMetrics
@@ -22,7 +22,7 @@ log = logging.getLogger("tidegate.repository")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of each model: its live streams, the answers remembered for each, timesteps in a batch and in the queue."""
+    """Limits for each model: live streams, remembered answers of a stream, timesteps in a batch and in the queue."""
 
     live_max: int
     answers: int
@@ -31,8 +31,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A model that is being served: its description, the owner of its engine, its measurements, its card."""
+class ServedModel:
+    """A served model: its description, its slots, its batcher, its metrics and its card."""
 
     spec: Spec
     slots: Slots
@@ -41,34 +41,34 @@ class Served:
     card_json: str
 
     @property
-    def described(self) -> ServedModel:
+    def info(self) -> ModelInfo:
         """The model as callers see it."""
-        return ServedModel(self.spec, self.metrics.batch_invariant, self.card_json)
+        return ModelInfo(self.spec, self.metrics.batch_invariant, self.card_json)
 
 
 class Repository:
-    """The served models. Iterates in the order of their names, newest version first."""
+    """The served models, in the order of their names, newest version first."""
 
-    def __init__(self, models: Sequence[Served]) -> None:
+    def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = sorted(models, key=lambda served: (served.spec.name, -int(served.spec.version)))
         self._by_slots = {id(served.slots): served for served in models}
 
     def __repr__(self) -> str:
         return f"<Repository: {', '.join(served.spec.title for served in self._models)}>"
 
-    def __iter__(self) -> Iterator[Served]:
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
 
-    def of(self, slots: Slots) -> Served:
-        """The model whose slots these are."""
+    def of(self, slots: Slots) -> ServedModel:
+        """The model with these slots."""
         return self._by_slots[id(slots)]
 
-    def find(self, name: str, version: str) -> Served:
-        """One model. An empty name means the only one that is served, an empty version the newest.
+    def find(self, name: str, version: str) -> ServedModel:
+        """One model. An empty name means the only model, an empty version the newest one.
 
         Raises:
             ModelNotFound: it is not served.
-            ModelNotNamed: no name was given and several are served.
+            ModelNotNamed: no name was given and several models are served.
 
         """
         titles = [served.spec.title for served in self._models]
@@ -81,17 +81,17 @@ class Repository:
 
 
 def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
-    """Loads every model under `root`, checks it against the contract and warms it up; as many at a time as there are cores.
+    """Loads, checks and warms up every model under `root`, as many at a time as there are cores.
 
     Raises:
-        ContractBroken: there is no model, or one cannot be served: the first in the order of the paths. One bad model stops
-            the start: a server that silently leaves a model out fails its clients later and farther from the cause.
+        ContractBroken: there is no model, or one cannot be served; the first in the order of paths. One bad model stops
+            the start: if the server left it out, its clients would fail later and farther from the cause.
 
     """
     paths = sorted(root.glob("*/*/model.onnx"))
     if not paths:
         raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
-    # onnxruntime lets others run while it does, and nearly all of the time is its own.
+    # onnxruntime releases the GIL while it runs, and takes nearly all of the time.
     with ThreadPoolExecutor(min(len(paths), usable_cores()), thread_name_prefix="load") as threads:
         found = threads.map(partial(_load, limits.batch_max), paths)
         return Repository([_serve(one, limits, metrics) for one in found])
@@ -99,7 +99,7 @@ def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A model that was checked: `varying` are the sizes of batches that change its bits."""
+    """A checked model. `varying` are the batch sizes that change its bits."""
 
     model: Model
     varying: Ints
@@ -107,7 +107,7 @@ class _Loaded:
 
 
 def _load(batch_max: int, path: Path) -> _Loaded:
-    """Reads a model and checks it; touches nothing that is shared."""
+    """Loads a model and checks it. Uses no shared state."""
     name, version = path.parent.parent.name, path.parent.name
     if not version.isdecimal():
         raise ContractBroken(str(path), f"version '{version}' is not a decimal number, expected for example {name}/1")
@@ -121,11 +121,11 @@ def _load(batch_max: int, path: Path) -> _Loaded:
     except UnicodeDecodeError as error:
         raise ContractBroken(str(path), f"model.toml or card.json beside it is not UTF-8: {error.reason}") from error
     model = Model(name, version, graph, sidecar_text)
-    return _Loaded(model, model.varying_batches(batch_max), card_json)
+    return _Loaded(model, model.batch_variant_sizes(batch_max), card_json)
 
 
-def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> Served:
-    """Makes room for the streams of a model, and says what was found."""
+def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> ServedModel:
+    """Creates the slots and the batcher of a model, and logs the result of the check."""
     model, varying = loaded.model, loaded.varying
     measured = metrics.add_model(model.spec.name, model.spec.version, model.spec.fingerprint)
     measured.batch_invariant = not varying.size
@@ -139,4 +139,4 @@ def _serve(loaded: _Loaded, limits: Limits, metrics: Metrics) -> Served:
     slots = Slots(model.spec, limits.live_max, limits.answers)
     batcher = Batcher(Engine(model, slots), measured, batch_max=limits.batch_max, queue_max=limits.queue_max)
     log.info("model %s loaded, fingerprint %s", model.spec.title, model.spec.fingerprint[:12])
-    return Served(model.spec, slots, batcher, measured, loaded.card_json)
+    return ServedModel(model.spec, slots, batcher, measured, loaded.card_json)

@@ -1,6 +1,7 @@
-"""What a row costs a model, and what follows from it: how many rows the event loop runs at a time, and whether it does.
+"""What a row costs, and so how many rows the event loop runs at a time, and whether it runs them at all.
 
-Costs are time of the processor. What other processes take of it makes no row dearer, and smaller batches would give nobody more.
+Costs are processor time. Other processes on the machine do not make a row more expensive, and smaller batches would not
+help then.
 """
 
 from collections.abc import Callable
@@ -10,74 +11,79 @@ import numpy as np
 from serving.core.errors import ModelFailed
 from serving.core.model import Model
 
-# A batch keeps the loop for about so long: no longer than a lone timestep takes from client to client, so others hardly notice.
-HOLD_SECONDS = 0.0005
-# A batch has a price that does not depend on its rows: the code and the weights have to come from memory. One row alone costs little
-# else. So a batch takes so many times what that does, or the price would be more than a quarter of it: an LSTM of 512 units, 4 MB of
-# weights, takes 240 us for a row alone, 22 for each of 16, 17 for each of 55, and 15 for each of 256.
-ALONE_TIMES = 4
-# What a row in a batch is taken to cost before there was one, as a part of what it costs alone: less, as a rule, from four rows on.
+# A batch blocks the event loop for about so long: no longer than a single timestep takes from client to client, so
+# others hardly notice.
+LOOP_SECONDS_MAX = 0.0005
+# A batch has a fixed cost: code and weights must be loaded from memory. A single row costs little else. With a batch
+# that takes this multiple of a single row's time, the fixed cost is at most a quarter of it. For example, an LSTM with
+# 512 units, 4 MB of weights, takes 240 us for a single row, 22 us for each of 16, 17 for each of 55, and 15 for each of
+# 256.
+SINGLE_ROW_FACTOR = 4
+# The estimated cost of a row in a batch before the first batch, as a part of what it costs alone. From four rows on it
+# is usually less.
 FIRST_GUESS = 1 / 4
-# The rows of a first batch of which nothing is known: the smallest models do not notice, the largest are found out.
+# The rows of the first batch of an unknown model: small models do not notice, and large models are recognized.
 ROWS_FIRST = 16
-# The best of so many runs is what one row costs; the first are slow, since nothing is in the caches.
-ALONE_RUNS = 5
-# Batches of one size go through memory that is bound to the model, which saves a tenth and more; so sizes come in steps of an eighth
-# to a sixteenth of themselves, and do not follow each little change of what a row costs.
+# The cost of a single row is the minimum of so many runs. The first ones are slow because the caches are cold.
+SINGLE_ROW_RUNS = 5
+# A batch size that comes again has bound memory, which saves more than a tenth. So sizes are rounded to steps of an
+# eighth to a sixteenth of themselves, and do not follow each small change of the cost.
 STEP_BITS = 4
-# How much a batch counts in the running means: some twenty make a mean, so one that met a pause of Python's does not.
+# The weight of a batch in the moving averages: about twenty batches form an average, so a pause of Python in one of
+# them matters little.
 WEIGHT = 0.1
-# The most that a batch counts as, times the mean, for the same reason.
+# The largest value that counts, as a multiple of the average, for the same reason.
 COUNTED_MAX = 4
 
 
 class RowCost:
-    """Running means of what a row costs, in seconds.
+    """Moving averages of the cost of a row, in seconds.
 
     Args:
-        alone_seconds: what one row alone was measured to take; 0 when that is not known.
+        single_row_seconds: the measured time of a single row; 0 when unknown.
 
     Attributes:
-        alone_seconds: of a batch of one row.
-        row_seconds: of a row in a batch that is about as large as `rows_max` lets it be.
+        single_row_seconds: the cost of a batch with one row.
+        row_seconds: the cost of a row in a batch of about `rows_max` rows.
 
     """
 
     def __init__(self, alone_seconds: float = 0.0) -> None:
-        self.alone_seconds = alone_seconds
-        self.row_seconds = alone_seconds * FIRST_GUESS or HOLD_SECONDS / ROWS_FIRST
+        self.single_row_seconds = alone_seconds
+        self.row_seconds = alone_seconds * FIRST_GUESS or LOOP_SECONDS_MAX / ROWS_FIRST
 
     def __repr__(self) -> str:
-        return f"<RowCost {self.alone_seconds * 1e6:.1f} us alone, {self.row_seconds * 1e6:.1f} us in a batch>"
+        return f"<RowCost {self.single_row_seconds * 1e6:.1f} us alone, {self.row_seconds * 1e6:.1f} us in a batch>"
 
     @property
-    def in_thread(self) -> bool:
-        """Whether one row alone keeps the loop for too long, so that batches, however large, are run beside it."""
-        return self.alone_seconds >= HOLD_SECONDS
+    def needs_thread(self) -> bool:
+        """Whether a single row blocks the event loop for too long, so that batches of any size run in the thread."""
+        return self.single_row_seconds >= LOOP_SECONDS_MAX
 
     @property
-    def hold_seconds(self) -> float:
-        """How long a batch keeps the loop: at most `ALONE_TIMES` times `HOLD_SECONDS`, unless it is for the thread."""
-        return max(HOLD_SECONDS, ALONE_TIMES * self.alone_seconds)
+    def batch_seconds_max(self) -> float:
+        """How long a batch may block the event loop, unless it runs in the thread."""
+        return max(LOOP_SECONDS_MAX, SINGLE_ROW_FACTOR * self.single_row_seconds)
 
     @property
     def rows_max(self) -> int:
-        """The most rows that the loop runs at a time."""
-        rows = max(1, int(self.hold_seconds / self.row_seconds))
-        return rows - rows % step_of(rows)
+        """The largest number of rows that the event loop runs at a time."""
+        rows = max(1, int(self.batch_seconds_max / self.row_seconds))
+        return rows - rows % size_step(rows)
 
-    def took(self, rows: int, seconds: float) -> None:
-        """Takes note of what a batch of so many rows took."""
+    def record(self, rows: int, seconds: float) -> None:
+        """Records how long a batch of so many rows took."""
         if rows == 1:
-            # Whose rows have become slow is for the thread after a few of them: the next may keep the loop for ever.
-            self.alone_seconds = _mean(self.alone_seconds, seconds, COUNTED_MAX * HOLD_SECONDS)
-        # A batch that is much smaller than it may be tells what a batch costs, and not what a row does.
-        elif 2 * rows >= self.rows_max or seconds > self.hold_seconds:
+            # When single rows have become slow, the thread is used after a few of them: the next may block the loop for
+            # long.
+            self.single_row_seconds = _mean(self.single_row_seconds, seconds, COUNTED_MAX * LOOP_SECONDS_MAX)
+        # A batch that is much smaller than the limit measures the fixed cost rather than that of a row.
+        elif 2 * rows >= self.rows_max or seconds > self.batch_seconds_max:
             self.row_seconds = _mean(self.row_seconds, seconds / rows)
 
 
-def step_of(rows: int) -> int:
-    """By how much the sizes of batches differ, when they are about so large."""
+def size_step(rows: int) -> int:
+    """The step between batch sizes of about `rows` rows."""
     return 1 << max(0, rows.bit_length() - STEP_BITS)
 
 
@@ -85,11 +91,11 @@ def _mean(mean: float, seconds: float, counted_max: float = 0.0) -> float:
     return mean + WEIGHT * (min(seconds, max(COUNTED_MAX * mean, counted_max)) - mean) if mean else seconds
 
 
-def time_alone(model: Model, clock: Callable[[], float]) -> float:
-    """What the model takes for one row alone, in seconds by the clock; 0 when it fails on zeros."""
+def measure_single_row(model: Model, clock: Callable[[], float]) -> float:
+    """The time of a single row, in seconds by the clock; 0 when the model fails on zeros."""
     x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
     taken = []
-    for _ in range(ALONE_RUNS):
+    for _ in range(SINGLE_ROW_RUNS):
         begun = clock()
         try:
             model.step(x, state)

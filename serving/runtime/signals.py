@@ -1,4 +1,4 @@
-"""What signals do to a process of ours before its event loop takes them, and SIGHUP at all times."""
+"""Signal handling before the event loop takes over, and of SIGHUP at all times."""
 
 import contextlib
 import logging
@@ -8,14 +8,15 @@ from types import FrameType
 
 log = logging.getLogger("tidegate.signals")
 
-# The process of a container that is its first: the system drops signals that it has no handler for, even SIGTERM.
+# The first process of a container has this id. For this process the system ignores signals without a handler, even
+# SIGTERM.
 FIRST_PROCESS = 1
 
 
 def take_signals(*, serves: bool) -> None:
-    """Sees to it that from now on SIGTERM ends this process, the first of a container too; and that SIGHUP does not end a server.
+    """Makes SIGTERM end this process, also as the first process of a container, and makes a server ignore SIGHUP.
 
-    An event loop that adds handlers of its own takes over from these.
+    The handlers of an event loop replace these.
     """
     if os.getpid() == FIRST_PROCESS:
         signal.signal(signal.SIGTERM, _end)
@@ -24,22 +25,22 @@ def take_signals(*, serves: bool) -> None:
 
 
 def hang_up(*_: object) -> None:
-    """Goes on: a terminal that was closed, or a tool that rotates logs, is not to end a server."""
-    log.warning("SIGHUP: nothing is read again, serving goes on; SIGTERM drains and ends")
+    """Logs the signal and continues: a closed terminal or a log rotation must not end a server."""
+    log.warning("SIGHUP is ignored: no settings are reloaded; SIGTERM drains and stops")
 
 
 def leave_no_zombies() -> None:
-    """Has the system forget children as they end, if this is the first process: all that lose their parent become its own.
+    """Makes the system reap children if this is the first process: orphans become its children.
 
-    Only for a process that starts none itself.
+    Only for a process that starts no children itself.
     """
     if os.getpid() == FIRST_PROCESS:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        with contextlib.suppress(ChildProcessError):  # there is none left of those that ended before
+        with contextlib.suppress(ChildProcessError):  # none of those that ended before is left
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Ends the first process as the signal does to others: nothing is served yet."""
+    """Ends the first process as the signal ends others: nothing is served yet."""
     os._exit(128 + number)

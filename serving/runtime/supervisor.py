@@ -1,14 +1,15 @@
-"""Looks after the workers: serving processes that share one port and one store.
+"""Runs the workers: serving processes that share one port and one store.
 
-The laws of this file:
-1. It holds the port, serves one /metrics for all, and touches neither streams nor models: there is little that can kill it.
-2. A worker that ends is started again, after a pause that grows while it keeps ending soon. What it held is in the store, and
-   clients open it again at whichever worker they come to.
-3. At the beginning one worker that says why it cannot start fails the start; so does one that ends START_TRIES times without a
-   word, perhaps for want of memory. Later both are endings like others.
-4. SIGTERM has all workers drain at the same time; whoever needs longer than `drain_after_s` and some is killed, and the exit
-   code says so. A second signal ends everything at once.
-5. If it dies, its workers drain: see `runtime.child`.
+The rules of this file:
+1. The supervisor holds the port, serves one /metrics for all, and touches neither streams nor models. So little can
+   make it fail.
+2. A worker that ends is restarted, after a pause that grows while it keeps ending soon. Its streams are in the store,
+   and clients open them again at any worker.
+3. At the start, one worker that reports why it cannot start fails the whole start. So does a worker that ends
+   START_TRIES times without a report, perhaps for lack of memory. Later, both are handled as in rule 2.
+4. On SIGTERM all workers drain at the same time. A worker that takes much longer than `drain_after_s` is killed, and
+   the exit code shows it. A second signal ends everything at once.
+5. If the supervisor dies, its workers drain: see `runtime.worker_process`.
 """
 
 import asyncio
@@ -18,40 +19,40 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.runtime.child import Child
 from serving.runtime.exposition import Exposition
 from serving.runtime.host import with_port
-from serving.runtime.life import StartFailed, StopFailed, ready_line, say_ready
-from serving.runtime.metrics_port import MetricsPort
-from serving.runtime.port import Port
+from serving.runtime.lifecycle import StartFailed, StopFailed, print_ready, ready_line
+from serving.runtime.metrics_server import MetricsServer
+from serving.runtime.reserved_port import ReservedPort
 from serving.runtime.signals import hang_up
+from serving.runtime.worker_process import WorkerProcess
 
 log = logging.getLogger("tidegate.supervisor")
 
-# A worker that died once is missed: it is started again almost at once. One that keeps dying must not keep a core busy with
-# starting, nor fill the log.
+# A worker that died once is needed and restarted almost at once. One that keeps dying must not keep a core busy, nor
+# fill the log.
 PAUSE_SECONDS = 0.1
 PAUSE_SECONDS_MAX = 30.0
-# A worker that has lived for so long dies of something else than its start.
+# A worker that has run for so long did not fail because of its start.
 LIVED_SECONDS = 60.0
-# How often a worker may end without a word before all are ready. What kills one by chance does not do it three times.
+# How often a worker may end without a report before all are ready. A random cause does not strike three times in a row.
 START_TRIES = 3
-# What a worker may need beyond the time for draining: it cuts calls, stores what is left, and ends.
+# The time that a worker may need after draining: it cancels calls, stores the rest, and exits.
 DRAIN_MARGIN_SECONDS = 5.0
 
 
 class Supervisor:
-    """Keeps workers running until it is told to stop.
+    """Keeps the workers running until it is told to stop.
 
     Args:
-        command: what starts a worker.
-        settings: what each is told, by name; the port that was picked is put into `config`, under `port`.
-        workers: how many.
-        host: address to listen on for gRPC.
-        port: of gRPC; 0 picks a free one.
-        metrics_host: address to listen on for /metrics.
-        metrics_port: of /metrics; 0 picks a free one.
-        drain_after_s: what a worker is given for draining, in seconds.
+        command: the command that starts a worker.
+        settings: the settings of each worker, by name; the chosen port is put into `config`, under `port`.
+        workers: the number of workers.
+        host: the address of gRPC.
+        port: the port of gRPC; 0 picks a free one.
+        metrics_host: the address of /metrics.
+        metrics_port: the port of /metrics; 0 picks a free one.
+        drain_after_s: how long a worker may drain, in seconds.
 
     """
 
@@ -69,50 +70,52 @@ class Supervisor:
     ) -> None:
         self._command = command
         self._settings = settings
-        self._workers = workers
+        self._worker_count = workers
         self._host = host
         self._port = port
         self._metrics_host = metrics_host
         self._metrics_port = metrics_port
         self._drain_after_s = drain_after_s
-        self._children: list[Child] = []
+        self._workers: list[WorkerProcess] = []
         self._ready = False
-        self._asked = asyncio.Event()
-        self._wrong: list[str] = []
+        self._stop_requested = asyncio.Event()
+        self._failures: list[str] = []
 
     def __repr__(self) -> str:
-        return f"<Supervisor: {sum(child.source.up for child in self._children)} of {self._workers} workers up>"
+        return f"<Supervisor: {sum(worker.metrics.up for worker in self._workers)} of {self._worker_count} workers up>"
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT, then has all workers drain. A second signal ends everything at once.
+        """Serves until SIGTERM or SIGINT, then drains all workers. A second signal ends everything at once.
 
         Raises:
-            StartFailed: a port cannot be had, or a worker could not start.
-            StopFailed: a worker did not end well.
+            StartFailed: a port is taken, or a worker could not start.
+            StopFailed: a worker failed while it stopped.
 
         No worker is left when it returns or raises.
         """
-        port = Port(self._host, self._port)
+        port = ReservedPort(self._host, self._port)
         try:
             settings = {**self._settings, "config": {**self._settings["config"], "port": port.number}}
-            self._children = [Child(number, self._command, settings, self._on_ready) for number in range(self._workers)]
-            exposition = Exposition([child.source for child in self._children], _nothing, supervised=True)
-            metrics_port = MetricsPort(self._metrics_host, self._metrics_port, exposition)
+            self._workers = [
+                WorkerProcess(number, self._command, settings, self._on_ready) for number in range(self._worker_count)
+            ]
+            exposition = Exposition([worker.metrics for worker in self._workers], _nothing, supervised=True)
+            metrics_port = MetricsServer(self._metrics_host, self._metrics_port, exposition)
             self._port, self._metrics_port = port.number, metrics_port.port
             try:
-                await self._keep_all()
+                await self._run_workers()
             finally:
                 metrics_port.close()
-                for child in self._children:
-                    child.close()
+                for worker in self._workers:
+                    worker.close()
         finally:
             port.close()
-        if self._wrong:
-            raise StopFailed("; ".join(self._wrong))
+        if self._failures:
+            raise StopFailed("; ".join(self._failures))
         log.info("stopped")
 
-    async def _keep_all(self) -> None:
-        """Keeps all workers running until told to stop, and until they have ended."""
+    async def _run_workers(self) -> None:
+        """Runs all workers until told to stop, and waits for their end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,94 +123,94 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             async with asyncio.TaskGroup() as group:
-                keeping = [group.create_task(self._keep(child), name=repr(child)) for child in self._children]
-                stopping = group.create_task(self._stop(keeping), name="stopping")
-                await asyncio.wait(keeping)
+                running = [group.create_task(self._keep_running(worker), name=repr(worker)) for worker in self._workers]
+                stopping = group.create_task(self._stop(running), name="stopping")
+                await asyncio.wait(running)
                 stopping.cancel()
-        except ExceptionGroup as failures:  # the first ended the others
+        except ExceptionGroup as failures:  # the first failure has cancelled the others
             raise failures.exceptions[0] from None
 
-    async def _keep(self, child: Child) -> None:
-        """Has a worker live, again and again, until told to stop."""
+    async def _keep_running(self, worker: WorkerProcess) -> None:
+        """Runs a worker and restarts it, until told to stop."""
         loop = asyncio.get_running_loop()
         pause = PAUSE_SECONDS
         tries = 0
-        while not self._asked.is_set():
+        while not self._stop_requested.is_set():
             begun = loop.time()
             try:
-                code = await child.live()
-                how = child.refused or _described(code)
+                code = await worker.run()
+                reason = worker.refused or _described(code)
             except OSError as error:
-                code, how = 1, f"could not be started: {error.strerror}"
-            if self._asked.is_set():
+                code, reason = 1, f"could not be started: {error.strerror}"
+            if self._stop_requested.is_set():
                 if code:
-                    self._wrong.append(f"worker {child.number} {how} while it was to stop; see its log")
+                    self._failures.append(f"worker {worker.number} {reason} while it was stopping; see its log")
                 return
             if not self._ready:
                 tries += 1
-                if child.refused or tries == START_TRIES:
+                if worker.refused or tries == START_TRIES:
                     raise StartFailed(
-                        child.refused
-                        or f"worker {child.number} {how} before it was ready, {tries} times in a row; see its log"
+                        worker.refused
+                        or f"worker {worker.number} {reason} before it was ready, {tries} times in a row; see its log"
                     )
             if loop.time() - begun >= LIVED_SECONDS:
                 pause = PAUSE_SECONDS
-            log.warning("worker %d: %s; it is started again in %g s", child.number, how, pause)
+            log.warning("worker %d: %s; it is restarted in %g s", worker.number, reason, pause)
             await self._pause(pause)
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
-            child.source.restarts += 1
+            worker.metrics.restarts += 1
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, or less when told to stop."""
+        """Waits, at most until told to stop."""
         try:
             async with asyncio.timeout(seconds):
-                await self._asked.wait()
+                await self._stop_requested.wait()
         except TimeoutError:
             pass
 
-    async def _stop(self, keeping: Sequence[asyncio.Task[None]]) -> None:
-        """When told to, has all workers drain; kills those that take too long."""
-        await self._asked.wait()
-        for child in self._children:
-            child.drain()
+    async def _stop(self, running: Sequence[asyncio.Task[None]]) -> None:
+        """Drains all workers when told to stop, and kills those that take too long."""
+        await self._stop_requested.wait()
+        for worker in self._workers:
+            worker.drain()
         seconds = self._drain_after_s + DRAIN_MARGIN_SECONDS
-        await asyncio.wait(keeping, timeout=seconds)
-        for child in self._children:
-            if child.source.pid:
-                log.error("worker %d has not ended after %g s and is killed", child.number, seconds)
-                child.kill()
+        await asyncio.wait(running, timeout=seconds)
+        for worker in self._workers:
+            if worker.metrics.pid:
+                log.error("worker %d has not ended after %g s and is killed", worker.number, seconds)
+                worker.kill()
 
     def _on_ready(self) -> None:
-        """Says so when the last worker has become ready for the first time."""
-        if not self._ready and not self._asked.is_set() and all(child.source.up for child in self._children):
+        """Prints the ready line when all workers are ready for the first time."""
+        if not self._ready and not self._stop_requested.is_set() and all(worker.metrics.up for worker in self._workers):
             self._ready = True
             grpc = with_port(self._host, self._port)
             metrics = with_port(self._metrics_host, self._metrics_port)
-            say_ready(ready_line(grpc, metrics, self._children[0].models))
-            log.info("%d workers are ready", self._workers)
+            print_ready(ready_line(grpc, metrics, self._workers[0].models))
+            log.info("%d workers are ready", self._worker_count)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        if self._asked.is_set():
+        if self._stop_requested.is_set():
             log.warning("%s again: ending at once", number.name)
-            for child in self._children:
-                child.kill()
+            for worker in self._workers:
+                worker.kill()
             logging.shutdown()
             os._exit(128 + number)
-        log.info("%s: all workers are to drain", number.name)
-        self._asked.set()
+        log.info("%s: draining all workers", number.name)
+        self._stop_requested.set()
 
     def _reap(self) -> None:
-        """Sees every process to its end that has ended: workers, and in a container whatever else was left behind."""
+        """Reaps every process that has ended: workers, and in a container also orphans."""
         while True:
             try:
                 pid, status, used = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:  # there is none left
+            except ChildProcessError:  # no child is left
                 return
             if not pid:
                 return
-            for child in self._children:
-                if child.source.pid == pid:
-                    child.reaped(status, used.ru_utime + used.ru_stime)
+            for worker in self._workers:
+                if worker.metrics.pid == pid:
+                    worker.reaped(status, used.ru_utime + used.ru_stime)
 
 
 def _described(code: int) -> str:
@@ -220,4 +223,4 @@ def _described(code: int) -> str:
 
 
 def _nothing() -> None:
-    """A supervisor has nothing to look up: its workers do."""
+    """The supervisor has no gauges to look up: its workers have."""

@@ -1,15 +1,15 @@
-"""Forgets streams after long silence.
+"""Deletes streams after a long silence.
 
-The store stamps streams with the wall clock, which somebody may set wrong, and right again. What is forgotten is gone, so the
-laws of this file are:
-1. Only time that has surely passed counts as silence. The sweeper keeps its own account of it: it begins at the newest stamp in
-   the store, for nobody could come while no server ran, and goes on with the monotonic clock.
-2. A wall clock that is put back is followed at once: that delays. One that jumps ahead is not: what it has outrun the monotonic
-   clock by does not count until it has run evenly for as long as a stream may be silent. What has not been used since the jump
-   has then been silent for that long, whichever clock is right.
-3. So a clock that is set wrong, for however long, forgets nothing that was used within the time that a stream may be silent. Two
-   holes are left: a server that starts in the wrong time beside streams that were stored in the wrong time already believes it,
-   and a clock that was put back and forth between two sweeps has left stamps that are too old.
+The store stamps streams with the wall clock, which somebody may set wrong and then right again. A deleted state cannot
+be recovered, so the rules of this file are:
+1. Only time that has certainly passed counts as silence. The sweeper has its own clock for that. It starts at the
+   newest stamp in the store, because no client could come while no server ran, and continues with the monotonic clock.
+2. When the wall clock is set back, the sweeper's clock follows at once: that only delays deletion. When the wall clock
+   jumps ahead, the jump does not count until the clock has run evenly for as long as a stream may be silent. A stream
+   that was not used since the jump has then been silent for that long by either clock.
+3. So a wrong clock, for however long, deletes no stream that was used within the allowed time of silence. Two cases
+   remain. A server that starts at a wrong time trusts streams that were stored at a wrong time before. And a clock that
+   was set back and forth between two sweeps has left stamps that are too old.
 """
 
 import asyncio
@@ -22,49 +22,50 @@ from serving.store import Store
 
 log = logging.getLogger("tidegate.sweeper")
 
-# How often old streams are looked for, in seconds: expiry is counted in hours.
+# How often the sweeper runs, in seconds. Silence is measured in hours.
 SWEEP_SECONDS = 60.0
-# A tombstone is kept so many times as long as the state was: long enough to tell a late client what happened.
+# A tombstone is kept for this multiple of the time that the state was kept: long enough to tell a late client what
+# happened.
 TOMBSTONE_FACTOR = 10
-# That of a deleted stream, in seconds: long enough for whoever had it open to learn why it is gone.
+# How long the tombstone of a deleted stream is kept, in seconds: long enough for its clients to learn why it is gone.
 DELETED_KEPT_SECONDS = 3600.0
-# What a wall clock may outrun the monotonic one by between two looks and still run evenly: NTP's slewing, 30 ms a minute, and a
-# process that was not given the processor between the two readings. No more than a part of what a stream may be silent.
+# How far the wall clock may drift from the monotonic clock between two reads: 30 ms a minute by NTP slewing, plus a
+# process that was suspended between the two reads. It is at most a part of the allowed time of silence.
 EVEN_SECONDS = 1.0
 EVEN_PART = 0.1
 NANOSECONDS = 1_000_000_000
 
 
-class Account:
-    """The time by which silence is judged, in nanoseconds since the UNIX epoch; see the laws of this file.
+class SilenceClock:
+    """The time by which silence is measured, in nanoseconds since the UNIX epoch; see the rules of this file.
 
     Args:
         newest: the newest stamp in the store, 0 when there is none.
         forget_after: how long a stream may be silent.
-        wall: the wall clock; all in nanoseconds.
-        steady: a monotonic clock.
+        wall: the wall clock; all times are in nanoseconds.
+        monotonic: a monotonic clock.
 
     """
 
-    def __init__(self, newest: int, forget_after: int, wall: Callable[[], int], steady: Callable[[], int]) -> None:
+    def __init__(self, newest: int, forget_after: int, wall: Callable[[], int], monotonic: Callable[[], int]) -> None:
         self._forget_after = forget_after
-        self._even = min(round(EVEN_SECONDS * NANOSECONDS), round(EVEN_PART * forget_after))
+        self._drift_max = min(round(EVEN_SECONDS * NANOSECONDS), round(EVEN_PART * forget_after))
         self._wall = wall
-        self._steady = steady
-        self._looked_at = self._uneven_at = steady()
+        self._monotonic = monotonic
+        self._read_at = self._jumped_at = monotonic()
         now = wall()
         self._now = min(now, newest) if newest else now
-        self._ahead = now - self._now  # what the wall clock has outrun the account by
+        self._ahead = now - self._now  # how far the wall clock is ahead of this clock
 
     def now(self) -> int:
-        """The time by the account. The wall clock is taken to have run evenly since the last look, if it may have."""
-        steady, wall = self._steady(), self._wall()
-        self._now += steady - self._looked_at
-        self._looked_at = steady
+        """The current time. The wall clock counts as even since the last read if it did not drift too far."""
+        monotonic, wall = self._monotonic(), self._wall()
+        self._now += monotonic - self._read_at
+        self._read_at = monotonic
         ahead = wall - self._now
-        if abs(ahead - self._ahead) > self._even:
-            self._uneven_at = steady
-        elif not self._ahead or steady - self._uneven_at >= self._forget_after:
+        if abs(ahead - self._ahead) > self._drift_max:
+            self._jumped_at = monotonic
+        elif not self._ahead or monotonic - self._jumped_at >= self._forget_after:
             ahead = 0
         self._ahead = max(ahead, 0)
         self._now = wall - self._ahead
@@ -72,14 +73,14 @@ class Account:
 
 
 class Sweeper:
-    """Looks for old streams every so often; `run` is its task.
+    """Deletes old streams at intervals. `run` is its task.
 
     Args:
-        store: where streams rest.
-        forget_after_s: how long a stream may be silent before it is forgotten, in seconds; 0 for ever.
-        on_count: is told, after each sweep, how many streams there are.
-        wall: nanoseconds since the UNIX epoch.
-        steady: nanoseconds of a monotonic clock.
+        store: where checkpoints are kept.
+        forget_after_s: how long a stream may be silent before it is deleted, in seconds; 0 for ever.
+        on_count: called after each sweep with the number of streams.
+        wall: the wall clock, in nanoseconds since the UNIX epoch.
+        monotonic: a monotonic clock, in nanoseconds.
 
     """
 
@@ -89,7 +90,7 @@ class Sweeper:
         forget_after_s: float,
         on_count: Callable[[int], None],
         wall: Callable[[], int] = time.time_ns,
-        steady: Callable[[], int] = time.monotonic_ns,
+        monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._store = store
         self._forget_after_s = forget_after_s
@@ -97,14 +98,14 @@ class Sweeper:
         self._deleted_kept = round(DELETED_KEPT_SECONDS * NANOSECONDS)
         self._on_count = on_count
         self._wall = wall
-        self._steady = steady
-        self._account: Account | None = None  # none before the store has been asked for its newest stamp
+        self._monotonic = monotonic
+        self._silence_clock: SilenceClock | None = None  # None until the store was asked for its newest stamp
 
     def __repr__(self) -> str:
         return f"<Sweeper: forgets after {self._forget_after_s:g} s>"
 
     async def run(self) -> None:
-        """Sweeps every so often, until cancelled."""
+        """Sweeps at intervals, until cancelled."""
         while True:
             try:
                 await self.sweep()
@@ -113,23 +114,23 @@ class Sweeper:
             await asyncio.sleep(min(SWEEP_SECONDS, self._forget_after_s / 4 or SWEEP_SECONDS))
 
     async def sweep(self) -> None:
-        """Forgets what has been silent for too long, all of it, and counts what is left. StoreUnavailable."""
-        if self._account is None:
+        """Deletes all streams that have been silent for too long, and counts the others. Raises StoreUnavailable."""
+        if self._silence_clock is None:
             newest = await self._store.newest_unix_nano()
             kept = self._forget_after or self._deleted_kept
-            self._account = Account(newest, kept, self._wall, self._steady)
-        await self._forget(self._account.now())
+            self._silence_clock = SilenceClock(newest, kept, self._wall, self._monotonic)
+        await self._forget(self._silence_clock.now())
         self._on_count(await self._store.count())
 
     async def _forget(self, now: int) -> None:
         age = self._forget_after or now  # nothing is older than that
         forgotten = 0
         while True:
-            begun = self._steady()
+            begun = self._monotonic()
             some = await self._store.expire(now - age, now - TOMBSTONE_FACTOR * age, now - self._deleted_kept)
             if not some:
                 break
             forgotten += some
-            await asyncio.sleep((self._steady() - begun) / NANOSECONDS)  # half of the time is for those who predict
+            await asyncio.sleep((self._monotonic() - begun) / NANOSECONDS)  # half of the time is left for predictions
         if forgotten:
-            log.info("%d streams forgotten after %g s of silence", forgotten, self._forget_after_s)
+            log.info("%d streams expired after %g s of silence", forgotten, self._forget_after_s)

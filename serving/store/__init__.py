@@ -1,24 +1,24 @@
-"""Keeps the checkpoints of streams that are not in memory, and the epochs that fence their writers."""
+"""Stores the checkpoints of streams, and the epochs that fence their writers."""
 
-from serving.store.address import store_at
+from serving.store.address import make_store
 from serving.store.codec import decode, encode
 from serving.store.memory import MemoryStore
 from serving.store.sqlite import SqliteStore
-from serving.store.store import Head, Holder, Mark, Marking, Record, Store, Tombstone, Wanted
+from serving.store.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, Store, StreamMetadata, Tombstone
 
-# RedisStore is not here: importing it needs the package `redis`. `store_at` does so when it is asked for one.
+# RedisStore is not imported here: it needs the package `redis`. `make_store` imports it on demand.
 __all__ = [
-    "Head",
     "Holder",
-    "Mark",
-    "Marking",
     "MemoryStore",
     "Record",
+    "Residency",
+    "ResidencyUpdate",
+    "ScanFilter",
     "SqliteStore",
     "Store",
+    "StreamMetadata",
     "Tombstone",
-    "Wanted",
     "decode",
     "encode",
-    "store_at",
+    "make_store",
 ]

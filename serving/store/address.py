@@ -1,4 +1,4 @@
-"""The store that an address names: `memory:`, `sqlite:///path` or `redis://host:port/db`."""
+"""Creates the store for an address: `memory:`, `sqlite:///path` or `redis://host:port/db`."""
 
 import time
 from collections.abc import Callable
@@ -14,12 +14,12 @@ EXPECTED = "expected memory:, sqlite:///absolute/path or redis://[user:password@
 REDIS_PORT = 6379
 
 
-def store_at(address: str, clock: Callable[[], int] = time.time_ns) -> Store:
-    """The store at an address; it is not opened yet.
+def make_store(address: str, clock: Callable[[], int] = time.time_ns) -> Store:
+    """Creates the store for an address. It is not opened yet.
 
     Raises:
-        ValueError: the address cannot be understood.
-        StoreUnavailable: the package that speaks to such a store is not installed.
+        ValueError: the address is invalid.
+        StoreUnavailable: the package for such a store is not installed.
 
     """
     try:
@@ -62,6 +62,6 @@ def _redis(url: SplitResult, port: int, clock: Callable[[], int]) -> Store:
 
 
 def _shown(address: str) -> str:
-    """The address without a password."""
+    """The address without its password."""
     scheme, separator, rest = address.partition("://")
     return scheme + separator + rest.rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""A store that lasts as long as the process, which is its only writer."""
+"""A store in the memory of the process, which is its only writer."""
 
 import time
 from bisect import bisect_left, bisect_right, insort
@@ -7,12 +7,12 @@ from dataclasses import replace
 from itertools import repeat
 
 from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store.store import Head, Holder, Mark, Marking, Record, Tombstone, Wanted
+from serving.store.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
 
-# Streams that one `scan` looks at, and that one `expire` turns: some ten milliseconds.
+# How many streams one `scan` reads, and how many one `expire` changes: about ten milliseconds.
 SCAN_ROWS = 10_000
 EXPIRE_ROWS = 10_000
-# The epoch under which a tombstone may be stored: no stream has it.
+# The epoch under which a tombstone could be saved: no stream has it.
 NO_EPOCH = -1
 
 # The last checkpoint without its key: epoch, step, model, answers, payload.
@@ -20,42 +20,42 @@ _Saved = tuple[int, int, ModelId, int, bytes]
 
 
 class _Entry:
-    """What is held of a stream: its head as of the last claim or mark, and what the saves since then have changed.
+    """A stored stream: its metadata as of the last claim or residency update, and the changes by saves since then.
 
-    A round saves thousands, so a save sets these few fields, and the head is brought up to date when somebody asks for it. `epoch`
-    is that under which it may be stored.
+    A checkpoint round saves thousands of streams. So a save sets only these few fields, and the metadata is computed
+    when it is read. A save must have `epoch`.
     """
 
-    __slots__ = ("_head", "epoch", "saved", "updated_unix_nano")
+    __slots__ = ("_metadata", "epoch", "saved", "updated_unix_nano")
 
     def __init__(self, record: Record) -> None:
-        head, c = record.head, record.checkpoint
-        self._head = head
-        self.epoch = NO_EPOCH if head.tombstone else head.epoch
+        metadata, c = record.metadata, record.checkpoint
+        self._metadata = metadata
+        self.epoch = NO_EPOCH if metadata.tombstone else metadata.epoch
         self.saved: _Saved | None = None if c is None else (c.epoch, c.step, c.model, c.answers, c.payload)
-        self.updated_unix_nano = head.updated_unix_nano
+        self.updated_unix_nano = metadata.updated_unix_nano
 
     @property
     def tombstone(self) -> Tombstone:
-        """What is left of the stream, if only that."""
-        return self._head.tombstone
+        """The tombstone, if the stream is gone."""
+        return self._metadata.tombstone
 
     @property
-    def head(self) -> Head:
-        """The head as it is now."""
+    def metadata(self) -> StreamMetadata:
+        """The metadata as of now."""
         if self.saved is None:
-            return self._head
+            return self._metadata
         _, step, _, _, payload = self.saved
-        return replace(self._head, step=step, updated_unix_nano=self.updated_unix_nano, state_bytes=len(payload))
+        return replace(self._metadata, step=step, updated_unix_nano=self.updated_unix_nano, state_bytes=len(payload))
 
     @property
     def record(self) -> Record:
-        """All that is held now."""
-        return Record(self.head, None if self.saved is None else Checkpoint(self._head.key, *self.saved))
+        """The whole record as of now."""
+        return Record(self.metadata, None if self.saved is None else Checkpoint(self._metadata.key, *self.saved))
 
 
 class MemoryStore:
-    """Keeps checkpoints in a dictionary."""
+    """Stores checkpoints in a dictionary."""
 
     survives = "a broken connection"
 
@@ -63,49 +63,59 @@ class MemoryStore:
         self._clock = clock
         self._records: dict[Key, _Entry] = {}
         self._order: dict[str, list[bytes]] = {}  # the ids of each tenant in the order of their bytes
-        self._highest = 0  # of the epochs of streams that are gone
+        self._highest = 0  # the highest epoch of streams that are gone
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {len(self._records)} streams>"
 
     async def start(self) -> None:
-        """Nothing to open."""
+        """Does nothing."""
 
     async def load(self, key: Key) -> Record | None:
-        """What is held of a stream."""
+        """The record of a stream."""
         return self._record(key)
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
-        """Raises the epoch if it still is `seen_epoch`, else None."""
+        """Claims a stream if its epoch is still `seen_epoch`; else returns None."""
         record = self._record(key)
-        if (record.head.epoch if record else 0) != seen_epoch:
+        if (record.metadata.epoch if record else 0) != seen_epoch:
             return None
         now = self._clock()
-        if record is None or record.head.tombstone:
-            record = Record(Head(key, self._next_epoch(seen_epoch), 0, model, now, now, 0), None)
+        if record is None or record.metadata.tombstone:
+            record = Record(StreamMetadata(key, self._next_epoch(seen_epoch), 0, model, now, now, 0), None)
         else:
             record = replace(
-                record, head=replace(record.head, epoch=seen_epoch + 1, model=model, updated_unix_nano=now)
+                record, metadata=replace(record.metadata, epoch=seen_epoch + 1, model=model, updated_unix_nano=now)
             )
         record = replace(
             record,
-            head=replace(record.head, holder=Holder.SELF, live=True, mine=True, asked=0, answered=0, owner=owner),
+            metadata=replace(
+                record.metadata,
+                holder=Holder.SELF,
+                live=True,
+                is_ours=True,
+                save_requests=0,
+                save_answers=0,
+                owner=owner,
+            ),
         )
         self._keep(record)
         return record
 
-    async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
-        """Makes a stream with its first state, if it still is unknown or that tombstone."""
+    async def create(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
+        """Creates a stream with its first state, if it is unknown or a tombstone of that epoch."""
         record = self._record(checkpoint.key)
-        if (record.head.epoch if record else 0) != seen_epoch or (record and not record.head.tombstone):
+        if (record.metadata.epoch if record else 0) != seen_epoch or (record and not record.metadata.tombstone):
             return None
         now, epoch = self._clock(), self._next_epoch(seen_epoch)
-        head = Head(checkpoint.key, epoch, checkpoint.step, checkpoint.model, now, now, len(checkpoint.payload))
-        self._keep(Record(replace(head, mine=True), replace(checkpoint, epoch=epoch)))
+        metadata = StreamMetadata(
+            checkpoint.key, epoch, checkpoint.step, checkpoint.model, now, now, len(checkpoint.payload)
+        )
+        self._keep(Record(replace(metadata, is_ours=True), replace(checkpoint, epoch=epoch)))
         return self._record(checkpoint.key)
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        """Keeps those whose epoch is still theirs."""
+        """Saves the checkpoints whose epoch is current."""
         now, records = self._clock(), self._records
         kept = []
         for key, saved in _columns(checkpoints):
@@ -118,68 +128,68 @@ class MemoryStore:
         return kept
 
     async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
-        """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
+        """Stores a lost stream under its own epoch, if that is above the epochs of streams that are gone."""
         if checkpoint.key in self._records or checkpoint.epoch <= self._highest:
             return False
         now, size = self._clock(), len(checkpoint.payload)
-        head = Head(checkpoint.key, checkpoint.epoch, checkpoint.step, checkpoint.model, now, now, size)
-        self._keep(Record(replace(head, holder=Holder.SELF, live=True, mine=True, owner=owner), checkpoint))
+        metadata = StreamMetadata(checkpoint.key, checkpoint.epoch, checkpoint.step, checkpoint.model, now, now, size)
+        self._keep(Record(replace(metadata, holder=Holder.SELF, live=True, is_ours=True, owner=owner), checkpoint))
         return True
 
-    async def mark(self, markings: Sequence[Marking]) -> None:
-        """Notes who has streams in memory."""
-        for key, epoch, mark, answered in markings:
+    async def set_residency(self, updates: Sequence[ResidencyUpdate]) -> None:
+        """Records which streams are in memory."""
+        for key, epoch, residency, save_answers in updates:
             record = self._record(key)
-            if record is None or record.head.epoch != epoch or record.head.tombstone:
+            if record is None or record.metadata.epoch != epoch or record.metadata.tombstone:
                 continue
-            head = replace(
-                record.head,
-                holder=Holder.SELF if mark else Holder.NOBODY,
-                live=mark is Mark.LIVE,
-                answered=max(answered, record.head.answered),
+            metadata = replace(
+                record.metadata,
+                holder=Holder.SELF if residency else Holder.NOBODY,
+                live=residency is Residency.LIVE,
+                save_answers=max(save_answers, record.metadata.save_answers),
             )
-            self._keep(replace(record, head=head))
+            self._keep(replace(record, metadata=metadata))
 
-    async def ask(self, key: Key, epoch: int) -> int | None:
-        """Counts; nobody else is there to be asked."""
+    async def request_save(self, key: Key, epoch: int) -> int | None:
+        """Counts the request; there is no other server."""
         record = self._record(key)
-        if record is None or record.head.epoch != epoch:
+        if record is None or record.metadata.epoch != epoch:
             return None
-        head = replace(record.head, asked=record.head.asked + 1)
-        self._keep(replace(record, head=head))
-        return head.asked
+        metadata = replace(record.metadata, save_requests=record.metadata.save_requests + 1)
+        self._keep(replace(record, metadata=metadata))
+        return metadata.save_requests
 
-    async def forget(self, key: Key, epoch: int) -> bool:
-        """Leaves a tombstone of a stream unless its epoch is another."""
+    async def delete(self, key: Key, epoch: int) -> bool:
+        """Replaces a stream by a tombstone if it has that epoch."""
         record = self._record(key)
-        if record is None or record.head.epoch != epoch or record.head.tombstone is Tombstone.DELETED:
+        if record is None or record.metadata.epoch != epoch or record.metadata.tombstone is Tombstone.DELETED:
             return False
-        self._bury(record.head, Tombstone.DELETED, self._clock())
+        self._bury(record.metadata, Tombstone.DELETED, self._clock())
         return True
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
-    ) -> tuple[list[Head], str | None]:
-        """Heads in the order of their ids."""
-        order, first = self._order.get(tenant, []), prefix.encode()
+        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+    ) -> tuple[list[StreamMetadata], str | None]:
+        """Metadata in the order of the ids."""
+        ids, prefix_bytes = self._order.get(tenant, []), prefix.encode()
         last = after.encode()
-        begin = bisect_right(order, last) if last >= first else bisect_left(order, first)
-        heads: list[Head] = []
-        for place in range(begin, min(begin + SCAN_ROWS, len(order))):
-            if not order[place].startswith(first):
-                return heads, None
-            head = self._records[Key(tenant, order[place].decode())].head
-            if _is(head, wanted):
-                heads.append(head)
-            if len(heads) == limit:
-                return heads, head.key.stream_id
+        begin = bisect_right(ids, last) if last >= prefix_bytes else bisect_left(ids, prefix_bytes)
+        found: list[StreamMetadata] = []
+        for place in range(begin, min(begin + SCAN_ROWS, len(ids))):
+            if not ids[place].startswith(prefix_bytes):
+                return found, None
+            metadata = self._records[Key(tenant, ids[place].decode())].metadata
+            if _is(metadata, wanted):
+                found.append(metadata)
+            if len(found) == limit:
+                return found, metadata.key.stream_id
         end = begin + SCAN_ROWS
-        return heads, order[end - 1].decode() if end < len(order) else None
+        return found, ids[end - 1].decode() if end < len(ids) else None
 
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
     ) -> int:
-        """Turns old streams into tombstones, drops old tombstones."""
+        """Turns old streams into tombstones, and deletes old tombstones."""
         expired = 0
         purge_before = {
             Tombstone.EXPIRED: purge_before_unix_nano,
@@ -188,36 +198,36 @@ class MemoryStore:
         for entry in list(self._records.values()):
             if entry.tombstone:
                 if entry.updated_unix_nano < purge_before[entry.tombstone]:
-                    self._drop(entry.head)
-            elif entry.updated_unix_nano < before_unix_nano and not (head := entry.head).live:
-                self._bury(head, Tombstone.EXPIRED, head.updated_unix_nano)
+                    self._drop(entry.metadata)
+            elif entry.updated_unix_nano < before_unix_nano and not (metadata := entry.metadata).live:
+                self._bury(metadata, Tombstone.EXPIRED, metadata.updated_unix_nano)
                 expired += 1
                 if expired == EXPIRE_ROWS:
                     break
         return expired
 
     async def count(self) -> int:
-        """The streams that are known and not tombstones."""
+        """The number of streams without tombstones."""
         return sum(not entry.tombstone for entry in self._records.values())
 
-    async def beat(self) -> str:
-        """Nobody else listens, and it is never another."""
+    async def heartbeat(self) -> str:
+        """Does nothing: there is no other server, and no restart."""
         return ""
 
-    async def notices(self) -> list[Key]:
-        """Nobody else speaks."""
+    async def take_notices(self) -> list[Key]:
+        """Always empty: there is no other server."""
         return []
 
     async def newest_unix_nano(self) -> int:
-        """When a stream that is not a tombstone was last updated."""
+        """When a stream without a tombstone was last updated."""
         return max((entry.updated_unix_nano for entry in self._records.values() if not entry.tombstone), default=0)
 
     def cpu_seconds(self) -> float:
-        """It has no thread."""
+        """Always 0: there is no thread."""
         return 0.0
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing."""
 
     def _record(self, key: Key) -> Record | None:
         entry = self._records.get(key)
@@ -227,48 +237,48 @@ class MemoryStore:
         return (seen_epoch or self._highest) + 1
 
     def _keep(self, record: Record) -> None:
-        key = record.head.key
+        key = record.metadata.key
         if key not in self._records:
             insort(self._order.setdefault(key.tenant, []), key.stream_id.encode())
         self._records[key] = _Entry(record)
 
-    def _bury(self, head: Head, tombstone: Tombstone, now: int) -> None:
-        """Leaves only the head of a stream, under the next epoch."""
-        head = replace(
-            head,
-            epoch=head.epoch + 1,
+    def _bury(self, metadata: StreamMetadata, tombstone: Tombstone, now: int) -> None:
+        """Replaces a stream by a tombstone, under the next epoch."""
+        metadata = replace(
+            metadata,
+            epoch=metadata.epoch + 1,
             updated_unix_nano=now,
             state_bytes=0,
             tombstone=tombstone,
             holder=Holder.NOBODY,
             live=False,
-            mine=False,
+            is_ours=False,
             owner="",
         )
-        self._keep(Record(head, None))
+        self._keep(Record(metadata, None))
 
-    def _drop(self, head: Head) -> None:
-        """Forgets a tombstone, but not that its epoch was had."""
-        self._highest = max(self._highest, head.epoch)
-        del self._records[head.key]
-        order = self._order[head.key.tenant]
-        del order[bisect_left(order, head.key.stream_id.encode())]
+    def _drop(self, metadata: StreamMetadata) -> None:
+        """Deletes a tombstone, but remembers the highest epoch."""
+        self._highest = max(self._highest, metadata.epoch)
+        del self._records[metadata.key]
+        ids = self._order[metadata.key.tenant]
+        del ids[bisect_left(ids, metadata.key.stream_id.encode())]
 
 
-def _is(head: Head, wanted: Wanted) -> bool:
-    if wanted is Wanted.ALL:
-        return head.tombstone is not Tombstone.DELETED
-    if wanted is Wanted.EXPIRED:
-        return head.tombstone is Tombstone.EXPIRED
-    return not head.tombstone and (head.holder is Holder.SELF) == (wanted is Wanted.HELD)
+def _is(metadata: StreamMetadata, wanted: ScanFilter) -> bool:
+    if wanted is ScanFilter.ALL:
+        return metadata.tombstone is not Tombstone.DELETED
+    if wanted is ScanFilter.EXPIRED:
+        return metadata.tombstone is Tombstone.EXPIRED
+    return not metadata.tombstone and (metadata.holder is Holder.SELF) == (wanted is ScanFilter.HELD)
 
 
 def _columns(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Key, _Saved]]:
-    """What is kept of each, by key."""
+    """The saved fields of each checkpoint, by key."""
     if not isinstance(checkpoints, Checkpoints):
         return ((c.key, (c.epoch, c.step, c.model, c.answers, c.payload)) for c in checkpoints)
     c = checkpoints
     width, packed = c.payloads.shape[1], c.payloads.tobytes()
-    # Bytes of their own: a view would keep those of all others for as long as one of the streams rests.
+    # Each payload is a copy: a view would keep all others in memory for as long as one of the streams exists.
     payloads = [packed[begin : begin + width] for begin in range(0, len(packed), width)]
     return zip(c.keys, zip(c.epochs, c.steps.tolist(), repeat(c.model), repeat(c.answers), payloads), strict=True)

@@ -1,4 +1,4 @@
-"""Many rows as the parameters of one statement: parts of a bounded size, and a table of question marks with their values."""
+"""Many rows as the parameters of one SQL statement, in parts of a bounded size."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -7,17 +7,18 @@ from typing import Any
 
 from serving.core.spec import Checkpoint, Checkpoints, Key
 
-# Rows a statement: enough to make the calls few, few enough that binding them holds the GIL for under a millisecond.
+# Rows of a statement: enough to need few calls, and few enough that binding them holds the GIL for less than a
+# millisecond.
 ROWS = 256
-# Checkpoints a statement. Their records go in as one value, so that a thousand cost no more to bind; and every call into SQLite has the
-# thread wait for the interpreter, beside a busy event loop for milliseconds.
+# Checkpoints of a statement. Their records are bound as one value, so a thousand cost no more to bind. And after every
+# call into SQLite the thread waits for the GIL, beside a busy event loop for milliseconds.
 SAVED_ROWS = 1024
-# Bytes of state a statement, since it holds a copy of them: 256 large states would be gigabytes.
+# Bytes of state in a statement, which holds a copy of them: 256 large states would be gigabytes.
 CHUNK_BYTES = 4 << 20
 
 
 def chunks(checkpoints: Sequence[Checkpoint]) -> Iterator[Sequence[Checkpoint]]:
-    """Parts of up to SAVED_ROWS checkpoints, of fewer when they are large."""
+    """Parts of up to SAVED_ROWS checkpoints, or fewer when they are large."""
     if isinstance(checkpoints, Checkpoints):
         rows = max(1, min(SAVED_ROWS, CHUNK_BYTES // max(1, checkpoints.payloads.shape[1])))
         for begin in range(0, len(checkpoints), rows):
@@ -41,17 +42,17 @@ def table(columns: int, rows: int) -> str:
 
 
 def flat(rows: Iterator[tuple[Any, ...]], columns: int, count: int) -> list[Any]:
-    """The values of `count` rows one after another; the padding is NULL, which equals nothing."""
+    """The values of `count` rows in one list. The padding is NULL, which is not equal to anything."""
     return [*chain.from_iterable(rows), *([None] * (columns * (_padded(count) - count)))]
 
 
 def _padded(rows: int) -> int:
-    """The next power of two: few sizes make few statements, which then stay prepared."""
+    """The next power of two: few sizes mean few statements, which then stay prepared."""
     return 1 << max(rows - 1, 0).bit_length()
 
 
 def columns(checkpoints: Sequence[Checkpoint]) -> tuple[Sequence[Key], Sequence[int], Sequence[int], Sequence[int]]:
-    """Keys, epochs, steps and bytes of state."""
+    """The keys, epochs, steps, and sizes of the state in bytes."""
     if isinstance(checkpoints, Checkpoints):
         count, width = checkpoints.payloads.shape
         return checkpoints.keys, checkpoints.epochs, checkpoints.steps.tolist(), [width] * count

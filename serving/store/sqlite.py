@@ -1,7 +1,7 @@
 """A store in one SQLite file, which the processes of a machine may share.
 
-One thread owns the file. Operations queue for it; it takes all that wait and commits them together, so that an fsync serves
-a thousand opens and saves as well as one.
+One thread owns the file. Operations wait in its queue. It takes all of them and commits them together, so that a
+thousand opens and saves share one fsync.
 """
 
 import asyncio
@@ -18,42 +18,43 @@ from typing import Any
 
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store.codec import read
-from serving.store.database import Claim, Database, Row
-from serving.store.store import Head, Marking, Record, Wanted, new_writer
+from serving.store.codec import decode_record
+from serving.store.sqlite_database import Claim, Database, StoredRow
+from serving.store.store import Record, ResidencyUpdate, ScanFilter, StreamMetadata, new_writer_id
 
-# A group commit of another worker takes some 10 ms. Who waits longer than this is stuck, or is no server.
+# A group commit of another worker takes about 10 ms. A process that holds the lock for longer than this hangs, or is
+# not a server.
 BUSY_TIMEOUT_S = 5.0
-# Operations in one commit: one that waits at the end of the line waits for at most this many before it.
+# Operations in one commit. It bounds how long the last one in the queue waits.
 BATCH_MAX = 1024
-# Operations that may wait. A worker that opens every stream of a full server at once stays below it.
+# How many operations may wait. A worker that opens every stream of a full server at once needs fewer.
 QUEUE_MAX = 1 << 17
 
-_READS = frozenset({"load", "scan", "count", "notices", "newest_unix_nano"})
+_READS = frozenset({"load", "scan", "count", "take_notices", "newest_unix_nano"})
 
-# A future, and the result or the exception that it gets.
+# A future, and its result or exception.
 _Outcome = tuple["asyncio.Future[Any]", Any]
 
 
 @dataclass(slots=True, eq=False)
 class _Operation:
-    """One call of the store; `name` is that of the method of Database, `keys` the streams that it may change."""
+    """One call of the store. `name` is the method of Database, `keys` are the streams that it may change."""
 
     name: str
-    argument: Any  # what that method takes
+    argument: Any  # the argument of that method
     keys: frozenset[Key]
     done: asyncio.Future[Any]
 
 
 class SqliteStore:
-    """Keeps checkpoints in a SQLite file.
+    """Stores checkpoints in a SQLite file.
 
-    A call that is cancelled may happen or not; nothing of it is left half-done.
+    A call that is cancelled may or may not take effect, but never in part.
 
     Args:
-        path: the file; it is made when it is missing, its folder is not.
-        clock: stamps what is written.
-        busy_timeout_s: for how long to wait for other processes.
+        path: the file. It is created if it is missing; its folder is not.
+        clock: the wall clock for timestamps, in nanoseconds.
+        busy_timeout_s: how long to wait for the lock of another process.
 
     """
 
@@ -65,7 +66,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._busy_timeout_s = busy_timeout_s
-        self._writer = new_writer()
+        self._writer = new_writer_id()
         self._worker: _Worker | None = None
 
     def __repr__(self) -> str:
@@ -73,40 +74,40 @@ class SqliteStore:
         return f"<SqliteStore {self._path}: {waiting}>"
 
     async def start(self) -> None:
-        """Opens the file; StoreUnavailable when it cannot be used."""
+        """Opens the file. Raises StoreUnavailable when it cannot be used."""
         assert self._worker is None
         worker = _Worker(partial(Database, self._path, self._writer, self._clock, self._busy_timeout_s), self._path)
         await worker.start()
         self._worker = worker
 
     async def load(self, key: Key) -> Record | None:
-        """What is held of a stream."""
-        return self._read(await self._submit("load", key))
+        """The record of a stream."""
+        return self._to_record(await self._submit("load", key))
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
-        """Raises the epoch if it still is `seen_epoch`, and gives what is held then; else None."""
-        return self._read(await self._submit("claim", Claim(key, seen_epoch, model, owner), key))
+        """Claims a stream if its epoch is still `seen_epoch`, and returns its record; else returns None."""
+        return self._to_record(await self._submit("claim", Claim(key, seen_epoch, model, owner), key))
 
-    async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
-        """Makes a stream with its first state, if it still is unknown or that tombstone."""
-        return self._read(await self._submit("plant", (checkpoint, seen_epoch), checkpoint.key))
+    async def create(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
+        """Creates a stream with its first state, if it is unknown or a tombstone of that epoch."""
+        return self._to_record(await self._submit("create", (checkpoint, seen_epoch), checkpoint.key))
 
     async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
-        """Makes a stream known again under its own epoch, if that is above those of streams that are gone."""
+        """Stores a lost stream under its own epoch, if that is above the epochs of streams that are gone."""
         restored: bool = await self._submit("restore", (checkpoint, owner), checkpoint.key)
         return restored
 
-    async def mark(self, markings: Sequence[Marking]) -> None:
-        """Notes who has streams in memory."""
-        await self._submit("mark", (markings,), *(marking.key for marking in markings))
+    async def set_residency(self, updates: Sequence[ResidencyUpdate]) -> None:
+        """Records which streams are in memory."""
+        await self._submit("set_residency", (updates,), *(update.key for update in updates))
 
-    async def ask(self, key: Key, epoch: int) -> int | None:
-        """Asks the writer of a stream to store it."""
-        number: int | None = await self._submit("ask", (key, epoch), key)
+    async def request_save(self, key: Key, epoch: int) -> int | None:
+        """Asks the writer of a stream to save it."""
+        number: int | None = await self._submit("request_save", (key, epoch), key)
         return number
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        """Keeps those whose epoch is still theirs; they are on disk when this returns."""
+        """Saves the checkpoints whose epoch is current. They are on disk when this returns."""
         if isinstance(checkpoints, Checkpoints):
             keys = frozenset(checkpoints.keys)
         else:
@@ -115,59 +116,61 @@ class SqliteStore:
         kept: list[bool] = await self._submit_for("save", checkpoints, keys)
         return kept
 
-    async def forget(self, key: Key, epoch: int) -> bool:
-        """Leaves a tombstone of a stream unless its epoch is another."""
-        deleted: bool = await self._submit("forget", (key, epoch), key)
+    async def delete(self, key: Key, epoch: int) -> bool:
+        """Replaces a stream by a tombstone if it has that epoch."""
+        deleted: bool = await self._submit("delete", (key, epoch), key)
         return deleted
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
-    ) -> tuple[list[Head], str | None]:
-        """Heads in the order of their ids."""
-        found: tuple[list[Head], str | None] = await self._submit("scan", (tenant, prefix, after, limit, wanted))
+        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+    ) -> tuple[list[StreamMetadata], str | None]:
+        """Metadata in the order of the ids."""
+        found: tuple[list[StreamMetadata], str | None] = await self._submit(
+            "scan", (tenant, prefix, after, limit, wanted)
+        )
         return found
 
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
     ) -> int:
-        """Turns old streams into tombstones, drops old tombstones."""
+        """Turns old streams into tombstones, and deletes old tombstones."""
         before = (before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano)
         expired: int = await self._submit("expire", before)
         return expired
 
-    async def beat(self) -> str:
-        """Says that this writer is alive. A file that is replaced is noticed by every write."""
-        await self._submit("beat", ())
+    async def heartbeat(self) -> str:
+        """Announces that this writer is alive. Every write detects a file that was replaced."""
+        await self._submit("heartbeat", ())
         return ""
 
-    async def notices(self) -> list[Key]:
-        """The streams to look at since this was last asked."""
-        keys: list[Key] = await self._submit("notices", ())
+    async def take_notices(self) -> list[Key]:
+        """The streams of notices since the last call."""
+        keys: list[Key] = await self._submit("take_notices", ())
         return keys
 
     async def count(self) -> int:
-        """The streams that are known and not expired."""
+        """The number of streams without tombstones."""
         count: int = await self._submit("count", ())
         return count
 
     async def newest_unix_nano(self) -> int:
-        """When a stream that is not a tombstone was last updated."""
+        """When a stream without a tombstone was last updated."""
         newest: int = await self._submit("newest_unix_nano", ())
         return newest
 
     def cpu_seconds(self) -> float:
-        """What the thread has used."""
+        """The processor time of the thread."""
         return self._worker.cpu_seconds if self._worker else 0.0
 
     async def close(self) -> None:
-        """Does what still waits, then closes the file."""
+        """Completes the waiting operations, then closes the file."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
             await worker.close()
 
-    def _read(self, row: Row | None) -> Record | None:
-        return row and read(
-            row.head, row.record, f"sqlite://{self._path.absolute()}: stream '{row.head.key.stream_id}'"
+    def _to_record(self, row: StoredRow | None) -> Record | None:
+        return row and decode_record(
+            row.metadata, row.record, f"sqlite://{self._path.absolute()}: stream '{row.metadata.key.stream_id}'"
         )
 
     async def _submit(self, name: str, argument: Any, *keys: Key) -> Any:
@@ -180,22 +183,22 @@ class SqliteStore:
 
 
 class _Worker:
-    """The thread that owns the file, and the line of operations before it."""
+    """The thread that owns the file, and its queue of operations."""
 
     def __init__(self, open_: Callable[[], Database], path: Path) -> None:
-        self.waiting = 0  # counted in the event loop alone
+        self.waiting = 0  # changed only in the event loop
         self.cpu_seconds = 0.0  # as of the last commit
         self._open = open_
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()  # None ends it
+        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()  # None ends the thread
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        # A daemon, so that a process whose event loop died can end; what is not committed then was not promised.
+        # A daemon, so that a process without an event loop can exit. What is not committed then was not acknowledged.
         self._thread = Thread(target=self._run, name="tidegate-store", daemon=True)
 
     async def start(self) -> None:
-        """Returns when the file is open."""
+        """Starts the thread. Returns when the file is open."""
         self._thread.start()
         try:
             await self._opened
@@ -215,34 +218,34 @@ class _Worker:
         return operation.done
 
     async def close(self) -> None:
-        """Returns when all that waited is done and the thread has ended."""
+        """Returns when all waiting operations are complete and the thread has ended."""
         self._queue.put(None)
         await self._closed
         self._thread.join()
 
     def _run(self) -> None:
-        """The life of the thread."""
+        """The main function of the thread."""
         try:
             database = self._open()
         except Exception as error:  # noqa: BLE001 (it is raised in `start`)
-            self._tell(_settle, [(self._opened, error)])
+            self._call_in_loop(_settle, [(self._opened, error)])
             return
-        self._tell(_settle, [(self._opened, None)])
+        self._call_in_loop(_settle, [(self._opened, None)])
         try:
             while batch := self._take():
                 reads = [operation for operation in batch if operation.name in _READS]
                 writes = [operation for operation in batch if operation.name not in _READS]
-                # Reads stand outside the transaction: they need no lock, and see nothing that may yet be rolled back.
+                # Reads run outside the transaction: they need no lock, and see nothing that may still be rolled back.
                 outcomes = self._attempt(database, reads, nullcontext)
                 outcomes += self._attempt(database, writes, database.file.transaction)
                 self.cpu_seconds = time.thread_time()
-                self._tell(self._finish, outcomes)
+                self._call_in_loop(self._finish, outcomes)
             database.close()
         finally:
-            self._tell(_settle, [(self._closed, None)])
+            self._call_in_loop(_settle, [(self._closed, None)])
 
     def _take(self) -> list[_Operation]:
-        """All that wait, once something does; nothing when the end of the line is reached."""
+        """All waiting operations, once there is one; empty at the end."""
         batch = []
         operation = self._queue.get()
         while operation is not None:
@@ -254,25 +257,25 @@ class _Worker:
             except Empty:
                 return batch
         if batch:
-            self._queue.put(None)  # for the next turn
+            self._queue.put(None)  # for the next call
         return batch
 
     def _attempt(
         self, database: Database, operations: Sequence[_Operation], scope: Callable[[], AbstractContextManager[None]]
     ) -> list[_Outcome]:
-        """Does operations in one transaction; what each gave, or its error.
+        """Runs operations in one transaction. Returns the result or the error of each.
 
-        When that fails, each half is tried by itself, down to the one operation that is at fault: a record too large, or
-        for which the disk has no room, or a damaged page, does not fail those that happened to wait beside it. Not so when
-        another process holds the lock: each attempt would wait for it again.
+        When the transaction fails, each half is tried alone, down to the operation that causes the error: a record that
+        is too large, or for which the disk has no room, or a damaged page must not fail the others. There is no such
+        retry when another process holds the lock: each try would wait for it again.
         """
         if not operations:
             return []
         try:
-            return self._patiently(database, operations, scope)
+            return self._retry_while_locked(database, operations, scope)
         except Exception as error:  # noqa: BLE001 (each is raised where the operation is awaited)
             if len(operations) == 1 or database.file.is_locked(error):
-                # One error for each: awaiting adds to the traceback of what it raises.
+                # Each future gets its own error: awaiting adds to the traceback.
                 return [
                     (operation.done, database.file.explained(error) if isinstance(error, sqlite3.Error) else error)
                     for operation in operations
@@ -280,10 +283,10 @@ class _Worker:
         half = len(operations) // 2
         return self._attempt(database, operations[:half], scope) + self._attempt(database, operations[half:], scope)
 
-    def _patiently(
+    def _retry_while_locked(
         self, database: Database, operations: Sequence[_Operation], scope: Callable[[], AbstractContextManager[None]]
     ) -> list[_Outcome]:
-        """What operations give; asks again for so long as another process holds the lock, within the time to wait for it."""
+        """The results of operations. Retries while another process holds the lock, until the timeout."""
         deadline = time.monotonic() + database.file.busy_timeout_s
         while True:
             try:
@@ -294,7 +297,7 @@ class _Worker:
                     raise
 
     def _results(self, database: Database, operations: Sequence[_Operation]) -> Iterator[_Outcome]:
-        """What each operation gives, in order."""
+        """The result of each operation, in order."""
         for run in _runs(operations):
             arguments = [operation.argument for operation in run]
             results: Sequence[Any]
@@ -310,12 +313,12 @@ class _Worker:
             yield from zip((operation.done for operation in run), results, strict=True)
 
     def _finish(self, outcomes: Sequence[_Outcome]) -> None:
-        """In the event loop: gives the outcomes to those who wait."""
+        """Sets the results. Runs in the event loop."""
         self.waiting -= len(outcomes)
         _settle(outcomes)
 
-    def _tell(self, callback: Callable[[Any], None], argument: Any) -> None:
-        """Has the event loop call back, unless it is closed: then nobody waits."""
+    def _call_in_loop(self, callback: Callable[[Any], None], argument: Any) -> None:
+        """Calls back in the event loop. Does nothing when the loop is closed: then nobody waits."""
         try:
             self._loop.call_soon_threadsafe(callback, argument)
         except RuntimeError:
@@ -324,7 +327,7 @@ class _Worker:
 
 
 def _runs(operations: Sequence[_Operation]) -> Iterator[list[_Operation]]:
-    """Operations in order, those of one name that follow each other together, no stream twice in a run."""
+    """Groups consecutive operations with the same name. No stream comes twice in a group."""
     run: list[_Operation] = []
     keys: set[Key] = set()
     for operation in operations:

@@ -1,21 +1,22 @@
-"""What a store promises; the one interface behind which the stores differ.
+"""The interface of the stores.
 
-A store keeps, for each stream, the epoch of its last claim, the writer and the owner of that claim, and its last checkpoint.
-The writer is the store object that claimed it; the owner is the client for whom it did, as a text that says nothing to the store.
-Epoch and writer are the fence: whoever opens a stream raises the epoch and becomes its writer, and what comes later from another writer or under another epoch is
-refused by the store itself, in the same atomic operation that would have written it. So a process that was frozen, cut off or
-declared dead can wake up and do no harm. What was read before a claim is not what is owned after it, for the last writer may
-have stored in between: so the claim itself gives the record.
+For each stream a store keeps the epoch of its last claim, the writer and the owner of that claim, and its last
+checkpoint. The writer is the store object that claimed the stream. The owner is the client for whom it did; its token
+means nothing to the store. Epoch and writer are the fence. Whoever opens a stream raises the epoch and becomes its
+writer. The store refuses later writes from another writer or under another epoch, in the same atomic operation that
+would have written them. So a process that was suspended, cut off or declared dead can do no harm when it wakes up. A
+record that was read before a claim may be out of date, because the last writer may have saved in between. So the claim
+itself returns the record.
 
-An epoch never comes back. A stream that is deleted or expires leaves a tombstone, which keeps it; when tombstones vanish, the
-highest of their epochs stays, and new streams begin above it. The writer tells apart what a store that has lost its
-memory lets begin again.
+An epoch is never reused. A stream that is deleted or expires leaves a tombstone with its epoch. When tombstones are
+deleted, the highest of their epochs is kept, and new streams begin above it. When a store has lost its data, epochs may
+start again; the writer tells such streams apart.
 
-A store object is a writer: it has a number that no other has, and says every so often that it is alive (`beat`). Two that share
-a store tell each other to look at a stream through `notices`.
+A store object is a writer. It has a unique number, and shows by heartbeats that it is alive. Two writers that share a
+store send each other notices: the receiver looks at the stream.
 
-A store knows nothing of slots, models or calls. Times are nanoseconds since the UNIX epoch; they decide only what is
-forgotten after long silence, and who is taken for dead; never who may write.
+A store knows nothing of slots, models or calls. Times are nanoseconds since the UNIX epoch. They decide only which
+streams expire and which writers count as dead, never who may write.
 """
 
 import secrets
@@ -26,53 +27,53 @@ from typing import NamedTuple, Protocol
 
 from serving.core.spec import Checkpoint, Key, ModelId
 
-# A writer says so often that it is alive, in seconds, and is taken for dead when it has not for so long. A dead one's streams are
-# shown as parked and may expire; nobody needs to wait for that to open them.
-BEAT_SECONDS = 1.5
+# The interval of heartbeats, and the time without one after which a writer counts as dead, in seconds. The streams of a
+# dead writer are shown as parked and may expire. Nobody needs to wait for that to open them.
+HEARTBEAT_SECONDS = 1.5
 DEAD_SECONDS = 6.0
 
 
 class Tombstone(IntEnum):
-    """What is left of a stream, if only that is left of it."""
+    """What remains of a stream that is gone."""
 
     NONE = 0
-    EXPIRED = 1  # it was silent for too long; listed until the tombstone vanishes
+    EXPIRED = 1  # it was silent for too long; listed until the tombstone is deleted
     DELETED = 2  # somebody deleted it; not listed
 
 
 class Holder(Enum):
-    """Which process has a stream in memory, seen from a store object."""
+    """Which server has a stream in memory, seen from a store object."""
 
     NOBODY = "nobody"
     SELF = "self"
     OTHER = "other"  # another writer, which is alive
 
 
-class Mark(IntEnum):
-    """What a writer says of a stream that it has claimed."""
+class Residency(IntEnum):
+    """Where a writer has a stream that it has claimed."""
 
-    RELEASED = 0  # it is in memory no longer
-    ASLEEP = 1  # a call has it open, but it owns no slot
+    RELEASED = 0  # no longer in memory
+    OPEN_PARKED = 1  # open on a call, without a slot
     LIVE = 2
 
 
-class Marking(NamedTuple):
-    """A mark on a stream; `answered` is the number of the last `ask` that this settles, 0 for none."""
+class ResidencyUpdate(NamedTuple):
+    """A change of residency. `save_answers` is the number of the last save request that it answers, 0 for none."""
 
     key: Key
     epoch: int
-    mark: Mark
-    answered: int = 0
+    residency: Residency
+    save_answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What a store knows of a stream without reading its state.
+class StreamMetadata:
+    """What a store has of a stream, without its state.
 
-    `step` is the last stored timestep, 0 before the first. `holder` is who has it in memory, and `live` whether it owns a slot
-    there; `mine` tells whether this store object claimed it last, and may store it. `asked` counts how often the holder was asked to
-    store it, `answered` is the last of these that was settled. `owner` is the one that the last claim named; "" when it named none,
-    and of a tombstone.
+    `step` is the last stored timestep, 0 before the first. `holder` is the server that has the stream in memory, and
+    `live` whether it owns a slot there. `is_ours` tells whether this store object is its writer. `save_requests` counts
+    the requests to its writer to save it; `save_answers` is the last of these that was answered. `owner` is that of the
+    last claim; empty when the claim named none, and for a tombstone.
     """
 
     key: Key
@@ -85,134 +86,148 @@ class Head:
     tombstone: Tombstone = Tombstone.NONE
     holder: Holder = Holder.NOBODY
     live: bool = False
-    mine: bool = False
-    asked: int = 0
-    answered: int = 0
+    is_ours: bool = False
+    save_requests: int = 0
+    save_answers: int = 0
     owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a store holds of a stream; `checkpoint` is None before the first, and of a tombstone."""
+    """What a store has of a stream. `checkpoint` is None before the first save, and for a tombstone."""
 
-    head: Head
+    metadata: StreamMetadata
     checkpoint: Checkpoint | None
 
 
-class Wanted(Enum):
-    """Which streams a scan is to give; deleted ones are never given."""
+class ScanFilter(Enum):
+    """Which streams a scan returns; deleted ones never."""
 
     ALL = "all"
-    HELD = "held"  # somebody who is alive has it in memory
-    REST = "rest"  # nobody has
+    HELD = "held"  # a writer that is alive has it in memory
+    REST = "rest"  # no writer that is alive has it in memory
     EXPIRED = "expired"
 
 
 class Store(Protocol):
-    """Keeps checkpoints by key.
+    """Stores checkpoints by key.
 
-    Every method but `close` raises StoreUnavailable when the store cannot be read or written, whatever the reason, and then
-    nothing has been changed that the caller would have to know of: it may try again.
+    Every method but `close` raises StoreUnavailable when the store cannot be read or written, for any reason. Then the
+    caller may simply try again.
     """
 
     survives: str
     """What a stored checkpoint survives, in words for the log: "a killed process", "a power loss", ..."""
 
     async def start(self) -> None:
-        """Opens the store; StoreUnavailable, with what to do, when it cannot be used."""
+        """Opens the store. Raises StoreUnavailable, with what to do, when it cannot be used."""
 
     async def load(self, key: Key) -> Record | None:
-        """What is held of a stream, None when it is not known. CheckpointBroken when its record is damaged."""
+        """The record of a stream, None when it is unknown. Raises CheckpointBroken when the record is damaged."""
 
     async def claim(self, key: Key, seen_epoch: int, model: ModelId, owner: str) -> Record | None:
-        """Makes the caller the stream's only writer, under `model` and for `owner`, and gives what is held of it from then on.
+        """Makes the caller the only writer of a stream, under `model` and for `owner`.
 
-        Raises the epoch by one if it still is `seen_epoch` (0: the stream is not known; it begins above every epoch of a
-        stream that is gone); gives None, and changes nothing, when somebody else was faster. Of a tombstone nothing is
-        left but the epoch, which goes on from there. Another writer that had the stream in memory gets a notice.
-        CheckpointBroken when the record is damaged: then the claim stands.
+        Returns the record as of the claim.
 
-        `owner` takes the place of the one that was kept, also when it is "". The record is as of after the claim, so its head
-        names the new one. Who was the owner before stands in the head that the caller loaded with `seen_epoch`. That is safe to
-        decide by: the owner changes with the epoch alone, so a claim that is granted has found that owner still there.
+        Raises the epoch by one if it is still `seen_epoch`. With 0 the stream must be unknown, and it begins above
+        every epoch of streams that are gone. Returns None, and changes nothing, when another writer was faster. Of a
+        tombstone only the epoch remains, and the new stream continues from it. Another writer that has the stream in
+        memory gets a notice. Raises CheckpointBroken when the record is damaged; the claim stands nevertheless.
+
+        `owner` replaces the owner in the store, even if it is empty. The caller knows the former owner from the record
+        that it loaded with `seen_epoch`. It may rely on that: the owner changes only together with the epoch.
         """
 
-    async def plant(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
-        """Claims a stream for no owner and stores its first state, in one write; nobody has it in memory then.
+    async def create(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
+        """Creates a stream with its first state and without an owner, in one write. No server has it in memory then.
 
-        The stream must not be known (`seen_epoch` 0) or be a tombstone of that epoch; gives None, and changes nothing, when it
-        is neither. The epoch in `checkpoint` does not count.
+        The stream must be unknown (`seen_epoch` 0) or a tombstone of that epoch. Else returns None, and changes
+        nothing. The epoch in `checkpoint` is ignored.
         """
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        """Keeps checkpoints of different streams, all in one commit.
+        """Saves checkpoints of different streams, all in one commit.
 
-        False for a stream that is not known, is a tombstone, or has another epoch or writer: its checkpoint was not written.
-        When the call returns, those that are True survive what `survives` says.
+        Returns False for a stream that is unknown, is a tombstone, or has another epoch or writer: its checkpoint was
+        not written. When the call returns, those with True survive what `survives` says.
         """
 
     async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
-        """Stores a state under the epoch and for the owner that it has, for its writer, after the store has lost the stream.
+        """Stores a state under its own epoch and owner, after the store has lost the stream.
 
-        False, and nothing is changed, when something is known of the stream, or may have been known since.
+        Returns False, and changes nothing, when the store knows the stream, or may have known it since.
         """
 
-    async def mark(self, markings: Sequence[Marking]) -> None:
-        """Says of streams who has them in memory; of those whose writer the caller is not, under that epoch, nothing."""
+    async def set_residency(self, updates: Sequence[ResidencyUpdate]) -> None:
+        """Records which streams are in memory.
 
-    async def ask(self, key: Key, epoch: int) -> int | None:
-        """Asks the writer of a stream, which gets a notice, to store it and say so with a mark.
-
-        Gives the number by which `answered` of its head will tell that it has; None when the epoch is another.
+        Ignores streams of which the caller is not the writer under that epoch.
         """
 
-    async def forget(self, key: Key, epoch: int) -> bool:
-        """Deletes a stream; False, and nothing is changed, when its epoch is not `epoch`, or it was deleted before.
+    async def request_save(self, key: Key, epoch: int) -> int | None:
+        """Asks the writer of a stream to save it. The writer gets a notice, and answers with a residency update.
 
-        A tombstone keeps the epoch, raised by one, and no owner. Another writer that had the stream in memory gets a notice.
+        Returns the number that `save_answers` will reach then; None when the epoch is another.
+        """
+
+    async def delete(self, key: Key, epoch: int) -> bool:
+        """Deletes a stream. Returns False, and changes nothing, when its epoch is not `epoch` or it was deleted before.
+
+        A tombstone keeps the epoch, raised by one, and no owner. Another writer that has the stream in memory gets a
+        notice.
         """
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
-    ) -> tuple[list[Head], str | None]:
-        """Heads of a tenant's streams, expired ones too, in the order of their ids (as UTF-8 bytes).
+        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+    ) -> tuple[list[StreamMetadata], str | None]:
+        """The metadata of a tenant's streams, also of expired ones, in the order of their ids (as UTF-8 bytes).
 
-        Only ids that begin with `prefix` and come after `after`; at most `limit`. With them comes the id to go on after, None
-        when there are no more: a call may stop early, so that it takes milliseconds however few of the streams are wanted.
+        Returns at most `limit` streams whose ids begin with `prefix` and come after `after`; and the id to continue
+        after, None when there are no more. A call may stop early, so that it takes milliseconds even if few streams
+        match.
         """
 
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
     ) -> int:
-        """Turns streams last updated before a time into tombstones, raising their epoch, without an owner; returns how many.
+        """Turns streams that were last updated before a time into tombstones, with a higher epoch and no owner.
 
-        Not those that are live in a writer that is alive. Tombstones of expired streams last updated before the second time
-        vanish, those of deleted ones before the third. One call may stop after some thousand; call again until it gives 0.
+        Returns how many.
+
+        It leaves out streams that are live in a writer that is alive. Tombstones of expired streams that were last
+        updated before the second time are deleted, those of deleted streams before the third. One call may stop after
+        some thousand; call again until it returns 0.
         """
 
     async def count(self) -> int:
-        """The streams that are known and not tombstones."""
+        """The number of streams without tombstones."""
 
-    async def beat(self) -> str:
-        """Says that this writer is alive; to be called every `BEAT_SECONDS` while it has streams in memory.
+    async def heartbeat(self) -> str:
+        """Announces that this writer is alive.
 
-        Gives what the store's process goes by: when that is another, the store was restarted, or another one took its place,
-        and may have less than was stored.
+        Call it every `HEARTBEAT_SECONDS` while the writer has streams in memory.
+
+        Returns an id of the store's process. When it changes, the store was restarted or replaced, and may have lost
+        data.
         """
 
-    async def notices(self) -> list[Key]:
-        """The streams that this writer is to look at, since it was last asked: each may have another writer, or be asked for."""
+    async def take_notices(self) -> list[Key]:
+        """The streams for which this writer got notices since the last call.
+
+        Each may have another writer now, or another server waits for a save.
+        """
 
     async def newest_unix_nano(self) -> int:
-        """When a stream that is not a tombstone was last updated; 0 when there is none."""
+        """When a stream without a tombstone was last updated; 0 when there is none."""
 
     def cpu_seconds(self) -> float:
-        """The processor time that threads of the store have used; what it does in the event loop is not in it."""
+        """The processor time of the store's threads, without its work in the event loop."""
 
     async def close(self) -> None:
-        """Closes the store; what was saved is kept."""
+        """Closes the store. What was saved is kept."""
 
 
-def new_writer() -> int:
-    """A number that no other writer has."""
+def new_writer_id() -> int:
+    """A unique number for a writer."""
     return secrets.randbits(62) + 1

@@ -20,8 +20,8 @@ from serving.cli import bench as bench_command
 from serving.client import Client
 from tests.serving.test_cli import refused, write_csv
 from tests.support import (
-    PATIENCE,
     ROOT,
+    TIMEOUT_S,
     Process,
     environment,
     lstm,
@@ -185,12 +185,12 @@ def test_ctrl_c_ends_early_and_reports(server: Process, tmp_path: Path) -> None:
     with running(server, "--seconds", "600", "--warmup", "0", "--json", str(tmp_path / "a.json")) as popen:
         until_says(popen, "1 s of 600 s")
         popen.send_signal(signal.SIGINT)
-        out, err = popen.communicate(timeout=PATIENCE)
+        out, err = popen.communicate(timeout=TIMEOUT_S)
     assert popen.returncode == 0, err
     assert "interrupted" in out
     result = Result.model_validate_json((tmp_path / "a.json").read_text())
     assert result.interrupted
-    assert 1 <= result.seconds < PATIENCE
+    assert 1 <= result.seconds < TIMEOUT_S
     assert result.timesteps.answered > 0
     assert asyncio.run(bench_streams(server)) == []
 
@@ -200,7 +200,7 @@ def test_ctrl_c_before_anything_was_measured_says_so(server: Process) -> None:
     with running(server, "--warmup", "600") as popen:
         until_says(popen, "streams are open")
         popen.send_signal(signal.SIGINT)
-        _, err = popen.communicate(timeout=PATIENCE)
+        _, err = popen.communicate(timeout=TIMEOUT_S)
     assert popen.returncode == 130, err
     assert "interrupted before anything was measured" in err
     assert asyncio.run(bench_streams(server)) == []
@@ -213,7 +213,7 @@ def test_a_client_process_that_dies_ends_the_bench(sum_root: Path) -> None:
             until_says(popen, "streams are open")
             first, second = children(popen.pid)
             os.kill(first, signal.SIGKILL)
-            _, err = popen.communicate(timeout=PATIENCE)
+            _, err = popen.communicate(timeout=TIMEOUT_S)
         assert popen.returncode == 1
         assert f"error: client process {first} ended by signal 9" in err
         assert not Path(f"/proc/{second}").exists()
@@ -226,8 +226,8 @@ def test_client_processes_end_when_their_parent_is_killed(server: Process) -> No
         until_says(popen, "streams are open")
         left = children(popen.pid)
         popen.kill()
-        popen.communicate(timeout=PATIENCE)
-    deadline = time.monotonic() + PATIENCE
+        popen.communicate(timeout=TIMEOUT_S)
+    deadline = time.monotonic() + TIMEOUT_S
     while any(Path(f"/proc/{pid}").exists() for pid in left):
         assert time.monotonic() < deadline, "they are still running"
         time.sleep(0.01)
@@ -239,7 +239,7 @@ def test_a_server_that_is_killed_ends_the_bench(sum_root: Path) -> None:
     with serve(sum_root) as process, running(process, "--seconds", "600", "--warmup", "0") as popen:
         until_says(popen, "1 s of 600 s")
         process.popen.kill()
-        out, err = popen.communicate(timeout=PATIENCE)
+        out, err = popen.communicate(timeout=TIMEOUT_S)
     assert popen.returncode == 1, err
     assert "failed: 8 streams were lost: UNAVAILABLE 8" in out
     assert "8 streams could not be closed" in out

@@ -6,9 +6,9 @@ from typing import Any
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.rpc.names import action_name
-from serving.rpc.status import TABLE, UNKNOWN, Meaning
+from serving.rpc.status import TABLE, UNKNOWN, WireStatus
 
-BY_REASON: Mapping[int, Meaning] = {meaning.reason: meaning for meaning in TABLE.values()}
+BY_REASON: Mapping[int, WireStatus] = {meaning.reason: meaning for meaning in TABLE.values()}
 
 
 def action_of(reason: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving.client import Backoff, Client
-from tests.support import PATIENCE, ROOT, address_of, eventually, run_server, serve
+from tests.support import ROOT, TIMEOUT_S, address_of, eventually, run_server, serve
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -70,5 +70,5 @@ async def test_tries_in_vain_are_no_calls(sum_root: Path) -> None:
     await eventually(lambda: tries > begun + 300, "trying")
     # One each until the channel has found out, and one each for a try to connect that was under way.
     assert calls <= 8
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await client.close()

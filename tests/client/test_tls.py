@@ -14,7 +14,7 @@ from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from serving import blocking
 from serving.client import Client, InvalidArgument, ServerUnavailable, WrongOrder
 from tests.client.scripted import MODEL, Call, Scripted, closing, sums
-from tests.support import PATIENCE, address_of, run_server
+from tests.support import TIMEOUT_S, address_of, run_server
 from tests.tls import Certificates, make_certificates, tls_before
 
 SECRET = "Bearer very-secret"
@@ -54,7 +54,7 @@ async def recording(
         port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield f"localhost:{port}", servicer, recorder
     finally:
         await server.stop(None)
@@ -244,7 +244,7 @@ async def test_a_question_over_a_channel_of_the_caller_ends_with_the_client() ->
     pb_grpc.add_TidegateServiceServicer_to_server(Slow([]), server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(address) as channel:
+    async with asyncio.timeout(TIMEOUT_S), grpc.aio.insecure_channel(address) as channel:
         client = Client(address, channel=channel)
         question = asyncio.create_task(client.models())
         await asked.wait()

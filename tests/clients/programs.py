@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.once import alone
-from tests.support import PATIENCE, ROOT
+from tests.once import process_lock
+from tests.support import ROOT, TIMEOUT_S
 from tests.tools import find_tool
 
 CLIENTS = ROOT / "examples" / "clients"
@@ -26,7 +26,7 @@ AHEAD = 100
 def node(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Node.js, and what the clients need of it."""
     program, npm = find_tool("node", "apt-get install nodejs"), find_tool("npm", "apt-get install npm")
-    with alone(tmp_path_factory, "node_modules"):
+    with process_lock(tmp_path_factory, "node_modules"):
         if not (CLIENTS / "node" / "node_modules" / "@grpc" / "grpc-js").exists():
             subprocess.run([npm, "ci", "--loglevel=error"], check=True, cwd=CLIENTS / "node")
     return program
@@ -121,7 +121,7 @@ class Client:
             self._process.kill()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await self._reading
         await self.end()
 

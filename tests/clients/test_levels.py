@@ -14,14 +14,14 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.clients.programs import LANGUAGES, LEVELS, Client, command, node
-from tests.fleet import Site, rows_of
-from tests.support import PATIENCE, RawCall, lstm, replay, write_model
+from tests.fleet import ServerProcess, rows_of
+from tests.support import TIMEOUT_S, RawCall, lstm, replay, write_model
 
 __all__ = ["node"]
 
 # Streams, timesteps of each, kills. The large size is for who changes a client.
 SIZE = (20, 1000, 10) if os.environ.get("TIDEGATE_LARGE") == "1" else (3, 120, 2)
-TIMEOUT_S = 600.0
+RUN_TIMEOUT_S = 600.0
 
 pytestmark = [
     pytest.mark.parametrize("level", LEVELS),
@@ -30,10 +30,10 @@ pytestmark = [
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path) -> AsyncIterator[ServerProcess]:
     """A server process with SQLite."""
     models = write_model(tmp_path / "models", lstm())
-    one = Site(models, f"sqlite://{tmp_path / 'state.db'}")
+    one = ServerProcess(models, f"sqlite://{tmp_path / 'state.db'}")
     await one.start()
     yield one
     await one.close()
@@ -43,7 +43,7 @@ Start = Callable[[str], Awaitable[Client]]
 
 
 @pytest.fixture
-async def start(request: pytest.FixtureRequest, site: Site, language: str, level: str) -> AsyncIterator[Start]:
+async def start(request: pytest.FixtureRequest, site: ServerProcess, language: str, level: str) -> AsyncIterator[Start]:
     """Starts a client of a stream."""
     run = command(request, language, level)
     started: list[Client] = []
@@ -69,7 +69,7 @@ def truth(rows: Any) -> list[tuple[int, bytes]]:
 
 
 async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
-    start: Start, site: Site, language: str, level: str
+    start: Start, site: ServerProcess, language: str, level: str
 ) -> None:
     """Each prediction comes once and in order, bit for bit what the graph says alone, through kills at any moment."""
     streams, steps, kills = SIZE
@@ -77,7 +77,7 @@ async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
     clients = [await start(f"stream-{number}") for number in range(streams)]
     chance = random.Random(f"{language} {level}")
     moments = sorted(chance.sample(range(1, streams * steps * 9 // 10), kills))
-    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(RUN_TIMEOUT_S), asyncio.TaskGroup() as group:
         sending = [group.create_task(client.send_all(rows)) for client, rows in zip(clients, data, strict=True)]
         for moment in moments:
             # A program sends no event.
@@ -91,22 +91,24 @@ async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
         assert client.answers == truth(rows)
 
 
-async def test_a_client_never_gets_the_answer_to_another_ones_timestep(start: Start, site: Site, level: str) -> None:
+async def test_a_client_never_gets_the_answer_to_another_ones_timestep(
+    start: Start, site: ServerProcess, level: str
+) -> None:
     """It has sent timestep 6 to a server that died of it; meanwhile another client sent another timestep 6, and is left alone."""
     rows, others = rows_of(1, 6), rows_of(2, 7)
     await site.kill()
     await site.start(crash="before-answer:6")
     client = await start("s")
     await client.send_all(rows[:5])
-    async with grpc.aio.insecure_channel(site.address) as channel, asyncio.timeout(PATIENCE):
+    async with grpc.aio.insecure_channel(site.address) as channel, asyncio.timeout(TIMEOUT_S):
         while (await describe(channel)).durable_step < 5:  # noqa: ASYNC110 - another process sends no event
             await asyncio.sleep(0.01)
     await client.send(rows[5])
     await site.ended()  # it has taken timestep 6, and died before it answered
-    elsewhere = Site(Path(site.models), site.state)
+    elsewhere = ServerProcess(Path(site.models), site.state)
     await elsewhere.start()
     try:
-        async with grpc.aio.insecure_channel(elsewhere.address) as channel, asyncio.timeout(PATIENCE):
+        async with grpc.aio.insecure_channel(elsewhere.address) as channel, asyncio.timeout(TIMEOUT_S):
             other = RawCall(channel)
             opened = await other.open("s", owner="another", durability=pb.DURABILITY_SYNC)
             assert opened.next_step == 6

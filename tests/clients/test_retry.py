@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.programs import CLIENTS, LANGUAGES, node
-from tests.support import PATIENCE
+from tests.support import TIMEOUT_S
 
 __all__ = ["node"]
 
@@ -63,7 +63,7 @@ def play(request: pytest.FixtureRequest, language: str) -> Any:
     def play_these(*calls: tuple[float, str, list[Any]]) -> list[Any]:
         done = subprocess.run(
             [*program, DRIVERS[language], str(CLIENTS / language)],
-            input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE,
+            input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=True, timeout=TIMEOUT_S,
         )  # fmt: skip
         given: list[Any] = json.loads(done.stdout)
         return given

@@ -11,7 +11,7 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.conformance.runner import serve_scenarios
-from tests.support import PATIENCE, pack
+from tests.support import TIMEOUT_S, pack
 
 OWNER = "me"
 
@@ -88,7 +88,7 @@ async def playing(*names: str) -> AsyncIterator[Any]:
         violations.put_nowait([one.rule for one in broken])
 
     serving = asyncio.create_task(serve_scenarios(names, "full", "127.0.0.1:0", ready.set_result, tell))
-    async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
+    async with asyncio.timeout(3 * TIMEOUT_S), grpc.aio.insecure_channel(await ready) as channel:
         yield lambda: Caller(channel, violations)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)

@@ -15,7 +15,7 @@ from serving.conformance.runner import check_program, select_scenarios, serve_sc
 from serving.conformance.scenario_run import START_SECONDS
 from serving.conformance.scenarios import SCENARIOS
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
-from tests.support import PATIENCE, ROOT, run_command, timestep
+from tests.support import ROOT, TIMEOUT_S, run_command, timestep
 
 __all__ = ["node"]
 
@@ -116,7 +116,7 @@ async def test_a_program_that_hangs_ends_with_the_time_limit(monkeypatch: pytest
     """The result comes with that limit, and the program is killed."""
     monkeypatch.setattr(scenario_run, "START_SECONDS", 0.5)
     monkeypatch.setattr(runner, "END_SECONDS", 0.5)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         found = await judge([sys.executable, "-c", "import time; time.sleep(600)"], "full", ["plain"])
     assert found == ["plain: finish: no open came within 0.5 s"]
 
@@ -134,7 +134,7 @@ async def test_scenarios_are_served_to_any_client() -> None:
             lambda name, broken: violations.put_nowait((name, [one.rule for one in broken])),
         )
     )
-    async with asyncio.timeout(3 * PATIENCE), grpc.aio.insecure_channel(await ready) as channel:
+    async with asyncio.timeout(3 * TIMEOUT_S), grpc.aio.insecure_channel(await ready) as channel:
         for owner, expected in (("me", []), ("", ["owner-kept"])):
             call = channel.stream_stream(
                 "/tidegate.v1.TidegateService/Predict",

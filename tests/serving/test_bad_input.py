@@ -1,4 +1,4 @@
-"""What bad input gets: a clear refusal, and no harm to anybody else."""
+"""Bad input gets a clear refusal and does not harm other clients."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +12,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Ending,
     Gate,
     RawCall,
@@ -34,7 +34,7 @@ from tests.support import (
 
 @asynccontextmanager
 async def bystander(channel: grpc.aio.Channel, width: int = 1) -> AsyncIterator[None]:
-    """A stream that steps all the while and must not notice anything."""
+    """A stream that sends timesteps all the time and must not be affected."""
     call = RawCall(channel)
     await call.open("bystander")
     stop = asyncio.Event()
@@ -54,12 +54,12 @@ async def bystander(channel: grpc.aio.Channel, width: int = 1) -> AsyncIterator[
         yield
     finally:
         stop.set()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             assert await task > 0
 
 
 def opening(stream_id: str = "a", **more: object) -> pb.PredictRequest:
-    """An open as it travels."""
+    """The request with an open."""
     return pb.PredictRequest(open=pb.Open(stream_id=stream_id, **more))
 
 
@@ -95,7 +95,7 @@ def opening(stream_id: str = "a", **more: object) -> pb.PredictRequest:
 async def test_a_bad_timestep_is_refused_and_its_stream_goes_on(
     sum_root: Path, bad: pb.PredictRequest, reason: int, field: str, words: list[str]
 ) -> None:
-    """The refusal names the field, what was got and what was expected; the state is what it was."""
+    """The refusal names the field, the value and the expectation. The state is unchanged."""
     async with run_server(sum_root) as server, raw_channel(server) as channel, bystander(channel):
         call = RawCall(channel)
         await call.open("a")
@@ -110,7 +110,7 @@ async def test_a_bad_timestep_is_refused_and_its_stream_goes_on(
 
 
 async def test_a_missing_value_leaves_the_state_healthy(lstm_root: Path) -> None:
-    """Even a stream that never saw anything but NaN answers with finite numbers."""
+    """A stream that has seen only NaN answers with finite numbers."""
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("a")
@@ -123,7 +123,7 @@ async def test_a_missing_value_leaves_the_state_healthy(lstm_root: Path) -> None
 async def test_a_timestep_on_which_the_model_fails_is_refused(
     tmp_path: Path, make: Callable[[], bytes], bad: float
 ) -> None:
-    """Whether it raises or makes a state that is not finite: that timestep is told, its stream and all others go on."""
+    """The model raises or produces a state that is not finite: only that timestep gets an error, and all streams continue."""
     write_model(tmp_path, make())
     async with run_server(tmp_path) as server, raw_channel(server) as channel:
         bad_call, good_call = RawCall(channel), RawCall(channel)
@@ -141,7 +141,7 @@ async def test_a_timestep_on_which_the_model_fails_is_refused(
 
 
 async def ended(channel: grpc.aio.Channel, *requests: pb.PredictRequest | bytes) -> Ending:
-    """Sends requests on a call of their own; gives how it ended."""
+    """Sends requests on a new call. Returns the status."""
     call = RawCall(channel)
     for request in requests:
         await call.send(request)
@@ -171,13 +171,21 @@ LONG = "x" * 256
         ([opening("a\nb")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id", r"'a\nb'"]),
         ([opening("a\0b")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id"]),
         ([opening("a\x7fb")], "INVALID_ARGUMENT", "INVALID_FIELD", ["stream_id"]),
-        ([opening(resume_from=4)], "DATA_LOSS", "STATE_LOST", ["kept at timestep 0", "3 was told to be stored"]),
+        (
+            [opening(resume_from=4)],
+            "DATA_LOSS",
+            "STATE_LOST",
+            ["stored up to timestep 0", "reported as stored up to 3"],
+        ),
     ],
 )
 async def test_a_bad_message_ends_its_call_with_a_code_and_a_reason(
     sum_root: Path, requests: list[pb.PredictRequest | bytes], code: str, reason: str, words: list[str]
 ) -> None:
-    """The gRPC code, google.rpc.ErrorInfo and a sentence; nobody else notices, and no slot stays taken."""
+    """The status has the gRPC code, google.rpc.ErrorInfo and a message.
+
+    Other clients are not affected, and the slot is free.
+    """
     async with run_server(sum_root) as server, raw_channel(server) as channel, bystander(channel):
         ending = await ended(channel, *requests)
         assert (ending.code.name, ending.reason, ending.domain) == (code, reason, "tidegate.v1")
@@ -193,7 +201,7 @@ async def test_an_invalid_field_is_named_for_programs(sum_root: Path) -> None:
 
 
 async def test_a_call_that_ends_before_its_open_is_told(sum_root: Path) -> None:
-    """A client that says nothing gets a sentence, not silence."""
+    """A client that sends nothing gets a message."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.call.done_writing()
@@ -202,7 +210,7 @@ async def test_a_call_that_ends_before_its_open_is_told(sum_root: Path) -> None:
 
 
 async def test_a_call_that_broke_the_order_leaves_its_stream_resumable(sum_root: Path) -> None:
-    """What was answered before the bad message stays."""
+    """Answers before the bad message stay valid."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("a")
@@ -215,7 +223,7 @@ async def test_a_call_that_broke_the_order_leaves_its_stream_resumable(sum_root:
 
 
 async def test_a_message_over_the_limit_ends_its_call(sum_root: Path) -> None:
-    """RESOURCE_EXHAUSTED; its stream is parked, others go on."""
+    """RESOURCE_EXHAUSTED: its stream is parked, and others continue."""
     async with run_server(sum_root, message_bytes_max=4096) as server, raw_channel(server) as channel:
         async with bystander(channel):
             call = RawCall(channel)
@@ -229,7 +237,7 @@ async def test_a_message_over_the_limit_ends_its_call(sum_root: Path) -> None:
 
 
 async def test_a_model_must_be_named_where_several_are_served(tmp_path: Path) -> None:
-    """The protocol says FAILED_PRECONDITION: the model is not missing, the question is."""
+    """FAILED_PRECONDITION, as the protocol says: the model exists, but the request does not name it."""
     write_model(tmp_path, running_sum(), "adder")
     write_model(tmp_path, lstm(), "lake")
     async with run_server(tmp_path) as server, raw_channel(server) as channel:
@@ -272,13 +280,13 @@ async def test_a_stream_taken_over_ends_aborted(sum_root: Path) -> None:
     [LONG, "é" * 128, "plant/7 pump:3", "日本語", "東京\u3000１号", "caf\u00e9\u00a02", "🔧", "\ue000 of private use"],
 )
 async def test_any_name_that_can_be_seen_is_a_name(sum_root: Path, stream_id: str) -> None:
-    """1 to 256 bytes of UTF-8, as the protocol says: spaces of other scripts are no control characters."""
+    """1 to 256 bytes of UTF-8, as the protocol says. Spaces of other scripts are allowed."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         assert (await RawCall(channel).open(stream_id)).stream_id == stream_id
 
 
 async def test_too_many_live_streams_are_refused_until_one_closes(sum_root: Path) -> None:
-    """RESOURCE_EXHAUSTED says when to come again; those that are there go on, and a slot that comes free is given."""
+    """RESOURCE_EXHAUSTED tells when to retry. Existing streams continue, and a slot that becomes free is used."""
     async with run_server(sum_root, live_max=2) as server, raw_channel(server) as channel:
         first, second = RawCall(channel), RawCall(channel)
         await first.open("a")
@@ -297,7 +305,7 @@ async def test_too_many_live_streams_are_refused_until_one_closes(sum_root: Path
 
 
 async def test_too_many_known_streams_are_refused(sum_root: Path) -> None:
-    """Known streams can always come back; a new one is refused until one is forgotten."""
+    """Known streams can always be opened. A new one is refused until one is deleted."""
     async with run_server(sum_root, streams_max=2) as server, raw_channel(server) as channel:
         for name in ("a", "b"):
             call = RawCall(channel)
@@ -313,7 +321,7 @@ async def test_too_many_known_streams_are_refused(sum_root: Path) -> None:
 
 
 async def test_a_full_queue_refuses_a_timestep_and_its_stream_goes_on(sum_root: Path) -> None:
-    """In band, with the time to wait; nothing is lost by it."""
+    """The refusal is in a response, with the time to wait. Nothing is lost."""
     async with run_server(sum_root, queue_max=1) as server, raw_channel(server) as channel:
         calls = [RawCall(channel) for _ in range(3)]
         for name, call in zip("abc", calls, strict=True):
@@ -337,7 +345,7 @@ async def test_an_unknown_model_is_not_described(sum_root: Path) -> None:
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await pb_grpc.TidegateServiceStub(channel).DescribeModel(
-                pb.DescribeModelRequest(name="pump"), timeout=PATIENCE
+                pb.DescribeModelRequest(name="pump"), timeout=TIMEOUT_S
             )
         error = caught.value
         ending = read_ending(error.code(), error.details(), error.trailing_metadata())
@@ -345,7 +353,7 @@ async def test_an_unknown_model_is_not_described(sum_root: Path) -> None:
 
 
 async def test_fields_of_later_clients_are_ignored(sum_root: Path) -> None:
-    """A message with a field that this server does not know is read without it."""
+    """A field that the server does not know is ignored."""
     unknown = b"\xf8\x7f\x01"  # field 2047, varint 1
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)

@@ -1,4 +1,4 @@
-"""The laws at the head of the batcher's file, one by one, on a real engine."""
+"""The rules of the batcher, one by one, on a real engine."""
 
 import asyncio
 import threading
@@ -21,14 +21,14 @@ from serving.core.errors import (
     ValuesDiffer,
     WrongWidth,
 )
-from serving.core.handles import Handles
+from serving.core.handle_table import HandleTable
 from serving.core.spec import STEP_MAX, Prediction, Timestep
 from serving.core.streams import checkpoint_rows
 from serving.runtime.batcher import Batcher
-from serving.runtime.row_cost import HOLD_SECONDS, RowCost
+from serving.runtime.row_cost import LOOP_SECONDS_MAX, RowCost
 from tests.support import (
-    PATIENCE,
-    Bench,
+    TIMEOUT_S,
+    BatcherSetup,
     Gate,
     fragile,
     inverse,
@@ -36,14 +36,14 @@ from tests.support import (
     pack,
     picky,
     replay,
-    run_bench,
+    run_batcher,
     running_sum,
     sensor_rows,
 )
 
 
 def t(value: float, step: int = 0) -> Timestep:
-    """A timestep of the one-feature models."""
+    """A timestep for models with one feature."""
     return Timestep(step, pack(value))
 
 
@@ -53,8 +53,8 @@ def value(prediction: Prediction) -> float:
 
 
 async def soon(*futures: "asyncio.Future[Any]") -> list[Any]:
-    """What becomes of futures, errors among it; fails when one never ends."""
-    async with asyncio.timeout(PATIENCE):
+    """The results of futures, including errors. Fails when one never ends."""
+    async with asyncio.timeout(TIMEOUT_S):
         return await asyncio.gather(*futures, return_exceptions=True)
 
 
@@ -62,8 +62,8 @@ async def soon(*futures: "asyncio.Future[Any]") -> list[Any]:
 
 
 async def test_a_second_batch_waits_for_the_first() -> None:
-    """While a batch is in the thread no other batch begins, whatever arrives."""
-    async with run_bench(running_sum()) as bench:
+    """While a batch runs in the thread no other batch starts."""
+    async with run_batcher(running_sum()) as bench:
         gate = Gate(bench.batcher)
         first = bench.batcher.submit(bench.begin("a"), t(1))
         await gate.entered()
@@ -76,8 +76,8 @@ async def test_a_second_batch_waits_for_the_first() -> None:
 
 
 async def test_at_most_one_timestep_of_a_stream_is_in_a_batch() -> None:
-    """Several timesteps of a stream are applied one after the other, in the order they came."""
-    async with run_bench(running_sum()) as bench:
+    """Several timesteps of a stream are applied one after the other, in order of arrival."""
+    async with run_batcher(running_sum()) as bench:
         a, b = bench.begin("a"), bench.begin("b")
         sent = [(a, 1), (a, 2), (b, 10), (a, 3), (b, 20)]
         answers = await soon(*(bench.batcher.submit(lease, t(number)) for lease, number in sent))
@@ -87,8 +87,8 @@ async def test_at_most_one_timestep_of_a_stream_is_in_a_batch() -> None:
 
 
 async def test_the_order_of_a_stream_survives_a_full_batch() -> None:
-    """A timestep that had to wait comes before what came after it."""
-    async with run_bench(running_sum(), batch_max=2) as bench:
+    """A timestep that had to wait comes before later ones."""
+    async with run_batcher(running_sum(), batch_max=2) as bench:
         a, b, c = (bench.begin(name) for name in "abc")
         sent = [(a, 1, 1), (a, 2, 2), (b, 5, 1), (c, 7, 1), (a, 4, 3), (b, 6, 2)]
         answers = await soon(*(bench.batcher.submit(lease, t(number, step)) for lease, number, step in sent))
@@ -97,9 +97,9 @@ async def test_the_order_of_a_stream_survives_a_full_batch() -> None:
 
 
 async def test_streams_do_not_mix() -> None:
-    """Many streams at once each get the bits that they get alone."""
+    """Each of many concurrent streams gets the bits that it gets alone."""
     rows = {name: sensor_rows(12, seed=name, missing=0.1) for name in range(9)}
-    async with run_bench(lstm(), batch_max=4) as bench:
+    async with run_batcher(lstm(), batch_max=4) as bench:
         leases = {name: bench.begin(str(name)) for name in rows}
         futures = {
             name: [
@@ -117,9 +117,9 @@ async def test_streams_do_not_mix() -> None:
 
 
 async def test_an_idle_batcher_runs_at_once() -> None:
-    """A lone timestep is answered within a few turns of the loop; nobody waits for company."""
-    async with run_bench(running_sum()) as bench:
-        await asyncio.sleep(0)  # let `run` begin to wait
+    """A single timestep is answered within a few turns of the loop, without waiting for others."""
+    async with run_batcher(running_sum()) as bench:
+        await asyncio.sleep(0)  # let `run` start to wait
         future = bench.batcher.submit(bench.begin("a"), t(1))
         for _ in range(3):
             await asyncio.sleep(0)
@@ -127,8 +127,8 @@ async def test_an_idle_batcher_runs_at_once() -> None:
 
 
 async def test_a_batch_waits_for_what_the_loop_is_bringing() -> None:
-    """Timesteps of one burst come in a few turns; they go together, once a turn brings no more."""
-    async with run_bench(running_sum()) as bench:
+    """Timesteps of a burst arrive in a few turns. They run together once a turn brings no more."""
+    async with run_batcher(running_sum()) as bench:
         await asyncio.sleep(0)
         leases = [bench.begin(str(number)) for number in range(5)]
         futures = [bench.batcher.submit(lease, t(1)) for lease in leases[:2]]
@@ -140,8 +140,8 @@ async def test_a_batch_waits_for_what_the_loop_is_bringing() -> None:
 
 
 async def test_a_full_batch_waits_for_nothing() -> None:
-    """However much the loop brings, turn after turn: what fills a batch runs."""
-    async with run_bench(running_sum(), batch_max=3) as bench:
+    """A full batch runs, even if each turn brings more."""
+    async with run_batcher(running_sum(), batch_max=3) as bench:
         await asyncio.sleep(0)
         futures = []
         for number in range(6):
@@ -153,8 +153,8 @@ async def test_a_full_batch_waits_for_nothing() -> None:
 
 
 async def test_what_arrives_while_a_batch_runs_is_the_next_batch() -> None:
-    """All of it, together."""
-    async with run_bench(running_sum()) as bench:
+    """All of them run together."""
+    async with run_batcher(running_sum()) as bench:
         gate = Gate(bench.batcher)
         leases = [bench.begin(str(name)) for name in range(6)]
         first = bench.batcher.submit(leases[0], t(1))
@@ -166,21 +166,21 @@ async def test_what_arrives_while_a_batch_runs_is_the_next_batch() -> None:
 
 
 async def test_batch_max_bounds_a_batch() -> None:
-    """What does not fit comes next, in order."""
-    async with run_bench(running_sum(), batch_max=4) as bench:
+    """The rest comes next, in order."""
+    async with run_batcher(running_sum(), batch_max=4) as bench:
         leases = [bench.begin(str(name)) for name in range(10)]
         await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         slots = [lease.stream.slot for lease in leases]
         assert bench.batches == [tuple(slots[:4]), tuple(slots[4:8]), tuple(slots[8:])]
 
 
-# How many rows go together follows from what they cost.
+# The cost of a row determines how many rows run together.
 
 
 class Charge:
-    """A clock of the processor that only the engine's work moves: so much for each row; and a note of what ran where."""
+    """A processor clock that only the engine advances, by a fixed time for each row; and a record of what ran where."""
 
-    def __init__(self, bench: Bench, row_seconds: float, alone_seconds: float = 0.0) -> None:
+    def __init__(self, bench: BatcherSetup, row_seconds: float, alone_seconds: float = 0.0) -> None:
         self.row_seconds = row_seconds
         self.now = 0.0
         self.sizes: list[int] = []
@@ -200,8 +200,8 @@ class Charge:
 
 
 async def test_a_block_of_a_slow_model_is_run_in_small_pieces_in_the_loop() -> None:
-    """A piece keeps the loop for half a millisecond, and no thread is used."""
-    async with run_bench(running_sum(), batch_max=256, capacity=256) as bench:
+    """A chunk blocks the loop for half a millisecond, and no thread is used."""
+    async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
         charge = Charge(bench, 19.9e-6)
         await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 250), 250)))
         assert charge.sizes == [*[24] * 10, 10]
@@ -209,8 +209,8 @@ async def test_a_block_of_a_slow_model_is_run_in_small_pieces_in_the_loop() -> N
 
 
 async def test_single_timesteps_of_a_slow_model_are_batched_in_the_loop() -> None:
-    """As many as keep it for half a millisecond, those that came first before the others."""
-    async with run_bench(running_sum(), batch_max=256, queue_max=128, capacity=128) as bench:
+    """The batch has as many rows as run in half a millisecond, the first to arrive."""
+    async with run_batcher(running_sum(), batch_max=256, queue_max=128, capacity=128) as bench:
         charge = Charge(bench, 19.9e-6)
         leases = [bench.begin(str(number)) for number in range(128)]
         answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
@@ -221,9 +221,9 @@ async def test_single_timesteps_of_a_slow_model_are_batched_in_the_loop() -> Non
 
 
 async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread() -> None:
-    """Timesteps and pieces of blocks alike: what crosses goes in as few crossings as may be."""
-    async with run_bench(running_sum(), batch_max=64, queue_max=128, capacity=256) as bench:
-        charge = Charge(bench, 100e-6, alone_seconds=HOLD_SECONDS)
+    """Timesteps and chunks of blocks alike: as few round trips to the thread as possible."""
+    async with run_batcher(running_sum(), batch_max=64, queue_max=128, capacity=256) as bench:
+        charge = Charge(bench, 100e-6, alone_seconds=LOOP_SECONDS_MAX)
         leases = [bench.begin(str(number)) for number in range(70)]
         await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         await soon(bench.batcher.submit_block(block_of(call_of(bench, "a", 130), 130)))
@@ -233,8 +233,8 @@ async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread(
 
 
 async def test_the_size_of_a_piece_follows_what_a_row_costs() -> None:
-    """It grows when rows turn out to be cheaper, up to `batch_max`, and shrinks when they get dearer."""
-    async with run_bench(running_sum(), batch_max=256, capacity=256) as bench:
+    """It grows up to `batch_max` when rows turn out cheaper, and shrinks when they become more expensive."""
+    async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
         charge, held = Charge(bench, 19.9e-6), call_of(bench, "a", 250)
         await soon(bench.batcher.submit_block(block_of(held, 25)))
         charge.row_seconds = 1e-6
@@ -248,8 +248,8 @@ async def test_the_size_of_a_piece_follows_what_a_row_costs() -> None:
 
 
 async def test_time_that_others_take_of_the_processor_makes_no_row_dearer() -> None:
-    """A neighbour that holds a batch up for milliseconds, each time, changes neither the pieces nor where they run."""
-    async with run_bench(running_sum()) as bench:
+    """Another process that delays each batch by milliseconds changes neither the chunks nor where they run."""
+    async with run_batcher(running_sum()) as bench:
         inner, held, where = bench.engine.run, call_of(bench, "a", 16), set()
 
         def held_up(*arguments: Any) -> Any:
@@ -266,46 +266,46 @@ async def test_time_that_others_take_of_the_processor_makes_no_row_dearer() -> N
 
 
 async def test_a_batcher_knows_what_a_row_alone_costs_before_the_first_timestep() -> None:
-    """It has tried, so the first block of a slow model does not keep the loop."""
+    """The batcher has measured it, so the first block of a slow model does not block the loop."""
     moments = iter(range(1000))
-    async with run_bench(running_sum()) as bench:
+    async with run_batcher(running_sum()) as bench:
         batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4, clock=lambda: float(next(moments)))
-        assert batcher.cost.alone_seconds == 1
-        assert batcher.cost.in_thread
+        assert batcher.cost.single_row_seconds == 1
+        assert batcher.cost.needs_thread
 
 
 async def test_a_model_that_fails_on_zeros_is_served_all_the_same() -> None:
-    """What a row costs is then found with the first timesteps."""
-    async with run_bench(running_sum()) as bench:
+    """The cost of a row is then measured with the first timesteps."""
+    async with run_batcher(running_sum()) as bench:
 
         def fails(*_: object) -> None:
             raise ModelFailed("a division by zero")
 
         bench.engine.model.step = fails  # type: ignore[method-assign,assignment]
         batcher = Batcher(bench.engine, bench.metrics, batch_max=4, queue_max=4)
-        assert batcher.cost.alone_seconds == 0
-        assert not batcher.cost.in_thread
+        assert batcher.cost.single_row_seconds == 0
+        assert not batcher.cost.needs_thread
 
 
-# Turns of those who send blocks.
+# The turns of calls that send blocks.
 
 
-def call_of(bench: Bench, name: str, streams: int) -> Handles:
+def call_of(bench: BatcherSetup, name: str, streams: int) -> HandleTable:
     """A call that holds so many streams."""
-    held = Handles()
+    held = HandleTable()
     for number in range(streams):
         held.add(bench.begin(f"{name}{number}"))
     return held
 
 
-def block_of(held: Handles, rows: int) -> Block:
+def block_of(held: HandleTable, rows: int) -> Block:
     """A block with a timestep for each of the first streams of a call."""
     return Block(held.select(np.arange(1, rows + 1)), np.zeros(rows, np.int64), np.ones((rows, 1), np.float32))
 
 
 async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:
-    """Its second block has its turn when the first is done, and other calls have theirs between."""
-    async with run_bench(running_sum(), batch_max=1, capacity=128) as bench:
+    """Its second block has its turn after the first is done, and other calls have theirs in between."""
+    async with run_batcher(running_sum(), batch_max=1, capacity=128) as bench:
         many, one = call_of(bench, "many ", 3), call_of(bench, "one ", 6)
         mine = {stream.stream.slot for stream in map(one.__getitem__, one) if stream is not None}
         flooding = [bench.batcher.submit_block(block_of(many, 3)) for _ in range(4)]
@@ -315,8 +315,8 @@ async def test_a_call_with_many_blocks_is_one_among_the_calls() -> None:
 
 
 async def test_short_blocks_of_several_calls_are_one_batch() -> None:
-    """Many clients that send few rows each cost hardly more than one that sends all of them."""
-    async with run_bench(running_sum(), batch_max=16, capacity=128) as bench:
+    """Many clients with few rows each cost hardly more than one client with all of them."""
+    async with run_batcher(running_sum(), batch_max=16, capacity=128) as bench:
         calls = [call_of(bench, f"{number} ", 4) for number in range(6)]
         blocks = await soon(*(bench.batcher.submit_block(block_of(call, 4)) for call in calls))
         assert [len(batch) for batch in bench.batches] == [16, 8]
@@ -327,17 +327,17 @@ async def test_short_blocks_of_several_calls_are_one_batch() -> None:
 
 
 async def test_a_long_block_is_not_overtaken_by_short_ones_behind_it() -> None:
-    """What does not fit into a batch whole begins the next one, and those behind it wait."""
-    async with run_bench(running_sum(), batch_max=8, capacity=128) as bench:
+    """A block that does not fit whole starts the next batch, and those behind it wait."""
+    async with run_batcher(running_sum(), batch_max=8, capacity=128) as bench:
         first, long, last = call_of(bench, "first ", 3), call_of(bench, "long ", 20), call_of(bench, "last ", 2)
         await soon(*(bench.batcher.submit_block(block_of(call, call.count)) for call in (first, long, last)))
-        # The rest of the long one has room for nothing whole: the last call has its turn between.
+        # After the rest of the long block no whole block fits: the last call has its turn in between.
         assert [len(batch) for batch in bench.batches] == [3, 8, 2 + 0, 8, 4]
 
 
 async def test_two_blocks_of_one_call_are_never_in_one_batch() -> None:
     """They hold the same streams."""
-    async with run_bench(running_sum(), batch_max=16, capacity=32) as bench:
+    async with run_batcher(running_sum(), batch_max=16, capacity=32) as bench:
         one = call_of(bench, "one ", 2)
         blocks = await soon(*(bench.batcher.submit_block(block_of(one, 2)) for _ in range(3)))
         assert [block.outputs[0].ravel().tolist() for block in blocks] == [[1, 1], [2, 2], [3, 3]]
@@ -345,8 +345,8 @@ async def test_two_blocks_of_one_call_are_never_in_one_batch() -> None:
 
 
 async def test_a_block_whose_caller_has_gone_leaves_its_room_to_others() -> None:
-    """It is dropped and counted; those behind it are run at once."""
-    async with run_bench(running_sum(), batch_max=4, capacity=32) as bench:
+    """It is dropped and counted. Those behind it run at once."""
+    async with run_batcher(running_sum(), batch_max=4, capacity=32) as bench:
         gone, left = call_of(bench, "gone ", 4), call_of(bench, "left ", 3)
         bench.batcher.submit_block(block_of(gone, 4)).cancel()
         await soon(bench.batcher.submit_block(block_of(left, 3)))
@@ -358,8 +358,8 @@ async def test_a_block_whose_caller_has_gone_leaves_its_room_to_others() -> None
 
 
 async def test_state_is_written_before_the_reply() -> None:
-    """Whoever has the answer finds the stream one timestep further."""
-    async with run_bench(running_sum()) as bench:
+    """When a caller has the answer, the stream is one timestep further."""
+    async with run_batcher(running_sum()) as bench:
         lease = bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         seen: list[int] = []
@@ -370,8 +370,8 @@ async def test_state_is_written_before_the_reply() -> None:
 
 
 async def test_a_row_that_fails_fails_alone() -> None:
-    """The model raises on one row: its caller is told, its state stays, its neighbours go on."""
-    async with run_bench(picky()) as bench:
+    """The model raises on one row: its caller gets an error, its state is unchanged, and the other rows continue."""
+    async with run_batcher(picky()) as bench:
         leases = [bench.begin(str(name)) for name in range(4)]
         answers = await soon(
             *(bench.batcher.submit(lease, t(x)) for lease, x in zip(leases, [0, 99, 2, 3], strict=True))
@@ -385,7 +385,7 @@ async def test_a_row_that_fails_fails_alone() -> None:
 
 async def test_a_poisoned_row_is_told_so() -> None:
     """A state that would not be finite is not written, and the message says that the timestep was not applied."""
-    async with run_bench(inverse()) as bench:
+    async with run_batcher(inverse()) as bench:
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(x)) for lease, x in zip(leases, [1, 0, 2], strict=True)))
         assert isinstance(answers[1], ModelFailed)
@@ -395,8 +395,8 @@ async def test_a_poisoned_row_is_told_so() -> None:
 
 
 async def test_a_failure_does_not_speak_of_another_stream() -> None:
-    """Of two rows that fail for different reasons each is told its own: values of a neighbour are nobody's business."""
-    async with run_bench(picky()) as bench:
+    """Two rows that fail for different reasons get different errors: no client sees the values of another."""
+    async with run_batcher(picky()) as bench:
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(x)) for lease, x in zip(leases, [77, 1, 88], strict=True)))
         assert "idx=77" in str(answers[0])
@@ -404,8 +404,8 @@ async def test_a_failure_does_not_speak_of_another_stream() -> None:
 
 
 async def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
-    """It is told of its state, not of its neighbour's value."""
-    async with run_bench(fragile()) as bench:
+    """Its error is about its own state, not about the other row's value."""
+    async with run_batcher(fragile()) as bench:
         leases = [bench.begin(str(name)) for name in range(2)]
         failed, poisoned = await soon(
             bench.batcher.submit(leases[0], Timestep(0, pack(99, 1))),
@@ -415,9 +415,9 @@ async def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> No
         assert "not finite" in str(poisoned)
 
 
-async def test_every_verdict_reaches_its_caller() -> None:
-    """One batch with a good row, a repeat, a gap, an infinity, a NaN and other values under an old number: each caller gets its own answer."""
-    async with run_bench(running_sum()) as bench:
+async def test_every_status_reaches_its_caller() -> None:
+    """One batch with a good row, a duplicate, a gap, an infinity, a NaN and other values under an old number: each gets its own answer."""
+    async with run_batcher(running_sum()) as bench:
         leases = [bench.begin(str(name)) for name in range(6)]
         await soon(*(bench.batcher.submit(lease, t(min(number, 1))) for number, lease in enumerate(leases)))
         sent = [t(10, 2), t(1, 1), t(10, 5), t(np.inf, 2), t(np.nan, 2), t(99, 1)]
@@ -437,8 +437,8 @@ async def test_every_verdict_reaches_its_caller() -> None:
 
 
 async def test_a_forgotten_repeat_has_no_answer() -> None:
-    """A repeat of a timestep that is no longer remembered is told that it was applied, without outputs."""
-    async with run_bench(running_sum()) as bench:  # its ring holds four
+    """The answer to a duplicate that is no longer remembered says that it was applied, without outputs."""
+    async with run_batcher(running_sum()) as bench:  # its ring holds four
         lease = bench.begin("a")
         await soon(*(bench.batcher.submit(lease, t(1, step)) for step in range(1, 6)))
         forgotten, remembered = await soon(bench.batcher.submit(lease, t(1, 1)), bench.batcher.submit(lease, t(1, 2)))
@@ -447,8 +447,8 @@ async def test_a_forgotten_repeat_has_no_answer() -> None:
 
 
 async def test_a_wrong_width_is_refused_at_the_door() -> None:
-    """It never gets into the queue, and the message has both widths and the features."""
-    async with run_bench(running_sum()) as bench:
+    """It is never queued, and the message has both widths and the features."""
+    async with run_batcher(running_sum()) as bench:
         with pytest.raises(WrongWidth, match=r"got 2 numbers in 8 bytes, expected 4: .*\(x\)"):
             bench.batcher.submit(bench.begin("a"), Timestep(1, pack(1, 2)))
         assert bench.metrics.steps["invalid"] == 1
@@ -456,8 +456,8 @@ async def test_a_wrong_width_is_refused_at_the_door() -> None:
 
 
 async def test_a_number_that_cannot_be_one_is_refused_at_the_door() -> None:
-    """It never gets into the queue, and the message has the largest that can."""
-    async with run_bench(running_sum()) as bench:
+    """It is never queued, and the message has the largest number."""
+    async with run_batcher(running_sum()) as bench:
         with pytest.raises(InvalidField, match=rf"step: got {STEP_MAX + 1}, expected at most {STEP_MAX}"):
             bench.batcher.submit(bench.begin("a"), t(1, STEP_MAX + 1))
         assert bench.metrics.steps["invalid"] == 1
@@ -465,8 +465,8 @@ async def test_a_number_that_cannot_be_one_is_refused_at_the_door() -> None:
 
 
 async def test_the_largest_number_is_only_a_gap() -> None:
-    """It does not overflow, and the stream and its neighbour go on."""
-    async with run_bench(running_sum()) as bench:
+    """It does not overflow, and all streams continue."""
+    async with run_batcher(running_sum()) as bench:
         lease, other = bench.begin("a"), bench.begin("b")
         gap, answer = await soon(bench.batcher.submit(lease, t(1, STEP_MAX)), bench.batcher.submit(other, t(2)))
         assert isinstance(gap, StepGap)
@@ -479,21 +479,21 @@ async def test_the_largest_number_is_only_a_gap() -> None:
 
 
 async def test_between_is_at_once_when_nothing_runs() -> None:
-    """No batch, no waiting: not even a turn of the loop."""
-    async with run_bench(running_sum()) as bench:
-        act = bench.batcher.between(lambda: 7)
+    """It runs at once, without even a turn of the loop."""
+    async with run_batcher(running_sum()) as bench:
+        act = bench.batcher.run_between(lambda: 7)
         with pytest.raises(StopIteration) as caught:
             act.send(None)
         assert caught.value.value == 7
 
 
 async def test_between_waits_for_the_batch_in_the_thread() -> None:
-    """What it does sees the batch as done, state and number together."""
-    async with run_bench(running_sum()) as bench:
+    """It sees the batch as done, state and number together."""
+    async with run_batcher(running_sum()) as bench:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: checkpoint_rows([lease.stream])))
+        act = asyncio.create_task(bench.batcher.run_between(lambda: checkpoint_rows([lease.stream])))
         for _ in range(20):
             await asyncio.sleep(0)
         assert not act.done()
@@ -507,25 +507,27 @@ async def test_between_waits_for_the_batch_in_the_thread() -> None:
 
 
 async def test_between_comes_before_the_next_batch() -> None:
-    """A batch that waits does not overtake it."""
-    async with run_bench(running_sum()) as bench:
+    """A queued batch does not overtake it."""
+    async with run_batcher(running_sum()) as bench:
         gate, lease, other = Gate(bench.batcher), bench.begin("a"), bench.begin("b")
         first = bench.batcher.submit(lease, t(5))
         await gate.entered()
         second = bench.batcher.submit(other, t(6))
-        act = asyncio.create_task(bench.batcher.between(lambda: other.stream.step))
+        act = asyncio.create_task(bench.batcher.run_between(lambda: other.stream.step))
         await asyncio.sleep(0)
         gate.open()
         assert (await soon(act, first, second))[0] == 0
 
 
 async def test_between_happens_even_when_its_caller_goes_away() -> None:
-    """A stream whose client left is dropped all the same."""
-    async with run_bench(running_sum()) as bench:
+    """A stream is dropped even if its client has left."""
+    async with run_batcher(running_sum()) as bench:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2))))
+        act = asyncio.create_task(
+            bench.batcher.run_between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2)))
+        )
         await asyncio.sleep(0)
         act.cancel()
         await soon(act)
@@ -535,12 +537,12 @@ async def test_between_happens_even_when_its_caller_goes_away() -> None:
 
 
 async def test_between_hands_its_error_to_its_caller_only() -> None:
-    """The batcher and the batch do not notice."""
-    async with run_bench(running_sum()) as bench:
+    """The batcher and the batch are not affected."""
+    async with run_batcher(running_sum()) as bench:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: 1 // 0))
+        act = asyncio.create_task(bench.batcher.run_between(lambda: 1 // 0))
         await asyncio.sleep(0)
         gate.open()
         error, answer = await soon(act, future)
@@ -550,12 +552,14 @@ async def test_between_hands_its_error_to_its_caller_only() -> None:
 
 
 async def test_a_slot_is_not_taken_again_under_a_running_batch() -> None:
-    """A stream that is dropped while its batch runs gives its slot back after it, and the next owner starts anew."""
-    async with run_bench(running_sum(), capacity=1) as bench:
+    """A stream that is dropped during its batch releases its slot after it, and the next owner starts from the initial state."""
+    async with run_batcher(running_sum(), capacity=1) as bench:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         future = bench.batcher.submit(lease, t(5))
         await gate.entered()
-        act = asyncio.create_task(bench.batcher.between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2))))
+        act = asyncio.create_task(
+            bench.batcher.run_between(lambda: bench.streams.drop(lease.stream, TakenOver("a", 2)))
+        )
         await asyncio.sleep(0)
         assert bench.engine.slots.full
         gate.open()
@@ -564,8 +568,11 @@ async def test_a_slot_is_not_taken_again_under_a_running_batch() -> None:
 
 
 async def test_a_caller_cancelled_in_the_queue_harms_nobody() -> None:
-    """The defect of other servers: one of four callers goes away, and two others hang for ever. Here it is dropped."""
-    async with run_bench(running_sum()) as bench:
+    """A known defect of other servers: one of four callers disconnects, and two others hang for ever.
+
+    Here only its timestep is dropped.
+    """
+    async with run_batcher(running_sum()) as bench:
         gate = Gate(bench.batcher)
         blocker = bench.batcher.submit(bench.begin("blocker"), t(0))
         await gate.entered()
@@ -583,8 +590,8 @@ async def test_a_caller_cancelled_in_the_queue_harms_nobody() -> None:
 
 
 async def test_a_caller_cancelled_while_its_batch_runs_harms_nobody() -> None:
-    """Its timestep is applied, its answer dropped and remembered; its neighbours get theirs."""
-    async with run_bench(running_sum()) as bench:
+    """Its timestep is applied, and its answer is remembered. The other callers get theirs."""
+    async with run_batcher(running_sum()) as bench:
         leases = [bench.begin(str(name)) for name in range(4)]
         gate = Gate(bench.batcher)
         futures = [bench.batcher.submit(lease, t(name + 1)) for name, lease in enumerate(leases)]
@@ -600,8 +607,8 @@ async def test_a_caller_cancelled_while_its_batch_runs_harms_nobody() -> None:
 
 
 async def test_callers_cancelled_with_bad_rows_harm_nobody() -> None:
-    """Refusing a row whose caller has gone is as harmless as answering one."""
-    async with run_bench(running_sum()) as bench:
+    """Refusing the row of a caller that has left is as harmless as answering one."""
+    async with run_batcher(running_sum()) as bench:
         leases = [bench.begin(str(name)) for name in range(4)]
         gate = Gate(bench.batcher)
         sent = [t(1), t(np.inf), t(1, 7), t(4)]
@@ -616,8 +623,8 @@ async def test_callers_cancelled_with_bad_rows_harm_nobody() -> None:
 
 
 async def test_a_batch_whose_callers_have_all_gone_does_not_run() -> None:
-    """Nothing is asked of the model, and the batcher waits for the next timestep."""
-    async with run_bench(running_sum()) as bench:
+    """The model does not run, and the batcher waits for the next timestep."""
+    async with run_batcher(running_sum()) as bench:
         lease = bench.begin("a")
         bench.batcher.submit(lease, t(1)).cancel()
         for _ in range(5):
@@ -627,8 +634,8 @@ async def test_a_batch_whose_callers_have_all_gone_does_not_run() -> None:
 
 
 async def test_a_timestep_of_an_ended_lease_is_refused() -> None:
-    """After a take-over what the old call had queued is not applied, and says why."""
-    async with run_bench(running_sum()) as bench:
+    """After a take-over the queued timesteps of the old call are not applied, and get the reason."""
+    async with run_batcher(running_sum()) as bench:
         gate, old = Gate(bench.batcher), bench.begin("a")
         blocker = bench.batcher.submit(bench.begin("blocker"), t(0))
         await gate.entered()
@@ -646,8 +653,8 @@ async def test_a_timestep_of_an_ended_lease_is_refused() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    """The timestep too many is told the limit and when to come again; those that wait are answered."""
-    async with run_bench(running_sum(), queue_max=3) as bench:
+    """The error has the limit and the retry time. Queued timesteps are answered."""
+    async with run_batcher(running_sum(), queue_max=3) as bench:
         gate = Gate(bench.batcher)
         blocker = bench.batcher.submit(bench.begin("blocker"), t(0))
         await gate.entered()
@@ -664,13 +671,13 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 async def test_a_batcher_that_is_refusing_takes_no_new_timestep() -> None:
-    """It is told why, at once, and counted; what was queued before is answered."""
-    async with run_bench(running_sum()) as bench:
+    """New timesteps get the error at once, and are counted. Queued ones are answered."""
+    async with run_batcher(running_sum()) as bench:
         gate, lease = Gate(bench.batcher), bench.begin("a")
         running = bench.batcher.submit(lease, t(1))
         await gate.entered()
         queued = bench.batcher.submit(lease, t(2))
-        behind = bench.batcher.refusing = StoreBehind(4.2, 100)
+        behind = bench.batcher.refuse_with = StoreBehind(4.2, 100)
         with pytest.raises(StoreBehind) as caught:
             bench.batcher.submit(lease, t(3))
         assert caught.value is behind
@@ -680,20 +687,20 @@ async def test_a_batcher_that_is_refusing_takes_no_new_timestep() -> None:
 
 
 async def test_a_batcher_that_refuses_no_longer_goes_on() -> None:
-    """The timestep that was refused is sent again and is the next of its stream."""
-    async with run_bench(running_sum()) as bench:
+    """The refused timestep is sent again and is the next of its stream."""
+    async with run_batcher(running_sum()) as bench:
         lease = bench.begin("a")
-        bench.batcher.refusing = StoreBehind(4.2, 100)
+        bench.batcher.refuse_with = StoreBehind(4.2, 100)
         with pytest.raises(StoreBehind):
             bench.batcher.submit(lease, t(3, 1))
-        bench.batcher.refusing = None
+        bench.batcher.refuse_with = None
         (answer,) = await soon(bench.batcher.submit(lease, t(3, 1)))
         assert (answer.step, value(answer)) == (1, 3)
 
 
 async def test_a_stream_with_a_timestep_in_the_queue_is_known() -> None:
-    """Whoever would take it out of its slot can tell: a timestep without a slot would go to another stream's row."""
-    async with run_bench(running_sum()) as bench:
+    """A stream with a queued timestep must not leave its slot: the timestep would go to another stream's row."""
+    async with run_batcher(running_sum()) as bench:
         gate, lease, other = Gate(bench.batcher), bench.begin("a"), bench.begin("b")
         running = bench.batcher.submit(other, t(1))
         await gate.entered()
@@ -706,8 +713,8 @@ async def test_a_stream_with_a_timestep_in_the_queue_is_known() -> None:
 
 
 async def test_the_depth_of_the_queue_is_measured() -> None:
-    """The gauge reads the queue itself."""
-    async with run_bench(running_sum()) as bench:
+    """The gauge reads the length of the queue itself."""
+    async with run_batcher(running_sum()) as bench:
         gate = Gate(bench.batcher)
         futures = [bench.batcher.submit(bench.begin("a"), t(0))]
         await gate.entered()
@@ -723,16 +730,16 @@ async def test_the_depth_of_the_queue_is_measured() -> None:
 
 @pytest.mark.parametrize("threaded", [False, True])
 async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) -> None:
-    """Nobody is left waiting: neither those in the batch nor those behind it, and later ones are refused."""
-    async with run_bench(running_sum(), batch_max=2) as bench:
+    """All callers get an error, those in the batch and those behind it, and later ones are refused."""
+    async with run_batcher(running_sum(), batch_max=2) as bench:
         task = asyncio.create_task(asyncio.sleep(0))
         await task
 
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug of ours")
 
-        bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
-        bench.batcher.cost.alone_seconds = 1.0 if threaded else 0.0
+        bench.engine.run = bench.engine.run_one = broken  # type: ignore[method-assign,assignment]
+        bench.batcher.cost.single_row_seconds = 1.0 if threaded else 0.0
         leases = [bench.begin(str(name)) for name in range(3)]
         answers = await soon(*(bench.batcher.submit(lease, t(1)) for lease in leases))
         assert isinstance(answers[0], ModelFailed)
@@ -744,15 +751,15 @@ async def test_an_unexpected_error_fails_the_batch_and_ends_run(threaded: bool) 
 
 
 async def test_run_raises_what_broke_it() -> None:
-    """Whoever owns the task learns the reason."""
-    async with run_bench(running_sum()) as bench:
+    """The owner of the task gets the error."""
+    async with run_batcher(running_sum()) as bench:
         pass
     batcher = Batcher(bench.engine, bench.metrics, batch_max=2, queue_max=2)
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug of ours")
 
-    bench.engine.run = bench.engine.run_alone = broken  # type: ignore[method-assign,assignment]
+    bench.engine.run = bench.engine.run_one = broken  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(batcher.run())
     future = batcher.submit(bench.begin("a"), t(1))
     error, _ = await soon(task, future)
@@ -760,8 +767,8 @@ async def test_run_raises_what_broke_it() -> None:
 
 
 async def test_cancelling_run_refuses_what_waits() -> None:
-    """Stopping leaves nobody hanging, and what ran is finished first."""
-    async with run_bench(running_sum()) as bench:
+    """Stopping leaves no future pending, and a running batch is completed first."""
+    async with run_batcher(running_sum()) as bench:
         gate = Gate(bench.batcher)
         running = bench.batcher.submit(bench.begin("a"), t(1))
         await gate.entered()
@@ -769,7 +776,7 @@ async def test_cancelling_run_refuses_what_waits() -> None:
         task = next(task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Batcher.run")
         task.cancel()
         await asyncio.sleep(0)
-        assert not task.done()  # the thread still moves state
+        assert not task.done()  # the thread still changes state
         gate.open()
         answers = await soon(task, running, *waiting)
         assert isinstance(answers[0], asyncio.CancelledError)
@@ -779,5 +786,5 @@ async def test_cancelling_run_refuses_what_waits() -> None:
 
 async def test_one_line_says_how_full_it_is() -> None:
     """Operators read it in logs."""
-    async with run_bench(running_sum()) as bench:
+    async with run_batcher(running_sum()) as bench:
         assert repr(bench.batcher) == "<Batcher toy/1: 0 of 64 queued>"

@@ -1,4 +1,4 @@
-"""A block through the engine, without a server: the same as its timesteps one at a time."""
+"""A block in the engine, without a server: the results are those of its timesteps one at a time."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.block import Block, run_together
-from serving.core.engine import Engine, Verdict
+from serving.core.block import Block, run_blocks
+from serving.core.engine import Engine, RowStatus
 from serving.core.errors import InvalidField
-from serving.core.handles import Handles
+from serving.core.handle_table import HandleTable
 from serving.core.spec import Key
-from serving.core.streams import Lease, Streams
+from serving.core.streams import Lease, StreamTable
 from tests.support import lstm, make_engine, picky, running_sum
 
 STREAMS = 5
@@ -23,8 +23,8 @@ class Side:
 
     def __init__(self, graph: bytes, count: int = STREAMS) -> None:
         self.engine: Engine = make_engine(graph, capacity=count + 1, answers=3)
-        self.streams = Streams()
-        self.held = Handles()
+        self.streams = StreamTable()
+        self.held = HandleTable()
         self.leases: list[Lease] = []
         for number in range(count):
             name = Key("default", f"s{number}")
@@ -35,13 +35,13 @@ class Side:
     def block(self, handles: Any, steps: Any, x: Any, piece_max: int = 16) -> Block:
         """Runs a block to its end."""
         block = Block(self.held.select(np.asarray(handles)), np.asarray(steps), np.asarray(x, np.float32))
-        while block.left:
-            run_together(self.engine, [block], piece_max)
+        while block.rows_left:
+            run_blocks(self.engine, [block], piece_max)
         return block
 
 
 def content(side: Side) -> bytes:
-    """All that the streams are made of."""
+    """The complete content of the streams."""
     slots = side.engine.slots
     rows = np.arange(STREAMS)
     return slots.pack(rows).tobytes() + slots.step[rows].tobytes()
@@ -50,8 +50,8 @@ def content(side: Side) -> bytes:
 BAD = {"infinite": np.inf, "missing": np.nan, "good": 0.5}
 rows = st.lists(
     st.tuples(
-        st.integers(1, STREAMS),  # whose
-        st.integers(-3, 2),  # how far from the number that would be right; -3 stands for none given
+        st.integers(1, STREAMS),  # the stream
+        st.integers(-3, 2),  # the distance from the right number; -3 means no number
         st.sampled_from(["good"] * 6 + ["infinite", "missing"]),
         st.floats(-2, 2, width=32),
     ),
@@ -65,9 +65,9 @@ rows = st.lists(
 def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     rows: list[tuple[int, int, str, float]], piece_max: int, *, handles_missing: bool
 ) -> None:
-    """Repeats, gaps, bad rows, catching up: equal bits, equal verdicts, equal histories."""
+    """Duplicates, gaps, bad rows, catching up: equal bits, equal statuses, equal histories."""
     graph = lstm() if handles_missing else picky()
-    singly, together = Side(graph), Side(graph)
+    singly, run_concurrently = Side(graph), Side(graph)
     features = len(singly.engine.model.spec.features)
     handles, steps, x = [], [], []
     expected: list[tuple[int, int, list[bytes]]] = []
@@ -77,37 +77,37 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
         values = np.full(features, value, np.float32)
         values[0] = value if kind == "good" else BAD[kind]
         one = singly.block([handle], [step], values[np.newaxis])
-        expected.append((int(one.verdicts[0]), int(one.steps[0]), [part.tobytes() for part in one.outputs]))
+        expected.append((int(one.statuses[0]), int(one.steps[0]), [part.tobytes() for part in one.outputs]))
         handles.append(handle)
         steps.append(step)
         x.append(values)
-    block = together.block(handles, steps, x, piece_max)
+    block = run_concurrently.block(handles, steps, x, piece_max)
     got = [
-        (int(block.verdicts[row]), int(block.steps[row]), [part[row : row + 1].tobytes() for part in block.outputs])
+        (int(block.statuses[row]), int(block.steps[row]), [part[row : row + 1].tobytes() for part in block.outputs])
         for row in range(len(rows))
     ]
-    assert [(verdict, step) for verdict, step, _ in got] == [(verdict, step) for verdict, step, _ in expected]
-    # An answer that is out of the ring when its turn comes in one may not be so in the other: there are no others.
+    assert [(status, step) for status, step, _ in got] == [(status, step) for status, step, _ in expected]
+    # An answer may have left the ring in one of the two orders only. There are no other differences.
     assert got == expected
-    assert content(together) == content(singly)
-    assert all(str(block.refusal(row)) for row in np.flatnonzero(block.verdicts > Verdict.DUPLICATE).tolist())
+    assert content(run_concurrently) == content(singly)
+    assert all(str(block.refusal_error(row)) for row in np.flatnonzero(block.statuses > RowStatus.DUPLICATE).tolist())
 
 
 def told(block: Block) -> tuple[object, ...]:
-    """All that a call is told of a block."""
-    refused = [row for row, verdict in enumerate(block.verdicts.tolist()) if verdict > Verdict.DUPLICATE]
-    why = [str(block.refusal(row)) for row in refused if block.verdicts[row] != Verdict.NOT_HELD]
+    """Everything that a call learns about a block."""
+    refused = [row for row, status in enumerate(block.statuses.tolist()) if status > RowStatus.DUPLICATE]
+    why = [str(block.refusal_error(row)) for row in refused if block.statuses[row] != RowStatus.NOT_HELD]
     outputs = [part.tobytes() for part in block.outputs]
-    return block.verdicts.tolist(), block.steps.tolist(), outputs, block.forgotten.tolist(), block.missing, why
+    return block.statuses.tolist(), block.steps.tolist(), outputs, block.forgotten.tolist(), block.missing, why
 
 
-def call_of(side: Side, number: int) -> Handles:
-    """One of two calls: it holds the streams with even or with odd handles, and has held the others."""
-    held = Handles()
+def call_of(side: Side, number: int) -> HandleTable:
+    """One of two calls: it holds the streams with even or with odd handles, and has held the others before."""
+    held = HandleTable()
     for lease in side.leases:
         handle = held.add(lease)
         if handle % 2 == number:
-            held.drop(handle)
+            held.remove(handle)
     return held
 
 
@@ -127,39 +127,39 @@ def blocks_of(side: Side, stories: tuple[list[tuple[int, int, str, float]], ...]
 def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     stories: tuple[list[tuple[int, int, str, float]], ...], rows_max: int, *, handles_missing: bool
 ) -> None:
-    """Whatever is wrong with whose rows: equal bits, equal verdicts, equal counts of what is missing."""
+    """With any errors in any rows: equal bits, equal statuses, equal counts of missing values."""
     graph = lstm() if handles_missing else picky()
-    apart, together = Side(graph), Side(graph)
-    alone, both = blocks_of(apart, stories), blocks_of(together, stories)
+    apart, run_concurrently = Side(graph), Side(graph)
+    alone, both = blocks_of(apart, stories), blocks_of(run_concurrently, stories)
     for block in alone:
-        while block.left:
-            run_together(apart.engine, [block], rows_max)
-    while waiting := [block for block in both if block.left]:
-        fit = sum(block.left for block in waiting) <= rows_max
-        run_together(together.engine, waiting if fit else waiting[:1], rows_max)
+        while block.rows_left:
+            run_blocks(apart.engine, [block], rows_max)
+    while waiting := [block for block in both if block.rows_left]:
+        fit = sum(block.rows_left for block in waiting) <= rows_max
+        run_blocks(run_concurrently.engine, waiting if fit else waiting[:1], rows_max)
     assert [told(block) for block in both] == [told(block) for block in alone]
-    assert content(together) == content(apart)
+    assert content(run_concurrently) == content(apart)
 
 
 def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason() -> None:
-    """A row of another call, with its values, is nobody's business."""
+    """No call learns about the rows of another."""
     side = Side(picky())
     odd, even = (
         Block(call_of(side, number).select(np.array(handles)), np.zeros(2, np.int64), np.array(x, np.float32))
         for number, handles, x in [(0, [1, 3], [[1], [77]]), (1, [2, 4], [[88], [2]])]
     )
-    verdicts = run_together(side.engine, [odd, even], 16)
-    assert [found.tolist() for found in verdicts] == [
-        [Verdict.APPLIED, Verdict.FAILED],
-        [Verdict.FAILED, Verdict.APPLIED],
+    statuses = run_blocks(side.engine, [odd, even], 16)
+    assert [found.tolist() for found in statuses] == [
+        [RowStatus.APPLIED, RowStatus.FAILED],
+        [RowStatus.FAILED, RowStatus.APPLIED],
     ]
-    assert "idx=77" in str(odd.refusal(1))
-    assert "idx=88" in str(even.refusal(0))
+    assert "idx=77" in str(odd.refusal_error(1))
+    assert "idx=88" in str(even.refusal_error(0))
     assert [block.outputs[0].ravel().tolist() for block in (odd, even)] == [[10, 0], [0, 100]]
 
 
 def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
-    """Catching up: the sums grow row by row, whoever stands between."""
+    """Catching up: the sums grow row by row, whatever rows are in between."""
     side = Side(running_sum())
     block = side.block([1, 2, 1, 1, 2], [0, 0, 0, 0, 0], [[1], [10], [2], [3], [20]])
     assert block.steps.tolist() == [1, 1, 2, 3, 2]
@@ -167,28 +167,28 @@ def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
 
 
 def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
-    """So each piece is a batch like any other."""
+    """So each chunk is a batch like any other."""
     side = Side(running_sum())
     block = Block(side.held.select(np.array([1, 2, 3, 4, 1, 1])), np.zeros(6, np.int64), np.ones((6, 1), np.float32))
     sizes = []
-    while block.left:
-        before = block.left
-        assert not run_together(side.engine, [block], 3)[0].any()
-        sizes.append(before - block.left)
+    while block.rows_left:
+        before = block.rows_left
+        assert not run_blocks(side.engine, [block], 3)[0].any()
+        sizes.append(before - block.rows_left)
     assert sizes == [3, 1, 1, 1]
 
 
 def test_a_row_whose_stream_is_no_longer_held_leaves_the_others_alone() -> None:
-    """Taken over between two blocks: that row is not run under the new owner's feet."""
+    """When a stream is taken over between two blocks, its row does not run for the new owner."""
     side = Side(running_sum())
     side.streams.take_over(side.leases[1].stream, 2)
     block = side.block([1, 2, 3], [1, 1, 1], [[1], [1], [1]])
-    assert block.verdicts.tolist() == [Verdict.APPLIED, Verdict.NOT_HELD, Verdict.APPLIED]
+    assert block.statuses.tolist() == [RowStatus.APPLIED, RowStatus.NOT_HELD, RowStatus.APPLIED]
     assert [lease.stream.step for lease in side.leases[:3]] == [1, 0, 1]
 
 
 def test_a_row_of_a_slot_that_another_stream_has_taken_is_not_run() -> None:
-    """The row number alone says nothing: a parked stream's row may be another's by now."""
+    """The slot alone proves nothing: the slot of a parked stream may belong to another stream."""
     side = Side(running_sum())
     stream = side.leases[0].stream
     row = stream.slot
@@ -196,7 +196,7 @@ def test_a_row_of_a_slot_that_another_stream_has_taken_is_not_run() -> None:
     other = Key("default", "other")
     assert side.engine.slots.acquire(other) == row
     side.streams.begin(other, side.engine.slots, row, 1)
-    assert side.block([1], [1], [[1]]).verdicts.tolist() == [Verdict.NOT_HELD]
+    assert side.block([1], [1], [[1]]).statuses.tolist() == [RowStatus.NOT_HELD]
     assert side.engine.slots.step[row] == 0
 
 
@@ -207,12 +207,12 @@ def test_a_stream_that_woke_in_another_row_is_found_there() -> None:
     side.streams.park(stream)
     side.engine.slots.acquire(Key("default", "other"))
     side.streams.wake(stream, None, side.engine.slots.acquire(stream.key))
-    assert side.held.find(1) is side.leases[0]
+    assert side.held.refresh(1) is side.leases[0]
     assert side.block([1], [1], [[7]]).outputs[0].item() == 7
 
 
 def test_an_unknown_handle_refuses_the_block() -> None:
-    """Nobody knows whose row it is."""
+    """The stream of the row is unknown."""
     side = Side(running_sum())
     for wrong in (0, STREAMS + 1):
         with pytest.raises(InvalidField, match=f"handles: got {wrong}, expected 1 to {STREAMS}"):
@@ -232,10 +232,10 @@ def test_news_are_told_once() -> None:
     """Only what was stored since."""
     side = Side(running_sum())
     side.block([1, 2], [0, 0], [[1], [1]])
-    side.engine.slots.saved[side.leases[1].stream.slot] = 1
-    handles, steps = side.held.news()
+    side.engine.slots.durable_step[side.leases[1].stream.slot] = 1
+    handles, steps = side.held.durable_updates()
     assert (handles.tolist(), steps.tolist()) == ([2], [1])
-    assert not side.held.news()[0].size
+    assert not side.held.durable_updates()[0].size
 
 
 def test_many_handles_find_room() -> None:

@@ -1,4 +1,4 @@
-"""Opens and closes of `PredictBlocks` that are independent: the trouble of one stream holds up no other."""
+"""Independent opens and closes of `PredictBlocks`: one slow stream does not delay the others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,11 +12,11 @@ import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import Stopping, StoreUnavailable
-from serving.rpc import background as background_module
-from serving.rpc.blocks import BlockCall
+from serving.rpc import background_queue as queue_module
+from serving.rpc.predict_blocks import PredictBlocksCall
 from serving.runtime.server import Server
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawBlocks,
     RawCall,
@@ -33,15 +33,15 @@ Reason = pb.Error.Reason
 
 
 class HeldStore:
-    """A server's store that can be held: whoever asks it to claim or load the stream `slow`, or to save, then waits."""
+    """A server's store that can be blocked: then a claim or load of the stream `slow`, or any save, waits."""
 
     def __init__(self, server: Server) -> None:
-        self._store: Any = server.keeper._store
+        self._store: Any = server.stream_service._store
         self._entered = {name: asyncio.Event() for name in ("claim", "load", "save")}
         self._go_on = {name: asyncio.Event() for name in self._entered}
 
     def hold(self, name: str) -> None:
-        """From now on what is so named waits."""
+        """Blocks this operation from now on."""
         inner = getattr(self._store, name)
 
         async def held(asked: Any, *more: Any) -> Any:
@@ -53,19 +53,19 @@ class HeldStore:
         setattr(self._store, name, held)
 
     async def entered(self, name: str) -> None:
-        """Waits until somebody is held."""
+        """Waits until a call is blocked."""
         await self._entered[name].wait()
 
     def let_go(self, name: str) -> None:
-        """Lets all go on, also later ones."""
+        """Unblocks the operation for all calls."""
         self._go_on[name].set()
 
     def record(self, name: str) -> Any:
-        """What is stored of a stream."""
+        """The record of a stream."""
         return self._store._records.get(key(name))
 
     def close(self) -> None:
-        """Holds nobody any more."""
+        """Unblocks everything."""
         for event in self._go_on.values():
             event.set()
 
@@ -77,14 +77,14 @@ async def held_server(root: Path, **settings: Any) -> AsyncIterator[tuple[Server
     async with run_server(root, **settings) as server, raw_channel(server) as channel:
         store = HeldStore(server)
         try:
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * TIMEOUT_S):
                 yield server, RawBlocks(channel), store
         finally:
-            store.close()  # or the server could not stop
+            store.close()  # else the server could not stop
 
 
 def opening(*stream_ids: str, independent: bool = True, **more: Any) -> pb.PredictBlocksRequest:
-    """An open, independent unless told otherwise."""
+    """An open; independent by default."""
     return pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids, independent=independent, **more))
 
 
@@ -94,21 +94,21 @@ def closing(*handles: int, forget: bool = False) -> pb.PredictBlocksRequest:
 
 
 async def answer(call: RawBlocks) -> pb.PredictBlocksResponse:
-    """The next response that answers something; what was told before it is in `told`."""
+    """The next response that is an answer. Notifications before it are in `notifications`."""
     while (response := await call.read()).WhichOneof("kind") in ("durable", "ended"):
-        call.told.append(response)
+        call.notifications.append(response)
     return response
 
 
 async def told_until(call: RawBlocks, kind: str) -> pb.PredictBlocksResponse:
     """The next response of a kind, whatever comes before it."""
     while (response := await call.read()).WhichOneof("kind") != kind:
-        call.told.append(response)
+        call.notifications.append(response)
     return response
 
 
 async def round_trips(channel: grpc.aio.Channel) -> None:
-    """Lets the server do all that it can: what was sent before has long come."""
+    """Lets the server do all that it can: everything sent has arrived by then."""
     for _ in range(3):
         await RawBlocks(channel).open("")
 
@@ -122,7 +122,7 @@ def sums(block: pb.PredictedBlock) -> list[float]:
 
 
 async def test_an_open_that_waits_for_the_store_holds_up_no_block(sum_root: Path) -> None:
-    """Other streams are stepped meanwhile; its own answer follows, and its handle works."""
+    """Other streams continue meanwhile. Its own answer follows, and its handle works."""
     async with held_server(sum_root) as (_, call, store):
         (fast,) = (await call.open("fast")).handles
         store.hold("claim")
@@ -149,7 +149,7 @@ async def test_a_close_that_waits_for_the_store_holds_up_no_block(sum_root: Path
 
 
 async def test_an_open_that_waits_holds_up_no_close(sum_root: Path) -> None:
-    """They wait in lines of their own."""
+    """They have separate queues."""
     async with held_server(sum_root) as (_, call, store):
         (fast,) = (await call.open("fast")).handles
         store.hold("claim")
@@ -159,7 +159,7 @@ async def test_an_open_that_waits_holds_up_no_close(sum_root: Path) -> None:
 
 
 async def test_an_open_that_is_not_independent_is_done_in_its_turn(sum_root: Path) -> None:
-    """A block that was sent after it waits, as for clients that know nothing else."""
+    """A block that was sent after it waits, as clients expect that do not know the field."""
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
         store.hold("claim")
@@ -167,7 +167,7 @@ async def test_an_open_that_is_not_independent_is_done_in_its_turn(sum_root: Pat
         await store.entered("claim")
         await call.send(block_request([fast], [[5]]))
         await round_trips(other)
-        stream = server.keeper._streams.find(key("fast"))
+        stream = server.stream_service._streams.find(key("fast"))
         assert stream is not None
         assert stream.step == 0
         store.let_go("claim")
@@ -178,7 +178,7 @@ async def test_an_open_that_is_not_independent_is_done_in_its_turn(sum_root: Pat
 
 
 async def test_independent_opens_are_answered_in_their_order(sum_root: Path) -> None:
-    """Also those that need not wait for the store, behind one that does."""
+    """Even opens that need not wait for the store come after one that does."""
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         store.hold("claim")
         await call.send(opening("slow"))
@@ -193,21 +193,21 @@ async def test_independent_opens_are_answered_in_their_order(sum_root: Path) -> 
 
 
 async def test_an_open_that_is_not_independent_waits_for_those_before_it(sum_root: Path) -> None:
-    """Opens are answered in their order, of whichever kind they are."""
+    """Opens are answered in order, independent or not."""
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         store.hold("claim")
         await call.send(opening("slow"))
         await call.send(opening("fast", independent=False))
         await store.entered("claim")
         await round_trips(other)
-        assert server.keeper._streams.find(key("fast")) is None
+        assert server.stream_service._streams.find(key("fast")) is None
         store.let_go("claim")
         assert [list((await answer(call)).opened.stream_ids) for _ in range(2)] == [["slow"], ["fast"]]
 
 
 async def test_a_call_whose_line_is_full_reads_nothing_more(sum_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until there is room: a client that floods is held back by the network. Nothing gets lost."""
-    monkeypatch.setattr(background_module, "WAITING_MAX", 1)
+    """`put` waits until there is room: a client that floods is throttled by flow control, and nothing is lost."""
+    monkeypatch.setattr(queue_module, "QUEUE_MAX", 1)
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
         store.hold("claim")
@@ -217,7 +217,7 @@ async def test_a_call_whose_line_is_full_reads_nothing_more(sum_root: Path, monk
         await call.send(opening("third"))
         await call.send(block_request([fast], [[5]]))
         await round_trips(other)
-        stream = server.keeper._streams.find(key("fast"))
+        stream = server.stream_service._streams.find(key("fast"))
         assert stream is not None
         assert stream.step == 0
         store.let_go("claim")
@@ -229,7 +229,7 @@ async def test_a_call_whose_line_is_full_reads_nothing_more(sum_root: Path, monk
 
 @pytest.mark.parametrize("kind", ["opened", "closed"])
 async def test_half_close_waits_for_what_was_asked(sum_root: Path, kind: str) -> None:
-    """It is answered before the call ends, and the call ends well."""
+    """It is answered before the call ends, and the call ends OK."""
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         (slow,) = (await call.open("slow")).handles
         held = "claim" if kind == "opened" else "load"
@@ -243,7 +243,7 @@ async def test_half_close_waits_for_what_was_asked(sum_root: Path, kind: str) ->
         assert (await call.ending()).code is grpc.StatusCode.OK
 
 
-# What is wrong with a message.
+# Errors in a message.
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ async def test_half_close_waits_for_what_was_asked(sum_root: Path, kind: str) ->
 async def test_an_independent_open_that_makes_no_sense_is_refused_alone(
     sum_root: Path, wrong: dict[str, Any], reason: Reason, code: grpc.StatusCode
 ) -> None:
-    """Nothing was opened, nothing else is in the answer, and the other streams of the call go on."""
+    """Nothing was opened, the rest of the answer is empty, and the other streams of the call continue."""
     async with held_server(sum_root) as (server, call, _):
         (fast,) = (await call.open("fast")).handles
         opened = (await call.ask(opening("a", "b", **wrong))).opened
@@ -280,7 +280,7 @@ async def test_an_independent_open_that_makes_no_sense_is_refused_alone(
 async def test_what_breaks_the_protocol_ends_the_call_all_the_same(
     sum_root: Path, request_: pb.PredictBlocksRequest
 ) -> None:
-    """Who counts wrong does so in every message."""
+    """Wrong counts always end the call."""
     async with held_server(sum_root) as (_, call, __):
         await call.send(request_)
         assert (await call.ending()).code is grpc.StatusCode.INVALID_ARGUMENT
@@ -298,7 +298,7 @@ async def _breaks_the_protocol(_: Server, call: RawBlocks) -> None:
 
 
 async def _stops(server: Server, _: RawBlocks) -> None:
-    for call in list(server._native._calls):
+    for call in list(server._servicer._calls):
         call.end(Stopping())
 
 
@@ -313,22 +313,22 @@ async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
     end: Callable[[Server, RawBlocks], Awaitable[None]],
     full: bool,
 ) -> None:
-    """While it reads, or waits for room: what was opened is let go, what was being opened too, what waited never is."""
-    monkeypatch.setattr(background_module, "WAITING_MAX", 1)
+    """Whether it reads or waits for room: opened streams are released, an open in progress too, and a queued open never starts."""
+    monkeypatch.setattr(queue_module, "QUEUE_MAX", 1)
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         store.hold("claim")
         for names in [("early", "slow"), ("later",), *([("last",)] if full else [])]:
             await call.send(opening(*names))
         await store.entered("claim")
-        (serving,) = server._native._calls
-        assert isinstance(serving, BlockCall)
+        (serving,) = server._servicer._calls
+        assert isinstance(serving, PredictBlocksCall)
         line = serving._opens
-        await eventually(lambda: bool(line._waiting._putters if full else line._waiting.full()), "queueing")  # type: ignore[attr-defined]
-        await eventually(lambda: server.keeper._streams.find(key("early")) is not None, "opening")
+        await eventually(lambda: bool(line._queue._putters if full else line._queue.full()), "queueing")  # type: ignore[attr-defined]
+        await eventually(lambda: server.stream_service._streams.find(key("early")) is not None, "opening")
         await end(server, call)
         await eventually(lambda: line._task is not None and bool(line._task.cancelling()), "breaking off")
         store.let_go("claim")
-        await eventually(lambda: not server._native._calls, "leaving")
+        await eventually(lambda: not server._servicer._calls, "leaving")
         await eventually(lambda: live(server) == 0, "parking")
         opened = await RawBlocks(other).open("early", "slow", "later", "last")
         assert list(opened.kinds[2:]) == [pb.Opened.KIND_NEW] * 2
@@ -336,14 +336,14 @@ async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
 
 
 async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -> None:
-    """The other streams are stored and their client is told to go, before the store lets the open come to its end."""
+    """The other streams are stored and their client is told to move, before the store lets the open complete."""
     async with held_server(sum_root) as (server, call, store):
         (fast,) = (await call.open("fast")).handles
         await call.block([fast], [[1]])
         store.hold("claim")
         await call.send(opening("slow"))
         await store.entered("claim")
-        stopping = asyncio.create_task(server._native.drain())
+        stopping = asyncio.create_task(server._servicer.drain())
         await told_until(call, "move")
         store.let_go("claim")
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE
@@ -351,7 +351,7 @@ async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -
 
 
 async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
-    """An open that waits is broken off at once, though the other streams are still being stored."""
+    """An open in progress is cancelled at once, although the other streams are still being stored."""
     async with held_server(sum_root, checkpoint_every=3600) as (server, call, store):
         (fast,) = (await call.open("fast")).handles
         await call.block([fast], [[1]])
@@ -359,9 +359,9 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
         store.hold("save")
         await call.send(opening("slow"))
         await store.entered("claim")
-        (serving,) = server._native._calls
-        assert isinstance(serving, BlockCall)
-        stopping = asyncio.create_task(server._native.drain())
+        (serving,) = server._servicer._calls
+        assert isinstance(serving, PredictBlocksCall)
+        stopping = asyncio.create_task(server._servicer.drain())
         await store.entered("save")
         store.let_go("claim")
         task = serving._opens._task
@@ -369,33 +369,33 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
         await eventually(task.done, "breaking off")
         store.let_go("save")
         await told_until(call, "move")
-        assert not any(response.HasField("opened") for response in call.told)
+        assert not any(response.HasField("opened") for response in call.notifications)
         await stopping
 
 
-# What is told.
+# Notifications.
 
 
 async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None:
-    """It was taken over while another one of its message was being opened."""
+    """It was taken over while another stream of its message was being opened."""
     async with held_server(sum_root) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
         store.hold("claim")
         await call.send(opening("a", "slow"))
         await store.entered("claim")
-        await eventually(lambda: server.keeper._streams.find(key("a")) is not None, "opening")
+        await eventually(lambda: server.stream_service._streams.find(key("a")) is not None, "opening")
         assert (await RawCall(other).open("a")).kind == pb.Opened.KIND_TAKEN_OVER
         await call.block([fast], [[1]])
-        assert not any(response.HasField("ended") for response in call.told)
+        assert not any(response.HasField("ended") for response in call.notifications)
         store.let_go("claim")
         opened = (await told_until(call, "opened")).opened
-        assert not any(response.HasField("ended") for response in call.told)
+        assert not any(response.HasField("ended") for response in call.notifications)
         ended = (await told_until(call, "ended")).ended
         assert (list(ended.handles), ended.error.reason) == ([opened.handles[0]], Reason.REASON_TAKEN_OVER)
 
 
 async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Path) -> None:
-    """It was stored while another one of its message was being opened, and what else was stored is told at once."""
+    """It was stored while another stream of its message was being opened, and other durable steps are reported at once."""
     async with held_server(sum_root, checkpoint_every=3600) as (server, call, store), raw_channel(server) as other:
         (fast,) = (await call.open("fast")).handles
         await call.block([fast], [[1]])
@@ -407,12 +407,12 @@ async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Pa
         await store.entered("claim")
         await told_until(before, "ended")
         for name in ("a", "fast"):
-            stream = server.keeper._streams.find(key(name))
+            stream = server.stream_service._streams.find(key(name))
             assert stream is not None
             assert stream.lease is not None
-            await server.keeper.durable(stream.lease, 1)
-        for notice in server.keeper.checkpointer.watchers:
-            notice()  # as at the end of a round
+            await server.stream_service.wait_durable(stream.lease, 1)
+        for notice in server.stream_service.checkpointer.listeners:
+            notice()  # as after a checkpoint
         told = (await told_until(call, "durable")).durable
         assert np.frombuffer(told.handles, "<u4").tolist() == [fast]
         store.let_go("claim")
@@ -436,13 +436,13 @@ async def test_an_idle_call_is_told_again_and_again(sum_root: Path) -> None:
 
 
 async def test_a_stream_is_not_closed_while_a_block_wakes_it(sum_root: Path) -> None:
-    """The block is answered as if nobody closed it; rows that come after the close are refused."""
+    """The block is answered normally. Rows that come after the close are refused."""
     settings = {"checkpoint_every": 3600, "park_after": 3600}
     async with held_server(sum_root, **settings) as (server, call, store), raw_channel(server) as other:
         slow, unsaved, fast = (await call.open("slow", "unsaved", "fast")).handles
-        stream = server.keeper._streams.find(key("slow"))
+        stream = server.stream_service._streams.find(key("slow"))
         assert stream is not None
-        server.keeper._streams.park(stream)
+        server.stream_service._streams.park(stream)
         await call.block([unsaved], [[1]])
         store.hold("save")
         store.hold("load")
@@ -464,7 +464,7 @@ async def test_a_stream_is_not_closed_while_a_block_wakes_it(sum_root: Path) -> 
 
 
 async def test_a_stream_may_be_forgotten_while_a_block_steps_it(sum_root: Path) -> None:
-    """Its row is applied or refused, the others are served, and nothing of it is left."""
+    """Its row is applied or refused, the others are answered, and nothing of it remains."""
     async with held_server(sum_root, batch_max=4) as (server, call, store), raw_channel(server) as other:
         handles = list((await call.open(*(f"s{number}" for number in range(11)), "slow")).handles)
         await call.block(handles, np.ones((12, 1)))
@@ -476,7 +476,7 @@ async def test_a_stream_may_be_forgotten_while_a_block_steps_it(sum_root: Path) 
         await gate.entered()
         store.let_go("load")
         await eventually(
-            lambda: store.record("slow") is None or bool(store.record("slow").head.tombstone), "forgetting"
+            lambda: store.record("slow") is None or bool(store.record("slow").metadata.tombstone), "forgetting"
         )
         gate.open()
         answers = [await answer(call) for _ in range(2)]
@@ -491,10 +491,10 @@ async def test_a_stream_may_be_forgotten_while_a_block_steps_it(sum_root: Path) 
 
 
 async def test_a_stream_that_could_not_be_forgotten_still_tells_its_end(sum_root: Path) -> None:
-    """The store was down: the stream is open, and its client learns of a take-over as of any other."""
+    """The store was unreachable: the stream is open, and its client learns of a take-over as usual."""
     async with held_server(sum_root) as (server, call, _), raw_channel(server) as other:
         (a,) = (await call.open("a")).handles
-        store: Any = server.keeper._store
+        store: Any = server.stream_service._store
         load = store.load
 
         async def broken(_: object) -> None:

@@ -1,4 +1,4 @@
-"""The client without an event loop: the same answers and errors as the other one."""
+"""The client without an event loop gives the same answers and errors as the asynchronous one."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.support import Process, lstm, replay, same_bits, sensor_rows, serve, 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server in a process of its own."""
+    """A server in its own process."""
     with serve(write_model(tmp_path_factory.mktemp("models"), lstm(), "lake")) as process:
         yield process
 
@@ -43,7 +43,7 @@ def test_models_are_listed_and_described(server: Process) -> None:
 
 
 def test_errors_are_those_of_the_asynchronous_client(server: Process) -> None:
-    """And a stream goes on after a refusal."""
+    """And a stream continues after a refusal."""
     with Client(server.address) as client:
         with pytest.raises(StreamNotFound), client.open("unknown", existence="must_exist"):
             pass
@@ -54,7 +54,7 @@ def test_errors_are_those_of_the_asynchronous_client(server: Process) -> None:
 
 
 def test_threads_may_share_a_client(server: Process) -> None:
-    """Each with a stream of its own."""
+    """Each with its own stream."""
 
     def run(seed: int) -> bool:
         rows = sensor_rows(30, seed=seed)
@@ -68,7 +68,7 @@ def test_threads_may_share_a_client(server: Process) -> None:
 
 
 def test_a_closed_client_leaves_no_thread(server: Process) -> None:
-    """And may be closed twice."""
+    """It may be closed twice."""
     client = Client(server.address)
     client.models()
     client.close()
@@ -77,6 +77,6 @@ def test_a_closed_client_leaves_no_thread(server: Process) -> None:
 
 
 def test_a_server_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
-    """No answer at all becomes an error."""
+    """A missing answer becomes an error."""
     with Client("127.0.0.1:1", timeout_s=1.0) as client, pytest.raises(ServerUnavailable):
         client.models()

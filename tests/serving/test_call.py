@@ -1,4 +1,4 @@
-"""What the streaming calls share: a word beside the answers, and a client that goes while it is told."""
+"""The base of the streaming calls: notifications, and clients that disconnect during one."""
 
 import asyncio
 import gc
@@ -9,15 +9,15 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.rpc.blocks import BlockCall
 from serving.rpc.call import Call
-from serving.rpc.native import PredictCall
-from serving.rpc.share import Share
-from tests.support import PATIENCE
+from serving.rpc.predict_blocks import PredictBlocksCall
+from serving.rpc.servicer import PredictCall
+from serving.rpc.stream_quota import StreamQuota
+from tests.support import TIMEOUT_S
 
 
 class Context:
-    """A client that sends a message when told to, and does not read until it goes."""
+    """A client that sends a message when told to, and does not read until it disconnects."""
 
     def __init__(self) -> None:
         self.sent = asyncio.Event()
@@ -36,22 +36,22 @@ class Context:
         raise grpc.aio.InternalError("the call has ended")
 
     def cancelled(self) -> bool:
-        """Whether the client has gone."""
+        """Whether the client has disconnected."""
         return self.gone.is_set()
 
 
 def predict_call(context: Context) -> tuple[Call, Callable[[], None]]:
-    """A `Predict` call, and what has it tell."""
-    call = PredictCall(context, Share(8))
-    call.lease = SimpleNamespace(durable_step=call.kept_max)  # type: ignore[assignment]
-    return call, call.durable
+    """A `Predict` call, and what makes it send a notification."""
+    call = PredictCall(context, StreamQuota(8))
+    call.lease = SimpleNamespace(durable_step=call.client_buffer_max)  # type: ignore[assignment]
+    return call, call.on_durable
 
 
 def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
-    """A `PredictBlocks` call, and what has it tell."""
-    call = BlockCall(SimpleNamespace(), context, Share(8), 1024)  # type: ignore[arg-type]
+    """A `PredictBlocks` call, and what makes it send a notification."""
+    call = PredictBlocksCall(SimpleNamespace(), context, StreamQuota(8), 1024)  # type: ignore[arg-type]
     call._endings.append((1, SimpleNamespace()))  # type: ignore[arg-type]
-    call._tell = lambda: context.write(b"")  # type: ignore[method-assign]
+    call._send_notifications = lambda: context.write(b"")  # type: ignore[method-assign]
     return call, call._on_stored
 
 
@@ -59,7 +59,10 @@ def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
 async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
     make: Callable[[Context], tuple[Call, Callable[[], None]]],
 ) -> None:
-    """Its call is cancelled while it waits for what is being told; how that went is looked at all the same."""
+    """Its call is cancelled while it waits for a notification to be written.
+
+    The result of that write is examined nevertheless.
+    """
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     context = Context()
@@ -72,23 +75,23 @@ async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
     handling = asyncio.create_task(handle())
     await asyncio.sleep(0)  # it reads
     calls[0][1]()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await context.writing.wait()
     context.sent.set()
     for _ in range(3):
-        await asyncio.sleep(0)  # it has read, and waits for what is being told
+        await asyncio.sleep(0)  # it has read, and waits for the notification
     handling.cancel()
     await asyncio.gather(handling, return_exceptions=True)
     context.gone.set()
     for _ in range(3):
-        await asyncio.sleep(0)  # telling meets the end of the call
+        await asyncio.sleep(0)  # the notification fails because the call has ended
     del calls[:], handling
     gc.collect()
     assert not complaints
 
 
 async def test_a_message_that_was_read_ahead_is_the_next() -> None:
-    """Reading ahead changes when a message is fetched, and nothing else."""
+    """Reading ahead changes when a message is read, and nothing else."""
     context = Context()
     call = Call(context)
     call.read_ahead()
@@ -103,7 +106,7 @@ async def test_a_message_that_was_read_ahead_is_the_next() -> None:
 
 
 async def test_a_call_that_is_asked_to_end_gives_up_what_it_reads_ahead() -> None:
-    """It ends with the reason, and its read with it: gRPC bears no read that outlives its call."""
+    """It ends with the reason, and its read ends too: gRPC does not allow a read that outlives its call."""
     context = Context()
     calls: list[Call] = []
 

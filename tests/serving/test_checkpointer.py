@@ -1,4 +1,4 @@
-"""The checkpointer, with a store that waits on request and a clock that is set by hand."""
+"""The checkpointer, with a store that waits on request and a manual clock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,21 +11,21 @@ import pytest
 
 from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
 from serving.core.spec import Checkpoint, Checkpoints
-from serving.core.streams import Lease, Stream, Streams
+from serving.core.streams import Lease, Stream, StreamTable
 from serving.runtime import checkpointer
+from serving.runtime.checkpoint_schedule import CheckpointSchedule
 from serving.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
 from serving.runtime.metrics import Metrics
-from serving.runtime.pace import Pace
 from serving.runtime.repository import Limits, load_repository
 from serving.store import MemoryStore
-from tests.support import PATIENCE, eventually, key
-from tests.turns import watched_turns
+from tests.loop_latency import measure_loop
+from tests.support import TIMEOUT_S, eventually, key
 
-# As many as a server holds by default: what takes a few microseconds for each of them is a pause that everybody feels.
+# As many as a server holds by default: a few microseconds for each would be a noticeable pause.
 MANY = 16_384
-# Of all that a piece of work takes, what one turn of the loop may: work that is not cut takes all of it in one.
+# The largest part of the work that one turn of the loop may do: work that is not split does all of it in one turn.
 TURN_PART = 0.25
-# A thousand streams take one, beside some that count what is asked of the store; ten thousand at once would take ten.
+# One operation for a thousand streams, plus some for counting. Without batching, ten thousand streams would take ten.
 TURN_SECONDS = 0.006
 
 
@@ -34,13 +34,13 @@ class PausedStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.saves: list[list[str]] = []  # the streams of each save, from when it was asked for
+        self.saves: list[list[str]] = []  # the streams of each save, in order of the calls
         self.broken = False
         self._permits = asyncio.Semaphore(0)
         self._paused = False
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
-        """Waits, then keeps what may be kept."""
+        """Waits, then saves what the fence allows."""
         keys = checkpoints.keys if isinstance(checkpoints, Checkpoints) else [each.key for each in checkpoints]
         self.saves.append([each.stream_id for each in keys])
         if self._paused:
@@ -50,33 +50,33 @@ class PausedStore(MemoryStore):
         return await super().save(checkpoints)
 
     def pause(self) -> None:
-        """From now on a save waits."""
+        """Makes saves wait from now on."""
         self._paused = True
 
     def let_one(self) -> None:
-        """Lets one save go on."""
+        """Lets one save continue."""
         self._permits.release()
 
     def go_on(self) -> None:
-        """Lets all go on, also later ones."""
+        """Lets all saves continue."""
         self._paused = False
         self._permits.release()
 
     async def asked(self, saves: int) -> None:
-        """Waits until so many saves were asked for."""
+        """Waits until there were so many saves."""
         await eventually(lambda: len(self.saves) >= saves, f"save {saves}")
 
 
 class Workshop:
-    """A checkpointer on one model, without a server around it."""
+    """A checkpointer for one model, without a server."""
 
-    def __init__(self, root: Path, capacity: int, pace: Pace) -> None:
+    def __init__(self, root: Path, capacity: int, pace: CheckpointSchedule) -> None:
         metrics = Metrics({})
         self.now = 1000.0
         self.repository = load_repository(root, Limits(capacity, 4, 16, 64), metrics)
         self.served = next(iter(self.repository))
         self.slots = self.served.slots
-        self.streams = Streams()
+        self.streams = StreamTable()
         self.store = PausedStore()
         self.checkpointer = Checkpointer(
             self.repository,
@@ -90,28 +90,28 @@ class Workshop:
         )
 
     async def _refused(self, stream: Stream) -> None:
-        """Another has the stream."""
+        """Another call takes the stream over."""
         self.streams.drop(stream, TakenOver(stream.key.stream_id, stream.epoch + 1))
 
     async def begin(self, count: int) -> list[Lease]:
-        """New streams, each of which a call has open."""
+        """New streams, each open on a call."""
         leases = []
         for number in range(count):
             name = key(f"s{number}")
             record = await self.store.claim(name, 0, self.served.spec.id, "")
             assert record is not None
-            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), record.head.epoch))
+            leases.append(self.streams.begin(name, self.slots, self.slots.acquire(name), record.metadata.epoch))
         return leases
 
     def step(self, *leases: Lease) -> None:
-        """Each has one timestep more."""
+        """Applies one more timestep to each."""
         self.slots.step[np.array([lease.stream.slot for lease in leases])] += 1
 
     def leave(self, *leases: Lease) -> None:
-        """Their calls have gone."""
+        """Ends their calls."""
         for lease in leases:
-            self.streams.let_go(lease)
-            self.checkpointer.leave(lease.stream)
+            self.streams.release(lease)
+            self.checkpointer.park_soon(lease.stream)
 
 
 Open = Callable[..., Workshop]
@@ -119,21 +119,21 @@ Open = Callable[..., Workshop]
 
 @pytest.fixture
 def workshop(sum_root: Path) -> Open:
-    """Makes a workshop where state is stored every hour, unless it is asked for."""
+    """Makes a workshop with a checkpoint every hour, unless a save is requested."""
 
     def make(capacity: int = 8, **pace: float) -> Workshop:
-        times = {"every_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
-        return Workshop(sum_root, capacity, Pace(**times))
+        times = {"interval_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
+        return Workshop(sum_root, capacity, CheckpointSchedule(**times))
 
     return make
 
 
 @asynccontextmanager
 async def running(shop: Workshop) -> AsyncIterator[None]:
-    """Its checkpointer runs, and rests after its first round."""
+    """Its checkpointer runs, and pauses after its first checkpoint."""
     task = asyncio.create_task(shop.checkpointer.run())
     try:
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(2 * TIMEOUT_S):
             await asyncio.sleep(0)
             yield
     finally:
@@ -143,7 +143,7 @@ async def running(shop: Workshop) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
-    """Its checkpointer has just had a commit that took ten minutes, and rests."""
+    """Its checkpointer has just had a commit of ten minutes, and pauses."""
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
@@ -154,12 +154,12 @@ async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
         yield
 
 
-# The pace.
+# The schedule.
 
 
 async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(workshop: Open) -> None:
-    """A disk that is well again is used again: waiting for it was no work to rest from."""
-    shop = workshop(every_s=0.2)
+    """A disk that works again is used at once: waiting for it is not work that needs a pause."""
+    shop = workshop(interval_s=0.2)
     (lease,) = await shop.begin(1)
     shop.step(lease)
     shop.store.pause()
@@ -174,16 +174,16 @@ async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(worksho
 
 @pytest.mark.parametrize("how", ["durable", "settled", "flush", "leave"])
 async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Open, how: str) -> None:
-    """A `SYNC` stream, one that another server asks for, a server that stops and a stream without a call are stored at once."""
+    """A save is immediate for a `SYNC` stream, for another server's request, for a server that stops, and for a stream without a call."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with stalled(shop, lease):
         shop.step(lease)
         match how:
             case "durable":
-                await shop.checkpointer.durable(lease, 2)
+                await shop.checkpointer.wait_durable(lease, 2)
             case "settled":
-                await shop.checkpointer.settled(lease.stream)
+                await shop.checkpointer.wait_settled(lease.stream)
             case "flush":
                 await shop.checkpointer.flush()
             case "leave":
@@ -193,25 +193,25 @@ async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Ope
 
 
 async def test_who_waits_has_only_its_own_stream_stored(workshop: Open) -> None:
-    """One `SYNC` stream does not have thousands of others stored with each of its timesteps."""
+    """One `SYNC` stream does not make thousands of others be saved with each of its timesteps."""
     shop = workshop()
     leases = await shop.begin(8)
     async with running(shop):
         for number in range(1, 4):
             shop.step(*leases)
-            await shop.checkpointer.durable(leases[3], number)
+            await shop.checkpointer.wait_durable(leases[3], number)
         assert shop.store.saves == [["s3"]] * 3
 
 
 async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
-    """What is wanted in the midst of a round is stored before the rest of it."""
+    """A save that is requested during a checkpoint comes before the rest of the checkpoint."""
     shop = workshop(capacity=3 * ROWS_A_COMMIT_MAX)
     leases = await shop.begin(3 * ROWS_A_COMMIT_MAX)
     shop.step(*leases)
     shop.store.pause()
     async with running(shop):
         await shop.store.asked(1)
-        waiting = asyncio.create_task(shop.checkpointer.durable(leases[-1], 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(leases[-1], 1))
         await asyncio.sleep(0)
         shop.store.let_one()
         await shop.store.asked(2)
@@ -222,27 +222,27 @@ async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
 
 
 async def test_a_round_stores_nothing_twice(workshop: Open) -> None:
-    """A stream that was stored because somebody waited is not stored again when its turn comes."""
+    """A stream that was saved on request is not saved again in the same checkpoint."""
     shop = workshop(capacity=2 * ROWS_A_COMMIT_MAX)
     leases = await shop.begin(2 * ROWS_A_COMMIT_MAX)
     shop.step(*leases)
     shop.store.pause()
     async with running(shop):
         await shop.store.asked(1)
-        shop.checkpointer.store_soon(leases[-1])
+        shop.checkpointer.request_save(leases[-1])
         shop.store.go_on()
         await eventually(lambda: shop.checkpointer.idle, "the round")
         assert sum(map(len, shop.store.saves)) == len(leases)
 
 
 async def test_a_store_that_failed_is_asked_again_soon(workshop: Open) -> None:
-    """However rarely state is stored."""
+    """However long the interval is."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.store.broken = True
         shop.step(lease)
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
         shop.store.broken = False
         await waiting
@@ -256,64 +256,64 @@ async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(workshop: Open)
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
-        shop.checkpointer.give_up_in(10)
-        await shop.checkpointer.judge()
+        shop.checkpointer.set_deadline(10)
+        await shop.checkpointer.check_lag()
         assert not waiting.done()
         shop.now += 11
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         with pytest.raises(StoreBehind):
             await waiting
 
 
 async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -> None:
-    """The store keeps nothing under the old epoch, and the call is told so."""
+    """The store saves nothing under the old epoch, and the call gets the reason."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.step(lease)
         assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
         with pytest.raises(TakenOver):
-            await shop.checkpointer.durable(lease, 1)
+            await shop.checkpointer.wait_durable(lease, 1)
 
 
 async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended(workshop: Open) -> None:
-    """Another call has it, and the one that waits need not hold out until the store is well."""
+    """Another call has it, and the one that waits need not wait until the store works."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
         shop.streams.take_over(lease.stream, 2)
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         with pytest.raises(TakenOver):
             await waiting
 
 
 async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(workshop: Open) -> None:
-    """Past the bound for new timesteps an answer is not held any longer."""
-    shop = workshop(every_s=0.2)
+    """Beyond the largest lag, callers do not wait any longer."""
+    shop = workshop(interval_s=0.2)
     (lease,) = await shop.begin(1)
     shop.step(lease)
     shop.store.pause()
     async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.durable(lease, 1))
+        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
         await shop.store.asked(1)
         shop.now += 31
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         with pytest.raises(StoreBehind, match="31"):
             await waiting
-        assert shop.served.batcher.refusing is not None
+        assert shop.served.batcher.refuse_with is not None
 
 
-# What happens between the copy and the note that it is stored.
+# Events between the copy and the recording of the save.
 
 
 async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_new_epoch(workshop: Open) -> None:
-    """The old epoch is refused, which harms nobody: the new call has the stream, and the next round stores it."""
+    """The old epoch is refused, which is harmless: the new call has the stream, and the next checkpoint stores it."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -332,7 +332,7 @@ async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_
 
 
 async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alone(workshop: Open) -> None:
-    """Those that share the commit with it are stored."""
+    """The other streams of the commit are stored."""
     shop = workshop()
     one, two, three = await shop.begin(3)
     shop.step(one, two, three)
@@ -347,7 +347,7 @@ async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alo
 
 
 def once_written(shop: Workshop, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[None]]) -> None:
-    """Has something happen after a save has written, before the checkpointer hears of that."""
+    """Makes something happen after a save was written, before the checkpointer knows."""
     save = shop.store.save
 
     async def saved(checkpoints: Sequence[Checkpoint]) -> list[bool]:
@@ -361,7 +361,7 @@ def once_written(shop: Workshop, monkeypatch: pytest.MonkeyPatch, act: Callable[
 async def test_what_is_taken_over_here_after_it_is_written_is_stored(
     workshop: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The claim went on from what was written: the new call knows it to be stored, the old one no longer asks."""
+    """The claim continued from what was written: the new call knows that it is stored, and the old one waits no longer."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -377,7 +377,7 @@ async def test_what_is_taken_over_here_after_it_is_written_is_stored(
 
 
 async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that was dropped meanwhile tells nothing of the one that has its slot now."""
+    """A stream that was dropped meanwhile does not affect the stream that has its slot now."""
     shop = workshop(capacity=1)
     (lease,) = await shop.begin(1)
     shop.step(lease)
@@ -391,11 +391,11 @@ async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monk
     once_written(shop, monkeypatch, replace_it)
     await shop.checkpointer._commit(shop.served, np.array([lease.stream.slot]))
     assert begun[0].durable_step == 0
-    assert shop.slots.saved[begun[0].stream.slot] == 0
+    assert shop.slots.durable_step[begun[0].stream.slot] == 0
 
 
 async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
-    """After each commit, with the step already in place; those who do not listen see it all the same."""
+    """Callbacks run after each commit, when the step is already recorded. Calls without a callback see the step too."""
     shop = workshop()
     one, two = await shop.begin(2)
     told: list[int] = []
@@ -407,26 +407,26 @@ async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
     assert two.durable_step == 2
 
 
-# What is unsaved.
+# Unsaved changes.
 
 
 async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
-    """It has waited since the last look that found nothing to store, at the most, however long ago the last round was."""
+    """Its age counts from the last check that found nothing to store, however long ago the last checkpoint was."""
     shop = workshop()
     (lease,) = await shop.begin(1)
     async with running(shop):
         shop.now += 1800
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         shop.step(lease)
         shop.now += 2
         assert shop.checkpointer.unsaved_seconds() == 2
         shop.now += 3
-        await shop.checkpointer.judge()
+        await shop.checkpointer.check_lag()
         assert shop.checkpointer.unsaved_seconds() == 5
 
 
 async def test_a_change_ages_while_the_store_waits(workshop: Open) -> None:
-    """What came while a commit was stuck is as old as it is when that ends, not new."""
+    """A change that came during a slow commit has its true age when the commit ends."""
     shop = workshop()
     one, two = await shop.begin(2)
     async with stalled(shop, one):
@@ -440,48 +440,51 @@ async def test_a_change_ages_while_the_store_waits(workshop: Open) -> None:
 
 
 async def test_thousands_that_fall_silent_at_once_pause_nobody(workshop: Open) -> None:
-    """They leave their slots some at a time, between batches."""
+    """They leave their slots in groups, between batches."""
     shop = workshop(capacity=MANY)
     await shop.begin(MANY)
     assert await shop.checkpointer._round()
     shop.now += 61
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert not len(shop.slots)
     assert turns.longest < TURN_PART * turns.total
 
 
 async def test_thousands_that_leave_at_once_pause_nobody(workshop: Open) -> None:
-    """The same when a gateway's call goes away."""
+    """The same when a gateway's call ends."""
     shop = workshop(capacity=MANY)
     shop.leave(*await shop.begin(MANY))
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert not len(shop.slots)
     assert turns.longest < TURN_PART * turns.total
 
 
 async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
-    """Not even with a store that never waits."""
+    """Even with a store that never waits."""
     shop = workshop(capacity=MANY)
     shop.step(*await shop.begin(MANY))
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert shop.checkpointer.unsaved_seconds() == 0
     assert turns.longest < TURN_PART * turns.total
 
 
 async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_a_time(workshop: Open) -> None:
-    """A thousand streams are copied at once and no more; with a store that never waits they are written at once too."""
+    """A thousand streams are copied at once and no more.
+
+    With a store that never waits they are also written at once.
+    """
     shop = workshop(capacity=MANY)
     shop.step(*await shop.begin(MANY))
-    async with watched_turns() as turns:
+    async with measure_loop() as turns:
         assert await shop.checkpointer._round()
     assert turns.longest < TURN_SECONDS
 
 
 async def test_large_states_are_stored_in_smaller_parts(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is copied at once is bounded in bytes, however few streams that leaves."""
+    """The bytes that are copied at once are bounded, however few streams that means."""
     shop = workshop(capacity=64)
     leases = await shop.begin(64)
     shop.step(*leases)
@@ -495,7 +498,7 @@ async def test_large_states_are_stored_in_smaller_parts(workshop: Open, monkeypa
 
 
 async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:
-    """A thousand calls that are stored in one commit do not all answer in one turn of the loop."""
+    """A thousand calls whose streams are stored in one commit do not all answer in one turn of the loop."""
     shop = workshop(capacity=1024)
     leases = await shop.begin(1024)
     async with running(shop):
@@ -504,7 +507,7 @@ async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:
         woken: dict[int, int] = {}
 
         async def wait(lease: Lease) -> None:
-            await shop.checkpointer.durable(lease, 1)
+            await shop.checkpointer.wait_durable(lease, 1)
             woken[turn] = woken.get(turn, 0) + 1
 
         waiting = [asyncio.create_task(wait(lease)) for lease in leases]

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own."""
+"""The command line, in separate processes."""
 
 import asyncio
 import csv
@@ -34,14 +34,14 @@ from tests.support import (
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server of the LSTM, for the commands that talk to one."""
+    """A server of the LSTM, for the client commands."""
     root = write_model(tmp_path_factory.mktemp("models"), lstm(), "lake", "3")
     with serve(root) as process:
         yield process
 
 
 def refused(ended: "subprocess.CompletedProcess[str]", code: int, *words: str) -> None:
-    """One line on stderr that has these words, that exit code, and no traceback."""
+    """One line on stderr with these words, that exit code, and no traceback."""
     assert ended.returncode == code, ended.stderr
     lines = [line for line in ended.stderr.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .* (INFO|WARNING) ", line)]
     assert len(lines) == 1, ended.stderr
@@ -65,7 +65,7 @@ def write_csv(path: Path, rows: Any, columns: tuple[str, ...] = LSTM_FEATURES, l
 
 
 def test_serve_prints_exactly_the_ready_line(server: Process) -> None:
-    """One line on stdout, in the form that other programs read, with the ports that were picked."""
+    """One line on stdout, in the format for other programs, with the actual ports."""
     assert re.fullmatch(
         r"ready: grpc=127\.0\.0\.1:[1-9]\d* metrics=http://127\.0\.0\.1:[1-9]\d*/metrics models=lake/3",
         server.ready_line,
@@ -106,7 +106,7 @@ def test_serve_a_model_that_no_worker_can_serve_is_refused(tmp_path: Path) -> No
 
 
 def test_serve_from_memory_is_one_process(tmp_path: Path, sum_root: Path) -> None:
-    """Whatever the machine has: streams in memory are that process' own."""
+    """With any number of cores: streams in memory belong to one process."""
     with serve(sum_root) as process:
         pid = process.popen.pid
         assert not Path(f"/proc/{pid}/task/{pid}/children").read_text()
@@ -151,7 +151,7 @@ def test_serve_an_empty_folder_is_refused(tmp_path: Path, folder: str) -> None:
     ],
 )
 def test_serve_with_a_bad_option_is_refused(sum_root: Path, options: list[str], words: list[str]) -> None:
-    """Exit code 2 and one line that names the option and what was got."""
+    """Exit code 2 and one line that names the option and the value."""
     refused(start(sum_root, *options), 2, *words)
 
 
@@ -169,7 +169,7 @@ def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
 
 
 def test_every_option_of_every_command_names_its_environment_variable() -> None:
-    """TIDEGATE_ and the option's name, with the command's name between where others mean something else by it."""
+    """TIDEGATE_ and the option's name; with the command's name in between where commands differ."""
     import typer.main
 
     group = typer.main.get_command(cli.app)
@@ -188,14 +188,14 @@ def test_an_unknown_command_is_refused() -> None:
 
 @pytest.mark.parametrize("port", ["tcp://10.0.0.1:50051", "tcp://[fd00::1]:50051"])
 def test_the_port_that_kubernetes_tells_of_a_service_is_no_setting(sum_root: Path, port: str) -> None:
-    """A service called `tidegate` puts it into every container of its namespace, the server's among them."""
+    """A Kubernetes service called `tidegate` sets this variable in every container of its namespace, also in the server's."""
     ended = run_command("serve", "--models", str(sum_root), "--workers", "-1", TIDEGATE_PORT=port)
     refused(ended, 2, "--workers", "-1")
 
 
 # Where the server is
 
-# Nobody answers there.
+# Nothing listens there.
 PROXY = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
 
 
@@ -206,13 +206,13 @@ def port_of(server: Process) -> str:
 
 @pytest.mark.parametrize("command", [["health"], ["models"], ["streams", "list"]])
 def test_commands_ask_the_server_of_their_environment(server: Process, command: list[str]) -> None:
-    """In a container they follow TIDEGATE_PORT, as the server does, so that its health check finds it."""
+    """In a container they use TIDEGATE_PORT, as the server does, so that its health check finds it."""
     ended = run_command(*command, TIDEGATE_PORT=port_of(server))
     assert ended.returncode == 0, ended.stderr
 
 
 def test_an_address_wins_over_a_port(server: Process) -> None:
-    """It says more."""
+    """It is more specific."""
     ended = run_command("health", TIDEGATE_PORT="1", TIDEGATE_ADDRESS=server.address)
     assert ended.stdout == "SERVING\n"
 
@@ -231,19 +231,19 @@ def test_an_address_wins_over_a_port(server: Process) -> None:
     ],
 )
 def test_the_address_is_where_the_server_of_an_environment_listens(variables: dict[str, str], address: str) -> None:
-    """All addresses are on this machine as well."""
+    """All addresses include this machine."""
     assert default_address(variables) == address
 
 
 @pytest.mark.parametrize("command", [["health"], ["models"], ["streams", "list"]])
 def test_a_proxy_of_the_environment_is_not_asked(server: Process, command: list[str]) -> None:
-    """Docker's client puts one into containers, and localhost is not behind it."""
+    """Docker's client sets one in containers, but localhost is not behind it."""
     ended = run_command(*command, "--address", server.address, **PROXY)
     assert ended.returncode == 0, ended.stderr
 
 
 def test_a_proxy_that_is_meant_for_grpc_is_asked(server: Process) -> None:
-    """It has a variable of its own."""
+    """It has its own variable."""
     refused(run_command("health", "--address", server.address, grpc_proxy="http://127.0.0.1:1"), 1, server.address)
 
 
@@ -264,7 +264,7 @@ def test_a_proxy_that_is_meant_for_grpc_is_asked(server: Process) -> None:
 def test_a_client_that_is_called_wrongly_is_refused(
     command: list[str], environment: dict[str, str], words: list[str]
 ) -> None:
-    """Before it asks anybody: in one line that names what is wrong."""
+    """Before any connection: one line that names the error."""
     refused(run_command(*command, **environment), 2, *words)
 
 
@@ -286,7 +286,7 @@ def test_a_server_that_is_not_there_is_no(command: str) -> None:
 
 
 def test_models_prints_a_table(server: Process) -> None:
-    """What each predicts, and how often."""
+    """The outputs of each, and the period."""
     ended = run_command("models", "--address", server.address)
     assert ended.returncode == 0, ended.stderr
     row = ended.stdout.splitlines()[1]
@@ -295,7 +295,7 @@ def test_models_prints_a_table(server: Process) -> None:
 
 
 def test_models_prints_json(server: Process) -> None:
-    """Everything that the server says, for programs."""
+    """All fields, for programs."""
     ended = run_command("models", "--address", server.address, "--json")
     (model,) = json.loads(ended.stdout)
     assert (model["name"], model["version"], model["task"], model["period_s"]) == ("lake", "3", "forecast", 3600.0)
@@ -314,7 +314,7 @@ def stream(server: Process, file: Path, *options: str) -> "subprocess.CompletedP
 
 
 def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_path: Path) -> None:
-    """How it went, and a table with a row a horizon."""
+    """The result, and a table with a row for each horizon."""
     ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(60)))
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
@@ -325,7 +325,7 @@ def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_pa
 
 
 def test_stream_writes_the_predictions(server: Process, tmp_path: Path) -> None:
-    """Every value of every timestep, with its number and its label, as the graph alone gives them."""
+    """Every value of every timestep, with its number and its label, equal to the graph alone."""
     rows = sensor_rows(30, seed=5, missing=0.1)
     out = tmp_path / "out.csv"
     ended = stream(server, write_csv(tmp_path / "a.csv", rows), "--out", str(out))
@@ -351,7 +351,7 @@ def test_stream_writes_the_scores(server: Process, tmp_path: Path) -> None:
     for place, horizon in enumerate((1, 3)):
         score = written["scores"][place]
         assert (score["target"], score["unit"], score["horizon"]) == ("s0", "V", horizon)
-        # Seasonal-naive knows a row's forecast only a day (24 rows) after the first; all are scored on the same rows.
+        # Seasonal-naive forecasts need a day (24 rows) of history. All methods are scored on the same rows.
         errors = np.abs(forecasts[24 - horizon : 50 - horizon, place] - rows[24:, 0])
         assert score["scored"] == len(errors)
         assert score["mae"] == pytest.approx(errors.mean(), rel=1e-5)
@@ -359,7 +359,7 @@ def test_stream_writes_the_scores(server: Process, tmp_path: Path) -> None:
 
 
 def test_stream_draws_a_picture(server: Process, tmp_path: Path) -> None:
-    """As PNG, whatever the file is called."""
+    """As PNG, whatever the name of the file."""
     pytest.importorskip("matplotlib", reason="it is in the extra plot")
     picture = tmp_path / "picture"
     ended = stream(server, write_csv(tmp_path / "a.csv", sensor_rows(60)), "--plot", str(picture))
@@ -369,7 +369,7 @@ def test_stream_draws_a_picture(server: Process, tmp_path: Path) -> None:
 
 
 def test_stream_goes_on_where_a_stream_was(server: Process, tmp_path: Path) -> None:
-    """Row n is timestep n: what was sent before is not sent again, and the predictions are those of one run."""
+    """Row n is timestep n: rows that were sent before are not sent again, and the predictions are those of one run."""
     rows = sensor_rows(20, seed=7)
     file, out = write_csv(tmp_path / "a.csv", rows), tmp_path / "out.csv"
     first = stream(server, file, "--stream-id", "goes-on", "--limit", "12")
@@ -383,14 +383,14 @@ def test_stream_goes_on_where_a_stream_was(server: Process, tmp_path: Path) -> N
 
 
 def test_stream_that_is_at_the_end_is_refused(server: Process, tmp_path: Path) -> None:
-    """There is nothing left to send; the message says how to begin again."""
+    """There is nothing left to send. The message says how to begin again."""
     file = write_csv(tmp_path / "a.csv", sensor_rows(5))
     assert stream(server, file, "--stream-id", "at-the-end").returncode == 0
     refused(stream(server, file, "--stream-id", "at-the-end"), 2, "at step 5 already", "5 rows", "--stream-id")
 
 
 def write_sites(path: Path, rows: Any) -> Path:
-    """A CSV file whose rows belong to two sites in turn."""
+    """A CSV file whose rows alternate between two sites."""
     lines = write_csv(path, rows).read_text().splitlines()
     sites = ["site", *("north" if number % 2 else "south" for number in range(len(rows)))]
     path.write_text("".join(f"{site},{line}\n" for site, line in zip(sites, lines, strict=True)))
@@ -398,7 +398,7 @@ def write_sites(path: Path, rows: Any) -> Path:
 
 
 def test_stream_sends_each_series_of_a_file_to_a_stream_of_its_own(server: Process, tmp_path: Path) -> None:
-    """Each is answered as if it were alone; what one has had already is not sent again."""
+    """Each gets the answers that it gets alone. Rows that were answered before are not sent again."""
     rows = sensor_rows(40, seed=8)
     file, out, scores = write_sites(tmp_path / "a.csv", rows), tmp_path / "out.csv", tmp_path / "scores.json"
     options = ("--group", "site", "--stream-id", "lake", "--scores", str(scores))
@@ -464,7 +464,7 @@ GOOD = ",".join(LSTM_FEATURES) + "\n" + ",".join("1" * 8) + "\n"
     ],
 )
 def test_stream_a_bad_file_is_refused(server: Process, tmp_path: Path, text: str, words: list[str]) -> None:
-    """Exit code 2 and one line that says where and what; nothing was sent."""
+    """Exit code 2 and one line with the place and the error. Nothing was sent."""
     file = tmp_path / "bad.csv"
     file.write_text(text)
     name = f"never begun: {tmp_path.name}"
@@ -501,7 +501,7 @@ def test_stream_to_a_place_that_cannot_be_written_is_refused(server: Process, tm
 
 
 def test_stream_to_an_unknown_model_is_refused(server: Process, tmp_path: Path) -> None:
-    """Exit code 2 and one line with what is served."""
+    """Exit code 2 and one line with the served models."""
     file = write_csv(tmp_path / "a.csv", sensor_rows(5))
     refused(stream(server, file, "--model", "pond"), 2, "'pond' is not served", "lake/3")
 
@@ -522,7 +522,7 @@ def test_stream_to_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None
 def test_a_training_command_without_the_training_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
 ) -> None:
-    """Whether the package is not there or what it needs is not: exit code 2 and one line."""
+    """Whether the package or one of its dependencies is missing: exit code 2 and one line."""
 
     class Point:
         @staticmethod
@@ -553,7 +553,7 @@ def test_a_training_command_is_handed_over_as_it_is(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_help_lists_every_command() -> None:
-    """Those of the training package among them."""
+    """Including those of the training package."""
     ended = run_command("--help")
     assert ended.returncode == 0
     for command in (

@@ -1,4 +1,4 @@
-"""What the client does for its user beyond passing messages on."""
+"""What the client does beyond passing messages on."""
 
 import asyncio
 import signal
@@ -25,7 +25,7 @@ from serving.client import (
     ValuesDiffer,
 )
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     address_of,
     batcher_of,
@@ -43,7 +43,7 @@ from tests.support import (
 
 
 async def test_values_may_be_named(lstm_root: Path) -> None:
-    """In any order; a name left out is a missing value."""
+    """In any order. A missing name is a missing value."""
     row = sensor_rows(1)[0]
     row[3] = np.nan
     named = {f"s{number}": float(row[number]) for number in (7, 0, 1, 2, 6, 5, 4)}
@@ -52,7 +52,7 @@ async def test_values_may_be_named(lstm_root: Path) -> None:
 
 
 async def test_a_name_that_is_no_feature_is_refused_before_it_is_sent(lstm_root: Path) -> None:
-    """The message has the name and those of the model; the stream goes on."""
+    """The message has the name and those of the model. The stream continues."""
     async with run_server(lstm_root) as server, Client(address_of(server)) as client, client.open() as stream:
         with pytest.raises(InvalidTimestep, match=r"no feature is called pressure; the model has s0, s1"):
             await stream.step({"pressure": 1.0})
@@ -60,7 +60,7 @@ async def test_a_name_that_is_no_feature_is_refused_before_it_is_sent(lstm_root:
 
 
 async def test_refusals_of_a_timestep_are_typed(tmp_path: Path) -> None:
-    """Each says where the stream stands, and the next timestep is answered."""
+    """Each error has the position of the stream, and the next timestep is answered."""
     write_model(tmp_path, picky())
     async with run_server(tmp_path) as server, Client(address_of(server)) as client, client.open() as stream:
         for values, step, kind, reason in (
@@ -118,7 +118,7 @@ async def test_refusals_of_a_stream_are_typed(sum_root: Path) -> None:
 
 
 async def test_single_timesteps_are_those_of_the_stream(lstm_root: Path) -> None:
-    """With the bits of the graph alone, whether asked for once, again, by name or in a stream."""
+    """With the bits of the graph alone, whether the first time, again, by name or in a stream."""
     rows = sensor_rows(4)
     expected = replay(lstm(), rows)
     async with run_server(lstm_root) as server, Client(address_of(server)) as client:
@@ -134,7 +134,7 @@ async def test_single_timesteps_are_those_of_the_stream(lstm_root: Path) -> None
 
 
 async def test_refusals_of_a_single_timestep_are_typed(tmp_path: Path) -> None:
-    """As those of a stream; one without room for more is waited for, one that has lost count is not."""
+    """As for streams: a full queue is retried, a wrong number is not."""
     write_model(tmp_path, picky())
     async with run_server(tmp_path) as server, Client(address_of(server)) as client:
         await client.predict_one("a", [0.0], step=1)
@@ -157,7 +157,7 @@ async def test_refusals_of_a_single_timestep_are_typed(tmp_path: Path) -> None:
 
 
 async def test_an_old_answer_is_asked_for_with_its_values(sum_root: Path) -> None:
-    """With others only the caller is told; the stream goes on."""
+    """Other errors reach only the caller. The stream continues."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
         await stream.step([1])
         await stream.step([10])
@@ -169,7 +169,7 @@ async def test_an_old_answer_is_asked_for_with_its_values(sum_root: Path) -> Non
 
 
 async def test_two_owners_do_not_take_a_stream_from_each_other(sum_root: Path) -> None:
-    """The second takes it, and the first is told, whatever it had under way."""
+    """The second takes it over, and the first gets an error, also for timesteps in flight."""
     async with (
         run_server(sum_root) as server,
         Client(address_of(server)) as one,
@@ -185,11 +185,11 @@ async def test_two_owners_do_not_take_a_stream_from_each_other(sum_root: Path) -
 
 
 async def test_a_closed_stream_says_so(sum_root: Path) -> None:
-    """A step after the end is an error at once, not a wait for ever."""
+    """A step after the end is an error at once; it does not hang."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open("a") as stream:
             pass
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises(StreamLost, match="closed"):
                 await stream.step([1])
 
@@ -205,7 +205,7 @@ async def test_leaving_after_an_error_parks_the_stream(sum_root: Path) -> None:
 
 
 async def test_a_cancelled_step_does_not_shift_the_answers(sum_root: Path) -> None:
-    """The answer to a timestep that nobody waits for any more is not given to the next one."""
+    """The answer to a cancelled timestep does not go to the next one."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
         gate = Gate(batcher_of(server))
         given_up = asyncio.create_task(stream.step([1]))
@@ -214,23 +214,23 @@ async def test_a_cancelled_step_does_not_shift_the_answers(sum_root: Path) -> No
         await asyncio.wait([given_up])
         next_one = asyncio.create_task(stream.step([10]))
         gate.open()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             answer = await next_one
         assert (answer.step, answer["sum"].item()) == (2, 11)
 
 
 async def test_a_server_that_is_killed_is_told_as_such(sum_root: Path) -> None:
-    """Those who wait for an answer get an error that says to open the stream again."""
+    """Pending calls get an error that says to open the stream again."""
     with serve(sum_root) as process:
         async with Client(process.address, reconnect_s=0) as client, client.open("a") as stream:
             await stream.step([1])
             process.signal(signal.SIGKILL)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_S):
                 with pytest.raises(ServerUnavailable):
                     await step_on(stream)
 
 
 async def step_on(stream: Stream) -> None:
-    """Steps until something comes in between."""
+    """Sends timesteps until an error comes."""
     while True:
         await stream.step([1])

@@ -1,4 +1,4 @@
-"""How many workers there are when nobody says."""
+"""The default number of workers."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ V2 = "/sys/fs/cgroup"
 
 
 def reader(files: Mapping[str, str]) -> cores.Read:
-    """Reads what is given, and nothing else."""
+    """Reads only the given files."""
     return lambda path: files.get(path, "")
 
 
@@ -23,7 +23,7 @@ def reader(files: Mapping[str, str]) -> cores.Read:
         ({"/proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "max 100000\n"}, None),
         ({"/proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "250000 100000\n"}, 2.5),
         ({"/proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "50000 100000\n"}, 0.5),
-        # a service of systemd: its own group, and those above it
+        # a service of systemd: its own group and its parents
         (
             {
                 "/proc/self/cgroup": "0::/system.slice/a.service\n",
@@ -40,7 +40,7 @@ def reader(files: Mapping[str, str]) -> cores.Read:
             },
             1.5,
         ),
-        # version 1, from within a container: the path is the host's, and what is mounted is the container's own group
+        # version 1, inside a container: the path is the host's, and the container's own group is mounted
         (
             {
                 "/proc/self/cgroup": "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n",
@@ -69,7 +69,7 @@ def reader(files: Mapping[str, str]) -> cores.Read:
     ],
 )
 def test_the_tightest_bound_of_the_control_groups_counts(files: dict[str, str], expected: float | None) -> None:
-    """Of one's own group and all above it, in version 2 and version 1."""
+    """The lowest quota of the own group and its parents, in version 2 and version 1."""
     assert quota_cores(reader(files)) == expected
 
 
@@ -80,7 +80,7 @@ def test_the_tightest_bound_of_the_control_groups_counts(files: dict[str, str], 
 def test_a_part_of_a_core_is_none_and_one_is_the_least(
     monkeypatch: pytest.MonkeyPatch, allowed: int, quota: str, expected: int
 ) -> None:
-    """As many as are allowed and paid for."""
+    """Limited by affinity and quota."""
     files = {"/proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": f"{quota} 100000\n"}
     monkeypatch.setattr(cores, "read_file", reader(files))
     monkeypatch.setattr(cores, "_allowed_cores", lambda: allowed)

@@ -1,4 +1,4 @@
-"""Signals, on a process of its own."""
+"""Signals, on a separate process."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.client import Client, ServerUnavailable
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     RawCall,
     counting,
     lstm,
@@ -29,17 +29,18 @@ STREAMS = 24
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signals) -> None:
-    """Every answer is right, every call ends UNAVAILABLE, health turns NOT_SERVING before that, exit code 0."""
+    """Every answer is right, every call ends UNAVAILABLE, health is NOT_SERVING before that, and the exit code is 0."""
     events: list[str] = []
     with serve(lstm_root) as process:
         async with Client(process.address, reconnect_s=0) as client:
-            channel = client._connection.channel  # one connection keeps the order in which the server says things
+            channel = client._connection.channel  # on one connection the messages of the server arrive in order
             ready = asyncio.Event()
             stepping = 0
 
             async def step_until_told(name: int) -> int:
                 nonlocal stepping
-                rows = sensor_rows(1000, seed=name, missing=0.1)  # some seconds' worth; it is told in the first
+                # timesteps for some seconds; the signal comes in the first
+                rows = sensor_rows(1000, seed=name, missing=0.1)
                 expected = replay(lstm(), rows)
                 answered = 0
                 async with client.open(str(name)) as stream:
@@ -57,7 +58,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
 
             async def watch() -> None:
                 request = health_pb2.HealthCheckRequest()
-                call = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=2 * PATIENCE)
+                call = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=2 * TIMEOUT_S)
                 async for answer in call:
                     events.append(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
                     if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
@@ -66,7 +67,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
 
             watching = asyncio.create_task(watch())
             calls = [asyncio.create_task(step_until_told(name)) for name in range(STREAMS)]
-            async with asyncio.timeout(2 * PATIENCE):
+            async with asyncio.timeout(2 * TIMEOUT_S):
                 await ready.wait()
                 process.signal(number)
                 answered = await asyncio.gather(*calls)
@@ -76,14 +77,14 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
     assert "Traceback" not in err
     assert min(answered) >= 5
     assert events[:2] == ["SERVING", "NOT_SERVING"]
-    # A write that meets the end of its call loses the reason, never the code.
+    # A write at the end of its call may lose the reason, never the code.
     assert len(events[2:]) == STREAMS
-    # INTERNAL is what grpc.aio makes of an end that meets a write of the client's.
+    # grpc.aio reports INTERNAL when the end of a call meets a write of the client.
     assert set(events[2:]) <= {f"a call ended {reason}" for reason in ("STOPPING", "UNAVAILABLE", "INTERNAL")}
 
 
 async def signal_twice(root: Path) -> tuple[int, str]:
-    """Drains a server that has a client which does not read, and signals again; gives exit code and stderr."""
+    """Drains a server with a client that does not read, and sends another signal. Returns exit code and stderr."""
     write_model(root, wide())
     with serve(root, "--drain-after", "60", "--live-max", "8") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
@@ -92,10 +93,10 @@ async def signal_twice(root: Path) -> tuple[int, str]:
             await other.open("other")
             for _ in range(
                 200
-            ):  # each answer has 64 KiB: far more than the network holds for a client that does not read
+            ):  # each answer has 64 KiB: far more than the network buffers for a client that does not read
                 await lazy.send(timestep(1))
             process.signal(signal.SIGTERM)
-            assert (await other.ending()).reason == "STOPPING"  # it drains, and the lazy call is what is left
+            assert (await other.ending()).reason == "STOPPING"  # it drains, and the slow call remains
             assert process.popen.poll() is None
             process.signal(signal.SIGTERM)
             code, _, err = await asyncio.to_thread(process.wait)
@@ -103,27 +104,27 @@ async def signal_twice(root: Path) -> tuple[int, str]:
 
 
 async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    """Whatever is still to drain, with the exit code that shells know."""
+    """With the exit code of the signal, whatever is left to drain."""
     code, err = await signal_twice(tmp_path)
     assert code == 128 + signal.SIGTERM
     assert "ending at once" in err
 
 
 async def test_a_second_signal_leaves_no_traceback(tmp_path: Path) -> None:
-    """Whoever is in a hurry does not want to read one."""
+    """The second signal prints no traceback."""
     _, err = await signal_twice(tmp_path)
     assert "Traceback" not in err
 
 
 async def test_a_second_signal_ends_at_once_while_the_model_runs(tmp_path: Path) -> None:
-    """A batch that takes for ever is no reason to stay."""
+    """A batch that never ends does not delay the exit."""
     write_model(tmp_path, counting())
     with serve(tmp_path, "--drain-after", "60") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             call = RawCall(channel)
             await call.open("a")
             for _ in range(3):
-                await call.step(50_000)  # slow enough that the next batch is run beside the loop
+                await call.step(50_000)  # slow enough that the next batch runs in the thread
             await call.send(timestep(1e9))
             await asyncio.to_thread(process.until_busy)
             process.signal(signal.SIGTERM)
@@ -134,7 +135,7 @@ async def test_a_second_signal_ends_at_once_while_the_model_runs(tmp_path: Path)
 
 
 async def test_an_idle_server_stops_with_exit_code_0(lstm_root: Path) -> None:
-    """And says nothing more on stdout."""
+    """And prints nothing more on stdout."""
     with serve(lstm_root) as process:
         process.signal(signal.SIGTERM)
         code, out, err = await asyncio.to_thread(process.wait)
@@ -143,7 +144,7 @@ async def test_an_idle_server_stops_with_exit_code_0(lstm_root: Path) -> None:
 
 
 async def test_streams_that_are_idle_are_told_to_move(lstm_root: Path) -> None:
-    """A client that waits for its next reading learns at once, not when it sends."""
+    """A client that waits for its next reading learns it at once, not when it sends."""
     with serve(lstm_root) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             call = RawCall(channel)

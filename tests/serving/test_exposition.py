@@ -1,4 +1,4 @@
-"""What Prometheus is told of several workers."""
+"""The metrics of several workers in one exposition."""
 
 import asyncio
 import os
@@ -10,35 +10,35 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from serving.runtime.board import Board, Family, make_file
-from serving.runtime.exposition import Exposition, Source
+from serving.runtime.exposition import Exposition, WorkerMetrics
 from serving.runtime.metrics import Metrics
+from serving.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
 from tests.support import Scrape
 
 FAMILIES = [
-    Family("toys", "Toys.", "counter", ("kind",), [("red",), ("blue",)]),
-    Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 2.0)),
-    Family("toy_depth", "Waiting.", "gauge", (), [()]),
+    MetricFamily("toys", "Toys.", "counter", ("kind",), [("red",), ("blue",)]),
+    MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 2.0)),
+    MetricFamily("toy_depth", "Waiting.", "gauge", (), [()]),
 ]
 
 
 def metrics_of(*models: str) -> Metrics:
-    """What a worker measures that serves these."""
+    """The metrics of a worker that serves these models."""
     metrics = Metrics({"tidegate": "1"})
     for name in models:
         metrics.add_model(name, "1", "f" * 64)
     return metrics
 
 
-def source(worker: int, board: Board | None, *, up: bool = True) -> Source:
+def source(worker: int, board: SharedCounters | None, *, up: bool = True) -> WorkerMetrics:
     """A worker that is up, in this process."""
-    made = Source(str(worker))
-    made.board, made.up, made.pid = board, up, os.getpid()
+    made = WorkerMetrics(str(worker))
+    made.counters, made.up, made.pid = board, up, os.getpid()
     return made
 
 
-def tell(sources: Sequence[Source]) -> Scrape:
-    """What /metrics says."""
+def tell(sources: Sequence[WorkerMetrics]) -> Scrape:
+    """The text of /metrics."""
     registry = CollectorRegistry()
     registry.register(Exposition(sources, lambda: None, supervised=True))
     return Scrape(generate_latest(registry).decode())
@@ -48,17 +48,17 @@ def tell(sources: Sequence[Source]) -> Scrape:
 
 
 def test_what_one_process_counts_another_reads() -> None:
-    """The numbers and what they mean, at once and after the writer was killed."""
-    file = make_file()
+    """Another process reads the numbers and their description, at once and after the writer was killed."""
+    file = make_shared_file()
     os.set_inheritable(file, True)
     code = (
-        "import os, sys; from serving.runtime.board import Board, Family\n"
-        "board = Board.begin([Family('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
-        "board.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
+        "import os, sys; from serving.runtime.shared_counters import SharedCounters, MetricFamily\n"
+        "counters = SharedCounters.create([MetricFamily('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
+        "counters.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
-    board = Board.read(file)
-    assert [(family.name, family.text, family.kind) for family in board.families] == [("toys", "Toys.", "counter")]
+    board = SharedCounters.read(file)
+    assert [(family.name, family.help, family.kind) for family in board.families] == [("toys", "Toys.", "counter")]
     assert board.numbers("toys", ("red",)).tolist() == [0.0]
     assert board.numbers("toys", ("blue",)).tolist() == [3.0]
     with pytest.raises(TypeError):
@@ -67,25 +67,25 @@ def test_what_one_process_counts_another_reads() -> None:
 
 
 def test_a_file_without_a_block_is_refused() -> None:
-    """Whatever it is, its numbers are not ours."""
-    file = make_file()
+    """The file of another program is refused."""
+    file = make_shared_file()
     os.write(file, b"x" * 100)
     with pytest.raises(ValueError, match="expected b'tdgblk"):
-        Board.read(file)
+        SharedCounters.read(file)
     os.close(file)
 
 
 def test_counts_go_on_by_name_and_labels() -> None:
-    """Whatever else has come or gone; gauges begin anew."""
-    last = Board.begin(FAMILIES)
+    """Counts continue, whatever models were added or removed. Gauges start again."""
+    last = SharedCounters.create(FAMILIES)
     last.numbers("toys", ("blue",))[0] = 7.0
     last.numbers("toy_seconds", ())[:] = memoryview(bytearray(32)).cast("d")
     last.numbers("toy_seconds", ())[1] = 5.0
     last.numbers("toy_depth", ())[0] = 9.0
-    board = Board.begin(
-        [FAMILIES[2], FAMILIES[1], Family("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
+    board = SharedCounters.create(
+        [FAMILIES[2], FAMILIES[1], MetricFamily("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
     )
-    board.go_on_from(last)
+    board.continue_from(last)
     assert board.numbers("toys", ("blue",)).tolist() == [7.0]
     assert board.numbers("toys", ("green",)).tolist() == [0.0]
     assert board.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
@@ -93,18 +93,18 @@ def test_counts_go_on_by_name_and_labels() -> None:
 
 
 def test_buckets_with_other_bounds_begin_anew() -> None:
-    """As many values below other bounds are another thing."""
-    last = Board.begin(FAMILIES)
+    """Counts below other bounds are not comparable."""
+    last = SharedCounters.create(FAMILIES)
     last.numbers("toy_seconds", ())[1] = 5.0
-    board = Board.begin([Family("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
-    board.go_on_from(last)
+    board = SharedCounters.create([MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
+    board.continue_from(last)
     assert board.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
     """Every count and every histogram of every model that is still served."""
     before = metrics_of("lake", "pond")
-    last = before.lay_out()
+    last = before.create_counters()
     for model in before.models:
         model.steps["ok"] += 3
         model.missing_values += 2
@@ -113,7 +113,7 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
     before.state_lost += 1
     before.checkpoint_seconds.observe(0.01)
     after = metrics_of("pond", "sea")
-    board = after.lay_out(None, last)
+    board = after.create_counters(None, last)
     after.models[0].steps["ok"] += 4
     after.models[0].step_seconds.observe(0.0004)
     after.opened["new"] += 1
@@ -133,12 +133,12 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
 
 
 def test_every_series_says_whose_it_is() -> None:
-    """Workers that serve different models for a while are told side by side."""
+    """For a while, workers may serve different models. Both are reported."""
     one, two = metrics_of("lake"), metrics_of("lake", "pond")
-    told = tell([source(0, one.lay_out()), source(1, two.lay_out())])
+    told = tell([source(0, one.create_counters()), source(1, two.create_counters())])
     one.models[0].steps["ok"] += 5
     two.models[0].steps["ok"] += 6
-    told = tell([source(0, one.lay_out(None, None)), source(1, two.lay_out(None, None))])
+    told = tell([source(0, one.create_counters(None, None)), source(1, two.create_counters(None, None))])
     for name, labels in {key: key[1] for key in told._samples}:
         assert "worker" in dict(labels) or name == "python_info"
     assert told("tidegate_worker_up", worker="0") == told("tidegate_worker_up", worker="1") == 1
@@ -146,8 +146,8 @@ def test_every_series_says_whose_it_is() -> None:
 
 
 def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
-    """They say what was; its counts go on to be told."""
-    boards = [metrics_of("lake").lay_out() for _ in range(2)]
+    """They are out of date. Its counts are still reported."""
+    boards = [metrics_of("lake").create_counters() for _ in range(2)]
     told = tell([source(0, boards[0], up=False), source(1, boards[1])])
     assert told("tidegate_worker_up", worker="0") == 0
     assert told("tidegate_steps_total", worker="0", outcome="ok") == 0
@@ -157,26 +157,26 @@ def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
 
 @pytest.mark.parametrize(("up", "teller", "parked"), [((True, True), "0", 70), ((False, True), "1", 80)])
 def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str, parked: int) -> None:
-    """By the lowest worker that is up: all that are known, less what is live in any that is up."""
+    """The lowest worker that is up reports them: all known streams, less the live ones of all workers that are up."""
     sources = []
     for worker, live in enumerate((10, 20)):
         metrics = metrics_of("lake")
         metrics.live_streams, metrics.known_streams = (lambda live=live: live), lambda: 100
-        sources.append(source(worker, metrics.lay_out(), up=up[worker]))
+        sources.append(source(worker, metrics.create_counters(), up=up[worker]))
     told = tell(sources)
     assert told("tidegate_streams", state="parked") == parked
     assert told("tidegate_streams", state="parked", worker=teller) == parked
 
 
 def test_a_worker_that_has_never_served_is_not_up() -> None:
-    """Nothing else is known of it."""
-    told = tell([source(0, None, up=False), source(1, metrics_of("lake").lay_out())])
+    """It is up or not; nothing else is known."""
+    told = tell([source(0, None, up=False), source(1, metrics_of("lake").create_counters())])
     assert told("tidegate_worker_up", worker="0") == 0
     assert told("tidegate_steps_total", outcome="ok") == 0
 
 
 def test_processes_are_told_one_by_one() -> None:
-    """Of each worker and the supervisor, under the names that Prometheus' clients use."""
+    """Of each worker and the supervisor, under the names of Prometheus client libraries."""
     told = tell([source(0, None), source(1, None)])
     for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
         for worker in ("0", "1", "supervisor"):
@@ -184,7 +184,7 @@ def test_processes_are_told_one_by_one() -> None:
 
 
 def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
-    """Not even between its end and the note that is taken of it."""
+    """Not even between the end of a process and `reaped`."""
     one = source(0, None)
     before = one.process()["process_cpu_seconds"]
     one.pid = 2**22 + 1  # no process can have it
@@ -194,14 +194,14 @@ def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
 
 
 async def test_promtool_accepts_several_workers() -> None:
-    """Names, units, types and help are as Prometheus wants them; one of them is down."""
+    """Names, units, types and help follow Prometheus' rules. One of the workers is down."""
     promtool = shutil.which("promtool")
     if promtool is None:
         message = "promtool is not installed; it is in the Debian package prometheus"
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    text = tell([source(worker, metrics_of("lake").lay_out(), up=worker != 1) for worker in range(3)]).text
+    text = tell([source(worker, metrics_of("lake").create_counters(), up=worker != 1) for worker in range(3)]).text
     checked = await asyncio.to_thread(
         subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )

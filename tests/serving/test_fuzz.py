@@ -1,4 +1,4 @@
-"""Thousands of messages that make no sense, to every method: each gets an answer, and nobody else notices."""
+"""Thousands of malformed messages to every method: each gets an answer, and no other client is affected."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from tests.support import (
     LSTM_FEATURES,
-    PATIENCE,
+    TIMEOUT_S,
     RawCall,
     block_request,
     key,
@@ -31,17 +31,17 @@ from tests.support import (
 MESSAGES = 3000
 TOGETHER = 16
 SERVICE = "/tidegate.v1.TidegateService/"
-# What a client may hear when its message was at fault. UNKNOWN and INTERNAL would be a fault of the server's.
+# The codes for a client's error. UNKNOWN and INTERNAL would be errors of the server.
 TAKEN = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "DATA_LOSS", "ABORTED"}
-TAKEN |= {"RESOURCE_EXHAUSTED"}  # the slots are few, and calls hold them
+TAKEN |= {"RESOURCE_EXHAUSTED"}  # there are few slots, and calls hold them
 TAKEN |= {"ENDED"}
-# What grpc.aio says here, instead of what the server has said, when it writes to a call that has just ended.
+# What grpc.aio reports instead of the server's status when it writes to a call that has just ended.
 WRITE_FAILED = "Internal error from Core"
 WIDTH = len(LSTM_FEATURES)
 
 
 def seeds(record: bytes) -> dict[str, Sequence[Message]]:
-    """Messages that are right, by method."""
+    """Valid messages, by method."""
     name = {"stream_id": "fuzz"}
     block = block_request([1, 2, 1], np.ones((3, WIDTH)), [1, 1, 2], 7)
     opens = pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=["f1", "f2", ""], resume_from=[0, 0, 0]))
@@ -64,7 +64,7 @@ def seeds(record: bytes) -> dict[str, Sequence[Message]]:
 
 
 def mangled(chance: random.Random, data: bytes) -> bytes:
-    """A message with some bytes changed, cut, or put in twice."""
+    """A message with some bytes changed, cut or repeated."""
     content = bytearray(data)
     for _ in range(chance.choice((0, 1, 1, 2, 4))):
         place = chance.randrange(len(content) + 1)
@@ -81,9 +81,9 @@ def mangled(chance: random.Random, data: bytes) -> bytes:
 
 
 async def send(channel: grpc.aio.Channel, method: str, messages: Sequence[bytes]) -> str:
-    """How a call ends that sends these and half-closes."""
+    """The code of a call that sends these and half-closes."""
     call = channel.stream_stream(SERVICE + method)(iter_of(messages))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         try:
             while await call.read() is not grpc.aio.EOF:
                 pass
@@ -97,13 +97,13 @@ async def send(channel: grpc.aio.Channel, method: str, messages: Sequence[bytes]
 
 
 async def iter_of(messages: Sequence[bytes]) -> AsyncIterator[bytes]:
-    """As grpc wants what is sent."""
+    """The identity serializer."""
     for message in messages:
         yield message
 
 
 async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A neighbour keeps its bits, each call ends with a code that fits and a reason, and the log stays empty."""
+    """A neighbour keeps its bits, each call ends with an allowed code and a reason, and the log stays empty."""
     write_model(tmp_path, lstm())
     rows = sensor_rows(2000, seed=1, missing=0.1)
     truth = replay(lstm(), rows)
@@ -114,7 +114,7 @@ async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: p
         await seed.step(*[1.0] * WIDTH)
         right = {
             method: [message.SerializeToString() for message in messages]
-            for method, messages in seeds((await server.administration.export(key("seed")))[0]).items()
+            for method, messages in seeds((await server.admin_service.export(key("seed")))[0]).items()
         }
         neighbour = RawCall(channel)
         await neighbour.open("neighbour")
@@ -144,5 +144,5 @@ async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: p
         log = list(caplog.records)
     assert codes <= TAKEN
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= codes
-    # A client that goes on from more than is kept speaks of a loss, and that an operator hears.
-    assert not [text for record in log if "was told to be stored" not in (text := record.getMessage())]
+    # A client that continues beyond what is stored reports a loss, which is logged.
+    assert not [text for record in log if "was reported as stored" not in (text := record.getMessage())]

@@ -1,4 +1,4 @@
-"""Where a server listens: both families, both spellings, and unix sockets."""
+"""The addresses of a server: both families, both spellings, and unix sockets."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -12,10 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.runtime.config import InvalidSetting, ServerConfig
 from serving.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
-from serving.runtime.life import StartFailed
-from serving.runtime.port import Port
+from serving.runtime.lifecycle import StartFailed
+from serving.runtime.reserved_port import ReservedPort
 from serving.runtime.server import Server
-from tests.support import PATIENCE, run_command, serve
+from tests.support import TIMEOUT_S, run_command, serve
 
 
 def has_ipv6() -> bool:
@@ -43,33 +43,33 @@ async def listening(root: Path, host: str, **more: str) -> AsyncIterator[Server]
 
 
 async def serves(address: str) -> bool:
-    """Whether health says so there."""
+    """Whether the health service there says SERVING."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = health_pb2.HealthCheckRequest()
-        answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @ipv6
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]"])
 async def test_a_wildcard_is_both_families_on_both_ports(sum_root: Path, host: str) -> None:
-    """As gRPC has it: whoever comes over IPv4 or IPv6 finds predictions and metrics."""
+    """As for gRPC: clients over IPv4 and IPv6 reach predictions and metrics."""
     async with listening(sum_root, host) as server:
         for address in ("127.0.0.1", "[::1]"):
             assert await serves(f"{address}:{server.grpc_port}")
         for address in ("127.0.0.1", "::1"):
-            socket.create_connection((address, server.metrics_port), timeout=PATIENCE).close()
+            socket.create_connection((address, server.metrics_port), timeout=TIMEOUT_S).close()
 
 
 @ipv6
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 async def test_an_ipv6_address_is_listened_on_however_it_is_spelled(sum_root: Path, host: str) -> None:
-    """The ready line has addresses that clients and Prometheus take as they are."""
+    """Clients and Prometheus can use the addresses of the ready line unchanged."""
     async with listening(sum_root, host) as server:
         assert server.ready_line.startswith(f"ready: grpc=[::1]:{server.grpc_port} metrics=http://[::1]:")
         assert await serves(f"[::1]:{server.grpc_port}")
         url = urlsplit(server.ready_line.split("metrics=")[1].split()[0])
-        socket.create_connection((url.hostname, url.port), timeout=PATIENCE).close()
+        socket.create_connection((url.hostname, url.port), timeout=TIMEOUT_S).close()
 
 
 @ipv6
@@ -85,18 +85,18 @@ def test_workers_share_an_ipv6_port(sum_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["::1", "[::1]", "[::]"])
 def test_an_ipv6_port_that_is_held_is_taken(host: str) -> None:
     """For a second supervisor as well."""
-    port = Port(host, 0)
+    port = ReservedPort(host, 0)
     with pytest.raises(StartFailed, match=r"\[::1?\]:\d+ for gRPC: the port is taken"):
-        Port(host, port.number)
+        ReservedPort(host, port.number)
     port.close()
 
 
 async def test_metrics_can_be_elsewhere(sum_root: Path) -> None:
-    """Predictions for this machine alone, metrics for Prometheus on another."""
+    """Predictions for this machine only, metrics for Prometheus on another."""
     async with listening(sum_root, "127.0.0.1", metrics_host="127.0.0.2") as server:
-        socket.create_connection(("127.0.0.2", server.metrics_port), timeout=PATIENCE).close()
+        socket.create_connection(("127.0.0.2", server.metrics_port), timeout=TIMEOUT_S).close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", server.metrics_port), timeout=PATIENCE)
+            socket.create_connection(("127.0.0.1", server.metrics_port), timeout=TIMEOUT_S)
         assert f"metrics=http://127.0.0.2:{server.metrics_port}/metrics" in server.ready_line
 
 
@@ -104,7 +104,7 @@ async def test_metrics_can_be_elsewhere(sum_root: Path) -> None:
 
 
 async def test_a_unix_socket_is_served_on(sum_root: Path, tmp_path: Path) -> None:
-    """`tidegate health` finds it, and metrics are on this machine alone."""
+    """`tidegate health` finds it, and metrics are on this machine only."""
     path = tmp_path / "s"
     async with listening(sum_root, f"unix:{path}") as server:
         assert await serves(f"unix:{path}")
@@ -113,14 +113,14 @@ async def test_a_unix_socket_is_served_on(sum_root: Path, tmp_path: Path) -> Non
 
 
 def test_health_asks_at_a_unix_socket(sum_root: Path, tmp_path: Path) -> None:
-    """Given as an address, or as where the server of this environment listens."""
+    """Given as an address, or by the server's environment variable."""
     with serve(sum_root, "--host", f"unix:{tmp_path / 's'}"):
         assert run_command("health", "--address", f"unix:{tmp_path / 's'}").stdout == "SERVING\n"
         assert run_command("health", TIDEGATE_HOST=f"unix:{tmp_path / 's'}").stdout == "SERVING\n"
 
 
 async def test_the_socket_of_a_dead_server_is_no_hindrance(sum_root: Path, tmp_path: Path) -> None:
-    """A kill -9 leaves its file behind."""
+    """`kill -9` leaves its file behind."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -130,7 +130,7 @@ async def test_the_socket_of_a_dead_server_is_no_hindrance(sum_root: Path, tmp_p
 
 
 async def test_the_socket_of_another_server_is_refused(sum_root: Path, tmp_path: Path) -> None:
-    """It is not taken away from it, as gRPC would."""
+    """It keeps its socket, which gRPC would remove."""
     path = tmp_path / "s"
     async with listening(sum_root, f"unix:{path}"):
         with pytest.raises(StartFailed, match="another server listens there"):
@@ -139,7 +139,7 @@ async def test_the_socket_of_another_server_is_refused(sum_root: Path, tmp_path:
 
 
 async def test_a_file_that_is_no_socket_is_refused(sum_root: Path, tmp_path: Path) -> None:
-    """And left as it is."""
+    """The file is not changed."""
     path = tmp_path / "s"
     path.write_text("precious")
     with pytest.raises(StartFailed, match="a file that is no socket"):
@@ -185,5 +185,5 @@ def test_a_host_that_cannot_be_is_refused(host: str, words: str) -> None:
     ],
 )
 def test_an_address_is_as_grpc_and_urls_take_it(host: str, address: str) -> None:
-    """IPv6 in brackets, a unix socket without a port."""
+    """IPv6 in brackets; a unix socket without a port."""
     assert with_port(checked(host), 7) == address

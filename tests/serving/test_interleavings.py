@@ -1,4 +1,4 @@
-"""Streams in any order of events, against a plain Python account of what each should hold."""
+"""Streams under any order of events, compared with a plain Python model of each."""
 
 from dataclasses import dataclass, field
 
@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.engine import Engine, Verdict
+from serving.core.engine import Engine, RowStatus
 from serving.core.errors import TakenOver
 from serving.core.slots import Slots
 from serving.core.spec import Checkpoint
-from serving.core.streams import Lease, Phase, Stream, Streams, checkpoint_rows
+from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
 from tests.support import key, load, running_sum
 
 MODEL = load(running_sum())
@@ -18,41 +18,41 @@ STREAMS = 3
 
 
 @dataclass
-class Account:
-    """What a stream should hold, without slots, rings or arrays."""
+class SilenceClock:
+    """The expected content of a stream, without slots, rings or arrays."""
 
     sums: list[float] = field(default_factory=list)  # the answer to each timestep
-    values: list[float] = field(default_factory=list)  # and what was in it
-    forgotten: int = 0  # how many of these, from the first on, are remembered no longer
+    values: list[float] = field(default_factory=list)  # and its values
+    forgotten: int = 0  # how many of these, from the first on, are no longer remembered
     epoch: int = 0
-    stream: Stream | None = None  # as long as it is held
-    lease: Lease | None = None  # as long as a call has it open
+    stream: Stream | None = None  # while it is in this process
+    lease: Lease | None = None  # while a call has it open
     checkpoint: Checkpoint | None = None  # what the store has
-    stored: int = 0  # and of which timestep
-    forgotten_there: int = 0  # and what of that had been forgotten
+    stored: int = 0  # and its last timestep
+    forgotten_there: int = 0  # and how many of its answers are no longer remembered
 
     @property
     def live(self) -> bool:
         """Whether it should have a slot."""
         return self.stream is not None and self.stream.phase is Phase.LIVE
 
-    def judge(self, number: int, value: float) -> Verdict:
-        """What becomes of a timestep."""
+    def judge(self, number: int, value: float) -> RowStatus:
+        """The expected outcome of a timestep."""
         expected = len(self.sums) + 1
         if number > expected:
-            return Verdict.GAP
+            return RowStatus.GAP
         if 0 < number < expected:
             # The bits decide: -0.0 is another value than 0.0.
             same = np.float32(self.values[number - 1]).tobytes() == np.float32(value).tobytes()
-            return Verdict.DUPLICATE if same or number <= self.forgotten else Verdict.VALUES_DIFFER
-        return Verdict.APPLIED if np.isfinite(value) else Verdict.NOT_FINITE
+            return RowStatus.DUPLICATE if same or number <= self.forgotten else RowStatus.VALUES_DIFFER
+        return RowStatus.APPLIED if np.isfinite(value) else RowStatus.NON_FINITE_VALUE
 
     def remember(self, answers: int) -> None:
-        """Forgets what does not fit in a ring of so many."""
+        """Forgets answers that do not fit into a ring of that size."""
         self.forgotten = max(self.forgotten, len(self.sums) - answers)
 
     def lose(self) -> None:
-        """What is not stored is gone, and nobody has it open."""
+        """State that is not stored is lost, and no call has it open."""
         self.stream = self.lease = None
         del self.sums[self.stored :], self.values[self.stored :]
         self.forgotten = self.forgotten_there
@@ -62,13 +62,13 @@ class World:
     """One server after another, over one store."""
 
     def __init__(self) -> None:
-        self.accounts = [Account() for _ in range(STREAMS)]
+        self.accounts = [SilenceClock() for _ in range(STREAMS)]
         self.start(3)
 
     def start(self, answers: int) -> None:
-        """Begins with empty slots, as after a crash: what was not stored is lost."""
+        """Starts with empty slots, as after a crash: state that was not stored is lost."""
         self.slots = Slots(MODEL.spec, STREAMS, answers)
-        self.engine, self.streams = Engine(MODEL, self.slots), Streams()
+        self.engine, self.streams = Engine(MODEL, self.slots), StreamTable()
         for account in self.accounts:
             account.lose()
 
@@ -79,7 +79,7 @@ class World:
         if account.stream is not None and account.live:
             account.lease = self.streams.take_over(account.stream, account.epoch)
         else:
-            if account.stream is not None:  # parked, though a call has it open: that call loses it
+            if account.stream is not None:  # parked while a call has it open: that call loses the stream
                 self.streams.drop(account.stream, TakenOver(str(name), account.epoch))
             slot = self.slots.acquire(key(str(name)))
             if account.checkpoint is not None:
@@ -91,10 +91,10 @@ class World:
         assert old is None or isinstance(old.ended, TakenOver)
 
     def let_go(self, name: int) -> None:
-        """The call that has it open goes away."""
+        """The call that has it open ends."""
         account = self.accounts[name]
         if account.lease is not None and account.live:
-            self.streams.let_go(account.lease)
+            self.streams.release(account.lease)
             account.lease = None
 
     def save(self, names: set[int]) -> None:
@@ -107,10 +107,10 @@ class World:
             assert account.stream is not None
             assert checkpoint.key == account.stream.key
             assert (checkpoint.epoch, checkpoint.step) == (account.epoch, account.stored)
-            self.slots.saved[account.stream.slot] = checkpoint.step
+            self.slots.durable_step[account.stream.slot] = checkpoint.step
 
     def park(self, name: int) -> None:
-        """Stores a stream and takes it out of its slot."""
+        """Stores a stream and parks it."""
         account = self.accounts[name]
         if account.stream is not None and account.live:
             self.save({name})
@@ -126,7 +126,7 @@ class World:
             account.remember(self.slots.answers)
 
     def drop(self, name: int) -> None:
-        """Another server has taken the stream over: what is not stored is lost."""
+        """Another server has taken the stream over: state that is not stored is lost."""
         account = self.accounts[name]
         if account.stream is not None:
             self.streams.drop(account.stream, TakenOver(str(name), account.epoch + 1))
@@ -134,7 +134,7 @@ class World:
             account.lose()
 
     def batch(self, sent: dict[int, tuple[int | None, float]]) -> None:
-        """Runs one batch over the live streams among `sent`, and checks the report row by row."""
+        """Runs one batch over the live streams among `sent`, and checks the result row by row."""
         rows = [
             (account, account.stream, 0 if offset is None else max(1, len(account.sums) + 1 + offset), value)
             for account, (offset, value) in ((self.accounts[name], what) for name, what in sent.items())
@@ -143,28 +143,28 @@ class World:
         if not rows:
             return
         expected = [account.judge(number, value) for account, _, number, value in rows]
-        report = self.engine.run(
+        result = self.engine.run(
             np.array([stream.slot for _, stream, _, _ in rows], np.int64),
             np.array([number for _, _, number, _ in rows], np.int64),
             np.array([[value] for *_, value in rows], np.float32),
         )
-        codes = [0] * len(rows) if report.verdicts is None else report.verdicts.tolist()
-        assert [Verdict(code) for code in codes] == expected
+        codes = [0] * len(rows) if result.statuses is None else result.statuses.tolist()
+        assert [RowStatus(code) for code in codes] == expected
         place = 0
         for row, (account, _, number, value) in enumerate(rows):
-            assert report.steps[row] == (number or len(account.sums) + 1)
-            if expected[row] is Verdict.APPLIED:
+            assert result.steps[row] == (number or len(account.sums) + 1)
+            if expected[row] is RowStatus.APPLIED:
                 account.values.append(value)
                 account.sums.append((account.sums[-1] if account.sums else 0.0) + value)
                 account.remember(self.slots.answers)
-                assert report.outputs[0][place].tolist() == [account.sums[-1]]
-                assert report.outputs[1][place] == len(account.sums)
+                assert result.outputs[0][place].tolist() == [account.sums[-1]]
+                assert result.outputs[1][place] == len(account.sums)
                 place += 1
-        assert report.missing == 0  # this model refuses NaN
-        assert not report.failures
+        assert result.missing == 0  # this model refuses NaN
+        assert not result.failures
 
     def check(self) -> None:
-        """Compares everything that is held with the accounts."""
+        """Compares all streams with their models."""
         held = [account.stream for account in self.accounts if account.stream is not None]
         live = [account for account in self.accounts if account.live]
         assert sorted(stream.key for stream in self.streams) == sorted(stream.key for stream in held)
@@ -182,19 +182,19 @@ class World:
         for account in live:
             self.check_row(account)
 
-    def check_row(self, account: Account) -> None:
-        """Compares the row of a live stream with its account."""
+    def check_row(self, account: SilenceClock) -> None:
+        """Compares the row of a live stream with its model."""
         stream, sums = account.stream, account.sums
         assert stream is not None
         assert self.slots.keys[stream.slot] == stream.key
         assert stream.step == len(sums)
-        assert stream.saved == (account.stored == len(sums))
+        assert stream.is_saved == (account.stored == len(sums))
         total, trail, count = self.slots.gather(np.array([stream.slot]))
         assert trail[0].tolist() == [0.0, 0.0, *sums][-2:]
         assert total[0, 0] == trail[0, 1]
         assert count[0] == len(sums)
         for number in range(1, len(sums) + 1):
-            packed = self.slots.answer(stream.slot, number)
+            packed = self.slots.find_answer(stream.slot, number)
             if number > account.forgotten:
                 assert np.frombuffer(packed[0], np.float32).tolist() == [sums[number - 1]]
             else:
@@ -202,7 +202,7 @@ class World:
 
 
 which = st.integers(0, STREAMS - 1)
-# How far a timestep's number is from the next one; None: it has no number.
+# The difference of a timestep's number from the next one; None: it has no number.
 offsets = st.one_of(st.just(0), st.none(), st.integers(-4, 3))
 values = st.one_of(st.integers(-9, 9).map(float), st.sampled_from([np.nan, np.inf, -np.inf]))
 batches = st.dictionaries(which, st.tuples(offsets, values), min_size=1)
@@ -221,11 +221,11 @@ events = st.one_of(
 )
 
 
-# Short stories end before anything is stored, parked and opened again.
+# Short sequences would end before anything is stored, parked and opened again.
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(events, min_size=40, max_size=60))
 def test_any_interleaving_leaves_every_stream_as_it_should_be(story: list) -> None:
-    """Steps, repeats, gaps, NaN, storing, parking, waking, taking over, crashes: none ever touches another stream."""
+    """Steps, duplicates, gaps, NaN, saves, parking, waking, take-overs, crashes: none ever affects another stream."""
     world = World()
     for what, detail in story:
         getattr(world, what)(detail)

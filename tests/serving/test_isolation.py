@@ -1,4 +1,4 @@
-"""One client never harms another: not by leaving, not by bad input, not by reading slowly."""
+"""One client never harms another: not by disconnecting, not by bad input, not by reading slowly."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.client import Client, ClientError, StreamLost
 from serving.core.errors import StoreUnavailable
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -40,10 +40,10 @@ STEPS = 40
 
 
 class Crowd:
-    """64 streams: 40 behave, the others leave at random moments or send what they should not.
+    """64 streams: 40 behave well, the others disconnect at random moments or send bad requests.
 
-    The batcher is stopped and let go at random too, so that whatever happens meets timesteps that are queued, batches
-    that are in the thread, and batches that run in line.
+    The batcher is also stopped and released at random. So events meet queued timesteps, batches in the thread, and
+    batches in the event loop.
     """
 
     def __init__(self, server: Any, clients: list[Client], seed: int) -> None:
@@ -56,7 +56,7 @@ class Crowd:
         self.storms = 0
 
     async def good(self, number: int) -> None:
-        """Steps to the end and compares every answer with the oracle."""
+        """Sends all timesteps and compares every answer with the oracle."""
         rows = sensor_rows(STEPS, seed=number, missing=0.1)
         expected = replay(lstm(), rows)
         async with self.clients[number % len(self.clients)].open(f"good-{number}") as stream:
@@ -67,7 +67,7 @@ class Crowd:
         self.good_left -= 1
 
     async def leaver(self, number: int) -> None:
-        """Opens, steps, and is cancelled wherever it happens to be; comes back and goes on where the server says."""
+        """Opens, sends timesteps, and is cancelled at a random point; comes back and continues where the server says."""
         rows = sensor_rows(10 * STEPS, seed=number, missing=0.1)
         expected = replay(lstm(), rows)
         while self.good_left:
@@ -87,7 +87,10 @@ class Crowd:
             await asyncio.Event().wait()  # it has nothing left to send, and waits to be cancelled
 
     async def troublemaker(self, number: int) -> None:
-        """Sends infinity, gaps, repeats, wrong widths and NaN; its own good timesteps have the right bits all the same."""
+        """Sends infinity, gaps, duplicates, wrong widths and NaN.
+
+        Its own good timesteps have the right bits nevertheless.
+        """
         rows = sensor_rows(10 * STEPS, seed=number, missing=0.5)
         expected = replay(lstm(), rows)
         async with self.clients[number % len(self.clients)].open(f"bad-{number}") as stream:
@@ -110,7 +113,7 @@ class Crowd:
                 place += 1
 
     async def vandal(self, number: int) -> None:
-        """Breaks the protocol, over and over."""
+        """Breaks the protocol again and again."""
         async with raw_channel(self.server) as channel:
             while self.good_left:
                 call = RawCall(channel)
@@ -142,7 +145,7 @@ class Crowd:
                 await asyncio.sleep(0.0005)
             gate.open()
             batcher.engine.run = inner  # type: ignore[method-assign]
-            batcher.cost.alone_seconds = 0.0
+            batcher.cost.single_row_seconds = 0.0
             for _ in range(self.random.randrange(40)):
                 await asyncio.sleep(0)
             await asyncio.sleep(0.001)
@@ -150,8 +153,8 @@ class Crowd:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_well_behaved_streams_get_the_right_bits_among_others_that_are_not(lstm_root: Path, seed: int) -> None:
-    """Of 64 streams some leave, some send rubbish: no bit of the others changes, and nobody hangs."""
-    async with run_server(lstm_root, queue_max=128) as server, asyncio.timeout(3 * PATIENCE):
+    """Of 64 streams some disconnect and some send bad requests: no bit of the others changes, and no call hangs."""
+    async with run_server(lstm_root, queue_max=128) as server, asyncio.timeout(3 * TIMEOUT_S):
         clients = [Client(address_of(server)) for _ in range(4)]
         crowd = Crowd(server, clients, seed)
         async with asyncio.TaskGroup() as group:
@@ -175,7 +178,7 @@ async def test_well_behaved_streams_get_the_right_bits_among_others_that_are_not
 
 
 async def test_a_call_cancelled_while_its_timestep_is_queued(lstm_root: Path) -> None:
-    """The timestep is not applied, its slot comes free, and those queued beside it are answered."""
+    """The timestep is not applied, its slot becomes free, and the others in the queue are answered."""
     rows = sensor_rows(3, seed=9)
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
         calls = [RawCall(channel) for _ in range(4)]
@@ -200,7 +203,10 @@ async def test_a_call_cancelled_while_its_timestep_is_queued(lstm_root: Path) ->
 
 
 async def test_a_call_cancelled_while_its_batch_runs(lstm_root: Path) -> None:
-    """The timestep is applied, its answer remembered, its slot free only after the batch; its neighbour is answered."""
+    """The timestep is applied, its answer is remembered, and its slot is free only after the batch.
+
+    Its neighbour is answered.
+    """
     rows = sensor_rows(2, seed=9)
     expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
@@ -217,8 +223,8 @@ async def test_a_call_cancelled_while_its_batch_runs(lstm_root: Path) -> None:
         gate.let_one()
         await gate.entered()  # now b and c are in the thread together
         calls[2].call.cancel()
-        # What the server does about a call that ended is to park its stream; that has to wait for the batch.
-        await eventually(lambda: bool(batcher._between), "the cancellation")
+        # The server parks the stream of a call that has ended, but only after the batch.
+        await eventually(lambda: bool(batcher._deferred), "the cancellation")
         assert live(server) == 3
         gate.open()
         for call in calls[:2]:
@@ -232,7 +238,7 @@ async def test_a_call_cancelled_while_its_batch_runs(lstm_root: Path) -> None:
 
 
 async def test_a_closed_connection_parks_its_streams(lstm_root: Path) -> None:
-    """All of them, and they go on where they were."""
+    """All of them, and they continue where they were."""
     rows = sensor_rows(2, seed=1)
     async with run_server(lstm_root) as server:
         async with raw_channel(server) as channel:
@@ -247,7 +253,7 @@ async def test_a_closed_connection_parks_its_streams(lstm_root: Path) -> None:
 
 
 async def test_a_cancelled_call_frees_its_slot_for_another(sum_root: Path) -> None:
-    """Where there is room for one, the next one gets in."""
+    """If there is one slot only, the next client gets it."""
     async with run_server(sum_root, live_max=1) as server, raw_channel(server) as channel:
         for name in range(5):
             call = RawCall(channel)
@@ -258,32 +264,32 @@ async def test_a_cancelled_call_frees_its_slot_for_another(sum_root: Path) -> No
 
 
 async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path) -> None:
-    """Its claim is finished all the same, the slot that was set aside comes free, and the name can be opened again."""
+    """Its claim is completed nevertheless, the reserved slot becomes free, and the name can be opened again."""
     async with run_server(sum_root, live_max=1) as server, raw_channel(server) as channel:
-        inner, asked, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+        inner, asked, answer = server.stream_service._store.claim, asyncio.Event(), asyncio.Event()
 
         async def slow(*arguments: Any) -> Any:
             asked.set()
-            await answer.wait()  # a store that takes its time
+            await answer.wait()  # a slow store
             return await inner(*arguments)
 
-        server.keeper._store.claim = slow  # type: ignore[method-assign]
+        server.stream_service._store.claim = slow  # type: ignore[method-assign]
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await asyncio.wait_for(asked.wait(), TIMEOUT_S)
         assert live(server) == 1
-        (theirs,) = server._native._calls
+        (theirs,) = server._servicer._calls
         call.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         answer.set()
         await eventually(lambda: live(server) == 0, "the release of the slot")
-        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        server.stream_service._store.claim = inner  # type: ignore[method-assign]
         opened = await RawCall(channel).open("a")
         assert (opened.kind, opened.next_step) == (pb.Opened.KIND_RESUMED, 1)
 
 
 async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_root: Path) -> None:
-    """The take-over waits for a batch; its caller goes meanwhile, and the stream is parked, not held by nobody for ever."""
+    """The take-over waits for a batch and its caller disconnects: the stream is parked, not held for ever."""
     rows = sensor_rows(2, seed=9)
     expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
@@ -294,8 +300,8 @@ async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_
         await first.send(timestep(*rows[0]))
         await gate.entered()
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await eventually(lambda: bool(batcher._between), "the take-over")
-        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        await eventually(lambda: bool(batcher._deferred), "the take-over")
+        (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         gate.open()
@@ -307,14 +313,14 @@ async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_
 
 
 async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_steps(lstm_root: Path) -> None:
-    """The store knows the new epoch, though nobody waited for it: what was not yet stored is stored under that one."""
+    """The store has the new epoch although nobody waited for it: unsaved state is stored under that epoch."""
     rows = sensor_rows(2, seed=9)
     expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
     async with run_server(lstm_root, checkpoint_every=60) as server, raw_channel(server) as channel:
         first, second = RawCall(channel), RawCall(channel)
         await first.open("a")
         await first.step(*rows[0])
-        inner, claimed, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+        inner, claimed, answer = server.stream_service._store.claim, asyncio.Event(), asyncio.Event()
 
         async def slow(*arguments: Any) -> int | None:
             epoch = await inner(*arguments)
@@ -322,14 +328,14 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
             await answer.wait()
             return epoch
 
-        server.keeper._store.claim = slow  # type: ignore[method-assign]
+        server.stream_service._store.claim = slow  # type: ignore[method-assign]
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await asyncio.wait_for(claimed.wait(), PATIENCE)
-        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        await asyncio.wait_for(claimed.wait(), TIMEOUT_S)
+        (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         answer.set()
-        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        server.stream_service._store.claim = inner  # type: ignore[method-assign]
         await eventually(lambda: live(server) == 0, "parking")
         again = RawCall(channel)
         assert (await again.open("a")).next_step == 2
@@ -339,31 +345,31 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
 async def test_a_take_over_that_fails_after_its_call_has_gone_is_told_in_the_log(
     sum_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is nobody else to tell; the call that has the stream keeps it."""
+    """No caller is left to get the error. The call that has the stream keeps it."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         first, second = RawCall(channel), RawCall(channel)
         await first.open("a")
-        inner, asked, answer = server.keeper._store.claim, asyncio.Event(), asyncio.Event()
+        inner, asked, answer = server.stream_service._store.claim, asyncio.Event(), asyncio.Event()
 
         async def broken(*_: object) -> int:
             asked.set()
             await answer.wait()
             raise StoreUnavailable("memory:", "gone for a while")
 
-        server.keeper._store.claim = broken  # type: ignore[method-assign]
+        server.stream_service._store.claim = broken  # type: ignore[method-assign]
         await second.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
-        await asyncio.wait_for(asked.wait(), PATIENCE)
-        (theirs,) = [call for call in server._native._calls if call.lease is None]
+        await asyncio.wait_for(asked.wait(), TIMEOUT_S)
+        (theirs,) = [call for call in server._servicer._calls if call.lease is None]
         second.call.cancel()
         await eventually(lambda: bool(theirs._task.cancelling()), "the cancellation")
         answer.set()
         await eventually(lambda: "gone for a while" in caplog.text, "the line in the log")
-        server.keeper._store.claim = inner  # type: ignore[method-assign]
+        server.stream_service._store.claim = inner  # type: ignore[method-assign]
         assert (await first.step(1)).prediction.step == 1
 
 
 async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -> None:
-    """No slot stays taken, no task alive, no call on the books, whenever the cancel comes."""
+    """No slot stays in use, no task alive, no call registered, whenever the call is cancelled."""
     async with run_server(sum_root, live_max=64) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("first")
@@ -383,26 +389,26 @@ async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -
         for begin in range(0, 1000, 50):
             await asyncio.gather(*(come_and_go(number) for number in range(begin, begin + 50)), return_exceptions=True)
         await eventually(lambda: live(server) == 1, "parking")
-        await eventually(lambda: len(server._native._calls) == 1, "the end of the calls")
+        await eventually(lambda: len(server._servicer._calls) == 1, "the end of the calls")
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks + 1, "the end of the tasks")
-        assert not len(server.holdings._locks)
+        assert not len(server.registry._locks)
         assert np.frombuffer((await call.step(5)).prediction.outputs[0], np.float32).item() == 5
 
 
 async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
-    """Its own call stands still, with one timestep under way; others are answered meanwhile."""
+    """Its own call blocks with one timestep in flight. Others are answered meanwhile."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
         lazy, busy = RawCall(mine), RawCall(theirs)
         await lazy.open("lazy")
         await busy.open("busy")
-        flood = asyncio.create_task(asyncio.wait_for(_flood(lazy, 500), 2 * PATIENCE))
-        stream = server.keeper._streams.find(key("lazy"))
+        flood = asyncio.create_task(asyncio.wait_for(_flood(lazy, 500), 2 * TIMEOUT_S))
+        stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
         for number in range(1, 101):
             answer = (await busy.step(1, step=number)).prediction
             assert np.frombuffer(answer.outputs[0], np.float32)[-1] == number
-        assert stream.step < 500  # the network holds the flood back
+        assert stream.step < 500  # flow control holds the flood back
         for number in range(1, 501):
             answer = (await lazy.read()).prediction
             assert np.frombuffer(answer.outputs[0], np.float32)[0] == number
@@ -412,16 +418,16 @@ async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
 async def test_a_client_that_goes_while_it_is_written_to_is_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its stream is parked; the log of a server with many clients is for what is wrong."""
+    """Its stream is parked. The log of a server with many clients is for errors."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("lazy")
         flood = asyncio.create_task(_flood(call, 500))
-        stream = server.keeper._streams.find(key("lazy"))
+        stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
         before = -1
-        while stream.step > before:  # until the network holds the answers back
+        while stream.step > before:  # until flow control holds the answers back
             before = stream.step
             await asyncio.sleep(0.1)
         assert stream.step < 500

@@ -1,4 +1,4 @@
-"""The log: nobody waits for whoever reads it, and many lines of a kind are few."""
+"""The log: nobody waits for the reader of stderr, and repeated lines are limited."""
 
 import fcntl
 import logging
@@ -15,32 +15,32 @@ import pytest
 from serving.runtime import log as log_module
 from serving.runtime.log import KINDS_MAX, LINES_OF_A_KIND, WAITING_BYTES_MAX, Log, Stderr, lines_dropped
 from serving.runtime.metrics import Metrics
-from tests.support import PATIENCE, ROOT, environment, run_command
+from tests.support import ROOT, TIMEOUT_S, environment, run_command
 
 LINE = "x" * 10_000
 
 
 class Pipe:
-    """A log whose lines go to a pipe that is read only when a test says so."""
+    """A log that writes to a pipe, which is read only when a test says so."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
         self.log = Log(self.writing)
 
     def say(self, *lines: str, logger: str = "toy") -> None:
-        """Logs lines, each of a kind of its own."""
+        """Logs lines, each of another kind."""
         for line in lines:
             self.log.handle(logging.LogRecord(logger, logging.INFO, "", 0, line, None, None))
 
     def read_until(self, words: str) -> str:
-        """What comes, up to some words."""
+        """The output up to some words."""
         return self.read_while(lambda text: words not in text)
 
     def read_while(self, condition: Callable[[str], bool]) -> str:
-        """What comes, for as long as that holds of it."""
+        """The output for as long as the condition holds."""
         text = ""
         while condition(text):
-            readable, _, _ = select.select([self.reading], [], [], PATIENCE)
+            readable, _, _ = select.select([self.reading], [], [], TIMEOUT_S)
             assert readable, f"nothing more came behind {text[-200:]!r}"
             text += os.read(self.reading, 65536).decode()
         return text
@@ -48,7 +48,7 @@ class Pipe:
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    """One, whose log is at its end afterwards."""
+    """A log that is closed at the end."""
     made = Pipe()
     yield made
     made.log.flush()
@@ -56,7 +56,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 def full_pipe() -> tuple[int, int]:
-    """A pipe that takes nothing more until it is read."""
+    """A pipe that is full until it is read."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writing, False)
@@ -69,12 +69,12 @@ def full_pipe() -> tuple[int, int]:
 
 
 def test_who_logs_does_not_wait_for_the_reader(pipe: Pipe) -> None:
-    """What is too much is dropped and counted; when there is a reader again he is told how much."""
+    """Lines beyond the bound are dropped and counted. When the pipe is read again, the number is logged."""
     lines = 2 * WAITING_BYTES_MAX // len(LINE)
     pipe.say(*(f"{number} {LINE}" for number in range(lines)))  # a log that waits never gets beyond the sixth
     dropped = pipe.log.dropped
     assert lines / 3 < dropped < lines
-    # In one sentence, or in two where the log had a turn in the midst of it.
+    # In one message, or in two if the log wrote in between.
     told = re.compile(r"^(\d+) lines were dropped: stderr was not read$", re.MULTILINE)
     text = pipe.read_while(lambda text: sum(map(int, told.findall(text))) < dropped)
     assert text.startswith("0 xxx")
@@ -89,7 +89,7 @@ def test_lines_come_in_order_when_they_are_read(pipe: Pipe) -> None:
 
 
 def test_many_lines_of_a_kind_are_a_few_and_a_number(pipe: Pipe) -> None:
-    """Of one logger and one message, whatever is put into it; others are written as ever."""
+    """Of one logger and one message, whatever its arguments. Other lines are written as usual."""
     for number in range(25):
         pipe.log.handle(logging.LogRecord("toy", logging.WARNING, "", 0, "stream %d is taken", (number,), None))
     pipe.say("another")
@@ -102,7 +102,7 @@ def test_many_lines_of_a_kind_are_a_few_and_a_number(pipe: Pipe) -> None:
 
 
 def test_the_number_comes_when_the_period_is_over(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself; then the next lines of that kind are written again."""
+    """Without another log call. Then the next lines of that kind are written again."""
     monkeypatch.setattr(log_module, "PERIOD_SECONDS", 0.05)
     pipe.say(*["again"] * 12)
     assert pipe.read_until("2 more in").count("again\n") >= LINES_OF_A_KIND
@@ -111,23 +111,23 @@ def test_the_number_comes_when_the_period_is_over(pipe: Pipe, monkeypatch: pytes
 
 
 def test_kinds_do_not_fill_the_memory(pipe: Pipe) -> None:
-    """A message that is new each time is soon one kind, for all that its logger says."""
+    """Messages that differ each time soon count as one kind for their logger."""
     pipe.say(*(f"new {number}" for number in range(KINDS_MAX + 50)))
     assert len(pipe.log._kinds) == KINDS_MAX + 1
     pipe.log.flush()
-    assert "40 more in" in pipe.read_until("whatever else it has to say")
+    assert "40 more in" in pipe.read_until("other messages")
 
 
 def test_the_end_does_not_wait_for_ever(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second, or as long as the bound says, though nobody reads."""
+    """A second, or as long as the bound says, although nobody reads."""
     monkeypatch.setattr(log_module, "FLUSH_SECONDS", 0.05)
     pipe.say(*(LINE for _ in range(9)))
-    pipe.log.flush()  # pytest's own time-out is what would end it
+    pipe.log.flush()  # pytest's own timeout would end it
     assert pipe.log._waiting
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
-    """What it would have read is counted."""
+    """The lost lines are counted."""
     reading, writing = os.pipe()
     os.close(reading)
     log = Log(writing)
@@ -137,7 +137,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 
 def test_what_is_printed_to_stderr_waits_for_nobody_either(pipe: Pipe) -> None:
-    """Line by line: it stands for sys.stderr, to which Python writes tracebacks and warnings."""
+    """Line by line: it replaces sys.stderr, to which Python writes tracebacks and warnings."""
     stderr = Stderr(pipe.log)
     print("half a line,", end=" ", file=stderr)
     print("the other half", file=stderr)
@@ -145,22 +145,22 @@ def test_what_is_printed_to_stderr_waits_for_nobody_either(pipe: Pipe) -> None:
 
 
 def test_dropped_lines_are_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all lives of a worker."""
+    """Of all processes of a worker."""
     log = Log(os.open(os.devnull, os.O_WRONLY))
     monkeypatch.setattr(logging.getLogger(), "handlers", [log])
     first = Metrics({})
-    last = first.lay_out()
+    last = first.create_counters()
     log.dropped = 3
     first.refresh()
     assert lines_dropped() == 3
-    log.dropped = 2  # the next life's
-    board = Metrics({}).lay_out(None, last)
+    log.dropped = 2  # the next process
+    board = Metrics({}).create_counters(None, last)
     assert board.numbers("tidegate_log_lines_dropped", ()).tolist() == [5.0]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_server_whose_stderr_nobody_reads_serves_and_stops(sum_root: Path, tmp_path: Path, workers: str) -> None:
-    """Every line of its log waits, and nothing else: it becomes ready, answers, and ends at SIGTERM with exit code 0."""
+    """Every line of its log waits, and nothing else: it becomes ready, answers, and stops at SIGTERM with exit code 0."""
     reading, writing = full_pipe()
     command = [
         *(sys.executable, "-m", "serving", "serve", "--models", str(sum_root), "--host", "127.0.0.1", "--port", "0"),
@@ -169,16 +169,16 @@ def test_a_server_whose_stderr_nobody_reads_serves_and_stops(sum_root: Path, tmp
     popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True, env=environment(), cwd=ROOT)
     assert popen.stdout is not None
     try:
-        line = read_line(popen, 2 * PATIENCE)
+        line = read_line(popen, 2 * TIMEOUT_S)
         assert line.startswith("ready: grpc="), "it waits for the reader of its log"
         address = line.split("grpc=")[1].split()[0]
         assert run_command("health", "--address", address).stdout == "SERVING\n"
         popen.terminate()
-        assert popen.wait(PATIENCE) == 0
+        assert popen.wait(TIMEOUT_S) == 0
     finally:
         popen.kill()
         popen.wait()
-        popen.stdout.close()  # not read to its end: workers that are still there have it as well
+        popen.stdout.close()  # not read to its end: workers that still run have it open as well
         os.close(reading)
         os.close(writing)
 
@@ -191,7 +191,7 @@ def read_line(popen: "subprocess.Popen[str]", seconds: float) -> str:
 
 
 def test_a_refusal_that_nobody_reads_has_its_exit_code(tmp_path: Path) -> None:
-    """The line is lost, the command ends all the same."""
+    """The line is lost, but the command ends."""
     reading, writing = full_pipe()
     command = [
         sys.executable,
@@ -205,7 +205,7 @@ def test_a_refusal_that_nobody_reads_has_its_exit_code(tmp_path: Path) -> None:
         "--metrics-port",
         "0",
     ]
-    ended = subprocess.run(command, stderr=writing, env=environment(), cwd=ROOT, timeout=PATIENCE, check=False)
+    ended = subprocess.run(command, stderr=writing, env=environment(), cwd=ROOT, timeout=TIMEOUT_S, check=False)
     assert ended.returncode == 3
     os.close(reading)
     os.close(writing)

@@ -1,4 +1,4 @@
-"""What Prometheus sees."""
+"""The metrics of a server."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ async def test_every_metric_is_there_from_the_start(sum_root: Path) -> None:
 
 
 async def test_constants_say_what_is_served(sum_root: Path) -> None:
-    """The fingerprint of the model, the versions of the parts, and the batch check."""
+    """The fingerprint of the model, the versions of the components, and the batch check."""
     async with run_server(sum_root) as server:
         metrics = await scrape(server)
     fingerprint = load(running_sum()).spec.fingerprint
@@ -71,7 +71,7 @@ async def test_constants_say_what_is_served(sum_root: Path) -> None:
 
 
 async def test_promtool_accepts_it(lstm_root: Path) -> None:
-    """Names, units, types and help are as Prometheus wants them."""
+    """Names, units, types and help follow Prometheus' rules."""
     promtool = shutil.which("promtool")
     if promtool is None:
         message = "promtool is not installed; it is in the Debian package prometheus"
@@ -92,7 +92,7 @@ async def test_promtool_accepts_it(lstm_root: Path) -> None:
 
 
 async def test_no_stream_is_a_label(sum_root: Path) -> None:
-    """A million streams must not be a million series."""
+    """A million streams must not become a million series."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         before = len((await scrape(server)).text.splitlines())
         for name in range(5):
@@ -187,7 +187,7 @@ async def _ended(server: Any, channel: grpc.aio.Channel) -> None:
     await old.send(timestep(1))
     await eventually(lambda: len(batcher._queue) == 1, "queueing")
     opening = asyncio.create_task(new.open("a"))
-    await eventually(lambda: opening.done() or bool(batcher._between), "the open")
+    await eventually(lambda: opening.done() or bool(batcher._deferred), "the open")
     gate.open()
     await blocker.read()
     await opening
@@ -231,7 +231,7 @@ async def test_opens_and_closes_are_counted_by_how_they_went(sum_root: Path) -> 
         call = RawCall(channel)
         await call.open("a")  # resumed
         other = RawCall(channel)
-        await other.open("a")  # taken over, and the first call lets go
+        await other.open("a")  # taken over, and the first call releases it
         await call.ending()
         await other.ask(pb.PredictRequest(close=pb.Close(forget=True)))  # forgotten
         await other.ending()
@@ -261,7 +261,7 @@ async def test_opens_and_closes_are_counted_by_how_they_went(sum_root: Path) -> 
 
 
 async def test_streams_are_counted_where_they_are(sum_root: Path) -> None:
-    """Live, then parked, then live again, then nowhere."""
+    """Live, then parked, then live again, then gone."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
 
         async def now() -> tuple[float, float]:
@@ -285,7 +285,7 @@ async def test_streams_are_counted_where_they_are(sum_root: Path) -> None:
 
 
 async def test_lost_state_is_counted(sum_root: Path) -> None:
-    """The one counter that must stay 0 does not when a client knows more than the server."""
+    """The one counter that must stay 0 rises when a client knows more than the server."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a", resume_from=4)))
@@ -294,7 +294,7 @@ async def test_lost_state_is_counted(sum_root: Path) -> None:
 
 
 async def test_missing_values_are_counted(lstm_root: Path) -> None:
-    """Values, not timesteps; those of refused timesteps are not."""
+    """Values, not timesteps. Those of refused timesteps do not count."""
     async with run_server(lstm_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("a")
@@ -305,7 +305,7 @@ async def test_missing_values_are_counted(lstm_root: Path) -> None:
 
 
 async def test_a_batch_is_measured_once(sum_root: Path) -> None:
-    """Its size and its run; the waiting of each of its timesteps."""
+    """Its size and its duration, and the queueing time of each of its timesteps."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         calls = [RawCall(channel) for _ in range(5)]
         for name, call in enumerate(calls):
@@ -327,7 +327,7 @@ async def test_a_batch_is_measured_once(sum_root: Path) -> None:
 
 
 async def test_the_stages_add_up_to_the_step(sum_root: Path) -> None:
-    """For a lone stream queue and run are parts of the step, and most of what is left is the network's turn."""
+    """For a single stream, queueing and running are parts of the step, and most of the rest is the network."""
     count = 300
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
@@ -336,7 +336,7 @@ async def test_the_stages_add_up_to_the_step(sum_root: Path) -> None:
             await call.step(1)
         await eventually(lambda: batcher_of(server).metrics.step_seconds.counts != [0] * 18)
         metrics = await scrape(server)
-    assert metrics("tidegate_step_seconds_count") in (count - 1, count)  # the last is counted after it was written
+    assert metrics("tidegate_step_seconds_count") in (count - 1, count)  # the last one is counted after it was written
     stages = metrics("tidegate_queue_seconds_sum") + metrics("tidegate_run_seconds_sum")
     step = metrics("tidegate_step_seconds_sum")
     assert metrics("tidegate_queue_seconds_count") == metrics("tidegate_run_seconds_count") == count
@@ -370,7 +370,7 @@ def test_the_buckets_fit_a_server_of_microseconds() -> None:
 
 
 def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
-    """As Prometheus defines `le`; what is beyond the last bound is in +Inf."""
+    """As Prometheus defines `le`. Values beyond the last bound are in +Inf."""
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 2.0, 9.0):
         histogram.observe(value)
@@ -381,9 +381,9 @@ def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
 @given(st.lists(st.floats(0, 2) | st.sampled_from(SECONDS)))
 def test_many_values_are_observed_as_each_would_be(values: list[float]) -> None:
     """A batch at once or one by one: the same counts, the same sum."""
-    together, apart = Histogram(SECONDS), Histogram(SECONDS)
-    together.observe_many(values)
+    run_concurrently, apart = Histogram(SECONDS), Histogram(SECONDS)
+    run_concurrently.observe_many(values)
     for value in values:
         apart.observe(value)
-    assert together.counts == apart.counts
-    assert together.sum == pytest.approx(apart.sum)
+    assert run_concurrently.counts == apart.counts
+    assert run_concurrently.sum == pytest.approx(apart.sum)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving.core.errors import ContractBroken, ModelFailed
-from serving.core.model import ROOMS_MAX, Model
+from serving.core.model import BOUND_SIZES_MAX, Model
 from tests.support import (
     FLOAT,
     INT64,
@@ -40,7 +40,7 @@ DESCRIBED = describe(
 def plain(
     described: Any = DESCRIBED, *, x: Any = ("batch", 2), h: Any = ("batch", 3), types: Mapping[str, int] | None = None
 ) -> bytes:
-    """A graph that hands x and h through; `types` are those of its tensors where they are not float32."""
+    """A graph that passes x and h through. `types` are the types of its tensors that are not float32."""
 
     def tensor(name: str, shape: Any) -> Any:
         return name, (types or {}).get(name, FLOAT), list(shape)
@@ -49,13 +49,13 @@ def plain(
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """The description with some keys replaced; None takes a key out."""
+    """The description with some keys replaced; None removes a key."""
     whole = {**DESCRIBED, **changes}
     return {name: value for name, value in whole.items() if value is not None}
 
 
-def refusal(graph: bytes, sidecar: str | None = None) -> str:
-    """Why a graph is refused."""
+def refusal_error(graph: bytes, sidecar: str | None = None) -> str:
+    """The error for a refused graph."""
     with pytest.raises(ContractBroken) as caught:
         Model("pump", "3", graph, sidecar)
     assert str(caught.value).startswith("pump/3: ")
@@ -64,50 +64,50 @@ def refusal(graph: bytes, sidecar: str | None = None) -> str:
 
 
 def test_a_graph_that_is_what_it_says_is_served() -> None:
-    """The graph that the refusals below are variations of is fine itself."""
+    """The graph that the refused graphs below vary is valid."""
     spec = load(plain()).spec
     assert [feature.name for feature in spec.features] == ["a", "b"]
     assert spec.state[0].shape == (3,)
 
 
 def test_broken_bytes_are_refused() -> None:
-    """Bytes that are no ONNX graph are refused with one line."""
-    assert "cannot load the graph" in refusal(b"this is no graph")
+    """Bytes that are not ONNX are refused with one line."""
+    assert "cannot load the graph" in refusal_error(b"this is no graph")
 
 
 def test_a_truncated_graph_is_refused() -> None:
     """Half a graph is refused with one line."""
     graph = lstm()
-    assert "cannot load the graph" in refusal(graph[: len(graph) // 2])
+    assert "cannot load the graph" in refusal_error(graph[: len(graph) // 2])
 
 
 def test_missing_metadata_is_refused() -> None:
-    """A graph that does not describe itself, without a model.toml, is refused and told both places."""
-    message = refusal(plain(None))
+    """A graph without a description and without model.toml is refused, and the message names both places."""
+    message = refusal_error(plain(None))
     assert "tidegate" in message
     assert "model.toml" in message
 
 
 def test_bad_json_is_refused() -> None:
-    """Metadata that is no JSON is refused."""
-    assert "JSON" in refusal(plain("{not json"))
+    """Metadata that is not JSON is refused."""
+    assert "JSON" in refusal_error(plain("{not json"))
 
 
 @pytest.mark.parametrize("contract", [0, 2])
 def test_another_contract_is_refused(contract: int) -> None:
-    """A contract number that this server does not read is refused with both numbers."""
-    assert f"contract: got {contract}, this server reads 1" in refusal(plain(changed(contract=contract)))
+    """An unknown contract number is refused with both numbers."""
+    assert f"contract: got {contract}, this server reads 1" in refusal_error(plain(changed(contract=contract)))
 
 
 @pytest.mark.parametrize("field", ["contract", "features", "outputs"])
 def test_a_description_without_a_required_key_is_refused(field: str) -> None:
-    """The message names the key that is missing."""
-    assert field in refusal(plain(changed(**{field: None})))
+    """The message names the missing key."""
+    assert field in refusal_error(plain(changed(**{field: None})))
 
 
 def test_no_features_are_refused() -> None:
     """A model needs at least one feature."""
-    assert "features" in refusal(plain(changed(features=[])))
+    assert "features" in refusal_error(plain(changed(features=[])))
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_no_features_are_refused() -> None:
 )
 def test_a_wrong_shape_is_refused(graph: bytes, tensor: str, got: str, expected: str) -> None:
     """The message has the tensor's name and both shapes."""
-    assert f"{tensor} has shape {got}, expected {expected}" in refusal(graph)
+    assert f"{tensor} has shape {got}, expected {expected}" in refusal_error(graph)
 
 
 def test_a_next_state_of_another_shape_is_refused() -> None:
-    """A state tensor's next value must have the shape of the state, told with the name and both shapes."""
+    """The next value of a state tensor must have its shape; the message has the name and both shapes."""
     graph = build(
         [
             helper.make_node("Identity", ["x"], ["y"]),
@@ -144,21 +144,21 @@ def test_a_next_state_of_another_shape_is_refused() -> None:
         None,
         DESCRIBED,
     )
-    assert "output 'h_next' has shape [batch, 6], expected [batch, 3]" in refusal(graph)
+    assert "output 'h_next' has shape [batch, 6], expected [batch, 3]" in refusal_error(graph)
 
 
 def test_two_symbolic_dimensions_are_refused() -> None:
-    """A state tensor with two dimensions that are not fixed has no batch axis, even when described so."""
+    """A state tensor with two symbolic dimensions has no batch axis, even if described so."""
     state = [{"name": "h", "next": "h_next", "shape": ["batch", "batch"]}]
-    message = refusal(plain(changed(state=state), h=("batch", "hidden")))
+    message = refusal_error(plain(changed(state=state), h=("batch", "hidden")))
     assert "'h'" in message
     assert "exactly one dimension" in message
 
 
 def test_a_state_without_a_batch_is_refused() -> None:
-    """A state tensor whose dimensions are all fixed would be shared by all streams."""
+    """A state tensor with fixed dimensions only would be shared by all streams."""
     state = [{"name": "h", "next": "h_next", "shape": [4, 3]}]
-    message = refusal(plain(changed(state=state), h=(4, 3)))
+    message = refusal_error(plain(changed(state=state), h=(4, 3)))
     assert "'h'" in message
     assert "exactly one dimension" in message
 
@@ -172,12 +172,12 @@ def test_an_output_with_the_batch_elsewhere_is_refused() -> None:
         None,
         changed(outputs=[{"name": "y", "shape": [2, "batch"]}]),
     )
-    assert "output 'y' has shape [2, batch], expected the batch first" in refusal(graph)
+    assert "output 'y' has shape [2, batch], expected the batch first" in refusal_error(graph)
 
 
 def test_an_undeclared_input_is_refused() -> None:
     """An input that the description does not mention is named."""
-    message = refusal(plain(changed(state=[])))
+    message = refusal_error(plain(changed(state=[])))
     assert "input h is in the graph, but its description does not mention it" in message
 
 
@@ -190,7 +190,7 @@ def test_an_undeclared_output_is_refused() -> None:
         None,
         DESCRIBED,
     )
-    assert "output extra is in the graph, but its description does not mention it" in refusal(graph)
+    assert "output extra is in the graph, but its description does not mention it" in refusal_error(graph)
 
 
 @pytest.mark.parametrize(
@@ -203,26 +203,26 @@ def test_an_undeclared_output_is_refused() -> None:
     ],
 )
 def test_a_tensor_that_is_not_there_is_refused(changes: dict[str, Any], message: str) -> None:
-    """The message names the tensor that the description speaks of and those that the graph has."""
-    assert message in refusal(plain(changed(**changes)))
+    """The message has the tensor in the description and the tensors of the graph."""
+    assert message in refusal_error(plain(changed(**changes)))
 
 
 @pytest.mark.parametrize("name", ["x", "h", "y", "h_next"])
 def test_a_type_that_cannot_travel_is_refused(name: str) -> None:
-    """A tensor of a type that has no place in the protocol is refused by name."""
+    """A tensor of a type that the protocol does not have is refused by name."""
     tensors = {"x": ["x", "y"], "y": ["x", "y"], "h": ["h", "h_next"], "h_next": ["h", "h_next"]}[name]
-    message = refusal(plain(types=dict.fromkeys(tensors, TensorProto.FLOAT16)))
+    message = refusal_error(plain(types=dict.fromkeys(tensors, TensorProto.FLOAT16)))
     assert f"'{tensors[0]}' is tensor(float16), expected one of" in message
 
 
 def test_an_x_that_is_not_float32_is_refused() -> None:
-    """Timesteps travel as float32, so x is float32."""
-    message = refusal(plain(x=("batch", 2), types=dict.fromkeys(("x", "y"), TensorProto.DOUBLE)))
+    """Timesteps are float32, so x must be float32."""
+    message = refusal_error(plain(x=("batch", 2), types=dict.fromkeys(("x", "y"), TensorProto.DOUBLE)))
     assert "input 'x' is float64, expected float32" in message
 
 
 def test_a_next_state_of_another_type_is_refused() -> None:
-    """A state tensor's next value must have the type of the state."""
+    """The next value of a state tensor must have its type."""
     graph = build(
         [
             helper.make_node("Identity", ["x"], ["y"]),
@@ -233,31 +233,31 @@ def test_a_next_state_of_another_type_is_refused() -> None:
         None,
         DESCRIBED,
     )
-    assert "output 'h_next' is float64, expected float32 like state 'h'" in refusal(graph)
+    assert "output 'h_next' is float64, expected float32 like state 'h'" in refusal_error(graph)
 
 
 def test_an_initial_list_of_the_wrong_length_is_refused() -> None:
     """The message names the state and both counts."""
     state = [{"name": "h", "next": "h_next", "shape": ["batch", 3], "initial": [1.0, 2.0]}]
-    assert "state 'h' has 2 initial values, expected 3" in refusal(plain(changed(state=state)))
+    assert "state 'h' has 2 initial values, expected 3" in refusal_error(plain(changed(state=state)))
 
 
 @pytest.mark.parametrize("bound", ["low", "high"])
 def test_an_infinite_range_is_refused(bound: str) -> None:
-    """A training range is made of numbers; unknown is null, not infinity."""
+    """A training range consists of finite numbers; unknown is null, not infinity."""
     features = [{"name": "a", bound: float("inf")}, {"name": "b"}]
     with pytest.raises(ContractBroken, match=bound):
-        load(plain(changed(features=features))).varying_batches(2)
+        load(plain(changed(features=features))).batch_variant_sizes(2)
 
 
 def test_a_model_that_fails_its_warm_up_is_refused() -> None:
-    """A graph that raises on its own training range is refused when it is loaded, not when streams are on it."""
+    """A graph that raises on its own training range is refused when it is loaded, not later."""
     with pytest.raises(ContractBroken, match="toy/1"):
-        load(picky(low=50.0, high=60.0)).varying_batches(4)
+        load(picky(low=50.0, high=60.0)).batch_variant_sizes(4)
 
 
 def test_tensors_that_come_out_in_another_shape_are_refused() -> None:
-    """A graph that says [batch, 1] but gives one row for the whole batch would give every stream the same answer."""
+    """A graph that declares [batch, 1] but returns one row for the whole batch would mix streams."""
     graph = build(
         [
             helper.make_node("ReduceSum", ["x"], ["all"], keepdims=0),
@@ -273,7 +273,7 @@ def test_tensors_that_come_out_in_another_shape_are_refused() -> None:
         DESCRIBED,
     )
     with pytest.raises(ContractBroken, match="'y'"):
-        load(graph).varying_batches(4)
+        load(graph).batch_variant_sizes(4)
 
 
 TOML = """
@@ -292,7 +292,7 @@ UNDESCRIBED = build(
 
 
 def test_a_model_toml_describes_a_graph_without_metadata() -> None:
-    """The same keys in TOML do, and `input` says what the graph calls x."""
+    """The same keys in TOML do, and `input` is the graph's name for x."""
     model = load(UNDESCRIBED, sidecar=TOML)
     assert model.spec.input == "u"
     assert model.spec.handles_missing
@@ -302,17 +302,17 @@ def test_a_model_toml_describes_a_graph_without_metadata() -> None:
 
 
 def test_a_model_toml_that_is_no_toml_is_refused() -> None:
-    """The message says which file and what is wrong."""
-    assert "model.toml is not TOML" in refusal(UNDESCRIBED, "contract = = 1")
+    """The message names the file and the error."""
+    assert "model.toml is not TOML" in refusal_error(UNDESCRIBED, "contract = = 1")
 
 
 def test_metadata_wins_over_a_model_toml() -> None:
-    """What the graph says of itself counts, a file beside it only where it says nothing."""
+    """The graph's own description counts; a file beside it only where there is none."""
     assert load(plain(), sidecar=TOML).spec.input == "x"
 
 
 def test_a_given_initial_state_is_what_streams_begin_with() -> None:
-    """A flat list fills a row in order, one number every place."""
+    """A flat list fills a row in order, one number for each element."""
     initial = load(UNDESCRIBED, sidecar=TOML).initial_state(2)[0]
     assert np.array_equal(initial, [[1, 2, 3], [1, 2, 3]])
     one = [{"name": "h", "next": "h_next", "shape": ["batch", 3], "initial": 0.5}]
@@ -320,7 +320,7 @@ def test_a_given_initial_state_is_what_streams_begin_with() -> None:
 
 
 def test_the_spec_says_what_the_description_says() -> None:
-    """Nothing of the description is lost on the way into the spec, and the fingerprint is the graph's."""
+    """The spec has everything of the description, and the graph's fingerprint."""
     import hashlib
 
     graph = lstm()
@@ -341,13 +341,13 @@ def test_the_spec_says_what_the_description_says() -> None:
 
 
 def test_keys_of_later_contracts_are_ignored() -> None:
-    """A description may say more than this server knows."""
+    """A description may have keys that this server does not know."""
     assert load(plain(changed(flavour="vanilla"))).spec.features[0].name == "a"
 
 
 @pytest.mark.parametrize("make", [running_sum, lstm])
 def test_a_batch_gives_each_row_what_it_gets_alone(make: Callable[..., bytes]) -> None:
-    """Rows keep to themselves wherever a state tensor has its batch axis."""
+    """Rows do not mix, wherever a state tensor has its batch axis."""
     graph = make()
     model = load(graph)
     rng = np.random.default_rng(1)
@@ -363,7 +363,7 @@ def test_a_batch_gives_each_row_what_it_gets_alone(make: Callable[..., bytes]) -
 
 
 def test_a_batch_axis_of_1_comes_back_first() -> None:
-    """The state of a row is that row's, in the graph's order, and comes back batch first."""
+    """The state of a row is that row's, in the graph's layout, and comes back batch first."""
     model = load(running_sum())
     _, state = model.step(np.array([[1], [2], [3]], np.float32), model.initial_state(3))
     _, state = model.step(np.array([[10], [20], [30]], np.float32), state)
@@ -376,13 +376,13 @@ def test_a_batch_axis_of_1_comes_back_first() -> None:
 
 @pytest.mark.parametrize("make", [running_sum, lstm])
 def test_memory_that_is_used_again_gives_the_bits_of_fresh_memory(make: Callable[..., bytes]) -> None:
-    """Batches of one size go through the same memory from the second on, wherever a tensor has its batch axis."""
+    """From the second on, batches of one size use the same memory, wherever a tensor has its batch axis."""
     model = load(make())
     x = np.random.default_rng(1).integers(-5, 5, (6, 4, len(model.spec.features))).astype(np.float32)
     fresh = again = model.initial_state(4)
     for turn, now in enumerate(x):
         expected, fresh = load(make()).step(now, fresh)
-        room = model.room(4)
+        room = model.state_buffers(4)
         assert (room is not None) == (turn > 0)
         if room is not None:
             for mine, theirs in zip(room, again, strict=True):
@@ -396,8 +396,8 @@ def test_memory_that_is_used_again_gives_the_bits_of_fresh_memory(make: Callable
 def test_outputs_are_the_callers_own() -> None:
     """The next batch in the same memory does not change them."""
     model = load(running_sum())
-    model.room(2)
-    for part in (room := model.room(2)) or ():
+    model.state_buffers(2)
+    for part in (room := model.state_buffers(2)) or ():
         part[:] = 0
     assert room is not None
     outputs, _ = model.step(np.array([[1], [2]], np.float32), room)
@@ -408,16 +408,16 @@ def test_outputs_are_the_callers_own() -> None:
 def test_a_model_keeps_memory_for_a_few_sizes_only() -> None:
     """Batches of single timesteps have all sizes."""
     model = load(running_sum())
-    for size in range(1, 3 * ROOMS_MAX):
+    for size in range(1, 3 * BOUND_SIZES_MAX):
         for _ in range(3):
-            room = model.room(size)
+            room = model.state_buffers(size)
             assert room is None or len(room[0]) == size
-    assert len(model._rooms) == ROOMS_MAX
-    assert model.room(1) is None
+    assert len(model._batch_bindings) == BOUND_SIZES_MAX
+    assert model.state_buffers(1) is None
 
 
 def test_a_graph_that_raises_is_a_model_failed() -> None:
-    """What onnxruntime raises becomes our own error, one line, with the model's name."""
+    """An error of onnxruntime becomes our own error, one line, with the model's name."""
     model = load(picky())
     with pytest.raises(ModelFailed, match="model toy/1 failed: ") as caught:
         model.step(np.array([[99]], np.float32), model.initial_state(1))
@@ -426,13 +426,13 @@ def test_a_graph_that_raises_is_a_model_failed() -> None:
 
 @pytest.mark.parametrize("make", [running_sum, lstm, picky, inverse])
 def test_no_batch_changes_bits_on_this_cpu(make: Callable[..., bytes]) -> None:
-    """What we promise of predictions holds for these graphs here."""
-    assert not load(make()).varying_batches(20).size
+    """The promise about predictions holds for these graphs on this machine."""
+    assert not load(make()).batch_variant_sizes(20).size
 
 
 def test_a_graph_that_depends_on_its_batch_is_found() -> None:
-    """Every size of batch that changes bits is named."""
-    assert load(crosstalk()).varying_batches(5).tolist() == [2, 3, 4, 5]
+    """Every batch size that changes bits is returned."""
+    assert load(crosstalk()).batch_variant_sizes(5).tolist() == [2, 3, 4, 5]
 
 
 def test_a_model_without_state_can_be_served() -> None:
@@ -459,7 +459,7 @@ def test_an_unnamed_dimension_is_a_batch_too() -> None:
 
 
 def test_a_graph_written_by_hand_reads_like_the_documentation() -> None:
-    """The JSON that docs/model.md shows is accepted by the reader of descriptions, key by key."""
+    """The reader of descriptions accepts the JSON in docs/model.md, key by key."""
     from tests.support import ROOT
 
     text = (ROOT / "docs" / "model.md").read_text("utf-8").split("```json\n")[1].split("```")[0]
@@ -480,7 +480,7 @@ def test_a_graph_written_by_hand_reads_like_the_documentation() -> None:
 
 
 def test_an_int64_state_keeps_its_type() -> None:
-    """A state tensor is handed back in the type it has in the graph."""
+    """A state tensor keeps the dtype that it has in the graph."""
     described = changed(state=[{"name": "h", "next": "h_next", "shape": ["batch", 3], "initial": [7, 8, 9]}])
     model = load(plain(described, types=dict.fromkeys(("h", "h_next"), INT64)))
     _, state = model.step(np.zeros((1, 2), np.float32), model.initial_state(1))
@@ -492,7 +492,7 @@ def test_an_int64_state_keeps_its_type() -> None:
 def test_every_size_of_a_batch_is_compared_as_often_as_its_values_are_few(
     make: Callable[[], bytes], runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each once at least; a size with hundreds of values in a row is not run again and again while a server starts."""
+    """Each size runs at least once. A size with hundreds of values in a row does not run again and again at a start."""
     model, sizes = load(make()), Counter[int]()
     inner = model.step
 
@@ -501,5 +501,5 @@ def test_every_size_of_a_batch_is_compared_as_often_as_its_values_are_few(
         return inner(x, state)
 
     monkeypatch.setattr(model, "step", noted)
-    model.varying_batches(8)
+    model.batch_variant_sizes(8)
     assert {size: count for size, count in sizes.items() if size > 1} == dict.fromkeys(range(2, 9), runs)

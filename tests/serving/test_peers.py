@@ -1,4 +1,4 @@
-"""Servers on one store: what each says of itself, and for how long one waits for another."""
+"""Servers on one store: heartbeats, notices, and how long one waits for another."""
 
 import asyncio
 from dataclasses import replace
@@ -7,15 +7,15 @@ import pytest
 
 from serving.core.spec import Key, ModelId
 from serving.runtime import peers as peers_module
-from serving.runtime.peers import HolderSilent, Peers
-from serving.store import Head, Holder, MemoryStore, Record
-from tests.support import PATIENCE, key
+from serving.runtime.peers import Peers, PeerUnresponsive
+from serving.store import Holder, MemoryStore, Record, StreamMetadata
+from tests.support import TIMEOUT_S, key
 
 MODEL = ModelId("toy", "1", "f" * 64)
 
 
 class Restless(MemoryStore):
-    """Counts heartbeats, has three notices at once, and says that a stream has a new owner each time it is loaded."""
+    """Counts heartbeats, has three notices at once, and returns a new epoch each time a stream is loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,36 +23,36 @@ class Restless(MemoryStore):
         self.told = False
         self.epoch = 0
 
-    async def beat(self) -> str:
+    async def heartbeat(self) -> str:
         """Counts."""
         self.beats += 1
         return ""
 
-    async def notices(self) -> list[Key]:
+    async def take_notices(self) -> list[Key]:
         """Three, the first time."""
         told, self.told = self.told, True
         return [] if told else [key("a"), key("b"), key("c")]
 
     async def load(self, of: Key) -> Record:
-        """Each time under another owner."""
+        """Each time under another epoch."""
         self.epoch += 1
-        head = Head(of, self.epoch, 1, MODEL, 0, 0, 0)
+        head = StreamMetadata(of, self.epoch, 1, MODEL, 0, 0, 0)
         return Record(replace(head, holder=Holder.OTHER, live=True), None)
 
-    async def ask(self, of: Key, epoch: int) -> int:
-        """Asks nobody."""
+    async def request_save(self, of: Key, epoch: int) -> int:
+        """Does nothing."""
         await asyncio.sleep(0)
         return 1
 
 
 async def nothing() -> None:
-    """A store that was not restarted."""
+    """The store was not restarted."""
 
 
 async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat that is due comes before the next streams are looked at, not when all of them have been."""
-    monkeypatch.setattr(peers_module, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(peers_module, "TOGETHER_MAX", 1)
+    """A heartbeat that is due comes before the next notices are handled, not after all of them."""
+    monkeypatch.setattr(peers_module, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(peers_module, "CONCURRENT_MAX", 1)
     store, beats, done = Restless(), [], asyncio.Event()
 
     async def look(_: Key) -> None:
@@ -61,7 +61,7 @@ async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest
             done.set()
 
     running = asyncio.create_task(Peers(store, look, lambda: True, nothing).run())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await done.wait()
     running.cancel()
     await asyncio.wait([running])
@@ -69,13 +69,13 @@ async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest
 
 
 async def test_an_ask_ends_also_when_the_owner_changes_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who asks for a stream that changes hands again and again is told that nobody answers."""
-    monkeypatch.setattr(peers_module, "ASK_SECONDS", 0.02)
+    """A request for a stream that changes hands again and again fails because no server responds."""
+    monkeypatch.setattr(peers_module, "SAVE_WAIT_SECONDS", 0.02)
 
     async def look(_: Key) -> None:
         raise AssertionError
 
     peers = Peers(Restless(), look, lambda: False, nothing)
-    async with asyncio.timeout(PATIENCE):
-        with pytest.raises(HolderSilent, match=r"^the server that has stream 'a' in memory does not answer"):
-            await peers.settled(key("a"))
+    async with asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(PeerUnresponsive, match=r"^the server that has stream 'a' in memory does not answer"):
+            await peers.load_settled(key("a"))

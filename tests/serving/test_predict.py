@@ -1,4 +1,4 @@
-"""The life of a stream through a real server and the real client."""
+"""The life cycle of a stream with a real server and the real client."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ from serving.client import (
     TakenOver,
 )
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -37,14 +37,14 @@ from tests.support import (
 
 
 async def test_a_new_stream_begins_at_the_first_timestep(sum_root: Path) -> None:
-    """The open says new, epoch 1, and which number comes first."""
+    """The open reports new, epoch 1, and the first number."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
         assert (stream.kind, stream.stream_id, stream.epoch, stream.next_step) == ("new", "a", 1, 1)
         assert (stream.model.name, stream.model.version) == ("toy", "1")
 
 
 async def test_a_timestep_is_answered_with_named_arrays(sum_root: Path) -> None:
-    """Names, types and shapes are those of the model."""
+    """Names, dtypes and shapes are those of the model."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open() as stream:
         answer = await stream.step([5.0])
         assert list(answer) == ["sum", "steps"]
@@ -54,13 +54,13 @@ async def test_a_timestep_is_answered_with_named_arrays(sum_root: Path) -> None:
 
 
 async def test_the_server_keeps_the_state_between_timesteps(sum_root: Path) -> None:
-    """Each answer stands on all timesteps before it."""
+    """Each answer depends on all timesteps before it."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open() as stream:
         assert [(await stream.step([value]))["sum"].item() for value in (1, 2, 3)] == [1, 3, 6]
 
 
 async def test_an_open_without_a_name_gets_one_that_nobody_guesses(sum_root: Path) -> None:
-    """Two such opens get two names, long enough, and each can be resumed by it."""
+    """Two such opens get two different long names, and each name resumes its stream."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open() as one, client.open() as other:
             assert len({one.stream_id, other.stream_id}) == 2
@@ -72,7 +72,7 @@ async def test_an_open_without_a_name_gets_one_that_nobody_guesses(sum_root: Pat
 
 @pytest.mark.parametrize("parked_after", [0, 1, 40])
 async def test_a_resumed_stream_goes_on_with_the_same_bits(lstm_root: Path, parked_after: int) -> None:
-    """Leaving and coming back changes nothing: the bits are those of a stream that never left."""
+    """A disconnect and a resume change nothing: the bits are those of an uninterrupted stream."""
     rows = sensor_rows(60, missing=0.1)
     got = []
     async with run_server(lstm_root) as server, Client(address_of(server)) as client:
@@ -99,7 +99,7 @@ async def test_a_repeat_is_answered_without_being_applied(sum_root: Path) -> Non
 
 
 async def test_a_repeat_that_is_no_longer_remembered_is_empty(sum_root: Path) -> None:
-    """The client learns that it was applied, and no more."""
+    """The client learns only that it was applied."""
     async with (
         run_server(sum_root, answers_remembered=2) as server,
         Client(address_of(server)) as client,
@@ -112,7 +112,7 @@ async def test_a_repeat_that_is_no_longer_remembered_is_empty(sum_root: Path) ->
 
 
 async def test_the_server_numbers_timesteps_without_a_number(sum_root: Path) -> None:
-    """For clients that do not care for exactly-once."""
+    """For clients that do not need exactly-once."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         opened = await call.open("a")
@@ -121,7 +121,7 @@ async def test_the_server_numbers_timesteps_without_a_number(sum_root: Path) -> 
 
 
 async def test_a_client_that_lets_the_server_number_stays_in_step(sum_root: Path) -> None:
-    """A timestep sent without a number moves `next_step` on, so that the next one is not taken for a repeat."""
+    """A timestep without a number raises `next_step`, so that the next one is not taken for a duplicate."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
         for value in (1, 2):
             await stream.step([value], step=0)
@@ -130,7 +130,7 @@ async def test_a_client_that_lets_the_server_number_stays_in_step(sum_root: Path
 
 
 async def test_several_timesteps_under_way_are_answered_in_order(sum_root: Path) -> None:
-    """A client need not wait for an answer before it sends the next."""
+    """A client need not wait for an answer before it sends the next timestep."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client, client.open("a") as stream:
         answers = await asyncio.gather(*(stream.step([value]) for value in range(1, 51)))
         assert [answer["sum"].item() for answer in answers] == np.cumsum(range(1, 51)).tolist()
@@ -147,7 +147,7 @@ async def test_must_exist_refuses_an_unknown_stream(sum_root: Path) -> None:
 
 
 async def test_must_be_new_refuses_a_known_stream(sum_root: Path) -> None:
-    """Whether it is parked or live, and a live one is not disturbed."""
+    """Whether it is parked or live. A live one is not affected."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open("a", existence="must_be_new") as stream:
             await stream.step([1])
@@ -161,7 +161,7 @@ async def test_must_be_new_refuses_a_known_stream(sum_root: Path) -> None:
 
 
 async def test_a_take_over_goes_on_and_ends_the_other_call(sum_root: Path) -> None:
-    """The new call has the state and a higher epoch; the old one is told why it ended."""
+    """The new call has the state and a higher epoch. The old one ends with the reason."""
     async with (
         run_server(sum_root) as server,
         Client(address_of(server)) as one,
@@ -178,10 +178,10 @@ async def test_a_take_over_goes_on_and_ends_the_other_call(sum_root: Path) -> No
 
 
 async def test_a_take_over_under_a_running_batch_counts_its_timestep(sum_root: Path) -> None:
-    """A timestep that is being applied when the stream changes hands is applied: the new call goes on after it.
+    """A timestep that runs when the stream changes hands is applied, and the new call continues after it.
 
-    Told the number before, the new call would send its own timestep under a number that is taken, and have it answered
-    as a repeat without ever being applied.
+    If the new call got the number from before, it would send its own timestep under a used number. Then it would get
+    the answer as a duplicate, and its timestep would never be applied.
     """
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         old, new = RawCall(channel), RawCall(channel)
@@ -190,8 +190,8 @@ async def test_a_take_over_under_a_running_batch_counts_its_timestep(sum_root: P
         await old.send(timestep(5, step=1))
         await gate.entered()
         opening = asyncio.create_task(new.open("a"))
-        # The open comes as far as it gets while the batch runs: let in at once, or waiting for the batch.
-        await eventually(lambda: opening.done() or bool(batcher_of(server)._between), "the open")
+        # The open gets as far as it can while the batch runs: open already, or waiting for the batch.
+        await eventually(lambda: opening.done() or bool(batcher_of(server)._deferred), "the open")
         gate.open()
         opened = await opening
         assert opened.kind == pb.Opened.KIND_TAKEN_OVER
@@ -202,7 +202,7 @@ async def test_a_take_over_under_a_running_batch_counts_its_timestep(sum_root: P
 
 
 async def test_a_refusal_after_the_stream_went_away_ends_as_a_take_over(sum_root: Path) -> None:
-    """A bad timestep whose stream was taken over and parked while its batch ran ends its call with that reason."""
+    """A bad timestep whose stream was taken over and parked during its batch ends its call with that reason."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         old, new = RawCall(channel), RawCall(channel)
         await old.open("a")
@@ -210,10 +210,10 @@ async def test_a_refusal_after_the_stream_went_away_ends_as_a_take_over(sum_root
         await old.send(timestep(5, step=9))  # a gap
         await gate.entered()
         opening = asyncio.create_task(new.open("a"))
-        await eventually(lambda: opening.done() or bool(batcher_of(server)._between), "the open")
-        if opening.done():  # it was let in while the batch runs; now it leaves again, to be parked after the batch
+        await eventually(lambda: opening.done() or bool(batcher_of(server)._deferred), "the open")
+        if opening.done():  # it was opened while the batch runs; now its call ends, and it is parked after the batch
             new.call.cancel()
-            await eventually(lambda: bool(batcher_of(server)._between), "parking")
+            await eventually(lambda: bool(batcher_of(server)._deferred), "parking")
         gate.open()
         ending = await old.ending()
         assert ending.reason == "TAKEN_OVER"
@@ -221,7 +221,7 @@ async def test_a_refusal_after_the_stream_went_away_ends_as_a_take_over(sum_root
 
 
 async def test_streams_taken_over_at_once_by_many_have_one_owner(sum_root: Path) -> None:
-    """Of ten calls that open the same stream together one holds it in the end, under the tenth epoch."""
+    """Of ten calls that open the same stream concurrently one holds it in the end, under the tenth epoch."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         calls = [RawCall(channel) for _ in range(10)]
         opened = await asyncio.gather(*(call.open("a") for call in calls))
@@ -234,7 +234,7 @@ async def test_streams_taken_over_at_once_by_many_have_one_owner(sum_root: Path)
 
 
 async def test_a_closed_stream_is_parked(sum_root: Path) -> None:
-    """A close is answered with the last step, ends the call OK and frees the slot."""
+    """A close is answered with the last step, ends the call OK and releases the slot."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("a")
@@ -246,7 +246,7 @@ async def test_a_closed_stream_is_parked(sum_root: Path) -> None:
 
 
 async def test_a_half_close_parks_the_stream(sum_root: Path) -> None:
-    """A client that has sent its last gets its call ended OK."""
+    """The call of a client that half-closes ends OK."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("a")
@@ -258,7 +258,7 @@ async def test_a_half_close_parks_the_stream(sum_root: Path) -> None:
 
 
 async def test_a_forgotten_stream_begins_anew(sum_root: Path) -> None:
-    """Its state is gone and its name free."""
+    """Its state is gone and its name is free."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open("a") as stream:
             await stream.step([5])
@@ -298,7 +298,7 @@ async def test_the_newest_version_is_served_unless_asked_otherwise(tmp_path: Pat
 
 
 async def test_a_known_stream_goes_on_under_its_own_version(tmp_path: Path) -> None:
-    """Opened without a version it stays where it is; opened under another it is refused, and stays usable."""
+    """An open without a version keeps its version. An open with another one is refused, and the stream stays usable."""
     for version, low in (("1", 0.0), ("2", 1.0)):
         write_model(tmp_path, running_sum(features=[{"name": "x", "low": low}]), "toy", version)
     async with run_server(tmp_path) as server, Client(address_of(server)) as client:
@@ -326,7 +326,7 @@ async def test_streams_of_two_models_go_side_by_side(tmp_path: Path) -> None:
 
 
 async def test_an_unknown_model_is_refused(sum_root: Path) -> None:
-    """The message has what was asked for and what is served."""
+    """The message has the requested and the served models."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         for ask, wanted in (({"model": "pump"}, "pump"), ({"version": "7"}, "toy/7")):
             with pytest.raises(ModelNotFound, match=f"'{wanted}' is not served; served are toy/1"):
@@ -335,7 +335,7 @@ async def test_an_unknown_model_is_refused(sum_root: Path) -> None:
 
 
 async def test_a_model_is_described_with_its_card(tmp_path: Path) -> None:
-    """Everything that a client needs to feed it, and the card for people."""
+    """Everything that a client needs to send timesteps, and the card for people."""
     write_model(tmp_path, lstm(), "lake", "3", card='{"data": "synthetic"}')
     async with run_server(tmp_path) as server, Client(address_of(server)) as client:
         model, card = await client.describe("lake")
@@ -353,7 +353,7 @@ PARITY_STEPS = 1000
 
 
 def test_a_thousand_steps_through_a_server_have_the_bits_of_the_graph_alone(lstm_root: Path) -> None:
-    """With missing values, among other streams that step at their own pace, on the loop that production uses."""
+    """With missing values, among other streams with their own pace, on the event loop of production."""
     rows = sensor_rows(PARITY_STEPS, seed=42, missing=0.15)
     others = [sensor_rows(PARITY_STEPS, seed=seed, missing=0.3) for seed in range(5)]
 
@@ -378,6 +378,6 @@ def test_a_thousand_steps_through_a_server_have_the_bits_of_the_graph_alone(lstm
             return got
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        got = runner.run(asyncio.wait_for(scenario(), 3 * PATIENCE))
+        got = runner.run(asyncio.wait_for(scenario(), 3 * TIMEOUT_S))
     assert len(got) == PARITY_STEPS
     assert all(map(same_bits, got, replay(lstm(), rows)))

@@ -1,4 +1,4 @@
-"""What tools learn from a server when they have no proto file, under both names of the protocol."""
+"""What tools learn from a server without the proto file, under both names of the protocol."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.support import PATIENCE, address_of, ending_of, raw_channel, run_server
+from tests.support import TIMEOUT_S, address_of, ending_of, raw_channel, run_server
 from tests.tools import find_tool
 
 V1 = "grpc.reflection.v1.ServerReflection"
@@ -43,7 +43,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def channel(sum_root: Path) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection to a server that runs."""
+    """A connection to a running server."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         yield channel
 
@@ -55,7 +55,7 @@ async def ask(channel: grpc.aio.Channel, protocol: str, **request: str) -> refle
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await call.write(reflection_pb2.ServerReflectionRequest(**request))
         response = await call.read()
         await call.done_writing()
@@ -64,7 +64,7 @@ async def ask(channel: grpc.aio.Channel, protocol: str, **request: str) -> refle
 
 
 def names_in(file: descriptor_pb2.FileDescriptorProto) -> set[str]:
-    """The full names of a file's services, methods, messages and their fields and enums."""
+    """The full names of a file's services, methods, messages, fields and enums."""
     names = set()
     for service in file.service:
         names |= {service.name, *(f"{service.name}.{method.name}" for method in service.method)}
@@ -74,7 +74,7 @@ def names_in(file: descriptor_pb2.FileDescriptorProto) -> set[str]:
 
 
 async def test_the_services_are_listed(channel: grpc.aio.Channel, protocol: str) -> None:
-    """All that are served, reflection's own two names among them."""
+    """All services, including reflection's own two names."""
     listed = (await ask(channel, protocol, list_services="")).list_services_response.service
     assert {service.name for service in listed} == {SERVICE, "grpc.health.v1.Health", V1, V1ALPHA}
 
@@ -83,7 +83,7 @@ async def test_the_services_are_listed(channel: grpc.aio.Channel, protocol: str)
 async def test_a_symbol_is_found_with_all_that_its_file_imports(
     channel: grpc.aio.Channel, protocol: str, symbol: str
 ) -> None:
-    """Services, methods, messages, and what stands in the details of errors: a tool can show these too."""
+    """Services, methods, messages, and the types of error details: a tool can show these too."""
     response = await ask(channel, protocol, file_containing_symbol=symbol)
     files = [
         descriptor_pb2.FileDescriptorProto.FromString(data)
@@ -95,17 +95,17 @@ async def test_a_symbol_is_found_with_all_that_its_file_imports(
 
 @pytest.mark.parametrize("symbol", ["", ".", "tidegate.v2.TidegateService", f"{SERVICE}.PredictTwo"])
 async def test_a_symbol_that_is_not_known_is_not_found(channel: grpc.aio.Channel, protocol: str, symbol: str) -> None:
-    """Within the call, which goes on."""
+    """Within the call, which continues."""
     assert (await ask(channel, protocol, file_containing_symbol=symbol)).error_response.error_code == NOT_FOUND
 
 
 async def test_a_request_that_asks_for_nothing_is_invalid(channel: grpc.aio.Channel, protocol: str) -> None:
-    """Within the call, which goes on."""
+    """Within the call, which continues."""
     assert (await ask(channel, protocol)).error_response.error_code == INVALID_ARGUMENT
 
 
 async def test_garbage_is_invalid(channel: grpc.aio.Channel, protocol: str, caplog: pytest.LogCaptureFixture) -> None:
-    """With a reason for whoever sent it, and not a word in the log of the server."""
+    """With a reason for the client, and nothing in the log of the server."""
     caplog.set_level(logging.INFO)
     caplog.clear()
     ending = await ending_of(channel.unary_stream(f"/{protocol}/ServerReflectionInfo")(b"\xff\xff this is no message"))
@@ -114,7 +114,7 @@ async def test_garbage_is_invalid(channel: grpc.aio.Channel, protocol: str, capl
 
 
 async def run_curl(protocol: str, *arguments: str) -> str:
-    """What `buf curl` prints, which has no proto file and asks the server by that name of the protocol."""
+    """The output of `buf curl`, which has no proto file and asks the server under that name of the protocol."""
     buf = find_tool("buf", "buf-bin is in the extra dev")
     name = protocol.removesuffix(".ServerReflection").replace(".reflection.", "-")
     options = ["--protocol=grpc", "--http2-prior-knowledge", "--reflect", f"--reflect-protocol={name}"]
@@ -122,7 +122,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
         buf, "curl", *options, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(6 * PATIENCE):  # a program of 45 MB has to start first
+        async with asyncio.timeout(6 * TIMEOUT_S):  # a program of 45 MB has to start first
             out, err = await process.communicate()
     finally:
         if process.returncode is None:
@@ -133,7 +133,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
 
 
 async def test_a_tool_calls_a_method_that_it_has_only_heard_of(sum_root: Path, protocol: str) -> None:
-    """Somebody else's client of reflection: it writes the request from JSON and shows the answer."""
+    """Another implementation of a reflection client: it encodes the request from JSON and shows the answer."""
     async with run_server(sum_root) as server:
         url = f"http://{address_of(server)}/{SERVICE}/DescribeModel"
         answer: dict[str, Any] = json.loads(await run_curl(protocol, "--data", '{"name": "toy"}', url))

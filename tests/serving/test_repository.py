@@ -1,4 +1,4 @@
-"""The models on disk, loaded side by side."""
+"""Loading models concurrently."""
 
 import logging
 import threading
@@ -12,7 +12,7 @@ from serving.core.spec import Ints
 from serving.runtime import repository
 from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Limits, load_repository
-from tests.support import PATIENCE, running_sum, write_model
+from tests.support import TIMEOUT_S, running_sum, write_model
 
 LIMITS = Limits(live_max=4, answers=2, batch_max=4, queue_max=4)
 
@@ -26,14 +26,14 @@ def many(tmp_path: Path) -> Path:
 
 
 def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many at a time as there are cores: two that wait for each other both come through."""
-    inner, meeting = Model.varying_batches, threading.Barrier(2, timeout=PATIENCE)
+    """As many at a time as there are cores: two that wait for each other both finish."""
+    inner, meeting = Model.batch_variant_sizes, threading.Barrier(2, timeout=TIMEOUT_S)
 
     def check(self: Model, batch_max: int) -> Ints:
         meeting.wait()
         return inner(self, batch_max)
 
-    monkeypatch.setattr(Model, "varying_batches", check)
+    monkeypatch.setattr(Model, "batch_variant_sizes", check)
     monkeypatch.setattr(repository, "usable_cores", lambda: 2)
     assert len(list(load_repository(many, LIMITS, Metrics({})))) == 4
 
@@ -42,16 +42,16 @@ def test_models_are_told_in_the_order_of_their_paths(
     many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whichever is ready first."""
-    inner, done = Model.varying_batches, {version: threading.Event() for version in "12345"}
+    inner, done = Model.batch_variant_sizes, {version: threading.Event() for version in "12345"}
     done["5"].set()
 
     def check(self: Model, batch_max: int) -> Ints:
         version = self.spec.version
-        assert done[str(int(version) + 1)].wait(PATIENCE)  # the last comes first
+        assert done[str(int(version) + 1)].wait(TIMEOUT_S)  # the last one is ready first
         done[version].set()
         return inner(self, batch_max)
 
-    monkeypatch.setattr(Model, "varying_batches", check)
+    monkeypatch.setattr(Model, "batch_variant_sizes", check)
     monkeypatch.setattr(repository, "usable_cores", lambda: 4)
     caplog.set_level(logging.INFO)
     load_repository(many, LIMITS, Metrics({}))
@@ -60,7 +60,7 @@ def test_models_are_told_in_the_order_of_their_paths(
 
 
 def test_the_first_bad_model_is_the_one_that_is_named(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of their paths, also when a later one was found sooner."""
+    """In the order of their paths, even if a later one was found first."""
     write_model(many, b"nonsense", version="0")
     write_model(many, b"nonsense", version="9")
     monkeypatch.setattr(repository, "usable_cores", lambda: 4)

@@ -1,12 +1,20 @@
-"""What a row costs, and how many go together."""
+"""The cost of a row, and how many rows run together."""
 
 import pytest
 
-from serving.runtime.row_cost import ALONE_TIMES, COUNTED_MAX, HOLD_SECONDS, ROWS_FIRST, WEIGHT, RowCost, step_of
+from serving.runtime.row_cost import (
+    COUNTED_MAX,
+    LOOP_SECONDS_MAX,
+    ROWS_FIRST,
+    SINGLE_ROW_FACTOR,
+    WEIGHT,
+    RowCost,
+    size_step,
+)
 
 
 def cost_of(alone_us: float, row_us: float) -> RowCost:
-    """What is known once batches have told what a row costs."""
+    """The estimate after batches of a known cost."""
     cost = RowCost(alone_us * 1e-6)
     cost.row_seconds = row_us * 1e-6
     return cost
@@ -14,77 +22,83 @@ def cost_of(alone_us: float, row_us: float) -> RowCost:
 
 @pytest.mark.parametrize("row_us", [0.7, 1.3, 5.1, 19.9, 31])
 def test_rows_that_go_together_keep_the_loop_for_half_a_millisecond(row_us: float) -> None:
-    """As many as come to that, and not one less; in full steps, so that sizes come again."""
+    """As many rows as fit into the time, rounded to full steps, so that sizes come again."""
     cost = cost_of(31, row_us)
     assert (
-        cost.rows_max * cost.row_seconds <= HOLD_SECONDS < (cost.rows_max + step_of(cost.rows_max)) * cost.row_seconds
+        cost.rows_max * cost.row_seconds
+        <= LOOP_SECONDS_MAX
+        < (cost.rows_max + size_step(cost.rows_max)) * cost.row_seconds
     )
 
 
 @pytest.mark.parametrize(("alone_us", "row_us"), [(130, 10), (240, 17), (490, 30), (490, 490)])
 def test_a_batch_takes_four_times_as_long_as_a_row_alone(alone_us: float, row_us: float) -> None:
-    """What a batch costs whatever is in it is then a quarter of it at most, however large the model."""
+    """Then the fixed cost of a batch is at most a quarter of it, however large the model."""
     cost = cost_of(alone_us, row_us)
     held = cost.rows_max * cost.row_seconds
-    assert held <= ALONE_TIMES * cost.alone_seconds * 1.000001 < held + step_of(cost.rows_max) * cost.row_seconds
-    assert held < ALONE_TIMES * HOLD_SECONDS
+    assert (
+        held
+        <= SINGLE_ROW_FACTOR * cost.single_row_seconds * 1.000001
+        < held + size_step(cost.rows_max) * cost.row_seconds
+    )
+    assert held < SINGLE_ROW_FACTOR * LOOP_SECONDS_MAX
 
 
 def test_only_a_model_whose_row_alone_is_slow_is_for_the_thread() -> None:
-    """However long a batch of many takes."""
-    cost = RowCost(HOLD_SECONDS / 2)
+    """However long a batch of many rows takes."""
+    cost = RowCost(LOOP_SECONDS_MAX / 2)
     for _ in range(100):
-        cost.took(8, 8 * HOLD_SECONDS)
-    assert not cost.in_thread
+        cost.record(8, 8 * LOOP_SECONDS_MAX)
+    assert not cost.needs_thread
     for _ in range(100):
-        cost.took(1, HOLD_SECONDS * 1.01)
-    assert cost.in_thread
+        cost.record(1, LOOP_SECONDS_MAX * 1.01)
+    assert cost.needs_thread
     for _ in range(100):
-        cost.took(1, HOLD_SECONDS / 2)
-    assert not cost.in_thread
+        cost.record(1, LOOP_SECONDS_MAX / 2)
+    assert not cost.needs_thread
 
 
 def test_a_model_whose_rows_have_become_slow_is_for_the_thread_soon() -> None:
-    """After three; a single one that met a pause is not enough."""
+    """After three; a single slow row is not enough."""
     cost = cost_of(10, 1)
-    cost.took(1, 1.0)
-    assert not cost.in_thread
-    cost.took(1, 1.0)
-    cost.took(1, 1.0)
-    assert cost.in_thread
+    cost.record(1, 1.0)
+    assert not cost.needs_thread
+    cost.record(1, 1.0)
+    cost.record(1, 1.0)
+    assert cost.needs_thread
 
 
 def test_a_small_batch_does_not_tell_what_a_row_costs() -> None:
-    """A message of eight rows between those of a thousand leaves the size of their pieces alone."""
+    """A block of eight rows between blocks of a thousand does not change the size of their chunks."""
     cost = cost_of(30, 1)
     before = cost.rows_max
     for _ in range(100):
-        cost.took(8, 40e-6)
+        cost.record(8, 40e-6)
     assert cost.rows_max == before
 
 
 def test_a_small_batch_that_is_slow_tells_all_the_same() -> None:
-    """Else a model that became slow would keep the loop until somebody sends it many rows."""
+    """Else a model that became slow would block the loop until somebody sends many rows."""
     cost = cost_of(30, 1)
     for _ in range(100):
-        cost.took(8, 8 * 100e-6)
+        cost.record(8, 8 * 100e-6)
     assert cost.rows_max == cost_of(30, 100).rows_max
 
 
 def test_one_batch_that_met_a_pause_counts_a_little() -> None:
-    """A collection of garbage in its midst makes the next pieces a quarter smaller, not a hundredth."""
+    """A garbage collection during a chunk makes the next ones a quarter smaller, not a hundredth."""
     cost = cost_of(30, 1)
-    cost.took(500, 1.0)
+    cost.record(500, 1.0)
     assert cost.row_seconds == pytest.approx(1e-6 * (1 + WEIGHT * (COUNTED_MAX - 1)))
 
 
 def test_where_nothing_is_known_the_first_batch_is_small() -> None:
-    """And not of one row."""
+    """And not that of one row."""
     cost = RowCost()
     assert cost.rows_max == ROWS_FIRST
-    assert not cost.in_thread
-    cost.took(1, 10e-6)
-    assert cost.alone_seconds == 10e-6
+    assert not cost.needs_thread
+    cost.record(1, 10e-6)
+    assert cost.single_row_seconds == 10e-6
 
 
 def test_one_line_says_what_a_row_costs() -> None:

@@ -1,4 +1,4 @@
-"""Starting, being seen, stopping, and dying aloud."""
+"""Start, health, stop, and failures of a server."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from serving.core.errors import ContractBroken
 from serving.runtime.config import InvalidSetting, ServerConfig
 from serving.runtime.server import Server, StartFailed, StopFailed
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -46,23 +46,23 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
-    """What health says."""
+    """The health status."""
     request = health_pb2.HealthCheckRequest(service=service)
-    return (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=PATIENCE)).status
+    return (await health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)).status
 
 
 def watch(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall:
     """Every change of health."""
-    return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=2 * PATIENCE)
+    return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=2 * TIMEOUT_S)
 
 
 @asynccontextmanager
 async def server_with_a_stuck_call(root: Path) -> AsyncIterator[Server]:
-    """A server with a call that its client does not read."""
+    """A server with a call whose client does not read."""
     async with run_server(root, drain_after=0.2, live_max=8) as server, raw_channel(server) as channel:
         lazy = RawCall(channel)
         await lazy.open("lazy")
-        stream = server.keeper._streams.find(key("lazy"))
+        stream = server.stream_service._streams.find(key("lazy"))
         assert stream is not None
 
         async def flood() -> None:
@@ -71,7 +71,7 @@ async def server_with_a_stuck_call(root: Path) -> AsyncIterator[Server]:
 
         task = asyncio.create_task(flood())
         last = -1
-        while last != stream.step:  # until it stands still
+        while last != stream.step:  # until it is blocked
             last = stream.step
             await asyncio.sleep(0.1)
         try:
@@ -99,7 +99,7 @@ async def test_health_does_not_know_other_services(sum_root: Path) -> None:
 async def test_health_is_not_serving_before_the_start_is_complete(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen from within the start, when the port is open and the metrics port is not yet."""
+    """Checked during the start, when the port is open and the metrics port is not."""
     seen: list[int] = []
     inner = Server._start_metrics
 
@@ -114,10 +114,10 @@ async def test_health_is_not_serving_before_the_start_is_complete(
 
 
 async def test_reflection_lists_the_services(sum_root: Path) -> None:
-    """Tools find out what is served without the proto file."""
+    """Tools can describe the services without the proto file."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=PATIENCE
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=TIMEOUT_S
         )
         async for response in call:
             names = {service.name for service in response.list_services_response.service}
@@ -127,10 +127,10 @@ async def test_reflection_lists_the_services(sum_root: Path) -> None:
 
 
 async def test_reflection_describes_the_service(sum_root: Path) -> None:
-    """The file that defines it can be had."""
+    """The file that defines it is available."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)]), timeout=PATIENCE
+            iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)]), timeout=TIMEOUT_S
         )
         async for response in call:
             files = [
@@ -143,7 +143,7 @@ async def test_reflection_describes_the_service(sum_root: Path) -> None:
 
 
 async def test_the_ready_line_says_where_everything_is(sum_root: Path) -> None:
-    """In the form that other programs read."""
+    """In the format for other programs."""
     async with run_server(sum_root) as server:
         assert server.ready_line == (
             f"ready: grpc=127.0.0.1:{server.grpc_port} "
@@ -153,7 +153,7 @@ async def test_the_ready_line_says_where_everything_is(sum_root: Path) -> None:
 
 
 async def test_a_taken_grpc_port_fails_the_start(sum_root: Path) -> None:
-    """It is not shared silently with the server that has it."""
+    """It is not silently shared with the server that has it."""
     async with run_server(sum_root) as first:
         config = ServerConfig(models=sum_root, host="127.0.0.1", port=first.grpc_port, metrics_port=0, batch_max=4)
         with pytest.raises(StartFailed, match=f"127.0.0.1:{first.grpc_port}"):
@@ -177,7 +177,7 @@ async def test_a_server_that_could_not_start_leaves_nothing_open(sum_root: Path)
         with pytest.raises(StartFailed, match=f"127.0.0.1:{port} for gRPC"):
             await server.start()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.metrics_port), timeout=PATIENCE).close()
+        socket.create_connection(("127.0.0.1", server.metrics_port), timeout=TIMEOUT_S).close()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ async def test_a_server_that_could_not_start_leaves_nothing_open(sum_root: Path)
 async def test_a_model_that_cannot_be_served_fails_the_start(
     tmp_path: Path, files: dict[str, bytes], words: str
 ) -> None:
-    """One bad model is enough: a server that leaves one out fails its clients later."""
+    """One bad model is enough: a server without it would fail its clients later."""
     for name, data in files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ async def test_a_model_that_cannot_be_served_fails_the_start(
 
 
 async def test_a_model_that_fails_its_warm_up_fails_the_start(tmp_path: Path) -> None:
-    """Told as a model that cannot be served, not as a bug of the server."""
+    """Reported as a model that cannot be served, not as a bug of the server."""
     write_model(tmp_path, picky(low=50.0, high=60.0))
     with pytest.raises(ContractBroken, match="toy/1"):
         async with run_server(tmp_path):
@@ -215,7 +215,7 @@ async def test_a_model_that_fails_its_warm_up_fails_the_start(tmp_path: Path) ->
 async def test_a_model_that_depends_on_its_batch_is_served_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log, the metric and the description say so."""
+    """The log, the metric and the description report it."""
     write_model(tmp_path, crosstalk())
     with caplog.at_level(logging.WARNING):
         async with run_server(tmp_path, batch_max=4) as server, Client(address_of(server)) as client:
@@ -225,7 +225,7 @@ async def test_a_model_that_depends_on_its_batch_is_served_with_a_warning(
 
 
 async def test_stopping_answers_what_runs_and_ends_every_call(sum_root: Path) -> None:
-    """Health first, then the answers, then UNAVAILABLE, with a word to move in band."""
+    """Health first, then the answers, then `move`, then UNAVAILABLE."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         watcher = watch(channel)
         assert (await watcher.read()).status == SERVING
@@ -246,18 +246,18 @@ async def test_stopping_answers_what_runs_and_ends_every_call(sum_root: Path) ->
         assert (await running.read()).WhichOneof("kind") == "move"
         assert (await running.ending()).reason == "STOPPING"
         watcher.cancel()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await stopping
         assert live(server) == 0
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
 
 async def _nothing() -> None:
-    """Stops nothing."""
+    """Does not stop anything."""
 
 
 async def test_a_call_that_comes_while_stopping_is_refused(sum_root: Path) -> None:
-    """UNAVAILABLE with the reason, so that the client goes elsewhere."""
+    """UNAVAILABLE with the reason, so that the client goes to another server."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         running = RawCall(channel)
         await running.open("a")
@@ -265,12 +265,12 @@ async def test_a_call_that_comes_while_stopping_is_refused(sum_root: Path) -> No
         await running.send(timestep(5, step=1))
         await gate.entered()
         stopping = asyncio.create_task(server.stop())
-        await eventually(lambda: server._native._stopping, "stopping")
+        await eventually(lambda: server._servicer._stopping, "stopping")
         late = RawCall(channel)
         ending = await late.ending()
         assert (ending.code.name, ending.reason) == ("UNAVAILABLE", "STOPPING")
         gate.open()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await stopping
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
@@ -278,10 +278,10 @@ async def test_a_call_that_comes_while_stopping_is_refused(sum_root: Path) -> No
 async def test_a_client_that_does_not_read_does_not_hold_up_stopping(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its call is cut when the time for draining is over, and the log says so."""
+    """Its call is cancelled when the time for draining is over, and that is logged."""
     write_model(tmp_path, wide())
     async with server_with_a_stuck_call(tmp_path) as server:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await server.stop()
         assert "are cut" in caplog.text
         assert live(server) == 0
@@ -300,7 +300,7 @@ async def test_the_client_is_told_that_the_server_stopped(sum_root: Path) -> Non
 
 
 async def test_a_server_that_is_not_there_is_told_as_such(sum_root: Path) -> None:
-    """No answer at all becomes the same error."""
+    """A missing answer becomes the same error."""
     async with run_server(sum_root) as server:
         address = address_of(server)
     async with Client(address, timeout_s=1.0) as client:
@@ -312,7 +312,7 @@ async def test_a_server_that_is_not_there_is_told_as_such(sum_root: Path) -> Non
 
 
 async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Health turns NOT_SERVING, `wait` raises what happened, calls end, and the process can exit non-zero."""
+    """Health becomes NOT_SERVING, `wait` raises the error, calls end, and the process can exit non-zero."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         watcher = watch(channel)
         assert (await watcher.read()).status == SERVING
@@ -323,18 +323,16 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.
         def broken(*_: object) -> None:
             raise ZeroDivisionError("a bug of ours")
 
-        batcher_of(server).engine.run = batcher_of(server).engine.run_alone = broken  # type: ignore[method-assign,assignment]
+        batcher_of(server).engine.run = batcher_of(server).engine.run_one = broken  # type: ignore[method-assign,assignment]
         waiting = asyncio.create_task(server.wait())
         error = (await call.step(1, step=1)).error
         assert error.reason == pb.Error.REASON_MODEL_FAILED
         assert "a bug of ours" not in error.message
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises(RuntimeError, match="ended") as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
-        assert (
-            "a bug of ours" in caplog.text
-        )  # at once: while the server stops something else may be taken for the cause
+        assert "a bug of ours" in caplog.text  # at once: while the server stops, another error may look like the cause
         assert (await watcher.read()).status == NOT_SERVING
         await other.send(timestep(1, step=1))
         assert (await other.ending()).code is grpc.StatusCode.UNAVAILABLE
@@ -342,21 +340,24 @@ async def test_a_dead_batcher_is_not_kept_secret(sum_root: Path, caplog: pytest.
 
 
 async def test_a_store_that_fails_is_not_kept_secret(sum_root: Path) -> None:
-    """An error that no store may raise is the server's failure, not a line in the log; and it says what is unsaved."""
+    """An error that no store may raise is a failure of the server, not only a log line.
+
+    The unsaved state is reported.
+    """
     server = Server(ServerConfig(models=sum_root, host="127.0.0.1", port=0, metrics_port=0, state="memory:"))
     await server.start()
 
     async def broken(_: object) -> list[bool]:
         raise OSError("disk full")
 
-    server.keeper._store.save = broken  # type: ignore[method-assign]
+    server.stream_service._store.save = broken  # type: ignore[method-assign]
     async with raw_channel(server) as channel:
         waiting = asyncio.create_task(server.wait())
         call = RawCall(channel)
         await call.open("a")
         await call.step(1)
         call.call.cancel()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises(RuntimeError) as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, OSError)
@@ -365,7 +366,7 @@ async def test_a_store_that_fails_is_not_kept_secret(sum_root: Path) -> None:
 
 
 async def test_two_servers_live_side_by_side(tmp_path: Path) -> None:
-    """Nothing is global: neither streams nor metrics."""
+    """There are no globals: neither streams nor metrics."""
     one, other = write_model(tmp_path / "1", running_sum()), write_model(tmp_path / "2", inverse())
     async with (
         run_server(one) as first,

@@ -1,4 +1,4 @@
-"""Signals at any moment, and what the first process of a container has to see to."""
+"""Signals at any moment, and the duties of the first process of a container."""
 
 import os
 import shutil
@@ -13,34 +13,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, ROOT, environment, run_command, serve
+from tests.support import ROOT, TIMEOUT_S, environment, run_command, serve
 
-# As `tidegate`, but it says when it has come to its first line.
+# Like `tidegate`, but it prints when it reaches its first line.
 SERVE = "import sys; from serving.cli import main; print('here', flush=True); main(sys.argv[1:])"
-# What that line takes is microseconds.
+# That line takes microseconds.
 FIRST_LINE_S = 0.05
-# Alone in namespaces of its own: the process is their first, as in a container.
+# Runs in its own namespaces: the process is their first, as in a container.
 ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 def can_be_first() -> bool:
-    """Whether this machine lets us make a PID namespace."""
+    """Whether this machine allows a PID namespace."""
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run([*ALONE, "true"], capture_output=True, check=False, timeout=PATIENCE).returncode == 0
+    return subprocess.run([*ALONE, "true"], capture_output=True, check=False, timeout=TIMEOUT_S).returncode == 0
 
 
 as_first = pytest.mark.skipif(not can_be_first(), reason="this machine does not let us make a PID namespace")
 
 
 def children(pid: int) -> list[int]:
-    """The processes that one has started or inherited, ended ones that nobody has seen to their end among them."""
+    """The child processes of a process, including orphans and zombies."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
 
 
 @contextmanager
 def begun(root: Path, *before: str) -> Iterator["subprocess.Popen[str]"]:
-    """A server that has come to our first line."""
+    """A server that has reached its first line."""
     options = ["--models", str(root), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
     command = [*before, sys.executable, "-c", SERVE, "serve", *options]
     popen = subprocess.Popen(
@@ -59,29 +59,29 @@ def begun(root: Path, *before: str) -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.parametrize("delay_s", [FIRST_LINE_S, 0.1, 0.2, 0.4, 0.8])
 @as_first
 def test_sigterm_ends_the_first_process_of_a_container_whenever_it_comes(sum_root: Path, delay_s: float) -> None:
-    """The system drops a signal for which that process has no handler: one too many such moments, and it serves for ever."""
+    """For that process the system drops a signal without a handler. In one unlucky moment it would never stop."""
     with begun(sum_root, *ALONE) as popen:
         (first,) = children(popen.pid)
         time.sleep(delay_s)
         os.kill(first, signal.SIGTERM)
-        assert popen.wait(PATIENCE) in (0, 128 + signal.SIGTERM)  # it had begun to serve, or not yet
+        assert popen.wait(TIMEOUT_S) in (0, 128 + signal.SIGTERM)  # it had begun to serve, or not yet
 
 
 def test_sigterm_at_the_start_ends_a_process_by_that_signal(sum_root: Path) -> None:
-    """Service managers know it from a failure."""
+    """Service managers can tell it from a failure."""
     with begun(sum_root) as popen:
         popen.terminate()
-        assert popen.wait(PATIENCE) == -signal.SIGTERM
+        assert popen.wait(TIMEOUT_S) == -signal.SIGTERM
 
 
 @as_first
 def test_a_lone_server_leaves_no_zombies(sum_root: Path) -> None:
-    """The first process inherits all whose parents have ended, before it began and later."""
+    """The first process gets all orphans, from before its start and later."""
     with begun(sum_root, *ALONE, "sh", "-c", '(sleep 0 &) ; (sleep 0.4 &) ; exec "$@"', "sh") as popen:
         assert popen.stdout is not None
         assert popen.stdout.readline().startswith("ready: ")
         (first,) = children(popen.pid)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_S
         while children(first):
             assert time.monotonic() < deadline, "what has ended is still there"
             time.sleep(0.01)
@@ -89,7 +89,7 @@ def test_a_lone_server_leaves_no_zombies(sum_root: Path) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_does_not_end_a_server(sum_root: Path, tmp_path: Path, workers: str) -> None:
-    """Whichever of its processes gets it: it says that nothing is read again, serves on, and drains when it is told to."""
+    """Any of its processes logs that no settings are reloaded, continues to serve, and drains at SIGTERM."""
     with serve(sum_root, "--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}") as process:
         for pid in (process.popen.pid, *children(process.popen.pid)):
             os.kill(pid, signal.SIGHUP)
@@ -102,7 +102,7 @@ def test_sighup_does_not_end_a_server(sum_root: Path, tmp_path: Path, workers: s
 
 
 def test_sighup_at_the_start_does_not_end_a_server(sum_root: Path) -> None:
-    """Nor before its event loop is there."""
+    """Also before its event loop runs."""
     with begun(sum_root) as popen:
         time.sleep(FIRST_LINE_S)
         os.kill(popen.pid, signal.SIGHUP)
@@ -118,7 +118,7 @@ def test_sighup_at_the_start_does_not_end_a_server(sum_root: Path) -> None:
 def test_a_server_that_cannot_print_the_ready_line_serves(
     sum_root: Path, tmp_path: Path, workers: str, closed: str
 ) -> None:
-    """It is in the log, and the exit code is that of a clean stop."""
+    """It is logged, and the exit code is that of a clean stop."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [
@@ -128,7 +128,7 @@ def test_a_server_that_cannot_print_the_ready_line_serves(
     ]
     popen = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
     os.close(writing)
-    too_late = threading.Timer(2 * PATIENCE, popen.kill)  # else a line that never comes is waited for
+    too_late = threading.Timer(2 * TIMEOUT_S, popen.kill)  # else the test waits for a line that never comes
     too_late.start()
     try:
         assert popen.stderr is not None
@@ -137,7 +137,7 @@ def test_a_server_that_cannot_print_the_ready_line_serves(
         address = line.split("grpc=")[1].split()[0]
         assert run_command("health", "--address", address).stdout == "SERVING\n"
         popen.terminate()
-        assert popen.wait(PATIENCE) == 0
+        assert popen.wait(TIMEOUT_S) == 0
         assert "Traceback" not in popen.stderr.read()
     finally:
         too_late.cancel()

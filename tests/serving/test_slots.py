@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.slots import FREE, Slots
+from serving.core.slots import FREE_SLOT_STEP, Slots
 from serving.core.spec import Spec
 from tests.support import key, load, running_sum
 
@@ -34,12 +34,12 @@ def advance(slots: Slots, rows: list[int], sums: list[float]) -> list[int]:
 
 def answers_of(slots: Slots, slot: int, step: int) -> list[float]:
     """The remembered sum of a timestep; empty when it is forgotten."""
-    packed = slots.answer(slot, step)
+    packed = slots.find_answer(slot, step)
     return np.frombuffer(packed[0], np.float32).tolist() if packed else []
 
 
 def run(slots: Slots, steps: int, times: float = 10) -> int:
-    """A slot that has been through so many timesteps, answered with multiples of `times`."""
+    """A slot after so many timesteps, answered with multiples of `times`."""
     slot = take(slots)
     for step in range(1, steps + 1):
         advance(slots, [slot], [step * times])
@@ -52,14 +52,14 @@ def packed(slots: Slots, slot: int) -> bytes:
 
 
 def move(here: Slots, slot: int, there: Slots) -> int:
-    """Takes a row to other slots; gives its place there."""
+    """Moves a row to other slots. Returns its slot there."""
     other = take(there)
     there.unpack(other, int(here.step[slot]), here.answers, packed(here, slot))
     return other
 
 
 def test_a_fresh_slot_has_the_initial_state() -> None:
-    """A stream begins with what the model says, at step 0."""
+    """A stream begins with the model's initial state, at step 0."""
     state = [
         {"name": "total", "next": "total_next", "shape": ["batch", 1], "initial": 5},
         {"name": "trail", "next": "trail_next", "shape": [2, "batch"], "initial": [1, 2]},
@@ -83,7 +83,7 @@ def test_slots_are_taken_once() -> None:
 
 
 def test_a_released_slot_is_taken_again() -> None:
-    """A slot that was given back makes room for another stream."""
+    """A released slot makes room for another stream."""
     slots = make(capacity=2)
     first = take(slots)
     take(slots)
@@ -93,7 +93,7 @@ def test_a_released_slot_is_taken_again() -> None:
 
 
 def test_a_slot_knows_whose_it_is() -> None:
-    """From the row one gets to the stream; a row that nobody has is nobody's."""
+    """A slot leads to its stream; a free slot has none."""
     slots = make(capacity=3)
     first, second = slots.acquire(key("a")), slots.acquire(key("b"))
     slots.release(first)
@@ -103,17 +103,17 @@ def test_a_slot_knows_whose_it_is() -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
 def test_a_row_that_nobody_has_is_at_no_timestep(taken: int) -> None:
-    """Neither before it is first taken nor after it is given back; so a row that is taken again is seen to have changed."""
+    """Neither before the first use nor after the release. So a row that is acquired again is seen to have changed."""
     slots = make(capacity=2)
     rows = [take(slots) for _ in range(taken)]
     advance(slots, rows, [1.0] * taken)
     for row in rows:
         slots.release(row)
-    assert slots.step.tolist() == [FREE, FREE]
+    assert slots.step.tolist() == [FREE_SLOT_STEP, FREE_SLOT_STEP]
 
 
 def test_a_slot_is_given_back_once() -> None:
-    """To give it back twice would give it to two streams."""
+    """Releasing it twice would give it to two streams."""
     slots = make()
     slot = take(slots)
     slots.release(slot)
@@ -122,7 +122,7 @@ def test_a_slot_is_given_back_once() -> None:
 
 
 def test_a_slot_taken_again_starts_anew() -> None:
-    """Nothing of the stream before is left: neither its state nor its number."""
+    """Nothing of the former stream remains: neither its state nor its number."""
     slots = make(capacity=1)
     slot = take(slots)
     advance(slots, [slot], [42])
@@ -133,7 +133,7 @@ def test_a_slot_taken_again_starts_anew() -> None:
 
 
 def test_a_slot_taken_again_remembers_from_its_first_answer() -> None:
-    """That the stream before had forgotten its first ones is none of the next one's business."""
+    """That the former stream had forgotten its first answers does not affect the next one."""
     here, there = make(answers=2), make(answers=5)
     there.release(move(here, run(here, 9), there))
     slot = run(there, 3)
@@ -141,7 +141,7 @@ def test_a_slot_taken_again_remembers_from_its_first_answer() -> None:
 
 
 def test_a_slot_taken_again_has_nothing_of_the_stream_before_it() -> None:
-    """What another stream was answered is in no record of the next one, which its client may export."""
+    """Answers of another stream are not in the checkpoint of the next one, which its client may export."""
     slots = make(capacity=1)
     slots.release(run(slots, 3))
     fresh = make(capacity=1)
@@ -149,18 +149,18 @@ def test_a_slot_taken_again_has_nothing_of_the_stream_before_it() -> None:
 
 
 def test_a_slot_taken_again_is_saved_up_to_step_0() -> None:
-    """What was stored of the stream before says nothing of the next one."""
+    """What was stored of the former stream does not count for the next one."""
     slots = make()
     slot = run(slots, 3)
-    slots.saved[slot] = 3
+    slots.durable_step[slot] = 3
     slots.release(slot)
     slot = run(slots, 1)
-    assert slots.saved[slot] == 0
+    assert slots.durable_step[slot] == 0
     assert slots.unsaved().tolist() == [slot]
 
 
 def test_gather_and_scatter_keep_rows_apart() -> None:
-    """What is scattered to a row is what is gathered from it, in whatever order."""
+    """What is scattered to a row is gathered from it, in any order."""
     slots = make()
     for _ in range(4):
         take(slots)
@@ -173,7 +173,7 @@ def test_gather_and_scatter_keep_rows_apart() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_rows_are_written_alike_in_whatever_order_they_come(ahead: int) -> None:
-    """Side by side or not, in step with each other or not: what belongs to a row gets there."""
+    """Contiguous or not, at the same step or not: each row gets its own values."""
     orders = ([0, 1, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3], [1, 2, 3, 0])
     contents = []
     for order in orders:
@@ -193,7 +193,7 @@ def test_rows_are_written_alike_in_whatever_order_they_come(ahead: int) -> None:
 
 
 def test_state_is_gathered_where_there_is_room() -> None:
-    """The same as where there is none, also into memory in another order."""
+    """The same as without the buffer, also into memory in another layout."""
     slots = make()
     rows = [run(slots, steps) for steps in (1, 2, 3)]
     where = np.array([rows[2], rows[0]])
@@ -205,7 +205,7 @@ def test_state_is_gathered_where_there_is_room() -> None:
 
 
 def test_what_is_gathered_is_a_copy() -> None:
-    """A model may write into what it is given without touching the state."""
+    """A model may write into its input without changing the state."""
     slots = make()
     slot = take(slots)
     slots.gather(np.array([slot]))[0][:] = 99
@@ -213,7 +213,7 @@ def test_what_is_gathered_is_a_copy() -> None:
 
 
 def test_the_last_answers_are_remembered() -> None:
-    """As many as were asked for, and no more; the ring wraps around."""
+    """As many as configured, and no more. The ring wraps around."""
     slots = make(answers=3)
     slot = take(slots)
     for step in range(1, 8):
@@ -232,27 +232,27 @@ def test_a_row_packed_here_and_unpacked_elsewhere_is_the_same_row(steps: int) ->
     for mine, theirs in zip(here.gather(np.array([slot])), there.gather(np.array([other])), strict=True):
         assert mine.tobytes() == theirs.tobytes()
     for step in range(1, steps + 1):
-        assert there.answer(other, step) == here.answer(slot, step)
+        assert there.find_answer(other, step) == here.find_answer(slot, step)
 
 
 def test_many_rows_are_packed_as_each_alone() -> None:
-    """In the order that was asked for, whatever steps they are at."""
+    """In the requested order, whatever their steps."""
     slots = make()
     rows = [run(slots, steps) for steps in (0, 2, 7)]
-    together = slots.pack(np.array([rows[2], rows[0], rows[1]]))
-    assert together.dtype == np.uint8
-    assert [row.tobytes() for row in together] == [packed(slots, rows[place]) for place in (2, 0, 1)]
+    run_concurrently = slots.pack(np.array([rows[2], rows[0], rows[1]]))
+    assert run_concurrently.dtype == np.uint8
+    assert [row.tobytes() for row in run_concurrently] == [packed(slots, rows[place]) for place in (2, 0, 1)]
 
 
 @pytest.mark.parametrize("answers", [1, 3, 8])
 def test_the_size_of_a_row_is_known_before_it_is_packed(answers: int) -> None:
-    """Whoever gets a payload can tell from its length alone whether it fits, for whatever ring it was packed."""
+    """The length of a payload shows whether it fits, for any ring."""
     there = make(answers=answers)
     assert len(packed(there, run(there, 2))) == make(answers=5).row_bytes(answers)
 
 
 def test_a_payload_of_another_size_is_never_unpacked() -> None:
-    """To hand one over that does not fit is our own bug, and nothing is written."""
+    """A payload that does not fit is a bug of the server, and nothing is written."""
     slots = make()
     slot = take(slots)
     with pytest.raises(AssertionError):
@@ -261,7 +261,7 @@ def test_a_payload_of_another_size_is_never_unpacked() -> None:
 
 
 def test_what_is_packed_is_a_copy() -> None:
-    """A checkpoint does not change when the slot goes on."""
+    """A checkpoint does not change when the slot advances."""
     slots = make()
     slot = run(slots, 1)
     rows = slots.pack(np.array([slot]))
@@ -271,7 +271,7 @@ def test_what_is_packed_is_a_copy() -> None:
 
 
 def test_a_slot_that_is_unpacked_into_has_nothing_of_its_own_left() -> None:
-    """Whatever the row held before, it holds what was packed."""
+    """The row has what was packed, whatever it had before."""
     here, there = make(), make()
     slot = run(here, 2)
     other = run(there, 9, times=1000)
@@ -282,14 +282,14 @@ def test_a_slot_that_is_unpacked_into_has_nothing_of_its_own_left() -> None:
 
 
 def test_a_smaller_ring_keeps_the_newest_answers() -> None:
-    """A row that comes from a server with a larger memory loses only its oldest answers."""
+    """A row from a server with a larger ring loses only its oldest answers."""
     here, there = make(answers=5), make(answers=2)
     other = move(here, run(here, 5), there)
     assert [answers_of(there, other, step) for step in range(1, 6)] == [[], [], [], [40], [50]]
 
 
 def test_a_larger_ring_does_not_invent_answers() -> None:
-    """A row that comes from a server with a smaller memory does not answer with what another stream left behind."""
+    """A row from a server with a smaller ring does not answer with those of another stream."""
     here, there = make(answers=2), make(answers=5)
     stranger = run(there, 5, times=1000)
     there.release(stranger)
@@ -299,7 +299,7 @@ def test_a_larger_ring_does_not_invent_answers() -> None:
 
 
 def test_answers_that_are_forgotten_stay_forgotten() -> None:
-    """A row that has been through a smaller memory has lost what did not fit there, wherever it goes from there."""
+    """A row that was in a smaller ring has lost what did not fit there, wherever it goes."""
     slots = make(answers=5)
     slot = run(slots, 5)
     for answers in (2, 5, 5):
@@ -309,7 +309,7 @@ def test_answers_that_are_forgotten_stay_forgotten() -> None:
 
 
 def test_a_larger_ring_fills_up_as_the_stream_goes_on() -> None:
-    """After a move to a larger memory nothing that was answered since is forgotten too early."""
+    """After a move to a larger ring nothing that was answered since is forgotten too early."""
     here, there = make(answers=2), make(answers=5)
     other = move(here, run(here, 3), there)
     for step in range(4, 7):
@@ -323,7 +323,7 @@ legs = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(legs)
 def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, int]]) -> None:
-    """Through memories of any sizes it keeps its state, and of its answers those that fitted everywhere since."""
+    """Through rings of any sizes it keeps its state, and those answers that fitted everywhere since."""
     stayed = make(capacity=1, answers=50)
     row = take(stayed)
     slots = make(capacity=1, answers=journey[0][0])
@@ -331,7 +331,7 @@ def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, 
     forgotten = last = 0
     for answers, steps in journey:
         there = make(capacity=1, answers=answers)
-        there.release(run(there, 9, times=1000))  # a stranger's answers are left behind
+        there.release(run(there, 9, times=1000))  # another stream leaves its answers behind
         slot = move(slots, slot, there)
         slots = there
         for step in range(last + 1, last + steps + 1):
@@ -343,40 +343,40 @@ def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, 
         for mine, theirs in zip(slots.gather(np.array([slot])), stayed.gather(np.array([row])), strict=True):
             assert mine.tobytes() == theirs.tobytes()
         for number in range(1, last + 1):
-            assert slots.answer(slot, number) == (stayed.answer(row, number) if number > forgotten else ())
+            assert slots.find_answer(slot, number) == (stayed.find_answer(row, number) if number > forgotten else ())
 
 
 def test_nothing_of_a_fresh_slot_is_unsaved() -> None:
-    """A stream at step 0 can be made again from nothing."""
+    """A stream at step 0 can be created again from nothing."""
     slots = make()
     take(slots)
     assert slots.unsaved().tolist() == []
 
 
 def test_a_row_is_unsaved_from_a_timestep_until_that_one_is_stored() -> None:
-    """What was stored of an earlier timestep does not cover a later one."""
+    """That an earlier timestep was stored does not cover a later one."""
     slots = make()
     rows = [take(slots) for _ in range(3)]
     advance(slots, [rows[2], rows[0]], [1, 1])
     assert slots.unsaved().tolist() == [rows[0], rows[2]]
-    slots.saved[rows] = 1
+    slots.durable_step[rows] = 1
     assert slots.unsaved().tolist() == []
     advance(slots, [rows[2]], [2])
     assert slots.unsaved().tolist() == [rows[2]]
 
 
 def test_a_row_that_came_from_the_store_is_saved() -> None:
-    """It has nothing that the store has not, until its next timestep."""
+    """It has nothing that the store does not have, until its next timestep."""
     here, there = make(), make()
     other = move(here, run(here, 4), there)
-    assert there.saved[other] == 4
+    assert there.durable_step[other] == 4
     assert there.unsaved().tolist() == []
     advance(there, [other], [50])
     assert there.unsaved().tolist() == [other]
 
 
 def test_a_released_row_is_not_unsaved() -> None:
-    """What its stream left behind is nobody's, neither before nor after the row is taken again."""
+    """What its stream leaves behind is not unsaved state, neither before nor after the row is acquired again."""
     slots = make()
     slot = run(slots, 3)
     slots.release(slot)
@@ -387,7 +387,7 @@ def test_a_released_row_is_not_unsaved() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_row_whose_next_state_is_not_finite_is_left_as_it_was(bad: float) -> None:
-    """Its neighbours advance; its state, number and answers stay."""
+    """The other rows advance. Its state, number and answers stay."""
     slots = make()
     for _ in range(3):
         take(slots)
@@ -408,7 +408,7 @@ def test_a_huge_state_is_no_poison() -> None:
 
 
 def test_a_model_without_state_needs_no_slab() -> None:
-    """Numbers and answers are kept even where there is no state."""
+    """Numbers and answers are kept even without state."""
     slots = Slots(dataclasses.replace(load(running_sum()).spec, state=()), 2, 2)
     slot = take(slots)
     value = np.array([[5]], np.float32)
@@ -425,25 +425,25 @@ def test_one_line_says_how_full_they_are() -> None:
 
 
 def test_all_that_was_saved_can_be_saved_again() -> None:
-    """Every row with a timestep is unsaved once more; a fresh one and a free one are not."""
+    """Every row with a timestep is unsaved again; a new one and a free one are not."""
     slots = make()
     one, other, fresh, free = run(slots, 3), run(slots, 1), take(slots), take(slots)
     slots.release(free)
-    slots.saved[[one, other]] = slots.step[[one, other]]
+    slots.durable_step[[one, other]] = slots.step[[one, other]]
     assert not slots.unsaved().size
-    slots.store_again()
+    slots.mark_unsaved()
     assert slots.unsaved().tolist() == sorted([one, other])
     assert fresh not in slots.unsaved()
 
 
 def differ(slots: Slots, slot: int, step: int, hash_: int) -> bool:
-    """Whether a timestep is remembered to have had other values."""
-    [found] = slots.differ(np.array([slot]), np.array([step]), np.array([hash_], np.uint64)).tolist()
+    """Whether a timestep is remembered with other values."""
+    [found] = slots.values_differ(np.array([slot]), np.array([step]), np.array([hash_], np.uint64)).tolist()
     return bool(found)
 
 
 def test_a_timestep_is_known_by_the_hash_of_its_values() -> None:
-    """As long as its answer is remembered; beyond that nothing can be said."""
+    """As long as its answer is remembered. Beyond that nothing is known."""
     slots = make(answers=3)
     slot = take(slots)
     for step in range(1, 6):
@@ -455,7 +455,7 @@ def test_a_timestep_is_known_by_the_hash_of_its_values() -> None:
 
 
 def test_hashes_move_with_their_stream() -> None:
-    """Into a ring of another size, and out of a record of before there were hashes, of which none is known."""
+    """Into a ring of another size, and from a checkpoint without hashes, where none is known."""
     here, there = make(answers=3), make(answers=2)
     slot = run(here, 3)
     other = move(here, slot, there)
@@ -467,7 +467,7 @@ def test_hashes_move_with_their_stream() -> None:
 
 
 def test_hashes_leave_with_their_stream() -> None:
-    """Who takes the slot next is not compared with who had it."""
+    """The next stream in the slot is not compared with the former one."""
     slots = make(capacity=1)
     slots.release(run(slots, 3))
     slot = take(slots)

@@ -1,4 +1,4 @@
-"""How errors look at the end of a call."""
+"""Errors at the end of a call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from serving.core import errors
-from serving.rpc.status import SENTENCE_BYTES_MAX, TABLE, abort, sentence
+from serving.rpc.status import ERROR_MESSAGE_BYTES_MAX, TABLE, abort, error_message
 
-# Longer than any id or name may be, and of characters that take the most bytes on the way.
+# Longer than any id or name may be, and of the characters that need the most bytes.
 LONG = "\U0001f527" * 4096
 NAMES = [LONG] * 200
 MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
@@ -19,7 +19,7 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
     errors.ValuesDiffer: lambda: errors.ValuesDiffer(2**63),
     errors.NoStepLeft: lambda: errors.NoStepLeft(2**63),
     errors.Overloaded: lambda: errors.Overloaded(1, 1),
-    errors.FellAsleep: lambda: errors.FellAsleep(LONG, 1),
+    errors.ParkedAgain: lambda: errors.ParkedAgain(LONG, 1),
     errors.StoreBehind: lambda: errors.StoreBehind(1.0, 1),
     errors.ModelNotFound: lambda: errors.ModelNotFound(LONG, LONG, NAMES),
     errors.ModelNotNamed: lambda: errors.ModelNotNamed(NAMES),
@@ -37,7 +37,7 @@ MAKE: dict[type[errors.TidegateError], Callable[[], errors.TidegateError]] = {
 
 
 class Context:
-    """Takes the status that a call ends with."""
+    """Takes the status of a call."""
 
     async def abort_with_status(self, status: Any) -> None:
         """Keeps it, and ends the call as grpc does."""
@@ -47,7 +47,7 @@ class Context:
 
 @pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.__name__)
 async def test_the_status_of_every_error_fits_into_metadata(kind: type[errors.TidegateError]) -> None:
-    """8 KB is what gRPC takes by default: beyond it another code comes, without a word of what was wrong."""
+    """By default gRPC accepts 8 KB. Beyond that another code arrives, without the message."""
     context = Context()
     with pytest.raises(RuntimeError, match="aborted"):
         await abort(context, MAKE.get(kind, lambda: kind(LONG))())
@@ -59,8 +59,8 @@ async def test_the_status_of_every_error_fits_into_metadata(kind: type[errors.Ti
 
 
 def test_a_sentence_is_cut_between_characters() -> None:
-    """What is left is text, and says that it was cut."""
-    cut = sentence(errors.WrongOrder("é" * SENTENCE_BYTES_MAX))
-    assert len(cut.encode()) <= SENTENCE_BYTES_MAX
+    """The rest is text, and shows that it was cut."""
+    cut = error_message(errors.WrongOrder("é" * ERROR_MESSAGE_BYTES_MAX))
+    assert len(cut.encode()) <= ERROR_MESSAGE_BYTES_MAX
     assert set(cut) == {"é", "."}
     assert cut.endswith("...")

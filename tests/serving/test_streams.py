@@ -18,40 +18,40 @@ from serving.core.errors import (
 from serving.core.spec import Checkpoint, ModelId, Spec
 from serving.core.streams import (
     TRANSITIONS,
-    Ask,
     Event,
     Existence,
-    Known,
     Lease,
     OpenKind,
+    OpenOptions,
     Phase,
     Stream,
-    Streams,
-    check_fits,
+    StreamStatus,
+    StreamTable,
+    check_payload_size,
     checkpoint_rows,
-    rule_on_open,
+    decide_open,
 )
 from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
 
 ANY, MUST_EXIST, MUST_BE_NEW = Existence.ANY, Existence.MUST_EXIST, Existence.MUST_BE_NEW
 
-# How opens find streams that are known: they are kept at this step.
+# The step of the known streams that these tests open.
 KEPT = 7
 
 
-# The rule of opening.
+# The decision about an open.
 
 
 @pytest.fixture(scope="module")
 def spec() -> Spec:
-    """The model that streams are opened under."""
+    """The model under which streams are opened."""
     return load(running_sum()).spec
 
 
-def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "", owner: str = "") -> Known:
+def known(spec: Spec, phase: Phase, *, fingerprint: str = "", version: str = "", owner: str = "") -> StreamStatus:
     """A stream of that model, or of another fingerprint or version."""
     model = ModelId(spec.name, version or spec.version, fingerprint or spec.fingerprint)
-    return Known(phase, KEPT, model, owner, epoch=3)
+    return StreamStatus(phase, KEPT, model, owner, epoch=3)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_what_an_open_becomes(
     outcome: OpenKind | type[TidegateError],
     owner: str,
 ) -> None:
-    """The whole table of opens under the stream's own model, by who opened it last."""
+    """The whole table of opens under the stream's own model, by its last owner."""
     what = None if phase is None else known(spec, phase, owner=owner)
-    ask = Ask(existence, owner, resume_from)
+    ask = OpenOptions(existence, owner, resume_from)
     if isinstance(outcome, OpenKind):
-        assert rule_on_open(key("a"), what, spec, ask) is outcome
+        assert decide_open(key("a"), what, spec, ask) is outcome
     else:
         with pytest.raises(outcome, match="'a'"):
-            rule_on_open(key("a"), what, spec, ask)
+            decide_open(key("a"), what, spec, ask)
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
@@ -117,27 +117,27 @@ def test_what_an_open_becomes(
 def test_who_goes_on_is_refused_when_another_owner_came_between(
     spec: Spec, phase: Phase, last: str, resume_from: int
 ) -> None:
-    """What the stream is at is the other's work, and the other keeps it; also when it would be told lost."""
+    """The state of the stream is the other owner's work, which keeps it; also when there would be a loss."""
     with pytest.raises(TakenOver, match=r"another client.*epoch 3"):
-        rule_on_open(key("a"), known(spec, phase, owner=last), spec, Ask(ANY, "a", resume_from))
+        decide_open(key("a"), known(spec, phase, owner=last), spec, OpenOptions(ANY, "a", resume_from))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_a_first_open_asks_for_nobody(spec: Spec, phase: Phase) -> None:
-    """A new client may have any stream; it says so by a first open."""
-    assert rule_on_open(key("a"), known(spec, phase, owner="b"), spec, Ask(ANY, "a")) is not OpenKind.NEW
+    """A new client may take over any stream, with a first open."""
+    assert decide_open(key("a"), known(spec, phase, owner="b"), spec, OpenOptions(ANY, "a")) is not OpenKind.NEW
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_must_be_new_may_be_asked_again(spec: Spec, phase: Phase) -> None:
-    """The answer to the first open was lost on the way: the same owner has begun it, and nothing was applied."""
+    """The answer to the first open was lost: the same owner has begun it, and nothing was applied."""
     begun = replace(known(spec, phase, owner="a"), step=0)
-    assert rule_on_open(key("a"), begun, spec, Ask(MUST_BE_NEW, "a")) is OpenKind.NEW
-    for other in (Ask(MUST_BE_NEW, "b"), Ask(MUST_BE_NEW)):
+    assert decide_open(key("a"), begun, spec, OpenOptions(MUST_BE_NEW, "a")) is OpenKind.NEW
+    for other in (OpenOptions(MUST_BE_NEW, "b"), OpenOptions(MUST_BE_NEW)):
         with pytest.raises(StreamExists):
-            rule_on_open(key("a"), begun, spec, other)
+            decide_open(key("a"), begun, spec, other)
     with pytest.raises(StreamExists):
-        rule_on_open(key("a"), known(spec, phase, owner="a"), spec, Ask(MUST_BE_NEW, "a"))
+        decide_open(key("a"), known(spec, phase, owner="a"), spec, OpenOptions(MUST_BE_NEW, "a"))
 
 
 @pytest.mark.parametrize(
@@ -147,51 +147,51 @@ def test_must_be_new_may_be_asked_again(spec: Spec, phase: Phase) -> None:
 def test_a_stream_of_other_weights_is_not_opened(
     spec: Spec, phase: Phase, existence: Existence, resume_from: int
 ) -> None:
-    """Old state is never fed to new weights; the message has both models."""
+    """A state is never used with other weights. The message has both models."""
     what = known(spec, phase, fingerprint="f" * 64, version="9")
     with pytest.raises(ModelMismatch, match=r"runs under toy/9, not toy/1"):
-        rule_on_open(key("a"), what, spec, Ask(existence, resume_from=resume_from))
+        decide_open(key("a"), what, spec, OpenOptions(existence, resume_from=resume_from))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_version_with_other_bytes_is_another_model(spec: Spec, phase: Phase) -> None:
-    """A file that was replaced under its name has another fingerprint, and the message says both."""
+    """A file that was replaced under its name has another fingerprint, and the message has both."""
     with pytest.raises(ModelMismatch, match=f"fingerprint {'f' * 12}.*fingerprint {spec.fingerprint[:12]}"):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, Ask(ANY))
+        decide_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, OpenOptions(ANY))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_the_same_weights_under_another_name_are_the_same_model(spec: Spec, phase: Phase) -> None:
-    """State belongs to a fingerprint; what the folder is called is for people."""
-    rule_on_open(key("a"), known(spec, phase, version="9"), spec, Ask(MUST_EXIST))
+    """A state belongs to a fingerprint. The name of the folder is for people."""
+    decide_open(key("a"), known(spec, phase, version="9"), spec, OpenOptions(MUST_EXIST))
 
 
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 def test_must_be_new_wins_over_other_weights(spec: Spec, phase: Phase) -> None:
-    """Who asks for a new stream is told that the name is taken, whatever it runs under."""
+    """An open with MUST_BE_NEW reports that the name is taken, whatever the model."""
     with pytest.raises(StreamExists):
-        rule_on_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, Ask(MUST_BE_NEW))
+        decide_open(key("a"), known(spec, phase, fingerprint="f" * 64), spec, OpenOptions(MUST_BE_NEW))
 
 
 def test_the_weights_of_an_expired_stream_do_not_matter(spec: Spec) -> None:
-    """Where no state is left there is nothing to feed to the wrong weights."""
+    """Without state there is nothing to use with the wrong weights."""
     what = known(spec, Phase.EXPIRED, fingerprint="f" * 64)
-    assert rule_on_open(key("a"), what, spec, Ask(MUST_BE_NEW)) is OpenKind.NEW
+    assert decide_open(key("a"), what, spec, OpenOptions(MUST_BE_NEW)) is OpenKind.NEW
 
 
 def test_an_expired_stream_says_where_it_was(spec: Spec) -> None:
-    """Its last timestep is all that is left of it."""
+    """Only its last timestep is known."""
     with pytest.raises(StreamExpired, match=rf"last timestep was {KEPT}.*MUST_BE_NEW") as caught:
-        rule_on_open(key("a"), known(spec, Phase.EXPIRED), spec, Ask(ANY))
+        decide_open(key("a"), known(spec, Phase.EXPIRED), spec, OpenOptions(ANY))
     assert caught.value.step == KEPT
 
 
 @pytest.mark.parametrize(("phase", "kept"), [(None, 0), (Phase.PARKED, KEPT), (Phase.LIVE, KEPT)])
 def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kept: int) -> None:
-    """What is kept and what was acknowledged: the client can tell what is gone, and how to go on all the same."""
+    """The stored and the acknowledged step: the client can tell what is lost, and how to continue nevertheless."""
     what = None if phase is None else known(spec, phase)
     with pytest.raises(StateLost) as caught:
-        rule_on_open(key("a"), what, spec, Ask(resume_from=13))
+        decide_open(key("a"), what, spec, OpenOptions(resume_from=13))
     assert (caught.value.kept_step, caught.value.stored_step) == (kept, 12)
 
 
@@ -199,65 +199,65 @@ def test_lost_state_is_told_with_both_steps(spec: Spec, phase: Phase | None, kep
     ("phase", "existence"), list(product([Phase.PARKED, Phase.LIVE, Phase.EXPIRED, None], Existence))
 )
 def test_every_open_that_is_allowed_has_a_transition(spec: Spec, phase: Phase | None, existence: Existence) -> None:
-    """The rule never lets a stream go where the table of its life has no way."""
+    """The decision never needs a transition that the table does not have."""
     try:
-        kind = rule_on_open(key("a"), known(spec, phase) if phase else None, spec, Ask(existence))
+        kind = decide_open(key("a"), known(spec, phase) if phase else None, spec, OpenOptions(existence))
     except TidegateError:
         return
-    if kind is OpenKind.NEW:  # what there was of it is forgotten
+    if kind is OpenKind.NEW:  # its former state is forgotten
         phase = Phase.NEW if phase is None else TRANSITIONS[phase, Event.FORGET]
     assert phase is not None
     assert TRANSITIONS[phase, Event.OPEN] is Phase.LIVE
 
 
-# The life of a stream.
+# The life cycle of a stream.
 
 
 @pytest.mark.parametrize(("phase", "event"), list(product(Phase, Event)))
 def test_a_stream_moves_along_its_transitions_and_no_other(phase: Phase, event: Event) -> None:
-    """A pair that is not in the table raises and moves nothing."""
+    """A pair that is not in the table raises and changes nothing."""
     engine = make_engine(running_sum())
     stream = Stream(key("a"), engine.slots, 1, "")
     stream.phase = phase
     if (phase, event) in TRANSITIONS:
-        stream.go(event)
+        stream.transition(event)
         assert stream.phase is TRANSITIONS[phase, event]
     else:
         with pytest.raises(KeyError):
-            stream.go(event)
+            stream.transition(event)
         assert stream.phase is phase
 
 
-def begin(streams: Streams, engine: Engine, name: str = "a") -> Lease:
+def begin(streams: StreamTable, engine: Engine, name: str = "a") -> Lease:
     """A live stream."""
     return streams.begin(key(name), engine.slots, engine.slots.acquire(key(name)), 1)
 
 
-def resume(streams: Streams, engine: Engine, checkpoint: Checkpoint, epoch: int = 2) -> Lease:
+def resume(streams: StreamTable, engine: Engine, checkpoint: Checkpoint, epoch: int = 2) -> Lease:
     """A stream that is live again."""
     return streams.resume(checkpoint, engine.slots, engine.slots.acquire(checkpoint.key), epoch)
 
 
 def step(engine: Engine, lease: Lease, *values: float) -> np.ndarray:
-    """Applies a timestep; gives the first output."""
+    """Applies a timestep. Returns the first output."""
     slots = np.array([lease.stream.slot])
-    report = engine.run(slots, np.array([0]), np.array([values], np.float32))
-    assert report.verdicts is None or not report.verdicts.any()
-    return report.outputs[0][0]
+    result = engine.run(slots, np.array([0]), np.array([values], np.float32))
+    assert result.statuses is None or not result.statuses.any()
+    return result.outputs[0][0]
 
 
 def store(lease: Lease) -> Checkpoint:
-    """Does with a stream what the checkpointer does when a commit has returned."""
+    """Does what the checkpointer does after a commit."""
     stream = lease.stream
     (checkpoint,) = checkpoint_rows([stream])
-    stream.slots.saved[stream.slot] = checkpoint.step
+    stream.slots.durable_step[stream.slot] = checkpoint.step
     return checkpoint
 
 
-def leave(streams: Streams, lease: Lease) -> Checkpoint:
-    """A stream that is stored and held no longer."""
+def leave(streams: StreamTable, lease: Lease) -> Checkpoint:
+    """A stream that is stored and has left the process."""
     checkpoint = store(lease)
-    streams.let_go(lease)
+    streams.release(lease)
     streams.park(lease.stream)
     return checkpoint
 
@@ -269,7 +269,7 @@ def total(engine: Engine, lease: Lease) -> float:
 
 def test_a_stream_begins_live_at_step_0() -> None:
     """It owns a slot and is found by its key."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     assert lease.stream.phase is Phase.LIVE
     assert lease.stream.step == 0
@@ -282,8 +282,8 @@ def test_a_stream_begins_live_at_step_0() -> None:
 
 
 def test_a_stream_is_held_once() -> None:
-    """To begin one that is there already is our own bug; it is taken over instead."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Beginning an existing stream is a bug of the server: it must be taken over."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     begin(streams, engine)
     with pytest.raises(AssertionError):
         begin(streams, engine)
@@ -291,7 +291,7 @@ def test_a_stream_is_held_once() -> None:
 
 def test_streams_of_one_id_and_two_tenants_are_two() -> None:
     """A key is the tenant and the id."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     mine = begin(streams, engine)
     theirs = key("a")._replace(tenant="other")
     other = streams.begin(theirs, engine.slots, engine.slots.acquire(theirs), 1)
@@ -301,22 +301,22 @@ def test_streams_of_one_id_and_two_tenants_are_two() -> None:
 
 
 def test_a_stream_is_saved_until_its_next_timestep() -> None:
-    """At step 0 there is nothing to store; then what counts is the last timestep."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """At step 0 there is nothing to store. From then on the last timestep counts."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
     step(engine, lease, 5)
-    assert not lease.stream.saved
+    assert not lease.stream.is_saved
     store(lease)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
 
 
 # Checkpoints.
 
 
 def test_a_checkpoint_says_everything_about_its_stream() -> None:
-    """Whose it is, under which model and epoch, how far, and how many answers it has room for."""
-    engine, streams = make_engine(running_sum(), answers=6), Streams()
+    """The key, the model, the epoch, the step, and the number of answers."""
+    engine, streams = make_engine(running_sum(), answers=6), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     step(engine, lease, 6)
@@ -324,30 +324,30 @@ def test_a_checkpoint_says_everything_about_its_stream() -> None:
     assert (checkpoint.key, checkpoint.epoch, checkpoint.step) == (key("a"), 1, 2)
     assert checkpoint.model == engine.model.spec.id
     assert checkpoint.answers == 6
-    check_fits(checkpoint, engine.slots)
+    check_payload_size(checkpoint, engine.slots)
 
 
 def test_streams_at_different_steps_are_copied_each_with_its_own() -> None:
-    """Several at once are copied as each would be alone, in the order given: one never gets another's state or number."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Several are copied as each would be alone, in order: none gets the state or number of another."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     leases = [begin(streams, engine, name) for name in "abcd"]
     for lease, count in zip(leases, (3, 0, 7, 1), strict=True):
         for number in range(count):
             step(engine, lease, 10 * lease.stream.slot + number)
     some = [leases[place].stream for place in (2, 3, 0, 1)]
-    together = checkpoint_rows(some)
-    assert [(checkpoint.key, checkpoint.step) for checkpoint in together] == [
+    run_concurrently = checkpoint_rows(some)
+    assert [(checkpoint.key, checkpoint.step) for checkpoint in run_concurrently] == [
         (key("c"), 7),
         (key("d"), 1),
         (key("a"), 3),
         (key("b"), 0),
     ]
-    assert list(together) == [checkpoint_rows([stream])[0] for stream in some]
+    assert list(run_concurrently) == [checkpoint_rows([stream])[0] for stream in some]
 
 
 def test_a_checkpoint_does_not_stop_the_stream() -> None:
-    """The stream goes on, and the copy stays what it was."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """The stream advances, and the copy does not change."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     (checkpoint,) = checkpoint_rows([lease.stream])
@@ -359,43 +359,43 @@ def test_a_checkpoint_does_not_stop_the_stream() -> None:
 
 
 def test_a_checkpoint_alone_makes_nothing_durable() -> None:
-    """A copy is not stored before the store says so."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """A copy counts as stored only after the commit."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     checkpoint_rows([lease.stream])
-    assert not lease.stream.saved
+    assert not lease.stream.is_saved
     assert lease.durable_step == 0
 
 
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_checkpoint_of_another_size_does_not_fit(more: int) -> None:
     """It is refused with both sizes, before anything of it is used."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     (checkpoint,) = checkpoint_rows([begin(streams, engine).stream])
     size = len(checkpoint.payload)
     payload = (checkpoint.payload + b"x")[: size + more]
     with pytest.raises(CheckpointBroken, match=f"'a': its state has {size + more} bytes, expected {size} under toy/1"):
-        check_fits(replace(checkpoint, payload=payload), engine.slots)
+        check_payload_size(replace(checkpoint, payload=payload), engine.slots)
 
 
 def test_a_checkpoint_with_room_for_other_answers_fits() -> None:
-    """The number of answers is a setting of the server and may change under a stored stream."""
-    small, large, streams = make_engine(running_sum(), answers=2), make_engine(running_sum(), answers=9), Streams()
+    """The number of answers is a setting of the server and may change for a stored stream."""
+    small, large, streams = make_engine(running_sum(), answers=2), make_engine(running_sum(), answers=9), StreamTable()
     (checkpoint,) = checkpoint_rows([begin(streams, small).stream])
-    check_fits(checkpoint, large.slots)
+    check_payload_size(checkpoint, large.slots)
 
 
 # Parking and resuming.
 
 
 def test_a_stream_without_a_call_is_parked_and_held_no_longer() -> None:
-    """Its slot is free, and what there is of it is in the store."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Its slot is free, and the store has all of it."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     store(lease)
-    streams.let_go(lease)
+    streams.release(lease)
     streams.park(lease.stream)
     assert len(engine.slots) == 0
     assert streams.find(key("a")) is None
@@ -404,8 +404,8 @@ def test_a_stream_without_a_call_is_parked_and_held_no_longer() -> None:
 
 
 def test_a_stream_that_a_call_has_open_is_parked_and_still_held() -> None:
-    """Its slot is free; its call does not notice and keeps its hold."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Its slot is free. Its call is not affected and keeps its lease."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     store(lease)
@@ -419,8 +419,8 @@ def test_a_stream_that_a_call_has_open_is_parked_and_still_held() -> None:
 
 
 def test_a_stream_that_is_not_stored_is_not_parked() -> None:
-    """Its slot has the only copy of its state; nothing has changed."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Its slot has the only copy of its state. Nothing has changed."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     with pytest.raises(AssertionError):
@@ -433,7 +433,7 @@ def test_a_stream_that_is_not_stored_is_not_parked() -> None:
 def test_a_resumed_stream_gives_the_bits_of_one_that_never_parked(parked_after: int) -> None:
     """Parking changes nothing, not even when another stream used the slot meanwhile."""
     rows = sensor_rows(10, seed=parked_after, missing=0.2)
-    engine, streams = make_engine(lstm(), capacity=1), Streams()
+    engine, streams = make_engine(lstm(), capacity=1), StreamTable()
     lease = begin(streams, engine)
     got = [step(engine, lease, *row) for row in rows[:parked_after]]
     checkpoint = leave(streams, lease)
@@ -449,28 +449,28 @@ def test_a_resumed_stream_gives_the_bits_of_one_that_never_parked(parked_after: 
 
 def test_a_resumed_stream_remembers_its_answers() -> None:
     """A timestep that was answered before parking is answered again after it."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     sums = [step(engine, lease, value) for value in (1, 2, 3)]
     lease = resume(streams, engine, leave(streams, lease))
-    assert [engine.slots.answer(lease.stream.slot, number)[0] for number in (1, 2, 3)] == [
+    assert [engine.slots.find_answer(lease.stream.slot, number)[0] for number in (1, 2, 3)] == [
         value.tobytes() for value in sums
     ]
 
 
 def test_a_stream_resumes_under_a_higher_epoch_and_durable_up_to_its_checkpoint() -> None:
-    """What the checkpoint holds is stored by definition."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """The content of a checkpoint is durable by definition."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 1)
     lease = resume(streams, engine, leave(streams, lease), 2)
     assert (lease.stream.epoch, lease.durable_step) == (2, 1)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
 
 
 def test_a_stream_that_does_not_fit_is_not_held() -> None:
-    """A checkpoint of another size begins nothing, and whoever acquired the slot still has it to give back."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """A checkpoint of another size begins nothing, and the caller still has the slot to release."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     checkpoint = leave(streams, begin(streams, engine))
     slot = engine.slots.acquire(key("a"))
     with pytest.raises(CheckpointBroken):
@@ -480,8 +480,8 @@ def test_a_stream_that_does_not_fit_is_not_held() -> None:
 
 
 def test_a_checkpoint_of_other_weights_is_never_resumed() -> None:
-    """The rule of opening has refused it; should it come here all the same, that is our own bug."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """`decide_open` has refused it; if it comes here nevertheless, that is a bug of the server."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     checkpoint = leave(streams, begin(streams, engine))
     foreign = replace(checkpoint, model=checkpoint.model._replace(fingerprint="f" * 64))
     with pytest.raises(AssertionError):
@@ -489,8 +489,8 @@ def test_a_checkpoint_of_other_weights_is_never_resumed() -> None:
 
 
 def test_a_woken_stream_goes_on_where_it_was() -> None:
-    """Its call goes on under the same lease and epoch, in whatever slot is free."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Its call continues under the same lease and epoch, in any free slot."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     checkpoint = store(lease)
@@ -500,13 +500,13 @@ def test_a_woken_stream_goes_on_where_it_was() -> None:
     assert lease.stream.phase is Phase.LIVE
     assert lease.stream.lease is lease
     assert (lease.stream.epoch, lease.stream.step) == (1, 1)
-    assert lease.stream.saved
+    assert lease.stream.is_saved
     assert step(engine, lease, 6).tolist() == [11]
 
 
 def test_a_stream_that_never_got_beyond_step_0_wakes_without_a_checkpoint() -> None:
-    """There is none: it starts with what the model says."""
-    engine, streams = make_engine(running_sum(), capacity=1), Streams()
+    """There is none: it starts with the model's initial state."""
+    engine, streams = make_engine(running_sum(), capacity=1), StreamTable()
     lease = begin(streams, engine)
     streams.park(lease.stream)
     stranger = begin(streams, engine, "stranger")
@@ -518,8 +518,8 @@ def test_a_stream_that_never_got_beyond_step_0_wakes_without_a_checkpoint() -> N
 
 
 def test_a_stream_that_does_not_fit_stays_parked() -> None:
-    """A checkpoint of another size wakes nothing; its call keeps its hold, and the slot is the caller's to give back."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """A checkpoint of another size wakes nothing. Its call keeps its lease, and the caller releases the slot."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     checkpoint = store(lease)
     streams.park(lease.stream)
@@ -533,8 +533,8 @@ def test_a_stream_that_does_not_fit_stays_parked() -> None:
 
 
 def test_a_live_stream_is_not_woken() -> None:
-    """It would leave its slot behind, taken by nobody."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """It would leave its slot in use for ever."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     with pytest.raises(AssertionError):
         streams.wake(lease.stream, None, engine.slots.acquire(key("a")))
@@ -544,8 +544,8 @@ def test_a_live_stream_is_not_woken() -> None:
 
 
 def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
-    """The old call is told once, and the new one goes on where it was, in the same slot."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """The old call is told once, and the new one continues in the same slot."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
     told: list[TidegateError | None] = []
@@ -562,12 +562,12 @@ def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
 
 
 def test_a_stream_without_a_call_is_taken_over_too() -> None:
-    """Its call has gone and it was not parked yet: nobody is told, and it goes on."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Its call has ended and it was not parked yet: nobody is told, and it continues."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
     old.on_end = lambda _: pytest.fail("nobody is there")
-    streams.let_go(old)
+    streams.release(old)
     new = streams.take_over(old.stream, 2)
     assert old.ended is None
     assert new.stream.lease is new
@@ -575,8 +575,8 @@ def test_a_stream_without_a_call_is_taken_over_too() -> None:
 
 
 def test_a_take_over_knows_what_is_stored() -> None:
-    """What the new call is told is durable is what the store has, not what was applied."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """The new call gets the durable step of the store, not the last applied one."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
     store(old)
@@ -586,8 +586,8 @@ def test_a_take_over_knows_what_is_stored() -> None:
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_take_over_raises_the_epoch(epoch: int) -> None:
-    """It cannot keep the epoch that the old call writes under."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """It cannot keep the epoch under which the old call writes."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     with pytest.raises(AssertionError):
         streams.take_over(lease.stream, epoch)
@@ -595,8 +595,8 @@ def test_a_take_over_raises_the_epoch(epoch: int) -> None:
 
 
 def test_a_lease_ends_once() -> None:
-    """A call is told one reason, the first."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """A call gets one reason, the first."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     lease.end(TakenOver("a", 2))
     with pytest.raises(AssertionError):
@@ -605,12 +605,12 @@ def test_a_lease_ends_once() -> None:
 
 
 def test_letting_go_ends_nothing_and_stops_nothing() -> None:
-    """The stream stays live, in its slot, until it is parked; nobody is told, for nobody is there."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """The stream stays live, in its slot, until it is parked. No call is left to be told."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
     lease.on_end = lambda _: pytest.fail("nobody is there")
-    streams.let_go(lease)
+    streams.release(lease)
     assert lease.stream.lease is None
     assert lease.stream.phase is Phase.LIVE
     assert streams.find(key("a")) is lease.stream
@@ -618,30 +618,30 @@ def test_letting_go_ends_nothing_and_stops_nothing() -> None:
 
 
 def test_a_call_lets_go_of_nothing_but_its_own_hold() -> None:
-    """After a take-over the stream is the other call's."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """After a take-over the stream belongs to the other call."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     new = streams.take_over(old.stream, 2)
     with pytest.raises(AssertionError):
-        streams.let_go(old)
+        streams.release(old)
     assert new.stream.lease is new
 
 
 def test_a_call_sees_what_is_stored_of_its_stream() -> None:
-    """What its row says is what the call knows, without anybody telling it."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """The lease reads it from the slot, without a notification."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
-    engine.slots.saved[lease.stream.slot] = 3
+    engine.slots.durable_step[lease.stream.slot] = 3
     assert lease.durable_step == 3
 
 
 @pytest.mark.parametrize("how", ["take over", "drop", "park", "let go"])
 def test_what_a_call_knew_to_be_stored_stays(how: str) -> None:
-    """A hold whose row is another's, or nobody's, still tells how much of it is stored."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """A lease whose slot is free, or another stream's, still knows its durable step."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     stream, slots = lease.stream, engine.slots
-    slots.step[stream.slot] = slots.saved[stream.slot] = 3
+    slots.step[stream.slot] = slots.durable_step[stream.slot] = 3
     row = stream.slot
     match how:
         case "take over":
@@ -651,26 +651,26 @@ def test_what_a_call_knew_to_be_stored_stays(how: str) -> None:
         case "park":
             streams.park(stream)
         case "let go":
-            streams.let_go(lease)
-    slots.saved[row] = 5
+            streams.release(lease)
+    slots.durable_step[row] = 5
     assert lease.durable_step == 3
 
 
 def test_what_a_call_knew_to_be_stored_never_falls() -> None:
-    """A store that was restarted gets the last timestep again: the rows then tell less than clients were told."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """A restarted store gets the last timestep again: then the slots show less than clients were told."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
-    engine.slots.step[lease.stream.slot] = engine.slots.saved[lease.stream.slot] = 3
-    streams.note_durable()
-    engine.slots.store_again()
-    assert engine.slots.saved[lease.stream.slot] == 2
+    engine.slots.step[lease.stream.slot] = engine.slots.durable_step[lease.stream.slot] = 3
+    streams.record_durable_steps()
+    engine.slots.mark_unsaved()
+    assert engine.slots.durable_step[lease.stream.slot] == 2
     assert lease.durable_step == 3
 
 
 def test_live_streams_are_found_by_their_rows() -> None:
-    """As long as they have them: through parking, waking, take-over and dropping."""
-    engine, streams = make_engine(running_sum()), Streams()
-    rows = streams.rows(engine.slots)
+    """For as long as they are in them: through parking, waking, take-over and dropping."""
+    engine, streams = make_engine(running_sum()), StreamTable()
+    rows = streams.by_slot(engine.slots)
     one, two = begin(streams, engine, "a"), begin(streams, engine, "b")
     assert [rows[one.stream.slot], rows[two.stream.slot]] == [one.stream, two.stream]
     streams.take_over(one.stream, 2)
@@ -687,8 +687,8 @@ def test_live_streams_are_found_by_their_rows() -> None:
 
 @pytest.mark.parametrize("parked", [False, True])
 def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
-    """Its slot is free and its name unknown, whatever of it is not stored; its call is told why."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """Its slot is free and its name unknown, whatever was not stored. Its call gets the reason."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     if parked:
         streams.park(lease.stream)
@@ -705,8 +705,8 @@ def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
 
 
 def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
-    """Whoever hears of the end may open the stream again at once."""
-    engine, streams = make_engine(running_sum(), capacity=1), Streams()
+    """The receiver of `on_end` may open the stream again at once."""
+    engine, streams = make_engine(running_sum(), capacity=1), StreamTable()
     lease = begin(streams, engine)
     again: list[Lease] = []
     lease.on_end = lambda _: again.append(begin(streams, engine))
@@ -715,11 +715,11 @@ def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
 
 
 def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
-    """There is nobody to tell."""
-    engine, streams = make_engine(running_sum()), Streams()
+    """No call is left to be told."""
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     lease.on_end = lambda _: pytest.fail("nobody is there")
-    streams.let_go(lease)
+    streams.release(lease)
     streams.drop(lease.stream, StreamNotFound("a"))
     assert len(streams) == 0
     assert lease.ended is None
@@ -727,7 +727,7 @@ def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
 
 def test_one_line_says_where_a_stream_is() -> None:
     """Operators read it in logs."""
-    engine, streams = make_engine(running_sum()), Streams()
+    engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 1)
     assert repr(lease.stream) == "<Stream default/a live step 1, epoch 1>"

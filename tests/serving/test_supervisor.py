@@ -1,4 +1,4 @@
-"""What a supervisor does with workers that behave badly: toys that speak its language and serve nothing."""
+"""A supervisor with workers that misbehave: toy processes that use the protocol of workers and serve nothing."""
 
 import asyncio
 import json
@@ -16,24 +16,24 @@ from typing import Any
 
 import pytest
 
-from serving.runtime import child as child_module
 from serving.runtime import supervisor as supervisor_module
-from serving.runtime.board import make_file
-from serving.runtime.life import StartFailed, StopFailed
+from serving.runtime import worker_process as worker_module
+from serving.runtime.lifecycle import StartFailed, StopFailed
+from serving.runtime.shared_counters import make_shared_file
 from serving.runtime.supervisor import Supervisor
-from tests.support import PATIENCE, ROOT, eventually
+from tests.support import ROOT, TIMEOUT_S, eventually
 
 TOY = """
 import json, os, socket, sys, time
 sys.path.insert(0, os.environ["TOY_ROOT"])
-from serving.runtime.board import Board, Family
+from serving.runtime.shared_counters import MetricFamily, SharedCounters
 number, line = sys.argv[1], socket.socket(fileno=int(sys.argv[2])).makefile("rwb", buffering=0)
 told = json.loads(line.readline())
 def ready():
-    board = Board.begin([Family("toy_lives", "Lives.", "counter", (), [()])], told["board"])
-    if told["last_board"] is not None:
-        board.go_on_from(Board.read(told["last_board"]))
-    board.numbers("toy_lives", ())[0] += 1
+    counters = SharedCounters.create([MetricFamily("toy_lives", "Lives.", "counter", (), [()])], told["counters_fd"])
+    if told["previous_counters_fd"] is not None:
+        counters.continue_from(SharedCounters.read(told["previous_counters_fd"]))
+    counters.numbers("toy_lives", ())[0] += 1
     line.write(b'{"ready": ["toy/1"]}\\n')
 def refuse():
     line.write(b'{"refused": "toy/1 is broken"}\\n')
@@ -41,13 +41,13 @@ def refuse():
 exec(told["act"])
 """
 
-# A toy that ends as soon as it serves, but for its first life.
-FRAIL = 'ready(); (told["last_board"] is None or number == "1") and line.readline()'
+# A toy that ends as soon as it serves, except in its first process.
+FRAIL = 'ready(); (told["previous_counters_fd"] is None or number == "1") and line.readline()'
 
 
 @asynccontextmanager
 async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "asyncio.Task[None]"]]:
-    """A supervisor of two toys that do `act`; it is told to stop at the end."""
+    """A supervisor of two toys that do `act`. It is told to stop at the end."""
     supervisor = Supervisor(
         [sys.executable, "-c", TOY],
         {"act": act, "config": {}},
@@ -60,37 +60,37 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
     )
     running = asyncio.create_task(supervisor.run())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield supervisor, running
     finally:
-        supervisor._asked.set()
-        await asyncio.wait([running], timeout=PATIENCE)
+        supervisor._stop_requested.set()
+        await asyncio.wait([running], timeout=TIMEOUT_S)
 
 
 @pytest.fixture(autouse=True)
 def toy_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where toys find the board."""
+    """Where toys find the shared counters."""
     monkeypatch.setenv("TOY_ROOT", str(ROOT))
 
 
 def open_files() -> int:
-    """How many this process has open."""
+    """How many files this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def told(supervisor: Supervisor, worker: int) -> float:
-    """What a worker has counted over all its lives."""
-    board = supervisor._children[worker].source.board
+    """What a worker has counted over all its processes."""
+    board = supervisor._workers[worker].metrics.counters
     return board.numbers("toy_lives", ())[0] if board else 0.0
 
 
 async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:
-    """With the ports that were picked, and what the workers serve; not again when one comes back."""
+    """With the actual ports and the models; not again after a restart."""
     async with run("ready(); line.readline()") as (supervisor, running):
         await eventually(lambda: supervisor._ready, "the start")
-        os.kill(supervisor._children[0].source.pid, signal.SIGKILL)
+        os.kill(supervisor._workers[0].metrics.pid, signal.SIGKILL)
         await eventually(lambda: told(supervisor, 0) == 2, "the restart")
-        supervisor._asked.set()
+        supervisor._stop_requested.set()
         await running
     assert re.fullmatch(
         r"ready: grpc=127\.0\.0\.1:[1-9]\d* metrics=http://127\.0\.0\.1:[1-9]\d*/metrics models=toy/1\n",
@@ -108,15 +108,15 @@ async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.C
     ],
 )
 async def test_a_worker_that_cannot_start_fails_the_start(act: str, words: str) -> None:
-    """With its reason, or how it ended; no worker is left."""
+    """With its reason, or how it ended. No worker is left."""
     async with run(act) as (supervisor, running):
         with pytest.raises(StartFailed, match=words):
             await running
-    assert [child.source.pid for child in supervisor._children] == [0, 0]
+    assert [child.metrics.pid for child in supervisor._workers] == [0, 0]
 
 
 async def test_a_worker_that_is_killed_before_it_is_ready_is_started_again(tmp_path: Path) -> None:
-    """Perhaps for want of memory, while others start at the same time: that is no reason not to serve."""
+    """Perhaps for lack of memory, while others start at the same time: that is no reason not to serve."""
     mark = tmp_path / "mark"
     act = f"""
 if number == "1" and not os.path.exists({str(mark)!r}):
@@ -127,7 +127,7 @@ line.readline()
 """
     async with run(act) as (supervisor, _):
         await eventually(lambda: supervisor._ready, "the start")
-        assert [child.source.restarts for child in supervisor._children] == [0, 1]
+        assert [child.metrics.restarts for child in supervisor._workers] == [0, 1]
 
 
 async def test_a_worker_that_says_nothing_is_tried_so_often_and_no_more(tmp_path: Path) -> None:
@@ -143,55 +143,55 @@ async def test_a_worker_that_says_nothing_is_tried_so_often_and_no_more(tmp_path
 async def test_a_worker_that_cannot_start_again_is_not_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others serve on; it is tried again, and comes back when its models are good again."""
+    """The others continue to serve. It is restarted, and is up again when its models are valid."""
     bad = tmp_path / "bad"
     act = f"refuse() if os.path.exists({str(bad)!r}) else ready(); line.readline()"
     async with run(act) as (supervisor, running):
         await eventually(lambda: supervisor._ready, "the start")
         bad.touch()
-        os.kill(supervisor._children[0].source.pid, signal.SIGKILL)
+        os.kill(supervisor._workers[0].metrics.pid, signal.SIGKILL)
         await eventually(lambda: "toy/1 is broken" in caplog.text, "the refusal")
-        assert not supervisor._children[0].source.up
-        assert supervisor._children[1].source.up
+        assert not supervisor._workers[0].metrics.up
+        assert supervisor._workers[1].metrics.up
         bad.unlink()
-        await eventually(lambda: supervisor._children[0].source.up, "the restart")
-        assert told(supervisor, 0) == 2  # what it had counted before it was refused was kept
-        supervisor._asked.set()
+        await eventually(lambda: supervisor._workers[0].metrics.up, "the restart")
+        assert told(supervisor, 0) == 2  # its counters from before the refusal were kept
+        supervisor._stop_requested.set()
         await running
 
 
 async def test_the_pause_before_a_restart_grows(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Doubling up to a bound while a worker keeps dying soon."""
+    """It doubles up to a bound while a worker keeps dying soon."""
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS_MAX", 0.05)
     with caplog.at_level(logging.WARNING):
         async with run(FRAIL) as (one, _):
             await eventually(lambda: one._ready, "the start")
-            os.kill(one._children[0].source.pid, signal.SIGKILL)
-            await eventually(lambda: one._children[0].source.restarts >= 4, "four restarts")
-            assert one._children[1].source.restarts == 0
-    pauses = [float(text) for text in re.findall(r"again in ([\d.]+) s", caplog.text)]
+            os.kill(one._workers[0].metrics.pid, signal.SIGKILL)
+            await eventually(lambda: one._workers[0].metrics.restarts >= 4, "four restarts")
+            assert one._workers[1].metrics.restarts == 0
+    pauses = [float(text) for text in re.findall(r"restarted in ([\d.]+) s", caplog.text)]
     assert pauses[:5] == [0.01, 0.02, 0.04, 0.05, 0.05][: len(pauses)]
 
 
 async def test_the_pause_is_short_again_after_a_long_life(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it dies of then is not its start."""
+    """Then the cause is not its start."""
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor_module, "LIVED_SECONDS", 0.0)
     with caplog.at_level(logging.WARNING):
         async with run(FRAIL) as (one, _):
             await eventually(lambda: one._ready, "the start")
-            os.kill(one._children[0].source.pid, signal.SIGKILL)
-            await eventually(lambda: one._children[0].source.restarts >= 3, "three restarts")
-    assert set(re.findall(r"again in ([\d.]+) s", caplog.text)) == {"0.01"}
+            os.kill(one._workers[0].metrics.pid, signal.SIGKILL)
+            await eventually(lambda: one._workers[0].metrics.restarts >= 3, "three restarts")
+    assert set(re.findall(r"restarted in ([\d.]+) s", caplog.text)) == {"0.01"}
 
 
 async def test_a_worker_that_does_not_drain_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within the time for draining and some; that it was not clean is said."""
+    """Some time after the time for draining. The error says that it was not clean."""
     monkeypatch.setattr(supervisor_module, "DRAIN_MARGIN_SECONDS", 0.1)
     async with run(
         "ready(); number == '1' and line.readline(); number == '0' and time.sleep(60)", drain_after_s=0.1
@@ -200,7 +200,7 @@ async def test_a_worker_that_does_not_drain_is_killed(monkeypatch: pytest.Monkey
         running,
     ):
         await eventually(lambda: one._ready, "the start")
-        one._asked.set()
+        one._stop_requested.set()
         with pytest.raises(StopFailed, match=r"^worker 0 was killed by SIGKILL"):
             await running
 
@@ -209,16 +209,16 @@ async def test_a_worker_that_did_not_end_well_is_told(monkeypatch: pytest.Monkey
     """With its exit code: it could not store everything."""
     async with run("ready(); line.readline(); sys.exit(int(number))") as (one, running):
         await eventually(lambda: one._ready, "the start")
-        one._asked.set()
+        one._stop_requested.set()
         with pytest.raises(StopFailed, match=r"^worker 1 ended with exit code 1"):
             await running
 
 
 async def test_a_stop_during_the_start_is_clean() -> None:
-    """A signal that comes before the workers are ready has them end; nothing is printed or restarted."""
+    """A signal before the workers are ready ends them. Nothing is printed or restarted."""
     async with run("line.readline()") as (one, running):
-        await eventually(lambda: sum(child.source.pid > 0 for child in one._children) == 2, "the start")
-        one._asked.set()
+        await eventually(lambda: sum(child.metrics.pid > 0 for child in one._workers) == 2, "the start")
+        one._stop_requested.set()
         await running
     assert not one._ready
 
@@ -226,26 +226,26 @@ async def test_a_stop_during_the_start_is_clean() -> None:
 async def test_a_worker_that_has_no_line_yet_is_told_to_stop_as_soon_as_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stop that comes between its spawn and its first line is passed on: nobody waits for it until it is killed."""
+    """A stop between the spawn and the first message is passed on: the worker need not be killed."""
     connect = asyncio.open_unix_connection
 
     async def connect_late(**more: Any) -> Any:
-        await asked.wait()  # there is a process, and no line
-        await asyncio.sleep(0)  # those who stop have their turn
+        await asked.wait()  # there is a process, and no connection
+        await asyncio.sleep(0)  # the stop has its turn
         return await connect(**more)
 
-    monkeypatch.setattr(child_module.asyncio, "open_unix_connection", connect_late)
+    monkeypatch.setattr(worker_module.asyncio, "open_unix_connection", connect_late)
     async with run("line.readline(); ready()", drain_after_s=60.0) as (one, running):
-        asked = one._asked
-        await eventually(lambda: sum(child.source.pid > 0 for child in one._children) == 2, "the start")
-        one._asked.set()
+        asked = one._stop_requested
+        await eventually(lambda: sum(child.metrics.pid > 0 for child in one._workers) == 2, "the start")
+        one._stop_requested.set()
         await running
 
 
 def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """A real worker, and the end of its line that is its supervisor's."""
+    """A real worker, and the supervisor's end of its socket pair."""
     ours, theirs = socket.socketpair()
-    board = make_file()
+    board = make_shared_file()
     os.set_inheritable(board, True)
     popen = subprocess.Popen(
         [sys.executable, "-m", "serving.cli.worker", "0", str(theirs.fileno())],
@@ -256,30 +256,30 @@ def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.so
     theirs.close()
     os.close(board)
     config = {"models": str(root), "host": "127.0.0.1", "port": 0, "metrics_port": 0, "state": "memory:"}
-    told = {"log_level": "INFO", "config": config, "board": board, "last_board": None}
+    told = {"log_level": "INFO", "config": config, "counters_fd": board, "previous_counters_fd": None}
     ours.sendall(json.dumps(told).encode() + b"\n")
     return popen, ours
 
 
 def test_a_worker_whose_supervisor_dies_with_words_unread_ends(sum_root: Path) -> None:
-    """The line breaks then, it does not end: a worker that stayed would keep the port from the next server."""
+    """Then the socket breaks with an error: a worker that stayed would keep the port from the next server."""
     popen, ours = listen_as_a_worker(sum_root)
     try:
-        ours.settimeout(PATIENCE)
-        assert ours.recv(1, socket.MSG_PEEK)  # it has said that it is ready, and nobody has read it
+        ours.settimeout(TIMEOUT_S)
+        assert ours.recv(1, socket.MSG_PEEK)  # it has reported that it is ready, and nobody has read it
         ours.close()
-        assert popen.wait(PATIENCE) == 0
+        assert popen.wait(TIMEOUT_S) == 0
     finally:
         popen.kill()
         popen.wait()
 
 
 async def test_the_time_that_dead_workers_have_used_is_kept() -> None:
-    """The sum over its lives, of which /proc knows only the last."""
+    """The sum over its processes; /proc knows only the last."""
     act = "ready(); end = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nline.readline()"
     async with run(act) as (one, _):
         await eventually(lambda: one._ready, "the start")
-        source = one._children[0].source
+        source = one._workers[0].metrics
         await eventually(lambda: source.process()["process_cpu_seconds"] > 0.2, "computing")
         before = source.process()["process_cpu_seconds"]
         os.kill(source.pid, signal.SIGKILL)
@@ -290,20 +290,20 @@ async def test_the_time_that_dead_workers_have_used_is_kept() -> None:
 
 
 async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither files of workers that died nor the line to them, however often they die."""
+    """Neither files of dead workers nor their sockets, however often they die."""
     monkeypatch.setattr(supervisor_module, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(supervisor_module, "LIVED_SECONDS", 0.0)
     async with run("ready(); line.readline()") as (one, _):
         await eventually(lambda: one._ready, "the start")
         before = open_files()
         for restarts in range(1, 6):
-            os.kill(one._children[0].source.pid, signal.SIGKILL)
+            os.kill(one._workers[0].metrics.pid, signal.SIGKILL)
             await eventually(lambda: told(one, 0) == restarts + 1, "the restart")  # noqa: B023 - awaited here
         await eventually(lambda: open_files() <= before, "closing")
 
 
 async def test_a_taken_port_fails_the_start() -> None:
-    """Sharing must not hide that somebody listens there already."""
+    """A shared port must not hide that somebody listens there already."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for ports in ({"port": port, "metrics_port": 0}, {"port": 0, "metrics_port": port}):
@@ -321,36 +321,36 @@ async def test_a_taken_port_fails_the_start() -> None:
 
 
 async def test_the_line_is_closed_when_a_life_has_ended() -> None:
-    """At once, not in a later turn of the loop: a loop that ends before that would leave it to the garbage collector."""
-    # It reads its settings, so that the line breaks by ending and not by an error.
+    """At once, not in a later turn of the loop: a loop that ends before would leave it to the garbage collector."""
+    # It reads its settings, so that the socket ends without an error.
     reads = "import socket, sys; socket.socket(fileno=int(sys.argv[2])).recv(9999)"
-    child = child_module.Child(0, [sys.executable, "-c", reads], {}, lambda: None)
+    child = worker_module.WorkerProcess(0, [sys.executable, "-c", reads], {}, lambda: None)
     sockets: list[Any] = []
 
     async def live() -> int:
-        await child.live()
+        await child.run()
         return int(sockets[0].fileno())  # in the same turn
 
     living = asyncio.create_task(live())
     await eventually(lambda: child._writer is not None, "the line")
     assert child._writer is not None
     sockets.append(child._writer.get_extra_info("socket"))
-    _, status, used = await asyncio.to_thread(os.wait4, child.source.pid, 0)
+    _, status, used = await asyncio.to_thread(os.wait4, child.metrics.pid, 0)
     child.reaped(status, used.ru_utime)
     assert await living == -1
     child.close()
 
 
 async def test_the_line_is_closed_however_often_a_life_is_cancelled() -> None:
-    """Once more while it waits for the end of a process that was killed: nothing is left to the garbage collector."""
-    child = child_module.Child(0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda: None)
-    living = asyncio.create_task(child.live())
+    """Cancelled again while it waits for the end of a killed process: nothing is left to the garbage collector."""
+    child = worker_module.WorkerProcess(0, [sys.executable, "-c", "import time; time.sleep(60)"], {}, lambda: None)
+    living = asyncio.create_task(child.run())
     await eventually(lambda: child._writer is not None, "the line")
     assert child._writer is not None
     line = child._writer.get_extra_info("socket")
-    pid = child.source.pid
+    pid = child.metrics.pid
     living.cancel()
-    await asyncio.sleep(0)  # it waits for an end that nobody tells it of
+    await asyncio.sleep(0)  # it waits for an end that nobody reports
     living.cancel()
     await asyncio.wait([living])
     assert line.fileno() == -1

@@ -1,4 +1,4 @@
-"""Forgetting, with both clocks set by hand: whatever the wall clock does, nothing is forgotten that was used lately."""
+"""Expiry with both clocks set by hand: whatever the wall clock does, no recently used stream expires."""
 
 import time
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.core.spec import Checkpoint, ModelId
-from serving.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, Account, Sweeper
-from serving.store import Mark, Marking, MemoryStore
+from serving.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, SilenceClock, Sweeper
+from serving.store import MemoryStore, Residency, ResidencyUpdate
 from tests.support import key
 
 MODEL = ModelId("toy", "1", "f" * 64)
@@ -53,24 +53,24 @@ class World:
             self.known = known
 
         self.sweeper = Sweeper(
-            self.store, forget_after_s, note, wall=lambda: self.clocks.wall, steady=lambda: self.clocks.steady
+            self.store, forget_after_s, note, wall=lambda: self.clocks.wall, monotonic=lambda: self.clocks.steady
         )
 
     async def use(self, *names: str) -> None:
-        """Has streams stored now."""
+        """Stores streams now."""
         for name in names:
             record = await self.store.load(key(name)) or await self.store.claim(key(name), 0, MODEL, "")
             assert record is not None
-            epoch = record.head.epoch
+            epoch = record.metadata.epoch
             await self.store.save([Checkpoint(key(name), epoch, 1, MODEL, 4, b"state")])
-            await self.store.mark([Marking(key(name), epoch, Mark.RELEASED)])
+            await self.store.set_residency([ResidencyUpdate(key(name), epoch, Residency.RELEASED)])
 
     async def sweep(self) -> None:
-        """One look of the sweeper."""
+        """One sweep."""
         await self.sweeper.sweep()
 
     async def live_through(self, seconds: float, every_s: float = DAY / 2) -> None:
-        """So much time passes, with a sweep every so often."""
+        """So much time passes, with a sweep at intervals."""
         while seconds > 0:
             self.clocks.advance(min(every_s, seconds))
             seconds -= every_s
@@ -79,12 +79,12 @@ class World:
     async def has(self, name: str) -> bool:
         """Whether a stream's state is still there."""
         record = await self.store.load(key(name))
-        return record is not None and not record.head.tombstone
+        return record is not None and not record.metadata.tombstone
 
 
 @pytest.fixture
 async def world() -> World:
-    """A server that has just begun, with a stream that was just used."""
+    """A new server, with a stream that was just used."""
     world = World()
     await world.use("a")
     await world.sweep()
@@ -92,7 +92,7 @@ async def world() -> World:
 
 
 async def test_a_stream_is_forgotten_after_long_silence(world: World) -> None:
-    """Not before, and what is used meanwhile not at all."""
+    """Not before; and a stream that is used meanwhile never."""
     await world.use("b")
     await world.live_through(6 * DAY)
     await world.use("b")
@@ -104,7 +104,7 @@ async def test_a_stream_is_forgotten_after_long_silence(world: World) -> None:
 
 
 async def test_a_clock_that_jumps_ahead_forgets_nothing(world: World) -> None:
-    """Eight days ahead by a wrong time server: what was used a minute ago stays, and so it does in the sweeps after."""
+    """Eight days ahead because of a wrong time server: a stream of a minute ago stays, also in later sweeps."""
     world.clocks.advance(SWEEP_SECONDS)
     world.clocks.set_wall(8 * DAY)
     await world.sweep()
@@ -121,7 +121,7 @@ async def test_a_jump_ahead_does_not_keep_a_silent_stream_for_ever(world: World)
 
 
 async def test_what_is_used_after_a_jump_ahead_is_forgotten_in_time(world: World) -> None:
-    """Once the clock has run evenly for long enough it is believed, and its stamps with it."""
+    """Once the clock has run evenly for long enough it is trusted, and its stamps with it."""
     world.clocks.set_wall(8 * DAY)
     await world.live_through(DAY)
     await world.use("b")
@@ -143,12 +143,12 @@ async def test_a_clock_that_is_put_right_again_forgets_nothing(world: World) -> 
     assert [await world.has(name) for name in ("a", "within", "after")] == [True, True, True]
     await world.live_through(2 * DAY)
     assert [await world.has(name) for name in ("a", "after")] == [False, False]
-    await world.live_through(8 * DAY)  # a stamp from the future is taken at its word
+    await world.live_through(8 * DAY)  # a stamp from the future is trusted
     assert not await world.has("within")
 
 
 async def test_a_server_that_starts_in_the_wrong_time_forgets_nothing(world: World) -> None:
-    """The clock is eight days ahead before its first sweep: to the stamps in the store it is as late as they say."""
+    """The clock is eight days ahead before its first sweep: the sweeper's clock starts at the stamps in the store."""
     world.clocks.set_wall(8 * DAY)
     world.start()
     await world.sweep()
@@ -159,7 +159,7 @@ async def test_a_server_that_starts_in_the_wrong_time_forgets_nothing(world: Wor
 
 
 async def test_a_server_that_started_in_the_wrong_time_is_put_right(world: World) -> None:
-    """What it stored after that is not older than it is."""
+    """Streams that it stored after that do not look older than they are."""
     world.clocks.set_wall(8 * DAY)
     world.start()
     await world.sweep()
@@ -171,7 +171,7 @@ async def test_a_server_that_started_in_the_wrong_time_is_put_right(world: World
 
 
 async def test_a_server_that_starts_in_the_past_forgets_nothing() -> None:
-    """A board without a clock of its own begins in 1970, and learns the time a minute later."""
+    """A single-board computer without a clock starts in 1970, and learns the time a minute later."""
     world = World(Clocks(wall=1000 * NANOSECONDS))
     await world.use("a")
     await world.sweep()
@@ -185,7 +185,7 @@ async def test_a_server_that_starts_in_the_past_forgets_nothing() -> None:
 
 
 async def test_the_time_in_which_no_server_ran_is_no_silence(world: World) -> None:
-    """After a month in a box nobody could have come; a week later who has not come will not."""
+    """After a month without a server nobody could have come. A week later, streams without use expire."""
     world.clocks.advance(30 * DAY)
     world.start()
     await world.sweep()
@@ -196,9 +196,9 @@ async def test_the_time_in_which_no_server_ran_is_no_silence(world: World) -> No
 
 
 async def test_a_clock_that_is_slewed_is_followed() -> None:
-    """A few milliseconds at each look are no jump: the account does not lag behind by more and more."""
+    """A few milliseconds at each read are not a jump: the clock does not fall behind more and more."""
     clocks = Clocks()
-    account = Account(0, round(FORGET_AFTER * NANOSECONDS), lambda: clocks.wall, lambda: clocks.steady)
+    account = SilenceClock(0, round(FORGET_AFTER * NANOSECONDS), lambda: clocks.wall, lambda: clocks.steady)
     for _ in range(1000):
         clocks.advance(SWEEP_SECONDS)
         clocks.set_wall(0.03)
@@ -207,7 +207,7 @@ async def test_a_clock_that_is_slewed_is_followed() -> None:
 
 @pytest.mark.parametrize("forget_after_s", [0.2, 3600.0])
 async def test_a_jump_is_seen_however_short_silence_may_be(forget_after_s: float) -> None:
-    """Half of what a stream may be silent for is a jump, not a slewed clock."""
+    """Half of the allowed time of silence is a jump, not a slewed clock."""
     world = World()
     world.start(forget_after_s)
     await world.use("a")
@@ -219,16 +219,16 @@ async def test_a_jump_is_seen_however_short_silence_may_be(forget_after_s: float
 
 
 class SomeAtATime(MemoryStore):
-    """Turns a thousand streams a call, as stores do that others write to."""
+    """Expires a thousand streams in each call, as shared stores do."""
 
     calls = 0
 
     async def expire(
         self, before_unix_nano: int, purge_before_unix_nano: int, purge_deleted_before_unix_nano: int
     ) -> int:
-        """Turns the first thousand."""
+        """Expires the first thousand."""
         self.calls += 1
-        old = set([key for key, record in self._records.items() if not record.head.tombstone][:1000])
+        old = set([key for key, record in self._records.items() if not record.metadata.tombstone][:1000])
         kept = {key: self._records.pop(key) for key in list(self._records) if key not in old}
         expired = await super().expire(before_unix_nano, purge_before_unix_nano, purge_deleted_before_unix_nano)
         self._records |= kept
@@ -236,7 +236,7 @@ class SomeAtATime(MemoryStore):
 
 
 async def test_all_that_is_old_is_forgotten_in_one_sweep() -> None:
-    """However many the store turns in a call: else a server with many short-lived streams fills up for good."""
+    """However many the store expires in a call: else a server with many short-lived streams would fill up for ever."""
     world = World()
     world.store = SomeAtATime(lambda: world.clocks.wall)
     world.start()
@@ -277,7 +277,7 @@ events = st.one_of(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(events, min_size=10, max_size=40))
 async def test_no_clock_makes_a_server_forget_what_was_used_lately(story: list) -> None:
-    """Any jumps of the wall clock, each seen by a sweep: nothing goes before its time, by the clock that never jumps."""
+    """Any jumps of the wall clock, each seen by a sweep: no stream expires early by the clock that never jumps."""
     world = World()
     await world.sweep()
     used: dict[str, int] = {}
@@ -299,6 +299,6 @@ async def test_no_clock_makes_a_server_forget_what_was_used_lately(story: list) 
 
 
 def test_the_clocks_are_those_of_the_machine_unless_others_are_given() -> None:
-    """One that tells the date, one that only goes forward."""
+    """One tells the date, the other only runs forward."""
     sweeper = Sweeper(MemoryStore(), 1, lambda _: None)
-    assert (sweeper._wall, sweeper._steady) == (time.time_ns, time.monotonic_ns)
+    assert (sweeper._wall, sweeper._monotonic) == (time.time_ns, time.monotonic_ns)

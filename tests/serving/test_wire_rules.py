@@ -1,4 +1,4 @@
-"""What a client in any language may rely on, seen from the wire: owners, numbers, room, and the ends of calls."""
+"""Rules that clients in any language may rely on: owners, numbers, buffers, and the ends of calls."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     RawBlocks,
     RawCall,
     eventually,
@@ -33,7 +33,7 @@ def total(answer: pb.PredictResponse) -> float:
 
 
 async def test_who_goes_on_is_refused_when_another_opened_the_stream(sum_root: Path) -> None:
-    """The other keeps it undisturbed, though its call has not said a word since."""
+    """The other owner keeps it, even if its call has sent nothing since."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         a, b = RawCall(channel), RawCall(channel)
         await a.open("s", owner="a")
@@ -66,7 +66,7 @@ async def test_a_stream_that_was_never_stepped_begins_again(sum_root: Path) -> N
 
 
 async def test_a_lost_answer_to_must_be_new_can_be_had_again(sum_root: Path) -> None:
-    """The same owner asks once more; any other is told that the stream exists."""
+    """The same owner opens it again; any other gets the error that the stream exists."""
     must_be_new: dict[str, Any] = {"existence": pb.EXISTENCE_MUST_BE_NEW}
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         await RawCall(channel).open("s", owner="a", **must_be_new)
@@ -74,11 +74,11 @@ async def test_a_lost_answer_to_must_be_new_can_be_had_again(sum_root: Path) -> 
         other = RawCall(channel)
         await other.send(pb.PredictRequest(open=pb.Open(stream_id="s", owner="b", **must_be_new)))
         assert (await other.ending()).reason == "STREAM_EXISTS"
-        assert server.holdings.known == 1
+        assert server.registry.known_count == 1
 
 
 async def test_owners_of_many_streams_are_judged_row_by_row(sum_root: Path) -> None:
-    """One owner for all; the streams that another has had are refused alone."""
+    """One owner for all. Only the streams of another owner are refused."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         a, b = RawBlocks(channel), RawBlocks(channel)
         await a.open("x", "y", "z", owner="a")
@@ -105,21 +105,21 @@ async def test_owners_of_many_streams_are_judged_row_by_row(sum_root: Path) -> N
     ],
 )
 async def test_an_open_that_makes_no_sense_is_refused(sum_root: Path, fields: dict[str, Any], words: str) -> None:
-    """With the field; no stream begins."""
+    """With the field. No stream begins."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="s", **fields)))
         ending = await call.ending()
         assert (ending.code.name, ending.reason, ending.action) == ("INVALID_ARGUMENT", "INVALID_FIELD", "STREAM_LOST")
         assert words in ending.message
-        assert server.holdings.known == 0
+        assert server.registry.known_count == 0
 
 
 # Values.
 
 
 async def test_a_repeat_with_other_values_is_refused_by_its_own_reason(sum_root: Path) -> None:
-    """On both streaming calls, with what a client does about it; the stream stays as it was."""
+    """On both streaming calls, with the action of the client. The stream is unchanged."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s")
@@ -155,7 +155,7 @@ async def test_a_stream_remembers_values_across_a_restart(tmp_path: Path, sum_ro
 
 
 async def test_values_may_come_as_numbers(sum_root: Path) -> None:
-    """And the answer goes as it is asked for; a timestep is the same in both forms."""
+    """And the answer has the requested format. A timestep is the same in both formats."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s")
@@ -173,7 +173,7 @@ async def test_values_may_come_as_numbers(sum_root: Path) -> None:
 
 @pytest.mark.parametrize("form", [pb.OUTPUT_FORMAT_NUMBERS, pb.OUTPUT_FORMAT_PACKED])
 async def test_an_open_chooses_how_outputs_are_written(sum_root: Path, form: pb.OutputFormat) -> None:
-    """For all timesteps, however they come."""
+    """For all timesteps, in any format."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s", output_format=form)
@@ -184,17 +184,17 @@ async def test_an_open_chooses_how_outputs_are_written(sum_root: Path, form: pb.
             assert bool(answer.outputs) == (form == pb.OUTPUT_FORMAT_PACKED)
 
 
-# Room for what is not stored.
+# Buffers for timesteps that are not durable.
 
 
 @pytest.mark.parametrize("kept_max", [1, 3, 32])
 async def test_a_client_that_keeps_little_does_not_wait_for_the_next_round(sum_root: Path, kept_max: int) -> None:
-    """Its stream is stored before its room is used up, and it is told so, however rarely the others are stored."""
+    """Its stream is stored before its buffer is full, and it is told, however long the interval is."""
     async with run_server(sum_root, checkpoint_every="60s") as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s", kept_max=kept_max)
         durable = 0
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             for step in range(1, 101):
                 while step - durable > kept_max:
                     durable = (await call.read()).durable.durable_step
@@ -206,7 +206,7 @@ async def test_a_client_that_keeps_little_does_not_wait_for_the_next_round(sum_r
 
 @pytest.mark.parametrize("kept_max", [1, 3, 32])
 async def test_streams_of_a_block_that_keep_little_do_not_wait_either(sum_root: Path, kept_max: int) -> None:
-    """Each stream for itself: one that is told nothing for a minute would stand still."""
+    """For each stream: a client without a report for a minute would stop."""
     async with run_server(sum_root, checkpoint_every="60s") as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("x", "y", kept_max=kept_max)).handles)
@@ -216,23 +216,25 @@ async def test_streams_of_a_block_that_keep_little_do_not_wait_either(sum_root: 
             for handle, step in zip(handle_column, np.frombuffer(step_column, "<u8").tolist(), strict=True):
                 durable[handle] = max(durable[handle], step)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             for step in range(1, 101):
                 while any(step - durable[handle] > kept_max for handle in handles):
                     told = (await call.read()).durable
                     note(np.frombuffer(told.handles, "<u4").tolist(), told.durable_steps)
                 answer = await call.block(handles, [[1], [1]], [step, step])
                 note(handles, answer.durable_steps)
-                for told in call.told:
-                    note(np.frombuffer(told.durable.handles, "<u4").tolist(), told.durable.durable_steps)
-                call.told.clear()
+                for notification in call.notifications:
+                    note(
+                        np.frombuffer(notification.durable.handles, "<u4").tolist(), notification.durable.durable_steps
+                    )
+                call.notifications.clear()
 
 
 # The ends of calls.
 
 
 async def test_a_request_after_close_is_refused(sum_root: Path) -> None:
-    """It would be lost in silence: the stream is closed, and the call would end well."""
+    """It would be lost without an error: the stream is closed, and the call would end OK."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s")
@@ -246,19 +248,19 @@ async def test_a_request_after_close_is_refused(sum_root: Path) -> None:
 
 
 async def test_a_client_that_does_not_half_close_is_not_waited_for(sum_root: Path) -> None:
-    """It has its answer, and the call ends well a little later."""
+    """It has its answer, and the call ends OK a little later."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s")
         begun = time.monotonic()
         assert (await call.ask(pb.PredictRequest(close=pb.Close()))).HasField("closed")
-        assert time.monotonic() - begun < PATIENCE
+        assert time.monotonic() - begun < TIMEOUT_S
         assert (await call.ending()).code.name == "OK"
         await eventually(lambda: live(server) == 0, "parking")
 
 
 async def test_a_page_that_is_too_long_is_cut(sum_root: Path) -> None:
-    """Not refused: a client that asks for all that there is gets what one page may have."""
+    """It is not refused: a client that asks for everything gets the largest page."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         for name in "abc":
             await RawCall(channel).open(name)
@@ -268,14 +270,14 @@ async def test_a_page_that_is_too_long_is_cut(sum_root: Path) -> None:
 
 
 async def test_the_largest_request_is_told(sum_root: Path) -> None:
-    """A client that checks it before it sends never breaks its call by it."""
+    """A client that checks it before it sends never ends its call by it."""
     async with run_server(sum_root, message_bytes_max=5000) as server, raw_channel(server) as channel:
         assert (await RawCall(channel).open("s")).message_bytes_max == 5000
         assert (await RawBlocks(channel).open("t")).message_bytes_max == 5000
 
 
 async def test_a_question_about_an_unknown_stream_gets_no_advice_about_opening(sum_root: Path) -> None:
-    """Who describes or deletes a stream has set no existence."""
+    """A request to describe or delete a stream has no existence field."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         stub: Any = pb_grpc.TidegateServiceStub(channel)
         for method, request in (

@@ -11,7 +11,7 @@ from tests.store.support import Place, RedisServer, memory_place, redis_place, s
 
 @pytest.fixture(scope="session")
 def redis_installed() -> None:
-    """Skips where there is no redis-server to run."""
+    """Skips if redis-server is not installed."""
     if shutil.which("redis-server") is None:
         assert os.environ.get("TIDEGATE_REQUIRE_ALL") != "1", "redis-server is missing; apt-get install redis-server"
         pytest.skip("needs redis-server; apt-get install redis-server")
@@ -19,7 +19,7 @@ def redis_installed() -> None:
 
 @pytest.fixture(scope="session")
 def redis_server(redis_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A redis that keeps everything in memory; tests that empty it share it."""
+    """A redis without persistence. Tests share it and empty it."""
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
@@ -28,7 +28,7 @@ def redis_server(redis_installed: None, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def durable_redis(redis_installed: None, tmp_path: Path) -> Iterator[RedisServer]:
-    """A redis that writes everything to its disk before it answers."""
+    """A redis that writes every change to its disk before it answers."""
     server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     server.start()
     yield server

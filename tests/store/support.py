@@ -1,4 +1,4 @@
-"""What the tests of the stores share: checkpoints, a clock that is set by hand, a real redis, and places to put a store."""
+"""Shared parts of the store tests: checkpoints, a manual clock, a real redis, and places for stores."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store import Head, Mark, Marking, MemoryStore, SqliteStore, Store, Wanted
+from serving.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
 
 MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
-# Times in tests are whole milliseconds: redis tells apart no less than microseconds.
+# Times in tests are whole milliseconds: redis has a resolution of microseconds.
 MS = 1_000_000
-# For what another process does; long, because nothing waits for it unless it fails.
-PATIENCE_S = 20.0
+# The longest wait for another process. It is long, because only a failing test waits so long.
+PROCESS_TIMEOUT_S = 20.0
 
 
 def key(stream_id: str, tenant: str = "default") -> Key:
@@ -35,7 +35,7 @@ def checkpoint(stream_id: str, epoch: int = 1, step: int = 1, payload: bytes = b
 
 
 def in_columns(checkpoints: Sequence[Checkpoint]) -> Checkpoints:
-    """The same checkpoints, at least one, of one model and as many bytes each, as the checkpointer hands them over."""
+    """The same checkpoints, at least one, of one model and one size, in the columns that the checkpointer uses."""
     first = checkpoints[0]
     return Checkpoints(
         [each.key for each in checkpoints],
@@ -48,24 +48,24 @@ def in_columns(checkpoints: Sequence[Checkpoint]) -> Checkpoints:
 
 
 async def claim(store: Store, of: Key, seen_epoch: int, model: ModelId = MODEL, owner: str = "") -> int | None:
-    """Claims a stream; gives the epoch, None when somebody else was faster."""
+    """Claims a stream. Returns the epoch, None when another writer was faster."""
     record = await store.claim(of, seen_epoch, model, owner)
-    return record and record.head.epoch
+    return record and record.metadata.epoch
 
 
 async def begin(store: Store, of: Key, seen_epoch: int = 0, model: ModelId = MODEL) -> int | None:
-    """Claims a stream and has it in memory no longer; gives the epoch."""
+    """Claims a stream and releases it from memory. Returns the epoch."""
     epoch = await claim(store, of, seen_epoch, model)
     assert epoch is not None
-    await store.mark([Marking(of, epoch, Mark.RELEASED)])
+    await store.set_residency([ResidencyUpdate(of, epoch, Residency.RELEASED)])
     return epoch
 
 
 async def scan(
-    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: Wanted = Wanted.ALL
-) -> list[Head]:
-    """Up to so many heads, however often the store stops before."""
-    heads: list[Head] = []
+    store: Store, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+) -> list[StreamMetadata]:
+    """Up to so many streams, however often the scan stops early."""
+    heads: list[StreamMetadata] = []
     following: str | None = after
     while following is not None and len(heads) < limit:
         page, following = await store.scan(tenant, prefix, following, limit - len(heads), wanted)
@@ -75,7 +75,7 @@ async def scan(
 
 @dataclass
 class Clock:
-    """Says what it is told to, in nanoseconds."""
+    """A clock that is set by hand, in nanoseconds."""
 
     now: int = 1_000_000 * MS
 
@@ -85,7 +85,7 @@ class Clock:
 
 
 class RedisServer:
-    """A redis-server of our own, with its own folder, that can be killed and started again."""
+    """A redis-server with its own folder, which can be killed and restarted."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
         with socket.socket() as free:
@@ -97,18 +97,18 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it listens and has loaded its data."""
+        """Waits until it listens and has loaded its data."""
         process = self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + PROCESS_TIMEOUT_S
         while not self.command("PING").startswith((b"+PONG", b"-NOAUTH")):
             assert process.poll() is None, f"redis-server ended with {process.returncode}"
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
     def command(self, *words: str) -> bytes:
-        """The first bytes of what it answers to a command, nothing when it does not listen."""
+        """The first bytes of its answer to a command; empty when it does not listen."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), PATIENCE_S) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), PROCESS_TIMEOUT_S) as connection:
                 connection.sendall(" ".join(words).encode() + b"\r\n")
                 return connection.recv(4096)
         except ConnectionError:
@@ -120,7 +120,7 @@ class RedisServer:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Ends it as a power cut would; does nothing when it does not run."""
+        """Kills it as a power failure would. Does nothing when it does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -129,14 +129,14 @@ class RedisServer:
 
 @dataclass
 class Place:
-    """Where stores of one kind keep their streams: each that is opened here finds what the last one left."""
+    """A place for stores of one kind: each store that is opened finds what the last one left."""
 
     make: Callable[[Clock], Store]
     clock: Clock = field(default_factory=Clock)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Store]:
-        """A store that is open inside."""
+        """An open store."""
         store = self.make(self.clock)
         await store.start()
         try:
@@ -156,16 +156,16 @@ def sqlite_place(folder: Path) -> Place:
 
 
 def redis_place(server: RedisServer) -> Place:
-    """In an emptied redis, which a busy machine may keep from answering for some seconds."""
+    """In an emptied redis. On a busy machine it may not answer for some seconds."""
     from serving.store.redis import RedisStore  # needs the package `redis`
 
     assert server.command("FLUSHALL") == b"+OK\r\n"
-    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=PATIENCE_S))
+    return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=PROCESS_TIMEOUT_S))
 
 
 @contextmanager
 def python(script: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process that runs a script; it is killed at the end if it still runs."""
+    """A process that runs a script. It is killed at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,

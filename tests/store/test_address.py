@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from serving.core.errors import StoreUnavailable
-from serving.store import MemoryStore, SqliteStore, store_at
+from serving.store import MemoryStore, SqliteStore, make_store
 
 
 def test_memory_is_a_store_in_memory() -> None:
-    """`memory:` names a store that lasts as long as the process."""
-    store = store_at("memory:")
+    """`memory:` is a store in the memory of the process."""
+    store = make_store("memory:")
     assert isinstance(store, MemoryStore)
     assert store.survives == "a broken connection"
 
@@ -24,8 +24,8 @@ def test_memory_is_a_store_in_memory() -> None:
     ],
 )
 def test_sqlite_is_a_file(address: str, path: str) -> None:
-    """`sqlite:///path` names an absolute path; a fourth slash, as others write it, does no harm."""
-    store = store_at(address)
+    """`sqlite:///path` has an absolute path; a fourth slash is allowed, as other programs write it."""
+    store = make_store(address)
     assert isinstance(store, SqliteStore)
     assert repr(store) == f"<SqliteStore {Path(path)}: closed>"
 
@@ -40,8 +40,8 @@ def test_sqlite_is_a_file(address: str, path: str) -> None:
     ],
 )
 def test_redis_is_a_server(address: str, name: str) -> None:
-    """`redis://host:port/db` names a server; what is shown of it holds no password."""
-    assert repr(store_at(address)) == f"<RedisStore {name}>"
+    """`redis://host:port/db` is a server. Its `repr` has no password."""
+    assert repr(make_store(address)) == f"<RedisStore {name}>"
 
 
 @pytest.mark.parametrize(
@@ -70,32 +70,32 @@ def test_redis_is_a_server(address: str, name: str) -> None:
     ],
 )
 def test_anything_else_is_refused(address: str) -> None:
-    """Any other address is refused with what was expected."""
+    """The error for any other address says what was expected."""
     with pytest.raises(ValueError, match="expected memory:, sqlite:///absolute/path or redis://"):
-        store_at(address)
+        make_store(address)
 
 
 @pytest.mark.parametrize(
     "address", ["redis://:secret@cache/three", "redis://:secret@cache:x", "rediss://me:secret@cache"]
 )
 def test_a_refusal_hides_the_password(address: str) -> None:
-    """An address is shown in errors without what is before the @."""
+    """Errors show an address without the part before the @."""
     with pytest.raises(ValueError, match="://cache") as refused:
-        store_at(address)
+        make_store(address)
     assert "secret" not in str(refused.value)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redis address without the package says what to install."""
+    """A redis address without the package: the error says what to install."""
     monkeypatch.delitem(sys.modules, "serving.store.redis", raising=False)
     for module in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(StoreUnavailable, match=r"store redis://cache: .* pip install 'tidegate\[redis\]'"):
-        store_at("redis://:secret@cache")
+        make_store("redis://:secret@cache")
 
 
 def test_the_package_is_loaded_only_for_redis() -> None:
     """Other stores do not import the package `redis`."""
-    script = "import sys, serving.store as s; s.store_at('memory:'); s.store_at('sqlite:///x'); assert 'redis' not in sys.modules"
+    script = "import sys, serving.store as s; s.make_store('memory:'); s.make_store('sqlite:///x'); assert 'redis' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

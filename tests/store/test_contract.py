@@ -1,4 +1,4 @@
-"""What every store promises, asked of all three."""
+"""The contract of every store, tested with all three."""
 
 import asyncio
 from dataclasses import replace
@@ -6,8 +6,20 @@ from dataclasses import replace
 import pytest
 
 from serving.core.spec import Key
-from serving.store import Head, Holder, Mark, Marking, Record, Store, Tombstone
-from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, begin, checkpoint, claim, in_columns, key, scan
+from serving.store import Holder, Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
+from tests.store.support import (
+    MODEL,
+    MS,
+    OTHER_MODEL,
+    Clock,
+    Place,
+    begin,
+    checkpoint,
+    claim,
+    in_columns,
+    key,
+    scan,
+)
 
 
 @pytest.fixture
@@ -17,25 +29,25 @@ def clock(place: Place) -> Clock:
 
 
 async def test_an_unknown_stream_is_not_held(store: Store) -> None:
-    """Load gives None for a stream that was never claimed."""
+    """Load returns None for a stream that was never claimed."""
     assert await store.load(key("a")) is None
 
 
 async def test_a_first_claim_makes_the_stream_known(store: Store, clock: Clock) -> None:
-    """A claim of an unknown stream gives epoch 1, and the stream is at step 0 without a checkpoint."""
+    """A claim of an unknown stream returns epoch 1. The stream is at step 0 without a checkpoint."""
     assert await claim(store, key("a"), 0, MODEL) == 1
-    head = Head(key("a"), 1, 0, MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, mine=True)
+    head = StreamMetadata(key("a"), 1, 0, MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, is_ours=True)
     assert await store.load(key("a")) == Record(head, None)
 
 
 async def test_a_claim_raises_the_epoch_that_was_seen(store: Store) -> None:
-    """Each claim under the last epoch gives the next."""
+    """Each claim with the current epoch returns the next."""
     assert [await claim(store, key("a"), seen, MODEL) for seen in range(5)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("seen", [0, 1, 3])
 async def test_a_claim_under_another_epoch_changes_nothing(store: Store, clock: Clock, seen: int) -> None:
-    """A claim that saw an older epoch, or one that is yet to come, gives None and leaves the stream as it was."""
+    """A claim with an older or a future epoch returns None and changes nothing."""
     await claim(store, key("a"), 0, MODEL)
     await claim(store, key("a"), 1, MODEL)
     before = await store.load(key("a"))
@@ -45,40 +57,42 @@ async def test_a_claim_under_another_epoch_changes_nothing(store: Store, clock: 
 
 
 async def test_a_claim_that_saw_an_epoch_of_an_unknown_stream_loses(store: Store) -> None:
-    """A claim of a stream that was dropped meanwhile gives None and does not bring it back."""
+    """A claim of a stream that was deleted meanwhile returns None and does not bring it back."""
     assert await claim(store, key("a"), 3, MODEL) is None
     assert await store.load(key("a")) is None
 
 
 async def test_of_many_claimers_one_wins(store: Store) -> None:
-    """Of claims that saw the same epoch and race, exactly one is given the next."""
+    """Of concurrent claims with the same epoch, exactly one gets the next."""
     epochs = await asyncio.gather(*(claim(store, key("a"), 0, MODEL) for _ in range(20)))
     assert sorted(epochs, key=str) == [1, *[None] * 19]
 
 
 async def test_a_claim_keeps_the_checkpoint(store: Store) -> None:
-    """What was saved before a take-over is there after it, with the epoch it was saved under."""
+    """What was saved before a take-over is there after it, with the epoch under which it was saved."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=7)])
     await claim(store, key("a"), 1, OTHER_MODEL)
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.epoch, record.head.step, record.head.model) == (2, 7, OTHER_MODEL)
+    assert (record.metadata.epoch, record.metadata.step, record.metadata.model) == (2, 7, OTHER_MODEL)
     assert record.checkpoint == checkpoint("a", step=7)
 
 
 async def test_a_checkpoint_comes_back_as_it_was(store: Store, clock: Clock) -> None:
-    """Load gives the last checkpoint that was saved, whatever bytes it holds, and the time of saving."""
+    """Load returns the last saved checkpoint, whatever its bytes, and the time of the save."""
     await claim(store, key("a"), 0, MODEL)
     clock.now += MS
     kept = checkpoint("a", step=2**62, payload=bytes(range(256)) * 100)
     assert await store.save([kept]) == [True]
-    head = Head(key("a"), 1, 2**62, MODEL, clock.now - MS, clock.now, 25600, holder=Holder.SELF, live=True, mine=True)
+    head = StreamMetadata(
+        key("a"), 1, 2**62, MODEL, clock.now - MS, clock.now, 25600, holder=Holder.SELF, live=True, is_ours=True
+    )
     assert await store.load(key("a")) == Record(head, kept)
 
 
 async def test_a_checkpoint_of_an_unknown_stream_is_refused(store: Store) -> None:
-    """Save gives False for a stream that nobody claimed, and does not make it known."""
+    """Save returns False for a stream that nobody has claimed, and does not create it."""
     assert await store.save([checkpoint("a")]) == [False]
     assert await store.load(key("a")) is None
     assert await scan(store, "default", "", "", 10) == []
@@ -86,7 +100,7 @@ async def test_a_checkpoint_of_an_unknown_stream_is_refused(store: Store) -> Non
 
 @pytest.mark.parametrize("epoch", [1, 3])
 async def test_a_checkpoint_of_another_epoch_is_refused(store: Store, clock: Clock, epoch: int) -> None:
-    """Save gives False under an older epoch, or one that is yet to come, and leaves the stream as it was."""
+    """Save returns False under an older or a future epoch, and changes nothing."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=7)])
     await claim(store, key("a"), 1, MODEL)
@@ -97,7 +111,7 @@ async def test_a_checkpoint_of_another_epoch_is_refused(store: Store, clock: Clo
 
 
 async def test_a_fenced_checkpoint_does_not_hold_up_the_others(store: Store) -> None:
-    """In one save of many, each stream is judged by itself, and the answers are in their order."""
+    """In a save of many streams, each has its own result, in order."""
     for place in range(600):  # more than fit into a statement or a script
         if place % 7:
             await claim(store, key(str(place)), 0, MODEL)
@@ -105,12 +119,12 @@ async def test_a_fenced_checkpoint_does_not_hold_up_the_others(store: Store) -> 
             await claim(store, key(str(place)), 1, MODEL)
     kept = await store.save([checkpoint(str(place), step=9) for place in range(600)])
     assert kept == [place % 7 not in {0, 3} for place in range(600)]
-    heads = [await store.load(key(str(place))) for place in range(600)]
-    assert [head is not None and head.head.step == 9 for head in heads] == kept
+    records = [await store.load(key(str(place))) for place in range(600)]
+    assert [record is not None and record.metadata.step == 9 for record in records] == kept
 
 
 async def test_columns_are_kept_as_each_of_them_would_be(store: Store, clock: Clock) -> None:
-    """What is saved in columns comes back stream by stream; what is fenced or unknown among them is refused alone."""
+    """Checkpoints in columns are saved stream by stream; only those that are fenced or unknown are refused."""
     names = [f"{'é' * (place % 5)}{place}" for place in range(1100)]  # more than fit into a statement or a script
     await asyncio.gather(*(claim(store, key(name), 0, MODEL) for place, name in enumerate(names) if place % 300))
     await asyncio.gather(*(claim(store, key(name), 1, MODEL) for place, name in enumerate(names) if place % 300 == 7))
@@ -127,16 +141,16 @@ async def test_columns_are_kept_as_each_of_them_would_be(store: Store, clock: Cl
     ] == kept
     mine = records[1]
     assert mine is not None
-    assert (mine.head.step, mine.head.updated_unix_nano, mine.head.state_bytes) == (2**53 + 2, clock.now, 8)
+    assert (mine.metadata.step, mine.metadata.updated_unix_nano, mine.metadata.state_bytes) == (2**53 + 2, clock.now, 8)
 
 
 async def test_saving_nothing_gives_nothing(store: Store) -> None:
-    """A save of no checkpoints is no mistake."""
+    """A save of no checkpoints is allowed."""
     assert await store.save([]) == []
 
 
 async def test_large_and_empty_states_are_kept(store: Store) -> None:
-    """States of no bytes and of megabytes come back as they were, together in one save."""
+    """States of no bytes and of megabytes are saved together and come back unchanged."""
     sizes = [0, 3 << 20, 1, 3 << 20, 0, 5 << 20]
     for place in range(len(sizes)):
         await claim(store, key(str(place)), 0, MODEL)
@@ -147,36 +161,39 @@ async def test_large_and_empty_states_are_kept(store: Store) -> None:
 
 
 async def test_the_same_id_of_two_tenants_is_two_streams(store: Store) -> None:
-    """Streams are told apart by tenant and id, also where both joined read the same."""
+    """Tenant and id identify a stream, also where both joined give the same text."""
     keys = [Key("a", "b:c"), Key("a:b", "c"), Key("a", "c"), Key("b", "c"), Key("", "a:b:c")]
     for step, each in enumerate(keys, start=1):
         assert await claim(store, each, 0, MODEL) == 1
         await store.save([replace(checkpoint(""), key=each, step=step)])
-    assert [record and record.head.step for record in [await store.load(each) for each in keys]] == [1, 2, 3, 4, 5]
+    assert [record and record.metadata.step for record in [await store.load(each) for each in keys]] == [1, 2, 3, 4, 5]
     assert [head.key for head in await scan(store, "a", "", "", 10)] == [keys[0], keys[2]]
 
 
 async def test_a_stream_is_forgotten_under_its_epoch(store: Store) -> None:
-    """Forget drops the state and leaves a tombstone, which is not listed and keeps the epoch; the stream can begin again."""
+    """Delete drops the state and leaves a tombstone.
+
+    It is not listed and keeps the epoch, and the stream can begin again.
+    """
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
-    assert await store.forget(key("a"), 1)
+    assert await store.delete(key("a"), 1)
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.tombstone, record.head.epoch, record.checkpoint) == (Tombstone.DELETED, 2, None)
+    assert (record.metadata.tombstone, record.metadata.epoch, record.checkpoint) == (Tombstone.DELETED, 2, None)
     assert await scan(store, "default", "", "", 10) == []
     assert await store.count() == 0
-    assert not await store.forget(key("a"), 2)
+    assert not await store.delete(key("a"), 2)
     assert await claim(store, key("a"), 0, MODEL) is None
     assert await claim(store, key("a"), 2, MODEL) == 3
     assert await store.count() == 1
 
 
 async def test_the_epoch_of_a_deleted_stream_never_comes_back(store: Store, clock: Clock) -> None:
-    """A stream that begins after its tombstone vanished, and every other new one, begins above the epoch that it had."""
+    """A new stream begins above the epochs of streams whose tombstones were deleted."""
     await begin(store, key("a"))
     await begin(store, key("a"), 1)
-    await store.forget(key("a"), 2)
+    await store.delete(key("a"), 2)
     clock.now += MS
     await store.expire(0, 0, clock.now)
     assert await store.load(key("a")) is None
@@ -185,56 +202,56 @@ async def test_the_epoch_of_a_deleted_stream_never_comes_back(store: Store, cloc
 
 
 async def test_a_write_from_before_the_deletion_is_refused(store: Store, clock: Clock) -> None:
-    """Who slept through a deletion and a new beginning cannot store the deleted stream's state as that of the new one."""
+    """A writer that was suspended during a delete and a new beginning cannot save the deleted state into the new stream."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", 1, step=40)])
-    await store.forget(key("a"), 1)
+    await store.delete(key("a"), 1)
     assert await store.save([checkpoint("a", 1, step=41)]) == [False]
     assert await claim(store, key("a"), 2, MODEL) == 3
     assert await store.save([checkpoint("a", 1, step=41)]) == [False]
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.step, record.checkpoint) == (0, None)
+    assert (record.metadata.step, record.checkpoint) == (0, None)
 
 
 async def test_a_claim_gives_what_was_stored_until_then(store: Store) -> None:
-    """What the last owner stored after the claimer looked is in what the claim gives."""
+    """A claim returns what the last owner saved after the claimer had loaded the record."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=124)])
     seen = await store.load(key("a"))
     await store.save([checkpoint("a", step=125)])
     assert seen is not None
-    record = await store.claim(key("a"), seen.head.epoch, MODEL, "")
+    record = await store.claim(key("a"), seen.metadata.epoch, MODEL, "")
     assert record is not None
     assert record.checkpoint == checkpoint("a", step=125)
     assert record == await store.load(key("a"))
 
 
 async def test_a_stream_is_planted_with_its_state_or_not_at_all(store: Store, clock: Clock) -> None:
-    """Plant makes a stream that nobody has in memory, with its first state; one that is there is left as it was."""
-    record = await store.plant(checkpoint("a", 77, step=9), 0)
+    """Create makes a stream with its first state that no server has in memory. An existing stream stays as it was."""
+    record = await store.create(checkpoint("a", 77, step=9), 0)
     assert record is not None
-    head = Head(key("a"), 1, 9, MODEL, clock.now, clock.now, 5, mine=True)
-    assert record.head == head
+    head = StreamMetadata(key("a"), 1, 9, MODEL, clock.now, clock.now, 5, is_ours=True)
+    assert record.metadata == head
     assert record.checkpoint is not None
     assert (record.checkpoint.step, record.checkpoint.payload) == (9, b"state")
     assert await store.load(key("a")) == record
-    assert await store.plant(checkpoint("a", step=10), 0) is None
-    assert await store.plant(checkpoint("a", step=10), 1) is None
+    assert await store.create(checkpoint("a", step=10), 0) is None
+    assert await store.create(checkpoint("a", step=10), 1) is None
     assert await store.load(key("a")) == record
-    await store.forget(key("a"), 1)
-    assert await store.plant(checkpoint("a", step=11), 0) is None
-    record = await store.plant(checkpoint("a", step=11), 2)
+    await store.delete(key("a"), 1)
+    assert await store.create(checkpoint("a", step=11), 0) is None
+    record = await store.create(checkpoint("a", step=11), 2)
     assert record is not None
-    assert (record.head.epoch, record.head.step) == (3, 11)
+    assert (record.metadata.epoch, record.metadata.step) == (3, 11)
 
 
 async def test_a_lost_stream_is_restored_under_its_epoch(store: Store) -> None:
-    """Restore makes an unknown stream known again for its writer; not one that is known, deleted, or may have been."""
+    """Restore stores an unknown stream again for its writer, but not one that exists, was deleted, or may have been."""
     assert await store.restore(checkpoint("a", 3, step=9), "")
     assert await store.save([checkpoint("a", 3, step=10)]) == [True]
     assert not await store.restore(checkpoint("a", 3, step=9), "")
-    await store.forget(key("a"), 3)
+    await store.delete(key("a"), 3)
     assert not await store.restore(checkpoint("a", 3, step=9), "")
     await store.expire(0, 0, 2**60)
     assert not await store.restore(checkpoint("a", 3, step=9), "")
@@ -243,40 +260,44 @@ async def test_a_lost_stream_is_restored_under_its_epoch(store: Store) -> None:
 
 
 async def test_marks_tell_who_has_a_stream_in_memory(store: Store) -> None:
-    """The writer's mark under the last epoch is what the head says; any other changes nothing."""
+    """The metadata has the residency that the writer set under the current epoch. Other updates change nothing."""
     await claim(store, key("a"), 0, MODEL)
     for mark, holder, live in (
-        (Mark.ASLEEP, Holder.SELF, False),
-        (Mark.LIVE, Holder.SELF, True),
-        (Mark.RELEASED, Holder.NOBODY, False),
+        (Residency.OPEN_PARKED, Holder.SELF, False),
+        (Residency.LIVE, Holder.SELF, True),
+        (Residency.RELEASED, Holder.NOBODY, False),
     ):
-        await store.mark([Marking(key("a"), 1, mark), Marking(key("a"), 2, Mark.LIVE)][:1])
+        await store.set_residency(
+            [ResidencyUpdate(key("a"), 1, mark), ResidencyUpdate(key("a"), 2, Residency.LIVE)][:1]
+        )
         record = await store.load(key("a"))
         assert record is not None
-        assert (record.head.holder, record.head.live) == (holder, live)
-    await store.mark([Marking(key("a"), 2, Mark.LIVE), Marking(key("b"), 1, Mark.LIVE)])
+        assert (record.metadata.holder, record.metadata.live) == (holder, live)
+    await store.set_residency(
+        [ResidencyUpdate(key("a"), 2, Residency.LIVE), ResidencyUpdate(key("b"), 1, Residency.LIVE)]
+    )
     assert await store.load(key("a")) == record
     assert await store.load(key("b")) is None
 
 
 async def test_a_live_stream_does_not_expire(store: Store, clock: Clock) -> None:
-    """However old it is, a stream that is live in a writer that is alive stays; once it sleeps it goes."""
+    """A stream that is live in a living writer never expires. Once it is parked, it does."""
     await claim(store, key("a"), 0, MODEL)
     clock.now += 10_000 * MS
-    await store.beat()
+    await store.heartbeat()
     assert await store.expire(clock.now, 0, 0) == 0
-    await store.mark([Marking(key("a"), 1, Mark.ASLEEP)])
-    clock.now += MS  # a store may count its silence from the last look
+    await store.set_residency([ResidencyUpdate(key("a"), 1, Residency.OPEN_PARKED)])
+    clock.now += MS  # a store may count its silence from the last sweep
     assert await store.expire(clock.now, 0, 0) == 1
 
 
 async def test_a_stream_is_not_forgotten_under_another_epoch(store: Store) -> None:
-    """Forget gives False under another epoch, and for an unknown stream, and changes nothing."""
+    """Delete returns False with another epoch and for an unknown stream, and changes nothing."""
     await claim(store, key("a"), 0, MODEL)
     await claim(store, key("a"), 1, MODEL)
     before = await store.load(key("a"))
-    assert not await store.forget(key("a"), 1)
-    assert not await store.forget(key("b"), 1)
+    assert not await store.delete(key("a"), 1)
+    assert not await store.delete(key("b"), 1)
     assert await store.load(key("a")) == before
 
 
@@ -302,18 +323,18 @@ IDS = [
 
 
 async def test_a_scan_is_in_the_order_of_the_bytes(store: Store) -> None:
-    """Scan gives ids in the order of their UTF-8, with any characters in them, and what `load` says of each."""
+    """Scan returns ids with any characters in the order of their UTF-8 bytes, with the metadata that `load` returns."""
     for stream_id in reversed(IDS):
         await claim(store, key(stream_id), 0, MODEL)
     heads = await scan(store, "default", "", "", 100)
     assert [head.key.stream_id for head in heads] == IDS[1:]
     records = [await store.load(head.key) for head in heads]
-    assert heads == [record and record.head for record in records]
+    assert heads == [record and record.metadata for record in records]
 
 
 @pytest.mark.parametrize("prefix", ["a", "a\x00", "b'", "é", "日", "\uffff", "\U0010ffff", "nothing"])
 async def test_a_scan_keeps_to_its_prefix(store: Store, prefix: str) -> None:
-    """Scan gives the ids that begin with the prefix, no wildcard meant, and no others."""
+    """Scan returns only ids with the prefix, which has no wildcards."""
     for stream_id in IDS:
         await claim(store, key(stream_id), 0, MODEL)
     heads = await scan(store, "default", prefix, "", 100)
@@ -322,7 +343,7 @@ async def test_a_scan_keeps_to_its_prefix(store: Store, prefix: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "s", "s1"])
 async def test_pages_of_a_scan_join_to_the_whole(store: Store, prefix: str) -> None:
-    """Pages, each after the last id of the one before, hold every stream once."""
+    """Pages, each after the last id of the one before, have every stream once."""
     for place in range(25):
         await claim(store, key(f"s{place}"), 0, MODEL)
     whole = await scan(store, "default", prefix, "", 100)
@@ -336,7 +357,7 @@ async def test_pages_of_a_scan_join_to_the_whole(store: Store, prefix: str) -> N
 
 
 async def test_a_scan_after_the_prefix_is_empty(store: Store) -> None:
-    """Scan after an id that comes after all of the prefix gives nothing, before all of it everything."""
+    """Scan after an id beyond the prefix returns nothing; before it, everything."""
     for stream_id in ("a1", "a2", "b"):
         await claim(store, key(stream_id), 0, MODEL)
     assert await scan(store, "default", "a", "b", 10) == []
@@ -344,20 +365,20 @@ async def test_a_scan_after_the_prefix_is_empty(store: Store) -> None:
 
 
 async def test_a_silent_stream_becomes_a_tombstone(store: Store, clock: Clock) -> None:
-    """Expire takes the state of a stream last updated before the time, raises its epoch, and leaves its last step."""
+    """Expire deletes the state of a stream that was last updated before the time, raises its epoch, and keeps its last step."""
     await begin(store, key("a"))
     await store.save([checkpoint("a", step=7)])
     saved = clock.now
     clock.now += MS
     assert await store.expire(clock.now, 0, 0) == 1
-    head = Head(key("a"), 2, 7, MODEL, saved, saved, 0, Tombstone.EXPIRED)
+    head = StreamMetadata(key("a"), 2, 7, MODEL, saved, saved, 0, Tombstone.EXPIRED)
     assert await store.load(key("a")) == Record(head, None)
     assert await scan(store, "default", "", "", 10) == [head]
     assert await store.expire(clock.now, 0, 0) == 0
 
 
 async def test_a_stream_updated_at_the_time_does_not_expire(store: Store, clock: Clock) -> None:
-    """Expire leaves what was updated at the time or after it; a claim and a save are updates."""
+    """Expire keeps streams that were updated at the time or later. A claim and a save are updates."""
     await begin(store, key("saved"))
     await begin(store, key("claimed"))
     clock.now += MS
@@ -378,21 +399,23 @@ async def test_an_expired_stream_takes_no_checkpoint(store: Store, clock: Clock)
 
 
 async def test_a_claim_of_a_tombstone_begins_again(store: Store, clock: Clock) -> None:
-    """Of an expired stream only the epoch goes on: it is new otherwise, and takes checkpoints."""
+    """Of an expired stream only the epoch remains: it begins as a new stream, and checkpoints can be saved."""
     await begin(store, key("a"))
     await store.save([checkpoint("a", step=7)])
     await store.expire(clock.now + MS, 0, 0)
     clock.now += 5 * MS
     assert await claim(store, key("a"), 1, MODEL) is None
     assert await claim(store, key("a"), 2, OTHER_MODEL) == 3
-    head = Head(key("a"), 3, 0, OTHER_MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, mine=True)
+    head = StreamMetadata(
+        key("a"), 3, 0, OTHER_MODEL, clock.now, clock.now, 0, holder=Holder.SELF, live=True, is_ours=True
+    )
     assert await store.load(key("a")) == Record(head, None)
     assert await store.count() == 1
     assert await store.save([checkpoint("a", 3)]) == [True]
 
 
 async def test_a_stream_that_began_again_outlives_its_tombstone(store: Store, clock: Clock) -> None:
-    """Nothing of the tombstone stays behind that could take the new stream with it."""
+    """Nothing of the tombstone remains that could expire the new stream with it."""
     await begin(store, key("a"))
     await store.expire(clock.now + MS, 0, 0)
     clock.now += 5 * MS
@@ -403,7 +426,7 @@ async def test_a_stream_that_began_again_outlives_its_tombstone(store: Store, cl
 
 
 async def test_an_old_tombstone_vanishes(store: Store, clock: Clock) -> None:
-    """Expire drops tombstones last updated before the second time, and only those."""
+    """Expire deletes tombstones that were last updated before the second time, and only those."""
     await begin(store, key("old"))
     clock.now += MS
     await begin(store, key("new"))
@@ -415,28 +438,28 @@ async def test_an_old_tombstone_vanishes(store: Store, clock: Clock) -> None:
 
 
 async def test_a_stream_is_a_tombstone_before_it_vanishes(store: Store, clock: Clock) -> None:
-    """One call of expire never both turns a stream and drops it: its client can learn what happened."""
+    """One call of expire never both expires a stream and deletes its tombstone: its client can learn what happened."""
     await begin(store, key("a"))
     assert await store.expire(clock.now + MS, clock.now + MS, 0) == 1
     record = await store.load(key("a"))
     assert record is not None
-    assert record.head.tombstone is Tombstone.EXPIRED
+    assert record.metadata.tombstone is Tombstone.EXPIRED
 
 
 async def test_a_tombstone_can_be_forgotten(store: Store, clock: Clock) -> None:
-    """Forget turns the tombstone of an expired stream into that of a deleted one, under its epoch."""
+    """Delete turns the tombstone of an expired stream into that of a deleted one, under its epoch."""
     await begin(store, key("a"))
     await store.expire(clock.now + MS, 0, 0)
-    assert not await store.forget(key("a"), 1)
-    assert await store.forget(key("a"), 2)
+    assert not await store.delete(key("a"), 1)
+    assert await store.delete(key("a"), 2)
     assert await scan(store, "default", "", "", 10) == []
     record = await store.load(key("a"))
     assert record is not None
-    assert (record.head.tombstone, record.head.epoch) == (Tombstone.DELETED, 3)
+    assert (record.metadata.tombstone, record.metadata.epoch) == (Tombstone.DELETED, 3)
 
 
 async def test_calling_again_expires_all(store: Store, clock: Clock) -> None:
-    """Expire may stop after some thousand; called again until it gives 0, it has turned every one."""
+    """Expire may stop after some thousand. Called again until it returns 0, it has expired all."""
     for start in range(0, 2500, 500):
         await asyncio.gather(*(begin(store, key(str(start + place))) for place in range(500)))
     turned = []
@@ -447,7 +470,7 @@ async def test_calling_again_expires_all(store: Store, clock: Clock) -> None:
 
 
 async def test_streams_are_counted(store: Store, clock: Clock) -> None:
-    """Count gives the streams of all tenants that are known and not expired."""
+    """Count returns the streams of all tenants without tombstones."""
     assert await store.count() == 0
     await begin(store, key("expired"))
     clock.now += MS
@@ -459,17 +482,17 @@ async def test_streams_are_counted(store: Store, clock: Clock) -> None:
 
 
 async def test_the_newest_stamp_is_of_a_stream_that_is_no_tombstone(store: Store, clock: Clock) -> None:
-    """By it a server tells for how long no other ran; 0 where there is no stream."""
+    """From it a server knows for how long no other server ran. It is 0 where there are no streams."""
     assert await store.newest_unix_nano() == 0
     await store.claim(key("a"), 0, MODEL, "")
     clock.now += MS
     await store.save([checkpoint("a")])
-    await store.mark([Marking(key("a"), 1, Mark.RELEASED)])
+    await store.set_residency([ResidencyUpdate(key("a"), 1, Residency.RELEASED)])
     newest = clock.now
     clock.now += MS
     await store.claim(key("deleted"), 0, MODEL, "")
     assert await store.newest_unix_nano() == clock.now
-    await store.forget(key("deleted"), 1)
+    await store.delete(key("deleted"), 1)
     assert await store.newest_unix_nano() == newest
     assert await store.expire(clock.now, 0, 0) == 1
     assert await store.newest_unix_nano() == 0
@@ -477,7 +500,7 @@ async def test_the_newest_stamp_is_of_a_stream_that_is_no_tombstone(store: Store
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
 async def test_a_store_finds_what_the_last_one_left(place: Place) -> None:
-    """Whatever was known when a store was closed is known to the next one that opens the same place."""
+    """The next store at the same place knows all that was known when a store was closed."""
     async with place.open() as store:
         for stream_id in ("fresh", "saved", "expired"):
             await begin(store, key(stream_id))
@@ -485,76 +508,82 @@ async def test_a_store_finds_what_the_last_one_left(place: Place) -> None:
         await claim(store, key("fresh"), 2, MODEL)
         await claim(store, key("saved"), 2, MODEL)
         await store.save([checkpoint("saved", 3)])
-        await store.mark([Marking(key(stream_id), 3, Mark.RELEASED) for stream_id in ("fresh", "saved")])
+        await store.set_residency(
+            [ResidencyUpdate(key(stream_id), 3, Residency.RELEASED) for stream_id in ("fresh", "saved")]
+        )
         before = [await store.load(head.key) for head in await scan(store, "default", "", "", 10)]
     async with place.open() as store:
         after = [await store.load(head.key) for head in await scan(store, "default", "", "", 10)]
-    assert [record and replace(record, head=replace(record.head, mine=False)) for record in before] == after
+    assert [record and replace(record, metadata=replace(record.metadata, is_ours=False)) for record in before] == after
     assert len(after) == 3
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
 async def test_two_stores_at_one_place_fence_each_other(place: Place) -> None:
-    """What one store claims, the other can no longer save under the epoch before."""
+    """After one store claims a stream, the other can no longer save it under the epoch before."""
     async with place.open() as ours, place.open() as theirs:
         await claim(ours, key("a"), 0, MODEL)
         assert await ours.save([checkpoint("a", 1, step=3)]) == [True]
         assert await claim(theirs, key("a"), 1, MODEL) == 2
         assert await theirs.save([checkpoint("a", 2, step=4)]) == [True]
         assert await ours.save([checkpoint("a", 1, step=5)]) == [False]
-        assert not await ours.forget(key("a"), 1)
+        assert not await ours.delete(key("a"), 1)
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.head.step == 4
+        assert record.metadata.step == 4
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
 async def test_the_same_epoch_of_another_writer_is_fenced(place: Place) -> None:
-    """Where a store that has lost its memory gives an epoch again, who had it before still cannot store under it."""
+    """When a store has lost its data and assigns an epoch again, the former writer still cannot save under it."""
     async with place.open() as ours, place.open() as theirs:
         await claim(ours, key("a"), 0, MODEL)
         assert await theirs.save([checkpoint("a", 1, step=5)]) == [False]
-        await theirs.mark([Marking(key("a"), 1, Mark.RELEASED)])
+        await theirs.set_residency([ResidencyUpdate(key("a"), 1, Residency.RELEASED)])
         record = await ours.load(key("a"))
         assert record is not None
-        assert (record.head.step, record.head.holder) == (0, Holder.SELF)
+        assert (record.metadata.step, record.metadata.holder) == (0, Holder.SELF)
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
 async def test_a_writer_is_told_of_what_others_do_to_its_streams(place: Place) -> None:
-    """A claim, a deletion and an ask of another writer give notice of a stream that is held, once, and of no other."""
+    """A claim, a delete and a save request by another writer post one notice for a stream in memory, and for no other."""
     async with place.open() as ours, place.open() as theirs:
         for stream_id in ("claimed", "deleted", "asked", "alone"):
             await claim(ours, key(stream_id), 0, MODEL)
         await begin(ours, key("released"))
-        assert await ours.notices() == []
+        assert await ours.take_notices() == []
         await claim(theirs, key("claimed"), 1, MODEL)
-        await theirs.forget(key("deleted"), 1)
+        await theirs.delete(key("deleted"), 1)
         await claim(theirs, key("released"), 1, MODEL)
-        assert await theirs.ask(key("asked"), 2) is None
-        assert await theirs.ask(key("asked"), 1) == 1
-        assert {each.stream_id for each in await ours.notices()} == {"claimed", "deleted", "asked"}
-        assert await ours.notices() == []
-        await ours.mark([Marking(key("asked"), 1, Mark.LIVE, 1)])
+        assert await theirs.request_save(key("asked"), 2) is None
+        assert await theirs.request_save(key("asked"), 1) == 1
+        assert {each.stream_id for each in await ours.take_notices()} == {"claimed", "deleted", "asked"}
+        assert await ours.take_notices() == []
+        await ours.set_residency([ResidencyUpdate(key("asked"), 1, Residency.LIVE, 1)])
         record = await theirs.load(key("asked"))
         assert record is not None
-        assert (record.head.holder, record.head.asked, record.head.answered) == (Holder.OTHER, 1, 1)
+        assert (record.metadata.holder, record.metadata.save_requests, record.metadata.save_answers) == (
+            Holder.OTHER,
+            1,
+            1,
+        )
 
 
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 async def test_what_a_dead_writer_held_counts_no_longer(place: Place) -> None:
-    """A writer that has not said for a while that it is alive has nothing in memory, and its streams expire."""
+    """A writer without a recent heartbeat has nothing in memory, and its streams expire."""
     async with place.open() as ours, place.open() as theirs:
         await claim(ours, key("a"), 0, MODEL)
         place.clock.now += 10_000 * MS
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.head.holder is Holder.NOBODY
-        await ours.beat()
+        assert record.metadata.holder is Holder.NOBODY
+        await ours.heartbeat()
         assert await theirs.expire(place.clock.now, 0, 0) == 0
-        place.clock.now -= 20_000 * MS  # it was set wrong when the writer was last heard
+        place.clock.now -= 20_000 * MS  # the clock was wrong at the last heartbeat
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.head.holder is Holder.NOBODY
+        assert record.metadata.holder is Holder.NOBODY
         place.clock.now += 30_000 * MS
         assert await theirs.expire(place.clock.now, 0, 0) == 1

@@ -1,4 +1,4 @@
-"""Every store against a plain dictionary, driven at random."""
+"""Random operations on every store, compared with a plain dictionary."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,21 +13,31 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store import Head, Holder, Mark, Marking, Record, Tombstone, Wanted
-from tests.store.support import MODEL, MS, OTHER_MODEL, Clock, Place, memory_place, redis_place, scan, sqlite_place
+from serving.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
+from tests.store.support import (
+    MODEL,
+    MS,
+    OTHER_MODEL,
+    Clock,
+    Place,
+    memory_place,
+    redis_place,
+    scan,
+    sqlite_place,
+)
 
-# Few, so that operations meet; the ids are told apart by their bytes alone.
+# Few keys, so that operations collide. The ids differ only in their bytes.
 KEYS = [Key(tenant, stream_id) for tenant, stream_id in (("a", "x"), ("a", "xé"), ("a", "y"), ("a:b", "x"))]
 keys = st.sampled_from(KEYS)
 models = st.sampled_from([MODEL, OTHER_MODEL])
 owners = st.sampled_from(["", "ann", "bób"])
-# How far the epoch that a caller knows is from the true one: mostly not at all.
+# The difference between a caller's epoch and the true one; usually 0.
 drifts = st.sampled_from([0, 0, 0, 0, -1, -1, 1])
 
 
 @dataclass
 class Stream:
-    """What the model knows of a stream."""
+    """The model of a stream."""
 
     epoch: int
     model: ModelId
@@ -36,8 +46,8 @@ class Stream:
     step: int = 0
     kept: Checkpoint | None = None
     tombstone: Tombstone = Tombstone.NONE
-    writer: int = 0  # which opening of the store has claimed it; 0: nobody may write it
-    mark: Mark = Mark.RELEASED
+    writer: int = 0  # the opening of the store that has claimed it; 0: nobody may write
+    mark: Residency = Residency.RELEASED
     asked: int = 0
     answered: int = 0
     owner: str = ""
@@ -45,35 +55,33 @@ class Stream:
 
     @property
     def silent_since(self) -> int:
-        """From when on its silence counts."""
+        """The beginning of its silence."""
         return max(self.updated, self.looked_at)
 
     def record(self, key: Key, me: int) -> Record:
-        """What a store should say, the opening of that number being asked; those before it are dead."""
+        """The metadata that a store should return to the opening with that number; earlier openings are dead."""
         size = len(self.kept.payload) if self.kept else 0
-        head = Head(key, self.epoch, self.step, self.model, self.created, self.updated, size, self.tombstone)
+        head = StreamMetadata(key, self.epoch, self.step, self.model, self.created, self.updated, size, self.tombstone)
         if self.held(me):
-            head = replace(head, holder=Holder.SELF, live=self.mark is Mark.LIVE)
-        head = replace(head, mine=self.writer == me)
-        return Record(replace(head, asked=self.asked, answered=self.answered, owner=self.owner), self.kept)
+            head = replace(head, holder=Holder.SELF, live=self.mark is Residency.LIVE)
+        head = replace(head, is_ours=self.writer == me)
+        return Record(replace(head, save_requests=self.asked, save_answers=self.answered, owner=self.owner), self.kept)
 
     def held(self, me: int) -> bool:
-        """Whether somebody who is alive has it in memory."""
+        """Whether a living writer has it in memory."""
         return bool(self.mark) and self.writer == me and not self.tombstone
 
     def bury(self, tombstone: Tombstone) -> None:
         """Leaves a tombstone."""
         self.epoch, self.kept, self.tombstone = self.epoch + 1, None, tombstone
-        self.writer, self.mark, self.owner = 0, Mark.RELEASED, ""
+        self.writer, self.mark, self.owner = 0, Residency.RELEASED, ""
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Does to a store what servers do, in any order, and compares it with the model after each step."""
+    """Runs the operations of servers in any order, and compares the store with the model after each step."""
 
     make_place: Callable[[Path], Place]
-    looks_once = (
-        False  # a sweep that finds an old stream live does not look at it again before it could be old once more
-    )
+    looks_once = False  # a sweep that finds an old stream live checks it again only after the same time
 
     @initialize()
     def begin(self) -> None:
@@ -99,7 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=keys, drift=drifts, model=models, owner=owners)
     def claim(self, key: Key, drift: int, model: ModelId, owner: str) -> None:
-        """Gives the next epoch to who saw the last, and nothing to others."""
+        """Returns the next epoch to a caller with the current one, None to others."""
         stream = self.streams.get(key)
         seen = (stream.epoch if stream else 0) + drift
         record = self.run(self.store.claim(key, seen, model, owner))
@@ -111,16 +119,16 @@ class StoreMachine(RuleBasedStateMachine):
             stream = self.streams[key] = Stream((seen or self.highest) + 1, model, now, now)
         else:
             stream.epoch, stream.model, stream.updated = seen + 1, model, now
-        stream.writer, stream.mark, stream.asked, stream.answered = self.me, Mark.LIVE, 0, 0
+        stream.writer, stream.mark, stream.asked, stream.answered = self.me, Residency.LIVE, 0, 0
         stream.owner = owner
         assert record == stream.record(key, self.me)
 
     @rule(key=keys, drift=drifts, step=st.integers(1, 2**62), payload=st.binary(max_size=64))
     def plant(self, key: Key, drift: int, step: int, payload: bytes) -> None:
-        """Makes a stream where there is none, for who knows that."""
+        """Creates a stream where there is none, for a caller that knows that."""
         stream = self.streams.get(key)
         seen = (stream.epoch if stream else 0) + drift
-        record = self.run(self.store.plant(Checkpoint(key, 7, step, MODEL, 4, payload), seen))
+        record = self.run(self.store.create(Checkpoint(key, 7, step, MODEL, 4, payload), seen))
         if drift or (stream and not stream.tombstone):
             assert record is None
             return
@@ -133,27 +141,31 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=keys, epoch=st.integers(1, 5), step=st.integers(1, 2**62), owner=owners)
     def restore(self, key: Key, epoch: int, step: int, owner: str) -> None:
-        """Makes a stream known again that the store cannot have deleted."""
+        """Restores a stream that the store cannot have deleted."""
         restored = self.run(self.store.restore(Checkpoint(key, epoch, step, MODEL, 4, b"restored"), owner))
         assert restored == (key not in self.streams and epoch > self.highest)
         if restored:
             now = self.clock.now
             kept = Checkpoint(key, epoch, step, MODEL, 4, b"restored")
-            self.streams[key] = Stream(epoch, MODEL, now, now, step, kept, writer=self.me, mark=Mark.LIVE, owner=owner)
+            self.streams[key] = Stream(
+                epoch, MODEL, now, now, step, kept, writer=self.me, mark=Residency.LIVE, owner=owner
+            )
 
-    @rule(key=keys, drift=drifts, mark=st.sampled_from(Mark), answered=st.integers(0, 3))
-    def mark(self, key: Key, drift: int, mark: Mark, answered: int) -> None:
-        """Says who has a stream in memory, if its writer does."""
+    @rule(key=keys, drift=drifts, mark=st.sampled_from(Residency), answered=st.integers(0, 3))
+    def mark(self, key: Key, drift: int, mark: Residency, answered: int) -> None:
+        """Records whether a stream is in memory, if its writer says so."""
         stream = self.streams.get(key)
-        self.run(self.store.mark([Marking(key, (stream.epoch if stream else 1) + drift, mark, answered)]))
+        self.run(
+            self.store.set_residency([ResidencyUpdate(key, (stream.epoch if stream else 1) + drift, mark, answered)])
+        )
         if stream and not stream.tombstone and stream.writer == self.me and not drift:
             stream.mark, stream.answered = mark, max(answered, stream.answered)
 
     @rule(key=keys, drift=drifts)
     def ask(self, key: Key, drift: int) -> None:
-        """Counts how often a stream's holder was asked."""
+        """Counts how often the holder of a stream was asked to save it."""
         stream = self.streams.get(key)
-        number = self.run(self.store.ask(key, (stream.epoch if stream else 1) + drift))
+        number = self.run(self.store.request_save(key, (stream.epoch if stream else 1) + drift))
         if stream is None or drift:
             assert number is None
         else:
@@ -166,7 +178,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
     )
     def save(self, writes: list[tuple[Key, int, int, bytes]]) -> None:
-        """Keeps the checkpoints of those whose epoch is the last."""
+        """Saves the checkpoints with the current epoch."""
         checkpoints, expected = [], []
         for key, drift, step, payload in writes:
             stream = self.streams.get(key)
@@ -183,9 +195,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=keys, drift=drifts)
     def forget(self, key: Key, drift: int) -> None:
-        """Deletes a stream for who knows its epoch."""
+        """Deletes a stream for a caller that knows its epoch."""
         stream = self.streams.get(key)
-        dropped = self.run(self.store.forget(key, (stream.epoch if stream else 1) + drift))
+        dropped = self.run(self.store.delete(key, (stream.epoch if stream else 1) + drift))
         assert dropped == (stream is not None and stream.tombstone is not Tombstone.DELETED and drift == 0)
         if stream is not None and dropped:
             stream.bury(Tombstone.DELETED)
@@ -193,12 +205,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(passed_ms=st.integers(1, 5))
     def tick(self, passed_ms: int) -> None:
-        """Lets time pass."""
+        """Advances the clock."""
         self.clock.now += passed_ms * MS
 
     @rule(age_ms=st.integers(0, 6), more_ms=st.integers(0, 6), deleted_ms=st.integers(0, 6))
     def expire(self, age_ms: int, more_ms: int, deleted_ms: int) -> None:
-        """Turns what is older than one age and held by nobody, and drops tombstones older than others."""
+        """Expires streams beyond one age that nobody has in memory, and deletes tombstones beyond others."""
         before = self.clock.now - age_ms * MS
         purge_before = {
             Tombstone.EXPIRED: before - more_ms * MS,
@@ -212,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
         for stream in self.streams.values():
             if stream.tombstone or stream.silent_since >= before:
                 continue
-            if not (stream.held(self.me) and stream.mark is Mark.LIVE):
+            if not (stream.held(self.me) and stream.mark is Residency.LIVE):
                 old.append(stream)
             elif type(self).looks_once:
                 stream.looked_at = self.clock.now
@@ -222,14 +234,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        """Closes the store and opens another at the same place, where there is one."""
+        """Closes the store and opens another one at the same place, if the kind allows it."""
         if type(self).make_place is not make_memory:
             self.run(self.opened.aclose())
             self._open()
 
     @invariant()
     def is_as_the_model(self) -> None:
-        """Everything that a store tells is what the model knows."""
+        """Everything that the store returns agrees with the model."""
         for key in KEYS:
             stream = self.streams.get(key)
             assert self.run(self.store.load(key)) == (stream and stream.record(key, self.me))
@@ -238,7 +250,7 @@ class StoreMachine(RuleBasedStateMachine):
                 (key for key, stream in self.streams.items() if key.tenant == tenant),
                 key=lambda key: key.stream_id.encode(),
             )
-            heads = [self.streams[key].record(key, self.me).head for key in known]
+            heads = [self.streams[key].record(key, self.me).metadata for key in known]
             heads = [head for head in heads if head.tombstone is not Tombstone.DELETED]
             assert self.run(scan(self.store, tenant, "", "", 10)) == heads
             narrow = [head for head in heads if head.key.stream_id.startswith("x") and head.key.stream_id > "x"]
@@ -246,7 +258,7 @@ class StoreMachine(RuleBasedStateMachine):
             expired = [head for head in heads if head.tombstone]
             held = [head for head in heads if head.holder is Holder.SELF]
             rest = [head for head in heads if not head.tombstone and head.holder is Holder.NOBODY]
-            for wanted, those in ((Wanted.EXPIRED, expired), (Wanted.HELD, held), (Wanted.REST, rest)):
+            for wanted, those in ((ScanFilter.EXPIRED, expired), (ScanFilter.HELD, held), (ScanFilter.REST, rest)):
                 assert self.run(scan(self.store, tenant, "", "", 10, wanted)) == those
         assert self.run(self.store.count()) == sum(not stream.tombstone for stream in self.streams.values())
 
@@ -264,7 +276,7 @@ def make_memory(_: Path) -> Place:
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 def test_a_store_does_what_its_model_does(kind: str, request: pytest.FixtureRequest) -> None:
-    """Claims, saves, late writes, expiry and reopening in any order leave a store as they leave a dictionary."""
+    """Claims, saves, late writes, expiry and reopening in any order have the same effect on a store and on a dictionary."""
     match kind:
         case "memory":
             make = make_memory
@@ -277,6 +289,6 @@ def test_a_store_does_what_its_model_does(kind: str, request: pytest.FixtureRequ
                 return redis_place(server)
 
     machine = type("Machine", (StoreMachine,), {"make_place": staticmethod(make), "looks_once": kind == "redis"})
-    # One example opens files or connections: its pace is the disk's.
+    # One example opens files or connections: the disk sets its pace.
     slow = settings(max_examples=20, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)

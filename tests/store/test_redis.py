@@ -1,4 +1,4 @@
-"""What is particular to redis: what survives which setting, and what is said when it is slow, full, closed or gone."""
+"""Tests for redis only: what survives which setting, and the errors when it is slow, full, closed or gone."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio.client import Pipeline
 
 from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.store import Head, Record, Store, encode, store_at
+from serving.store import Record, Store, StreamMetadata, encode, make_store
 from serving.store.redis import RedisStore
 from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint, claim, key, redis_place, scan
 
@@ -27,7 +27,7 @@ async def store(redis_server: RedisServer) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def server_with(redis_installed: None, tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Starts servers with settings of their own."""
+    """Starts servers with their own settings."""
     servers = []
 
     def start(*settings: str) -> RedisServer:
@@ -42,12 +42,12 @@ def server_with(redis_installed: None, tmp_path: Path) -> Iterator[Callable[...,
 
 
 def impatient(server: RedisServer) -> RedisStore:
-    """A store that gives up early."""
+    """A store with a short timeout."""
     return RedisStore("127.0.0.1", server.port, 0, timeout_s=0.2)
 
 
-async def refusal(call: Any) -> str:
-    """What a call says when it finds the store unavailable; always in one line."""
+async def refusal_error(call: Any) -> str:
+    """The message of the StoreUnavailable error of a call; always one line."""
     with pytest.raises(StoreUnavailable) as refused:
         await call
     text = str(refused.value)
@@ -59,20 +59,20 @@ async def refusal(call: Any) -> str:
 
 
 async def test_what_was_saved_survives_a_killed_redis(durable_redis: RedisServer) -> None:
-    """With AOF always, all that was saved is there after redis was killed and started again, for the same store."""
-    store = store_at(durable_redis.address)
+    """With AOF always, all that was saved is there after redis was killed and restarted, for the same store."""
+    store = make_store(durable_redis.address)
     await store.start()
     assert store.survives == "a killed process, a restart of redis and a power loss"
     await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(100)))
     kept = [checkpoint(str(place), step=place + 1) for place in range(100)]
     assert all(await store.save(kept))
     durable_redis.kill()
-    assert "cannot be reached" in await refusal(store.save(kept))
-    assert "cannot be reached" in await refusal(store.load(key("0")))
+    assert "cannot be reached" in await refusal_error(store.save(kept))
+    assert "cannot be reached" in await refusal_error(store.load(key("0")))
     durable_redis.start()
     records = [await store.load(each.key) for each in kept]
     assert [record and record.checkpoint for record in records] == kept
-    assert await claim(store, key("0"), 1, MODEL) == 2  # scripts are gone with the old server
+    assert await claim(store, key("0"), 1, MODEL) == 2  # the new server does not have the scripts
     assert await store.save([checkpoint("0", 1, step=9)]) == [False]
     await store.close()
 
@@ -106,8 +106,8 @@ async def test_what_survives_is_asked_of_redis(
     survives: str,
     warned: bool,
 ) -> None:
-    """Start reads what redis is set up to survive, and warns in one line when that is not even a restart."""
-    store = store_at(server_with(*settings).address)
+    """Start reads what the configuration of redis survives, and warns in one line when that is not even a restart."""
+    store = make_store(server_with(*settings).address)
     with caplog.at_level(logging.WARNING, "tidegate.store"):
         await store.start()
     assert store.survives == survives
@@ -119,9 +119,9 @@ async def test_what_survives_is_asked_of_redis(
 async def test_a_redis_that_throws_streams_out_is_warned_of(
     server_with: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A redis that forgets keys when its memory is full is named at the start."""
+    """Start warns of a redis that evicts keys when its memory is full."""
     server = server_with("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
-    store = store_at(server.address)
+    store = make_store(server.address)
     await store.start()
     assert [message.partition("; ")[2] for message in caplog.messages] == ["set maxmemory-policy noeviction"]
     await store.close()
@@ -131,7 +131,7 @@ async def test_a_redis_that_throws_streams_out_is_warned_of(
 
 
 async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A save of a thousand streams is sent at once, in scripts of a bounded size."""
+    """A save of a thousand streams is one round trip, in scripts of a bounded size."""
     await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(1000)))
     await store.save([checkpoint("0")])  # so that the script is known
     trips = []
@@ -147,7 +147,7 @@ async def test_many_saves_are_one_round_trip(store: Store, monkeypatch: pytest.M
 
 
 async def test_scripts_that_redis_forgot_are_sent_again(store: Store, redis_server: RedisServer) -> None:
-    """A redis that has flushed its scripts is no failure."""
+    """A redis that has flushed its scripts is not an error."""
     assert await claim(store, key("a"), 0, MODEL) == 1
     assert redis_server.command("SCRIPT FLUSH") == b"+OK\r\n"
     assert await claim(store, key("a"), 1, MODEL) == 2
@@ -157,12 +157,12 @@ async def test_scripts_that_redis_forgot_are_sent_again(store: Store, redis_serv
 
 
 async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisServer) -> None:
-    """Calls to a redis that does not answer fail after the time-out, and work again when it does."""
+    """Calls to a redis that does not answer fail after the timeout, and work again when it does."""
     hasty = impatient(redis_server)
     await hasty.start()
     redis_server.signal(signal.SIGSTOP)
     try:
-        text = await refusal(hasty.claim(key("a"), 0, MODEL, ""))
+        text = await refusal_error(hasty.claim(key("a"), 0, MODEL, ""))
     finally:
         redis_server.signal(signal.SIGCONT)
     assert text == f"store {redis_server.address}/0: did not answer within 0.2 s"
@@ -171,18 +171,18 @@ async def test_a_redis_that_hangs_is_given_up(store: Store, redis_server: RedisS
 
 
 async def test_more_calls_than_connections_wait_their_turn(store: Store) -> None:
-    """A thousand calls at once are all answered, over a bounded number of connections."""
+    """A thousand concurrent calls are all answered, over a bounded number of connections."""
     assert await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(1000))) == [1] * 1000
     assert isinstance(store, RedisStore)
     assert len(await store._redis.client_list()) <= 17
 
 
 async def test_no_server_is_named(server_with: Callable[..., RedisServer]) -> None:
-    """Where nothing listens, start says so with the address, and succeeds once there is a server."""
+    """Where nothing listens, the error of start has the address. Start succeeds once there is a server."""
     server = server_with()
     server.kill()
-    store = store_at(server.address)
-    text = await refusal(store.start())
+    store = make_store(server.address)
+    text = await refusal_error(store.start())
     assert text.startswith(f"store {server.address}/0: cannot be reached (")
     assert text.endswith("; see that it runs and listens there")
     server.start()
@@ -193,31 +193,33 @@ async def test_no_server_is_named(server_with: Callable[..., RedisServer]) -> No
 
 @pytest.mark.parametrize("user", ["", ":wrong@"])
 async def test_a_wrong_password_is_named(server_with: Callable[..., RedisServer], user: str) -> None:
-    """Without the right password start says so, and does not repeat the wrong one."""
+    """The error of start for a wrong password does not contain the password."""
     server = server_with("--requirepass", "right")
-    text = await refusal(store_at(server.address.replace("//", f"//{user}")).start())
+    text = await refusal_error(make_store(server.address.replace("//", f"//{user}")).start())
     assert "does not let this user in" in text
     assert "wrong@" not in text
-    store = store_at(server.address.replace("//", "//:right@"))
+    store = make_store(server.address.replace("//", "//:right@"))
     await store.start()
     await store.close()
 
 
 async def test_a_replica_is_named(redis_server: RedisServer, server_with: Callable[..., RedisServer]) -> None:
-    """A server that cannot be written because it follows another is refused at the start."""
+    """Start refuses a replica, which cannot be written."""
     replica = server_with("--replicaof", "127.0.0.1", str(redis_server.port))
-    assert "is a replica, which cannot be written; name the primary" in await refusal(store_at(replica.address).start())
+    assert "is a replica, which cannot be written; name the primary" in await refusal_error(
+        make_store(replica.address).start()
+    )
 
 
 async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -> None:
-    """When redis has no room, writes fail, reads and all that was saved stay, and it works again once there is."""
+    """When redis has no memory, writes fail, reads work and saved state stays. It works again once there is memory."""
     server = server_with()
-    store = store_at(server.address)
+    store = make_store(server.address)
     await store.start()
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a", step=1)])
     assert server.command("CONFIG SET maxmemory 1") == b"+OK\r\n"
-    assert "its memory is full; nothing was written: raise maxmemory" in await refusal(
+    assert "its memory is full; nothing was written: raise maxmemory" in await refusal_error(
         store.save([checkpoint("a", step=2)])
     )
     record = await store.load(key("a"))
@@ -229,13 +231,13 @@ async def test_a_full_memory_is_named(server_with: Callable[..., RedisServer]) -
 
 
 async def test_another_format_is_named(store: Store, redis_server: RedisServer) -> None:
-    """Streams that another version has laid out in another way are refused at the start."""
+    """Start refuses data in the format of another version."""
     assert redis_server.command("SET tidegate:format 7") == b"+OK\r\n"
-    assert "its format b'7' is not 3" in await refusal(store_at(redis_server.address).start())
+    assert "its format b'7' is not 3" in await refusal_error(make_store(redis_server.address).start())
 
 
 async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) -> None:
-    """A record that somebody spoiled is never a fresh stream: load names server and stream."""
+    """A damaged record is never a new stream: the error of load names server and stream."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
     assert isinstance(store, RedisStore)
@@ -245,15 +247,15 @@ async def test_a_bad_record_is_named(store: Store, redis_server: RedisServer) ->
 
 
 async def test_nothing_is_left_of_a_stream_that_vanished(redis_server: RedisServer) -> None:
-    """Neither a stream that was forgotten nor one that expired leaves anything behind once it is gone."""
+    """A deleted or expired stream leaves nothing behind once its tombstone is deleted."""
     place = redis_place(redis_server)
     async with place.open() as store:
         for stream_id in ("forgotten", "expired", "expired too"):
             await begin(store, key(stream_id, "te:nant"))
-        assert await store.forget(key("forgotten", "te:nant"), 1)
+        assert await store.delete(key("forgotten", "te:nant"), 1)
         place.clock.now += MS
         await store.expire(place.clock.now, 0, 0)
-        assert await store.forget(key("expired", "te:nant"), 2)
+        assert await store.delete(key("expired", "te:nant"), 2)
         place.clock.now += MS
         await store.expire(0, place.clock.now, place.clock.now)
     kept = redis_server.command("KEYS *").decode().split("\r\n")[2::2]
@@ -261,7 +263,7 @@ async def test_nothing_is_left_of_a_stream_that_vanished(redis_server: RedisServ
 
 
 async def test_a_stream_that_redis_threw_out_is_not_known(store: Store, redis_server: RedisServer) -> None:
-    """What eviction leaves behind in the indices is no stream, and does not come back as a tombstone."""
+    """Entries that eviction leaves in the indexes are not streams, and do not come back as tombstones."""
     await claim(store, key("a"), 0, MODEL)
     await claim(store, key("b"), 0, MODEL)
     assert redis_server.command("DEL tidegate:stream:7:default:a") == b":1\r\n"
@@ -272,7 +274,7 @@ async def test_a_stream_that_redis_threw_out_is_not_known(store: Store, redis_se
 
 
 async def test_a_cancelled_caller_ends_whatever_the_library_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancellation that the library swallows still ends the caller: a task of the server would go on for ever."""
+    """A cancellation that the library swallows still ends the caller: else a task of the server would run for ever."""
     assert isinstance(store, RedisStore)
     begun = asyncio.Event()
 
@@ -293,19 +295,19 @@ async def test_a_cancelled_caller_ends_whatever_the_library_does(store: Store, m
 async def test_whatever_the_library_raises_the_store_is_unavailable(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the event loop says of a connection that has just died is no error of redis', and ends no task of the server."""
+    """An error of the event loop about a dead connection is not an error of redis, and ends no task of the server."""
     assert isinstance(store, RedisStore)
 
     async def fail(_: str) -> int:
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
 
     monkeypatch.setattr(store._redis, "zcard", fail)
-    assert "the connection failed: RuntimeError('unable to perform" in await refusal(store.count())
+    assert "the connection failed: RuntimeError('unable to perform" in await refusal_error(store.count())
 
 
 @pytest.mark.parametrize("form", [1, 2])
 async def test_a_stream_of_an_older_format_is_taken_over(redis_server: RedisServer, form: int) -> None:
-    """It is what it was; nobody has it in memory, it has no owner, and it can be claimed."""
+    """Its state is unchanged. No server has it in memory, it has no owner, and it can be claimed."""
     place = redis_place(redis_server)
     kept = checkpoint("a", 3, step=7)
     async with place.open() as store:
@@ -319,14 +321,14 @@ async def test_a_stream_of_an_older_format_is_taken_over(redis_server: RedisServ
         await store._redis.zadd("tidegate:ages", {"7:default:a": 2})
         await store._redis.set("tidegate:format", form)
     async with place.open() as store:
-        head = Head(key("a"), 3, 7, MODEL, 1000, 2000, 5)
+        head = StreamMetadata(key("a"), 3, 7, MODEL, 1000, 2000, 5)
         if form == 2:
-            head = replace(head, asked=2, answered=1)
+            head = replace(head, save_requests=2, save_answers=1)
         assert await store.load(key("a")) == Record(head, kept)
         assert await scan(store, "default", "", "", 10) == [head]
         assert await claim(store, key("a"), 3, owner="ann") == 4
         assert await store.save([checkpoint("a", 4, step=8)]) == [True]
         record_now = await store.load(key("a"))
         assert record_now is not None
-        assert record_now.head.owner == "ann"
+        assert record_now.metadata.owner == "ann"
     assert redis_server.command("GET tidegate:format") == b"$1\r\n3\r\n"

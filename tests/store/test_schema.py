@@ -1,4 +1,4 @@
-"""SQLite files of older servers: what they hold is taken over, whole or not at all, and who has one open goes on."""
+"""SQLite files of older servers: they are migrated completely or not at all, and a server with an open file continues."""
 
 import asyncio
 import sqlite3
@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from serving.core.errors import StoreUnavailable
-from serving.store import Head, Holder, Mark, Record, SqliteStore, Tombstone, encode
-from serving.store import file as file_module
-from serving.store.database import Claim, Database
+from serving.store import Holder, Record, Residency, SqliteStore, StreamMetadata, Tombstone, encode
+from serving.store import sqlite_file as file_module
+from serving.store.sqlite_database import Claim, Database
 from tests.store.support import MODEL, checkpoint, claim, key, scan
 
 KEPT = checkpoint("kept", 3, step=7, payload=bytes(9000))
-# What those servers made, as they made it.
+# Files as those servers made them.
 SCHEMA_1 = """CREATE TABLE streams (
         tenant TEXT NOT NULL, stream_id TEXT NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
         model_name TEXT NOT NULL, model_version TEXT NOT NULL, fingerprint TEXT NOT NULL,
@@ -46,7 +46,7 @@ SCHEMA_2 = """CREATE TABLE streams (
     PRAGMA journal_mode = WAL;
     PRAGMA application_id = 0x54644774;
     PRAGMA user_version = 2;"""
-# The writer that a server of schema 2 was, and how it saves.
+# The writer of a server with schema 2, and its save statement.
 OLD_WRITER = 1 << 61
 OLD_SAVE = """UPDATE streams SET step = ?, state_bytes = ?, record = ?, updated_unix_nano = ?
     WHERE tenant = ? AND stream_id = ? AND epoch = ? AND writer = ? AND tombstone = 0"""
@@ -54,7 +54,7 @@ OLD_SAVE = """UPDATE streams SET step = ?, state_bytes = ?, record = ?, updated_
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the file is."""
+    """The path of the file."""
     return tmp_path / "streams.db"
 
 
@@ -75,9 +75,9 @@ def make_2(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.executescript(SCHEMA_2)
         for stream_id, mark, tombstone, record in (
-            ("held", Mark.LIVE, 0, None),
-            ("kept", Mark.RELEASED, 0, encode(KEPT)),
-            ("old", Mark.RELEASED, 1, None),
+            ("held", Residency.LIVE, 0, None),
+            ("kept", Residency.RELEASED, 0, encode(KEPT)),
+            ("old", Residency.RELEASED, 1, None),
         ):
             writer = 0 if tombstone else OLD_WRITER
             database.execute(
@@ -89,7 +89,7 @@ def make_2(path: Path) -> None:
 
 
 def layout(path: Path) -> list[tuple[Any, ...]]:
-    """The columns of each table of a file in order, and the statements that make its indexes."""
+    """The columns of each table of a file in order, and the statements of its indexes."""
     with closing(sqlite3.connect(path)) as database:
         columns = """SELECT tables.name, columns.* FROM sqlite_master AS tables, pragma_table_info(tables.name) AS columns
             WHERE tables.type = 'table' ORDER BY tables.name, columns.cid"""
@@ -105,7 +105,7 @@ def schema(path: Path) -> int:
 
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callable[[], None]], None]]:
-    """Does something, once, right before the next connection runs a statement that begins so."""
+    """Runs an action once, right before the next connection runs a statement with this beginning."""
     connect = sqlite3.connect
 
     def arrange(statement: str, act: Callable[[], None]) -> None:
@@ -125,12 +125,15 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callab
 
 
 async def test_a_file_of_schema_1_is_taken_over(path: Path) -> None:
-    """Streams, tombstones and their records are what they were; nobody has or owns them, and they can be claimed."""
+    """Streams, tombstones and their records are unchanged.
+
+    They are not in memory, have no owner, and can be claimed.
+    """
     make_1(path)
     store = SqliteStore(path)
     await store.start()
-    head = Head(key("kept"), 3, 7, MODEL, 1, 2, 9000)
-    tombstone = Head(key("old"), 3, 7, MODEL, 1, 2, 9000, Tombstone.EXPIRED)
+    head = StreamMetadata(key("kept"), 3, 7, MODEL, 1, 2, 9000)
+    tombstone = StreamMetadata(key("old"), 3, 7, MODEL, 1, 2, 9000, Tombstone.EXPIRED)
     assert await store.load(key("kept")) == Record(head, KEPT)
     assert await scan(store, "default", "", "", 10) == [head, tombstone]
     assert await claim(store, key("kept"), 3, owner="ann") == 4
@@ -139,11 +142,11 @@ async def test_a_file_of_schema_1_is_taken_over(path: Path) -> None:
 
 
 async def test_a_file_of_schema_2_is_taken_over(path: Path) -> None:
-    """So are who has streams in memory and what was asked of it, and the epochs that are gone; streams have no owner."""
+    """Residency, save requests and epochs of deleted streams are unchanged too. Streams have no owner."""
     make_2(path)
     store = SqliteStore(path)
     await store.start()
-    kept = Head(key("kept"), 3, 7, MODEL, 1, 2, 9000, asked=2, answered=1)
+    kept = StreamMetadata(key("kept"), 3, 7, MODEL, 1, 2, 9000, save_requests=2, save_answers=1)
     held = replace(kept, key=key("held"), holder=Holder.OTHER, live=True)
     old = replace(kept, key=key("old"), tombstone=Tombstone.EXPIRED)
     assert await store.load(key("kept")) == Record(kept, KEPT)
@@ -153,13 +156,13 @@ async def test_a_file_of_schema_2_is_taken_over(path: Path) -> None:
     assert await store.save([replace(KEPT, epoch=4)]) == [True]
     record = await store.load(key("kept"))
     assert record is not None
-    assert record.head.owner == "ann"
+    assert record.metadata.owner == "ann"
     await store.close()
 
 
 @pytest.mark.parametrize("make", [make_1, make_2])
 def test_an_old_file_becomes_like_a_new_one(make: Callable[[Path], None], path: Path) -> None:
-    """Its tables and indexes are those that a new file gets: the same columns in the same order, and nothing beside."""
+    """Its tables and indexes are those of a new file: the same columns in the same order, and nothing more."""
     make(path)
     Database(path, 1, time.time_ns, 5.0).close()
     new = path.with_name("new.db")
@@ -169,7 +172,7 @@ def test_an_old_file_becomes_like_a_new_one(make: Callable[[Path], None], path: 
 
 
 async def test_a_server_of_schema_2_that_runs_goes_on(path: Path) -> None:
-    """What it has in memory it still stores, until a newer server opens the stream; then it is told, and fenced."""
+    """An old server saves its streams until a newer server opens them. Then its saves are refused."""
     make_2(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as older:
         save = (9, 5, encode(checkpoint("held", 3, step=9)), 3, "default", "held", 3, OLD_WRITER)
@@ -187,7 +190,7 @@ async def test_a_server_of_schema_2_that_runs_goes_on(path: Path) -> None:
 async def test_servers_that_open_an_old_file_together_take_it_over_once(
     make: Callable[[Path], None], path: Path, meanwhile: Callable[[str, Callable[[], None]], None]
 ) -> None:
-    """Who has seen the old schema, and is overtaken by another that makes it new, leaves it and what that one wrote."""
+    """A process that has read the old schema does nothing when another one has migrated the file meanwhile."""
     make(path)
 
     def another() -> None:
@@ -202,7 +205,7 @@ async def test_servers_that_open_an_old_file_together_take_it_over_once(
     await store.start()
     record = await store.load(key("kept"))
     assert record is not None
-    assert (record.head.epoch, record.head.owner, record.checkpoint) == (4, "ann", KEPT)
+    assert (record.metadata.epoch, record.metadata.owner, record.checkpoint) == (4, "ann", KEPT)
     assert schema(path) == 3
     await store.close()
 
@@ -218,7 +221,7 @@ async def test_many_that_open_an_old_file_at_once_share_it(make: Callable[[Path]
     for store in stores:
         record = await store.load(key("kept"))
         assert record is not None
-        assert record.head.owner == str(won.index(4))
+        assert record.metadata.owner == str(won.index(4))
     await asyncio.gather(*(store.close() for store in stores))
 
 
@@ -227,7 +230,7 @@ async def test_many_that_open_an_old_file_at_once_share_it(make: Callable[[Path]
 async def test_a_file_is_taken_over_whole_or_not_at_all(
     make: Callable[[Path], None], path: Path, statement: str, meanwhile: Callable[[str, Callable[[], None]], None]
 ) -> None:
-    """When it fails half-way, the file is of the schema before and holds what it held; the next start takes it over."""
+    """When the migration fails half-way, the file has the old schema and content. The next start migrates it."""
     make(path)
     before, number = layout(path), schema(path)
 
@@ -251,7 +254,7 @@ async def test_a_file_is_taken_over_whole_or_not_at_all(
 async def test_who_takes_an_old_file_over_is_waited_for(
     path: Path, meanwhile: Callable[[str, Callable[[], None]], None]
 ) -> None:
-    """A store waits for longer than it would for a commit: copying a large file takes longer than that."""
+    """A store waits longer than for a commit, because copying a large file takes longer."""
     make_2(path)
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -264,7 +267,7 @@ async def test_who_takes_an_old_file_over_is_waited_for(
 
 
 async def test_an_old_file_that_is_locked_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another process holds the lock for longer than is waited, start says so, and the file stays what it was."""
+    """When another process holds the lock for too long, start fails with that reason, and the file is unchanged."""
     make_2(path)
     monkeypatch.setattr(file_module, "TAKE_OVER_S", 0.25)
     with closing(sqlite3.connect(path, isolation_level=None)) as older:

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving.store.database import Database, _after_all
+from serving.store.file import File
 
 from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
 from serving.store import SqliteStore, encode
 from serving.store import file as file_module
 from serving.store import sqlite as sqlite_module
-from serving.store.database import Database, _after_all
-from serving.store.file import File
 from tests.store.support import MODEL, PATIENCE_S, checkpoint, claim, key, python, scan
 
 OPEN = """

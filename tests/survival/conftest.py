@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import support
-from tests.fleet import Site, free_port
+from tests.fleet import ServerProcess, free_port
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +25,14 @@ def models(tmp_path: Path, graph: bytes) -> Path:
 
 
 @pytest.fixture
-async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Site]]:
-    """Makes sites over one SQLite file, or another store; what still runs at the end is killed."""
-    sites: list[Site] = []
+async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., ServerProcess]]:
+    """Makes sites over one SQLite file, or another store. Those that still run at the end are killed."""
+    sites: list[ServerProcess] = []
 
-    def make(*options: str, state: str = f"sqlite:///{tmp_path / 'state.db'}", port: int | None = None) -> Site:
-        sites.append(Site(models, state, *options, port=port))
+    def make(
+        *options: str, state: str = f"sqlite:///{tmp_path / 'state.db'}", port: int | None = None
+    ) -> ServerProcess:
+        sites.append(ServerProcess(models, state, *options, port=port))
         return sites[-1]
 
     yield make
@@ -39,7 +41,7 @@ async def site(models: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Site
 
 
 class Redis:
-    """A redis-server that writes every change to disk before it answers; it can be killed and started again."""
+    """A redis-server that writes every change to disk before it answers. It can be killed and restarted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +58,7 @@ class Redis:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + support.PATIENCE
+        deadline = time.monotonic() + support.TIMEOUT_S
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -68,13 +70,13 @@ class Redis:
         """`kill -9`."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(support.PATIENCE)
+        self.process.wait(support.TIMEOUT_S)
         self.process = None
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Redis]:
-    """A redis-server of the test's own."""
+    """A redis-server for one test."""
     if shutil.which("redis-server") is None:
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             pytest.fail("redis-server is missing: install Debian's redis-server")

@@ -1,4 +1,4 @@
-"""A gateway's streams survive as single ones do: blocks over servers that die, and the same histories either way."""
+"""The streams of a gateway survive as single streams do: blocks over servers that are killed."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,62 +8,64 @@ import pytest
 
 from serving.client import Client
 from serving.store import decode
-from tests.fleet import Gateway, Site, rows_of
+from tests.fleet import Gateway, ServerProcess, rows_of
 from tests.support import address_of, run_server
 
-PATIENCE_S = 90.0
+TEST_TIMEOUT_S = 90.0
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_a_server_killed_between_blocks_loses_nothing(site: Callable[..., Site], graph: bytes, seed: int) -> None:
-    """Bad rows, catching up, several blocks under way, `kill -9` three times: once, in order, bit-equal."""
+async def test_a_server_killed_between_blocks_loses_nothing(
+    site: Callable[..., ServerProcess], graph: bytes, seed: int
+) -> None:
+    """Invalid rows, catching up, several blocks in flight, three times `kill -9`: once, in order, bit-equal."""
     one = site()
     await one.start()
     gateway = Gateway(one.address, streams=60, steps=120, seed=seed)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         running = asyncio.create_task(gateway.run())
         for blocks in (10, 25, 40):
             await gateway.reached(blocks)
             await one.kill()
             await one.start()
         await running
-    assert gateway.verdicts(graph) == []
+    assert gateway.problems(graph) == []
     assert gateway.refused > 0
     assert one.metrics()["tidegate_state_lost_total"] == 0
 
 
 @pytest.mark.parametrize("point", ["before-answer", "after-commit"])
 async def test_a_server_killed_within_a_block_loses_nothing(
-    site: Callable[..., Site], graph: bytes, point: str
+    site: Callable[..., ServerProcess], graph: bytes, point: str
 ) -> None:
-    """Between the pieces of a block, and when its state is stored but its answer has not left."""
+    """Between the chunks of a block, and when its state is stored but its answer was not sent."""
     one = site("--batch-max", "16")
     await one.start(crash=f"{point}:{20 if point == 'before-answer' else 1}")
     gateway = Gateway(one.address, streams=60, steps=30, seed=7)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         running = asyncio.create_task(gateway.run())
         await one.ended()
         await one.start()
         await running
-    assert gateway.verdicts(graph) == []
+    assert gateway.problems(graph) == []
 
 
-async def test_sync_blocks_survive_a_kill(site: Callable[..., Site], graph: bytes) -> None:
-    """What a client was given is in the store, whatever it has kept itself."""
+async def test_sync_blocks_survive_a_kill(site: Callable[..., ServerProcess], graph: bytes) -> None:
+    """What a client got is in the store, even if the client has kept nothing."""
     one = site("--checkpoint-every", "20ms")
     await one.start()
     gateway = Gateway(one.address, streams=20, steps=25, seed=4, sync=True)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         running = asyncio.create_task(gateway.run())
         await gateway.reached(8)
         await one.kill()
         await one.start()
         await running
-    assert gateway.verdicts(graph) == []
+    assert gateway.problems(graph) == []
 
 
 async def test_blocks_and_single_timesteps_make_the_same_history(models: Path) -> None:
-    """Stored state, remembered answers, numbers: all the bytes."""
+    """Stored state, remembered answers, numbers: all bytes."""
     rows = [rows_of(stream, 40) for stream in range(6)]
     async with run_server(models) as server, Client(address_of(server)) as client:
         async with client.block([f"block-{number}" for number in range(6)]) as block:

@@ -1,7 +1,7 @@
-"""Two servers on one store: whoever opens a stream goes on from what was stored last, and nobody stores over another.
+"""Two servers on one store: an open continues from what was stored last, and no server overwrites another's state.
 
-The order in which the two reach the store is forced: a server's store pauses before an operation until the test has had the
-other one do something.
+The order in which the two reach the store is forced: the store of one server pauses before an operation until the test
+has let the other server act.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.core.spec import Key
 from serving.runtime.server import Server
-from tests.fleet import Site, rows_of
+from tests.fleet import ServerProcess, rows_of
 from tests.store.support import RedisServer
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     RawBlocks,
     RawCall,
     eventually,
@@ -57,14 +57,14 @@ async def two_servers(
         run_server(models, state=state, **settings) as there,
         raw_channel(here) as to_here,
         raw_channel(there) as to_there,
-        asyncio.timeout(3 * PATIENCE),
+        asyncio.timeout(3 * TIMEOUT_S),
     ):
         yield here, to_here, there, to_there
 
 
 def before(server: Server, operation: str, act: Callable[[], Awaitable[None]]) -> None:
-    """Has `act` done before the next such operation of a server's store, which goes on when it has."""
-    store: Any = server.keeper._store
+    """Runs `act` before the next such operation of a server's store, which continues after it."""
+    store: Any = server.stream_service._store
     inner = getattr(store, operation)
 
     async def paused(*arguments: Any) -> Any:
@@ -76,7 +76,7 @@ def before(server: Server, operation: str, act: Callable[[], Awaitable[None]]) -
 
 
 async def step(call: RawCall, number: int) -> pb.Prediction:
-    """Has a timestep of ROWS applied, which gives what the oracle says."""
+    """Applies a timestep of ROWS, and checks the answer with the oracle."""
     answer = await call.step(*ROWS[number - 1].tolist(), step=number)
     assert answer.HasField("prediction"), answer
     assert answer.prediction.outputs[0] == TRUTH[number - 1], f"timestep {number} ran from another state"
@@ -84,7 +84,7 @@ async def step(call: RawCall, number: int) -> pb.Prediction:
 
 
 async def opened_at(channel: grpc.aio.Channel, number: int, **more: Any) -> RawCall:
-    """Opens stream "a", which goes on at that timestep."""
+    """Opens stream "a", and checks its next step."""
     call = RawCall(channel)
     assert (await call.open("a", **more)).next_step == number
     return call
@@ -95,7 +95,7 @@ async def opened_at(channel: grpc.aio.Channel, number: int, **more: Any) -> RawC
 async def test_a_take_over_goes_on_from_what_was_stored_last(
     tmp_path: Path, state: str, operation: str, stored: int
 ) -> None:
-    """What the old owner stores between two steps of the open is not lost, also when nothing had been stored before."""
+    """What the old owner stores between two steps of the open is not lost, also when nothing was stored before."""
     async with two_servers(tmp_path, state) as (_, to_here, there, to_there):
         old = RawCall(to_here)
         await old.open("a", durability=SYNC)
@@ -116,7 +116,7 @@ async def test_a_take_over_goes_on_from_what_was_stored_last(
 async def test_a_take_over_in_blocks_goes_on_from_what_was_stored_last(
     tmp_path: Path, state: str, operation: str
 ) -> None:
-    """The same with PredictBlocks: the streams of a gateway are opened by the same rules."""
+    """The same with PredictBlocks: a gateway's streams are opened by the same rules."""
     async with two_servers(tmp_path, state) as (_, to_here, there, to_there):
         old, new = RawBlocks(to_here), RawBlocks(to_there)
         opened = await old.open("a", durability=SYNC)
@@ -132,7 +132,7 @@ async def test_a_take_over_in_blocks_goes_on_from_what_was_stored_last(
 
 
 async def test_a_stream_that_woke_elsewhere_is_not_woken_here(tmp_path: Path, state: str) -> None:
-    """A sleeping stream that another server opens, or has opened while it wakes, is not run from the old state."""
+    """A parked stream that another server opens, also while it wakes, does not continue from the old state."""
     async with two_servers(tmp_path, state, park_after="20ms") as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1)
         await step(old, 1)
@@ -149,7 +149,7 @@ async def test_a_stream_that_woke_elsewhere_is_not_woken_here(tmp_path: Path, st
 
 
 async def test_a_frozen_owner_cannot_store_over_a_stream_that_began_anew(tmp_path: Path, state: str) -> None:
-    """It slept through the deletion and a new beginning: the new stream never goes on from the deleted one's state."""
+    """The server was suspended during a delete and a new beginning: the new stream never continues from the deleted state."""
     async with two_servers(tmp_path, state) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1)
         for number in range(1, 41):
@@ -161,7 +161,7 @@ async def test_a_frozen_owner_cannot_store_over_a_stream_that_began_anew(tmp_pat
             await thaw.wait()
 
         before(here, "save", freeze)
-        before(here, "notices", thaw.wait)
+        before(here, "take_notices", thaw.wait)
         await step(old, 41)
         await frozen.wait()
         await delete(to_there)
@@ -176,20 +176,23 @@ async def test_a_frozen_owner_cannot_store_over_a_stream_that_began_anew(tmp_pat
 
 
 async def test_who_holds_a_stream_learns_that_it_was_deleted_elsewhere(tmp_path: Path, state: str) -> None:
-    """Its call ends NOT_FOUND without a timestep being sent; opened again, the stream is new and only the new call has it."""
+    """The call ends NOT_FOUND without another timestep.
+
+    Opened again, the stream is new and only the new call holds it.
+    """
     async with two_servers(tmp_path, state) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1)
         await step(old, 1)
         assert (await delete(to_there)).step == 1
         ending = await old.ending()
         assert (ending.code, ending.reason) == (grpc.StatusCode.NOT_FOUND, "STREAM_NOT_FOUND")
-        assert here.keeper._metrics.state_lost == 0
+        assert here.stream_service._metrics.state_lost == 0
         await step(await opened_at(to_there, 1), 1)
 
 
 @pytest.mark.parametrize("call_is", ["asleep", "live"])
 async def test_who_holds_a_stream_learns_that_it_was_opened_elsewhere(tmp_path: Path, state: str, call_is: str) -> None:
-    """Its call ends ABORTED soon, without a timestep being sent that would run from what is no longer its own."""
+    """The call soon ends ABORTED, without a timestep that would run from an old state."""
     async with two_servers(tmp_path, state, park_after="20ms" if call_is == "asleep" else "60s") as servers:
         here, to_here, _, to_there = servers
         old = await opened_at(to_here, 1, durability=SYNC)
@@ -201,7 +204,7 @@ async def test_who_holds_a_stream_learns_that_it_was_opened_elsewhere(tmp_path: 
 
 
 async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, state: str) -> None:
-    """Describe, export and fork through a server that does not hold the stream see what was applied, stored or not."""
+    """Describe, export and fork through another server see the last applied timestep, stored or not."""
     async with two_servers(tmp_path, state, checkpoint_every="30s") as (_, to_here, _, to_there):
         call = await opened_at(to_here, 1)
         for asked, number in enumerate(range(1, 31, 3)):
@@ -226,7 +229,7 @@ async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, st
 
 
 async def test_who_lost_a_stream_cannot_delete_it(tmp_path: Path, state: str) -> None:
-    """A close that forgets, sent before the call heard that the stream was opened elsewhere, leaves it to the new owner."""
+    """A close with `forget` that was sent before the client knew of a take-over does not delete the stream of the new owner."""
     async with two_servers(tmp_path, state) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1, durability=SYNC)
         await step(old, 1)
@@ -244,7 +247,7 @@ async def test_who_lost_a_stream_cannot_delete_it(tmp_path: Path, state: str) ->
 @pytest.mark.parametrize("how", ["import", "fork"])
 @pytest.mark.parametrize("what", ["fails", "is cancelled"])
 async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, how: str, what: str) -> None:
-    """Whether the store fails or the caller goes: there is no stream without its state, and trying again makes it."""
+    """Whether the store fails or the caller disconnects: no stream exists without its state, and a retry creates it."""
     async with two_servers(tmp_path, state) as (_, to_here, there, to_there):
         call = await opened_at(to_here, 1)
         for number in range(1, 11):
@@ -263,8 +266,8 @@ async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, h
                 raise StoreUnavailable("test", "is broken")
             await asyncio.Event().wait()
 
-        for operation in ("plant", "save"):
-            if hasattr(there.keeper._store, operation):
+        for operation in ("create", "save"):
+            if hasattr(there.stream_service._store, operation):
                 before(there, operation, fail)
         asking = asyncio.ensure_future(unary(to_there, method, request))
         if what == "fails":
@@ -283,13 +286,15 @@ async def test_an_import_that_fails_leaves_nothing(tmp_path: Path, state: str, h
         await step(copy, 11)
 
 
-async def test_two_workers_hand_streams_over_and_over(site: Callable[..., Site], graph: bytes, state: str) -> None:
-    """300 take-overs under load, half of them with SYNC: each goes on from a state of the oracle's, SYNC from the last."""
+async def test_two_workers_hand_streams_over_and_over(
+    site: Callable[..., ServerProcess], graph: bytes, state: str
+) -> None:
+    """300 take-overs under load, half of them with SYNC: each continues from a state of the oracle, with SYNC from the last."""
     one = site("--workers", "2", state=state)
     await one.start()
-    async with asyncio.timeout(9 * PATIENCE), contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(9 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
         channels = []
-        for _ in range(8):  # connections are given to workers at random
+        for _ in range(8):  # connections go to random workers
             options = [("grpc.use_local_subchannel_pool", 1)]
             channel = grpc.aio.insecure_channel(one.address, options=options)
             channels.append(await stack.enter_async_context(channel))
@@ -300,7 +305,10 @@ async def test_two_workers_hand_streams_over_and_over(site: Callable[..., Site],
 
 
 async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -> int:
-    """Opens a stream again and again while the call before still steps; gives how often that took it over."""
+    """Opens a stream again and again while the previous call still sends timesteps.
+
+    Returns how many opens were take-overs.
+    """
     rng = np.random.default_rng(number)
     sync = bool(number % 2)
     rows = rows_of(100 + number, 40 * turns)
@@ -308,7 +316,7 @@ async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -
     durable = 0
 
     async def run(call: RawCall, begin: int, answered: asyncio.Event) -> None:
-        """Steps until the call ends; what it says is durable counts for all that come after."""
+        """Sends timesteps until the call ends. What it reports as durable counts for all later calls."""
         nonlocal durable
         try:
             for place in range(begin, len(rows) + 1):
@@ -348,12 +356,12 @@ async def hand_over(channels: list[grpc.aio.Channel], number: int, turns: int) -
     return turns
 
 
-# A redis that loses what it had ----------------------------------------------------------------------------------------
+# A redis that loses data ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def forgetful(redis_installed: None, tmp_path: Path) -> Any:
-    """A redis that keeps what it had when it was last told to save, and nothing else."""
+    """A redis that keeps the state of its last save, and nothing else."""
     folder = tmp_path / "forgetful"
     folder.mkdir()
     server = RedisServer(folder)
@@ -364,7 +372,7 @@ def forgetful(redis_installed: None, tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def redis_installed() -> None:
-    """Skips where there is no redis-server to run."""
+    """Skips if redis-server is not installed."""
     import os
     import shutil
 
@@ -377,7 +385,7 @@ def redis_installed() -> None:
 async def test_a_sleeping_stream_that_wakes_older_than_it_was_is_lost(
     tmp_path: Path, forgetful: RedisServer, blocks: bool
 ) -> None:
-    """All was durable; redis was restarted and has an older state: DATA_LOSS, counted, and no answer from there."""
+    """Everything was durable; redis was restarted with an older state: DATA_LOSS, counted, and no answer from that state."""
     async with two_servers(tmp_path, forgetful.address, park_after="30ms") as (here, to_here, _, _):
         slots = here.repository.find("toy", "").slots
         old = RawBlocks(to_here) if blocks else RawCall(to_here)
@@ -402,11 +410,11 @@ async def test_a_sleeping_stream_that_wakes_older_than_it_was_is_lost(
         else:
             answer = await old.block(handles, ROWS[20:21])
             assert [error.error.reason for error in answer.errors] == [pb.Error.REASON_STATE_LOST]
-        assert here.keeper._metrics.state_lost == 1
+        assert here.stream_service._metrics.state_lost == 1
 
 
 async def test_a_live_stream_that_redis_has_lost_is_stored_again(tmp_path: Path, forgetful: RedisServer) -> None:
-    """Redis comes back empty under a stream that goes on: nothing is lost, and another server finds all of it."""
+    """Redis restarts empty under a stream that continues: nothing is lost, and another server finds all of it."""
     async with two_servers(tmp_path, forgetful.address) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1, durability=SYNC)
         for number in range(1, 6):
@@ -417,26 +425,26 @@ async def test_a_live_stream_that_redis_has_lost_is_stored_again(tmp_path: Path,
             prediction = await step(old, number)
         assert prediction.durable_step == 8
         await step(await opened_at(to_there, 9), 9)
-        assert here.keeper._metrics.state_lost == 0
+        assert here.stream_service._metrics.state_lost == 0
 
 
 async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Path, forgetful: RedisServer) -> None:
-    """Redis comes back with an older state under a stream that says nothing: soon it has the last one again."""
+    """Redis restarts with an older state under a silent stream: soon it has the last state again."""
     async with two_servers(tmp_path, forgetful.address) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1, durability=SYNC)
         for number in range(1, 21):
             await step(old, number)
             if number == 10:
                 assert forgetful.command("SAVE") == b"+OK\r\n"
-        await eventually(lambda: bool(here.holdings.peers._run_of_store), "the first beat")
+        await eventually(lambda: bool(here.registry.peers._store_run_id), "the first beat")
         forgetful.kill()
         forgetful.start()
-        store = here.keeper._store
+        store = here.stream_service._store
         while True:
             with contextlib.suppress(StoreUnavailable):
                 record = await store.load(Key("default", "a"))
                 assert record is not None
-                if record.head.step == 20:
+                if record.metadata.step == 20:
                     break
             await asyncio.sleep(0.02)
         await step(await opened_at(to_there, 21), 21)
@@ -445,7 +453,7 @@ async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Pa
 async def test_of_two_owners_after_a_loss_one_is_told_that_its_state_is_lost(
     tmp_path: Path, forgetful: RedisServer
 ) -> None:
-    """Redis comes back empty, and the stream begins anew elsewhere under the same epoch: the first stores nothing over it."""
+    """Redis restarts empty, and the stream begins again elsewhere under the same epoch: the first server does not overwrite it."""
     async with two_servers(tmp_path, forgetful.address) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1, durability=SYNC)
         for number in range(1, 15):
@@ -457,22 +465,22 @@ async def test_of_two_owners_after_a_loss_one_is_told_that_its_state_is_lost(
         await old.send(pb.PredictRequest(timestep=pb.Timestep(step=15, values=ROWS[14].tobytes())))
         ending = await old.ending()
         assert (ending.code, ending.reason) == (grpc.StatusCode.DATA_LOSS, "STATE_LOST")
-        assert here.keeper._metrics.state_lost == 1
+        assert here.stream_service._metrics.state_lost == 1
         await step(new, 2)
         await step(await opened_at(to_here, 3), 3)
 
 
 async def unary(channel: grpc.aio.Channel, method: str, request: Any) -> Any:
-    """Has a unary call answered."""
+    """Makes a unary call."""
     response = getattr(pb, type(request).__name__.removesuffix("Request") + "Response")
     call = channel.unary_unary(
         f"/tidegate.v1.TidegateService/{method}",
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=response.FromString,
     )
-    return await call(request, timeout=2 * PATIENCE)
+    return await call(request, timeout=2 * TIMEOUT_S)
 
 
 async def delete(channel: grpc.aio.Channel) -> pb.Stream:
-    """Deletes stream "a"; gives it as it was."""
+    """Deletes stream "a". Returns the deleted stream."""
     return (await unary(channel, "DeleteStream", pb.DeleteStreamRequest(stream_id="a"))).stream

@@ -1,4 +1,4 @@
-"""The life of a stream through a real server: durability, silence, expiry, administration, stores that fail."""
+"""The life cycle of a stream on a real server: durability, silence, expiry, administration, stores that fail."""
 
 import asyncio
 import sqlite3
@@ -24,11 +24,11 @@ from serving.client import (
 )
 from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
 from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import Ask, checkpoint_rows
+from serving.core.streams import OpenOptions, checkpoint_rows
 from serving.store import MemoryStore, decode, encode
-from tests.fleet import Fleet, Site, rows_of
+from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import (
-    PATIENCE,
+    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -55,10 +55,10 @@ def sqlite(folder: Path) -> str:
 
 
 async def test_an_answer_of_a_sync_stream_is_durable_when_it_arrives(lstm_root: Path, tmp_path: Path) -> None:
-    """The store holds the step before its client has the prediction."""
+    """The store has the step before its client has the prediction."""
     async with (
         run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="30s") as server,
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_S),
         Client(address_of(server)) as client,
         client.open("a", sync=True) as stream,
     ):
@@ -69,14 +69,14 @@ async def test_an_answer_of_a_sync_stream_is_durable_when_it_arrives(lstm_root: 
 
 
 async def test_a_half_closed_stream_is_stored_before_its_call_ends_well(lstm_root: Path, tmp_path: Path) -> None:
-    """Once its client has read OK, another server on the same store goes on where it was."""
+    """Once its client has read OK, another server on the same store continues where it was."""
     state, rows = sqlite(tmp_path), rows_of(0, 8)
     async with (
         run_server(lstm_root, state=state, checkpoint_every="30s") as here,
         run_server(lstm_root, state=state, checkpoint_every="30s") as there,
         raw_channel(here) as one,
         raw_channel(there) as other,
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_S),
     ):
         for number, row in enumerate(rows, 1):
             call = RawCall(one if number % 2 else other)
@@ -87,7 +87,7 @@ async def test_a_half_closed_stream_is_stored_before_its_call_ends_well(lstm_roo
 
 
 async def test_a_half_closed_stream_that_cannot_be_stored_does_not_end_well(sum_root: Path) -> None:
-    """Its client learns that the store failed, and when to try again."""
+    """Its client learns that the store has failed, and when to retry."""
     async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, raw_channel(server) as channel:
         store = BrokenStore(server)
         call = RawCall(channel)
@@ -102,48 +102,48 @@ async def test_a_half_closed_stream_that_cannot_be_stored_does_not_end_well(sum_
 
 
 async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_path: Path) -> None:
-    """Whatever an answer says is durable, the store has at least that."""
+    """The store has at least the timestep that an answer reports as durable."""
     async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="5ms") as server:
-        store = server.keeper._store
-        async with Client(address_of(server)) as client, client.open("a") as stream, asyncio.timeout(PATIENCE):
+        store = server.stream_service._store
+        async with Client(address_of(server)) as client, client.open("a") as stream, asyncio.timeout(TIMEOUT_S):
             seen = 0
             for row in rows_of(0, 300):
                 prediction = await stream.step(row)
                 record = await store.load(Key("default", "a"))
                 assert record is not None
-                assert prediction.durable_step <= record.head.step
+                assert prediction.durable_step <= record.metadata.step
                 assert prediction.durable_step >= seen
                 seen = prediction.durable_step
             assert seen > 0
 
 
 async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> None:
-    """When no prediction is due, `durable` comes by itself before its buffer is full of what is stored already."""
+    """When no prediction is pending, `durable` comes by itself before the client's buffer is full of stored timesteps."""
     async with run_server(sum_root, checkpoint_every="20ms") as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a", kept_max=4)))
         await call.read()
         for number in range(1, 5):
             await call.step(1, step=number)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while (told := (await call.read()).durable.durable_step) < 4:
                 assert told >= 2
 
 
 async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path: Path) -> None:
-    """An open stream that sends nothing gives its slot back; its next timestep is answered as if nothing had been."""
+    """A silent open stream leaves its slot. Its next timestep is answered as before."""
     rows = rows_of(3, 20)
     truth = replay(lstm(), rows)
     async with (
         run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="10ms", park_after="30ms", live_max=1) as server,
         Client(address_of(server)) as client,
         client.open("a") as one,
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_S),
     ):
         for row, expected in zip(rows[:10], truth, strict=False):
             assert same_bits(await one.step(row), expected)
         await eventually(lambda: live(server) == 0, "parking")
-        async with client.open("b") as two:  # the one slot there is
+        async with client.open("b") as two:  # the only slot
             await two.step(rows[0])
         await eventually(lambda: live(server) == 0, "parking")
         for row, expected in zip(rows[10:], truth[10:], strict=True):
@@ -151,7 +151,10 @@ async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path
 
 
 async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tmp_path: Path) -> None:
-    """2,000 streams opened, stepped and closed leave no slot taken; a random hundred wake and answer rightly."""
+    """2,000 streams that were opened, stepped and closed leave no slot in use.
+
+    A random hundred wake with the right state.
+    """
     rows = rows_of(7, 3)
     truth = replay(lstm(), rows)
     async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="20ms", live_max=4096) as server:
@@ -170,9 +173,9 @@ async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tm
 
 
 async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_path: Path) -> None:
-    """After long silence an open is refused with the last step; only who wants a new stream gets one."""
+    """After long silence an open is refused with the last step. Only an open with MUST_BE_NEW begins a new stream."""
     async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms", forget_after="200ms") as server:
-        async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(PATIENCE):
+        async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(TIMEOUT_S):
             async with client.open("a") as stream:
                 await stream.step([1])
                 await stream.step([2])
@@ -188,9 +191,9 @@ async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_p
 
 
 async def test_an_open_stream_that_was_forgotten_is_told_so(sum_root: Path, tmp_path: Path) -> None:
-    """Its call stayed open in silence for too long: the next timestep is not applied to a zero state."""
+    """Its call was open but silent for too long: the next timestep is not applied to a zero state."""
     settings = {"checkpoint_every": "10ms", "park_after": "20ms", "forget_after": "200ms"}
-    async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(PATIENCE):
+    async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(TIMEOUT_S):
         async with raw_channel(server) as channel, Client(address_of(server)) as client:
             call = RawCall(channel)
             await call.open("a")
@@ -215,11 +218,11 @@ async def test_a_stream_is_not_opened_under_other_weights(tmp_path: Path) -> Non
 
 
 async def test_a_list_of_few_among_many_asks_the_store_once(sum_root: Path, tmp_path: Path) -> None:
-    """A page of one expired stream, of which there is none among a thousand, is one look, not one for each of them."""
+    """A page of one expired stream, with none among a thousand others, is one scan, not one for each."""
     async with run_server(sum_root, state=sqlite(tmp_path)) as server, Client(address_of(server)) as client:
-        store: Any = server.keeper._store
+        store: Any = server.stream_service._store
         model = server.repository.find("toy", "").spec.id
-        planted = [store.plant(Checkpoint(key(str(place)), 0, 1, model, 4, b""), 0) for place in range(1000)]
+        planted = [store.create(Checkpoint(key(str(place)), 0, 1, model, 4, b""), 0) for place in range(1000)]
         assert all(await asyncio.gather(*planted))
         scan, looks = store.scan, 0
 
@@ -234,10 +237,10 @@ async def test_a_list_of_few_among_many_asks_the_store_once(sum_root: Path, tmp_
 
 
 async def test_streams_are_listed_page_by_page(sum_root: Path, tmp_path: Path) -> None:
-    """All of them once, in the order of their ids, whatever the size of a page; by prefix and by state."""
+    """All streams once, in the order of their ids, for any page size; by prefix and by state."""
     names = sorted(f"pump-{number}" for number in range(25))
     async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms") as server:
-        async with Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+        async with Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
             for name in [*names, "valve"]:
                 async with client.open(name) as stream:
                     await stream.step([1])
@@ -252,7 +255,7 @@ async def test_streams_are_listed_page_by_page(sum_root: Path, tmp_path: Path) -
 async def test_a_deleted_stream_is_gone_and_its_call_ends(sum_root: Path) -> None:
     """The call that has it open ends NOT_FOUND, and its name is free."""
     async with run_server(sum_root) as server, Client(address_of(server), reconnect_s=0) as client:
-        async with raw_channel(server) as channel, asyncio.timeout(PATIENCE):
+        async with raw_channel(server) as channel, asyncio.timeout(TIMEOUT_S):
             call = RawCall(channel)
             await call.open("a")
             await call.step(3)
@@ -264,16 +267,16 @@ async def test_a_deleted_stream_is_gone_and_its_call_ends(sum_root: Path) -> Non
 
 
 async def test_an_exported_state_goes_on_at_another_server(lstm_root: Path, tmp_path: Path) -> None:
-    """A file is all that moves; the predictions are those of one uninterrupted stream."""
+    """Only a file is moved. The predictions are those of one uninterrupted stream."""
     rows = rows_of(5, 30)
     truth = replay(lstm(), rows)
     async with run_server(lstm_root) as here, run_server(lstm_root, state=sqlite(tmp_path)) as there:
-        async with Client(address_of(here)) as source, Client(address_of(there)) as target, asyncio.timeout(PATIENCE):
+        async with Client(address_of(here)) as source, Client(address_of(there)) as target, asyncio.timeout(TIMEOUT_S):
             async with source.open("a") as stream:
                 for row in rows[:15]:
                     await stream.step(row)
                 record = await source.export_stream("a")
-                await stream.step(rows[15])  # the original goes on
+                await stream.step(rows[15])  # the original continues
             info = await target.import_stream(record, "b")
             assert (info.stream_id, info.step, info.state) == ("b", 15, "parked")
             with pytest.raises(StreamExists):
@@ -286,8 +289,8 @@ async def test_an_exported_state_goes_on_at_another_server(lstm_root: Path, tmp_
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
 async def test_a_damaged_state_is_not_imported(lstm_root: Path, damage: str) -> None:
-    """Each is refused, with what is wrong; no stream is made."""
-    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+    """Each is refused with the reason, and no stream is created."""
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
         async with client.open("a") as stream:
             await stream.step(rows_of(0, 1)[0])
             record = await client.export_stream("a")
@@ -304,10 +307,10 @@ async def test_a_damaged_state_is_not_imported(lstm_root: Path, damage: str) -> 
 
 
 async def test_a_fork_runs_ahead_without_touching_the_original(lstm_root: Path) -> None:
-    """Two streams with one past; what is tried on the copy is not in the original."""
+    """Two streams with one past. Timesteps of the copy do not change the original."""
     rows = rows_of(6, 20)
     truth = replay(lstm(), rows)
-    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(PATIENCE):
+    async with run_server(lstm_root) as server, Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
         async with client.open("a") as stream:
             for row in rows[:10]:
                 await stream.step(row)
@@ -321,9 +324,9 @@ async def test_a_fork_runs_ahead_without_touching_the_original(lstm_root: Path) 
 
 
 async def test_a_damaged_record_is_refused_and_never_a_silent_zero_state(
-    site: Callable[..., Site], tmp_path: Path
+    site: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
-    """A bit flipped in the database: the open ends DATA_LOSS, and the record stays as it is."""
+    """A flipped bit in the database: the open ends DATA_LOSS, and the record is not changed."""
     one = site()
     await one.start()
     async with asyncio.timeout(60):
@@ -351,10 +354,10 @@ def _columns(database: sqlite3.Connection, table: str) -> list[str]:
 
 
 class BrokenStore:
-    """A server's store, which can be made to fail."""
+    """The store of a server, which can be made to fail."""
 
     def __init__(self, server) -> None:
-        self._store = server.keeper._store
+        self._store = server.stream_service._store
         self._save = self._store.save
         self.broken = False
         self._store.save = self.save
@@ -367,27 +370,30 @@ class BrokenStore:
 
 
 async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> None:
-    """Predictions go on, unsaved; the lag and the failures are metrics; when the store is back all is caught up."""
+    """Predictions continue, unsaved.
+
+    The lag and the failures are metrics. When the store is back, everything is saved.
+    """
     rows = rows_of(0, 60)
     truth = replay(lstm(), rows)
-    async with run_server(lstm_root, checkpoint_every="10ms") as server, asyncio.timeout(PATIENCE):
+    async with run_server(lstm_root, checkpoint_every="10ms") as server, asyncio.timeout(TIMEOUT_S):
         store = BrokenStore(server)
         async with Client(address_of(server)) as client, client.open("a") as stream:
             await stream.step(rows[0])
             store.broken = True
             for row, expected in zip(rows[1:30], truth[1:], strict=False):
                 assert same_bits(await stream.step(row), expected)
-            await eventually(lambda: server.keeper._metrics.checkpoints["failed"] > 0, "a failed checkpoint")
-            assert server.keeper.checkpointer.unsaved_seconds() > 0
+            await eventually(lambda: server.stream_service._metrics.checkpoints["failed"] > 0, "a failed checkpoint")
+            assert server.stream_service.checkpointer.unsaved_seconds() > 0
             store.broken = False
             for row, expected in zip(rows[30:], truth[30:], strict=True):
                 assert same_bits(await stream.step(row), expected)
-        assert (await server.keeper._store.load(Key("default", "a"))).head.step == 60
-        assert server.keeper.checkpointer.unsaved_seconds() == 0
+        assert (await server.stream_service._store.load(Key("default", "a"))).metadata.step == 60
+        assert server.stream_service.checkpointer.unsaved_seconds() == 0
 
 
 async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_path: Path) -> None:
-    """Health of the process turns NOT_SERVING when the database is removed: only a restart helps, and who watches does that."""
+    """Health of the process turns NOT_SERVING when the database is removed: only a restart helps, which health checks trigger."""
     async with (
         run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms") as server,
         raw_channel(server) as channel,
@@ -398,18 +404,21 @@ async def test_a_server_whose_store_is_gone_is_not_healthy(sum_root: Path, tmp_p
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
         (tmp_path / "state.db").rename(tmp_path / "elsewhere.db")
         await call.step(1)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while (
                 await health.Check(health_pb2.HealthCheckRequest())
             ).status == health_pb2.HealthCheckResponse.SERVING:
                 await asyncio.sleep(0.02)
-        (tmp_path / "elsewhere.db").rename(tmp_path / "state.db")  # so that the server can end well
+        (tmp_path / "elsewhere.db").rename(tmp_path / "state.db")  # so that the server can stop cleanly
 
 
 async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_root: Path) -> None:
-    """The process remembers what it has stored of streams that it has no longer: a new open is told, once, and counted."""
+    """The process remembers what it has stored of streams that have left it.
+
+    A new open gets one error, and it is counted.
+    """
     async with run_server(sum_root, checkpoint_every="10ms") as server, raw_channel(server) as channel:
-        store = server.keeper._store
+        store = server.stream_service._store
         assert isinstance(store, MemoryStore)
         for number in range(1, 21):
             call = RawCall(channel)
@@ -423,17 +432,17 @@ async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_
         newest = await store.load(key("a"))
         assert older is not None
         assert newest is not None
-        store._keep(replace(older, head=replace(older.head, epoch=newest.head.epoch)))
+        store._keep(replace(older, metadata=replace(older.metadata, epoch=newest.metadata.epoch)))
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         ending = await call.ending()
         assert (ending.reason, "kept at timestep 10, but 20" in ending.message) == ("STATE_LOST", True)
-        assert server.keeper._metrics.state_lost == 1
+        assert server.stream_service._metrics.state_lost == 1
         assert (await RawCall(channel).open("a")).next_step == 11
 
 
 async def test_a_deleted_stream_that_begins_anew_is_not_lost(sum_root: Path) -> None:
-    """That it is at an earlier step than this process knows is no loss; the epoch tells."""
+    """An earlier step than this process knows is no loss when the stream has a higher epoch."""
     async with run_server(sum_root) as server, raw_channel(server) as channel, Client(address_of(server)) as client:
         call = RawCall(channel)
         await call.open("a")
@@ -448,30 +457,30 @@ async def test_a_deleted_stream_that_begins_anew_is_not_lost(sum_root: Path) -> 
             await call.step(1)
             await call.call.done_writing()
             await call.ending()
-        assert server.keeper._metrics.state_lost == 0
+        assert server.stream_service._metrics.state_lost == 0
 
 
 async def test_a_limit_on_streams_holds_for_all_that_begin_at_once(sum_root: Path, tmp_path: Path) -> None:
-    """Opens, forks and imports side by side never let in more than the limit, and each beyond it is refused."""
-    async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(PATIENCE):
-        keeper = server.keeper
-        lease = (await keeper.open(key("source"), "", "", Ask())).lease
-        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        record, _ = await server.administration.export(key("source"))
+    """Concurrent opens, forks and imports never exceed the limit, and each beyond it is refused."""
+    async with run_server(sum_root, state=sqlite(tmp_path), streams_max=20) as server, asyncio.timeout(TIMEOUT_S):
+        keeper = server.stream_service
+        lease = (await keeper.open(key("source"), "", "", OpenOptions())).lease
+        await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
+        record, _ = await server.admin_service.export(key("source"))
         begun = await asyncio.gather(
-            *(keeper.open(key(f"open-{place}"), "", "", Ask()) for place in range(20)),
-            *(server.administration.fork(key("source"), f"fork-{place}") for place in range(20)),
-            *(server.administration.import_("default", record, f"import-{place}") for place in range(20)),
+            *(keeper.open(key(f"open-{place}"), "", "", OpenOptions()) for place in range(20)),
+            *(server.admin_service.fork(key("source"), f"fork-{place}") for place in range(20)),
+            *(server.admin_service.import_("default", record, f"import-{place}") for place in range(20)),
             return_exceptions=True,
         )
         assert {type(each) for each in begun if isinstance(each, BaseException)} == {TooManyStreams}
-        # A stream that begins while all are counted may count twice until they are counted again.
+        # A stream that begins during a count may count twice until the next count.
         assert 19 <= await keeper._store.count() <= 20
 
 
 async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:
-    """Health of the service turns NOT_SERVING while the store is behind, and back; that of the process stays."""
-    async with run_server(sum_root, checkpoint_every="10ms", ready_lag="50ms") as server, asyncio.timeout(PATIENCE):
+    """Health of the service turns NOT_SERVING while the store lags, and back. That of the process stays."""
+    async with run_server(sum_root, checkpoint_every="10ms", ready_lag="50ms") as server, asyncio.timeout(TIMEOUT_S):
         store = BrokenStore(server)
         async with raw_channel(server) as channel:
             health = health_pb2_grpc.HealthStub(channel)
@@ -492,8 +501,8 @@ async def test_a_server_far_behind_is_not_ready(sum_root: Path) -> None:
 
 
 async def test_what_cannot_be_kept_is_refused_and_not_left_unprotected(sum_root: Path) -> None:
-    """Past the lag bound new timesteps are refused with a time to wait; when the store is back they are taken."""
-    async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, asyncio.timeout(PATIENCE):
+    """Beyond the largest lag new timesteps are refused with a retry time. When the store is back they are accepted."""
+    async with run_server(sum_root, checkpoint_every="10ms", lag_max="50ms") as server, asyncio.timeout(TIMEOUT_S):
         store = BrokenStore(server)
         async with raw_channel(server) as channel:
             call = RawCall(channel)
@@ -513,12 +522,12 @@ async def test_what_cannot_be_kept_is_refused_and_not_left_unprotected(sum_root:
 
 
 async def test_a_take_over_at_another_process_is_fenced_in_the_store(lstm_root: Path, tmp_path: Path) -> None:
-    """Two servers share a file: what the old holder does after the take-over is in no history."""
+    """Two servers share a file: what the old holder does after a take-over is in no history."""
     rows = rows_of(8, 20)
     truth = replay(lstm(), rows)
     state = sqlite(tmp_path)
     async with run_server(lstm_root, state=state, checkpoint_every="20ms") as old:
-        async with run_server(lstm_root, state=state, checkpoint_every="20ms") as new, asyncio.timeout(PATIENCE):
+        async with run_server(lstm_root, state=state, checkpoint_every="20ms") as new, asyncio.timeout(TIMEOUT_S):
             async with Client(address_of(old)) as left, Client(address_of(new)) as right:
                 before = await left.open("a").__aenter__()
                 for row in rows[:5]:
@@ -536,8 +545,10 @@ async def test_a_take_over_at_another_process_is_fenced_in_the_store(lstm_root: 
                         assert same_bits(await after.step(row), expected)
 
 
-async def test_the_default_store_is_a_file_in_the_data_folder(site: Callable[..., Site], tmp_path: Path) -> None:
-    """Without --state, streams rest in SQLite under --data-dir, and survive the process."""
+async def test_the_default_store_is_a_file_in_the_data_folder(
+    site: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    """Without --state, streams are stored in SQLite under --data-dir, and survive the process."""
     one = site("--data-dir", str(tmp_path / "data"), state="")
     await one.start()
     fleet = Fleet([one.address], streams=3, steps=5)
@@ -551,9 +562,12 @@ async def test_the_default_store_is_a_file_in_the_data_folder(site: Callable[...
 
 
 async def test_running_sums_count_each_timestep_once(tmp_path: Path) -> None:
-    """A graph that adds up shows a timestep applied twice, or not, as a wrong integer: over breaks it shows none."""
+    """A running sum shows a timestep that was lost or applied twice as a wrong integer.
+
+    Over disconnects there is none.
+    """
     root = write_model(tmp_path / "models", running_sum())
-    async with run_server(root, state=sqlite(tmp_path), checkpoint_every="5ms") as server, asyncio.timeout(PATIENCE):
+    async with run_server(root, state=sqlite(tmp_path), checkpoint_every="5ms") as server, asyncio.timeout(TIMEOUT_S):
         total = 0
         for visit in range(10):
             async with Client(address_of(server)) as client, client.open("a") as stream:
@@ -568,32 +582,32 @@ async def test_a_record_with_a_number_that_cannot_be_one_is_refused(tmp_path: Pa
     """It is invalid, and nothing of it is used."""
     address = state if state == "memory:" else f"sqlite://{tmp_path / 'x.db'}"
     async with run_server(write_model(tmp_path / "m", running_sum()), state=address) as server:
-        keeper = server.keeper
-        lease = (await keeper.open(key("a"), "", "", Ask())).lease
-        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        record, _ = await server.administration.export(key("a"))
+        keeper = server.stream_service
+        lease = (await keeper.open(key("a"), "", "", OpenOptions())).lease
+        await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
+        record, _ = await server.admin_service.export(key("a"))
         forged = encode(replace(decode(record, ""), step=step))
         with pytest.raises(InvalidField, match="checkpoint: "):
-            await server.administration.import_("default", forged, "b")
+            await server.admin_service.import_("default", forged, "b")
         assert await keeper._store.load(key("b")) is None
 
 
 async def test_a_stream_that_is_fenced_while_it_is_opened_is_dropped_once(tmp_path: Path) -> None:
-    """The checkpointer and an open both find that it was taken over: the open goes on, and the server lives."""
+    """The checkpointer and an open both detect a take-over: the open continues, and the server lives."""
     async with run_server(write_model(tmp_path / "m", running_sum())) as server:
-        keeper, batcher = server.keeper, batcher_of(server)
-        lease = (await keeper.open(key("a"), "", "", Ask())).lease
-        await keeper.line(lease).submit(lease, Timestep(0, pack(1)))
-        other = (await keeper.open(key("b"), "", "", Ask())).lease
+        keeper, batcher = server.stream_service, batcher_of(server)
+        lease = (await keeper.open(key("a"), "", "", OpenOptions())).lease
+        await keeper.queue(lease).submit(lease, Timestep(0, pack(1)))
+        other = (await keeper.open(key("b"), "", "", OpenOptions())).lease
         gate = Gate(batcher)
-        running = keeper.line(other).submit(other, Timestep(0, pack(1)))
+        running = keeper.queue(other).submit(other, Timestep(0, pack(1)))
         await gate.entered()
-        # another server takes it over; the checkpointer finds out while a batch runs, and so does an open
+        # another server takes it over; the checkpointer detects it while a batch runs, and so does an open
         assert await keeper._store.claim(key("a"), lease.stream.epoch, lease.stream.slots.spec.id, "")
         (checkpoint,) = checkpoint_rows([lease.stream])
-        fenced = asyncio.create_task(keeper.checkpointer._refused(lease.stream, checkpoint))
+        fenced = asyncio.create_task(keeper.checkpointer._handle_refused(lease.stream, checkpoint))
         await asyncio.sleep(0)
-        opening = asyncio.create_task(keeper.open(key("a"), "", "", Ask()))
+        opening = asyncio.create_task(keeper.open(key("a"), "", "", OpenOptions()))
         await asyncio.sleep(0.05)
         gate.open()
         await running

@@ -1,4 +1,4 @@
-"""A server that stops tells its clients to move once their streams are stored: elsewhere they go on where they were."""
+"""A server that stops tells its clients to move once their streams are stored: elsewhere they continue where they were."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,33 +13,33 @@ import pytest
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.spec import Checkpoint
 from serving.runtime.config import ServerConfig
-from serving.runtime.life import StopFailed
+from serving.runtime.lifecycle import StopFailed
 from serving.runtime.server import Server
-from tests.fleet import Site, rows_of
-from tests.support import PATIENCE, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
+from tests.fleet import ServerProcess, rows_of
+from tests.support import TIMEOUT_S, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
 
 STREAMS = 60
-# So rarely is state stored that nothing is unless somebody asks.
+# The interval is so long that nothing is stored unless somebody waits for it.
 RARELY = "10m"
 
 
 class Stoppable:
-    """A server that a test stops, and what it wants to store can be held up."""
+    """A server that a test stops, and whose store can be blocked."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
         config = ServerConfig(
             models=root, host="127.0.0.1", port=0, metrics_port=0, checkpoint_every=RARELY, **settings
         )
         self.server = Server(config)
-        self.asked = asyncio.Event()  # something was to be stored while it was held up
+        self.asked = asyncio.Event()  # something was to be stored while the store was blocked
         self._go_on = asyncio.Event()
         self._go_on.set()
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serves."""
+        """Starts serving."""
         await self.server.start()
-        store = self.server.keeper._store
+        store = self.server.stream_service._store
         save = store.save
 
         async def held_up(checkpoints: Sequence[Checkpoint]) -> list[bool]:
@@ -51,11 +51,11 @@ class Stoppable:
         store.save = held_up  # type: ignore[method-assign]
 
     def hold_up(self) -> None:
-        """Nothing is stored from now on."""
+        """Blocks the store from now on."""
         self._go_on.clear()
 
     def go_on(self) -> None:
-        """All is stored again."""
+        """Lets the store continue."""
         self._go_on.set()
 
     def stop(self) -> "asyncio.Task[None]":
@@ -65,14 +65,14 @@ class Stoppable:
         return self._stopping
 
     async def end(self) -> None:
-        """Whatever the test has seen, it has stopped afterwards."""
+        """Stops it at the end, whatever the test has done."""
         self.go_on()
         await asyncio.wait([self.stop()])
 
 
 @asynccontextmanager
 async def two_servers(root: Path, folder: Path, **settings: Any) -> AsyncIterator[tuple[Stoppable, Any, Any]]:
-    """Two servers on one SQLite file, and a channel to each; the first is to be stopped."""
+    """Two servers on one SQLite file, and a channel to each. The first is to be stopped."""
     state = f"sqlite://{folder / 'state.db'}"
     here = Stoppable(root, state=state, **settings)
     async with AsyncExitStack() as stack:
@@ -81,12 +81,12 @@ async def two_servers(root: Path, folder: Path, **settings: Any) -> AsyncIterato
         stack.push_async_callback(here.end)
         one = await stack.enter_async_context(raw_channel(here.server))
         other = await stack.enter_async_context(raw_channel(there))
-        await stack.enter_async_context(asyncio.timeout(3 * PATIENCE))
+        await stack.enter_async_context(asyncio.timeout(3 * TIMEOUT_S))
         yield here, one, other
 
 
 async def stepped(channel: grpc.aio.Channel) -> list[RawCall]:
-    """Calls of as many streams as there are, "s0" and so on, that were answered 1 to 3 timesteps."""
+    """Calls with streams "s0" and so on, each with 1 to 3 answered timesteps."""
     calls = [RawCall(channel) for _ in range(STREAMS)]
     for number, call in enumerate(calls):
         await call.open(f"s{number}")
@@ -96,14 +96,14 @@ async def stepped(channel: grpc.aio.Channel) -> list[RawCall]:
 
 
 async def test_a_stream_that_is_told_to_move_is_stored(sum_root: Path, tmp_path: Path) -> None:
-    """`Move` comes when the store has the last answered timestep, not before; the other server goes on after it."""
+    """`Move` comes when the store has the last answered timestep, not before. The other server continues after it."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         calls = await stepped(one)
         here.hold_up()
         here.stop()
         reading = [asyncio.create_task(call.read()) for call in calls]
         await here.asked.wait()
-        # A round trip to a server that stops: what it has said before has arrived by then.
+        # A round trip to a server that stops: what it has sent before has arrived by then.
         assert (await RawCall(one).ending()).reason == "STOPPING"
         assert not any(task.done() for task in reading)
         here.go_on()
@@ -115,7 +115,7 @@ async def test_a_stream_that_is_told_to_move_is_stored(sum_root: Path, tmp_path:
 
 
 async def test_the_streams_of_a_block_call_are_stored_before_it_is_told_to_move(sum_root: Path, tmp_path: Path) -> None:
-    """The same for thousands over one call; what is durable is told before `Move`."""
+    """The same for thousands of streams on one call. Durable steps are reported before `Move`."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         names = [f"s{number}" for number in range(STREAMS)]
         call, again = RawBlocks(one), RawBlocks(other)
@@ -145,7 +145,7 @@ async def test_the_streams_of_a_block_call_are_stored_before_it_is_told_to_move(
 
 
 async def test_what_is_under_way_is_answered_and_stored_before_the_move(sum_root: Path, tmp_path: Path) -> None:
-    """A timestep that the model runs when the server is asked to stop is answered first."""
+    """A timestep that runs when the server is asked to stop is answered first."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         call = RawCall(one)
         await call.open("a")
@@ -153,7 +153,7 @@ async def test_what_is_under_way_is_answered_and_stored_before_the_move(sum_root
         await call.send(timestep(7))
         await gate.entered()
         here.stop()
-        await eventually(lambda: here.server._native._stopping, "stopping")
+        await eventually(lambda: here.server._servicer._stopping, "stopping")
         gate.open()
         assert (await call.read()).prediction.step == 1
         assert (await call.read()).HasField("move")
@@ -161,7 +161,10 @@ async def test_what_is_under_way_is_answered_and_stored_before_the_move(sum_root
 
 
 async def test_a_store_that_hangs_does_not_keep_calls(sum_root: Path, tmp_path: Path) -> None:
-    """Within the time for stopping they are told to move all the same; the server ends saying what it has not stored."""
+    """Within the time for stopping they are told to move nevertheless.
+
+    The exit of the server reports what is not stored.
+    """
     async with two_servers(sum_root, tmp_path, drain_after=1.0) as (here, one, _):
         single, block = RawCall(one), RawBlocks(one)
         await single.open("a")
@@ -177,7 +180,7 @@ async def test_a_store_that_hangs_does_not_keep_calls(sum_root: Path, tmp_path: 
 
 
 async def test_a_stream_that_is_taken_over_while_its_server_stops_is_told_so(sum_root: Path, tmp_path: Path) -> None:
-    """Its client is not sent elsewhere, where somebody else has it."""
+    """Its client is not told to move, because another client has the stream."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         call = RawCall(one)
         await call.open("a")
@@ -192,9 +195,9 @@ async def test_a_stream_that_is_taken_over_while_its_server_stops_is_told_so(sum
 
 
 async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_root: Path, tmp_path: Path) -> None:
-    """The store was stuck for long and is well again: nothing rests from that."""
+    """The store hung for long and works again: no effect remains."""
     async with two_servers(sum_root, tmp_path, drain_after=5.0) as (here, one, other):
-        checkpointer = here.server.keeper.checkpointer
+        checkpointer = here.server.stream_service.checkpointer
         clock = checkpointer._clock
         call, sync = RawCall(one), RawCall(one)
         await call.open("a")
@@ -210,19 +213,22 @@ async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_roo
         assert (await RawCall(other).open("a")).next_step == 2
 
 
-async def test_clients_that_move_on_sigterm_find_their_streams(site: Callable[..., Site]) -> None:
-    """Two processes on one file: each stream is opened at the other as soon as its call says `Move`."""
+async def test_clients_that_move_on_sigterm_find_their_streams(site: Callable[..., ServerProcess]) -> None:
+    """Two processes on one file: each stream is opened at the other as soon as its call gets `Move`."""
     here, there = site("--checkpoint-every", RARELY), site("--checkpoint-every", RARELY)
     await asyncio.gather(here.start(), there.start())
     async with (
-        asyncio.timeout(6 * PATIENCE),
+        asyncio.timeout(6 * TIMEOUT_S),
         grpc.aio.insecure_channel(here.address) as one,
         grpc.aio.insecure_channel(there.address) as other,
     ):
         busy = asyncio.Semaphore(0)
 
         async def step_and_move(number: int) -> bool:
-            """Steps, and waits for `Move`; whether the other server then goes on where this one was."""
+            """Sends timesteps, and waits for `Move`.
+
+            Returns whether the other server then continued where this one was.
+            """
             call, steps = RawCall(one), number % 3 + 1
             await call.open(f"s{number}")
             for row in rows_of(number, steps):
@@ -243,7 +249,7 @@ async def test_clients_that_move_on_sigterm_find_their_streams(site: Callable[..
 async def test_a_stream_that_is_taken_over_at_the_end_of_a_call_leaves_the_others_alone(
     sum_root: Path, tmp_path: Path
 ) -> None:
-    """A half-closed call tells which of its streams it has lost, and ends well when the others are stored."""
+    """A half-closed call reports which of its streams it has lost, and ends OK when the others are stored."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         call = RawBlocks(one)
         handles = (await call.open("lost", "kept")).handles
@@ -264,19 +270,19 @@ async def test_the_rows_of_a_sync_block_are_stored_together(sum_root: Path, tmp_
         call = RawBlocks(one)
         handles = (await call.open(*[f"s{number}" for number in range(STREAMS)], durability=pb.DURABILITY_SYNC)).handles
         saves = []
-        save = here.server.keeper._store.save
+        save = here.server.stream_service._store.save
 
         async def counted(checkpoints: Sequence[Checkpoint]) -> list[bool]:
             saves.append(len(checkpoints))
             return await save(checkpoints)
 
-        here.server.keeper._store.save = counted  # type: ignore[method-assign]
+        here.server.stream_service._store.save = counted  # type: ignore[method-assign]
         await call.block(handles, np.ones((STREAMS, 1)))
         assert saves == [STREAMS]
 
 
 async def test_a_server_that_can_store_nothing_more_does_not_wait_for_it(sum_root: Path, tmp_path: Path) -> None:
-    """When what stores has died, calls are told to move at once."""
+    """When the checkpointer has died, calls are told to move at once."""
     async with two_servers(sum_root, tmp_path, drain_after=3600.0) as (here, one, _):
         call = RawCall(one)
         await call.open("a")
@@ -284,11 +290,11 @@ async def test_a_server_that_can_store_nothing_more_does_not_wait_for_it(sum_roo
         async def broken(_: Sequence[Checkpoint]) -> list[bool]:
             raise RuntimeError("a bug")
 
-        here.server.keeper._store.save = broken  # type: ignore[method-assign]
+        here.server.stream_service._store.save = broken  # type: ignore[method-assign]
         await call.step(1)
-        (stream,) = here.server.keeper._streams
+        (stream,) = here.server.stream_service._streams
         assert stream.lease is not None
-        here.server.keeper.store_soon(stream.lease)
+        here.server.stream_service.request_save(stream.lease)
         with pytest.raises(RuntimeError, match="checkpointer ended"):
             await here.server.wait()
         stopping = here.stop()

@@ -1,17 +1,20 @@
-"""Connections to redis that are cut at any moment: no server ends for it, and no stream loses anything."""
+"""Connections to redis that are cut at any moment: no server stops, and no stream loses anything."""
 
 import asyncio
 import random
 from collections.abc import Callable
 
-from tests.fleet import Fleet, Site
+from tests.fleet import Fleet, ServerProcess
 from tests.survival.conftest import Redis
 
-PATIENCE_S = 90.0
+TEST_TIMEOUT_S = 90.0
 
 
 class Proxy:
-    """Passes on what comes to it, until it is told to cut: then it hangs up, also on who connects anew, for a moment."""
+    """A proxy that forwards bytes until it is told to cut.
+
+    Then it closes all connections, and for a moment also new ones.
+    """
 
     def __init__(self, port: int) -> None:
         self._behind = port
@@ -26,18 +29,18 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Hangs up for good."""
+        """Closes everything for good."""
         self._server.close()
         self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Hangs up on everybody."""
+        """Closes all connections."""
         for writer in self._writers:
             writer.transport.abort()
 
     async def cut_for(self, seconds: float) -> None:
-        """Hangs up on everybody, and on those who come meanwhile as soon as they are accepted."""
+        """Closes all connections, and new ones as soon as they are accepted."""
         self._hanging_up = True
         self.cut()
         await asyncio.sleep(seconds)
@@ -45,7 +48,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._hanging_up:
-            await asyncio.sleep(0.001)  # so that who connects has begun to speak
+            await asyncio.sleep(0.001)  # so that a client that connects has begun to send
             writer.transport.abort()
             return
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._behind)
@@ -68,7 +71,7 @@ class Proxy:
 
 
 async def test_a_redis_that_hangs_up_ends_no_server(
-    site: Callable[..., Site], graph: bytes, redis_server: Redis
+    site: Callable[..., ServerProcess], graph: bytes, redis_server: Redis
 ) -> None:
     """Hundreds of cuts under load: the server lives, and every prediction comes once and bit-equal."""
     proxy = Proxy(redis_server.port)
@@ -77,7 +80,7 @@ async def test_a_redis_that_hangs_up_ends_no_server(
     await one.start()
     fleet = Fleet([one.address], streams=100, steps=30, pause_s=0.05)
     rng = random.Random(7)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         running = asyncio.create_task(fleet.run())
         await fleet.reached(100)
         for _ in range(100):
@@ -89,7 +92,7 @@ async def test_a_redis_that_hangs_up_ends_no_server(
         await running
     assert one.process is not None
     assert one.process.poll() is None
-    assert fleet.verdicts(graph) == []
+    assert fleet.problems(graph) == []
     assert one.metrics()["tidegate_state_lost_total"] == 0
     assert await one.stop() == 0
     await proxy.close()

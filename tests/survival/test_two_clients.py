@@ -1,7 +1,7 @@
-"""Two clients of one stream over servers that come and go, in any order: nobody is given an answer to what another sent.
+"""Two clients of one stream, over servers that come and go: no client gets an answer to the other's timestep.
 
-The model sums up. In timestep n the one client sends the value of bit 2n, the other that of bit 2n + 1: so each answer tells whose
-timesteps it was computed from, and that each was applied once.
+The model is a running sum. In timestep n one client sends the value of bit 2n, the other that of bit 2n + 1. So each
+answer shows whose timesteps it was computed from, and that each was applied once.
 """
 
 import asyncio
@@ -23,15 +23,28 @@ from redis.asyncio import Redis
 from protos.tidegate.v1 import tidegate_pb2 as pb
 from serving.core.errors import StoreUnavailable
 from serving.runtime.server import Server
+from tests.rpc_clients import RPC_CLIENTS, PredictOneClient, Refused, RpcClient, channel_to
 from tests.support import address_of, run_server, running_sum, write_model
-from tests.ways import WAYS, One, Refused, Way, channel_to
 
-# So many timesteps are summed exactly by 32-bit floats.
+# 32-bit floats sum so many timesteps exactly.
 STEPS = 11
-# What ends a client's claim to the stream it had: it begins again as one that opens it for the first time.
+# Errors that end a client's ownership of the stream: it begins again like a client that opens it for the first time.
 LOST = {"TAKEN_OVER", "STATE_LOST"}
-# What a server does with its store.
-OPERATIONS = ("load", "claim", "save", "restore", "mark", "ask", "forget", "scan", "expire", "beat", "notices", "count")
+# The operations of a server on its store.
+OPERATIONS = (
+    "load",
+    "claim",
+    "save",
+    "restore",
+    "set_residency",
+    "request_save",
+    "delete",
+    "scan",
+    "expire",
+    "heartbeat",
+    "take_notices",
+    "count",
+)
 
 clients = st.integers(0, 1)
 places = st.integers(0, 1)
@@ -39,16 +52,16 @@ places = st.integers(0, 1)
 
 @dataclass
 class Person:
-    """A client as it should be: what it knows of the stream, and its call if it has one.
+    """A correct client: what it knows of the stream, and its call if it has one.
 
-    `first` is the first timestep of its own that it can still send, 0 while it has not opened the stream; `following` the next to
-    send; `answers` what it was given, by number, since it opened the stream as its own.
+    `first` is the first timestep of its own that it can still send, 0 while it has not opened the stream. `following`
+    is the next to send. `answers` is what it got since it opened the stream as its own, by number.
     """
 
     number: int
     owner: str
-    kind: type[Way]
-    way: Way | None = None
+    kind: type[RpcClient]
+    way: RpcClient | None = None
     sync: bool = False
     server: Server | None = None
     first: int = 0
@@ -66,7 +79,7 @@ class Person:
 
 
 def whose(total: int, step: int) -> list[int]:
-    """Which client each of the timesteps was of that were summed; each must be there once, and none beyond the last."""
+    """Which client sent each of the summed timesteps. Each must be there once, and none beyond the last."""
     assert total >> 2 >> 2 * step == 0, f"{total:b}: a timestep beyond {step}"
     pairs = [total >> 2 * number & 3 for number in range(1, step + 1)]
     assert total & 3 == 0
@@ -83,9 +96,9 @@ class TwoClients(RuleBasedStateMachine):
 
     @initialize(
         owners=st.sampled_from([("ann", "bob"), ("ann", ""), ("", "")]),
-        kinds=st.tuples(st.sampled_from(WAYS), st.sampled_from(WAYS)),
+        kinds=st.tuples(st.sampled_from(RPC_CLIENTS), st.sampled_from(RPC_CLIENTS)),
     )
-    def begin(self, owners: tuple[str, str], kinds: tuple[type[Way], type[Way]]) -> None:
+    def begin(self, owners: tuple[str, str], kinds: tuple[type[RpcClient], type[RpcClient]]) -> None:
         """Starts two servers on an empty store."""
         self.folder = TemporaryDirectory()
         self.people = [Person(number, owners[number], kinds[number]) for number in range(2)]
@@ -112,45 +125,45 @@ class TwoClients(RuleBasedStateMachine):
 
     @rule(number=clients, place=places, sync=st.booleans())
     def open(self, number: int, place: int, sync: bool) -> None:
-        """A client comes, or comes back: it repeats what it has no answer to, and sends again what is not applied."""
+        """A client opens the stream: it repeats timesteps without an answer, and sends again those that were not applied."""
         self.runner.run(self._open(self.people[number], place, sync))
 
     @rule(number=clients, place=places)
     def step(self, number: int, place: int) -> None:
-        """A client sends its next timestep; it opens the stream before when it has no call."""
+        """A client sends its next timestep; it opens the stream first if it has no call."""
         self.runner.run(self._step(self.people[number], place))
 
     @rule(number=clients, place=places)
     def lose(self, number: int, place: int) -> None:
-        """A client sends its next timestep, and its connection breaks: it was applied or not."""
+        """A client sends its next timestep, and its connection breaks: the timestep was applied or not."""
         self.runner.run(self._lose(self.people[number], place))
 
     @rule(number=clients)
     def repeat(self, number: int) -> None:
-        """A client asks for the answer to its last timestep once more."""
+        """A client sends its last timestep again."""
         self.runner.run(self._repeat(self.people[number]))
 
     @rule(number=clients)
     def hang_up(self, number: int) -> None:
-        """A client's connection breaks while nothing is under way."""
+        """A client's connection breaks while no timestep is in flight."""
         self.runner.run(self._hang_up(self.people[number]))
 
     @rule(place=places, dead=st.booleans())
     def crash(self, place: int, dead: bool) -> None:
-        """A server reaches its store no longer, and another comes in its place; if it is not dead, who is there stays there."""
+        """A server loses its store, and another takes its place. If it is not dead, its clients stay connected."""
         if self.address != "memory:":
             self.runner.run(self._crash(place, dead))
 
     @rule()
     def wake(self) -> None:
-        """Servers that were cut off reach the store again, and want to store what they have."""
+        """Servers that were cut off reach the store again, and try to save."""
         for store, operations in self.cut_off:
             for name, operation in operations.items():
                 setattr(store, name, operation)
         self.cut_off.clear()
 
     async def _open(self, person: Person, place: int, sync: bool) -> None:
-        if person.kind is One:
+        if person.kind is PredictOneClient:
             return
         await self._hang_up(person)
         server, channel = self.servers[place % len(self.servers)]
@@ -174,8 +187,8 @@ class TwoClients(RuleBasedStateMachine):
     async def _step(self, person: Person, place: int) -> None:
         if person.following > STEPS:
             return
-        if person.kind is One:
-            person.way = One(self.servers[place % len(self.servers)][1])
+        if person.kind is PredictOneClient:
+            person.way = PredictOneClient(self.servers[place % len(self.servers)][1])
         if person.way is None:
             await self._open(person, place, sync=False)
         if person.way is not None and person.following <= STEPS and await self._ask(person, person.following):
@@ -184,8 +197,8 @@ class TwoClients(RuleBasedStateMachine):
     async def _lose(self, person: Person, place: int) -> None:
         if person.following > STEPS:
             return
-        if person.kind is One:
-            person.way = One(self.servers[place % len(self.servers)][1])
+        if person.kind is PredictOneClient:
+            person.way = PredictOneClient(self.servers[place % len(self.servers)][1])
         if person.way is None:
             return
         try:
@@ -195,7 +208,7 @@ class TwoClients(RuleBasedStateMachine):
             return
         await asyncio.sleep(0)
         await self._hang_up(person)
-        if person.kind is not One:
+        if person.kind is not PredictOneClient:
             person.following += 1
 
     async def _repeat(self, person: Person) -> None:
@@ -209,7 +222,7 @@ class TwoClients(RuleBasedStateMachine):
 
     async def _crash(self, place: int, dead: bool) -> None:
         server, _ = self.servers[place]
-        store: Any = server.keeper._store
+        store: Any = server.stream_service._store
         self.cut_off.append((store, {name: getattr(store, name) for name in OPERATIONS}))
         for name in OPERATIONS:
             setattr(store, name, _unreachable)
@@ -219,7 +232,7 @@ class TwoClients(RuleBasedStateMachine):
         self.servers[place] = await self._server()
 
     async def _ask(self, person: Person, step: int) -> bool:
-        """Has a timestep answered, and judges the answer; False when the client has lost its call or the stream."""
+        """Sends a timestep and checks the answer. Returns False when the client has lost its call or the stream."""
         assert person.way is not None
         try:
             outputs, duplicate = await person.way.step(person.value(step), step)
@@ -230,8 +243,8 @@ class TwoClients(RuleBasedStateMachine):
         history = whose(total, step)
         assert history[step - 1] == person.number, f"client {person.number} was given the other's answer to {step}"
         self.seen["repeat" if duplicate else "answer"] += 1
-        if person.kind is not One and person.owner:
-            # Whoever names an owner and was not told otherwise had the stream for itself.
+        if person.kind is not PredictOneClient and person.owner:
+            # A client with an owner token that got no error had the stream for itself.
             assert history[person.begun - 1 :] == [person.number] * (step - person.begun + 1)
             assert person.answers.get(step, total) == total
         person.answers[step] = total
@@ -240,16 +253,16 @@ class TwoClients(RuleBasedStateMachine):
         return True
 
     async def _refused(self, person: Person, refused: Refused) -> None:
-        """Does what a client does that is refused."""
+        """Reacts to a refusal as a client does."""
         ending = refused.ending
         self.seen[ending.reason] += 1
-        if ending.reason == "STORE_UNAVAILABLE":  # the server is cut off: the client tries again, elsewhere
+        if ending.reason == "STORE_UNAVAILABLE":  # the server is cut off: the client retries at another
             assert ending.action == "RETRY", refused
             await self._hang_up(person)
             return
-        if person.kind is One:
+        if person.kind is PredictOneClient:
             assert ending.reason in {"VALUES_DIFFER", "STEP_GAP", "STREAM_NOT_FOUND"}, refused
-            # It has lost count: it goes on where the stream is.
+            # It has lost count: it continues where the stream is.
             person.following = {
                 "VALUES_DIFFER": person.following + 1,
                 "STEP_GAP": ending.next_step,
@@ -260,15 +273,15 @@ class TwoClients(RuleBasedStateMachine):
             assert not person.owner, "an owner that had the stream for itself is told that its values differ"
             person.forget()
         else:
-            # A request that meets the end of its call on the way is INTERNAL to gRPC, without a word of the server's. Such a
-            # status says nothing of the stream: the client opens it again, and is told.
+            # A request that crosses the end of its call is INTERNAL to gRPC, without a message of the server. Such a
+            # status tells nothing about the stream: the client opens it again, and gets the reason.
             assert ending.reason == "TAKEN_OVER" or (ending.code, ending.reason) == (grpc.StatusCode.INTERNAL, ""), (
                 refused
             )
         await self._hang_up(person)
 
     def teardown(self) -> None:
-        """Lets all servers reach the store, so that they stop well."""
+        """Lets all servers reach the store, so that they stop cleanly."""
         self.wake()
         for person in self.people:
             self.runner.run(self._hang_up(person))
@@ -283,12 +296,12 @@ async def _unreachable(*_: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
 def test_nobody_is_given_the_others_answer(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Opens, timesteps, repeats, crashes and returns in any order: each answer is to the values that its client sent."""
+    """Opens, timesteps, repeats, crashes and returns in any order: each answer belongs to the values that its client sent."""
     state = {"memory": "memory:", "sqlite": "sqlite:"}.get(kind) or request.getfixturevalue("redis_server").address
     seen: Counter[str] = Counter()
     root = write_model(tmp_path / "models", running_sum())
     machine = type("Machine", (TwoClients,), {"state": state, "root": root, "seen": seen})
-    # One example starts servers: its pace is theirs.
+    # One example starts servers, which set its pace.
     slow = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)
     assert seen["answer"] > 0

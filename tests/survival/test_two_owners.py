@@ -1,4 +1,4 @@
-"""Two clients that know nothing of each other and send timesteps of one stream: neither is given the other's answer for its own."""
+"""Two independent clients send timesteps of one stream: neither gets the other's answer for its own timestep."""
 
 import asyncio
 import signal
@@ -11,16 +11,24 @@ import grpc
 import pytest
 
 from protos.tidegate.v1 import tidegate_pb2 as pb
-from tests.fleet import Site, rows_of
+from tests.fleet import ServerProcess, rows_of
+from tests.rpc_clients import (
+    RPC_CLIENTS,
+    PredictBlocksClient,
+    PredictClient,
+    PredictOneClient,
+    Refused,
+    RpcClient,
+    channel_to,
+)
 from tests.support import replay
-from tests.ways import WAYS, Blocks, One, Predict, Refused, Way, channel_to
 
 SYNC = pb.DURABILITY_SYNC
-# Timesteps of the one client, and the sixth of the other.
+# Timesteps of one client, and the sixth of the other.
 ROWS = rows_of(0, 7)
 OTHER = rows_of(1, 1)[0]
-# The whole of a test; servers take a second or two to start, on a slow machine several.
-PATIENCE_S = 60.0
+# The longest time of a test. Servers take a second or two to start, on a slow machine several.
+TEST_TIMEOUT_S = 60.0
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -36,11 +44,13 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Callable[..., Any]:
-    """Brings the stream to where another client has sent its own sixth timestep; gives where the first one comes back.
+async def overtaken(state: str, site: Callable[..., ServerProcess], graph: bytes) -> Callable[..., Any]:
+    """Brings the stream to the point where another client has sent its own sixth timestep.
 
-    The first client has five timesteps answered and stored, and its server then hangs and is killed while the sixth is on its
-    way; in the memory of one server there is no other, and the sixth is lost on its way there.
+    Yields the server to which the first one returns.
+
+    The first client has five answered and stored timesteps. Its server then hangs and is killed while the sixth is in
+    flight. With a store in memory there is no other server, and the sixth is lost in transit.
     """
     truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
     alone = state == "memory:"
@@ -49,8 +59,12 @@ async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Call
     await asyncio.gather(*(one.start() for one in dict.fromkeys((here, there))))
 
     @asynccontextmanager
-    async def bring(way: type[Way], owner: str) -> AsyncIterator[grpc.aio.Channel]:
-        async with asyncio.timeout(PATIENCE_S), channel_to(here.address) as first, channel_to(there.address) as second:
+    async def bring(way: type[RpcClient], owner: str) -> AsyncIterator[grpc.aio.Channel]:
+        async with (
+            asyncio.timeout(TEST_TIMEOUT_S),
+            channel_to(here.address) as first,
+            channel_to(there.address) as second,
+        ):
             mine, theirs = way(first), way(second)
             await mine.open(owner=owner, durability=SYNC)
             assert [(await mine.step(row, number))[0] for number, row in enumerate(ROWS[:5], 1)] == truth[:5]
@@ -65,7 +79,8 @@ async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Call
             if not alone:
                 await here.kill()
             yield second
-            # The other's history stands, and goes on; it is still the owner, unless one who names none has opened the stream.
+            # The other's history stands and continues. It is still the owner, unless a client without a token has
+            # opened the stream.
             again = way(second)
             assert await again.open(owner="the other", **({"resume_from": 6} if owner else {})) in (0, 7)
             assert await again.step(OTHER, 6) == (truth[5], True)
@@ -74,9 +89,9 @@ async def overtaken(state: str, site: Callable[..., Site], graph: bytes) -> Call
     return bring
 
 
-@pytest.mark.parametrize("way", [Predict, Blocks])
-async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..., Any], way: type[Way]) -> None:
-    """Its open, from the timestep that it has no answer to, is refused as TAKEN_OVER, and does not take the stream."""
+@pytest.mark.parametrize("way", [PredictClient, PredictBlocksClient])
+async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..., Any], way: type[RpcClient]) -> None:
+    """Its open, from the timestep without an answer, is refused as TAKEN_OVER, and does not take the stream."""
     async with overtaken(way, "the first") as channel:
         with pytest.raises(Refused) as caught:
             await way(channel).open(owner="the first", resume_from=6)
@@ -84,14 +99,14 @@ async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..
         assert (ending.code, ending.reason, ending.action) == (grpc.StatusCode.ABORTED, "TAKEN_OVER", "STREAM_LOST")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", RPC_CLIENTS)
 async def test_a_client_without_an_owner_is_not_given_the_others_answer(
-    overtaken: Callable[..., Any], way: type[Way]
+    overtaken: Callable[..., Any], way: type[RpcClient]
 ) -> None:
-    """Its repeat is refused as VALUES_DIFFER: the answer that is remembered was computed from other values."""
+    """Its repeat is refused as VALUES_DIFFER: the remembered answer was computed from other values."""
     async with overtaken(way, "") as channel:
         mine = way(channel)
-        if way is not One:
+        if way is not PredictOneClient:
             assert await mine.open(resume_from=6) == 7
         with pytest.raises(Refused) as caught:
             await mine.step(ROWS[5], 6)
@@ -105,15 +120,15 @@ async def test_a_client_without_an_owner_is_not_given_the_others_answer(
 
 
 @pytest.mark.parametrize("state", ["sqlite", "redis"], indirect=True)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", RPC_CLIENTS)
 async def test_a_server_that_wakes_up_answers_for_nobody_else(
-    state: str, site: Callable[..., Site], graph: bytes, way: type[Way]
+    state: str, site: Callable[..., ServerProcess], graph: bytes, way: type[RpcClient]
 ) -> None:
-    """A timestep that a hanging server is given when another client's was stored elsewhere is refused when it goes on."""
+    """A hanging server gets a timestep whose number another server has stored: it refuses it when it continues."""
     truth = [answer["forecast"].tobytes() for answer in replay(graph, [*ROWS[:5], OTHER, ROWS[6]])]
     here, there = site(state=state), site(state=state)
     await asyncio.gather(here.start(), there.start())
-    async with asyncio.timeout(PATIENCE_S), channel_to(here.address) as first, channel_to(there.address) as second:
+    async with asyncio.timeout(TEST_TIMEOUT_S), channel_to(here.address) as first, channel_to(there.address) as second:
         mine, theirs = way(first), way(second)
         await mine.open(owner="the first", durability=SYNC)
         for number, row in enumerate(ROWS[:5], 1):
@@ -125,5 +140,5 @@ async def test_a_server_that_wakes_up_answers_for_nobody_else(
         here.send(signal.SIGCONT)
         with pytest.raises(Refused) as caught:
             await mine.answer()
-        assert caught.value.ending.reason == ("VALUES_DIFFER" if way is One else "TAKEN_OVER")
+        assert caught.value.ending.reason == ("VALUES_DIFFER" if way is PredictOneClient else "TAKEN_OVER")
         assert await theirs.step(ROWS[6], 7) == (truth[6], False)

@@ -1,4 +1,4 @@
-"""Workers die, freeze, stop and come back behind one port: streams, counts and the scrape survive it."""
+"""Workers die, hang, stop and restart behind one port: streams, counters and the scrape survive it."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import Client
-from tests.fleet import Fleet, Site, rows_of
+from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import ROOT, RawCall, replay, running_sum, same_bits, timestep, write_model
 
-# The whole of one such test; three processes start in about two seconds.
-PATIENCE_S = 90.0
+# The longest time of such a test. Three processes start in about two seconds.
+TEST_TIMEOUT_S = 90.0
 
 Counters = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -35,8 +35,8 @@ def counters(text: str) -> Counters:
 
 
 @contextlib.asynccontextmanager
-async def scraped(site: Site) -> AsyncIterator[list[Counters]]:
-    """Scrapes without a pause; at the end nothing has fallen or gone from one scrape to the next."""
+async def scraped(site: ServerProcess) -> AsyncIterator[list[Counters]]:
+    """Scrapes continuously. At the end no sample has fallen or vanished from one scrape to the next."""
     seen: list[Counters] = []
 
     async def scrape() -> None:
@@ -56,7 +56,7 @@ async def scraped(site: Site) -> AsyncIterator[list[Counters]]:
         assert not fallen
 
 
-async def until_up(site: Site, workers: int, restarts: int) -> None:
+async def until_up(site: ServerProcess, workers: int, restarts: int) -> None:
     """Waits until so many workers are up, after so many restarts."""
     while True:
         metrics = await asyncio.to_thread(site.metrics)
@@ -66,7 +66,7 @@ async def until_up(site: Site, workers: int, restarts: int) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs, and is not merely waiting to be seen to its end."""
+    """Whether a process runs, and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -79,12 +79,14 @@ async def until_gone(*pids: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_killed_worker_loses_neither_streams_nor_counts(site: Callable[..., Site], graph: bytes) -> None:
+async def test_a_killed_worker_loses_neither_streams_nor_counts(
+    site: Callable[..., ServerProcess], graph: bytes
+) -> None:
     """`kill -9` of either worker under load: every prediction once and bit-equal, /metrics answers, no counter falls."""
     one = site("--workers", "2")
     await one.start()
     fleet = Fleet([one.address], streams=120, steps=60, pause_s=0.005)
-    async with asyncio.timeout(PATIENCE_S), scraped(one) as seen:
+    async with asyncio.timeout(TEST_TIMEOUT_S), scraped(one) as seen:
         running = asyncio.create_task(fleet.run(clients=8))
         await fleet.reached(1500)
         first = one.workers()
@@ -94,11 +96,11 @@ async def test_a_killed_worker_loses_neither_streams_nor_counts(site: Callable[.
         os.kill(one.workers()[1], signal.SIGKILL)
         await running
         await until_up(one, 2, 2)
-    assert fleet.verdicts(graph) == []
+    assert fleet.problems(graph) == []
     assert not set(first.values()) & set(one.workers().values())
     metrics = one.metrics()
     assert metrics["tidegate_state_lost_total"] == 0
-    # Each prediction that a client has was counted, whatever became of the worker that made it.
+    # Each prediction that a client has was counted, whatever happened to the worker that made it.
     assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] >= fleet.answered
     ups = [
         sum(value for (name, _), value in scrape.items() if name == "tidegate_worker_restarts_total") for scrape in seen
@@ -107,11 +109,11 @@ async def test_a_killed_worker_loses_neither_streams_nor_counts(site: Callable[.
     assert await one.stop() == 0
 
 
-async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., Site]) -> None:
-    """Its counts are read where they are; it need not answer."""
+async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., ServerProcess]) -> None:
+    """Its counters are read from shared memory; it need not respond."""
     one = site("--workers", "2")
     await one.start()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         async with Client(one.address) as client, client.open("a") as stream:
             for row in rows_of(0, 5):
                 await stream.step(row)
@@ -120,7 +122,7 @@ async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., Site]) -> 
             os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
         metrics = one.metrics()
-        assert time.monotonic() - begun < 5.0  # it takes milliseconds; who waits for a frozen worker waits for ever
+        assert time.monotonic() - begun < 5.0  # it takes milliseconds; to wait for a hanging worker would take for ever
         for pid in frozen.values():
             os.kill(pid, signal.SIGCONT)
     assert metrics['tidegate_steps_total{model="toy",outcome="ok",version="1"}'] == 5
@@ -129,13 +131,13 @@ async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., Site]) -> 
 
 @pytest.mark.parametrize(("number", "whom"), [(signal.SIGTERM, "the supervisor"), (signal.SIGINT, "all")])
 async def test_a_signal_has_all_workers_drain(
-    site: Callable[..., Site], graph: bytes, number: signal.Signals, whom: str
+    site: Callable[..., ServerProcess], graph: bytes, number: signal.Signals, whom: str
 ) -> None:
-    """Calls are told to move, all is stored, exit code 0; also when the workers get the signal as well."""
+    """Calls are told to move, everything is stored, exit code 0; also when the workers get the signal too."""
     one = site("--workers", "2", "--checkpoint-every", "30s")
     await one.start()
     rows, truth = rows_of(0, 4), replay(graph, rows_of(0, 4))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         clients = [Client(one.address) for _ in range(6)]
         for name, client in enumerate(clients):
             stream = await client.open(str(name)).__aenter__()
@@ -157,26 +159,26 @@ async def test_a_signal_has_all_workers_drain(
                     assert same_bits(await stream.step(rows[1]), truth[1])
 
 
-async def test_a_second_signal_ends_everything_at_once(site: Callable[..., Site]) -> None:
-    """Though a worker is frozen and will not drain; the exit code is the one that shells know."""
+async def test_a_second_signal_ends_everything_at_once(site: Callable[..., ServerProcess]) -> None:
+    """Although a worker hangs and cannot drain. The exit code is that of the signal."""
     one = site("--workers", "2", "--drain-after", "60s")
     await one.start()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         workers = one.workers()
         os.kill(workers[0], signal.SIGSTOP)
         one.send(signal.SIGTERM)
-        await until_gone(workers[1])  # it drains, and the frozen one is what is left
+        await until_gone(workers[1])  # it drains, and the hanging worker remains
         one.send(signal.SIGTERM)
         assert await one.ended() == 128 + signal.SIGTERM
         await until_gone(workers[0])
 
 
-async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., Site], graph: bytes) -> None:
-    """`kill -9` of the supervisor leaves nobody behind, and nothing unsaved."""
+async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., ServerProcess], graph: bytes) -> None:
+    """`kill -9` of the supervisor leaves no process behind, and nothing unsaved."""
     one = site("--workers", "2", "--checkpoint-every", "30s")
     await one.start()
     rows, truth = rows_of(0, 2), replay(graph, rows_of(0, 2))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         workers = one.workers()
         async with Client(one.address) as client:
             stream = await client.open("a").__aenter__()
@@ -184,7 +186,7 @@ async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., S
             await one.kill()
             try:
                 await until_gone(*workers.values())
-            finally:  # nobody else would end those that do not
+            finally:  # nobody else would end the others
                 for pid in filter(alive, workers.values()):
                     os.kill(pid, signal.SIGKILL)
         await one.start()
@@ -193,12 +195,14 @@ async def test_workers_whose_supervisor_died_drain_and_end(site: Callable[..., S
             assert same_bits(await stream.step(rows[1]), truth[1])
 
 
-async def test_workers_can_be_replaced_one_by_one(site: Callable[..., Site], graph: bytes, models: Path) -> None:
-    """SIGTERM to a worker: it drains, another takes its place, with the models of now and the counts of then."""
+async def test_workers_can_be_replaced_one_by_one(
+    site: Callable[..., ServerProcess], graph: bytes, models: Path
+) -> None:
+    """SIGTERM to a worker: it drains, and another one replaces it, with the current models and the old counters."""
     one = site("--workers", "2")
     await one.start()
     fleet = Fleet([one.address], streams=40, steps=60, pause_s=0.02)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         async with scraped(one) as seen:
             running = asyncio.create_task(fleet.run(clients=8))
             await fleet.reached(200)
@@ -207,7 +211,7 @@ async def test_workers_can_be_replaced_one_by_one(site: Callable[..., Site], gra
                 os.kill(pid, signal.SIGTERM)
                 await until_up(one, 2, restarts)
             await running
-        assert fleet.verdicts(graph) == []
+        assert fleet.problems(graph) == []
         assert not any(("model", "new") in labels for _, labels in seen[0])
         async with Client(one.address) as client, client.open(model="new") as stream:
             await stream.step([1.0])
@@ -217,13 +221,18 @@ async def test_workers_can_be_replaced_one_by_one(site: Callable[..., Site], gra
         assert await one.stop() == 0
 
 
-async def test_a_stream_is_where_it_was_whichever_worker_it_comes_to(site: Callable[..., Site], graph: bytes) -> None:
-    """A connection for each timestep, so that the worker changes at random; each call ends well before the next begins."""
+async def test_a_stream_is_where_it_was_whichever_worker_it_comes_to(
+    site: Callable[..., ServerProcess], graph: bytes
+) -> None:
+    """A new connection for each timestep, so that the worker changes at random.
+
+    Each call ends before the next begins.
+    """
     one = site("--workers", "2", "--checkpoint-every", "30s")
     await one.start()
     rows = rows_of(3, 40)
     truth = replay(graph, rows)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         for number, row in enumerate(rows, 1):
             options = [("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.insecure_channel(one.address, options=options) as channel:
@@ -239,16 +248,16 @@ async def test_a_stream_is_where_it_was_whichever_worker_it_comes_to(site: Calla
 
 
 async def test_workers_run_the_code_that_started_them(
-    site: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder `serving` where the server happens to be started is not taken for ours."""
+    """A folder `serving` in the working directory of the server is not imported."""
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "serving").mkdir(parents=True)
     (elsewhere / "serving" / "__init__.py").write_text("raise AssertionError('this is not the server')\n")
     monkeypatch.setattr("tests.fleet.ROOT", elsewhere)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     one = site("--workers", "2")
-    # As the command `tidegate` does it: the folder that is searched first is the one that it lies in.
+    # As the command `tidegate` does: the first folder on the search path is that of the command.
     one._command[1:3] = [
         "-P",
         "-c",
@@ -258,11 +267,11 @@ async def test_workers_run_the_code_that_started_them(
     assert await one.stop() == 0
 
 
-async def test_sums_of_gauges_mean_something(site: Callable[..., Site]) -> None:
-    """Live streams are each worker's own; parked ones, which all share, are told once."""
+async def test_sums_of_gauges_mean_something(site: Callable[..., ServerProcess]) -> None:
+    """Live streams belong to one worker; parked ones, which all share, are reported once."""
     one = site("--workers", "2", "--checkpoint-every", "20ms")
     await one.start()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TEST_TIMEOUT_S):
         clients = [Client(one.address) for _ in range(8)]
         for name, client in enumerate(clients):
             stream = await client.open(str(name)).__aenter__()

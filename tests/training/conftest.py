@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from tests.once import made_once
+from tests.once import make_once
 from training import datasets
 from training.data import read
 from training.errors import DatasetUnavailable
@@ -104,7 +104,7 @@ def exported(
     """A network of two layers and its graph. An export takes seconds, so there is one for all tests; leave it as it is."""
     network = make_network(layers=2, targets=(0, 2))
     network.prepare_export()
-    content = made_once(
+    content = make_once(
         tmp_path_factory,
         "exported",
         lambda: build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(),
@@ -118,7 +118,7 @@ def classifier(make_facts: Callable[[int], Facts], tmp_path_factory: pytest.Temp
     mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
     architecture = Architecture(features=3, hidden=8, task=Classify(classes=("idle", "run", "walk")))
     network = build_network(architecture, Scaler(mean, std, mean - std, mean + std, std / 4, ()), seed=2).eval()
-    content = made_once(
+    content = make_once(
         tmp_path_factory,
         "classifier",
         lambda: build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.once import made_once
+from tests.once import make_once
 from tests.training import oracle
 from training.cells import ACTIVATIONS, CELLS, LSTM, Cell, Convolution, Peephole, PeepholePrevious, State
 from training.errors import SettingsError
@@ -415,7 +415,7 @@ def export_step(together: Together) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def graph(together: Together, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     """One step of all of them."""
-    content = made_once(tmp_path_factory, "cells", lambda: export_step(together).SerializeToString())
+    content = make_once(tmp_path_factory, "cells", lambda: export_step(together).SerializeToString())
     return onnx.load_from_string(content)
 
 

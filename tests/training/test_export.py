@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from tests.once import made_once
+from tests.once import make_once
 from training import errors
 from training.export import build_graph, check_parity, describe, free_version, write
 from training.graph import Graph
@@ -168,7 +168,7 @@ def sharp(
     with torch.no_grad():
         network.head.line.weight.mul_(1500)
     network.prepare_export()
-    content = made_once(
+    content = make_once(
         tmp_path_factory,
         "sharp",
         lambda: build_graph(network, describe(network, make_facts(3), scores={})).SerializeToString(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.client import Client
-from tests.fleet import Site
+from tests.fleet import ServerProcess
 from tests.training.recall import CLASSES, Task, accuracy, make_recall
 from training.errors import SettingsError
 from training.export import build_graph, check_parity, describe, write
@@ -107,7 +107,7 @@ async def test_a_served_stream_remembers_across_a_crash(version: Path, tmp_path:
     """
     values, symbols = make_recall(4, LAG, seed=3)
     wanted, _ = Graph.load(version).replay(values)
-    site = Site(version.parents[1], f"sqlite:///{tmp_path / 'state.db'}")
+    site = ServerProcess(version.parents[1], f"sqlite:///{tmp_path / 'state.db'}")
     half = asyncio.Barrier(5)
     again = asyncio.Event()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.once import made_once
+from tests.once import make_once
 from tests.training import network_oracle
 from tests.training.network_oracle import Recipe
 from training import run
@@ -171,7 +171,7 @@ def graph(
     )
     together: Any = Together(chosen)  # as far as the exporter asks, it is a network
     description = {**described[0], "outputs": outputs, "state": state}
-    content = made_once(tmp_path_factory, "matrix", lambda: build_graph(together, description).SerializeToString())
+    content = make_once(tmp_path_factory, "matrix", lambda: build_graph(together, description).SerializeToString())
     return Graph(content, "all networks")
 
 

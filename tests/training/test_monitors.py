@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from serving.client import Client
-from tests.once import made_once
+from tests.once import make_once
 from tests.support import address_of, run_server
 from training import errors, monitors
 from training.calibration import calibrate
@@ -386,7 +386,7 @@ def model(watched: Network, series: Series, split: Split, tmp_path_factory: pyte
     """Its graph; leave it as it is."""
     facts = Facts.of(series, split, fit_scaler(series, split.train))
     watched.prepare_export()
-    content = made_once(
+    content = make_once(
         tmp_path_factory,
         "rooms",
         lambda: build_graph(watched, describe(watched, facts, scores={})).SerializeToString(),

@@ -98,27 +98,27 @@ class TidegateServiceServicer:
 
     def Predict(self, request_iterator, context):
         """Runs one stream over one call. The first request opens the stream, each later one carries a timestep, and the last one
-        may close the stream. Each request gets one response, in order; the server may send `durable` and `move` between them.
+        may close the stream. Each request gets one response, in order. The server may send `durable` and `move` in between.
 
         When the client stops sending (half-close), the server stores and parks the stream, and then the call ends OK. When the
         connection breaks, the server parks the stream too.
 
         The call ends with
         ABORTED              another client has opened the stream: do not open it again without knowing why
-        UNAVAILABLE          the server stops, or its store cannot be reached: open the stream again, here or elsewhere
+        UNAVAILABLE          the server stops, or its store cannot be reached: open the stream again, at this or another server
         FAILED_PRECONDITION  a message came out of order (a timestep before open, a second open, anything after close), the
         stream runs under another model or version, or several models are served and none is named
         INVALID_ARGUMENT     a field of the open is out of range, or a request cannot be read or has no kind
         NOT_FOUND            no such model; no such stream where one must exist; the stream was deleted or has expired
         ALREADY_EXISTS       the stream exists and `EXISTENCE_MUST_BE_NEW`
-        RESOURCE_EXHAUSTED   the server or the connection has as many streams as it may; or, said by gRPC without `ErrorInfo`,
-        a request is larger than `message_bytes_max`
+        RESOURCE_EXHAUSTED   the server or the connection has reached its limit of streams; or, from gRPC and without
+        `ErrorInfo`, a request is larger than `message_bytes_max`
         DATA_LOSS            the store has lost timesteps that the client cannot send again, or holds a damaged state
         INTERNAL             the server has failed: open the stream again
         and carries `google.rpc.Status` in the trailer `grpc-status-details-bin`. Its details are
         google.rpc.ErrorInfo   always. `domain` is "tidegate.v1"; `reason` is the name of an `Error.Reason` without "REASON_";
-        `metadata` has "action", the name of an `Error.Action` without "ACTION_", and "next_step", a
-        decimal number, where it is known
+        `metadata` has "action", the name of an `Error.Action` without "ACTION_", and, where it is
+        known, "next_step", a decimal number
         google.rpc.BadRequest  for INVALID_FIELD: the field and what was expected
         google.rpc.RetryInfo   where waiting helps: how long
         An end without `google.rpc.ErrorInfo` does not come from this service but from gRPC, a proxy or the network.
@@ -128,10 +128,10 @@ class TidegateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PredictOne(self, request, context):
-        """Runs one timestep of one stream, for clients that cannot hold a call open: opens the stream, applies the timestep, stores
+        """Runs one timestep of one stream, for clients that cannot keep a call open: opens the stream, applies the timestep, stores
         it and answers. With `DURABILITY_ASYNC` the answer does not wait until the timestep is stored. A request that is sent
-        again with the same `step` and values is answered again and applied once. A call that holds the stream ends ABORTED.
-        The status is that of `Predict`, or the one that goes with the `Error.Reason` for which the timestep was refused.
+        again with the same `step` and values is answered again, but applied once. A call that holds the stream ends ABORTED.
+        The status is that of `Predict`, or that of the `Error.Reason` for which the timestep was refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,11 +139,11 @@ class TidegateServiceServicer:
 
     def PredictBlocks(self, request_iterator, context):
         """Runs many streams over one call, for gateways. One message opens thousands of streams; a block holds the next timesteps
-        of many streams in columns. Each request gets one response, in order, but for opens and closes that are `independent`; the
-        server may send `durable`, `ended` and `move` between them. A row that is refused leaves the other rows alone.
+        of many streams in columns. Each request gets one response, in order, except opens and closes that are `independent`. The
+        server may send `durable`, `ended` and `move` in between. A refused row does not affect the other rows.
 
         The call ends as `Predict` does, with one difference: what happens to one stream, such as a take-over or a delete, does
-        not end the call but is told in `ended` or in the stream's row.
+        not end the call. The server reports it in `ended` or in the stream's row.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,26 +186,26 @@ class TidegateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportStream(self, request, context):
-        """Hands out a stream's state at its last applied timestep; the stream goes on. NOT_FOUND when there is none of that name,
-        or no state of it is stored: it has expired, or was parked before its first timestep.
+        """Returns a stream's state at its last applied timestep. The stream continues. NOT_FOUND when there is none of that name,
+        or when none of its state is stored: it has expired, or was parked before its first timestep.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportStream(self, request, context):
-        """Makes a stream from an exported state.
-        INVALID_ARGUMENT    the state is damaged, of a newer format, or none that its model can have made
+        """Creates a stream from an exported state.
+        INVALID_ARGUMENT    the state is damaged, has a newer format, or cannot have been made by its model
         NOT_FOUND           its model is not served
         ALREADY_EXISTS      the name is taken
-        RESOURCE_EXHAUSTED  the server has as many streams as it may
+        RESOURCE_EXHAUSTED  the server has reached its limit of streams
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkStream(self, request, context):
-        """Makes a new stream that starts at another one's state; from then on the two know nothing of each other. NOT_FOUND when
+        """Creates a stream that starts with the state of another one. From then on the two are independent. NOT_FOUND when
         `ExportStream` of the source gives it, ALREADY_EXISTS when the new name is taken, RESOURCE_EXHAUSTED as `ImportStream`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

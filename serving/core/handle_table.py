@@ -1,0 +1,237 @@
+"""The streams that one call holds, by handle. A handle is a small number that stands for a stream in blocks.
+
+The table keeps what a block needs in columns, so that thousands of streams are looked up at once. The columns are a
+copy of the leases and may be out of date. When a stream was parked, taken over or dropped, `Slots.lease_number` of its
+slot is no longer the number of its lease. `refresh` updates the copy.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.core.errors import InvalidField
+from serving.core.slots import NO_ROWS, Slots
+from serving.core.spec import Ints, Spec
+from serving.core.streams import Lease
+
+# A call never reuses a handle, and a gateway may open and close streams for as long as its call lasts: 24 MB of
+# columns.
+HANDLES_MAX = 1 << 20
+INITIAL_CAPACITY = 64
+# Used when the client does not say how many timesteps above `durable_step` it can buffer.
+CLIENT_BUFFER_DEFAULT = 1024
+NO_SLOT = -1
+
+
+class Selection(NamedTuple):
+    """Streams of one model that a call holds, one row for each timestep. Valid for as long as the call lasts."""
+
+    table: "HandleTable"
+    handles: Ints
+    """(rows,) the stream of each row."""
+    slots: Slots
+    """The slots of their model."""
+    order: Ints | None
+    """The order in which rows may run; None for the order of the block. It keeps the order of each stream's rows."""
+    pass_ends: tuple[int, ...]
+    """The ends of the passes in that order. A pass has each stream at most once."""
+
+    def live_mask(self) -> npt.NDArray[np.bool_]:
+        """(rows,) whether each stream is live and still held by the call."""
+        return self.table.live_mask(self.handles, self.slots)
+
+
+class HandleTable:
+    """The handles 1, 2, 3, ...
+
+    of one call. Each stands for a lease until it is removed. `count` is how many are held now.
+    """
+
+    def __init__(self) -> None:
+        self._leases: list[Lease | None] = [None]  # handle 0 is not used
+        self.count = 0
+        self._models: list[Slots] = []
+        # One column for each fact: the slot of the stream, the number of its lease, the index of its model in
+        # `_models`, the last durable step that the client was told, and how many timesteps the client can buffer.
+        self._slot: Ints = np.full(INITIAL_CAPACITY, NO_SLOT, np.int64)
+        self._lease_number: Ints = np.full(INITIAL_CAPACITY, NO_SLOT, np.int64)
+        self._model: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
+        self._reported_step: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
+        self._client_buffer_max: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
+
+    def __repr__(self) -> str:
+        return f"<Handles: {sum(1 for _ in self)} held of {len(self._leases) - 1} given>"
+
+    def __iter__(self) -> Iterator[int]:
+        """The handles that are held."""
+        return (handle for handle, lease in enumerate(self._leases) if lease is not None)
+
+    def __getitem__(self, handle: int) -> Lease | None:
+        """The lease behind a handle; None when there is none, or no longer."""
+        return self._leases[handle] if 0 < handle < len(self._leases) else None
+
+    @property
+    def full(self) -> bool:
+        """Whether no more handles can be assigned."""
+        return len(self._leases) > HANDLES_MAX
+
+    def live_count(self, spec: Spec | None) -> int:
+        """How many held streams of a model are live; without a model, the largest such number over all models."""
+        given = slice(1, len(self._leases))
+        return max(
+            (
+                int(
+                    (
+                        (self._model[given] == place)
+                        & (slots.lease_number[self._slot[given]] == self._lease_number[given])
+                    ).sum()
+                )
+                for place, slots in enumerate(self._models)
+                if spec is None or slots.spec is spec
+            ),
+            default=0,
+        )
+
+    def add(self, lease: Lease, client_buffer_max: int = CLIENT_BUFFER_DEFAULT) -> int:
+        """Assigns a handle to a lease.
+
+        The client buffers at most `client_buffer_max` timesteps that are not durable. Only when not `full`.
+        """
+        assert not self.full
+        handle = lease.handle = len(self._leases)
+        self._leases.append(lease)
+        self.count += 1
+        if handle == len(self._slot):
+            self._slot, self._lease_number, self._model, self._reported_step, self._client_buffer_max = (
+                np.concatenate([column, np.full(handle, NO_SLOT, np.int64)])
+                for column in (
+                    self._slot,
+                    self._lease_number,
+                    self._model,
+                    self._reported_step,
+                    self._client_buffer_max,
+                )
+            )
+        slots = lease.stream.slots
+        if slots not in self._models:
+            self._models.append(slots)
+        self._model[handle] = self._models.index(slots)
+        self._lease_number[handle] = lease.number
+        self._slot[handle] = lease.stream.slot
+        self._reported_step[handle] = lease.durable_step
+        self._client_buffer_max[handle] = client_buffer_max
+        return handle
+
+    def remove(self, handle: int) -> Lease | None:
+        """Removes a handle and returns its lease."""
+        lease, self._leases[handle] = self[handle], None
+        self.count -= lease is not None
+        self._lease_number[handle] = NO_SLOT
+        return lease
+
+    def select(self, handles: Ints) -> Selection:
+        """Looks up the streams of a block's rows.
+
+        Raises:
+            InvalidField: a handle was never assigned, or the streams run under different models.
+
+        """
+        if not handles.size:
+            raise InvalidField("handles", "got none, expected at least one")
+        if handles.min() < 1 or handles.max() >= len(self._leases):
+            wrong = int(handles[(handles < 1) | (handles >= len(self._leases))][0])
+            raise InvalidField(
+                "handles", f"got {wrong}, expected 1 to {len(self._leases) - 1}, as assigned in `opened`"
+            )
+        models = self._model[handles]
+        if (models != models[0]).any():
+            titles = " and ".join(sorted(self._models[place].spec.title for place in np.unique(models).tolist()))
+            raise InvalidField("handles", f"got streams of {titles}, expected one model in a block")
+        return Selection(self, handles, self._models[int(models[0])], *_execution_order(handles))
+
+    def slots_of(self, handles: Ints) -> Ints:
+        """The slots that the streams had when they were last refreshed."""
+        return self._slot[handles]
+
+    def live_mask(self, handles: Ints, slots: Slots) -> npt.NDArray[np.bool_]:
+        """(rows,) whether each stream is live in one of `slots` and still held by the call."""
+        is_live: npt.NDArray[np.bool_] = slots.lease_number[self._slot[handles]] == self._lease_number[handles]
+        return is_live
+
+    def refresh(self, handle: int) -> Lease | None:
+        """Updates the slot of a stream. Returns its lease, None when the handle was removed."""
+        lease = self[handle]
+        if lease is not None:
+            self._slot[handle] = lease.stream.slot if lease.ended is None else NO_SLOT
+        return lease
+
+    def report_durable(self, handles: Ints, slots: Slots) -> Ints:
+        """The durable step of each stream. From now on it counts as reported to the client."""
+        rows = self._slot[handles]
+        durable: Ints = slots.durable_step[rows]
+        is_live = slots.lease_number[rows] == self._lease_number[handles]
+        if not is_live.all():
+            away = np.flatnonzero(~is_live)
+            leases = [self._leases[handle] for handle in handles[away].tolist()]
+            durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
+        self._reported_step[handles] = durable
+        return durable
+
+    def report_durable_one(self, lease: Lease) -> int:
+        """The durable step of one stream that is live, or was until its lease ended.
+
+        From now on it counts as reported.
+        """
+        slot = lease.stream.slot
+        durable = (
+            int(lease.stream.slots.durable_step[slot]) if slot >= 0 and lease.ended is None else lease.durable_step
+        )
+        self._reported_step[lease.handle] = durable
+        return durable
+
+    def is_buffer_half_full(self, lease: Lease, step: int, durable_step: int) -> bool:
+        """Whether timesteps that are not durable fill half of the client's buffer for the stream."""
+        return bool(2 * (step - durable_step) >= self._client_buffer_max[lease.handle])
+
+    def half_full_buffers(self, handles: Ints, steps: Ints, durable_steps: Ints) -> Ints:
+        """The streams, each once, for which timesteps that are not durable fill half of the client's buffer."""
+        half_full = 2 * (steps - durable_steps) >= self._client_buffer_max[handles]
+        return np.unique(handles[half_full]) if half_full.any() else NO_ROWS
+
+    def durable_updates(self) -> tuple[Ints, Ints]:
+        """The streams whose durable step has risen since the last report, and these steps.
+
+        They count as reported from now on.
+        """
+        given = np.arange(1, len(self._leases))
+        live = given[(self._slot[given] != NO_SLOT) & (self._lease_number[given] != NO_SLOT)]
+        changed, steps = [], []
+        for place, slots in enumerate(self._models):
+            handles = live[self._model[live] == place]
+            reported = self._reported_step[handles]
+            durable = self.report_durable(handles, slots)
+            for handle in handles[~self.live_mask(handles, slots)].tolist():
+                self.refresh(handle)  # a parked stream has no more updates; it is skipped until it wakes
+            changed.append(handles[durable > reported])
+            steps.append(durable[durable > reported])
+        nothing = np.empty(0, np.int64)
+        return np.concatenate([nothing, *changed]), np.concatenate([nothing, *steps])
+
+
+def _execution_order(handles: Ints) -> tuple[Ints | None, tuple[int, ...]]:
+    """Computes `order` and `pass_ends` of a selection."""
+    count = len(handles)
+    if (handles[1:] > handles[:-1]).all():
+        return None, (count,)
+    last = np.empty(int(handles.max()) + 1, np.int64)
+    last[handles] = np.arange(count)
+    if (last[handles] == np.arange(count)).all():  # each stream occurs once
+        return None, (count,)
+    order = np.argsort(handles, kind="stable")
+    grouped = handles[order]
+    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+    turn = np.empty(count, np.int64)  # the index of each row among those of its stream
+    turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
+    return np.argsort(turn, kind="stable"), tuple(np.cumsum(np.bincount(turn)).tolist())

@@ -1,0 +1,372 @@
+"""`PredictBlocks` of `protos/tidegate/v1`: many streams over one call.
+
+The rules of this file:
+1. The call reads a message, handles it and answers. Meanwhile it reads one message ahead and writes the answer before,
+   and no more. So answers come in order. A client that floods or reads slowly is throttled by flow control, and harms
+   nobody else.
+2. Only opens and closes that are `independent` are handled in the background, opens in one queue and closes in another.
+   When the call ends, they are cancelled before its streams are released. When the client half-closes, they are
+   answered first.
+3. Notifications (which streams are durable, which have ended) are sent between messages, never beside an answer.
+4. An error in a row is reported in that row. A message is refused only when it is invalid as a whole. The call ends
+   only when the client breaks the protocol.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.core.block import Block
+from serving.core.engine import RowStatus
+from serving.core.errors import (
+    InvalidField,
+    Stopping,
+    StoreBehind,
+    TidegateError,
+    TimestepRefused,
+)
+from serving.core.handle_table import Selection
+from serving.core.spec import Timestep
+from serving.core.streams import Lease
+from serving.rpc import columns
+from serving.rpc.backend import CloseReason, StreamBackend
+from serving.rpc.background_queue import BackgroundQueue
+from serving.rpc.call import Context
+from serving.rpc.multi_stream_call import MultiStreamCall, check_close, check_open, run_concurrently
+from serving.rpc.row_errors import collect_row_errors
+from serving.rpc.stream_quota import StreamQuota
+from serving.rpc.time_slice import TimeSlice
+
+# Streams of a block are woken concurrently, and none is parked again before `--park-after`: one try is nearly always
+# enough.
+WAKE_TRIES = 3
+# A refused block is answered after this delay. A client that retried at once would keep the event loop busy with
+# reading blocks, and delay small calls. A full queue is worked off in about the same time.
+REFUSAL_DELAY_SECONDS = 0.25
+# A client that sends ahead gets its answers written while the next block runs, which doubles the throughput of blocks
+# of some tens of rows. A client that waits for each answer gains nothing, and a read ahead costs a task. So after this
+# many blocks without a message behind them, the call reads ahead only once in as many blocks.
+READ_AHEAD_TRIES = 16
+
+
+class PredictBlocksCall(MultiStreamCall):
+    """One call of `PredictBlocks`. Others may ask it to end."""
+
+    def __init__(self, backend: StreamBackend, context: Context, quota: StreamQuota, message_bytes_max: int) -> None:
+        super().__init__(backend, context, quota, message_bytes_max)
+        self._opens: BackgroundQueue[pb.OpenStreams] = BackgroundQueue(self._open, self.end)
+        self._closes: BackgroundQueue[pb.CloseStreams] = BackgroundQueue(self._close, self.end)
+        # the handles of the last block; its selection is reused when they come again
+        self._last_handles: bytes | None = None
+        self._selection: Selection
+        self._empty_read_aheads = 0  # consecutive blocks behind which no message was waiting
+
+    async def serve(self) -> None:
+        """Answers until the client half-closes. Releases every stream, whatever happens.
+
+        Raises:
+            TidegateError: the call was asked to end, or the client broke the protocol.
+
+        """
+        unwatch = self._backend.add_listener(self._on_stored)
+        self._quota.tables.add(self._handles)
+        reason: CloseReason = "disconnected"
+        try:
+            while (request := await self._next_request()) is not None:
+                await self._handle(request)
+            await self._wait_for_background(self._opens.join)
+            await self._wait_for_background(self._closes.join)
+            # The client may open its streams at another server, which must find what was answered.
+            if errors := await self._wait_all_durable():
+                raise errors[0]
+        except Stopping as error:
+            reason = "stopping"
+            self._cancel_background()
+            self.left_unsaved = len(await self._wait_all_durable())
+            await self._write(pb.PredictBlocksResponse(move=pb.Move(message=str(error))).SerializeToString())
+            raise
+        except TidegateError:
+            reason = "protocol"
+            raise
+        finally:
+            unwatch()
+            self.stop_reading()
+            self._cancel_background()
+            try:
+                await self._wait_background_stopped()
+            finally:
+                await self._release_all(reason)
+                self._quota.tables.discard(self._handles)
+
+    async def _next_request(self) -> pb.PredictBlocksRequest | None:
+        """The next request, None when the client has half-closed."""
+        await self._send_notifications()
+        message = await self.read()
+        try:
+            return None if message is None else pb.PredictBlocksRequest.FromString(message)
+        except DecodeError as error:
+            raise InvalidField("request", "got bytes that are not a PredictBlocksRequest") from error
+
+    async def _handle(self, request: pb.PredictBlocksRequest) -> None:
+        """Handles a request, now or in the background."""
+        if request.HasField("block"):
+            await self._handle_block(request.block)
+        elif request.HasField("open"):
+            check_open(request.open)
+            if request.open.independent:
+                await self._wait_for_background(partial(self._opens.put, request.open))
+            else:
+                await self._wait_until_idle(self._opens)
+                await self._open(request.open)
+        elif request.HasField("close"):
+            check_close(request.close)
+            if request.close.independent:
+                await self._wait_for_background(partial(self._closes.put, request.close))
+            else:
+                await self._wait_until_idle(self._closes)
+                await self._close(request.close)
+        else:
+            raise InvalidField("kind", "got a request without one, expected block, open or close")
+
+    async def _wait_for_background(self, begin: Callable[[], Awaitable[None]]) -> None:
+        """Waits for the background. Meanwhile notifications are sent, and the call may be asked to end."""
+        await self._send_notifications()
+        await self.wait_interruptibly(begin)
+
+    async def _wait_until_idle(self, queue: BackgroundQueue[Any]) -> None:
+        """Waits until a background queue is empty, before a message that is not independent."""
+        if not queue.idle:
+            await self._wait_for_background(queue.join)
+
+    def _cancel_background(self) -> None:
+        """Cancels the background. An answer that is being written is completed."""
+        self._opens.cancel()
+        self._closes.cancel()
+
+    async def _wait_background_stopped(self) -> None:
+        """Waits until the background adds no more streams to the call, even when the call is cancelled again."""
+        try:
+            await self._opens.wait_stopped()
+        finally:
+            try:
+                await self._closes.wait_stopped()
+            finally:
+                await self._wait_for_write()
+
+    # Blocks -----------------------------------------------------------------------------------------------------------
+
+    async def _handle_block(self, block: pb.Block) -> None:
+        """Answers a block, and reads ahead meanwhile where that may help.
+
+        A block of one row is batched with others anyway.
+        """
+        ahead = len(block.handles) > columns.HANDLE.itemsize and (
+            self._empty_read_aheads < READ_AHEAD_TRIES or self._empty_read_aheads % READ_AHEAD_TRIES == 0
+        )
+        if ahead:
+            self.read_ahead()
+        async with self._answering:
+            answer = await self._predict(block)
+        if self.has_next:
+            self._empty_read_aheads = 0
+            await self._write_behind(answer)
+        else:
+            self._empty_read_aheads += 1
+            await self._write(answer)
+
+    async def _predict(self, message: pb.Block) -> bytes:
+        """The answer to a block."""
+        begun = perf_counter()
+        failed: dict[int, TidegateError] = {}
+        single_row = columns.decode_single_row(message, self._handles)
+        if single_row is not None and single_row[0].handle not in self._sync:
+            return await self._predict_single_row(message, *single_row, begun)
+        try:
+            block = self._decode(message)
+            if not block.streams.live_mask().all():
+                failed = await self._wake(block)
+            await self._backend.submit_block(block)
+        except (TimestepRefused, InvalidField) as error:
+            return await self._refuse(message, error)
+        unsaved = await self._wait_for_sync(block) if self._sync else {}
+        return await self._answer_block(message, block, failed, unsaved, begun)
+
+    async def _answer_block(
+        self,
+        message: pb.Block,
+        block: Block,
+        failed: dict[int, TidegateError],
+        unsaved: dict[int, TidegateError],
+        begun: float,
+    ) -> bytes:
+        """The answer to a block that has run.
+
+        Counts its timesteps. `failed` and `unsaved` as for `collect_row_errors`.
+        """
+        errors = (
+            None
+            if block.all_applied and not unsaved
+            else await collect_row_errors(self._handles, message, block, failed, unsaved)
+        )
+        durable_steps = self._handles.report_durable(block.handles, block.slots)
+        half_full = self._handles.half_full_buffers(block.handles, block.steps, durable_steps)
+        if half_full.size:
+            await self._save_at_once(half_full.tolist())
+        if errors is None:
+            steps, outputs = columns.pack_steps(block.steps), [part.tobytes() for part in block.outputs]
+            response = columns.encode_applied(message.block, steps, outputs, columns.pack_steps(durable_steps))
+        else:
+            duplicates = block.statuses == RowStatus.DUPLICATE
+            response = columns.encode_predicted(
+                message.block, block.steps, block.outputs, durable_steps, duplicates, block.forgotten, errors
+            )
+        self._backend.observe_block(block, perf_counter() - begun)
+        return response
+
+    async def _refuse(self, message: pb.Block, error: TidegateError) -> bytes:
+        """The answer to a block that is invalid, or for which the queue has no room."""
+        if isinstance(error, TimestepRefused):
+            await asyncio.sleep(REFUSAL_DELAY_SECONDS)
+        return columns.encode_refused(message.block, error)
+
+    async def _predict_single_row(self, message: pb.Block, lease: Lease, step: int, begun: float) -> bytes:
+        """The answer to a block of one row. It takes the path of a timestep of `Predict`, which is cheaper."""
+        queue = self._backend.queue(lease)
+        try:
+            predicting = queue.submit(lease, Timestep(step, message.values))
+        except TimestepRefused as error:
+            return await self._refuse(message, error)
+        try:
+            prediction = await predicting
+        except TidegateError as error:
+            if not isinstance(error, TimestepRefused) and error is not lease.ended:
+                raise
+            block = self._decode(message)
+            if step == 0:
+                block.steps = block.next_steps(np.zeros(1, np.int64))
+            return await self._answer_block(message, block, {}, {0: error}, begun)
+        durable_step = self._handles.report_durable_one(lease)
+        if self._handles.is_buffer_half_full(lease, prediction.step, durable_step):
+            await self._save_at_once([lease.handle])
+        durable = columns.pack_step(durable_step)
+        response = columns.encode_applied(
+            message.block, columns.pack_step(prediction.step), prediction.outputs, durable
+        )
+        queue.observe_step(perf_counter() - begun)
+        return response
+
+    def _decode(self, message: pb.Block) -> Block:
+        handles = message.handles
+        if handles != self._last_handles:  # a client usually sends the same streams again
+            self._selection = self._handles.select(columns.decode_handles(message))
+            self._last_handles = handles
+        rows = len(self._selection.handles)
+        steps = columns.decode_steps(message, rows)
+        return Block(
+            self._selection, steps, columns.decode_values(message, rows, len(self._selection.slots.spec.features))
+        )
+
+    async def _wake(self, block: Block) -> dict[int, TidegateError]:
+        """Wakes the parked streams of a block. Returns the errors of those that could not be woken, by handle."""
+        failed: dict[int, TidegateError] = {}
+
+        async def wake(handle: int) -> None:
+            lease = self._handles[handle]
+            assert lease is not None
+            try:
+                with self._quota.reserve(lease.stream.slots.spec):
+                    await self._backend.wake(lease)
+            except TidegateError as error:
+                failed[handle] = error
+            self._handles.refresh(handle)
+
+        for _ in range(WAKE_TRIES):
+            not_live = block.handles[~self._handles.live_mask(block.handles, block.slots)]
+            parked = []
+            if not_live.size:
+                time_slice = TimeSlice()
+                for handle in np.unique(not_live).tolist():
+                    if handle not in failed and self._is_parked(handle):
+                        parked.append(handle)
+                    await time_slice.maybe_yield()
+            if not parked:
+                break
+            # The first ones may be parked again before the last is awake.
+            await run_concurrently(wake, parked)
+        return failed
+
+    def _is_parked(self, handle: int) -> bool:
+        """Whether a stream is parked and the call still holds it."""
+        lease = self._handles.refresh(handle)
+        return lease is not None and lease.ended is None and lease.stream.slot < 0
+
+    async def _wait_for_sync(self, block: Block) -> dict[int, TidegateError]:
+        """Waits until the applied timesteps of SYNC streams are stored.
+
+        Returns the errors of those that are not, by row.
+        """
+        errors: dict[int, TidegateError] = {}
+        await self._request_saves(handle for handle in block.handles.tolist() if handle in self._sync)
+        time_slice = TimeSlice()
+        for row, handle in enumerate(block.handles.tolist()):
+            await time_slice.maybe_yield()
+            lease = self._handles[handle]
+            if handle not in self._sync or lease is None or block.statuses[row] > RowStatus.DUPLICATE:
+                continue
+            try:
+                await self._backend.wait_durable(lease, int(block.steps[row]))
+            except TidegateError as error:
+                errors[row] = error
+                for column in block.outputs:
+                    column[row] = 0  # no client may see it before it is stored
+        return errors
+
+    # Streams ----------------------------------------------------------------------------------------------------------
+
+    async def _wait_all_durable(self) -> list[StoreBehind]:
+        """Waits until all streams of the call are stored, and tells the client.
+
+        Returns an error for each stream that the store did not save in time.
+        """
+        await self._request_saves(self._handles)
+        errors = []
+        time_slice = TimeSlice()
+        for handle in self._handles:
+            try:
+                await self._wait_durable(handle)
+            except StoreBehind as error:
+                errors.append(error)
+            except TidegateError:
+                lease = self._handles[handle]
+                if lease is None or lease.ended is None:
+                    raise
+                # Else `_send_notifications` tells the client.
+            await time_slice.maybe_yield()
+        self._stored = True
+        await self._send_notifications()
+        return errors
+
+    async def _save_at_once(self, handles: Sequence[int]) -> None:
+        """Has streams saved at once, because their clients' buffers are half full, and tells the client."""
+        for handle in handles:
+            if (lease := self._handles[handle]) is not None:
+                lease.on_durable = self._stored_callback
+        await self._request_saves(handles)
+
+    async def _release_all(self, reason: CloseReason) -> None:
+        """Releases every stream, even when the call is cancelled again."""
+        time_slice = TimeSlice()
+        handles = iter(self._handles)
+        try:
+            for handle in handles:
+                self._release(handle, reason)
+                await time_slice.maybe_yield()
+        finally:
+            for handle in handles:
+                self._release(handle, reason)

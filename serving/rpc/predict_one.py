@@ -1,0 +1,91 @@
+"""`PredictOne` of `protos/tidegate/v1`: one timestep and one answer in a unary call.
+
+The stream stays in memory as an idle stream, so that the next call for it is fast: it continues without asking the
+store. Another server may have opened the stream meanwhile, and then the state here is old. So no result that a caller
+could act on is sent before the store has confirmed it. When such a try fails, it is repeated from the store.
+"""
+
+import asyncio
+from time import perf_counter
+from weakref import WeakValueDictionary
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from serving.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFound, StreamRefused, ValuesDiffer
+from serving.core.spec import Key, Prediction, Timestep
+from serving.core.stream_id import check_stream_id
+from serving.core.streams import Existence, Lease, OpenOptions
+from serving.rpc import wire
+from serving.rpc.backend import DEFAULT_TENANT, StreamBackend
+from serving.rpc.stream_quota import StreamQuota
+
+# Every try but the first claims the stream. They all fail only if others claim it within the milliseconds of each.
+TRIES = 4
+
+
+class PredictOneHandler:
+    """Answers single timesteps."""
+
+    def __init__(self, backend: StreamBackend) -> None:
+        self._backend = backend
+        self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+
+    async def predict(self, request: pb.PredictOneRequest, quota: StreamQuota) -> pb.PredictOneResponse:
+        """The answer to one timestep. Raises TidegateError when it was not applied, or could not be stored."""
+        begun = perf_counter()
+        check_stream_id(request.stream_id)
+        key = Key(DEFAULT_TENANT, request.stream_id)
+        timestep = wire.decode_timestep(request)
+        sync = wire.decode_sync(request.durability, default=True)
+        output_format = wire.decode_output_format(request.output_format)
+        # A client that times out sends its timestep again, perhaps while the first one is still being stored.
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            prediction, lease = await self._answer(key, request, timestep, quota, sync=sync)
+        spec = lease.stream.slots.spec
+        self._backend.queue(lease).observe_step(perf_counter() - begun)
+        return pb.PredictOneResponse(
+            prediction=wire.make_prediction(
+                prediction, lease.durable_step, spec, numbers=wire.as_numbers(output_format, bool(request.numbers))
+            ),
+            model=spec.name,
+            version=spec.version,
+        )
+
+    async def _answer(
+        self, key: Key, request: pb.PredictOneRequest, timestep: Timestep, quota: StreamQuota, *, sync: bool
+    ) -> tuple[Prediction, Lease]:
+        """The answer, durable if the client wants that, and the lease under which it was computed.
+
+        The lease is over.
+        """
+        lease = self._backend.acquire_idle(key, request.model, request.version)
+        for tries_left in range(TRIES, 0, -1):
+            reused = lease is not None  # and the store was not asked whether it is still valid
+            if lease is None:
+                lease = await self._open(key, request, timestep, quota)
+            quota.leases.add(lease)
+            try:
+                prediction = await self._backend.queue(lease).submit(lease, timestep)
+                if sync:
+                    await self._backend.wait_durable(lease, prediction.step)
+            except (LeaseEnded, StreamRefused) as error:
+                if lease.ended is None or isinstance(error, InvalidField) or tries_left == 1:
+                    raise
+            except (StepGap, ValuesDiffer):
+                if not reused:
+                    raise
+            else:
+                return prediction, lease
+            finally:
+                quota.leases.discard(lease)
+                self._backend.release_to_idle(lease, opened=not reused)
+            lease = None
+        raise AssertionError("the last try returns or raises")
+
+    async def _open(self, key: Key, request: pb.PredictOneRequest, timestep: Timestep, quota: StreamQuota) -> Lease:
+        options = OpenOptions(Existence.MUST_EXIST if timestep.step > 1 else Existence.ANY)
+        try:
+            with quota.reserve():
+                return (await self._backend.open(key, request.model, request.version, options)).lease
+        except StreamNotFound:
+            raise StreamNotFound(key.stream_id, hint="a stream begins with step 1") from None

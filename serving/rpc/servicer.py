@@ -1,0 +1,371 @@
+"""The servicer of `protos/tidegate/v1`.
+
+Each call is one coroutine that reads a request, has it answered, and writes the answer.
+
+A `Predict` call has one timestep in flight: it reads the next one after it has written the answer. So a stream's order
+needs no bookkeeping. A client that reads slowly or floods is throttled by flow control, and harms nobody else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Any
+from weakref import WeakValueDictionary
+
+import grpc
+
+from protos.tidegate.v1 import tidegate_pb2 as pb
+from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from serving.core.errors import (
+    InvalidField,
+    Stopping,
+    StoreBehind,
+    StoreUnavailable,
+    TidegateError,
+    TimestepRefused,
+    TooManyStreams,
+    WrongOrder,
+)
+from serving.core.handle_table import CLIENT_BUFFER_DEFAULT
+from serving.core.spec import Key, Timestep
+from serving.core.stream_id import check_stream_id
+from serving.core.streams import Lease
+from serving.rpc import wire
+from serving.rpc.admin import AdminServicer
+from serving.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend
+from serving.rpc.call import Call, Context
+from serving.rpc.predict_blocks import PredictBlocksCall
+from serving.rpc.predict_one import PredictOneHandler
+from serving.rpc.status import abort
+from serving.rpc.stream_quota import StreamQuota
+
+log = logging.getLogger("tidegate.service")
+
+# How many calls are asked to end in one turn of the event loop. Each then takes some hundred microseconds of the next
+# turn.
+ENDED_AT_ONCE_MAX = 16
+# A client half-closes with its close, or a round trip later. After this time the call ends without waiting for it.
+HALF_CLOSE_SECONDS = 1.0
+
+
+class PredictCall(Call):
+    """One call of `Predict`. Others may ask it to end, or to tell its client which timestep is durable."""
+
+    def __init__(self, context: Context, quota: StreamQuota) -> None:
+        super().__init__(context)
+        self.quota = quota
+        self.write: Callable[[bytes], Awaitable[None]] = context.write
+        self.lease: Lease | None = None
+        self.client_buffer_max = CLIENT_BUFFER_DEFAULT
+        self.reported_step = 0
+        self.sync = False
+        self.output_format: int = pb.OUTPUT_FORMAT_UNSPECIFIED
+
+    def on_lease_end(self, lease: Lease) -> None:
+        """Ends the call because its lease has ended."""
+        assert lease.ended is not None
+        self.end(lease.ended)
+
+    def on_durable(self) -> None:
+        """Sends the durable step, if no answer that carries it is pending and the client may be waiting for it."""
+        if self.reading and self.notification is None and self.durable_is_due:
+            self.start_notification(self.send_durable())
+
+    @property
+    def durable_is_due(self) -> bool:
+        """Whether so many timesteps have become durable since the last report that the client may be waiting for it."""
+        assert self.lease is not None
+        return 2 * (self.lease.durable_step - self.reported_step) >= self.client_buffer_max
+
+    async def send_durable(self) -> None:
+        """Sends the durable step."""
+        assert self.lease is not None
+        self.reported_step = self.lease.durable_step
+        await self.respond(durable=pb.Durable(durable_step=self.reported_step))
+
+    async def respond(self, **kind: Any) -> None:
+        """Writes a response of the given kind."""
+        await self.write(pb.PredictResponse(**kind).SerializeToString())
+
+
+class TidegateServicer(AdminServicer):
+    """Serves `tidegate.v1`.
+
+    A connection holds at most `live_max` live streams of a model. A request has at most `message_bytes_max` bytes.
+    """
+
+    def __init__(self, backend: StreamBackend, admin: AdminBackend, *, live_max: int, message_bytes_max: int) -> None:
+        super().__init__(admin)
+        self._backend = backend
+        self._predict_one = PredictOneHandler(backend)
+        self._live_max = live_max
+        self._message_bytes_max = message_bytes_max
+        self._quotas: WeakValueDictionary[str, StreamQuota] = (
+            WeakValueDictionary()
+        )  # by peer, for as long as the peer has calls
+        self._calls: set[Call] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+        self._left_unsaved = 0
+
+    async def drain(self) -> None:
+        """Asks every call to end and waits until all have ended. Later calls are refused.
+
+        A call answers its pending request, waits until its streams are stored, and then sends `move`: at the next
+        server its client finds the streams as they were. A store that is too slow does not delay the call for longer
+        than the backend allows.
+        """
+        self._stopping = True
+        for count, call in enumerate(list(self._calls), 1):
+            call.end(Stopping())
+            if count % ENDED_AT_ONCE_MAX == 0:
+                await asyncio.sleep(0)
+        await self._idle.wait()
+        if self._left_unsaved:
+            log.warning("%d streams were not stored before their clients were told to move", self._left_unsaved)
+            self._left_unsaved = 0
+
+    async def Predict(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
+        """Runs one stream; see the proto file."""
+        call = PredictCall(context, self._quota(context))
+        self._calls.add(call)
+        self._idle.clear()
+        reason: CloseReason = "disconnected"
+        try:
+            if self._stopping:
+                raise Stopping  # noqa: TRY301 - all refusals take one path
+            lease = await self._open(call)
+            try:
+                reason = await self._serve(call, lease)
+            except Stopping as error:
+                await self._move(call, lease, error)
+                raise
+        except Stopping as error:
+            reason = "stopping"
+            await abort(context, error)
+        except TidegateError as error:
+            reason = "taken_over" if call.lease is not None and call.lease.ended is error else "protocol"
+            await abort(context, error)
+        except grpc.aio.InternalError:
+            pass  # a write failed because the call has ended: the client has disconnected
+        finally:
+            if call.lease is not None:
+                self._backend.release(call.lease, reason)
+                call.quota.leases.discard(call.lease)
+                call.lease.on_end = call.lease.on_durable = (
+                    None  # break the reference cycle, so that no collection is needed
+                )
+            self._remove(call)
+
+    async def PredictOne(self, request: pb.PredictOneRequest, context: Context) -> pb.PredictOneResponse:  # noqa: N802 - as above
+        """Runs one timestep of one stream; see the proto file."""
+        call = Call(context)  # so that `drain` waits for it
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            if self._stopping:
+                raise Stopping
+            return await self._predict_one.predict(request, self._quota(context))
+        except TidegateError as error:
+            await abort(context, error)
+        finally:
+            self._remove(call)
+
+    async def PredictBlocks(self, _: object, context: Context) -> None:  # noqa: N802 - named by the protocol
+        """Runs many streams; see the proto file."""
+        call = PredictBlocksCall(self._backend, context, self._quota(context), self._message_bytes_max)
+        self._calls.add(call)
+        self._idle.clear()
+        try:
+            if self._stopping:
+                raise Stopping
+            await call.serve()
+        except TidegateError as error:
+            await abort(context, error)
+        except grpc.aio.InternalError:
+            pass  # as above
+        finally:
+            self._remove(call)
+
+    def _remove(self, call: Call) -> None:
+        """Removes a call that has released its streams."""
+        self._left_unsaved += call.left_unsaved
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
+
+    def _quota(self, context: Context) -> StreamQuota:
+        """The quota of a connection, shared by its calls."""
+        quota = self._quotas.get(context.peer())
+        if quota is None:
+            quota = self._quotas[context.peer()] = StreamQuota(self._live_max)
+        return quota
+
+    async def _open(self, call: PredictCall) -> Lease:
+        """Reads the first message and opens the stream."""
+        message = await call.read()
+        if message is None:
+            raise WrongOrder("the call ended before its first message, expected an open")
+        request = wire.decode_request(message)
+        kind = request.WhichOneof("kind")
+        if kind is None:
+            raise _unknown_kind()
+        if kind != "open":
+            raise WrongOrder(f"the first message is {kind}, expected open")
+        open_message = request.open
+        if open_message.stream_id:
+            check_stream_id(open_message.stream_id)
+        call.sync = wire.decode_sync(open_message.durability)
+        call.client_buffer_max = open_message.kept_max or CLIENT_BUFFER_DEFAULT
+        call.output_format = wire.decode_output_format(open_message.output_format)
+        key = Key(DEFAULT_TENANT, open_message.stream_id)
+        with call.quota.reserve():
+            result = await self._backend.open(
+                key, open_message.model, open_message.version, wire.decode_open_options(open_message)
+            )
+        # No await may come between the open and this: from here on the call releases the lease when it ends.
+        lease = call.lease = result.lease
+        call.quota.leases.add(lease)
+        lease.on_end = call.on_lease_end
+        lease.on_durable = call.on_durable
+        call.reported_step = lease.durable_step
+        stream = lease.stream
+        model = self._backend.model(stream.slots.spec.name, stream.slots.spec.version)
+        await call.respond(
+            opened=pb.Opened(
+                stream_id=stream.key.stream_id,
+                kind=wire.OPEN_KINDS[result.kind],
+                next_step=result.next_step,
+                epoch=stream.epoch,
+                durable_step=lease.durable_step,
+                answers_remembered=result.answers_remembered,
+                owner_changed=result.owner_changed,
+                message_bytes_max=self._message_bytes_max,
+                model=wire.encode_model(model.spec, batch_invariant=model.batch_invariant),
+            )
+        )
+        return lease
+
+    async def _serve(self, call: PredictCall, lease: Lease) -> CloseReason:
+        """Answers timesteps until the stream is closed or the client half-closes. Returns the reason."""
+        queue = self._backend.queue(lease)
+        reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
+        while (message := await call.read()) is not None:
+            begun = perf_counter()
+            timestep = reader.read(message)
+            request = wire.decode_request(message) if timestep is None else None
+            if request is None or request.HasField("timestep"):
+                await call.write(await self._answer(call, lease, queue, timestep, request))
+                queue.observe_step(perf_counter() - begun)
+                if call.durable_is_due:  # it became durable while the answer was being sent
+                    await call.send_durable()
+            elif request.HasField("close"):
+                reason = await self._close(call, lease, request.close)
+                await self._wait_for_half_close(call)
+                return reason
+            elif request.HasField("open"):
+                raise WrongOrder(
+                    f"stream '{lease.stream.key.stream_id}' is open already, expected timesteps or a close"
+                )
+            else:
+                raise _unknown_kind()
+        # The client has half-closed. A cancelled call looks the same here, and is not delayed. After an OK the client
+        # may open the stream at any server, which knows only what is stored.
+        if lease.stream.slot >= 0:
+            await self._backend.wait_durable(lease, lease.stream.step)
+        return "disconnected"
+
+    async def _move(self, call: PredictCall, lease: Lease, stopping: Stopping) -> None:
+        """Sends `move` once the stream is stored. Raises what ended the lease meanwhile."""
+        if lease.stream.slot >= 0:
+            try:
+                await self._backend.wait_durable(lease, lease.stream.step)
+            except StoreBehind:
+                call.left_unsaved += 1
+        await call.respond(move=pb.Move(message=str(stopping)))
+
+    async def _answer(
+        self,
+        call: PredictCall,
+        lease: Lease,
+        queue: StepQueue,
+        timestep: Timestep | None,
+        request: pb.PredictRequest | None,
+    ) -> bytes:
+        """The answer to one timestep, or its refusal.
+
+        `timestep` is None when only protobuf could decode it; then `request` has it.
+        """
+        stream = lease.stream
+        step = timestep.step if timestep is not None else request.timestep.step if request is not None else 0
+        try:
+            if timestep is None:
+                assert request is not None
+                timestep = wire.decode_timestep(request.timestep)
+            if stream.slot < 0:
+                with call.quota.reserve(stream.slots.spec):
+                    await self._backend.wake(lease)
+            prediction = await queue.submit(lease, timestep)
+            if call.sync:
+                await self._backend.wait_durable(lease, prediction.step)
+        except (TimestepRefused, InvalidField, StoreUnavailable, TooManyStreams) as error:
+            if lease.ended is not None:
+                raise lease.ended from error
+            # A stream that could not be woken has no step at hand. The client knows it.
+            next_step = stream.step + 1 if stream.slot >= 0 else step
+            return wire.encode_refusal(error, step, next_step).SerializeToString()
+        durable_step = call.reported_step = lease.durable_step
+        if 2 * (prediction.step - durable_step) >= call.client_buffer_max:
+            self._backend.request_save(
+                lease
+            )  # else the client would have to wait for the next checkpoint when its buffer is full
+        if wire.as_numbers(call.output_format, request is not None and bool(request.timestep.numbers)):
+            message = wire.make_prediction(prediction, durable_step, stream.slots.spec, numbers=True)
+            return pb.PredictResponse(prediction=message).SerializeToString()
+        return wire.encode_prediction(prediction, durable_step)
+
+    async def _wait_for_half_close(self, call: PredictCall) -> None:
+        """Waits briefly until the client half-closes.
+
+        Raises WrongOrder when the client sends more, which would otherwise get lost without an error.
+        """
+        try:
+            async with asyncio.timeout(HALF_CLOSE_SECONDS):
+                message = await call.read()
+        except TimeoutError:
+            return
+        if message is not None:
+            raise WrongOrder("got a request after close, expected none: open the stream again to continue")
+
+    async def _close(self, call: PredictCall, lease: Lease, message: pb.Close) -> CloseReason:
+        """Closes the stream for the client, once it is stored."""
+        stream = lease.stream
+        if message.forget:
+            step = stream.step if stream.slot >= 0 else lease.durable_step
+            lease.on_end = None  # the call ends the lease itself
+            await self._backend.delete(lease)
+            await call.respond(closed=pb.Closed(step=step))
+            return "forgotten"
+        if stream.slot >= 0:
+            await self._backend.wait_durable(lease, stream.step)
+        await call.respond(closed=pb.Closed(step=lease.durable_step, durable_step=lease.durable_step))
+        return "closed"
+
+
+def add_to_server(native: TidegateServicer, server: Any) -> None:
+    """Registers the servicer with a grpc.aio server."""
+    pb_grpc.add_TidegateServiceServicer_to_server(native, server)
+    # These methods exchange bytes: `wire` encodes and decodes most of their messages without protobuf.
+    server.add_registered_method_handlers(
+        pb.DESCRIPTOR.services_by_name["TidegateService"].full_name,
+        {
+            "Predict": grpc.stream_stream_rpc_method_handler(native.Predict),
+            "PredictBlocks": grpc.stream_stream_rpc_method_handler(native.PredictBlocks),
+        },
+    )
+
+
+def _unknown_kind() -> InvalidField:
+    return InvalidField("kind", "got a request without one, expected timestep, open or close")

@@ -1,0 +1,326 @@
+"""Opens, wakes, releases and deletes streams for calls.
+
+`core.streams` decides what may happen. This module does it together with the batcher, the checkpointer and the store,
+in an order that loses nothing. The rules of this file:
+1. One task at a time opens, wakes or drops a stream: it holds `StreamRegistry.lock`. Meanwhile the stream is not
+   parked.
+2. The previous writer may save a stream until it is claimed. So a record that was read before the claim only decides
+   whether to claim. The stream continues from the record that the claim returned.
+3. A claim that has begun is completed, whether or not anybody waits for it. If nobody does, the stream is released.
+4. What the store returns is compared with what this process knows to be stored: see `runtime.stream_registry`.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from functools import partial
+
+from serving.core.block import Block
+from serving.core.errors import (
+    StateLost,
+    Stopping,
+    StreamNotFound,
+    TakenOver,
+    TidegateError,
+    TooManyStreams,
+)
+from serving.core.spec import Key
+from serving.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
+from serving.rpc.backend import CloseReason, ModelInfo, OpenResult
+from serving.runtime.batcher import Batcher
+from serving.runtime.crash_points import crash_point
+from serving.runtime.metrics import Metrics
+from serving.runtime.repository import Repository, ServedModel
+from serving.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
+from serving.store import Record, Residency, ResidencyUpdate, ScanFilter, Store, Tombstone
+
+log = logging.getLogger("tidegate.streams")
+
+# Nobody can guess 128 bits.
+STREAM_ID_BYTES = 16
+# When processes open one stream concurrently, one of them wins each time: a handful of tries is plenty.
+CLAIM_TRIES = 8
+NANOSECONDS = 1_000_000_000
+
+# The phase of a stream that no server has in memory, by its tombstone. A deleted stream may begin again.
+PHASE_BY_TOMBSTONE = {Tombstone.NONE: Phase.PARKED, Tombstone.EXPIRED: Phase.EXPIRED, Tombstone.DELETED: Phase.NEW}
+# What to look for in the store when streams in a phase are listed.
+WANTED = {Phase.LIVE: ScanFilter.HELD, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}
+
+
+class StreamService:
+    """Opens, wakes, releases and deletes streams.
+
+    Args:
+        repository: the models.
+        store: where checkpoints are kept.
+        metrics: the metrics of the process.
+        registry: the streams of this process.
+
+    """
+
+    def __init__(self, repository: Repository, store: Store, metrics: Metrics, registry: StreamRegistry) -> None:
+        self._repository = repository
+        self._store = store
+        self._metrics = metrics
+        self._registry = registry
+        self._streams = registry.streams
+        self._stopping = False
+        self.checkpointer = registry.checkpointer
+        self.peers = registry.peers
+
+    def __repr__(self) -> str:
+        return f"<Keeper {self._streams!r} {self._store!r}>"
+
+    async def open(self, key: Key, model: str, version: str, options: OpenOptions) -> OpenResult:
+        """Opens a stream: begins it, resumes it, or takes it over from another call.
+
+        Raises:
+            StreamRefused: the stream may not be opened this way; nothing has changed.
+            TakenOver: the client continues, and another owner has opened the stream since; nothing has changed.
+            CheckpointBroken: its stored state cannot be read; nothing has changed.
+            StoreUnavailable: the store cannot be reached.
+            Stopping: the server stops.
+
+        """
+        if not key.stream_id:
+            key = Key(key.tenant, secrets.token_urlsafe(STREAM_ID_BYTES))
+        try:
+            async with self._registry.lock(key):
+                opening = await self._open(key, model, version, options)
+        except Exception as error:
+            self._metrics.opened["refused"] += 1
+            if isinstance(error, StateLost):
+                self._registry.record_loss(error)
+            raise
+        self._metrics.opened[opening.kind.value] += 1
+        return opening
+
+    def acquire_idle(self, key: Key, model: str, version: str) -> Lease | None:
+        """Opens an idle stream; see `StreamRegistry.acquire_idle`."""
+        return self._registry.acquire_idle(key, model, version)
+
+    def release_to_idle(self, lease: Lease, *, opened: bool) -> None:
+        """Releases a stream that is likely to be opened again soon; see `StreamRegistry.release_to_idle`."""
+        if opened:
+            self._metrics.closed["closed"] += 1
+        self._registry.release_to_idle(lease)
+
+    async def wake(self, lease: Lease) -> None:
+        """Puts a parked stream that a call has open back into a slot.
+
+        Raises what ended the lease; or TooManyStreams, CheckpointBroken or StoreUnavailable, and then the stream stays
+        parked.
+        """
+        stream = lease.stream
+        async with self._registry.lock(stream.key):
+            if lease.ended is not None:
+                raise lease.ended
+            if stream.phase is Phase.LIVE:
+                return
+            record = await self._store.load(stream.key)
+            if is_ours(record, stream) and self._registry.may_expire(record.metadata):
+                # Announced before the load: another server could let the stream expire before it learns that it is
+                # live.
+                await self._store.set_residency([ResidencyUpdate(stream.key, stream.epoch, Residency.LIVE)])
+                record = await self._store.load(stream.key)
+            if not is_ours(record, stream) or record.metadata.step < lease.durable_step:
+                self._registry.drop_parked(stream, record)
+                assert lease.ended is not None
+                raise lease.ended
+            slot = self._acquire(self._repository.of(stream.slots), stream.key)
+            try:
+                self._streams.wake(stream, record.checkpoint, slot)
+                self.checkpointer.cancel_park(stream)
+            except BaseException:
+                stream.slots.release(slot)
+                raise
+            self.peers.announce(stream)
+
+    def model(self, name: str, version: str) -> ModelInfo:
+        """One model; ModelNotFound when it is not served."""
+        return self._repository.find(name, version).info
+
+    def queue(self, lease: Lease) -> Batcher:
+        """The queue for the timesteps of a stream."""
+        return self._repository.of(lease.stream.slots).batcher
+
+    def submit_block(self, block: Block) -> asyncio.Future[Block]:
+        """Queues timesteps of many streams; see `Batcher.submit_block`."""
+        return self._repository.of(block.slots).batcher.submit_block(block)
+
+    def request_save(self, lease: Lease) -> None:
+        """Has a stream stored at once; see `Checkpointer.request_save`."""
+        self.checkpointer.request_save(lease)
+
+    async def wait_durable(self, lease: Lease, step: int) -> None:
+        """Waits until a timestep is stored; see `Checkpointer.wait_durable`."""
+        await self.checkpointer.wait_durable(lease, step)
+
+    def observe_block(self, block: Block, seconds: float) -> None:
+        """Counts the timesteps of an answered block."""
+        self._repository.of(block.slots).metrics.step_seconds.observe(seconds, len(block))
+
+    def add_listener(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Calls `callback` whenever something was stored. Returns a function that ends this."""
+        self.checkpointer.listeners.append(callback)
+        return partial(self.checkpointer.listeners.remove, callback)
+
+    def release(self, lease: Lease, reason: CloseReason) -> None:
+        """Releases a stream, which is parked soon. Does nothing to the stream when the lease has ended."""
+        self._metrics.closed[reason] += 1
+        self._registry.release(lease)
+
+    async def delete(self, lease: Lease) -> None:
+        """Deletes the stream that a call has open. Raises what ended the lease when another server has the stream."""
+        stream = lease.stream
+        async with self._registry.lock(stream.key):
+            if lease.ended is not None:
+                raise lease.ended
+            record = await self._store.load(stream.key)
+            if is_ours(record, stream) and await self._store.delete(stream.key, stream.epoch):
+                self._registry.known_count -= 1
+                await self._registry.drop(stream, StreamNotFound(stream.key.stream_id))
+                return
+            await self._registry.drop(stream, self._registry.gone_error(stream, await self._store.load(stream.key)))
+            assert lease.ended is not None
+            raise lease.ended
+
+    async def close(self) -> None:
+        """Opens no more streams, and waits until every stream is stored."""
+        self._stopping = True
+        self._registry.idle_streams.clear()
+        await self.checkpointer.flush()
+        await self.peers.flush()
+        log.info("all streams stored")
+
+    async def _open(self, key: Key, model: str, version: str, options: OpenOptions) -> OpenResult:
+        for _ in range(CLAIM_TRIES):
+            if self._stopping:
+                raise Stopping
+            stream, record, status = await self._find(key)
+            if status is not None and status.phase is not Phase.NEW and model in ("", status.model.name):
+                served = self._repository.find(status.model.name, version or status.model.version)
+            else:
+                served = self._repository.find(model, version)
+            kind = decide_open(key, status, served.spec, options)
+            exists = status is not None and status.phase in (Phase.LIVE, Phase.PARKED)
+            with nullcontext(None) if exists else self._registry.reserve_new() as confirm:
+                lease = await self._finish_claim(self._claim(key, served, stream, record, options.owner))
+                if lease is not None and confirm is not None:
+                    confirm()
+            if lease is not None:
+                self._registry.mark_in_use(lease.stream)
+                changed = exists and status is not None and status.owner != options.owner
+                return OpenResult(lease, kind, lease.stream.step + 1, served.slots.answers, changed)
+        raise contention_error(key)
+
+    async def _find(self, key: Key) -> tuple[Stream | None, Record | None, StreamStatus | None]:
+        """What this process and the store have of a stream. Drops the stream here if another server owns it."""
+        record = await self._store.load(key)
+        stream = self._streams.find(key)
+        if stream is not None and record is None and await self._registry.restore(stream):
+            record = await self._store.load(key)
+        if stream is not None and not is_ours(record, stream):
+            await self._registry.drop(stream, self._registry.gone_error(stream, record))
+            stream = None
+        if lost := self._registry.find_loss(key, record):
+            raise lost
+        if record is None:
+            return None, None, None
+        head = record.metadata
+        if stream is not None and stream.phase is Phase.LIVE:
+            phase = Phase.LIVE if stream.lease is not None else Phase.PARKED
+            return stream, record, StreamStatus(phase, stream.step, stream.slots.spec.id, head.owner, head.epoch)
+        if stream is not None:  # parked while a call has it open: that call loses the stream
+            assert stream.lease is not None
+            if head.step < stream.lease.durable_step:
+                lost = StateLost(key.stream_id, head.step, stream.lease.durable_step)
+                self._streams.drop(stream, lost)
+                raise lost
+            return stream, record, StreamStatus(Phase.LIVE, head.step, head.model, head.owner, head.epoch)
+        return (
+            None,
+            record,
+            StreamStatus(PHASE_BY_TOMBSTONE[head.tombstone], head.step, head.model, head.owner, head.epoch),
+        )
+
+    async def _finish_claim(self, claim: Coroutine[None, None, Lease | None]) -> Lease | None:
+        """Completes a claim, whether or not the caller waits for it.
+
+        Else the store would know an owner that does not exist. And a live stream with an old epoch here and a new one
+        in the store would never be stored again.
+        """
+        task = asyncio.create_task(claim)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            try:
+                await asyncio.wait([task])  # nobody else opens the stream until then
+            finally:
+                task.add_done_callback(self._release_abandoned)
+            raise
+
+    def _release_abandoned(self, task: asyncio.Task[Lease | None]) -> None:
+        """Releases a stream that was claimed for a call that has ended meanwhile."""
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            log.error("a stream was not opened; its call had ended before: %s", error)
+        elif (lease := task.result()) is not None:
+            self._registry.release(lease)
+
+    async def _claim(
+        self, key: Key, served: ServedModel, stream: Stream | None, seen: Record | None, owner: str
+    ) -> Lease | None:
+        """Makes this process the only writer of the stream. Returns None when another server was faster."""
+        seen_epoch = seen.metadata.epoch if seen is not None else 0
+        if stream is not None and stream.phase is Phase.LIVE:
+            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
+            crash_point("during-take-over")
+            if record is None:
+                return None
+            self._registry.mark_in_use(stream)
+            # Between batches: a timestep that is running now is applied, and the new call continues after it.
+            take_over = partial(self._streams.take_over, stream, record.metadata.epoch, owner)
+            return await self._repository.of(stream.slots).batcher.run_between(take_over)
+        slot = self._acquire(served, key)
+        try:
+            record = await self._store.claim(key, seen_epoch, served.spec.id, owner)
+            crash_point("during-take-over")
+            if record is None:
+                served.slots.release(slot)
+                return None
+            return self._make_live(record, served, slot, seen)
+        except BaseException:  # the store is unreachable, or the record does not fit
+            served.slots.release(slot)
+            raise
+
+    def _make_live(self, record: Record, served: ServedModel, slot: int, seen: Record | None) -> Lease:
+        """Makes a stream live from the record that the claim returned."""
+        head = record.metadata
+        try:
+            parked = self._streams.find(head.key)
+            if parked is not None:
+                self._streams.drop(parked, TakenOver(head.key.stream_id, head.epoch))
+            _check_not_older(record, seen)
+            if record.checkpoint is not None:
+                return self._streams.resume(record.checkpoint, served.slots, slot, head.epoch, head.owner)
+            return self._streams.begin(head.key, served.slots, slot, head.epoch, head.owner)
+        except TidegateError:
+            self.peers.announce_update(ResidencyUpdate(head.key, head.epoch, Residency.RELEASED))
+            raise
+
+    def _acquire(self, served: ServedModel, key: Key) -> int:
+        if served.slots.full:
+            raise TooManyStreams("live", served.slots.capacity, RETRY_AFTER_MS)
+        return served.slots.acquire(key)
+
+
+def _check_not_older(record: Record, seen: Record | None) -> None:
+    """Raises StateLost when the store returns less of a stream than before."""
+    head = record.metadata
+    if seen is not None and not seen.metadata.tombstone and head.step < seen.metadata.step:
+        raise StateLost(head.key.stream_id, head.step, seen.metadata.step)
