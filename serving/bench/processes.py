@@ -126,11 +126,11 @@ class ClientProcesses:
                 env={**os.environ, "PYTHONPATH": path},
             )
 
-    def _shut_down(self, open_timeout_s: float) -> None:
+    def _shut_down(self, timeout_s: float) -> None:
         """Closes the pipes, upon which the processes end. Kills those that do not end in time."""
         for connection in self._processes:
             connection.close()
-        deadline = time.monotonic() + open_timeout_s
+        deadline = time.monotonic() + timeout_s
         for process in self._processes.values():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))

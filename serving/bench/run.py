@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -114,9 +114,8 @@ class BenchRun:
         with ProgressDisplay(self._console, self._plan) as display:
             ready = processes.open(self._tasks)
             if not ready.streams and not processes.stopped():
-                deque(
-                    processes.collect_reports(processes.start_load(0.0, 0.0), lambda _: None, lambda: math.inf), 0
-                )  # lets the processes finish this run
+                # Lets the processes finish this run.
+                list(processes.collect_reports(processes.start_load(0.0, 0.0), lambda _: None, lambda: math.inf))
                 reasons = ", ".join(ready.refused)
                 raise BenchFailed(
                     f"server {self._plan.address}: no stream could be opened: {reasons}: {ready.first_error}"

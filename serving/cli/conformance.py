@@ -66,7 +66,7 @@ def conformance(
             with suppress(KeyboardInterrupt):
                 asyncio.run(runner.serve_scenarios(names, level, address, _print_address, _print_result))
             return
-        violations = asyncio.run(runner.check_program(command, names, level, address, lambda *_: None))
+        violations = asyncio.run(runner.check_program(command, names, level, address))
     except RuntimeError as error:
         raise CommandError(f"port: {address} cannot be listened on: {error}", EXIT_START_FAILED) from None
     _print_table(names, violations)

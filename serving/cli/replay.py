@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ class ReplayedSeries:
     scorer: ForecastScorer | None
 
 
+@dataclass
 class Replay:
     """One run of `tidegate stream`.
 
@@ -55,26 +56,17 @@ class Replay:
     several that the column `group` tells apart. They are sent one after another, `limit` rows of each.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        connection: ConnectionSettings,
-        *,
-        model: str,
-        version: str,
-        stream_id: str,
-        group: str,
-        rate: float,
-        limit: int,
-    ) -> None:
-        self.file = file
-        self.connection = connection
-        self.model = model
-        self.version = version
-        self.stream_id = stream_id
-        self.group = group
-        self.rate = rate
-        self.limit = limit
+    file: Path
+    connection: ConnectionSettings
+    _: KW_ONLY
+    model: str
+    version: str
+    stream_id: str
+    group: str
+    rate: float
+    limit: int
+
+    def __post_init__(self) -> None:
         self.console = Console()
 
     async def run(self, *, out: Path | None, plot: Path | None, scores: Path | None) -> None:

@@ -13,7 +13,7 @@ from serving.conformance.scenarios import SCENARIOS
 from serving.conformance.server import serve
 
 # The number of programs that run at the same time. Each uses a core while it starts.
-TOGETHER_MAX = 4
+PROGRAMS_MAX = 4
 # The time limit for a scenario: twice the 10 s that a client may wait, and reserve for a slow machine.
 SECONDS_MAX = 60.0
 # The time limit for the end of a program after its stream has ended.
@@ -33,28 +33,19 @@ def select_scenarios(level: str, only: str) -> list[str]:
     return names
 
 
-async def check_program(
-    command: Sequence[str],
-    names: Sequence[str],
-    level: str,
-    address: str,
-    on_result: Callable[[str, list[Violation]], None],
-) -> Violations:
+async def check_program(command: Sequence[str], names: Sequence[str], level: str, address: str) -> Violations:
     """Runs a program through scenarios, each in its own process. Returns the violations of each."""
     runs = {name: ScenarioRun(level, SCENARIOS[name].rows) for name in names}
-    violations_by_scenario: Violations = {}
-    room = asyncio.Semaphore(TOGETHER_MAX)
+    semaphore = asyncio.Semaphore(PROGRAMS_MAX)
 
-    async def one(name: str) -> None:
-        async with room:
-            await _play_with_program(command, name, runs[name], at)
-        violations_by_scenario[name] = runs[name].violations
-        on_result(name, violations_by_scenario[name])
+    async def play(name: str) -> None:
+        async with semaphore:
+            await _play_with_program(command, name, runs[name], actual_address)
 
-    async with serve(runs, address) as at, asyncio.TaskGroup() as group:
+    async with serve(runs, address) as actual_address, asyncio.TaskGroup() as group:
         for name in names:
-            group.create_task(one(name))
-    return violations_by_scenario
+            group.create_task(play(name))
+    return {name: run.violations for name, run in runs.items()}
 
 
 async def serve_scenarios(
@@ -67,7 +58,7 @@ async def serve_scenarios(
     """Serves scenarios to any client until cancelled, and reports each that has ended. A scenario can be played again."""
     runs: dict[str, ScenarioRun] = {}
 
-    async def again(name: str) -> None:
+    async def play_forever(name: str) -> None:
         while True:
             run = runs[name] = ScenarioRun(level, SCENARIOS[name].rows)
             await run.started.wait()
@@ -76,10 +67,10 @@ async def serve_scenarios(
 
     async with asyncio.TaskGroup() as group:
         for name in names:
-            group.create_task(again(name))
+            group.create_task(play_forever(name))
         await asyncio.sleep(0)
-        async with serve(runs, address) as at:
-            on_ready(at)
+        async with serve(runs, address) as actual_address:
+            on_ready(actual_address)
             await asyncio.Event().wait()
 
 
@@ -88,13 +79,10 @@ async def _run_script(name: str, run: ScenarioRun) -> None:
     try:
         await SCENARIOS[name].play(run)
     except CallEnded:
-        left = "the client ended before the scenario did"
-        run.add_violation(
-            "finish",
-            left
-            if run.client_exited.is_set()
-            else "the client ended its call, or did something that the script does not expect",
-        )
+        detail = "the client ended its call, or did something that the script does not expect"
+        if run.client_exited.is_set():
+            detail = "the client ended before the scenario did"
+        run.add_violation("finish", detail)
     finally:
         run.finish()
 
@@ -109,9 +97,9 @@ async def _play_with_program(command: Sequence[str], name: str, run: ScenarioRun
         await asyncio.wait([output, script], return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS_MAX)
         if output.done():
             run.client_exited.set()  # the script stops waiting
-        rest = END_SECONDS if output.done() or run.violations else LEAVE_SECONDS
-        _, late = await asyncio.wait([output, script], timeout=rest)
-        if late:
+        timeout = END_SECONDS if output.done() or run.violations else LEAVE_SECONDS
+        _, pending = await asyncio.wait([output, script], timeout=timeout)
+        if pending:
             run.add_violation("finish", "the scenario did not end in time")
         else:
             out, err = output.result()

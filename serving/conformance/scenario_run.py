@@ -24,11 +24,11 @@ START_SECONDS = 30.0
 # 10 s, for which a script waits explicitly.
 NEXT_SECONDS = 15.0
 # The same after a violation: often nothing more comes.
-BROKEN_SECONDS = 2.0
+AFTER_VIOLATION_SECONDS = 2.0
 # How long a script watches for something that must not happen.
-QUIET_SECONDS = 0.3
+WATCH_SECONDS = 0.3
 # The time limit for the end of the call after the close.
-LEAVE_SECONDS = 2.0
+END_OF_CALL_SECONDS = 2.0
 
 
 class CallEnded(Exception):
@@ -93,20 +93,20 @@ class ScenarioRun:
 
     async def wait_for_item(self, queue: "asyncio.Queue[Item]", seconds: float) -> Item | None:
         """Waits for an item of a queue. Returns None after the time limit, or when the client has ended and nothing is left."""
-        item, left = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.client_exited.wait())
+        item, exited = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.client_exited.wait())
         try:
-            await asyncio.wait([item, left], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([item], timeout=min(seconds, QUIET_SECONDS) if left.done() else 0)
+            await asyncio.wait([item, exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([item], timeout=min(seconds, WATCH_SECONDS) if exited.done() else 0)
             return item.result() if item.done() else None
         finally:
             item.cancel()
-            left.cancel()
+            exited.cancel()
 
     @property
     def next_seconds(self) -> float:
         """The time limit for the next action of the client."""
         if self.violations:
-            return BROKEN_SECONDS
+            return AFTER_VIOLATION_SECONDS
         return NEXT_SECONDS if self.started.is_set() else START_SECONDS
 
     async def next_call(self, seconds: float = 0.0) -> "Call":
@@ -128,7 +128,7 @@ class ScenarioRun:
         await call.send_opened(len(self.applied) + 1 if next_step is None else next_step, window=window)
         return call
 
-    async def wait_for_open(self, seconds: float = QUIET_SECONDS) -> "Call | None":
+    async def wait_for_open(self, seconds: float = WATCH_SECONDS) -> "Call | None":
         """Returns the next call, if one comes within the time."""
         return await self.wait_for_item(self.calls, seconds)
 
@@ -140,7 +140,7 @@ class ScenarioRun:
 
     async def expect_no_call(self) -> None:
         """Checks that the client makes no more calls of `PredictOne`."""
-        if await self.wait_for_item(self.single_calls, QUIET_SECONDS) is not None:
+        if await self.wait_for_item(self.single_calls, WATCH_SECONDS) is not None:
             self.add_violation("no-reopen-when-lost", f"a call came after {self.lost_reason}")
 
     async def serve_rest(self, call: "Call") -> None:
@@ -326,7 +326,7 @@ class Call(ABC):
         run.durable = max(run.durable, durable)
         await self.write(closed=pb.Closed(step=len(run.applied), durable_step=durable))
         self._closing_expected = True
-        await self.wait_for_end(LEAVE_SECONDS)
+        await self.wait_for_end(END_OF_CALL_SECONDS)
         self.finish()
 
     async def end(self, code: str, reason: str = "", action: str = "", retry_s: float = 0.0) -> None:
