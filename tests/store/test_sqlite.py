@@ -1,6 +1,6 @@
-"""What is particular to SQLite: what survives a kill, what processes do to each other, and what is said when the disk fails."""
+"""Tests for SQLite only: what survives a kill, how processes affect each other, and the errors when the disk fails."""
 
-# ruff: noqa: ASYNC221, ASYNC240 (a test has its event loop for itself)
+# ruff: noqa: ASYNC221, ASYNC240 (a test does not share its event loop)
 
 import asyncio
 import os
@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving.store.database import Database, _after_all
-from serving.store.file import File
 
 from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
 from serving.store import SqliteStore, encode
-from serving.store import file as file_module
 from serving.store import sqlite as sqlite_module
-from tests.store.support import MODEL, PATIENCE_S, checkpoint, claim, key, python, scan
+from serving.store import sqlite_file as file_module
+from serving.store.sqlite_database import Database, _after_all
+from serving.store.sqlite_file import SqliteFile
+from tests.store.support import MODEL, PROCESS_TIMEOUT_S, checkpoint, claim, key, python, scan
 
 OPEN = """
 import asyncio, sys
@@ -40,13 +40,13 @@ store = SqliteStore(Path(sys.argv[1]))
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the file is to be."""
+    """The path of the file."""
     return tmp_path / "streams.db"
 
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[SqliteStore]:
-    """An open, empty store, which waits for locks only briefly."""
+    """An open, empty store that waits for locks only briefly."""
     store = SqliteStore(path, busy_timeout_s=0.05)
     await store.start()
     yield store
@@ -54,16 +54,16 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[File]:
-    """The files that stores open, the last one last; use one only while its store is idle."""
-    files: list[File] = []
-    prepare = File._prepare
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[SqliteFile]:
+    """The files that stores have opened, the last one last. Use one only while its store is idle."""
+    files: list[SqliteFile] = []
+    prepare = SqliteFile._prepare
 
-    def noted(self: File) -> None:
+    def noted(self: SqliteFile) -> None:
         prepare(self)
         files.append(self)
 
-    monkeypatch.setattr(File, "_prepare", noted)
+    monkeypatch.setattr(SqliteFile, "_prepare", noted)
     return files
 
 
@@ -74,29 +74,29 @@ class Gate:
         self.transactions = 0
         self._entered = threading.Event()
         self._open = threading.Event()
-        transaction = File.transaction
+        transaction = SqliteFile.transaction
 
         @contextmanager
-        def gated(file: File) -> Iterator[None]:
+        def gated(file: SqliteFile) -> Iterator[None]:
             self.transactions += 1
             self._entered.set()
-            assert self._open.wait(PATIENCE_S)
+            assert self._open.wait(PROCESS_TIMEOUT_S)
             with transaction(file):
                 yield
 
-        monkeypatch.setattr(File, "transaction", gated)
+        monkeypatch.setattr(SqliteFile, "transaction", gated)
 
     async def held(self) -> None:
-        """Returns when a transaction waits at the gate."""
-        await asyncio.to_thread(self._entered.wait, PATIENCE_S)
+        """Waits until a transaction waits at the gate."""
+        await asyncio.to_thread(self._entered.wait, PROCESS_TIMEOUT_S)
 
     def open(self) -> None:
-        """Lets all through from now on."""
+        """Lets all transactions through."""
         self._open.set()
 
 
-async def refusal(call: Any) -> str:
-    """What a call says when it finds the store unavailable; never a traceback, and always in one line."""
+async def refusal_error(call: Any) -> str:
+    """The message of the StoreUnavailable error of a call; never a traceback, always one line."""
     with pytest.raises(StoreUnavailable) as refused:
         await call
     text = str(refused.value)
@@ -109,7 +109,7 @@ async def refusal(call: Any) -> str:
 
 
 async def test_what_waits_is_committed_together(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operations that queue while a commit is under way share the next one."""
+    """Operations that are queued during a commit share the next one."""
     gate = Gate(monkeypatch)
     calls = [asyncio.create_task(claim(store, key("first"), 0, MODEL))]
     await gate.held()
@@ -121,7 +121,7 @@ async def test_what_waits_is_committed_together(store: SqliteStore, monkeypatch:
 
 
 async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claims and saves of one stream that share a commit see each other, the first first."""
+    """Claims and saves of one stream in one commit take effect in order."""
     gate = Gate(monkeypatch)
     first = asyncio.create_task(claim(store, key("first"), 0, MODEL))
     await gate.held()
@@ -132,7 +132,7 @@ async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, m
         asyncio.create_task(store.save([checkpoint("a", 1, step=2)])),
         asyncio.create_task(claim(store, key("a"), 1, MODEL)),
         asyncio.create_task(store.save([checkpoint("a", 1, step=3)])),
-        asyncio.create_task(store.forget(key("a"), 1)),
+        asyncio.create_task(store.delete(key("a"), 1)),
     ]
     await asyncio.sleep(0)
     gate.open()
@@ -143,8 +143,8 @@ async def test_a_stream_twice_in_a_commit_is_done_in_order(store: SqliteStore, m
     assert record.checkpoint == checkpoint("a", 1, step=2)
 
 
-async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[File], path: Path) -> None:
-    """A save of a thousand streams is one statement, and a look at them one for each 256, not one a row."""
+async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[SqliteFile], path: Path) -> None:
+    """A save of a thousand streams is one statement, and a load of them one for every 256."""
     another = SqliteStore(path)
     await another.start()
     keys = [key(str(place)) for place in range(1000)]
@@ -155,18 +155,18 @@ async def test_many_rows_are_few_statements(store: SqliteStore, opened: list[Fil
     assert [statement.split()[0] for statement in statements] == ["BEGIN", "UPDATE", "COMMIT"]
     statements.clear()
     records = await asyncio.gather(*(another.load(each) for each in keys))
-    assert [record and record.head.key for record in records] == keys
+    assert [record and record.metadata.key for record in records] == keys
     assert len(statements) <= 5  # the first may be taken before the others are there
     await another.close()
 
 
 async def test_a_bad_operation_fails_alone(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operations that share a commit with one that cannot be done are done; that one fails with its own error."""
+    """An operation that fails does not fail the others in its commit. It fails with its own error."""
     gate = Gate(monkeypatch)
     first = asyncio.create_task(claim(store, key("first"), 0, MODEL))
     await gate.held()
     calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(20)]
-    calls.insert(7, asyncio.create_task(claim(store, key("\ud800"), 0, MODEL)))  # no text that UTF-8 can hold
+    calls.insert(7, asyncio.create_task(claim(store, key("\ud800"), 0, MODEL)))  # not a text that UTF-8 can encode
     await asyncio.sleep(0)
     gate.open()
     results = await asyncio.gather(*calls, return_exceptions=True)
@@ -176,7 +176,7 @@ async def test_a_bad_operation_fails_alone(store: SqliteStore, monkeypatch: pyte
 
 
 async def test_a_cancelled_caller_harms_no_one(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others of a commit are answered when one of them has gone, before or while it runs."""
+    """The others of a commit get their results when one caller has gone, before or during the commit."""
     gate = Gate(monkeypatch)
     runs = asyncio.create_task(claim(store, key("runs"), 0, MODEL))
     await gate.held()
@@ -187,40 +187,40 @@ async def test_a_cancelled_caller_harms_no_one(store: SqliteStore, monkeypatch: 
     waits.cancel()
     await asyncio.gather(runs, waits, return_exceptions=True)
     gate.open()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PROCESS_TIMEOUT_S):
         assert await stays == 1
     assert repr(store).endswith(": 0 operations waiting>")
 
 
 async def test_a_full_queue_refuses_at_once(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation more than may wait is refused while the others wait on."""
+    """One operation more than may wait is refused. The others stay queued."""
     monkeypatch.setattr(sqlite_module, "QUEUE_MAX", 2)
     gate = Gate(monkeypatch)
     calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(2)]
     await asyncio.sleep(0)
-    assert "2 operations wait for the disk" in await refusal(claim(store, key("late"), 0, MODEL))
+    assert "2 operations wait for the disk" in await refusal_error(claim(store, key("late"), 0, MODEL))
     gate.open()
     assert await asyncio.gather(*calls) == [1, 1]
     assert await claim(store, key("late"), 0, MODEL) == 1
 
 
 async def test_close_does_what_still_waits(path: Path) -> None:
-    """Operations queued before close are done; later ones are refused."""
+    """Operations that were queued before close are completed. Later ones are refused."""
     store = SqliteStore(path)
     await store.start()
     calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(100)]
     await asyncio.sleep(0)
     await store.close()
     assert await asyncio.gather(*calls) == [1] * 100
-    assert "is not open" in await refusal(claim(store, key("a"), 0, MODEL))
+    assert "is not open" in await refusal_error(claim(store, key("a"), 0, MODEL))
     assert "tidegate-store" not in {thread.name for thread in threading.enumerate()}
 
 
 # --- what survives
 
 
-async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[File], path: Path) -> None:
-    """Files are opened so that a commit is on disk when it returns, and the cache is bounded."""
+async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[SqliteFile], path: Path) -> None:
+    """A commit is on disk when it returns, and the cache is bounded."""
     another = SqliteStore(path)
     await another.start()
     ask = opened[-1].connection.execute
@@ -233,7 +233,7 @@ async def test_a_commit_waits_for_the_disk(store: SqliteStore, opened: list[File
 
 
 async def test_what_was_saved_survives_a_kill(path: Path) -> None:
-    """A process that is killed while it saves without pause loses nothing that it was told is saved."""
+    """A process that is killed during continuous saves loses nothing that was acknowledged."""
     script = (
         OPEN
         + """
@@ -254,13 +254,13 @@ asyncio.run(main())
         for _ in range(20):
             told = int(process.stdout.readline())
         process.kill()
-        told = max([told, *map(int, process.stdout.read().split())])  # what it said before it died
+        told = max([told, *map(int, process.stdout.read().split())])  # what it printed before it died
     store = SqliteStore(path)
     await store.start()
     records = [await store.load(key(str(place))) for place in range(50)]
     steps = {record.checkpoint.step for record in records if record and record.checkpoint}
     assert len(records) == 50
-    assert steps in ({told}, {told + 1})  # all of one commit, perhaps of the one that was not yet told
+    assert steps in ({told}, {told + 1})  # all of one commit, perhaps of the one that was not acknowledged
     await store.close()
 
 
@@ -268,7 +268,7 @@ asyncio.run(main())
 
 
 def test_processes_that_begin_a_file_together_share_it(path: Path) -> None:
-    """Processes that start at once on a file that is not there yet all open it, and each stream gets one first owner."""
+    """Processes that create a file at the same time all open it, and each stream gets one first owner."""
     script = (
         OPEN
         + """
@@ -292,12 +292,12 @@ asyncio.run(main())
             process.stdin.write("go\n")
             process.stdin.flush()
         won = [list(map(int, process.stdout.readline().split())) for process in processes if process.stdout]
-        assert [process.wait(PATIENCE_S) for process in processes] == [0, 0, 0]
+        assert [process.wait(PROCESS_TIMEOUT_S) for process in processes] == [0, 0, 0]
     assert sorted(place for places in won for place in places) == list(range(200))
 
 
 async def test_another_process_that_begins_the_file_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that finds a new file locked by who is just making it waits, where SQLite itself would not."""
+    """A store waits for a new file that another process creates, where SQLite itself would fail."""
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     monkeypatch.setattr(file_module.time, "sleep", lambda _: other.in_transaction and other.execute("ROLLBACK"))
@@ -309,11 +309,11 @@ async def test_another_process_that_begins_the_file_is_waited_for(path: Path, mo
 
 
 def test_a_file_that_is_just_made_is_not_taken_for_a_foreign_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another process writes into a new file between two looks at it is not seen half."""
+    """A file that another process creates between two reads is never seen in part."""
 
     class Watched(sqlite3.Connection):
         def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
-            if sql == "PRAGMA user_version":  # the second look
+            if sql == "PRAGMA user_version":  # the second read
                 with monkeypatch.context() as unwatched, suppress(StoreUnavailable):  # it may have to wait for us
                     unwatched.setattr(sqlite3, "connect", connect)
                     Database(path, 1, time.time_ns, 0.01).close()
@@ -325,16 +325,16 @@ def test_a_file_that_is_just_made_is_not_taken_for_a_foreign_one(path: Path, mon
 
 
 async def test_a_frozen_process_is_fenced_when_it_wakes(store: SqliteStore, path: Path) -> None:
-    """A process that slept through a take-over cannot save or forget, and is told so."""
+    """A process that was suspended during a take-over can neither save nor delete."""
     script = (
         OPEN
         + """
 async def main():
     await store.start()
     a = Key("default", "a")
-    print((await store.claim(a, 0, MODEL, "")).head.epoch, flush=True)
+    print((await store.claim(a, 0, MODEL, "")).metadata.epoch, flush=True)
     sys.stdin.readline()
-    print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.forget(a, 1), flush=True)
+    print(await store.save([Checkpoint(a, 1, 9, MODEL, 4, b"late")]), await store.delete(a, 1), flush=True)
     await store.close()
 asyncio.run(main())
 """
@@ -354,11 +354,14 @@ asyncio.run(main())
 
 
 async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) -> None:
-    """While another process holds the lock, writes fail after the time-out and reads go on; then all is well again."""
+    """While another process holds the lock, writes fail after the timeout and reads work.
+
+    Then everything works again.
+    """
     await claim(store, key("a"), 0, MODEL)
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        text = await refusal(store.save([checkpoint("a")]))
+        text = await refusal_error(store.save([checkpoint("a")]))
         assert (
             text == f"store sqlite://{path}: another process held its lock for more than 0.05 s; see who with `fuser`"
         )
@@ -369,13 +372,13 @@ async def test_a_lock_is_waited_for_and_named(store: SqliteStore, path: Path) ->
 
 
 async def test_a_lock_fails_all_that_wait_for_it_at_once(
-    opened: list[File], store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: list[SqliteFile], store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Operations that share a commit look for the lock together, more than once, and wait for it no longer than one would."""
+    """Operations in one commit wait for the lock together, with several tries, and no longer than one operation would."""
     gate = Gate(monkeypatch)
     calls = [asyncio.create_task(claim(store, key(str(place)), 0, MODEL)) for place in range(100)]
     await gate.held()
-    opened[-1].busy_timeout_s = 2  # forty looks at the lock, of which a busy machine takes some
+    opened[-1].busy_timeout_s = 2  # forty tries, of which a busy machine misses some
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         gate.open()
@@ -389,8 +392,8 @@ async def test_a_lock_fails_all_that_wait_for_it_at_once(
 
 
 @pytest.mark.parametrize("full", ["database", "disk"])
-async def test_a_full_disk_is_named(full: str, opened: list[File], path: Path) -> None:
-    """When there is no room, a save fails, all that was saved before stays, and the store works again once there is."""
+async def test_a_full_disk_is_named(full: str, opened: list[SqliteFile], path: Path) -> None:
+    """When the disk is full, a save fails and saved state stays. The store works again once there is room."""
     if full == "disk":
         mount_small_disk(path.parent)
     store = SqliteStore(path)
@@ -401,7 +404,9 @@ async def test_a_full_disk_is_named(full: str, opened: list[File], path: Path) -
         await claim(store, key("a"), 0, MODEL)
         await claim(store, key("b"), 0, MODEL)
         assert await store.save([checkpoint("a", step=1)]) == [True]
-        text = await refusal(store.save([checkpoint("a", step=2), checkpoint("b", step=2, payload=bytes(2 << 20))]))
+        text = await refusal_error(
+            store.save([checkpoint("a", step=2), checkpoint("b", step=2, payload=bytes(2 << 20))])
+        )
         assert (
             text
             == f"store sqlite://{path}: the disk is full; nothing was written: make room on the file system of {path.parent}"
@@ -421,16 +426,16 @@ async def test_a_full_disk_is_named(full: str, opened: list[File], path: Path) -
 
 
 def mount_small_disk(folder: Path) -> None:
-    """Puts a disk of a megabyte in the place of a folder; skips where that is not allowed."""
+    """Mounts a disk of a megabyte over a folder; skips where that is not allowed."""
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
     if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("needs to be allowed to mount a tmpfs; the same is tested with SQLite's own limit")
 
 
 async def test_room_for_the_small_is_used(
-    store: SqliteStore, opened: list[File], path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, opened: list[SqliteFile], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operation for which there is no room does not fail those that share its commit and fit."""
+    """An operation without room on the disk does not fail those in its commit that fit."""
     another = SqliteStore(path)
     await another.start()
     opened[-1].connection.execute("PRAGMA max_page_count = 100")
@@ -442,14 +447,14 @@ async def test_room_for_the_small_is_used(
     small = [asyncio.create_task(claim(another, key(str(place)), 0, MODEL)) for place in range(10)]
     await asyncio.sleep(0)
     gate.open()
-    assert "the disk is full" in await refusal(big)
+    assert "the disk is full" in await refusal_error(big)
     assert await asyncio.gather(first, *small) == [1] * 11
     await another.close()
 
 
 @pytest.fixture
 def as_nobody() -> Iterator[Callable[[], None]]:
-    """Makes this process one that may write only where all may, if it is root, until the test ends."""
+    """Drops the rights of root until the test ends."""
     was = os.geteuid()
     yield lambda: os.seteuid(65534) if was == 0 else None
     os.seteuid(was)
@@ -457,8 +462,8 @@ def as_nobody() -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("begun", [False, True], ids=["empty", "with a file"])
 async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], None]) -> None:
-    """A folder that may not be written is refused at the start, with the folder, whether the file is there or not."""
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders cannot even be entered by nobody
+    """Start refuses a folder that cannot be written, and names it, whether the file exists or not."""
+    with tempfile.TemporaryDirectory() as name:  # the user nobody cannot even enter pytest's own folders
         folder = Path(name)
         store = SqliteStore(folder / "streams.db")
         if begun:
@@ -467,7 +472,7 @@ async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], 
         folder.chmod(0o555)
         as_nobody()
         try:
-            text = await refusal(store.start())
+            text = await refusal_error(store.start())
         finally:
             os.seteuid(os.getuid())
             folder.chmod(0o755)
@@ -476,9 +481,9 @@ async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], 
 
 
 async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    """A file in a folder that is not there is refused with the folder, and opens once it is."""
+    """Start refuses a file in a missing folder, and names the folder. It works once the folder exists."""
     store = SqliteStore(tmp_path / "no" / "streams.db")
-    assert f"cannot be opened; {tmp_path}/no must exist" in await refusal(store.start())
+    assert f"cannot be opened; {tmp_path}/no must exist" in await refusal_error(store.start())
     (tmp_path / "no").mkdir()
     await store.start()
     assert await store.count() == 0
@@ -486,44 +491,46 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
-    """A file of another kind is refused by name and not touched."""
+    """Start refuses a file that is not a database, and does not change it."""
     path.write_bytes(b"precious notes\n" * 1000)
-    assert await refusal(SqliteStore(path).start()) == (
+    assert await refusal_error(SqliteStore(path).start()) == (
         f"store sqlite://{path}: is not a SQLite database; name another file, or put a backup in its place"
     )
     assert path.read_bytes() == b"precious notes\n" * 1000
 
 
 async def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
-    """A database that holds something else is refused by name and not touched."""
+    """Start refuses the database of another program, and does not change it."""
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE notes (text)")
     other.close()
     before = path.read_bytes()
-    assert "is a database of another program" in await refusal(SqliteStore(path).start())
+    assert "is a database of another program" in await refusal_error(SqliteStore(path).start())
     assert path.read_bytes() == before
 
 
 async def test_a_newer_schema_is_named(path: Path) -> None:
-    """A file that a newer server has written is refused with both numbers."""
+    """Start refuses a file of a newer server, with both schema numbers."""
     store = SqliteStore(path)
     await store.start()
     await store.close()
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
     other.close()
-    assert "its schema 7 is newer than 3, the newest that this server knows; update" in await refusal(store.start())
+    assert "its schema 7 is newer than 3, the newest that this server knows; update" in await refusal_error(
+        store.start()
+    )
 
 
 async def test_an_old_sqlite_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that lacks what is needed is refused with both versions."""
+    """Start refuses an SQLite library that is too old, with both versions."""
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
-    assert "SQLite is 3.26.0, expected 3.38.0 or newer" in await refusal(SqliteStore(path).start())
+    assert "SQLite is 3.26.0, expected 3.38.0 or newer" in await refusal_error(SqliteStore(path).start())
 
 
 async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
-    """Streams on damaged pages are unavailable, with what to do; those beside them in a batch are loaded as ever."""
+    """Streams on damaged pages are unavailable, and the error says what to do. Others in the same commit are loaded."""
     store = SqliteStore(path)
     await store.start()
     await asyncio.gather(*(claim(store, key(str(place)), 0, MODEL) for place in range(200)))
@@ -554,7 +561,7 @@ async def test_a_damaged_page_is_named_and_the_rest_served(path: Path) -> None:
 async def test_a_bad_record_is_named_and_can_be_dropped(
     store: SqliteStore, path: Path, record: bytes, message: str
 ) -> None:
-    """A record that somebody spoiled is never a fresh stream: load names file and stream, and forget still works."""
+    """A damaged record is never a new stream: the error of load names file and stream, and delete still works."""
     await claim(store, key("a"), 0, MODEL)
     await store.save([checkpoint("a")])
     with sqlite3.connect(path) as other:
@@ -563,12 +570,12 @@ async def test_a_bad_record_is_named_and_can_be_dropped(
     with pytest.raises(CheckpointBroken, match=f"{path}: stream 'a': record: .*{message}"):
         await store.load(key("a"))
     [head] = await scan(store, "default", "", "", 1)
-    assert await store.forget(key("a"), head.epoch)
+    assert await store.delete(key("a"), head.epoch)
 
 
 @pytest.mark.parametrize("ending", ["", "-wal"])
 async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path, ending: str) -> None:
-    """When the file or its WAL is removed while in use, saves fail: SQLite would keep them where no restart finds them."""
+    """When the file or its WAL is removed while in use, saves fail: SQLite would write where no restart finds it."""
     await claim(store, key("a"), 0, MODEL)
     assert await store.save([checkpoint("a")]) == [True]
     path.with_name(path.name + ending).unlink()
@@ -577,7 +584,7 @@ async def test_a_file_that_is_gone_takes_nothing(store: SqliteStore, path: Path,
 
 
 async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is saved, the WAL is moved into the file before it has grown by another limit."""
+    """However much is saved, the WAL is copied into the file before it exceeds twice its limit."""
     for place in range(40):
         await claim(store, key(str(place)), 0, MODEL)
     limit = file_module.WAL_BYTES
@@ -587,14 +594,14 @@ async def test_the_wal_stays_small(store: SqliteStore, path: Path, monkeypatch: 
 
 
 async def test_a_file_keeps_the_pages_that_it_was_made_with(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new one has large pages; one that is there goes on with its own, and its WAL is as large in bytes."""
+    """A new file has large pages. An existing file keeps its page size, and its WAL has the same limit in bytes."""
     made = []
     for page_bytes in (file_module.PAGE_BYTES, 4096):
         of_these = path.with_name(f"{page_bytes}.db")
         monkeypatch.setattr(file_module, "PAGE_BYTES", page_bytes)
-        File(of_these, 1.0).close()
+        SqliteFile(of_these, 1.0).close()
         monkeypatch.undo()
-        file = File(of_these, 1.0)
+        file = SqliteFile(of_these, 1.0)
         settings = [
             file.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "wal_autocheckpoint")
         ]
@@ -605,7 +612,7 @@ async def test_a_file_keeps_the_pages_that_it_was_made_with(path: Path, monkeypa
 
 @given(st.text(max_size=3), st.text(max_size=3), st.text(max_size=6))
 def test_the_end_of_a_prefix_parts_the_texts(stem: str, rest: str, other: str) -> None:
-    """All that begins with a prefix comes before the end of the prefix in UTF-8, and whatever is between begins with it."""
+    """All texts with a prefix come before the end of the prefix in UTF-8, and all texts in between have the prefix."""
     for prefix in (stem, stem + "\ud7ff", stem + "\U0010ffff"):
         end = _after_all(prefix)
         assert end is None or (prefix + rest).encode() < end.encode()
