@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from training.graph import Graph
-from training.series import Series
+from training.data.series import Series
+from training.data.source import read_source
+from training.judging.graph import Graph
 from training.settings import Source
-from training.source import read_source
 
 HERE = Path(__file__).parent
 TIDEGATE = str(Path(sys.executable).with_name("tidegate"))

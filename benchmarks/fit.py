@@ -21,12 +21,12 @@ import typer
 from torch import nn
 
 from benchmarks.machine import facts, load_average
-from training.checkpoint import Keeper
-from training.fit import Batch, _Training
-from training.lanes import plan_epoch
-from training.network import build_network
-from training.optimizer import build_optimizer
-from training.series import Series, fit_scaler, split_by_time
+from training.data.series import Series, fit_scaler, split_by_time
+from training.learning.checkpoint import Keeper
+from training.learning.fit import Batch, _Training
+from training.learning.lanes import plan_epoch
+from training.learning.optimizer import build_optimizer
+from training.network.network import build_network
 from training.settings import Architecture, Fit, Forecast
 
 RATIO_MAX = 1.10

@@ -16,11 +16,11 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 
 from serving.blocking import Client
-from training.events import Found, bursts, find
-from training.faults import Event, Moments, inject
-from training.series import Floats
+from training.data.series import Floats
+from training.data.source import read_source
+from training.judging.events import Found, bursts, find
+from training.judging.faults import Event, Moments, inject
 from training.settings import Source
-from training.source import read_source
 
 ROOMS = [f"T{room}" for room in range(1, 10)]
 ALARM_RATE = 0.005

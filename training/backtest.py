@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from training.data.series import Series, Spans, Split, check_parts, iso, rows_of
+from training.data.source import made_features, read_source
 from training.errors import SettingsError
-from training.fit import Epoch
+from training.judging.scores import Scores
+from training.learning.fit import Epoch
 from training.pipeline import learn_and_score
-from training.scores import Scores
-from training.series import Series, Spans, Split, check_parts, iso, rows_of
 from training.settings import Request, Rolling
-from training.source import made_features, read_source
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,23 @@ from typing import Any
 
 import onnx
 
-from training import card, curves, export, features, report, run
-from training.calibration import calibrate
-from training.checkpoint import Keeper
-from training.data import write_csv
+from training.data import features
+from training.data.load import write_csv
+from training.data.prepare import prepare
+from training.data.series import Series, Split
+from training.data.source import other_source, read_request, read_source
 from training.errors import ChecksumMismatch, ModelUnreadable, RunError
-from training.evaluate import evaluate
-from training.fit import Epoch, Fitted, fit, history, reason_to_stop
-from training.graph import Graph
-from training.network import Network, add_monitors, without_monitors
-from training.prepare import prepare
-from training.scores import Scores
-from training.series import Series, Split
+from training.judging.evaluate import evaluate
+from training.judging.graph import Graph
+from training.judging.scores import Scores
+from training.judging.verdict import verdict
+from training.learning import run
+from training.learning.calibration import calibrate
+from training.learning.checkpoint import Keeper
+from training.learning.fit import Epoch, Fitted, fit, history, reason_to_stop
+from training.network.network import Network, add_monitors, without_monitors
+from training.publishing import card, curves, export, report
 from training.settings import Request, Source
-from training.source import other_source, read_request, read_source
-from training.verdict import verdict
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.once import made_once
-from training import datasets
-from training.data import read
+from training.data import datasets
+from training.data.load import read
+from training.data.series import Scaler, Series, fit_scaler, split_by_time
 from training.errors import DatasetUnavailable
-from training.export import build_graph, describe
-from training.graph import Graph
-from training.network import Network, build_network
-from training.run import Facts
-from training.series import Scaler, Series, fit_scaler, split_by_time
+from training.judging.graph import Graph
+from training.learning.run import Facts
+from training.network.network import Network, build_network
+from training.publishing.export import build_graph, describe
 from training.settings import Architecture, Classify, Forecast
 
 HORIZONS = (1, 3)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.fit import Fitted, fit
-from training.network import Network
-from training.series import UNLABELLED, Floats, Group, Ints, Scaler, Series, Split, fit_scaler
+from training.data.series import UNLABELLED, Floats, Group, Ints, Scaler, Series, Split, fit_scaler
+from training.learning.fit import Fitted, fit
+from training.network.network import Network
 from training.settings import Architecture, Classify, Fit, Shape
 
 CLASSES = ("--", "+-", "-+", "++")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from training import errors, pipeline, scoreboard
+from training import errors, pipeline
 from training.backtest import Backtest, Fold, mean_and_spread, rolling_splits
-from training.cli import main
-from training.data import write_csv
-from training.scores import ClassError, ClassScores, Scores
-from training.series import Group, Series
+from training.cli import scoreboard
+from training.cli.app import main
+from training.data.load import write_csv
+from training.data.series import Group, Series
+from training.judging.scores import ClassError, ClassScores, Scores
 from training.settings import Fit, Request, Rolling, Shape, Source
 
 QUICK = ["--target", "s0", "--epochs", "3", "--hidden", "4", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]

@@ -11,11 +11,11 @@ from serving.client import Client
 from tests.fleet import Site
 from tests.training.recall import CLASSES, Task, accuracy, make_recall
 from training.errors import SettingsError
-from training.export import build_graph, check_parity, describe, write
-from training.fit import Fitted
-from training.graph import Graph
-from training.network import Network
-from training.run import Facts
+from training.judging.graph import Graph
+from training.learning.fit import Fitted
+from training.learning.run import Facts
+from training.network.network import Network
+from training.publishing.export import build_graph, check_parity, describe, write
 from training.settings import Architecture, Classify, Fit, Shape
 
 LAG = 200

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.once import made_once
-from tests.training import network_oracle
-from tests.training.network_oracle import Recipe
-from training import run
-from training.cells import State
-from training.export import build_graph, describe
-from training.graph import Graph
-from training.network import Network, build_network
-from training.series import Scaler
+from tests.training.network import network_oracle
+from tests.training.network.network_oracle import Recipe
+from training.data.series import Scaler
+from training.judging.graph import Graph
+from training.learning import run
+from training.network.cells import State
+from training.network.network import Network, build_network
+from training.publishing.export import build_graph, describe
 from training.settings import Architecture, Classify, Fit, Forecast, Source
 
 STEPS, BATCH, FEATURES = 130, 2, 3  # an alarm needs 96 timesteps before it speaks

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from serving.cli.sheet import read_sheet
-from training import datasets, errors, pipeline
-from training.data import read, write_csv
-from training.evaluate import Graph
-from training.series import Group, Series
+from training import errors, pipeline
+from training.data import datasets
+from training.data.load import read, write_csv
+from training.data.series import Group, Series
+from training.data.source import made_features, other_source, read_source
+from training.judging.evaluate import Graph
 from training.settings import Fit, Request, Shape, Source
-from training.source import made_features, other_source, read_source
 
 MADE = ("s1@+1", "s1@+3", "day_sin", "day_cos", "elapsed_s")
 
