@@ -21,7 +21,9 @@ import typer
 from torch import nn
 
 from benchmarks.machine import facts, load_average
-from training.data.series import Series, fit_scaler, split_by_time
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
 from training.learning.checkpoint import Keeper
 from training.learning.fit import Batch, _Training
 from training.learning.lanes import plan_epoch

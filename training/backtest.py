@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from training.data.series import Series, Spans, Split, check_parts, iso, rows_of
+from training.data.series import Series, Spans, iso, rows_of
 from training.data.source import made_features, read_source
+from training.data.split import Split, check_parts
 from training.errors import SettingsError
 from training.judging.scores import Scores
 from training.learning.fit import Epoch

@@ -12,10 +12,11 @@ from typing import Any
 import onnx
 
 from training.data import features
-from training.data.load import write_csv
 from training.data.prepare import prepare
-from training.data.series import Series, Split
+from training.data.series import Series
 from training.data.source import other_source, read_request, read_source
+from training.data.split import Split
+from training.data.write import write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, RunError
 from training.judging.evaluate import evaluate
 from training.judging.graph import Graph
@@ -27,6 +28,8 @@ from training.learning.checkpoint import Keeper
 from training.learning.fit import Epoch, Fitted, fit, history, reason_to_stop
 from training.network.network import Network, add_monitors, without_monitors
 from training.publishing import card, curves, export, report
+from training.publishing.parity import Parity, check_parity
+from training.publishing.version import free_version, read_card, write_version
 from training.settings import Request, Source
 
 
@@ -37,7 +40,7 @@ class Published:
     folder: Path
     run: run.Run
     scores: Scores
-    parity: export.Parity
+    parity: Parity
 
 
 def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
@@ -58,7 +61,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     if resumed:
         request = run.resumed(resumed, request)
     # Before the minutes of work, not after them.
-    version = export.free_version(request.models, request.name, request.version)
+    version = free_version(request.models, request.name, request.version)
     series = read_request(request)
     if begun:
         _check_same(series, begun.facts)
@@ -115,7 +118,7 @@ def publish(
         graph=content,
     )
     page = report.build(_material(made, Graph(content, name), series))
-    return Published(export.write(models, name, version, content, made, page), record, scores, parity)
+    return Published(write_version(models, name, version, content, made, page), record, scores, parity)
 
 
 def learn_and_score(
@@ -139,10 +142,10 @@ def learn_and_score(
 
 def _scored(
     record: run.Run, network: Network, series: Series, name: str, season: int | None
-) -> tuple[onnx.ModelProto, export.Parity, Scores]:
+) -> tuple[onnx.ModelProto, Parity, Scores]:
     """The graph, past the gate, and what it scores on the held-out part."""
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
-    parity = export.check_parity(network, bare)
+    parity = check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
     return bare, parity, evaluate(graph, series, season=season, split=record.facts.split)
 
@@ -166,7 +169,7 @@ def export_run(
     """
     record, network = run.load(folder)
     label = name or Path(record.source.data).stem
-    free = export.free_version(models, label, version)
+    free = free_version(models, label, version)
     source = record.source.model_copy(update={"data": data or record.source.data})
     series = read_source(source, [name for name in record.facts.features if features.can_make(name)])
     _check_same(series, record.facts)
@@ -181,7 +184,7 @@ def judge(model: Path, *, data: str | None, time: str | None, season: int | None
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
-    told = export.read_card(model)
+    told = read_card(model)
     if data is not None:
         source = other_source(Source(data=data, time=time, columns=tuple(graph.features)), told)
     elif told is not None:
@@ -210,7 +213,7 @@ def report_again(model: Path, *, data: str | None) -> str:
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
-    told = export.read_card(model)
+    told = read_card(model)
     if told is None or "history" not in told:
         raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
     source = Source.model_validate(told["source"])

@@ -13,7 +13,9 @@ import torch
 from tests.once import made_once
 from training.data import datasets
 from training.data.load import read
-from training.data.series import Scaler, Series, fit_scaler, split_by_time
+from training.data.scaler import Scaler, fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
 from training.errors import DatasetUnavailable
 from training.judging.graph import Graph
 from training.learning.run import Facts

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.data.series import UNLABELLED, Floats, Group, Ints, Scaler, Series, Split, fit_scaler
+from training.data.scaler import Scaler, fit_scaler
+from training.data.series import UNLABELLED, Floats, Group, Ints, Series
+from training.data.split import Split
 from training.learning.fit import Fitted, fit
 from training.network.network import Network
 from training.settings import Architecture, Classify, Fit, Shape

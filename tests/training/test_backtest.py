@@ -14,8 +14,8 @@ from training import errors, pipeline
 from training.backtest import Backtest, Fold, mean_and_spread, rolling_splits
 from training.cli import scoreboard
 from training.cli.app import main
-from training.data.load import write_csv
 from training.data.series import Group, Series
+from training.data.write import write_csv
 from training.judging.scores import ClassError, ClassScores, Scores
 from training.settings import Fit, Request, Rolling, Shape, Source
 

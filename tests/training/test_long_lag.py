@@ -15,7 +15,9 @@ from training.judging.graph import Graph
 from training.learning.fit import Fitted
 from training.learning.run import Facts
 from training.network.network import Network
-from training.publishing.export import build_graph, check_parity, describe, write
+from training.publishing.export import build_graph, describe
+from training.publishing.parity import check_parity
+from training.publishing.version import write_version
 from training.settings import Architecture, Classify, Fit, Shape
 
 LAG = 200
@@ -90,7 +92,7 @@ def version(learned: Fitted, task: Task, tmp_path_factory: pytest.TempPathFactor
     model = build_graph(network, describe(network, Facts.of(task.series, task.split, task.scaler), scores={}))
     check_parity(network, model)
     models = tmp_path_factory.mktemp("recall") / "models"
-    return write(models, "recall", 1, model.SerializeToString(), {"name": "recall"}, "")
+    return write_version(models, "recall", 1, model.SerializeToString(), {"name": "recall"}, "")
 
 
 def test_the_graph_remembers(version: Path) -> None:

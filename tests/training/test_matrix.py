@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.once import made_once
 from tests.training.network import network_oracle
 from tests.training.network.network_oracle import Recipe
-from training.data.series import Scaler
+from training.data.scaler import Scaler
 from training.judging.graph import Graph
 from training.learning import run
 from training.network.cells import State

@@ -12,9 +12,10 @@ import pytest
 from serving.cli.sheet import read_sheet
 from training import errors, pipeline
 from training.data import datasets
-from training.data.load import read, write_csv
+from training.data.load import read
 from training.data.series import Group, Series
 from training.data.source import made_features, other_source, read_source
+from training.data.write import write_csv
 from training.judging.evaluate import Graph
 from training.settings import Fit, Request, Shape, Source
 

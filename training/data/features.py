@@ -10,10 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.series import Floats, Series, ahead, steps_s_of
+from training.data.series import DAY_S, Floats, Series, ahead, steps_s_of
 from training.errors import MissingColumn
 
-DAY_S = 86_400
 # Length of the period in seconds, and what is added to Unix time so that it begins at 0: the week on a Monday, though
 # 1970 began on a Thursday; the year is the mean one of the Gregorian calendar, so its phase wanders by up to a day.
 PERIODS = {"day": (DAY_S, 0), "week": (7 * DAY_S, 3 * DAY_S), "year": (31_556_952, 0)}

@@ -4,26 +4,23 @@ A missing value is NaN from here to the served graph; everything else that is no
 Columns are filled block by block, so that a series of millions of rows is held once.
 """
 
-import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from training.data import features
-from training.data.series import UNLABELLED, Floats, Group, Ints, Series, Spans, Times, inner_steps_s, iso
+from training.data.columns import Columns, feature_columns, role_columns, time_column
+from training.data.parse import Codes, codes_of, numbers_of, times_of
+from training.data.series import UNLABELLED, Floats, Group, Ints, Series, Times, inner_steps_s, iso
 from training.data.table import Table, columns_of, open_table, table_of_arrays, table_of_frame
 from training.errors import (
     EmptyColumn,
     GroupColumnError,
-    InfiniteValue,
     LabelColumnError,
-    MissingColumn,
-    TextColumn,
     TimeColumnError,
     TimeOrderError,
     UnreadableTable,
@@ -31,35 +28,6 @@ from training.errors import (
 
 # A series counts as regular when this share of its steps lies within a tenth of the median step.
 REGULAR_SHARE = 0.9
-# The year 2255; nanoseconds in 64 bits end seven years later, and today in milliseconds is far beyond.
-LAST_UNIX_S = 9e9
-
-Codes = npt.NDArray[np.int32]
-
-
-class Columns(TypedDict, total=False):
-    """What the columns of a table are.
-
-    Attributes:
-        time: the column of times: time stamps, ISO 8601 text or Unix seconds. Found by itself when there is only one.
-        period_s: seconds from row to row of a table without times, which then count from 1970.
-        group: says which of several series a row belongs to. Rows of a group need not be together.
-        split_by: says what a split must keep whole, such as the person; the same in all rows of a group.
-        label: the class of each row, as text or whole numbers; an empty cell is unlabelled.
-        columns: take these features, in this order; all but those above when empty. Those that the table does not have
-            are made if `features` can.
-        exclude: leave these out.
-        made: features to make, unless the table has them.
-    """
-
-    time: str | None
-    period_s: float | None
-    group: str | None
-    split_by: str | None
-    label: str | None
-    columns: Sequence[str]
-    exclude: Sequence[str]
-    made: Sequence[str]
 
 
 def read(
@@ -123,44 +91,11 @@ def column_names(path: Path) -> list[str]:
     return list(open_table(path, path.name).types)
 
 
-def write_csv(series: Series, path: Path, spans: Spans) -> None:
-    """The rows of the spans as CSV: `time` in ISO 8601, the group and the label if there are any, then the features.
-
-    A missing value is an empty cell. Nine digits bring back the same float32, so what is streamed from the file is what was
-    scored.
-    """
-    group, label = series.group_column or "group", series.label_column or "label"
-    head = ["time", *([group] if series.groups else []), *([label] if series.labels is not None else [])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(",".join(_quoted(name) for name in [*head, *series.names]) + "\n")
-        for first, end in spans:
-            for row in range(first, end):
-                cells = ("" if math.isnan(value) else f"{value:.9g}" for value in series.values[row].tolist())
-                file.write(",".join([iso(series.times[row]), *_belonging(series, row), *cells]) + "\n")
-
-
-def _belonging(series: Series, row: int) -> list[str]:
-    """The cells of a row's group and label, as far as there are such columns."""
-    cells = []
-    if series.groups:
-        place = bisect_right(series.groups, row, key=lambda group: group.first) - 1
-        cells.append(_quoted(series.groups[place].name))
-    if series.labels is not None:
-        label = series.labels[row]
-        cells.append("" if label == UNLABELLED else _quoted(series.classes[label]))
-    return cells
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"' if any(sign in name for sign in ',"\n\r') else name
-
-
 def _series(table: Table, columns: Columns, units: dict[str, str]) -> Series:
     """Fill the columns, sort the rows by group, and look at what came of it."""
-    roles = _roles(table, columns)
-    time = _time_column(table, columns, roles)
-    wanted, made = _wanted(table, columns, {*roles.values(), *([time] if time else [])})
+    roles = role_columns(table, columns)
+    time = time_column(table, columns, roles)
+    wanted, made = feature_columns(table, columns, {*roles.values(), *([time] if time else [])})
     filled = _Filled(table, time, roles, wanted)
     filled.fill()
     groups = _arrange(filled, columns)
@@ -193,85 +128,6 @@ def _arrange(filled: "_Filled", columns: Columns) -> tuple[Group, ...]:
     return groups
 
 
-def _roles(table: Table, columns: Columns) -> dict[str, str]:
-    """The columns that say what the rows are, by role."""
-    chosen = {"group": columns.get("group"), "split_by": columns.get("split_by"), "label": columns.get("label")}
-    roles = {role: column for role, column in chosen.items() if column}
-    for role, column in roles.items():
-        _see(table, column, role.replace("_", "-"))
-    if "split_by" in roles and "group" not in roles:
-        raise GroupColumnError(
-            f"{table.name}: split-by {roles['split_by']!r} without a group, expected to know which rows are one series; "
-            f"name the column that says so with --group, {roles['split_by']} itself if need be"
-        )
-    if "label" in roles and roles["label"] in (roles.get("group"), roles.get("split_by")):
-        raise LabelColumnError(
-            f"{table.name}: label {roles['label']!r} is the column of the groups, expected another: what is told by the "
-            f"group need not be learned"
-        )
-    return roles
-
-
-def _see(table: Table, column: str, what: str) -> None:
-    if column not in table.types:
-        raise MissingColumn(f"{table.name}: no {what} column {column!r}; there are: {', '.join(table.types)}")
-
-
-def _time_column(table: Table, columns: Columns, roles: dict[str, str]) -> str | None:
-    """The column of times; None when rows are a period apart, or numbered."""
-    chosen, period_s = columns.get("time"), columns.get("period_s")
-    if chosen:
-        _see(table, chosen, "time")
-        if chosen in roles.values():
-            raise TimeColumnError(
-                f"{table.name}: column {chosen!r} is the time and the group or label; expected one of them"
-            )
-        found = [chosen]
-    else:
-        passed = {*roles.values(), *columns.get("exclude", ())}
-        found = [
-            column
-            for column, kind in table.types.items()
-            if column not in passed and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))
-        ]
-    if period_s is not None and found:
-        raise TimeColumnError(
-            f"{table.name}: period {period_s:g} s beside the times of column {found[0]!r}, expected one of them; "
-            f"leave --period out, or the column with --exclude {found[0]}"
-        )
-    if len(found) > 1:
-        raise TimeColumnError(
-            f"{table.name}: expected one column of time stamps, got several: {', '.join(found)}; name it with --time"
-        )
-    if not found and period_s is None and not table.timeless:
-        raise TimeColumnError(
-            f"{table.name}: expected one column of time stamps, got none; name it with --time, or say with --period how "
-            f"many seconds lie between two rows"
-        )
-    return found[0] if found else None
-
-
-def _wanted(table: Table, columns: Columns, taken: set[str]) -> tuple[list[str], list[str]]:
-    """The features to read and those to make."""
-    known = [name for name in table.types if name not in taken]
-    asked, excluded = columns.get("columns", ()), columns.get("exclude", ())
-    for name in excluded:
-        _see(table, name, "excluded")
-    made = [name for name in (*asked, *columns.get("made", ())) if name not in known and features.can_make(name)]
-    for name in asked:
-        if name in taken:
-            raise MissingColumn(
-                f"{table.name}: column {name!r} is the time, the group or the label and no feature; there are: "
-                f"{', '.join(known)}"
-            )
-        if name not in known and name not in made:
-            raise MissingColumn(f"{table.name}: no column {name!r}; there are: {', '.join(known)}")
-    wanted = [name for name in (asked or known) if name not in excluded and name not in made]
-    if not wanted:
-        raise MissingColumn(f"{table.name}: no feature column is left beside {', '.join(sorted(taken)) or 'nothing'}")
-    return wanted, list(dict.fromkeys(made))
-
-
 class _Filled:
     """The columns of a table while its blocks come in.
 
@@ -298,11 +154,11 @@ class _Filled:
         for batch in self.table.blocks(columns, frozenset(self.roles.values())):
             part = slice(self.rows, self.rows + batch.num_rows)
             if self.time:
-                self.times[part] = _block_times(batch.column(self.time), self.time, self.table.name, self.rows)
+                self.times[part] = times_of(batch.column(self.time), self.time, self.table.name, self.rows)
             for role, column in self.roles.items():
-                self.codes[role][part] = _block_codes(batch.column(column), column, self.texts[role], self.table.name)
+                self.codes[role][part] = codes_of(batch.column(column), column, self.texts[role], self.table.name)
             for index, column in enumerate(self.wanted):
-                self.values[part, index] = _block_numbers(batch.column(column), column, self.table.name, self.rows)
+                self.values[part, index] = numbers_of(batch.column(column), column, self.table.name, self.rows)
             self.rows = part.stop
         pa.default_memory_pool().release_unused()  # what the blocks needed
         self.values, self.times = self.values[: self.rows], self.times[: self.rows]
@@ -410,102 +266,6 @@ def _set_times(
             f"{label}: row {_row(order, at)} ({iso(times[at])}) {what} row {_row(order, at - 1)} ({iso(times[at - 1])})"
             f"{where} in column {name!r}; expected strictly increasing times: sort the table and drop repeats{advice}"
         )
-
-
-def _block_times(column: Any, name: str, label: str, before: int) -> Times:
-    """(rows,) datetime64[ns], NaT where missing; `before` counts the rows of earlier blocks."""
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return _unix_times(column.cast(pa.float64()).to_numpy(zero_copy_only=False), name, label, before)
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.string())  # there is no cast from the former to times
-    try:
-        times: Times = column.cast(pa.timestamp("ns")).to_numpy(zero_copy_only=False).astype("datetime64[ns]")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise TimeColumnError(
-            f"{label}: column {name!r} holds {column.type}, expected time stamps (ISO 8601) or Unix seconds: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return times
-
-
-def _unix_times(seconds: npt.NDArray[np.float64], name: str, label: str, before: int) -> Times:
-    """Unix seconds -> datetime64[ns]; a missing one is NaT."""
-    known = np.isfinite(seconds)
-    beyond = np.flatnonzero(known & (np.abs(seconds) > LAST_UNIX_S))
-    if len(beyond):
-        raise TimeColumnError(
-            f"{label}: column {name!r} has {seconds[beyond[0]]:g} in row {before + beyond[0] + 1}, expected Unix seconds; "
-            f"divide milliseconds by 1000"
-        )
-    nanoseconds = (np.where(known, seconds, 0.0) * 1e9).astype(np.int64).astype("datetime64[ns]")
-    return np.where(known, nanoseconds, np.datetime64("NaT", "ns"))
-
-
-def _block_codes(column: Any, name: str, texts: dict[str, int], label: str) -> Codes:
-    """The index of each cell's text in `texts`, which grows in the order of the rows; -1 where the cell is empty."""
-    kind = column.type
-    if pa.types.is_floating(kind):  # whole numbers with empty cells, as frames keep them
-        try:
-            column = pa.array(column.to_numpy(zero_copy_only=False), from_pandas=True).cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise TextColumn(
-                f"{label}: column {name!r} holds fractions, expected text or whole numbers to tell groups or classes apart: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    try:
-        encoded = column if pa.types.is_dictionary(kind) else column.cast(pa.string()).dictionary_encode()
-        found = encoded.dictionary.cast(pa.string()).to_pylist()
-    except pa.ArrowNotImplementedError as error:
-        raise TextColumn(f"{label}: column {name!r} holds {kind}, expected text or whole numbers") from error
-    indices = encoded.indices.cast(pa.int64()).fill_null(len(found)).to_numpy(zero_copy_only=False)
-    places = np.full(len(found) + 1, -1, np.int32)
-    # A dictionary may be in any order and hold what no row of the block has.
-    used, firsts = np.unique(indices, return_index=True)
-    for index in used[np.argsort(firsts)].tolist():
-        if index < len(found) and found[index]:
-            places[index] = texts.setdefault(found[index], len(texts))
-    codes: Codes = places[indices]
-    return codes
-
-
-def _block_numbers(column: Any, name: str, label: str, before: int) -> Floats:
-    """(rows,) float32 with NaN for missing; `before` counts the rows of earlier blocks."""
-    kind = column.type
-    if column.null_count == len(column):
-        return np.full(len(column), np.nan, np.float32)
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_boolean(kind)
-    ):
-        row, value = _first_text(column)
-        raise TextColumn(
-            f"{label}: column {name!r} holds {kind}, expected numbers; first in row {before + row}: {value!r}; "
-            f"leave it out with --exclude {name}, or name it with --group or --label if it says what a row belongs to"
-        )
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int8())  # there is no cast from bool to float64
-    wide = column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # null -> NaN
-    with np.errstate(over="ignore"):
-        numbers: Floats = wide.astype(np.float32)
-    infinite = np.flatnonzero(np.isinf(numbers))
-    if len(infinite):
-        raise InfiniteValue(
-            f"{label}: column {name!r} has {wide[infinite[0]]:g} in row {before + infinite[0] + 1}, expected finite float32 "
-            f"numbers; leave the cell empty if the value is missing"
-        )
-    return numbers
-
-
-def _first_text(column: Any) -> tuple[int, str]:
-    """The first row (counted from 1) whose value is no number, and that value."""
-    for row, value in enumerate(column.to_pylist(), start=1):
-        try:
-            float("nan" if value is None else value)
-        except (TypeError, ValueError):
-            return row, str(value)
-    return 1, str(column[0])
 
 
 def _period_s(times: Times, groups: tuple[Group, ...]) -> float | None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from training.data import datasets, features
-from training.data.series import Scaler, Series, Split, check_targets, fit_scaler, split_by_group, split_by_time
+from training.data.scaler import Scaler, check_targets, fit_scaler
+from training.data.series import Series, season_steps
+from training.data.split import Split, split_by_group, split_by_time
 from training.errors import SettingsError
-from training.judging.baselines import season_steps
-from training.network.monitors import check_alarm
 from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
 
 # A note is a line: of many groups the first few are named.
@@ -109,6 +109,20 @@ def _check_future(source: Source, targets: Sequence[str]) -> None:
             raise SettingsError(
                 f"target: {target!r} is made from the time or from another column; expected a measured one"
             )
+
+
+def check_alarm(task: Forecast) -> None:
+    """See that an alarm, if one is asked for, has the forecasts that it needs.
+
+    Raises:
+        SettingsError: the next timestep is not among the horizons.
+    """
+    if task.alarm_rate is not None and 1 not in task.horizons:
+        asked = ",".join(str(horizon) for horizon in task.horizons)
+        raise SettingsError(
+            f"horizons: got {asked}, expected 1 among them, because an alarm compares each timestep with its forecast; "
+            f"add 1 to --horizons or leave out --alarm-rate"
+        )
 
 
 def _usual_targets(source: Source) -> tuple[str, ...]:

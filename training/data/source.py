@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.data import datasets, features
-from training.data.load import Columns, column_names, read
+from training.data.columns import Columns
+from training.data.load import column_names, read
 from training.data.series import Series
 from training.errors import SettingsError
 from training.settings import Request, Source

@@ -7,16 +7,6 @@ import numpy as np
 from training.data.series import Floats, Series, Span, Spans
 from training.judging.metrics import Doubles
 
-DAY_S = 86_400.0
-
-
-def season_steps(period_s: float | None) -> int | None:
-    """Timesteps in a day; None when the period is unknown, does not divide a day, or is itself a day or longer."""
-    if period_s is None:
-        return None
-    steps = DAY_S / period_s
-    return round(steps) if steps >= 2 and abs(steps - round(steps)) < 1e-6 * steps else None
-
 
 def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
     """The last observed value, for every horizon: (rows of the spans, horizons, targets); NaN before a group's first one.

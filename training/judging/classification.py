@@ -5,7 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from training.data.series import UNLABELLED, Floats, Ints, Series, Spans, Split, rows_of
+from training.data.series import UNLABELLED, Floats, Ints, Series, Spans, rows_of
+from training.data.split import Split
 from training.errors import SeriesTooShort, SettingsError
 from training.judging import metrics
 from training.judging.ridge import fit_classifier

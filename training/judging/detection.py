@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from training.data.series import Floats, Group, Series, Span, Spans, Split
+from training.data.series import DAY_S, Floats, Group, Series, Span, Spans
+from training.data.split import Split
 from training.judging import metrics
 from training.judging.events import bursts, find, labels_of
 from training.judging.faults import KINDS, RECIPES, REST, Event, Moments, inject
@@ -24,7 +25,6 @@ TOLERANCE = 6
 EVENTS = 240
 # A short part is copied so often at most; copies share their clean values.
 MOST_COPIES = 16
-DAY_S = 86_400.0
 # Thresholds tried for PCA.
 THRESHOLDS = 400
 

@@ -9,10 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from training.data.series import Floats, Series, Spans, Split, ahead, rows_of
+from training.data.series import Floats, Series, Spans, ahead, rows_of, season_steps
+from training.data.split import Split
 from training.errors import MissingColumn, SeriesTooShort
 from training.judging import metrics
-from training.judging.baselines import persistence, residual_quantiles, season_steps, seasonal_naive
+from training.judging.baselines import persistence, residual_quantiles, seasonal_naive
 from training.judging.classification import labels_of, score_classes
 from training.judging.cold import cold_start
 from training.judging.detection import score_anomalies

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.series import Floats, Ints, Series, Spans, Split, fit_scaler
+from training.data.scaler import fit_scaler
+from training.data.series import Floats, Ints, Series, Spans
+from training.data.split import Split
 from training.judging.metrics import Doubles
 from training.judging.ridge import Inputs, every, inputs_of, rows_within
 

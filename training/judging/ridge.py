@@ -12,7 +12,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import UNLABELLED, Floats, Ints, Series, Spans, Split, ahead, fit_scaler, rows_of
+from training.data.scaler import fit_scaler
+from training.data.series import UNLABELLED, Floats, Ints, Series, Spans, ahead, rows_of
+from training.data.split import Split
 from training.judging.metrics import Doubles, surprise
 
 # Numbers of lags to choose from; a season and one more joins them, which sees the same time of the last season.

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.data.series import Floats, Series, Spans, Split, rows_of
+from training.data.series import Floats, Series, Spans, rows_of
+from training.data.split import Split
 from training.network.monitors import LEAST_HALF, LEAST_THRESHOLD, WARM_STEPS, Alarm, Intervals, Reading
 from training.network.network import Network, fill_forward
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.data.series import Scaler, Series, Split
+from training.data.scaler import Scaler
+from training.data.series import Series
+from training.data.split import Split
 from training.errors import Diverged, SettingsError
 from training.learning import checkpoint
 from training.learning.checkpoint import Keeper

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.series import UNLABELLED, Floats, Scaler, Series, Spans, Split, ahead, rows_of
+from training.data.scaler import Scaler
+from training.data.series import UNLABELLED, Floats, Series, Spans, ahead, rows_of
+from training.data.split import Split
 from training.errors import SettingsError
 from training.judging.baselines import persistence
 from training.network.heads import ForecastHead, Head, Outputs

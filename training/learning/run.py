@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from training.data.series import Floats, Scaler, Series, Spans, Split, iso, rows_of
+from training.data.scaler import Scaler
+from training.data.series import Floats, Series, Spans, iso, rows_of
+from training.data.split import Split
 from training.errors import RunError
 from training.learning import checkpoint
 from training.learning.checkpoint import replace_file

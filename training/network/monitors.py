@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.errors import SettingsError
 from training.network.cells import State
 from training.network.heads import Outputs
 from training.network.logarithm import logarithm
@@ -230,7 +229,7 @@ class Alarm(Monitor):
 
     def __init__(self, task: Forecast, features: int, alarm_rate: float) -> None:
         super().__init__()
-        check_alarm(task)
+        assert 1 in task.horizons  # see `prepare.check_alarm`
         count = len(task.targets)
         self.alarm_rate = alarm_rate
         self.count = count
@@ -312,11 +311,7 @@ class Alarm(Monitor):
 
 
 def build_monitors(architecture: Architecture) -> list[Monitor]:
-    """The monitors that the task asks for.
-
-    Raises:
-        SettingsError: an alarm is asked for without a forecast of the next timestep.
-    """
+    """The monitors that the task asks for; an alarm needs a forecast of the next timestep."""
     task = architecture.task
     if isinstance(task, Classify):
         return []
@@ -326,20 +321,6 @@ def build_monitors(architecture: Architecture) -> list[Monitor]:
     if task.alarm_rate is not None:
         monitors.append(Alarm(task, architecture.features, task.alarm_rate))
     return monitors
-
-
-def check_alarm(task: Forecast) -> None:
-    """See that an alarm, if one is asked for, has the forecasts that it needs.
-
-    Raises:
-        SettingsError: the next timestep is not among the horizons.
-    """
-    if task.alarm_rate is not None and 1 not in task.horizons:
-        asked = ",".join(str(horizon) for horizon in task.horizons)
-        raise SettingsError(
-            f"horizons: got {asked}, expected 1 among them, because an alarm compares each timestep with its forecast; "
-            f"add 1 to --horizons or leave out --alarm-rate"
-        )
 
 
 def _pair(quantiles: Sequence[float], coverage: float) -> tuple[int, int] | None:

@@ -13,7 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from training.data.series import Floats, Scaler
+from training.data.scaler import Scaler
+from training.data.series import Floats
 from training.network.cells import CELLS, Cell, Convolution, State
 from training.network.heads import Outputs, build_head
 from training.network.logarithm import logarithm

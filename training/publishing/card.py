@@ -18,7 +18,7 @@ from training.data import datasets
 from training.data.series import Series, Spans, rows_of
 from training.learning.run import Run
 from training.network.network import Network
-from training.publishing.export import Parity
+from training.publishing.parity import Parity
 
 Json = dict[str, Any]
 

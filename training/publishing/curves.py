@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Floats, Series, Span, Spans, Split, Times, placed
+from training.data.series import Floats, Series, Span, Spans, Times, placed
+from training.data.split import Split
 from training.judging.detection import break_copies
 from training.judging.faults import REST, Event, Moments
 from training.judging.graph import Graph

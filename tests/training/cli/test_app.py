@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from training.cli.app import main
-from training.data.load import read, write_csv
+from training.data.load import read
 from training.data.series import Series
+from training.data.write import write_csv
 from training.judging.graph import Graph
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]

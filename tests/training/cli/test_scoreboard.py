@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from training.cli import scoreboard
-from training.data.series import Series, Split
+from training.data.series import Series
+from training.data.split import Split
 from training.judging.evaluate import evaluate
 from training.judging.graph import Graph
 from training.judging.scores import (

@@ -11,8 +11,9 @@ import pytest
 
 from training import errors
 from training.data import features
-from training.data.load import read, write_csv
+from training.data.load import read
 from training.data.series import Group, Series
+from training.data.write import write_csv
 
 
 def test_a_known_future_is_the_value_so_many_rows_later(make_series: Callable[..., Series]) -> None:

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from training import errors
-from training.data.load import read, write_csv
-from training.data.series import UNLABELLED, Group, Series, Split, split_by_group, split_by_time
+from training.data.load import read
+from training.data.series import UNLABELLED, Group, Series
+from training.data.split import Split, split_by_group, split_by_time
+from training.data.write import write_csv
 
 # Two pumps whose rows take turns; the second begins before the first ends.
 PUMPS = """time,pump,who,state,flow

@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from training import errors
-from training.data.load import read, write_csv
-from training.data.series import Group, Series, ahead, check_targets, fit_scaler, split_by_time
+from training.data.load import read
+from training.data.scaler import check_targets, fit_scaler
+from training.data.series import Group, Series, ahead
+from training.data.split import split_by_time
+from training.data.write import write_csv
 
 GOOD = """time,temperature,pressure
 2024-01-01 00:00:00,20.5,1001

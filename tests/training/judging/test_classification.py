@@ -8,7 +8,8 @@ import pytest
 from sklearn import metrics as oracle
 
 from training import errors
-from training.data.series import Group, Series, Split
+from training.data.series import Group, Series
+from training.data.split import Split
 from training.judging.evaluate import evaluate
 from training.judging.graph import Graph
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from training.data.series import Group, Series, Split
+from training.data.series import Group, Series
+from training.data.split import Split
 from training.judging import detection
 from training.judging.detection import Watch, _detection, break_copies, threshold_for
 from training.judging.evaluate import evaluate

@@ -11,7 +11,8 @@ import torch
 from sklearn.metrics import mean_pinball_loss
 
 from training import errors
-from training.data.series import Group, Series, Split
+from training.data.series import Group, Series
+from training.data.split import Split
 from training.judging.evaluate import evaluate
 from training.judging.graph import Graph
 from training.judging.scores import Error

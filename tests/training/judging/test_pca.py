@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from training.data.series import Series, Split, fit_scaler
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import Split
 from training.judging.pca import EXPLAINED, fit_pca
 from training.judging.ridge import inputs_of, rows_within
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as Oracle
 
-from training.data.series import Series, Split, ahead, fit_scaler, split_by_time
+from training.data.scaler import fit_scaler
+from training.data.series import Series, ahead
+from training.data.split import Split, split_by_time
 from training.judging import ridge
 from training.judging.baselines import persistence
 from training.judging.ridge import fit_classifier, fit_ridge, hold

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from training.data.series import Series, Split
+from training.data.series import Series
+from training.data.split import Split
 from training.judging.evaluate import evaluate
 from training.judging.graph import Graph
 from training.judging.scores import Error, Score, Scores

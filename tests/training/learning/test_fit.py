@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.series import Series, fit_scaler, split_by_time
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
 from training.errors import Diverged, SettingsError
 from training.learning import fit as fitting
 from training.learning import lanes as lanes_module

@@ -17,8 +17,10 @@ import torch
 
 from training.cli.app import main
 from training.cli.progress import FitProgress
-from training.data.load import write_csv
-from training.data.series import Series, fit_scaler, split_by_time
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
+from training.data.write import write_csv
 from training.errors import RunError
 from training.learning import checkpoint
 from training.learning.checkpoint import Keeper

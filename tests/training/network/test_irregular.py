@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from training.data import features
-from training.data.series import Scaler, Series, fit_scaler, split_by_time
+from training.data.scaler import Scaler, fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
 from training.judging.evaluate import Graph
 from training.learning.run import Facts
 from training.network.network import Network, build_network
-from training.publishing.export import build_graph, check_parity, describe
+from training.publishing.export import build_graph, describe
+from training.publishing.parity import check_parity
 from training.settings import Architecture, Elapsed, Forecast
 
 USUAL_S, RESET_S = 600.0, 900.0

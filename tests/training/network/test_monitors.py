@@ -15,7 +15,10 @@ from serving.client import Client
 from tests.once import made_once
 from tests.support import address_of, run_server
 from training import errors
-from training.data.series import Series, Split, fit_scaler, split_by_time
+from training.data.prepare import check_alarm
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import Split, split_by_time
 from training.judging.graph import Graph
 from training.learning.calibration import calibrate
 from training.learning.run import Facts
@@ -23,7 +26,9 @@ from training.network import monitors
 from training.network.heads import ForecastHead
 from training.network.monitors import Alarm, Intervals, Reading
 from training.network.network import Network, add_monitors, build_network, without_monitors
-from training.publishing.export import build_graph, check_parity, describe, write
+from training.publishing.export import build_graph, describe
+from training.publishing.parity import check_parity
+from training.publishing.version import write_version
 from training.settings import Architecture, Forecast
 
 COVERAGE, ALARM_RATE = 0.8, 0.01
@@ -317,9 +322,7 @@ def test_an_alarm_needs_the_next_timestep() -> None:
     """Without a forecast one timestep ahead it is refused, with the horizons and what to do."""
     task = forecast_task(horizons=(6, 36), alarm_rate=0.01)
     with pytest.raises(errors.SettingsError, match=r"horizons: got 6,36, expected 1 among them.*--alarm-rate"):
-        monitors.check_alarm(task)
-    with pytest.raises(errors.SettingsError):
-        build_network(Architecture(features=3, task=task), fit_scaler_of_ones(3), seed=0)
+        check_alarm(task)
 
 
 def test_the_evidence_is_nearly_a_logarithm() -> None:
@@ -559,7 +562,7 @@ async def test_the_server_carries_the_monitors(
     model: onnx.ModelProto, graph: Graph, series: Series, tmp_path: Path
 ) -> None:
     """A stream that is left and taken up again is answered with the bits of one replay: score, alarm and interval."""
-    write(tmp_path / "models", "rooms", 1, model.SerializeToString(), {"name": "rooms"}, "<p/>")
+    write_version(tmp_path / "models", "rooms", 1, model.SerializeToString(), {"name": "rooms"}, "<p/>")
     x = series.values[:130].copy()
     x[120] += 2.0
     wanted, _ = graph.replay(x[:, None])

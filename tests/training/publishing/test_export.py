@@ -13,11 +13,13 @@ import torch
 
 from tests.once import made_once
 from training import errors
-from training.data.series import Scaler
+from training.data.scaler import Scaler
 from training.judging.graph import Graph
 from training.learning.run import Facts
 from training.network.network import Network, build_network
-from training.publishing.export import build_graph, check_parity, describe, free_version, write
+from training.publishing.export import build_graph, describe
+from training.publishing.parity import check_parity
+from training.publishing.version import free_version, write_version
 from training.settings import Architecture, Classify
 
 # In training standard deviations; see `Parity`.
@@ -251,7 +253,7 @@ def test_a_retrained_network_exports_its_new_weights(
 
 def test_a_version_is_written_whole(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
     """The folder holds the graph, the card and the report, and nothing else is left beside it."""
-    folder = write(tmp_path, "toy", 3, exported[1].SerializeToString(), {"name": "toy"}, "<p/>")
+    folder = write_version(tmp_path, "toy", 3, exported[1].SerializeToString(), {"name": "toy"}, "<p/>")
     assert folder == tmp_path / "toy" / "3"
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.onnx", "report.html"]
     assert [path.name for path in (tmp_path / "toy").iterdir()] == ["3"]
@@ -260,16 +262,16 @@ def test_a_version_is_written_whole(exported: tuple[Network, onnx.ModelProto], t
 
 def test_a_version_is_never_overwritten(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
     """A second write of a version is refused and changes nothing."""
-    folder = write(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": "first"}, "<p/>")
+    folder = write_version(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": "first"}, "<p/>")
     with pytest.raises(errors.VersionExists, match=r"toy.1 exists already.*--version"):
-        write(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": "second"}, "<p/>")
+        write_version(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": "second"}, "<p/>")
     assert json.loads((folder / "card.json").read_text(encoding="utf-8")) == {"name": "first"}
 
 
 def test_a_write_that_fails_leaves_nothing(exported: tuple[Network, onnx.ModelProto], tmp_path: Path) -> None:
     """A card that cannot be written leaves neither a version nor a scratch folder."""
     with pytest.raises(TypeError):
-        write(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": object()}, "<p/>")
+        write_version(tmp_path, "toy", 1, exported[1].SerializeToString(), {"name": object()}, "<p/>")
     assert list((tmp_path / "toy").iterdir()) == []
 
 

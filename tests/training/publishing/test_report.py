@@ -27,7 +27,7 @@ from training.learning.run import Facts, Outcome, Run
 from training.network.network import Network
 from training.publishing import card, report
 from training.publishing.curves import Faulted, Replayed
-from training.publishing.export import Parity
+from training.publishing.parity import Parity
 from training.publishing.report import Material
 from training.settings import Fit, Source
 

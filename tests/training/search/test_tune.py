@@ -14,10 +14,10 @@ from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
 from training.cli.app import main
-from training.data.load import write_csv
 from training.data.prepare import prepare
 from training.data.series import Series
 from training.data.source import read_request
+from training.data.write import write_csv
 from training.errors import RunError
 from training.learning.run import load
 from training.search import tune
