@@ -251,7 +251,7 @@ def window_ends(parts: Sequence[tuple[int, int]]) -> Iterator[int]:
 
 def at_windows(graph: Graph, series: Series, held_out: Sequence[tuple[int, int]]) -> float:
     """The model's accuracy at the last timestep of each of the forest's windows, its state carried through a recording."""
-    said = graph.replay_rows(series.values, held_out)["probability"].argmax(axis=-1)
+    said = graph.replay_segments(series.values, held_out)["probability"].argmax(axis=-1)
     rows = np.concatenate([np.arange(first, end) for first, end in held_out])
     label = dict(zip(rows.tolist(), said.tolist(), strict=True))
     assert series.labels is not None

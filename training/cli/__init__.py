@@ -1,4 +1,4 @@
-"""The commands of `tidegate` that train and judge. The only room that prints, parses options and knows exit codes."""
+"""The commands of `tidegate` that train and score. Only this room prints, parses options and knows exit codes."""
 
 from training.cli.app import main
 

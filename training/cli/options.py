@@ -1,4 +1,4 @@
-"""Settings as command-line options: every field of a settings class is an option, named, described and bounded once.
+"""Settings as command-line options: each field of a settings class defines the name, the help and the bounds of an option.
 
 A field `learning_rate` is `--learning-rate` and the environment variable TIDEGATE_LEARNING_RATE; its help is the field's
 description. What is typed reaches the settings as text: they check it, and their complaint names the option.
@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-Made = TypeVar("Made", bound=BaseModel)
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 def option(name: str, about: str, **more: Any) -> Any:
@@ -24,12 +24,12 @@ def option(name: str, about: str, **more: Any) -> Any:
 
 
 def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command that takes `**values` an option for every field of the classes that has a description.
+    """Add to a command with `**values` an option for each field of the classes that has a description.
 
     What is not given is None, and `build` leaves the default to the class.
     """
 
-    def dress(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command)
         fields = {name: field for each in settings for name, field in each.model_fields.items() if field.description}
         added = [
@@ -38,8 +38,8 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[
-                    _typed(field),
-                    # What is on unless one says otherwise needs a word to turn it off.
+                    _cli_type(field),
+                    # A flag that is on by default needs a way to turn it off.
                     option(name, _help(field), show_default=False, metavar=_metavar(field), off=field.default is True),
                 ],
             )
@@ -49,29 +49,29 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
         command.__signature__ = own.replace(parameters=[*written, *added])  # type: ignore[attr-defined]  # read by inspect
         return command
 
-    return dress
+    return decorate
 
 
-def build(made: type[Made], values: dict[str, Any], **more: Any) -> Made:
-    """The settings of a class from what was typed.
+def build(settings_class: type[SettingsT], values: dict[str, Any], **more: Any) -> SettingsT:
+    """The settings of a class from the typed values.
 
     Raises:
         ValidationError: a value is not what its field allows.
     """
-    given = {name: values[name] for name in made.model_fields if values.get(name) is not None}
-    return made.model_validate(given | more)
+    given = {name: values[name] for name in settings_class.model_fields if values.get(name) is not None}
+    return settings_class.model_validate(given | more)
 
 
-def _typed(field: FieldInfo) -> Any:
-    """What the command line makes of the words: flags and paths are its business, everything else the settings'."""
+def _cli_type(field: FieldInfo) -> Any:
+    """The type that the command line parses: flags and paths; the settings parse all other values from text."""
     if field.annotation is bool:
         return bool | None
     return Path | None if field.annotation in (Path, Path | None) else str | None
 
 
 def _metavar(field: FieldInfo) -> str | None:
-    """What kind of word is expected; the command line's own for flags and paths."""
-    if _typed(field) != str | None:
+    """The placeholder of the value; None, the default, for flags and paths."""
+    if _cli_type(field) != str | None:
         return None
     if get_origin(field.annotation) is Literal:
         return f"<{'|'.join(get_args(field.annotation))}>"

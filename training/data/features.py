@@ -1,7 +1,7 @@
-"""Features that are made from others: what is known of the future, the calendar, and the time since the last timestep.
+"""Derived features: known future values, the calendar, and the time since the last timestep.
 
-Each is an ordinary feature of the served graph, so the client must be able to make it too: `docs/data.md` has the formulas.
-A made feature is known by its name alone. A table that has a column of that name brings its values with it.
+Each is an ordinary feature of the served graph, so a client must be able to derive it too: `docs/data.md` has the formulas.
+The name alone identifies a derived feature. If a table has a column of that name, its values are taken.
 """
 
 import re
@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.series import DAY_S, Floats, Series, ahead, steps_s_of
+from training.data.series import DAY_S, Floats, Series, future_values, steps_s_of
 from training.errors import MissingColumn
 
-# Length of the period in seconds, and what is added to Unix time so that it begins at 0: the week on a Monday, though
-# 1970 began on a Thursday; the year is the mean one of the Gregorian calendar, so its phase wanders by up to a day.
+# The length of each period in seconds, and its offset to Unix time. The week begins on a Monday, though 1970 began on a
+# Thursday. The year is the mean Gregorian one, so its phase is off by up to a day.
 PERIODS = {"day": (DAY_S, 0), "week": (7 * DAY_S, 3 * DAY_S), "year": (31_556_952, 0)}
 ELAPSED = "elapsed_s"
 
@@ -22,8 +22,10 @@ _KNOWN = re.compile(r"(?P<column>.+)@\+(?P<horizon>[1-9][0-9]*)")
 _CALENDAR = re.compile(f"(?P<period>{'|'.join(PERIODS)})_(?P<wave>sin|cos)")
 
 
-def made_names(known: Sequence[str], horizons: Sequence[int], calendar: Sequence[str], *, elapsed: bool) -> list[str]:
-    """The names of the features to make, in the order in which they follow those of the table."""
+def derived_names(
+    known: Sequence[str], horizons: Sequence[int], calendar: Sequence[str], *, elapsed: bool
+) -> list[str]:
+    """The names of the derived features, in the order in which they follow those of the table."""
     return [
         *(f"{column}@+{horizon}" for column in known for horizon in horizons),
         *(f"{period}_{wave}" for period in calendar for wave in ("sin", "cos")),
@@ -31,28 +33,28 @@ def made_names(known: Sequence[str], horizons: Sequence[int], calendar: Sequence
     ]
 
 
-def can_make(name: str) -> bool:
-    """Whether the name is that of a made feature."""
+def is_derived(name: str) -> bool:
+    """Whether the name is that of a derived feature."""
     return name == ELAPSED or bool(_KNOWN.fullmatch(name) or _CALENDAR.fullmatch(name))
 
 
-def add(series: Series, names: Sequence[str]) -> Series:
-    """The series with these features behind its own.
+def add_derived(series: Series, names: Sequence[str]) -> Series:
+    """The series with these derived features after its own.
 
     Raises:
-        MissingColumn: a feature whose future is wanted is not there.
+        MissingColumn: the column of a known future does not exist.
     """
     if not names:
         return series
     columns = np.empty((len(series), len(series.names) + len(names)), np.float32)
     columns[:, : len(series.names)] = series.values
     for index, name in enumerate(names, start=len(series.names)):
-        columns[:, index] = _made(series, name)
+        columns[:, index] = _derive(series, name)
     units = tuple(_unit(series, name) for name in names)
     return replace(series, names=(*series.names, *names), units=(*series.units, *units), values=columns)
 
 
-def _made(series: Series, name: str) -> Floats:
+def _derive(series: Series, name: str) -> Floats:
     """(time,)."""
     if known := _KNOWN.fullmatch(name):
         if known["column"] not in series.names:
@@ -60,10 +62,10 @@ def _made(series: Series, name: str) -> Floats:
                 f"{series.name}: no column {known['column']!r}, whose future {name!r} holds; there are: "
                 f"{', '.join(series.names)}"
             )
-        return ahead(series, [series.column(known["column"])], [int(known["horizon"])], series.spans)[:, 0, 0]
+        return future_values(series, [series.column(known["column"])], [int(known["horizon"])], series.spans)[:, 0, 0]
     if calendar := _CALENDAR.fullmatch(name):
         return _wave(series, calendar["period"], calendar["wave"])
-    assert name == ELAPSED, name  # `can_make` knows no other
+    assert name == ELAPSED, name  # `is_derived` knows no other
     elapsed = np.full(len(series), np.nan, np.float32)
     elapsed[1:] = steps_s_of(series.times)
     elapsed[[first for first, _ in series.spans]] = np.nan
@@ -73,7 +75,7 @@ def _made(series: Series, name: str) -> Floats:
 def _wave(series: Series, period: str, wave: str) -> Floats:
     length_s, shift_s = PERIODS[period]
     second_ns = 1_000_000_000
-    # In whole nanoseconds, because seconds since 1970 leave float64 few digits for the phase of a day.
+    # In whole nanoseconds: seconds since 1970 leave float64 few digits for the phase of a day.
     within = (series.times.astype("datetime64[ns]").astype(np.int64) + shift_s * second_ns) % (length_s * second_ns)
     phase = within * (2.0 * np.pi / (length_s * second_ns))
     waves: Floats = (np.sin(phase) if wave == "sin" else np.cos(phase)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The cells of one Arrow column as NumPy: times, numbers, and the codes of text. Refuses by name what it cannot use."""
+"""One Arrow column -> NumPy: times, numbers, or codes of text. An error names the cell that cannot be used."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ import pyarrow as pa
 from training.data.series import Floats, Times
 from training.errors import InfiniteValue, TextColumn, TimeColumnError
 
-# The year 2255; nanoseconds in 64 bits end seven years later, and today in milliseconds is far beyond.
+# The year 2255. Nanoseconds in 64 bits end seven years later, and today in milliseconds is far beyond.
 LAST_UNIX_S = 9e9
 
 Codes = npt.NDArray[np.int32]
 
 
 def times_of(column: Any, name: str, label: str, before: int) -> Times:
-    """(rows,) datetime64[ns], NaT where missing; `before` counts the rows of earlier blocks."""
+    """(rows,) datetime64[ns], NaT if missing; `before` counts the rows of earlier blocks."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _unix_times(column.cast(pa.float64()).to_numpy(zero_copy_only=False), name, label, before)
     if pa.types.is_string_view(column.type):
@@ -32,7 +32,7 @@ def times_of(column: Any, name: str, label: str, before: int) -> Times:
 
 
 def codes_of(column: Any, name: str, texts: dict[str, int], label: str) -> Codes:
-    """The index of each cell's text in `texts`, which grows in the order of the rows; -1 where the cell is empty."""
+    """The index of each cell's text in `texts`, which grows in the order of the rows; -1 if the cell is empty."""
     kind = column.type
     if pa.types.is_floating(kind):  # whole numbers with empty cells, as frames keep them
         try:
@@ -49,7 +49,7 @@ def codes_of(column: Any, name: str, texts: dict[str, int], label: str) -> Codes
         raise TextColumn(f"{label}: column {name!r} holds {kind}, expected text or whole numbers") from error
     indices = encoded.indices.cast(pa.int64()).fill_null(len(found)).to_numpy(zero_copy_only=False)
     places = np.full(len(found) + 1, -1, np.int32)
-    # A dictionary may be in any order and hold what no row of the block has.
+    # A dictionary may be in any order, and may hold text that no row of the block has.
     used, firsts = np.unique(indices, return_index=True)
     for index in used[np.argsort(firsts)].tolist():
         if index < len(found) and found[index]:
@@ -72,7 +72,7 @@ def numbers_of(column: Any, name: str, label: str, before: int) -> Floats:
         row, value = _first_text(column)
         raise TextColumn(
             f"{label}: column {name!r} holds {kind}, expected numbers; first in row {before + row}: {value!r}; "
-            f"leave it out with --exclude {name}, or name it with --group or --label if it says what a row belongs to"
+            f"leave it out with --exclude {name}, or name it with --group or --label if it is a group or a class"
         )
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())  # there is no cast from bool to float64
@@ -102,7 +102,7 @@ def _unix_times(seconds: npt.NDArray[np.float64], name: str, label: str, before:
 
 
 def _first_text(column: Any) -> tuple[int, str]:
-    """The first row (counted from 1) whose value is no number, and that value."""
+    """The first row (from 1) whose value is no number, and that value."""
     for row, value in enumerate(column.to_pylist(), start=1):
         try:
             float("nan" if value is None else value)

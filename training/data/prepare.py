@@ -1,4 +1,4 @@
-"""From a request and its series to all that a fit needs: the split, the scaler, and what to build."""
+"""From a request and its series to the input of a fit: the split, the scaler and the architecture."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from training.data.split import Split, split_by_group, split_by_time
 from training.errors import SettingsError
 from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
 
-# A note is a line: of many groups the first few are named.
-NAMED = 5
+# A note is one line: it names the first few of many groups.
+MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a fit needs beside its settings."""
+    """The input of a fit, beside its settings."""
 
     series: Series
     split: Split
@@ -25,20 +25,20 @@ class Prepared:
 
 
 def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
-    """Split unless that is done, and scale a series, and say what to build for it.
+    """Split the series unless a split is given, fit the scaler, and choose the architecture.
 
     Raises:
-        TrainingError: the series does not have what was asked for.
+        TrainingError: the series does not fit the request.
     """
     split = split or _split(request, series, on_note)
     scaler = fit_scaler(series, split.train)
     for name in scaler.constant:
-        on_note(f"column {name!r} is constant in the training part: it teaches nothing and is left unscaled")
+        on_note(f"column {name!r} is constant in the training part: it carries no information and is left unscaled")
     return Prepared(series, split, scaler, _architecture(request, series, scaler))
 
 
 def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> Split:
-    """Whole values of the column to split by where there is one, else by time."""
+    """Split by group if there is a column to split by, else by time."""
     horizon = max(request.horizons) if request.task == "forecast" else 0
     train, validation = request.train_share, request.validation_share
     if train + validation >= 1:
@@ -46,7 +46,7 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
             f"train-share, validation-share: got {train:g} and {validation:g}, expected less than 1 together: what they "
             f"leave is held out"
         )
-    if any(group.whole for group in series.groups):
+    if any(group.split_key for group in series.groups):
         return split_by_group(
             series,
             train=train,
@@ -64,18 +64,20 @@ def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> 
             )
     split = split_by_time(series, train=train, validation=validation, horizon=horizon)
     if split.short:
-        named = ", ".join(split.short[:NAMED]) + (", ..." if len(split.short) > NAMED else "")
-        on_note(f"too short to be cut, so they only teach: {len(split.short)} of {len(series.groups)} groups ({named})")
+        listed = ", ".join(split.short[:MAX_NAMES]) + (", ..." if len(split.short) > MAX_NAMES else "")
+        on_note(
+            f"too short to be cut, so they are only trained on: {len(split.short)} of {len(series.groups)} groups ({listed})"
+        )
     return split
 
 
 def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
-    """What to build for this series."""
+    """The architecture for this series."""
     task: Forecast | Classify
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.target or _usual_targets(request.source)
+        targets = request.target or _default_targets(request.source)
         check_targets(series, scaler, targets)
         _check_future(request.source, targets)
         task = Forecast(
@@ -92,30 +94,32 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
 
 
 def _elapsed(series: Series) -> Elapsed | None:
-    """What the seconds since the last timestep mean, if they are a feature."""
+    """The meaning of the seconds since the last timestep, if they are a feature."""
     if features.ELAPSED not in series.names:
         return None
-    return Elapsed(feature=series.column(features.ELAPSED), usual_s=series.usual_s, reset_s=series.gap_s)
+    return Elapsed(
+        feature=series.column(features.ELAPSED), usual_s=series.median_step_s, reset_s=series.gap_threshold_s
+    )
 
 
 def _check_future(source: Source, targets: Sequence[str]) -> None:
-    """What is made from others, or whose future is given, is not there to be forecast."""
+    """Check that no target is derived, or has a known future."""
     for target in targets:
         if target in source.known:
             raise SettingsError(
                 f"known: {target!r} is a target as well, expected other columns: its future is what is to be forecast"
             )
-        if features.can_make(target):
+        if features.is_derived(target):
             raise SettingsError(
-                f"target: {target!r} is made from the time or from another column; expected a measured one"
+                f"target: {target!r} is derived from the time or from another column; expected a measured one"
             )
 
 
 def check_alarm(task: Forecast) -> None:
-    """See that an alarm, if one is asked for, has the forecasts that it needs.
+    """Check that an alarm has the one-step forecast that it needs.
 
     Raises:
-        SettingsError: the next timestep is not among the horizons.
+        SettingsError: there is an alarm, and 1 is not among the horizons.
     """
     if task.alarm_rate is not None and 1 not in task.horizons:
         asked = ",".join(str(horizon) for horizon in task.horizons)
@@ -125,7 +129,7 @@ def check_alarm(task: Forecast) -> None:
         )
 
 
-def _usual_targets(source: Source) -> tuple[str, ...]:
+def _default_targets(source: Source) -> tuple[str, ...]:
     if source.data not in datasets.DATASETS:
         raise SettingsError("target: a file has no usual target; name the column to forecast with --target")
     usual = datasets.DATASETS[source.data].target

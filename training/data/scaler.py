@@ -1,4 +1,4 @@
-"""What the training part looks like, feature by feature: the numbers that scale a series."""
+"""The statistics of the training part, feature by feature, that scale a series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 from training.data.series import Floats, Series, Spans
 from training.errors import ConstantTarget, EmptyColumn
 
-# float32 keeps seven digits: a spread smaller than this part of the mean is rounding, not signal.
+# float32 keeps seven digits: a standard deviation below this fraction of the mean is rounding, not signal.
 CONSTANT_SPREAD = 1e-6
 
 
 @dataclass(frozen=True)
 class Scaler:
-    """What the training part looks like, per feature, all (features,) float32.
+    """The statistics of the training part, all (features,) float32.
 
     Mean, standard deviation and range; `step` is the standard deviation of the change from one timestep to the next.
 
-    `constant` names the features whose spread is nil; their `std` and `step` are 1, so that they are zero, not NaN, when scaled.
+    `constant` names the features that do not change. Their `std` and `step` are 1, so that they scale to zero, not to NaN.
     """
 
     mean: Floats
@@ -30,7 +30,7 @@ class Scaler:
 
 
 def fit_scaler(series: Series, spans: Spans) -> Scaler:
-    """Mean, spread and range of the rows in the spans, ignoring missing values.
+    """The statistics of the rows in the spans, without missing values.
 
     Raises:
         EmptyColumn: a feature has no value in these rows.
@@ -49,7 +49,7 @@ def fit_scaler(series: Series, spans: Spans) -> Scaler:
 
 
 def _moments(series: Series, index: int, spans: Spans) -> tuple[float, ...]:
-    """Mean, standard deviation, range and steps of a column: one at a time, so that millions of rows stay cheap."""
+    """Mean, standard deviation, range and step of one column; columns one by one keep millions of rows cheap."""
     # Sums of 1e7 rows lose digits in float32.
     values = np.concatenate([series.values[first:end, index] for first, end in spans]).astype(np.float64)
     if np.isnan(values).all():
@@ -59,19 +59,19 @@ def _moments(series: Series, index: int, spans: Spans) -> tuple[float, ...]:
             f"leave it out with --exclude {column}"
         )
     steps = np.diff(values)
-    # From one series to the next, or over a gap, is no step.
-    ends = np.cumsum([end - first for first, end in series.stretches(spans)])
+    # A step does not cross a gap or the end of a group.
+    ends = np.cumsum([end - first for first, end in series.segments(spans)])
     steps[ends[:-1] - 1] = np.nan
     step = 0.0 if np.isnan(steps).all() else float(np.nanstd(steps))
     return float(np.nanmean(values)), float(np.nanstd(values)), float(np.nanmin(values)), float(np.nanmax(values)), step
 
 
 def check_targets(series: Series, scaler: Scaler, targets: Sequence[str]) -> None:
-    """See that each target exists and moves in the training part.
+    """Check that each target exists and changes in the training part.
 
     Raises:
-        MissingColumn: it is not a feature of the series.
-        ConstantTarget: it never changes.
+        MissingColumn: the series has no such feature.
+        ConstantTarget: the target never changes.
     """
     for target in targets:
         index = series.column(target)

@@ -1,6 +1,6 @@
-"""The noun that everything else works on: a table of sensor values over time, in one series or several groups.
+"""A series: sensor values over time, from one source or from several groups.
 
-Knows no files, no network and no torch. A missing value is NaN from here to the served graph.
+This module knows no files, no network and no torch. A missing value is NaN from here to the served graph.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,12 @@ Times = npt.NDArray[np.datetime64]
 Span = tuple[int, int]
 Spans = tuple[Span, ...]
 
-# A step longer than this many periods is a gap: one late sample is jitter, a missing row is not.
+# A step longer than this many periods is a gap: a late sample is jitter, a missing row is a gap.
 GAP_PERIODS = 1.5
-# Irregular series have no period; only a silence much longer than the usual step cuts them.
+# An irregular series has no period. Only a step much longer than the usual one is a gap.
 GAP_STEPS_IRREGULAR = 10.0
 DAY_S = 86_400
-# Of a label that is not known.
+# The label of an unlabelled row.
 UNLABELLED = -1
 
 
@@ -34,30 +34,30 @@ UNLABELLED = -1
 class Group:
     """Rows [first, end) of a table that belong to one sensor, machine or recording, in time order.
 
-    `whole` is what must not be torn apart by a split, such as the person on the recording; empty where time splits.
+    `split_key` is the value that a split keeps together, such as the person of a recording. It is empty where time splits.
     """
 
     name: str
     first: int
     end: int
-    whole: str = ""
+    split_key: str = ""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A table of sensor values over time; of one source, or of several groups one after the other.
+    """Sensor values over time, from one source or from several groups one after the other.
 
     Attributes:
         name: what the data is called in cards and tables.
-        sha256: of the file that it was read from.
-        names, units: of the columns of `values`; a unit is empty where unknown.
+        sha256: of its file.
+        names, units: of the columns of `values`; a unit is empty if unknown.
         values: (time, features) float32 in raw units; NaN is missing, infinity never occurs.
         times: (time,) nanoseconds, strictly increasing within a group.
-        period_s: the usual step in seconds; None when the steps are irregular.
-        groups: in row order, covering all rows; empty when the whole table is one series.
-        labels: (time,) an index of `classes`, `UNLABELLED` where unknown; None when there is no label column.
+        period_s: the usual step in seconds; None if the steps are irregular.
+        groups: in row order, covering all rows; empty if the table is one series.
+        labels: (time,) an index of `classes`, `UNLABELLED` if unknown; None without a label column.
         classes: the names of the labels.
-        group_column, label_column: what the table calls them; empty when there are none.
+        group_column, label_column: their names in the table; empty if there are none.
     """
 
     name: str
@@ -97,27 +97,27 @@ class Series:
         """The rows of each group, or all rows as one span."""
         return tuple((group.first, group.end) for group in self.groups) or ((0, len(self)),)
 
-    def stretches(self, spans: Spans | None = None) -> list[Span]:
-        """The runs of rows within the spans (all rows when None) that neither a time gap nor a group's end interrupts."""
+    def segments(self, spans: Spans | None = None) -> list[Span]:
+        """The segments within the spans, or of all rows: consecutive rows of one group without a time gap."""
         return [
-            stretch
+            segment
             for first, end in (self.spans if spans is None else spans)
-            for stretch in pairwise([first, *self._cuts_within(first, end), end])
-            if stretch[0] < stretch[1]
+            for segment in pairwise([first, *self._cuts_within(first, end), end])
+            if segment[0] < segment[1]
         ]
 
     @cached_property
-    def usual_s(self) -> float:
-        """The usual step in seconds, also of an irregular series; 0 where there is none."""
+    def median_step_s(self) -> float:
+        """The usual step in seconds, also of an irregular series; 0 if there is none."""
         if self.period_s is not None:
             return self.period_s
-        steps_s = inner_steps_s(self.times, self.groups)
+        steps_s = group_steps_s(self.times, self.groups)
         return float(np.median(steps_s, overwrite_input=True)) if len(steps_s) else 0.0
 
     @property
-    def gap_s(self) -> float:
-        """A longer step than this is a gap."""
-        return self.usual_s * (GAP_STEPS_IRREGULAR if self.period_s is None else GAP_PERIODS)
+    def gap_threshold_s(self) -> float:
+        """The longest step in seconds that is no gap."""
+        return self.median_step_s * (GAP_STEPS_IRREGULAR if self.period_s is None else GAP_PERIODS)
 
     def _cuts_within(self, first: int, end: int) -> list[int]:
         low, high = np.searchsorted(self._cuts, [first, end])
@@ -125,21 +125,24 @@ class Series:
 
     @cached_property
     def _cuts(self) -> Ints:
-        """The rows, in order, before which a gap lies or a group begins."""
-        cuts = steps_s_of(self.times) > self.gap_s
+        """The rows, in order, that follow a gap or begin a group."""
+        cuts = steps_s_of(self.times) > self.gap_threshold_s
         cuts[[group.first - 1 for group in self.groups[1:]]] = True
         return np.flatnonzero(cuts) + 1
 
 
-def rows_of(spans: Spans) -> int:
-    """How many rows the spans hold."""
+def count_rows(spans: Spans) -> int:
+    """The number of rows in the spans."""
     return sum(end - first for first, end in spans)
 
 
-def ahead(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
-    """What comes true: (rows of the spans, horizons, targets), NaN where it is missing, past a gap, or outside its span."""
-    truth = np.full((rows_of(spans), len(horizons), len(targets)), np.nan, np.float32)
-    for place, first, end in placed(series, spans):
+def future_values(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
+    """The true value at each horizon: (rows of the spans, horizons, targets).
+
+    It is NaN where it is missing, behind a gap, or outside its span.
+    """
+    truth = np.full((count_rows(spans), len(horizons), len(targets)), np.nan, np.float32)
+    for place, first, end in segment_offsets(series, spans):
         for index, horizon in enumerate(horizons):
             if end - first > horizon:
                 truth[place : place + end - first - horizon, index] = series.values[
@@ -148,31 +151,37 @@ def ahead(series: Series, targets: Sequence[int], horizons: Sequence[int], spans
     return truth
 
 
-def placed(series: Series, spans: Spans) -> Iterator[tuple[int, int, int]]:
-    """Each stretch (first, end) of the spans, and before it where its first row stands when the spans are laid end to end."""
+def forward_fill(values: Floats) -> Floats:
+    """(rows, columns), each missing value replaced by the last one of its column; NaN before the first."""
+    rows = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))[:, None]), axis=0)
+    return np.where(rows < 0, np.float32(np.nan), np.take_along_axis(values, np.maximum(rows, 0), axis=0))
+
+
+def segment_offsets(series: Series, spans: Spans) -> Iterator[tuple[int, int, int]]:
+    """(offset, first, end) of each segment of the spans; the offset counts the rows of the concatenated spans before it."""
     before = 0
     for span in spans:
-        for first, end in series.stretches((span,)):
+        for first, end in series.segments((span,)):
             yield before + first - span[0], first, end
         before += span[1] - span[0]
 
 
 def steps_s_of(times: Times) -> npt.NDArray[np.float64]:
     """The seconds from each row to the next: (time - 1,)."""
-    # Looked at as whole numbers, which spares a copy: these are the largest arrays beside the values.
+    # A view as whole numbers saves a copy: these are the largest arrays beside the values.
     return np.diff(times.astype("datetime64[ns]", copy=False)).view(np.int64) / 1e9
 
 
-def inner_steps_s(times: Times, groups: Sequence[Group]) -> npt.NDArray[np.float64]:
-    """The same without the steps from a group to the next."""
+def group_steps_s(times: Times, groups: Sequence[Group]) -> npt.NDArray[np.float64]:
+    """The seconds from each row to the next of the same group."""
     steps_s = steps_s_of(times)
     return np.delete(steps_s, [group.first - 1 for group in groups[1:]]) if len(groups) > 1 else steps_s
 
 
 def iso(time: np.datetime64) -> str:
     """ISO 8601, with a fraction only where there is one."""
-    whole = time.astype("datetime64[s]")
-    return str(whole if whole == time else time)
+    seconds = time.astype("datetime64[s]")
+    return str(seconds if seconds == time else time)
 
 
 def season_steps(period_s: float | None) -> int | None:

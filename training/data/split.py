@@ -1,4 +1,4 @@
-"""How a series is split: rows that teach, rows that choose, and rows that are held out and judge."""
+"""Splits of a series: the training part, the validation part, and the held-out part."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from training.errors import SeriesTooShort, SplitError
 
 @dataclass(frozen=True)
 class Split:
-    """Rows that teach, rows that choose, and rows that are held out and judge.
+    """The rows of the training part, the validation part, and the held-out part (`test`).
 
-    `short` names the groups that are whole in the training part because they are too short to be cut.
+    `short` names the groups that are too short to be cut; they lie in the training part.
     """
 
     train: Spans
@@ -27,15 +27,15 @@ class Split:
 
 
 def split_by_time(series: Series, *, train: float, validation: float, horizon: int) -> Split:
-    """Cut every group at two of its rows, so that nothing later than a part has ever been seen by it.
+    """Cut every group in time, at two of its rows, so that no part has seen a later one.
 
-    A group that is too short for three parts teaches as a whole.
+    A group that is too short for three parts lies in the training part.
 
     Args:
-        series: what to cut.
-        train: share of the rows that teach.
-        validation: share of the rows that choose; the rest is held out.
-        horizon: the furthest step that will be forecast; 0 when nothing is.
+        series: to split.
+        train: share of the rows in the training part.
+        validation: share of the rows in the validation part; the rest is held out.
+        horizon: the largest horizon of a forecast; 0 without forecasts.
 
     Raises:
         SeriesTooShort: no group is long enough.
@@ -46,21 +46,21 @@ def split_by_time(series: Series, *, train: float, validation: float, horizon: i
         for group in groups
         for rows in [group.end - group.first]
     ]
-    long = [
-        min(teach - group.first, choose - teach, group.end - choose) >= _least(horizon)
-        for group, (teach, choose) in zip(groups, cuts, strict=True)
+    splittable = [
+        min(train_end - group.first, validation_end - train_end, group.end - validation_end) >= _min_rows(horizon)
+        for group, (train_end, validation_end) in zip(groups, cuts, strict=True)
     ]
-    if not any(long):  # cut them nevertheless: the longest says what is wrong
+    if not any(splittable):  # cut the longest nevertheless, so that the check below reports it
         longest = int(np.argmax([group.end - group.first for group in groups]))
-        long[longest] = True
+        splittable[longest] = True
     split = Split(
         train=tuple(
-            (group.first, teach if enough else group.end)
-            for group, (teach, _), enough in zip(groups, cuts, long, strict=True)
+            (group.first, train_end if enough else group.end)
+            for group, (train_end, _), enough in zip(groups, cuts, splittable, strict=True)
         ),
-        validation=tuple(cut for cut, enough in zip(cuts, long, strict=True) if enough),
-        test=tuple((cut[1], group.end) for group, cut, enough in zip(groups, cuts, long, strict=True) if enough),
-        short=tuple(group.name for group, enough in zip(groups, long, strict=True) if not enough),
+        validation=tuple(cut for cut, enough in zip(cuts, splittable, strict=True) if enough),
+        test=tuple((cut[1], group.end) for group, cut, enough in zip(groups, cuts, splittable, strict=True) if enough),
+        short=tuple(group.name for group, enough in zip(groups, splittable, strict=True) if not enough),
     )
     check_parts(series, split, horizon)
     return split
@@ -76,26 +76,26 @@ def split_by_group(
     validate: Sequence[str] = (),
     horizon: int,
 ) -> Split:
-    """Give whole persons, machines or sites (`Group.whole`) to each part, so that those held out are new to the network.
+    """Assign whole persons, machines or sites (`Group.split_key`) to the parts; the network never sees those held out.
 
-    Which go where is chance; the shares of the rows are as near as whole ones allow.
+    The assignment is random. The shares of the rows are as near as whole keys allow.
 
     Args:
-        series: what to split.
-        train: share of the rows that teach.
-        validation: share of the rows that choose; the rest is held out.
-        seed: of the chance.
-        hold_out: hold out these and no others; the rest is shared out between the other two parts.
-        validate: with `hold_out`: these choose, and the rest teaches.
-        horizon: the furthest step that will be forecast; 0 when nothing is.
+        series: to split.
+        train: share of the rows in the training part.
+        validation: share of the rows in the validation part; the rest is held out.
+        seed: of the assignment.
+        hold_out: hold out these keys and no others; the rest is divided between the other two parts.
+        validate: with `hold_out`: validate on these keys and train on the rest.
+        horizon: the largest horizon of a forecast; 0 without forecasts.
 
     Raises:
-        SplitError: there are fewer than three wholes, or those that are named are not there or leave none to teach.
-        SeriesTooShort: some part has no group that is long enough.
+        SplitError: there are fewer than three keys, a named key does not exist, or no key is left for training.
+        SeriesTooShort: no group of some part is long enough.
     """
     rows: dict[str, int] = {}
     for group in series.groups:
-        rows[group.whole] = rows.get(group.whole, 0) + group.end - group.first
+        rows[group.split_key] = rows.get(group.split_key, 0) + group.end - group.first
     if unknown := [name for name in hold_out if name not in rows]:
         raise SplitError(f"hold-out: {series.name} has no {unknown[0]!r}; there are: {', '.join(rows)}")
     if validate:
@@ -108,14 +108,14 @@ def split_by_group(
             f"split-by: {series.name} has {len(rows)} values to split by ({', '.join(rows)}), expected at least "
             f"{len(shares) + len(set(hold_out))}: one for each part; split by time, or by another column"
         )
-    part_of = dict.fromkeys(hold_out, 2) | _share_out(free, shares, np.random.default_rng(seed))
+    part_of = dict.fromkeys(hold_out, 2) | _assign_parts(free, shares, np.random.default_rng(seed))
     return _split_of(series, part_of, horizon)
 
 
 def _named_parts(
     series: Series, names: Sequence[str], hold_out: Sequence[str], validate: Sequence[str]
 ) -> dict[str, int]:
-    """The part of each name, when those that choose and those that judge are named."""
+    """The part of each key, if the validation part and the held-out part are named."""
     wrong = [name for name in validate if name not in names or name in hold_out]
     if wrong or not hold_out:
         raise SplitError(
@@ -124,33 +124,34 @@ def _named_parts(
         )
     parts = dict.fromkeys(names, 0) | dict.fromkeys(validate, 1) | dict.fromkeys(hold_out, 2)
     if 0 not in parts.values():
-        raise SplitError(f"validate-on: {series.name} has only {', '.join(names)}; leave at least one to teach")
+        raise SplitError(f"validate-on: {series.name} has only {', '.join(names)}; leave at least one to train on")
     return parts
 
 
 def _split_of(series: Series, part_of: dict[str, int], horizon: int) -> Split:
     """The spans of each part."""
-    teach, choose, judge = (
-        tuple((group.first, group.end) for group in series.groups if part_of[group.whole] == part) for part in range(3)
+    train_spans, validation, test = (
+        tuple((group.first, group.end) for group in series.groups if part_of[group.split_key] == part)
+        for part in range(3)
     )
-    split = Split(teach, choose, judge)
+    split = Split(train_spans, validation, test)
     check_parts(series, split, horizon)
     return split
 
 
-def _share_out(rows: dict[str, int], shares: Sequence[float], rng: np.random.Generator) -> dict[str, int]:
-    """Which part each name goes to: at least one to each, and shares of the rows as near as single moves bring them."""
+def _assign_parts(rows: dict[str, int], shares: Sequence[float], rng: np.random.Generator) -> dict[str, int]:
+    """The part of each key: at least one key in each part, and shares of the rows as near as single moves bring them."""
     names = [str(name) for name in rng.permutation(list(rows))]
-    wanted = np.array(shares) / sum(shares) * sum(rows.values())
+    goal = np.array(shares) / sum(shares) * sum(rows.values())
     got = np.zeros(len(shares))
     parts: dict[str, int] = {}
     for place, name in enumerate(names):
         empty = np.flatnonzero(got == 0)
-        # The last names are kept for parts that have none yet.
-        part = int(empty[0]) if len(empty) >= len(names) - place else int(np.argmax(wanted - got))
+        # The last keys go to the parts that have none yet.
+        part = int(empty[0]) if len(empty) >= len(names) - place else int(np.argmax(goal - got))
         parts[name] = part
         got[part] += rows[name]
-    while move := _best_move(rows, parts, got - wanted):
+    while move := _best_move(rows, parts, got - goal):
         name, part = move
         got[parts[name]] -= rows[name]
         got[part] += rows[name]
@@ -161,9 +162,9 @@ def _share_out(rows: dict[str, int], shares: Sequence[float], rng: np.random.Gen
 def _best_move(
     rows: dict[str, int], parts: dict[str, int], excess: np.ndarray[tuple[int], np.dtype[np.float64]]
 ) -> tuple[str, int] | None:
-    """The name and the part to move it to that bring the shares nearest to what is wanted; None when no move does."""
+    """The key and its new part that improve the shares most; None if no move improves them."""
     left = np.bincount(list(parts.values()), minlength=len(excess))
-    best, gain = None, 1e-9  # rounding is no gain
+    best, gain = None, 1e-9  # rounding is no improvement
     for name, part in parts.items():
         for other in range(len(excess)):
             if other == part or left[part] == 1:
@@ -175,24 +176,24 @@ def _best_move(
     return best
 
 
-def _least(horizon: int) -> int:
-    """The rows that a part needs: for two forecasts and what came true."""
+def _min_rows(horizon: int) -> int:
+    """The rows that a part needs: for two forecasts and their true values."""
     return horizon + 2
 
 
 def check_parts(series: Series, split: Split, horizon: int) -> None:
-    """See that each part holds at least one forecast and what came true.
+    """Check that each part holds at least one forecast and its true value.
 
     Raises:
-        SeriesTooShort: one does not.
+        SeriesTooShort: a part does not.
     """
     for part, spans in split:
         longest = max((end - first for first, end in spans), default=0)
-        if longest < _least(horizon):
+        if longest < _min_rows(horizon):
             of = f" of {len(series)}" if len(spans) == 1 else " in the longest of its groups"
             what = (
                 f"for a horizon of {horizon} steps; give more rows or smaller --horizons" if horizon else "; give more"
             )
             raise SeriesTooShort(
-                f"{series.name}: the {part} part has {longest}{of} rows, expected at least {_least(horizon)} {what}"
+                f"{series.name}: the {part} part has {longest}{of} rows, expected at least {_min_rows(horizon)} {what}"
             )

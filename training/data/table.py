@@ -1,6 +1,6 @@
-"""A table, whatever it came from: named columns that are read block by block, so that it is never held whole.
+"""A table: named columns that are read block by block, so that a file is never in memory as a whole.
 
-Files are CSV, Parquet and NumPy's own; programs hand over arrays and frames. Knows no time, no sensor and no torch.
+Files are CSV, Parquet, NPY and NPZ; programs pass arrays and frames. This module knows no time, no sensor and no torch.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ import pyarrow.parquet
 
 from training.errors import SeriesTooShort, UnreadableTable
 
-# Rows of a block: small beside any table that is large, and large beside what a block costs in Python.
+# Rows of a block: few enough to be small beside a large table, enough to hide the cost of a block in Python.
 BLOCK_ROWS = 1 << 16
-# Bytes of a block of a CSV file; the types of the columns are told from the first. pyarrow keeps some forty of them ready.
+# Bytes of a block of a CSV file. The first determines the types of the columns. pyarrow buffers some forty of them.
 BLOCK_BYTES = 1 << 20
 KINDS = (".csv", ".parquet", ".npy", ".npz")
 
@@ -32,13 +32,13 @@ class Table:
     """Columns of equal length.
 
     Attributes:
-        name: what it is called in messages.
+        name: in messages.
         sha256: of its content.
-        types: the pyarrow type of each column, as far as the first block tells.
-        rows: how many there are at most; a CSV file knows only its lines.
-        blocks: the named columns as pyarrow record batches in row order; those of the second argument as text where the
-            file lets us choose.
-        timeless: whether such a table may have no times at all: arrays seldom have any.
+        types: the pyarrow type of each column, as inferred from the first block.
+        rows: an upper bound of their number; of a CSV file only the lines are counted.
+        blocks: the named columns as pyarrow record batches in row order. The columns of the second argument are read as
+            text if the format leaves a choice.
+        times_optional: whether the table may have no times, as arrays do.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Table:
     types: dict[str, Any]
     rows: int
     blocks: Callable[[Sequence[str], Collection[str]], Iterator[Any]]
-    timeless: bool = False
+    times_optional: bool = False
 
 
 def open_table(path: Path, name: str) -> Table:
     """Open a `.csv`, `.parquet`, `.npy` or `.npz` file.
 
     Raises:
-        UnreadableTable: it is not there, is of another kind, or is damaged.
+        UnreadableTable: it is missing, damaged, or of another kind.
         SeriesTooShort: it has no rows.
     """
     readers = dict(zip(KINDS, (_open_csv, _open_parquet, _open_npy, _open_npz), strict=True))
@@ -75,18 +75,18 @@ def open_table(path: Path, name: str) -> Table:
 
 
 def table_of_frame(frame: Any, name: str) -> Table:
-    """The table of a pandas or polars frame, a pyarrow table, or anything else that hands its columns over as these do.
+    """The table of a pandas or polars frame, a pyarrow table, or any object with the same interface.
 
     Raises:
-        UnreadableTable: it does not.
+        UnreadableTable: the object has no such interface.
     """
     try:
         if hasattr(frame, "__arrow_c_stream__"):
-            whole = pa.table(frame)
+            arrow_table = pa.table(frame)
         elif hasattr(frame, "to_arrow"):
-            whole = frame.to_arrow()
+            arrow_table = frame.to_arrow()
         elif hasattr(frame, "columns") and hasattr(frame, "to_numpy"):
-            whole = pa.table({str(column): np.asarray(frame[column]) for column in frame.columns})
+            arrow_table = pa.table({str(column): np.asarray(frame[column]) for column in frame.columns})
         else:
             raise UnreadableTable(
                 f"{name}: got {type(frame).__name__}, expected an array of numbers (time, features), a data frame or an "
@@ -95,7 +95,7 @@ def table_of_frame(frame: Any, name: str) -> Table:
     except pa.ArrowException as error:
         raise UnreadableTable(f"{name}: not a readable table: {str(error).splitlines()[0]}") from error
     digest = hashlib.sha256()
-    for batch in whole.to_batches(max_chunksize=BLOCK_ROWS):
+    for batch in arrow_table.to_batches(max_chunksize=BLOCK_ROWS):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_batch(batch)
@@ -104,36 +104,36 @@ def table_of_frame(frame: Any, name: str) -> Table:
         Table(
             name=name,
             sha256=digest.hexdigest(),
-            types={field.name: field.type for field in whole.schema},
-            rows=whole.num_rows,
-            blocks=lambda columns, _: iter(whole.select(list(columns)).to_batches(max_chunksize=BLOCK_ROWS)),
+            types={field.name: field.type for field in arrow_table.schema},
+            rows=arrow_table.num_rows,
+            blocks=lambda columns, _: iter(arrow_table.select(list(columns)).to_batches(max_chunksize=BLOCK_ROWS)),
         ),
-        whole.schema.names,
+        arrow_table.schema.names,
     )
 
 
 def table_of_arrays(columns: dict[str, Array], name: str, sha256: str | None = None) -> Table:
-    """The table of one-dimensional arrays of equal length, which are not copied.
+    """The table of one-dimensional arrays of equal length. The arrays are not copied.
 
     Raises:
-        UnreadableTable: they differ in length, or an array is not of numbers, times or text.
+        UnreadableTable: the lengths differ, or an array holds no numbers, times or text.
     """
     lengths = {column: len(values) for column, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{column!r} has {length}" for column, length in lengths.items())
-        raise UnreadableTable(f"{name}: the columns differ in length: {told}; expected one value a row in each")
+        listed = ", ".join(f"{column!r} has {length}" for column, length in lengths.items())
+        raise UnreadableTable(f"{name}: the columns differ in length: {listed}; expected one value a row in each")
     try:
         types = {column: _arrow(values[:1]).type for column, values in columns.items()}
     except (pa.ArrowException, TypeError) as error:
         raise UnreadableTable(f"{name}: not a readable table: {str(error).splitlines()[0]}") from error
     rows = next(iter(lengths.values()), 0)
 
-    def blocks(wanted: Sequence[str], _: Collection[str]) -> Iterator[Any]:
+    def blocks(names: Sequence[str], _: Collection[str]) -> Iterator[Any]:
         for first in range(0, rows, BLOCK_ROWS):
-            parts = [_arrow(columns[column][first : first + BLOCK_ROWS]) for column in wanted]
-            yield pa.RecordBatch.from_arrays(parts, names=list(wanted))
+            parts = [_arrow(columns[column][first : first + BLOCK_ROWS]) for column in names]
+            yield pa.RecordBatch.from_arrays(parts, names=list(names))
 
-    return Table(name, sha256 or _sha256_of(columns), types, rows, blocks, timeless=True)
+    return Table(name, sha256 or _sha256_of(columns), types, rows, blocks, times_optional=True)
 
 
 def _arrow(values: Array) -> Any:
@@ -152,10 +152,10 @@ def _sha256_of(columns: dict[str, Array]) -> str:
 
 
 def _open_csv(path: Path, name: str) -> Table:
-    sha256, rows = _scan(path)
+    sha256, rows = _hash_and_count(path)
     read = pa.csv.ReadOptions(block_size=BLOCK_BYTES)
 
-    # An empty cell is missing in a text column as well, so that the first real word is the one that is told.
+    # An empty cell is missing in a text column too, so that an error names the first real word.
     def convert(**more: Any) -> Any:
         return pa.csv.ConvertOptions(strings_can_be_null=True, **more)
 
@@ -166,7 +166,7 @@ def _open_csv(path: Path, name: str) -> Table:
         schema = _whole_csv(path, convert()).schema  # a line may be longer than a block
 
     def blocks(columns: Sequence[str], text: Collection[str]) -> Iterator[Any]:
-        types = {column: pa.string() if column in text else _roomy(schema.field(column).type) for column in columns}
+        types = {column: pa.string() if column in text else _widen(schema.field(column).type) for column in columns}
         options = convert(column_types=types, include_columns=list(columns))
         done = 0
         try:
@@ -175,31 +175,31 @@ def _open_csv(path: Path, name: str) -> Table:
                     yield batch
                     done += batch.num_rows
         except pa.ArrowInvalid:
-            # Some later block does not fit the types of the first. Inferring them from the whole file costs memory, but
-            # it reads what can be read, and a word among numbers becomes a text column, which can be named.
+            # A later block does not fit the types of the first. Types inferred from the whole file cost memory, but then
+            # a word among numbers makes a text column, which an error can name.
             texts = {column: pa.string() for column in text}
             try:
-                whole = _whole_csv(path, convert(column_types=texts, include_columns=list(columns)))
+                arrow_table = _whole_csv(path, convert(column_types=texts, include_columns=list(columns)))
             except pa.ArrowException as error:
                 raise _unreadable(path, error) from error
-            yield from whole.slice(done).to_batches(max_chunksize=BLOCK_ROWS)
+            yield from arrow_table.slice(done).to_batches(max_chunksize=BLOCK_ROWS)
 
     return _checked(Table(name, sha256, dict(zip(schema.names, schema.types, strict=True)), rows, blocks), schema.names)
 
 
 def _whole_csv(path: Path, options: Any) -> Any:
-    """The file as one block: types are inferred from all of it."""
+    """The file as one block, so that types are inferred from all of it."""
     read = pa.csv.ReadOptions(block_size=max(path.stat().st_size, 1))
     return pa.csv.read_csv(path, read_options=read, convert_options=options)
 
 
-def _roomy(kind: Any) -> Any:
-    """The type that later blocks surely fit as well: whole numbers may be followed by fractions, nothing by numbers."""
+def _widen(kind: Any) -> Any:
+    """The type that later blocks fit too: fractions may follow whole numbers, and numbers may follow empty cells."""
     return pa.float64() if pa.types.is_integer(kind) or pa.types.is_null(kind) else kind
 
 
-def _scan(path: Path) -> tuple[str, int]:
-    """The file's checksum, and how many rows it has at most: its line ends, the header's or the last row's for free."""
+def _hash_and_count(path: Path) -> tuple[str, int]:
+    """The checksum of the file and an upper bound of its rows: its line ends, without that of the header."""
     digest, lines = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -217,20 +217,23 @@ def _open_parquet(path: Path, name: str) -> Table:
 
     def blocks(columns: Sequence[str], _: Collection[str]) -> Iterator[Any]:
         try:
-            # With a buffer the file is read as it is needed; without one, a row group at a time.
+            # With a buffer the file is read on demand; without one, a row group at a time.
             with pa.parquet.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
                 yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:  # OSError: a page that cannot be unpacked
             raise _unreadable(path, error) from error
 
     return _checked(
-        Table(name, _scan(path)[0], dict(zip(schema.names, schema.types, strict=True)), rows, blocks), schema.names
+        Table(name, _hash_and_count(path)[0], dict(zip(schema.names, schema.types, strict=True)), rows, blocks),
+        schema.names,
     )
 
 
 def _open_npy(path: Path, name: str) -> Table:
-    # Mapped, not read: the blocks come from the disk when they are wanted.
-    return table_of_arrays(columns_of(np.load(path, mmap_mode="r", allow_pickle=False), (), name), name, _scan(path)[0])
+    # Mapped, not read: the blocks come from the disk on demand.
+    return table_of_arrays(
+        columns_of(np.load(path, mmap_mode="r", allow_pickle=False), (), name), name, _hash_and_count(path)[0]
+    )
 
 
 def _open_npz(path: Path, name: str) -> Table:
@@ -246,14 +249,14 @@ def _open_npz(path: Path, name: str) -> Table:
             )
         if part in columns:
             raise UnreadableTable(f"{name}: {part!r} is an array and a name in 'names'; expected each name once")
-    return table_of_arrays(parts | columns, name, _scan(path)[0])
+    return table_of_arrays(parts | columns, name, _hash_and_count(path)[0])
 
 
 def columns_of(values: Array, names: Sequence[str], name: str) -> dict[str, Array]:
-    """The columns of a two-dimensional array, called `names` or c0, c1, ..., or those of a structured one.
+    """The columns of a two-dimensional array, called `names` or c0, c1, ..., or the fields of a structured one.
 
     Raises:
-        UnreadableTable: the array has another shape, or not as many columns as names.
+        UnreadableTable: the array has another shape, or there are not as many names as columns.
     """
     if values.dtype.names and values.ndim == 1:
         return {field: values[field] for field in values.dtype.names}

@@ -1,4 +1,4 @@
-"""`Series` -> CSV, so that what is streamed from the file is what was scored."""
+"""`Series` -> CSV."""
 
 import math
 from bisect import bisect_right
@@ -8,9 +8,9 @@ from training.data.series import UNLABELLED, Series, Spans, iso
 
 
 def write_csv(series: Series, path: Path, spans: Spans) -> None:
-    """The rows of the spans as CSV: `time` in ISO 8601, the group and the label if there are any, then the features.
+    """Write the rows of the spans as CSV: `time` in ISO 8601, the group and the label if there are any, then the features.
 
-    A missing value is an empty cell. Nine digits bring back the same float32, so what is streamed from the file is what was
+    A missing value is an empty cell. Nine digits give the same float32 again, so the streamed values are those that were
     scored.
     """
     group, label = series.group_column or "group", series.label_column or "label"
@@ -21,11 +21,11 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
         for first, end in spans:
             for row in range(first, end):
                 cells = ("" if math.isnan(value) else f"{value:.9g}" for value in series.values[row].tolist())
-                file.write(",".join([iso(series.times[row]), *_belonging(series, row), *cells]) + "\n")
+                file.write(",".join([iso(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
 
 
-def _belonging(series: Series, row: int) -> list[str]:
-    """The cells of a row's group and label, as far as there are such columns."""
+def _group_and_label(series: Series, row: int) -> list[str]:
+    """The cells of group and label of a row, if there are such columns."""
     cells = []
     if series.groups:
         place = bisect_right(series.groups, row, key=lambda group: group.first) - 1

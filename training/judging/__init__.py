@@ -1,4 +1,4 @@
-"""What an exported graph is worth: it is replayed as it is served, and scored beside baselines on the same timesteps.
+"""Scores of an exported graph: it is replayed as it is served, and scored beside baselines on the same timesteps.
 
-Knows no torch: the file is judged, through onnxruntime. How scores are shown is `training.publishing` and `training.cli`.
+This room knows no torch: it scores the file, through onnxruntime. How scores are shown is `training.publishing` and `training.cli`.
 """

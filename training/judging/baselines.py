@@ -1,17 +1,17 @@
-"""The forecasts that cost nothing, and that a model must beat to be worth serving: persistence and seasonal-naive."""
+"""Forecasts without a model, which a model must beat to be worth serving: persistence and seasonal-naive."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from training.data.series import Floats, Series, Span, Spans
+from training.data.series import Floats, Series, Span, Spans, forward_fill
 from training.judging.metrics import Doubles
 
 
 def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
-    """The last observed value, for every horizon: (rows of the spans, horizons, targets); NaN before a group's first one.
+    """The last observed value, for every horizon: (rows of the spans, horizons, targets); NaN before the first of a group.
 
-    Reads rows before a span too: a baseline may know the past of its group.
+    It reads rows before a span too: a baseline may know the past of its group.
     """
     seen = np.concatenate([_last_seen(series, targets, span) for span in spans])  # (rows, targets)
     return np.repeat(seen[:, None, :], len(horizons), axis=1)
@@ -20,9 +20,9 @@ def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int],
 def seasonal_naive(
     series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans, *, season: int
 ) -> Floats:
-    """The value one season before what is forecast (or more seasons, until it lies in the past).
+    """The value one season before the forecast time (or more seasons, until it lies in the past).
 
-    Reads rows before a span too. Counts rows, so it is NaN where a time gap lies between.
+    It reads rows before a span too. It counts rows, so it is NaN if a time gap lies between.
 
     Returns:
         (rows of the spans, horizons, targets).
@@ -32,7 +32,7 @@ def seasonal_naive(
         past = _group_of(series, first)
         values = _last_seen(series, targets, (past, end))
         forecast = np.full((end - first, len(horizons), len(targets)), np.nan, np.float32)
-        for low, high in series.stretches(((past, end),)):
+        for low, high in series.segments(((past, end),)):
             for index, horizon in enumerate(horizons):
                 back = season * -(-horizon // season) - horizon  # rows before the present one, 0 <= back < season
                 begin = max(low + back, first)
@@ -43,15 +43,15 @@ def seasonal_naive(
 
 
 def residual_quantiles(forecast: Floats, truth: Floats, levels: Sequence[float]) -> Doubles:
-    """What has to be added to a forecast to make quantiles of it: those of what it missed on the validation part.
+    """The quantiles of the errors of a forecast. Added to the forecast, they are its quantiles.
 
     Args:
         forecast: (rows, horizons, targets).
-        truth: the same shape, NaN where unknown.
+        truth: the same shape, NaN if unknown.
         levels: of the quantiles.
 
     Returns:
-        (horizons, targets, levels); NaN where nothing is known.
+        (horizons, targets, levels); NaN without a known error.
     """
     missed = truth.astype(np.float64) - forecast
     offsets = np.full((*missed.shape[1:], len(levels)), np.nan)
@@ -69,12 +69,7 @@ def _group_of(series: Series, row: int) -> int:
 
 
 def _last_seen(series: Series, targets: Sequence[int], span: Span) -> Floats:
-    """(rows of the span, targets) with each missing value replaced by the one before it in the group; else NaN."""
+    """(rows of the span, targets), each missing value replaced by the last one of its group; NaN before the first."""
     first, end = span
     past = _group_of(series, first)
-    values = series.values[past:end, list(targets)]
-    rows = np.where(np.isnan(values), -1, np.arange(len(values))[:, None])
-    rows = np.maximum.accumulate(rows, axis=0)
-    held = np.where(rows < 0, np.float32(np.nan), np.take_along_axis(values, np.maximum(rows, 0), axis=0))
-    seen: Floats = held[first - past :]
-    return seen
+    return forward_fill(series.values[past:end, list(targets)])[first - past :]

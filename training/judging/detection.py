@@ -1,7 +1,7 @@
-"""Scores of a graph that raises alarms: faults are put into copies of the held-out part, and the graph has to find them.
+"""Scores of the alarm: faults are injected into copies of the held-out part, and the graph has to find them.
 
-Beside it stands PCA with the threshold at which it raises as many bursts of alarms on the clean part as the graph does: a
-detector that may alarm more often finds more. That threshold is taken from the very part that judges, which favours PCA.
+The baseline is PCA. A detector with more alarms finds more, so the threshold of PCA is set to raise as many bursts of
+alarms on the clean part as the graph. This threshold is fitted on the held-out part itself, which favours PCA.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,29 @@ import numpy as np
 from training.data.series import DAY_S, Floats, Group, Series, Span, Spans
 from training.data.split import Split
 from training.judging import metrics
-from training.judging.events import bursts, find, labels_of
-from training.judging.faults import KINDS, RECIPES, REST, Event, Moments, inject
+from training.judging.events import bursts, event_labels, match_alarms
+from training.judging.faults import FAULT_SPECS, KINDS, REST_STEPS, Event, FeatureMoments, inject
 from training.judging.graph import Graph
 from training.judging.metrics import Bools
 from training.judging.pca import fit_pca
+from training.judging.replay import Replay
 from training.judging.scores import AnomalyScores, Detection, Kind
 
-# Timesteps after a fault's beginning within which an alarm is still its own, and after its end in which none is false.
+# An alarm this many timesteps after the end of a fault still belongs to the fault.
 TOLERANCE = 6
-# Faults wanted in all: with 240 the share that was found is known to within 6 %, at 95 % confidence.
+# The number of faults. With 240 the share that is found is known to within 6 %, at 95 % confidence.
 EVENTS = 240
-# A short part is copied so often at most; copies share their clean values.
-MOST_COPIES = 16
+# The most copies of a short part; copies share their clean values.
+MAX_COPIES = 16
+# Timesteps of a copy with faults that are drawn: with more, a fault is narrower than a pixel.
+DRAWN_STEPS = 4000
 # Thresholds tried for PCA.
 THRESHOLDS = 400
 
 
 @dataclass(frozen=True)
-class Faulty:
-    """Copies of stretches with faults in them, one after the other as groups of a series."""
+class FaultyCopies:
+    """Copies of segments with injected faults, as groups of a series."""
 
     series: Series
     events: tuple[tuple[Event, ...], ...]  # of each group, in its own rows
@@ -39,8 +42,68 @@ class Faulty:
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What a detector says of one stream: `alarm`, `score` and whether it is `warm`, each (time,)."""
+class FaultyReplay:
+    """Copies of the held-out part with injected faults, and the outputs (rows, ...) of the graph for them."""
+
+    faults: FaultyCopies
+    outputs: dict[str, Floats]
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        series: Series,
+        spans: Spans,
+        split: Split | None,
+        replay: Replay,
+        *,
+        first_only: bool = False,
+    ) -> "FaultyReplay | None":
+        """Inject faults into copies of the spans, and replay all copies, or the first one only.
+
+        Args:
+            graph: with the outputs `alarm`, `score` and `warm`; without them the result is None.
+            series: with the columns of the graph.
+            spans: the held-out rows.
+            split: of the series. Without it the moments are those of the held-out rows.
+            replay: of the clean spans.
+            first_only: replay only what `drawn` returns.
+
+        Returns:
+            None if no stream is warm for long enough to hold a fault.
+        """
+        if "alarm" not in graph.outputs:
+            return None
+        segments = series.segments(spans)
+        warm = [
+            int(output.warm.argmax()) for output in _detector_outputs(replay.outputs, segments) if output.warm.any()
+        ]
+        faults = inject_into_copies(
+            series,
+            segments if warm else [],
+            FeatureMoments.of(series, split.train if split else spans),
+            columns=[series.column(name) for name in graph.targets],
+            warm=max(warm, default=0) + REST_STEPS,
+        )
+        if faults is None:
+            return None
+        copies = faults.series.spans
+        if first_only:
+            first, end = copies[0]
+            copies = ((first, min(end, first + DRAWN_STEPS)),)
+        return cls(faults, graph.replay_segments(faults.series.values, copies, keep=("alarm", "score", "warm")))
+
+    def drawn(self) -> tuple[dict[str, Floats], tuple[Event, ...]]:
+        """The outputs and the events of the first copy, up to `DRAWN_STEPS` timesteps."""
+        first, end = self.faults.series.spans[0]
+        length = min(end - first, DRAWN_STEPS)
+        events = tuple(event for event in self.faults.events[0] if event.first < length)
+        return {name: output[:length] for name, output in self.outputs.items()}, events
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """The outputs of a detector for one stream: `alarm`, `score` and `warm`, each (time,)."""
 
     alarm: Bools
     score: Floats
@@ -48,50 +111,40 @@ class Watch:
 
 
 def score_anomalies(
-    graph: Graph, series: Series, spans: Spans, outputs: dict[str, Floats], split: Split | None
-) -> AnomalyScores | None:
-    """Judge the alarms.
+    graph: Graph, series: Series, spans: Spans, split: Split | None, replay: Replay, faulty: FaultyReplay
+) -> AnomalyScores:
+    """Score the alarms.
 
     Args:
-        graph: with the outputs `alarm`, `score` and `warm`.
-        series: with the graph's columns.
-        spans: the rows that judge.
-        outputs: of the graph on the clean rows of the spans.
-        split: of the series; without it the moments are those of the rows that judge, and PCA is left out.
-
-    Returns:
-        None when the graph is nowhere warm for long enough to put a single fault there.
+        graph: with the output `score`.
+        series: with the columns of the graph.
+        spans: the held-out rows.
+        split: of the series; without it PCA is left out.
+        replay: of the clean spans.
+        faulty: of the copies with faults.
     """
-    stretches = series.stretches(spans)
-    clean = _watches(outputs, stretches)
-    beginnings = [int(watch.warm.argmax()) for watch in clean if watch.warm.any()]
-    faulty = break_copies(
-        series,
-        stretches if beginnings else [],
-        Moments.of(series, split.train if split else spans),
-        columns=[series.column(name) for name in graph.targets],
-        warm=max(beginnings, default=0) + REST,
-    )
-    if faulty is None:
-        return None
-    copied = faulty.series.spans
-    broken = _watches(graph.replay_rows(faulty.series.values, copied, keep=("alarm", "score", "warm")), copied)
-    model = _detection(broken, faulty.events, clean, series.period_s)
+    segments, copies = series.segments(spans), faulty.faults.series.spans
+    clean, broken = _detector_outputs(replay.outputs, segments), _detector_outputs(faulty.outputs, copies)
+    events = faulty.faults.events
+    model = _detection(broken, events, clean, series.period_s)
     pca = None
     if split:
         detector = fit_pca(series, split)
-        scores = _cut(detector.score(series, spans), stretches), _cut(detector.score(faulty.series, copied), copied)
-        threshold = threshold_for(model.clean_alarms, scores[0], [watch.warm for watch in clean])
-        calm, excited = (
-            [
-                Watch((score > threshold) & watch.warm, score, watch.warm)
-                for score, watch in zip(part, like, strict=True)
-            ]
-            for part, like in zip(scores, (clean, broken), strict=True)
+        scores = (
+            _cut(detector.score(series, spans), segments),
+            _cut(detector.score(faulty.faults.series, copies), copies),
         )
-        pca = _detection(excited, faulty.events, calm, series.period_s)
+        threshold = matching_threshold(model.clean_alarms, scores[0], [output.warm for output in clean])
+        pca_clean, pca_broken = (
+            [
+                DetectorOutput((score > threshold) & output.warm, score, output.warm)
+                for score, output in zip(part, outputs, strict=True)
+            ]
+            for part, outputs in zip(scores, (clean, broken), strict=True)
+        )
+        pca = _detection(pca_broken, events, pca_clean, series.period_s)
     return AnomalyScores(
-        copies=faulty.copies,
+        copies=faulty.faults.copies,
         tolerance=TOLERANCE,
         columns=tuple(graph.targets),
         alarm_rate=graph.output("score").get("alarm_rate"),
@@ -100,32 +153,33 @@ def score_anomalies(
     )
 
 
-def break_copies(
-    series: Series, stretches: Sequence[Span], moments: Moments, *, columns: Sequence[int], warm: int
-) -> Faulty | None:
-    """Copy the stretches until there is room for `EVENTS` faults, and put them in; each copy has a seed of its own.
+def inject_into_copies(
+    series: Series, segments: Sequence[Span], moments: FeatureMoments, *, columns: Sequence[int], warm: int
+) -> FaultyCopies | None:
+    """Copy the segments until there is room for `EVENTS` faults, and inject them; each copy has its own seed.
 
-    Stretches share the faults by their length behind `warm`, the timesteps that stay clean. None when there is no room.
+    Each segment gets faults in proportion to its length after the first `warm` timesteps, which stay clean. Returns None if
+    there is no room.
     """
-    usual = REST + sum(recipe.steps for recipe in RECIPES.values()) // len(KINDS)  # timesteps that a fault takes
-    rooms = np.array([max(end - first - warm, 0) // usual for first, end in stretches], np.int64)
-    if not rooms.sum():
+    mean_length = REST_STEPS + sum(spec.steps for spec in FAULT_SPECS.values()) // len(KINDS)
+    capacity = np.array([max(end - first - warm, 0) // mean_length for first, end in segments], np.int64)
+    if not capacity.sum():
         return None
-    copies = int(np.clip(-(-EVENTS // rooms.sum()), 1, MOST_COPIES))
-    before = np.concatenate([[0], np.cumsum(rooms)]) * min(1.0, EVENTS / (copies * rooms.sum()))
-    counts = np.diff(np.round(before)).astype(np.int64)
+    copies = int(np.clip(-(-EVENTS // capacity.sum()), 1, MAX_COPIES))
+    cumulative = np.concatenate([[0], np.cumsum(capacity)]) * min(1.0, EVENTS / (copies * capacity.sum()))
+    counts = np.diff(np.round(cumulative)).astype(np.int64)
     parts: list[Floats] = []
     events: list[tuple[Event, ...]] = []
     sources: list[Span] = []
     for copy in range(copies):
-        for place, (first, end) in enumerate(stretches):
+        for place, (first, end) in enumerate(segments):
             if counts[place]:
                 values, faults = inject(
                     series.values[first:end],
                     moments,
                     columns=columns,
                     count=int(counts[place]),
-                    seed=copy * len(stretches) + place,
+                    seed=copy * len(segments) + place,
                     warm=warm,
                 )
                 parts.append(values)
@@ -136,39 +190,48 @@ def break_copies(
     ends = np.cumsum([len(part) for part in parts])
     groups = tuple(Group(str(place), int(end) - len(parts[place]), int(end)) for place, end in enumerate(ends))
     times = np.concatenate([series.times[first:end] for first, end in sources])
-    broken = replace(series, values=np.concatenate(parts), times=times, groups=groups, labels=None, classes=())
-    return Faulty(broken, tuple(events), copies)
+    copied = replace(series, values=np.concatenate(parts), times=times, groups=groups, labels=None, classes=())
+    return FaultyCopies(copied, tuple(events), copies)
 
 
-def threshold_for(alarms: int, scores: Sequence[Floats], warm: Sequence[Bools]) -> float:
-    """The lowest threshold at which, going down from the highest, there are no more bursts of alarms than that."""
-    every = np.sort(np.concatenate([score[known] for score, known in zip(scores, warm, strict=True)]))[::-1]
-    places = np.unique(np.geomspace(1, len(every), THRESHOLDS).astype(np.int64)) - 1
-    lowest = float(every[0])
-    for threshold in every[places]:
-        raised = sum(len(bursts((score > threshold) & known)) for score, known in zip(scores, warm, strict=True))
-        if raised > alarms:
+def matching_threshold(alarms: int, scores: Sequence[Floats], warm: Sequence[Bools]) -> float:
+    """The lowest threshold, going down from the highest score, with at most `alarms` bursts of alarms."""
+    ranked = np.sort(np.concatenate([score[known] for score, known in zip(scores, warm, strict=True)]))[::-1]
+    places = np.unique(np.geomspace(1, len(ranked), THRESHOLDS).astype(np.int64)) - 1
+    lowest = float(ranked[0])
+    for threshold in ranked[places]:
+        found = sum(len(bursts((score > threshold) & known)) for score, known in zip(scores, warm, strict=True))
+        if found > alarms:
             break
         lowest = float(threshold)
     return lowest
 
 
-def _watches(outputs: dict[str, Floats], spans: Spans | Sequence[Span]) -> list[Watch]:
-    """One for each stream of the spans, which lie end to end in the outputs; no alarm counts before it is warm."""
+def _detector_outputs(outputs: dict[str, Floats], spans: Spans | Sequence[Span]) -> list[DetectorOutput]:
+    """The outputs of each stream of the spans, which are concatenated; an alarm counts only after the stream is warm."""
     parts = (_cut(outputs[name].reshape(len(outputs[name]), -1)[:, 0], spans) for name in ("alarm", "score", "warm"))
-    return [Watch((alarm > 0.5) & (warm > 0.5), score, warm > 0.5) for alarm, score, warm in zip(*parts, strict=True)]
+    return [
+        DetectorOutput((alarm > 0.5) & (warm > 0.5), score, warm > 0.5)
+        for alarm, score, warm in zip(*parts, strict=True)
+    ]
 
 
 def _cut(values: Floats, spans: Spans | Sequence[Span]) -> list[Floats]:
-    """(rows of the spans, ...) into one array a span."""
+    """(rows of the spans, ...) as one array for each span."""
     return np.split(values, np.cumsum([end - first for first, end in spans])[:-1])
 
 
 def _detection(
-    broken: Sequence[Watch], events: Sequence[Sequence[Event]], clean: Sequence[Watch], period_s: float | None
+    faulty_outputs: Sequence[DetectorOutput],
+    events: Sequence[Sequence[Event]],
+    clean: Sequence[DetectorOutput],
+    period_s: float | None,
 ) -> Detection:
-    """Sum a detector up."""
-    found = [find(watch.alarm, faults, tolerance=TOLERANCE) for watch, faults in zip(broken, events, strict=True)]
+    """The scores of one detector."""
+    found = [
+        match_alarms(output.alarm, faults, tolerance=TOLERANCE)
+        for output, faults in zip(faulty_outputs, events, strict=True)
+    ]
     delays = [
         (event.kind, delay)
         for faults, part in zip(events, found, strict=True)
@@ -176,8 +239,8 @@ def _detection(
     ]
     hits = [delay for _, delay in delays if delay is not None]
     false = sum(part.false_alarms for part in found)
-    raised = sum(len(bursts(watch.alarm)) for watch in clean)
-    warm = sum(int(watch.warm.sum()) for watch in clean)
+    alarms = sum(len(bursts(output.alarm)) for output in clean)
+    warm = sum(int(output.warm.sum()) for output in clean)
     return Detection(
         found=len(hits),
         during=sum(sum(part.during) for part in found),
@@ -186,11 +249,11 @@ def _detection(
         precision=len(hits) / (len(hits) + false) if len(hits) + false else None,
         recall=len(hits) / len(delays),
         f1=2 * len(hits) / (len(hits) + false + len(delays)),
-        auc_pr=_auc(broken, events),
+        auc_pr=_auc(faulty_outputs, events),
         delay=float(np.median(hits)) if hits else None,
-        clean_alarms=raised,
-        clean_alarms_a_day=None if period_s is None else raised * DAY_S / (warm * period_s),
-        clean_share=sum(int(watch.alarm.sum()) for watch in clean) / warm,
+        clean_alarms=alarms,
+        clean_alarms_a_day=None if period_s is None else alarms * DAY_S / (warm * period_s),
+        clean_share=sum(int(output.alarm.sum()) for output in clean) / warm,
         kinds=tuple(_kind(kind, [delay for each, delay in delays if each == kind]) for kind in KINDS),
     )
 
@@ -200,12 +263,12 @@ def _kind(kind: str, delays: Sequence[int | None]) -> Kind:
     return Kind(kind, len(hits), len(delays), float(np.median(hits)) if hits else None)
 
 
-def _auc(watches: Sequence[Watch], events: Sequence[Sequence[Event]]) -> float:
-    """Average precision of the score over all warm timesteps but those just after a fault."""
+def _auc(outputs: Sequence[DetectorOutput], events: Sequence[Sequence[Event]]) -> float:
+    """The average precision of the score over all warm timesteps, except those just after a fault."""
     labels, scores = [], []
-    for watch, faults in zip(watches, events, strict=True):
-        faulty, counts = labels_of(faults, len(watch.score), tolerance=TOLERANCE)
-        counts &= watch.warm
+    for output, faults in zip(outputs, events, strict=True):
+        faulty, counts = event_labels(faults, len(output.score), tolerance=TOLERANCE)
+        counts &= output.warm
         labels.append(faulty[counts])
-        scores.append(watch.score[counts])
+        scores.append(output.score[counts])
     return metrics.average_precision(np.concatenate(labels), np.concatenate(scores))

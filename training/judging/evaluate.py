@@ -1,6 +1,6 @@
-"""Scores a model the way it is served: the exported graph, one timestep after another, its state carried along.
+"""Scores a model as it is served: the exported graph, timestep by timestep, with its state carried.
 
-Knows no torch: what is judged is the file, through onnxruntime, beside the baselines and on the same timesteps.
+This module knows no torch. It scores the file, through onnxruntime, beside the baselines and on the same timesteps.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,46 +9,45 @@ from functools import partial
 
 import numpy as np
 
-from training.data.series import Floats, Series, Spans, ahead, rows_of, season_steps
+from training.data.series import Floats, Series, Spans, count_rows, future_values, season_steps
 from training.data.split import Split
 from training.errors import MissingColumn, SeriesTooShort
 from training.judging import metrics
 from training.judging.baselines import persistence, residual_quantiles, seasonal_naive
 from training.judging.classification import labels_of, score_classes
-from training.judging.cold import cold_start
-from training.judging.detection import score_anomalies
+from training.judging.cold_start import cold_start
+from training.judging.detection import FaultyReplay, score_anomalies
 from training.judging.graph import Graph
 from training.judging.metrics import Bools, Doubles
+from training.judging.replay import Replay
 from training.judging.ridge import fit_ridge
 from training.judging.scores import Error, Interval, Quantile, Score, Scores
 
-# The outputs that are judged.
-WANTED = ("forecast", "quantiles", "interval", "probability", "score", "alarm", "warm")
-
-# A baseline that has a forecast for a smaller share of the timesteps is left out, else all would be scored on those few:
-# seasonal-naive where stretches are shorter than a season.
-SPARSE = 0.5
+# A baseline with forecasts for a smaller share of the timesteps is left out; otherwise all would be scored on those few.
+# An example is seasonal-naive on segments shorter than a season.
+MIN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Forecasts:
-    """What one forecaster says: `point` (rows, horizons, targets) and `quantiles` (rows, horizons, targets, levels).
+    """The forecasts of one model or baseline.
 
-    Instead of quantiles a baseline has `offsets` (horizons, targets, levels) of them from its point forecast.
+    `point` is (rows, horizons, targets), `quantiles` (rows, horizons, targets, levels). A baseline has, instead of
+    quantiles, their `offsets` (horizons, targets, levels) from its point forecast.
     """
 
     point: Floats
     quantiles: Floats | None = None
     offsets: Doubles | None = None
 
-    def at(self, index: int, place: int, known: Bools) -> tuple[Doubles, Doubles | None]:
-        """One horizon of one target on the known rows: (n,), and (n, levels) or None."""
-        point = self.point[known, index, place].astype(np.float64)
+    def at(self, horizon_index: int, target_index: int, known: Bools) -> tuple[Doubles, Doubles | None]:
+        """One horizon of one target on the known rows: point (n,), and quantiles (n, levels) or None."""
+        point = self.point[known, horizon_index, target_index].astype(np.float64)
         if self.quantiles is not None:
-            return point, self.quantiles[known, index, place].astype(np.float64)
-        if self.offsets is None or np.isnan(self.offsets[index, place]).any():
+            return point, self.quantiles[known, horizon_index, target_index].astype(np.float64)
+        if self.offsets is None or np.isnan(self.offsets[horizon_index, target_index]).any():
             return point, None
-        return point, point[:, None] + self.offsets[index, place]
+        return point, point[:, None] + self.offsets[horizon_index, target_index]
 
 
 def evaluate(
@@ -59,50 +58,52 @@ def evaluate(
     season: int | None = None,
     split: Split | None = None,
     scales: dict[str, float] | None = None,
+    replay: Replay | None = None,
+    faulty: FaultyReplay | None = None,
 ) -> Scores:
-    """Replay the spans from a fresh state, as newly opened streams, and score every forecast that came true.
+    """Replay the spans as new streams and score every forecast whose true value is known.
 
-    A time gap ends the stream and opens a new one. Only timesteps count where model and baselines all have a forecast.
+    A time gap ends a stream and opens a new one. A timestep counts if the model and all baselines have a forecast.
 
     Args:
-        graph: what to judge.
-        series: with the columns that the graph wants, in any order, and perhaps more.
-        spans: the rows to replay; the split's held-out part, or all rows, when None. The baselines know the rows before.
-        season: timesteps after which the seasonal-naive baseline repeats; a day when None and the period is known.
-        split: of this series, if the model learned from it; without it there are no baselines that have to be fitted.
-        scales: what to divide a MAE by to give a MASE, by target, where there is no split to tell.
+        graph: to score.
+        series: with the columns of the graph, in any order; it may have more.
+        spans: the rows to replay; by default the held-out part of the split, or all rows. Baselines read rows before too.
+        season: the season of the seasonal-naive baseline, in timesteps; by default a day, if the period is known.
+        split: of this series, if the model was trained on it. Without it there are no fitted baselines.
+        scales: the divisor of a MAE that gives the MASE, by target; for use without a split.
+        replay: of the spans, if there is one already; then the series has exactly the columns of the graph.
+        faulty: of the copies with faults, if there is one already.
 
     Raises:
         MissingColumn: the series lacks a feature of the graph.
-        SeriesTooShort: nothing that was forecast came true within the rows.
+        SeriesTooShort: no forecast can be scored within the rows.
     """
     if spans is None:
         spans = split.test if split else series.spans
     ordered = _ordered(series, graph.features)
     season = season or season_steps(series.period_s)
-    outputs = graph.replay_rows(ordered.values, ordered.stretches(spans), keep=WANTED)
-    sections = _classes if "probability" in outputs else _forecasts
+    replay = replay or Replay.of(graph, ordered, spans)
+    if "probability" in replay.outputs:
+        scores = _classes(graph, ordered, spans, replay, split)
+    else:
+        faulty = faulty or FaultyReplay.of(graph, ordered, spans, split, replay)
+        scores = replace(
+            _forecasts(graph, ordered, spans, replay, split=split, season=season, scales=scales or {}),
+            anomaly=score_anomalies(graph, ordered, spans, split, replay, faulty) if faulty else None,
+        )
     return replace(
-        sections(graph, ordered, spans, outputs, split=split, season=season, scales=scales or {}),
+        scores,
         data=series.name,
         start=str(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
         end=str(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
-        rows=rows_of(spans),
+        rows=count_rows(spans),
     )
 
 
-def _classes(
-    graph: Graph,
-    series: Series,
-    spans: Spans,
-    outputs: dict[str, Floats],
-    *,
-    split: Split | None,
-    season: int | None,  # noqa: ARG001  classes have no season
-    scales: dict[str, float],  # noqa: ARG001  nor a scale
-) -> Scores:
+def _classes(graph: Graph, series: Series, spans: Spans, replay: Replay, split: Split | None) -> Scores:
     """The sections of a classification."""
-    classes, probability = graph.targets, outputs["probability"]
+    classes, probability = graph.targets, replay.outputs["probability"]
     series = replace(series, labels=labels_of(series, classes), classes=tuple(classes))
     assert series.labels is not None  # set in the line above
     truth = np.concatenate([series.labels[first:end] for first, end in spans])
@@ -116,22 +117,22 @@ def _forecasts(
     graph: Graph,
     series: Series,
     spans: Spans,
-    outputs: dict[str, Floats],
+    replay: Replay,
     *,
     split: Split | None,
     season: int | None,
     scales: dict[str, float],
 ) -> Scores:
-    """The sections of a forecast."""
+    """The sections of a forecast, without the anomalies."""
+    outputs = replay.outputs
     targets, horizons = [series.column(name) for name in graph.targets], graph.horizons
-    truth = ahead(series, targets, horizons, spans)
+    truth = future_values(series, targets, horizons, spans)
     scales = _scales(graph, series, split, season) if split else scales
     names = [(target, horizon) for target in graph.targets for horizon in horizons]
     return Scores(
         season=season,
         table=_forecast_table(graph, series, spans, outputs, truth, season=season, split=split, scales=scales),
         mase_scale=scales,
-        anomaly=score_anomalies(graph, series, spans, outputs, split) if "alarm" in outputs else None,
         cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
     )
 
@@ -149,13 +150,13 @@ def _ordered(series: Series, features: Sequence[str]) -> Series:
 
 
 def _scales(graph: Graph, series: Series, split: Split, season: int | None) -> dict[str, float]:
-    """By target, the mean absolute error of the naive forecast on the training part, seasonal where that can be."""
-    stretches = series.stretches(split.train)
+    """The mean absolute error of the naive forecast on the training part, by target; seasonal if possible."""
+    segments = series.segments(split.train)
     scales = {}
     for name in graph.targets:
         values = series.values[:, series.column(name)]
-        scale = (metrics.naive_scale(values, stretches, season) if season else None) or metrics.naive_scale(
-            values, stretches, 1
+        scale = (metrics.naive_scale(values, segments, season) if season else None) or metrics.naive_scale(
+            values, segments, 1
         )
         if scale is not None:
             scales[name] = scale
@@ -173,35 +174,35 @@ def _forecast_table(
     split: Split | None,
     scales: dict[str, float],
 ) -> tuple[Score, ...]:
-    """A row for each target and horizon."""
+    """A score for each target and horizon."""
     targets = [series.column(name) for name in graph.targets]
     forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
-    forecasts |= _rivals(series, targets, graph, spans, season, split)
+    forecasts |= _baselines(series, targets, graph, spans, season, split)
     return tuple(
-        _score(graph, truth, forecasts, outputs.get("interval"), place, index, series.name, scales)
-        for place in range(len(targets))
-        for index in range(len(graph.horizons))
+        _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
+        for target_index in range(len(targets))
+        for horizon_index in range(len(graph.horizons))
     )
 
 
-def _rivals(
+def _baselines(
     series: Series, targets: Sequence[int], graph: Graph, spans: Spans, season: int | None, split: Split | None
 ) -> dict[str, Forecasts]:
-    """The baselines, with constant quantiles from the validation part where there is one."""
+    """The baselines, with quantiles of constant width from the validation part, if there is one."""
     horizons, levels = graph.horizons, graph.quantiles
     ridge = fit_ridge(series, split, targets, horizons, season=season) if split else None
-    rivals: dict[str, Callable[[Spans], Floats]] = {"persistence": partial(persistence, series, targets, horizons)}
+    baselines: dict[str, Callable[[Spans], Floats]] = {"persistence": partial(persistence, series, targets, horizons)}
     if season:
-        rivals["seasonal_naive"] = partial(seasonal_naive, series, targets, horizons, season=season)
+        baselines["seasonal_naive"] = partial(seasonal_naive, series, targets, horizons, season=season)
     if ridge:
-        rivals["ridge"] = partial(ridge.forecast, series)
+        baselines["ridge"] = partial(ridge.forecast, series)
     offsets: dict[str, Doubles] = {}
     if split and levels:
-        chosen = ahead(series, targets, horizons, split.validation)
+        truth = future_values(series, targets, horizons, split.validation)
         offsets = {
-            name: residual_quantiles(forecast(split.validation), chosen, levels) for name, forecast in rivals.items()
+            name: residual_quantiles(forecast(split.validation), truth, levels) for name, forecast in baselines.items()
         }
-    return {name: Forecasts(forecast(spans), offsets=offsets.get(name)) for name, forecast in rivals.items()}
+    return {name: Forecasts(forecast(spans), offsets=offsets.get(name)) for name, forecast in baselines.items()}
 
 
 def _score(
@@ -209,18 +210,22 @@ def _score(
     truth: Floats,
     forecasts: dict[str, Forecasts],
     interval: Floats | None,
-    place: int,
-    index: int,
+    target_index: int,
+    horizon_index: int,
     data: str,
     scales: dict[str, float],
 ) -> Score:
-    """One row of the table."""
-    target, horizon = graph.targets[place], graph.horizons[index]
-    true = truth[:, index, place].astype(np.float64)
-    points = {name: said.point[:, index, place].astype(np.float64) for name, said in forecasts.items()}
-    must = ~np.isnan(true + points["model"] + points["persistence"])
+    """The score of one target and horizon."""
+    target, horizon = graph.targets[target_index], graph.horizons[horizon_index]
+    true = truth[:, horizon_index, target_index].astype(np.float64)
+    points = {
+        name: forecast.point[:, horizon_index, target_index].astype(np.float64) for name, forecast in forecasts.items()
+    }
+    required = ~np.isnan(true + points["model"] + points["persistence"])
     forecasts = {
-        name: said for name, said in forecasts.items() if (~np.isnan(points[name][must])).sum() >= SPARSE * must.sum()
+        name: forecast
+        for name, forecast in forecasts.items()
+        if (~np.isnan(points[name][required])).sum() >= MIN_SHARE * required.sum()
     }
     known = ~np.isnan(true + sum(points[name] for name in forecasts))
     if not known.any():
@@ -228,13 +233,13 @@ def _score(
             f"{data}: no forecast of {target!r} {horizon} steps ahead can be scored on {len(truth)} rows; give more rows"
         )
     scored = {
-        name: _error(true[known], said.at(index, place, known), graph.quantiles, scales.get(target))
-        for name, said in forecasts.items()
+        name: _error(true[known], forecast.at(horizon_index, target_index, known), graph.quantiles, scales.get(target))
+        for name, forecast in forecasts.items()
     }
     period_s = graph.description["period_s"]
     return Score(
         target=target,
-        unit=graph.units[place],
+        unit=graph.units[target_index],
         horizon=horizon,
         horizon_s=None if period_s is None else horizon * period_s,
         count=int(known.sum()),
@@ -242,13 +247,17 @@ def _score(
         persistence=scored["persistence"],
         seasonal_naive=scored.get("seasonal_naive"),
         ridge=scored.get("ridge"),
-        interval=None if interval is None else _interval(graph, interval[known, index, place], true[known]),
+        interval=None
+        if interval is None
+        else _interval(graph, interval[known, horizon_index, target_index], true[known]),
     )
 
 
-def _error(truth: Doubles, said: tuple[Doubles, Doubles | None], levels: Sequence[float], scale: float | None) -> Error:
-    """All that is known of one forecaster: truth (n,), its point forecasts (n,) and quantiles (n, levels)."""
-    point, quantiles = said
+def _error(
+    truth: Doubles, forecast: tuple[Doubles, Doubles | None], levels: Sequence[float], scale: float | None
+) -> Error:
+    """The errors of one model or baseline: true values (n,), point forecasts (n,) and quantiles (n, levels)."""
+    point, quantiles = forecast
     mae = metrics.mean_absolute(point - truth)
     error = Error(mae=mae, rmse=metrics.root_mean_square(point - truth), mase=None if scale is None else mae / scale)
     if quantiles is None or not levels:
@@ -268,6 +277,6 @@ def _error(truth: Doubles, said: tuple[Doubles, Doubles | None], levels: Sequenc
 
 
 def _interval(graph: Graph, interval: Floats, truth: Doubles) -> Interval:
-    """Of the output `interval` (n, 2)."""
+    """The score of the output `interval` (n, 2)."""
     share, width = metrics.coverage_and_width(truth, *interval.astype(np.float64).T)
     return Interval(graph.output("interval").get("coverage"), share, width)

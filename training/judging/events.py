@@ -1,8 +1,8 @@
-"""Were the faults found? Alarms against events, counted by event and not by timestep. Knows no model.
+"""Matches alarms to faults, counted by event and not by timestep. This module knows no model.
 
-Never the "point-adjusted" F1, which counts every timestep of a fault as found when a single one of them is: with it an
-alarm drawn by lot beats published detectors (Kim and others, Towards a rigorous evaluation of time-series anomaly
-detection, AAAI 2022), because one lucky alarm in a long fault is worth all its timesteps.
+We do not use the "point-adjusted" F1. It counts all timesteps of a fault as found if one of them is, so one lucky alarm in
+a long fault counts for all. With it a random alarm beats published detectors (Kim and others, Towards a rigorous evaluation
+of time-series anomaly detection, AAAI 2022).
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from training.judging.metrics import Bools
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of the events of one stream.
+class AlarmMatches:
+    """The matches of the alarms and events of one stream.
 
-    `delays` holds for each event the timesteps from its first to the first alarm, None when it was not found, and
-    `during` whether that alarm came before the event was over; `false_alarms` counts the bursts of alarms that belong to none.
+    For each event, `delays` holds the timesteps from its start to the first alarm, None if it was not found; `during` says
+    whether an alarm came before its end. `false_alarms` counts the bursts of alarms that belong to no event.
     """
 
     delays: tuple[int | None, ...]
@@ -27,12 +27,12 @@ class Found:
     false_alarms: int
 
 
-def find(alarm: Bools, events: Sequence[Event], *, tolerance: int) -> Found:
+def match_alarms(alarm: Bools, events: Sequence[Event], *, tolerance: int) -> AlarmMatches:
     """Match alarms to events.
 
-    An event is found when an alarm falls inside it or within `tolerance` timesteps after its end, when the sensor has
-    jumped back: whoever is told then knows what to think of the values before. A burst of alarms, however long, is one
-    false alarm when no timestep of it belongs to an event in this sense.
+    An event is found if an alarm lies inside it, or within `tolerance` timesteps after its end, when the sensor has jumped
+    back: the user then knows that the values before were wrong. A burst of alarms, however long, is one false alarm if
+    none of its timesteps belongs to an event in this sense.
 
     Args:
         alarm: (time,) of one stream.
@@ -41,25 +41,25 @@ def find(alarm: Bools, events: Sequence[Event], *, tolerance: int) -> Found:
     """
     delays: list[int | None] = []
     during = []
-    excused = np.zeros(len(alarm), np.bool_)
+    matched = np.zeros(len(alarm), np.bool_)
     for event in events:
         inside = alarm[event.first : event.end + tolerance]
         delays.append(int(inside.argmax()) if inside.any() else None)
         during.append(bool(alarm[event.first : event.end].any()))
-        excused[event.first : event.end + tolerance] = True
-    false = sum(not excused[first:end].any() for first, end in bursts(alarm))
-    return Found(tuple(delays), tuple(during), false)
+        matched[event.first : event.end + tolerance] = True
+    false = sum(not matched[first:end].any() for first, end in bursts(alarm))
+    return AlarmMatches(tuple(delays), tuple(during), false)
 
 
 def bursts(alarm: Bools) -> list[tuple[int, int]]:
-    """The runs [first, end) of timesteps with an alarm."""
+    """The bursts [first, end): consecutive timesteps with an alarm."""
     edges = np.diff(np.concatenate([[False], alarm, [False]]).astype(np.int8))
     return [
         (int(first), int(end)) for first, end in zip(np.flatnonzero(edges > 0), np.flatnonzero(edges < 0), strict=True)
     ]
 
 
-def labels_of(events: Sequence[Event], steps: int, *, tolerance: int) -> tuple[Bools, Bools]:
+def event_labels(events: Sequence[Event], steps: int, *, tolerance: int) -> tuple[Bools, Bools]:
     """(steps,) whether a timestep is faulty, and whether it counts: not in the `tolerance` timesteps after a fault."""
     faulty, counts = np.zeros(steps, np.bool_), np.ones(steps, np.bool_)
     for event in events:

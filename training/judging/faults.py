@@ -1,7 +1,7 @@
-"""Faults of sensors, put into clean values by seed: what an anomaly model must find. Knows no model and no score.
+"""Injects sensor faults into clean values, by seed: an anomaly model must find them. This module knows no model and no score.
 
-Each kind has a length in timesteps and a size in a unit of the training part: the standard deviation of the sensor, or
-that of its steps (from one timestep to the next) where the fault is a matter of how the sensor moves. A slow room
+Each kind of fault has a length in timesteps and a size. The unit of the size is the standard deviation of the sensor in the
+training part, or that of its steps (from one timestep to the next) if the fault changes how the sensor moves. A slow room
 temperature that jumps by ten usual steps is faulty long before it leaves its range.
 """
 
@@ -17,29 +17,35 @@ from training.data.series import Floats, Series, Spans
 Kind = Literal["spike", "stuck", "drift", "dropout", "noise", "scale"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# Timesteps without a fault before each one: a detector with a memory must come to rest, else one fault hides the next.
-REST = 96
-# A place where a fault would change next to nothing holds no fault: a sensor that stands still is not stuck. Other
-# columns are tried there; the part of a fault's size by which the values must change on average is:
-VISIBLE = 0.25
+# Clean timesteps before each fault: a detector with a memory must settle, otherwise one fault hides the next.
+REST_STEPS = 96
+# The mean change of the values, as a share of the size of a fault, that makes it visible. A constant sensor cannot be
+# stuck: where a fault would change almost nothing, another column is tried.
+MIN_CHANGE = 0.25
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How long a fault lasts and how large it is, in standard deviations of the sensor or (`of_steps`) of its steps."""
+class FaultSpec:
+    """The length and the size of a fault, in standard deviations of the sensor or (`of_steps`) of its steps."""
 
     steps: int
     size: float
     of_steps: bool
 
 
-RECIPES: dict[Kind, Recipe] = {
-    "spike": Recipe(steps=1, size=10.0, of_steps=True),  # one value too high or too low
-    "stuck": Recipe(steps=48, size=4.0, of_steps=True),  # the value before is repeated; size: how far the truth moves
-    "drift": Recipe(steps=48, size=3.0, of_steps=False),  # a straight line away, up or down, that ends at the size
-    "dropout": Recipe(steps=24, size=0.0, of_steps=False),  # nothing but missing values
-    "noise": Recipe(steps=24, size=6.0, of_steps=True),  # a Gaussian of that size on top
-    "scale": Recipe(steps=24, size=2.0, of_steps=False),  # the distance from the training mean, that many times more
+FAULT_SPECS: dict[Kind, FaultSpec] = {
+    # One value too high or too low.
+    "spike": FaultSpec(steps=1, size=10.0, of_steps=True),
+    # Repeats the last value; the size is how far the true value moves.
+    "stuck": FaultSpec(steps=48, size=4.0, of_steps=True),
+    # Adds a straight line, up or down, that ends at the size.
+    "drift": FaultSpec(steps=48, size=3.0, of_steps=False),
+    # Only missing values.
+    "dropout": FaultSpec(steps=24, size=0.0, of_steps=False),
+    # Adds a Gaussian of that size.
+    "noise": FaultSpec(steps=24, size=6.0, of_steps=True),
+    # Adds the distance from the training mean, times the size.
+    "scale": FaultSpec(steps=24, size=2.0, of_steps=False),
 }
 
 
@@ -54,19 +60,19 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What is usual in the training part, per feature: mean, standard deviation, and that of its steps; all (features,)."""
+class FeatureMoments:
+    """The mean, the standard deviation, and that of the steps, of each feature in the training part; all (features,)."""
 
     mean: Floats
     std: Floats
     step_std: Floats
 
     @classmethod
-    def of(cls, series: Series, spans: Spans) -> "Moments":
-        """Those of the rows in the spans; steps over a time gap or a missing value do not count. 0 where all is missing."""
+    def of(cls, series: Series, spans: Spans) -> "FeatureMoments":
+        """The moments of the rows in the spans, without steps over a gap or a missing value. 0 if all is missing."""
         values = np.concatenate([series.values[first:end] for first, end in spans]).astype(np.float64)
         steps = np.concatenate(
-            [np.diff(series.values[first:end].astype(np.float64), axis=0) for first, end in series.stretches(spans)]
+            [np.diff(series.values[first:end].astype(np.float64), axis=0) for first, end in series.segments(spans)]
         )
         mean, std = _mean_std(values)
         return cls(mean.astype(np.float32), std.astype(np.float32), _mean_std(steps)[1].astype(np.float32))
@@ -74,85 +80,90 @@ class Moments:
 
 def inject(
     values: Floats,
-    moments: Moments,
+    moments: FeatureMoments,
     *,
     columns: Sequence[int],
     count: int,
     seed: int,
     kinds: Sequence[Kind] = KINDS,
-    warm: int = REST,
+    warm: int = REST_STEPS,
 ) -> tuple[Floats, tuple[Event, ...]]:
-    """Put faults into a copy of the values, one after another, each in one column.
+    """Inject faults into a copy of the values, one after another, each in one column.
 
-    The kinds take turns, in an order that the seed shuffles, as do the columns; a place where no column would show the
-    fault stays clean. Each fault has at least `REST` clean timesteps behind it.
+    The seed shuffles the kinds and the columns. A place where no column would show the fault stays clean. At least
+    `REST_STEPS` clean timesteps follow each fault.
 
     Args:
         values: (time, features) raw, without a time gap.
         moments: of the training part.
-        columns: those that may be faulty.
-        count: how many faults, or as many as there is room for.
+        columns: that may be faulty.
+        count: the number of faults; fewer if there is no room.
         seed: the same seed gives the same faults.
-        kinds: the faults to choose from.
-        warm: timesteps at the beginning that stay clean.
+        kinds: of faults.
+        warm: timesteps at the start that stay clean.
 
     Returns:
-        (time, features) and the events in the order of time.
+        (time, features) and the events in time order.
     """
     rng = np.random.default_rng(seed)
-    turns = _turns(rng, kinds, count, len(values) - warm)
+    order = _kind_order(rng, kinds, count, len(values) - warm)
     faulty, events = values.copy(), []
-    spare = len(values) - warm - sum(RECIPES[kind].steps + REST for kind in turns)
+    spare = len(values) - warm - sum(FAULT_SPECS[kind].steps + REST_STEPS for kind in order)
     first = warm
-    for kind, pause in zip(turns, _shares(rng, spare, len(turns)), strict=True):
+    for kind, pause in zip(order, _shares(rng, spare, len(order)), strict=True):
         first += pause
-        end = first + RECIPES[kind].steps
-        column = _break(faulty, moments, kind, rng.permutation(np.asarray(columns, np.int64)), first, rng)
+        end = first + FAULT_SPECS[kind].steps
+        column = _inject_one(faulty, moments, kind, rng.permutation(np.asarray(columns, np.int64)), first, rng)
         if column is not None:
             events.append(Event(kind, column, first, end))
-        first = end + REST
+        first = end + REST_STEPS
     return faulty, tuple(events)
 
 
-def _turns(rng: np.random.Generator, kinds: Sequence[Kind], count: int, room: int) -> list[Kind]:
-    """The kinds in the order in which they come: every kind once before any comes twice, as many as there is room for."""
-    turns: list[Kind] = []
-    while len(turns) < count:
+def _kind_order(rng: np.random.Generator, kinds: Sequence[Kind], count: int, room: int) -> list[Kind]:
+    """The order of the kinds: every kind once before any comes twice, as many as there is room for."""
+    order: list[Kind] = []
+    while len(order) < count:
         for place in rng.permutation(len(kinds)):
-            room -= RECIPES[kinds[place]].steps + REST
-            if room < 0 or len(turns) == count:
-                return turns
-            turns.append(kinds[place])
-    return turns
+            room -= FAULT_SPECS[kinds[place]].steps + REST_STEPS
+            if room < 0 or len(order) == count:
+                return order
+            order.append(kinds[place])
+    return order
 
 
 def _shares(rng: np.random.Generator, spare: int, count: int) -> list[int]:
-    """Cut the spare timesteps at random into the pauses before each fault and one more after the last."""
+    """Divide the spare timesteps at random into a pause before each fault and one after the last."""
     cuts = np.sort(rng.integers(0, spare + 1, count))
     return [int(pause) for pause in np.diff(cuts, prepend=0)]
 
 
-def _break(
-    values: Floats, moments: Moments, kind: Kind, columns: npt.NDArray[np.int64], first: int, rng: np.random.Generator
+def _inject_one(
+    values: Floats,
+    moments: FeatureMoments,
+    kind: Kind,
+    columns: npt.NDArray[np.int64],
+    first: int,
+    rng: np.random.Generator,
 ) -> int | None:
-    """Break the first of the columns that shows the fault, in place; None when none does."""
-    recipe = RECIPES[kind]
-    rows = slice(first, first + recipe.steps)
+    """Inject a fault, in place, into the first of the columns that shows it; returns the column, or None."""
+    spec = FAULT_SPECS[kind]
+    rows = slice(first, first + spec.steps)
     for column in columns:
         clean = values[rows, column].astype(np.float64)
-        size = recipe.size * float((moments.step_std if recipe.of_steps else moments.std)[column])
+        size = spec.size * float((moments.step_std if spec.of_steps else moments.std)[column])
         before = float(values[first - 1, column]) if first else np.nan
-        broken = _broken(kind, clean, size=size, mean=float(moments.mean[column]), before=before, rng=rng)
-        if _shows(kind, clean, broken, size):
-            values[rows, column] = broken
+        faulty_values = _faulty_values(kind, clean, size=size, mean=float(moments.mean[column]), before=before, rng=rng)
+        if _is_visible(kind, clean, faulty_values, size):
+            values[rows, column] = faulty_values
             return int(column)
     return None
 
 
-def _broken(
+def _faulty_values(
     kind: Kind, clean: npt.NDArray[np.float64], *, size: float, mean: float, before: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """(time,) the values with the fault; what was missing stays so, unless the sensor is stuck."""
+    """(time,) the values with the fault; a missing value stays missing, unless the sensor is stuck."""
     sign = 1.0 if rng.random() < 0.5 else -1.0
     match kind:
         case "spike":
@@ -166,22 +177,24 @@ def _broken(
         case "noise":
             return clean + rng.normal(0.0, size, len(clean))
         case "scale":
-            return clean + RECIPES["scale"].size * (clean - mean)
+            return clean + FAULT_SPECS["scale"].size * (clean - mean)
 
 
-def _shows(kind: Kind, clean: npt.NDArray[np.float64], broken: npt.NDArray[np.float64], size: float) -> bool:
-    """Whether the fault changes the values by enough to be one."""
-    seen = ~np.isnan(clean)
-    if seen.mean() < 0.5:  # most of it was missing anyway
+def _is_visible(
+    kind: Kind, clean: npt.NDArray[np.float64], faulty_values: npt.NDArray[np.float64], size: float
+) -> bool:
+    """Whether the fault changes the values enough to be visible."""
+    known = ~np.isnan(clean)
+    if known.mean() < 0.5:  # most values are missing anyway
         return False
     if kind == "dropout":
         return True
-    change = np.abs(broken - clean)[seen].mean()
-    return bool(size > 0 and change >= VISIBLE * size)
+    change = np.abs(faulty_values - clean)[known].mean()
+    return bool(size > 0 and change >= MIN_CHANGE * size)
 
 
 def _mean_std(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """By column, without the missing values; 0 where there is no other."""
+    """The mean and standard deviation of each column, without missing values; 0 if all are missing."""
     known = ~np.isnan(values)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, values, 0.0).sum(axis=0) / count

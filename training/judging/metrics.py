@@ -1,4 +1,4 @@
-"""The formulas of the scores, in float64. Knows no model: arrays go in, numbers come out.
+"""The formulas of the scores, in float64, from arrays to numbers. This module knows no model.
 
 Sources:
     MASE: Hyndman and Koehler, Another look at measures of forecast accuracy, International Journal of Forecasting 22, 2006.
@@ -20,8 +20,8 @@ from training.data.series import Floats, Ints, Span
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# Below this a probability counts as this: one that was rounded to zero in float32 must not make the mean infinite.
-LEAST_PROBABILITY = 1e-7
+# The smallest probability that counts: one that float32 rounds to zero must not make the mean infinite.
+MIN_PROBABILITY = 1e-7
 
 
 def mean_absolute(errors: Doubles) -> float:
@@ -34,20 +34,20 @@ def root_mean_square(errors: Doubles) -> float:
     return float(np.sqrt(np.square(errors).mean()))
 
 
-def naive_scale(values: Floats, stretches: Sequence[Span], season: int) -> float | None:
-    """What MASE divides by: the mean of |y(t) - y(t - season)| within the stretches of the training part.
+def naive_scale(values: Floats, segments: Sequence[Span], season: int) -> float | None:
+    """The divisor of the MASE: the mean of |y(t) - y(t - season)| within the segments of the training part.
 
     Args:
         values: (time,) of the target; NaN is missing and does not count.
-        stretches: rows without a time gap.
+        segments: rows without a time gap.
         season: in timesteps; 1 is the naive forecast without a season.
 
     Returns:
-        None where nothing is known or nothing ever moves: a scaled error has no meaning there.
+        None if no value is known or the values never change: a scaled error has no meaning then.
     """
-    moves = [values[first + season : end].astype(np.float64) - values[first : end - season] for first, end in stretches
+    changes = [values[first + season : end].astype(np.float64) - values[first : end - season] for first, end in segments
              if end - first > season]  # fmt: skip
-    known = np.concatenate([*moves, np.empty(0)])
+    known = np.concatenate([*changes, np.empty(0)])
     known = known[~np.isnan(known)]
     scale = float(np.abs(known).mean()) if len(known) else 0.0
     return scale or None
@@ -62,41 +62,43 @@ def pinball(truth: Doubles, quantiles: Doubles, levels: Sequence[float]) -> Doub
 
 
 def share_below(truth: Doubles, quantiles: Doubles) -> Doubles:
-    """(n,) and (n, levels) -> (levels,): how often the truth is at most the quantile; it should be the level."""
+    """(n,) and (n, levels) -> (levels,): how often the true value is at most the quantile; ideally the level."""
     share: Doubles = (truth[:, None] <= quantiles).mean(axis=0)
     return share
 
 
 def coverage_and_width(truth: Doubles, low: Doubles, high: Doubles) -> tuple[float, float]:
-    """How often the truth lies within [low, high], and how wide that is on average."""
+    """How often the true value lies within [low, high], and the mean width."""
     return float(((low <= truth) & (truth <= high)).mean()), float((high - low).mean())
 
 
-def confusion_matrix(truth: Ints, guess: Ints, classes: int) -> Ints:
-    """(classes, classes): how often class i was taken for class j."""
-    return np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> Ints:
+    """(classes, classes): how often class i was predicted as class j."""
+    return (
+        np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+    )
 
 
 def accuracy(confusion: Ints) -> float:
-    """The share of the diagonal."""
+    """The share of the diagonal of a confusion matrix."""
     return float(np.trace(confusion) / confusion.sum())
 
 
 def macro_f1(confusion: Ints) -> float:
-    """The mean over classes of 2 TP / (2 TP + FP + FN); a class that neither occurs nor is guessed does not count."""
+    """The mean over classes of 2 TP / (2 TP + FP + FN); a class that neither occurs nor is predicted does not count."""
     both = confusion.sum(axis=0) + confusion.sum(axis=1)
     return float((2.0 * np.diag(confusion)[both > 0] / both[both > 0]).mean())
 
 
 def surprise(probability: Floats, truth: Ints) -> Doubles:
-    """(n, classes) and (n,) -> (n,): -ln p of what was true; its mean is the cross-entropy, exp of that the perplexity."""
-    said = np.take_along_axis(probability, truth[:, None], axis=1)[:, 0].astype(np.float64)
-    bits: Doubles = -np.log(np.maximum(said, LEAST_PROBABILITY))
+    """(n, classes) and (n,) -> (n,): -ln p of the true class. Its mean is the cross-entropy, exp of that the perplexity."""
+    true_probability = np.take_along_axis(probability, truth[:, None], axis=1)[:, 0].astype(np.float64)
+    bits: Doubles = -np.log(np.maximum(true_probability, MIN_PROBABILITY))
     return bits
 
 
 def average_precision(labels: Bools, scores: Floats) -> float:
-    """The sum over thresholds of (recall - recall before) times precision; timesteps of one score pass together.
+    """The sum over thresholds of (recall - previous recall) times precision; equal scores share a threshold.
 
     Raises:
         ValueError: no timestep is labelled, so that there is no recall.

@@ -1,21 +1,21 @@
-"""What is known of how good a model is: the nouns, and the JSON that `card.json`, `--json` and the report read.
+"""The scores of a model, and their JSON for `card.json`, `--json` and the report.
 
-Knows no model and no formula. Every number is of the held-out part and of the exported graph, replayed step by step.
+This module knows no model and no formula. All scores are of the exported graph, replayed step by step over the held-out part.
 """
 
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Rows of the table that go into a model's metadata, which every client of the server may ask for.
+# Rows of the table in the metadata of a graph, which every client of the server may request.
 SUMMARY_ROWS = 32
-# Digits that are kept there.
+# Digits of a number there.
 SUMMARY_DIGITS = 5
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """A quantile's pinball loss in the target's unit, and how often the truth is at most the quantile."""
+    """The pinball loss of a quantile in the unit of the target, and how often the true value is at most the quantile."""
 
     level: float
     pinball: float
@@ -24,11 +24,11 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Error:
-    """Errors of one forecaster, in the target's unit.
+    """The errors of one model or baseline, in the unit of the target.
 
-    `mase` is the MAE in units of the naive forecast's own on the training part, None where that is not known. The rest is
-    None, and `quantiles` empty, where there are no quantiles: `pinball` is the mean over the quantiles, `coverage` and
-    `width` are of the interval from the lowest to the highest.
+    `mase` is the MAE divided by that of the naive forecast on the training part; None if that is unknown. `pinball` is the
+    mean over the quantiles; `coverage` and `width` are those of the interval from the lowest to the highest. They are None,
+    and `quantiles` is empty, if there are no quantiles.
     """
 
     mae: float
@@ -42,7 +42,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Interval:
-    """The calibrated interval of the graph: how often it should hold the truth, how often it does, its mean width."""
+    """The calibrated interval of the graph: its nominal coverage, its observed coverage, and its mean width."""
 
     nominal: float | None
     coverage: float
@@ -51,9 +51,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """One target at one horizon, the model beside its baselines, all on the same `count` timesteps.
+    """One target at one horizon: the model beside its baselines, on the same `count` timesteps.
 
-    A baseline is None where it cannot be had: no season, or a training part that is not at hand.
+    A baseline is None if there is no season for it, or no training part to fit it on.
     """
 
     target: str
@@ -68,7 +68,7 @@ class Score:
     interval: Interval | None = None
 
     @property
-    def rivals(self) -> dict[str, Error]:
+    def baselines(self) -> dict[str, Error]:
         """The baselines that there are, by name."""
         named = {"persistence": self.persistence, "seasonal_naive": self.seasonal_naive, "ridge": self.ridge}
         return {name: error for name, error in named.items() if error is not None}
@@ -76,26 +76,26 @@ class Score:
     @property
     def wins(self) -> bool:
         """Whether the model's MAE is below that of every baseline."""
-        return all(self.model.mae < rival.mae for rival in self.rivals.values())
+        return all(self.model.mae < baseline.mae for baseline in self.baselines.values())
 
     @property
     def skill(self) -> float:
-        """The part of the best baseline's MAE that the model takes away: 0 is no better, 1 is perfect."""
-        least = min(rival.mae for rival in self.rivals.values())
+        """1 - MAE of the model / MAE of the best baseline: 0 is no better, 1 is perfect."""
+        least = min(baseline.mae for baseline in self.baselines.values())
         return 1.0 - self.model.mae / least if least > 0 else -math.inf
 
 
 @dataclass(frozen=True)
-class Start:
-    """Errors of fresh streams at one target and horizon, beside those of a stream that has run for long.
+class ColdStartErrors:
+    """The errors of new streams at one target and horizon, beside those of a long stream.
 
     For a classification `target` is "class", `horizon` is 0 and an error is a wrong class.
 
     Attributes:
-        cold: the mean error in each of the bands of `ColdStart`.
+        cold: the mean error of new streams in each band of `ColdStart`.
         warm: the mean error of the long stream on the same timesteps.
-        settled: after how many timesteps the fresh streams are as good as the long one, to within `ColdStart.tolerance`
-            in every later band; None when they are not by the last.
+        settled: after how many timesteps new streams are as good as the long one, to within `ColdStart.tolerance` in every
+            later band; None if they are not by the last band.
     """
 
     target: str
@@ -107,20 +107,20 @@ class Start:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """How long a new stream needs: `streams` of them were opened all over the held-out part.
+    """How long a new stream needs to be as good as a long one; `streams` of them begin all over the held-out part.
 
-    `steps` are the last timesteps of bands: with (1, 2, 5, 10) the third one holds a stream's timesteps 3 to 5.
+    `steps` are the last timesteps of the bands: with (1, 2, 5, 10) the third band holds timesteps 3 to 5 of a stream.
     """
 
     streams: int
     steps: tuple[int, ...]
     tolerance: float
-    table: tuple[Start, ...]
+    table: tuple[ColdStartErrors, ...]
 
 
 @dataclass(frozen=True)
 class ClassError:
-    """How well one classifier does; by timestep, and `recording_...` as the plain mean over recordings."""
+    """The scores of one classifier: by timestep, and `recording_...` as the mean over recordings."""
 
     accuracy: float
     macro_f1: float
@@ -132,7 +132,10 @@ class ClassError:
 
 @dataclass(frozen=True)
 class Confidence:
-    """Timesteps whose likeliest class has a probability in [low, high): its mean, and how often it was right."""
+    """The timesteps whose likeliest class has a probability in [low, high).
+
+    `said` is the mean of that probability, `right` how often the class was right. The names are those of the JSON.
+    """
 
     low: float
     high: float
@@ -145,8 +148,8 @@ class Confidence:
 class ClassScores:
     """Classification: the model beside its baselines, on the same `count` labelled timesteps of `recordings`.
 
-    `frequencies` always says the training part's shares of the classes; `linear` is least squares over a window.
-    `confusion[i][j]` counts how often class i was taken for class j.
+    `frequencies` always predicts the class frequencies of the training part. `linear` is least squares over a window.
+    `confusion[i][j]` counts how often class i was predicted as class j.
     """
 
     classes: tuple[str, ...]
@@ -159,18 +162,18 @@ class ClassScores:
     confidence: tuple[Confidence, ...]
 
     @property
-    def rivals(self) -> dict[str, ClassError]:
+    def baselines(self) -> dict[str, ClassError]:
         """The baselines that there are, by name."""
         named = {"frequencies": self.frequencies, "linear": self.linear}
         return {name: error for name, error in named.items() if error is not None}
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """The baselines that are right as often, or surprised as little, as the model."""
+        """The baselines that the model does not beat in both accuracy and cross-entropy."""
         return tuple(
             name
-            for name, rival in self.rivals.items()
-            if not (self.model.accuracy > rival.accuracy and self.model.cross_entropy < rival.cross_entropy)
+            for name, baseline in self.baselines.items()
+            if not (self.model.accuracy > baseline.accuracy and self.model.cross_entropy < baseline.cross_entropy)
         )
 
     @property
@@ -181,16 +184,16 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Detection:
-    """How one detector does on injected faults and on clean data.
+    """The scores of one detector on injected faults and on clean data.
 
     Attributes:
-        found, events: faults found, of how many; by kind in `kinds`.
-        during: faults found before they were over, and not by the jump back.
+        found, events: faults found, and all faults; by kind in `kinds`.
+        during: faults found before their end, and not by the jump back.
         false_alarms: bursts of alarms that belong to no fault.
-        precision, recall, f1: of events; precision is None where there was no alarm at all.
+        precision, recall, f1: of events; precision is None without an alarm.
         auc_pr: average precision of the score by timestep.
-        delay: timesteps from the first of a fault to its first alarm, the median of the found ones; None when none was.
-        clean_alarms: bursts of alarms on the clean held-out part; `clean_alarms_a_day` where the period is known.
+        delay: the median number of timesteps from the start of a found fault to its first alarm; None if none was found.
+        clean_alarms: bursts of alarms on the clean held-out part; `clean_alarms_a_day` if the period is known.
         clean_share: share of clean timesteps with an alarm.
     """
 
@@ -211,7 +214,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Kind:
-    """The faults of one kind: how many were found, and the median delay of those."""
+    """The faults of one kind: how many were found, and their median delay."""
 
     kind: str
     found: int
@@ -221,10 +224,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class AnomalyScores:
-    """Anomalies: the graph beside PCA (T2 and Q) at a threshold that gives as many false alarms on the clean part.
+    """Anomalies: the graph beside PCA (T2 and Q), at a threshold with as many false alarms on the clean part.
 
-    `copies` of the held-out part had faults put into them, in `columns`; `tolerance` is in timesteps, see `events`.
-    `alarm_rate` is the share of clean timesteps with an alarm that the graph promises.
+    Faults were injected into `columns` of `copies` of the held-out part. `tolerance` is in timesteps, see `events`.
+    `alarm_rate` is the nominal share of clean timesteps with an alarm.
     """
 
     copies: int
@@ -242,10 +245,10 @@ class AnomalyScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything; sections that do not apply are empty or None.
+    """All scores; sections that do not apply are empty or None.
 
-    `mase_scale` holds by target what a MAE is divided by to give a MASE: the mean absolute error of the naive forecast on
-    the training part, seasonal where there is a season.
+    `mase_scale` holds the divisor of the MASE by target: the mean absolute error of the naive forecast on the training
+    part, seasonal if there is a season.
     """
 
     data: str = ""
@@ -261,31 +264,29 @@ class Scores:
 
     @property
     def wins(self) -> bool:
-        """Whether the model beats every baseline: at every horizon of every target, or at its classes."""
+        """Whether the model beats every baseline: at every horizon of every target, or in its classes."""
         return all(score.wins for score in self.table) and (self.classification is None or self.classification.wins)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, for the card and for `--json`; the keys are the names of the fields."""
-        whole = asdict(self)
-        whole["table"] = [asdict(score) | _judged(score) for score in self.table]
+        full = asdict(self)
+        full["table"] = [asdict(score) | _derived_scores(score) for score in self.table]
         for name, section in (("classification", self.classification), ("anomaly", self.anomaly)):
             if section is not None:
-                whole[name] |= {"beats_baselines": section.wins}
-        return whole | {"beats_baselines": self.wins}
+                full[name] |= {"beats_baselines": section.wins}
+        return full | {"beats_baselines": self.wins}
 
     def summary(self) -> dict[str, Any]:
-        """The same, small: for the metadata of the graph. Few digits, no curves, no matrix, and not every baseline's all."""
-        whole = self.as_json()
-        rows = [_short_row(row) for row in whole["table"][:SUMMARY_ROWS]]
-        small = {name: whole[name] for name in ("data", "start", "end", "rows", "season")} | {"table": rows}
+        """A short form for the metadata of the graph: few digits, no curves, no matrix, and only the MAE of baselines."""
+        full = self.as_json()
+        rows = [_short_row(row) for row in full["table"][:SUMMARY_ROWS]]
+        small = {name: full[name] for name in ("data", "start", "end", "rows", "season")} | {"table": rows}
         if len(rows) < len(self.table):
             small["rows_left_out"] = len(self.table) - len(rows)
         for name in ("classification", "anomaly"):
-            if whole[name] is not None:
+            if full[name] is not None:
                 small[name] = {
-                    key: value
-                    for key, value in whole[name].items()
-                    if key not in {"confusion", "confidence", "columns"}
+                    key: value for key, value in full[name].items() if key not in {"confusion", "confidence", "columns"}
                 }
         if self.cold_start is not None:
             settled = [start.settled for start in self.cold_start.table]
@@ -294,29 +295,22 @@ class Scores:
         return rounded
 
 
-def _judged(score: Score) -> dict[str, Any]:
+def _derived_scores(score: Score) -> dict[str, Any]:
     return {"skill": score.skill, "beats_baselines": score.wins}
 
 
 def _short_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Of the model what there is but its single quantiles, of the baselines the MAE."""
+    """All errors of the model except single quantiles, and the MAE of the baselines."""
     kept = {name: row[name] for name in ("target", "unit", "horizon", "count", "skill", "beats_baselines")}
     model = {name: value for name, value in row["model"].items() if value is not None and name != "quantiles"}
-    rivals = {
+    baselines = {
         name: {"mae": row[name]["mae"]} for name in ("persistence", "seasonal_naive", "ridge") if row[name] is not None
     }
-    return kept | {"model": model} | rivals | ({"interval": row["interval"]} if row["interval"] else {})
-
-
-def _without(value: Any, names: set[str]) -> Any:
-    """The same without these keys, however deep they are."""
-    if isinstance(value, dict):
-        return {key: _without(part, names) for key, part in value.items() if key not in names}
-    return value
+    return kept | {"model": model} | baselines | ({"interval": row["interval"]} if row["interval"] else {})
 
 
 def _rounded(value: Any) -> Any:
-    """The same with few digits, however deep it is."""
+    """The value with few digits, at every depth."""
     if isinstance(value, float):
         return float(f"{value:.{SUMMARY_DIGITS}g}")
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a training on disk, so that it goes on after a kill as if nothing had happened.
+"""Checkpoints: the whole state of a training on disk, so that it resumes exactly after a kill.
 
-`last.pt` is complete in itself; `best.pt`, the best weights so far, is what is exported. Each is replaced in one go: a
-reader finds the old one or the new one. Knows nothing of what is in them.
+`last.pt` is complete in itself. `best.pt` holds the best weights so far, which are exported. Each file is replaced
+atomically: a reader finds the old one or the new one. This module does not know their content.
 """
 
 import io
@@ -17,28 +17,28 @@ from torch import Tensor
 from training.errors import RunError
 
 BEST, LAST = "best.pt", "last.pt"
-# Epochs of small series take milliseconds, and flushing a file to disk as long again.
+# Epochs of small series take milliseconds, and so does flushing a file to disk.
 EVERY_S = 5.0
 
 State = dict[str, Any]  # tensors, numbers, text, lists and dictionaries: what is loaded without running code
 
 
-class Keeper:
-    """Keeps the state of one training in its run folder.
+class Checkpointer:
+    """Saves the checkpoints of one training in its run folder.
 
     Args:
-        folder: of the run; it is there.
-        every_s: seconds between two writes; states that come sooner are held in memory until `flush`.
+        folder: of the run; it exists.
+        every_s: seconds between two writes. A state that comes sooner stays in memory until `flush`.
     """
 
     def __init__(self, folder: Path, every_s: float = EVERY_S) -> None:
         self.folder = folder
         self.every_s = every_s
         self.written_s = time.monotonic()
-        self.held: State | None = None
+        self.pending: State | None = None
 
-    def found(self) -> State | None:
-        """The state that was written last; None when there is none yet.
+    def load(self) -> State | None:
+        """The state that was written last; None if there is none yet.
 
         Raises:
             RunError: it is damaged.
@@ -46,26 +46,26 @@ class Keeper:
         path = self.folder / LAST
         return load(path) if path.exists() else None
 
-    def keep(self, state: State) -> None:
-        """Write a state, whose `best` are the best weights, or hold a copy of it when the last write was just now."""
+    def save(self, state: State) -> None:
+        """Write a state, whose `best` are the best weights; keep a copy in memory if the last write was just now."""
         if time.monotonic() - self.written_s < self.every_s:
-            self.held = _copy(state)
+            self.pending = _copy(state)
         else:
             self._write(state)
 
     def flush(self) -> None:
-        """Write the state that is held, if there is one."""
-        if self.held is not None:
-            self._write(self.held)
+        """Write the state that is still in memory, if there is one."""
+        if self.pending is not None:
+            self._write(self.pending)
 
     def _write(self, state: State) -> None:
         save(self.folder / BEST, state["best"])
         save(self.folder / LAST, state)
-        self.held, self.written_s = None, time.monotonic()
+        self.pending, self.written_s = None, time.monotonic()
 
 
 def save(path: Path, state: State | dict[str, Tensor]) -> None:
-    """Write a state in place of the one that is there."""
+    """Write a state; it replaces the file atomically."""
     content = io.BytesIO()
     torch.save(state, content)
     replace_file(path, content.getbuffer())
@@ -89,14 +89,14 @@ def load(path: Path) -> State:
 
 
 def damaged(path: Path, error: Exception) -> RunError:
-    """What to say of a file that is not what was written; the error's own message is pages long, for programmers."""
+    """The error of a damaged file. The original message is pages long and for programmers."""
     return RunError(
         f"run: {path} is damaged ({type(error).__name__}); expected what `tidegate train` wrote: train again"
     )
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Put a file in place of another in one go; it is on disk afterwards."""
+    """Replace a file atomically; the new content is on disk afterwards."""
     new = path.with_name(f"{path.name}.new")
     with new.open("wb") as file:
         file.write(content)
@@ -106,7 +106,7 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def _copy(value: Any) -> Any:
-    """A state that stays when the training goes on; tuples are never changed. Several times quicker than `deepcopy`."""
+    """A copy that the training does not change. Tuples are never changed. Several times faster than `deepcopy`."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
@@ -115,7 +115,7 @@ def _copy(value: Any) -> Any:
 
 
 def generators(device: torch.device) -> State:
-    """The state of torch's generators."""
+    """The states of torch's random number generators."""
     state: State = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -123,7 +123,7 @@ def generators(device: torch.device) -> State:
 
 
 def set_generators(device: torch.device, state: State) -> None:
-    """Put torch's generators back; a state of another kind of device says nothing of this one."""
+    """Restore torch's random number generators. The state of another kind of device is ignored."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

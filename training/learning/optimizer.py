@@ -1,4 +1,4 @@
-"""The optimiser: what turns gradients into steps, and which weights it shrinks."""
+"""The optimizer, and the weights that decay."""
 
 import torch
 
@@ -7,12 +7,12 @@ from training.settings import Fit
 
 
 def build_optimizer(network: Network, settings: Fit) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD, one kernel a step.
+    """AdamW, Adam or SGD, one kernel for each step.
 
-    Matrices are shrunk; biases and the head's shares of its links are left alone. AdamW shrinks the weights themselves
-    (Loshchilov and Hutter, 2019), the others add the weights to the gradient: the classic L2 penalty.
+    Weight decay applies to matrices, not to biases and the link shares of the head. AdamW decays the weights themselves
+    (Loshchilov and Hutter, 2019). The others add the weights to the gradient, the classic L2 penalty.
     """
-    assert settings.learning_rate is not None  # the settings fill both in
+    assert settings.learning_rate is not None  # the settings fill in both
     assert settings.weight_decay is not None
     named = list(network.named_parameters())
     shrunk = [weight for name, weight in named if weight.ndim > 1 and "share" not in name]

@@ -1,8 +1,8 @@
 """A run: the folder that a training leaves behind.
 
-`run.json` says what was asked for and, at the end, what came of it; `metrics.jsonl` has a line an epoch, `best.pt` the best
-weights, `last.pt` the whole state of the training. From the folder alone the training can go on, and the same network can
-be built and exported again.
+`run.json` holds the request and, at the end, the outcome. `metrics.jsonl` has a line for each epoch. `best.pt` holds the
+best weights, `last.pt` the whole state of the training. The folder is enough to resume the training, and to build and
+export the same network again.
 """
 
 import fcntl
@@ -18,21 +18,21 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from training.data.scaler import Scaler
-from training.data.series import Floats, Series, Spans, iso, rows_of
+from training.data.series import Floats, Series, Spans, count_rows, iso
 from training.data.split import Split
 from training.errors import RunError
 from training.learning import checkpoint
 from training.learning.checkpoint import replace_file
-from training.learning.fit import Epoch, Fitted
+from training.learning.fit import Epoch, FitResult
 from training.network.network import Network, build_network
 from training.settings import Architecture, Fit, Request, Settings, Source
 
 RUN, _METRICS = "run.json", "metrics.jsonl"
-Told = TypeVar("Told", bound=Settings)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class Part(Settings):
-    """One part of a split: its rows, the earliest and the latest time among them, and what is whole in it, if anything is."""
+    """One part of a split: its rows, their earliest and latest time, and the values of the column to split by, if any."""
 
     spans: Spans
     rows: int
@@ -42,22 +42,22 @@ class Part(Settings):
 
     @classmethod
     def of(cls, series: Series, spans: Spans) -> Self:
-        """Write down what there is to know of a part."""
+        """Describe a part."""
         return cls(
             spans=spans,
-            rows=rows_of(spans),
+            rows=count_rows(spans),
             start=iso(min(series.times[first] for first, _ in spans)),
             end=iso(max(series.times[end - 1] for _, end in spans)),
             wholes=tuple(
                 dict.fromkeys(
-                    group.whole for group in series.groups if group.whole and (group.first, group.end) in spans
+                    group.split_key for group in series.groups if group.split_key and (group.first, group.end) in spans
                 )
             ),
         )
 
 
-class Facts(Settings):
-    """What the model must know of the series that it learned from."""
+class DataFacts(Settings):
+    """What the model records of the series that it was trained on."""
 
     name: str
     sha256: str
@@ -74,7 +74,7 @@ class Facts(Settings):
 
     @classmethod
     def of(cls, series: Series, split: Split, scaler: Scaler) -> Self:
-        """Write down what there is to know of a series, its split and its training part."""
+        """Describe a series, its split and its training part."""
         return cls(
             name=series.name,
             sha256=series.sha256,
@@ -83,21 +83,26 @@ class Facts(Settings):
             period_s=series.period_s,
             features=series.names,
             units=series.units,
-            low=tuple(_shortest(scaler.low)),
-            high=tuple(_shortest(scaler.high)),
+            low=tuple(_shortest_floats(scaler.low)),
+            high=tuple(_shortest_floats(scaler.high)),
             training=Part.of(series, split.train),
             validation=Part.of(series, split.validation),
             held_out=Part.of(series, split.test),
         )
 
     @property
+    def parts(self) -> dict[str, Part]:
+        """The parts by their names in the card."""
+        return {"training": self.training, "validation": self.validation, "held_out": self.held_out}
+
+    @property
     def split(self) -> Split:
-        """The rows of the parts."""
+        """The split of the series."""
         return Split(self.training.spans, self.validation.spans, self.held_out.spans)
 
 
 class Outcome(Settings):
-    """How the training went; `best_score` is in the objective's unit, see `objective`."""
+    """The outcome of a training. `best_score` is in the unit of the objective, see `objective`."""
 
     epochs: int
     best_epoch: int
@@ -109,63 +114,63 @@ class Outcome(Settings):
     device: str = "cpu"
 
 
-class Begun(Settings):
-    """A training that has not come to its end: it runs, or it was killed."""
+class StartedRun(Settings):
+    """A training that has not ended: it runs, or it was killed."""
 
     state: Literal["running"] = "running"
     request: Request
-    facts: Facts
+    facts: DataFacts
 
 
 class Run(Settings):
-    """Everything about a training except the weights; `request` is what was asked for, which a resume needs."""
+    """Everything about a training except the weights. A resume needs `request`."""
 
     state: Literal["done"] = "done"
     source: Source
-    facts: Facts
+    facts: DataFacts
     architecture: Architecture
     fit: Fit
     outcome: Outcome
     request: Request | None = None
 
 
-_EITHER: TypeAdapter[Begun | Run] = TypeAdapter(Annotated[Begun | Run, Field(discriminator="state")])
+_EITHER: TypeAdapter[StartedRun | Run] = TypeAdapter(Annotated[StartedRun | Run, Field(discriminator="state")])
 
 
-def outcome(fitted: Fitted) -> Outcome:
-    """Sum a training up."""
+def outcome(result: FitResult) -> Outcome:
+    """The outcome of a training."""
     return Outcome(
-        epochs=len(fitted.epochs),
-        best_epoch=fitted.best.number,
-        best_score=fitted.best.score,
-        seconds=round(fitted.epochs[-1].elapsed_s, 3),
-        stopped=fitted.stopped,
+        epochs=len(result.epochs),
+        best_epoch=result.best.number,
+        best_score=result.best.score,
+        seconds=round(result.epochs[-1].elapsed_s, 3),
+        stopped=result.stopped,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        device=fitted.device,
+        device=result.device,
     )
 
 
-def begin(folder: Path, begun: Begun) -> None:
-    """Write `run.json` before the first epoch, so that a training which is killed can go on."""
-    replace_file(folder / RUN, _json(begun))
+def save_started(folder: Path, started: StartedRun) -> None:
+    """Write `run.json` before the first epoch, so that a killed training can be resumed."""
+    replace_file(folder / RUN, _json(started))
 
 
 def save(folder: Path, run: Run, network: Network) -> None:
-    """Write `run.json` and `best.pt`; the folder is made if need be."""
+    """Write `run.json` and `best.pt`; create the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / checkpoint.BEST, network.state_dict())
     replace_file(folder / RUN, _json(run))
 
 
 def load(folder: Path) -> tuple[Run, Network]:
-    """Read the folder of a run that is done and build its network, ready to be exported.
+    """Read the folder of a finished run and build its network, ready for the export.
 
     Raises:
-        RunError: the run is not done, the folder lacks a file, or a file is not what `save` writes.
+        RunError: the run is not finished, or a file is missing or damaged.
     """
     run = read(folder)
-    if isinstance(run, Begun):
+    if isinstance(run, StartedRun):
         raise RunError(f"run: {folder} is not done; go on with `tidegate train --resume {folder}`, which exports it")
     weights = checkpoint.load(folder / checkpoint.BEST)
     network = build_network(run.architecture, _blank_scaler(run.architecture.features), seed=0)
@@ -177,7 +182,7 @@ def load(folder: Path) -> tuple[Run, Network]:
     return run, network
 
 
-def read(folder: Path) -> Begun | Run:
+def read(folder: Path) -> StartedRun | Run:
     """Read `run.json`.
 
     Raises:
@@ -194,34 +199,34 @@ def read(folder: Path) -> Begun | Run:
         raise checkpoint.damaged(path, error) from error
 
 
-# What a training may be told anew when it goes on; everything else would make it another training.
+# The settings that a resumed training may change. Any other would make it another training.
 _MAY_CHANGE = {"data", "epochs", "minutes", "patience", "device", "models", "version", "held_out"}
-# These are filled in when they are not typed, so nobody can tell.
-_NEVER_TYPED = {"name", "out", "resume"}
+# These are filled in when the user gives none, so a difference means nothing.
+_FILLED_IN = {"name", "out", "resume"}
 
 
 def resumed(folder: Path, typed: Request) -> Request:
-    """What the run of a folder was asked for, with what may be told anew.
+    """The request of the run in a folder, with the typed settings that may change.
 
     Raises:
-        RunError: there is no run that can go on, or something was typed that cannot change.
+        RunError: there is no run to resume, or a typed setting may not change.
     """
     request = read(folder).request
     if request is None:
-        raise RunError(f"resume: {folder} does not say what was asked for; train again")
+        raise RunError(f"resume: {folder} has no request in its run.json; train again")
     usual = Request(source=Source(), name=request.name, out=folder)
     parts = {
-        part: _told_anew(getattr(request, part), getattr(typed, part), getattr(usual, part))
+        part: _merge_typed(getattr(request, part), getattr(typed, part), getattr(usual, part))
         for part in ("source", "shape", "fit")
     }
-    return _told_anew(request, typed, usual).model_copy(update={**parts, "out": folder, "resume": None})
+    return _merge_typed(request, typed, usual).model_copy(update={**parts, "out": folder, "resume": None})
 
 
-def _told_anew(kept: Told, typed: Told, usual: Told) -> Told:
-    """The kept settings with what was typed of those that may change."""
+def _merge_typed(kept: SettingsT, typed: SettingsT, usual: SettingsT) -> SettingsT:
+    """The kept settings, updated with the typed ones that may change."""
     for name in type(kept).model_fields:
         value = getattr(typed, name)
-        if isinstance(value, Settings) or name in _MAY_CHANGE | _NEVER_TYPED:
+        if isinstance(value, Settings) or name in _MAY_CHANGE | _FILLED_IN:
             continue
         if value not in (getattr(usual, name), getattr(kept, name)):
             word = name.replace("_", "-")
@@ -233,13 +238,13 @@ def _told_anew(kept: Told, typed: Told, usual: Told) -> Told:
 
 
 def append_metrics(folder: Path, epoch: Epoch) -> None:
-    """Add a line to `metrics.jsonl`."""
+    """Append a line to `metrics.jsonl`."""
     with (folder / _METRICS).open("a", encoding="utf-8") as file:
         file.write(_line(epoch))
 
 
 def write_metrics(folder: Path, epochs: Sequence[Epoch]) -> None:
-    """Write `metrics.jsonl` anew: a kill may have left epochs in it that no checkpoint knows, or half a line."""
+    """Rewrite `metrics.jsonl`: a kill may have left half a line, or epochs that no checkpoint holds."""
     replace_file(folder / _METRICS, "".join(_line(epoch) for epoch in epochs).encode())
 
 
@@ -255,11 +260,11 @@ def _line(epoch: Epoch) -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time learns in a folder.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock a folder, so that one process at a time trains in it.
 
     Raises:
-        RunError: another one does.
+        RunError: another process holds the lock.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -274,7 +279,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, one an epoch; none when there is no such file."""
+    """The lines of `metrics.jsonl`, one for each epoch; none if there is no such file."""
     path = folder / _METRICS
     if not path.is_file():
         return []
@@ -282,10 +287,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder of a new run.
+    """Create the folder of a new run.
 
     Raises:
-        RunError: a run is there already; a run is never written over.
+        RunError: the folder holds a run already; a run is never overwritten.
     """
     if (folder / _METRICS).exists() or (folder / RUN).exists():
         raise RunError(f"out: {folder} holds a run already; choose another folder with --out")
@@ -295,16 +300,16 @@ def open_folder(folder: Path) -> None:
         raise RunError(f"out: cannot make {folder}: {error.strerror}") from error
 
 
-def _json(made: Settings) -> bytes:
-    return (made.model_dump_json(indent=2) + "\n").encode()
+def _json(settings: Settings) -> bytes:
+    return (settings.model_dump_json(indent=2) + "\n").encode()
 
 
 def _blank_scaler(features: int) -> Scaler:
-    """Filler until the weights, which hold the real one, are loaded."""
+    """A placeholder until the weights are loaded, which hold the real scaler."""
     blank = np.zeros(features, np.float32)
     return Scaler(blank, blank + 1, blank, blank, blank + 1, ())
 
 
-def _shortest(values: Floats) -> list[float]:
-    """The fewest digits that bring the same float32 back: 19.89, not 19.889999389648438."""
+def _shortest_floats(values: Floats) -> list[float]:
+    """The fewest digits that give the same float32: 19.89, not 19.889999389648438."""
     return [float(str(value)) for value in values]

@@ -1,6 +1,6 @@
-"""The learning rate over a training: pure functions of how far it is and of what the epochs scored.
+"""The learning rate schedule: pure functions of the progress and of the scores of the epochs.
 
-Nothing is remembered between two calls, so a training that was resumed goes on with the rates of one that was not.
+They keep no state between calls, so a resumed training gets the same rates as an uninterrupted one.
 """
 
 import math
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from training.settings import Fit
 
-# No schedule goes below this part of the learning rate: the last epochs should still learn something. Warm-up begins
-# there too, because a rate of zero would waste the first step.
+# No schedule goes below this fraction of the learning rate, so that the last epochs still learn something. Warm-up starts
+# here, because a rate of zero would waste the first step.
 FINAL_RATE = 0.02
 
 
 def rate(settings: Fit, progress: float, scores: Sequence[float]) -> float:
-    """The learning rate: a straight line up, then what the schedule says.
+    """The learning rate: a linear warm-up, then the schedule.
 
     Args:
-        settings: which schedule, and its numbers.
-        progress: how far the training is, 0..1.
+        settings: the schedule and its parameters.
+        progress: of the training, 0..1.
         scores: the validation score of every finished epoch.
     """
     assert settings.learning_rate is not None  # the settings fill it in
@@ -30,7 +30,7 @@ def _warm_up(settings: Fit, progress: float) -> float:
 
 
 def _fall(settings: Fit, progress: float, scores: Sequence[float]) -> float:
-    """What part of the learning rate the schedule leaves."""
+    """The fraction of the learning rate after the warm-up."""
     if settings.schedule == "constant":
         return 1.0
     if settings.schedule == "cosine":
@@ -41,7 +41,7 @@ def _fall(settings: Fit, progress: float, scores: Sequence[float]) -> float:
 
 
 def plateaus(scores: Sequence[float], length: int) -> int:
-    """How often `length` epochs in a row brought no score better than the best before them."""
+    """How often `length` epochs in a row had no score better than the best before them."""
     best, since, found = math.inf, 0, 0
     for score in scores:
         best, since = (score, 0) if score < best else (best, since + 1)

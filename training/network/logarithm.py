@@ -1,14 +1,14 @@
-"""A logarithm for the exported graph, whose bits do not depend on the batch."""
+"""A logarithm for the exported graph. Its bits do not depend on the batch."""
 
 import torch
 from torch import Tensor
 
 
 def logarithm(x: Tensor) -> Tensor:
-    """The natural logarithm, within a fortieth from 0.5 to 5000; rising everywhere, but never above 32.
+    """The natural logarithm, within a fortieth from 0.5 to 5000. It rises everywhere, but never above 32.
 
-    Of roots and quotients, which round alike wherever a row stands in a batch; with onnxruntime's Log a prediction would
-    change its last bits with the rows beside it.
+    Roots and quotients round alike at every position in a batch. With onnxruntime's Log the last bits of a prediction would
+    depend on the rows beside it.
     """
     for _ in range(4):
         x = torch.sqrt(x)

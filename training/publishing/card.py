@@ -1,7 +1,7 @@
-"""The model card: what `card.json` tells people, programs and the report of a version.
+"""The model card `card.json`, which people, programs and the report of a version read.
 
-`facts` is the part that is short: it also travels in the graph's metadata, under `training`. What depends on the clock or
-on the speed of the machine stays out of the graph: the same weights are the same file.
+`training_facts` is its short part, which is also in the metadata of the graph, under `training`. What depends on the clock
+or on the speed of the machine stays out of the graph, so that the same weights give the same file.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ import onnx
 import torch
 
 from training.data import datasets
-from training.data.series import Series, Spans, rows_of
+from training.data.series import Series, Spans, count_rows
 from training.learning.run import Run
 from training.network.network import Network
 from training.publishing.parity import Parity
 
 Json = dict[str, Any]
 
-# Why a training ended, in words.
-STOPPED = {
+# Why a training stopped, in words.
+STOP_REASONS = {
     "epochs": "all epochs are done",
     "patience": "the validation score has not improved for a while",
     "minutes": "the time is up",
@@ -32,17 +32,16 @@ STOPPED = {
 }
 
 
-def facts(record: Run, network: Network, parity: Parity) -> Json:
-    """What was learned from, with which settings, how it ended, and what made the graph."""
-    held = record.facts
-    data = {"name": held.name, "sha256": held.sha256, "rows": held.rows, "groups": held.groups}
-    parts = {"training": held.training, "validation": held.validation, "held_out": held.held_out}
+def training_facts(run: Run, network: Network, parity: Parity) -> Json:
+    """The data, the settings, the outcome, and the versions of the libraries."""
+    data_facts = run.facts
+    data = {"name": data_facts.name, "sha256": data_facts.sha256, "rows": data_facts.rows, "groups": data_facts.groups}
     return {
-        "source": record.source.model_dump(),
-        "data": data | {name: part.model_dump() for name, part in parts.items()} | _provenance(record),
-        "settings": {"network": record.architecture.model_dump(), "fit": record.fit.model_dump()},
+        "source": run.source.model_dump(),
+        "data": data | {name: part.model_dump() for name, part in data_facts.parts.items()} | _provenance(run),
+        "settings": {"network": run.architecture.model_dump(), "fit": run.fit.model_dump()},
         "parameters": sum(weight.numel() for weight in network.parameters()),
-        "outcome": record.outcome.model_dump(),
+        "outcome": run.outcome.model_dump(),
         "parity": asdict(parity),
         "made_with": {
             "torch": torch.__version__,
@@ -52,62 +51,61 @@ def facts(record: Run, network: Network, parity: Parity) -> Json:
     }
 
 
-def in_metadata(told: Json) -> Json:
-    """The facts as the graph carries them: nothing as long as the data, and nothing that a clock has said."""
+def metadata_facts(facts: Json) -> Json:
+    """The facts for the metadata of the graph: without long lists, and without times of the clock."""
     parts = {"training", "validation", "held_out"}
     data = {
-        key: {inner: told_of for inner, told_of in value.items() if inner not in {"spans", "wholes"}}
+        key: {inner: content for inner, content in value.items() if inner not in {"spans", "wholes"}}
         if key in parts
         else value
-        for key, value in told["data"].items()
+        for key, value in facts["data"].items()
     }
-    outcome = {key: value for key, value in told["outcome"].items() if key != "seconds"}
-    return told | {"data": data, "outcome": outcome}
+    outcome = {key: value for key, value in facts["outcome"].items() if key != "seconds"}
+    return facts | {"data": data, "outcome": outcome}
 
 
-def columns(record: Run, network: Network, series: Series) -> list[Json]:
-    """Each feature: what the training part looks like, and the share of all rows where it is missing, part by part."""
-    held = record.facts
-    parts = {"training": held.training, "validation": held.validation, "held_out": held.held_out}
-    missing = {name: _missing(series, part.spans) for name, part in parts.items()}
+def feature_statistics(run: Run, network: Network, series: Series) -> list[Json]:
+    """Each feature: its statistics in the training part, and its share of missing values in each part."""
+    data_facts = run.facts
+    missing = {name: _missing(series, part.spans) for name, part in data_facts.parts.items()}
     return [
         {
             "name": name,
-            "unit": held.units[index],
-            "low": held.low[index],
-            "high": held.high[index],
-            # The scaler's own, as they stand in the graph.
+            "unit": data_facts.units[index],
+            "low": data_facts.low[index],
+            "high": data_facts.high[index],
+            # Those of the scaler, as in the graph.
             "mean": float(str(network.mean[index].numpy())),
             "std": float(str(network.std[index].numpy())),
             "missing": {part: share[index] for part, share in missing.items()},
         }
-        for index, name in enumerate(held.features)
+        for index, name in enumerate(data_facts.features)
     ]
 
 
-def make(  # noqa: PLR0913  a card is where everything comes together
+def make_card(  # noqa: PLR0913  a card brings everything together
     *,
     name: str,
     version: int,
     created: str,
     description: Json,
-    told: Json,
+    facts: Json,
     features: Sequence[Json],
     scores: Json,
     verdict: str,
     history: Sequence[Json],
     graph: bytes,
 ) -> Json:
-    """The card of a version; `graph` is the file that it describes, `told` its facts, `history` has a row an epoch."""
-    # What stands below stands there once.
-    bare = {key: value for key, value in description.items() if key != "training"} | {"scores": {}}
+    """The card of a version; `graph` is the content of its file, `facts` its facts, `history` has a row for each epoch."""
+    # Facts and scores have their own place in the card.
+    description_part = {key: value for key, value in description.items() if key != "training"} | {"scores": {}}
     return {
         "name": name,
         "version": version,
         "created": created,
         "fingerprint": hashlib.sha256(graph).hexdigest(),
-        "description": bare,
-        **told,
+        "description": description_part,
+        **facts,
         "features": list(features),
         "scores": scores,
         "verdict": verdict,
@@ -117,9 +115,9 @@ def make(  # noqa: PLR0913  a card is where everything comes together
 
 def _missing(series: Series, spans: Spans) -> list[float]:
     counts = sum(np.isnan(series.values[first:end]).sum(axis=0) for first, end in spans)
-    return [round(float(count) / max(rows_of(spans), 1), 6) for count in np.asarray(counts)]
+    return [round(float(count) / max(count_rows(spans), 1), 6) for count in np.asarray(counts)]
 
 
-def _provenance(record: Run) -> Json:
-    known = datasets.DATASETS.get(record.source.data)
+def _provenance(run: Run) -> Json:
+    known = datasets.DATASETS.get(run.source.data)
     return {"about": known.about, "source": known.source, "licence": known.licence} if known else {}

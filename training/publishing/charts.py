@@ -1,4 +1,4 @@
-"""Charts as SVG text, drawn from arrays. Knows nothing of models: what the colours mean is said by the style of the page.
+"""Charts as SVG text, drawn from arrays. This module knows no models; the style of the page defines the colours.
 
 Every number is written with one digit after the point, so that the same arrays give the same bytes. A chart is drawn for a
 width in pixels and shown at about that width: letters keep their size on a phone and on paper.
@@ -16,21 +16,21 @@ from training.data.series import Times
 
 Numbers = npt.NDArray[np.float64]
 
-# Drawn twice and chosen by the style: across the page, and across a phone of 360 pixels less its margins.
+# A chart is drawn twice and the style shows one: across the page, and across a phone of 360 pixels less its margins.
 WIDE, NARROW = 750, 340
-# A letter of the sans-serif at 11 pixels, a little generous: text is measured by the browser, long after us.
+# The width of a sans-serif letter at 11 pixels, a little generous: only the browser can measure text.
 LETTER = 6.1
 LINE = 13  # pixels between two direct labels
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 DAY_S = 86_400
-# Steps that people read off a clock or a calendar.
+# The steps of ticks on a clock and on a calendar.
 CLOCK_S = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, DAY_S)
 CALENDAR_S = tuple(days * DAY_S for days in (2, 7, 14, 28, 91, 182, 365, 730, 1826, 3652))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Numbers to a place between 0 and 1, with ticks at (number, text); `unit` is written once, beside the axis."""
+    """Maps numbers to positions from 0 to 1, with ticks at (number, text); `unit` stands once, beside the axis."""
 
     low: float
     high: float
@@ -39,7 +39,7 @@ class Scale:
     log: bool = False
 
     def at(self, values: npt.ArrayLike) -> Numbers:
-        """Where numbers lie; NaN stays NaN."""
+        """The positions of numbers; NaN stays NaN."""
         numbers, low, high = np.asarray(values, np.float64), self.low, self.high
         if self.log:
             numbers, low, high = np.log(numbers), math.log(low), math.log(high)
@@ -47,7 +47,7 @@ class Scale:
 
 
 def linear(values: npt.ArrayLike, unit: str = "", *, zero: bool = False, ticks: int = 5) -> Scale:
-    """A scale over the finite values, with about so many round ticks; from zero on if asked for."""
+    """A scale over the finite values, with about `ticks` round ticks; it includes zero if asked for."""
     numbers = np.asarray(values, np.float64)
     numbers = numbers[np.isfinite(numbers)]
     low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
@@ -57,7 +57,7 @@ def linear(values: npt.ArrayLike, unit: str = "", *, zero: bool = False, ticks: 
         pad = abs(low) / 10 or 1.0
         low, high = (low, low + pad) if zero else (low - pad, high + pad)
     step = _round_step((high - low) / ticks)
-    # Ends on ticks below and above, so that the highest point has a number over it.
+    # It ends on ticks, so that there is a number above the highest point.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     marks = tuple((place * step, signed(f"{place * step:,.{digits}f}")) for place in range(first, last + 1))
@@ -65,18 +65,18 @@ def linear(values: npt.ArrayLike, unit: str = "", *, zero: bool = False, ticks: 
 
 
 def logarithmic(values: Sequence[int], unit: str = "") -> Scale:
-    """A scale over whole numbers above 0, with a tick at each as long as there is room."""
-    wanted = sorted(set(values))
-    kept = [wanted[0]]
-    for value in wanted[1:]:
+    """A logarithmic scale over whole numbers above 0, with a tick at each if there is room."""
+    ordered = sorted(set(values))
+    kept = [ordered[0]]
+    for value in ordered[1:]:
         if value >= 1.9 * kept[-1]:
             kept.append(value)
-    high = max(wanted[-1], wanted[0] + 1)
-    return Scale(wanted[0], high, tuple((value, f"{value:,}") for value in kept), unit, log=True)
+    high = max(ordered[-1], ordered[0] + 1)
+    return Scale(ordered[0], high, tuple((value, f"{value:,}") for value in kept), unit, log=True)
 
 
 def calendar(times: Times, ticks: int) -> Scale:
-    """A scale over times, in seconds since 1970, with at most so many ticks at round hours or days."""
+    """A scale over times, in seconds since 1970, with at most `ticks` ticks at round hours or days."""
     first, last = (int(time) for time in times[[0, -1]].astype("datetime64[s]").astype(np.int64))
     last = max(last, first + 1)
     step = next((size for size in (*CLOCK_S, *CALENDAR_S) if (last - first) / size <= ticks), CALENDAR_S[-1])
@@ -85,12 +85,12 @@ def calendar(times: Times, ticks: int) -> Scale:
 
 
 def places(names: Sequence[str], unit: str = "") -> Scale:
-    """A scale with a place for each name, at 0, 1, 2, ..."""
+    """A scale with a position for each name, at 0, 1, 2, ..."""
     return Scale(-0.5, max(len(names), 1) - 0.5, tuple(enumerate(names)), unit)
 
 
 class Plot:
-    """One pair of axes that marks are drawn on, in order. `names` are the direct labels that need room on the right."""
+    """One pair of axes with marks, in drawing order. `names` are the direct labels, which need room on the right."""
 
     def __init__(
         self, about: str, x: Scale, y: Scale, *, width: int = NARROW, height: int = 200, names: Sequence[str] = ()
@@ -117,13 +117,13 @@ class Plot:
             self.marks.append(f'<path class="line {kind}" d="{path}"/>')
 
     def dots(self, xs: npt.ArrayLike, ys: npt.ArrayLike, kind: str, size: float = 2.5) -> None:
-        """A dot at each point that is a number."""
+        """A dot at each point that is not NaN."""
         for x, y in zip(self.across(xs).ravel(), self.up(ys).ravel(), strict=True):
             if math.isfinite(x) and math.isfinite(y):
                 self.marks.append(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>')
 
     def band(self, xs: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, kind: str) -> None:
-        """The area between two lines, one piece for each run without NaN."""
+        """The area between two lines, broken where one is NaN."""
         across, bottom, top = self.across(xs), self.up(low), self.up(high)
         for first, end in _runs(np.isfinite(bottom) & np.isfinite(top)):
             there = [f"{x:.1f},{y:.1f}" for x, y in zip(across[first:end], top[first:end], strict=True)]
@@ -131,7 +131,7 @@ class Plot:
             self.marks.append(f'<path class="area {kind}" d="M{"L".join([*there, *back[::-1]])}Z"/>')
 
     def bars(self, edges: npt.ArrayLike, heights: npt.ArrayLike, kind: str) -> None:
-        """A bar from zero between each two edges, with a hair of space between them."""
+        """A bar from zero between each two edges, with a little space between bars."""
         sides, tops, ground = self.across(edges), self.up(heights), float(self.up(0.0))
         for left, right, top in zip(sides[:-1], sides[1:], tops, strict=True):
             box = f'x="{left + 0.5:.1f}" width="{max(right - left - 1, 0.5):.1f}"'
@@ -140,7 +140,7 @@ class Plot:
             )
 
     def spans(self, spans: Sequence[tuple[float, float]], kind: str) -> None:
-        """Shades the whole height between pairs of x."""
+        """Shade the whole height between pairs of x."""
         for left, right in self.across(np.array(spans, np.float64).reshape(-1, 2)):
             box = f'x="{left:.1f}" y="{self.top:.1f}" width="{max(right - left, 1.5):.1f}"'
             self.marks.append(f'<rect class="{kind}" {box} height="{self.bottom - self.top:.1f}"/>')
@@ -159,10 +159,10 @@ class Plot:
 
     def name(self, labels: Sequence[tuple[float, str, str]]) -> None:
         """Direct labels (y, text, kind) beside the right end, moved apart where they would touch."""
-        wanted = sorted((float(self.up(y)), text, kind) for y, text, kind in labels if math.isfinite(y))
+        ordered = sorted((float(self.up(y)), text, kind) for y, text, kind in labels if math.isfinite(y))
         below = float(self.top - LINE)
-        room = [float(self.bottom - LINE * (len(wanted) - 1 - index)) for index in range(len(wanted))]
-        for (place, text, kind), lowest in zip(wanted, room, strict=True):
+        room = [float(self.bottom - LINE * (len(ordered) - 1 - index)) for index in range(len(ordered))]
+        for (place, text, kind), lowest in zip(ordered, room, strict=True):
             below = min(max(place, below + LINE), lowest)
             self.text(self.right + 6, below + 4, text, f"name {kind}")
 
@@ -181,7 +181,7 @@ class Plot:
             self.marks.append(_segment("grid", self.left, y, self.right, y))
             self.marks.append(_text(self.left - 6, y + 4, text, "tick end"))
         self.text(0, 11, self.y.unit, "tick")
-        # The unit of x stands in the line of its ticks, after the last that leaves it room.
+        # The unit of x stands in the line of the ticks, after the last tick that leaves room.
         room = self.width - (LETTER * len(self.x.unit) + 6 if self.x.unit else 0)
         self.text(self.width, self.height - 7, self.x.unit, "tick end")
         for value, text in self.x.ticks:
@@ -214,13 +214,13 @@ def bar_rows(about: str, rows: Sequence[tuple[str, float, str, str]], *, width: 
 
 
 def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: int = 460) -> str:
-    """Counts (true, said) as shaded squares: the darker, the larger the share of its row."""
+    """Counts (true, predicted) as shaded squares: the darker, the larger the share of the row."""
     table = np.asarray(counts, np.float64)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     left = 12 + LETTER * max(len(name) for name in names)
     size = min((width - left) / len(names), 64.0)
     digits = LETTER * max(len(f"{count:,.0f}") for count in table.ravel())
-    marks = [_text(left, 11, "said", "note"), _text(0, 11, "true", "note")]
+    marks = [_text(left, 11, "predicted", "note"), _text(0, 11, "true", "note")]
     for row, name in enumerate(names):
         y = 40 + row * size
         marks.append(_text(0, y + size / 2 + 4, name, "tick"))
@@ -231,7 +231,7 @@ def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: in
             kind = "right" if row == column else "wrong"
             marks.append(
                 f'<rect class="{kind}" x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{size - 1:.1f}" '
-                f'height="{size - 1:.1f}" fill-opacity="{part:.2f}"><title>{escape(name)}, said '
+                f'height="{size - 1:.1f}" fill-opacity="{part:.2f}"><title>{escape(name)}, predicted '
                 f"{escape(names[column])}: {table[row, column]:,.0f}</title></rect>"
             )
             if digits <= size - 4 and table[row, column]:
@@ -242,8 +242,8 @@ def matrix(about: str, names: Sequence[str], counts: npt.ArrayLike, *, width: in
     return _svg(about, width, math.ceil(48 + size * len(names)), marks)
 
 
-def both(draw: Callable[[int], str]) -> str:
-    """A chart in two widths, of which the style of the page shows one."""
+def responsive(draw: Callable[[int], str]) -> str:
+    """A chart in two widths; the style of the page shows one."""
     return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
@@ -253,7 +253,7 @@ def signed(number: str) -> str:
 
 
 def _round_step(size: float) -> float:
-    """The nearest of 1, 2 and 5 times a power of ten that is not smaller."""
+    """The smallest of 1, 2 and 5 times a power of ten that is not below the size."""
     power = 10.0 ** math.floor(math.log10(size))
     return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= size * (1 - 1e-9)))
 

@@ -1,7 +1,7 @@
-"""Network -> one-step ONNX graph that keeps the model contract, checked against the network before it is written.
+"""Network -> one-step ONNX graph that keeps the model contract.
 
-The graph is traced from `Network.step`, so there is no second description of the maths. Nothing reaches the model folder
-until the graph has passed the parity gate, and no version is ever overwritten.
+The graph is traced from `Network.step`, so the maths is written once. `parity` compares the two before `version` writes
+the graph.
 """
 
 import json
@@ -14,29 +14,29 @@ from typing import Any
 import onnx
 import torch
 
-from training.learning.run import Facts
+from training.learning.run import DataFacts
 from training.network.network import Network
 from training.settings import Forecast
 
 CONTRACT = 1
 
 
-# Traced with three rows: a batch of one would be taken for a constant and the graph would serve no other.
+# Traced with three rows: the exporter would take a batch of one for a constant.
 TRACE_BATCH = 3
 
 
 def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProto:
-    """Trace one step of the network and put the description into the graph's metadata.
+    """Trace one step of the network and put the description into the metadata of the graph.
 
-    Afterwards the batch is the one symbolic dimension of every input and output.
+    The batch is then the only symbolic dimension of each input and output.
     """
     network.eval()
     network.prepare_export()
-    state = network.fresh_state(TRACE_BATCH)
+    state = network.initial_state(TRACE_BATCH)
     x = torch.zeros(TRACE_BATCH, network.architecture.features)
     batch = torch.export.Dim("batch")
     names = network.state_names
-    with _quiet(), torch.no_grad():
+    with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             network,
             (x, *state),
@@ -45,10 +45,10 @@ def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProt
             verbose=False,
             input_names=["x", *names],
             output_names=[*network.output_names, *(f"{name}_next" for name in names)],
-            # Of every state tensor the batch is the last axis but one.
+            # The batch is the last axis but one of every state tensor.
             dynamic_shapes={"x": {0: batch}, "state": tuple({part.ndim - 2: batch} for part in state)},
         )
-    assert program is not None  # it is None only for the old exporter
+    assert program is not None  # only the old exporter returns None
     model = program.model_proto
     _strip(model)
     _check_batch(model)
@@ -58,11 +58,11 @@ def build_graph(network: Network, description: dict[str, Any]) -> onnx.ModelProt
 
 
 def set_description(model: onnx.ModelProto, description: dict[str, Any]) -> None:
-    """Put the description of the model contract into the graph's metadata, in place of any other."""
+    """Replace the description of the model contract in the metadata of the graph."""
     onnx.helper.set_model_props(model, {"tidegate": json.dumps(description, ensure_ascii=False)})
 
 
-def describe(network: Network, facts: Facts, scores: dict[str, Any]) -> dict[str, Any]:
+def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict[str, Any]:
     """The description of the model contract."""
     architecture = network.architecture
     columns = zip(facts.features, facts.units, facts.low, facts.high, strict=True)
@@ -76,21 +76,21 @@ def describe(network: Network, facts: Facts, scores: dict[str, Any]) -> dict[str
         "outputs": _describe_outputs(network, facts),
         "state": [
             {"name": name, "next": f"{name}_next", "shape": _state_shape(part)}
-            for name, part in zip(network.state_names, network.fresh_state(1), strict=True)
+            for name, part in zip(network.state_names, network.initial_state(1), strict=True)
         ],
         "data": {"name": facts.name, "sha256": facts.sha256, "rows": facts.rows},
         "scores": scores,
     }
 
 
-# Outputs that are of the whole timestep.
+# Outputs without axes: there is one value for the whole timestep.
 _WITHOUT_AXES = ("score", "alarm", "warm")
 
 
-def _describe_outputs(network: Network, facts: Facts) -> list[dict[str, Any]]:
-    """Each output with what its axes mean."""
+def _describe_outputs(network: Network, facts: DataFacts) -> list[dict[str, Any]]:
+    """Each output with the meaning of its axes."""
     with torch.no_grad():
-        outputs, _ = network.step(torch.zeros(1, network.architecture.features), network.fresh_state(1))
+        outputs, _ = network.step(torch.zeros(1, network.architecture.features), network.initial_state(1))
     task = network.architecture.task
     described: list[dict[str, Any]] = []
     for name, part in outputs.items():
@@ -115,14 +115,14 @@ def _describe_outputs(network: Network, facts: Facts) -> list[dict[str, Any]]:
 
 
 def _state_shape(part: torch.Tensor) -> list[int | str]:
-    """The shape of a state tensor for a batch of one, as the contract writes it: the batch is the last axis but one."""
+    """The shape of a state tensor in the notation of the contract; the batch is the last axis but one."""
     shape: list[int | str] = list(part.shape)
     shape[-2] = "batch"
     return shape
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its source code: stack traces with paths of the machine that exported."""
+    """Remove the exporter's notes about source code: stack traces with paths of the exporting machine."""
     del model.metadata_props[:]
     model.graph.doc_string = ""
     del model.graph.metadata_props[:]
@@ -133,30 +133,30 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _check_batch(model: onnx.ModelProto) -> None:
-    """The batch, and nothing else, is symbolic: a graph fixed to the traced batch would fail only when it is served."""
+    """Check that only the batch is symbolic: a graph fixed to the traced batch would fail only in serving."""
     for value in [*model.graph.input, *model.graph.output]:
         symbolic = [dimension.dim_param for dimension in value.type.tensor_type.shape.dim if dimension.dim_param]
         assert symbolic == ["batch"], f"{value.name} has symbolic dimensions {symbolic}, expected ['batch']"
 
 
-# What torch says while it exports that is of no use to the person who trains.
-_CHATTER = (
-    # torch's own code calls what torch has deprecated
+# Warnings of torch during the export that are of no use to the user.
+_NOISE = (
+    # torch calls a function that torch has deprecated
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
-    # every state tensor has the same batch dimension, which is what we want
+    # all state tensors share the batch dimension, as they should
     (UserWarning, r"# The axis name: batch will not be used"),
 )
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's chatter, and nothing else."""
+def _quiet_exporter() -> Iterator[None]:
+    """Silence these warnings of the exporter, and nothing else."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
-    registration.setLevel(logging.ERROR)  # it warns of each operator of torchvision, which nobody here needs
+    registration.setLevel(logging.ERROR)  # it warns of each missing operator of torchvision, which is not needed
     try:
         with warnings.catch_warnings():
-            for category, message in _CHATTER:
+            for category, message in _NOISE:
                 warnings.filterwarnings("ignore", message=message, category=category)
             yield
     finally:

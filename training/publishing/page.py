@@ -1,7 +1,6 @@
-"""One self-contained page: its style, and the few pieces of HTML that a report is made of. Knows nothing of models.
+"""One self-contained page: its style, and the HTML elements of a report. This module knows no models.
 
-Whatever is no `Html` is text and is escaped. All that is written is well-formed XML too, so that a strict parser can
-check it.
+All text that is not `Html` is escaped. The page is well-formed XML too, so that a strict parser can check it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ class Html(str):
     __slots__ = ()
 
 
-# Blue, vermilion, green and purple of Okabe and Ito (Color Universal Design, 2008): told apart by every kind of eye.
+# Blue, vermilion, green and purple of Okabe and Ito (Color Universal Design, 2008): distinct for every kind of eye.
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1e22;--soft:#5a626b;--rule:#dde1e5;--panel:#f5f7f8;
 --blue:#0072b2;--red:#c4500a;--green:#00795a;--purple:#9a3f78;--grey:#848c95}
@@ -116,9 +115,9 @@ def section(title: str, how: str, *parts: str) -> Html:
     return tag("section", side, tag("div", *parts, kind="body"))
 
 
-def figure(title: str, chart: str, said: str = "") -> Html:
+def figure(title: str, chart: str, note: str = "") -> Html:
     """A chart under its title and a sentence."""
-    caption = tag("figcaption", tag("b", title), f" {said}" if said else "")
+    caption = tag("figcaption", tag("b", title), f" {note}" if note else "")
     return tag("figure", caption, Html(chart))
 
 

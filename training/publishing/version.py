@@ -1,4 +1,4 @@
-"""A version on disk: a folder with graph, card and report, written whole or not at all, and never overwritten."""
+"""A version on disk: a folder with graph, card and report. It is written atomically and never overwritten."""
 
 import json
 import shutil
@@ -12,10 +12,10 @@ _TAKEN = "version: {folder} exists already and is never overwritten; choose anot
 
 
 def free_version(models: Path, name: str, version: int | None) -> int:
-    """The version to write: the one asked for, or one more than the largest on disk.
+    """The version to write: the given one, or one more than the largest on disk.
 
     Raises:
-        VersionExists: the one asked for is on disk already.
+        VersionExists: the given one is on disk already.
     """
     folder = models / name
     if version is None:
@@ -27,24 +27,24 @@ def free_version(models: Path, name: str, version: int | None) -> int:
 
 
 def write_version(models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str) -> Path:
-    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, whole or not at all.
+    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, atomically.
 
-    Returns the folder. A server that watches the folder sees the finished version appear at once.
+    Returns the folder. A server that watches the folder never sees an unfinished version.
 
     Raises:
-        VersionExists: the version is on disk already; it is left as it is.
+        VersionExists: the version is on disk already; it stays as it is.
     """
     folder = models / name / str(version)
     if folder.exists():
         raise VersionExists(_TAKEN.format(folder=folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the rename stays within one file system; the dot keeps it from being taken for a version.
+    # In the same folder, so that the rename stays within one file system. The dot marks it as no version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
         (scratch / "model.onnx").write_bytes(graph)
         (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (scratch / "report.html").write_text(report, encoding="utf-8")
-        scratch.chmod(0o755)  # a temporary folder is private, but a server under another user must read the model
+        scratch.chmod(0o755)  # a temporary folder is private, but a server of another user must read the model
         _rename_new(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -52,7 +52,7 @@ def write_version(models: Path, name: str, version: int, graph: bytes, card: dic
 
 
 def read_card(model: Path) -> dict[str, Any] | None:
-    """The card beside a model; None when there is none.
+    """The card beside a model; None if there is none.
 
     Raises:
         ModelUnreadable: the card is not JSON.
@@ -68,7 +68,7 @@ def read_card(model: Path) -> dict[str, Any] | None:
 
 
 def _rename_new(scratch: Path, folder: Path) -> None:
-    """Rename, and refuse if another process was quicker: a rename onto a folder that is not empty fails."""
+    """Rename the folder, unless another process was faster: a rename onto a folder that is not empty fails."""
     try:
         scratch.rename(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The space of a search: which settings are tried, and which values each may take.
+"""The search space: the settings to try, and the values of each.
 
 A choice is `hidden=32,64,128`, a range `learning_rate=1e-3..1e-2`; a file holds the same as TOML or JSON.
 """
@@ -15,13 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from training.errors import SettingsError
-from training.settings import USUAL as USUAL_OF
-from training.settings import Fit, Request, Shape
+from training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape
 
 Value = str | int | float | bool
 
-# What usually matters, around the defaults. The learning rate is that of Adam's kin; sgd wants a space of its own.
-USUAL: dict[str, Any] = {
+# The settings that usually matter, around their defaults. The learning rate suits adamw and adam; sgd needs another space.
+DEFAULT_SPACE: dict[str, Any] = {
     "hidden": [32, 64, 128],
     "layers": [1, 2],
     "learning_rate": "1e-3..1e-2",
@@ -30,32 +29,32 @@ USUAL: dict[str, Any] = {
     "dropout": "0..0.3",
     "weight_decay": "0.1..3",
 }
-USUAL_GRID: dict[str, Any] = {"hidden": [32, 64, 128], "learning_rate": [2e-3, 4e-3, 8e-3]}
+DEFAULT_GRID: dict[str, Any] = {"hidden": [32, 64, 128], "learning_rate": [2e-3, 4e-3, 8e-3]}
 
-# A range that spans at least this is searched in its logarithm: a learning rate of 1e-3 is as far from 1e-2 as from 1e-4.
+# A range whose ends differ by at least this factor is searched on a logarithmic scale.
 DECADE = 10.0
-# These belong to the search itself, or decide where and not what is learned.
-_NOT_SEARCHED = {"epochs", "minutes", "device", "bidirectional"}
+# These belong to the search itself, or do not change the model.
+_NOT_SEARCHABLE = {"epochs", "minutes", "device", "bidirectional"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """One of several values."""
 
     values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two, both included."""
+    """A number between two ends, both included."""
 
     low: float
     high: float
-    whole: bool
+    integer: bool
 
     @property
     def log(self) -> bool:
-        """Whether it is searched in its logarithm."""
+        """Whether it is searched on a logarithmic scale."""
         return self.low > 0 and self.high / self.low >= DECADE * (1 - 1e-9)
 
 
@@ -63,41 +62,39 @@ Space = dict[str, Choice | Range]
 
 
 def read_space(text: str, *, grid: bool) -> Space:
-    """The space that was asked for, or the usual one where the text is empty.
+    """The space of a text or a file; the default space if the text is empty.
 
     Raises:
-        SettingsError: it cannot be read, names no setting, or a value is none of its setting.
+        SettingsError: it cannot be read, a setting is unknown, or a value is not allowed.
     """
-    given: Mapping[str, Any] = USUAL_GRID if grid else USUAL
+    given: Mapping[str, Any] = DEFAULT_GRID if grid else DEFAULT_SPACE
     if text.endswith((".toml", ".json")):
         given = _read_file(Path(text))
     elif text:
         given = dict(_pair(part) for part in text.split(";") if part.strip())
-    space = {name: _one(name, value) for name, value in given.items()}
+    space = {name: _values(name, value) for name, value in given.items()}
     if grid:
         for name, values in space.items():
             if isinstance(values, Range):
-                raise SettingsError(
-                    f"search: {name} is a range, which a grid cannot walk; list values, or use --sampler tpe"
-                )
+                raise SettingsError(f"search: {name} is a range, which has no grid; list values, or use --sampler tpe")
     return space
 
 
-def grid_of(space: Space) -> Iterator[dict[str, Value]]:
-    """Every combination of a space of choices, the last setting changing quickest."""
+def grid_points(space: Space) -> Iterator[dict[str, Value]]:
+    """Every combination of a space of choices; the last setting changes fastest."""
     choices = [values.values for values in space.values() if isinstance(values, Choice)]
     return (dict(zip(space, values, strict=True)) for values in product(*choices))
 
 
-def with_values(request: Request, values: Mapping[str, Value]) -> Request:
-    """The request with other settings.
+def apply_values(request: Request, values: Mapping[str, Value]) -> Request:
+    """The request with other values of its settings.
 
     Raises:
-        ValidationError: the values do not go together.
+        ValidationError: the values are inconsistent.
     """
     shape, fit = request.shape.model_dump(), request.fit.model_dump()
-    if "optimizer" in values:  # another one has another usual rate and decay; what was asked for stays
-        own = dict(zip(("learning_rate", "weight_decay"), USUAL_OF[request.fit.optimizer], strict=True))
+    if "optimizer" in values:  # another one has other defaults for rate and decay; given values stay
+        own = dict(zip(("learning_rate", "weight_decay"), OPTIMIZER_DEFAULTS[request.fit.optimizer], strict=True))
         fit = {name: value for name, value in fit.items() if name not in own or own[name] != value}
     shape |= {name: values[name] for name in values if name in shape}
     fit |= {name: values[name] for name in values if name in Fit.model_fields}
@@ -105,7 +102,7 @@ def with_values(request: Request, values: Mapping[str, Value]) -> Request:
 
 
 def as_text(space: Space) -> str:
-    """The space as it can be typed."""
+    """The space as text for `--search`."""
     return ";".join(
         f"{name}={values.low:g}..{values.high:g}"
         if isinstance(values, Range)
@@ -134,11 +131,11 @@ def _pair(part: str) -> tuple[str, str]:
     return name.replace("-", "_"), values
 
 
-def _one(name: str, value: Any) -> Choice | Range:
-    """The values of one setting, each as its field takes it."""
+def _values(name: str, value: Any) -> Choice | Range:
+    """The values of one setting, each validated by its field."""
     fields = {**Shape.model_fields, **Fit.model_fields}
-    if name not in fields or name in _NOT_SEARCHED:
-        known = ", ".join(field for field in fields if field not in _NOT_SEARCHED)
+    if name not in fields or name in _NOT_SEARCHABLE:
+        known = ", ".join(field for field in fields if field not in _NOT_SEARCHABLE)
         raise SettingsError(f"search: no setting {name!r} can be searched; there are: {known}")
     if isinstance(value, str) and ".." in value:
         low, _, high = value.partition("..")
@@ -155,18 +152,18 @@ def _range(name: str, low: Value, high: Value) -> Range:
         raise SettingsError(f"search: {name} has no numbers between {low!r} and {high!r}; list its values by commas")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise SettingsError(f"search: {name}: got {low:g}..{high:g}, expected the lower number first")
-    return Range(low, high, whole=isinstance(low, int))
+    return Range(low, high, integer=isinstance(low, int))
 
 
 def _checked(name: str, value: Any) -> Value:
-    """A value as its field takes it.
+    """A value, validated by its field.
 
     Raises:
-        SettingsError: the field does not.
+        SettingsError: the field does not allow it.
     """
-    made = Shape if name in Shape.model_fields else Fit
+    settings_class = Shape if name in Shape.model_fields else Fit
     try:
-        checked: Value = getattr(made.model_validate({name: value}), name)
+        checked: Value = getattr(settings_class.model_validate({name: value}), name)
     except ValidationError as error:
         mistake = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise SettingsError(f"search: {name}: got {value!r}, expected: {mistake}") from error

@@ -1,4 +1,4 @@
-"""What a search has tried, as tables and as a picture."""
+"""The trials of a search, as tables and as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ SHOWN = 20
 
 
 def tables(outcome: Outcome) -> RenderableType:
-    """The best trials, and how much each setting matters."""
+    """The best trials, and the importance of each setting."""
     ranked = sorted(outcome.trials, key=_rank)
     names = list(dict.fromkeys(name for trial in ranked for name in trial.params))
     board = Table(
-        title=f"{len(ranked)} trials, the best first; 1 is no better than a naive guess",
+        title=f"{len(ranked)} trials, the best first; 1 is no better than the naive forecast",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
     for head in ("trial", "score", *(name.replace("_", "-") for name in names), "seconds", "ended early"):
         board.add_column(head, justify="right")
     for trial in ranked[:SHOWN]:
-        values = (shown(trial.params.get(name, "–")) for name in names)
+        values = (value_text(trial.params.get(name, "–")) for name in names)
         board.add_row(str(trial.number), _score(trial), *values, f"{_seconds(trial):.1f}", _why(trial))
     if not outcome.importance:
         return board
@@ -41,7 +41,7 @@ def tables(outcome: Outcome) -> RenderableType:
 
 
 def draw(outcome: Outcome, path: Path) -> Path | None:
-    """Draw the best score so far over the trials, and the score by each setting; None where there is nothing to draw."""
+    """Draw the best score so far over the trials, and the score by each setting; None without a finished trial."""
     scored = [trial for trial in outcome.trials if trial.state == TrialState.COMPLETE and trial.value is not None]
     if not scored:
         return None
@@ -49,26 +49,26 @@ def draw(outcome: Outcome, path: Path) -> Path | None:
     rows = 1 + -(-len(names) // 3)
     figure = Figure(figsize=(12, 3.2 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, 3)
-    _draw_course(figure.add_subplot(grid[0, :]), scored)
+    _draw_progress(figure.add_subplot(grid[0, :]), scored)
     for place, name in enumerate(names):
         _draw_setting(figure.add_subplot(grid[1 + place // 3, place % 3]), scored, name)
     figure.savefig(path, dpi=110)
     return path
 
 
-def line(trial: FrozenTrial, done: int) -> str:
-    """What is said of a trial when it is done."""
+def trial_line(trial: FrozenTrial, done: int) -> str:
+    """The line to print for a finished trial."""
     early = f" ({_why(trial)})" if trial.state == TrialState.PRUNED else ""
-    settings = ", ".join(f"{name.replace('_', '-')} {shown(value)}" for name, value in trial.params.items())
+    settings = ", ".join(f"{name.replace('_', '-')} {value_text(value)}" for name, value in trial.params.items())
     return f"trial {trial.number}: score {_score(trial)}{early}; {settings}; {done} done"
 
 
-def shown(value: object) -> str:
-    """A setting's value, with no more digits than matter."""
+def value_text(value: object) -> str:
+    """The value of a setting, with three significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _draw_course(axes: Axes, scored: Sequence[FrozenTrial]) -> None:
+def _draw_progress(axes: Axes, scored: Sequence[FrozenTrial]) -> None:
     values = [_value(trial) for trial in scored]
     best = [min(values[: index + 1]) for index in range(len(values))]
     numbers = [trial.number for trial in scored]
@@ -79,25 +79,25 @@ def _draw_course(axes: Axes, scored: Sequence[FrozenTrial]) -> None:
 
 
 def _draw_setting(axes: Axes, scored: Sequence[FrozenTrial], name: str) -> None:
-    told = [trial for trial in scored if name in trial.params]
-    values = [trial.params[name] for trial in told]
-    choices = list(getattr(told[0].distributions[name], "choices", ()))
+    tried = [trial for trial in scored if name in trial.params]
+    values = [trial.params[name] for trial in tried]
+    choices = list(getattr(tried[0].distributions[name], "choices", ()))
     places = [choices.index(value) for value in values] if choices else values
-    axes.plot(places, [_value(trial) for trial in told], "o", color="C0")
+    axes.plot(places, [_value(trial) for trial in tried], "o", color="C0")
     if choices:
-        axes.set_xticks(range(len(choices)), [shown(choice) for choice in choices])
+        axes.set_xticks(range(len(choices)), [value_text(choice) for choice in choices])
         axes.set_xlim(-0.5, len(choices) - 0.5)
-    elif getattr(told[0].distributions[name], "log", False):
+    elif getattr(tried[0].distributions[name], "log", False):
         axes.set_xscale("log")
         low, high = min(values), max(values)
-        ticks = [low, (low * high) ** 0.5, high]  # of its own the axis writes numbers over one another
+        ticks = [low, (low * high) ** 0.5, high]  # the default ticks overlap
         axes.minorticks_off()
-        axes.set_xticks(ticks, [shown(tick) for tick in ticks])
+        axes.set_xticks(ticks, [value_text(tick) for tick in ticks])
     axes.set(xlabel=name.replace("_", "-"), ylabel="validation score")
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float, int]:
-    """Finished ones first; a score of a trial that ended early is one of its first epochs."""
+    """Complete trials first: the score of a pruned trial is from one of its first epochs."""
     value = float("inf") if trial.value is None else trial.value
     return trial.state != TrialState.COMPLETE, value, trial.number
 

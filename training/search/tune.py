@@ -1,13 +1,13 @@
-"""Searches for good settings: many short trainings, each judged on the validation part; the best one is done in full.
+"""Hyperparameter search: many short trainings, scored on the validation part; then a full training with the best settings.
 
 Laws:
-1. All that is known of a search is in its folder: `journal.log` has every trial. A search that is killed goes on with the
-   same command, and several processes that are started with the same folder work together.
-2. What a process decides, which settings are tried next and whether it is the last to leave, it decides alone: under a lock
-   that ends with the process.
-3. A trial belongs to a process, which holds a lock of its own while it lives. A trial whose process is gone is marked as
+1. The folder of a search is its whole state: `journal.log` has every trial. After a kill the same command continues the
+   search, and several processes with the same folder share the work.
+2. A process decides under a lock which settings come next, and whether it runs the full training. The lock ends with the
+   process.
+3. A trial belongs to a process, which holds its own lock while it lives. A trial whose process has ended is marked as
    failed, and its settings are tried again.
-4. The held-out part is looked at once, when the best settings have been learned in full.
+4. The held-out part is read once, after the full training with the best settings.
 """
 
 import fcntl
@@ -20,12 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -40,26 +35,26 @@ from training.data.source import read_request
 from training.errors import Diverged, RunError, SettingsError
 from training.learning import run
 from training.learning.fit import Epoch, fit
-from training.search.space import Range, Space, Value, as_text, grid_of, read_space, with_values
+from training.search.space import Range, Space, Value, apply_values, as_text, grid_points, read_space
 from training.settings import Request, Search
 
 JOURNAL, DECISIONS, WORKERS = "journal.log", "decisions.lock", "workers"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-# Settings whose process was killed twice are not tried a third time: it may be they that kill it.
+# Settings whose process was killed twice are not tried again: they may be the cause.
 ATTEMPTS = 2
-# Trials that others are compared with before any is ended early.
+# No trial is pruned before this many are done.
 PRUNE_AFTER_TRIALS = 4
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a search so far.
+    """The outcome of a search so far.
 
     Attributes:
-        trials: every trial that was done, in order.
-        importance: of each setting for the score, 1 together; empty where too few trials are done to say.
-        left: how many trials are still to be done, here or elsewhere.
-        best: the best settings learned in full and exported; None when another process does that, or is not done.
+        trials: all finished trials, in order.
+        importance: of each setting for the score, with a sum of 1; empty with too few trials.
+        left: the number of trials still to do, in all processes.
+        best: the version of the full training with the best settings; None if another process trains it.
     """
 
     trials: tuple[FrozenTrial, ...]
@@ -70,75 +65,75 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Whom a search tells: of each trial with how many are done, of an epoch of the last training, and of what is to be read."""
+    """Callbacks for each finished trial (with the number done), each epoch of the full training, and each note to the user."""
 
     on_trial: Callable[[FrozenTrial, int], None]
     on_epoch: Callable[[Epoch, Epoch], None]
     on_note: Callable[[str], None]
 
 
-def tune(request: Request, search: Search, tell: Callbacks) -> Outcome:
-    """Search until enough trials are done, then learn the best settings in full and export them.
+def tune(request: Request, search: Search, callbacks: Callbacks) -> Outcome:
+    """Search until enough trials are done, then train in full with the best settings and export.
 
-    Ctrl-C ends it with what is done so far.
+    Ctrl-C ends the search with the trials done so far.
 
     Args:
-        request: what to learn; the settings that are searched are replaced. `out` is the folder of the search.
-        search: what to try, and how often.
-        tell: whom to tell.
+        request: of the training; the searched settings are replaced. `out` is the folder of the search.
+        search: the space, the number of trials, and the methods.
+        callbacks: called on each trial, epoch and note.
 
     Raises:
-        TrainingError: something that the person can mend.
+        TrainingError: a problem that the user can solve.
     """
     space = read_space(search.search, grid=search.sampler == "grid")
-    with_values(request, {name: _first(values) for name, values in space.items()})
+    apply_values(request, {name: _first_value(values) for name, values in space.items()})
     series = read_request(request)
-    prepared = prepare(request, series, tell.on_note)
+    prepared = prepare(request, series, callbacks.on_note)
     request.out.mkdir(parents=True, exist_ok=True)
     with _Worker(request, search, space, series) as worker:
         try:
-            worker.work(Learner(request, search, prepared), tell)
-            best = worker.finish(tell)
+            worker.work(TrialRunner(request, search, prepared), callbacks)
+            best = worker.finish(callbacks)
         except KeyboardInterrupt:
-            tell.on_note("interrupted: what is done is kept; the same command goes on")
+            callbacks.on_note("interrupted: finished trials are kept; the same command continues")
             best = None
         return Outcome(tuple(worker.done()), worker.importance(), worker.left(), best)
 
 
 @dataclass(frozen=True)
-class Learner:
-    """Learns for one trial after another."""
+class TrialRunner:
+    """Runs the trials, one after another."""
 
     request: Request
     search: Search
     prepared: Prepared
 
     def score(self, trial: optuna.Trial) -> float:
-        """The best validation score of the trial's settings.
+        """The best validation score of the settings of a trial.
 
         Raises:
-            TrialPruned: it does worse than others at its age, diverged, or its settings do not go together.
-            KeyboardInterrupt: the person ended it.
+            TrialPruned: the trial is worse than others at this epoch, it diverged, or its settings are inconsistent.
+            KeyboardInterrupt: the user stopped it.
         """
 
-        def told(epoch: Epoch, _best: Epoch) -> None:
+        def report_epoch(epoch: Epoch, _best: Epoch) -> None:
             trial.report(epoch.score, epoch.number)
-            # After its last epoch there is nothing left to save: a trial that came so far counts with its best score.
+            # After the last epoch pruning saves nothing: the trial counts with its best score.
             if epoch.number < self.search.trial_epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
         prepared = self.prepared
         try:
-            wanted = with_values(self.request, trial.params)
-            settings = wanted.fit.model_copy(update={"epochs": self.search.trial_epochs, "minutes": None})
-            architecture = prepared.architecture.model_copy(update=wanted.shape.model_dump())
-            fitted = fit(prepared.series, prepared.split, prepared.scaler, architecture, settings, told)
+            request = apply_values(self.request, trial.params)
+            settings = request.fit.model_copy(update={"epochs": self.search.trial_epochs, "minutes": None})
+            architecture = prepared.architecture.model_copy(update=request.shape.model_dump())
+            result = fit(prepared.series, prepared.split, prepared.scaler, architecture, settings, report_epoch)
         except (Diverged, ValidationError, SettingsError) as error:
             trial.set_user_attr("why", " ".join(str(error).split()))
             raise optuna.TrialPruned from error
-        if fitted.stopped == "interrupted":
+        if result.stopped == "interrupted":
             raise KeyboardInterrupt
-        return fitted.best.score
+        return result.best.score
 
 
 class _Worker:
@@ -153,11 +148,13 @@ class _Worker:
         self.name = f"{os.getpid()}-{time.time_ns()}"
         self.ends_s = None if search.minutes is None else time.monotonic() + 60.0 * search.minutes
         (self.folder / WORKERS).mkdir(exist_ok=True)
-        with self._alone():
-            _mend(self.folder / JOURNAL)
+        with self._decision_lock():
+            _truncate_journal(self.folder / JOURNAL)
             self.study = _open_study(self.folder / JOURNAL, search)
             self._check_same(series)
-        self.total = min(search.trials, sum(1 for _ in grid_of(space))) if search.sampler == "grid" else search.trials
+        self.total = (
+            min(search.trials, sum(1 for _ in grid_points(space))) if search.sampler == "grid" else search.trials
+        )
 
     def __enter__(self) -> Self:
         path = self.folder / WORKERS / self.name
@@ -169,96 +166,96 @@ class _Worker:
         (self.folder / WORKERS / self.name).unlink()
         os.close(self.handle)
 
-    def work(self, learner: Learner, tell: Callbacks) -> None:
-        """Trial after trial until enough are done or begun, or the time is up."""
-        while trial := self._next():
+    def work(self, learner: TrialRunner, callbacks: Callbacks) -> None:
+        """Trial after trial until enough are done or started, or the time is up."""
+        while trial := self._next_trial():
             try:
                 self.study.tell(trial, learner.score(trial))
             except optuna.TrialPruned:
-                # Its last score is its value, so that what comes next learns from it as well.
+                # Its last score is its value, so that the sampler can use it.
                 self.study.tell(trial, state=TrialState.PRUNED)
             except BaseException as error:
-                # A person who presses Ctrl-C says nothing against the settings.
-                self._give_up(trial.number, attempts=0 if isinstance(error, KeyboardInterrupt) else 1)
+                # Ctrl-C is no fault of the settings.
+                self._fail_trial(trial.number, attempts=0 if isinstance(error, KeyboardInterrupt) else 1)
                 raise
-            tell.on_trial(self.study.trials[trial.number], len(self.done()))
+            callbacks.on_trial(self.study.trials[trial.number], len(self.done()))
 
     def done(self) -> list[FrozenTrial]:
-        """The trials that have come to their end, in order."""
+        """The finished trials, in order."""
         return self.study.get_trials(deepcopy=False, states=DONE)
 
     def left(self) -> int:
-        """How many trials are still to be done, by whomever."""
+        """The number of trials still to do, in all processes."""
         return max(self.total - len(self.done()), 0)
 
     def importance(self) -> dict[str, float]:
-        """How much each setting matters for the score; empty where it cannot be told yet."""
+        """The importance of each setting for the score; empty with too few trials."""
         scored = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len(scored) < 2 or len({trial.value for trial in scored}) < 2:
             return {}
         return optuna.importance.get_param_importances(self.study)
 
-    def finish(self, tell: Callbacks) -> pipeline.Published | None:
-        """Learn the best settings in full and export them, unless another process will or did.
+    def finish(self, callbacks: Callbacks) -> pipeline.Published | None:
+        """Train in full with the best settings and export, unless another process does or did.
 
         Raises:
-            RunError: all trials are done, and none came to a score.
+            RunError: all trials are done, and none has a score.
         """
-        with self._alone():
-            self._reap()
+        with self._decision_lock():
+            self._fail_dead_trials()
             scored = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             best = min(scored, key=lambda trial: (trial.value, trial.number), default=None)
-            note = self._why_not(best)
+            note = self._reason_to_skip(best)
             if note:
-                tell.on_note(note)
+                callbacks.on_note(note)
                 return None
             self.study.set_user_attr("finisher", self.name)
         assert best is not None  # or there was a note
-        tell.on_note(
-            f"trial {best.number} is the best, with a validation score of {best.value:.4f}: learning it in full"
+        callbacks.on_note(
+            f"trial {best.number} is the best, with a validation score of {best.value:.4f}: training it in full"
         )
-        published = self._publish(best, tell)
+        published = self._publish(best, callbacks)
         if published.run.outcome.stopped != "interrupted":
             self.study.set_user_attr("published", best.number)
         return published
 
-    def _why_not(self, best: FrozenTrial | None) -> str:
-        """Why there is nothing to finish; empty when there is."""
+    def _reason_to_skip(self, best: FrozenTrial | None) -> str:
+        """Why this process does not run the full training; empty if it does."""
         known = self.study.user_attrs
         if self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            return "other processes are still at work: the last one learns the best settings in full"
-        if self._lives(known.get("finisher", "")):
-            return "another process learns the best settings in full"
+            return "other processes are still at work: the last one trains in full with the best settings"
+        if self._is_alive(known.get("finisher", "")):
+            return "another process trains in full with the best settings"
         if best is None:
             if self.left():
-                return "no trial has come to a score yet"
-            raise RunError(f"tune: no trial in {self.folder} came to a score; try other values with --search")
+                return "no trial has a score yet"
+            raise RunError(f"tune: no trial in {self.folder} has a score; try other values with --search")
         if known.get("published") == best.number:
             return f"the best of {len(self.done())} trials is exported already; raise --trials to go on"
         return ""
 
-    def _publish(self, best: FrozenTrial, tell: Callbacks) -> pipeline.Published:
+    def _publish(self, best: FrozenTrial, callbacks: Callbacks) -> pipeline.Published:
         out = self.folder / f"best-{best.number}"
-        request = with_values(self.request, best.params).model_copy(update={"out": out})
-        begun = run.read(out) if (out / run.RUN).exists() else None
-        if isinstance(begun, run.Run) and begun.outcome.stopped != "interrupted":  # killed before it was exported
+        request = apply_values(self.request, best.params).model_copy(update={"out": out})
+        started = run.read(out) if (out / run.RUN).exists() else None
+        if isinstance(started, run.Run) and started.outcome.stopped != "interrupted":  # killed before it was exported
             return pipeline.export_run(
                 out, request.models, data=None, name=request.name, version=request.version, season=request.season
             )
         return pipeline.train(
-            request.model_copy(update={"resume": out if begun else None}), tell.on_epoch, tell.on_note
+            request.model_copy(update={"resume": out if started else None}), callbacks.on_epoch, callbacks.on_note
         )
 
-    def _next(self) -> optuna.Trial | None:
-        """Begin a trial; None when enough are done or under way, or the time is up."""
+    def _next_trial(self) -> optuna.Trial | None:
+        """Start a trial; None if enough are done or running, or the time is up."""
         if self.ends_s is not None and time.monotonic() >= self.ends_s:
             return None
-        with self._alone():
-            self._reap()
+        with self._decision_lock():
+            self._fail_dead_trials()
             trials = self.study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING))
             if len(trials) >= self.total:
                 return None
-            # A generator of its own for each trial, so that no two processes draw the same.
+            # Each trial has its own generator, so that no two processes draw the same settings.
             self.study.sampler = _sampler(self.search, self.request.fit.seed + len(self.study.trials))
             if self.search.sampler == "grid":
                 self._enqueue_from_grid()
@@ -267,31 +264,31 @@ class _Worker:
             return trial
 
     def _enqueue_from_grid(self) -> None:
-        """Let the next trial be the first combination that none is done, running, or waiting for."""
+        """Enqueue the first combination that no trial has finished, runs, or waits for."""
         states = (*DONE, TrialState.RUNNING, TrialState.WAITING)
         taken = [
             trial.params or trial.system_attrs.get("fixed_params")
             for trial in self.study.get_trials(deepcopy=False, states=states)
         ]
         if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            self.study.enqueue_trial(next(values for values in grid_of(self.space) if values not in taken))
+            self.study.enqueue_trial(next(values for values in grid_points(self.space) if values not in taken))
 
-    def _reap(self) -> None:
-        """Give up the trials of processes that are gone."""
+    def _fail_dead_trials(self) -> None:
+        """Fail the trials of processes that have ended."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not self._lives(trial.user_attrs.get("worker", "")):
-                self._give_up(trial.number)
+            if not self._is_alive(trial.user_attrs.get("worker", "")):
+                self._fail_trial(trial.number)
 
-    def _give_up(self, number: int, attempts: int = 1) -> None:
-        """Mark a trial as failed, and have its settings tried again, unless they were tried too often already."""
+    def _fail_trial(self, number: int, attempts: int = 1) -> None:
+        """Mark a trial as failed; enqueue its settings again, unless they were tried too often."""
         trial = self.study.trials[number]
         attempts += trial.user_attrs.get("attempts", 0)
         self.study.tell(number, state=TrialState.FAIL)
         if attempts < ATTEMPTS and trial.params:
             self.study.enqueue_trial(trial.params, user_attrs={"attempts": attempts})
 
-    def _lives(self, worker: str) -> bool:
-        """Whether a process is there: its lock ends with it."""
+    def _is_alive(self, worker: str) -> bool:
+        """Whether a process is alive: its lock ends with it."""
         if worker == self.name:
             return True
         path = self.folder / WORKERS / worker
@@ -305,23 +302,23 @@ class _Worker:
         path.unlink(missing_ok=True)
         return False
 
-    def _alone(self) -> AbstractContextManager[None]:
+    def _decision_lock(self) -> AbstractContextManager[None]:
         return _locked(self.folder / DECISIONS)
 
     def _check_same(self, series: Series) -> None:
-        """See that the folder's search is this one.
+        """Check that the search in the folder is this one.
 
         Raises:
-            RunError: it asks for something else.
+            RunError: its settings differ.
         """
         asked = self.request.model_dump(mode="json", exclude={"models", "name", "version", "out", "held_out"})
-        mine: dict[str, Any] = {
+        current: dict[str, Any] = {
             "request": asked,
             "data": series.sha256,
             "space": as_text(self.space),
             "trial_epochs": self.search.trial_epochs,
         }
-        for what, value in mine.items():
+        for what, value in current.items():
             known = self.study.user_attrs.get(what)
             if known is None:
                 self.study.set_user_attr(what, value)
@@ -333,7 +330,7 @@ class _Worker:
 
 
 class _Lock(JournalFileOpenLock):
-    """Optuna's own locks are files that stay when a process is killed; this one ends with it."""
+    """A lock that ends with the process; Optuna's own are files that remain after a kill."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -341,13 +338,13 @@ class _Lock(JournalFileOpenLock):
         self.handle = -1
 
     def acquire(self) -> bool:
-        """Wait until it is ours."""
+        """Wait for the lock."""
         self.handle = os.open(self.path, os.O_CREAT | os.O_RDWR)
         fcntl.flock(self.handle, fcntl.LOCK_EX)
         return True
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         os.close(self.handle)
 
 
@@ -361,8 +358,8 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _mend(journal: Path) -> None:
-    """Take away half a line that a kill left at the end: what comes after it would be unreadable."""
+def _truncate_journal(journal: Path) -> None:
+    """Remove half a line that a kill left at the end, which would make the next line unreadable."""
     with _locked(journal.with_suffix(".lock")):
         content = journal.read_bytes() if journal.exists() else b""
         if content and not content.endswith(b"\n"):
@@ -383,7 +380,7 @@ def _sampler(search: Search, seed: int) -> BaseSampler:
 
 def _pruner(search: Search) -> BasePruner:
     if search.pruner == "median":
-        # The warm-up of the learning rate says little of where a training ends.
+        # Scores during the warm-up of the learning rate predict little.
         return MedianPruner(n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=search.trial_epochs // 5)
     if search.pruner == "hyperband":
         return HyperbandPruner(min_resource=max(search.trial_epochs // 9, 1), max_resource=search.trial_epochs)
@@ -397,13 +394,13 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
 def _distribution(values: Any) -> BaseDistribution:
     if not isinstance(values, Range):
         return CategoricalDistribution(values.values)
-    if values.whole:
+    if values.integer:
         return IntDistribution(int(values.low), int(values.high), log=values.log)
     return FloatDistribution(values.low, values.high, log=values.log)
 
 
-def _first(values: Any) -> Value:
+def _first_value(values: Any) -> Value:
     if not isinstance(values, Range):
         first: Value = values.values[0]
         return first
-    return int(values.low) if values.whole else values.low
+    return int(values.low) if values.integer else values.low

@@ -15,6 +15,7 @@ from training.data.load import read
 from training.data.series import Series
 from training.data.write import write_csv
 from training.judging.graph import Graph
+from training.pipeline import evaluate_version
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
 REPOSITORY = Path(__file__).parents[3]
@@ -187,7 +188,7 @@ def test_a_bad_table_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     error = refused(capsys, "train", "--data", str(table), "--target", "a", "--out", str(out))
     assert error == (
         "error: bad.csv: column 'a' holds string, expected numbers; first in row 2: 'high'; "
-        "leave it out with --exclude a, or name it with --group or --label if it says what a row belongs to"
+        "leave it out with --exclude a, or name it with --group or --label if it is a group or a class"
     )
     assert not out.exists()
 
@@ -232,12 +233,10 @@ def test_training_does_not_import_serving() -> None:
 
 def test_the_committed_model_keeps_its_promise(appliances: Series) -> None:
     """`models/appliances/1` beats every baseline at every horizon on the rows that it has not seen, and is small."""
-    from training.pipeline import judge
-
     folder = REPOSITORY / "models" / "appliances" / "1"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     assert card["data"]["sha256"] == appliances.sha256
-    scores = judge(folder, data=None, time=None, season=None)
+    scores = evaluate_version(folder, data=None, time=None, season=None)
     assert scores.wins
     assert [score.horizon for score in scores.table] == [1, 6, 36, 144]
     assert all(score.ridge is not None for score in scores.table)

@@ -37,11 +37,11 @@ def lines(scores: Scores) -> list[str]:
 def row(target: str, model: float, ridge: float | None = 2.0) -> Score:
     """A full row of the table."""
     error = Error(1234.5678, 2345.678, 0.98765, 345.678, 0.8123, 4567.89)
-    rivals = {name: replace(error, mae=3.0) for name in ("persistence", "seasonal_naive")}
+    baselines = {name: replace(error, mae=3.0) for name in ("persistence", "seasonal_naive")}
     kept = Interval(0.8, 0.7987, 4321.5)
     mine = replace(error, mae=model)
     return Score(
-        target, "°C", 36, 21_600.0, 10, mine, **rivals, ridge=ridge and replace(error, mae=ridge), interval=kept
+        target, "°C", 36, 21_600.0, 10, mine, **baselines, ridge=ridge and replace(error, mae=ridge), interval=kept
     )
 
 
@@ -113,7 +113,7 @@ def test_a_detector_stands_beside_pca() -> None:
 
 
 def test_a_cold_start_is_told_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:
-    """By how much a fresh stream's error is larger in each band."""
+    """By how much a new stream's error is larger in each band."""
     scores = evaluate(graph, make_series(600), split=Split(((0, 300),), ((300, 400),), ((400, 600),)))
     start = scores.cold_start.table[0]
     wanted = [f"{round(100 * (cold / warm - 1)):+d}" for cold, warm in zip(start.cold, start.warm, strict=True)]

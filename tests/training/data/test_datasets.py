@@ -314,7 +314,7 @@ def test_the_list_tells_groups_label_and_what_stays_whole(capsys: pytest.Capture
     told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("watch: "))
     assert "244102 rows, 6 channels, one every 0.02 s" in told
     assert "groups: 140, by recording" in told
-    assert "kept whole when split: each person" in told
+    assert "kept together by a split: each person" in told
     assert "label: exercise" in told
     assert "usual target: none" in told
 
@@ -324,7 +324,7 @@ def test_the_list_leaves_out_what_a_set_has_not(capsys: pytest.CaptureFixture[st
     main(["datasets"])
     told = next(part for part in capsys.readouterr().out.split("\n\n") if part.startswith("appliances: "))
     assert "usual target: Appliances\n" in told
-    assert not {"groups", "label", "kept whole when split"} & {
+    assert not {"groups", "label", "kept together by a split"} & {
         line.partition(":")[0].strip() for line in told.splitlines()
     }
 
@@ -344,7 +344,7 @@ def test_the_hour_that_summer_time_repeats_stands_twice_in_utc(tmp_path: Path) -
 
 
 def test_a_wind_beyond_belief_is_missing(tmp_path: Path) -> None:
-    """`weather` has one of 1048 mph, which would stretch the scale for all the others."""
+    """`weather` has one of 1048 mph, which would segment the scale for all the others."""
     speeds = converted("weather", WEATHER, tmp_path)["wind_speed"].to_pylist()
     assert speeds == [None, pytest.approx(5.7539), pytest.approx(9.20624)]
 

@@ -196,10 +196,10 @@ def test_a_group_or_label_is_no_feature(table: Callable[[str], Path], column: st
         series.column(column)
 
 
-def test_a_stretch_ends_with_its_group(fleet: Callable[..., Series]) -> None:
+def test_a_segment_ends_with_its_group(fleet: Callable[..., Series]) -> None:
     """Also where the next group's times go on without a gap, and where rows of both are asked for."""
-    assert fleet(30, 20).stretches() == [(0, 30), (30, 50)]
-    assert fleet(30, 20).stretches(((10, 45),)) == [(10, 30), (30, 45)]
+    assert fleet(30, 20).segments() == [(0, 30), (30, 50)]
+    assert fleet(30, 20).segments(((10, 45),)) == [(10, 30), (30, 45)]
 
 
 def test_every_group_is_cut_at_its_own_rows(fleet: Callable[..., Series]) -> None:
@@ -267,9 +267,9 @@ def test_groups_can_be_held_out_by_name(fleet: Callable[..., Series]) -> None:
 def test_wholes_of_several_groups_stay_together(fleet: Callable[..., Series]) -> None:
     """All recordings of a person are in the same part."""
     series = fleet(*[50] * 12)
-    groups = tuple(replace(group, whole=f"p{place % 4}") for place, group in enumerate(series.groups))
+    groups = tuple(replace(group, split_key=f"p{place % 4}") for place, group in enumerate(series.groups))
     split = split_by_group(replace(series, groups=groups), train=0.5, validation=0.25, seed=0, horizon=3)
-    parts = [{groups[first // 50].whole for first, _ in spans} for _, spans in split]
+    parts = [{groups[first // 50].split_key for first, _ in spans} for _, spans in split]
     assert [len(part) for part in parts] == [2, 1, 1]
     assert len(set.union(*parts)) == 4
 
@@ -281,7 +281,7 @@ def test_holding_out_what_is_not_there_is_refused(fleet: Callable[..., Series]) 
 
 
 def test_those_that_choose_may_be_named(fleet: Callable[..., Series]) -> None:
-    """Beside those that are held out; the rest teaches."""
+    """Beside those that are held out; the rest is trained on."""
     series = fleet(*[50] * 5)
     split = split_by_group(
         series, train=0.7, validation=0.15, seed=0, hold_out=("g1",), validate=("g3", "g4"), horizon=3
@@ -296,7 +296,7 @@ def test_those_that_choose_may_be_named(fleet: Callable[..., Series]) -> None:
         (("g1",), ("zoe",), "validate-on: got zoe, expected values of g0, g1, g2"),
         (("g1",), ("g1",), "validate-on: got g1, expected .* that are not held out"),
         ((), ("g1",), "beside --hold-out"),
-        (("g1", "g2"), ("g0",), "leave at least one to teach"),
+        (("g1", "g2"), ("g0",), "leave at least one to train on"),
     ],
 )
 def test_wrong_names_to_choose_by_are_refused(

@@ -13,7 +13,7 @@ import pytest
 from training import errors
 from training.data.load import read
 from training.data.scaler import check_targets, fit_scaler
-from training.data.series import Group, Series, ahead
+from training.data.series import Group, Series, future_values
 from training.data.split import split_by_time
 from training.data.write import write_csv
 
@@ -288,15 +288,15 @@ def test_parts_follow_each_other(make_series: Callable[..., Series]) -> None:
 
 
 def test_a_gap_cuts_a_series(make_series: Callable[..., Series]) -> None:
-    """A step of more than one and a half periods ends a stretch."""
-    assert make_series(100, gap_at=40).stretches() == [(0, 40), (40, 100)]
-    assert make_series(100, gap_at=40).stretches(((40, 60),)) == [(40, 60)]
+    """A step of more than one and a half periods ends a segment."""
+    assert make_series(100, gap_at=40).segments() == [(0, 40), (40, 100)]
+    assert make_series(100, gap_at=40).segments(((40, 60),)) == [(40, 60)]
 
 
 def test_truth_stops_at_gaps_and_ends(make_series: Callable[..., Series]) -> None:
     """What comes true is the value so many rows later, and nothing beyond a gap or the end of the part."""
     series = make_series(30, gap_at=20)
-    truth = ahead(series, [1], [2], ((5, 25),))  # rows 5..24
+    truth = future_values(series, [1], [2], ((5, 25),))  # rows 5..24
     np.testing.assert_array_equal(truth[:13, 0, 0], series.values[7:20, 1])
     np.testing.assert_array_equal(truth[15:18, 0, 0], series.values[22:25, 1])
     assert np.isnan(truth[[13, 14, 18, 19]]).all()
@@ -318,4 +318,4 @@ def test_appliances_are_what_they_say(appliances: Series) -> None:
     assert appliances.values.shape == (19_735, 28)
     assert appliances.period_s == 600.0
     assert not np.isnan(appliances.values).any()
-    assert appliances.stretches() == [(0, 19_735)]
+    assert appliances.segments() == [(0, 19_735)]

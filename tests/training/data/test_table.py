@@ -125,7 +125,7 @@ def test_numbers_alone_have_no_period(tmp_path: Path) -> None:
     series = read(tmp_path / "table.npy")
     assert series.names == ("c0", "c1")
     assert series.period_s is None
-    assert series.stretches() == [(0, 4)]
+    assert series.segments() == [(0, 4)]
     np.testing.assert_array_equal(series.values, VALUES)
 
 

@@ -10,21 +10,21 @@ from onnx import TensorProto, helper, numpy_helper
 from training.data.series import Group, Series
 from training.data.split import Split
 from training.judging import detection
-from training.judging.detection import Watch, _detection, break_copies, threshold_for
+from training.judging.detection import DetectorOutput, FaultyReplay, _detection, inject_into_copies, matching_threshold
 from training.judging.evaluate import evaluate
 from training.judging.events import bursts
-from training.judging.faults import Event, Moments
+from training.judging.faults import Event, FeatureMoments
 from training.judging.graph import Graph
 from training.judging.metrics import Bools
-from training.publishing.curves import Faulted, Replayed
+from training.judging.replay import Replay
 
 
-def watch(*alarms: int, steps: int = 200, cold: int = 10) -> Watch:
+def watch(*alarms: int, steps: int = 200, cold: int = 10) -> DetectorOutput:
     """A stream with alarms at these timesteps, a score that follows them, and a few cold timesteps at its beginning."""
     alarm = np.zeros(steps, np.bool_)
     alarm[list(alarms)] = True
     warm = np.arange(steps) >= cold
-    return Watch(alarm, (alarm * 0.9 + 0.05).astype(np.float32), warm)
+    return DetectorOutput(alarm, (alarm * 0.9 + 0.05).astype(np.float32), warm)
 
 
 EVENTS = ((Event("drift", 0, 50, 70), Event("spike", 0, 150, 151)), (Event("spike", 1, 40, 41),))
@@ -68,10 +68,10 @@ def test_the_threshold_gives_as_many_alarms(make_series: Callable[..., Series]) 
     def raised(threshold: float) -> int:
         return sum(len(bursts((score > threshold) & part)) for score, part in zip(scores, warm, strict=True))
 
-    threshold = threshold_for(20, scores, warm)
+    threshold = matching_threshold(20, scores, warm)
     assert 15 <= raised(threshold) <= 20
     assert raised(threshold - 0.005) > 20
-    assert raised(threshold_for(0, scores, warm)) == 0
+    assert raised(matching_threshold(0, scores, warm)) == 0
 
 
 def every_row(events: tuple[tuple[Event, ...], ...], series: Series) -> Bools:
@@ -86,15 +86,15 @@ def every_row(events: tuple[tuple[Event, ...], ...], series: Series) -> Bools:
 def test_copies_differ_only_in_their_events(
     make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each copy of a stretch is that stretch, with faults of its own, in the wanted columns, behind the warm-up."""
+    """Each copy of a segment is that segment, with faults of its own, in the wanted columns, behind the warm-up."""
     monkeypatch.setattr(detection, "EVENTS", 40)
     series = make_series(2600, gap_at=1000)
-    stretches = series.stretches()
-    got = break_copies(series, stretches, Moments.of(series, series.spans), columns=[0, 1], warm=150)
+    segments = series.segments()
+    got = inject_into_copies(series, segments, FeatureMoments.of(series, series.spans), columns=[0, 1], warm=150)
     assert got is not None
     assert 35 <= sum(map(len, got.events)) <= 45
     assert all(event.first >= 150 and event.column in (0, 1) for faults in got.events for event in faults)
-    clean = np.concatenate([series.values[slice(*stretches[0])], series.values[slice(*stretches[1])]])
+    clean = np.concatenate([series.values[slice(*segments[0])], series.values[slice(*segments[1])]])
     copies = np.concatenate([clean] * got.copies)
     covered = every_row(got.events, got.series)
     np.testing.assert_array_equal(got.series.values[~covered], copies[~covered])
@@ -105,17 +105,19 @@ def test_a_long_part_is_not_copied(make_series: Callable[..., Series], monkeypat
     """Its faults are spread over all of it."""
     monkeypatch.setattr(detection, "EVENTS", 6)
     series = make_series(3000)
-    got = break_copies(series, [(0, 3000)], Moments.of(series, series.spans), columns=[0], warm=100)
+    got = inject_into_copies(series, [(0, 3000)], FeatureMoments.of(series, series.spans), columns=[0], warm=100)
     assert got is not None
     assert (got.copies, len(got.events), len(got.series)) == (1, 1, 3000)
     assert got.series.groups == (Group("0", 0, 3000),)
 
 
 def test_without_room_there_are_no_faults(make_series: Callable[..., Series]) -> None:
-    """A stretch that is hardly longer than the warm-up holds none."""
+    """A segment that is hardly longer than the warm-up holds none."""
     series = make_series(200)
-    assert break_copies(series, [(0, 200)], Moments.of(series, series.spans), columns=[0], warm=150) is None
-    assert break_copies(series, [], Moments.of(series, series.spans), columns=[0], warm=150) is None
+    assert (
+        inject_into_copies(series, [(0, 200)], FeatureMoments.of(series, series.spans), columns=[0], warm=150) is None
+    )
+    assert inject_into_copies(series, [], FeatureMoments.of(series, series.spans), columns=[0], warm=150) is None
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +211,19 @@ def test_a_part_that_never_gets_warm_is_not_judged(jumps: Graph, make_series: Ca
 def test_the_faults_of_the_report_are_those_that_were_judged(jumps: Graph, make_series: Callable[..., Series]) -> None:
     """The drawn copy differs from the clean rows within its faults alone, and its spikes are found, as the scores say."""
     series, split = make_series(3000), Split(((0, 1000),), ((1000, 1500),), ((1500, 3000),))
-    clean = Replayed.of(jumps, series, split.test)
-    faulted = Faulted.of(jumps, series, split, clean)
+    clean = Replay.of(jumps, series, split.test)
+    faulted = FaultyReplay.of(jumps, series, split.test, split, clean)
     assert faulted is not None
     inside = np.zeros(1500, np.bool_)
-    for event in faulted.events:
+    outputs, events = faulted.drawn()
+    for event in events:
         inside[event.first : event.end] = True
-    changed = (faulted.replayed.truth != clean.truth).any(axis=1)
+    copied = faulted.faults.series.values[:1500]
+    changed = (copied != series.values[1500:]).any(axis=1)
     assert changed.any()
     assert not changed[~inside].any()
-    alarm = faulted.replayed.outputs["alarm"][:, 0] > 0.5
-    spikes = [event for event in faulted.events if event.kind == "spike"]
+    alarm = outputs["alarm"][:, 0] > 0.5
+    spikes = [event for event in events if event.kind == "spike"]
     assert spikes
     assert all(alarm[event.first] for event in spikes)
 
@@ -227,4 +231,4 @@ def test_the_faults_of_the_report_are_those_that_were_judged(jumps: Graph, make_
 def test_a_part_too_short_for_a_fault_draws_none(jumps: Graph, make_series: Callable[..., Series]) -> None:
     """Where there is no room for a fault, the report has no chart of them."""
     series, split = make_series(300), Split(((0, 200),), ((200, 250),), ((250, 300),))
-    assert Faulted.of(jumps, series, split, Replayed.of(jumps, series, split.test)) is None
+    assert FaultyReplay.of(jumps, series, split.test, split, Replay.of(jumps, series, split.test)) is None

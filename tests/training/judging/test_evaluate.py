@@ -23,13 +23,13 @@ from training.network.network import Network
 def test_the_replay_is_the_network_s_own(
     exported: tuple[Network, onnx.ModelProto], graph: Graph, make_series: Callable[..., Series]
 ) -> None:
-    """The scored errors are those of the forecasts that the network gives for the same rows from a fresh state."""
+    """The scored errors are those of the forecasts that the network gives for the same rows from the initial state."""
     network, _ = exported
     series = make_series(300)
     scores = evaluate(graph, series, ((200, 300),))
     x = torch.from_numpy(series.values[200:, None])
     with torch.no_grad():
-        forecasts = network.sequence(x, network.fresh_state(1))[0]["forecast"][:, 0].numpy()
+        forecasts = network.sequence(x, network.initial_state(1))[0]["forecast"][:, 0].numpy()
     score = next(score for score in scores.table if (score.target, score.horizon) == ("s2", 3))
     errors_now = forecasts[:-3, 1, 1] - series.values[203:, 2]
     assert score.count == 97

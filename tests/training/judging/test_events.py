@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.judging.events import bursts, find, labels_of
+from training.judging.events import bursts, event_labels, match_alarms
 from training.judging.faults import Event
 from training.judging.metrics import Bools
 
@@ -35,13 +35,13 @@ LONG, SHORT = Event("stuck", 0, 20, 40), Event("spike", 1, 60, 61)
 )
 def test_alarms_are_matched_to_events(rows: tuple[int, ...], delays: tuple[int | None, ...], false: int) -> None:
     """Inside an event or within six timesteps after its end it is found; elsewhere a burst is one false alarm."""
-    found = find(alarms(*rows), (LONG, SHORT), tolerance=6)
+    found = match_alarms(alarms(*rows), (LONG, SHORT), tolerance=6)
     assert (found.delays, found.false_alarms) == (delays, false)
 
 
 def test_one_lucky_alarm_is_one_event() -> None:
     """The point-adjusted count would give a recall of 20/21 for the single alarm in the long event; here it is a half."""
-    found = find(alarms(30), (LONG, SHORT), tolerance=6)
+    found = match_alarms(alarms(30), (LONG, SHORT), tolerance=6)
     assert sum(delay is not None for delay in found.delays) / len(found.delays) == 0.5
 
 
@@ -53,6 +53,6 @@ def test_bursts_are_runs() -> None:
 
 def test_the_aftermath_does_not_count() -> None:
     """Unless the next event begins in it."""
-    faulty, counts = labels_of((LONG, Event("noise", 0, 43, 45)), 100, tolerance=6)
+    faulty, counts = event_labels((LONG, Event("noise", 0, 43, 45)), 100, tolerance=6)
     assert np.flatnonzero(faulty).tolist() == [*range(20, 40), 43, 44]
     assert np.flatnonzero(~counts).tolist() == [40, 41, 42, *range(45, 51)]

@@ -14,24 +14,24 @@ from training.judging.graph import Graph
 def test_streams_together_say_what_each_says_alone(
     graph: Graph, sensor_rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Bit by bit, for stretches of different lengths that overlap, in the order in which they were given."""
+    """Bit by bit, for segments of different lengths that overlap, in the order in which they were given."""
     monkeypatch.setattr(module, "BATCH", batch)
     values = sensor_rows(60, 1)[:, 0]
-    stretches = [(3, 10), (0, 40), (5, 6), (5, 12), (20, 60)]
-    together = graph.replay_rows(values, stretches)
+    segments = [(3, 10), (0, 40), (5, 6), (5, 12), (20, 60)]
+    together = graph.replay_segments(values, segments)
     for name in graph.outputs:
-        alone = [graph.replay(values[first:end, None])[0][name][:, 0] for first, end in stretches]
+        alone = [graph.replay(values[first:end, None])[0][name][:, 0] for first, end in segments]
         np.testing.assert_array_equal(together[name], np.concatenate(alone))
 
 
 def test_only_the_wanted_outputs_are_kept(graph: Graph, sensor_rows: Callable[..., Any]) -> None:
     """The others are computed and forgotten; one that the graph lacks is not made up."""
-    assert set(graph.replay_rows(sensor_rows(5, 1)[:, 0], [(0, 5)], keep=("forecast", "score"))) == {"forecast"}
+    assert set(graph.replay_segments(sensor_rows(5, 1)[:, 0], [(0, 5)], keep=("forecast", "score"))) == {"forecast"}
 
 
 def test_nothing_to_replay_is_nothing(graph: Graph, sensor_rows: Callable[..., Any]) -> None:
-    """No stretch, no rows, no error."""
-    assert graph.replay_rows(sensor_rows(5, 1)[:, 0], [])["forecast"].shape == (0, 2, 2)
+    """No segment, no rows, no error."""
+    assert graph.replay_segments(sensor_rows(5, 1)[:, 0], [])["forecast"].shape == (0, 2, 2)
 
 
 def test_a_graph_knows_what_it_says(graph: Graph) -> None:

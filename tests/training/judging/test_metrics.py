@@ -45,7 +45,7 @@ def test_coverage_and_width() -> None:
     assert metrics.coverage_and_width(truth, np.zeros(4), np.array([1.0, 1.0, 3.0, 3.0])) == (0.75, 2.0)
 
 
-def test_the_scale_is_the_seasonal_naive_error_within_stretches(rng: np.random.Generator) -> None:
+def test_the_scale_is_the_seasonal_naive_error_within_segments(rng: np.random.Generator) -> None:
     """Neither a missing value nor a difference over a gap counts."""
     values = rng.normal(size=60).astype(np.float32)
     values[10] = np.nan
@@ -55,7 +55,7 @@ def test_the_scale_is_the_seasonal_naive_error_within_stretches(rng: np.random.G
 
 
 def test_what_never_moves_has_no_scale() -> None:
-    """Nor has a stretch that is shorter than the season."""
+    """Nor has a segment that is shorter than the season."""
     assert metrics.naive_scale(np.ones(50, np.float32), [(0, 50)], 1) is None
     assert metrics.naive_scale(np.arange(5, dtype=np.float32), [(0, 5)], 7) is None
 

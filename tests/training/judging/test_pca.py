@@ -10,7 +10,7 @@ from training.data.scaler import fit_scaler
 from training.data.series import Series
 from training.data.split import Split
 from training.judging.pca import EXPLAINED, fit_pca
-from training.judging.ridge import inputs_of, rows_within
+from training.judging.ridge import linear_inputs, row_indices
 
 SPLIT = Split(((0, 350),), ((350, 450),), ((450, 600),))
 
@@ -24,7 +24,7 @@ def test_distances_are_those_of_another_library(make_series: Callable[..., Serie
     design = np.stack([scaled, np.concatenate([scaled[:1], scaled[:-1]])], axis=1).reshape(600, -1)
     oracle = PCA(n_components=EXPLAINED, svd_solver="full").fit(design[:350])
     along = oracle.transform(design)
-    t2, q = fitted.distances(inputs_of(series, fitted.mean, fitted.std), rows_within(series.spans))
+    t2, q = fitted.distances(linear_inputs(series, fitted.mean, fitted.std), row_indices(series.spans))
     np.testing.assert_allclose(t2, (along**2 / oracle.explained_variance_).sum(axis=1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(q, ((design - oracle.inverse_transform(along)) ** 2).sum(axis=1), rtol=1e-4, atol=1e-5)
 

@@ -8,11 +8,11 @@ import pytest
 from sklearn.linear_model import Ridge as Oracle
 
 from training.data.scaler import fit_scaler
-from training.data.series import Series, ahead
+from training.data.series import Group, Series, future_values
 from training.data.split import Split, split_by_time
 from training.judging import ridge
 from training.judging.baselines import persistence
-from training.judging.ridge import fit_classifier, fit_ridge, hold
+from training.judging.ridge import fit_classifier, fit_ridge, linear_inputs
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def split() -> Split:
 
 
 def test_a_line_is_that_of_another_library(make_series: Callable[..., Series], split: Split) -> None:
-    """For the chosen lags and shrinkage, on the training rows, with the validation part's median error added."""
+    """For the chosen lags and penalty, on the training rows, with the validation part's median error added."""
     series = make_series(600)
     fitted = fit_ridge(series, split, [1], [3], season=24)
     assert fitted is not None
@@ -34,18 +34,18 @@ def test_a_line_is_that_of_another_library(make_series: Callable[..., Series], s
         own = np.stack([scaled[np.maximum(np.arange(first, end) - lag, 0), 1] for lag in range(line.lags)], axis=1)
         return np.concatenate([own, scaled[first:end][:, [0, 2]]], axis=1)
 
-    oracle = Oracle(alpha=line.shrinkage * 397, solver="svd").fit(design(0, 397), series.values[3:400, 1])
+    oracle = Oracle(alpha=line.penalty * 397, solver="svd").fit(design(0, 397), series.values[3:400, 1])
     shift = np.median(series.values[403:500, 1] - oracle.predict(design(400, 497)))
     wanted = oracle.predict(design(500, 600)) + shift
     np.testing.assert_allclose(fitted.forecast(series, split.test)[:, 0, 0], wanted, rtol=1e-4)
 
 
-def test_lags_and_shrinkage_are_those_that_validate_best(
+def test_lags_and_penalty_are_those_that_validate_best(
     make_series: Callable[..., Series], split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No single choice does better on the validation part than what was chosen from all of them."""
     series = make_series(600)
-    truth = ahead(series, [0], [1], split.validation)
+    truth = future_values(series, [0], [1], split.validation)
 
     def error() -> float:
         fitted = fit_ridge(series, split, [0], [1], season=None)
@@ -55,10 +55,10 @@ def test_lags_and_shrinkage_are_those_that_validate_best(
     chosen = error()
     singles = []
     for lags in ridge.LAGS:
-        for shrinkage in ridge.SHRINKAGES:
+        for penalty in ridge.RIDGE_PENALTIES:
             with monkeypatch.context() as patch:
                 patch.setattr(ridge, "LAGS", (lags,))
-                patch.setattr(ridge, "SHRINKAGES", (shrinkage,))
+                patch.setattr(ridge, "RIDGE_PENALTIES", (penalty,))
                 singles.append(error())
     assert chosen == pytest.approx(min(singles), rel=1e-6)
 
@@ -68,7 +68,7 @@ def test_it_forecasts_what_a_line_can(make_series: Callable[..., Series], split:
     series = make_series(600)
     fitted = fit_ridge(series, split, [0], [6], season=24)
     assert fitted is not None
-    truth = ahead(series, [0], [6], split.test)
+    truth = future_values(series, [0], [6], split.test)
     error = np.nanmean(np.abs(fitted.forecast(series, split.test) - truth))
     assert error < 0.6
     assert error < 0.2 * np.nanmean(np.abs(persistence(series, [0], [6], split.test) - truth))
@@ -109,7 +109,7 @@ def test_horizons_share_a_matrix_or_have_their_own(
     """Both give nearly the same lines: they differ by the last few rows of the training part."""
     series = make_series(600)
     shared = fit_ridge(series, split, [0], [1, 6], season=24)
-    monkeypatch.setattr(ridge, "SHARED", 2.0)
+    monkeypatch.setattr(ridge, "SHARED_ROWS", 2.0)
     own = fit_ridge(series, split, [0], [1, 6], season=24)
     assert shared is not None
     assert own is not None
@@ -126,15 +126,19 @@ def test_without_truth_there_is_no_line(make_series: Callable[..., Series], spli
 def test_lags_end_at_a_gap(make_series: Callable[..., Series]) -> None:
     """The first timestep after a gap is repeated, because the rows before it are of another time."""
     series = make_series(600, gap_at=550)
-    inputs = ridge.inputs_of(series, np.zeros(3, np.float32), np.ones(3, np.float32))
+    inputs = ridge.linear_inputs(series, np.zeros(3, np.float32), np.ones(3, np.float32))
     window = inputs.windows(np.array([551]), [0], 4, [2])
     np.testing.assert_array_equal(window[0], series.values[[551, 550, 550, 550, 551], [0, 0, 0, 0, 2]])
 
 
-def test_hold_repeats_the_last_value_of_the_group() -> None:
-    """And says 0, the training mean, before a group's first value."""
+def test_inputs_repeat_the_last_value_of_the_group() -> None:
+    """Before the first value of a group they are 0, the training mean."""
     values = np.array([[np.nan], [1], [np.nan], [np.nan], [2]], np.float32)
-    np.testing.assert_array_equal(hold(values, ((0, 3), (3, 5)))[:, 0], [0, 1, 1, 0, 2])
+    times = np.datetime64(0, "ns") + np.arange(5) * np.timedelta64(1, "h")
+    groups = (Group("a", 0, 3), Group("b", 3, 5))
+    series = Series("toy", "0" * 64, ("s0",), ("",), values, times, 3600.0, groups)
+    inputs = linear_inputs(series, np.zeros(1, np.float32), np.ones(1, np.float32))
+    assert inputs.values[:, 0].tolist() == [0, 1, 1, 0, 2]
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ def scores(graph: Graph, make_series: Callable[..., Series]) -> Scores:
 
 def row(model: float, persistence: float, ridge: float | None = None) -> Score:
     """A score with these MAE."""
-    rivals = {
+    baselines = {
         "persistence": Error(persistence, 1),
         "seasonal_naive": None,
         "ridge": None if ridge is None else Error(ridge, 1),
     }
-    return Score("s0", "", 1, None, 10, Error(model, 1), **rivals)
+    return Score("s0", "", 1, None, 10, Error(model, 1), **baselines)
 
 
 def test_every_baseline_must_be_beaten() -> None:

@@ -13,10 +13,10 @@ from training.data.scaler import fit_scaler
 from training.data.series import Series
 from training.data.split import split_by_time
 from training.errors import Diverged, SettingsError
+from training.learning import batches
 from training.learning import fit as fitting
-from training.learning import lanes as lanes_module
-from training.learning.fit import Epoch, Fitted, fit
-from training.learning.lanes import Plan, Runs
+from training.learning.batches import Plan, Sequences
+from training.learning.fit import Epoch, FitResult, fit
 from training.learning.schedule import FINAL_RATE
 from training.settings import Architecture, Fit, Forecast
 
@@ -25,7 +25,7 @@ QUICK = Fit(epochs=3, lanes=4, chunk=16, burn_in=4, seed=5)
 
 
 @pytest.fixture
-def learn(make_series: Callable[..., Series]) -> Callable[..., Fitted]:
+def learn(make_series: Callable[..., Series]) -> Callable[..., FitResult]:
     """Fits a small network to a toy series."""
 
     def run(
@@ -33,7 +33,7 @@ def learn(make_series: Callable[..., Series]) -> Callable[..., Fitted]:
         series: Series | None = None,
         on_epoch: Callable[[Epoch, Epoch], None] = lambda _epoch, _best: None,
         **shape: Any,
-    ) -> Fitted:
+    ) -> FitResult:
         series = series if series is not None else make_series(400)
         split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
         architecture = Architecture(features=len(series.names), task=TASK, hidden=8, **shape)
@@ -42,7 +42,7 @@ def learn(make_series: Callable[..., Series]) -> Callable[..., Fitted]:
     return run
 
 
-def weights(fitted: Fitted) -> dict[str, Any]:
+def weights(fitted: FitResult) -> dict[str, Any]:
     """The trained weights by name."""
     return {name: value.numpy() for name, value in fitted.network.state_dict().items()}
 
@@ -52,7 +52,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_the_same_seed_gives_the_same_weights(learn: Callable[..., Fitted]) -> None:
+def test_the_same_seed_gives_the_same_weights(learn: Callable[..., FitResult]) -> None:
     """Bit for bit, whatever the global generators have done before, with dropout and hidden values at work."""
     first = weights(learn(layers=2, dropout=0.3))
     torch.manual_seed(99)
@@ -60,12 +60,12 @@ def test_the_same_seed_gives_the_same_weights(learn: Callable[..., Fitted]) -> N
     assert same(first, weights(learn(layers=2, dropout=0.3)))
 
 
-def test_another_seed_gives_other_weights(learn: Callable[..., Fitted]) -> None:
+def test_another_seed_gives_other_weights(learn: Callable[..., FitResult]) -> None:
     """The seed is really used."""
     assert not same(weights(learn()), weights(learn(QUICK.model_copy(update={"seed": 6}))))
 
 
-def test_fitting_leaves_the_global_generator_alone(learn: Callable[..., Fitted]) -> None:
+def test_fitting_leaves_the_global_generator_alone(learn: Callable[..., FitResult]) -> None:
     """A program that trains draws the same numbers afterwards as one that does not."""
     torch.manual_seed(1)
     wanted = torch.rand(1)
@@ -74,7 +74,9 @@ def test_fitting_leaves_the_global_generator_alone(learn: Callable[..., Fitted])
     assert torch.equal(torch.rand(1), wanted)
 
 
-def test_the_held_out_part_is_not_looked_at(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
+def test_the_held_out_part_is_not_looked_at(
+    learn: Callable[..., FitResult], make_series: Callable[..., Series]
+) -> None:
     """Rows after the validation part may be anything: the weights and the scores that chose them are the same."""
     first = learn()
     series = make_series(400)
@@ -84,13 +86,13 @@ def test_the_held_out_part_is_not_looked_at(learn: Callable[..., Fitted], make_s
     assert [epoch.score for epoch in first.epochs] == [epoch.score for epoch in second.epochs]
 
 
-def test_it_learns(learn: Callable[..., Fitted]) -> None:
+def test_it_learns(learn: Callable[..., FitResult]) -> None:
     """On two waves, thirty epochs take half of persistence's error away."""
     fitted = learn(Fit(epochs=30, lanes=8, chunk=16, burn_in=8, learning_rate=0.02))
     assert fitted.best.score < 0.5
 
 
-def test_the_best_weights_are_kept(learn: Callable[..., Fitted], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_weights_are_kept(learn: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
     """The network that comes back has the weights of the epoch with the best score, not of the last."""
     scores = {1: 0.9, 2: 0.5, 3: 0.7}
 
@@ -98,9 +100,9 @@ def test_the_best_weights_are_kept(learn: Callable[..., Fitted], monkeypatch: py
         if epoch.number == 2:
             raise KeyboardInterrupt
 
-    def fit_with_scores(**options: Any) -> Fitted:
+    def fit_with_scores(**options: Any) -> FitResult:
         left = iter(scores.values())
-        monkeypatch.setattr(fitting._Training, "score", lambda _self: next(left))
+        monkeypatch.setattr(fitting.Trainer, "score", lambda _self: next(left))
         return learn(**options)
 
     whole = fit_with_scores()
@@ -109,13 +111,13 @@ def test_the_best_weights_are_kept(learn: Callable[..., Fitted], monkeypatch: py
 
 
 def test_the_last_weights_are_kept_when_that_is_asked_for(
-    learn: Callable[..., Fitted], monkeypatch: pytest.MonkeyPatch
+    learn: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores that only get worse neither choose an epoch nor end the training."""
 
-    def learn_with_scores(*scores: float) -> Fitted:
+    def learn_with_scores(*scores: float) -> FitResult:
         left = iter(scores)
-        monkeypatch.setattr(fitting._Training, "score", lambda _self: next(left))
+        monkeypatch.setattr(fitting.Trainer, "score", lambda _self: next(left))
         return learn(Fit(epochs=len(scores), lanes=4, chunk=16, patience=1, keep="last"))
 
     worse, better = learn_with_scores(0.5, 0.7, 0.9), learn_with_scores(0.9, 0.7, 0.5)
@@ -123,14 +125,14 @@ def test_the_last_weights_are_kept_when_that_is_asked_for(
     assert same(weights(worse), weights(better))
 
 
-def test_early_stopping_waits_for_its_patience(learn: Callable[..., Fitted]) -> None:
+def test_early_stopping_waits_for_its_patience(learn: Callable[..., FitResult]) -> None:
     """So many epochs without a better score end the training."""
     fitted = learn(Fit(epochs=200, lanes=4, chunk=16, learning_rate=0.05, average=0.0, patience=4))
     assert fitted.stopped == "patience"
     assert fitted.epochs[-1].number == fitted.best.number + 4
 
 
-def test_a_time_limit_ends_the_training(learn: Callable[..., Fitted], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_limit_ends_the_training(learn: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch) -> None:
     """When the minutes are over the epoch is the last one, and the schedule has come to its end."""
     clock = iter(range(0, 100_000, 1))
     monkeypatch.setattr(fitting.time, "monotonic", lambda: float(next(clock)))
@@ -140,7 +142,7 @@ def test_a_time_limit_ends_the_training(learn: Callable[..., Fitted], monkeypatc
     assert fitted.epochs[-1].learning_rate == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
-def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., Fitted]) -> None:
+def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., FitResult]) -> None:
     """An interrupted training gives what it has."""
 
     def interrupt(epoch: Epoch, _best: Epoch) -> None:
@@ -152,7 +154,7 @@ def test_ctrl_c_keeps_the_best_so_far(learn: Callable[..., Fitted]) -> None:
     assert len(fitted.epochs) == 2
 
 
-def test_the_learning_rate_rises_and_falls(learn: Callable[..., Fitted]) -> None:
+def test_the_learning_rate_rises_and_falls(learn: Callable[..., FitResult]) -> None:
     """It warms up in a straight line and ends near zero along half a cosine."""
     rates = [epoch.learning_rate for epoch in learn(Fit(epochs=20, lanes=4, chunk=16, warm_up=0.2)).epochs]
     top = rates.index(max(rates))
@@ -162,7 +164,7 @@ def test_the_learning_rate_rises_and_falls(learn: Callable[..., Fitted]) -> None
     assert rates[-1] == pytest.approx(Fit().learning_rate * FINAL_RATE)
 
 
-def test_missing_targets_do_not_count(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
+def test_missing_targets_do_not_count(learn: Callable[..., FitResult], make_series: Callable[..., Series]) -> None:
     """With a third of the target missing the loss is a number and the network learns."""
     series = make_series(400)
     series.values[np.random.default_rng(0).random(400) < 0.3, 0] = np.nan
@@ -171,7 +173,7 @@ def test_missing_targets_do_not_count(learn: Callable[..., Fitted], make_series:
 
 
 def test_a_constant_column_gives_finite_weights(
-    learn: Callable[..., Fitted], make_series: Callable[..., Series]
+    learn: Callable[..., FitResult], make_series: Callable[..., Series]
 ) -> None:
     """A sensor that never moves does not turn the weights into NaN."""
     series = make_series(400)
@@ -179,7 +181,7 @@ def test_a_constant_column_gives_finite_weights(
     assert all(np.isfinite(value).all() for value in weights(learn(series=series)).values())
 
 
-def test_gaps_do_not_stop_learning(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
+def test_gaps_do_not_stop_learning(learn: Callable[..., FitResult], make_series: Callable[..., Series]) -> None:
     """A series with a gap in the training part and one in the validation part is learned."""
     series = make_series(400, gap_at=100)
     times = series.times.copy()
@@ -188,20 +190,20 @@ def test_gaps_do_not_stop_learning(learn: Callable[..., Fitted], make_series: Ca
     assert math.isfinite(fitted.best.score)
 
 
-def test_a_loss_that_is_no_number_is_told(learn: Callable[..., Fitted]) -> None:
+def test_a_loss_that_is_no_number_is_told(learn: Callable[..., FitResult]) -> None:
     """A learning rate far too high is an error with what to do, not a model of NaN."""
     with pytest.raises(Diverged, match="smaller --learning-rate"):
         learn(Fit(epochs=3, lanes=4, chunk=16, learning_rate=1e20, average=0.0))
 
 
-def test_persistence_scores_one(learn: Callable[..., Fitted], make_series: Callable[..., Series]) -> None:
+def test_persistence_scores_one(learn: Callable[..., FitResult], make_series: Callable[..., Series]) -> None:
     """The unit of the loss: a network that repeats the last value has a loss of 1 on the training part."""
     series = make_series(400)
     split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
     task = TASK.model_copy(update={"quantiles": ()})
     architecture = Architecture(features=3, task=task, hidden=8)
     settings = Fit(epochs=1, lanes=1, chunk=280, burn_in=0, learning_rate=1e-12, hide=0.0)
-    training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, settings)
+    training = fitting.Trainer(series, split, fit_scaler(series, split.train), architecture, settings)
     with torch.no_grad():
         training.network.head.line.weight.zero_()
         training.network.head.line.bias.zero_()
@@ -212,36 +214,36 @@ def test_persistence_scores_one(learn: Callable[..., Fitted], make_series: Calla
 def test_the_score_is_that_of_a_server(
     make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch, lanes: int
 ) -> None:
-    """Walked in chunks, side by side or one after the other, each stretch scores what it scores in one go from a fresh state."""
-    monkeypatch.setattr(lanes_module, "PIECES_MAX", lanes)
+    """Walked in chunks, side by side or one after the other, each segment scores what it scores in one go from the initial state."""
+    monkeypatch.setattr(batches, "MAX_PIECES", lanes)
     series = make_series(1000, gap_at=720, missing=0.1)
     split = split_by_time(series, train=0.6, validation=0.3, horizon=3)
     architecture = Architecture(features=3, task=TASK, hidden=8)
-    training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, QUICK)
+    training = fitting.Trainer(series, split, fit_scaler(series, split.train), architecture, QUICK)
     training.epoch(1)
     total, count = 0.0, 0
-    for first, end in series.stretches(split.validation):
+    for first, end in series.segments(split.validation):
         x = torch.from_numpy(series.values[first:end]).unsqueeze(1)
         rows = torch.arange(first, end).unsqueeze(1)
         with torch.no_grad():
-            outputs, _ = training.average.scaled_sequence(x, training.average.fresh_state(1))
-        truth = training.objective.truth(rows, torch.ones_like(rows, dtype=torch.bool))
+            outputs, _ = training.average.scaled_sequence(x, training.average.initial_state(1))
+        truth = training.objective.targets_of(rows, torch.ones_like(rows, dtype=torch.bool))
         total += float(training.objective.loss(outputs, truth))
         count += int((~torch.isnan(truth)).sum())
     assert training.score() == pytest.approx(total / count, rel=1e-5)
 
 
-def test_pieces_of_a_long_stretch_score_what_the_whole_scores(make_series: Callable[..., Series]) -> None:
+def test_pieces_of_a_long_segment_score_what_the_whole_scores(make_series: Callable[..., Series]) -> None:
     """The run-up before each piece brings the state to where it would be after all the rows before it."""
     series = make_series(30_000)
     split = split_by_time(series, train=0.05, validation=0.9, horizon=3)
     architecture = Architecture(features=3, task=TASK, hidden=8)
-    training = fitting._Training(series, split, fit_scaler(series, split.train), architecture, QUICK)
+    training = fitting.Trainer(series, split, fit_scaler(series, split.train), architecture, QUICK)
     training.epoch(1)
-    assert training.walk.lanes > 1
+    assert training.validation_plan.batch_size > 1
     pieces = training.score()
-    whole = Runs(*(np.array([number]) for number in (0, 1500, 27_000, 0)))
-    training.walk, training.validation = Plan.of(whole, 1, 1000), None
+    whole = Sequences(*(np.array([number]) for number in (0, 1500, 27_000, 0)))
+    training.validation_plan, training.validation = Plan.of(whole, 1, 1000), None
     assert training.score() == pytest.approx(pieces, rel=1e-4)
 
 
@@ -250,13 +252,13 @@ def test_the_share_that_is_hidden_is_the_one_that_was_asked_for(share: float) ->
     """Of values one by one and of sensors for a whole chunk: together 1 - (1 - share)^2, each chunk by itself."""
     x = torch.zeros(800, 10, 16, 8)
     torch.manual_seed(0)
-    fitting._hide(x, share)
+    fitting._drop_values(x, share)
     hidden = torch.isnan(x)
     assert float(hidden.float().mean()) == pytest.approx(1 - (1 - share) ** 2, rel=0.05)
     assert float(hidden.all(dim=1).float().mean()) == pytest.approx(share, rel=0.15)
 
 
-def test_a_gpu_that_is_not_there_is_told(learn: Callable[..., Fitted]) -> None:
+def test_a_gpu_that_is_not_there_is_told(learn: Callable[..., FitResult]) -> None:
     """The message says what to ask for instead."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -265,7 +267,7 @@ def test_a_gpu_that_is_not_there_is_told(learn: Callable[..., Fitted]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_learns_what_a_cpu_learns(learn: Callable[..., Fitted]) -> None:
+def test_a_gpu_learns_what_a_cpu_learns(learn: Callable[..., FitResult]) -> None:
     """Without chance, nearly the same losses and weights; what comes back is on the CPU."""
     settings = QUICK.model_copy(update={"hide": 0.0})
     there = learn(settings.model_copy(update={"device": "cuda"}))

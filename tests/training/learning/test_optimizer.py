@@ -57,14 +57,14 @@ def adam(weight: Tensor, inside: float, beside: float) -> Tensor:
 def test_steps_are_those_that_were_published(
     make_network: Callable[..., Network], optimizer: str, wanted: Callable[[Tensor, float], Tensor]
 ) -> None:
-    """Matrices are shrunk the optimiser's way; biases and shares are not shrunk at all."""
+    """Matrices are shrunk the optimizer's way; biases and shares are not shrunk at all."""
     for name, (before, after) in stepped(make_network(), optimizer=optimizer).items():
         decay = 0.0 if "bias" in name or "share" in name else DECAY
         torch.testing.assert_close(after, wanted(before, decay), rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_what_is_not_given_is_the_optimisers_usual() -> None:
-    """Each optimiser has a learning rate and a decay of its own; what is given is taken."""
+    """Each optimizer has a learning rate and a decay of its own; what is given is taken."""
     assert Fit(optimizer="sgd").learning_rate > Fit().learning_rate
     assert Fit(optimizer="adam").weight_decay < Fit().weight_decay
     given = Fit(optimizer="sgd", learning_rate=0.5, weight_decay=0.0)

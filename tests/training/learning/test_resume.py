@@ -23,22 +23,22 @@ from training.data.split import split_by_time
 from training.data.write import write_csv
 from training.errors import RunError
 from training.learning import checkpoint
-from training.learning.checkpoint import Keeper
-from training.learning.fit import Epoch, Fitted, fit
+from training.learning.checkpoint import Checkpointer
+from training.learning.fit import Epoch, FitResult, fit
 from training.settings import Architecture, Fit, Forecast
 
 TASK = Forecast(targets=(0,), horizons=(1, 3), quantiles=(0.1, 0.9))
 QUICK = Fit(epochs=5, lanes=4, chunk=16, burn_in=4, seed=5)
 REPOSITORY = Path(__file__).parents[3]
 
-Learn = Callable[..., Fitted]
+Learn = Callable[..., FitResult]
 
 
 @pytest.fixture
 def learn(make_series: Callable[..., Series]) -> Learn:
     """Fits a small network of two layers with dropout to a toy series; can be interrupted after an epoch."""
 
-    def run(settings: Fit = QUICK, folder: Path | None = None, stop_after: int = 0) -> Fitted:
+    def run(settings: Fit = QUICK, folder: Path | None = None, stop_after: int = 0) -> FitResult:
         def interrupt(epoch: Epoch, _best: Epoch) -> None:
             if epoch.number == stop_after:
                 raise KeyboardInterrupt
@@ -46,13 +46,15 @@ def learn(make_series: Callable[..., Series]) -> Learn:
         series = make_series(400)
         split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
         architecture = Architecture(features=3, task=TASK, hidden=8, layers=2, dropout=0.2)
-        keeper = Keeper(folder) if folder else None
-        return fit(series, split, fit_scaler(series, split.train), architecture, settings, interrupt, keeper=keeper)
+        checkpointer = Checkpointer(folder) if folder else None
+        return fit(
+            series, split, fit_scaler(series, split.train), architecture, settings, interrupt, checkpointer=checkpointer
+        )
 
     return run
 
 
-def same(one: Fitted, other: Fitted) -> bool:
+def same(one: FitResult, other: FitResult) -> bool:
     """Whether two trainings have the same weights, bit for bit, and the same history apart from the clock."""
     weights, others = one.network.state_dict(), other.network.state_dict()
     histories = (
@@ -66,7 +68,7 @@ def same(one: Fitted, other: Fitted) -> bool:
 def test_an_interrupted_training_goes_on_bit_for_bit(
     learn: Learn, tmp_path: Path, optimizer: str, stop_after: int
 ) -> None:
-    """Whatever the optimiser, the end is that of a training that nobody interrupted."""
+    """Whatever the optimizer, the end is that of a training that nobody interrupted."""
     settings = Fit.model_validate(
         {**QUICK.model_dump(exclude={"learning_rate", "weight_decay"}), "optimizer": optimizer}
     )
@@ -127,17 +129,17 @@ def test_a_state_of_another_network_is_refused(learn: Learn, tmp_path: Path) -> 
 
 def test_writes_keep_their_distance(tmp_path: Path) -> None:
     """A state that comes soon after a write is held until it is asked for; what is held is a copy."""
-    keeper = Keeper(tmp_path, every_s=60.0)
+    checkpointer = Checkpointer(tmp_path, every_s=60.0)
     state = {"best": {"w": torch.zeros(2)}}
-    keeper.keep(state)
-    assert keeper.found() is None
+    checkpointer.save(state)
+    assert checkpointer.load() is None
     state["best"]["w"] += 1
-    keeper.flush()
-    found = keeper.found()
+    checkpointer.flush()
+    found = checkpointer.load()
     assert found is not None
     assert found["best"]["w"].tolist() == [0, 0]
-    eager = Keeper(tmp_path, every_s=0.0)
-    eager.keep(state)
+    eager = Checkpointer(tmp_path, every_s=0.0)
+    eager.save(state)
     assert checkpoint.load(tmp_path / checkpoint.BEST)["w"].tolist() == [1, 1]
 
 
@@ -145,10 +147,10 @@ def test_nothing_is_run_that_a_state_brings(tmp_path: Path) -> None:
     """A file whose loading would run code is damage."""
     torch.save({"best": Path("x")}, tmp_path / checkpoint.LAST)
     with pytest.raises(RunError, match="is damaged"):
-        Keeper(tmp_path).found()
+        Checkpointer(tmp_path).load()
 
 
-def learn_in(folder: Path, on_epoch: Callable[[Epoch, Epoch], None]) -> Fitted:
+def learn_in(folder: Path, on_epoch: Callable[[Epoch, Epoch], None]) -> FitResult:
     """Sixty quick epochs on noise, kept as often as the disk allows."""
     torch.set_num_threads(1)
     times = np.datetime64("2024-01-01", "ns") + np.arange(400) * np.timedelta64(1, "h")
@@ -157,8 +159,10 @@ def learn_in(folder: Path, on_epoch: Callable[[Epoch, Epoch], None]) -> Fitted:
     split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
     architecture = Architecture(features=2, task=TASK, hidden=8)
     settings = QUICK.model_copy(update={"epochs": 60, "patience": 100})
-    keeper = Keeper(folder, every_s=0.005)
-    return fit(series, split, fit_scaler(series, split.train), architecture, settings, on_epoch, keeper=keeper)
+    checkpointer = Checkpointer(folder, every_s=0.005)
+    return fit(
+        series, split, fit_scaler(series, split.train), architecture, settings, on_epoch, checkpointer=checkpointer
+    )
 
 
 def tell(epoch: Epoch, _best: Epoch) -> None:
@@ -269,7 +273,7 @@ def test_two_processes_do_not_learn_in_one_folder(
     from training.learning import run as runs
 
     run = stopped_run[0] / "run"
-    with runs.alone(run):
+    with runs.exclusive(run):
         assert "another process is training" in refused(capsys, "--resume", str(run))
 
 
@@ -309,6 +313,6 @@ def test_a_run_that_is_not_done_is_not_exported(toy_csv: Path, tmp_path: Path, m
     from training.settings import Request, Source
 
     request = Request(source=Source(data=str(toy_csv)), name="toy", out=tmp_path)
-    runs.begin(tmp_path, runs.Begun(request=request, facts=make_facts(3)))
+    runs.save_started(tmp_path, runs.StartedRun(request=request, facts=make_facts(3)))
     with pytest.raises(RunError, match=r"is not done; go on with `tidegate train --resume"):
         runs.load(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from training.errors import RunError
 from training.learning import run
 from training.learning.fit import Epoch
-from training.learning.run import Facts
+from training.learning.run import DataFacts
 from training.network.network import Network
 from training.settings import Fit, Source
 
@@ -18,7 +18,7 @@ OUTCOME = run.Outcome(epochs=3, best_epoch=2, best_score=0.5, seconds=1.0, stopp
 
 
 @pytest.fixture
-def record(make_network: Callable[..., Network], make_facts: Callable[[int], Facts]) -> tuple[run.Run, Network]:
+def record(make_network: Callable[..., Network], make_facts: Callable[[int], DataFacts]) -> tuple[run.Run, Network]:
     """A run and its network."""
     network = make_network(layers=2)
     made = run.Run(
@@ -39,8 +39,8 @@ def test_a_saved_run_comes_back(record: tuple[run.Run, Network], tmp_path: Path)
     assert again == made
     x = torch.randn(5, 2, 3)
     with torch.no_grad():
-        wanted, _ = network.sequence(x, network.fresh_state(2))
-        got, _ = loaded.sequence(x, loaded.fresh_state(2))
+        wanted, _ = network.sequence(x, network.initial_state(2))
+        got, _ = loaded.sequence(x, loaded.initial_state(2))
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
@@ -74,6 +74,6 @@ def test_a_damaged_run_is_refused(record: tuple[run.Run, Network], tmp_path: Pat
         run.load(tmp_path)
 
 
-def test_ranges_are_written_as_people_wrote_them(make_facts: Callable[[int], Facts]) -> None:
+def test_ranges_are_written_as_people_wrote_them(make_facts: Callable[[int], DataFacts]) -> None:
     """The range of a feature has the few digits of float32, not the many of float64."""
     assert all(len(str(value)) <= 11 for value in make_facts(3).low)

@@ -37,13 +37,13 @@ class Recipe:
 
 
 def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
-    """(time, batch, features) raw, from a fresh state -> the outputs (time, batch, ...) by name, and the last state by name."""
+    """(time, batch, features) raw, from the initial state -> the outputs (time, batch, ...) by name, and the last state by name."""
     mean, std = weights["mean"], weights["std"]
     missing = np.isnan(x)
     seen = held((x - mean) / std)
     state = {"last": seen[-1]}
     moved = np.clip(np.diff(seen, axis=0, prepend=0 * seen[:1]) / weights["pace"], -5, 5)
-    told = y = np.concatenate([seen, *[moved] * recipe.changes, *[missing] * recipe.masked], axis=-1)
+    inputs = y = np.concatenate([seen, *[moved] * recipe.changes, *[missing] * recipe.masked], axis=-1)
     if recipe.kernel > 1:
         past = np.zeros((recipe.kernel - 1, *y.shape[1:]))
         y, state["past"] = oracle.convolution(y, weights["front.weight"], weights["front.bias"], past)
@@ -54,28 +54,28 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
         logits = y @ weights["head.line.weight"].T + weights["head.line.bias"]
         odds = np.exp(logits)
         return {"probability": odds / odds.sum(-1, keepdims=True)}, state
-    said, after = forecasts(recipe, weights, y, seen, told)
+    head_outputs, after = forecasts(recipe, weights, y, seen, inputs)
     state |= after
-    outputs = {"forecast": said["forecast"] * std[list(recipe.targets)] + mean[list(recipe.targets)]}
+    outputs = {"forecast": head_outputs["forecast"] * std[list(recipe.targets)] + mean[list(recipe.targets)]}
     if recipe.quantiles:
         scale, shift = (part[list(recipe.targets), None] for part in (std, mean))
-        outputs["quantiles"] = said["quantiles"] * scale + shift
+        outputs["quantiles"] = head_outputs["quantiles"] * scale + shift
     number = 0
     if recipe.coverage is not None:
-        interval, state["intervals"] = intervals(recipe, weights, seen, missing, said)
+        interval, state["intervals"] = intervals(recipe, weights, seen, missing, head_outputs)
         scale, shift = (part[list(recipe.targets), None] for part in (std, mean))
         outputs["interval"] = interval * scale + shift
         number = 1
     if recipe.alarm_rate is not None:
         own = {name: weights[f"monitors.{number}.{name}"] for name in ("mix", "offset", "own", "tail", "start")}
-        told, watch = zip(
+        steps, watch = zip(
             *[
-                alarms(recipe, own, seen[:, row], missing[:, row], said["forecast"][:, row])
+                alarms(recipe, own, seen[:, row], missing[:, row], head_outputs["forecast"][:, row])
                 for row in range(x.shape[1])
             ],
             strict=True,
         )
-        outputs |= {name: np.stack([part[name] for part in told], axis=1) for name in told[0]}
+        outputs |= {name: np.stack([part[name] for part in steps], axis=1) for name in steps[0]}
         state["watch"] = np.stack(watch)
     return outputs, state
 
@@ -90,26 +90,26 @@ def held(scaled: Doubles) -> Doubles:
 
 
 def run_layer(recipe: Recipe, weights: Weights, index: int, y: Doubles) -> tuple[Doubles, dict[str, Doubles]]:
-    """A recurrent layer from a fresh state, and its last state by name."""
+    """A recurrent layer from the initial state, and its last state by name."""
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     own = [weights[f"cells.{index}.kernel.{name}"] for name in names]
     zero = np.zeros((y.shape[1], own[1].shape[1]))
-    squash = oracle.ACTIVATIONS[recipe.activation]
+    activation_fn = oracle.ACTIVATIONS[recipe.activation]
     match recipe.cell:
         case "gru":
-            y, h = oracle.gru(y, own, zero, squash)
+            y, h = oracle.gru(y, own, zero, activation_fn)
             return y, {"h": h}
         case "rnn":
-            y, h = oracle.rnn(y, own, zero, squash)
+            y, h = oracle.rnn(y, own, zero, activation_fn)
             return y, {"h": h}
     peepholes = weights.get(f"cells.{index}.peepholes")
     previous = recipe.cell == "peephole-previous"
-    y, h, c = oracle.lstm(y, own, zero, zero, squash, peepholes, "previous" if previous else "new")
+    y, h, c = oracle.lstm(y, own, zero, zero, activation_fn, peepholes, "previous" if previous else "new")
     return y, {"h": h, "c": c}
 
 
 def forecasts(
-    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles, told: Doubles
+    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles, inputs: Doubles
 ) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
     """In scaled units, (time, batch, horizons, targets) and with quantiles as a further axis; the state `season`."""
     steps, batch = y.shape[:2]
@@ -118,7 +118,7 @@ def forecasts(
     naive = weights["head.naive"]
     correction = (y @ weights["head.line.weight"].T + weights["head.line.bias"]).reshape(shape)
     if "features" in recipe.links:
-        correction = correction + (told @ weights["head.skip.weight"].T).reshape(shape)
+        correction = correction + (inputs @ weights["head.skip.weight"].T).reshape(shape)
     links = {"last": np.repeat(own[:, :, None], len(recipe.horizons), axis=2)}
     state: dict[str, Doubles] = {}
     if "season" in recipe.links:
@@ -155,16 +155,16 @@ def seasons(recipe: Recipe, own: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def intervals(
-    recipe: Recipe, weights: Weights, seen: Doubles, missing: Any, said: dict[str, Doubles]
+    recipe: Recipe, weights: Weights, seen: Doubles, missing: Any, head_outputs: dict[str, Doubles]
 ) -> tuple[Doubles, Doubles]:
     """`interval` (time, batch, horizons, targets, 2), scaled, and the state `intervals` (batch, n)."""
     coverage = recipe.coverage
     assert coverage is not None  # else it is not called
-    steps, batch, horizons, targets = said["forecast"].shape
+    steps, batch, horizons, targets = head_outputs["forecast"].shape
     start, scale = (weights[f"monitors.0.{name}"].reshape(horizons, targets) for name in ("start", "scale"))
-    centre, width = said["forecast"], np.zeros_like(said["forecast"])
+    centre, width = head_outputs["forecast"], np.zeros_like(head_outputs["forecast"])
     if recipe.pair[0] < recipe.pair[1]:
-        low, high = (said["quantiles"][..., place] for place in recipe.pair)
+        low, high = (head_outputs["quantiles"][..., place] for place in recipe.pair)
         centre, width = (low + high) / 2, (high - low) / 2
     half = np.zeros_like(centre)
     q = np.zeros((batch, horizons, targets))
@@ -199,7 +199,7 @@ def alarms(
     mean, spread = np.zeros(2 * count), np.zeros(2 * count)
     still, gone = np.zeros(count), np.zeros(count)
     shift, burst, age = 0.0, 0.0, 0
-    told: dict[str, list[Any]] = {"score": [], "alarm": [], "warm": [], "surprise": []}
+    steps: dict[str, list[Any]] = {"score": [], "alarm": [], "warm": [], "surprise": []}
     for now, value in enumerate(seen):
         here = ~missing[now, chosen]
         both = np.tile(here, 2)
@@ -217,7 +217,7 @@ def alarms(
         score = evidence / (evidence + threshold) if warm else 0.0
         alarm = score > 0.5
         for name, number in (("score", [score]), ("alarm", [alarm]), ("warm", [warm]), ("surprise", jump)):
-            told[name].append(np.array(number, np.float64))
+            steps[name].append(np.array(number, np.float64))
         if warm and not alarm:
             shift += 0.1 * ((burst if burst <= 12 else 0.0) - rate)
         shift = max(shift, 0.5 - start)
@@ -228,4 +228,4 @@ def alarms(
         spread = np.maximum(spread + pace * (bounded**2 - 1) / 1000, math.log(0.25))
         expected, jumped, last, age = forecast[now, recipe.horizons.index(1)], jump, value, age + 1
     state = [*expected, *jumped, *mean, *spread, *still, *gone, min(age, 96), burst, shift]
-    return {name: np.stack(rows) for name, rows in told.items()}, np.array(state)
+    return {name: np.stack(rows) for name, rows in steps.items()}, np.array(state)

@@ -19,20 +19,15 @@ def sigmoid(x: Doubles) -> Doubles:
     return 1 / (1 + np.exp(-x))
 
 
-# The text of the ONNX operators LSTM, GRU and RNN, "Activation functions", with the default alpha and beta of the operators
-# Elu, HardSigmoid, LeakyRelu and ThresholdedRelu. For ScaledTanh: LeCun et al., Efficient BackProp (1998), section 4.4.
+# The text of the ONNX operators LSTM, GRU and RNN, "Activation functions", with the default alpha of the operators
+# Elu and LeakyRelu.
 ACTIVATIONS: dict[str, Function] = {
     "tanh": lambda x: (1 - np.exp(-2 * x)) / (1 + np.exp(-2 * x)),
     "relu": lambda x: np.maximum(0, x),
     "sigmoid": sigmoid,
     "softsign": lambda x: x / (1 + np.abs(x)),
-    "softplus": lambda x: np.log(1 + np.exp(x)),
     "elu": lambda x: np.where(x >= 0, x, 1.0 * (np.exp(x) - 1)),
     "leaky-relu": lambda x: np.where(x >= 0, x, 0.01 * x),
-    "hard-sigmoid": lambda x: np.minimum(np.maximum(0.2 * x + 0.5, 0), 1),
-    "thresholded-relu": lambda x: np.where(x >= 1.0, x, 0),
-    "scaled-tanh": lambda x: 1.7159 * np.tanh(x * 2 / 3),
-    "affine": lambda x: 1.0 * x + 0.0,
 }
 
 
@@ -41,7 +36,7 @@ def lstm(
     weights: list[Doubles],
     h: Doubles,
     c: Doubles,
-    squash: Function,
+    activation_fn: Function,
     peepholes: Doubles | None = None,
     output_sees: Literal["new", "previous"] = "new",
 ) -> tuple[Doubles, Doubles, Doubles]:
@@ -59,16 +54,16 @@ def lstm(
     for now in x:
         i = sigmoid(now @ wi.T + h @ ri.T + pi * c + bi)
         f = sigmoid(now @ wf.T + h @ rf.T + pf * c + bf)
-        g = squash(now @ wg.T + h @ rg.T + bg)
+        g = activation_fn(now @ wg.T + h @ rg.T + bg)
         new = f * c + i * g
         o = sigmoid(now @ wo.T + h @ ro.T + po * (new if output_sees == "new" else c) + bo)
         c = new
-        h = o * squash(c)
+        h = o * activation_fn(c)
         outputs.append(h)
     return np.stack(outputs), h, c
 
 
-def gru(x: Doubles, weights: list[Doubles], h: Doubles, squash: Function) -> tuple[Doubles, Doubles]:
+def gru(x: Doubles, weights: list[Doubles], h: Doubles, activation_fn: Function) -> tuple[Doubles, Doubles]:
     """Gated recurrent unit: Cho et al. (2014), with the reset gate after the recurrent weights.
 
     So it is in torch's GRU and in ONNX's with linear_before_reset = 1. Gates r, z, n.
@@ -82,18 +77,18 @@ def gru(x: Doubles, weights: list[Doubles], h: Doubles, squash: Function) -> tup
     for now in x:
         reset = sigmoid(now @ wr.T + ir + h @ rr.T + hr)
         update = sigmoid(now @ wz.T + iz + h @ rz.T + hz)
-        candidate = squash(now @ wn.T + in_ + reset * (h @ rn.T + hn))
+        candidate = activation_fn(now @ wn.T + in_ + reset * (h @ rn.T + hn))
         h = (1 - update) * candidate + update * h
         outputs.append(h)
     return np.stack(outputs), h
 
 
-def rnn(x: Doubles, weights: list[Doubles], h: Doubles, squash: Function) -> tuple[Doubles, Doubles]:
+def rnn(x: Doubles, weights: list[Doubles], h: Doubles, activation_fn: Function) -> tuple[Doubles, Doubles]:
     """Simple recurrent network: Elman (1990), and the text of ONNX's RNN."""
     w, r, input_bias, recurrent_bias = weights
     outputs = []
     for now in x:
-        h = squash(now @ w.T + input_bias + h @ r.T + recurrent_bias)
+        h = activation_fn(now @ w.T + input_bias + h @ r.T + recurrent_bias)
         outputs.append(h)
     return np.stack(outputs), h
 

@@ -25,8 +25,8 @@ STEPS, BATCH, INPUTS, HIDDEN = 50, 5, 3, 6
 EVERY = [(name, activation) for name, cell in CELLS.items() for activation in sorted(cell.activations)]
 BY_HAND = [(name, activation) for name, activation in EVERY if "peephole" in name or activation not in ("tanh", "relu")]
 # Through the exporter, which takes its time. A peephole's attributes are made as the LSTM's, and the nodes of the activations
-# of peephole-previous as those of rnn, so these two go with the one that has both alpha and beta.
-EXPORTED = [case for case in EVERY if "peephole" not in case[0] or case[1] in {"tanh", "scaled-tanh"}]
+# of peephole-previous as those of rnn, so these two go with one that has an alpha.
+EXPORTED = [case for case in EVERY if "peephole" not in case[0] or case[1] in {"tanh", "leaky-relu"}]
 LSTMS = [name for name, cell in CELLS.items() if issubclass(cell, LSTM)]
 FUSED = {"lstm": "LSTM", "gru": "GRU", "peephole": "LSTM"}
 
@@ -56,7 +56,7 @@ def make_inputs(layer: Cell, steps: int = STEPS, batch: int = BATCH) -> tuple[Te
     torch.manual_seed(4)
     like = next(layer.parameters())
     x = 2 * torch.randn(steps, batch, layer.inputs, dtype=like.dtype)  # so that thresholds and bends are passed
-    return x, tuple(torch.randn_like(part) for part in layer.fresh_state(batch))
+    return x, tuple(torch.randn_like(part) for part in layer.initial_state(batch))
 
 
 def numbers(tensor: Tensor) -> oracle.Doubles:
@@ -70,18 +70,18 @@ def expected(name: str, layer: Cell, x: Tensor, state: State) -> list[oracle.Dou
         return list(oracle.convolution(numbers(x), numbers(layer.weight), numbers(layer.bias), numbers(state[0])))
     weights = [numbers(weight) for weight in layer.kernel.all_weights[0]]
     parts = [numbers(part[0]) for part in state]
-    squash = oracle.ACTIVATIONS[layer.activation]
+    activation_fn = oracle.ACTIVATIONS[layer.activation]
     match name:
         case "lstm":
-            return list(oracle.lstm(numbers(x), weights, *parts, squash))
+            return list(oracle.lstm(numbers(x), weights, *parts, activation_fn))
         case "peephole":
-            return list(oracle.lstm(numbers(x), weights, *parts, squash, numbers(layer.peepholes), "new"))
+            return list(oracle.lstm(numbers(x), weights, *parts, activation_fn, numbers(layer.peepholes), "new"))
         case "peephole-previous":
-            return list(oracle.lstm(numbers(x), weights, *parts, squash, numbers(layer.peepholes), "previous"))
+            return list(oracle.lstm(numbers(x), weights, *parts, activation_fn, numbers(layer.peepholes), "previous"))
         case "gru":
-            return list(oracle.gru(numbers(x), weights, *parts, squash))
+            return list(oracle.gru(numbers(x), weights, *parts, activation_fn))
         case "rnn":
-            return list(oracle.rnn(numbers(x), weights, *parts, squash))
+            return list(oracle.rnn(numbers(x), weights, *parts, activation_fn))
     raise AssertionError(f"the oracle has no {name}")
 
 
@@ -154,7 +154,7 @@ def test_convolution_of_one_timestep_is_refused() -> None:
 @each_kind
 def test_unknown_activation_is_refused(name: str) -> None:
     """The message says what was got and what there is."""
-    with pytest.raises(SettingsError, match="activation: got 'swish', expected one of affine, elu,"):
+    with pytest.raises(SettingsError, match="activation: got 'swish', expected one of elu, leaky-relu,"):
         CELLS[name](INPUTS, HIDDEN, "swish")
 
 
@@ -226,7 +226,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(name: str) -> None:
 def test_a_fresh_state_is_zero_and_like_the_weights(name: str, dtype: torch.dtype) -> None:
     """A fresh state has one tensor a name, [1, batch, hidden], of the weights' type."""
     layer = make_cell(name).to(dtype)
-    state = layer.fresh_state(4)
+    state = layer.initial_state(4)
     assert len(state) == len(layer.states)
     for part in state:
         assert part.shape == (1, 4, HIDDEN)
@@ -236,7 +236,7 @@ def test_a_fresh_state_is_zero_and_like_the_weights(name: str, dtype: torch.dtyp
 
 def test_a_fresh_past_is_zero() -> None:
     """The state of a convolution holds the timesteps before the present one, the batch as the last axis but one."""
-    (past,) = make_convolution(4).fresh_state(7)
+    (past,) = make_convolution(4).initial_state(7)
     assert past.shape == (3, 7, INPUTS)
     assert not past.any()
 
@@ -397,7 +397,7 @@ def export_step(together: Together) -> onnx.ModelProto:
     """One step of all layers as a graph, traced with a batch of three."""
     for layer in together.layers:
         layer.prepare_export()
-    state = [part for layer in together.layers for part in layer.fresh_state(3)]
+    state = [part for layer in together.layers for part in layer.initial_state(3)]
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own

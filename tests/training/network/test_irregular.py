@@ -13,7 +13,7 @@ from training.data.scaler import Scaler, fit_scaler
 from training.data.series import Series
 from training.data.split import split_by_time
 from training.judging.evaluate import Graph
-from training.learning.run import Facts
+from training.learning.run import DataFacts
 from training.network.network import Network, build_network
 from training.publishing.export import build_graph, describe
 from training.publishing.parity import check_parity
@@ -42,7 +42,7 @@ def graph(network: Network, make_series: Callable[..., Series]) -> tuple[Any, Gr
     """The network's ONNX graph, as a model and ready to step."""
     series = make_series(200)
     split = split_by_time(series, train=0.7, validation=0.15, horizon=3)
-    facts = Facts.of(series, split, fit_scaler(series, split.train))
+    facts = DataFacts.of(series, split, fit_scaler(series, split.train))
     model = build_graph(network, describe(network, facts, scores={}))
     return model, Graph(model.SerializeToString(), "test")
 
@@ -57,8 +57,8 @@ def rows(network: Network, steps: int, batch: int) -> torch.Tensor:
 
 
 def stepped(network: Network, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
-    """All outputs and the last state, one timestep at a time from a fresh state."""
-    state, each = network.fresh_state(x.shape[1]), []
+    """All outputs and the last state, one timestep at a time from the initial state."""
+    state, each = network.initial_state(x.shape[1]), []
     with torch.no_grad():
         for now in x:
             outputs, state = network.step(now, state)
@@ -71,7 +71,7 @@ def test_steps_equal_the_sequence_where_streams_begin_anew(network: Network) -> 
     x = rows(network, 100, 4)
     wanted, wanted_state = stepped(network, x)
     with torch.no_grad():
-        got, state = network.sequence(x, network.fresh_state(4))
+        got, state = network.sequence(x, network.initial_state(4))
     assert (x[..., TIME] > RESET_S).any(dim=1).sum() > 20
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], atol=1e-4, rtol=0)
@@ -98,17 +98,17 @@ def test_a_missing_elapsed_time_keeps_the_state(network: Network) -> None:
     _, before = stepped(network, x[:1])
     with torch.no_grad():
         _, after = network.step(x[1], before)
-        _, fresh = network.step(x[1], network.fresh_state(1))
+        _, fresh = network.step(x[1], network.initial_state(1))
     assert not torch.allclose(after[1], fresh[1])
 
 
 def test_the_network_is_told_the_logarithm_of_the_steps(network: Network) -> None:
-    """The usual step is 0, as in a fresh stream; a step of a week is no larger than a handful."""
+    """The usual step is 0, as in a new stream; a step of a week is no larger than a handful."""
     x = torch.full((1, 3), 20.0)
     seen = []
     for seconds in (USUAL_S, 0.0, 7 * 86_400.0):
         x[0, TIME] = seconds
-        seen.append(float(network.step(x, network.fresh_state(1))[1][0][0, TIME]))
+        seen.append(float(network.step(x, network.initial_state(1))[1][0][0, TIME]))
     np.testing.assert_allclose(seen, [0.0, -math.log(2), math.log1p(7 * 86_400 / USUAL_S) - math.log(2)], rtol=0.025)
 
 
@@ -119,24 +119,24 @@ def test_the_graph_passes_the_gate_with_silences(network: Network, graph: tuple[
 
 def test_one_stream_over_a_gap_is_as_two_streams(graph: tuple[Any, Graph], make_series: Callable[..., Series]) -> None:
     """The served graph begins anew at a gap by itself: the bits are those of a stream opened after it."""
-    series = features.add(make_series(60, features=2, gap_at=35), ["elapsed_s"])
+    series = features.add_derived(make_series(60, features=2, gap_at=35), ["elapsed_s"])
     values = series.values[:, None]
     values[..., TIME] *= USUAL_S / 3600.0  # the series has a row an hour
     whole, state = graph[1].replay(values)
-    fresh, fresh_state = graph[1].replay(values[35:])
+    fresh, initial_state = graph[1].replay(values[35:])
     for name in whole:
         np.testing.assert_array_equal(whole[name][35:], fresh[name])
     for name in state:
-        np.testing.assert_array_equal(state[name], fresh_state[name])
+        np.testing.assert_array_equal(state[name], initial_state[name])
 
 
 def test_a_row_has_the_same_bits_in_any_batch(network: Network, graph: tuple[Any, Graph]) -> None:
     """What the network is told of the time does not depend on where in a batch a row stands."""
     x = rows(network, 1, 64)[0].numpy()
     x[:, TIME] = np.exp(np.random.default_rng(1).normal(6.0, 3.0, 64))
-    _, whole = graph[1].step(x, graph[1].fresh_state(64))
+    _, whole = graph[1].step(x, graph[1].initial_state(64))
     for row in range(64):
-        _, alone = graph[1].step(x[row : row + 1], graph[1].fresh_state(1))
+        _, alone = graph[1].step(x[row : row + 1], graph[1].initial_state(1))
         np.testing.assert_array_equal(alone["last"], whole["last"][row : row + 1])
 
 
@@ -154,7 +154,7 @@ def test_missing_values_are_held(missing: str) -> None:
     x = torch.from_numpy(mean * (1 + 0.2 * np.random.default_rng(0).standard_normal((50, 2, 2), np.float32)))
     x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = math.nan
     with torch.no_grad():
-        got, _ = network.sequence(x, network.fresh_state(2))
+        got, _ = network.sequence(x, network.initial_state(2))
     torch.testing.assert_close(got["forecast"], stepped(network, x)[0]["forecast"], atol=1e-4, rtol=0)
     repeated = torch.tensor([[[21.0, 6.0]], [[21.0, 6.0]]])
     held = repeated.clone()

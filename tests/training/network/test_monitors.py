@@ -21,10 +21,10 @@ from training.data.series import Series
 from training.data.split import Split, split_by_time
 from training.judging.graph import Graph
 from training.learning.calibration import calibrate
-from training.learning.run import Facts
+from training.learning.run import DataFacts
 from training.network import monitors
 from training.network.heads import ForecastHead
-from training.network.monitors import Alarm, Intervals, Reading
+from training.network.monitors import Alarm, Intervals, Observation
 from training.network.network import Network, add_monitors, build_network, without_monitors
 from training.publishing.export import build_graph, describe
 from training.publishing.parity import check_parity
@@ -34,11 +34,11 @@ from training.settings import Architecture, Forecast
 COVERAGE, ALARM_RATE = 0.8, 0.01
 
 
-def reading(value: Any, last: Any) -> Reading:
+def observe(value: Any, last: Any) -> Observation:
     """One timestep of which some values (batch, features) may be NaN."""
     value, last = torch.as_tensor(value, dtype=torch.float32), torch.as_tensor(last, dtype=torch.float32)
     missing = torch.isnan(value)
-    return Reading(torch.where(missing, last, value), last, missing)
+    return Observation(torch.where(missing, last, value), last, missing)
 
 
 def forecast_task(**more: Any) -> Forecast:
@@ -46,18 +46,18 @@ def forecast_task(**more: Any) -> Forecast:
     return Forecast(**({"targets": (0, 2), "horizons": (1, 3)} | more))
 
 
-def run_monitor(monitor: Intervals | Alarm, values: Any, said: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def run_monitor(monitor: Intervals | Alarm, values: Any, head_outputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Outputs (time, batch, ...) for values (time, batch, features) and what the head said of them, and the last state."""
-    state = monitor.fresh_state(values.shape[1])
+    state = monitor.initial_state(values.shape[1])
     last = torch.zeros(values.shape[1:])
-    told = []
+    steps = []
     for row, value in enumerate(values):
-        now = reading(value, last)
-        spoken = {name: torch.as_tensor(part[row], dtype=torch.float32) for name, part in said.items()}
-        outputs, state = monitor.step(now, spoken, state)
-        last = now.seen
-        told.append(outputs)
-    return {name: np.stack([outputs[name].numpy() for outputs in told]) for name in told[0]}, state
+        now = observe(value, last)
+        head_row = {name: torch.as_tensor(part[row], dtype=torch.float32) for name, part in head_outputs.items()}
+        outputs, state = monitor.step(now, head_row, state)
+        last = now.values
+        steps.append(outputs)
+    return {name: np.stack([outputs[name].numpy() for outputs in steps]) for name in steps[0]}, state
 
 
 # Intervals.
@@ -85,7 +85,7 @@ def interval_oracle(y: Any, low: Any, high: Any, horizons: tuple[int, ...]) -> A
                 missed = not below <= y[now] <= above
                 q[index] += monitors.INTERVAL_RATE / math.sqrt(horizon) * (missed - (1 - COVERAGE))
             centre, half = (low[now, index] + high[now, index]) / 2, (high[now, index] - low[now, index]) / 2
-            half = max(half + q[index], monitors.LEAST_HALF)
+            half = max(half + q[index], monitors.MIN_HALF_WIDTH)
             served[now, index] = centre - half, centre + half
     return served
 
@@ -110,19 +110,19 @@ def test_the_coverage_holds_for_any_series() -> None:
     y = rng.normal(0, np.where(np.arange(count) < count // 2, 0.2, 2.0))
     waves = np.sin(np.arange(count) / 300)
     monitor = Intervals(Forecast(targets=(0,), horizons=(3,)), COVERAGE)
-    state = monitor.fresh_state(3)
+    state = monitor.initial_state(3)
     served = np.zeros((count, 3, 2))
     truth = np.zeros((count, 3))
     last = torch.zeros(3, 1)
-    said = {"forecast": torch.zeros(3, 1, 1)}
+    head_outputs = {"forecast": torch.zeros(3, 1, 1)}
     with torch.no_grad():
         for now in range(count):
             outside = min(served[now - 3, 2, 1] + 0.01, 1.0) if now >= 3 else 0.0
             truth[now] = y[now], waves[now], outside
-            read = reading(truth[now, :, None], last)
-            outputs, state = monitor.step(read, said, state)
+            read = observe(truth[now, :, None], last)
+            outputs, state = monitor.step(read, head_outputs, state)
             served[now] = outputs["interval"][:, 0, 0]
-            last = read.seen
+            last = read.values
     covered = (truth[3:] >= served[:-3, :, 0]) & (truth[3:] <= served[:-3, :, 1])
     assert np.abs(covered.mean(axis=0) - COVERAGE).max() < 0.01
 
@@ -136,7 +136,7 @@ def test_a_missing_value_moves_no_interval() -> None:
 
 
 def test_a_forecast_that_was_not_made_moves_no_interval() -> None:
-    """In a fresh stream the first timesteps have no forecast to be compared with; the next one has."""
+    """In a new stream the first timesteps have no forecast to be compared with; the next one has."""
     monitor = Intervals(Forecast(targets=(0,), horizons=(3,)), COVERAGE)
     for steps, shift in ((3, 0.0), (4, monitors.INTERVAL_RATE / math.sqrt(3) * COVERAGE)):
         _, (state,) = run_monitor(monitor, np.full((steps, 1, 1), 9.0), {"forecast": np.zeros((steps, 1, 1, 1))})
@@ -183,16 +183,16 @@ def alarm_oracle(monitor: Alarm, values: Any, forecasts: Any) -> Any:
         root = np.maximum(parts * factor + summand, 1.0) ** (1 / 16)
         evidence = (32 * (root - 1) / (root + 1) * before).max()  # nearly the logarithm
         threshold = monitor.start.item() + shift
-        warm = now >= monitors.WARM_STEPS
+        warm = now >= monitors.WARM_UP_STEPS
         score = evidence / (evidence + threshold) if warm else 0.0
         alarm = score > 0.5
         if warm and not alarm:
-            ended = burst if burst <= monitors.ACCIDENT_STEPS else 0.0
+            ended = burst if burst <= monitors.FALSE_ALARM_STEPS else 0.0
             shift += monitors.THRESHOLD_RATE * (ended - monitor.alarm_rate)
-        shift = max(shift, monitors.LEAST_THRESHOLD - monitor.start.item())
-        far = evidence > threshold + monitors.ACCIDENT_NATS
-        burst = burst + 1 + monitors.ACCIDENT_STEPS * far if alarm else 0.0
-        pace = twice * (monitors.ALARM_PACE if alarm else 1.0)
+        shift = max(shift, monitors.MIN_THRESHOLD - monitor.start.item())
+        far = evidence > threshold + monitors.FALSE_ALARM_NATS
+        burst = burst + 1 + monitors.FALSE_ALARM_STEPS * far if alarm else 0.0
+        pace = twice * (monitors.ALARM_RATE_FACTOR if alarm else 1.0)
         bounded = np.clip(deviation, -monitors.CLIP, monitors.CLIP)
         mean = mean + pace * monitors.MEAN_RATE * bounded
         spread = np.maximum(spread + pace * monitors.VARIANCE_RATE * (bounded**2 - 1), math.log(0.25))
@@ -249,7 +249,7 @@ def test_a_young_stream_raises_no_alarm() -> None:
     values = np.zeros((120, 1, 3))
     values[50], values[110] = 1000.0, -1000.0
     got, _ = run_monitor(toy_alarm(), values, {"forecast": np.zeros((120, 1, 2, 2))})
-    warm = int(monitors.WARM_STEPS)
+    warm = int(monitors.WARM_UP_STEPS)
     assert not got["score"][:warm].any()
     assert not got["warm"][:warm].any()
     assert got["warm"][warm:].all()
@@ -273,11 +273,11 @@ def test_the_alarm_rate_holds_on_clean_data(wrong: float) -> None:
 def alarmed_and_calm(size: float) -> tuple[Any, Any]:
     """The states after the same large error in two streams, of which the threshold of only the first gives an alarm."""
     monitor = toy_alarm()
-    state = monitor.fresh_state(2)[0]
-    state[:, -3] = monitors.WARM_STEPS
+    state = monitor.initial_state(2)[0]
+    state[:, -3] = monitors.WARM_UP_STEPS
     state[1, -1] = 1000.0
-    said = {"forecast": torch.zeros(2, 2, 2)}
-    outputs, (after,) = monitor.step(reading(np.full((2, 3), size), np.zeros((2, 3))), said, (state,))
+    head_outputs = {"forecast": torch.zeros(2, 2, 2)}
+    outputs, (after,) = monitor.step(observe(np.full((2, 3), size), np.zeros((2, 3))), head_outputs, (state,))
     assert outputs["alarm"].flatten().tolist() == [1.0, 0.0]
     return state.numpy(), after.numpy()
 
@@ -295,15 +295,15 @@ def test_a_great_fault_does_not_lift_the_threshold() -> None:
     monitor = toy_alarm()
     lifted = {}
     for name, burst in (("small", 3.0), ("long", 13.0)):
-        state = monitor.fresh_state(1)[0]
-        state[0, -3:] = torch.tensor([monitors.WARM_STEPS, burst, 0.0])
+        state = monitor.initial_state(1)[0]
+        state[0, -3:] = torch.tensor([monitors.WARM_UP_STEPS, burst, 0.0])
         _, (after,) = monitor.step(
-            reading(np.full((1, 3), 0.01), np.zeros((1, 3))), {"forecast": torch.zeros(1, 2, 2)}, (state,)
+            observe(np.full((1, 3), 0.01), np.zeros((1, 3))), {"forecast": torch.zeros(1, 2, 2)}, (state,)
         )
         lifted[name] = after[0, -1].item()
     assert lifted["small"] == pytest.approx(monitors.THRESHOLD_RATE * (3.0 - ALARM_RATE), rel=1e-4)
     assert lifted["long"] == pytest.approx(-monitors.THRESHOLD_RATE * ALARM_RATE, rel=1e-4)
-    assert alarmed_and_calm(1e6)[1][0, -2] > monitors.ACCIDENT_STEPS
+    assert alarmed_and_calm(1e6)[1][0, -2] > monitors.FALSE_ALARM_STEPS
 
 
 def test_missing_values_move_nothing_usual() -> None:
@@ -311,9 +311,9 @@ def test_missing_values_move_nothing_usual() -> None:
     monitor = toy_alarm()
     state = torch.rand(1, monitor.widths[0])
     _, (after,) = monitor.step(
-        reading(np.full((1, 3), np.nan), np.ones((1, 3))), {"forecast": torch.zeros(1, 2, 2)}, (state,)
+        observe(np.full((1, 3), np.nan), np.ones((1, 3))), {"forecast": torch.zeros(1, 2, 2)}, (state,)
     )
-    assert torch.equal(after[:, 4:12], state[:, 4:12].clamp(min=monitors.LEAST_SPREAD))
+    assert torch.equal(after[:, 4:12], state[:, 4:12].clamp(min=monitors.MIN_LOG_VARIANCE))
     assert torch.equal(after[:, 12:14], state[:, 12:14])
     assert torch.equal(after[:, 14:16], state[:, 14:16] + 1)
 
@@ -388,7 +388,7 @@ def watched(series: Series, split: Split) -> Network:
 @pytest.fixture(scope="module")
 def model(watched: Network, series: Series, split: Split, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     """Its graph; leave it as it is."""
-    facts = Facts.of(series, split, fit_scaler(series, split.train))
+    facts = DataFacts.of(series, split, fit_scaler(series, split.train))
     watched.prepare_export()
     content = made_once(
         tmp_path_factory,
@@ -410,14 +410,14 @@ def test_monitors_leave_what_was_learned_alone(watched: Network, series: Series)
     watched = add_monitors(bare, watched.architecture)
     x = torch.from_numpy(series.values[:200, None])
     with torch.no_grad():
-        wanted, _ = bare.sequence(x, bare.fresh_state(1))
-        got, _ = watched.sequence(x, watched.fresh_state(1))
+        wanted, _ = bare.sequence(x, bare.initial_state(1))
+        got, _ = watched.sequence(x, watched.initial_state(1))
     assert all(torch.equal(got[name], part) for name, part in wanted.items())
 
 
-def test_a_fresh_stream_is_all_zero(watched: Network) -> None:
+def test_a_new_stream_is_all_zero(watched: Network) -> None:
     """Every state tensor is zero, and the batch is its last axis but one."""
-    state = watched.fresh_state(5)
+    state = watched.initial_state(5)
     assert watched.state_names[-2:] == ("intervals", "watch")
     assert all(not part.any() and part.shape[-2] == 5 for part in state)
 
@@ -427,13 +427,13 @@ def test_steps_equal_the_sequence(watched: Network, series: Series) -> None:
     x = torch.from_numpy(series.values[:150, None].copy())
     x[70:80, :, 1] = math.nan
     with torch.no_grad():
-        wanted, wanted_state = watched.sequence(x, watched.fresh_state(1))
-        state, told = watched.fresh_state(1), []
+        wanted, wanted_state = watched.sequence(x, watched.initial_state(1))
+        state, steps = watched.initial_state(1), []
         for now in x:
             outputs, state = watched.step(now, state)
-            told.append(outputs)
+            steps.append(outputs)
     for name, part in wanted.items():
-        torch.testing.assert_close(torch.stack([outputs[name] for outputs in told]), part, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(torch.stack([outputs[name] for outputs in steps]), part, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(state, wanted_state, atol=1e-4, rtol=1e-5)
 
 
@@ -453,7 +453,7 @@ def test_a_rarer_alarm_begins_at_a_higher_threshold(watched: Network, series: Se
     task = watched.architecture.task.model_copy(update={"alarm_rate": 10 * ALARM_RATE, "coverage": None})
     other = add_monitors(watched_bare(watched), watched.architecture.model_copy(update={"task": task}))
     calibrate(other, series, split)
-    higher = watched.watchers[1].start.item() - other.watchers[0].start.item()
+    higher = watched.monitors[1].start.item() - other.monitors[0].start.item()
     assert math.log(10) / 2 < higher < math.log(10) * 2
 
 
@@ -471,7 +471,7 @@ def test_a_calibrated_alarm_keeps_its_rate_on_clean_data(graph: Graph, series: S
     first, end = split.test[0]
     outputs, _ = graph.replay(series.values[first:end, None])
     assert outputs["alarm"].mean() < 5 * ALARM_RATE
-    assert outputs["score"][int(monitors.WARM_STEPS) :].max() > 0.3
+    assert outputs["score"][int(monitors.WARM_UP_STEPS) :].max() > 0.3
 
 
 FAULTS: dict[str, Callable[[Any], Any]] = {
@@ -511,7 +511,7 @@ def test_the_graph_computes_what_the_network_does(graph: Graph, watched: Network
     x = series.values[1000:1600, None].copy()
     x[400] += 2.0
     with torch.no_grad():
-        wanted, _ = watched.sequence(torch.from_numpy(x), watched.fresh_state(1))
+        wanted, _ = watched.sequence(torch.from_numpy(x), watched.initial_state(1))
     got, _ = graph.replay(x)
     assert list(got) == ["forecast", "quantiles", "interval", "score", "alarm", "warm", "surprise"]
     for name, part in wanted.items():

@@ -15,7 +15,7 @@ from tests.once import made_once
 from training import errors
 from training.data.scaler import Scaler
 from training.judging.graph import Graph
-from training.learning.run import Facts
+from training.learning.run import DataFacts
 from training.network.network import Network, build_network
 from training.publishing.export import build_graph, describe
 from training.publishing.parity import check_parity
@@ -51,7 +51,7 @@ def test_stepping_the_graph_equals_the_sequence(
     network, _ = exported
     x = sensor_rows(1000, batch)
     with torch.no_grad():
-        wanted, wanted_state = network.sequence(torch.from_numpy(x), network.fresh_state(batch))
+        wanted, wanted_state = network.sequence(torch.from_numpy(x), network.initial_state(batch))
     got, state = graph.replay(x)
     assert list(got) == list(wanted) == ["forecast", "quantiles"]
     for name, part in wanted.items():
@@ -161,7 +161,7 @@ def test_a_graph_that_differs_is_refused(exported: tuple[Network, onnx.ModelProt
 
 @pytest.fixture(scope="module")
 def sharp(
-    make_facts: Callable[[int], Facts], tmp_path_factory: pytest.TempPathFactory
+    make_facts: Callable[[int], DataFacts], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Network, onnx.ModelProto]:
     """A network whose classes turn on a hundredth of what the cells say, and its graph; leave it as it is."""
     mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
@@ -202,7 +202,7 @@ def test_a_sharp_graph_that_differs_is_refused(sharp: tuple[Network, onnx.ModelP
 
 
 def test_quantiles_do_not_depend_on_the_batch(
-    make_network: Callable[..., Network], make_facts: Callable[[int], Facts], sensor_rows: Callable[..., Any]
+    make_network: Callable[..., Network], make_facts: Callable[[int], DataFacts], sensor_rows: Callable[..., Any]
 ) -> None:
     """Nor do they where a row's are too few for a vector of the processor, and lie far apart as learned ones do."""
     network = make_network(hidden=4, quantiles=(0.1, 0.5))
@@ -217,7 +217,7 @@ def test_quantiles_do_not_depend_on_the_batch(
 
 
 def test_a_large_cell_state_may_be_rounded(
-    make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
+    make_network: Callable[..., Network], make_facts: Callable[[int], DataFacts]
 ) -> None:
     """A cell that forgets nothing counts into the hundreds, where float32 is coarser than the limit, and still passes."""
     network = make_network(hidden=4)
@@ -240,7 +240,7 @@ def test_a_graph_that_gives_nan_is_refused(exported: tuple[Network, onnx.ModelPr
 
 
 def test_a_retrained_network_exports_its_new_weights(
-    make_network: Callable[..., Network], make_facts: Callable[[int], Facts]
+    make_network: Callable[..., Network], make_facts: Callable[[int], DataFacts]
 ) -> None:
     """The prepared buffers follow the weights: a second export of a changed network is of the changed one."""
     network = make_network(hidden=4)

@@ -18,24 +18,25 @@ import onnx
 import pytest
 
 from training.data.series import Series
+from training.judging.detection import FaultyCopies, FaultyReplay
 from training.judging.evaluate import evaluate
 from training.judging.faults import Event
 from training.judging.graph import Graph
+from training.judging.replay import Replay
 from training.judging.scores import AnomalyScores, ClassError, ClassScores, Confidence, Detection, Interval, Kind
-from training.judging.verdict import NAMES, verdict
-from training.learning.run import Facts, Outcome, Run
+from training.judging.verdict import BASELINE_NAMES, verdict
+from training.learning.run import DataFacts, Outcome, Run
 from training.network.network import Network
 from training.publishing import card, report
-from training.publishing.curves import Faulted, Replayed
 from training.publishing.parity import Parity
-from training.publishing.report import Material
+from training.publishing.report import ReportContent
 from training.settings import Fit, Source
 
 HISTORY = [{"epoch": n, "loss": 1 / n, "score": 0.9 / n, "learning_rate": 0.004 / n, "elapsed_s": n} for n in (1, 2, 3)]
 FORECAST = {
     "Against the baselines",
     "Intervals",
-    "Forecasts against what came true",
+    "Forecasts and true values",
     "Skill by horizon",
     "Calibration",
     "Errors",
@@ -48,8 +49,8 @@ ALWAYS = {"Learning", "Data", "Settings", "Serve it"}
 def material(
     exported: tuple[Network, onnx.ModelProto],
     make_series: Callable[..., Series],
-    make_facts: Callable[[int], Facts],
-) -> Material:
+    make_facts: Callable[[int], DataFacts],
+) -> ReportContent:
     """The card and the replay of an untrained network with two targets."""
     network, model = exported
     content = model.SerializeToString()
@@ -62,24 +63,24 @@ def material(
         outcome=Outcome(epochs=3, best_epoch=2, best_score=0.45, seconds=7.5, stopped="patience", threads=1, torch="2"),
     )
     scores = evaluate(graph, series, split=facts.split)
-    made = card.make(
+    made = card.make_card(
         name="toy",
         version=3,
         created="2024-05-06T07:08:09+00:00",
         description=graph.description,
-        told=card.facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 3e-7, 1e-5)),
-        features=card.columns(record, network, series),
+        facts=card.training_facts(record, network, Parity(1000, (1, 7), 1e-7, 2e-7, 3e-7, 1e-5)),
+        features=card.feature_statistics(record, network, series),
         scores=scores.as_json(),
         verdict=verdict(scores),
         history=HISTORY,
         graph=content,
     )
     # As it is read back: lists, no tuples.
-    return Material(json.loads(json.dumps(made)), Replayed.of(graph, series, facts.split.test))
+    return ReportContent(json.loads(json.dumps(made)), Replay.of(graph, series, facts.split.test))
 
 
 @pytest.fixture(scope="module")
-def classifying(material: Material) -> Material:
+def classifying(material: ReportContent) -> ReportContent:
     """The same with a classification in the place of the forecasts."""
     told = copy.deepcopy(material.card)
     classes = ("walking", "sitting & standing", "lying")
@@ -110,18 +111,18 @@ def classifying(material: Material) -> Material:
             "quantiles": [],
         }
     ]
-    rows = len(material.replayed.times)
+    rows = len(material.replay.times)
     replayed = replace(
-        material.replayed,
+        material.replay,
         truth=np.empty((rows, 0)),
         outputs={"probability": np.full((rows, 3), 1 / 3, np.float32)},
         horizons=(),
     )
-    return Material(told, replayed)
+    return ReportContent(told, replayed)
 
 
 @pytest.fixture(scope="module")
-def watching(material: Material) -> Material:
+def watching(material: ReportContent, make_series: Callable[..., Series]) -> ReportContent:
     """The same with an anomaly score, alarms and faults."""
     told = copy.deepcopy(material.card)
     kinds = (Kind("spike", 3, 4, 0.0), Kind("drift", 0, 1, None))
@@ -130,16 +131,14 @@ def watching(material: Material) -> Material:
         json.dumps(asdict(AnomalyScores(2, 6, ("s0",), 0.001, model, replace(model, found=1, recall=0.2))))
     )
     told["scores"]["table"][0]["interval"] = asdict(Interval(0.8, 0.793, 4.2))
-    rows = len(material.replayed.times)
+    rows = len(material.replay.times)
     rng = np.random.default_rng(0)
     score = rng.random((rows, 1)).astype(np.float32) * 0.3
     score[20:24] = 0.95
     outputs = {"score": score, "alarm": (score > 0.9).astype(np.float32), "warm": np.ones_like(score)}
     outputs["warm"][:22] = 0
-    faulted = Faulted(
-        replace(material.replayed, outputs=outputs), (Event("spike", 0, 20, 21), Event("drift", 2, 40, 55))
-    )
-    return Material(told, material.replayed, faulted)
+    events = (Event("spike", 0, 20, 21), Event("drift", 2, 40, 55))
+    return ReportContent(told, material.replay, FaultyReplay(FaultyCopies(make_series(rows), (events,), 1), outputs))
 
 
 def tree(page: str) -> ET.Element:
@@ -159,7 +158,7 @@ def words(page: str) -> str:
     return re.sub(r"\s+", " ", " ".join(body.itertext()))
 
 
-def test_the_page_is_well_formed(material: Material, classifying: Material, watching: Material) -> None:
+def test_the_page_is_well_formed(material: ReportContent, classifying: ReportContent, watching: ReportContent) -> None:
     """Every tag that is opened is closed, by the rules of HTML and by those of XML."""
 
     class Strict(HTMLParser):
@@ -185,7 +184,7 @@ def test_the_page_is_well_formed(material: Material, classifying: Material, watc
         assert tree(page).tag == "html"
 
 
-def test_the_page_needs_nothing_else(material: Material, watching: Material) -> None:
+def test_the_page_needs_nothing_else(material: ReportContent, watching: ReportContent) -> None:
     """No script, no address, and no file: what is loaded is the page."""
     for page in map(report.build, (material, watching)):
         names = {element.tag for element in tree(page).iter()}
@@ -195,7 +194,7 @@ def test_the_page_needs_nothing_else(material: Material, watching: Material) -> 
         assert re.search(r"https?:|url\(|@import", page) is None
 
 
-def test_what_people_have_named_is_escaped(material: Material) -> None:
+def test_what_people_have_named_is_escaped(material: ReportContent) -> None:
     """A name with the signs of HTML is read as it was typed, and makes no element."""
     nasty = "<script>alert('&\"')</script>"
     told = json.loads(json.dumps(material.card).replace('"s0"', json.dumps(nasty)).replace('"toy"', json.dumps(nasty)))
@@ -204,14 +203,16 @@ def test_what_people_have_named_is_escaped(material: Material) -> None:
     assert words(page).count(nasty) > 5
 
 
-def test_sections_are_there_when_their_data_is(material: Material, classifying: Material, watching: Material) -> None:
+def test_sections_are_there_when_their_data_is(
+    material: ReportContent, classifying: ReportContent, watching: ReportContent
+) -> None:
     """A forecast, a classification and an anomaly model have what belongs to them, and no empty heading."""
     assert titles(report.build(material)) == FORECAST | ALWAYS
     assert titles(report.build(classifying)) == {"Classes", "Calibration", "A new stream"} | ALWAYS
     assert titles(report.build(watching)) == FORECAST | {"Anomalies"} | ALWAYS
 
 
-def test_only_alarms_of_a_warm_stream_are_drawn(watching: Material) -> None:
+def test_only_alarms_of_a_warm_stream_are_drawn(watching: ReportContent) -> None:
     """Of four alarms the two before the stream is warm are left out, in both widths; each fault has its shade."""
     page = tree(report.build(watching))
     dots = [dot for dot in page.iter("circle") if dot.get("class") == "dot b" and dot.get("r") == "2.0"]
@@ -230,7 +231,7 @@ def test_only_alarms_of_a_warm_stream_are_drawn(watching: Material) -> None:
         ("Against the baselines", {"scores": {"table": []}}),
     ],
 )
-def test_a_section_goes_with_its_data(material: Material, section: str, without: dict[str, Any]) -> None:
+def test_a_section_goes_with_its_data(material: ReportContent, section: str, without: dict[str, Any]) -> None:
     """What the card does not hold leaves no heading behind."""
     told = copy.deepcopy(material.card)
     for key, value in without.items():
@@ -238,14 +239,14 @@ def test_a_section_goes_with_its_data(material: Material, section: str, without:
     if told["scores"]["table"] == "no quantiles":
         plain = {"pinball": None, "coverage": None, "width": None, "quantiles": []}
         told["scores"]["table"] = [
-            row | {name: row[name] | plain for name in ("model", *NAMES) if row[name]}
+            row | {name: row[name] | plain for name in ("model", *BASELINE_NAMES) if row[name]}
             for row in material.card["scores"]["table"]
         ]
     assert section in titles(report.build(material))
     assert section not in titles(report.build(replace(material, card=told)))
 
 
-def test_the_page_says_what_the_card_says(material: Material) -> None:
+def test_the_page_says_what_the_card_says(material: ReportContent) -> None:
     """Verdict, fingerprint, hash, parameters, errors, settings, versions: each as it stands in the card."""
     told, said = material.card, words(report.build(material))
     row = told["scores"]["table"][0]
@@ -268,32 +269,32 @@ def test_the_page_says_what_the_card_says(material: Material) -> None:
         assert re.sub(r"\s+", " ", fact) in said, fact
 
 
-def test_a_baseline_that_is_not_beaten_stands_out(material: Material) -> None:
+def test_a_baseline_that_is_not_beaten_stands_out(material: ReportContent) -> None:
     """Its error is marked where it is at most the model's, and nowhere else; the verdict is marked too."""
     page = report.build(material)
     rows = material.card["scores"]["table"]
-    lost = sum(row[name]["mae"] <= row["model"]["mae"] for row in rows for name in NAMES if row[name])
+    lost = sum(row[name]["mae"] <= row["model"]["mae"] for row in rows for name in BASELINE_NAMES if row[name])
     weak = sum(row["skill"] <= 0 for row in rows)
     assert lost > 0
     assert page.count('class="lost"') == lost + weak
     assert ('class="verdict fails"' in page) is (not material.card["scores"]["beats_baselines"])
 
 
-def test_the_same_card_and_replay_give_the_same_bytes(material: Material) -> None:
+def test_the_same_card_and_replay_give_the_same_bytes(material: ReportContent) -> None:
     """The page holds no clock and no chance."""
     assert report.build(material) == report.build(copy.deepcopy(material))
 
 
-def test_the_client_on_the_page_is_python(material: Material) -> None:
+def test_the_client_on_the_page_is_python(material: ReportContent) -> None:
     """The ten lines compile, and name the model, a feature and an output."""
     client = [pre.text or "" for pre in tree(report.build(material)).iter("pre")][1]
     compile(client, "client", "exec")
     assert all(name in client for name in ("'toy'", "'s0'", "'forecast'"))
 
 
-def test_the_metadata_holds_the_facts_without_the_long_and_the_fickle(material: Material) -> None:
+def test_the_metadata_holds_the_facts_without_the_long_and_the_fickle(material: ReportContent) -> None:
     """What travels in the graph has the settings and the parts, but neither rows, nor groups, nor seconds."""
-    short = card.in_metadata({key: material.card[key] for key in ("data", "outcome", "settings", "parameters")})
+    short = card.metadata_facts({key: material.card[key] for key in ("data", "outcome", "settings", "parameters")})
     assert short["settings"] == material.card["settings"]
     assert short["data"]["held_out"] == {
         key: material.card["data"]["held_out"][key] for key in ("rows", "start", "end")
@@ -303,7 +304,9 @@ def test_the_metadata_holds_the_facts_without_the_long_and_the_fickle(material: 
 
 
 def test_the_card_tells_what_is_missing_in_each_part(
-    make_series: Callable[..., Series], exported: tuple[Network, onnx.ModelProto], make_facts: Callable[[int], Facts]
+    make_series: Callable[..., Series],
+    exported: tuple[Network, onnx.ModelProto],
+    make_facts: Callable[[int], DataFacts],
 ) -> None:
     """The share of rows without a value, feature by feature, counted in the part's rows alone."""
     series, facts = make_series(), make_facts(3)
@@ -312,7 +315,7 @@ def test_the_card_tells_what_is_missing_in_each_part(
     values[first : first + (end - first) // 2, 1] = np.nan
     values[:7, 0] = np.nan
     record = Run.model_construct(facts=facts)
-    told = card.columns(record, exported[0], replace(series, values=values))
+    told = card.feature_statistics(record, exported[0], replace(series, values=values))
     assert [column["missing"]["held_out"] for column in told] == [0.0, 0.5, 0.0]
     assert [column["missing"]["training"] for column in told] == [7 / 280, 0.0, 0.0]
     assert told[1]["mean"] == pytest.approx(float(exported[0].mean[1]))
@@ -330,7 +333,7 @@ def browser() -> str:
 
 
 def test_nothing_is_wider_than_a_phone(
-    browser: str, material: Material, classifying: Material, watching: Material, tmp_path: Path
+    browser: str, material: ReportContent, classifying: ReportContent, watching: ReportContent, tmp_path: Path
 ) -> None:
     """In a frame of 360 pixels no page can be scrolled sideways."""
     frames = []

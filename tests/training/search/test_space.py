@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import SettingsError
-from training.search.space import Choice, Range, as_text, grid_of, read_space, with_values
-from training.settings import USUAL, Fit, Request, Shape, Source
+from training.search.space import Choice, Range, apply_values, as_text, grid_points, read_space
+from training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape, Source
 
 
 def test_choices_and_ranges_are_read() -> None:
@@ -15,9 +15,9 @@ def test_choices_and_ranges_are_read() -> None:
     space = read_space("hidden=32,64; learning-rate = 1e-3..1e-2;cell=lstm,gru;lanes=4..16", grid=False)
     assert space == {
         "hidden": Choice((32, 64)),
-        "learning_rate": Range(1e-3, 1e-2, whole=False),
+        "learning_rate": Range(1e-3, 1e-2, integer=False),
         "cell": Choice(("lstm", "gru")),
-        "lanes": Range(4, 16, whole=True),
+        "lanes": Range(4, 16, integer=True),
     }
 
 
@@ -47,7 +47,7 @@ def test_the_usual_space_can_be_searched(grid: bool) -> None:
 
 def test_a_grid_has_every_combination_once() -> None:
     """The last setting changes quickest."""
-    grid = list(grid_of(read_space("hidden=8,16;layers=1,2", grid=True)))
+    grid = list(grid_points(read_space("hidden=8,16;layers=1,2", grid=True)))
     assert grid == [{"hidden": hidden, "layers": layers} for hidden in (8, 16) for layers in (1, 2)]
 
 
@@ -74,15 +74,15 @@ def test_a_wrong_space_is_one_line(text: str, words: str) -> None:
 
 def test_a_grid_takes_no_range() -> None:
     """There is an endless number of values between two."""
-    with pytest.raises(SettingsError, match="learning_rate is a range, which a grid cannot walk"):
+    with pytest.raises(SettingsError, match="learning_rate is a range, which has no grid"):
         read_space("learning_rate=1e-3..1e-2", grid=True)
 
 
 def test_another_optimiser_has_its_own_usual_rate() -> None:
     """What was asked for stays; what is searched is taken."""
     request = Request(source=Source(), name="toy", out=Path("run"), shape=Shape(hidden=8))
-    assert with_values(request, {"optimizer": "sgd"}).fit.learning_rate == USUAL["sgd"][0]
-    assert with_values(request, {"optimizer": "sgd", "learning_rate": 0.5}).fit.learning_rate == 0.5
+    assert apply_values(request, {"optimizer": "sgd"}).fit.learning_rate == OPTIMIZER_DEFAULTS["sgd"][0]
+    assert apply_values(request, {"optimizer": "sgd", "learning_rate": 0.5}).fit.learning_rate == 0.5
     asked = request.model_copy(update={"fit": Fit(learning_rate=0.01)})
-    assert with_values(asked, {"optimizer": "sgd"}).fit.learning_rate == 0.01
-    assert with_values(request, {"layers": 2}).shape == Shape(hidden=8, layers=2)
+    assert apply_values(asked, {"optimizer": "sgd"}).fit.learning_rate == 0.01
+    assert apply_values(request, {"layers": 2}).shape == Shape(hidden=8, layers=2)

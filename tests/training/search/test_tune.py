@@ -22,8 +22,8 @@ from training.errors import RunError
 from training.learning.run import load
 from training.search import tune
 from training.search.space import read_space
-from training.search.trials import draw, line, tables
-from training.search.tune import Callbacks, Learner, Outcome
+from training.search.trials import draw, tables, trial_line
+from training.search.tune import Callbacks, Outcome, TrialRunner
 from training.settings import Fit, Request, Search, Shape, Source
 
 QUICK = Search(trials=4, trial_epochs=2, search="hidden=4,8;learning_rate=1e-3..1e-1", sampler="random")
@@ -65,7 +65,7 @@ class Search4:
     def run(self) -> list[Any]:
         """Work until all is done; returns the trials."""
         series = read_request(self.request)
-        learner = Learner(self.request, self.search, prepare(self.request, series, print))
+        learner = TrialRunner(self.request, self.search, prepare(self.request, series, print))
         self.request.out.mkdir(exist_ok=True)
         space = read_space(self.search.search, grid=self.search.sampler == "grid")
         with tune._Worker(self.request, self.search, space, series) as worker:
@@ -232,7 +232,7 @@ def test_a_trial_whose_process_is_gone_is_tried_again(toy_csv: Path, tmp_path: P
     lost = []
     for _ in range(2):
         with tune._Worker(request, QUICK, space, series) as worker:
-            trial = worker._next()
+            trial = worker._next_trial()
             assert trial is not None
             lost.append(trial.params)
     assert lost[0] == lost[1]
@@ -247,18 +247,18 @@ def test_a_trial_of_a_process_that_lives_is_left_alone(toy_csv: Path, tmp_path: 
     notes: list[str] = []
     tell = Callbacks(lambda *_: None, lambda *_: None, notes.append)
     with tune._Worker(request, QUICK, read_space(QUICK.search, grid=False), read_request(request)) as worker:
-        trial = worker._next()
+        trial = worker._next_trial()
         assert trial is not None
         outcome = tune.tune(request, QUICK, tell)
         assert (len(outcome.trials), outcome.left, outcome.best) == (3, 1, None)
-        assert notes == ["other processes are still at work: the last one learns the best settings in full"]
+        assert notes == ["other processes are still at work: the last one trains in full with the best settings"]
 
 
 def test_the_best_is_learned_in_full_and_exported(toy_csv: Path, tmp_path: Path) -> None:
     """Its settings, all epochs, a version of the model; once, however often the command is given."""
     request = request_of(toy_csv, tmp_path)
     notes: list[str] = []
-    tell = Callbacks(lambda trial, done: notes.append(line(trial, done)), lambda *_: None, notes.append)
+    tell = Callbacks(lambda trial, done: notes.append(trial_line(trial, done)), lambda *_: None, notes.append)
     outcome = tune.tune(request, QUICK, tell)
     assert (len(outcome.trials), outcome.left) == (4, 0)
     assert outcome.best is not None
@@ -301,7 +301,7 @@ def test_the_command_prints_tables_and_writes_a_picture(
     said = capsys.readouterr().out
     assert "3 trials, the best first" in said
     assert "how much each setting matters" in said
-    assert "6 of 9 trials are left: the same command goes on" in said
+    assert "6 of 9 trials are left: the same command continues" in said
     assert (tmp_path / "search" / "tune.png").is_file()
     assert (tmp_path / "models" / "toy" / "1" / "model.onnx").is_file()
 
@@ -312,8 +312,8 @@ def test_the_command_prints_tables_and_writes_a_picture(
         (["--search", "hidden"], "search: got 'hidden', expected name=values"),
         (["--trials", "0"], "trials: got '0', expected: greater than or equal to 1"),
         (["--sampler", "luck"], "sampler: got 'luck', expected: 'tpe', 'random' or 'grid'"),
-        (["--resume", "run"], "resume: a search goes on by the same command"),
-        (["--sampler", "grid", "--search", "dropout=0..0.5"], "dropout is a range, which a grid cannot walk"),
+        (["--resume", "run"], "resume: the same command with the same --out continues a search"),
+        (["--sampler", "grid", "--search", "dropout=0..0.5"], "dropout is a range, which has no grid"),
     ],
 )
 def test_a_wrong_search_is_one_line(

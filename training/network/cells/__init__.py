@@ -1,8 +1,8 @@
-"""Recurrent layers. Each computes the same in two ways: `sequence()` to train, `step()` to export and to serve.
+"""Recurrent layers. Each computes the same in two ways: `sequence()` trains, `step()` is exported and served.
 
-Under export a layer is one fused ONNX node where there is a good one, else a Gemm and a few small nodes; its weights are
-buffers in the layout of those nodes, prepared beforehand, so that no slicing of weights is left in the graph. To add a
-cell, write such a class and enter it in `CELLS`.
+A layer is exported as one fused ONNX node where there is a good one, else as a Gemm and a few small nodes. Its weights
+become buffers in the layout of those nodes before the export, so that the graph slices no weights. To add a cell, write
+such a class and enter it in `CELLS`.
 """
 
 from training.network.cells.activation import ACTIVATIONS
@@ -12,18 +12,7 @@ from training.network.cells.gru import GRU
 from training.network.cells.lstm import LSTM, Peephole, PeepholePrevious
 from training.network.cells.rnn import RNN
 
-__all__ = [
-    "ACTIVATIONS",
-    "CELLS",
-    "GRU",
-    "LSTM",
-    "RNN",
-    "Cell",
-    "Convolution",
-    "Peephole",
-    "PeepholePrevious",
-    "State",
-]
+__all__ = ["ACTIVATIONS", "CELLS", "GRU", "LSTM", "RNN", "Cell", "Convolution", "Peephole", "PeepholePrevious", "State"]
 
 CELLS: dict[str, type[Cell]] = {
     "lstm": LSTM,

@@ -1,4 +1,4 @@
-"""What a network asks of a recurrent layer, and the one ONNX node that an LSTM or a GRU becomes."""
+"""The interface of a recurrent layer, and the one ONNX node of an LSTM or a GRU."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ class Cell(nn.Module, ABC):
     """A recurrent layer.
 
     Args:
-        inputs: width of what goes in.
-        hidden: width of what comes out.
+        inputs: width of the input.
+        hidden: width of the output.
         activation: of candidate and output, one of `activations`.
 
     Raises:
@@ -26,7 +26,7 @@ class Cell(nn.Module, ABC):
 
     """
 
-    # The names of the state tensors; each is zero in a fresh stream and has the batch as its last axis but one.
+    # The names of the state tensors. Each is zero in a new stream; the batch is its last axis but one.
     states: ClassVar[tuple[str, ...]]
     activations: ClassVar[frozenset[str]] = frozenset(ACTIVATIONS)
 
@@ -40,7 +40,7 @@ class Cell(nn.Module, ABC):
         self.hidden = hidden
         self.activation = activation
 
-    def fresh_state(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep: [1, batch, hidden] each, zeros, like the weights."""
         weight = next(self.parameters())
         return tuple(weight.new_zeros(1, batch, self.hidden) for _ in self.states)
@@ -62,13 +62,13 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def prepare_export(self) -> None:
-        """Lay the weights out as ONNX wants them; to be called again when they have changed."""
+        """Put the weights into ONNX's layout. Call it again after they have changed."""
 
-    def remember(self, steps: int) -> None:  # noqa: ARG002  only gates can
-        """Begin with gates that hold the state for up to so many timesteps, each unit for another time.
+    def init_long_memory(self, steps: int) -> None:  # noqa: ARG002  only gates can
+        """Initialise the gates so that the units hold their state for 1 to `steps` timesteps.
 
         Chrono initialisation: Tallec & Ollivier, Can recurrent neural networks warp time? (2018). A gate with the bias
-        log(n) forgets in some n timesteps; gradients reach back as far.
+        log(n) forgets in some n timesteps, and gradients reach back as far.
 
         Raises:
             SettingsError: the layer has no gates.
@@ -78,18 +78,18 @@ class Cell(nn.Module, ABC):
             f"take another cell"
         )
 
-    def keep(self, **buffers: Tensor) -> None:
-        """Hold the prepared weights; they are not part of what is saved."""
+    def register_onnx(self, **buffers: Tensor) -> None:
+        """Register weights in ONNX's layout as buffers that are not saved."""
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer.detach(), persistent=False)
 
 
-def spread_biases(units: int, steps: int) -> Tensor:
-    """(units,) biases of gates that hold for 1 to so many timesteps, each by chance: log u, u uniform from 1 to steps - 1."""
+def chrono_biases(units: int, steps: int) -> Tensor:
+    """(units,) random biases of gates that hold for 1 to `steps` timesteps: log u, u uniform from 1 to steps - 1."""
     return torch.log1p(torch.rand(units) * (steps - 2))
 
 
-def fused(
+def fused_step(
     operator: str,
     x: Tensor,
     weights: Sequence[Tensor],
@@ -99,8 +99,8 @@ def fused(
 ) -> tuple[Tensor, State]:
     """One timestep as one ONNX node, LSTM or GRU: (batch, inputs) -> (batch, hidden) and the next state."""
     size = list(state[0].shape)
-    # The first output is h of all timesteps; with one timestep it says the same as the second.
-    _, *following = torch.onnx.ops.symbolic_multi_out(
+    # The first output is h of all timesteps. With one timestep it equals the second.
+    _, *next_state = torch.onnx.ops.symbolic_multi_out(
         operator,
         (x.unsqueeze(0), *weights, None, *state, *peepholes),
         {"hidden_size": size[-1], "direction": "forward", **(attributes or {})},
@@ -108,18 +108,17 @@ def fused(
         shapes=[[1, *size], *[size] * len(state)],
         version=14,
     )
-    return following[0].squeeze(0), tuple(following)
+    return next_state[0].squeeze(0), tuple(next_state)
 
 
-def activation_attributes(names: Sequence[str]) -> dict[str, Any]:
+def onnx_activations(names: Sequence[str]) -> dict[str, Any]:
     """The attributes of a fused node for activations in the operator's order.
 
-    `alpha` and `beta` are spelt out: they are consumed by the activations that take one, in order.
+    Only the activations that take an `alpha` consume one, in order. So all are written out.
     """
     chosen = [ACTIVATIONS[name] for name in names]
     attributes = {
         "activations": [activation.onnx for activation in chosen],
         "activation_alpha": [alpha for activation in chosen for alpha in activation.alpha],
-        "activation_beta": [beta for activation in chosen for beta in activation.beta],
     }
     return {name: values for name, values in attributes.items() if values}

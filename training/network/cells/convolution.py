@@ -1,4 +1,4 @@
-"""A causal convolution over time in front of the cells: it learns what a few neighbouring timesteps look like."""
+"""A causal convolution over time in front of the cells: it learns patterns of a few neighbouring timesteps."""
 
 from math import sqrt
 
@@ -11,18 +11,18 @@ from training.network.cells.cell import Cell, State
 
 
 class Convolution(Cell):
-    """A one-dimensional convolution over the present and the `kernel - 1` timesteps before it, through a ReLU.
+    """A one-dimensional convolution over the present and the `kernel - 1` timesteps before it, with a ReLU.
 
-    Its state `past` [kernel - 1, batch, inputs] holds those timesteps, the oldest first; zeros in a fresh stream are the
-    padding. `hidden`, the width of what comes out, is the number of filters.
+    Its state `past` [kernel - 1, batch, inputs] holds those timesteps, the oldest first. The zeros of a new stream are the
+    padding. `hidden`, the width of the output, is the number of filters.
 
     Args:
-        inputs: width of what goes in.
-        filters: width of what comes out.
+        inputs: width of the input.
+        filters: width of the output.
         kernel: how many timesteps a filter sees, 2 or more.
 
     Raises:
-        SettingsError: the kernel would see the present timestep alone.
+        SettingsError: the kernel sees the present timestep alone.
 
     """
 
@@ -44,16 +44,16 @@ class Convolution(Cell):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def fresh_state(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep: zeros, like the weights."""
         return (self.weight.new_zeros(self.kernel - 1, batch, self.inputs),)
 
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(time, batch, inputs) -> (time, batch, filters) and the last kernel - 1 timesteps."""
-        seen = torch.cat([*state, x])  # (kernel - 1 + time, batch, inputs)
-        y = functional.conv1d(seen.permute(1, 2, 0), self.weight, self.bias)  # (batch, filters, time)
+        padded = torch.cat([*state, x])  # (kernel - 1 + time, batch, inputs)
+        y = functional.conv1d(padded.permute(1, 2, 0), self.weight, self.bias)  # (batch, filters, time)
         # A copy: a view would keep the whole sequence in memory for the sake of its last timesteps.
-        return functional.relu(y.permute(2, 0, 1)), (seen[-(self.kernel - 1) :].clone(),)
+        return functional.relu(y.permute(2, 0, 1)), (padded[-(self.kernel - 1) :].clone(),)
 
     def onnx_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, inputs) -> (batch, filters) and the next past, by one Gemm over the window."""
@@ -62,5 +62,5 @@ class Convolution(Cell):
         return functional.relu(functional.linear(flat, self.onnx_w, self.bias)), (window[1:],)
 
     def prepare_export(self) -> None:
-        """Lay the weights out as the window lies: timestep by timestep."""
-        self.keep(onnx_w=self.weight.transpose(1, 2).flatten(1))
+        """Put the weights into the order of the window: timestep by timestep."""
+        self.register_onnx(onnx_w=self.weight.transpose(1, 2).flatten(1))

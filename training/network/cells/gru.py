@@ -9,13 +9,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from training.network.cells.activation import ACTIVATIONS, Activation
-from training.network.cells.cell import Cell, State, activation_attributes, fused, spread_biases
+from training.network.cells.cell import Cell, State, chrono_biases, fused_step, onnx_activations
 
 
 class GRU(Cell):
     """A gated recurrent unit with the state h.
 
-    With tanh it is torch's own. Other activations squash the candidate; the gates stay sigmoids.
+    With tanh it is torch's own. Another activation applies to the candidate; the gates stay sigmoids.
     """
 
     states = ("h",)
@@ -39,24 +39,22 @@ class GRU(Cell):
 
     def onnx_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, inputs) -> (batch, hidden) and the next (h,), by one node."""
-        attributes = {} if self.activation == "tanh" else activation_attributes(["sigmoid", self.activation])
+        attributes = {} if self.activation == "tanh" else onnx_activations(["sigmoid", self.activation])
         weights = (self.onnx_w, self.onnx_r, self.onnx_b)
-        return fused("GRU", x, weights, state, attributes={"linear_before_reset": 1, **attributes})
+        return fused_step("GRU", x, weights, state, attributes={"linear_before_reset": 1, **attributes})
 
-    def remember(self, steps: int) -> None:
-        """Begin with update gates that hold for up to so many timesteps."""
+    def init_long_memory(self, steps: int) -> None:
+        """Initialise the update gates to hold for up to `steps` timesteps."""
         _, _, input_bias, recurrent_bias = self.kernel.all_weights[0]
         with torch.no_grad():
-            input_bias.chunk(3)[1].copy_(spread_biases(self.hidden, steps))
+            input_bias.chunk(3)[1].copy_(chrono_biases(self.hidden, steps))
             recurrent_bias.chunk(3)[1].zero_()
 
     def prepare_export(self) -> None:
         """Put the weights into ONNX's layout."""
         w, r, input_bias, recurrent_bias = map(_onnx_gates, self.kernel.all_weights[0])
-        self.keep(
-            onnx_w=w.unsqueeze(0),
-            onnx_r=r.unsqueeze(0),
-            onnx_b=torch.cat([input_bias, recurrent_bias]).unsqueeze(0),
+        self.register_onnx(
+            onnx_w=w.unsqueeze(0), onnx_r=r.unsqueeze(0), onnx_b=torch.cat([input_bias, recurrent_bias]).unsqueeze(0)
         )
 
 
@@ -66,7 +64,9 @@ def _onnx_gates(weights: Tensor) -> Tensor:
     return torch.cat([z, r, n])
 
 
-def _gru_sequence(projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, squash: Activation) -> tuple[Tensor, Tensor]:
+def _gru_sequence(
+    projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, activation_fn: Activation
+) -> tuple[Tensor, Tensor]:
     """Run a gated recurrent unit over a sequence, as `lstm_sequence` does for an LSTM.
 
     Args:
@@ -74,16 +74,16 @@ def _gru_sequence(projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, squash:
         r: (3 * hidden, hidden), the recurrent weights.
         bias: (3 * hidden,), of the recurrent weights.
         h: [1, batch, hidden].
-        squash: the activation of the candidate n.
+        activation_fn: of the candidate n.
 
     Returns:
         (time, batch, hidden), and h after the last timestep. Can be differentiated once.
 
     """
     if torch.is_grad_enabled() and any(part.requires_grad for part in (projected, r, bias, h)):
-        y, h = _GRUSequence.apply(projected, r, bias, h, squash)  # type: ignore[no-untyped-call]
+        y, h = _GRUSequence.apply(projected, r, bias, h, activation_fn)  # type: ignore[no-untyped-call]
         return y, h
-    y, _, _ = _run(projected, r, bias, h[0], squash, keep=False)
+    y, _, _ = _run(projected, r, bias, h[0], activation_fn, keep=False)
     return y, y[-1:].clone()
 
 
@@ -92,11 +92,11 @@ class _GRUSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, squash: Activation
+        ctx: Any, projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, activation_fn: Activation
     ) -> tuple[Tensor, Tensor]:
-        y, gates, candidates = _run(projected, r, bias, h[0], squash, keep=True)
+        y, gates, candidates = _run(projected, r, bias, h[0], activation_fn, keep=True)
         ctx.save_for_backward(r, h, y, gates, candidates)
-        ctx.squash = squash
+        ctx.activation_fn = activation_fn
         return y, y[-1:].clone()
 
     @staticmethod
@@ -104,7 +104,7 @@ class _GRUSequence(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dh_last: Tensor) -> tuple[Tensor | None, ...]:
         r, h, y, gates, candidates = ctx.saved_tensors
         before = torch.cat([h, y[:-1]])  # (time, batch, hidden), h before each timestep
-        slopes, kept = _slopes(before, gates, candidates, ctx.squash)
+        slopes, kept = _slopes(before, gates, candidates, ctx.activation_fn)
         # (1 + time, batch, hidden): the gradient of h before each timestep, and last that of the final h
         dh = torch.cat([torch.zeros_like(h), dy])
         dh[-1:] += dh_last
@@ -121,13 +121,14 @@ class _GRUSequence(torch.autograd.Function):
 
 
 def _run(
-    projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, squash: Activation, *, keep: bool
+    projected: Tensor, r: Tensor, bias: Tensor, h: Tensor, activation_fn: Activation, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The timesteps one after the other.
 
     Returns:
-        y, (time, batch, hidden); and of each timestep if they are to be kept, else of the last: (time, batch, 3, hidden), the
-        gates r, z after their activations and what r lets through; (time, batch, hidden), the candidates.
+        y, (time, batch, hidden); the gates r, z after their activations and the recurrent part of the candidate before r,
+        (time, batch, 3, hidden); and the candidates, (time, batch, hidden). With `keep` they are those of each timestep, else
+        of the last.
 
     """
     steps, batch, width = projected.shape
@@ -142,28 +143,28 @@ def _run(
         y.unbind(0),
         gates.unbind(0) if keep else repeat(gates[0]),
         candidates.unbind(0) if keep else repeat(candidates[0]),
-        strict=False,  # what is not kept repeats for ever
+        strict=False,  # without `keep` a view repeats for ever
     ):
         torch.addmm(bias, h, r, out=gate.view(batch, width))
         gate[:, :2].add_(x[:, : 2 * hidden].view(batch, 2, hidden)).sigmoid_()
         reset, update, let_through = gate.unbind(1)
         torch.addcmul(x[:, 2 * hidden :], reset, let_through, out=n)
-        n.copy_(squash.value(n))
+        n.copy_(activation_fn.value(n))
         torch.lerp(n, h, update, out=out)
         h = out
     return y, gates, candidates
 
 
-def _slopes(before: Tensor, gates: Tensor, candidates: Tensor, squash: Activation) -> tuple[Tensor, Tensor]:
-    """What the gradient of h is multiplied by on its way back, for all timesteps at once.
+def _slopes(before: Tensor, gates: Tensor, candidates: Tensor, activation_fn: Activation) -> tuple[Tensor, Tensor]:
+    """The factors of the gradient of h in the backward pass, for all timesteps at once.
 
     Returns:
-        (time, batch, 4, hidden): to r and z before their activations, to what r lets through, to n before its activation;
-        (time, batch, hidden): to the h before.
+        (time, batch, 4, hidden): to r and z before their activations, to the recurrent part of n, to n before its activation;
+        (time, batch, hidden): to the previous h.
 
     """
     r, z, let_through = gates.unbind(2)
-    to_n = squash.slope(candidates).mul_(1 - z)
+    to_n = activation_fn.slope(candidates).mul_(1 - z)
     to_r = to_n * let_through * r * (1 - r)
     to_z = (before - candidates) * z * (1 - z)
     return torch.stack([to_r, to_z, to_n * r, to_n], 2), z

@@ -1,4 +1,4 @@
-"""Long short-term memory layers: the plain one, and two with peepholes, gates that look at the cell state."""
+"""Long short-term memory layers: the plain one, and two with peepholes, whose gates see the cell state."""
 
 from typing import ClassVar
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.network.cells.activation import ACTIVATIONS
-from training.network.cells.cell import Cell, State, activation_attributes, fused, spread_biases
+from training.network.cells.cell import Cell, State, chrono_biases, fused_step, onnx_activations
 from training.network.cells.lstm_sequence import lstm_sequence
 
 
 class LSTM(Cell):
     """A long short-term memory layer with the states h and c.
 
-    With tanh it is torch's own, and as fast. Other activations squash the candidate and the cell state; the gates stay
+    With tanh it is torch's own, and as fast. Another activation applies to the candidate and the cell state; the gates stay
     sigmoids.
     """
 
@@ -26,94 +26,92 @@ class LSTM(Cell):
     def __init__(self, inputs: int, hidden: int, activation: str = "tanh") -> None:
         super().__init__(inputs, hidden, activation)
         self.kernel = nn.LSTM(inputs, hidden)
-        _open_forget_gates(self.kernel)
+        _init_forget_bias(self.kernel)
 
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(time, batch, inputs) -> (time, batch, hidden) and (h, c) after the last timestep."""
         h, c = state
         if self.activation != "tanh":
-            return self._by_hand(x, h, c)
+            return self._manual_sequence(x, h, c)
         y, (h, c) = self.kernel(x, (h, c))
         return y, (h, c)
 
     def onnx_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, inputs) -> (batch, hidden) and the next (h, c), by one node."""
-        return fused("LSTM", x, (self.onnx_w, self.onnx_r, self.onnx_b), state, attributes=self._attributes())
+        return fused_step("LSTM", x, (self.onnx_w, self.onnx_r, self.onnx_b), state, attributes=self._attributes())
 
     def prepare_export(self) -> None:
         """Put the weights into ONNX's layout."""
         w, r, input_bias, recurrent_bias = map(_onnx_gates, self.kernel.all_weights[0])
-        self.keep(
-            onnx_w=w.unsqueeze(0),
-            onnx_r=r.unsqueeze(0),
-            onnx_b=torch.cat([input_bias, recurrent_bias]).unsqueeze(0),
+        self.register_onnx(
+            onnx_w=w.unsqueeze(0), onnx_r=r.unsqueeze(0), onnx_b=torch.cat([input_bias, recurrent_bias]).unsqueeze(0)
         )
 
-    def remember(self, steps: int) -> None:
-        """Begin with forget gates that hold for up to so many timesteps, and input gates that let as little in."""
+    def init_long_memory(self, steps: int) -> None:
+        """Initialise the forget gates to hold for up to `steps` timesteps, and the input gates to admit as little."""
         _, _, input_bias, recurrent_bias = self.kernel.all_weights[0]
-        bias = spread_biases(self.hidden, steps)
+        bias = chrono_biases(self.hidden, steps)
         with torch.no_grad():
             for gate, value in ((0, -bias), (1, bias)):
                 input_bias.chunk(4)[gate].copy_(value)
                 recurrent_bias.chunk(4)[gate].zero_()
 
-    def _by_hand(
-        self, x: Tensor, h: Tensor, c: Tensor, p: Tensor | None = None, *, o_looks_back: bool = False
+    def _manual_sequence(
+        self, x: Tensor, h: Tensor, c: Tensor, p: Tensor | None = None, *, o_sees_previous: bool = False
     ) -> tuple[Tensor, State]:
         """`sequence()` with this layer's activation, and with peepholes if there are any, (3, hidden) for i, f, o."""
         w, r, input_bias, recurrent_bias = self.kernel.all_weights[0]
         projected = functional.linear(x, w, input_bias + recurrent_bias)
-        squash = ACTIVATIONS[self.activation]
-        y, h, c = lstm_sequence(projected, r, p, h, c, squash, o_looks_back=o_looks_back)
+        activation_fn = ACTIVATIONS[self.activation]
+        y, h, c = lstm_sequence(projected, r, p, h, c, activation_fn, o_sees_previous=o_sees_previous)
         return y, (h, c)
 
     def _attributes(self) -> dict[str, object]:
         if self.activation == "tanh":
             return {}
-        return activation_attributes(["sigmoid", self.activation, self.activation])
+        return onnx_activations(["sigmoid", self.activation, self.activation])
 
 
 class Peephole(LSTM):
-    """An LSTM whose gates look at the cell state through one weight a unit: i and f at the previous, o at the new one.
+    """An LSTM whose gates see the cell state through one weight a unit: i and f the previous one, o the new one.
 
-    It is the ONNX operator with its input P. The weights of the peepholes begin at zero, so it begins as the plain LSTM.
+    It is the ONNX operator with its input P. The weights of the peepholes start at zero, so it starts as the plain LSTM.
     """
 
-    o_looks_back: ClassVar[bool] = False
+    o_sees_previous: ClassVar[bool] = False
     onnx_p: Tensor  # (1, 3 * hidden)
 
     def __init__(self, inputs: int, hidden: int, activation: str = "tanh") -> None:
         super().__init__(inputs, hidden, activation)
-        # One axis, as a bias has: it is not shrunk by weight decay. The gates i, f, o one after the other.
+        # One axis, as a bias has, so that weight decay does not apply. The order is i, f, o.
         self.peepholes = nn.Parameter(torch.zeros(3 * hidden))
 
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(time, batch, inputs) -> (time, batch, hidden) and (h, c) after the last timestep."""
         h, c = state
-        return self._by_hand(x, h, c, self.peepholes.view(3, self.hidden), o_looks_back=self.o_looks_back)
+        return self._manual_sequence(x, h, c, self.peepholes.view(3, self.hidden), o_sees_previous=self.o_sees_previous)
 
     def onnx_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, inputs) -> (batch, hidden) and the next (h, c), by one node."""
         weights = (self.onnx_w, self.onnx_r, self.onnx_b)
-        return fused("LSTM", x, weights, state, (self.onnx_p,), self._attributes())
+        return fused_step("LSTM", x, weights, state, (self.onnx_p,), self._attributes())
 
     def prepare_export(self) -> None:
         """Put the weights into ONNX's layout, whose peepholes are in the order i, o, f."""
         super().prepare_export()
         i, f, o = self.peepholes.chunk(3)
-        self.keep(onnx_p=torch.cat([i, o, f]).unsqueeze(0))
+        self.register_onnx(onnx_p=torch.cat([i, o, f]).unsqueeze(0))
 
 
 class PeepholePrevious(Peephole):
-    """An LSTM whose gates i, f and o all look at the previous cell state through one weight a unit.
+    """An LSTM whose gates i, f and o all see the previous cell state through one weight a unit.
 
-    ONNX has no operator for it: in its LSTM, o looks at the new cell state. So a step is exported as plain nodes, one Gemm
-    among them. Handing the previous cell state to the operator as more inputs, with the peepholes on the diagonals of W,
-    would be one node, but is slower the wider the layer, for W then has as many columns more as there are units.
+    ONNX has no operator for it: in its LSTM, o sees the new cell state. So a step is exported as plain nodes, one Gemm
+    among them. The alternative is one node: the previous cell state as more inputs, and the peepholes on the diagonals of
+    W. It is slower the wider the layer is, because W gets one more column for each unit.
     """
 
-    o_looks_back = True
+    o_sees_previous = True
     onnx_w: Tensor  # (4 * hidden, inputs + hidden), gates i, f, o, g
     onnx_b: Tensor  # (4 * hidden,)
     onnx_p: Tensor  # (3 * hidden,)
@@ -122,17 +120,19 @@ class PeepholePrevious(Peephole):
         """(batch, inputs) -> (batch, hidden) and the next (h, c), by plain nodes."""
         h, c = (part.squeeze(0) for part in state)
         gates = functional.linear(torch.cat([x, h], -1), self.onnx_w, self.onnx_b)
-        looking, g = torch.split(gates, [3 * self.hidden, self.hidden], -1)
-        i, f, o = torch.sigmoid(looking + self.onnx_p * torch.cat([c, c, c], -1)).chunk(3, -1)
-        squash = ACTIVATIONS[self.activation].value
-        c = f * c + i * squash(g)
-        h = o * squash(c)
+        gate_inputs, g = torch.split(gates, [3 * self.hidden, self.hidden], -1)
+        i, f, o = torch.sigmoid(gate_inputs + self.onnx_p * torch.cat([c, c, c], -1)).chunk(3, -1)
+        activation_fn = ACTIVATIONS[self.activation].value
+        c = f * c + i * activation_fn(g)
+        h = o * activation_fn(c)
         return h, (h.unsqueeze(0), c.unsqueeze(0))
 
     def prepare_export(self) -> None:
-        """Put the weights in the order in which the nodes read them."""
+        """Put the weights into the order in which the nodes read them."""
         w, r, input_bias, recurrent_bias = map(_candidate_last, self.kernel.all_weights[0])
-        self.keep(onnx_w=torch.cat([w, r], 1), onnx_b=input_bias + recurrent_bias, onnx_p=self.peepholes.clone())
+        self.register_onnx(
+            onnx_w=torch.cat([w, r], 1), onnx_b=input_bias + recurrent_bias, onnx_p=self.peepholes.clone()
+        )
 
 
 def _onnx_gates(weights: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ def _candidate_last(weights: Tensor) -> Tensor:
     return torch.cat([i, f, o, g])
 
 
-def _open_forget_gates(kernel: nn.LSTM) -> None:
-    """Begin with a bias of 1 at the forget gates: a new layer then remembers, and gradients reach back."""
+def _init_forget_bias(kernel: nn.LSTM) -> None:
+    """Start with a bias of 1 at the forget gates: a new layer then remembers, and gradients reach back."""
     _, _, input_bias, recurrent_bias = kernel.all_weights[0]
     with torch.no_grad():
         for bias, value in ((input_bias, 1.0), (recurrent_bias, 0.0)):

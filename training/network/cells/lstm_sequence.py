@@ -1,11 +1,11 @@
-"""A whole sequence of an LSTM of any kind, with a backward pass written by hand.
+"""A whole sequence of an LSTM of any kind, with a hand-written backward pass.
 
-torch has fast kernels for the plain LSTM only, and a loop of differentiable operations spends half its time on keeping the
-graph (`benchmarks/cells.py`). Here the loop holds what must be done timestep by timestep, in place; what can be done for
-all timesteps at once stands before or after it.
+torch has fast kernels for the plain LSTM only. A loop of differentiable operations spends half its time on the autograd
+graph (`benchmarks/cells.py`). Here the loop does, in place, only what needs the timestep before. The rest is done for all
+timesteps at once, before or after the loop.
 
-The gates lie side by side in torch's order, i, f, g, o (g is the candidate). That suits both ways: i and f, which always
-look at the previous cell state, are neighbours, and so are those that get their gradient through the cell state, i, f, g.
+The gates lie side by side in torch's order, i, f, g, o (g is the candidate). So i and f are neighbours, which always see
+the previous cell state; and so are i, f and g, whose gradient comes through the cell state.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,14 @@ from training.network.cells.activation import Activation
 
 
 def lstm_sequence(
-    projected: Tensor, r: Tensor, p: Tensor | None, h: Tensor, c: Tensor, squash: Activation, *, o_looks_back: bool
+    projected: Tensor,
+    r: Tensor,
+    p: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    activation_fn: Activation,
+    *,
+    o_sees_previous: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run an LSTM over a sequence.
 
@@ -30,17 +37,17 @@ def lstm_sequence(
         p: (3, hidden), the peepholes of i, f and o; None for none.
         h: [1, batch, hidden], the hidden state.
         c: [1, batch, hidden], the cell state.
-        squash: the activation of candidate and output.
-        o_looks_back: o looks at the previous cell state, as i and f do; else at the new one.
+        activation_fn: of candidate and output.
+        o_sees_previous: o sees the previous cell state, as i and f do; else the new one.
 
     Returns:
         (time, batch, hidden), and h and c after the last timestep. Can be differentiated once.
 
     """
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (projected, r, p, h, c)):
-        y, h, c = _LSTMSequence.apply(projected, r, p, h, c, squash, o_looks_back)  # type: ignore[no-untyped-call]
+        y, h, c = _LSTMSequence.apply(projected, r, p, h, c, activation_fn, o_sees_previous)  # type: ignore[no-untyped-call]
         return y, h, c
-    y, _, cells = _run(projected, r, p, h[0], c[0], squash, o_looks_back=o_looks_back, keep=False)
+    y, _, cells = _run(projected, r, p, h[0], c[0], activation_fn, o_sees_previous=o_sees_previous, keep=False)
     return y, y[-1:].clone(), cells
 
 
@@ -55,20 +62,22 @@ class _LSTMSequence(torch.autograd.Function):
         p: Tensor | None,
         h: Tensor,
         c: Tensor,
-        squash: Activation,
-        o_looks_back: bool,
+        activation_fn: Activation,
+        o_sees_previous: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, gates, cells = _run(projected, r, p, h[0], c[0], squash, o_looks_back=o_looks_back, keep=True)
+        y, gates, cells = _run(projected, r, p, h[0], c[0], activation_fn, o_sees_previous=o_sees_previous, keep=True)
         ctx.save_for_backward(r, p, h, y, gates, cells)
-        ctx.squash, ctx.o_looks_back = squash, o_looks_back
+        ctx.activation_fn, ctx.o_sees_previous = activation_fn, o_sees_previous
         return y, y[-1:].clone(), cells[-1:].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh_last: Tensor, dc_last: Tensor) -> tuple[Tensor | None, ...]:
         r, p, h, y, gates, cells = ctx.saved_tensors
-        # What each gradient is multiplied by; the first then becomes the gradient before the activations.
-        dgates, into_c, along_c, past_c = _slopes(p, gates, cells, ctx.squash, o_looks_back=ctx.o_looks_back)
+        # The factors of each gradient. The first becomes the gradient before the activations.
+        dgates, into_c, along_c, past_c = _slopes(
+            p, gates, cells, ctx.activation_fn, o_sees_previous=ctx.o_sees_previous
+        )
         # (1 + time, batch, hidden): the gradient of h before each timestep, and last that of the final h
         dh = torch.cat([torch.zeros_like(h), dy])
         dh[-1:] += dh_last
@@ -89,7 +98,7 @@ class _LSTMSequence(torch.autograd.Function):
         flat = dgates.flatten(2)  # (time, batch, 4 * hidden)
         dr = flat[1:].flatten(0, 1).t() @ y[:-1].flatten(0, 1)
         dr.addmm_(flat[0].t(), h[0])
-        dp = None if p is None else _peephole_gradient(dgates, cells, o_looks_back=ctx.o_looks_back)
+        dp = None if p is None else _peephole_gradient(dgates, cells, o_sees_previous=ctx.o_sees_previous)
         return flat, dr, dp, dh[:1], dc.unsqueeze(0), None, None
 
 
@@ -99,16 +108,16 @@ def _run(
     p: Tensor | None,
     h: Tensor,
     c: Tensor,
-    squash: Activation,
+    activation_fn: Activation,
     *,
-    o_looks_back: bool,
+    o_sees_previous: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The timesteps one after the other.
 
     Returns:
-        y, (time, batch, hidden); and of each timestep if they are to be kept, else of the last: the gates after their
-        activations, (time, batch, 4, hidden); the cell states, one more at the front.
+        y, (time, batch, hidden); the gates after their activations, (time, batch, 4, hidden); and the cell states, one more
+        at the front. Gates and cell states are those of each timestep with `keep`, else of the last.
 
     """
     steps, batch, width = projected.shape
@@ -129,19 +138,19 @@ def _run(
         _rows(olds, keep),
         _rows(olds.unsqueeze(2), keep),
         _rows(news, keep),
-        strict=False,  # what is not kept repeats for ever
+        strict=False,  # without `keep` a view repeats for ever
     ):
         torch.addmm(x, h, r, out=row)
         if p_if is not None:
             i_f.addcmul_(seen, p_if)
-        if p_o is not None and o_looks_back:
+        if p_o is not None and o_sees_previous:
             o.addcmul_(old, p_o)
         i_f.sigmoid_()
-        g.copy_(squash.value(g))
+        g.copy_(activation_fn.value(g))
         torch.mul(f, old, out=new).addcmul_(i, g)
-        if p_o is not None and not o_looks_back:
+        if p_o is not None and not o_sees_previous:
             o.addcmul_(new, p_o)
-        torch.mul(o.sigmoid_(), squash.value(new), out=out)
+        torch.mul(o.sigmoid_(), activation_fn.value(new), out=out)
         h = out
     return y, gates, cells
 
@@ -152,36 +161,36 @@ def _rows(kept: Tensor, keep: bool) -> Iterable[Tensor]:
 
 
 def _slopes(
-    p: Tensor | None, gates: Tensor, cells: Tensor, squash: Activation, *, o_looks_back: bool
+    p: Tensor | None, gates: Tensor, cells: Tensor, activation_fn: Activation, *, o_sees_previous: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What a gradient is multiplied by on its way back, for all timesteps at once.
+    """The factors of the gradients in the backward pass, for all timesteps at once.
 
     Returns:
         (time, batch, 4, hidden): to before the activations, from c (i, f, g) and from h (o); and, (time, batch, hidden) each:
-        from h to c; from c to the c before; from h to the c before, where o looks at that.
+        from h to c; from c to the previous c; from h to the previous c, where o sees that.
 
     """
     i, f, g, o = gates.unbind(2)
-    squashed = squash.value(cells[1:])
+    squashed = activation_fn.value(cells[1:])
     slopes = torch.addcmul(gates, gates, gates, value=-1)  # of sigmoids; g has its own below
     to_i, to_f, to_g, to_o = slopes.unbind(2)
     to_i *= g
     to_f *= cells[:-1]
-    torch.mul(squash.slope(g), i, out=to_g)
+    torch.mul(activation_fn.slope(g), i, out=to_g)
     to_o *= squashed
-    into_c = squash.slope(squashed).mul_(o)
+    into_c = activation_fn.slope(squashed).mul_(o)
     if p is None:
         return slopes, into_c, f, None
     along_c = torch.addcmul(f, to_i, p[0]).addcmul_(to_f, p[1])
-    if o_looks_back:
+    if o_sees_previous:
         return slopes, into_c, along_c, to_o * p[2]
     return slopes, into_c.addcmul_(to_o, p[2]), along_c, None
 
 
-def _peephole_gradient(dgates: Tensor, cells: Tensor, *, o_looks_back: bool) -> Tensor:
-    """(3, hidden): each gate's gradient times the cell state it looked at."""
+def _peephole_gradient(dgates: Tensor, cells: Tensor, *, o_sees_previous: bool) -> Tensor:
+    """(3, hidden): the gradient of each gate times the cell state that it saw."""
     old, new = cells[:-1], cells[1:]
     i, f, _, o = dgates.unbind(2)
     return torch.stack(
-        [(gate * cell).sum((0, 1)) for gate, cell in ((i, old), (f, old), (o, old if o_looks_back else new))]
+        [(gate * cell).sum((0, 1)) for gate, cell in ((i, old), (f, old), (o, old if o_sees_previous else new))]
     )

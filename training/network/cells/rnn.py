@@ -17,8 +17,8 @@ NATIVE = ("tanh", "relu")
 class RNN(Cell):
     """A plain recurrent layer with the state h: one activation of inputs and h. With tanh and relu it is torch's own.
 
-    A step is exported as a Gemm and the activation, not as ONNX's RNN: with that, onnxruntime gives a row alone other bits
-    than the same row in a batch, and takes four times as long for 64 rows of 64 units.
+    A step is exported as a Gemm and the activation, not as ONNX's RNN. With the operator, onnxruntime gives a row other
+    bits alone than in a batch, and takes four times as long for 64 rows of 64 units.
     """
 
     states = ("h",)
@@ -42,32 +42,32 @@ class RNN(Cell):
 
     def onnx_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, inputs) -> (batch, hidden) and the next (h,), by one Gemm."""
-        seen = torch.cat([x, state[0].squeeze(0)], -1)
-        h = ACTIVATIONS[self.activation].value(functional.linear(seen, self.onnx_w, self.onnx_b))
+        inputs = torch.cat([x, state[0].squeeze(0)], -1)
+        h = ACTIVATIONS[self.activation].value(functional.linear(inputs, self.onnx_w, self.onnx_b))
         return h, (h.unsqueeze(0),)
 
     def prepare_export(self) -> None:
         """Put the weights of inputs and h side by side."""
         w, r, input_bias, recurrent_bias = self.kernel.all_weights[0]
-        self.keep(onnx_w=torch.cat([w, r], 1), onnx_b=input_bias + recurrent_bias)
+        self.register_onnx(onnx_w=torch.cat([w, r], 1), onnx_b=input_bias + recurrent_bias)
 
 
 class _RNNSequence(torch.autograd.Function):
-    """A plain recurrent layer over a sequence, and its gradient; needs nothing but its outputs for that.
+    """A plain recurrent layer over a sequence, and its gradient, which needs only the outputs.
 
     Takes (time, batch, hidden), inputs times weights plus biases, the recurrent weights (hidden, hidden), h and the
     activation; returns (time, batch, hidden) and the last h.
     """
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, r: Tensor, h: Tensor, squash: Activation) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, projected: Tensor, r: Tensor, h: Tensor, activation_fn: Activation) -> tuple[Tensor, Tensor]:
         y = torch.empty_like(projected)
         before = h[0]
         transposed = r.t().contiguous()  # read by every timestep
         for x, out in zip(projected.unbind(0), y.unbind(0), strict=True):
-            before = out.copy_(squash.value(torch.addmm(x, before, transposed)))
+            before = out.copy_(activation_fn.value(torch.addmm(x, before, transposed)))
         ctx.save_for_backward(r, h, y)
-        ctx.squash = squash
+        ctx.activation_fn = activation_fn
         return y, y[-1:].clone()
 
     @staticmethod
@@ -77,7 +77,7 @@ class _RNNSequence(torch.autograd.Function):
         # (1 + time, batch, hidden): the gradient of h before each timestep, and last that of the final h
         dh = torch.cat([torch.zeros_like(h), dy])
         dh[-1:] += dh_last
-        dx = ctx.squash.slope(y)
+        dx = ctx.activation_fn.slope(y)
         rows = list(zip(dh[:-1].unbind(0), dh[1:].unbind(0), dx.unbind(0), strict=True))
         for earlier, later, row in reversed(rows):
             earlier.addmm_(row.mul_(later), r)

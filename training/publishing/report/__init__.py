@@ -1,7 +1,7 @@
-"""The report of a version: one page that says what was learned, how good it is, and how to serve it.
+"""The report of a version: one page with its training, its scores, and how to serve it.
 
-All that it tells is in the card; all that it draws besides comes from one replay of the held-out part (`curves`). A section
-is there when its data is. The same card and replay give the same bytes.
+All text comes from the card. All charts come from the card and from the replay of the held-out part. A section appears if
+there is data for it. The same card and replay give the same bytes.
 """
 
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from collections.abc import Callable
 from training.publishing.page import Html, page
 from training.publishing.report.about import data_section, footer, header, learning, serving_section, settings_section
 from training.publishing.report.accuracy import against_baselines, intervals, skill
+from training.publishing.report.content import ReportContent
 from training.publishing.report.detection import anomalies, classes, cold_start
 from training.publishing.report.forecasts import calibration, forecasts, residuals
-from training.publishing.report.material import Material
 
-__all__ = ["Material", "build"]
-
-
-def build(material: Material) -> str:
-    """The page."""
-    card = material.card
-    return page(f"{card['name']}, version {card['version']}", *(part(material) for part in PARTS))
+__all__ = ["ReportContent", "build"]
 
 
-PARTS: tuple[Callable[[Material], Html], ...] = (
+def build(content: ReportContent) -> str:
+    """The page as HTML."""
+    card = content.card
+    return page(f"{card['name']}, version {card['version']}", *(part(content) for part in SECTIONS))
+
+
+SECTIONS: tuple[Callable[[ReportContent], Html], ...] = (
     header,
     against_baselines,
     classes,

@@ -6,11 +6,11 @@ import numpy as np
 
 from training.judging.verdict import duration, joined
 from training.publishing import charts
-from training.publishing.card import STOPPED
+from training.publishing.card import STOP_REASONS
 from training.publishing.charts import Plot
 from training.publishing.page import Html, facts, figure, grid, section, table, tag
-from training.publishing.report.material import SHOWN, Material
-from training.publishing.report.words import (
+from training.publishing.report.content import SHOWN, ReportContent
+from training.publishing.report.formats import (
     RAISED,
     day,
     duration_of,
@@ -24,17 +24,17 @@ from training.publishing.report.words import (
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "peephole": "peephole LSTM", "peephole-previous": "peephole LSTM"}
 
 
-def header(material: Material) -> Html:
+def header(content: ReportContent) -> Html:
     """What the model is, and its verdict."""
-    card = material.card
+    card = content.card
     data, held = card["data"], card["data"]["held_out"]
     wins = bool(card["scores"].get("beats_baselines"))
     rows = [
         ("data", data["name"]),
-        ("learned from", f"{day(data['training']['start'])} to {day(data['training']['end'])}"),
-        ("judged on", f"{day(held['start'])} to {day(held['end'])}, {held['rows']:,} timesteps that it has not seen"),
+        ("trained on", f"{day(data['training']['start'])} to {day(data['training']['end'])}"),
+        ("scored on", f"{day(held['start'])} to {day(held['end'])}, {held['rows']:,} held-out timesteps"),
         (
-            "made",
+            "created",
             f"{card['created'][:16].replace('T', ' ')} UTC, in {duration_of(card['outcome']['seconds'])} of training",
         ),
         ("parameters", f"{card['parameters']:,}"),
@@ -45,35 +45,33 @@ def header(material: Material) -> Html:
         "header",
         tag("p", "Report of a model", kind="kicker"),
         tag("h1", f"{card['name']}, version {card['version']}"),
-        tag("p", _learned(material), kind="lead"),
+        tag("p", _summary(content), kind="lead"),
         tag("p", card["verdict"], kind="verdict" if wins else "verdict fails"),
         facts(rows),
     )
 
 
-def _learned(material: Material) -> str:
-    """What the model does, in a sentence."""
-    card, described = material.card, material.forecasts
+def _summary(content: ReportContent) -> str:
+    """The purpose of the model, in a sentence."""
+    card, described = content.card, content.forecasts
     network, period_s = card["settings"]["network"], card["description"]["period_s"]
     size = f"{network['layers']} layers of" if network["layers"] > 1 else "one layer of"
     what = f"{CELLS.get(network['cell'], network['cell'])} network with {size} {network['hidden']} units"
-    every = f"one timestep every {duration(1, period_s)}" if period_s else "timesteps at irregular times"
+    interval = f"one timestep every {duration(1, period_s)}" if period_s else "timesteps at irregular times"
     seen = f"{len(card['features'])} feature{'s' * (len(card['features']) != 1)}"
     if described is None:
         classes = network["task"].get("classes", [])
-        return (
-            f"A recurrent {what} tells which of {len(classes)} classes each timestep belongs to, from {seen}, {every}."
-        )
+        return f"A recurrent {what} tells which of {len(classes)} classes each timestep belongs to, from {seen}, {interval}."
     targets = [with_unit(name, unit) for name, unit in zip(described["targets"], described["units"], strict=True)]
     if len(targets) > SHOWN + 1:
         targets = [*targets[:SHOWN], f"{len(targets) - SHOWN} more"]
-    horizons = [material.ahead(horizon) for horizon in described["horizons"]]
-    return f"A recurrent {what} forecasts {joined(targets)} {joined(horizons)} ahead, from {seen}, {every}."
+    horizons = [content.horizon_text(horizon) for horizon in described["horizons"]]
+    return f"A recurrent {what} forecasts {joined(targets)} {joined(horizons)} ahead, from {seen}, {interval}."
 
 
-def learning(material: Material) -> Html:
+def learning(content: ReportContent) -> Html:
     """Loss, score and learning rate by epoch."""
-    history, best = material.card["history"], material.card["outcome"]["best_epoch"]
+    history, best = content.card["history"], content.card["outcome"]["best_epoch"]
     if not history:
         return Html()
     epochs = [row["epoch"] for row in history]
@@ -92,15 +90,15 @@ def learning(material: Material) -> Html:
     pace = Plot("learning rate by epoch", across, scale, height=220)
     pace.line(epochs, scaled, "e")
     how = (
-        f"Loss on the training part and score on the validation part, 1 being a naive guess; the weights of epoch {best} were kept. "
-        f"The training stopped: {STOPPED[material.card['outcome']['stopped']]}."
+        f"Loss on the training part and score on the validation part, where 1 is the naive forecast; the weights of epoch {best} were kept. "
+        f"The training stopped: {STOP_REASONS[content.card['outcome']['stopped']]}."
     )
     return section("Learning", how, grid(figure("Loss", plot.svg()), figure("Learning rate", pace.svg())))
 
 
-def data_section(material: Material) -> Html:
+def data_section(content: ReportContent) -> Html:
     """The parts of the series, and its features."""
-    card = material.card
+    card = content.card
     names = (("training", "training", ""), ("validation", "validation", "validation"), ("held_out", "held out", "held"))
     bar = "".join(f'<div class="{kind}" style="flex:{card["data"][key]["rows"]}"></div>' for key, _, kind in names)
     parts = [
@@ -126,18 +124,18 @@ def data_section(material: Material) -> Html:
         for column in card["features"]
     ]
     groups = card["data"]["groups"]
-    told = (
+    scores = (
         f"{card['data']['rows']:,} rows"
         + (f" in {groups:,} groups" if groups > 1 else "")
         + f", SHA-256 {card['data']['sha256']}."
     )
-    how = "The model has learned from the first part, the second watched it learn, and only the third, which it has never seen, judges it."
+    how = "The model is trained on the first part. The second selects its weights. All scores are those of the third, which it has never seen."
     return section(
         "Data",
         how,
         tag("div", Html(bar), kind="parts"),
         table(["part", "timesteps", "share", "from", "to"], parts),
-        tag("p", told, kind="foot"),
+        tag("p", scores, kind="foot"),
         table(
             ["feature", "mean", "std", "lowest", "highest", "missing", "missing, held out"],
             features,
@@ -146,9 +144,9 @@ def data_section(material: Material) -> Html:
     )
 
 
-def settings_section(material: Material) -> Html:
+def settings_section(content: ReportContent) -> Html:
     """Settings of network and training, parity and versions."""
-    card = material.card
+    card = content.card
     parity, made = card["parity"], card["made_with"]
     names = [column["name"] for column in card["features"]]
     network = card["settings"]["network"]
@@ -182,9 +180,9 @@ def settings_section(material: Material) -> Html:
     )
 
 
-def serving_section(material: Material) -> Html:
+def serving_section(content: ReportContent) -> Html:
     """Commands and a client that serve this version."""
-    card = material.card
+    card = content.card
     feature, output = card["features"][0], card["description"]["outputs"][0]["name"]
     value = float(f"{feature['mean']:.4g}")
     client = f"""import asyncio
@@ -211,9 +209,9 @@ asyncio.run(main())
     )
 
 
-def footer(material: Material) -> Html:
+def footer(content: ReportContent) -> Html:
     """How to make the page again."""
-    card = material.card
+    card = content.card
     again = f"tidegate report models/{card['name']}/{card['version']}"
     return tag(
         "footer",

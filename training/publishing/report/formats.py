@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from training.publishing import charts, curves
+from training.judging.replay import Numbers
+from training.publishing import charts
 from training.publishing.page import Html, tag
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -19,17 +20,17 @@ def stacked(above: str, below: str, kind: str = "") -> Html:
 def flat_settings(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Names, as the options are called, and values."""
     for key, value in settings.items():
-        yield key.replace("_", "-"), in_words(value)
+        yield key.replace("_", "-"), setting_text(value)
 
 
-def in_words(value: object) -> str:
+def setting_text(value: object) -> str:
     """A setting in words."""
     if value is None or value in ("", (), []):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(map(in_words, value))
+        return ", ".join(map(setting_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -39,14 +40,14 @@ def with_unit(name: str, unit: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits that count, without zeros at the end."""
+    """Four significant digits, without zeros at the end."""
     if value is None:
         return "-"
     return charts.signed(f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}")
 
 
 def digits(value: float | None, digits: int = 4) -> str:
-    """So many digits that count, so that a column of errors has them below one another."""
+    """A fixed number of significant digits, so that the errors of a column align."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:#.{digits}g}".rstrip(".")
@@ -58,7 +59,7 @@ def percent(value: float | None) -> str:
 
 
 def missing_percent(share: float) -> str:
-    """A share of missing values, with two digits that count."""
+    """A share of missing values, with two significant digits."""
     return "0" if share == 0 else f"{100 * share:.2g} %"
 
 
@@ -73,8 +74,8 @@ def duration_of(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def last_number(values: curves.Numbers) -> float:
-    """The last number that is one: where a direct label belongs."""
+def last_number(values: Numbers) -> float:
+    """The last value that is not NaN, where a direct label belongs."""
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else float("nan")
 

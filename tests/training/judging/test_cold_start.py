@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from training.data.series import Series
-from training.judging import cold
+from training.judging import cold_start as module
 from training.judging.evaluate import evaluate
 from training.judging.graph import Graph
 
 
-def test_bands_hold_the_errors_of_fresh_streams(
+def test_bands_hold_the_errors_of_new_streams(
     graph: Graph, make_series: Callable[..., Series], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are those of streams that are replayed one at a time, and the warm ones those of the single long stream."""
-    monkeypatch.setattr(cold, "STREAMS", 7)
+    monkeypatch.setattr(module, "STREAMS", 7)
     series = make_series(300, missing=0.1)
     scores = evaluate(graph, series, ((100, 300),)).cold_start
     assert scores is not None
@@ -43,16 +43,16 @@ def test_bands_hold_the_errors_of_fresh_streams(
 def test_a_stream_has_settled_when_no_later_band_is_worse(fresh: list[float], settled: int | None) -> None:
     """Within the tolerance; never, when the last band is still worse."""
     errors = np.repeat(fresh, [1, 1, 3, 5])[None]
-    start = cold._start(("s0", 1), errors, np.ones((1, 10)), (1, 2, 5, 10))
+    start = module._start(("s0", 1), errors, np.ones((1, 10)), (1, 2, 5, 10))
     assert start is not None
     assert start.settled == settled
 
 
-def test_short_stretches_have_no_room(graph: Graph, make_series: Callable[..., Series]) -> None:
-    """A fresh stream needs a long one beside it; a single step has room nearly everywhere."""
+def test_short_segments_have_no_room(graph: Graph, make_series: Callable[..., Series]) -> None:
+    """A new stream needs a long one beside it; a single step has room nearly everywhere."""
     series = make_series(300)
     assert evaluate(graph, series, ((294, 300),)).cold_start.steps == (1, 2)
-    assert cold._starts(series, ((297, 299),)) is None
+    assert module._starts(series, ((297, 299),)) is None
 
 
 def test_classes_have_a_cold_start_too(classifier: Graph, make_series: Callable[..., Series]) -> None:
