@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from training.graph import Graph
-from training.series import Series
+from training.data.series import Series
+from training.data.source import read_source
+from training.judging.graph import Graph
 from training.settings import Source
-from training.source import read_source
 
 HERE = Path(__file__).parent
 TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
@@ -250,8 +250,8 @@ def window_ends(parts: Sequence[tuple[int, int]]) -> Iterator[int]:
 
 
 def at_windows(graph: Graph, series: Series, held_out: Sequence[tuple[int, int]]) -> float:
-    """Returns the accuracy of the model at the last timestep of each window, with state carried over a recording."""
-    predicted = graph.replay_rows(series.values, held_out)["probability"].argmax(axis=-1)
+    """The model's accuracy at the last timestep of each of the forest's windows, its state carried through a recording."""
+    predicted = graph.replay_segments(series.values, held_out)["probability"].argmax(axis=-1)
     rows = np.concatenate([np.arange(first, end) for first, end in held_out])
     label = dict(zip(rows.tolist(), predicted.tolist(), strict=True))
     assert series.labels is not None

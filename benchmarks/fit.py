@@ -20,12 +20,14 @@ import typer
 from torch import nn
 
 from benchmarks.machine import describe_machine, load_average
-from training.checkpoint import Keeper
-from training.fit import Batch, _Training
-from training.lanes import plan_epoch
-from training.network import build_network
-from training.optimizer import build_optimizer
-from training.series import Series, fit_scaler, split_by_time
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
+from training.learning.batches import plan_epoch
+from training.learning.checkpoint import Checkpointer
+from training.learning.fit import Batch, Trainer
+from training.learning.optimizer import build_optimizer
+from training.network.network import build_network
 from training.settings import Architecture, Fit, Forecast
 
 RATIO_MAX = 1.10
@@ -45,21 +47,21 @@ def make_series(rows: int, features: int) -> Series:
 class Bare:
     """The simplest training loop, on prepared batches."""
 
-    def __init__(self, training: _Training, architecture: Architecture, series: Series, settings: Fit) -> None:
+    def __init__(self, training: Trainer, architecture: Architecture, series: Series, settings: Fit) -> None:
         split = split_by_time(series, train=0.7, validation=0.15, horizon=max(TASK.horizons))
         self.settings = settings
         self.network = build_network(architecture, fit_scaler(series, split.train), settings.seed)
         self.optimizer = build_optimizer(self.network, settings)
         self.loss = training.objective.loss
         self.training = training
-        self.validation = [_own(batch) for batch in training.batches(training.walk)]
+        self.validation = [_own(batch) for batch in training.batches(training.validation_plan)]
         self.batches: list[Batch] = []
 
     def prepare(self, seed: int) -> None:
         """Prepares the batches of this seed: the same rows in the same order as in the measured epoch."""
         plan = plan_epoch(
-            self.training.stretches,
-            lanes=self.settings.lanes,
+            self.training.segments,
+            batch_size=self.settings.lanes,
             chunk=self.settings.chunk,
             burn_in=self.settings.burn_in,
             cold_share=self.settings.cold_share,
@@ -70,28 +72,28 @@ class Bare:
     def epoch(self) -> float:
         """Trains on every batch, then validates."""
         self.network.train()
-        state = self.network.fresh_state(self.settings.lanes)
+        state = self.network.initial_state(self.settings.lanes)
         for batch in self.batches:
             outputs, state = self.network.scaled_sequence(batch.x, state)
             state = tuple(part.detach() for part in state)
             if not batch.known:
                 continue
             self.optimizer.zero_grad()
-            (self.loss(outputs, batch.truth) / batch.known).backward()
+            (self.loss(outputs, batch.targets) / batch.known).backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
             self.optimizer.step()
         self.network.eval()
         total = 0.0
         with torch.no_grad():
-            state = self.network.fresh_state(self.validation[0].x.shape[1])
+            state = self.network.initial_state(self.validation[0].x.shape[1])
             for batch in self.validation:
                 outputs, state = self.network.scaled_sequence(batch.x, state)
-                total += float(self.loss(outputs, batch.truth))
+                total += float(self.loss(outputs, batch.targets))
         return total
 
 
 def _own(batch: Batch) -> Batch:
-    return Batch(batch.x.clone(), batch.truth.clone(), batch.known, None)
+    return Batch(batch.x.clone(), batch.targets.clone(), batch.known, None)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -107,17 +109,17 @@ def compare(rows: int, rounds: int, folder: Path, **shape: int) -> tuple[float, 
     split = split_by_time(series, train=0.7, validation=0.15, horizon=max(TASK.horizons))
     architecture = Architecture(features=FEATURES, task=TASK, **shape)
     settings = Fit(epochs=1000, device="cpu")
-    keeper = Keeper(folder)
-    training = _Training(series, split, fit_scaler(series, split.train), architecture, settings, keeper)
+    checkpointer = Checkpointer(folder)
+    training = Trainer(series, split, fit_scaler(series, split.train), architecture, settings, checkpointer)
     bare = Bare(training, architecture, series, settings)
 
     def ours() -> None:
-        """As in `_Training.run`."""
+        """As in `Trainer.run`."""
         epoch = training.epoch(len(training.epochs) + 1)
         training.epochs.append(epoch)
         if training.best is None or epoch.score < training.best.score:
             training.best, training.best_weights = epoch, training.average.state_dict()
-        keeper.keep(training.state())
+        checkpointer.save(training.state())
 
     turns = []
     for number in range(rounds + 1):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from tests.training.recall import CLASSES, Task, accuracy
-from training.cells import CELLS
+from training.network.cells import CELLS
 from training.settings import Fit, Shape
 
 LAGS = (200, 500, 1000)

@@ -17,8 +17,10 @@ import typer
 
 from benchmarks.fit import TASK, make_series
 from benchmarks.machine import ROOT, describe_machine
-from training.fit import fit
-from training.series import Series, fit_scaler, split_by_time
+from training.data.scaler import fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
+from training.learning.fit import fit
 from training.settings import Architecture, Fit
 
 TIMES_MAX = 2.0

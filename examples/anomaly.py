@@ -16,11 +16,11 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 
 from serving.blocking import Client
-from training.events import Found, bursts, find
-from training.faults import Event, Moments, inject
-from training.series import Floats
+from training.data.series import Floats
+from training.data.source import read_source
+from training.judging.events import AlarmMatches, bursts, match_alarms
+from training.judging.faults import Event, FeatureMoments, inject
 from training.settings import Source
-from training.source import read_source
 
 ROOMS = [f"T{room}" for room in range(1, 10)]
 ALARM_RATE = 0.005
@@ -65,7 +65,7 @@ def main() -> None:
     clean = common.numbers(rows, series.names)
     taught = json.loads((folder / "card.json").read_text("utf-8"))["data"]["training"]["spans"]
     sensors = [series.column(name) for name in ROOMS]
-    faulty, faults = inject(clean, Moments.of(series, taught), columns=sensors, count=FAULTS, seed=1)
+    faulty, faults = inject(clean, FeatureMoments.of(series, taught), columns=sensors, count=FAULTS, seed=1)
 
     common.title("3. Serve the model, and stream both")
     with (
@@ -76,7 +76,7 @@ def main() -> None:
         answers = list(block.predict(np.stack([clean, faulty], axis=1)))  # a block holds a timestep of each
     served = {name: np.stack([said[name] for said in answers], axis=1) for name in answers[0]}  # (2, time, ...)
     calm, excited = served["alarm"][:, :, 0] > 0.5
-    found = find(excited, faults, tolerance=TOLERANCE)
+    found = match_alarms(excited, faults, tolerance=TOLERANCE)
     show(times, faults, found, series.names)
     for first, end in bursts(calm):
         common.say(f"false alarm in the clean stream: {times[first].item():%d %b %H:%M}, {end - first} timesteps")
@@ -99,7 +99,7 @@ def main() -> None:
     common.check("what was served is what the graph says by itself, to the last bit", holds=same)
 
 
-def show(times: np.ndarray, faults: tuple[Event, ...], found: Found, names: tuple[str, ...]) -> None:
+def show(times: np.ndarray, faults: tuple[Event, ...], found: AlarmMatches, names: tuple[str, ...]) -> None:
     """Prints a line for each fault."""
     table = Table(box=None, header_style="bold")
     for name in ("from", "sensor", "", "alarm"):

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from serving.blocking import Block, Client
-from training.series import Floats
+from training.data.series import Floats
 
 PERSON = "10"
 RATE = 50  # timesteps a second

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from training.graph import Graph
-from training.series import Floats
+from training.data.series import Floats
+from training.judging.graph import Graph
 
 SECONDS_TO_START = 30
 SECONDS_TO_STOP = 30

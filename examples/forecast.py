@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 
 from serving.blocking import Client
-from training.series import Floats
+from training.data.series import Floats
 
 AIRPORT = "JFK"
 HORIZONS = (1, 3, 6, 12)  # hours; a timestep is an hour

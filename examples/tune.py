@@ -74,8 +74,8 @@ def search(command: list[str], logs: list[Path]) -> list[int]:
     trials = [re.findall(r"^trial \d+: .*$", text, re.MULTILINE) for text in texts]
     for number, lines in enumerate(trials, start=1):
         common.say("\n".join([f"process {number}, {len(lines)} trials:", *lines, ""]))
-    last = next(text for text in texts if "learning it in full" in text)
-    common.say(last[last.rfind("\n", 0, last.index("learning it in full")) + 1 :].rstrip())
+    last = next(text for text in texts if "training it in full" in text)
+    common.say(last[last.rfind("\n", 0, last.index("training it in full")) + 1 :].rstrip())
     return [len(lines) for lines in trials]
 
 

@@ -12,10 +12,16 @@ SLOW = (
     *("survival/", "clients/", "conformance/", "test_stubs.py", "bench/test_bench_cli.py", "bench/test_load.py"),
     *("store/test_model.py", "store/test_owners.py", "serving/test_cli.py", "serving/test_drain.py"),
     *("serving/test_log.py", "serving/test_signals.py", "serving/test_supervisor.py", "serving/test_slices.py"),
-    *("training/test_backtest.py", "training/test_cells.py", "training/test_classification.py"),
-    *("training/test_cold.py", "training/test_evaluate.py", "training/test_export.py", "training/test_irregular.py"),
-    *("training/test_long_lag.py", "training/test_matrix.py", "training/test_monitors.py", "training/test_report.py"),
-    *("training/test_resume.py", "training/test_sources.py", "training/test_training_cli.py", "training/test_tune.py"),
+    *("training/cli/test_app.py", "training/judging/test_classification.py", "training/judging/test_cold_start.py"),
+    *("training/judging/test_evaluate.py", "training/learning/test_resume.py", "training/network/test_cells.py"),
+    *("training/network/test_irregular.py", "training/network/test_monitors.py", "training/publishing/test_export.py"),
+    *(
+        "training/publishing/test_report.py",
+        "training/search/test_tune.py",
+        "training/test_backtest.py",
+        "training/test_long_lag.py",
+    ),
+    *("training/test_matrix.py", "training/test_sources.py"),
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What each part of the serving package may import of ours. `protos` is the generated code.
+# Each part of the two packages and what it may import of ours. `protos` is the generated code.
 MAY_IMPORT: dict[str, set[str]] = {
     "serving": set(),
     "serving.core": {"serving.core"},
@@ -31,7 +31,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving.__main__": {"serving.cli"},
 }
 
-# The core only decides. These modules act, wait, or read the outside world.
+# The rooms of training, the lowest first. Each may import itself and what stands in its line.
+_LOWEST = {"training.errors", "training.settings"}
+_JUDGING = {"training.judging", "training.data", *_LOWEST}
+_LEARNING = {"training.learning", "training.network", *_JUDGING}
+_PIPELINE = {"training.pipeline", "training.publishing", *_LEARNING}
+MAY_IMPORT |= {
+    "training": set(),
+    "training.errors": set(),
+    "training.settings": set(),
+    "training.data": {"training.data", *_LOWEST},
+    "training.network": {"training.network", "training.data", *_LOWEST},
+    "training.judging": _JUDGING,
+    "training.learning": _LEARNING,
+    "training.publishing": {"training.publishing", *_LEARNING},
+    "training.pipeline": _PIPELINE,
+    "training.backtest": _PIPELINE,
+    "training.search": {"training.search", *_PIPELINE},
+    "training.cli": {"training.cli", "training.search", "training.backtest", *_PIPELINE},
+}
+
+# The core decides, and does nothing else: these act, wait, or look at the world.
 NOT_IN_THE_CORE = {
     *("asyncio", "concurrent", "multiprocessing", "threading", "socket", "selectors", "signal", "subprocess"),
     *("time", "datetime", "random", "secrets", "uuid", "os", "io", "pathlib", "shutil", "tempfile", "sqlite3"),
@@ -50,6 +70,21 @@ ONLY_HERE = {
     "redis": {"serving.store.redis"},
     "matplotlib": {"serving.cli.plot", "serving.bench.plot"},
 }
+
+# The same for training; the rooms that are not named for torch work on arrays and files.
+TRAINING_ONLY_HERE = {
+    "torch": {"training.network", "training.learning", "training.publishing", "training.cli.app"},
+    "onnx": {"training.publishing", "training.pipeline"},
+    "onnxruntime": {"training.judging.graph"},
+    "pyarrow": {"training.data"},
+    "optuna": {"training.search"},
+    "matplotlib": {"training.search"},
+    "typer": {"training.cli"},
+    "rich": {"training.cli", "training.search"},
+}
+
+LONGEST_FILE = 450
+LONGEST_FUNCTION = 60
 
 NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "training"}
 
@@ -82,8 +117,8 @@ def within(module: str, parts: set[str]) -> bool:
 
 
 def part_of(module: str) -> str:
-    """The entry of `MAY_IMPORT` for a module: the longest that matches."""
-    fitting = [part for part in MAY_IMPORT if within(module, {part}) and (part != "serving" or module == "serving")]
+    """The entry of `MAY_IMPORT` that speaks of a module: the longest that fits."""
+    fitting = [part for part in MAY_IMPORT if within(module, {part}) and ("." in part or part == module)]
     assert fitting, f"{module} has no rule; say in MAY_IMPORT what it may import"
     return max(fitting, key=len)
 
@@ -92,11 +127,15 @@ SERVING = list(modules("serving"))
 TRAINING = list(modules("training"))
 
 
-@pytest.mark.parametrize(("module", "tree"), SERVING, ids=[module for module, _ in SERVING])
+@pytest.mark.parametrize(("module", "tree"), SERVING + TRAINING, ids=[module for module, _ in SERVING + TRAINING])
 def test_a_module_imports_only_what_its_part_may(module: str, tree: ast.Module) -> None:
-    """The dependencies of the design: cli to runtime to rpc to core, runtime to store to core, client to the wire."""
+    """The arrows of the design.
+
+    Serving: cli to runtime to rpc to core, runtime to store to core, client to the wire. Training: cli to search to
+    pipeline to publishing to learning to network and judging to data.
+    """
     allowed = MAY_IMPORT[part_of(module)]
-    ours = {name for name in imports(module, tree) if within(name, {"serving", "protos"})}
+    ours = {name for name in imports(module, tree) if within(name, {"serving", "protos", "training"})}
     wrong = {name for name in ours if not within(name, allowed)}
     assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
 
@@ -125,12 +164,17 @@ def test_the_core_only_decides(module: str, tree: ast.Module) -> None:
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)]
 
 
-@pytest.mark.parametrize("library", ONLY_HERE)
-def test_a_library_stays_where_it_belongs(library: str) -> None:
-    """So that a library can be replaced, and read about, in one place."""
-    users = {module for module, tree in SERVING if any(within(name, {library}) for name in imports(module, tree))}
+@pytest.mark.parametrize(
+    ("package", "library", "rooms"),
+    [("serving", library, rooms) for library, rooms in ONLY_HERE.items()]
+    + [("training", library, rooms) for library, rooms in TRAINING_ONLY_HERE.items()],
+)
+def test_a_library_stays_where_it_belongs(package: str, library: str, rooms: set[str]) -> None:
+    """So that it can be exchanged, and read about, in one place."""
+    trees = SERVING if package == "serving" else TRAINING
+    users = {module for module, tree in trees if any(within(name, {library}) for name in imports(module, tree))}
     assert users
-    assert not {user for user in users if not within(user, ONLY_HERE[library])}
+    assert not {user for user in users if not within(user, rooms)}
 
 
 def test_only_the_server_and_the_command_line_see_the_settings() -> None:
@@ -139,16 +183,29 @@ def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     assert users <= {"serving.runtime.server", "serving.cli.app", "serving.cli.worker"}
 
 
-def test_there_are_no_circles() -> None:
-    """The modules can be sorted so that each imports only earlier ones."""
+@pytest.mark.parametrize("trees", [SERVING, TRAINING], ids=["serving", "training"])
+def test_there_are_no_circles(trees: list[tuple[str, ast.Module]]) -> None:
+    """Modules can be put in an order in which each imports only what comes before."""
     left = {
-        module: {name for name in imports(module, tree) if name in dict(SERVING) and name != module}
-        for module, tree in SERVING
+        module: {name for name in imports(module, tree) if name in dict(trees) and name != module}
+        for module, tree in trees
     }
     while left:
         free = {module for module, needs in left.items() if not needs & left.keys()}
         assert free, f"a circle among {', '.join(sorted(left))}"
         left = {module: needs for module, needs in left.items() if module not in free}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_files_and_functions_of_training_stay_short(path: Path) -> None:
+    """A file has at most 450 lines, a function at most 60, its docstring included."""
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= LONGEST_FILE
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +218,8 @@ def test_there_are_no_circles() -> None:
         # Its first line handles the signals. While modules load before that, a container loses SIGTERM.
         ("serving.cli", ["asyncio", "typer", "rich", "numpy"]),
         ("serving.cli.app", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
+        ("training.cli", ["torch", "onnx", "pandas", "pyarrow", "onnxruntime", "optuna", "matplotlib", "serving"]),
+        ("training.judging.evaluate", ["torch", "onnx", "optuna", "serving"]),
     ],
 )
 def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Backtest with a rolling origin: learn from the past, judge the block that follows, move on, learn anew.
+"""Backtest with a rolling origin: train on the past, score the block that follows, move the origin, train again.
 
-One split tells how good a model was in one month. Several tell how much that depends on the month. (Tashman, Out-of-sample
-tests of forecasting accuracy, International Journal of Forecasting 16, 2000.) Nothing later than an origin is seen by what
-is judged after it: neither by the network nor by its scaler, its validation or the baselines.
+One split shows how good a model was in one month. Several show how much that depends on the month. (Tashman, Out-of-sample
+tests of forecasting accuracy, International Journal of Forecasting 16, 2000.) Network, scaler, validation and baselines of
+a fold see nothing later than its origin.
 """
 
 from collections.abc import Callable
@@ -11,29 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from training.data.series import Series, Spans, count_rows, iso
+from training.data.source import read_request
+from training.data.split import Split, check_parts
 from training.errors import SettingsError
-from training.fit import Epoch
-from training.pipeline import learn_and_score
-from training.scores import Scores
-from training.series import Series, Spans, Split, check_parts, iso, rows_of
+from training.judging.scores import Scores
+from training.learning.fit import Epoch
+from training.pipeline import train_and_score
 from training.settings import Request, Rolling
-from training.source import made_features, read_source
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One origin: the model learned from `taught` rows, and chose among its epochs by `chosen` rows, that end before it."""
+    """One origin: the numbers of training and validation rows before it, and the scores after it."""
 
     number: int
     origin: str
-    taught: int
-    chosen: int
+    train_rows: int
+    validation_rows: int
     scores: Scores
 
 
 @dataclass(frozen=True)
-class Line:
-    """One number over the folds, the skill beside the best baseline where there is one, and how often the model won."""
+class MetricSummary:
+    """One metric over the folds, the skill against the best baseline, if any, and how often the model wins."""
 
     target: str
     horizon: int
@@ -46,14 +47,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Backtest:
-    """All folds, in the order of time."""
+    """All folds, in time order."""
 
     data: str
     window: int | None
     folds: tuple[Fold, ...]
 
     @property
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[MetricSummary, ...]:
         """For forecasts the MAE of each target and horizon; for classes accuracy and cross-entropy."""
         first = self.folds[0].scores
         return _class_lines(self.folds) if first.classification else _forecast_lines(self.folds)
@@ -66,14 +67,19 @@ class Backtest:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON: each fold with all its scores, and over the folds mean and standard deviation."""
         folds = [
-            {"fold": fold.number, "origin": fold.origin, "training_rows": fold.taught, "validation_rows": fold.chosen}
+            {
+                "fold": fold.number,
+                "origin": fold.origin,
+                "training_rows": fold.train_rows,
+                "validation_rows": fold.validation_rows,
+            }
             | {"scores": fold.scores.as_json()}
             for fold in self.folds
         ]
         summary = [
             {"target": line.target, "horizon": line.horizon, "measure": line.measure, "wins": line.wins}
-            | {"mean": mean_and_spread(line.values)[0], "std": mean_and_spread(line.values)[1]}
-            | ({"skill_mean": mean_and_spread(line.skills)[0], "skill_std": mean_and_spread(line.skills)[1]})
+            | {"mean": mean_and_std(line.values)[0], "std": mean_and_std(line.values)[1]}
+            | ({"skill_mean": mean_and_std(line.skills)[0], "skill_std": mean_and_std(line.skills)[1]})
             for line in self.lines
         ]
         return {
@@ -86,68 +92,65 @@ class Backtest:
 
 
 def backtest(
-    request: Request,
-    rolling: Rolling,
-    on_epoch: Callable[[Epoch, Epoch], None],
-    on_note: Callable[[str], None],
+    request: Request, rolling: Rolling, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
 ) -> Backtest:
-    """Learn and judge once for each fold; every fold leaves a run in a folder of its own under `request.out`.
+    """Train and score once for each fold; each fold leaves a run in its own folder under `request.out`.
 
     Args:
-        request: as for a training; its shares say how the past is parted into what teaches and what chooses.
+        request: as for a training. Its shares divide the past into a training and a validation part.
         rolling: the folds.
         on_epoch: see `fit`.
-        on_note: called with a sentence that the person should read.
+        on_note: called with a sentence for the user.
 
     Raises:
         SeriesTooShort: a part of a fold is too short for the horizons.
-        TrainingError: something else that the person can mend.
+        TrainingError: another problem that the user can solve.
     """
-    series = read_source(request.source, made_features(request.source, request.task, request.horizons))
+    series = read_request(request)
     horizon = max(request.horizons) if request.task == "forecast" else 0
     share = request.validation_share / (request.train_share + request.validation_share)
     splits = rolling_splits(series, rolling, validation=share)
-    for split in splits:  # before the minutes of work, not after them
+    for split in splits:  # checked before the training, not after it
         check_parts(series, split, horizon)
     folds = []
     for number, split in enumerate(splits, 1):
         origin = iso(min(series.times[first] for first, _ in split.test))
-        on_note(f"fold {number} of {len(splits)}: learning from {rows_of(split.train)} rows before {origin}")
+        on_note(f"fold {number} of {len(splits)}: training on {count_rows(split.train)} rows before {origin}")
         own = request.model_copy(update={"out": request.out / f"fold-{number}"})
-        _, scores = learn_and_score(own, series, split, on_epoch, on_note)
-        folds.append(Fold(number, origin, rows_of(split.train), rows_of(split.validation), scores))
+        _, scores = train_and_score(own, series, split, on_epoch, on_note)
+        folds.append(Fold(number, origin, count_rows(split.train), count_rows(split.validation), scores))
     return Backtest(series.name, rolling.window, tuple(folds))
 
 
 def rolling_splits(series: Series, rolling: Rolling, *, validation: float) -> tuple[Split, ...]:
-    """The splits of the folds: every group is cut at its own moments.
+    """The splits of the folds; every group is cut at its own times.
 
     Args:
-        series: what to cut.
-        rolling: how.
-        validation: share of the past, at its end, that chooses.
+        series: to split.
+        rolling: the folds.
+        validation: share of the past, at its end, in the validation part.
 
     Raises:
-        SettingsError: whole values of a column are to be kept together, which leaves no past and no future.
+        SettingsError: the series has a column to split by, which leaves no past and no future.
     """
-    if any(group.whole for group in series.groups):
+    if any(group.split_key for group in series.groups):
         raise SettingsError(
-            "split-by: a backtest cuts every group in time, expected no column that keeps groups whole; "
+            "split-by: a backtest cuts every group in time, expected no column that keeps groups together; "
             "pass --split-by '' to cut them"
         )
     return tuple(_split(series, rolling, number, validation) for number in range(rolling.folds))
 
 
-def mean_and_spread(values: tuple[float, ...]) -> tuple[float, float]:
+def mean_and_std(values: tuple[float, ...]) -> tuple[float, float]:
     """The mean and the standard deviation of a sample."""
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
 def _split(series: Series, rolling: Rolling, number: int, validation: float) -> Split:
-    """The split of one fold; a group that is too short for a part has none of it there."""
+    """The split of one fold; a group that is too short for a part has no rows in it."""
     train: list[tuple[int, int]] = []
-    choose: list[tuple[int, int]] = []
-    judge: list[tuple[int, int]] = []
+    validate: list[tuple[int, int]] = []
+    test: list[tuple[int, int]] = []
     for first, end in series.spans:
         low, high = (
             first + int((end - first) * (rolling.start + (1.0 - rolling.start) * place / rolling.folds))
@@ -156,19 +159,19 @@ def _split(series: Series, rolling: Rolling, number: int, validation: float) -> 
         begin = max(first, low - rolling.window) if rolling.window else first
         middle = low - int((low - begin) * validation)
         train.append((begin, middle))
-        choose.append((middle, low))
-        judge.append((low, high))
-    return Split(_some(train), _some(choose), _some(judge))
+        validate.append((middle, low))
+        test.append((low, high))
+    return Split(_non_empty(train), _non_empty(validate), _non_empty(test))
 
 
-def _some(spans: list[tuple[int, int]]) -> Spans:
+def _non_empty(spans: list[tuple[int, int]]) -> Spans:
     return tuple((first, end) for first, end in spans if first < end)
 
 
-def _forecast_lines(folds: tuple[Fold, ...]) -> tuple[Line, ...]:
+def _forecast_lines(folds: tuple[Fold, ...]) -> tuple[MetricSummary, ...]:
     rows = zip(*(fold.scores.table for fold in folds), strict=True)
     return tuple(
-        Line(
+        MetricSummary(
             target=row[0].target,
             horizon=row[0].horizon,
             horizon_s=row[0].horizon_s,
@@ -181,28 +184,28 @@ def _forecast_lines(folds: tuple[Fold, ...]) -> tuple[Line, ...]:
     )
 
 
-def _class_lines(folds: tuple[Fold, ...]) -> tuple[Line, ...]:
-    """Skill is the part of the best baseline's cross-entropy, or of its wrong guesses, that the model takes away."""
+def _class_lines(folds: tuple[Fold, ...]) -> tuple[MetricSummary, ...]:
+    """The skill is 1 - model / best baseline, of the cross-entropy and of the share of wrong classes."""
     parts = [fold.scores.classification for fold in folds]
-    judged = [part for part in parts if part is not None]
-    wins = sum(part.wins for part in judged)
+    scored = [part for part in parts if part is not None]
+    wins = sum(part.wins for part in scored)
     wrong = (
-        [1.0 - part.model.accuracy for part in judged],
-        [min((1.0 - rival.accuracy for rival in part.rivals.values()), default=1.0) for part in judged],
+        [1.0 - part.model.accuracy for part in scored],
+        [min((1.0 - baseline.accuracy for baseline in part.baselines.values()), default=1.0) for part in scored],
     )
     loss = (
-        [part.model.cross_entropy for part in judged],
-        [min((rival.cross_entropy for rival in part.rivals.values()), default=1.0) for part in judged],
+        [part.model.cross_entropy for part in scored],
+        [min((baseline.cross_entropy for baseline in part.baselines.values()), default=1.0) for part in scored],
     )
     return tuple(
-        Line(
+        MetricSummary(
             "class",
             0,
             None,
             measure,
-            tuple(mine),
-            tuple(1.0 - own / best for own, best in zip(mine, rival, strict=True)),
+            tuple(own),
+            tuple(1.0 - own / best for own, best in zip(own, baseline, strict=True)),
             wins,
         )
-        for measure, (mine, rival) in (("wrong", wrong), ("cross_entropy", loss))
+        for measure, (own, baseline) in (("wrong", wrong), ("cross_entropy", loss))
     )

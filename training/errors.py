@@ -1,37 +1,37 @@
-"""What a person who trains can do wrong, and what can go wrong for them. Knows nothing of exit codes: `cli` maps.
+"""The errors of the training package. They know no exit codes: `cli` maps them.
 
     TrainingError
     ├── SettingsError            an option has a value that cannot work
     ├── DatasetError             a named data set
     │   ├── UnknownDataset         no set has that name
-    │   ├── DatasetUnavailable     it could not be fetched
-    │   └── ChecksumMismatch       what was fetched is not what was pinned
-    ├── TableError               a table of sensor values: a file, or what a program hands over
+    │   ├── DatasetUnavailable     it cannot be fetched
+    │   └── ChecksumMismatch       the data differs from its pinned checksum
+    ├── TableError               a table of sensor values: a file, or data in memory
     │   ├── UnreadableTable        not there, not a table, or an unknown kind of file
-    │   ├── MissingColumn          a column that was asked for is not there
+    │   ├── MissingColumn          a requested column does not exist
     │   ├── TimeColumnError        no time column, several, or one that holds no times
-    │   ├── TimeOrderError         times that are missing, repeated or run backwards
+    │   ├── TimeOrderError         times that are missing, repeated or decreasing
     │   ├── TextColumn             a column that holds something other than numbers
-    │   ├── GroupColumnError       a group column, or one to split by, that does not say which rows belong together
+    │   ├── GroupColumnError       a group column, or one to split by, that does not assign each row
     │   ├── LabelColumnError       a label column without two classes
-    │   ├── SplitError             groups that cannot be shared out as asked
-    │   ├── EmptyColumn            a column without a single value to learn from
-    │   ├── InfiniteValue          a value beyond what float32 can hold
+    │   ├── SplitError             groups that cannot be divided as requested
+    │   ├── EmptyColumn            a column without a value to train on
+    │   ├── InfiniteValue          a value beyond the range of float32
     │   ├── ConstantTarget         a target that never changes
     │   └── SeriesTooShort         too few rows for the split and the horizons
     ├── RunError                 a run folder that is missing or incomplete
     ├── Diverged                 training ended in NaN
     └── ModelError               an exported model
-        ├── ModelUnreadable        missing, or not one of ours
+        ├── ModelUnreadable        missing, or not written by us
         ├── ParityError            the graph and the network disagree
         └── VersionExists          the version is already on disk
 
-Every message names the thing, what was got, what was expected and what to do.
+Each message names the subject, the value, the expected value, and what to do.
 """
 
 
 class TrainingError(Exception):
-    """Anything that the person at the keyboard can mend; the message is one line and complete."""
+    """A problem that the user can solve; the message is one complete line."""
 
 
 class SettingsError(TrainingError):
@@ -47,11 +47,11 @@ class UnknownDataset(DatasetError):
 
 
 class DatasetUnavailable(DatasetError):
-    """The data set could not be fetched."""
+    """The data set cannot be fetched."""
 
 
 class ChecksumMismatch(DatasetError):
-    """What was fetched is not what was pinned."""
+    """The data differs from its pinned checksum."""
 
 
 class TableError(TrainingError):
@@ -63,7 +63,7 @@ class UnreadableTable(TableError):
 
 
 class MissingColumn(TableError):
-    """A column that was asked for is not in the table."""
+    """A requested column is not in the table."""
 
 
 class TimeColumnError(TableError):
@@ -79,7 +79,7 @@ class TextColumn(TableError):
 
 
 class GroupColumnError(TableError):
-    """A group column, or one to split by, does not say which rows belong together."""
+    """A group column, or one to split by, does not assign each row."""
 
 
 class LabelColumnError(TableError):
@@ -87,11 +87,11 @@ class LabelColumnError(TableError):
 
 
 class SplitError(TableError):
-    """The groups cannot be shared out as asked."""
+    """The groups cannot be divided as requested."""
 
 
 class EmptyColumn(TableError):
-    """A column has no value to learn from."""
+    """A column has no value to train on."""
 
 
 class InfiniteValue(TableError):
@@ -119,7 +119,7 @@ class ModelError(TrainingError):
 
 
 class ModelUnreadable(ModelError):
-    """The model file is missing or is not one of ours."""
+    """The model file is missing or was not written by us."""
 
 
 class ParityError(ModelError):

@@ -1,6 +1,6 @@
-"""The whole way: data -> training -> graph -> parity gate -> scores -> a version on disk. What the commands call.
+"""The pipeline that the commands call: data -> training -> graph -> parity gate -> scores -> a version on disk.
 
-Prints nothing and knows no command line.
+This module prints nothing and knows no command line.
 """
 
 from collections.abc import Callable
@@ -11,62 +11,68 @@ from typing import Any
 
 import onnx
 
-from training import card, curves, export, features, report, run
-from training.calibration import calibrate
-from training.checkpoint import Keeper
-from training.data import write_csv
+from training.data.prepare import prepare
+from training.data.series import Series
+from training.data.source import read_request, read_source, source_like
+from training.data.split import Split
+from training.data.write import write_csv
 from training.errors import ChecksumMismatch, ModelUnreadable, RunError
-from training.evaluate import evaluate
-from training.fit import Epoch, Fitted, fit, history, reason_to_stop
-from training.graph import Graph
-from training.network import Network, add_monitors, without_monitors
-from training.prepare import prepare
-from training.scores import Scores
-from training.series import Series, Split
+from training.judging.detection import FaultyReplay
+from training.judging.evaluate import evaluate
+from training.judging.graph import Graph
+from training.judging.replay import Replay
+from training.judging.scores import Scores
+from training.judging.verdict import verdict
+from training.learning import run
+from training.learning.calibration import calibrate
+from training.learning.checkpoint import Checkpointer
+from training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
+from training.network.network import Network, add_monitors, without_monitors
+from training.publishing import card, export, report
+from training.publishing.parity import Parity, check_parity
+from training.publishing.version import free_version, read_card, write_version
 from training.settings import Request, Source
-from training.source import other_source, read_request, read_source
-from training.verdict import verdict
 
 
 @dataclass(frozen=True)
 class Published:
-    """A version on disk, what it scored on the held-out part, and how close graph and network are."""
+    """A version on disk, its run, its scores on the held-out part, and the parity of graph and network."""
 
     folder: Path
     run: run.Run
     scores: Scores
-    parity: export.Parity
+    parity: Parity
 
 
 def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
-    """Learn, export, score and write a version.
+    """Train, export, score and write a version.
 
-    Afterwards the run folder and the version are on disk; after an error there is no version.
+    Afterwards the run folder and the version are on disk. After an error there is no version.
 
     Args:
-        request: what to do; with `resume`, the run of that folder goes on from where it was stopped or killed.
+        request: of the training. With `resume` the run of that folder goes on where it was stopped or killed.
         on_epoch: see `fit`.
-        on_note: called with a sentence that the person should read.
+        on_note: called with a sentence for the user.
 
     Raises:
-        TrainingError: something that the person can mend.
+        TrainingError: a problem that the user can solve.
     """
     resumed = request.resume
     begun = run.read(resumed) if resumed else None
     if resumed:
         request = run.resumed(resumed, request)
-    # Before the minutes of work, not after them.
-    version = export.free_version(request.models, request.name, request.version)
+    # Checked before the training, not after it.
+    version = free_version(request.models, request.name, request.version)
     series = read_request(request)
     if begun:
         _check_same(series, begun.facts)
     else:
         run.open_folder(request.out)
-    with run.alone(request.out):
-        keeper = Keeper(request.out)
+    with run.exclusive(request.out):
+        checkpointer = Checkpointer(request.out)
         if begun:
-            _take_up(begun, request, keeper)
-        record, network = _learn(request, series, on_epoch, on_note, keeper=keeper)
+            _resume(begun, request, checkpointer)
+        record, network = _train(request, series, on_epoch, on_note, checkpointer=checkpointer)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -86,63 +92,67 @@ def publish(
     version: int,
     season: int | None,
 ) -> Published:
-    """Export a network, pass the gate, replay the held-out part through the graph, and write the version.
+    """Export a network, check its parity, score it on the held-out part, and write graph, card and report.
 
-    Beside the graph stand its card and its report. `folder` is the run's: it knows how the learning went.
+    `folder` is that of the run, which has the metrics of the training.
 
     Raises:
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
-    bare, parity, scores = _scored(record, network, series, name, season)
-    told = card.facts(record, network, parity)
-    # The same graph again with what it scored; the metadata does not touch the maths.
-    description = export.describe(network, record.facts, scores.summary()) | {"training": card.in_metadata(told)}
+    bare, parity, replay, faulty, scores = _scored(record, network, series, name, season)
+    facts = card.training_facts(record, network, parity)
+    # The same graph, with its scores in the metadata, which do not change its outputs.
+    description = export.describe(network, record.facts, scores.summary()) | {"training": card.metadata_facts(facts)}
     export.set_description(bare, description)
     content = bare.SerializeToString()
-    made = card.make(
+    model_card = card.make_card(
         name=name,
         version=version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         description=description,
-        told=told,
-        features=card.columns(record, network, series),
+        facts=facts,
+        features=card.feature_statistics(record, network, series),
         scores=scores.as_json(),
         verdict=verdict(scores),
         history=run.read_metrics(folder),
         graph=content,
     )
-    page = report.build(_material(made, Graph(content, name), series))
-    return Published(export.write(models, name, version, content, made, page), record, scores, parity)
+    page = report.build(report.ReportContent(model_card, replay, faulty))
+    return Published(write_version(models, name, version, content, model_card, page), record, scores, parity)
 
 
-def learn_and_score(
+def train_and_score(
     request: Request,
     series: Series,
     split: Split,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
 ) -> tuple[run.Run, Scores]:
-    """Learn from a split of one's own and score its held-out part through the graph; writes the run folder, no version.
+    """Train on a given split and score the graph on its held-out part; write the run folder, but no version.
 
     Raises:
-        TrainingError: something that the person can mend.
+        TrainingError: a problem that the user can solve.
     """
     run.open_folder(request.out)
-    record, network = _learn(request, series, on_epoch, on_note, split)
+    record, network = _train(request, series, on_epoch, on_note, split)
     run.save(request.out, record, network)
-    _, _, scores = _scored(record, network, series, request.name, request.season)
+    *_, scores = _scored(record, network, series, request.name, request.season)
     return record, scores
 
 
 def _scored(
     record: run.Run, network: Network, series: Series, name: str, season: int | None
-) -> tuple[onnx.ModelProto, export.Parity, Scores]:
-    """The graph, past the gate, and what it scores on the held-out part."""
+) -> tuple[onnx.ModelProto, Parity, Replay, FaultyReplay | None, Scores]:
+    """The graph after the parity gate, its replay of the held-out part, and its scores."""
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
-    parity = export.check_parity(network, bare)
+    parity = check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
-    return bare, parity, evaluate(graph, series, season=season, split=record.facts.split)
+    split = record.facts.split
+    replay = Replay.of(graph, series, split.test)
+    faulty = FaultyReplay.of(graph, series, split.test, split, replay)
+    scores = evaluate(graph, series, season=season, split=split, replay=replay, faulty=faulty)
+    return bare, parity, replay, faulty, scores
 
 
 def export_run(
@@ -151,155 +161,150 @@ def export_run(
     """Publish the network of a run folder again.
 
     Args:
-        folder: what `train` wrote.
-        models: where versions go.
-        data: where the run's data is now; where it was when None.
-        name: of the model; the data's when None.
-        version: to write; the next free one when None.
+        folder: of the run.
+        models: the folder of models.
+        data: the present place of the data; by default its place in the training.
+        name: of the model; by default that of the data.
+        version: to write; by default the next free one.
         season: see `evaluate`.
 
     Raises:
-        ChecksumMismatch: the data is no longer what the run learned from.
+        ChecksumMismatch: the data has changed since the training.
         TrainingError: the run or the data cannot be used.
     """
     record, network = run.load(folder)
     label = name or Path(record.source.data).stem
-    free = export.free_version(models, label, version)
+    free = free_version(models, label, version)
     source = record.source.model_copy(update={"data": data or record.source.data})
-    series = read_source(source, [name for name in record.facts.features if features.can_make(name)])
+    series = read_source(source, record.facts.features)
     _check_same(series, record.facts)
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
-def judge(model: Path, *, data: str | None, time: str | None, season: int | None) -> Scores:
-    """Score a version on the held-out part that its card names, or on all rows of other data.
+def evaluate_version(model: Path, *, data: str | None, time: str | None, season: int | None) -> Scores:
+    """Score a version on the held-out part of its card, or on all rows of other data.
 
     Raises:
         ModelUnreadable: there is no model, or neither a card nor other data.
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
-    told = export.read_card(model)
+    model_card = read_card(model)
     if data is not None:
-        source = other_source(Source(data=data, time=time, columns=tuple(graph.features)), told)
-    elif told is not None:
-        source = Source.model_validate(told["source"])
+        source = source_like(Source(data=data, time=time, columns=tuple(graph.features)), model_card)
+    elif model_card is not None:
+        source = Source.model_validate(model_card["source"])
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
-    series = read_source(source, [name for name in graph.features if features.can_make(name)])
-    if told is None:
+    series = read_source(source, graph.features)
+    if model_card is None:
         return evaluate(graph, series, season=season)
-    if told["data"]["sha256"] != series.sha256:
-        return evaluate(graph, series, season=season, scales=told["scores"].get("mase_scale"))
-    # The rows that the model has learned from say nothing about it, but the baselines learn from the same ones.
-    return evaluate(graph, series, season=season, split=_split_of(told["data"]))
+    if model_card["data"]["sha256"] != series.sha256:
+        return evaluate(graph, series, season=season, scales=model_card["scores"].get("mase_scale"))
+    # Only the held-out rows are scored; the baselines are fitted on the training rows of the model.
+    return evaluate(graph, series, season=season, split=_split_of(model_card["data"]))
 
 
-def report_again(model: Path, *, data: str | None) -> str:
-    """The report of a version, made again from its card and its data.
+def rebuild_report(model: Path, *, data: str | None) -> str:
+    """The report of a version, rebuilt from its card and its data.
 
     Args:
-        model: the version's folder.
-        data: where its data is now; where it was when None.
+        model: the folder of the version.
+        data: the present place of the data; by default its place in the training.
 
     Raises:
-        ModelUnreadable: there is no model, or no card that a report can be made of.
-        ChecksumMismatch: the data is no longer what the model learned from.
+        ModelUnreadable: there is no model, or no card with the content of a report.
+        ChecksumMismatch: the data has changed since the training.
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
-    told = export.read_card(model)
-    if told is None or "history" not in told:
+    model_card = read_card(model)
+    if model_card is None or "history" not in model_card:
         raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
-    source = Source.model_validate(told["source"])
+    source = Source.model_validate(model_card["source"])
     source = source.model_copy(update={"data": data or source.data})
-    series = read_source(source, [name for name in graph.features if features.can_make(name)])
-    if series.sha256 != told["data"]["sha256"]:
+    series = read_source(source, graph.features)
+    if series.sha256 != model_card["data"]["sha256"]:
         raise ChecksumMismatch(
-            f"data: {series.name} has SHA-256 {series.sha256}, expected {told['data']['sha256']}, which the model learned "
-            f"from; `tidegate evaluate` scores a model on other data"
+            f"data: {series.name} has SHA-256 {series.sha256}, expected {model_card['data']['sha256']}, on which the model was "
+            f"trained; `tidegate evaluate` scores a model on other data"
         )
-    return report.build(_material(told, graph, series))
+    split = _split_of(model_card["data"])
+    replay = Replay.of(graph, series, split.test)
+    faulty = FaultyReplay.of(graph, series, split.test, split, replay, first_only=True)
+    return report.build(report.ReportContent(model_card, replay, faulty))
 
 
-def _material(told: dict[str, Any], graph: Graph, series: Series) -> report.Material:
-    """What the report draws: the held-out part through the graph, and with faults in it where the graph looks for them."""
-    split = _split_of(told["data"])
-    replayed = curves.Replayed.of(graph, series, split.test)
-    faulted = curves.Faulted.of(graph, series, split, replayed) if "score" in graph.outputs else None
-    return report.Material(told, replayed, faulted)
-
-
-def _check_same(series: Series, facts: run.Facts) -> None:
+def _check_same(series: Series, facts: run.DataFacts) -> None:
     if series.sha256 != facts.sha256:
         raise ChecksumMismatch(
-            f"data: {series.name} has SHA-256 {series.sha256}, expected {facts.sha256}, which the run learned from"
+            f"data: {series.name} has SHA-256 {series.sha256}, expected {facts.sha256}, on which the run was trained"
         )
 
 
-def _take_up(begun: run.Begun | run.Run, request: Request, keeper: Keeper) -> None:
-    """See that there is something left to learn, and bring `metrics.jsonl` back to the last checkpoint.
+def _resume(begun: run.StartedRun | run.Run, request: Request, checkpointer: Checkpointer) -> None:
+    """Check that the run is not finished, and restore `metrics.jsonl` to the last checkpoint.
 
     Raises:
         RunError: the run is finished.
     """
-    state = keeper.found()
+    state = checkpointer.load()
     epochs, best = history(state) if state else ([], None)
     if isinstance(begun, run.Run) and best:
         reason = "diverged" if begun.outcome.stopped == "diverged" else reason_to_stop(request.fit, epochs[-1], best)
         if reason:
             raise RunError(
-                f"resume: {request.out} is finished after epoch {len(epochs)}: {card.STOPPED[reason]}; {_MORE[reason]}"
+                f"resume: {request.out} is finished after epoch {len(epochs)}: {card.STOP_REASONS[reason]}; {_RESUME_ADVICE[reason]}"
             )
     run.write_metrics(request.out, epochs)
 
 
-def _learn(
+def _train(
     request: Request,
     series: Series,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
     split: Split | None = None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> tuple[run.Run, Network]:
-    """Split unless that is done, scale, fit, and calibrate the monitors; without a keeper the run cannot be resumed."""
+    """Prepare, fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
     prepared = prepare(request, series, on_note, split)
-    facts = run.Facts.of(series, prepared.split, prepared.scaler)
-    if keeper:
-        run.begin(request.out, run.Begun(request=request, facts=facts))
+    facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
+    if checkpointer:
+        run.save_started(request.out, run.StartedRun(request=request, facts=facts))
 
-    def told(epoch: Epoch, best: Epoch) -> None:
+    def record_epoch(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
     bare = without_monitors(prepared.architecture)
-    fitted = fit(series, prepared.split, prepared.scaler, bare, request.fit, told, keeper=keeper)
-    run.write_metrics(request.out, fitted.epochs)  # Ctrl-C may have come between an epoch and its line
-    on_note(_ending(fitted, request.fit.keep))
-    if keeper and fitted.stopped == "interrupted":
+    result = fit(series, prepared.split, prepared.scaler, bare, request.fit, record_epoch, checkpointer=checkpointer)
+    run.write_metrics(request.out, result.epochs)  # Ctrl-C may have come between an epoch and its line
+    on_note(_stop_note(result, request.fit.keep))
+    if checkpointer and result.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
-    network = add_monitors(fitted.network, prepared.architecture)
+    network = add_monitors(result.network, prepared.architecture)
     calibrate(network, series, prepared.split)
     record = run.Run(
         source=request.source,
         facts=facts,
         architecture=prepared.architecture,
         fit=request.fit,
-        outcome=run.outcome(fitted),
-        request=request if keeper else None,  # of a split of one's own a request knows nothing
+        outcome=run.outcome(result),
+        request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
 
 
 def _split_of(data: dict[str, Any]) -> Split:
-    """The split that a card tells of."""
+    """The split in the data of a card."""
     parts = (data[part]["spans"] for part in ("training", "validation", "held_out"))
     train, validation, held_out = (tuple((first, end) for first, end in spans) for spans in parts)
     return Split(train, validation, held_out)
 
 
-# What makes a finished run go on.
-_MORE = {
+# How to continue a finished run.
+_RESUME_ADVICE = {
     "epochs": "raise --epochs to go on",
     "patience": "raise --patience to go on",
     "minutes": "raise --minutes to go on",
@@ -307,10 +312,10 @@ _MORE = {
 }
 
 
-def _ending(fitted: Fitted, keep: str) -> str:
-    """Why the training stopped, and whose weights were kept, in words."""
+def _stop_note(result: FitResult, keep: str) -> str:
+    """Why the training stopped, and which weights are kept, in words."""
     which = "best" if keep == "best" else "last weights kept,"
     return (
-        f"stopped after epoch {len(fitted.epochs)}: {card.STOPPED[fitted.stopped]}; "
-        f"{which} validation score {fitted.best.score:.4f} in epoch {fitted.best.number} (1 = a naive guess)"
+        f"stopped after epoch {len(result.epochs)}: {card.STOP_REASONS[result.stopped]}; "
+        f"{which} validation score {result.best.score:.4f} in epoch {result.best.number} (1 = the naive forecast)"
     )

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from tests.once import make_once
-from training import datasets
-from training.data import read
+from training.data import datasets
+from training.data.load import read
+from training.data.scaler import Scaler, fit_scaler
+from training.data.series import Series
+from training.data.split import split_by_time
 from training.errors import DatasetUnavailable
-from training.export import build_graph, describe
-from training.graph import Graph
-from training.network import Network, build_network
-from training.run import Facts
-from training.series import Scaler, Series, fit_scaler, split_by_time
+from training.judging.graph import Graph
+from training.learning.run import DataFacts
+from training.network.network import Network, build_network
+from training.publishing.export import build_graph, describe
 from training.settings import Architecture, Classify, Forecast
 
 HORIZONS = (1, 3)
@@ -84,13 +86,13 @@ def make_network() -> Callable[..., Network]:
 
 
 @pytest.fixture(scope="session")
-def make_facts(make_series: Callable[..., Series]) -> Callable[[int], Facts]:
+def make_facts(make_series: Callable[..., Series]) -> Callable[[int], DataFacts]:
     """Builds the facts of a toy series with so many features."""
 
-    def make(features: int) -> Facts:
+    def make(features: int) -> DataFacts:
         series = make_series(features=features)
         split = split_by_time(series, train=0.7, validation=0.15, horizon=max(HORIZONS))
-        return Facts.of(series, split, fit_scaler(series, split.train))
+        return DataFacts.of(series, split, fit_scaler(series, split.train))
 
     return make
 
@@ -98,7 +100,7 @@ def make_facts(make_series: Callable[..., Series]) -> Callable[[int], Facts]:
 @pytest.fixture(scope="session")
 def exported(
     make_network: Callable[..., Network],
-    make_facts: Callable[[int], Facts],
+    make_facts: Callable[[int], DataFacts],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Network, onnx.ModelProto]:
     """A network of two layers and its graph. An export takes seconds, so there is one for all tests; leave it as it is."""
@@ -113,7 +115,7 @@ def exported(
 
 
 @pytest.fixture(scope="session")
-def classifier(make_facts: Callable[[int], Facts], tmp_path_factory: pytest.TempPathFactory) -> Graph:
+def classifier(make_facts: Callable[[int], DataFacts], tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """A small graph with random weights that tells three classes apart; leave it as it is."""
     mean, std = np.full(3, 20, np.float32), np.full(3, 4, np.float32)
     architecture = Architecture(features=3, hidden=8, task=Classify(classes=("idle", "run", "walk")))

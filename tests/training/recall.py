@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.fit import Fitted, fit
-from training.network import Network
-from training.series import UNLABELLED, Floats, Group, Ints, Scaler, Series, Split, fit_scaler
+from training.data.scaler import Scaler, fit_scaler
+from training.data.series import UNLABELLED, Floats, Group, Ints, Series
+from training.data.split import Split
+from training.learning.fit import FitResult, fit
+from training.network.network import Network
 from training.settings import Architecture, Classify, Fit, Shape
 
 CLASSES = ("--", "+-", "-+", "++")
@@ -58,15 +60,15 @@ class Task:
         split = Split(series.spans[:teach], series.spans[teach : teach + choose], series.spans[-2:])
         return cls(series, split, fit_scaler(series, split.train))
 
-    def learn(self, shape: Shape, settings: Fit) -> Fitted:
+    def learn(self, shape: Shape, settings: Fit) -> FitResult:
         """Train a network."""
         architecture = Architecture(features=4, task=Classify(classes=CLASSES), **shape.model_dump())
         return fit(self.series, self.split, self.scaler, architecture, settings)
 
 
 def accuracy(network: Network, lag: int, count: int = 500) -> float:
-    """The share of new sequences whose symbol is named rightly at the recall, from a fresh state each."""
+    """The share of new sequences whose symbol is named rightly at the recall, from the initial state each."""
     values, symbols = make_recall(count, lag, seed=1)
     with torch.no_grad():
-        outputs, _ = network.sequence(torch.from_numpy(values), network.fresh_state(count))
+        outputs, _ = network.sequence(torch.from_numpy(values), network.initial_state(count))
     return float((outputs["probability"][-1].argmax(-1).numpy() == symbols).mean())

@@ -10,12 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from training import errors, pipeline, scoreboard
-from training.backtest import Backtest, Fold, mean_and_spread, rolling_splits
-from training.cli import main
-from training.data import write_csv
-from training.scores import ClassError, ClassScores, Scores
-from training.series import Group, Series
+from training import errors, pipeline
+from training.backtest import Backtest, Fold, mean_and_std, rolling_splits
+from training.cli import scoreboard
+from training.cli.app import main
+from training.data.series import Group, Series
+from training.data.write import write_csv
+from training.judging.scores import ClassError, ClassScores, Scores
 from training.settings import Fit, Request, Rolling, Shape, Source
 
 QUICK = ["--target", "s0", "--epochs", "3", "--hidden", "4", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
@@ -73,7 +74,7 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._learn(request, each, lambda *_: None, lambda _: None, split)
+        _, network = pipeline._train(request, each, lambda *_: None, lambda _: None, split)
         weights.append(network.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -107,7 +108,7 @@ def test_mean_and_spread_are_those_of_the_folds(result: Path) -> None:
         maes = [fold["scores"]["table"][place]["model"]["mae"] for fold in found["folds"]]
         assert line["mean"] == pytest.approx(np.mean(maes))
         assert line["std"] == pytest.approx(abs(maes[0] - maes[1]) / np.sqrt(2))
-    assert mean_and_spread((1.0, 3.0)) == (2.0, pytest.approx(np.sqrt(2)))
+    assert mean_and_std((1.0, 3.0)) == (2.0, pytest.approx(np.sqrt(2)))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_mean_and_spread_are_those_of_the_folds(result: Path) -> None:
         (["--window", "20", "--validation-share", "0.01"], "the validation part has 0"),
     ],
 )
-def test_what_cannot_work_is_told_before_learning(
+def test_what_cannot_work_is_told_before_training(
     result: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     """In one line, with exit code 2."""
@@ -135,8 +136,8 @@ def test_classes_are_summed_up_too() -> None:
 
     def fold(number: int, accuracy: float, entropy: float) -> Fold:
         mine = ClassError(accuracy, 0.5, entropy, 1.0, accuracy, entropy)
-        rival = replace(mine, accuracy=0.6, cross_entropy=1.0)
-        part = ClassScores(("a", "b"), 10, 2, mine, rival, None, ((5, 0), (0, 5)), ())
+        baseline = replace(mine, accuracy=0.6, cross_entropy=1.0)
+        part = ClassScores(("a", "b"), 10, 2, mine, baseline, None, ((5, 0), (0, 5)), ())
         return Fold(number, "2024-01-01T00:00:00", 80, 20, Scores("watch", rows=10, classification=part))
 
     result = Backtest("watch", None, (fold(1, 0.9, 0.5), fold(2, 0.5, 0.75)))

@@ -11,11 +11,13 @@ from serving.client import Client
 from tests.fleet import ServerProcess
 from tests.training.recall import CLASSES, Task, accuracy, make_recall
 from training.errors import SettingsError
-from training.export import build_graph, check_parity, describe, write
-from training.fit import Fitted
-from training.graph import Graph
-from training.network import Network
-from training.run import Facts
+from training.judging.graph import Graph
+from training.learning.fit import FitResult
+from training.learning.run import DataFacts
+from training.network.network import Network
+from training.publishing.export import build_graph, describe
+from training.publishing.parity import check_parity
+from training.publishing.version import write_version
 from training.settings import Architecture, Classify, Fit, Shape
 
 LAG = 200
@@ -35,12 +37,12 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="module")
-def learned(task: Task) -> Fitted:
+def learned(task: Task) -> FitResult:
     """An LSTM that has learned it."""
     return task.learn(Shape(hidden=12, memory=MEMORY), LEARNING)
 
 
-def test_the_lstm_learns_a_long_lag(learned: Fitted) -> None:
+def test_the_lstm_learns_a_long_lag(learned: FitResult) -> None:
     """Trained with carried-state truncated BPTT, it names the symbol of nearly every new sequence after 200 distractors."""
     assert accuracy(learned.network, LAG) > 0.95
 
@@ -84,13 +86,13 @@ def test_a_cell_without_gates_cannot_hold_its_state(task: Task) -> None:
 
 
 @pytest.fixture(scope="module")
-def version(learned: Fitted, task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def version(learned: FitResult, task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The LSTM as a version in a folder of models, past the gate."""
     network = learned.network
-    model = build_graph(network, describe(network, Facts.of(task.series, task.split, task.scaler), scores={}))
+    model = build_graph(network, describe(network, DataFacts.of(task.series, task.split, task.scaler), scores={}))
     check_parity(network, model)
     models = tmp_path_factory.mktemp("recall") / "models"
-    return write(models, "recall", 1, model.SerializeToString(), {"name": "recall"}, "")
+    return write_version(models, "recall", 1, model.SerializeToString(), {"name": "recall"}, "")
 
 
 def test_the_graph_remembers(version: Path) -> None:
@@ -111,7 +113,7 @@ async def test_a_served_stream_remembers_across_a_crash(version: Path, tmp_path:
     half = asyncio.Barrier(5)
     again = asyncio.Event()
 
-    async def remember(client: Client, number: int) -> list[Any]:
+    async def init_long_memory(client: Client, number: int) -> list[Any]:
         answers = []
         async with client.open(f"stream-{number}") as stream:
             for now, row in enumerate(values[:, number]):
@@ -124,7 +126,7 @@ async def test_a_served_stream_remembers_across_a_crash(version: Path, tmp_path:
     await site.start()
     try:
         async with asyncio.timeout(90), Client(site.address) as client, asyncio.TaskGroup() as group:
-            streams = [group.create_task(remember(client, number)) for number in range(4)]
+            streams = [group.create_task(init_long_memory(client, number)) for number in range(4)]
             await half.wait()
             await site.kill()
             await site.start()

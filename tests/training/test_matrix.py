@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.once import make_once
-from tests.training import network_oracle
-from tests.training.network_oracle import Recipe
-from training import run
-from training.cells import State
-from training.export import build_graph, describe
-from training.graph import Graph
-from training.network import Network, build_network
-from training.series import Scaler
+from tests.training.network import network_oracle
+from tests.training.network.network_oracle import Recipe
+from training.data.scaler import Scaler
+from training.judging.graph import Graph
+from training.learning import run
+from training.network.cells import State
+from training.network.network import Network, build_network
+from training.publishing.export import build_graph, describe
 from training.settings import Architecture, Classify, Fit, Forecast, Source
 
 STEPS, BATCH, FEATURES = 130, 2, 3  # an alarm needs 96 timesteps before it speaks
@@ -99,12 +99,12 @@ def make_network(case: str) -> Network:
             weight.copy_(torch.from_numpy(rng.uniform(-0.5, 0.5, weight.shape)))
         if not isinstance(architecture.task, Classify):
             network.head.naive.copy_(torch.from_numpy(rng.uniform(0.2, 1.2, network.head.shape)))
-        for monitor in network.watchers:
+        for monitor in network.monitors:
             for name, buffer in monitor.state_dict().items():
                 if name != "tail":
                     buffer.add_(torch.from_numpy(rng.uniform(0.0, 0.2, buffer.shape)))
         if task == "anomaly":
-            network.watchers[0].start.fill_(2.0)  # so that there are alarms, and not only those
+            network.monitors[0].start.fill_(2.0)  # so that there are alarms, and not only those
     return network
 
 
@@ -147,9 +147,9 @@ class Together(nn.Module):
         for network in self.networks:
             network.prepare_export()
 
-    def fresh_state(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> State:
         """Those of all networks, one after the other."""
-        return tuple(part for network in self.networks for part in network.fresh_state(batch))
+        return tuple(part for network in self.networks for part in network.initial_state(batch))
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The outputs of all networks, then the next states of all networks."""
@@ -160,7 +160,7 @@ class Together(nn.Module):
 
 @pytest.fixture(scope="module")
 def graph(
-    networks: dict[str, Network], make_facts: Callable[[int], run.Facts], tmp_path_factory: pytest.TempPathFactory
+    networks: dict[str, Network], make_facts: Callable[[int], run.DataFacts], tmp_path_factory: pytest.TempPathFactory
 ) -> Graph:
     """Those to be exported in one graph, described as each would be alone."""
     chosen = {case: networks[case] for case in EXPORTED}
@@ -191,7 +191,7 @@ def sequences(networks: dict[str, Network], rows: Any) -> dict[str, tuple[dict[s
     told = {}
     with torch.no_grad():
         for case, network in networks.items():
-            outputs, state = network.sequence(torch.from_numpy(rows), network.fresh_state(BATCH))
+            outputs, state = network.sequence(torch.from_numpy(rows), network.initial_state(BATCH))
             told[case] = by_name(network, outputs, state)
     return told
 
@@ -230,7 +230,7 @@ def test_steps_equal_the_sequence(
 ) -> None:
     """Timestep by timestep with the state carried it says the same."""
     network = networks[case]
-    state, told = network.fresh_state(BATCH), []
+    state, told = network.initial_state(BATCH), []
     with torch.no_grad():
         for now in torch.from_numpy(rows):
             outputs, state = network.step(now, state)
@@ -268,7 +268,7 @@ def test_the_description_is_that_of_the_graph(networks: dict[str, Network], grap
 def test_a_run_that_is_read_again_says_the_same(
     networks: dict[str, Network],
     sequences: dict[str, Any],
-    make_facts: Callable[[int], run.Facts],
+    make_facts: Callable[[int], run.DataFacts],
     rows: Any,
     tmp_path: Path,
     case: str,
@@ -286,7 +286,7 @@ def test_a_run_that_is_read_again_says_the_same(
     again, network = run.load(tmp_path)
     assert again == record
     with torch.no_grad():
-        outputs, state = network.sequence(torch.from_numpy(rows), network.fresh_state(BATCH))
+        outputs, state = network.sequence(torch.from_numpy(rows), network.initial_state(BATCH))
     for got, wanted in zip(by_name(network, outputs, state), sequences[case], strict=True):
         assert list(got) == list(wanted)
         assert all(np.array_equal(part, wanted[name]) for name, part in got.items())

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from serving.cli.sensor_table import read_table
-from training import datasets, errors, pipeline
-from training.data import read, write_csv
-from training.evaluate import Graph
-from training.series import Group, Series
+from training import errors, pipeline
+from training.data import datasets
+from training.data.load import read
+from training.data.series import Group, Series
+from training.data.source import derived_features, read_source, source_like
+from training.data.write import write_csv
+from training.judging.evaluate import Graph
 from training.settings import Fit, Request, Shape, Source
-from training.source import made_features, other_source, read_source
 
 MADE = ("s1@+1", "s1@+3", "day_sin", "day_cos", "elapsed_s")
 
@@ -96,7 +98,7 @@ def test_the_held_out_rows_score_as_they_did(work: Path) -> None:
     promised = json.loads((work / "models/sites/1/card.json").read_text(encoding="utf-8"))["scores"]["table"]
     model = work / "models/sites/1"
     for data in (str(work / "held-out.csv"), None):
-        scores = pipeline.judge(model, data=data, time=None, season=None)
+        scores = pipeline.evaluate_version(model, data=data, time=None, season=None)
         assert [score["model"] for score in json.loads(json.dumps(scores.as_json()))["table"]] == [
             score["model"] for score in promised
         ]
@@ -106,7 +108,7 @@ def test_other_data_needs_no_made_features(work: Path, tmp_path: Path) -> None:
     """What the model wants to know of calendar, future and time is made from the columns that are there."""
     plain = read(work / "sites.csv", group="site")
     write_csv(plain, tmp_path / "new.csv", ((400, 500),))
-    scores = pipeline.judge(work / "models/sites/1", data=str(tmp_path / "new.csv"), time=None, season=None)
+    scores = pipeline.evaluate_version(work / "models/sites/1", data=str(tmp_path / "new.csv"), time=None, season=None)
     assert scores.rows == 100
 
 
@@ -137,22 +139,22 @@ def test_choosing_by_name_needs_a_column(work: Path) -> None:
 def test_a_class_has_no_future(work: Path) -> None:
     """Without horizons there is nothing to look ahead by."""
     with pytest.raises(errors.SettingsError, match="known: a class has no horizons"):
-        made_features(request(work).source, "classify", (1,))
+        derived_features(request(work).source, "classify", (1,))
 
 
 def test_a_made_feature_is_no_target(work: Path) -> None:
     """Whoever knows the time knows it."""
     wrong = request(work).model_copy(update={"target": ("day_sin",), "out": work / "other"})
-    with pytest.raises(errors.SettingsError, match="target: 'day_sin' is made"):
+    with pytest.raises(errors.SettingsError, match="target: 'day_sin' is derived"):
         pipeline.train(wrong, lambda *_: None, lambda _: None)
 
 
 def test_other_data_of_a_named_set_has_its_groups(tmp_path: Path) -> None:
     """A part that was written has the set's columns, which the card does not repeat; what it lacks is not asked for."""
     (tmp_path / "part.csv").write_text("time,origin,temp\n2024-01-01,JFK,1\n2024-01-02,JFK,2\n", encoding="utf-8")
-    other = other_source(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "weather"}})
+    other = source_like(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "weather"}})
     assert (other.group, other.label) == ("origin", None)
-    unlike = other_source(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "watch"}})
+    unlike = source_like(Source(data=str(tmp_path / "part.csv")), {"source": {"data": "watch"}})
     assert (unlike.group, unlike.label) == (None, None)
 
 
@@ -165,7 +167,7 @@ def test_named_sets_know_their_groups() -> None:
             raise
         pytest.skip(f"needs the data set watch, which cannot be fetched here: {error}")
     series = read_source(Source(data="watch"))
-    assert (len(series.groups), len({group.whole for group in series.groups}), len(series.classes)) == (140, 10, 7)
+    assert (len(series.groups), len({group.split_key for group in series.groups}), len(series.classes)) == (140, 10, 7)
     assert series.names == ("ax", "ay", "az", "wx", "wy", "wz")
     plain = read_source(Source(data="watch", label="", split_by=""))
-    assert (plain.labels, plain.names, plain.groups[0].whole) == (None, series.names, "")
+    assert (plain.labels, plain.names, plain.groups[0].split_key) == (None, series.names, "")

@@ -1,0 +1,57 @@
+"""Settings as command-line options."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import typer
+
+from training.cli.options import build, options_of
+from training.settings import Fit, Shape
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Types words after a command that has the options of two classes; gives what it was called with."""
+    told: dict[str, Any] = {}
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    @options_of(Shape, Fit)
+    def learn(**values: Any) -> None:
+        told.update(values)
+
+    def typed(*words: str) -> dict[str, Any]:
+        app(args=list(words), standalone_mode=False)
+        return told
+
+    return typed
+
+
+def test_what_is_not_given_is_left_to_the_settings(run: Run) -> None:
+    """Every option has the default of its field, which is written down once."""
+    values = run()
+    assert set(values.values()) == {None}
+    assert build(Shape, values) == Shape()
+    assert build(Fit, values) == Fit()
+
+
+def test_every_class_takes_its_own(run: Run) -> None:
+    """Words become numbers where the field wants them."""
+    values = run("--hidden", "32", "--learning-rate", "1e-3", "--cell", "gru")
+    assert build(Shape, values) == Shape(hidden=32, cell="gru")
+    assert build(Fit, values) == Fit(learning_rate=1e-3)
+
+
+def test_what_is_on_can_be_turned_off(run: Run) -> None:
+    """A flag whose field is true has a second word."""
+    assert build(Shape, run("--no-changes")).changes is False
+    assert build(Shape, run()).changes is True
+
+
+def test_an_option_comes_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`TIDEGATE_WARM_UP` is `--warm-up`."""
+    monkeypatch.setenv("TIDEGATE_WARM_UP", "0.2")
+    assert build(Fit, run()).warm_up == 0.2

@@ -1,0 +1,231 @@
+"""A whole network once more, in float64 and NumPy, from the formulas in the docstrings alone. Imports nothing of ours.
+
+Everything is told as plain values: weights by their names in torch, and what the task is as a `Recipe`. The batch is gone
+through stream by stream and timestep by timestep wherever a loop is plainer than an array.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.training.network import oracle
+from tests.training.network.oracle import Doubles
+
+Weights = dict[str, Doubles]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a network is made of; horizons count timesteps, targets are features. No horizons: it classifies."""
+
+    cell: str
+    activation: str = "tanh"
+    layers: int = 1
+    kernel: int = 1
+    changes: bool = True
+    masked: bool = True
+    targets: tuple[int, ...] = ()
+    horizons: tuple[int, ...] = ()
+    quantiles: tuple[float, ...] = ()
+    links: tuple[str, ...] = ("last",)
+    season: int = 0
+    coverage: float | None = None
+    pair: tuple[int, int] = (0, 0)  # of the quantiles that an interval begins from
+    alarm_rate: float | None = None
+
+
+def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
+    """(time, batch, features) raw, from the initial state -> the outputs (time, batch, ...) by name, and the last state by name."""
+    mean, std = weights["mean"], weights["std"]
+    missing = np.isnan(x)
+    seen = held((x - mean) / std)
+    state = {"last": seen[-1]}
+    moved = np.clip(np.diff(seen, axis=0, prepend=0 * seen[:1]) / weights["pace"], -5, 5)
+    inputs = y = np.concatenate([seen, *[moved] * recipe.changes, *[missing] * recipe.masked], axis=-1)
+    if recipe.kernel > 1:
+        past = np.zeros((recipe.kernel - 1, *y.shape[1:]))
+        y, state["past"] = oracle.convolution(y, weights["front.weight"], weights["front.bias"], past)
+    for index in range(recipe.layers):
+        y, after = run_layer(recipe, weights, index, y)
+        state |= {f"{name}{index}": part[None] for name, part in after.items()}
+    if not recipe.horizons:
+        logits = y @ weights["head.line.weight"].T + weights["head.line.bias"]
+        odds = np.exp(logits)
+        return {"probability": odds / odds.sum(-1, keepdims=True)}, state
+    head_outputs, after = forecasts(recipe, weights, y, seen, inputs)
+    state |= after
+    outputs = {"forecast": head_outputs["forecast"] * std[list(recipe.targets)] + mean[list(recipe.targets)]}
+    if recipe.quantiles:
+        scale, shift = (part[list(recipe.targets), None] for part in (std, mean))
+        outputs["quantiles"] = head_outputs["quantiles"] * scale + shift
+    number = 0
+    if recipe.coverage is not None:
+        interval, state["intervals"] = intervals(recipe, weights, seen, missing, head_outputs)
+        scale, shift = (part[list(recipe.targets), None] for part in (std, mean))
+        outputs["interval"] = interval * scale + shift
+        number = 1
+    if recipe.alarm_rate is not None:
+        own = {name: weights[f"monitors.{number}.{name}"] for name in ("mix", "offset", "own", "tail", "start")}
+        steps, watch = zip(
+            *[
+                alarms(recipe, own, seen[:, row], missing[:, row], head_outputs["forecast"][:, row])
+                for row in range(x.shape[1])
+            ],
+            strict=True,
+        )
+        outputs |= {name: np.stack([part[name] for part in steps], axis=1) for name in steps[0]}
+        state["watch"] = np.stack(watch)
+    return outputs, state
+
+
+def held(scaled: Doubles) -> Doubles:
+    """Missing values held at the last one, and at 0 before the first."""
+    seen = np.zeros_like(scaled)
+    last = np.zeros(scaled.shape[1:])
+    for now, value in enumerate(scaled):
+        last = seen[now] = np.where(np.isnan(value), last, value)
+    return seen
+
+
+def run_layer(recipe: Recipe, weights: Weights, index: int, y: Doubles) -> tuple[Doubles, dict[str, Doubles]]:
+    """A recurrent layer from the initial state, and its last state by name."""
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    own = [weights[f"cells.{index}.kernel.{name}"] for name in names]
+    zero = np.zeros((y.shape[1], own[1].shape[1]))
+    activation_fn = oracle.ACTIVATIONS[recipe.activation]
+    match recipe.cell:
+        case "gru":
+            y, h = oracle.gru(y, own, zero, activation_fn)
+            return y, {"h": h}
+        case "rnn":
+            y, h = oracle.rnn(y, own, zero, activation_fn)
+            return y, {"h": h}
+    peepholes = weights.get(f"cells.{index}.peepholes")
+    previous = recipe.cell == "peephole-previous"
+    y, h, c = oracle.lstm(y, own, zero, zero, activation_fn, peepholes, "previous" if previous else "new")
+    return y, {"h": h, "c": c}
+
+
+def forecasts(
+    recipe: Recipe, weights: Weights, y: Doubles, seen: Doubles, inputs: Doubles
+) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
+    """In scaled units, (time, batch, horizons, targets) and with quantiles as a further axis; the state `season`."""
+    steps, batch = y.shape[:2]
+    own = seen[..., list(recipe.targets)]
+    shape = (steps, batch, len(recipe.horizons), len(recipe.targets))
+    naive = weights["head.naive"]
+    correction = (y @ weights["head.line.weight"].T + weights["head.line.bias"]).reshape(shape)
+    if "features" in recipe.links:
+        correction = correction + (inputs @ weights["head.skip.weight"].T).reshape(shape)
+    links = {"last": np.repeat(own[:, :, None], len(recipe.horizons), axis=2)}
+    state: dict[str, Doubles] = {}
+    if "season" in recipe.links:
+        links["season"], state["season"] = seasons(recipe, own)
+    shared = [link for link in recipe.links if link != "features"]
+    for link in shared:
+        correction = correction + weights[f"head.share.{link}"] * links[link]
+    median = links[shared[0]] + correction * naive if shared else correction * naive
+    others = [quantile for quantile in recipe.quantiles if quantile != 0.5]
+    quantiles = np.repeat(median[..., None], len(recipe.quantiles), axis=-1)
+    if others:
+        raw = (y @ weights["head.spread.weight"].T + weights["head.spread.bias"]).reshape(*shape, len(others))
+        size = naive[..., None] * (1.0 + np.where(raw > 0, raw, np.exp(np.minimum(raw, 0)) - 1))
+        for place, quantile in enumerate(recipe.quantiles):
+            for number, other in enumerate(others):
+                if quantile <= other < 0.5:
+                    quantiles[..., place] -= size[..., number]
+                if 0.5 < other <= quantile:
+                    quantiles[..., place] += size[..., number]
+    return {"forecast": median, "quantiles": quantiles}, state
+
+
+def seasons(recipe: Recipe, own: Doubles) -> tuple[Doubles, Doubles]:
+    """The targets' values (time, batch, horizons, targets) whole seasons before what is forecast; the state `season`."""
+    steps, batch, targets = own.shape
+    before = np.zeros((steps, batch, len(recipe.horizons), targets))
+    for index, horizon in enumerate(recipe.horizons):
+        # As many whole seasons before the time that is forecast as bring it to the present or before.
+        back = recipe.season * math.ceil(horizon / recipe.season) - horizon
+        for now in range(back, steps):
+            before[now, :, index] = own[now - back]
+    kept = own[-(recipe.season - 1) :]
+    return before, kept.swapaxes(0, 1).reshape(batch, -1)
+
+
+def intervals(
+    recipe: Recipe, weights: Weights, seen: Doubles, missing: Any, head_outputs: dict[str, Doubles]
+) -> tuple[Doubles, Doubles]:
+    """`interval` (time, batch, horizons, targets, 2), scaled, and the state `intervals` (batch, n)."""
+    coverage = recipe.coverage
+    assert coverage is not None  # else it is not called
+    steps, batch, horizons, targets = head_outputs["forecast"].shape
+    start, scale = (weights[f"monitors.0.{name}"].reshape(horizons, targets) for name in ("start", "scale"))
+    centre, width = head_outputs["forecast"], np.zeros_like(head_outputs["forecast"])
+    if recipe.pair[0] < recipe.pair[1]:
+        low, high = (head_outputs["quantiles"][..., place] for place in recipe.pair)
+        centre, width = (low + high) / 2, (high - low) / 2
+    half = np.zeros_like(centre)
+    q = np.zeros((batch, horizons, targets))
+    for now in range(steps):
+        for row, index, place in np.ndindex(batch, horizons, targets):
+            horizon, feature = recipe.horizons[index], recipe.targets[place]
+            made = now - horizon
+            if made >= 0 and not missing[now, row, feature]:
+                outside = abs(seen[now, row, feature] - centre[made, row, index, place]) > half[made, row, index, place]
+                rate = 0.15 / math.sqrt(horizon) * scale[index, place]
+                q[row, index, place] += rate * (outside - (1 - coverage))
+        half[now] = np.maximum(width[now] + start + q, 1e-6)
+    waiting = [
+        part[-horizon:, :, index].swapaxes(0, 1).reshape(batch, -1)
+        for part in (centre, half)
+        for index, horizon in enumerate(recipe.horizons)
+    ]
+    interval = np.stack([centre - half, centre + half], axis=-1)
+    return interval, np.concatenate([*waiting, q.reshape(batch, -1)], axis=-1)
+
+
+def alarms(
+    recipe: Recipe, weights: Weights, seen: Doubles, missing: Any, forecast: Doubles
+) -> tuple[dict[str, Doubles], Doubles]:
+    """One stream: seen and missing (time, features), forecast (time, horizons, targets) -> outputs (time, n), state (n,)."""
+    chosen = list(recipe.targets)
+    count, rate = len(chosen), recipe.alarm_rate
+    assert rate is not None  # else it is not called
+    factor, summand, before = weights["tail"]
+    start = weights["start"][0]
+    last, expected, jumped = np.zeros(seen.shape[1]), np.zeros(count), np.zeros(count)
+    mean, spread = np.zeros(2 * count), np.zeros(2 * count)
+    still, gone = np.zeros(count), np.zeros(count)
+    shift, burst, age = 0.0, 0.0, 0
+    steps: dict[str, list[Any]] = {"score": [], "alarm": [], "warm": [], "surprise": []}
+    for now, value in enumerate(seen):
+        here = ~missing[now, chosen]
+        both = np.tile(here, 2)
+        mixed = weights["mix"] @ np.concatenate([value[chosen] - expected, value]) + weights["offset"]
+        deviation = np.where(both, (mixed - mean) / np.sqrt(np.exp(spread)), 0.0)
+        jump = np.where(here, deviation[:count] @ weights["own"], 0.0)
+        back = np.where(np.sign(jump) * np.sign(jumped) < 0, np.minimum(abs(jump), abs(jumped)), 0.0)
+        still = np.where(here, np.where(value[chosen] == last[chosen], still + 1, 0.0), still)
+        gone = np.where(here, 0.0, gone + 1)
+        parts = np.concatenate([abs(jump), back, abs(deviation[count:]), still, gone])
+        root = np.maximum(1.0, factor * parts + summand) ** (1 / 16)
+        evidence = max(before * 32 * (root - 1) / (root + 1))  # the logarithm, nearly
+        threshold = start + shift
+        warm = age >= 96
+        score = evidence / (evidence + threshold) if warm else 0.0
+        alarm = score > 0.5
+        for name, number in (("score", [score]), ("alarm", [alarm]), ("warm", [warm]), ("surprise", jump)):
+            steps[name].append(np.array(number, np.float64))
+        if warm and not alarm:
+            shift += 0.1 * ((burst if burst <= 12 else 0.0) - rate)
+        shift = max(shift, 0.5 - start)
+        burst = burst + (13 if evidence > threshold + 4 else 1) if alarm else 0.0
+        pace = both * (0.05 if alarm else 1.0)
+        bounded = np.clip(deviation, -5, 5)
+        mean = mean + pace * bounded / 500
+        spread = np.maximum(spread + pace * (bounded**2 - 1) / 1000, math.log(0.25))
+        expected, jumped, last, age = forecast[now, recipe.horizons.index(1)], jump, value, age + 1
+    state = [*expected, *jumped, *mean, *spread, *still, *gone, min(age, 96), burst, shift]
+    return {name: np.stack(rows) for name, rows in steps.items()}, np.array(state)

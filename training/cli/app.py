@@ -1,0 +1,261 @@
+"""The commands of the training package. Only this package prints and knows exit codes.
+
+A usage error is one line on stderr and exit code 2, never a traceback. torch, onnx and pyarrow take seconds to load, so
+each command imports what it uses, and `--help` does not wait.
+"""
+
+import json
+import sys
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from training.cli.options import build, option, options_of
+from training.data import datasets as catalogue
+from training.errors import SettingsError, TrainingError
+from training.settings import Fit, Request, Rolling, Search, Shape, Source
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
+FILE_WIDTH = 200  # columns of a table with many settings, if there is no terminal
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Train recurrent networks on sensor series.")
+
+Models = Annotated[Path, option("models", "The folder of models.")]
+Name = Annotated[str | None, option("name", "The name of the model; by default that of the data.")]
+Version = Annotated[int | None, option("version", "The version to write; by default the next free one.")]
+Season = Annotated[int | None, option("season", "Timesteps of the seasonal-naive baseline; by default a day.")]
+Json = Annotated[Path | None, option("json", "Also write the result to this file, as JSON.")]
+Threads = Annotated[int, option("threads", "Threads of torch; more are seldom faster.")]
+
+
+@app.command()
+@options_of(Source, Request, Shape, Fit)
+def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
+    """Train on a series, export the graph, score it on the held-out part, and write a version of the model."""
+    # Read before torch is loaded, so that a wrong option fails at once.
+    request = _request(values)
+    _set_threads(threads)
+    from training.cli.progress import FitProgress
+    from training.pipeline import train as run_training
+
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
+        published = run_training(request, progress.show, progress.note)
+    _report(published.scores, json_file, model=published.folder, run=request.out)
+
+
+@app.command()
+@options_of(Rolling, Source, Request, Shape, Fit)
+def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
+    """Train several times on a growing past, and score each model on the block that follows; writes no model."""
+    for name in ("models", "version", "held_out"):
+        if values.get(name) is not None:
+            raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
+    request, rolling = _request(values), build(Rolling, values)
+    _set_threads(threads)
+    from training.backtest import backtest as roll
+    from training.cli import scoreboard
+    from training.cli.progress import FitProgress
+
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
+        result = roll(request, rolling, progress.show, progress.note)
+    _show(scoreboard.backtest_table(result))
+    _print(scoreboard.backtest_verdict(result))
+    _print(f"runs: {request.out}")
+    if json_file:
+        _write_json(json_file, {"runs": str(request.out)} | result.as_json())
+
+
+@app.command()
+@options_of(Source, Request, Shape, Fit, Search)
+def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None:
+    """Search for good settings, train in full with the best ones, and write a version; the same command again continues."""
+    search = build(Search, values)
+    # A fixed folder, so that the same command continues the search. --minutes belong to the search.
+    model = values.get("name") or Path(values.get("data") or Source().data).stem
+    request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
+    if request.resume:
+        raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
+    _set_threads(threads)
+    _require("optuna", "tune")
+    from training.cli.progress import FitProgress
+    from training.search.trials import draw, tables, trial_line
+    from training.search.tune import Callbacks
+    from training.search.tune import tune as find
+
+    console = Console(stderr=True, soft_wrap=True)
+    with FitProgress(console) as progress:
+        outcome = find(
+            request, search, Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note)
+        )
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH).print(tables(outcome))
+    picture = draw(outcome, request.out / "tune.png")
+    if picture:
+        _print(f"picture: {picture}")
+    if outcome.left:
+        _print(f"{outcome.left} of {search.trials} trials are left: the same command continues")
+    if outcome.best:
+        _report(outcome.best.scores, json_file, model=outcome.best.folder, search=request.out)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
+    data: Annotated[str | None, option("data", "Other data than that of the card; all of its rows are scored.")] = None,
+    time: Annotated[str | None, option("time", "The time column; detected if there is only one.")] = None,
+    season: Season = None,
+    json_file: Json = None,
+) -> None:
+    """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
+    from training.pipeline import evaluate_version
+
+    _report(evaluate_version(model, data=data, time=time, season=season), json_file, model=model)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that `tidegate train` wrote.")],
+    data: Annotated[str | None, option("data", "The present place of the data, if it has moved.")] = None,
+    season: Season = None,
+    models: Models = Path("models"),
+    name: Name = None,
+    version: Version = None,
+    json_file: Json = None,
+) -> None:
+    """Export the network of a run again, with the same checks and scores as after its training."""
+    _set_threads(1)
+    from training.pipeline import export_run
+
+    published = export_run(run, models, data=data, name=name, version=version, season=season)
+    _report(published.scores, json_file, model=published.folder, run=run)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
+    data: Annotated[str | None, option("data", "The present place of the data, if it has moved.")] = None,
+    out: Annotated[Path | None, option("out", "The file to write; by default report.html beside the card.")] = None,
+) -> None:
+    """Write the report of a version again, from its card and its data: one HTML page that needs nothing else."""
+    from training.pipeline import rebuild_report
+
+    page = rebuild_report(model, data=data)
+    path = out or (model if model.is_dir() else model.parent) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    _print(f"report: {path}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the named data sets, with source and licence."""
+    for index, dataset in enumerate(catalogue.DATASETS.values()):
+        if index:
+            _print("")
+        _print(f"{dataset.name}: {dataset.about}")
+        _print(f"  {dataset.rows} rows, {len(dataset.units)} channels, one every {dataset.period_s:g} s")
+        if dataset.group:
+            _print(f"  groups: {dataset.groups}, by {dataset.group}")
+        if dataset.split_by:
+            _print(f"  kept together by a split: each {dataset.split_by}")
+        if dataset.label:
+            _print(f"  label: {dataset.label}")
+        _print(f"  usual target: {dataset.target or 'none, it is there to be classified'}")
+        _print(f"  left out by default: {', '.join(dataset.noise) or 'nothing'}")
+        _print(f"  source: {dataset.source}")
+        _print(f"  licence: {dataset.licence}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; `argv` has no program name; by default the arguments of the process.
+
+    Raises:
+        SystemExit: with 2 after a usage error, which is one line on stderr.
+    """
+    try:
+        code = app(args=argv, prog_name="tidegate", standalone_mode=False)
+    except TrainingError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        _fail(_first_error(error))
+    except typer.TyperException as error:
+        _fail(error.format_message())
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    if code:
+        raise SystemExit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    raise SystemExit(EXIT_USAGE) from None
+
+
+def _first_error(error: ValidationError) -> str:
+    """The first validation error in our words: `learning-rate: got '-1', expected: greater than 0`."""
+    mistake = error.errors()[0]
+    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
+    expected = (
+        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
+    )
+    return f"{word}: got {mistake['input']!r}, expected: {expected}"
+
+
+def _request(values: dict[str, Any]) -> Request:
+    """The request of the options, with default names."""
+    source = build(Source, values)
+    model = values.get("name") or Path(source.data).stem
+    out = values.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    parts = {"source": source, "shape": build(Shape, values), "fit": build(Fit, values)}
+    return build(Request, values, **parts, name=model, out=out)
+
+
+def _require(package: str, extra: str) -> None:
+    """Check that the package of an extra is installed."""
+    if find_spec(package) is None:
+        raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
+
+
+def _set_threads(threads: int) -> None:
+    if threads < 1:
+        raise SettingsError(f"threads: got {threads}, expected at least 1")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
+    """Print the tables, the verdict and the places of the results; write them to the file if there is one."""
+    from training.cli import scoreboard
+    from training.judging.verdict import verdict
+
+    _show(scoreboard.table(scores))
+    _print(verdict(scores))
+    for what, path in places.items():
+        _print(f"{what}: {path}")
+    if json_file:
+        result = {what: str(path) for what, path in places.items()} | {"scores": scores.as_json()}
+        _write_json(json_file, result)
+
+
+def _show(table: Any) -> None:
+    """Print a table as wide as it needs: a narrow screen must not hide numbers."""
+    from training.cli.scoreboard import WIDTH
+
+    Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")

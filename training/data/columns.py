@@ -1,0 +1,116 @@
+"""The roles of the columns of a table: its time, group, label and split key, its features, and the derived ones."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import pyarrow as pa
+
+from training.data import features
+from training.data.table import Table
+from training.errors import GroupColumnError, LabelColumnError, MissingColumn, TimeColumnError
+
+
+class Columns(TypedDict, total=False):
+    """The roles of the columns of a table.
+
+    Attributes:
+        time: the column of times: time stamps, ISO 8601 text or Unix seconds. It is detected if there is only one.
+        period_s: seconds from row to row of a table without times; the times then count from 1970.
+        group: the column that assigns a row to one of several series. Rows of a group need not be together.
+        split_by: the column whose values a split keeps together, such as the person; constant within a group.
+        label: the class of each row, as text or whole numbers; an empty cell is unlabelled.
+        columns: the features, in this order; all columns but those above if empty. A name that the table lacks is derived
+            if `features` knows it.
+        exclude: columns to leave out.
+        derived: features to derive, unless the table has them.
+    """
+
+    time: str | None
+    period_s: float | None
+    group: str | None
+    split_by: str | None
+    label: str | None
+    columns: Sequence[str]
+    exclude: Sequence[str]
+    derived: Sequence[str]
+
+
+def role_columns(table: Table, columns: Columns) -> dict[str, str]:
+    """The columns of group, split key and label, by role."""
+    chosen = {"group": columns.get("group"), "split_by": columns.get("split_by"), "label": columns.get("label")}
+    roles = {role: column for role, column in chosen.items() if column}
+    for role, column in roles.items():
+        _require_column(table, column, role.replace("_", "-"))
+    if "split_by" in roles and "group" not in roles:
+        raise GroupColumnError(
+            f"{table.name}: split-by {roles['split_by']!r} without a group, expected the column that separates the series; "
+            f"name it with --group, {roles['split_by']} itself if need be"
+        )
+    if "label" in roles and roles["label"] in (roles.get("group"), roles.get("split_by")):
+        raise LabelColumnError(
+            f"{table.name}: label {roles['label']!r} is the column of the groups, expected another: the group "
+            f"already determines it"
+        )
+    return roles
+
+
+def time_column(table: Table, columns: Columns, roles: dict[str, str]) -> str | None:
+    """The column of times; None if rows are a period apart, or numbered."""
+    chosen, period_s = columns.get("time"), columns.get("period_s")
+    if chosen:
+        _require_column(table, chosen, "time")
+        if chosen in roles.values():
+            raise TimeColumnError(
+                f"{table.name}: column {chosen!r} is the time and the group or label; expected one of them"
+            )
+        found = [chosen]
+    else:
+        passed = {*roles.values(), *columns.get("exclude", ())}
+        found = [
+            column
+            for column, kind in table.types.items()
+            if column not in passed and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+        ]
+    if period_s is not None and found:
+        raise TimeColumnError(
+            f"{table.name}: period {period_s:g} s beside the times of column {found[0]!r}, expected one of them; "
+            f"leave --period out, or the column with --exclude {found[0]}"
+        )
+    if len(found) > 1:
+        raise TimeColumnError(
+            f"{table.name}: expected one column of time stamps, got several: {', '.join(found)}; name it with --time"
+        )
+    if not found and period_s is None and not table.times_optional:
+        raise TimeColumnError(
+            f"{table.name}: expected one column of time stamps, got none; name it with --time, or say with --period how "
+            f"many seconds lie between two rows"
+        )
+    return found[0] if found else None
+
+
+def feature_columns(table: Table, columns: Columns, taken: set[str]) -> tuple[list[str], list[str]]:
+    """The features to read and those to derive."""
+    known = [name for name in table.types if name not in taken]
+    asked, excluded = columns.get("columns", ()), columns.get("exclude", ())
+    for name in excluded:
+        _require_column(table, name, "excluded")
+    derived = [
+        name for name in (*asked, *columns.get("derived", ())) if name not in known and features.is_derived(name)
+    ]
+    for name in asked:
+        if name in taken:
+            raise MissingColumn(
+                f"{table.name}: column {name!r} is the time, the group or the label and no feature; there are: "
+                f"{', '.join(known)}"
+            )
+        if name not in known and name not in derived:
+            raise MissingColumn(f"{table.name}: no column {name!r}; there are: {', '.join(known)}")
+    chosen_names = [name for name in (asked or known) if name not in excluded and name not in derived]
+    if not chosen_names:
+        raise MissingColumn(f"{table.name}: no feature column is left beside {', '.join(sorted(taken)) or 'nothing'}")
+    return chosen_names, list(dict.fromkeys(derived))
+
+
+def _require_column(table: Table, column: str, what: str) -> None:
+    if column not in table.types:
+        raise MissingColumn(f"{table.name}: no {what} column {column!r}; there are: {', '.join(table.types)}")

@@ -1,0 +1,140 @@
+"""From a request and its series to the input of a fit: the split, the scaler and the architecture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from training.data import datasets, features
+from training.data.scaler import Scaler, check_targets, fit_scaler
+from training.data.series import Series, season_steps
+from training.data.split import Split, split_by_group, split_by_time
+from training.errors import SettingsError
+from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+
+# A note is one line: it names the first few of many groups.
+MAX_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The input of a fit, beside its settings."""
+
+    series: Series
+    split: Split
+    scaler: Scaler
+    architecture: Architecture
+
+
+def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
+    """Split the series unless a split is given, fit the scaler, and choose the architecture.
+
+    Raises:
+        TrainingError: the series does not fit the request.
+    """
+    split = split or _split(request, series, on_note)
+    scaler = fit_scaler(series, split.train)
+    for name in scaler.constant:
+        on_note(f"column {name!r} is constant in the training part: it carries no information and is left unscaled")
+    return Prepared(series, split, scaler, _architecture(request, series, scaler))
+
+
+def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> Split:
+    """Split by group if there is a column to split by, else by time."""
+    horizon = max(request.horizons) if request.task == "forecast" else 0
+    train, validation = request.train_share, request.validation_share
+    if train + validation >= 1:
+        raise SettingsError(
+            f"train-share, validation-share: got {train:g} and {validation:g}, expected less than 1 together: what they "
+            f"leave is held out"
+        )
+    if any(group.split_key for group in series.groups):
+        return split_by_group(
+            series,
+            train=train,
+            validation=validation,
+            seed=request.split_seed,
+            hold_out=request.hold_out,
+            validate=request.validate_on,
+            horizon=horizon,
+        )
+    for option, names in (("hold-out", request.hold_out), ("validate-on", request.validate_on)):
+        if names:
+            raise SettingsError(
+                f"{option}: got {', '.join(names)} but the data is split by time; name the column that has these "
+                f"values with --split-by"
+            )
+    split = split_by_time(series, train=train, validation=validation, horizon=horizon)
+    if split.short:
+        listed = ", ".join(split.short[:MAX_NAMES]) + (", ..." if len(split.short) > MAX_NAMES else "")
+        on_note(
+            f"too short to be cut, so they are only trained on: {len(split.short)} of {len(series.groups)} groups ({listed})"
+        )
+    return split
+
+
+def _architecture(request: Request, series: Series, scaler: Scaler) -> Architecture:
+    """The architecture for this series."""
+    task: Forecast | Classify
+    if request.task == "classify":
+        task = Classify(classes=series.classes)
+    else:
+        targets = request.target or _default_targets(request.source)
+        check_targets(series, scaler, targets)
+        _check_future(request.source, targets)
+        task = Forecast(
+            targets=tuple(series.column(target) for target in targets),
+            horizons=request.horizons,
+            quantiles=request.quantiles,
+            links=request.links,
+            season=request.season or season_steps(series.period_s) or 0,
+            coverage=request.coverage,
+            alarm_rate=request.alarm_rate,
+        )
+        check_alarm(task)
+    return Architecture(features=len(series.names), task=task, elapsed=_elapsed(series), **request.shape.model_dump())
+
+
+def _elapsed(series: Series) -> Elapsed | None:
+    """The meaning of the seconds since the last timestep, if they are a feature."""
+    if features.ELAPSED not in series.names:
+        return None
+    return Elapsed(
+        feature=series.column(features.ELAPSED), usual_s=series.median_step_s, reset_s=series.gap_threshold_s
+    )
+
+
+def _check_future(source: Source, targets: Sequence[str]) -> None:
+    """Check that no target is derived, or has a known future."""
+    for target in targets:
+        if target in source.known:
+            raise SettingsError(
+                f"known: {target!r} is a target as well, expected other columns: its future is what is to be forecast"
+            )
+        if features.is_derived(target):
+            raise SettingsError(
+                f"target: {target!r} is derived from the time or from another column; expected a measured one"
+            )
+
+
+def check_alarm(task: Forecast) -> None:
+    """Check that an alarm has the one-step forecast that it needs.
+
+    Raises:
+        SettingsError: there is an alarm, and 1 is not among the horizons.
+    """
+    if task.alarm_rate is not None and 1 not in task.horizons:
+        asked = ",".join(str(horizon) for horizon in task.horizons)
+        raise SettingsError(
+            f"horizons: got {asked}, expected 1 among them, because an alarm compares each timestep with its forecast; "
+            f"add 1 to --horizons or leave out --alarm-rate"
+        )
+
+
+def _default_targets(source: Source) -> tuple[str, ...]:
+    if source.data not in datasets.DATASETS:
+        raise SettingsError("target: a file has no usual target; name the column to forecast with --target")
+    usual = datasets.DATASETS[source.data].target
+    if not usual:
+        raise SettingsError(
+            f"target: {source.data} is there to be classified; ask for --task classify, or name a --target"
+        )
+    return (usual,)

@@ -1,0 +1,90 @@
+"""The source of a series: a named data set or a file, with the roles of its columns and the derived features."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from training.data import datasets, features
+from training.data.columns import Columns
+from training.data.load import column_names, read
+from training.data.series import Series
+from training.errors import SettingsError
+from training.settings import Request, Source
+
+
+def read_request(request: Request) -> Series:
+    """Read the series of a request.
+
+    Raises:
+        TrainingError: see `read_source` and `derived_features`.
+    """
+    return read_source(request.source, derived_features(request.source, request.task, request.horizons))
+
+
+def read_source(source: Source, names: Sequence[str] = ()) -> Series:
+    """Read a named data set or a file.
+
+    Args:
+        source: the place and the roles of the columns. A named set has defaults for time, group, label and the column to
+            split by; the source overrides them (an empty name: none).
+        names: of features; those that `features` can derive are derived.
+
+    Raises:
+        TrainingError: the data is missing, cannot be fetched, or cannot be used.
+    """
+    path = Path(source.data)
+    is_file = source.data not in datasets.DATASETS and (path.suffix or path.exists())
+    known = None if is_file else datasets.dataset(source.data)
+    source = _with_dataset_defaults(source)
+    columns = Columns(
+        time=source.time,
+        period_s=source.period,
+        group=source.group,
+        split_by=source.split_by,
+        label=source.label,
+        columns=source.columns,
+        exclude=source.exclude,
+        derived=[name for name in names if features.is_derived(name)],
+    )
+    if known is None:
+        return read(path, **columns)
+    return read(datasets.fetch(source.data), name=known.name, units=known.units, **columns)
+
+
+def derived_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
+    """The names of the derived features of a source.
+
+    Raises:
+        SettingsError: the source names a known future, but the task is no forecast.
+    """
+    if source.known and task != "forecast":
+        raise SettingsError("known: a class has no horizons; leave --known out, the columns are features as they are")
+    return features.derived_names(source.known, horizons, source.calendar, elapsed=source.elapsed)
+
+
+def _with_dataset_defaults(source: Source) -> Source:
+    """The source with the defaults of a named data set."""
+    known = datasets.DATASETS.get(source.data)
+    if known is None:
+        return source
+    own = {"group": known.group, "split_by": known.split_by, "label": known.label}
+    roles = {role: column if getattr(source, role) is None else getattr(source, role) for role, column in own.items()}
+    # A column that describes rows is no sensor, even if it is not used.
+    unused = {column for column in own.values() if column} - set(roles.values())
+    exclude = (*source.exclude, *sorted(unused), *(() if source.columns else known.noise))
+    return source.model_copy(update={"time": source.time or known.time, "exclude": exclude, **roles})
+
+
+def source_like(source: Source, card: dict[str, Any] | None) -> Source:
+    """Other data for a model: group and label are the columns of the model's own data, if the other data has them."""
+    if card is None or source.data in datasets.DATASETS:
+        return source
+    original = _with_dataset_defaults(Source.model_validate(card["source"]))
+    columns = column_names(Path(source.data))
+    return source.model_copy(
+        update={
+            "period": original.period,
+            "group": original.group if original.group in columns else None,
+            "label": original.label if original.label in columns else None,
+        }
+    )

@@ -1,0 +1,40 @@
+"""`Series` -> CSV."""
+
+import math
+from bisect import bisect_right
+from pathlib import Path
+
+from training.data.series import UNLABELLED, Series, Spans, iso
+
+
+def write_csv(series: Series, path: Path, spans: Spans) -> None:
+    """Write the rows of the spans as CSV: `time` in ISO 8601, the group and the label if there are any, then the features.
+
+    A missing value is an empty cell. Nine digits give the same float32 again, so the streamed values are those that were
+    scored.
+    """
+    group, label = series.group_column or "group", series.label_column or "label"
+    head = ["time", *([group] if series.groups else []), *([label] if series.labels is not None else [])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(",".join(_quoted(name) for name in [*head, *series.names]) + "\n")
+        for first, end in spans:
+            for row in range(first, end):
+                cells = ("" if math.isnan(value) else f"{value:.9g}" for value in series.values[row].tolist())
+                file.write(",".join([iso(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
+
+
+def _group_and_label(series: Series, row: int) -> list[str]:
+    """The cells of group and label of a row, if there are such columns."""
+    cells = []
+    if series.groups:
+        place = bisect_right(series.groups, row, key=lambda group: group.first) - 1
+        cells.append(_quoted(series.groups[place].name))
+    if series.labels is not None:
+        label = series.labels[row]
+        cells.append("" if label == UNLABELLED else _quoted(series.classes[label]))
+    return cells
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if any(sign in name for sign in ',"\n\r') else name

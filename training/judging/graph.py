@@ -1,0 +1,158 @@
+"""An exported graph, stepped as it is served: timestep by timestep, with its state carried. This module knows no torch."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from training.data.series import Floats, Ints, Span
+from training.errors import ModelUnreadable
+
+# No measured value leaves the machine. The variable switches telemetry off while onnxruntime loads, the call in `Graph`
+# from then on.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime as ort
+
+# Streams that are replayed as one batch. The bits of a row were measured to be the same alone and in batches of up to 64.
+BATCH = 64
+
+
+class Graph:
+    """An exported graph and the description in its metadata."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        ort.disable_telemetry_events()
+        options = ort.SessionOptions()
+        # A step takes microseconds; a second thread costs more than it saves.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        try:
+            self.session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a class for each kind of damage, and no common one
+            raise ModelUnreadable(f"model: {name} is not a readable ONNX file: {str(error).splitlines()[0]}") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if "tidegate" not in metadata:
+            raise ModelUnreadable(
+                f"model: {name} does not describe itself; expected a file that `tidegate train` wrote"
+            )
+        self.description: dict[str, Any] = json.loads(metadata["tidegate"])
+        self.state = {pair["name"]: pair for pair in self.description["state"]}
+        self.outputs = [output["name"] for output in self.description["outputs"]]
+        self._fetch = [*self.outputs, *(pair["next"] for pair in self.state.values())]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a `model.onnx`, or the one in a folder.
+
+        Raises:
+            ModelUnreadable: it is missing, or `tidegate train` did not write it.
+        """
+        file = path / "model.onnx" if path.is_dir() else path
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ModelUnreadable(f"model: cannot read {file}: {error.strerror}") from error
+        return cls(content, str(file))
+
+    @property
+    def features(self) -> list[str]:
+        """The names of the columns of `x`, in order."""
+        return [feature["name"] for feature in self.description["features"]]
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the targets; for a classification those of the classes."""
+        return list(self.description["outputs"][0]["targets"])
+
+    @property
+    def horizons(self) -> list[int]:
+        """The horizons of the forecast, in timesteps."""
+        return list(self.description["outputs"][0]["horizons"])
+
+    @property
+    def units(self) -> list[str]:
+        """The units of the targets."""
+        return list(self.description["outputs"][0]["units"])
+
+    @property
+    def quantiles(self) -> list[float]:
+        """The levels of the output `quantiles`, rising; empty without that output."""
+        return list(self.output("quantiles")["quantiles"]) if "quantiles" in self.outputs else []
+
+    def output(self, name: str) -> dict[str, Any]:
+        """The description of an output.
+
+        Raises:
+            StopIteration: there is no such output; see `outputs`.
+        """
+        described: dict[str, Any] = next(part for part in self.description["outputs"] if part["name"] == name)
+        return described
+
+    def initial_state(self, batch: int) -> dict[str, Floats]:
+        """The state of streams that have not seen a timestep."""
+        return {
+            name: np.zeros([batch if size == "batch" else size for size in pair["shape"]], np.float32)
+            for name, pair in self.state.items()
+        }
+
+    def step(self, x: Floats, state: dict[str, Floats]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """(batch, features) and the state -> the outputs by name, each (batch, ...), and the next state."""
+        results = self.session.run(self._fetch, {"x": x, **state})
+        count = len(self.outputs)
+        return dict(zip(self.outputs, results[:count], strict=True)), dict(
+            zip(self.state, results[count:], strict=True)
+        )
+
+    def replay(self, values: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """(time, batch, features), step by step from the initial state -> the outputs (time, batch, ...) and the last state."""
+        state = self.initial_state(values.shape[1])
+        steps: dict[str, list[Floats]] = {name: [] for name in self.outputs}
+        for x in values:
+            outputs, state = self.step(x, state)
+            for name, rows in outputs.items():
+                steps[name].append(rows)
+        return {name: np.stack(rows) for name, rows in steps.items()}, state
+
+    def replay_segments(
+        self, values: Floats, segments: Sequence[Span], *, keep: Sequence[str] = ()
+    ) -> dict[str, Floats]:
+        """Replay each segment [first, end) of the rows as a new stream, up to `BATCH` of them at once.
+
+        Args:
+            values: (time, features) raw.
+            segments: the rows of each stream; they may overlap.
+            keep: the outputs to return; all if empty.
+
+        Returns:
+            For each output (rows, ...), the segments concatenated in the given order.
+        """
+        kept = [output for output in self.description["outputs"] if not keep or output["name"] in keep]
+        total = sum(end - first for first, end in segments)
+        results = {output["name"]: np.empty((total, *output["shape"][1:]), np.float32) for output in kept}
+        lengths = np.array([end - first for first, end in segments], np.int64)
+        places = np.cumsum(lengths) - lengths
+        # The longest first: streams that have ended are then the last rows of the batch, and are cut off.
+        order = np.argsort(-lengths, kind="stable")
+        for low in range(0, len(order), BATCH):
+            together = order[low : low + BATCH]
+            firsts = np.array([segments[index][0] for index in together], np.int64)
+            self._replay_batch(values, firsts, lengths[together], places[together], results)
+        return results
+
+    def _replay_batch(
+        self, values: Floats, firsts: Ints, lengths: Ints, places: Ints, results: dict[str, Floats]
+    ) -> None:
+        """Replay streams (batch,) that begin at `firsts`, the longest first; write their outputs to `results` at `places`."""
+        state = self.initial_state(len(firsts))
+        alive = len(firsts)
+        for step in range(int(lengths.max(initial=0))):
+            remaining = int(np.searchsorted(-lengths, -step))  # those that are longer than `step`
+            if remaining < alive:
+                alive = remaining
+                state = {name: np.ascontiguousarray(part[..., :alive, :]) for name, part in state.items()}
+            outputs, state = self.step(values[firsts[:alive] + step], state)
+            for name, rows in results.items():
+                rows[places[:alive] + step] = outputs[name]
