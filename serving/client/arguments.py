@@ -1,4 +1,4 @@
-"""What a caller gives, looked at before anything is sent: whoever is wrong is told in one sentence which argument, and what was expected."""
+"""Checks arguments before anything is sent. An error names the argument and what was expected."""
 
 import math
 import numbers

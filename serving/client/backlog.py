@@ -1,4 +1,4 @@
-"""The timesteps that a client keeps, and who waits for their answers."""
+"""The timesteps that a client keeps until they are durable, and the callers that wait for their answers."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Many streams of one model: a view of a session that takes and gives arrays, a row a stream.
+"""Many streams of one model: a view of a session with arrays in and out, one row per stream.
 
 What concerns one stream touches no other: it is refused, held back or lost alone, and its rows say so.
 """

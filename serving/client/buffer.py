@@ -1,4 +1,4 @@
-"""The timesteps that a client keeps of streams of one model, in columns, in the order they came.
+"""The kept timesteps of all streams of one model, in columns, in the order of arrival.
 
 It grows at its end, and is swept now and then of the rows that have left it. A row is named by its place, which a sweep changes.
 """

@@ -1,4 +1,4 @@
-"""One streaming call, seen from a client: requests are asked for, responses are read, and its end is a typed error.
+"""One streaming call, as a client sees it: it sends requests, reads responses, and ends with a typed error.
 
 It knows nothing of timesteps. grpc's own task writes: it takes one request after the other from here, so a caller that is
 cancelled interrupts no write, and writing never waits for reading nor reading for writing.

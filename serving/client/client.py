@@ -1,4 +1,4 @@
-"""A connection to a server, on which streams are opened and questions are asked."""
+"""A connection to a server: opens streams and sends unary requests."""
 
 import numbers
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a client can be told, and how it is read from the wire.
+"""The errors of the client, and how they are read from the wire.
 
     ClientError              the root; carries `reason`, the name of an Error.Reason of the protocol or of a gRPC status code
     ├── InvalidArgument        a call was given what it cannot take; `field` names it. A ValueError too

@@ -1,4 +1,4 @@
-"""Timesteps as callers write them, made into float32 in the order of a model's features.
+"""Converts timesteps, as callers write them, to float32 in the order of a model's features.
 
 Laws:
 1. What has names is read by its names, what has none by its order. Never is what has names read by its order.

@@ -1,4 +1,4 @@
-"""The streams of a session: what opens them and ends them.
+"""The streams of a session: opens, closes and ends them.
 
 It is the base of `serving.client.session.Session`, which makes the calls. `serving.client.window` keeps the timesteps.
 

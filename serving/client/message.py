@@ -1,4 +1,4 @@
-"""What is sent: messages of timesteps, and old timesteps that are asked for again."""
+"""The messages that a client sends: timesteps, and repeats of old timesteps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What becomes of timesteps that were refused: sent again after a while, told to their callers, or the loss of their stream.
+"""Decides what happens to refused timesteps: a retry, an error for their callers, or the loss of the stream.
 
 The window keeps the books of it; here is done what the server says of each, for its stream alone.
 """

@@ -1,4 +1,4 @@
-"""What came back for a message, and who waits for it: the callers of single timesteps, and the caller of many in columns."""
+"""The answers to a message, and the callers that wait for them."""
 
 import asyncio
 import logging

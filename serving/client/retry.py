@@ -1,4 +1,4 @@
-"""When a client tries again, and when it gives up.
+"""The retry policy: when a client tries again, and when it gives up.
 
 Full jitter: a wait is drawn evenly between nothing and the bound, so that a thousand clients of a server that came back do not
 come back together. The clock is monotonic. Tests put their own clock, sleep and dice in.

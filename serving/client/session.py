@@ -1,4 +1,4 @@
-"""All streams of a client on one call that survives it: timesteps go out, each prediction comes back once and in order.
+"""All streams of a client on one call. A session reopens a broken call, and delivers each prediction once and in order.
 
 What to send and whose an answer is, `serving.client.window` decides; `serving.client.members` opens streams;
 `serving.client.call` speaks; here the call is kept open, and streams are closed. Streams join and leave it at any time.

@@ -1,4 +1,4 @@
-"""One timestep of a stream in one question, for callers who hold no call open: packed, asked until it is answered, unpacked.
+"""One timestep in a unary request, for callers that hold no call open.
 
 The description of a model that has run one is asked for once.
 """

@@ -1,4 +1,4 @@
-"""What a client knows of its streams, in columns. Streams go by their index, which is used again once nobody uses it."""
+"""What a client knows about its streams, in columns. Each stream has an index, which another stream reuses later."""
 
 from collections.abc import Sequence
 

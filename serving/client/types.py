@@ -1,4 +1,4 @@
-"""What a client is given: models, predictions, and streams as an operator sees them."""
+"""The types that a client returns: models, predictions, and streams as an operator sees them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `Stream` and `Block` have in common: streams of a session that were opened together and end together."""
+"""What `Stream` and `Block` share: streams of a session that open and end together."""
 
 import asyncio
 from collections import deque

@@ -1,4 +1,4 @@
-"""A client's books on its streams, in columns: which number a timestep has, what to send next, and whose an answer is.
+"""The state of a client's streams, in columns: the number of each timestep, what to send next, and what an answer answers.
 
 It decides and does nothing: no asyncio, no grpc, no clock. `serving.client.session` sends what `take` gives, and tells it what
 came back. Streams go by their index.

@@ -1,4 +1,4 @@
-"""Between the client's books and the messages of `PredictBlocks`. Nothing here goes row by row, but for rows that were refused."""
+"""Converts between the window and the messages of `PredictBlocks`, in columns; only refused rows go one by one."""
 
 from collections.abc import Iterable
 
