@@ -15,7 +15,7 @@ from training.data.series import Series, Spans, count_rows, iso
 from training.data.source import read_request
 from training.data.split import Split, check_parts
 from training.errors import SettingsError
-from training.judging.scores import Scores
+from training.judging.scores import ClassError, Scores
 from training.learning.fit import Epoch
 from training.pipeline import train_and_score
 from training.settings import Request, Rolling
@@ -186,26 +186,16 @@ def _forecast_lines(folds: tuple[Fold, ...]) -> tuple[MetricSummary, ...]:
 
 def _class_lines(folds: tuple[Fold, ...]) -> tuple[MetricSummary, ...]:
     """The skill is 1 - model / best baseline, of the cross-entropy and of the share of wrong classes."""
-    parts = [fold.scores.classification for fold in folds]
-    scored = [part for part in parts if part is not None]
+    scored = [fold.scores.classification for fold in folds if fold.scores.classification]
+    losses: dict[str, Callable[[ClassError], float]] = {
+        "wrong": lambda error: 1.0 - error.accuracy,
+        "cross_entropy": lambda error: error.cross_entropy,
+    }
     wins = sum(part.wins for part in scored)
-    wrong = (
-        [1.0 - part.model.accuracy for part in scored],
-        [min((1.0 - baseline.accuracy for baseline in part.baselines.values()), default=1.0) for part in scored],
-    )
-    loss = (
-        [part.model.cross_entropy for part in scored],
-        [min((baseline.cross_entropy for baseline in part.baselines.values()), default=1.0) for part in scored],
-    )
-    return tuple(
-        MetricSummary(
-            "class",
-            0,
-            None,
-            measure,
-            tuple(own),
-            tuple(1.0 - own / best for own, best in zip(own, baseline, strict=True)),
-            wins,
-        )
-        for measure, (own, baseline) in (("wrong", wrong), ("cross_entropy", loss))
-    )
+    summaries = []
+    for measure, loss in losses.items():
+        values = tuple(loss(part.model) for part in scored)
+        best = [min(map(loss, part.baselines.values()), default=1.0) for part in scored]
+        skills = tuple(1.0 - value / least for value, least in zip(values, best, strict=True))
+        summaries.append(MetricSummary("class", 0, None, measure, values, skills, wins))
+    return tuple(summaries)

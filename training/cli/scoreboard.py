@@ -140,7 +140,7 @@ def _anomaly_tables(scores: Scores) -> list[Table]:
     if part is None:
         return []
     board = _board(
-        f"{part.model.events} faults put into {', '.join(part.columns[:MAX_NAMES])}{', ...' if len(part.columns) > MAX_NAMES else ''}",
+        f"{part.model.events} faults injected into {', '.join(part.columns[:MAX_NAMES])}{', ...' if len(part.columns) > MAX_NAMES else ''}",
         ("",),
         ("found", "in time", "false", "precision", "recall", "F1", "AUC-PR", "delay", "clean alarms/d"),
     )

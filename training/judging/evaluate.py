@@ -128,10 +128,16 @@ def _forecasts(
     targets, horizons = [series.column(name) for name in graph.targets], graph.horizons
     truth = future_values(series, targets, horizons, spans)
     scales = _scales(graph, series, split, season) if split else scales
+    forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
+    forecasts |= _baselines(series, targets, graph, spans, season, split)
     names = [(target, horizon) for target in graph.targets for horizon in horizons]
     return Scores(
         season=season,
-        table=_forecast_table(graph, series, spans, outputs, truth, season=season, split=split, scales=scales),
+        table=tuple(
+            _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
+            for target_index in range(len(targets))
+            for horizon_index in range(len(horizons))
+        ),
         mase_scale=scales,
         cold_start=cold_start(graph, series, spans, "forecast", truth, outputs["forecast"], names),
     )
@@ -161,28 +167,6 @@ def _scales(graph: Graph, series: Series, split: Split, season: int | None) -> d
         if scale is not None:
             scales[name] = scale
     return scales
-
-
-def _forecast_table(
-    graph: Graph,
-    series: Series,
-    spans: Spans,
-    outputs: dict[str, Floats],
-    truth: Floats,
-    *,
-    season: int | None,
-    split: Split | None,
-    scales: dict[str, float],
-) -> tuple[Score, ...]:
-    """A score for each target and horizon."""
-    targets = [series.column(name) for name in graph.targets]
-    forecasts = {"model": Forecasts(outputs["forecast"], outputs.get("quantiles"))}
-    forecasts |= _baselines(series, targets, graph, spans, season, split)
-    return tuple(
-        _score(graph, truth, forecasts, outputs.get("interval"), target_index, horizon_index, series.name, scales)
-        for target_index in range(len(targets))
-        for horizon_index in range(len(graph.horizons))
-    )
 
 
 def _baselines(

@@ -53,10 +53,8 @@ def match_alarms(alarm: Bools, events: Sequence[Event], *, tolerance: int) -> Al
 
 def bursts(alarm: Bools) -> list[tuple[int, int]]:
     """The bursts [first, end): consecutive timesteps with an alarm."""
-    edges = np.diff(np.concatenate([[False], alarm, [False]]).astype(np.int8))
-    return [
-        (int(first), int(end)) for first, end in zip(np.flatnonzero(edges > 0), np.flatnonzero(edges < 0), strict=True)
-    ]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], alarm, [False]]).astype(np.int8)))
+    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
 
 
 def event_labels(events: Sequence[Event], steps: int, *, tolerance: int) -> tuple[Bools, Bools]:

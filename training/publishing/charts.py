@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data.series import Times
+from training.judging.events import bursts
 
 Numbers = npt.NDArray[np.float64]
 
@@ -82,11 +83,6 @@ def calendar(times: Times, ticks: int) -> Scale:
     step = next((size for size in (*CLOCK_S, *CALENDAR_S) if (last - first) / size <= ticks), CALENDAR_S[-1])
     marks = range(-(-first // step) * step, last + 1, step)
     return Scale(first, last, tuple((mark, _moment(mark, step)) for mark in marks))
-
-
-def places(names: Sequence[str], unit: str = "") -> Scale:
-    """A scale with a position for each name, at 0, 1, 2, ..."""
-    return Scale(-0.5, max(len(names), 1) - 0.5, tuple(enumerate(names)), unit)
 
 
 class Plot:
@@ -270,8 +266,7 @@ def _moment(second: int, step: int) -> str:
 
 def _runs(kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """The runs [first, end) of at least two trues."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]]).astype(np.int8)))
-    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2) if end - first > 1]
+    return [(first, end) for first, end in bursts(kept) if end - first > 1]
 
 
 def _path(xs: Numbers, ys: Numbers) -> str:

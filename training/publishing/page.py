@@ -80,7 +80,7 @@ path.line.truth{stroke:var(--ink);stroke-width:1}path.line.ideal{stroke:var(--gr
 path.line.a,path.line.b,path.line.c,path.line.d,path.line.e{stroke:var(--tone)}
 circle.a,circle.b,circle.c,circle.d,circle.e,rect.a,rect.b,rect.c,rect.d,rect.e{fill:var(--tone)}
 svg text.a,svg text.b,svg text.c,svg text.d,svg text.e{fill:var(--tone)}svg text.truth{fill:var(--ink)}
-rect.right,rect.wrong{stroke:var(--rule);fill:var(--red)}rect.right{fill:var(--blue)}rect.fault{fill:var(--red);fill-opacity:.16}rect.alarm{fill:var(--red)}
+rect.right,rect.wrong{stroke:var(--rule);fill:var(--red)}rect.right{fill:var(--blue)}rect.fault{fill:var(--red);fill-opacity:.16}
 footer{margin-top:44px;border-top:1px solid var(--rule);padding-top:12px}
 @media (max-width:719px){main{padding:24px 16px 40px}.wide{display:none}.narrow{display:block}h1{font-size:25px}
 .lead{font-size:17px}th,td{padding-left:9px}table,th,th:first-child,td:first-child,tbody th{font-size:12.5px}td small{font-size:11px}section{margin-top:32px}}

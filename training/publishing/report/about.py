@@ -61,7 +61,7 @@ def _summary(content: ReportContent) -> str:
     seen = f"{len(card['features'])} feature{'s' * (len(card['features']) != 1)}"
     if described is None:
         classes = network["task"].get("classes", [])
-        return f"A recurrent {what} tells which of {len(classes)} classes each timestep belongs to, from {seen}, {interval}."
+        return f"A recurrent {what} predicts which of {len(classes)} classes each timestep belongs to, from {seen}, {interval}."
     targets = [with_unit(name, unit) for name, unit in zip(described["targets"], described["units"], strict=True)]
     if len(targets) > SHOWN + 1:
         targets = [*targets[:SHOWN], f"{len(targets) - SHOWN} more"]

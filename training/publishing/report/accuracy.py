@@ -23,8 +23,8 @@ def against_baselines(content: ReportContent) -> Html:
     ]
     how = (
         "Mean absolute error on the held-out part, and below it the root mean squared error: lower is better. Skill is the "
-        "share of the best baseline's error that the model takes away: 0 is no better, 100 % is perfect. MASE is the error "
-        "in units of what a naive forecast has on the training part. In red: a baseline that the model does not beat."
+        "reduction of the error of the best baseline: 0 is no better, 100 % is perfect. MASE is the error divided by that "
+        "of the naive forecast on the training part. In red: a baseline that the model does not beat."
     )
     return section("Against the baselines", how, *parts)
 
@@ -60,12 +60,12 @@ def intervals(content: ReportContent) -> Html:
     levels = quantile_levels(content)
     stated = f", which should be {100 * (levels[-1] - levels[0]):.0f} %" if len(levels) > 1 else ""
     how = (
-        "Pinball loss of the quantiles: lower is better. Below it, how much of what came true lies between the lowest and the "
-        f"highest quantile{stated}, and how wide that is on average. The quantiles of a baseline are those of its errors on "
-        "the validation part."
+        "Pinball loss of the quantiles: lower is better. Below it, the share of true values between the lowest and the "
+        f"highest quantile{stated}, and the mean width of that interval. The quantiles of a baseline are those of its errors "
+        "on the validation part."
     )
     if calibrated:
-        how += " Calibrated: the interval that the graph corrects while it runs, what it holds, and what it promises."
+        how += " Calibrated: the interval that the graph corrects while it runs, its coverage and width, and its nominal coverage."
     return section("Intervals", how, *parts)
 
 
@@ -84,7 +84,7 @@ def skill(content: ReportContent) -> Html:
             for row in rows
         ]
         parts.append(figure(target, charts.bar_rows(f"{target}: skill by horizon", bars)))
-    how = "The share of the best baseline's error that the model takes away, by how far ahead it looks: a bar to the left is worse, and ends at −100 %."
+    how = "The reduction of the error of the best baseline, by horizon. A bar to the left is worse, and ends at −100 %."
     return section("Skill by horizon", how, grid(*parts))
 
 

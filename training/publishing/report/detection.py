@@ -31,8 +31,8 @@ def classes(content: ReportContent) -> Html:
     chart = charts.matrix("confusion matrix", scores["classes"], scores["confusion"])
     counted = f"{scores['count']:,} labelled timesteps of {scores['recordings']:,} recordings"
     how = (
-        "Accuracy and F1: higher is better; cross-entropy and perplexity: lower. In the matrix a row is what was true and a "
-        "column what the model predicted; the darker a square, the larger its share of the row, and blue is right."
+        "Accuracy and F1: higher is better; cross-entropy and perplexity: lower. In the matrix a row is the true class and a "
+        "column the predicted one; the darker a square, the larger its share of the row, and blue is right."
     )
     return section(
         "Classes", how, table(["", *(name for _, name in columns)], body, counted), figure("Confusion matrix", chart)
@@ -64,10 +64,10 @@ def anomalies(content: ReportContent) -> Html:
         body += [[name, *(show(scores[column][key]) for column, _ in detectors)] for name, key, show in measures]
         parts.append(table(["faults found", *(name for _, name in detectors)], body))
     if faulty is not None:
-        parts.append(figure("Score and alarms, with faults put in", responsive(_score_chart(faulty))))
+        parts.append(figure("Score and alarms, with injected faults", responsive(_score_chart(faulty))))
     how = (
-        "Faults of sensors were put into the held-out part by seed; below a number of found faults is the median delay in "
-        "timesteps. In the chart the score is 1 where it is most unexpected, a shaded span is a fault, and a red dot an "
+        "Sensor faults were injected into the held-out part by seed. Below a number of found faults is the median delay in "
+        "timesteps. In the chart the highest score is 1, a shaded span is a fault, and a red dot an "
         "alarm: a dot outside the shade is a false alarm, shade without a dot a fault that was missed."
     )
     return section("Anomalies", how, *parts)
@@ -126,8 +126,8 @@ def cold_start(content: ReportContent) -> Html:
         unit = units.get(start["target"], "")
         parts.append(figure(name, _start_chart(name, unit, scores["steps"], start["cold"], start["warm"]), note))
     how = (
-        f"Errors of {scores['streams']:,} streams that were opened all over the held-out part, by how many timesteps they had "
-        f"seen, beside those of a stream that has run for long, on the same timesteps. As good: within "
+        f"Errors of {scores['streams']:,} new streams all over the held-out part, by their number of timesteps, beside those of "
+        f"a long stream on the same timesteps. As good: within "
         f"{100 * scores['tolerance']:g} %."
     )
     return section("A new stream", how, grid(*parts))

@@ -123,8 +123,8 @@ def residuals(content: ReportContent) -> Html:
             ]
             hourly.append(figure(f"{name}, absolute error by hour of day", _hours(name, unit, lines)))
     how = (
-        "Forecast minus truth: bars to the right of zero are forecasts that were too high, the outermost bars hold everything beyond. "
-        "By hour of the day, as the data's clock has it: a hill is a time at which the model is weak."
+        "Forecast minus true value: bars to the right of zero are forecasts that were too high, the outermost bars include all beyond. "
+        "By hour of the day, on the clock of the data: at a peak the model is weak."
     )
     return section("Errors", how, grid(*spread), grid(*hourly))
 
