@@ -55,21 +55,21 @@ class Forked:
         self.returncode: int | None = None
         out, out_end = os.pipe()
         err, err_end = (-1, os.dup(stderr)) if stderr is not None else os.pipe()
-        told, told_end = os.pipe()
+        exit_pipe, exit_pipe_end = os.pipe()
         try:
             request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}).encode()
-            self.pid = _loaded().fork(request, [out_end, err_end, told_end])
+            self.pid = _loaded().fork(request, [out_end, err_end, exit_pipe_end])
         finally:
-            for end in (out_end, err_end, told_end):
+            for end in (out_end, err_end, exit_pipe_end):
                 os.close(end)
         self._ended = threading.Event()
-        threading.Thread(target=self._await_end, args=(told,), name=f"end of {self.pid}", daemon=True).start()
+        threading.Thread(target=self._await_end, args=(exit_pipe,), name=f"end of {self.pid}", daemon=True).start()
         self.stdout: IO[str] = os.fdopen(out)
         self.stderr: IO[str] | None = None if stderr is not None else os.fdopen(err)
 
-    def _await_end(self, told: int) -> None:
-        code = os.read(told, 100)
-        os.close(told)
+    def _await_end(self, exit_pipe: int) -> None:
+        code = os.read(exit_pipe, 100)
+        os.close(exit_pipe)
         self.returncode = int(code or -signal.SIGKILL)  # nothing: all were killed
         self._ended.set()
 
@@ -179,7 +179,7 @@ def _loaded() -> _Loaded:
 # In the other process -----------------------------------------------------------------------------------------------
 
 
-def serve(line: socket.socket) -> dict[str, Any] | None:
+def serve(connection: socket.socket) -> dict[str, Any] | None:
     """Forks for every request until the socket ends. Returns the request in a forked process, None in this one."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -188,13 +188,13 @@ def serve(line: socket.socket) -> dict[str, Any] | None:
     signal.set_wakeup_fd(wake)
     running: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([line.fileno(), woken], [], [])
+        ready, _, _ = select.select([connection.fileno(), woken], [], [])
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 1000)
             _tell_ended(running)
-        if line.fileno() in ready:
-            data, files, _, _ = socket.recv_fds(line, REQUEST_BYTES_MAX, 3)
+        if connection.fileno() in ready:
+            data, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES_MAX, 3)
             if not data:
                 break
             pid = os.fork()
@@ -208,7 +208,7 @@ def serve(line: socket.socket) -> dict[str, Any] | None:
             running[pid] = files[2]
             for file in files[:2]:
                 os.close(file)
-            line.send(str(pid).encode())
+            connection.send(str(pid).encode())
     for pid in running:
         os.kill(pid, signal.SIGKILL)
     return None
@@ -220,10 +220,10 @@ def _tell_ended(running: dict[int, int]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        told = running.pop(pid)
+        exit_pipe = running.pop(pid)
         with contextlib.suppress(BrokenPipeError):
-            os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
-        os.close(told)
+            os.write(exit_pipe, str(os.waitstatus_to_exitcode(status)).encode())
+        os.close(exit_pipe)
 
 
 def become(request: dict[str, Any]) -> NoReturn:
@@ -247,8 +247,8 @@ def main() -> None:
         importlib.import_module(module)
     gc.freeze()  # what is loaded stays, so the collector need not examine it again
 
-    with socket.socket(fileno=int(sys.argv[1])) as line:
-        request = serve(line)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        request = serve(connection)
     if request is not None:
         become(request)
 

@@ -416,7 +416,7 @@ class BatcherSetup:
 
 @asynccontextmanager
 async def run_batcher(graph: bytes, **limits: int) -> AsyncIterator[BatcherSetup]:
-    """A bench with its batcher running."""
+    """A setup whose batcher runs."""
     bench = BatcherSetup(graph, **limits)
     task = asyncio.create_task(bench.batcher.run())
     try:

@@ -75,7 +75,7 @@ class Block:
         self._failures: dict[int, ModelFailed] = {}
 
     def __repr__(self) -> str:
-        return f"<Block of {len(self)} rows, {self.rows_left} left>"
+        return f"<Block of {len(self)} rows, {self.rows_left} not run>"
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -174,30 +174,34 @@ def run_blocks(engine: Engine, blocks: Sequence[Block], rows_max: int) -> list[R
     for block in blocks:
         chunk.append(block.next_chunk(engine, rows_max))
         rows_max -= len(chunk[-1].steps)
-    running = [(block, part) for block, part in zip(blocks, chunk, strict=True) if part.slots.size]
+    running = [(block, chunk_part) for block, chunk_part in zip(blocks, chunk, strict=True) if chunk_part.slots.size]
     if len(running) == 1:
-        ((block, part),) = running
-        block.apply_result(part, engine.run(part.slots, part.steps, part.x, part.hashes))
+        ((block, chunk_part),) = running
+        block.apply_result(chunk_part, engine.run(chunk_part.slots, chunk_part.steps, chunk_part.x, chunk_part.hashes))
     elif running:
-        chunks = [part for _, part in running]
-        slots, steps, x = (np.concatenate(column) for column in zip(*(part[2:5] for part in chunks), strict=True))
-        found = [part.hashes for part in chunks if part.hashes is not None]
+        chunks = [chunk_part for _, chunk_part in running]
+        slots, steps, x = (
+            np.concatenate(column) for column in zip(*(chunk_part[2:5] for chunk_part in chunks), strict=True)
+        )
+        found = [chunk_part.hashes for chunk_part in chunks if chunk_part.hashes is not None]
         hashes = np.concatenate(found) if len(found) == len(chunks) else None
         result = engine.run(slots, steps, x, hashes)
-        begin = 0
-        for block, part in running:
-            block.apply_result(part, _slice_result(result, begin, begin + part.slots.size, part.x))
-            begin += part.slots.size
-    return [block.statuses[part.rows] for block, part in zip(blocks, chunk, strict=True)]
+        start = 0
+        for block, chunk_part in running:
+            block.apply_result(chunk_part, _slice_result(result, start, start + chunk_part.slots.size, chunk_part.x))
+            start += chunk_part.slots.size
+    return [block.statuses[chunk_part.rows] for block, chunk_part in zip(blocks, chunk, strict=True)]
 
 
-def _slice_result(result: BatchResult, begin: int, end: int, x: Floats) -> BatchResult:
+def _slice_result(result: BatchResult, start: int, end: int, x: Floats) -> BatchResult:
     """The part of a batch result that belongs to the rows from `begin` to `end`, whose values are x."""
-    steps = result.steps[begin:end]
+    steps = result.steps[start:end]
     if result.statuses is None or result.applied is None:
-        return BatchResult(steps, None, None, tuple(part[begin:end] for part in result.outputs), 0, result.failures)
-    first, last = np.searchsorted(result.applied, (begin, end)).tolist()
-    applied = result.applied[first:last] - begin
-    outputs = tuple(part[first:last] for part in result.outputs)
-    failures = {row - begin: why for row, why in result.failures.items() if begin <= row < end}
-    return BatchResult(steps, result.statuses[begin:end], applied, outputs, int(np.isnan(x[applied]).sum()), failures)
+        return BatchResult(
+            steps, None, None, tuple(chunk_part[start:end] for chunk_part in result.outputs), 0, result.failures
+        )
+    first, last = np.searchsorted(result.applied, (start, end)).tolist()
+    applied = result.applied[first:last] - start
+    outputs = tuple(chunk_part[first:last] for chunk_part in result.outputs)
+    failures = {row - start: why for row, why in result.failures.items() if start <= row < end}
+    return BatchResult(steps, result.statuses[start:end], applied, outputs, int(np.isnan(x[applied]).sum()), failures)

@@ -170,12 +170,14 @@ class Engine:
             one = slice(row, row + 1)
             try:
                 state = self.slots.gather(slots[one])
-                alone, next_state = self.model.step(x[one], state)
+                single_outputs, next_state = self.model.step(x[one], state)
             except ModelFailed as error:
                 failures[row] = error
                 continue
-            non_finite.extend([row] * self.slots.scatter(slots[one], next_state, alone, self._hash.rows(x[one])).size)
-            for part, value in zip(outputs, alone, strict=True):
+            non_finite.extend(
+                [row] * self.slots.scatter(slots[one], next_state, single_outputs, self._hash.rows(x[one])).size
+            )
+            for part, value in zip(outputs, single_outputs, strict=True):
                 part[row] = value[0]
         return outputs, np.array(non_finite, np.int64), failures
 

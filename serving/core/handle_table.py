@@ -62,7 +62,7 @@ class HandleTable:
         self._client_buffer_max: Ints = np.zeros(INITIAL_CAPACITY, np.int64)
 
     def __repr__(self) -> str:
-        return f"<Handles: {sum(1 for _ in self)} held of {len(self._leases) - 1} given>"
+        return f"<HandleTable: {sum(1 for _ in self)} held of {len(self._leases) - 1} assigned>"
 
     def __iter__(self) -> Iterator[int]:
         """The handles that are held."""
@@ -79,16 +79,16 @@ class HandleTable:
 
     def live_count(self, spec: Spec | None) -> int:
         """How many held streams of a model are live; without a model, the largest such number over all models."""
-        given = slice(1, len(self._leases))
+        assigned = slice(1, len(self._leases))
         return max(
             (
                 int(
                     (
-                        (self._model[given] == place)
-                        & (slots.lease_number[self._slot[given]] == self._lease_number[given])
+                        (self._model[assigned] == index)
+                        & (slots.lease_number[self._slot[assigned]] == self._lease_number[assigned])
                     ).sum()
                 )
-                for place, slots in enumerate(self._models)
+                for index, slots in enumerate(self._models)
                 if spec is None or slots.spec is spec
             ),
             default=0,
@@ -147,7 +147,7 @@ class HandleTable:
             )
         models = self._model[handles]
         if (models != models[0]).any():
-            titles = " and ".join(sorted(self._models[place].spec.title for place in np.unique(models).tolist()))
+            titles = " and ".join(sorted(self._models[index].spec.title for index in np.unique(models).tolist()))
             raise InvalidField("handles", f"got streams of {titles}, expected one model in a block")
         return Selection(self, handles, self._models[int(models[0])], *_execution_order(handles))
 
@@ -173,9 +173,9 @@ class HandleTable:
         durable: Ints = slots.durable_step[rows]
         is_live = slots.lease_number[rows] == self._lease_number[handles]
         if not is_live.all():
-            away = np.flatnonzero(~is_live)
-            leases = [self._leases[handle] for handle in handles[away].tolist()]
-            durable[away] = [0 if lease is None else lease.durable_step for lease in leases]
+            not_live = np.flatnonzero(~is_live)
+            leases = [self._leases[handle] for handle in handles[not_live].tolist()]
+            durable[not_live] = [0 if lease is None else lease.durable_step for lease in leases]
         self._reported_step[handles] = durable
         return durable
 
@@ -205,11 +205,11 @@ class HandleTable:
 
         They count as reported from now on.
         """
-        given = np.arange(1, len(self._leases))
-        live = given[(self._slot[given] != NO_SLOT) & (self._lease_number[given] != NO_SLOT)]
+        assigned = np.arange(1, len(self._leases))
+        live = assigned[(self._slot[assigned] != NO_SLOT) & (self._lease_number[assigned] != NO_SLOT)]
         changed, steps = [], []
-        for place, slots in enumerate(self._models):
-            handles = live[self._model[live] == place]
+        for index, slots in enumerate(self._models):
+            handles = live[self._model[live] == index]
             reported = self._reported_step[handles]
             durable = self.report_durable(handles, slots)
             for handle in handles[~self.live_mask(handles, slots)].tolist():
@@ -231,7 +231,7 @@ def _execution_order(handles: Ints) -> tuple[Ints | None, tuple[int, ...]]:
         return None, (count,)
     order = np.argsort(handles, kind="stable")
     grouped = handles[order]
-    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
-    turn = np.empty(count, np.int64)  # the index of each row among those of its stream
-    turn[order] = np.arange(count) - np.repeat(begins, np.diff(np.r_[begins, count]))
-    return np.argsort(turn, kind="stable"), tuple(np.cumsum(np.bincount(turn)).tolist())
+    starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+    pass_of_row = np.empty(count, np.int64)  # the index of each row among those of its stream
+    pass_of_row[order] = np.arange(count) - np.repeat(starts, np.diff(np.r_[starts, count]))
+    return np.argsort(pass_of_row, kind="stable"), tuple(np.cumsum(np.bincount(pass_of_row)).tolist())

@@ -59,8 +59,8 @@ class RowBinding:
     def step(self, x: Floats, state: Arrays) -> tuple[Arrays, Arrays]:
         """Does what `Model.step` does, for one row: returns copies of the outputs and the next state."""
         self._x[:] = x
-        for mine, theirs in zip(self._state, state, strict=True):
-            mine[:] = theirs
+        for target, source in zip(self._state, state, strict=True):
+            target[:] = source
         self._run()
         return tuple(part.copy() for part in self._outputs), tuple(part.copy() for part in self._next_state)
 

@@ -218,13 +218,13 @@ class Model:
         row_values = sum(math.prod(output.shape) for output in self.spec.outputs)
         row_values += sum(tensor.initial.size for tensor in self.spec.state)
         varying: set[int] = set()
-        for left, now in zip(range(steps, 0, -1), x, strict=True):
+        for steps_left, now in zip(range(steps, 0, -1), x, strict=True):
             alone = [
                 self.step(now[row : row + 1], tuple(rows[row : row + 1] for rows in state)) for row in range(batch_max)
             ]
             expected = [np.concatenate(parts) for parts in zip(*((*y, *s) for y, s in alone), strict=True)]
             for size in range(2, batch_max + 1):
-                if left > 1 and (left - 1) * size * row_values >= VALUES_COMPARED:
+                if steps_left > 1 and (steps_left - 1) * size * row_values >= VALUES_COMPARED:
                     continue  # the remaining timesteps are enough
                 part = tuple(rows[:size] for rows in state)
                 outputs, next_state = self.step(now[:size], part)
@@ -233,7 +233,10 @@ class Model:
                 if size in (2, batch_max):  # bound memory behaves the same for every size
                     results.append(self._step_bound(now[:size], part))
                 for got in results:
-                    if any(mine.tobytes() != whole[:size].tobytes() for mine, whole in zip(got, expected, strict=True)):
+                    if any(
+                        target.tobytes() != expected_part[:size].tobytes()
+                        for target, expected_part in zip(got, expected, strict=True)
+                    ):
                         varying.add(size)
             state = tuple(expected[len(self.spec.outputs) :])
         return np.array(sorted(varying), np.int64)
@@ -241,8 +244,8 @@ class Model:
     def _step_bound(self, x: Floats, state: Arrays) -> Arrays:
         """Does what `step` does, in bound memory: returns the outputs and the next state."""
         rows = BatchBinding(self._session, self.spec, len(x))
-        for mine, theirs in zip(rows.state, state, strict=True):
-            mine[:] = theirs
+        for target, source in zip(rows.state, state, strict=True):
+            target[:] = source
         rows.run(x)
         return (*rows.outputs, *rows.next_state)
 

@@ -60,7 +60,7 @@ class Slots:
         self._used = 0
 
     def __repr__(self) -> str:
-        return f"<Slots {self.spec.title}: {self._used} of {self.capacity} taken>"
+        return f"<Slots {self.spec.title}: {self._used} of {self.capacity} used>"
 
     def __len__(self) -> int:
         """The number of used slots."""
@@ -117,11 +117,11 @@ class Slots:
         # Writes into one array. To concatenate a thousand rows of 1 KB takes four times as long, most of it for new
         # pages.
         packed = np.empty((len(slots), self.row_bytes(self.answers)), np.uint8)
-        begin = 0
+        offset = 0
         for slab in (self._since, *self.state, *self._answers, self._hashes.T):
             part = np.ascontiguousarray(slab[slots]).reshape(len(slots), -1).view(np.uint8)
-            packed[:, begin : begin + part.shape[1]] = part
-            begin += part.shape[1]
+            packed[:, offset : offset + part.shape[1]] = part
+            offset += part.shape[1]
         return packed
 
     def unpack(self, slot: int, step: int, answers: int, payload: bytes) -> None:
@@ -130,30 +130,30 @@ class Slots:
         self.step[slot] = self.durable_step[slot] = step
         (first,) = np.frombuffer(payload, np.int64, 1).tolist()
         since = self._since[slot] = max(first, step - min(answers, self.answers) + 1)
-        whole, begin = memoryview(payload), self._since.itemsize
+        content, offset = memoryview(payload), self._since.itemsize
         for slab, size in self._state_bytes:
-            slab[slot * size : (slot + 1) * size] = whole[begin : begin + size]
-            begin += size
+            slab[slot * size : (slot + 1) * size] = content[offset : offset + size]
+            offset += size
         if answers == self.answers:  # the usual case: the ring is copied as a whole
             for slab, size in self._answer_bytes:
                 ring = answers * size
-                slab[slot * ring : (slot + 1) * ring] = whole[begin : begin + ring]
-                begin += ring
-            self._hashes[:, slot] = np.frombuffer(payload, np.uint64, answers, begin)
+                slab[slot * ring : (slot + 1) * ring] = content[offset : offset + ring]
+                offset += ring
+            self._hashes[:, slot] = np.frombuffer(payload, np.uint64, answers, offset)
         else:
-            self._unpack_ring(slot, np.arange(since, step + 1), answers, payload, begin)
+            self._unpack_ring(slot, np.arange(since, step + 1), answers, payload, offset)
 
-    def _unpack_ring(self, slot: int, kept: Ints, answers: int, payload: bytes, begin: int) -> None:
+    def _unpack_ring(self, slot: int, kept: Ints, answers: int, payload: bytes, offset: int) -> None:
         """Fills a row with the answers to the timesteps `kept` and their hashes.
 
-        They begin at `begin` in the payload.
+        They begin at `offset` in the payload.
         """
         for slab in self._answers:
             shape = (answers, *slab.shape[2:])
-            ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), begin).reshape(shape)
+            ring = np.frombuffer(payload, slab.dtype, int(np.prod(shape)), offset).reshape(shape)
             slab[slot, kept % self.answers] = ring[kept % answers]
-            begin += ring.nbytes
-        hashes = np.frombuffer(payload, np.uint64, answers, begin)
+            offset += ring.nbytes
+        hashes = np.frombuffer(payload, np.uint64, answers, offset)
         self._hashes[kept % self.answers, slot] = hashes[kept % answers]
 
     def row_bytes(self, answers: int) -> int:

@@ -169,18 +169,18 @@ class Checkpoints(Sequence[Checkpoint]):
         return len(self.keys)
 
     @overload
-    def __getitem__(self, place: int) -> Checkpoint: ...
+    def __getitem__(self, index: int) -> Checkpoint: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "Checkpoints": ...
+    def __getitem__(self, index: slice) -> "Checkpoints": ...
 
-    def __getitem__(self, place: int | slice) -> "Checkpoint | Checkpoints":
+    def __getitem__(self, index: int | slice) -> "Checkpoint | Checkpoints":
         """One checkpoint, or a slice."""
-        keys, epochs, steps, payloads = self.keys[place], self.epochs[place], self.steps[place], self.payloads[place]
-        if isinstance(place, slice):
+        keys, epochs, steps, payloads = self.keys[index], self.epochs[index], self.steps[index], self.payloads[index]
+        if isinstance(index, slice):
             return Checkpoints(keys, epochs, steps, self.model, self.answers, payloads)  # type: ignore[arg-type]
         return Checkpoint(keys, epochs, int(steps), self.model, self.answers, payloads.tobytes())  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Checkpoint]:
         """Each checkpoint, in order."""
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))

@@ -30,10 +30,10 @@ def check_stream_id(stream_id: str, field: str = "stream_id") -> None:
         raise InvalidField(field, f"got {size} bytes, expected 1 to {STREAM_ID_BYTES_MAX}")
     if stream_id.isprintable():  # nearly all are; others may still be a wide space or of private use
         return
-    for place, character in enumerate(stream_id, 1):
-        if (what := REFUSED.get(unicodedata.category(character))) is not None:
+    for position, character in enumerate(stream_id, 1):
+        if (category := REFUSED.get(unicodedata.category(character))) is not None:
             raise InvalidField(
                 field,
-                f"got {stream_id!r}, whose character {place} is U+{ord(character):04X}, {what}; "
+                f"got {stream_id!r}, whose character {position} is U+{ord(character):04X}, {category}; "
                 "expected characters that can be seen",
             )

@@ -186,7 +186,7 @@ class Stream:
         self.lease: Lease | None = None
 
     def __repr__(self) -> str:
-        at = f"step {self.step}" if self.phase is Phase.LIVE else "at rest"
+        at = f"step {self.step}" if self.phase is Phase.LIVE else "without a slot"
         return f"<Stream {self.key.tenant}/{self.key.stream_id} {self.phase.value} {at}, epoch {self.epoch}>"
 
     @property
@@ -257,7 +257,7 @@ class StreamTable:
         self._numbers = count(1)
 
     def __repr__(self) -> str:
-        return f"<Streams: {len(self._streams)} held>"
+        return f"<StreamTable: {len(self._streams)} streams>"
 
     def __len__(self) -> int:
         """The number of streams."""

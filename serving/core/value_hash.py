@@ -53,7 +53,10 @@ def value_hash(features: int) -> ValueHash:
 
 
 def _split_mix(count: int) -> Hashes:
-    """The first numbers of SplitMix64 from seed 0 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    """The first numbers of SplitMix64 from seed 0.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

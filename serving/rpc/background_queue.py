@@ -34,7 +34,7 @@ class BackgroundQueue(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Background: {self._unfinished} left>"
+        return f"<BackgroundQueue: {self._unfinished} unfinished>"
 
     @property
     def idle(self) -> bool:

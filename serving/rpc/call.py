@@ -137,4 +137,4 @@ def log_failure(task: asyncio.Task[Any]) -> None:
     """Logs the error of a read or write that nobody waits for. An error because the call has ended is ignored."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, (grpc.aio.InternalError, grpc.aio.UsageError)):
-        log.error("a call failed to read or write beside its answers", exc_info=error)
+        log.error("a call failed to read ahead, or to write a notification", exc_info=error)

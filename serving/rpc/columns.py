@@ -173,10 +173,10 @@ def by_reason(
     endings: Iterable[tuple[int, TidegateError]],
 ) -> Mapping[pb.Error.Reason, list[tuple[int, TidegateError]]]:
     """Groups handles that have ended by the reason."""
-    found: dict[pb.Error.Reason, list[tuple[int, TidegateError]]] = {}
+    groups: dict[pb.Error.Reason, list[tuple[int, TidegateError]]] = {}
     for handle, why in endings:
-        found.setdefault(wire_status(why, of_timestep=False).reason, []).append((handle, why))
-    return found
+        groups.setdefault(wire_status(why, of_timestep=False).reason, []).append((handle, why))
+    return groups
 
 
 def _varint(number: int) -> bytes:

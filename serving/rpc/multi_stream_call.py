@@ -226,8 +226,8 @@ class MultiStreamCall(Call):
         """Sends which streams have ended and which are durable, since the last notification."""
         while self._stored or self._endings:
             endings, self._endings = self._endings, []
-            for some in columns.by_reason(endings).values():
-                await self._write(columns.encode_ended([handle for handle, _ in some], some[0][1]))
+            for group in columns.by_reason(endings).values():
+                await self._write(columns.encode_ended([handle for handle, _ in group], group[0][1]))
             self._stored = False
             handles, steps = self._durable_updates()
             for first in range(0, len(handles), columns.ROWS_MAX):
@@ -235,7 +235,7 @@ class MultiStreamCall(Call):
                 await self._write(columns.encode_durable(handles[rows], steps[rows]))
 
     def _durable_updates(self) -> tuple[Ints, Ints]:
-        """The streams whose durable step has risen since the last report, and these steps. The client has their handles."""
+        """The reported streams whose durable step has risen since the last report, and these steps."""
         handles, steps = self._handles.durable_updates()
         if self._unreported:
             is_reported = ~np.isin(handles, np.fromiter(self._unreported, np.int64, len(self._unreported)))
@@ -267,8 +267,8 @@ class MultiStreamCall(Call):
     def _check_written(self) -> None:
         """Raises the error of the last `_write_behind`."""
         if self._write_task is not None and self._write_task.done():
-            behind, self._write_task = self._write_task, None
-            behind.result()
+            task, self._write_task = self._write_task, None
+            task.result()
 
     async def _wait_for_write(self) -> None:
         """Waits until the last `_write_behind` has ended, even when the call is cancelled again."""
@@ -308,11 +308,11 @@ def check_close(message: pb.CloseStreams) -> None:
 
 async def run_concurrently(action: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:
     """Calls `action` for each item, some of them concurrently, started in order."""
-    left = iter(items)
+    iterator = iter(items)
     time_slice = TimeSlice()
 
     async def work() -> None:
-        for item in left:
+        for item in iterator:
             await action(item)
             await time_slice.maybe_yield()
 

@@ -166,10 +166,10 @@ class PredictBlocksCall(MultiStreamCall):
 
         A block of one row is batched with others anyway.
         """
-        ahead = len(block.handles) > columns.HANDLE.itemsize and (
+        read_ahead = len(block.handles) > columns.HANDLE.itemsize and (
             self._empty_read_aheads < READ_AHEAD_TRIES or self._empty_read_aheads % READ_AHEAD_TRIES == 0
         )
-        if ahead:
+        if read_ahead:
             self.read_ahead()
         async with self._answering:
             answer = await self._predict(block)
@@ -182,11 +182,11 @@ class PredictBlocksCall(MultiStreamCall):
 
     async def _predict(self, message: pb.Block) -> bytes:
         """The answer to a block."""
-        begun = perf_counter()
+        started = perf_counter()
         failed: dict[int, TidegateError] = {}
         single_row = columns.decode_single_row(message, self._handles)
         if single_row is not None and single_row[0].handle not in self._sync:
-            return await self._predict_single_row(message, *single_row, begun)
+            return await self._predict_single_row(message, *single_row, started)
         try:
             block = self._decode(message)
             if not block.streams.live_mask().all():
@@ -195,7 +195,7 @@ class PredictBlocksCall(MultiStreamCall):
         except (TimestepRefused, InvalidField) as error:
             return await self._refuse(message, error)
         unsaved = await self._wait_for_sync(block) if self._sync else {}
-        return await self._answer_block(message, block, failed, unsaved, begun)
+        return await self._answer_block(message, block, failed, unsaved, started)
 
     async def _answer_block(
         self,
@@ -203,7 +203,7 @@ class PredictBlocksCall(MultiStreamCall):
         block: Block,
         failed: dict[int, TidegateError],
         unsaved: dict[int, TidegateError],
-        begun: float,
+        started: float,
     ) -> bytes:
         """The answer to a block that has run.
 
@@ -226,7 +226,7 @@ class PredictBlocksCall(MultiStreamCall):
             response = columns.encode_predicted(
                 message.block, block.steps, block.outputs, durable_steps, duplicates, block.forgotten, errors
             )
-        self._backend.observe_block(block, perf_counter() - begun)
+        self._backend.observe_block(block, perf_counter() - started)
         return response
 
     async def _refuse(self, message: pb.Block, error: TidegateError) -> bytes:
@@ -235,7 +235,7 @@ class PredictBlocksCall(MultiStreamCall):
             await asyncio.sleep(REFUSAL_DELAY_SECONDS)
         return columns.encode_refused(message.block, error)
 
-    async def _predict_single_row(self, message: pb.Block, lease: Lease, step: int, begun: float) -> bytes:
+    async def _predict_single_row(self, message: pb.Block, lease: Lease, step: int, started: float) -> bytes:
         """The answer to a block of one row. It takes the path of a timestep of `Predict`, which is cheaper."""
         queue = self._backend.queue(lease)
         try:
@@ -250,7 +250,7 @@ class PredictBlocksCall(MultiStreamCall):
             block = self._decode(message)
             if step == 0:
                 block.steps = block.next_steps(np.zeros(1, np.int64))
-            return await self._answer_block(message, block, {}, {0: error}, begun)
+            return await self._answer_block(message, block, {}, {0: error}, started)
         durable_step = self._handles.report_durable_one(lease)
         if self._handles.is_buffer_half_full(lease, prediction.step, durable_step):
             await self._save_at_once([lease.handle])
@@ -258,7 +258,7 @@ class PredictBlocksCall(MultiStreamCall):
         response = columns.encode_applied(
             message.block, columns.pack_step(prediction.step), prediction.outputs, durable
         )
-        queue.observe_step(perf_counter() - begun)
+        queue.observe_step(perf_counter() - started)
         return response
 
     def _decode(self, message: pb.Block) -> Block:

@@ -31,7 +31,7 @@ class PredictOneHandler:
 
     async def predict(self, request: pb.PredictOneRequest, quota: StreamQuota) -> pb.PredictOneResponse:
         """The answer to one timestep. Raises TidegateError when it was not applied, or could not be stored."""
-        begun = perf_counter()
+        started = perf_counter()
         check_stream_id(request.stream_id)
         key = Key(DEFAULT_TENANT, request.stream_id)
         timestep = wire.decode_timestep(request)
@@ -42,7 +42,7 @@ class PredictOneHandler:
         async with lock:
             prediction, lease = await self._answer(key, request, timestep, quota, sync=sync)
         spec = lease.stream.slots.spec
-        self._backend.queue(lease).observe_step(perf_counter() - begun)
+        self._backend.queue(lease).observe_step(perf_counter() - started)
         return pb.PredictOneResponse(
             prediction=wire.make_prediction(
                 prediction, lease.durable_step, spec, numbers=wire.as_numbers(output_format, bool(request.numbers))

@@ -253,12 +253,12 @@ class TidegateServicer(AdminServicer):
         queue = self._backend.queue(lease)
         reader = wire.timestep_reader(len(lease.stream.slots.spec.features))
         while (message := await call.read()) is not None:
-            begun = perf_counter()
+            started = perf_counter()
             timestep = reader.read(message)
             request = wire.decode_request(message) if timestep is None else None
             if request is None or request.HasField("timestep"):
                 await call.write(await self._answer(call, lease, queue, timestep, request))
-                queue.observe_step(perf_counter() - begun)
+                queue.observe_step(perf_counter() - started)
                 if call.durable_is_due:  # it became durable while the answer was being sent
                     await call.send_durable()
             elif request.HasField("close"):

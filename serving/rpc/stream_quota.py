@@ -35,7 +35,7 @@ class StreamQuota:
         self._recount_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"<Share of {self._live_max}: {len(self.tables)} calls of many streams, {len(self.leases)} of one>"
+        return f"<StreamQuota of {self._live_max}: {len(self.tables)} block calls, {len(self.leases)} single streams>"
 
     @contextmanager
     def reserve(self, spec: Spec | None = None) -> Iterator[None]:
@@ -59,13 +59,13 @@ class StreamQuota:
 
     def _count(self, spec: Spec | None, title: str) -> None:
         """Counts how much room there is, unless that was done just now."""
-        begun = perf_counter()
-        if begun < self._recount_at.get(title, begun):
+        started = perf_counter()
+        if started < self._recount_at.get(title, started):
             return
-        live = self._reserved + sum(held.live_count(spec) for held in self.tables)
+        live = self._reserved + sum(table.live_count(spec) for table in self.tables)
         live += sum(
             1 for lease in self.leases if lease.stream.slot >= 0 and (spec is None or lease.stream.slots.spec is spec)
         )
         self._remaining[title] = self._live_max - live
         now = perf_counter()
-        self._recount_at[title] = now + RECOUNT_FACTOR * (now - begun)
+        self._recount_at[title] = now + RECOUNT_FACTOR * (now - started)

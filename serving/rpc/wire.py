@@ -161,11 +161,11 @@ class TimestepReader:
         layout = self._layouts.get(len(message))
         if layout is None:
             return None
-        head, begin, end = layout
+        head, start, end = layout
         if not message.startswith(head) or not message.startswith(self._values, end):
             return None
-        digits = int.from_bytes(message[begin:end], "little")
-        if digits & 0x80808080 != CONTINUATION_BITS[end - begin]:
+        digits = int.from_bytes(message[start:end], "little")
+        if digits & 0x80808080 != CONTINUATION_BITS[end - start]:
             return None
         step = digits & 0x7F | digits >> 1 & 0x3F80 | digits >> 2 & 0x1FC000 | digits >> 3 & 0xFE00000
         return Timestep(step, message[end + len(self._values) :])
@@ -278,14 +278,14 @@ class RowErrors:
     def _without_message(self, error: TidegateError) -> tuple[bytes, bytes]:
         """The bytes before and after the expected number, which are the same for all errors of a kind."""
         kind = type(error), _field_of(error), _retry_after(error)
-        if (known := self._templates.get(kind)) is None:
+        if (template := self._templates.get(kind)) is None:
             code, reason, action = wire_status(error, of_timestep=self._of_timesteps)
             middle = pb.Error(reason=reason, field=kind[1]).SerializeToString()
-            known = self._templates[kind] = (
+            template = self._templates[kind] = (
                 middle,
                 pb.Error(retry_after=kind[2], action=action, code=code).SerializeToString(),
             )
-        return known
+        return template
 
 
 def encode_model(spec: Spec, *, batch_invariant: bool) -> pb.Model:
@@ -325,8 +325,8 @@ def decode_phase(state: int) -> Phase | None:
     """The phase that a client filters by; None for all."""
     if state == pb.Stream.STATE_UNSPECIFIED:
         return None
-    for phase, known in STATES.items():
-        if known == state:
+    for phase, template in STATES.items():
+        if template == state:
             return phase
     raise InvalidField("state", f"got {state}, expected one of {', '.join(pb.Stream.State.keys())}")
 

@@ -24,7 +24,7 @@ from serving.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STRE
 from serving.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
 
 # The filter of the store's scan for each phase that a client lists.
-WANTED = {Phase.LIVE: ScanFilter.HELD, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}
+SCAN_FILTERS = {Phase.LIVE: ScanFilter.IN_MEMORY, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}
 
 
 class AdminService:
@@ -43,7 +43,7 @@ class AdminService:
         self._registry = registry
 
     def __repr__(self) -> str:
-        return f"<Administration of {self._registry!r}>"
+        return f"<AdminService of {self._registry!r}>"
 
     def models(self) -> list[ModelInfo]:
         """The models being served."""
@@ -58,11 +58,11 @@ class AdminService:
 
         A stream that another server has in memory is described as of its last checkpoint.
         """
-        wanted = ScanFilter.ALL if phase is None else WANTED.get(phase, ScanFilter.ALL)
+        scan_filter = ScanFilter.ALL if phase is None else SCAN_FILTERS.get(phase, ScanFilter.ALL)
         streams: list[StreamInfo] = []
         next_id: str | None = after
         while next_id is not None and len(streams) < limit:
-            heads, next_id = await self._store.scan(tenant, prefix, next_id, limit - len(streams), wanted)
+            heads, next_id = await self._store.scan(tenant, prefix, next_id, limit - len(streams), scan_filter)
             streams += [info for info in map(self._info, heads) if phase is None or info.phase is phase]
         return streams
 
@@ -149,9 +149,9 @@ class AdminService:
         self, checkpoint: Checkpoint, key: Key, check: Callable[[Checkpoint, Slots], None] = check_payload_size
     ) -> StreamInfo:
         """Stores a state as a new stream, in one write: either all of it is stored, or nothing."""
-        served = [one for one in self._repository if one.spec.fingerprint == checkpoint.model.fingerprint]
+        served = [served for served in self._repository if served.spec.fingerprint == checkpoint.model.fingerprint]
         if not served:
-            titles = [f"{one.spec.title} ({one.spec.fingerprint[:12]})" for one in self._repository]
+            titles = [f"{served.spec.title} ({served.spec.fingerprint[:12]})" for served in self._repository]
             raise ModelNotFound(checkpoint.model.title, f"with fingerprint {checkpoint.model.fingerprint[:12]}", titles)
         check(checkpoint, served[0].slots)
         with self._registry.reserve_new() as confirm:
@@ -169,10 +169,10 @@ class AdminService:
     def _info(self, head: StreamMetadata) -> StreamInfo:
         """A stream as an operator sees it: what the store has, or what is newer in this process."""
         stream = self._registry.streams.find(head.key)
-        held = stream is not None and stream.phase is Phase.LIVE and stream.epoch == head.epoch and head.is_ours
+        is_live_here = stream is not None and stream.phase is Phase.LIVE and stream.epoch == head.epoch and head.is_ours
         elsewhere = head.holder is Holder.OTHER and head.live
-        phase = Phase.LIVE if held or elsewhere else PHASE_BY_TOMBSTONE[head.tombstone]
-        step = stream.step if held and stream is not None else head.step
+        phase = Phase.LIVE if is_live_here or elsewhere else PHASE_BY_TOMBSTONE[head.tombstone]
+        step = stream.step if is_live_here and stream is not None else head.step
         return StreamInfo(
             head.key.stream_id,
             phase,

@@ -257,8 +257,8 @@ class Batcher:
                 rows_max = self._rows_max
                 if blocks := self._take_blocks(rows_max):
                     taken = blocks
-                    begun = perf_counter()
-                    self._settle_blocks(blocks, self._run_blocks(blocks, rows_max), begun)
+                    started = perf_counter()
+                    self._settle_blocks(blocks, self._run_blocks(blocks, rows_max), started)
             elif entries := self._take_steps():
                 taken = entries
                 self._run_in_loop(entries)
@@ -296,40 +296,40 @@ class Batcher:
 
     def _run_blocks(self, entries: Sequence[QueuedBlock], rows_max: int) -> list[RowStatuses]:
         """Runs the next chunks of blocks as one batch, in any thread. Returns the statuses of each block's rows."""
-        begun = self._clock()
+        started = self._clock()
         statuses = run_blocks(self.engine, [entry.block for entry in entries], rows_max)
-        self.cost.record(sum(map(len, statuses)), self._clock() - begun)
+        self.cost.record(sum(map(len, statuses)), self._clock() - started)
         return statuses
 
     def _run_batch(self, entries: Sequence[QueuedStep]) -> tuple[BatchResult, Floats]:
         """Runs a batch of timesteps, in any thread. Returns the result and the values."""
-        columns, begun = stack_steps(entries), self._clock()
+        columns, started = stack_steps(entries), self._clock()
         result = self.engine.run(*columns)
-        self.cost.record(len(entries), self._clock() - begun)
+        self.cost.record(len(entries), self._clock() - started)
         return result, columns[2]
 
     def _run_in_loop(self, entries: Sequence[QueuedStep]) -> None:
         """Runs one batch in the event loop."""
-        begun = perf_counter()
+        started = perf_counter()
         if len(entries) == 1:
             (entry,) = entries
-            started = self._clock() if self._measure_cpu else 0.0
+            cpu_started = self._clock() if self._measure_cpu else 0.0
             prediction = self.engine.run_one(entry.lease.stream.slot, entry.timestep)
             if prediction is not None:
-                run_seconds = perf_counter() - begun
+                run_seconds = perf_counter() - started
                 # Reading the processor time costs as much as the answer of a single timestep. So it is read only after
                 # a slow one.
-                self.cost.record(1, self._clock() - started if self._measure_cpu else run_seconds)
+                self.cost.record(1, self._clock() - cpu_started if self._measure_cpu else run_seconds)
                 self._measure_cpu = run_seconds > LOOP_SECONDS_MAX
-                self._settle_one(entry, prediction, begun, run_seconds)
+                self._settle_one(entry, prediction, started, run_seconds)
                 return
-        self._settle(entries, *self._run_batch(entries), begun)
+        self._settle(entries, *self._run_batch(entries), started)
 
     async def _run_in_thread(self, entries: list[QueuedStep]) -> None:
         """Runs one batch in the thread."""
-        begun = perf_counter()
+        started = perf_counter()
         try:
-            self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), begun)
+            self._settle(entries, *await self._in_thread(partial(self._run_batch, entries)), started)
         except BaseException:
             fail_all(entries, unexpected_error())
             raise
@@ -338,10 +338,10 @@ class Batcher:
 
     async def _run_blocks_in_thread(self, entries: Sequence[QueuedBlock]) -> None:
         """Runs chunks of blocks in the thread."""
-        begun = perf_counter()
+        started = perf_counter()
         try:
             self._settle_blocks(
-                entries, await self._in_thread(partial(self._run_blocks, entries, self.batch_max)), begun
+                entries, await self._in_thread(partial(self._run_blocks, entries, self.batch_max)), started
             )
         except BaseException:
             fail_all(entries, unexpected_error())
@@ -389,10 +389,10 @@ class Batcher:
         queue.extendleft(reversed(later))
         return entries
 
-    def _settle(self, entries: Sequence[QueuedStep], result: BatchResult, x: Floats, begun: float) -> None:
+    def _settle(self, entries: Sequence[QueuedStep], result: BatchResult, x: Floats, started: float) -> None:
         """Gives each caller its answer. A caller that has disconnected loses only its own."""
-        self._observe_batch(len(entries), perf_counter() - begun)
-        self.metrics.queue_seconds.observe_many([begun - entry.queued_at for entry in entries])
+        self._observe_batch(len(entries), perf_counter() - started)
+        self.metrics.queue_seconds.observe_many([started - entry.queued_at for entry in entries])
         crash_point("before-answer")
         steps = result.steps.tolist()
         applied = range(len(entries)) if result.applied is None else result.applied.tolist()
@@ -409,11 +409,11 @@ class Batcher:
         else:
             self._count_statuses(result.statuses)
 
-    def _settle_blocks(self, entries: Sequence[QueuedBlock], statuses: Sequence[RowStatuses], begun: float) -> None:
+    def _settle_blocks(self, entries: Sequence[QueuedBlock], statuses: Sequence[RowStatuses], started: float) -> None:
         """Queues blocks again, or returns them to their callers after their last chunk."""
-        self._observe_batch(sum(map(len, statuses)), perf_counter() - begun)
+        self._observe_batch(sum(map(len, statuses)), perf_counter() - started)
         for entry, block_statuses in zip(entries, statuses, strict=True):
-            self.metrics.queue_seconds.observe(begun - entry.queued_at, len(block_statuses))
+            self.metrics.queue_seconds.observe(started - entry.queued_at, len(block_statuses))
             if entry.block.all_applied:
                 self.metrics.steps["ok"] += len(block_statuses)
             else:
@@ -428,10 +428,10 @@ class Batcher:
             if not entry.future.done():
                 entry.future.set_result(entry.block)
 
-    def _settle_one(self, entry: QueuedStep, prediction: Prediction, begun: float, run_seconds: float) -> None:
+    def _settle_one(self, entry: QueuedStep, prediction: Prediction, started: float, run_seconds: float) -> None:
         """Gives the only caller of a batch its answer."""
         self._observe_batch(1, run_seconds)
-        self.metrics.queue_seconds.observe(begun - entry.queued_at)
+        self.metrics.queue_seconds.observe(started - entry.queued_at)
         self.metrics.steps["ok"] += 1
         crash_point("before-answer")
         if not entry.future.done():

@@ -67,14 +67,14 @@ class CpuMeter(Generic[T]):
         go_on: Callable[[Any], Any] = self._coroutine.send
         value: Any = None
         while True:
-            begun = self._clock()
+            started = self._clock()
             try:
                 waits_for = go_on(value)
             except StopIteration as end:
                 result: T = end.value
                 return result
             finally:
-                self.used_s += self._clock() - begun
+                self.used_s += self._clock() - started
             try:
                 value = yield waits_for
                 go_on = self._coroutine.send

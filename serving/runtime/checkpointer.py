@@ -103,7 +103,7 @@ class Checkpointer:
         metrics.unsaved_seconds = self.unsaved_seconds
 
     def __repr__(self) -> str:
-        return f"<Checkpointer: {len(self._parking)} streams leaving, {self.unsaved_seconds():.3f} s unsaved>"
+        return f"<Checkpointer: {len(self._parking)} streams to park, {self.unsaved_seconds():.3f} s unsaved>"
 
     @property
     def ready(self) -> bool:
@@ -212,7 +212,7 @@ class Checkpointer:
     async def run(self) -> None:
         """Stores what has changed, at intervals, until cancelled."""
         while True:
-            begun, used_s = self._clock(), -self._store.cpu_seconds()
+            started, used_s = self._clock(), -self._store.cpu_seconds()
             work = CpuMeter(self._round())
             stored = await work
             for callback in self.listeners:
@@ -221,7 +221,7 @@ class Checkpointer:
             if stored:
                 used_s += work.used_s + self._store.cpu_seconds()
                 stored = await self._pause(
-                    self._schedule.pause_s(self._clock() - begun, used_s, self.unsaved_seconds())
+                    self._schedule.pause_s(self._clock() - started, used_s, self.unsaved_seconds())
                 )
             if not stored:
                 await asyncio.sleep(RETRY_SECONDS)
@@ -231,9 +231,9 @@ class Checkpointer:
 
         Returns whether the store accepted it.
         """
-        ends = self._clock() + rest_s
+        deadline = self._clock() + rest_s
         await asyncio.sleep(0)  # other tasks run first, however much there is to store
-        while not self._flushing and (left_s := ends - self._clock()) > 0:
+        while not self._flushing and (left_s := deadline - self._clock()) > 0:
             try:
                 async with asyncio.timeout(left_s):
                     await self._work_event.wait()
@@ -246,7 +246,7 @@ class Checkpointer:
 
     async def _round(self) -> bool:
         """Stores everything that is unsaved now, then parks streams. Returns whether the store accepted it."""
-        begun = self._clock()
+        started = self._clock()
         for served in self._repository:
             slots = served.slots
             rows, at_once = slots.unsaved(), _rows_a_commit(slots)
@@ -257,25 +257,25 @@ class Checkpointer:
                     return False
                 await asyncio.sleep(0)  # a store may return without waiting
             await self._park_idle(served)
-        self._all_saved_at = max(self._all_saved_at, begun)
+        self._all_saved_at = max(self._all_saved_at, started)
         return await self._save_requested()
 
     async def _save_requested(self) -> bool:
         """Stores what somebody waits for, and parks streams without a call. Returns whether the store accepted it."""
         if not self._requested and not self._parking:
             return True
-        wanted, self._requested = self._requested, set()
+        requested, self._requested = self._requested, set()
         rows: dict[Slots, list[int]] = {}
         time_slice = TimeSlice()
-        for stream in dict.fromkeys([*wanted, *self._parking]):
+        for stream in dict.fromkeys([*requested, *self._parking]):
             if stream.phase is Phase.LIVE and not stream.is_saved:
                 rows.setdefault(stream.slots, []).append(stream.slot)
             await time_slice.maybe_yield()
-        for slots, some in rows.items():
+        for slots, slot_rows in rows.items():
             at_once = _rows_a_commit(slots)
-            for first in range(0, len(some), at_once):
-                if not await self._commit(self._repository.of(slots), np.array(some[first : first + at_once])):
-                    self._requested |= wanted
+            for first in range(0, len(slot_rows), at_once):
+                if not await self._commit(self._repository.of(slots), np.array(slot_rows[first : first + at_once])):
+                    self._requested |= requested
                     return False
         await self._park_released()
         await self._wake_waiters(list(self._waiting))
@@ -287,7 +287,7 @@ class Checkpointer:
         await asyncio.sleep(0)
         if snapshot is None:
             return True
-        begun = perf_counter()
+        started = perf_counter()
         crash_point("before-commit")
         try:
             accepted = await self._store.save(snapshot.checkpoints)
@@ -298,7 +298,7 @@ class Checkpointer:
         if self._failing:
             log.info("the store is back")
         self._failing = False
-        self._metrics.checkpoint_seconds.observe(perf_counter() - begun)
+        self._metrics.checkpoint_seconds.observe(perf_counter() - started)
         self._on_saved(snapshot, accepted)
         try:
             for stream, epoch, ok in zip(snapshot.streams, snapshot.checkpoints.epochs, accepted, strict=True):
@@ -322,22 +322,22 @@ class Checkpointer:
         rows = rows[slots.step[rows] > slots.durable_step[rows]]
         if not rows.size:
             return None
-        held = self._streams.by_slot(slots)
-        streams = [stream for row in rows.tolist() if (stream := held[row]) is not None]
+        streams_by_slot = self._streams.by_slot(slots)
+        streams = [stream for row in rows.tolist() if (stream := streams_by_slot[row]) is not None]
         assert len(streams) == len(rows), "a row without a stream has changed"
         return _Snapshot(rows, streams, checkpoint_rows(streams))
 
     def _on_saved(self, snapshot: "_Snapshot", accepted: Sequence[bool]) -> None:
         """Records which checkpoints the store has accepted, and notifies the calls of these streams."""
         slots = snapshot.streams[0].slots
-        held = self._streams.by_slot(slots)
+        streams_by_slot = self._streams.by_slot(slots)
         rows = snapshot.rows.tolist()
         # A stream that was dropped meanwhile is left out: its row may belong to another stream. A stream that was taken
         # over here is still in its row, and the stored state is its own: the claim continued from it.
         still = [
             index
             for index, (row, stream, ok) in enumerate(zip(rows, snapshot.streams, accepted, strict=True))
-            if ok and held[row] is stream
+            if ok and streams_by_slot[row] is stream
         ]
         slots.durable_step[snapshot.rows[still]] = snapshot.checkpoints.steps[still]
         self._metrics.checkpoints["ok"] += sum(accepted)
@@ -364,9 +364,9 @@ class Checkpointer:
         """Parks streams that a call has open but that have been silent for long."""
         silent = []
         time_slice = TimeSlice()
-        held = self._streams.by_slot(served.slots)
+        streams_by_slot = self._streams.by_slot(served.slots)
         for row in self._idle_times[served.spec.id].rows(served.slots.step, self._clock(), self._schedule.park_after_s):
-            stream = held[row]
+            stream = streams_by_slot[row]
             if stream is not None and stream not in self._parking:
                 silent.append(stream)
             await time_slice.maybe_yield()
@@ -374,19 +374,19 @@ class Checkpointer:
 
     async def _park_all(self, served: ServedModel, streams: Iterable[Stream]) -> None:
         """Parks those streams of one model that may leave their slots, some of them between two batches."""
-        left = deque(streams)
-        while left:
-            await served.batcher.run_between(partial(self._park_some, served, left))
+        remaining = deque(streams)
+        while remaining:
+            await served.batcher.run_between(partial(self._park_some, served, remaining))
             await asyncio.sleep(0)
 
-    def _park_some(self, served: ServedModel, left: deque[Stream]) -> None:
-        """Parks streams from `left`, for at most a time slice. Runs between batches."""
-        ends = perf_counter() + SLICE_SECONDS
-        for _ in range(min(len(left), PARKED_AT_ONCE_MAX)):
-            stream = left.popleft()
+    def _park_some(self, served: ServedModel, remaining: deque[Stream]) -> None:
+        """Parks streams from `remaining`, for at most a time slice. Runs between batches."""
+        deadline = perf_counter() + SLICE_SECONDS
+        for _ in range(min(len(remaining), PARKED_AT_ONCE_MAX)):
+            stream = remaining.popleft()
             if self._park(served, stream):
                 self._parking.discard(stream)
-            if perf_counter() >= ends:
+            if perf_counter() >= deadline:
                 break
 
     def _park(self, served: ServedModel, stream: Stream) -> bool:

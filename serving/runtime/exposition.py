@@ -38,11 +38,11 @@ class WorkerMetrics:
 
     def process(self) -> dict[str, float]:
         """The metrics of its process."""
-        found = measure(self.pid) if self.pid else {}
+        values = measure(self.pid) if self.pid else {}
         # Between the end of a process and `reaped`, its CPU time is in neither of the two sums.
-        used = max(self._cpu_seconds_reported, self.cpu_seconds + found.get(CPU_SECONDS, 0.0))
+        used = max(self._cpu_seconds_reported, self.cpu_seconds + values.get(CPU_SECONDS, 0.0))
         self._cpu_seconds_reported = used
-        return found | {CPU_SECONDS: used}
+        return values | {CPU_SECONDS: used}
 
 
 class Exposition(Collector):
@@ -80,7 +80,7 @@ class Exposition(Collector):
                         _add(metric, family, labels, counters.numbers(family.name, series))
                     elif worker == next(worker for worker, _, up in seen if up):
                         metric.add_sample(
-                            family.name, labels, _rest(family, [counters for _, counters, up in seen if up])
+                            family.name, labels, _remainder(family, [counters for _, counters, up in seen if up])
                         )
         yield from metrics.values()
         yield from self._processes()
@@ -124,7 +124,7 @@ def buckets(bounds: Sequence[float], counts: Sequence[float]) -> list[tuple[str,
     return list(zip([*map(repr, bounds), "+Inf"], accumulate(counts), strict=True))
 
 
-def _rest(family: MetricFamily, boards: Sequence[SharedCounters]) -> float:
+def _remainder(family: MetricFamily, all_counters: Sequence[SharedCounters]) -> float:
     """The remainder: the total that the first worker reports, less the parts of all workers."""
-    whole: float = boards[0].numbers(family.name, family.total)[0]
-    return max(0.0, whole - sum(counters.numbers(family.name, family.part)[0] for counters in boards))
+    total: float = all_counters[0].numbers(family.name, family.total)[0]
+    return max(0.0, total - sum(counters.numbers(family.name, family.part)[0] for counters in all_counters))

@@ -48,8 +48,8 @@ def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     Raises OSError for an unknown name.
     """
     if host not in WILDCARDS:
-        found = socket.getaddrinfo(_bare(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+        addresses_found = socket.getaddrinfo(_bare(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in addresses_found))
     if socket.has_dualstack_ipv6():
         return [(socket.AF_INET6, "::")]
     return [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 (asked for)

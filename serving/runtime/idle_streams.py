@@ -22,7 +22,7 @@ class IdleStreams:
         self._streams: dict[Slots, dict[Stream, None]] = {}
 
     def __repr__(self) -> str:
-        return f"<Resting: {len(self)} streams>"
+        return f"<IdleStreams: {len(self)} streams>"
 
     def __len__(self) -> int:
         """The number of idle streams."""
@@ -37,9 +37,9 @@ class IdleStreams:
         streams = self._streams.setdefault(stream.slots, {})
         streams[stream] = None
         if len(streams) > max(1, stream.slots.capacity // IDLE_FRACTION):
-            first = next(iter(streams))
-            del streams[first]
-            self._evict(first)
+            oldest = next(iter(streams))
+            del streams[oldest]
+            self._evict(oldest)
 
     def discard(self, stream: Stream) -> None:
         """Removes a stream, if it is there: a call has opened it, or it has left this process."""

@@ -25,13 +25,13 @@ def ready_line(grpc: str, metrics: str, models: Sequence[str]) -> str:
 
 def print_ready(line: str) -> None:
     """Prints the line. When stdout cannot be written, the line is logged and serving goes on."""
-    left = f"{line}\n".encode()
+    remaining = f"{line}\n".encode()
     try:
         if sys.stdout is None:
             raise BrokenPipeError("it was closed before the start")
         # Not through Python's buffer: unwritten text would be tried again at exit, and change the exit code.
-        while left:
-            left = left[os.write(STDOUT, left) :]
+        while remaining:
+            remaining = remaining[os.write(STDOUT, remaining) :]
     except OSError as error:
         log.warning("stdout cannot be written: %s; %s", error.strerror or error, line)
 

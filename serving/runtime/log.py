@@ -141,8 +141,8 @@ class Log(logging.Handler):
         while True:
             with self._changed:
                 while not self._waiting:
-                    ends = min((kind.begun + PERIOD_SECONDS for kind in self._kinds.values()), default=None)
-                    self._changed.wait(None if ends is None else max(0.0, ends - time.monotonic()))
+                    wakeup_at = min((kind.begun + PERIOD_SECONDS for kind in self._kinds.values()), default=None)
+                    self._changed.wait(None if wakeup_at is None else max(0.0, wakeup_at - time.monotonic()))
                     self._report_repeats(time.monotonic())
                 line = self._waiting[0]
             written = self._put(line)
@@ -160,10 +160,10 @@ class Log(logging.Handler):
 
     def _put(self, line: bytes) -> bool:
         """Writes a line, however long that takes. Returns whether it was possible."""
-        left = memoryview(line)
-        while left:
+        remaining = memoryview(line)
+        while remaining:
             try:
-                left = left[os.write(self._file, left) :]
+                remaining = remaining[os.write(self._file, remaining) :]
             except BlockingIOError:  # another process with the same terminal or pipe made it non-blocking
                 poll = select.poll()
                 poll.register(self._file, select.POLLOUT)

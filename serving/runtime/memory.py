@@ -37,9 +37,9 @@ class MemoryEstimate:
         fit = max(1, (limit // self.workers - self.base) // (len(self.rows) * stream))
         models = f" in each of {len(self.rows)} models" if len(self.rows) > 1 else ""
         return (
-            f"live streams may take more memory than there is: {self.live_max}{models}, {stream / 1024:.1f} KiB each"
-            f" with a call of its own, and {self.base / MIB:.0f} MiB beside them, in {self.workers} worker(s), are"
-            f" {total / MIB:.0f} MiB; {whose} has {limit / MIB:.0f} MiB. Set --live-max {fit} or fewer, or give more memory"
+            f"live streams may need more memory than there is: {self.live_max}{models} of {stream / 1024:.1f} KiB each,"
+            f" each on its own call, and {self.base / MIB:.0f} MiB for the process, in {self.workers} worker(s), need"
+            f" {total / MIB:.0f} MiB; {whose} has {limit / MIB:.0f} MiB. Set --live-max {fit} or fewer, or add memory"
         )
 
 

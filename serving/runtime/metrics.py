@@ -53,9 +53,9 @@ class Histogram:
     def observe(self, value: float, times: int = 1) -> None:
         """Adds a value, so many times."""
         # To read a number back from shared memory would cost more than to keep it twice.
-        place = bisect_left(self.bounds, value)
+        index = bisect_left(self.bounds, value)
         counts, numbers = self.counts, self._numbers
-        counts[place] = numbers[place] = counts[place] + times
+        counts[index] = numbers[index] = counts[index] + times
         self.sum = numbers[-1] = self.sum + value * times
 
     def observe_many(self, values: Sequence[float]) -> None:
@@ -63,14 +63,14 @@ class Histogram:
         ascending = sorted(values)
         counts, numbers = self.counts, self._numbers
         self.sum = numbers[-1] = self.sum + sum(ascending)
-        place = 0
-        while place < len(ascending):
-            bucket = bisect_left(self.bounds, ascending[place])
-            within = place
-            place = (
+        index = 0
+        while index < len(ascending):
+            bucket = bisect_left(self.bounds, ascending[index])
+            within = index
+            index = (
                 bisect_right(ascending, self.bounds[bucket], within) if bucket < len(self.bounds) else len(ascending)
             )
-            counts[bucket] = numbers[bucket] = counts[bucket] + place - within
+            counts[bucket] = numbers[bucket] = counts[bucket] + index - within
 
     def attach(self, numbers: Numbers) -> None:
         """Continues from the numbers in shared memory, and writes updates there from now on."""
@@ -221,7 +221,7 @@ class Metrics:
             family = MetricFamily(
                 f"tidegate_{name}", text, "histogram", labels, series, SIZES if name == "batch_size" else SECONDS
             )
-            yield _Metric(family, [one.attach for one in measured])
+            yield _Metric(family, [model.attach for model in measured])
         yield _Metric(
             MetricFamily(
                 "tidegate_steps",
@@ -242,19 +242,19 @@ class Metrics:
             "queue_depth",
             "Timesteps waiting for a batch.",
             labels,
-            {one.labels: one.queue_depth for one in self.models},
+            {model.labels: model.queue_depth for model in self.models},
         )
         yield self._gauge(
             "batch_invariant",
             "1 when the start-up check found the same bits alone and in every batch.",
             labels,
-            {one.labels: partial(float, one.batch_invariant) for one in self.models},
+            {model.labels: partial(float, model.batch_invariant) for model in self.models},
         )
         yield self._gauge(
             "model_info",
             "Models being served; always 1.",
             (*labels, "fingerprint"),
-            {(*one.labels, one.fingerprint): _one for one in self.models},
+            {(*model.labels, model.fingerprint): _one for model in self.models},
         )
 
     def _of_streams(self) -> Iterator["_Metric"]:
@@ -311,7 +311,7 @@ class Metrics:
         )
         for name, text in GARBAGE.items():
             counts = self._garbage[name]
-            family = MetricFamily(f"python_gc_{name}", text, "counter", ("generation",), [(one,) for one in counts])
+            family = MetricFamily(f"python_gc_{name}", text, "counter", ("generation",), [(model,) for model in counts])
             yield _Metric(family, counts.attachers())
 
     def _gauge(

@@ -73,7 +73,7 @@ class Peers:
         self._failing = False
 
     def __repr__(self) -> str:
-        return f"<Peers on {self._store!r}: {len(self._pending)} marks to say>"
+        return f"<Peers on {self._store!r}: {len(self._pending)} updates pending>"
 
     def announce(self, stream: Stream) -> None:
         """Announces soon where a stream is: live, parked on an open call, or no longer in memory."""
@@ -92,15 +92,15 @@ class Peers:
 
     async def flush(self) -> None:
         """Writes the pending updates. Raises StoreUnavailable; then they stay pending."""
-        left, self._pending = list(self._pending.values()), {}
+        remaining, self._pending = list(self._pending.values()), {}
         try:
-            while left:
-                await self._store.set_residency(left[:UPDATES_PER_WRITE_MAX])
-                del left[:UPDATES_PER_WRITE_MAX]
+            while remaining:
+                await self._store.set_residency(remaining[:UPDATES_PER_WRITE_MAX])
+                del remaining[:UPDATES_PER_WRITE_MAX]
                 await asyncio.sleep(0)
         except BaseException:
             # Newer updates take precedence.
-            self._pending = {**{update.key: update for update in left}, **self._pending}
+            self._pending = {**{update.key: update for update in remaining}, **self._pending}
             raise
 
     async def load_settled(self, key: Key) -> Record | None:

@@ -32,7 +32,7 @@ def measure(pid: int) -> dict[str, float]:
     try:
         # The name in parentheses may contain anything, so the fields behind it are counted.
         fields = (folder / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
-        found = {
+        values = {
             "process_virtual_memory_bytes": float(fields[20]),
             "process_resident_memory_bytes": float(fields[21]) * PAGE_BYTES,
             "process_start_time_seconds": _boot_time() + float(fields[19]) / TICKS_A_SECOND,
@@ -41,14 +41,14 @@ def measure(pid: int) -> dict[str, float]:
     except OSError:
         return {}
     try:
-        found["process_open_fds"] = float(len(os.listdir(folder / "fd")))  # noqa: PTH208 (only counted)
+        values["process_open_fds"] = float(len(os.listdir(folder / "fd")))  # noqa: PTH208 (only counted)
         for line in (folder / "limits").read_text("ascii").splitlines():
             name, _, bounds = line.partition("  ")
             if name == "Max open files" and not bounds.split()[0].startswith("unlimited"):
-                found["process_max_fds"] = float(bounds.split()[0])
+                values["process_max_fds"] = float(bounds.split()[0])
     except OSError:  # it has ended, or belongs to another user
         pass
-    return found
+    return values
 
 
 def _boot_time() -> float:

@@ -106,7 +106,7 @@ def split_rows(column: Array) -> list[bytes]:
         return []
     packed = column.tobytes()
     width = len(packed) // len(column)
-    return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+    return [packed[start : start + width] for start in range(0, len(packed), width)]
 
 
 def unexpected_error() -> ModelFailed:

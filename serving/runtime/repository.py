@@ -93,8 +93,8 @@ def load_repository(root: Path, limits: Limits, metrics: Metrics) -> Repository:
         raise ContractBroken(str(root), "no model found, expected <name>/<version>/model.onnx below it")
     # onnxruntime releases the GIL while it runs, and takes nearly all of the time.
     with ThreadPoolExecutor(min(len(paths), usable_cores()), thread_name_prefix="load") as threads:
-        found = threads.map(partial(_load, limits.batch_max), paths)
-        return Repository([_serve(one, limits, metrics) for one in found])
+        loaded = threads.map(partial(_load, limits.batch_max), paths)
+        return Repository([_serve(one, limits, metrics) for one in loaded])
 
 
 @dataclass(frozen=True, slots=True)

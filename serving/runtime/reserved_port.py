@@ -25,22 +25,22 @@ class ReservedPort:
 
     def __init__(self, host: str, port: int) -> None:
         self.number = port
-        with ExitStack() as held:
+        with ExitStack() as sockets:
             try:
-                lacking = [self._hold(held, family, address) for family, address in addresses(host, port)]
+                lacking = [self._hold(sockets, family, address) for family, address in addresses(host, port)]
                 if all(lacking):
                     raise OSError(errno.EADDRNOTAVAIL, "none of its addresses is ours")  # noqa: TRY301 (one place to raise)
             except OSError as error:
                 raise StartFailed(
                     f"cannot listen on {with_port(host, port)} for gRPC: the port is taken or the address is not ours"
                 ) from error
-            self._held = held.pop_all()
+            self._held = sockets.pop_all()
 
     def close(self) -> None:
         """Releases the port."""
         self._held.close()
 
-    def _hold(self, held: ExitStack, family: socket.AddressFamily, address: str) -> bool:
+    def _hold(self, sockets: ExitStack, family: socket.AddressFamily, address: str) -> bool:
         """Reserves the port at one address.
 
         Returns whether the system lacks that address, which may happen for one of a name's addresses.
@@ -51,7 +51,7 @@ class ReservedPort:
                     # Connections of an earlier server that are still closing do not count.
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind((address, self.number))
-            holding = held.enter_context(make_socket(family))
+            holding = sockets.enter_context(make_socket(family))
             holding.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             try:
                 holding.bind((address, self.number))

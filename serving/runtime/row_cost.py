@@ -53,7 +53,7 @@ class RowCost:
         self.row_seconds = alone_seconds * FIRST_GUESS or LOOP_SECONDS_MAX / ROWS_FIRST
 
     def __repr__(self) -> str:
-        return f"<RowCost {self.single_row_seconds * 1e6:.1f} us alone, {self.row_seconds * 1e6:.1f} us in a batch>"
+        return f"<RowCost {self.single_row_seconds * 1e6:.1f} us for a single row, {self.row_seconds * 1e6:.1f} us in a batch>"
 
     @property
     def needs_thread(self) -> bool:
@@ -94,12 +94,12 @@ def _mean(mean: float, seconds: float, counted_max: float = 0.0) -> float:
 def measure_single_row(model: Model, clock: Callable[[], float]) -> float:
     """The time of a single row, in seconds by the clock; 0 when the model fails on zeros."""
     x, state = np.zeros((1, len(model.spec.features)), np.float32), model.initial_state(1)
-    taken = []
+    times = []
     for _ in range(SINGLE_ROW_RUNS):
-        begun = clock()
+        started = clock()
         try:
             model.step(x, state)
         except ModelFailed:
             return 0.0
-        taken.append(clock() - begun)
-    return min(taken)
+        times.append(clock() - started)
+    return min(times)

@@ -194,14 +194,14 @@ class Server:
             async with asyncio.timeout_at(deadline):
                 await self._servicer.drain()
         except TimeoutError:
-            log.warning("calls did not end within %g s and are cut", self.config.drain_after)
+            log.warning("calls did not end within %g s and are cancelled", self.config.drain_after)
         # The calls have ended, but their last messages may still be in transit. Calls that have not ended are
         # cancelled.
         await self._server.stop(grace=1.0)
         storing = asyncio.create_task(self._store_all())
         time_left = max(deadline - asyncio.get_running_loop().time(), SECONDS_TO_STORE)
         await asyncio.wait([storing, *self._tasks], timeout=time_left, return_when=asyncio.FIRST_COMPLETED)
-        unsaved = "" if storing.done() else f"the store did not take all state in time: {self.registry.checkpointer!r}"
+        unsaved = "" if storing.done() else f"the store did not save all state in time: {self.registry.checkpointer!r}"
         storing.cancel()
         for task in self._tasks:
             task.cancel()
@@ -225,10 +225,10 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         raise RuntimeError(f"{task.get_name()} ended") from task.exception()
 
-    async def run(self, on_ready: Callable[[], None], asked: asyncio.Event) -> None:
-        """Serves until SIGTERM, SIGINT or until `asked` is set, then drains. A second signal ends the process at once.
+    async def run(self, on_ready: Callable[[], None], stop_requested: asyncio.Event) -> None:
+        """Serves until SIGTERM, SIGINT or until `stop_requested` is set, then drains.
 
-        Raises what `start` and `wait` raise.
+        A second signal ends the process at once. Raises what `start` and `wait` raise.
         """
         loop = asyncio.get_running_loop()
         signals: list[signal.Signals] = []
@@ -240,7 +240,7 @@ class Server:
                 os._exit(128 + number)  # a batch in the thread would delay an exit that waits for it
             log.info("%s: draining", number.name)
             signals.append(number)
-            asked.set()
+            stop_requested.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
@@ -248,7 +248,7 @@ class Server:
         await self.start()
         on_ready()
         watch = asyncio.create_task(self.wait())
-        asking = asyncio.create_task(asked.wait())
+        asking = asyncio.create_task(stop_requested.wait())
         try:
             await asyncio.wait([watch, asking], return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
@@ -324,12 +324,12 @@ class Server:
 
     async def _watch_lag(self) -> None:
         """Sets the server not ready while the store lags, and checks the lag for the checkpointer."""
-        ready, gone = True, False
+        ready, gone_reported = True, False
         while True:
             await asyncio.sleep(LAG_WATCH_SECONDS)
             await self.registry.checkpointer.check_lag()
-            if self.registry.checkpointer.store_gone and not gone:
-                gone = True
+            if self.registry.checkpointer.store_gone and not gone_reported:
+                gone_reported = True
                 log.error("the process is not healthy: only a restart helps")
                 await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
             if ready != self.registry.checkpointer.ready:

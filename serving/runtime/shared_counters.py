@@ -62,14 +62,14 @@ class SharedCounters:
         self.families = families
         self._numbers = numbers
         self._ranges: dict[tuple[str, ...], tuple[int, int]] = {}
-        place = 0
+        offset = 0
         for family in families:
             for series in family.series:
-                self._ranges[family.name, *series] = (place, place + family.width)
-                place += family.width
+                self._ranges[family.name, *series] = (offset, offset + family.width)
+                offset += family.width
 
     def __repr__(self) -> str:
-        return f"<Board: {len(self._ranges)} series of {len(self.families)} families>"
+        return f"<SharedCounters: {len(self._ranges)} series of {len(self.families)} metrics>"
 
     @classmethod
     def create(cls, families: Sequence[MetricFamily], file: int | None = None) -> "SharedCounters":

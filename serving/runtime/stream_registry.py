@@ -95,7 +95,7 @@ class StreamRegistry:
         metrics.known_streams = lambda: self.known_count
 
     def __repr__(self) -> str:
-        return f"<Holdings {self.streams!r} {self._store!r}>"
+        return f"<StreamRegistry {self.streams!r} {self._store!r}>"
 
     def lock(self, key: Key) -> asyncio.Lock:
         """The lock of a stream. Whoever opens, wakes or drops the stream holds it; meanwhile the stream is not parked.

@@ -34,7 +34,7 @@ from serving.runtime.crash_points import crash_point
 from serving.runtime.metrics import Metrics
 from serving.runtime.repository import Repository, ServedModel
 from serving.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
-from serving.store import Record, Residency, ResidencyUpdate, ScanFilter, Store, Tombstone
+from serving.store import Record, Residency, ResidencyUpdate, Store, Tombstone
 
 log = logging.getLogger("tidegate.streams")
 
@@ -42,12 +42,9 @@ log = logging.getLogger("tidegate.streams")
 STREAM_ID_BYTES = 16
 # When processes open one stream concurrently, one of them wins each time: a handful of tries is plenty.
 CLAIM_TRIES = 8
-NANOSECONDS = 1_000_000_000
 
 # The phase of a stream that no server has in memory, by its tombstone. A deleted stream may begin again.
 PHASE_BY_TOMBSTONE = {Tombstone.NONE: Phase.PARKED, Tombstone.EXPIRED: Phase.EXPIRED, Tombstone.DELETED: Phase.NEW}
-# What to look for in the store when streams in a phase are listed.
-WANTED = {Phase.LIVE: ScanFilter.HELD, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}
 
 
 class StreamService:
@@ -72,7 +69,7 @@ class StreamService:
         self.peers = registry.peers
 
     def __repr__(self) -> str:
-        return f"<Keeper {self._streams!r} {self._store!r}>"
+        return f"<StreamService {self._streams!r} {self._store!r}>"
 
     async def open(self, key: Key, model: str, version: str, options: OpenOptions) -> OpenResult:
         """Opens a stream: begins it, resumes it, or takes it over from another call.

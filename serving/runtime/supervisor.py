@@ -136,7 +136,7 @@ class Supervisor:
         pause = PAUSE_SECONDS
         tries = 0
         while not self._stop_requested.is_set():
-            begun = loop.time()
+            started = loop.time()
             try:
                 code = await worker.run()
                 reason = worker.refused or _described(code)
@@ -153,7 +153,7 @@ class Supervisor:
                         worker.refused
                         or f"worker {worker.number} {reason} before it was ready, {tries} times in a row; see its log"
                     )
-            if loop.time() - begun >= LIVED_SECONDS:
+            if loop.time() - started >= LIVED_SECONDS:
                 pause = PAUSE_SECONDS
             log.warning("worker %d: %s; it is restarted in %g s", worker.number, reason, pause)
             await self._pause(pause)

@@ -102,7 +102,7 @@ class Sweeper:
         self._silence_clock: SilenceClock | None = None  # None until the store was asked for its newest stamp
 
     def __repr__(self) -> str:
-        return f"<Sweeper: forgets after {self._forget_after_s:g} s>"
+        return f"<Sweeper: expires after {self._forget_after_s:g} s>"
 
     async def run(self) -> None:
         """Sweeps at intervals, until cancelled."""
@@ -124,13 +124,13 @@ class Sweeper:
 
     async def _forget(self, now: int) -> None:
         age = self._forget_after or now  # nothing is older than that
-        forgotten = 0
+        expired = 0
         while True:
-            begun = self._monotonic()
-            some = await self._store.expire(now - age, now - TOMBSTONE_FACTOR * age, now - self._deleted_kept)
-            if not some:
+            started = self._monotonic()
+            count = await self._store.expire(now - age, now - TOMBSTONE_FACTOR * age, now - self._deleted_kept)
+            if not count:
                 break
-            forgotten += some
-            await asyncio.sleep((self._monotonic() - begun) / NANOSECONDS)  # half of the time is left for predictions
-        if forgotten:
-            log.info("%d streams expired after %g s of silence", forgotten, self._forget_after_s)
+            expired += count
+            await asyncio.sleep((self._monotonic() - started) / NANOSECONDS)  # half of the time is left for predictions
+        if expired:
+            log.info("%d streams expired after %g s of silence", expired, self._forget_after_s)

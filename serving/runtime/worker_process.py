@@ -52,7 +52,7 @@ class WorkerProcess:
         self._ended: asyncio.Future[int]
 
     def __repr__(self) -> str:
-        return f"<Child {self.number}: pid {self.metrics.pid}, {'up' if self.metrics.up else 'not up'}>"
+        return f"<WorkerProcess {self.number}: pid {self.metrics.pid}, {'up' if self.metrics.up else 'not up'}>"
 
     async def run(self) -> int:
         """Starts a process and waits for its end.

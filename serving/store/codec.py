@@ -68,16 +68,16 @@ def encode(checkpoint: Checkpoint) -> bytes:
 
 
 class Records(NamedTuple):
-    """Many records in one buffer: record r is `content[begins[r] : begins[r] + sizes[r]]`."""
+    """Many records in one buffer: record r is `content[offsets[r] : offsets[r] + sizes[r]]`."""
 
     content: bytearray
-    begins: Sequence[int]
+    offsets: Sequence[int]
     sizes: Sequence[int]
 
     def __iter__(self) -> Iterator[bytes]:
         """Each record as bytes."""
-        whole = memoryview(self.content)
-        return (bytes(whole[begin : begin + size]) for begin, size in zip(self.begins, self.sizes, strict=True))
+        view = memoryview(self.content)
+        return (bytes(view[offset : offset + size]) for offset, size in zip(self.offsets, self.sizes, strict=True))
 
 
 def encode_all(checkpoints: Sequence[Checkpoint]) -> Records:
@@ -85,26 +85,26 @@ def encode_all(checkpoints: Sequence[Checkpoint]) -> Records:
     if not isinstance(checkpoints, Checkpoints):
         records = [encode(checkpoint) for checkpoint in checkpoints]
         sizes = [len(record) for record in records]
-        return Records(bytearray().join(records), _begins(sizes), sizes)
+        return Records(bytearray().join(records), _offsets(sizes), sizes)
     headers, payloads = _cut(_headers(checkpoints)), _cut(checkpoints.payloads)
     texts = [f"{tenant}{stream_id}".encode() for tenant, stream_id in checkpoints.keys]
     ending = b"".join(_texts(checkpoints.model)) + bytes(_DIGEST_BYTES)
     content = bytearray().join(chain.from_iterable(zip(headers, payloads, texts, repeat(ending))))
     fixed = _HEADER.size + checkpoints.payloads.shape[1] + len(ending)
     sizes = [fixed + len(text) for text in texts]
-    begins = _begins(sizes)
-    whole = memoryview(content)
-    for begin, size in zip(begins, sizes, strict=True):
-        end = begin + size - _DIGEST_BYTES
-        whole[end : end + _DIGEST_BYTES] = xxh3_128_digest(whole[begin:end])
-    return Records(content, begins, sizes)
+    offsets = _offsets(sizes)
+    view = memoryview(content)
+    for offset, size in zip(offsets, sizes, strict=True):
+        end = offset + size - _DIGEST_BYTES
+        view[end : end + _DIGEST_BYTES] = xxh3_128_digest(view[offset:end])
+    return Records(content, offsets, sizes)
 
 
 def _cut(rows: npt.NDArray[Any]) -> list[memoryview]:
     """Each row of a contiguous array, without a copy."""
     packed = memoryview(np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data)
     width = len(packed) // len(rows)
-    return [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+    return [packed[offset : offset + width] for offset in range(0, len(packed), width)]
 
 
 def _headers(checkpoints: Checkpoints) -> npt.NDArray[np.void]:
@@ -120,7 +120,7 @@ def _headers(checkpoints: Checkpoints) -> npt.NDArray[np.void]:
     return header
 
 
-def _begins(sizes: Sequence[int]) -> list[int]:
+def _offsets(sizes: Sequence[int]) -> list[int]:
     """The offsets of consecutive pieces of these sizes."""
     return [*accumulate(sizes, initial=0)][:-1]
 

@@ -168,22 +168,22 @@ class MemoryStore:
         return True
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
         ids, prefix_bytes = self._order.get(tenant, []), prefix.encode()
         last = after.encode()
-        begin = bisect_right(ids, last) if last >= prefix_bytes else bisect_left(ids, prefix_bytes)
+        start = bisect_right(ids, last) if last >= prefix_bytes else bisect_left(ids, prefix_bytes)
         found: list[StreamMetadata] = []
-        for place in range(begin, min(begin + SCAN_ROWS, len(ids))):
-            if not ids[place].startswith(prefix_bytes):
+        for index in range(start, min(start + SCAN_ROWS, len(ids))):
+            if not ids[index].startswith(prefix_bytes):
                 return found, None
-            metadata = self._records[Key(tenant, ids[place].decode())].metadata
-            if _is(metadata, wanted):
+            metadata = self._records[Key(tenant, ids[index].decode())].metadata
+            if _is(metadata, scan_filter):
                 found.append(metadata)
             if len(found) == limit:
                 return found, metadata.key.stream_id
-        end = begin + SCAN_ROWS
+        end = start + SCAN_ROWS
         return found, ids[end - 1].decode() if end < len(ids) else None
 
     async def expire(
@@ -265,12 +265,12 @@ class MemoryStore:
         del ids[bisect_left(ids, metadata.key.stream_id.encode())]
 
 
-def _is(metadata: StreamMetadata, wanted: ScanFilter) -> bool:
-    if wanted is ScanFilter.ALL:
+def _is(metadata: StreamMetadata, scan_filter: ScanFilter) -> bool:
+    if scan_filter is ScanFilter.ALL:
         return metadata.tombstone is not Tombstone.DELETED
-    if wanted is ScanFilter.EXPIRED:
+    if scan_filter is ScanFilter.EXPIRED:
         return metadata.tombstone is Tombstone.EXPIRED
-    return not metadata.tombstone and (metadata.holder is Holder.SELF) == (wanted is ScanFilter.HELD)
+    return not metadata.tombstone and (metadata.holder is Holder.SELF) == (scan_filter is ScanFilter.IN_MEMORY)
 
 
 def _columns(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Key, _Saved]]:
@@ -280,5 +280,5 @@ def _columns(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Key, _Saved]]:
     c = checkpoints
     width, packed = c.payloads.shape[1], c.payloads.tobytes()
     # Each payload is a copy: a view would keep all others in memory for as long as one of the streams exists.
-    payloads = [packed[begin : begin + width] for begin in range(0, len(packed), width)]
+    payloads = [packed[start : start + width] for start in range(0, len(packed), width)]
     return zip(c.keys, zip(c.epochs, c.steps.tolist(), repeat(c.model), repeat(c.answers), payloads), strict=True)

@@ -21,14 +21,14 @@ def chunks(checkpoints: Sequence[Checkpoint]) -> Iterator[Sequence[Checkpoint]]:
     """Parts of up to SAVED_ROWS checkpoints, or fewer when they are large."""
     if isinstance(checkpoints, Checkpoints):
         rows = max(1, min(SAVED_ROWS, CHUNK_BYTES // max(1, checkpoints.payloads.shape[1])))
-        for begin in range(0, len(checkpoints), rows):
-            yield checkpoints[begin : begin + rows]
+        for start in range(0, len(checkpoints), rows):
+            yield checkpoints[start : start + rows]
         return
     start = size = 0
-    for place, checkpoint in enumerate(checkpoints):
-        if place - start == SAVED_ROWS or (size and size + len(checkpoint.payload) > CHUNK_BYTES):
-            yield checkpoints[start:place]
-            start, size = place, 0
+    for index, checkpoint in enumerate(checkpoints):
+        if index - start == SAVED_ROWS or (size and size + len(checkpoint.payload) > CHUNK_BYTES):
+            yield checkpoints[start:index]
+            start, size = index, 0
         size += len(checkpoint.payload)
     if start < len(checkpoints):
         yield checkpoints[start:]

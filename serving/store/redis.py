@@ -52,7 +52,18 @@ from serving.store.redis_keys import (
     stream_key,
     writer_key,
 )
-from serving.store.redis_scripts import ASK, BEGIN, CLAIM, EXPIRE, FIELDS, FORGET, MARK, PLANT, SAVE, SCAN
+from serving.store.redis_scripts import (
+    CLAIM,
+    CREATE,
+    DELETE,
+    EXPIRE,
+    FIELDS,
+    PROLOGUE,
+    REQUEST_SAVE,
+    SAVE,
+    SCAN,
+    SET_RESIDENCY,
+)
 from serving.store.store import (
     DEAD_SECONDS,
     Holder,
@@ -161,14 +172,14 @@ class RedisStore:
     async def create(self, checkpoint: Checkpoint, seen_epoch: int) -> Record | None:
         """Creates a stream with its first state, if it is unknown or a tombstone of that epoch."""
         c = replace(checkpoint, epoch=0)  # the new epoch is not known yet
-        planted = await self._one(PLANT, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model, "")
+        planted = await self._one(CREATE, c.key, seen_epoch, c.step, len(c.payload), encode(c), *c.model, "")
         return await self._record(c.key, planted)
 
     async def restore(self, checkpoint: Checkpoint, owner: str) -> bool:
         """Stores a lost stream under its own epoch, if that is above the epochs of streams that are gone."""
         c = checkpoint
         arguments = (0, c.step, len(c.payload), encode(c), *c.model, owner, c.epoch)
-        return bool(await self._one(PLANT, c.key, *arguments))
+        return bool(await self._one(CREATE, c.key, *arguments))
 
     async def save(self, checkpoints: Sequence[Checkpoint]) -> list[bool]:
         """Saves the checkpoints whose epoch is current, all in one round trip."""
@@ -178,8 +189,8 @@ class RedisStore:
             chunk = checkpoints[start : start + ROWS]
             keys, epochs, steps, sizes = columns(chunk)
             records = encode_all(chunk)
-            members, lasts = map(member_of, keys), map(add, records.begins, records.sizes)
-            firsts = (head_arguments + 1 for head_arguments in records.begins)  # Lua counts from 1
+            members, lasts = map(member_of, keys), map(add, records.offsets, records.sizes)
+            firsts = (offset + 1 for offset in records.offsets)  # Lua counts from 1
             rows = zip(members, map(str, epochs), map(str, steps), sizes, firsts, lasts, strict=True)
             head_arguments = (self._writer, now, now // 1000, STREAM)
             calls.append(((AGES,), (*head_arguments, json.dumps([*rows]), memoryview(records.content))))
@@ -196,27 +207,27 @@ class RedisStore:
             for _, epoch, residency, save_answers in chunk:
                 arguments += (epoch, int(residency), save_answers)
             calls.append(([stream_key(update.key) for update in chunk], arguments))
-        await self._scripts(MARK, calls)
+        await self._scripts(SET_RESIDENCY, calls)
 
     async def request_save(self, key: Key, epoch: int) -> int | None:
         """Asks the writer of a stream to save it."""
-        number: int | None = await self._one(ASK, key, epoch)
+        number: int | None = await self._one(REQUEST_SAVE, key, epoch)
         return number
 
     async def delete(self, key: Key, epoch: int) -> bool:
         """Replaces a stream by a tombstone if it has that epoch."""
-        return bool(await self._one(FORGET, key, epoch))
+        return bool(await self._one(DELETE, key, epoch))
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
-        first, last = prefix.encode(), after.encode()
-        least = b"(" + last if last >= first else b"[" + first
+        prefix_bytes, after_bytes = prefix.encode(), after.encode()
+        least = b"(" + after_bytes if after_bytes >= prefix_bytes else b"[" + prefix_bytes
         # UTF-8 has no byte 255. So the prefix with its last byte incremented comes after all ids with the prefix.
-        greatest = b"(" + first[:-1] + bytes([first[-1] + 1]) if first else b"+"
+        greatest = b"(" + prefix_bytes[:-1] + bytes([prefix_bytes[-1] + 1]) if prefix_bytes else b"+"
         beginning = stream_key(Key(tenant, ""))
-        arguments = (least, greatest, limit, SCAN_ROWS, beginning, writer_key(""), wanted.value, self._writer)
+        arguments = (least, greatest, limit, SCAN_ROWS, beginning, writer_key(""), scan_filter.value, self._writer)
         found_json, next_id = await self._script(SCAN, (ids_key(tenant),), arguments)
         found = [
             self._metadata(Key(tenant, stream_id), values[:-1], alive=bool(values[-1]))
@@ -302,7 +313,7 @@ class RedisStore:
         now = self._clock()
         keys = (stream_key(key), AGES, TOMBSTONES, DELETED, ids_key(key.tenant), NOTICES, HIGHEST_EPOCH)
         head_arguments = (member_of(key), key.stream_id, self._writer, now, now // 1000)
-        return await self._script(BEGIN + script, keys, (*head_arguments, *arguments))
+        return await self._script(PROLOGUE + script, keys, (*head_arguments, *arguments))
 
     async def _record(self, key: Key, found: Sequence[Any] | None) -> Record | None:
         """The record of a stream, from its fields."""

@@ -17,7 +17,7 @@ _QUOTED = ", ".join(f"'{field}'" for field in FIELDS)
 # stream of format 2, or a tombstone, has no `owner`.
 # The scripts of one stream begin with this. KEYS: stream, ages, tombstones, deleted, ids, notices, highest epoch.
 # ARGV: member, id, writer, now, score.
-BEGIN = f"""
+PROLOGUE = f"""
 local stream, ages, tombstones, deleted, ids, notices, highest = unpack(KEYS)
 local member, id, me, now, score = unpack(ARGV)
 local epoch, writer, mark, tombstone = unpack(redis.call('HMGET', stream, 'epoch', 'writer', 'mark', 'expired'))
@@ -52,7 +52,7 @@ redis.call('SET', ARGV[11], 1, 'PX', ARGV[12]) -- who has a stream is alive
 return found()
 """
 # Further ARGV: seen epoch, step, bytes, record, model name, version, fingerprint, owner; to restore also the epoch.
-PLANT = """
+CREATE = """
 if (epoch or '0') ~= ARGV[6] or (epoch and tombstone == '0') then return false end
 local new_epoch, residency = ARGV[14], 2
 if not new_epoch then
@@ -70,13 +70,13 @@ redis.call('ZREM', deleted, member)
 return found()
 """
 # Further ARGV: epoch.
-ASK = """
+REQUEST_SAVE = """
 if epoch ~= ARGV[6] then return false end
 give_notice()
 return redis.call('HINCRBY', stream, 'asked', 1)
 """
 # Further ARGV: epoch.
-FORGET = """
+DELETE = """
 if epoch ~= ARGV[6] or tombstone == '2' then return 0 end
 give_notice()
 redis.call('HSET', stream, 'epoch', next_epoch(), 'writer', 0, 'mark', 0, 'bytes', 0, 'expired', 2, 'updated', now)
@@ -109,7 +109,7 @@ end
 return table.concat(kept)
 """
 # KEYS: streams. ARGV: writer, then for each stream: epoch, mark, answered.
-MARK = """
+SET_RESIDENCY = """
 for i = 1, #KEYS do
   local at = 3 * i - 1
   local epoch, writer, tombstone, answered = unpack(

@@ -122,11 +122,11 @@ class SqliteStore:
         return deleted
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids."""
         found: tuple[list[StreamMetadata], str | None] = await self._submit(
-            "scan", (tenant, prefix, after, limit, wanted)
+            "scan", (tenant, prefix, after, limit, scan_filter)
         )
         return found
 

@@ -21,7 +21,7 @@ from serving.core.spec import Checkpoint, Key, ModelId
 from serving.store.codec import encode, encode_all
 from serving.store.parameters import ROWS, chunks, columns, flat, table
 from serving.store.sqlite_file import SqliteFile
-from serving.store.sqlite_schema import BEAT, HEAD, WANTED
+from serving.store.sqlite_schema import BEAT, METADATA_COLUMNS, SCAN_CONDITIONS
 from serving.store.store import (
     DEAD_SECONDS,
     HEARTBEAT_SECONDS,
@@ -99,14 +99,14 @@ class Database:
         rows: list[StoredRow | None] = [None] * len(keys)
         for start in range(0, len(keys), ROWS):
             chunk = keys[start : start + ROWS]
-            for place, *head, record in self._query_json(
-                f"""SELECT json_group_array(json_array(wanted.column1, {HEAD}, hex(record)))
+            for index, *head, record in self._query_json(
+                f"""SELECT json_group_array(json_array(wanted.column1, {METADATA_COLUMNS}, hex(record)))
                 FROM ({table(3, len(chunk))}) AS wanted
                 JOIN streams ON tenant = wanted.column2 AND stream_id = wanted.column3""",
-                flat(((place, *key) for place, key in enumerate(chunk)), 3, len(chunk)),
+                flat(((index, *key) for index, key in enumerate(chunk)), 3, len(chunk)),
             ):
-                rows[start + place] = StoredRow(
-                    self._metadata(chunk[place].tenant, head, now), bytes.fromhex(record) or None
+                rows[start + index] = StoredRow(
+                    self._metadata(chunk[index].tenant, head, now), bytes.fromhex(record) or None
                 )
         return rows
 
@@ -122,7 +122,7 @@ class Database:
         for start in range(0, len(claims), ROWS):
             chunk = claims[start : start + ROWS]
             won = self._at_epoch([(claim.key, claim.seen_epoch) for claim in chunk])
-            self._post_notices([chunk[place].key for place in won], now)
+            self._post_notices([chunk[index].key for index in won], now)
             highest = self._highest_epoch()
             self._execute(
                 f"""INSERT INTO streams (tenant, stream_id, epoch, model_name, model_version, fingerprint, owner,
@@ -150,15 +150,15 @@ class Database:
                     *flat(
                         (
                             (*c.key, (c.seen_epoch or highest) + 1, *c.model, c.owner)
-                            for c in (chunk[place] for place in won)
+                            for c in (chunk[index] for index in won)
                         ),
                         7,
                         len(won),
                     ),
                 ],
             )
-            for place, row in zip(won, self.load([chunk[place].key for place in won]), strict=True):
-                rows[start + place] = row
+            for index, row in zip(won, self.load([chunk[index].key for index in won]), strict=True):
+                rows[start + index] = row
         return rows
 
     def create(self, checkpoint: Checkpoint, seen_epoch: int) -> StoredRow | None:
@@ -185,7 +185,7 @@ class Database:
         for chunk in chunks(checkpoints):
             keys, epochs, steps, sizes = columns(chunk)
             records = encode_all(chunk)
-            firsts = [begin + 1 for begin in records.begins]  # SQL counts from 1
+            firsts = [offset + 1 for offset in records.offsets]  # SQL counts from 1
             rows = zip(*zip(*keys, strict=True), epochs, steps, sizes, firsts, records.sizes, strict=True)
             changed = self._execute(
                 f"""UPDATE streams SET
@@ -199,8 +199,8 @@ class Database:
             if changed == len(chunk):
                 kept += [True] * len(chunk)
             else:
-                theirs = set(self._at_epoch(list(zip(keys, epochs, strict=True)), writer=self._writer))
-                kept += [place in theirs for place in range(len(chunk))]
+                writable = set(self._at_epoch(list(zip(keys, epochs, strict=True)), writer=self._writer))
+                kept += [index in writable for index in range(len(chunk))]
         return kept
 
     def set_residency(self, updates: Sequence[ResidencyUpdate]) -> None:
@@ -240,15 +240,15 @@ class Database:
         return self._execute(sql, (now, *key, epoch)).rowcount == 1
 
     def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter
+        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter
     ) -> tuple[list[StreamMetadata], str | None]:
         """Metadata in the order of the ids, and the id to continue after."""
         now = self._clock()
         rows = self._query_json(
-            f"""SELECT json_group_array(json_array({HEAD})) FROM (
+            f"""SELECT json_group_array(json_array({METADATA_COLUMNS})) FROM (
                 SELECT * FROM streams
                 WHERE tenant = :tenant AND stream_id > :after AND stream_id >= :prefix AND (:all OR stream_id < :end)
-                    AND {WANTED[wanted]}
+                    AND {SCAN_CONDITIONS[scan_filter]}
                 ORDER BY stream_id LIMIT :limit) AS streams""",
             {
                 "tenant": tenant,
@@ -273,13 +273,13 @@ class Database:
             (Tombstone.EXPIRED, purge_before_unix_nano),
             (Tombstone.DELETED, purge_deleted_before_unix_nano),
         ):
-            gone = self._execute(
+            deleted = self._execute(
                 """DELETE FROM streams WHERE rowid IN (
                     SELECT rowid FROM streams WHERE tombstone = ? AND updated_unix_nano < ? LIMIT ?) RETURNING epoch""",
                 (tombstone, before, EXPIRE_ROWS),
             ).fetchall()
-            if gone:
-                self._execute("UPDATE epochs SET highest = max(highest, ?)", max(gone))
+            if deleted:
+                self._execute("UPDATE epochs SET highest = max(highest, ?)", max(deleted))
         return self._execute(
             f"""UPDATE streams SET epoch = epoch + 1, writer = 0, mark = 0, state_bytes = 0, tombstone = 1, owner = '',
                 record = NULL
@@ -325,13 +325,13 @@ class Database:
         With `writer`, only those that this writer may save.
         """
         mine = "" if writer is None else f"AND writer = {writer} AND tombstone = 0"
-        [places] = self._execute(
+        [indices] = self._execute(
             f"""SELECT json_group_array(seen.column1) FROM ({table(4, len(seen))}) AS seen
             LEFT JOIN streams ON tenant = seen.column2 AND stream_id = seen.column3
             WHERE seen.column1 IS NOT NULL AND ifnull(epoch, 0) = seen.column4 {mine}""",
-            flat(((place, *key, epoch) for place, (key, epoch) in enumerate(seen)), 4, len(seen)),
+            flat(((index, *key, epoch) for index, (key, epoch) in enumerate(seen)), 4, len(seen)),
         ).fetchone()
-        return sorted(json.loads(places))
+        return sorted(json.loads(indices))
 
     def _post_notices(self, keys: Sequence[Key], now: int) -> None:
         """Posts notices to the other writers that have these streams in memory. At most ROWS."""
@@ -397,5 +397,5 @@ def _after_all(prefix: str) -> str | None:
     stem = prefix.rstrip(chr(0x10FFFF))
     if not stem:
         return None
-    following = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are not characters
+    next_character = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if next_character == 0xD800 else next_character)  # surrogates are not characters

@@ -77,12 +77,12 @@ BUILD = {0: (_STREAMS, *_INDEXES, *_BESIDE), 1: (*_FROM_1, *_BESIDE), 2: _FROM_2
 
 # The last heartbeat of the writer of a stream.
 BEAT = "ifnull((SELECT beat_unix_nano FROM writers WHERE writers.writer = streams.writer), 0)"
-HEAD = f"""stream_id, epoch, step, model_name, model_version, fingerprint, created_unix_nano, updated_unix_nano,
+METADATA_COLUMNS = f"""stream_id, epoch, step, model_name, model_version, fingerprint, created_unix_nano, updated_unix_nano,
     state_bytes, tombstone, streams.writer, mark, asked, answered, owner, CASE mark WHEN 0 THEN 0 ELSE {BEAT} END"""
 # The condition of each scan filter. Each has an index with few more rows.
-WANTED = {
+SCAN_CONDITIONS = {
     ScanFilter.ALL: "tombstone != 2",
-    ScanFilter.HELD: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} BETWEEN :first AND :last)",
-    ScanFilter.REST: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {BEAT} BETWEEN :first AND :last))",
+    ScanFilter.IN_MEMORY: f"mark != 0 AND tombstone = 0 AND (streams.writer = :self OR {BEAT} BETWEEN :first AND :last)",
+    ScanFilter.NOT_IN_MEMORY: f"tombstone = 0 AND (mark = 0 OR NOT (streams.writer = :self OR {BEAT} BETWEEN :first AND :last))",
     ScanFilter.EXPIRED: "tombstone = 1",
 }

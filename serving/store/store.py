@@ -104,8 +104,8 @@ class ScanFilter(Enum):
     """Which streams a scan returns; deleted ones never."""
 
     ALL = "all"
-    HELD = "held"  # a writer that is alive has it in memory
-    REST = "rest"  # no writer that is alive has it in memory
+    IN_MEMORY = "held"  # a writer that is alive has it in memory
+    NOT_IN_MEMORY = "rest"  # no writer that is alive has it in memory
     EXPIRED = "expired"
 
 
@@ -179,7 +179,7 @@ class Store(Protocol):
         """
 
     async def scan(
-        self, tenant: str, prefix: str, after: str, limit: int, wanted: ScanFilter = ScanFilter.ALL
+        self, tenant: str, prefix: str, after: str, limit: int, scan_filter: ScanFilter = ScanFilter.ALL
     ) -> tuple[list[StreamMetadata], str | None]:
         """The metadata of a tenant's streams, also of expired ones, in the order of their ids (as UTF-8 bytes).
 

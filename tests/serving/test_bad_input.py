@@ -92,7 +92,7 @@ def opening(stream_id: str = "a", **more: object) -> pb.PredictRequest:
         (timestep(1, step=2**64 - 1), pb.Error.REASON_INVALID_FIELD, "step", [f"got {2**64 - 1}"]),
     ],
 )
-async def test_a_bad_timestep_is_refused_and_its_stream_goes_on(
+async def test_a_bad_timestep_is_refused_and_its_stream_continues(
     sum_root: Path, bad: pb.PredictRequest, reason: int, field: str, words: list[str]
 ) -> None:
     """The refusal names the field, the value and the expectation. The state is unchanged."""
@@ -320,7 +320,7 @@ async def test_too_many_known_streams_are_refused(sum_root: Path) -> None:
         assert (await RawCall(channel).open("c")).kind == pb.Opened.KIND_NEW
 
 
-async def test_a_full_queue_refuses_a_timestep_and_its_stream_goes_on(sum_root: Path) -> None:
+async def test_a_full_queue_refuses_a_timestep_and_its_stream_continues(sum_root: Path) -> None:
     """The refusal is in a response, with the time to wait. Nothing is lost."""
     async with run_server(sum_root, queue_max=1) as server, raw_channel(server) as channel:
         calls = [RawCall(channel) for _ in range(3)]

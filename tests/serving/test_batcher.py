@@ -199,7 +199,7 @@ class Charge:
         bench.engine.run = charged  # type: ignore[method-assign]
 
 
-async def test_a_block_of_a_slow_model_is_run_in_small_pieces_in_the_loop() -> None:
+async def test_a_block_of_a_slow_model_is_run_in_small_chunks_in_the_loop() -> None:
     """A chunk blocks the loop for half a millisecond, and no thread is used."""
     async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
         charge = Charge(bench, 19.9e-6)
@@ -232,7 +232,7 @@ async def test_a_model_whose_row_alone_is_slow_runs_whole_batches_in_the_thread(
         assert thread.startswith("engine-toy/1")
 
 
-async def test_the_size_of_a_piece_follows_what_a_row_costs() -> None:
+async def test_the_size_of_a_chunk_follows_what_a_row_costs() -> None:
     """It grows up to `batch_max` when rows turn out cheaper, and shrinks when they become more expensive."""
     async with run_batcher(running_sum(), batch_max=256, capacity=256) as bench:
         charge, held = Charge(bench, 19.9e-6), call_of(bench, "a", 250)
@@ -686,7 +686,7 @@ async def test_a_batcher_that_is_refusing_takes_no_new_timestep() -> None:
         assert [value(answer) for answer in await soon(running, queued)] == [1, 3]
 
 
-async def test_a_batcher_that_refuses_no_longer_goes_on() -> None:
+async def test_a_batcher_that_refuses_no_longer_continues() -> None:
     """The refused timestep is sent again and is the next of its stream."""
     async with run_batcher(running_sum()) as bench:
         lease = bench.begin("a")

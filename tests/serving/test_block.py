@@ -93,7 +93,7 @@ def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     assert all(str(block.refusal_error(row)) for row in np.flatnonzero(block.statuses > RowStatus.DUPLICATE).tolist())
 
 
-def told(block: Block) -> tuple[object, ...]:
+def reported(block: Block) -> tuple[object, ...]:
     """Everything that a call learns about a block."""
     refused = [row for row, status in enumerate(block.statuses.tolist()) if status > RowStatus.DUPLICATE]
     why = [str(block.refusal_error(row)) for row in refused if block.statuses[row] != RowStatus.NOT_HELD]
@@ -137,7 +137,7 @@ def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     while waiting := [block for block in both if block.rows_left]:
         fit = sum(block.rows_left for block in waiting) <= rows_max
         run_blocks(run_concurrently.engine, waiting if fit else waiting[:1], rows_max)
-    assert [told(block) for block in both] == [told(block) for block in alone]
+    assert [reported(block) for block in both] == [reported(block) for block in alone]
     assert content(run_concurrently) == content(apart)
 
 
@@ -166,7 +166,7 @@ def test_rows_of_one_stream_are_applied_in_the_order_they_stand() -> None:
     assert block.outputs[0].ravel().tolist() == [1, 10, 3, 6, 30]
 
 
-def test_a_piece_holds_a_stream_once_and_no_more_rows_than_it_may() -> None:
+def test_a_chunk_has_a_stream_once_and_no_more_rows_than_it_may() -> None:
     """So each chunk is a batch like any other."""
     side = Side(running_sum())
     block = Block(side.held.select(np.array([1, 2, 3, 4, 1, 1])), np.zeros(6, np.int64), np.ones((6, 1), np.float32))

@@ -56,7 +56,7 @@ class HeldStore:
         """Waits until a call is blocked."""
         await self._entered[name].wait()
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Unblocks the operation for all calls."""
         self._go_on[name].set()
 
@@ -100,7 +100,7 @@ async def answer(call: RawBlocks) -> pb.PredictBlocksResponse:
     return response
 
 
-async def told_until(call: RawBlocks, kind: str) -> pb.PredictBlocksResponse:
+async def read_until(call: RawBlocks, kind: str) -> pb.PredictBlocksResponse:
     """The next response of a kind, whatever comes before it."""
     while (response := await call.read()).WhichOneof("kind") != kind:
         call.notifications.append(response)
@@ -121,7 +121,7 @@ def sums(block: pb.PredictedBlock) -> list[float]:
 # Beside blocks.
 
 
-async def test_an_open_that_waits_for_the_store_holds_up_no_block(sum_root: Path) -> None:
+async def test_an_open_that_waits_for_the_store_delays_no_block(sum_root: Path) -> None:
     """Other streams continue meanwhile. Its own answer follows, and its handle works."""
     async with held_server(sum_root) as (_, call, store):
         (fast,) = (await call.open("fast")).handles
@@ -129,12 +129,12 @@ async def test_an_open_that_waits_for_the_store_holds_up_no_block(sum_root: Path
         await call.send(opening("slow"))
         await store.entered("claim")
         assert sums(await call.block([fast], [[5]])) == [5]
-        store.let_go("claim")
+        store.release("claim")
         (slow,) = (await answer(call)).opened.handles
         assert sums(await call.block([fast, slow], [[1], [2]])) == [6, 2]
 
 
-async def test_a_close_that_waits_for_the_store_holds_up_no_block(sum_root: Path) -> None:
+async def test_a_close_that_waits_for_the_store_delays_no_block(sum_root: Path) -> None:
     """It is answered once everything is stored."""
     async with held_server(sum_root) as (_, call, store):
         slow, fast = (await call.open("slow", "fast")).handles
@@ -143,12 +143,12 @@ async def test_a_close_that_waits_for_the_store_holds_up_no_block(sum_root: Path
         await call.send(closing(slow))
         await store.entered("save")
         assert sums(await call.block([fast], [[5]])) == [5]
-        store.let_go("save")
+        store.release("save")
         closed = (await answer(call)).closed
         assert (list(closed.steps), list(closed.durable_steps), len(closed.errors)) == ([1], [1], 0)
 
 
-async def test_an_open_that_waits_holds_up_no_close(sum_root: Path) -> None:
+async def test_an_open_that_waits_delays_no_close(sum_root: Path) -> None:
     """They have separate queues."""
     async with held_server(sum_root) as (_, call, store):
         (fast,) = (await call.open("fast")).handles
@@ -170,7 +170,7 @@ async def test_an_open_that_is_not_independent_is_done_in_its_turn(sum_root: Pat
         stream = server.stream_service._streams.find(key("fast"))
         assert stream is not None
         assert stream.step == 0
-        store.let_go("claim")
+        store.release("claim")
         assert [(await answer(call)).WhichOneof("kind") for _ in range(2)] == ["opened", "block"]
 
 
@@ -186,7 +186,7 @@ async def test_independent_opens_are_answered_in_their_order(sum_root: Path) -> 
         await call.send(opening("nowhere", model="nope"))
         await store.entered("claim")
         await round_trips(other)
-        store.let_go("claim")
+        store.release("claim")
         answers = [(await answer(call)).opened for _ in range(3)]
         assert [list(opened.stream_ids) for opened in answers] == [["slow"], ["fast", "third"], []]
         assert answers[2].HasField("refused")
@@ -201,7 +201,7 @@ async def test_an_open_that_is_not_independent_waits_for_those_before_it(sum_roo
         await store.entered("claim")
         await round_trips(other)
         assert server.stream_service._streams.find(key("fast")) is None
-        store.let_go("claim")
+        store.release("claim")
         assert [list((await answer(call)).opened.stream_ids) for _ in range(2)] == [["slow"], ["fast"]]
 
 
@@ -220,7 +220,7 @@ async def test_a_call_whose_line_is_full_reads_nothing_more(sum_root: Path, monk
         stream = server.stream_service._streams.find(key("fast"))
         assert stream is not None
         assert stream.step == 0
-        store.let_go("claim")
+        store.release("claim")
         answers = [await answer(call) for _ in range(4)]
         opened = [list(part.opened.stream_ids) for part in answers if part.HasField("opened")]
         assert opened == [["slow"], ["second"], ["third"]]
@@ -238,7 +238,7 @@ async def test_half_close_waits_for_what_was_asked(sum_root: Path, kind: str) ->
         await store.entered(held)
         await call.call.done_writing()
         await round_trips(other)
-        store.let_go(held)
+        store.release(held)
         assert (await answer(call)).WhichOneof("kind") == kind
         assert (await call.ending()).code is grpc.StatusCode.OK
 
@@ -307,7 +307,7 @@ async def _stops(server: Server, _: RawBlocks) -> None:
     [(_goes, False), (_goes, True), (_breaks_the_protocol, False), (_stops, False), (_stops, True)],
     ids=["gone", "gone, no room", "protocol", "stopping", "stopping, no room"],
 )
-async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
+async def test_a_call_that_ends_releases_what_it_was_opening(
     sum_root: Path,
     monkeypatch: pytest.MonkeyPatch,
     end: Callable[[Server, RawBlocks], Awaitable[None]],
@@ -327,7 +327,7 @@ async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
         await eventually(lambda: server.stream_service._streams.find(key("early")) is not None, "opening")
         await end(server, call)
         await eventually(lambda: line._task is not None and bool(line._task.cancelling()), "breaking off")
-        store.let_go("claim")
+        store.release("claim")
         await eventually(lambda: not server._servicer._calls, "leaving")
         await eventually(lambda: live(server) == 0, "parking")
         opened = await RawBlocks(other).open("early", "slow", "later", "last")
@@ -336,7 +336,7 @@ async def test_a_call_that_ends_lets_go_of_what_it_was_opening(
 
 
 async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -> None:
-    """The other streams are stored and their client is told to move, before the store lets the open complete."""
+    """The other streams are stored and their client is durable to move, before the store lets the open complete."""
     async with held_server(sum_root) as (server, call, store):
         (fast,) = (await call.open("fast")).handles
         await call.block([fast], [[1]])
@@ -344,8 +344,8 @@ async def test_a_stopping_server_moves_a_call_whose_open_waits(sum_root: Path) -
         await call.send(opening("slow"))
         await store.entered("claim")
         stopping = asyncio.create_task(server._servicer.drain())
-        await told_until(call, "move")
-        store.let_go("claim")
+        await read_until(call, "move")
+        store.release("claim")
         assert (await call.ending()).code is grpc.StatusCode.UNAVAILABLE
         await stopping
 
@@ -363,12 +363,12 @@ async def test_a_stopping_server_opens_nothing_more(sum_root: Path) -> None:
         assert isinstance(serving, PredictBlocksCall)
         stopping = asyncio.create_task(server._servicer.drain())
         await store.entered("save")
-        store.let_go("claim")
+        store.release("claim")
         task = serving._opens._task
         assert task is not None
         await eventually(task.done, "breaking off")
-        store.let_go("save")
-        await told_until(call, "move")
+        store.release("save")
+        await read_until(call, "move")
         assert not any(response.HasField("opened") for response in call.notifications)
         await stopping
 
@@ -387,10 +387,10 @@ async def test_an_ended_stream_is_told_behind_its_handle(sum_root: Path) -> None
         assert (await RawCall(other).open("a")).kind == pb.Opened.KIND_TAKEN_OVER
         await call.block([fast], [[1]])
         assert not any(response.HasField("ended") for response in call.notifications)
-        store.let_go("claim")
-        opened = (await told_until(call, "opened")).opened
+        store.release("claim")
+        opened = (await read_until(call, "opened")).opened
         assert not any(response.HasField("ended") for response in call.notifications)
-        ended = (await told_until(call, "ended")).ended
+        ended = (await read_until(call, "ended")).ended
         assert (list(ended.handles), ended.error.reason) == ([opened.handles[0]], Reason.REASON_TAKEN_OVER)
 
 
@@ -405,7 +405,7 @@ async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Pa
         store.hold("claim")
         await call.send(opening("a", "slow"))
         await store.entered("claim")
-        await told_until(before, "ended")
+        await read_until(before, "ended")
         for name in ("a", "fast"):
             stream = server.stream_service._streams.find(key(name))
             assert stream is not None
@@ -413,12 +413,12 @@ async def test_what_is_stored_of_a_stream_is_told_behind_its_handle(sum_root: Pa
             await server.stream_service.wait_durable(stream.lease, 1)
         for notice in server.stream_service.checkpointer.listeners:
             notice()  # as after a checkpoint
-        told = (await told_until(call, "durable")).durable
-        assert np.frombuffer(told.handles, "<u4").tolist() == [fast]
-        store.let_go("claim")
-        opened = (await told_until(call, "opened")).opened
+        durable = (await read_until(call, "durable")).durable
+        assert np.frombuffer(durable.handles, "<u4").tolist() == [fast]
+        store.release("claim")
+        opened = (await read_until(call, "opened")).opened
         assert (opened.next_steps[0], opened.durable_steps[0]) == (2, 0)
-        durable = (await told_until(call, "durable")).durable
+        durable = (await read_until(call, "durable")).durable
         assert np.frombuffer(durable.handles, "<u4").tolist() == [opened.handles[0]]
         assert np.frombuffer(durable.durable_steps, "<u8").tolist() == [1]
 
@@ -429,7 +429,7 @@ async def test_an_idle_call_is_told_again_and_again(sum_root: Path) -> None:
         handles = (await call.open("a", "b", "c")).handles
         for name, handle in zip("abc", handles, strict=True):
             await RawCall(other).open(name)
-            assert list((await told_until(call, "ended")).ended.handles) == [handle]
+            assert list((await read_until(call, "ended")).ended.handles) == [handle]
 
 
 # Blocks meanwhile.
@@ -451,9 +451,9 @@ async def test_a_stream_is_not_closed_while_a_block_wakes_it(sum_root: Path) -> 
         await call.send(closing(slow))
         await call.send(block_request([slow, fast], [[1], [2]]))
         await store.entered("load")
-        store.let_go("save")
+        store.release("save")
         await round_trips(other)
-        store.let_go("load")
+        store.release("load")
         answers = [await answer(call) for _ in range(3)]
         assert not any(part.closed.errors for part in answers)
         (block,) = (part.block for part in answers if part.HasField("block"))
@@ -474,7 +474,7 @@ async def test_a_stream_may_be_forgotten_while_a_block_steps_it(sum_root: Path) 
         gate = Gate(batcher_of(server))
         await call.send(block_request(handles, np.ones((12, 1))))
         await gate.entered()
-        store.let_go("load")
+        store.release("load")
         await eventually(
             lambda: store.record("slow") is None or bool(store.record("slow").metadata.tombstone), "forgetting"
         )
@@ -505,4 +505,4 @@ async def test_a_stream_that_could_not_be_forgotten_still_tells_its_end(sum_root
         assert [part.error.reason for part in closed.errors] == [Reason.REASON_STORE_UNAVAILABLE]
         store.load = load
         await RawCall(other).open("a")
-        assert list((await told_until(call, "ended")).ended.handles) == [a]
+        assert list((await read_until(call, "ended")).ended.handles) == [a]

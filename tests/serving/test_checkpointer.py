@@ -57,7 +57,7 @@ class PausedStore(MemoryStore):
         """Lets one save continue."""
         self._permits.release()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Lets all saves continue."""
         self._paused = False
         self._permits.release()
@@ -67,10 +67,10 @@ class PausedStore(MemoryStore):
         await eventually(lambda: len(self.saves) >= saves, f"save {saves}")
 
 
-class Workshop:
+class CheckpointerSetup:
     """A checkpointer for one model, without a server."""
 
-    def __init__(self, root: Path, capacity: int, pace: CheckpointSchedule) -> None:
+    def __init__(self, root: Path, capacity: int, times_s: CheckpointSchedule) -> None:
         metrics = Metrics({})
         self.now = 1000.0
         self.repository = load_repository(root, Limits(capacity, 4, 16, 64), metrics)
@@ -86,7 +86,7 @@ class Workshop:
             lambda _: True,
             self._refused,
             lambda *_: None,
-            replace(pace, clock=lambda: self.now),
+            replace(times_s, clock=lambda: self.now),
         )
 
     async def _refused(self, stream: Stream) -> None:
@@ -107,31 +107,31 @@ class Workshop:
         """Applies one more timestep to each."""
         self.slots.step[np.array([lease.stream.slot for lease in leases])] += 1
 
-    def leave(self, *leases: Lease) -> None:
+    def end_calls(self, *leases: Lease) -> None:
         """Ends their calls."""
         for lease in leases:
             self.streams.release(lease)
             self.checkpointer.park_soon(lease.stream)
 
 
-Open = Callable[..., Workshop]
+Open = Callable[..., CheckpointerSetup]
 
 
 @pytest.fixture
-def workshop(sum_root: Path) -> Open:
-    """Makes a workshop with a checkpoint every hour, unless a save is requested."""
+def setup(sum_root: Path) -> Open:
+    """Makes a setup with a checkpoint every hour, unless a save is requested."""
 
-    def make(capacity: int = 8, **pace: float) -> Workshop:
-        times = {"interval_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | pace
-        return Workshop(sum_root, capacity, CheckpointSchedule(**times))
+    def make(capacity: int = 8, **times_s: float) -> CheckpointerSetup:
+        times = {"interval_s": 3600.0, "park_after_s": 60.0, "ready_lag_s": 5.0, "lag_max_s": 30.0} | times_s
+        return CheckpointerSetup(sum_root, capacity, CheckpointSchedule(**times))
 
     return make
 
 
 @asynccontextmanager
-async def running(shop: Workshop) -> AsyncIterator[None]:
+async def running(made: CheckpointerSetup) -> AsyncIterator[None]:
     """Its checkpointer runs, and pauses after its first checkpoint."""
-    task = asyncio.create_task(shop.checkpointer.run())
+    task = asyncio.create_task(made.checkpointer.run())
     try:
         async with asyncio.timeout(2 * TIMEOUT_S):
             await asyncio.sleep(0)
@@ -142,14 +142,14 @@ async def running(shop: Workshop) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
+async def stalled(made: CheckpointerSetup, lease: Lease) -> AsyncIterator[None]:
     """Its checkpointer has just had a commit of ten minutes, and pauses."""
-    shop.step(lease)
-    shop.store.pause()
-    async with running(shop):
-        await shop.store.asked(1)
-        shop.now += 600
-        shop.store.go_on()
+    made.step(lease)
+    made.store.pause()
+    async with running(made):
+        await made.store.asked(1)
+        made.now += 600
+        made.store.resume()
         await eventually(lambda: lease.durable_step == 1, "the commit")
         yield
 
@@ -157,357 +157,357 @@ async def stalled(shop: Workshop, lease: Lease) -> AsyncIterator[None]:
 # The schedule.
 
 
-async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(workshop: Open) -> None:
+async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(setup: Open) -> None:
     """A disk that works again is used at once: waiting for it is not work that needs a pause."""
-    shop = workshop(interval_s=0.2)
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
-    shop.store.pause()
-    async with running(shop):
-        await shop.store.asked(1)
-        shop.now += 9
-        shop.step(lease)
-        shop.store.go_on()
+    made = setup(interval_s=0.2)
+    (lease,) = await made.begin(1)
+    made.step(lease)
+    made.store.pause()
+    async with running(made):
+        await made.store.asked(1)
+        made.now += 9
+        made.step(lease)
+        made.store.resume()
         await eventually(lambda: lease.durable_step == 2, "the next round")
-        assert shop.checkpointer.unsaved_seconds() == 0
+        assert made.checkpointer.unsaved_seconds() == 0
 
 
 @pytest.mark.parametrize("how", ["durable", "settled", "flush", "leave"])
-async def test_after_a_slow_commit_nobody_waits_for_the_next_round(workshop: Open, how: str) -> None:
+async def test_after_a_slow_commit_nobody_waits_for_the_next_round(setup: Open, how: str) -> None:
     """A save is immediate for a `SYNC` stream, for another server's request, for a server that stops, and for a stream without a call."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    async with stalled(shop, lease):
-        shop.step(lease)
+    made = setup()
+    (lease,) = await made.begin(1)
+    async with stalled(made, lease):
+        made.step(lease)
         match how:
             case "durable":
-                await shop.checkpointer.wait_durable(lease, 2)
+                await made.checkpointer.wait_durable(lease, 2)
             case "settled":
-                await shop.checkpointer.wait_settled(lease.stream)
+                await made.checkpointer.wait_settled(lease.stream)
             case "flush":
-                await shop.checkpointer.flush()
+                await made.checkpointer.flush()
             case "leave":
-                shop.leave(lease)
-                await eventually(lambda: not len(shop.slots), "leaving")
-        assert shop.store.saves == [["s0"], ["s0"]]
+                made.end_calls(lease)
+                await eventually(lambda: not len(made.slots), "leaving")
+        assert made.store.saves == [["s0"], ["s0"]]
 
 
-async def test_who_waits_has_only_its_own_stream_stored(workshop: Open) -> None:
+async def test_who_waits_has_only_its_own_stream_stored(setup: Open) -> None:
     """One `SYNC` stream does not make thousands of others be saved with each of its timesteps."""
-    shop = workshop()
-    leases = await shop.begin(8)
-    async with running(shop):
+    made = setup()
+    leases = await made.begin(8)
+    async with running(made):
         for number in range(1, 4):
-            shop.step(*leases)
-            await shop.checkpointer.wait_durable(leases[3], number)
-        assert shop.store.saves == [["s3"]] * 3
+            made.step(*leases)
+            await made.checkpointer.wait_durable(leases[3], number)
+        assert made.store.saves == [["s3"]] * 3
 
 
-async def test_who_waits_is_not_kept_by_a_round(workshop: Open) -> None:
+async def test_who_waits_is_not_kept_by_a_round(setup: Open) -> None:
     """A save that is requested during a checkpoint comes before the rest of the checkpoint."""
-    shop = workshop(capacity=3 * ROWS_A_COMMIT_MAX)
-    leases = await shop.begin(3 * ROWS_A_COMMIT_MAX)
-    shop.step(*leases)
-    shop.store.pause()
-    async with running(shop):
-        await shop.store.asked(1)
-        waiting = asyncio.create_task(shop.checkpointer.wait_durable(leases[-1], 1))
+    made = setup(capacity=3 * ROWS_A_COMMIT_MAX)
+    leases = await made.begin(3 * ROWS_A_COMMIT_MAX)
+    made.step(*leases)
+    made.store.pause()
+    async with running(made):
+        await made.store.asked(1)
+        waiting = asyncio.create_task(made.checkpointer.wait_durable(leases[-1], 1))
         await asyncio.sleep(0)
-        shop.store.let_one()
-        await shop.store.asked(2)
-        assert shop.store.saves[1] == [leases[-1].stream.key.stream_id]
-        shop.store.let_one()
+        made.store.let_one()
+        await made.store.asked(2)
+        assert made.store.saves[1] == [leases[-1].stream.key.stream_id]
+        made.store.let_one()
         await waiting
         assert leases[-2].durable_step == 0
 
 
-async def test_a_round_stores_nothing_twice(workshop: Open) -> None:
+async def test_a_round_stores_nothing_twice(setup: Open) -> None:
     """A stream that was saved on request is not saved again in the same checkpoint."""
-    shop = workshop(capacity=2 * ROWS_A_COMMIT_MAX)
-    leases = await shop.begin(2 * ROWS_A_COMMIT_MAX)
-    shop.step(*leases)
-    shop.store.pause()
-    async with running(shop):
-        await shop.store.asked(1)
-        shop.checkpointer.request_save(leases[-1])
-        shop.store.go_on()
-        await eventually(lambda: shop.checkpointer.idle, "the round")
-        assert sum(map(len, shop.store.saves)) == len(leases)
+    made = setup(capacity=2 * ROWS_A_COMMIT_MAX)
+    leases = await made.begin(2 * ROWS_A_COMMIT_MAX)
+    made.step(*leases)
+    made.store.pause()
+    async with running(made):
+        await made.store.asked(1)
+        made.checkpointer.request_save(leases[-1])
+        made.store.resume()
+        await eventually(lambda: made.checkpointer.idle, "the round")
+        assert sum(map(len, made.store.saves)) == len(leases)
 
 
-async def test_a_store_that_failed_is_asked_again_soon(workshop: Open) -> None:
+async def test_a_store_that_failed_is_asked_again_soon(setup: Open) -> None:
     """However long the interval is."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    async with running(shop):
-        shop.store.broken = True
-        shop.step(lease)
-        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
-        await shop.store.asked(1)
-        shop.store.broken = False
+    made = setup()
+    (lease,) = await made.begin(1)
+    async with running(made):
+        made.store.broken = True
+        made.step(lease)
+        waiting = asyncio.create_task(made.checkpointer.wait_durable(lease, 1))
+        await made.store.asked(1)
+        made.store.broken = False
         await waiting
         assert lease.durable_step == 1
 
 
-async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(workshop: Open) -> None:
+async def test_who_waits_for_a_store_that_hangs_gives_up_in_time(setup: Open) -> None:
     """A server that stops tells its clients to move in any case."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
-    shop.store.pause()
-    async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
-        await shop.store.asked(1)
-        shop.checkpointer.set_deadline(10)
-        await shop.checkpointer.check_lag()
+    made = setup()
+    (lease,) = await made.begin(1)
+    made.step(lease)
+    made.store.pause()
+    async with running(made):
+        waiting = asyncio.create_task(made.checkpointer.wait_durable(lease, 1))
+        await made.store.asked(1)
+        made.checkpointer.set_deadline(10)
+        await made.checkpointer.check_lag()
         assert not waiting.done()
-        shop.now += 11
-        await shop.checkpointer.check_lag()
+        made.now += 11
+        await made.checkpointer.check_lag()
         with pytest.raises(StoreBehind):
             await waiting
 
 
-async def test_who_waits_learns_that_its_stream_was_taken_over(workshop: Open) -> None:
+async def test_who_waits_learns_that_its_stream_was_taken_over(setup: Open) -> None:
     """The store saves nothing under the old epoch, and the call gets the reason."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    async with running(shop):
-        shop.step(lease)
-        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
+    made = setup()
+    (lease,) = await made.begin(1)
+    async with running(made):
+        made.step(lease)
+        assert await made.store.claim(lease.stream.key, 1, made.served.spec.id, "")
         with pytest.raises(TakenOver):
-            await shop.checkpointer.wait_durable(lease, 1)
+            await made.checkpointer.wait_durable(lease, 1)
 
 
-async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended(workshop: Open) -> None:
+async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended(setup: Open) -> None:
     """Another call has it, and the one that waits need not wait until the store works."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
-    shop.store.pause()
-    async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
-        await shop.store.asked(1)
-        shop.streams.take_over(lease.stream, 2)
-        await shop.checkpointer.check_lag()
+    made = setup()
+    (lease,) = await made.begin(1)
+    made.step(lease)
+    made.store.pause()
+    async with running(made):
+        waiting = asyncio.create_task(made.checkpointer.wait_durable(lease, 1))
+        await made.store.asked(1)
+        made.streams.take_over(lease.stream, 2)
+        await made.checkpointer.check_lag()
         with pytest.raises(TakenOver):
             await waiting
 
 
-async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(workshop: Open) -> None:
+async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(setup: Open) -> None:
     """Beyond the largest lag, callers do not wait any longer."""
-    shop = workshop(interval_s=0.2)
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
-    shop.store.pause()
-    async with running(shop):
-        waiting = asyncio.create_task(shop.checkpointer.wait_durable(lease, 1))
-        await shop.store.asked(1)
-        shop.now += 31
-        await shop.checkpointer.check_lag()
+    made = setup(interval_s=0.2)
+    (lease,) = await made.begin(1)
+    made.step(lease)
+    made.store.pause()
+    async with running(made):
+        waiting = asyncio.create_task(made.checkpointer.wait_durable(lease, 1))
+        await made.store.asked(1)
+        made.now += 31
+        await made.checkpointer.check_lag()
         with pytest.raises(StoreBehind, match="31"):
             await waiting
-        assert shop.served.batcher.refuse_with is not None
+        assert made.served.batcher.refuse_with is not None
 
 
 # Events between the copy and the recording of the save.
 
 
-async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_new_epoch(workshop: Open) -> None:
+async def test_what_is_taken_over_here_before_it_is_written_is_stored_under_the_new_epoch(setup: Open) -> None:
     """The old epoch is refused, which is harmless: the new call has the stream, and the next checkpoint stores it."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
-    shop.store.pause()
-    async with running(shop):
-        await shop.store.asked(1)
-        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
-        new = shop.streams.take_over(lease.stream, 2)
-        shop.store.go_on()
-        await shop.checkpointer.flush()
+    made = setup()
+    (lease,) = await made.begin(1)
+    made.step(lease)
+    made.store.pause()
+    async with running(made):
+        await made.store.asked(1)
+        assert await made.store.claim(lease.stream.key, 1, made.served.spec.id, "")
+        new = made.streams.take_over(lease.stream, 2)
+        made.store.resume()
+        await made.checkpointer.flush()
         assert (new.ended, new.durable_step, lease.durable_step) == (None, 1, 0)
-    record = await shop.store.load(lease.stream.key)
+    record = await made.store.load(lease.stream.key)
     assert record is not None
     assert record.checkpoint is not None
     assert (record.checkpoint.epoch, record.checkpoint.step) == (2, 1)
 
 
-async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alone(workshop: Open) -> None:
+async def test_what_is_taken_over_elsewhere_before_it_is_written_is_given_up_alone(setup: Open) -> None:
     """The other streams of the commit are stored."""
-    shop = workshop()
-    one, two, three = await shop.begin(3)
-    shop.step(one, two, three)
-    shop.store.pause()
-    async with running(shop):
-        await shop.store.asked(1)
-        assert await shop.store.claim(two.stream.key, 1, shop.served.spec.id, "")
-        shop.store.go_on()
-        await shop.checkpointer.flush()
+    made = setup()
+    one, two, three = await made.begin(3)
+    made.step(one, two, three)
+    made.store.pause()
+    async with running(made):
+        await made.store.asked(1)
+        assert await made.store.claim(two.stream.key, 1, made.served.spec.id, "")
+        made.store.resume()
+        await made.checkpointer.flush()
         assert isinstance(two.ended, TakenOver)
         assert [one.durable_step, two.durable_step, three.durable_step] == [1, 0, 1]
 
 
-def once_written(shop: Workshop, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[None]]) -> None:
+def once_written(made: CheckpointerSetup, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[None]]) -> None:
     """Makes something happen after a save was written, before the checkpointer knows."""
-    save = shop.store.save
+    save = made.store.save
 
     async def saved(checkpoints: Sequence[Checkpoint]) -> list[bool]:
         kept = await save(checkpoints)
         await act()
         return kept
 
-    monkeypatch.setattr(shop.store, "save", saved)
+    monkeypatch.setattr(made.store, "save", saved)
 
 
 async def test_what_is_taken_over_here_after_it_is_written_is_stored(
-    workshop: Open, monkeypatch: pytest.MonkeyPatch
+    setup: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The claim continued from what was written: the new call knows that it is stored, and the old one waits no longer."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
+    made = setup()
+    (lease,) = await made.begin(1)
+    made.step(lease)
     taken: list[Lease] = []
 
     async def take_over() -> None:
-        assert await shop.store.claim(lease.stream.key, 1, shop.served.spec.id, "")
-        taken.append(shop.streams.take_over(lease.stream, 2))
+        assert await made.store.claim(lease.stream.key, 1, made.served.spec.id, "")
+        taken.append(made.streams.take_over(lease.stream, 2))
 
-    once_written(shop, monkeypatch, take_over)
-    assert await shop.checkpointer._round()
+    once_written(made, monkeypatch, take_over)
+    assert await made.checkpointer._round()
     assert (taken[0].durable_step, lease.durable_step) == (1, 0)
 
 
-async def test_a_row_that_is_anothers_by_then_is_left_alone(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_that_is_anothers_by_then_is_left_alone(setup: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that was dropped meanwhile does not affect the stream that has its slot now."""
-    shop = workshop(capacity=1)
-    (lease,) = await shop.begin(1)
-    shop.step(lease)
+    made = setup(capacity=1)
+    (lease,) = await made.begin(1)
+    made.step(lease)
     begun: list[Lease] = []
 
     async def replace_it() -> None:
-        shop.streams.drop(lease.stream, TakenOver("s0", 2))
-        begun.append(shop.streams.begin(key("new"), shop.slots, shop.slots.acquire(key("new")), 1))
-        shop.slots.step[begun[0].stream.slot] = 5
+        made.streams.drop(lease.stream, TakenOver("s0", 2))
+        begun.append(made.streams.begin(key("new"), made.slots, made.slots.acquire(key("new")), 1))
+        made.slots.step[begun[0].stream.slot] = 5
 
-    once_written(shop, monkeypatch, replace_it)
-    await shop.checkpointer._commit(shop.served, np.array([lease.stream.slot]))
+    once_written(made, monkeypatch, replace_it)
+    await made.checkpointer._commit(made.served, np.array([lease.stream.slot]))
     assert begun[0].durable_step == 0
-    assert shop.slots.durable_step[begun[0].stream.slot] == 0
+    assert made.slots.durable_step[begun[0].stream.slot] == 0
 
 
-async def test_those_who_listen_are_told_what_is_stored(workshop: Open) -> None:
+async def test_those_who_listen_are_told_what_is_stored(setup: Open) -> None:
     """Callbacks run after each commit, when the step is already recorded. Calls without a callback see the step too."""
-    shop = workshop()
-    one, two = await shop.begin(2)
-    told: list[int] = []
-    one.on_durable = lambda: told.append(one.durable_step)
+    made = setup()
+    one, two = await made.begin(2)
+    reported: list[int] = []
+    one.on_durable = lambda: reported.append(one.durable_step)
     for _ in range(2):
-        shop.step(one, two)
-        assert await shop.checkpointer._round()
-    assert told == [1, 2]
+        made.step(one, two)
+        assert await made.checkpointer._round()
+    assert reported == [1, 2]
     assert two.durable_step == 2
 
 
 # Unsaved changes.
 
 
-async def test_a_change_after_long_quiet_is_young(workshop: Open) -> None:
+async def test_a_change_after_long_quiet_is_young(setup: Open) -> None:
     """Its age counts from the last check that found nothing to store, however long ago the last checkpoint was."""
-    shop = workshop()
-    (lease,) = await shop.begin(1)
-    async with running(shop):
-        shop.now += 1800
-        await shop.checkpointer.check_lag()
-        shop.step(lease)
-        shop.now += 2
-        assert shop.checkpointer.unsaved_seconds() == 2
-        shop.now += 3
-        await shop.checkpointer.check_lag()
-        assert shop.checkpointer.unsaved_seconds() == 5
+    made = setup()
+    (lease,) = await made.begin(1)
+    async with running(made):
+        made.now += 1800
+        await made.checkpointer.check_lag()
+        made.step(lease)
+        made.now += 2
+        assert made.checkpointer.unsaved_seconds() == 2
+        made.now += 3
+        await made.checkpointer.check_lag()
+        assert made.checkpointer.unsaved_seconds() == 5
 
 
-async def test_a_change_ages_while_the_store_waits(workshop: Open) -> None:
+async def test_a_change_ages_while_the_store_waits(setup: Open) -> None:
     """A change that came during a slow commit has its true age when the commit ends."""
-    shop = workshop()
-    one, two = await shop.begin(2)
-    async with stalled(shop, one):
-        shop.step(two)
-        assert shop.checkpointer.unsaved_seconds() >= 600
-        await shop.checkpointer.flush()
-        assert shop.checkpointer.unsaved_seconds() == 0
+    made = setup()
+    one, two = await made.begin(2)
+    async with stalled(made, one):
+        made.step(two)
+        assert made.checkpointer.unsaved_seconds() >= 600
+        await made.checkpointer.flush()
+        assert made.checkpointer.unsaved_seconds() == 0
 
 
 # Turns of the loop.
 
 
-async def test_thousands_that_fall_silent_at_once_pause_nobody(workshop: Open) -> None:
-    """They leave their slots in groups, between batches."""
-    shop = workshop(capacity=MANY)
-    await shop.begin(MANY)
-    assert await shop.checkpointer._round()
-    shop.now += 61
+async def test_thousands_that_fall_silent_at_once_pause_nobody(setup: Open) -> None:
+    """They end_calls their slots in groups, between batches."""
+    made = setup(capacity=MANY)
+    await made.begin(MANY)
+    assert await made.checkpointer._round()
+    made.now += 61
     async with measure_loop() as turns:
-        assert await shop.checkpointer._round()
-    assert not len(shop.slots)
+        assert await made.checkpointer._round()
+    assert not len(made.slots)
     assert turns.longest < TURN_PART * turns.total
 
 
-async def test_thousands_that_leave_at_once_pause_nobody(workshop: Open) -> None:
+async def test_thousands_that_leave_at_once_pause_nobody(setup: Open) -> None:
     """The same when a gateway's call ends."""
-    shop = workshop(capacity=MANY)
-    shop.leave(*await shop.begin(MANY))
+    made = setup(capacity=MANY)
+    made.end_calls(*await made.begin(MANY))
     async with measure_loop() as turns:
-        assert await shop.checkpointer._round()
-    assert not len(shop.slots)
+        assert await made.checkpointer._round()
+    assert not len(made.slots)
     assert turns.longest < TURN_PART * turns.total
 
 
-async def test_storing_thousands_pauses_nobody(workshop: Open) -> None:
+async def test_storing_thousands_pauses_nobody(setup: Open) -> None:
     """Even with a store that never waits."""
-    shop = workshop(capacity=MANY)
-    shop.step(*await shop.begin(MANY))
+    made = setup(capacity=MANY)
+    made.step(*await made.begin(MANY))
     async with measure_loop() as turns:
-        assert await shop.checkpointer._round()
-    assert shop.checkpointer.unsaved_seconds() == 0
+        assert await made.checkpointer._round()
+    assert made.checkpointer.unsaved_seconds() == 0
     assert turns.longest < TURN_PART * turns.total
 
 
-async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_a_time(workshop: Open) -> None:
+async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_a_time(setup: Open) -> None:
     """A thousand streams are copied at once and no more.
 
     With a store that never waits they are also written at once.
     """
-    shop = workshop(capacity=MANY)
-    shop.step(*await shop.begin(MANY))
+    made = setup(capacity=MANY)
+    made.step(*await made.begin(MANY))
     async with measure_loop() as turns:
-        assert await shop.checkpointer._round()
+        assert await made.checkpointer._round()
     assert turns.longest < TURN_SECONDS
 
 
-async def test_large_states_are_stored_in_smaller_parts(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_states_are_stored_in_smaller_parts(setup: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes that are copied at once are bounded, however few streams that means."""
-    shop = workshop(capacity=64)
-    leases = await shop.begin(64)
-    shop.step(*leases)
-    monkeypatch.setattr(checkpointer, "BYTES_A_COMMIT_MAX", 10 * shop.slots.row_bytes(shop.slots.answers))
-    assert await shop.checkpointer._round()
-    assert [len(save) for save in shop.store.saves] == [*[10] * 6, 4]
+    made = setup(capacity=64)
+    leases = await made.begin(64)
+    made.step(*leases)
+    monkeypatch.setattr(checkpointer, "BYTES_A_COMMIT_MAX", 10 * made.slots.row_bytes(made.slots.answers))
+    assert await made.checkpointer._round()
+    assert [len(save) for save in made.store.saves] == [*[10] * 6, 4]
     monkeypatch.setattr(checkpointer, "BYTES_A_COMMIT_MAX", 1)
-    shop.step(leases[0])
-    assert await shop.checkpointer._round()
-    assert [len(save) for save in shop.store.saves[7:]] == [1]
+    made.step(leases[0])
+    assert await made.checkpointer._round()
+    assert [len(save) for save in made.store.saves[7:]] == [1]
 
 
-async def test_those_who_waited_go_on_some_at_a_time(workshop: Open) -> None:
+async def test_waiters_continue_some_at_a_time(setup: Open) -> None:
     """A thousand calls whose streams are stored in one commit do not all answer in one turn of the loop."""
-    shop = workshop(capacity=1024)
-    leases = await shop.begin(1024)
-    async with running(shop):
-        shop.step(*leases)
+    made = setup(capacity=1024)
+    leases = await made.begin(1024)
+    async with running(made):
+        made.step(*leases)
         turn = 0
         woken: dict[int, int] = {}
 
         async def wait(lease: Lease) -> None:
-            await shop.checkpointer.wait_durable(lease, 1)
+            await made.checkpointer.wait_durable(lease, 1)
             woken[turn] = woken.get(turn, 0) + 1
 
         waiting = [asyncio.create_task(wait(lease)) for lease in leases]

@@ -368,7 +368,7 @@ def test_stream_draws_a_picture(server: Process, tmp_path: Path) -> None:
     assert written.read_bytes().startswith(b"\x89PNG")
 
 
-def test_stream_goes_on_where_a_stream_was(server: Process, tmp_path: Path) -> None:
+def test_stream_continues_where_a_stream_was(server: Process, tmp_path: Path) -> None:
     """Row n is timestep n: rows that were sent before are not sent again, and the predictions are those of one run."""
     rows = sensor_rows(20, seed=7)
     file, out = write_csv(tmp_path / "a.csv", rows), tmp_path / "out.csv"

@@ -30,21 +30,21 @@ def metrics_of(*models: str) -> Metrics:
     return metrics
 
 
-def source(worker: int, board: SharedCounters | None, *, up: bool = True) -> WorkerMetrics:
+def source(worker: int, counters: SharedCounters | None, *, up: bool = True) -> WorkerMetrics:
     """A worker that is up, in this process."""
     made = WorkerMetrics(str(worker))
-    made.counters, made.up, made.pid = board, up, os.getpid()
+    made.counters, made.up, made.pid = counters, up, os.getpid()
     return made
 
 
-def tell(sources: Sequence[WorkerMetrics]) -> Scrape:
+def collect(sources: Sequence[WorkerMetrics]) -> Scrape:
     """The text of /metrics."""
     registry = CollectorRegistry()
     registry.register(Exposition(sources, lambda: None, supervised=True))
     return Scrape(generate_latest(registry).decode())
 
 
-# --- boards
+# --- all_counters
 
 
 def test_what_one_process_counts_another_reads() -> None:
@@ -57,12 +57,12 @@ def test_what_one_process_counts_another_reads() -> None:
         "counters.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
-    board = SharedCounters.read(file)
-    assert [(family.name, family.help, family.kind) for family in board.families] == [("toys", "Toys.", "counter")]
-    assert board.numbers("toys", ("red",)).tolist() == [0.0]
-    assert board.numbers("toys", ("blue",)).tolist() == [3.0]
+    counters = SharedCounters.read(file)
+    assert [(family.name, family.help, family.kind) for family in counters.families] == [("toys", "Toys.", "counter")]
+    assert counters.numbers("toys", ("red",)).tolist() == [0.0]
+    assert counters.numbers("toys", ("blue",)).tolist() == [3.0]
     with pytest.raises(TypeError):
-        board.numbers("toys", ("red",))[0] = 1.0  # a reader cannot write
+        counters.numbers("toys", ("red",))[0] = 1.0  # a reader cannot write
     os.close(file)
 
 
@@ -75,33 +75,33 @@ def test_a_file_without_a_block_is_refused() -> None:
     os.close(file)
 
 
-def test_counts_go_on_by_name_and_labels() -> None:
+def test_counts_continue_by_name_and_labels() -> None:
     """Counts continue, whatever models were added or removed. Gauges start again."""
     last = SharedCounters.create(FAMILIES)
     last.numbers("toys", ("blue",))[0] = 7.0
     last.numbers("toy_seconds", ())[:] = memoryview(bytearray(32)).cast("d")
     last.numbers("toy_seconds", ())[1] = 5.0
     last.numbers("toy_depth", ())[0] = 9.0
-    board = SharedCounters.create(
+    counters = SharedCounters.create(
         [FAMILIES[2], FAMILIES[1], MetricFamily("toys", "Toys.", "counter", ("kind",), [("blue",), ("green",)])]
     )
-    board.continue_from(last)
-    assert board.numbers("toys", ("blue",)).tolist() == [7.0]
-    assert board.numbers("toys", ("green",)).tolist() == [0.0]
-    assert board.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
-    assert board.numbers("toy_depth", ()).tolist() == [0.0]
+    counters.continue_from(last)
+    assert counters.numbers("toys", ("blue",)).tolist() == [7.0]
+    assert counters.numbers("toys", ("green",)).tolist() == [0.0]
+    assert counters.numbers("toy_seconds", ()).tolist() == [0.0, 5.0, 0.0, 0.0]
+    assert counters.numbers("toy_depth", ()).tolist() == [0.0]
 
 
 def test_buckets_with_other_bounds_begin_anew() -> None:
     """Counts below other bounds are not comparable."""
     last = SharedCounters.create(FAMILIES)
     last.numbers("toy_seconds", ())[1] = 5.0
-    board = SharedCounters.create([MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
-    board.continue_from(last)
-    assert board.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
+    counters = SharedCounters.create([MetricFamily("toy_seconds", "Playing.", "histogram", (), [()], (1.0, 3.0))])
+    counters.continue_from(last)
+    assert counters.numbers("toy_seconds", ()).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
-def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
+def test_a_new_process_continues_the_counts_of_the_last() -> None:
     """Every count and every histogram of every model that is still served."""
     before = metrics_of("lake", "pond")
     last = before.create_counters()
@@ -113,20 +113,20 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
     before.state_lost += 1
     before.checkpoint_seconds.observe(0.01)
     after = metrics_of("pond", "sea")
-    board = after.create_counters(None, last)
+    counters = after.create_counters(None, last)
     after.models[0].steps["ok"] += 4
     after.models[0].step_seconds.observe(0.0004)
     after.opened["new"] += 1
     assert after.models[0].steps["ok"] == 7
     assert after.models[0].missing_values == 2
-    told = tell([source(0, board)])
-    assert told("tidegate_steps_total", model="pond", outcome="ok") == 7
-    assert told("tidegate_steps_total", model="sea", outcome="ok") == 0
-    assert told("tidegate_step_seconds_count", model="pond") == 2
-    assert told("tidegate_step_seconds_sum", model="pond") == pytest.approx(0.0008)
-    assert told("tidegate_streams_opened_total", kind="new") == 2
-    assert told("tidegate_state_lost_total") == 1
-    assert told("tidegate_checkpoint_seconds_count") == 1
+    scrape = collect([source(0, counters)])
+    assert scrape("tidegate_steps_total", model="pond", outcome="ok") == 7
+    assert scrape("tidegate_steps_total", model="sea", outcome="ok") == 0
+    assert scrape("tidegate_step_seconds_count", model="pond") == 2
+    assert scrape("tidegate_step_seconds_sum", model="pond") == pytest.approx(0.0008)
+    assert scrape("tidegate_streams_opened_total", kind="new") == 2
+    assert scrape("tidegate_state_lost_total") == 1
+    assert scrape("tidegate_checkpoint_seconds_count") == 1
 
 
 # --- workers
@@ -135,52 +135,52 @@ def test_a_new_life_goes_on_from_the_counts_of_the_last() -> None:
 def test_every_series_says_whose_it_is() -> None:
     """For a while, workers may serve different models. Both are reported."""
     one, two = metrics_of("lake"), metrics_of("lake", "pond")
-    told = tell([source(0, one.create_counters()), source(1, two.create_counters())])
+    scrape = collect([source(0, one.create_counters()), source(1, two.create_counters())])
     one.models[0].steps["ok"] += 5
     two.models[0].steps["ok"] += 6
-    told = tell([source(0, one.create_counters(None, None)), source(1, two.create_counters(None, None))])
-    for name, labels in {key: key[1] for key in told._samples}:
+    scrape = collect([source(0, one.create_counters(None, None)), source(1, two.create_counters(None, None))])
+    for name, labels in {key: key[1] for key in scrape._samples}:
         assert "worker" in dict(labels) or name == "python_info"
-    assert told("tidegate_worker_up", worker="0") == told("tidegate_worker_up", worker="1") == 1
-    assert told("tidegate_steps_total", model="pond", outcome="ok") == 0
+    assert scrape("tidegate_worker_up", worker="0") == scrape("tidegate_worker_up", worker="1") == 1
+    assert scrape("tidegate_steps_total", model="pond", outcome="ok") == 0
 
 
 def test_gauges_of_a_worker_that_is_not_up_are_left_out() -> None:
     """They are out of date. Its counts are still reported."""
-    boards = [metrics_of("lake").create_counters() for _ in range(2)]
-    told = tell([source(0, boards[0], up=False), source(1, boards[1])])
-    assert told("tidegate_worker_up", worker="0") == 0
-    assert told("tidegate_steps_total", worker="0", outcome="ok") == 0
+    all_counters = [metrics_of("lake").create_counters() for _ in range(2)]
+    scrape = collect([source(0, all_counters[0], up=False), source(1, all_counters[1])])
+    assert scrape("tidegate_worker_up", worker="0") == 0
+    assert scrape("tidegate_steps_total", worker="0", outcome="ok") == 0
     for name in ("tidegate_queue_depth", "tidegate_unsaved_seconds", "tidegate_build_info", "tidegate_model_info"):
-        assert {dict(labels)["worker"] for sample, labels in told._samples if sample == name} == {"1"}
+        assert {dict(labels)["worker"] for sample, labels in scrape._samples if sample == name} == {"1"}
 
 
-@pytest.mark.parametrize(("up", "teller", "parked"), [((True, True), "0", 70), ((False, True), "1", 80)])
-def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], teller: str, parked: int) -> None:
+@pytest.mark.parametrize(("up", "reporter", "parked"), [((True, True), "0", 70), ((False, True), "1", 80)])
+def test_parked_streams_are_told_once_for_all(up: tuple[bool, bool], reporter: str, parked: int) -> None:
     """The lowest worker that is up reports them: all known streams, less the live ones of all workers that are up."""
     sources = []
     for worker, live in enumerate((10, 20)):
         metrics = metrics_of("lake")
         metrics.live_streams, metrics.known_streams = (lambda live=live: live), lambda: 100
         sources.append(source(worker, metrics.create_counters(), up=up[worker]))
-    told = tell(sources)
-    assert told("tidegate_streams", state="parked") == parked
-    assert told("tidegate_streams", state="parked", worker=teller) == parked
+    scrape = collect(sources)
+    assert scrape("tidegate_streams", state="parked") == parked
+    assert scrape("tidegate_streams", state="parked", worker=reporter) == parked
 
 
 def test_a_worker_that_has_never_served_is_not_up() -> None:
     """It is up or not; nothing else is known."""
-    told = tell([source(0, None, up=False), source(1, metrics_of("lake").create_counters())])
-    assert told("tidegate_worker_up", worker="0") == 0
-    assert told("tidegate_steps_total", outcome="ok") == 0
+    scrape = collect([source(0, None, up=False), source(1, metrics_of("lake").create_counters())])
+    assert scrape("tidegate_worker_up", worker="0") == 0
+    assert scrape("tidegate_steps_total", outcome="ok") == 0
 
 
 def test_processes_are_told_one_by_one() -> None:
     """Of each worker and the supervisor, under the names of Prometheus client libraries."""
-    told = tell([source(0, None), source(1, None)])
+    scrape = collect([source(0, None), source(1, None)])
     for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "start_time_seconds"):
         for worker in ("0", "1", "supervisor"):
-            assert told(f"process_{name}", worker=worker) > 0
+            assert scrape(f"process_{name}", worker=worker) > 0
 
 
 def test_the_time_that_a_worker_has_used_does_not_fall() -> None:
@@ -201,7 +201,7 @@ async def test_promtool_accepts_several_workers() -> None:
         if os.environ.get("TIDEGATE_REQUIRE_ALL") == "1":
             pytest.fail(message)
         pytest.skip(message)
-    text = tell([source(worker, metrics_of("lake").create_counters(), up=worker != 1) for worker in range(3)]).text
+    text = collect([source(worker, metrics_of("lake").create_counters(), up=worker != 1) for worker in range(3)]).text
     checked = await asyncio.to_thread(
         subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )

@@ -18,7 +18,7 @@ STREAMS = 3
 
 
 @dataclass
-class SilenceClock:
+class ExpectedStream:
     """The expected content of a stream, without slots, rings or arrays."""
 
     sums: list[float] = field(default_factory=list)  # the answer to each timestep
@@ -62,87 +62,87 @@ class World:
     """One server after another, over one store."""
 
     def __init__(self) -> None:
-        self.accounts = [SilenceClock() for _ in range(STREAMS)]
+        self.models = [ExpectedStream() for _ in range(STREAMS)]
         self.start(3)
 
     def start(self, answers: int) -> None:
         """Starts with empty slots, as after a crash: state that was not stored is lost."""
         self.slots = Slots(MODEL.spec, STREAMS, answers)
         self.engine, self.streams = Engine(MODEL, self.slots), StreamTable()
-        for account in self.accounts:
-            account.lose()
+        for model in self.models:
+            model.lose()
 
     def open(self, name: int) -> None:
         """Begins, resumes or takes over."""
-        account, old = self.accounts[name], self.accounts[name].lease
-        account.epoch += 1
-        if account.stream is not None and account.live:
-            account.lease = self.streams.take_over(account.stream, account.epoch)
+        model, old = self.models[name], self.models[name].lease
+        model.epoch += 1
+        if model.stream is not None and model.live:
+            model.lease = self.streams.take_over(model.stream, model.epoch)
         else:
-            if account.stream is not None:  # parked while a call has it open: that call loses the stream
-                self.streams.drop(account.stream, TakenOver(str(name), account.epoch))
+            if model.stream is not None:  # parked while a call has it open: that call loses the stream
+                self.streams.drop(model.stream, TakenOver(str(name), model.epoch))
             slot = self.slots.acquire(key(str(name)))
-            if account.checkpoint is not None:
-                account.lease = self.streams.resume(account.checkpoint, self.slots, slot, account.epoch)
-                account.remember(self.slots.answers)
+            if model.checkpoint is not None:
+                model.lease = self.streams.resume(model.checkpoint, self.slots, slot, model.epoch)
+                model.remember(self.slots.answers)
             else:
-                account.lease = self.streams.begin(key(str(name)), self.slots, slot, account.epoch)
-        account.stream = account.lease.stream
+                model.lease = self.streams.begin(key(str(name)), self.slots, slot, model.epoch)
+        model.stream = model.lease.stream
         assert old is None or isinstance(old.ended, TakenOver)
 
-    def let_go(self, name: int) -> None:
+    def release(self, name: int) -> None:
         """The call that has it open ends."""
-        account = self.accounts[name]
-        if account.lease is not None and account.live:
-            self.streams.release(account.lease)
-            account.lease = None
+        model = self.models[name]
+        if model.lease is not None and model.live:
+            self.streams.release(model.lease)
+            model.lease = None
 
     def save(self, names: set[int]) -> None:
         """Stores some streams in one commit, changed or not."""
-        accounts = [self.accounts[name] for name in names if self.accounts[name].live]
-        streams = [account.stream for account in accounts if account.stream is not None]
-        for account, checkpoint in zip(accounts, checkpoint_rows(streams) if streams else (), strict=True):
-            account.checkpoint, account.stored = checkpoint, len(account.sums)
-            account.forgotten_there = account.forgotten
-            assert account.stream is not None
-            assert checkpoint.key == account.stream.key
-            assert (checkpoint.epoch, checkpoint.step) == (account.epoch, account.stored)
-            self.slots.durable_step[account.stream.slot] = checkpoint.step
+        models = [self.models[name] for name in names if self.models[name].live]
+        streams = [model.stream for model in models if model.stream is not None]
+        for model, checkpoint in zip(models, checkpoint_rows(streams) if streams else (), strict=True):
+            model.checkpoint, model.stored = checkpoint, len(model.sums)
+            model.forgotten_there = model.forgotten
+            assert model.stream is not None
+            assert checkpoint.key == model.stream.key
+            assert (checkpoint.epoch, checkpoint.step) == (model.epoch, model.stored)
+            self.slots.durable_step[model.stream.slot] = checkpoint.step
 
     def park(self, name: int) -> None:
         """Stores a stream and parks it."""
-        account = self.accounts[name]
-        if account.stream is not None and account.live:
+        model = self.models[name]
+        if model.stream is not None and model.live:
             self.save({name})
-            self.streams.park(account.stream)
-            if account.lease is None:
-                account.stream = None
+            self.streams.park(model.stream)
+            if model.lease is None:
+                model.stream = None
 
     def wake(self, name: int) -> None:
         """Puts a stream that a call has open back into a slot."""
-        account = self.accounts[name]
-        if account.stream is not None and not account.live:
-            self.streams.wake(account.stream, account.checkpoint, self.slots.acquire(key(str(name))))
-            account.remember(self.slots.answers)
+        model = self.models[name]
+        if model.stream is not None and not model.live:
+            self.streams.wake(model.stream, model.checkpoint, self.slots.acquire(key(str(name))))
+            model.remember(self.slots.answers)
 
     def drop(self, name: int) -> None:
         """Another server has taken the stream over: state that is not stored is lost."""
-        account = self.accounts[name]
-        if account.stream is not None:
-            self.streams.drop(account.stream, TakenOver(str(name), account.epoch + 1))
-            assert account.lease is None or account.lease.ended is not None
-            account.lose()
+        model = self.models[name]
+        if model.stream is not None:
+            self.streams.drop(model.stream, TakenOver(str(name), model.epoch + 1))
+            assert model.lease is None or model.lease.ended is not None
+            model.lose()
 
     def batch(self, sent: dict[int, tuple[int | None, float]]) -> None:
         """Runs one batch over the live streams among `sent`, and checks the result row by row."""
         rows = [
-            (account, account.stream, 0 if offset is None else max(1, len(account.sums) + 1 + offset), value)
-            for account, (offset, value) in ((self.accounts[name], what) for name, what in sent.items())
-            if account.stream is not None and account.live
+            (model, model.stream, 0 if offset is None else max(1, len(model.sums) + 1 + offset), value)
+            for model, (offset, value) in ((self.models[name], what) for name, what in sent.items())
+            if model.stream is not None and model.live
         ]
         if not rows:
             return
-        expected = [account.judge(number, value) for account, _, number, value in rows]
+        expected = [model.judge(number, value) for model, _, number, value in rows]
         result = self.engine.run(
             np.array([stream.slot for _, stream, _, _ in rows], np.int64),
             np.array([number for _, _, number, _ in rows], np.int64),
@@ -151,51 +151,51 @@ class World:
         codes = [0] * len(rows) if result.statuses is None else result.statuses.tolist()
         assert [RowStatus(code) for code in codes] == expected
         place = 0
-        for row, (account, _, number, value) in enumerate(rows):
-            assert result.steps[row] == (number or len(account.sums) + 1)
+        for row, (model, _, number, value) in enumerate(rows):
+            assert result.steps[row] == (number or len(model.sums) + 1)
             if expected[row] is RowStatus.APPLIED:
-                account.values.append(value)
-                account.sums.append((account.sums[-1] if account.sums else 0.0) + value)
-                account.remember(self.slots.answers)
-                assert result.outputs[0][place].tolist() == [account.sums[-1]]
-                assert result.outputs[1][place] == len(account.sums)
+                model.values.append(value)
+                model.sums.append((model.sums[-1] if model.sums else 0.0) + value)
+                model.remember(self.slots.answers)
+                assert result.outputs[0][place].tolist() == [model.sums[-1]]
+                assert result.outputs[1][place] == len(model.sums)
                 place += 1
         assert result.missing == 0  # this model refuses NaN
         assert not result.failures
 
     def check(self) -> None:
         """Compares all streams with their models."""
-        held = [account.stream for account in self.accounts if account.stream is not None]
-        live = [account for account in self.accounts if account.live]
+        held = [model.stream for model in self.models if model.stream is not None]
+        live = [model for model in self.models if model.live]
         assert sorted(stream.key for stream in self.streams) == sorted(stream.key for stream in held)
         assert len(self.slots) == len(live)
-        unsaved = [account for account in live if account.stored < len(account.sums)]
-        assert self.slots.unsaved().tolist() == sorted(account.stream.slot for account in unsaved if account.stream)
-        for account in self.accounts:
-            if account.lease is not None:
-                assert account.lease.ended is None
-                assert account.lease.durable_step == account.stored
-            if account.stream is not None:
-                assert account.stream.lease is account.lease
-                assert account.stream.epoch == account.epoch
-                assert self.streams.find(account.stream.key) is account.stream
-        for account in live:
-            self.check_row(account)
+        unsaved = [model for model in live if model.stored < len(model.sums)]
+        assert self.slots.unsaved().tolist() == sorted(model.stream.slot for model in unsaved if model.stream)
+        for model in self.models:
+            if model.lease is not None:
+                assert model.lease.ended is None
+                assert model.lease.durable_step == model.stored
+            if model.stream is not None:
+                assert model.stream.lease is model.lease
+                assert model.stream.epoch == model.epoch
+                assert self.streams.find(model.stream.key) is model.stream
+        for model in live:
+            self.check_row(model)
 
-    def check_row(self, account: SilenceClock) -> None:
+    def check_row(self, model: ExpectedStream) -> None:
         """Compares the row of a live stream with its model."""
-        stream, sums = account.stream, account.sums
+        stream, sums = model.stream, model.sums
         assert stream is not None
         assert self.slots.keys[stream.slot] == stream.key
         assert stream.step == len(sums)
-        assert stream.is_saved == (account.stored == len(sums))
+        assert stream.is_saved == (model.stored == len(sums))
         total, trail, count = self.slots.gather(np.array([stream.slot]))
         assert trail[0].tolist() == [0.0, 0.0, *sums][-2:]
         assert total[0, 0] == trail[0, 1]
         assert count[0] == len(sums)
         for number in range(1, len(sums) + 1):
             packed = self.slots.find_answer(stream.slot, number)
-            if number > account.forgotten:
+            if number > model.forgotten:
                 assert np.frombuffer(packed[0], np.float32).tolist() == [sums[number - 1]]
             else:
                 assert packed == ()

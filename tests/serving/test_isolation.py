@@ -288,7 +288,7 @@ async def test_a_call_cancelled_while_its_stream_is_being_opened(sum_root: Path)
         assert (opened.kind, opened.next_step) == (pb.Opened.KIND_RESUMED, 1)
 
 
-async def test_a_call_cancelled_while_it_takes_a_stream_over_lets_go_of_it(lstm_root: Path) -> None:
+async def test_a_call_cancelled_while_it_takes_a_stream_over_releases_it(lstm_root: Path) -> None:
     """The take-over waits for a batch and its caller disconnects: the stream is parked, not held for ever."""
     rows = sensor_rows(2, seed=9)
     expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]

@@ -75,10 +75,10 @@ def test_who_logs_does_not_wait_for_the_reader(pipe: Pipe) -> None:
     dropped = pipe.log.dropped
     assert lines / 3 < dropped < lines
     # In one message, or in two if the log wrote in between.
-    told = re.compile(r"^(\d+) lines were dropped: stderr was not read$", re.MULTILINE)
-    text = pipe.read_while(lambda text: sum(map(int, told.findall(text))) < dropped)
+    dropped_line = re.compile(r"^(\d+) lines were dropped: stderr was not read$", re.MULTILINE)
+    text = pipe.read_while(lambda text: sum(map(int, dropped_line.findall(text))) < dropped)
     assert text.startswith("0 xxx")
-    assert sum(map(int, told.findall(text))) == dropped
+    assert sum(map(int, dropped_line.findall(text))) == dropped
 
 
 def test_lines_come_in_order_when_they_are_read(pipe: Pipe) -> None:
@@ -154,8 +154,8 @@ def test_dropped_lines_are_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     first.refresh()
     assert lines_dropped() == 3
     log.dropped = 2  # the next process
-    board = Metrics({}).create_counters(None, last)
-    assert board.numbers("tidegate_log_lines_dropped", ()).tolist() == [5.0]
+    counters = Metrics({}).create_counters(None, last)
+    assert counters.numbers("tidegate_log_lines_dropped", ()).tolist() == [5.0]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -32,7 +32,7 @@ async def test_a_gateway_that_goes_away_pauses_nobody(sum_root: Path) -> None:
         assert turns.longest < TURN_PART * turns.total
 
 
-async def test_a_call_that_is_cancelled_while_it_lets_go_lets_go_of_all(
+async def test_a_call_that_is_cancelled_during_its_release_releases_all(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server may cancel a call twice: no stream may keep its slot because of that."""

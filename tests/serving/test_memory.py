@@ -52,8 +52,9 @@ def test_live_streams_that_do_not_fit_are_reckoned_up() -> None:
     """The warning has the size of a stream, the limit, the sum, and how many fit: these do fit."""
     need = MemoryEstimate(rows=(6 * 1024,), live_max=16_384, workers=2, base=100 * MIB)
     assert need.warning(512 * MIB, "the container") == (
-        "live streams may take more memory than there is: 16384, 32.0 KiB each with a call of its own, and 100 MiB beside"
-        " them, in 2 worker(s), are 1224 MiB; the container has 512 MiB. Set --live-max 4992 or fewer, or give more memory"
+        "live streams may need more memory than there is: 16384 of 32.0 KiB each, each on its own call, and 100 MiB for"
+        " the process, in 2 worker(s), need 1224 MiB; the container has 512 MiB. Set --live-max 4992 or fewer, or add"
+        " memory"
     )
     assert not MemoryEstimate(need.rows, 4992, 2, need.base).warning(512 * MIB, "the container")
 
@@ -66,5 +67,5 @@ async def test_a_server_warns_at_the_start(
     with caplog.at_level(logging.WARNING):
         async with run_server(sum_root):
             pass
-    assert "live streams may take more memory than there is: 16384" in caplog.text
+    assert "live streams may need more memory than there is: 16384" in caplog.text
     assert "the container has 160 MiB" in caplog.text

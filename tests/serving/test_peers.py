@@ -20,7 +20,7 @@ class Restless(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.beats = 0
-        self.told = False
+        self.noticed = False
         self.epoch = 0
 
     async def heartbeat(self) -> str:
@@ -30,8 +30,8 @@ class Restless(MemoryStore):
 
     async def take_notices(self) -> list[Key]:
         """Three, the first time."""
-        told, self.told = self.told, True
-        return [] if told else [key("a"), key("b"), key("c")]
+        noticed, self.noticed = self.noticed, True
+        return [] if noticed else [key("a"), key("b"), key("c")]
 
     async def load(self, of: Key) -> Record:
         """Each time under another epoch."""
@@ -49,7 +49,7 @@ async def nothing() -> None:
     """The store was not restarted."""
 
 
-async def test_looking_at_many_streams_holds_up_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_looking_at_many_streams_delays_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that is due comes before the next notices are handled, not after all of them."""
     monkeypatch.setattr(peers_module, "HEARTBEAT_SECONDS", 0.0)
     monkeypatch.setattr(peers_module, "CONCURRENT_MAX", 1)

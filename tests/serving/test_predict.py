@@ -71,7 +71,7 @@ async def test_an_open_without_a_name_gets_one_that_nobody_guesses(sum_root: Pat
 
 
 @pytest.mark.parametrize("parked_after", [0, 1, 40])
-async def test_a_resumed_stream_goes_on_with_the_same_bits(lstm_root: Path, parked_after: int) -> None:
+async def test_a_resumed_stream_continues_with_the_same_bits(lstm_root: Path, parked_after: int) -> None:
     """A disconnect and a resume change nothing: the bits are those of an uninterrupted stream."""
     rows = sensor_rows(60, missing=0.1)
     got = []
@@ -160,7 +160,7 @@ async def test_must_be_new_refuses_a_known_stream(sum_root: Path) -> None:
                 pass
 
 
-async def test_a_take_over_goes_on_and_ends_the_other_call(sum_root: Path) -> None:
+async def test_a_take_over_continues_and_ends_the_other_call(sum_root: Path) -> None:
     """The new call has the state and a higher epoch. The old one ends with the reason."""
     async with (
         run_server(sum_root) as server,
@@ -297,7 +297,7 @@ async def test_the_newest_version_is_served_unless_asked_otherwise(tmp_path: Pat
             assert (stream.model.version, old.model.version) == ("10", "9")
 
 
-async def test_a_known_stream_goes_on_under_its_own_version(tmp_path: Path) -> None:
+async def test_a_known_stream_continues_under_its_own_version(tmp_path: Path) -> None:
     """An open without a version keeps its version. An open with another one is refused, and the stream stays usable."""
     for version, low in (("1", 0.0), ("2", 1.0)):
         write_model(tmp_path, running_sum(features=[{"name": "x", "low": low}]), "toy", version)

@@ -112,7 +112,7 @@ async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
         (1, 1), (2, 0), (3, 3), (0, 4), (0, 0), (0, 4), (99, 5), (99, 0), (np.inf, 5), (np.nan, 0), (1, 7), (1, 2), (3, 2),
         (1, STEP_MAX), (1, STEP_MAX + 1), (2, 0), (2, 0),
     ]  # fmt: skip
-    told, counted = [], []
+    responses, counted = [], []
     write_model(tmp_path, model())
     for _ in range(2):
         async with run_server(tmp_path, checkpoint_every=0.05) as server, raw_channel(server) as channel:
@@ -122,15 +122,15 @@ async def test_a_block_of_one_row_is_answered_as_by_the_way_of_long_ones(
                 answer = await call.block([handle], [[value]], [step], 200 * place)
                 if not opened:
                     answer.durable_steps = b""  # it becomes durable at any time
-                told.append(answer.SerializeToString(deterministic=True))
-            told.append((await call.block([handle], [[1, 2]], [0])).SerializeToString(deterministic=True))
+                responses.append(answer.SerializeToString(deterministic=True))
+            responses.append((await call.block([handle], [[1, 2]], [0])).SerializeToString(deterministic=True))
             stream = server.stream_service._streams.find(key("a"))
             assert stream is not None
-            told.append(str(stream.step).encode())
+            responses.append(str(stream.step).encode())
             counted.append(dict(batcher_of(server).metrics.steps))
         monkeypatch.setattr(columns, "decode_single_row", lambda *_: None)
-    half = len(told) // 2
-    assert told[:half] == told[half:]
+    half = len(responses) // 2
+    assert responses[:half] == responses[half:]
     assert counted[0] == counted[1]
 
 
@@ -176,14 +176,14 @@ async def test_a_stream_that_is_taken_over_while_its_row_waits_is_told_in_its_ro
 
 
 async def test_a_client_that_sends_a_row_at_a_time_finds_room_for_more(sum_root: Path) -> None:
-    """When its buffer is half full, the stream is stored at once and the client is told."""
+    """When its buffer is half full, the stream is stored at once and the client is responses."""
     async with run_server(sum_root, checkpoint_every=60.0) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         handles = list((await call.open("a", kept_max=4)).handles)
         await call.block(handles, [[1]])
         await call.block(handles, [[1]])
-        told = (await call.read()).durable
-        assert (list(np.frombuffer(told.handles, "<u4")), numbers(told.durable_steps)) == (handles, [2])
+        responses = (await call.read()).durable
+        assert (list(np.frombuffer(responses.handles, "<u4")), numbers(responses.durable_steps)) == (handles, [2])
         assert numbers((await call.block(handles, [[1]])).durable_steps) == [2]
 
 
@@ -295,9 +295,9 @@ async def test_a_take_over_takes_one_stream_from_the_call(sum_root: Path) -> Non
         handles = list((await call.open("a", "b")).handles)
         await call.block(handles, [[1], [1]])
         assert (await RawCall(other).open("a")).kind == pb.Opened.KIND_TAKEN_OVER
-        while (told := await call.read()).WhichOneof("kind") != "ended":
+        while (responses := await call.read()).WhichOneof("kind") != "ended":
             pass
-        assert (list(told.ended.handles), told.ended.error.reason) == ([handles[0]], Reason.REASON_TAKEN_OVER)
+        assert (list(responses.ended.handles), responses.ended.error.reason) == ([handles[0]], Reason.REASON_TAKEN_OVER)
         answer = await call.block(handles, [[5], [5]])
         assert sums(answer) == [0, 6]
         assert {row: error.reason for row, error in errors(answer).items()} == {0: Reason.REASON_TAKEN_OVER}
@@ -355,7 +355,7 @@ async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
         assert live(server) == 2
 
 
-async def test_streams_that_fall_asleep_while_others_wake_are_woken_again(sum_root: Path) -> None:
+async def test_streams_that_are_parked_while_others_wake_are_woken_again(sum_root: Path) -> None:
     """A block wakes all of its streams, or the row's error says to retry. The call continues."""
     async with run_server(sum_root, park_after=3600, checkpoint_every=0.02) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -413,9 +413,9 @@ async def test_what_is_stored_is_told_by_row_and_when_the_call_is_idle(sum_root:
         call = RawBlocks(channel)
         handles = list((await call.open("a", "b")).handles)
         assert numbers((await call.block(handles, [[1], [1]])).durable_steps) == [0, 0]
-        told = await call.read()
-        assert sorted(np.frombuffer(told.durable.handles, "<u4").tolist()) == sorted(handles)
-        assert numbers(told.durable.durable_steps) == [1, 1]
+        responses = await call.read()
+        assert sorted(np.frombuffer(responses.durable.handles, "<u4").tolist()) == sorted(handles)
+        assert numbers(responses.durable.durable_steps) == [1, 1]
         assert numbers((await call.block(handles, [[1], [1]])).durable_steps) == [1, 1]
 
 
@@ -549,7 +549,7 @@ async def test_what_breaks_the_protocol_ends_the_call(
 
 
 async def test_a_stopping_server_moves_the_call(sum_root: Path) -> None:
-    """What was answered is stored, and the client is told to move."""
+    """What was answered is stored, and the client is responses to move."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
         (handle,) = (await call.open("a")).handles
@@ -562,7 +562,7 @@ async def test_a_stopping_server_moves_the_call(sum_root: Path) -> None:
         await stopping
 
 
-async def test_single_timesteps_have_their_turn_between_the_pieces_of_a_block(sum_root: Path) -> None:
+async def test_single_timesteps_have_their_turn_between_the_chunks_of_a_block(sum_root: Path) -> None:
     """A long block delays others by at most one chunk."""
     async with run_server(sum_root, batch_max=4) as server, raw_channel(server) as channel:
         call, single = RawBlocks(channel), RawCall(channel)

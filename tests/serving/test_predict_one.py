@@ -74,7 +74,7 @@ def count(server: Server, operation: str) -> list[str]:
     return calls
 
 
-async def test_a_stream_begins_and_goes_on(sum_root: Path) -> None:
+async def test_a_stream_begins_and_continues(sum_root: Path) -> None:
     """Each call applies one timestep after the last. The answer names the model, and is durable."""
     async with serve(sum_root) as (_, one, _):
         assert [await one.sum(value, step) for step, value in enumerate([1, 10, 100], 1)] == [1, 11, 111]
@@ -83,7 +83,7 @@ async def test_a_stream_begins_and_goes_on(sum_root: Path) -> None:
         assert (answer.model, answer.version) == ("toy", "1")
 
 
-async def test_a_stream_that_rests_is_not_claimed_again(sum_root: Path) -> None:
+async def test_an_idle_stream_is_not_claimed_again(sum_root: Path) -> None:
     """Why a timestep is cheap: the stream is claimed once, and then only saved."""
     async with serve(sum_root) as (server, one, _):
         claims, loads = count(server, "claim"), count(server, "load")
@@ -234,7 +234,7 @@ async def test_a_streaming_call_is_taken_over(sum_root: Path) -> None:
         assert (await call.ending()).reason == "TAKEN_OVER"
 
 
-async def test_a_stream_that_rests_is_resumed_and_not_taken_over(sum_root: Path) -> None:
+async def test_an_idle_stream_is_resumed_and_not_taken_over(sum_root: Path) -> None:
     """No call has it open between two calls."""
     async with serve(sum_root) as (_, one, channel):
         await one.sum(5, 1)
@@ -272,7 +272,7 @@ async def test_a_silent_stream_leaves_memory(sum_root: Path) -> None:
         assert await one.sum(6, 2) == 11
 
 
-async def test_only_a_part_of_the_slots_rests(sum_root: Path) -> None:
+async def test_only_a_part_of_the_slots_is_idle(sum_root: Path) -> None:
     """A thousand sensors that each send once leave room for streaming calls."""
     async with serve(sum_root, live_max=8, checkpoint_every="10ms") as (server, one, _):
         for number in range(20):

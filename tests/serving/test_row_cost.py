@@ -103,4 +103,4 @@ def test_where_nothing_is_known_the_first_batch_is_small() -> None:
 
 def test_one_line_says_what_a_row_costs() -> None:
     """Of both kinds."""
-    assert repr(cost_of(12, 3)) == "<RowCost 12.0 us alone, 3.0 us in a batch>"
+    assert repr(cost_of(12, 3)) == "<RowCost 12.0 us for a single row, 3.0 us in a batch>"

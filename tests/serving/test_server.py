@@ -283,7 +283,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_stopping(
     async with server_with_a_stuck_call(tmp_path) as server:
         async with asyncio.timeout(TIMEOUT_S):
             await server.stop()
-        assert "are cut" in caplog.text
+        assert "are cancelled" in caplog.text
         assert live(server) == 0
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
@@ -361,7 +361,7 @@ async def test_a_store_that_fails_is_not_kept_secret(sum_root: Path) -> None:
             with pytest.raises(RuntimeError) as caught:
                 await waiting
         assert isinstance(caught.value.__cause__, OSError)
-    with pytest.raises(StopFailed, match="did not take all state"):
+    with pytest.raises(StopFailed, match="did not save all state"):
         await server.stop()
 
 

@@ -308,7 +308,7 @@ def test_answers_that_are_forgotten_stay_forgotten() -> None:
     assert [answers_of(slots, slot, step) for step in range(1, 6)] == [[], [], [], [40], [50]]
 
 
-def test_a_larger_ring_fills_up_as_the_stream_goes_on() -> None:
+def test_a_larger_ring_fills_up_as_the_stream_advances() -> None:
     """After a move to a larger ring nothing that was answered since is forgotten too early."""
     here, there = make(answers=2), make(answers=5)
     other = move(here, run(here, 3), there)
@@ -421,7 +421,7 @@ def test_one_line_says_how_full_they_are() -> None:
     """Operators read it in logs."""
     slots = make(capacity=4)
     take(slots)
-    assert repr(slots) == "<Slots toy/1: 1 of 4 taken>"
+    assert repr(slots) == "<Slots toy/1: 1 of 4 used>"
 
 
 def test_all_that_was_saved_can_be_saved_again() -> None:

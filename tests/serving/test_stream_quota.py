@@ -33,7 +33,7 @@ async def test_a_call_of_blocks_leaves_room(sum_root: Path) -> None:
         assert len(opened.errors) == 3
         for part in opened.errors:
             assert part.error.reason == Reason.REASON_TOO_MANY_STREAMS
-            assert "the connection holds its limit of 7 live streams" in part.error.message
+            assert "the connection has reached its limit of 7 live streams" in part.error.message
             assert part.error.retry_after.ToMilliseconds()
         assert (await RawCall(theirs).open("theirs")).next_step == 1
         await greedy.close(opened.handles[0])
@@ -66,7 +66,7 @@ async def test_the_calls_of_a_connection_count_together(sum_root: Path, blocks: 
         single = [RawCall(mine) for _ in range(7 - 2 * blocks)]
         for number, one in enumerate(single):
             await one.open(f"s{number}")
-        assert "the connection holds its limit of 7 live streams" in await refused(mine, "too many")
+        assert "the connection has reached its limit of 7 live streams" in await refused(mine, "too many")
         assert (await RawCall(theirs).open("theirs")).next_step == 1
         single[0].call.cancel()
         await eventually(lambda: live(server) == 7, "parking")
@@ -87,7 +87,7 @@ async def test_streams_at_rest_leave_room(sum_root: Path) -> None:
         assert all(answer.prediction.step == 2 for answer in answers)
         refusal_error = (await single[0].step(1, step=2)).error
         assert refusal_error.reason == Reason.REASON_TOO_MANY_STREAMS
-        assert "the connection holds its limit of 7" in refusal_error.message
+        assert "the connection has reached its limit of 7" in refusal_error.message
         await eventually(lambda: live(server) == 0, "parking")
         assert (await single[0].step(1, step=2)).prediction.step == 2
 

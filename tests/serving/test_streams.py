@@ -114,7 +114,7 @@ def test_what_an_open_becomes(
 @pytest.mark.parametrize("phase", [Phase.PARKED, Phase.LIVE])
 @pytest.mark.parametrize("last", ["", "b"], ids=["nobody", "another"])
 @pytest.mark.parametrize("resume_from", [1, KEPT + 1, KEPT + 2])
-def test_who_goes_on_is_refused_when_another_owner_came_between(
+def test_a_client_that_continues_is_refused_when_another_owner_came_between(
     spec: Spec, phase: Phase, last: str, resume_from: int
 ) -> None:
     """The state of the stream is the other owner's work, which keeps it; also when there would be a loss."""
@@ -488,7 +488,7 @@ def test_a_checkpoint_of_other_weights_is_never_resumed() -> None:
         resume(streams, engine, foreign)
 
 
-def test_a_woken_stream_goes_on_where_it_was() -> None:
+def test_a_woken_stream_continues_where_it_was() -> None:
     """Its call continues under the same lease and epoch, in any free slot."""
     engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
@@ -544,15 +544,15 @@ def test_a_live_stream_is_not_woken() -> None:
 
 
 def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
-    """The old call is told once, and the new one continues in the same slot."""
+    """The old call is reported once, and the new one continues in the same slot."""
     engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
-    told: list[TidegateError | None] = []
-    old.on_end = lambda lease: told.append(lease.ended)
+    reported: list[TidegateError | None] = []
+    old.on_end = lambda lease: reported.append(lease.ended)
     new = streams.take_over(old.stream, 2)
     assert isinstance(old.ended, TakenOver)
-    assert told == [old.ended]
+    assert reported == [old.ended]
     assert old.ended.epoch == 2
     assert new.ended is None
     assert new.stream is old.stream
@@ -562,7 +562,7 @@ def test_a_take_over_ends_the_old_lease_and_keeps_the_state() -> None:
 
 
 def test_a_stream_without_a_call_is_taken_over_too() -> None:
-    """Its call has ended and it was not parked yet: nobody is told, and it continues."""
+    """Its call has ended and it was not parked yet: nobody is reported, and it continues."""
     engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
     step(engine, old, 5)
@@ -605,7 +605,7 @@ def test_a_lease_ends_once() -> None:
 
 
 def test_letting_go_ends_nothing_and_stops_nothing() -> None:
-    """The stream stays live, in its slot, until it is parked. No call is left to be told."""
+    """The stream stays live, in its slot, until it is parked. No call is left to be reported."""
     engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     step(engine, lease, 5)
@@ -617,7 +617,7 @@ def test_letting_go_ends_nothing_and_stops_nothing() -> None:
     assert total(engine, lease) == 5
 
 
-def test_a_call_lets_go_of_nothing_but_its_own_hold() -> None:
+def test_a_call_releases_only_its_own_lease() -> None:
     """After a take-over the stream belongs to the other call."""
     engine, streams = make_engine(running_sum()), StreamTable()
     old = begin(streams, engine)
@@ -657,7 +657,7 @@ def test_what_a_call_knew_to_be_stored_stays(how: str) -> None:
 
 
 def test_what_a_call_knew_to_be_stored_never_falls() -> None:
-    """A restarted store gets the last timestep again: then the slots show less than clients were told."""
+    """A restarted store gets the last timestep again: then the slots show less than clients were reported."""
     engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     engine.slots.step[lease.stream.slot] = engine.slots.durable_step[lease.stream.slot] = 3
@@ -694,14 +694,14 @@ def test_a_dropped_stream_leaves_nothing(parked: bool) -> None:
         streams.park(lease.stream)
     else:
         step(engine, lease, 5)
-    told: list[TidegateError | None] = []
-    lease.on_end = lambda lease: told.append(lease.ended)
+    reported: list[TidegateError | None] = []
+    lease.on_end = lambda lease: reported.append(lease.ended)
     reason = TakenOver("a", 9)
     streams.drop(lease.stream, reason)
     assert len(engine.slots) == len(streams) == 0
     assert streams.find(key("a")) is None
     assert lease.stream.phase is Phase.NEW
-    assert told == [lease.ended] == [reason]
+    assert reported == [lease.ended] == [reason]
 
 
 def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
@@ -715,7 +715,7 @@ def test_a_call_finds_its_stream_gone_when_it_is_told() -> None:
 
 
 def test_a_stream_without_a_call_is_dropped_in_silence() -> None:
-    """No call is left to be told."""
+    """No call is left to be reported."""
     engine, streams = make_engine(running_sum()), StreamTable()
     lease = begin(streams, engine)
     lease.on_end = lambda _: pytest.fail("nobody is there")
@@ -731,6 +731,6 @@ def test_one_line_says_where_a_stream_is() -> None:
     lease = begin(streams, engine)
     step(engine, lease, 1)
     assert repr(lease.stream) == "<Stream default/a live step 1, epoch 1>"
-    assert repr(streams) == "<Streams: 1 held>"
+    assert repr(streams) == "<StreamTable: 1 streams>"
     leave(streams, lease)
-    assert repr(lease.stream) == "<Stream default/a parked at rest, epoch 1>"
+    assert repr(lease.stream) == "<Stream default/a parked without a slot, epoch 1>"

@@ -28,21 +28,21 @@ import json, os, socket, sys, time
 sys.path.insert(0, os.environ["TOY_ROOT"])
 from serving.runtime.shared_counters import MetricFamily, SharedCounters
 number, line = sys.argv[1], socket.socket(fileno=int(sys.argv[2])).makefile("rwb", buffering=0)
-told = json.loads(line.readline())
+settings = json.loads(line.readline())
 def ready():
-    counters = SharedCounters.create([MetricFamily("toy_lives", "Lives.", "counter", (), [()])], told["counters_fd"])
-    if told["previous_counters_fd"] is not None:
-        counters.continue_from(SharedCounters.read(told["previous_counters_fd"]))
+    counters = SharedCounters.create([MetricFamily("toy_lives", "Lives.", "counter", (), [()])], settings["counters_fd"])
+    if settings["previous_counters_fd"] is not None:
+        counters.continue_from(SharedCounters.read(settings["previous_counters_fd"]))
     counters.numbers("toy_lives", ())[0] += 1
     line.write(b'{"ready": ["toy/1"]}\\n')
 def refuse():
     line.write(b'{"refused": "toy/1 is broken"}\\n')
     sys.exit(3)
-exec(told["act"])
+exec(settings["act"])
 """
 
 # A toy that ends as soon as it serves, except in its first process.
-FRAIL = 'ready(); (told["previous_counters_fd"] is None or number == "1") and line.readline()'
+FRAIL = 'ready(); (settings["previous_counters_fd"] is None or number == "1") and line.readline()'
 
 
 @asynccontextmanager
@@ -78,10 +78,10 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def told(supervisor: Supervisor, worker: int) -> float:
+def counted(supervisor: Supervisor, worker: int) -> float:
     """What a worker has counted over all its processes."""
-    board = supervisor._workers[worker].metrics.counters
-    return board.numbers("toy_lives", ())[0] if board else 0.0
+    counters_fd = supervisor._workers[worker].metrics.counters
+    return counters_fd.numbers("toy_lives", ())[0] if counters_fd else 0.0
 
 
 async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ async def test_the_ready_line_is_printed_once_when_all_are_ready(capfd: pytest.C
     async with run("ready(); line.readline()") as (supervisor, running):
         await eventually(lambda: supervisor._ready, "the start")
         os.kill(supervisor._workers[0].metrics.pid, signal.SIGKILL)
-        await eventually(lambda: told(supervisor, 0) == 2, "the restart")
+        await eventually(lambda: counted(supervisor, 0) == 2, "the restart")
         supervisor._stop_requested.set()
         await running
     assert re.fullmatch(
@@ -155,7 +155,7 @@ async def test_a_worker_that_cannot_start_again_is_not_the_end(
         assert supervisor._workers[1].metrics.up
         bad.unlink()
         await eventually(lambda: supervisor._workers[0].metrics.up, "the restart")
-        assert told(supervisor, 0) == 2  # its counters from before the refusal were kept
+        assert counted(supervisor, 0) == 2  # its counters from before the refusal were kept
         supervisor._stop_requested.set()
         await running
 
@@ -245,19 +245,19 @@ async def test_a_worker_that_has_no_line_yet_is_told_to_stop_as_soon_as_it_has(
 def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """A real worker, and the supervisor's end of its socket pair."""
     ours, theirs = socket.socketpair()
-    board = make_shared_file()
-    os.set_inheritable(board, True)
+    counters_fd = make_shared_file()
+    os.set_inheritable(counters_fd, True)
     popen = subprocess.Popen(
         [sys.executable, "-m", "serving.cli.worker", "0", str(theirs.fileno())],
-        pass_fds=[theirs.fileno(), board],
+        pass_fds=[theirs.fileno(), counters_fd],
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
     )
     theirs.close()
-    os.close(board)
+    os.close(counters_fd)
     config = {"models": str(root), "host": "127.0.0.1", "port": 0, "metrics_port": 0, "state": "memory:"}
-    told = {"log_level": "INFO", "config": config, "counters_fd": board, "previous_counters_fd": None}
-    ours.sendall(json.dumps(told).encode() + b"\n")
+    settings = {"log_level": "INFO", "config": config, "counters_fd": counters_fd, "previous_counters_fd": None}
+    ours.sendall(json.dumps(settings).encode() + b"\n")
     return popen, ours
 
 
@@ -298,7 +298,7 @@ async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
         before = open_files()
         for restarts in range(1, 6):
             os.kill(one._workers[0].metrics.pid, signal.SIGKILL)
-            await eventually(lambda: told(one, 0) == restarts + 1, "the restart")  # noqa: B023 - awaited here
+            await eventually(lambda: counted(one, 0) == restarts + 1, "the restart")  # noqa: B023 - awaited here
         await eventually(lambda: open_files() <= before, "closing")
 
 

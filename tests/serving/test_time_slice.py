@@ -20,7 +20,7 @@ ROWS = 65_536  # the largest number in one message
 # core.
 PAUSE_MAX = 0.25
 
-OpenOptions = Callable[[pb.PredictBlocksRequest], Awaitable[pb.PredictBlocksResponse]]
+SendRequest = Callable[[pb.PredictBlocksRequest], Awaitable[pb.PredictBlocksResponse]]
 
 
 class Pauses:
@@ -43,7 +43,7 @@ class Pauses:
 
 
 @asynccontextmanager
-async def call_beside_a_neighbour(root: Path) -> AsyncIterator[OpenOptions]:
+async def call_beside_a_neighbour(root: Path) -> AsyncIterator[SendRequest]:
     """A call that exchanges bytes, and decodes the answer after the measurement, while another stream sends timesteps."""
     async with run_server(root, batch_max=256) as server, raw_channel(server) as channel, raw_channel(server) as other:
         # Its answers stay bytes until the measurement is over: the decoding here is not the server's work.
@@ -58,7 +58,7 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[OpenOptions]:
                 answer = (await neighbour.step(1, step=count)).prediction
                 assert np.frombuffer(answer.outputs[0], np.float32).item() == count
 
-        async def ask(request: pb.PredictBlocksRequest) -> pb.PredictBlocksResponse:
+        async def send(request: pb.PredictBlocksRequest) -> pb.PredictBlocksResponse:
             data = request.SerializeToString()
             pauses = Pauses()
             watching = asyncio.create_task(pauses.watch())
@@ -76,16 +76,16 @@ async def call_beside_a_neighbour(root: Path) -> AsyncIterator[OpenOptions]:
 
         stepping = asyncio.create_task(step())
         try:
-            yield ask
+            yield send
         finally:
             call.cancel()
             stepping.cancel()
             await asyncio.gather(stepping, return_exceptions=True)
 
 
-async def opened(ask: OpenOptions, *stream_ids: str) -> list[int]:
+async def opened(send: SendRequest, *stream_ids: str) -> list[int]:
     """Handles of streams with those names."""
-    return list((await ask(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids)))).opened.handles)
+    return list((await send(pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=stream_ids)))).opened.handles)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
     sum_root: Path, value: float, step: int, reason: int, field: str
 ) -> None:
     """Each row gets its reason, its number and the expected one; the first ones also a message."""
-    async with call_beside_a_neighbour(sum_root) as ask:
-        handles = np.resize(await opened(ask, *(f"s{number}" for number in range(200))), ROWS)
-        answer = (await ask(block_request(handles, np.full((ROWS, 1), value), np.full(ROWS, step)))).block
+    async with call_beside_a_neighbour(sum_root) as send:
+        handles = np.resize(await opened(send, *(f"s{number}" for number in range(200))), ROWS)
+        answer = (await send(block_request(handles, np.full((ROWS, 1), value), np.full(ROWS, step)))).block
     assert [part.row for part in answer.errors] == list(range(ROWS))
     assert {(part.error.reason, part.error.field, part.error.step) for part in answer.errors} == {(reason, field, step)}
     assert {part.error.next_step for part in answer.errors} == {1}
@@ -107,18 +107,18 @@ async def test_a_block_whose_rows_are_all_refused_holds_nobody_up(
 
 async def test_handles_that_are_not_held_hold_nobody_up(sum_root: Path) -> None:
     """A close of as many streams as a message may name."""
-    async with call_beside_a_neighbour(sum_root) as ask:
-        closed = (await ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=range(1, ROWS + 1))))).closed
+    async with call_beside_a_neighbour(sum_root) as send:
+        closed = (await send(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=range(1, ROWS + 1))))).closed
     assert sorted(part.row for part in closed.errors) == list(range(ROWS))
     assert {part.error.reason for part in closed.errors} == {pb.Error.REASON_INVALID_FIELD}
 
 
 async def test_rows_of_closed_streams_hold_nobody_up(sum_root: Path) -> None:
     """A block of as many rows as a message may have."""
-    async with call_beside_a_neighbour(sum_root) as ask:
-        handles = await opened(ask, *(f"s{number}" for number in range(200)))
-        await ask(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles)))
-        answer = (await ask(block_request(np.resize(handles, ROWS), np.ones((ROWS, 1))))).block
+    async with call_beside_a_neighbour(sum_root) as send:
+        handles = await opened(send, *(f"s{number}" for number in range(200)))
+        await send(pb.PredictBlocksRequest(close=pb.CloseStreams(handles=handles)))
+        answer = (await send(block_request(np.resize(handles, ROWS), np.ones((ROWS, 1))))).block
     assert [part.row for part in answer.errors] == list(range(ROWS))
 
 
@@ -130,9 +130,9 @@ async def test_opens_that_are_refused_hold_nobody_up(
     sum_root: Path, stream_id: str, existence: pb.Existence, reason: int
 ) -> None:
     """As many as a message may have."""
-    async with call_beside_a_neighbour(sum_root) as ask:
+    async with call_beside_a_neighbour(sum_root) as send:
         request = pb.PredictBlocksRequest(open=pb.OpenStreams(stream_ids=[stream_id] * ROWS, existence=existence))
-        answer = (await ask(request)).opened
+        answer = (await send(request)).opened
     assert sorted(part.row for part in answer.errors) == list(range(ROWS))
     assert {part.error.reason for part in answer.errors} == {reason}
 

@@ -32,7 +32,7 @@ def total(answer: pb.PredictResponse) -> float:
 # Owners.
 
 
-async def test_who_goes_on_is_refused_when_another_opened_the_stream(sum_root: Path) -> None:
+async def test_a_client_that_continues_is_refused_when_another_opened_the_stream(sum_root: Path) -> None:
     """The other owner keeps it, even if its call has sent nothing since."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         a, b = RawCall(channel), RawCall(channel)
@@ -48,7 +48,7 @@ async def test_who_goes_on_is_refused_when_another_opened_the_stream(sum_root: P
         assert total(await b.step(2, step=2)) == 3
 
 
-async def test_an_owner_goes_on_where_it_was(sum_root: Path) -> None:
+async def test_an_owner_continues_where_it_was(sum_root: Path) -> None:
     """However often its connection breaks, and whether or not the server has noticed."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         for step in range(1, 4):
@@ -189,7 +189,7 @@ async def test_an_open_chooses_how_outputs_are_written(sum_root: Path, form: pb.
 
 @pytest.mark.parametrize("kept_max", [1, 3, 32])
 async def test_a_client_that_keeps_little_does_not_wait_for_the_next_round(sum_root: Path, kept_max: int) -> None:
-    """Its stream is stored before its buffer is full, and it is told, however long the interval is."""
+    """Its stream is stored before its buffer is full, and it is durable, however long the interval is."""
     async with run_server(sum_root, checkpoint_every="60s") as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.open("s", kept_max=kept_max)
@@ -219,8 +219,8 @@ async def test_streams_of_a_block_that_keep_little_do_not_wait_either(sum_root: 
         async with asyncio.timeout(TIMEOUT_S):
             for step in range(1, 101):
                 while any(step - durable[handle] > kept_max for handle in handles):
-                    told = (await call.read()).durable
-                    note(np.frombuffer(told.handles, "<u4").tolist(), told.durable_steps)
+                    update = (await call.read()).durable
+                    note(np.frombuffer(update.handles, "<u4").tolist(), update.durable_steps)
                 answer = await call.block(handles, [[1], [1]], [step, step])
                 note(handles, answer.durable_steps)
                 for notification in call.notifications:

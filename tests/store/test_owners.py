@@ -66,7 +66,7 @@ async def test_only_a_claim_changes_the_owner(store: Store) -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [ScanFilter.ALL, ScanFilter.HELD])
+@pytest.mark.parametrize("wanted", [ScanFilter.ALL, ScanFilter.IN_MEMORY])
 async def test_each_head_of_a_scan_has_its_own_owner(store: Store, wanted: ScanFilter) -> None:
     """Owners of other streams, and streams without an owner, are not mixed up."""
     names = {"a": "ann", "b": "", "c": "cid", "d": "ann"}

@@ -171,7 +171,7 @@ def test_an_old_file_becomes_like_a_new_one(make: Callable[[Path], None], path: 
     assert schema(path) == schema(new) == 3
 
 
-async def test_a_server_of_schema_2_that_runs_goes_on(path: Path) -> None:
+async def test_a_server_of_schema_2_that_runs_continues(path: Path) -> None:
     """An old server saves its streams until a newer server opens them. Then its saves are refused."""
     make_2(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as older:

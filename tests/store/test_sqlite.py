@@ -252,15 +252,18 @@ asyncio.run(main())
     with python(script, str(path)) as process:
         assert process.stdout is not None
         for _ in range(20):
-            told = int(process.stdout.readline())
+            acknowledged = int(process.stdout.readline())
         process.kill()
-        told = max([told, *map(int, process.stdout.read().split())])  # what it printed before it died
+        acknowledged = max([acknowledged, *map(int, process.stdout.read().split())])  # what it printed before it died
     store = SqliteStore(path)
     await store.start()
     records = [await store.load(key(str(place))) for place in range(50)]
     steps = {record.checkpoint.step for record in records if record and record.checkpoint}
     assert len(records) == 50
-    assert steps in ({told}, {told + 1})  # all of one commit, perhaps of the one that was not acknowledged
+    assert steps in (
+        {acknowledged},
+        {acknowledged + 1},
+    )  # all of one commit, perhaps of the one that was not acknowledged
     await store.close()
 
 

@@ -92,7 +92,7 @@ async def opened_at(channel: grpc.aio.Channel, number: int, **more: Any) -> RawC
 
 @pytest.mark.parametrize("operation", ["load", "claim"])
 @pytest.mark.parametrize("stored", [0, 1, 5])
-async def test_a_take_over_goes_on_from_what_was_stored_last(
+async def test_a_take_over_continues_from_what_was_stored_last(
     tmp_path: Path, state: str, operation: str, stored: int
 ) -> None:
     """What the old owner stores between two steps of the open is not lost, also when nothing was stored before."""
@@ -113,7 +113,7 @@ async def test_a_take_over_goes_on_from_what_was_stored_last(
 
 
 @pytest.mark.parametrize("operation", ["load", "claim"])
-async def test_a_take_over_in_blocks_goes_on_from_what_was_stored_last(
+async def test_a_take_over_in_blocks_continues_from_what_was_stored_last(
     tmp_path: Path, state: str, operation: str
 ) -> None:
     """The same with PredictBlocks: a gateway's streams are opened by the same rules."""

@@ -126,8 +126,8 @@ async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> No
         for number in range(1, 5):
             await call.step(1, step=number)
         async with asyncio.timeout(TIMEOUT_S):
-            while (told := (await call.read()).durable.durable_step) < 4:
-                assert told >= 2
+            while (durable_step_sent := (await call.read()).durable.durable_step) < 4:
+                assert durable_step_sent >= 2
 
 
 async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ async def test_a_deleted_stream_is_gone_and_its_call_ends(sum_root: Path) -> Non
             assert (await RawCall(channel).open("a")).next_step == 1
 
 
-async def test_an_exported_state_goes_on_at_another_server(lstm_root: Path, tmp_path: Path) -> None:
+async def test_an_exported_state_continues_at_another_server(lstm_root: Path, tmp_path: Path) -> None:
     """Only a file is moved. The predictions are those of one uninterrupted stream."""
     rows = rows_of(5, 30)
     truth = replay(lstm(), rows)
@@ -436,7 +436,10 @@ async def test_a_stream_that_the_store_has_older_than_it_was_stored_is_lost(sum_
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a")))
         ending = await call.ending()
-        assert (ending.reason, "kept at timestep 10, but 20" in ending.message) == ("STATE_LOST", True)
+        assert (ending.reason, "stored up to timestep 10, but was reported as stored up to 20" in ending.message) == (
+            "STATE_LOST",
+            True,
+        )
         assert server.stream_service._metrics.state_lost == 1
         assert (await RawCall(channel).open("a")).next_step == 11
 

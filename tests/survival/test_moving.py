@@ -54,7 +54,7 @@ class Stoppable:
         """Blocks the store from now on."""
         self._go_on.clear()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Lets the store continue."""
         self._go_on.set()
 
@@ -66,7 +66,7 @@ class Stoppable:
 
     async def end(self) -> None:
         """Stops it at the end, whatever the test has done."""
-        self.go_on()
+        self.resume()
         await asyncio.wait([self.stop()])
 
 
@@ -106,7 +106,7 @@ async def test_a_stream_that_is_told_to_move_is_stored(sum_root: Path, tmp_path:
         # A round trip to a server that stops: what it has sent before has arrived by then.
         assert (await RawCall(one).ending()).reason == "STOPPING"
         assert not any(task.done() for task in reading)
-        here.go_on()
+        here.resume()
         for number, response in enumerate(await asyncio.gather(*reading)):
             assert response.HasField("move")
             assert (await RawCall(other).open(f"s{number}")).next_step == number % 3 + 2
@@ -128,12 +128,12 @@ async def test_the_streams_of_a_block_call_are_stored_before_it_is_told_to_move(
         await here.asked.wait()
         assert (await RawCall(one).ending()).reason == "STOPPING"
         assert not reading.done()
-        here.go_on()
-        told = (await reading).durable
+        here.resume()
+        durable = (await reading).durable
         steps = dict(
             zip(
-                np.frombuffer(told.handles, "<u4").tolist(),
-                np.frombuffer(told.durable_steps, "<u8").tolist(),
+                np.frombuffer(durable.handles, "<u4").tolist(),
+                np.frombuffer(durable.durable_steps, "<u8").tolist(),
                 strict=True,
             )
         )
@@ -161,7 +161,7 @@ async def test_what_is_under_way_is_answered_and_stored_before_the_move(sum_root
 
 
 async def test_a_store_that_hangs_does_not_keep_calls(sum_root: Path, tmp_path: Path) -> None:
-    """Within the time for stopping they are told to move nevertheless.
+    """Within the time for stopping they are durable to move nevertheless.
 
     The exit of the server reports what is not stored.
     """
@@ -175,12 +175,12 @@ async def test_a_store_that_hangs_does_not_keep_calls(sum_root: Path, tmp_path: 
         assert (await single.read()).HasField("move")
         assert (await block.read()).HasField("move")
         assert (await single.ending()).reason == (await block.ending()).reason == "STOPPING"
-        with pytest.raises(StopFailed, match="did not take all state in time"):
+        with pytest.raises(StopFailed, match="did not save all state in time"):
             await stopping
 
 
 async def test_a_stream_that_is_taken_over_while_its_server_stops_is_told_so(sum_root: Path, tmp_path: Path) -> None:
-    """Its client is not told to move, because another client has the stream."""
+    """Its client is not durable to move, because another client has the stream."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         call = RawCall(one)
         await call.open("a")
@@ -189,7 +189,7 @@ async def test_a_stream_that_is_taken_over_while_its_server_stops_is_told_so(sum
         here.stop()
         await here.asked.wait()
         await RawCall(other).open("a")
-        here.go_on()
+        here.resume()
         ending = await call.ending()
         assert (ending.code, ending.reason) == (grpc.StatusCode.ABORTED, "TAKEN_OVER")
 
@@ -206,7 +206,7 @@ async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_roo
         await sync.send(timestep(1))
         await here.asked.wait()
         checkpointer._clock = lambda: clock() + 22
-        here.go_on()
+        here.resume()
         assert (await sync.read()).prediction.step == 1
         await call.step(1)
         await here.stop()
@@ -258,7 +258,7 @@ async def test_a_stream_that_is_taken_over_at_the_end_of_a_call_leaves_the_other
         await call.call.done_writing()
         await here.asked.wait()
         await RawCall(other).open("lost")
-        here.go_on()
+        here.resume()
         assert list((await call.read()).ended.handles) == [handles[0]]
         assert (await call.ending()).code is grpc.StatusCode.OK
         assert (await RawCall(other).open("kept")).next_step == 2
@@ -282,7 +282,7 @@ async def test_the_rows_of_a_sync_block_are_stored_together(sum_root: Path, tmp_
 
 
 async def test_a_server_that_can_store_nothing_more_does_not_wait_for_it(sum_root: Path, tmp_path: Path) -> None:
-    """When the checkpointer has died, calls are told to move at once."""
+    """When the checkpointer has died, calls are durable to move at once."""
     async with two_servers(sum_root, tmp_path, drain_after=3600.0) as (here, one, _):
         call = RawCall(one)
         await call.open("a")

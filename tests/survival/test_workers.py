@@ -109,7 +109,7 @@ async def test_a_killed_worker_loses_neither_streams_nor_counts(
     assert await one.stop() == 0
 
 
-async def test_a_frozen_worker_holds_up_no_scrape(site: Callable[..., ServerProcess]) -> None:
+async def test_a_frozen_worker_delays_no_scrape(site: Callable[..., ServerProcess]) -> None:
     """Its counters are read from shared memory; it need not respond."""
     one = site("--workers", "2")
     await one.start()
