@@ -215,7 +215,7 @@ events = st.one_of(
     st.tuples(st.just("open"), which),
     st.tuples(st.just("park"), which),
     st.tuples(st.just("wake"), which),
-    st.tuples(st.sampled_from(["let_go", "drop"]), which),
+    st.tuples(st.sampled_from(["release", "drop"]), which),
     st.tuples(st.just("save"), st.sets(which, min_size=1)),
     st.tuples(st.just("start"), st.integers(1, 5)),
 )
