@@ -8,7 +8,7 @@ needs no bookkeeping. A client that reads slowly or floods is throttled by flow 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any
 from weakref import WeakValueDictionary
@@ -354,17 +354,33 @@ class TidegateServicer(AdminServicer):
         return "closed"
 
 
-def add_to_server(native: TidegateServicer, server: Any) -> None:
+def add_to_server(servicer: TidegateServicer, server: Any) -> None:
     """Registers the servicer with a grpc.aio server."""
-    pb_grpc.add_TidegateServiceServicer_to_server(native, server)
-    # These methods exchange bytes: `wire` encodes and decodes most of their messages without protobuf.
-    server.add_registered_method_handlers(
-        pb.DESCRIPTOR.services_by_name["TidegateService"].full_name,
-        {
-            "Predict": grpc.stream_stream_rpc_method_handler(native.Predict),
-            "PredictBlocks": grpc.stream_stream_rpc_method_handler(native.PredictBlocks),
-        },
-    )
+    pb_grpc.add_TidegateServiceServicer_to_server(servicer, _ByteStreams(servicer, server))
+
+
+class _ByteStreams:
+    """Stands between the generated code and the server. The streaming methods exchange bytes: `wire` needs protobuf for few.
+
+    It replaces the handlers before the server gets them. Of two handlers for one method, an older grpcio takes the first. It
+    also knows generic handlers only, and a newer one asks those last.
+    """
+
+    def __init__(self, servicer: TidegateServicer, server: Any) -> None:
+        self._server = server
+        self._streaming = {
+            "Predict": grpc.stream_stream_rpc_method_handler(servicer.Predict),
+            "PredictBlocks": grpc.stream_stream_rpc_method_handler(servicer.PredictBlocks),
+        }
+
+    def add_generic_rpc_handlers(self, _: Any) -> None:
+        """Ignores them: `add_registered_method_handlers` gets the same handlers and registers both kinds."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Registers the handlers of a service."""
+        handlers = {**handlers, **self._streaming}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+        self._server.add_registered_method_handlers(service, handlers)
 
 
 def _unknown_kind() -> InvalidField:
