@@ -5,6 +5,7 @@ FROM ${BASE} AS build
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/tidegate
 COPY pyproject.toml README.md LICENSE ./
+COPY src src
 COPY protos protos
 COPY serving serving
 # Bytecode is compiled here: at run time the root file system may be read-only.

@@ -58,7 +58,7 @@ bench-peers: $(READY) $(TRITON)/.ready
 	$(BIN)/python benchmarks/peers.py --triton $(TRITON)
 
 protos: $(READY)
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/tidegate/v1/tidegate.proto
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=src --pyi_out=src --grpc_python_out=src tidegate/v1/tidegate.proto
 
 # Their style, and that clients of the last release go on to work.
 check-protos: $(READY)

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from training.data.series import Series
-from training.data.source import read_source
-from training.judging.graph import Graph
-from training.settings import Source
+from tidegate.training.data.series import Series
+from tidegate.training.data.source import read_source
+from tidegate.training.judging.graph import Graph
+from tidegate.training.settings import Source
 
 HERE = Path(__file__).parent
 TIDEGATE = str(Path(sys.executable).with_name("tidegate"))

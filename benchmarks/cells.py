@@ -12,7 +12,7 @@ import torch
 from machine import load_average
 from rounds import Results, Sample, interleave
 
-from training.network.cells import CELLS, Cell, Convolution, Peephole
+from tidegate.training.network.cells import CELLS, Cell, Convolution, Peephole
 
 BASE = "nn.LSTM"
 LOOP = "peephole, in a loop"

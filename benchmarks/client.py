@@ -1,9 +1,9 @@
-"""Measures what a Python user gets: `await stream.step(...)` and `await block.step(...)` of `serving.client`, in one process.
+"""Measures what a Python user gets: `await stream.step(...)` and `await block.step(...)` of `tidegate.client`, in one process.
 
 python benchmarks/client.py [--rounds 5] [--before PATH [--before-server]] [--quick]
 
 The same rounds measure an echo of single messages with the light client and 128 streams: the cost of a message without
-any work. `--before` adds the same program with the `serving.client` of another checkout.
+any work. `--before` adds the same program with the `tidegate.client` of another checkout.
 """
 
 from functools import partial

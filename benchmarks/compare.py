@@ -21,11 +21,11 @@ from rich.table import Table
 from rounds import Results, Sample, interleave
 from server_process import ServerProcess
 
-from serving.bench.plan import Plan
-from serving.bench.processes import ARGUMENTS, ClientProcesses
-from serving.bench.result import Result, ServedModel
-from serving.bench.run import BenchRun
-from serving.bench.scrape import CounterSnapshot
+from tidegate.bench.plan import Plan
+from tidegate.bench.processes import ARGUMENTS, ClientProcesses
+from tidegate.bench.result import Result, ServedModel
+from tidegate.bench.run import BenchRun
+from tidegate.bench.scrape import CounterSnapshot
 
 Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds: each side runs once per round.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds of a turn, without the warm-up.")]

@@ -9,8 +9,8 @@ import grpc
 import uvloop
 from model import OUTPUTS
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 ANSWER = bytes(range(4 * OUTPUTS))
 

@@ -20,15 +20,15 @@ import typer
 from torch import nn
 
 from benchmarks.machine import describe_machine, load_average
-from training.data.scaler import fit_scaler
-from training.data.series import Series
-from training.data.split import split_by_time
-from training.learning.batches import plan_epoch
-from training.learning.checkpoint import Checkpointer
-from training.learning.fit import Batch, Trainer
-from training.learning.optimizer import build_optimizer
-from training.network.network import build_network
-from training.settings import Architecture, Fit, Forecast
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import split_by_time
+from tidegate.training.learning.batches import plan_epoch
+from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.fit import Batch, Trainer
+from tidegate.training.learning.optimizer import build_optimizer
+from tidegate.training.network.network import build_network
+from tidegate.training.settings import Architecture, Fit, Forecast
 
 RATIO_MAX = 1.10
 FEATURES = 8

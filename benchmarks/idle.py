@@ -23,10 +23,10 @@ from model import write_model
 from sequential_call import SequentialCall, predict_call
 from server_process import ServerProcess, serve
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.http2 import Connection
+from tidegate.bench.http2 import Connection
+from tidegate.v1 import tidegate_pb2 as pb
 
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "src"))
 from tests.support import replay
 
 GROWTH_MAX_MB = 30.0

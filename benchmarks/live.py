@@ -21,8 +21,8 @@ from model import HIDDEN, OUTPUTS, state_names, write_model
 from sequential_call import SequentialCall, predict_blocks_call, predict_call
 from server_process import ServerProcess, serve
 
-from serving.bench.encoding import Encoding
-from serving.bench.http2 import Connection
+from tidegate.bench.encoding import Encoding
+from tidegate.bench.http2 import Connection
 
 # The server remembers 32 answers by default.
 STEPS = 40

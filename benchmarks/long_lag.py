@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from tests.training.recall import CLASSES, Task, accuracy
-from training.network.cells import CELLS
-from training.settings import Fit, Shape
+from tidegate.training.network.cells import CELLS
+from tidegate.training.settings import Fit, Shape
 
 LAGS = (200, 500, 1000)
 GOAL = 0.95

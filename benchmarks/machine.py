@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from serving.bench.machine import this_machine
+from tidegate.bench.machine import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

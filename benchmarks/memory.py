@@ -17,11 +17,11 @@ import typer
 
 from benchmarks.fit import TASK, make_series
 from benchmarks.machine import ROOT, describe_machine
-from training.data.scaler import fit_scaler
-from training.data.series import Series
-from training.data.split import split_by_time
-from training.learning.fit import fit
-from training.settings import Architecture, Fit
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import split_by_time
+from tidegate.training.learning.fit import fit
+from tidegate.training.settings import Architecture, Fit
 
 TIMES_MAX = 2.0
 MIB = 2**20

@@ -34,7 +34,7 @@ def main(
         folder = compare.folder
         write_model(folder)
         module, entry, *arguments = serve(folder)
-        assert (module, entry) == ("-m", "serving")
+        assert (module, entry) == ("-m", "tidegate")
         compare.start(
             ServerProcess("without", [str(HERE / "without_metrics.py"), *arguments, "--data-dir", str(folder / "a")]),
             ServerProcess("with", [module, entry, *arguments, "--data-dir", str(folder / "b")]),

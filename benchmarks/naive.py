@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from model import FEATURES, HIDDEN
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 class Naive(pb_grpc.TidegateServiceServicer):

@@ -1,4 +1,4 @@
-"""A client process of `serving.bench` with the `serving.client` of another checkout, which is first in PYTHONPATH.
+"""A client process of `tidegate.bench` with the `tidegate.client` of another checkout, which is first in PYTHONPATH.
 
 The load generator is that of this checkout.
 """
@@ -11,11 +11,11 @@ from runpy import run_module
 OURS = Path(__file__).resolve().parent.parent / "serving" / "bench"
 
 if __name__ == "__main__":
-    import serving  # of the other checkout
+    import tidegate  # of the other checkout
 
-    spec = spec_from_file_location("serving.bench", OURS / "__init__.py", submodule_search_locations=[str(OURS)])
+    spec = spec_from_file_location("tidegate.bench", OURS / "__init__.py", submodule_search_locations=[str(OURS)])
     assert spec is not None
     assert spec.loader is not None
-    serving.bench = sys.modules["serving.bench"] = module_from_spec(spec)
-    spec.loader.exec_module(serving.bench)
-    run_module("serving.bench", run_name="__main__")
+    tidegate.bench = sys.modules["tidegate.bench"] = module_from_spec(spec)
+    spec.loader.exec_module(tidegate.bench)
+    run_module("tidegate.bench", run_name="__main__")

@@ -26,8 +26,8 @@ from model import write_model
 from sequential_call import SequentialCall, predict_blocks_call, predict_call
 from server_process import ServerProcess, serve
 
-from serving.bench.http2 import Connection
-from serving.bench.result import Result
+from tidegate.bench.http2 import Connection
+from tidegate.bench.result import Result
 
 AT_LIMIT, AFTERWARDS, SLOW = "at the limit", "afterwards", "beside slow readers"
 QUEUE_MAX = 64

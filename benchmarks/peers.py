@@ -17,7 +17,7 @@ from model import write_model
 from server_process import ServerProcess, serve
 from triton_load import triton_encoding
 
-from serving.bench.run import BenchFailed
+from tidegate.bench.run import BenchFailed
 
 
 def main(

@@ -9,8 +9,7 @@ from typing import Any
 
 from compare import VALUES
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.encoding import (
+from tidegate.bench.encoding import (
     APPLIED,
     Encoding,
     PredictBlocksEncoding,
@@ -19,8 +18,9 @@ from serving.bench.encoding import (
     UnexpectedResponse,
     encode_rows,
 )
-from serving.bench.http2 import CallStatus, Connection
-from serving.bench.light_client import client_error
+from tidegate.bench.http2 import CallStatus, Connection
+from tidegate.bench.light_client import client_error
+from tidegate.v1 import tidegate_pb2 as pb
 
 ROWS = encode_rows(VALUES)
 
@@ -38,7 +38,7 @@ def predict_blocks_call(stream_ids: list[str]) -> PredictBlocksEncoding:
 class SequentialCall:
     """One call.
 
-    All methods raise the error of `serving.client` for the status of a failed call, and RuntimeError when a timestep was not
+    All methods raise the error of `tidegate.client` for the status of a failed call, and RuntimeError when a timestep was not
     applied.
     """
 

@@ -27,7 +27,7 @@ STORE_NOTHING = ("--state", "memory:", "--checkpoint-every", "1h", "--ready-lag"
 def serve(models: Path, *options: str) -> list[str]:
     """Returns the arguments of a `tidegate serve` on free ports of the loopback interface."""
     fixed = ["--models", str(models), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
-    return ["-m", "serving", "serve", *fixed, "--log-level", "warning", *options]
+    return ["-m", "tidegate", "serve", *fixed, "--log-level", "warning", *options]
 
 
 class ServerProcess:
@@ -48,7 +48,7 @@ class ServerProcess:
         self.name = name
         self._root = root
         self.arguments = list(arguments)
-        self._environment = environment() | {"PYTHONPATH": str(root)} | dict(settings or {})
+        self._environment = environment() | {"PYTHONPATH": str(root / "src")} | dict(settings or {})
         self.address = ""
         self.metrics_url = ""
         self._process: subprocess.Popen[str]

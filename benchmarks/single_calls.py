@@ -2,7 +2,7 @@
 
 python benchmarks/single_calls.py [--sensors 100] [--seconds 20] [--quick]
 
-Each sensor sends a timestep one second after its last answer, through `serving.client`. The server uses SQLite. The exit
+Each sensor sends a timestep one second after its last answer, through `tidegate.client`. The server uses SQLite. The exit
 code is 1 when a timestep costs the server 2 ms of CPU time or more.
 """
 

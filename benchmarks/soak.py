@@ -28,7 +28,7 @@ from model import write_model
 from sequential_call import SequentialCall, predict_blocks_call, predict_call
 from server_process import ServerProcess, serve
 
-from serving.bench.http2 import Connection
+from tidegate.bench.http2 import Connection
 
 CLIENTS = 128
 # A client reuses this many stream ids, so most of its streams are known and parked.

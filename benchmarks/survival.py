@@ -16,9 +16,9 @@ from typing import get_args
 
 import numpy as np
 
-from serving.runtime.crash_points import Point
 from tests.fleet import Fleet, ServerProcess
 from tests.support import lstm, write_model
+from tidegate.runtime.crash_points import Point
 
 # The number of clients that share the streams.
 CLIENTS = 8

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 from model import FEATURES
 
-from serving.bench.encoding import APPLIED, UnexpectedResponse
-from serving.bench.http2 import length_prefixed
-from serving.bench.send_queue import Answer
+from tidegate.bench.encoding import APPLIED, UnexpectedResponse
+from tidegate.bench.http2 import length_prefixed
+from tidegate.bench.send_queue import Answer
 
 SEQUENCES = count(1)
 # The number of rows that a sequence sends in turn. Its messages contain its id, so each sequence has its own.
@@ -28,7 +28,7 @@ def protos() -> Any:
 
 
 class TritonSequence:
-    """One sequence; see `serving.bench.encoding.Encoding`."""
+    """One sequence; see `tidegate.bench.encoding.Encoding`."""
 
     method = "/inference.GRPCInferenceService/ModelStreamInfer"
     window = 1

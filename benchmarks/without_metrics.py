@@ -1,4 +1,4 @@
-"""`tidegate serve` without metrics: every update of `serving.runtime.metrics` does nothing.
+"""`tidegate serve` without metrics: every update of `tidegate.runtime.metrics` does nothing.
 
 `metrics.py` runs it with the arguments of `tidegate`. It finds the updates by name and type, and raises when something is
 missing. `metrics.py` checks that /metrics stays at zero. Callers still read the clock and call the functions, so the
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from serving import cli
-from serving.runtime import metrics
+from tidegate import cli
+from tidegate.runtime import metrics
 
 # Attributes that are plain numbers, by class.
 NUMBERS = {"ModelMetrics": ["missing_values"], "Metrics": ["state_lost"]}
@@ -33,7 +33,7 @@ def _freeze_histograms() -> None:
     for name in [name for name in vars(metrics.Histogram) if name.startswith("observe")]:
         setattr(metrics.Histogram, name, _nothing)
     if metrics.Histogram.observe is not _nothing:
-        raise RuntimeError("serving.runtime.metrics.Histogram has no `observe`: update this file")
+        raise RuntimeError("tidegate.runtime.metrics.Histogram has no `observe`: update this file")
 
 
 def _freeze_counts(owner: type) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 from rich.table import Table
 
-from serving.blocking import Client
-from training.data.series import Floats
-from training.data.source import read_source
-from training.judging.events import AlarmMatches, bursts, match_alarms
-from training.judging.faults import Event, FeatureMoments, inject
-from training.settings import Source
+from tidegate.blocking import Client
+from tidegate.training.data.series import Floats
+from tidegate.training.data.source import read_source
+from tidegate.training.judging.events import AlarmMatches, bursts, match_alarms
+from tidegate.training.judging.faults import Event, FeatureMoments, inject
+from tidegate.training.settings import Source
 
 ROOMS = [f"T{room}" for room in range(1, 10)]
 ALARM_RATE = 0.005

@@ -10,8 +10,8 @@ import common
 import numpy as np
 from rich.table import Table
 
-from serving.blocking import Block, Client
-from training.data.series import Floats
+from tidegate.blocking import Block, Client
+from tidegate.training.data.series import Floats
 
 PERSON = "10"
 RATE = 50  # timesteps a second

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from training.data.series import Floats
-from training.judging.graph import Graph
+from tidegate.training.data.series import Floats
+from tidegate.training.judging.graph import Graph
 
 SECONDS_TO_START = 30
 SECONDS_TO_STOP = 30
@@ -74,7 +74,7 @@ def say(text: str) -> None:
 def tidegate(*words: object) -> list[str]:
     """A command line of `tidegate`, which is printed."""
     console.print(f"[dim]$ tidegate {shlex.join(str(word) for word in words)}[/]", soft_wrap=True)
-    return [sys.executable, "-m", "serving", *(str(word) for word in words)]
+    return [sys.executable, "-m", "tidegate", *(str(word) for word in words)]
 
 
 def run(*words: object) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from rich.table import Table
 
-from serving.blocking import Client
-from training.data.series import Floats
+from tidegate.blocking import Client
+from tidegate.training.data.series import Floats
 
 AIRPORT = "JFK"
 HORIZONS = (1, 3, 6, 12)  # hours; a timestep is an hour

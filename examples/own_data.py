@@ -14,8 +14,8 @@ import common
 import numpy as np
 from rich.table import Table
 
-from serving.blocking import Client, Stream
-from serving.client import Prediction
+from tidegate.blocking import Client, Stream
+from tidegate.client import Prediction
 
 ROWS = 3000  # of each pump
 HORIZONS = (1, 5)  # timesteps, of a minute or so

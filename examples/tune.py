@@ -14,7 +14,7 @@ from pathlib import Path
 import common
 import numpy as np
 
-from serving.blocking import Client
+from tidegate.blocking import Client
 
 PROCESSES = 2
 AIRPORT = "LGA"

@@ -1,4 +1,4 @@
-"""A client for programs without an event loop. The same as `serving.client`, one call after the other.
+"""A client for programs without an event loop. The same as `tidegate.client`, one call after the other.
 
     with Client("localhost:50051") as client, client.open("pump-7") as stream:
         prediction = stream.step([21.5, 40.2, 3.0])
@@ -9,7 +9,7 @@ A gateway has many streams on one call:
         answer = block.step(x)  # (1000, features)
 
 It runs the asynchronous client on a thread of its own, so that there is one implementation of the protocol. A call may be
-made from any thread; errors are those of `serving.client`. A client belongs to the process that made it: in one that was
+made from any thread; errors are those of `tidegate.client`. A client belongs to the process that made it: in one that was
 forked from it, every call raises WrongProcess; make a client there.
 """
 
@@ -24,8 +24,8 @@ from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
-from serving import client as asynchronous
-from serving.client import (
+from tidegate import client as asynchronous
+from tidegate.client import (
     Backoff,
     Existence,
     InvalidTimestep,
@@ -39,12 +39,12 @@ from serving.client import (
     WrongOrder,
     WrongProcess,
 )
-from serving.client.client import BUFFER_MAX, RECONNECT_S, Kept
-from serving.client.client import Opening as AsynchronousOpening
-from serving.client.inputs import columns, parts_of, rows_in_order
-from serving.client.results import Group
-from serving.client.view import rows_of
-from serving.core.spec import Floats, Ints
+from tidegate.client.client import BUFFER_MAX, RECONNECT_S, Kept
+from tidegate.client.client import Opening as AsynchronousOpening
+from tidegate.client.inputs import columns, parts_of, rows_in_order
+from tidegate.client.results import Group
+from tidegate.client.view import rows_of
+from tidegate.core.spec import Floats, Ints
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -52,7 +52,7 @@ View = TypeVar("View")
 
 
 class Client:
-    """A connection to a server. Arguments and errors are those of `serving.client.Client`, without `channel`.
+    """A connection to a server. Arguments and errors are those of `tidegate.client.Client`, without `channel`.
 
     A channel belongs to the event loop that it was made on, and this client has one of its own.
     """
@@ -115,11 +115,11 @@ class Client:
         return self._call(self._client.models())
 
     def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
-        """One model and its card as JSON; see `serving.client.Client.describe`."""
+        """One model and its card as JSON; see `tidegate.client.Client.describe`."""
         return self._call(self._client.describe(model, version))
 
     def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> Iterator[StreamInfo]:
-        """The streams in the order of their ids; see `serving.client.Client.streams`."""
+        """The streams in the order of their ids; see `tidegate.client.Client.streams`."""
         token = ""
         while True:
             page, token = self._call(self._client.streams_page(prefix, state, page_size, token))
@@ -132,7 +132,7 @@ class Client:
         return self._call(self._client.describe_stream(stream_id))
 
     def delete_stream(self, stream_id: str) -> StreamInfo:
-        """Deletes a stream and its state; see `serving.client.Client.delete_stream`."""
+        """Deletes a stream and its state; see `tidegate.client.Client.delete_stream`."""
         return self._call(self._client.delete_stream(stream_id))
 
     def export_stream(self, stream_id: str) -> bytes:
@@ -140,11 +140,11 @@ class Client:
         return self._call(self._client.export_stream(stream_id))
 
     def import_stream(self, checkpoint: bytes, stream_id: str = "") -> StreamInfo:
-        """Makes a stream from an exported state; see `serving.client.Client.import_stream`."""
+        """Makes a stream from an exported state; see `tidegate.client.Client.import_stream`."""
         return self._call(self._client.import_stream(checkpoint, stream_id))
 
     def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
-        """Makes a stream that starts at another one's state; see `serving.client.Client.fork_stream`."""
+        """Makes a stream that starts at another one's state; see `tidegate.client.Client.fork_stream`."""
         return self._call(self._client.fork_stream(source, new_id))
 
     def predict_one(
@@ -157,7 +157,7 @@ class Client:
         version: str = "",
         sync: bool = True,
     ) -> Prediction:
-        """Runs one timestep of one stream in one question; see `serving.client.Client.predict_one`."""
+        """Runs one timestep of one stream in one question; see `tidegate.client.Client.predict_one`."""
         return self._call(
             self._client.predict_one(stream_id, values, step=step, model=model, version=version, sync=sync)
         )
@@ -172,7 +172,7 @@ class Client:
         sync: bool = False,
         owner: str = "",
     ) -> "Opening[asynchronous.Stream, Stream]":
-        """Opens a stream, with `with`: begins it, or goes on where it was; see `serving.client.Client.open`."""
+        """Opens a stream, with `with`: begins it, or goes on where it was; see `tidegate.client.Client.open`."""
         opening = self._client.open(
             stream_id, model=model, version=version, existence=existence, sync=sync, owner=owner
         )
@@ -188,7 +188,7 @@ class Client:
         sync: bool = False,
         owner: str = "",
     ) -> "Opening[asynchronous.Block, Block]":
-        """Opens many streams of one model on one call, with `with`; see `serving.client.Client.block`."""
+        """Opens many streams of one model on one call, with `with`; see `tidegate.client.Client.block`."""
         opening = self._client.block(streams, model=model, version=version, existence=existence, sync=sync, owner=owner)
         return Opening(self, opening, Block)
 
@@ -241,7 +241,7 @@ class Opening(Generic[Kept, View]):
 
 
 class Stream:
-    """An open stream. Made by `Client.open`; its attributes are those of `serving.client.Stream`."""
+    """An open stream. Made by `Client.open`; its attributes are those of `tidegate.client.Stream`."""
 
     def __init__(self, client: Client, stream: asynchronous.Stream) -> None:
         self._client = client
@@ -275,14 +275,14 @@ class Stream:
         return self._stream.durable_step
 
     def step(self, values: Values, *, step: int | None = None) -> Prediction:
-        """Sends one timestep and waits for its prediction; see `serving.client.Stream.step`."""
+        """Sends one timestep and waits for its prediction; see `tidegate.client.Stream.step`."""
         return self._client._call(self._stream.step(values, step=step))  # noqa: SLF001 - two halves of one class
 
     def predict(self, rows: Iterable[Values]) -> Iterator[Prediction]:
         """Sends row after row, as many ahead as the server allows, and yields the predictions in order.
 
         The quick way to replay history; for rows that come slowly use `step`: a prediction is yielded when the next row
-        has been read. See `serving.client.Stream.predict`.
+        has been read. See `tidegate.client.Stream.predict`.
         """
         group = Group()
         return _answers(
@@ -292,12 +292,12 @@ class Stream:
         )
 
     def close(self, *, forget: bool = False) -> None:
-        """Ends the stream once everything is stored; see `serving.client.Stream.close`."""
+        """Ends the stream once everything is stored; see `tidegate.client.Stream.close`."""
         self._client._call(self._stream.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 
 class Block:
-    """Many open streams. Made by `Client.block`; its attributes are those of `serving.client.Block`."""
+    """Many open streams. Made by `Client.block`; its attributes are those of `tidegate.client.Block`."""
 
     def __init__(self, client: Client, block: asynchronous.Block) -> None:
         self._client = client
@@ -328,7 +328,7 @@ class Block:
         return self._block.durable_steps
 
     def step(self, x: Timesteps, rows: Sequence[int] | Ints | None = None) -> Predictions:
-        """Sends timesteps of many streams and waits for their predictions; see `serving.client.Block.step`."""
+        """Sends timesteps of many streams and waits for their predictions; see `tidegate.client.Block.step`."""
         return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
 
     def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
@@ -339,7 +339,7 @@ class Block:
         """Sends block after block, as many ahead as the server allows, and yields the answers in order.
 
         The quick way to replay history; for blocks that come slowly use `step`: an answer is yielded when the next block has
-        been read. See `serving.client.Block.predict`.
+        been read. See `tidegate.client.Block.predict`.
         """
         return _answers(
             rows_of("blocks", blocks),
@@ -349,7 +349,7 @@ class Block:
         )
 
     def close(self, *, forget: bool = False) -> None:
-        """Ends the streams once everything is stored; see `serving.client.Block.close`."""
+        """Ends the streams once everything is stored; see `tidegate.client.Block.close`."""
         self._client._call(self._block.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.client import Client
 from tests.forked import Started, start
 from tests.support import ROOT, replay, same_bits
+from tidegate.client import Client
 
 # A server starts in about a second. A machine with two busy cores may take ten times as long.
 START_SECONDS = 30.0
@@ -88,14 +88,14 @@ class ServerProcess:
         self.address = f"127.0.0.1:{self.port}"
         self.metrics_url = ""
         self._command = [
-            sys.executable, "-m", "serving", "serve", "--models", str(models), "--host", "127.0.0.1",
+            sys.executable, "-m", "tidegate", "serve", "--models", str(models), "--host", "127.0.0.1",
             "--port", str(self.port), "--metrics-port", "0", "--state", state, "--log-level", "warning",
             "--workers", "1", *options,
         ]  # fmt: skip
         self.process: Started | None = None
 
     async def start(self, crash: str = "") -> None:
-        """Starts the server and waits until it is ready; `crash` is a crash point, as in `serving.runtime.crash_points`."""
+        """Starts the server and waits until it is ready; `crash` is a crash point, as in `tidegate.runtime.crash_points`."""
         environment = {**os.environ, "TIDEGATE_CRASH": crash}
         self.process = await asyncio.to_thread(start, self._command, env=environment, cwd=ROOT, stderr=2)
         assert self.process.stdout is not None
@@ -127,8 +127,8 @@ class ServerProcess:
         found = {}
         for pid in map(int, children):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"serving.cli.worker" in words:  # else it has died
-                found[int(words[words.index(b"serving.cli.worker") + 1])] = pid
+            if b"tidegate.cli.worker" in words:  # else it has died
+                found[int(words[words.index(b"tidegate.cli.worker") + 1])] = pid
         return found
 
     def send(self, number: signal.Signals) -> None:

@@ -2,7 +2,7 @@
 
 A new Python needs half a second of CPU to load gRPC, onnxruntime and the rest, hundreds of times in a test run. Here
 one process (`python -m tests.forked`) loads them once and forks for each command. From then on the child runs as
-`python -m serving`: the same module under the same name, with its own environment, folder and standard files. A test of
+`python -m tidegate`: the same module under the same name, with its own environment, folder and standard files. A test of
 the very start of a process, before its libraries are loaded, needs a new Python.
 """
 
@@ -29,9 +29,15 @@ ROOT = Path(__file__).parent.parent
 REQUEST_BYTES_MAX = 1 << 20
 # What commands load when they run. Only a few need matplotlib, redis or torch.
 LOADED = (
-    *("serving.cli.app", "serving.cli.bench", "serving.cli.sensor_table", "serving.cli.streams", "serving.cli.replay"),
-    *("serving.runtime.server", "serving.runtime.lifecycle", "serving.runtime.supervisor", "serving.bench.run"),
-    *("serving.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
+    *(
+        "tidegate.cli.app",
+        "tidegate.cli.bench",
+        "tidegate.cli.sensor_table",
+        "tidegate.cli.streams",
+        "tidegate.cli.replay",
+    ),
+    *("tidegate.runtime.server", "tidegate.runtime.lifecycle", "tidegate.runtime.supervisor", "tidegate.bench.run"),
+    *("tidegate.blocking", "grpc_health.v1.health_pb2_grpc", "rich.table", "uvloop"),
 )
 
 
@@ -125,8 +131,8 @@ Started = Forked | subprocess.Popen[str]
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stderr: int | None = None) -> Started:
-    """Starts a command: `python -m serving` by forking, any other one normally. `stderr` as in `Forked`."""
-    if list(command[:3]) == [sys.executable, "-m", "serving"]:
+    """Starts a command: `python -m tidegate` by forking, any other one normally. `stderr` as in `Forked`."""
+    if list(command[:3]) == [sys.executable, "-m", "tidegate"]:
         return Forked(command[3:], env=env, cwd=cwd, stderr=stderr)
     return subprocess.Popen(
         command,
@@ -227,7 +233,7 @@ def _tell_ended(running: dict[int, int]) -> None:
 
 
 def become(request: dict[str, Any]) -> NoReturn:
-    """Becomes `python -m serving`."""
+    """Becomes `python -m tidegate`."""
     for number, file in enumerate(request["files"], 1):
         os.dup2(file, number)
         os.close(file)
@@ -235,7 +241,7 @@ def become(request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv = ["tidegate", *request["arguments"]]
-    runpy.run_module("serving", run_name="__main__", alter_sys=True)
+    runpy.run_module("tidegate", run_name="__main__", alter_sys=True)
     sys.exit(0)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import TIMEOUT_S, Ending, RawBlocks, RawCall, pack, read_ending, timestep
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 STREAM = "a"
 

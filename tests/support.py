@@ -27,17 +27,17 @@ from google.rpc import error_details_pb2, status_pb2
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.engine import Engine
-from serving.core.model import Model
-from serving.core.slots import Slots
-from serving.core.spec import Key
-from serving.core.streams import Lease, StreamTable
-from serving.runtime.batcher import Batcher
-from serving.runtime.config import ServerConfig
-from serving.runtime.metrics import ModelMetrics
-from serving.runtime.server import Server
 from tests.forked import Started, start
+from tidegate.core.engine import Engine
+from tidegate.core.model import Model
+from tidegate.core.slots import Slots
+from tidegate.core.spec import Key
+from tidegate.core.streams import Lease, StreamTable
+from tidegate.runtime.batcher import Batcher
+from tidegate.runtime.config import ServerConfig
+from tidegate.runtime.metrics import ModelMetrics
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
 
 ROOT = Path(__file__).parent.parent
 
@@ -758,7 +758,7 @@ def environment() -> dict[str, str]:
 def serve(root: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Process]:
     """A server in its own process, ready. `before` is a command that runs it."""
     command = [
-        *(*before, sys.executable, "-m", "serving", "serve", "--models", str(root), "--host", "127.0.0.1"),
+        *(*before, sys.executable, "-m", "tidegate", "serve", "--models", str(root), "--host", "127.0.0.1"),
         *("--port", "0", "--metrics-port", "0", "--batch-max", "16", "--state", "memory:", *options),
     ]
     popen = start(command, env=environment(), cwd=ROOT)
@@ -775,8 +775,8 @@ def serve(root: Path, *options: str, before: Sequence[str] = ()) -> Iterator[Pro
 
 def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Runs a `tidegate` command to its end, with additional environment variables."""
-    command = [sys.executable, "-m", "serving", *arguments]
-    popen = start(command, env=environment() | {"PYTHONPATH": str(ROOT)} | variables, cwd=cwd or ROOT)
+    command = [sys.executable, "-m", "tidegate", *arguments]
+    popen = start(command, env=environment() | {"PYTHONPATH": str(ROOT / "src")} | variables, cwd=cwd or ROOT)
     try:
         out, err = popen.communicate(COMMAND_SECONDS)
     finally:

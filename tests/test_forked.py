@@ -21,7 +21,7 @@ COMMANDS = {
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_ends_as_in_a_new_python(arguments: list[str], tmp_path: Path) -> None:
     """It has the same exit code and the same output."""
-    command = [sys.executable, "-m", "serving", *arguments]
+    command = [sys.executable, "-m", "tidegate", *arguments]
     variables = {**environment(), "PYTHONPATH": ":".join(sys.path)}
     new = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=tmp_path)
     forked = run_command(*arguments, cwd=tmp_path)

@@ -13,42 +13,53 @@ ROOT = Path(__file__).parent.parent
 # Each part of the two packages and what it may import of ours. `protos` is the generated code.
 MAY_IMPORT: dict[str, set[str]] = {
     "serving": set(),
-    "serving.core": {"serving.core"},
-    "serving.store": {"serving.store", "serving.core"},
-    "serving.rpc": {"serving.rpc", "serving.core", "protos"},
-    "serving.runtime": {"serving.runtime", "serving.rpc", "serving.store", "serving.core", "protos"},
-    "serving.client": {"serving.client", "serving.rpc.names", "serving.rpc.wire", "serving.core.spec", "protos"},
-    "serving.blocking": {"serving.client", "serving.core.spec"},
-    "serving.bench": {"serving.bench", "serving.client", "serving.core.spec", "serving.rpc.names", "protos"},
-    "serving.cli": {"serving.cli", "serving.client", "serving.runtime", "serving.core.spec", "serving.core.errors"},
-    "serving.conformance": {"serving.conformance", "protos"},
-    "serving.cli.conformance": {"serving.cli", "serving.conformance"},
-    "serving.cli.bench": {"serving.cli", "serving.bench", "serving.client", "serving.core.spec"},
-    "serving.cli.errors": set(),
-    "serving.cli.sensor_table": {"serving.core.spec"},
-    "serving.cli.forecast_scores": {"serving.core.spec"},
-    "serving.cli.plot": {"serving.cli.forecast_scores"},
-    "serving.__main__": {"serving.cli"},
+    "tidegate.core": {"tidegate.core"},
+    "tidegate.store": {"tidegate.store", "tidegate.core"},
+    "tidegate.rpc": {"tidegate.rpc", "tidegate.core", "protos"},
+    "tidegate.runtime": {"tidegate.runtime", "tidegate.rpc", "tidegate.store", "tidegate.core", "protos"},
+    "tidegate.client": {"tidegate.client", "tidegate.rpc.names", "tidegate.rpc.wire", "tidegate.core.spec", "protos"},
+    "tidegate.blocking": {"tidegate.client", "tidegate.core.spec"},
+    "tidegate.bench": {"tidegate.bench", "tidegate.client", "tidegate.core.spec", "tidegate.rpc.names", "protos"},
+    "tidegate.cli": {
+        "tidegate.cli",
+        "tidegate.client",
+        "tidegate.runtime",
+        "tidegate.core.spec",
+        "tidegate.core.errors",
+    },
+    "tidegate.conformance": {"tidegate.conformance", "protos"},
+    "tidegate.cli.conformance": {"tidegate.cli", "tidegate.conformance"},
+    "tidegate.cli.bench": {"tidegate.cli", "tidegate.bench", "tidegate.client", "tidegate.core.spec"},
+    "tidegate.cli.errors": set(),
+    "tidegate.cli.sensor_table": {"tidegate.core.spec"},
+    "tidegate.cli.forecast_scores": {"tidegate.core.spec"},
+    "tidegate.cli.plot": {"tidegate.cli.forecast_scores"},
+    "tidegate.__main__": {"tidegate.cli"},
 }
 
 # The rooms of training, the lowest first. Each may import itself and what stands in its line.
-_LOWEST = {"training.errors", "training.settings"}
-_JUDGING = {"training.judging", "training.data", *_LOWEST}
-_LEARNING = {"training.learning", "training.network", *_JUDGING}
-_PIPELINE = {"training.pipeline", "training.publishing", *_LEARNING}
+_LOWEST = {"tidegate.training.errors", "tidegate.training.settings"}
+_JUDGING = {"tidegate.training.judging", "tidegate.training.data", *_LOWEST}
+_LEARNING = {"tidegate.training.learning", "tidegate.training.network", *_JUDGING}
+_PIPELINE = {"tidegate.training.pipeline", "tidegate.training.publishing", *_LEARNING}
 MAY_IMPORT |= {
     "training": set(),
-    "training.errors": set(),
-    "training.settings": set(),
-    "training.data": {"training.data", *_LOWEST},
-    "training.network": {"training.network", "training.data", *_LOWEST},
-    "training.judging": _JUDGING,
-    "training.learning": _LEARNING,
-    "training.publishing": {"training.publishing", *_LEARNING},
-    "training.pipeline": _PIPELINE,
-    "training.backtest": _PIPELINE,
-    "training.search": {"training.search", *_PIPELINE},
-    "training.cli": {"training.cli", "training.search", "training.backtest", *_PIPELINE},
+    "tidegate.training.errors": set(),
+    "tidegate.training.settings": set(),
+    "tidegate.training.data": {"tidegate.training.data", *_LOWEST},
+    "tidegate.training.network": {"tidegate.training.network", "tidegate.training.data", *_LOWEST},
+    "tidegate.training.judging": _JUDGING,
+    "tidegate.training.learning": _LEARNING,
+    "tidegate.training.publishing": {"tidegate.training.publishing", *_LEARNING},
+    "tidegate.training.pipeline": _PIPELINE,
+    "tidegate.training.backtest": _PIPELINE,
+    "tidegate.training.search": {"tidegate.training.search", *_PIPELINE},
+    "tidegate.training.cli": {
+        "tidegate.training.cli",
+        "tidegate.training.search",
+        "tidegate.training.backtest",
+        *_PIPELINE,
+    },
 }
 
 # The core decides, and does nothing else: these act, wait, or look at the world.
@@ -58,29 +69,34 @@ NOT_IN_THE_CORE = {
     *("logging", "grpc", "google", "prometheus_client", "redis", "uvloop", "typer", "rich"),
 }
 # onnxruntime reads its telemetry switch from the environment before it is loaded.
-MAY_ALL_THE_SAME = {("serving.core.model", "os")}
+MAY_ALL_THE_SAME = {("tidegate.core.model", "os")}
 
 ONLY_HERE = {
-    "google": {"serving.rpc", "serving.client.errors", "serving.conformance"},  # only the wire modules use protobuf
-    "grpc_status": {"serving.rpc", "serving.conformance"},
-    "prometheus_client": {"serving.runtime", "serving.bench.scrape"},  # a bench reads the metrics of a server
-    "onnxruntime": {"serving.core"},
-    "typer": {"serving.cli"},
-    "sqlite3": {"serving.store"},
-    "redis": {"serving.store.redis"},
-    "matplotlib": {"serving.cli.plot", "serving.bench.plot"},
+    "google": {"tidegate.rpc", "tidegate.client.errors", "tidegate.conformance"},  # only the wire modules use protobuf
+    "grpc_status": {"tidegate.rpc", "tidegate.conformance"},
+    "prometheus_client": {"tidegate.runtime", "tidegate.bench.scrape"},  # a bench reads the metrics of a server
+    "onnxruntime": {"tidegate.core"},
+    "typer": {"tidegate.cli"},
+    "sqlite3": {"tidegate.store"},
+    "redis": {"tidegate.store.redis"},
+    "matplotlib": {"tidegate.cli.plot", "tidegate.bench.plot"},
 }
 
 # The same for training; the rooms that are not named for torch work on arrays and files.
 TRAINING_ONLY_HERE = {
-    "torch": {"training.network", "training.learning", "training.publishing", "training.cli.app"},
-    "onnx": {"training.publishing", "training.pipeline"},
-    "onnxruntime": {"training.judging.graph"},
-    "pyarrow": {"training.data"},
-    "optuna": {"training.search"},
-    "matplotlib": {"training.search"},
-    "typer": {"training.cli"},
-    "rich": {"training.cli", "training.search"},
+    "torch": {
+        "tidegate.training.network",
+        "tidegate.training.learning",
+        "tidegate.training.publishing",
+        "tidegate.training.cli.app",
+    },
+    "onnx": {"tidegate.training.publishing", "tidegate.training.pipeline"},
+    "onnxruntime": {"tidegate.training.judging.graph"},
+    "pyarrow": {"tidegate.training.data"},
+    "optuna": {"tidegate.training.search"},
+    "matplotlib": {"tidegate.training.search"},
+    "typer": {"tidegate.training.cli"},
+    "rich": {"tidegate.training.cli", "tidegate.training.search"},
 }
 
 LONGEST_FILE = 450
@@ -154,8 +170,8 @@ def test_training_imports_nothing_of_serving(module: str, tree: ast.Module) -> N
 
 @pytest.mark.parametrize(
     ("module", "tree"),
-    [(module, tree) for module, tree in SERVING if within(module, {"serving.core"})],
-    ids=[module for module, _ in SERVING if within(module, {"serving.core"})],
+    [(module, tree) for module, tree in SERVING if within(module, {"tidegate.core"})],
+    ids=[module for module, _ in SERVING if within(module, {"tidegate.core"})],
 )
 def test_the_core_only_decides(module: str, tree: ast.Module) -> None:
     """No event loop, no clock, no disk, no network, no log."""
@@ -179,8 +195,8 @@ def test_a_library_stays_where_it_belongs(package: str, library: str, rooms: set
 
 def test_only_the_server_and_the_command_line_see_the_settings() -> None:
     """All other modules take plain values."""
-    users = {module for module, tree in SERVING if "serving.runtime.config" in set(imports(module, tree))}
-    assert users <= {"serving.runtime.server", "serving.cli.app", "serving.cli.worker"}
+    users = {module for module, tree in SERVING if "tidegate.runtime.config" in set(imports(module, tree))}
+    assert users <= {"tidegate.runtime.server", "tidegate.cli.app", "tidegate.cli.worker"}
 
 
 @pytest.mark.parametrize("trees", [SERVING, TRAINING], ids=["serving", "training"])
@@ -212,14 +228,17 @@ def test_files_and_functions_of_training_stay_short(path: Path) -> None:
     ("module", "unwanted"),
     [
         ("serving", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
-        ("serving.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
-        ("serving.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib", "redis"]),
-        ("serving.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
+        ("tidegate.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
+        ("tidegate.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib", "redis"]),
+        ("tidegate.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
         # Its first line handles the signals. While modules load before that, a container loses SIGTERM.
-        ("serving.cli", ["asyncio", "typer", "rich", "numpy"]),
-        ("serving.cli.app", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
-        ("training.cli", ["torch", "onnx", "pandas", "pyarrow", "onnxruntime", "optuna", "matplotlib", "serving"]),
-        ("training.judging.evaluate", ["torch", "onnx", "optuna", "serving"]),
+        ("tidegate.cli", ["asyncio", "typer", "rich", "numpy"]),
+        ("tidegate.cli.app", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
+        (
+            "tidegate.training.cli",
+            ["torch", "onnx", "pandas", "pyarrow", "onnxruntime", "optuna", "matplotlib", "serving"],
+        ),
+        ("tidegate.training.judging.evaluate", ["torch", "onnx", "optuna", "serving"]),
     ],
 )
 def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +17,8 @@ GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
 
 def compile_protos(*options: str) -> None:
     """Runs the compiler as `make protos` does."""
-    sources = [str(source) for source in SOURCES]
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *options, *sources]
+    sources = [str(source.relative_to("protos")) for source in SOURCES]
+    command = [protoc_python(), "-m", "grpc_tools.protoc", "-Iprotos", *options, *sources]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=60)
 
 
@@ -44,7 +43,7 @@ def test_the_generated_code_is_fresh(fresh: Path, source: Path, suffix: str) -> 
     name = source.with_name(source.stem + suffix)
     committed = ROOT / name
     assert committed.exists(), f"{name} is missing: run `make protos`"
-    if committed.read_bytes() != (fresh / name).read_bytes():
+    if committed.read_bytes() != (fresh / name.relative_to("protos")).read_bytes():
         pytest.fail(f"{name} is stale: run `make protos` and commit what it writes")
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from training.data.series import Series, Spans, count_rows, iso
-from training.data.source import read_request
-from training.data.split import Split, check_parts
-from training.errors import SettingsError
-from training.judging.scores import ClassError, Scores
-from training.learning.fit import Epoch
-from training.pipeline import train_and_score
-from training.settings import Request, Rolling
+from tidegate.training.data.series import Series, Spans, count_rows, iso
+from tidegate.training.data.source import read_request
+from tidegate.training.data.split import Split, check_parts
+from tidegate.training.errors import SettingsError
+from tidegate.training.judging.scores import ClassError, Scores
+from tidegate.training.learning.fit import Epoch
+from tidegate.training.pipeline import train_and_score
+from tidegate.training.settings import Request, Rolling
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,27 @@ from typing import Any
 
 import onnx
 
-from training.data.prepare import prepare
-from training.data.series import Series
-from training.data.source import read_request, read_source, source_like
-from training.data.split import Split
-from training.data.write import write_csv
-from training.errors import ChecksumMismatch, ModelUnreadable, RunError
-from training.judging.detection import FaultyReplay
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
-from training.judging.replay import Replay
-from training.judging.scores import Scores
-from training.judging.verdict import verdict
-from training.learning import run
-from training.learning.calibration import calibrate
-from training.learning.checkpoint import Checkpointer
-from training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
-from training.network.network import Network, add_monitors, without_monitors
-from training.publishing import card, export, report
-from training.publishing.parity import Parity, check_parity
-from training.publishing.version import free_version, read_card, write_version
-from training.settings import Request, Source
+from tidegate.training.data.prepare import prepare
+from tidegate.training.data.series import Series
+from tidegate.training.data.source import read_request, read_source, source_like
+from tidegate.training.data.split import Split
+from tidegate.training.data.write import write_csv
+from tidegate.training.errors import ChecksumMismatch, ModelUnreadable, RunError
+from tidegate.training.judging.detection import FaultyReplay
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.scores import Scores
+from tidegate.training.judging.verdict import verdict
+from tidegate.training.learning import run
+from tidegate.training.learning.calibration import calibrate
+from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
+from tidegate.training.network.network import Network, add_monitors, without_monitors
+from tidegate.training.publishing import card, export, report
+from tidegate.training.publishing.parity import Parity, check_parity
+from tidegate.training.publishing.version import free_version, read_card, write_version
+from tidegate.training.settings import Request, Source
 
 
 @dataclass(frozen=True)

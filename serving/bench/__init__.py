@@ -10,7 +10,7 @@ The parent process starts several client processes, sends each its task, and bui
 | `processes`, `messages` | the client processes, and what they exchange with the parent |
 | `load` | the load generator inside one client process |
 | `light_client`, `send_queue`, `encoding`, `http2` | calls through a light gRPC client |
-| `python_client` | calls through `serving.client`, the client that users have |
+| `python_client` | calls through `tidegate.client`, the client that users have |
 | `counts`, `histogram` | what a client process measured |
 | `scrape` | what the server reports on /metrics |
 | `result`, `display`, `plot` | the report as JSON, as a table and as a picture |

@@ -1,4 +1,4 @@
-"""A client process: `python -m serving.bench FD`.
+"""A client process: `python -m tidegate.bench FD`.
 
 FD is the descriptor of an open pipe to the parent process. The parent handles Ctrl-C. When the parent has gone, this
 process closes its streams and ends.
@@ -13,11 +13,11 @@ from multiprocessing.connection import Connection
 
 import uvloop
 
-from serving.bench.light_client import make_light_runners
-from serving.bench.load import LoadGenerator, MakeRunners
-from serving.bench.messages import RunTimes, Stop, Task
-from serving.bench.plan import Clients
-from serving.bench.python_client import make_python_runners
+from tidegate.bench.light_client import make_light_runners
+from tidegate.bench.load import LoadGenerator, MakeRunners
+from tidegate.bench.messages import RunTimes, Stop, Task
+from tidegate.bench.plan import Clients
+from tidegate.bench.python_client import make_python_runners
 
 MAKE_RUNNERS: Mapping[Clients, MakeRunners] = {"light": make_light_runners, "python": make_python_runners}
 

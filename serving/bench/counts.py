@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Self
 
-from serving.bench.histogram import Histogram, bucket_index
+from tidegate.bench.histogram import Histogram, bucket_index
 
 
 @dataclass(slots=True)

@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from serving.bench.counts import SecondCounts
-from serving.bench.plan import Plan
-from serving.bench.result import Latency, Result
+from tidegate.bench.counts import SecondCounts
+from tidegate.bench.plan import Plan
+from tidegate.bench.result import Latency, Result
 
 # The rows of the live table.
 SECONDS_SHOWN = 12

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.http2 import LENGTH_PREFIX, length_prefixed
-from serving.bench.send_queue import Answer, Refusal
-from serving.core.spec import Floats
-from serving.rpc.names import reason_name
+from tidegate.bench.http2 import LENGTH_PREFIX, length_prefixed
+from tidegate.bench.send_queue import Answer, Refusal
+from tidegate.core.spec import Floats
+from tidegate.rpc.names import reason_name
+from tidegate.v1 import tidegate_pb2 as pb
 
 APPLIED = Answer()
 # The protobuf tags of the fields: wire type 2 for bytes and messages, 0 for numbers.

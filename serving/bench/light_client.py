@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.encoding import Encoding, PredictBlocksEncoding, PredictEncoding, UnexpectedResponse, encode_rows
-from serving.bench.http2 import Call, CallStatus, Connection
-from serving.bench.load import CallRunner, LoadGenerator
-from serving.bench.messages import Task
-from serving.bench.send_queue import Answer, SendQueue
-from serving.client.errors import ClientError, error_of
+from tidegate.bench.encoding import Encoding, PredictBlocksEncoding, PredictEncoding, UnexpectedResponse, encode_rows
+from tidegate.bench.http2 import Call, CallStatus, Connection
+from tidegate.bench.load import CallRunner, LoadGenerator
+from tidegate.bench.messages import Task
+from tidegate.bench.send_queue import Answer, SendQueue
+from tidegate.client.errors import ClientError, error_of
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 class LightCallRunner(CallRunner):
@@ -141,7 +141,7 @@ class LightCallRunner(CallRunner):
 
 
 def client_error(status: CallStatus) -> ClientError:
-    """Returns the error of `serving.client` for the status of a call."""
+    """Returns the error of `tidegate.client` for the status of a call."""
     code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
     return error_of(code, status.message, status.trailers)
 

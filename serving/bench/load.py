@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from serving.bench.counts import Counts
-from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
-from serving.bench.plan import Plan
-from serving.bench.schedule import Schedule
-from serving.bench.timer import Timer
+from tidegate.bench.counts import Counts
+from tidegate.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
+from tidegate.bench.plan import Plan
+from tidegate.bench.schedule import Schedule
+from tidegate.bench.timer import Timer
 
 # Enough to keep a server busy, without filling its queue.
 OPENS_IN_FLIGHT_MAX = 64

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.bench.counts import Counts, SecondCounts
-from serving.bench.encoding import Encoding
-from serving.bench.plan import Plan
-from serving.core.spec import Floats
+from tidegate.bench.counts import Counts, SecondCounts
+from tidegate.bench.encoding import Encoding
+from tidegate.bench.plan import Plan
+from tidegate.core.spec import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Plan(BaseModel):
     address: str
     """HOST:PORT."""
     client: Clients = "light"
-    """The light client of `http2`, or `serving.client`, which users have."""
+    """The light client of `http2`, or `tidegate.client`, which users have."""
     model: str = ""
     """Empty: the only model."""
     version: str = ""

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from serving.bench.display import format_seconds, title
-from serving.bench.result import Result
+from tidegate.bench.display import format_seconds, title
+from tidegate.bench.result import Result
 
 mpl.use("Agg")  # draws to a file, without a display
 from matplotlib import pyplot as plt

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from serving.bench.load import DRAIN_TIMEOUT_S, open_timeout_s
-from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Stop, Task
+from tidegate.bench.load import DRAIN_TIMEOUT_S, open_timeout_s
+from tidegate.bench.messages import Ready, Report, RunTimes, SecondsDone, Stop, Task
 
 # Starting Python and loading grpc takes half a second, or ten times that on a busy machine.
 STARTUP_TIMEOUT_S = 30.0
 ROOT = Path(__file__).parent.parent.parent
-ARGUMENTS = ("-m", "serving.bench")
+ARGUMENTS = ("-m", "tidegate.bench")
 # The time between sending `RunTimes` and the start of the load, so that all processes receive it in time.
 START_DELAY_S = 0.1
 # The time limit for closing the streams at the end.

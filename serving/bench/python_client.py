@@ -1,4 +1,4 @@
-"""Calls on `serving.client`, the client that users have, in a closed loop as users would write it.
+"""Calls on `tidegate.client`, the client that users have, in a closed loop as users would write it.
 
 This measures what a Python program gets. The client needs several times the CPU of `light_client`, often more than the
 server. It retries by itself what the server had no capacity for, so a refusal here is one after which it gave up.
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from serving.bench.load import CallRunner, LoadGenerator
-from serving.bench.messages import Task
-from serving.client import AnswerLost, Block, Client, ClientError, Stream, TimestepRefused
-from serving.core.spec import Floats
+from tidegate.bench.load import CallRunner, LoadGenerator
+from tidegate.bench.messages import Task
+from tidegate.client import AnswerLost, Block, Client, ClientError, Stream, TimestepRefused
+from tidegate.core.spec import Floats
 
 # Shorter than the time limit of `load`, so that the client reports why a stream could not be opened.
 TIMEOUT_S = 5.0

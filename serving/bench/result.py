@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.bench.counts import Counts, SecondCounts
-from serving.bench.histogram import Histogram
-from serving.bench.machine import Machine, this_machine
-from serving.bench.messages import Ready, Report
-from serving.bench.plan import Plan
-from serving.bench.scrape import ServerUsage
-from serving.bench.send_queue import CAPACITY_REASONS, GAP_AFTER_REFUSAL
+from tidegate.bench.counts import Counts, SecondCounts
+from tidegate.bench.histogram import Histogram
+from tidegate.bench.machine import Machine, this_machine
+from tidegate.bench.messages import Ready, Report
+from tidegate.bench.plan import Plan
+from tidegate.bench.scrape import ServerUsage
+from tidegate.bench.send_queue import CAPACITY_REASONS, GAP_AFTER_REFUSAL
 
 # Increased when a field is removed or changes its meaning. New fields do not increase it.
 FORMAT = 1

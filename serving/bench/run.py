@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
-from serving.bench.counts import SecondCounts
-from serving.bench.display import ProgressDisplay
-from serving.bench.encoding import Encoding
-from serving.bench.messages import Report, RunTimes, SecondsDone, Task
-from serving.bench.plan import Plan
-from serving.bench.processes import ClientProcesses
-from serving.bench.result import Result, ServedModel, make_result
-from serving.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage
-from serving.core.spec import Floats
+from tidegate.bench.counts import SecondCounts
+from tidegate.bench.display import ProgressDisplay
+from tidegate.bench.encoding import Encoding
+from tidegate.bench.messages import Report, RunTimes, SecondsDone, Task
+from tidegate.bench.plan import Plan
+from tidegate.bench.processes import ClientProcesses
+from tidegate.bench.result import Result, ServedModel, make_result
+from tidegate.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage
+from tidegate.core.spec import Floats
 
 # Sums of times are floats and not exact.
 ROUNDING_S = 1e-6

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from serving.bench.plan import Arrivals
-from serving.core.spec import Array
+from tidegate.bench.plan import Arrivals
+from tidegate.core.spec import Array
 
 # Times that are computed at once: enough to be cheap, few enough (half a millisecond) to delay nothing.
 TIMES_PER_DRAW = 4096

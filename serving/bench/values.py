@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from serving.client import Model
-from serving.core.spec import Floats
+from tidegate.client import Model
+from tidegate.core.spec import Floats
 
 # All streams send these rows in a loop, each from another row.
 RANDOM_ROWS = 4096

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from serving.cli.errors import EXIT_INTERRUPTED
-from serving.runtime.signals import take_signals
+from tidegate.cli.errors import EXIT_INTERRUPTED
+from tidegate.runtime.signals import take_signals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before the imports, which take some hundred milliseconds.
     take_signals(serves=arguments[:1] == ["serve"])
     try:
-        from serving.cli import app  # noqa: PLC0415 - see above
+        from tidegate.cli import app  # noqa: PLC0415 - see above
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     app.main(arguments)

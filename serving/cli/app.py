@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from serving.cli import bench, conformance, streams
-from serving.cli.connection import ConnectionSettings, unavailable, with_server_options
-from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
-from serving.cli.options import AsJson, ModelName, ModelVersion, with_options_of
-from serving.runtime.config import InvalidSetting, ServerConfig
+from tidegate.cli import bench, conformance, streams
+from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_START_FAILED, EXIT_USAGE, CommandError
+from tidegate.cli.options import AsJson, ModelName, ModelVersion, with_options_of
+from tidegate.runtime.config import InvalidSetting, ServerConfig
 
 if TYPE_CHECKING:
-    from serving.client import Model  # imported when a command connects
+    from tidegate.client import Model  # imported when a command connects
 
 TRAINING_COMMANDS = {
     "train": "Learn a model from a sensor series.",
@@ -58,11 +58,11 @@ def serve(
     **settings: Any,
 ) -> None:
     """Serve models over gRPC until SIGTERM or Ctrl-C, then drain."""
-    from serving.core.errors import ContractBroken
-    from serving.runtime.crash_points import VARIABLE, arm
-    from serving.runtime.descriptors import raise_limit
-    from serving.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
-    from serving.runtime.log import start_log
+    from tidegate.core.errors import ContractBroken
+    from tidegate.runtime.crash_points import VARIABLE, arm
+    from tidegate.runtime.descriptors import raise_limit
+    from tidegate.runtime.lifecycle import StartFailed, StopFailed, open_standard_files
+    from tidegate.runtime.log import start_log
 
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise CommandError(f"--log-level: got '{log_level}', expected debug, info, warning or error", EXIT_USAGE)
@@ -116,9 +116,9 @@ def stream(
     scores: Annotated[Path | None, typer.Option(envvar="TIDEGATE_SCORES", help="Write the scores as JSON.")] = None,
 ) -> None:
     """Send a CSV file one timestep at a time and compare predictions with actual values."""
-    from serving.cli.replay import Replay, ReplayFailed
-    from serving.cli.sensor_table import InvalidTable
-    from serving.client import ClientError, ServerUnavailable, StreamLost
+    from tidegate.cli.replay import Replay, ReplayFailed
+    from tidegate.cli.sensor_table import InvalidTable
+    from tidegate.client import ClientError, ServerUnavailable, StreamLost
 
     replay = Replay(
         file,
@@ -153,7 +153,7 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from serving.client import ClientError, InvalidArgument
+    from tidegate.client import ClientError, InvalidArgument
 
     async def fetch() -> list["Model"]:
         async with connection.client() as client:
@@ -244,9 +244,9 @@ def _serve_in_process(config: ServerConfig) -> None:
     """Serves in this process."""
     import uvloop
 
-    from serving.runtime.lifecycle import print_ready
-    from serving.runtime.server import Server
-    from serving.runtime.signals import leave_no_zombies
+    from tidegate.runtime.lifecycle import print_ready
+    from tidegate.runtime.server import Server
+    from tidegate.runtime.signals import leave_no_zombies
 
     leave_no_zombies()
     server = Server(config)
@@ -255,12 +255,12 @@ def _serve_in_process(config: ServerConfig) -> None:
 
 def _serve_with_workers(config: ServerConfig, log_level: str) -> None:
     """Serves in worker processes. This process supervises them and imports nothing that they need."""
-    from serving.runtime.supervisor import Supervisor
+    from tidegate.runtime.supervisor import Supervisor
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     supervisor = Supervisor(
         # The code of this process, not that of the current folder.
-        [sys.executable, "-P", "-m", "serving.cli.worker"],
+        [sys.executable, "-P", "-m", "tidegate.cli.worker"],
         {"log_level": log_level, "config": settings},
         workers=config.worker_count,
         host=config.host,

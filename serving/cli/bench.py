@@ -11,16 +11,16 @@ from urllib.parse import urlsplit
 
 import typer
 
-from serving.cli.connection import Address, unavailable
-from serving.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
-from serving.cli.options import ModelName, ModelVersion
-from serving.cli.outputs import check_outputs, require_matplotlib
+from tidegate.cli.connection import Address, unavailable
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
+from tidegate.cli.options import ModelName, ModelVersion
+from tidegate.cli.outputs import check_outputs, require_matplotlib
 
 if TYPE_CHECKING:
-    from serving.bench.plan import Plan
-    from serving.bench.result import Result
-    from serving.client import Model
-    from serving.core.spec import Floats
+    from tidegate.bench.plan import Plan
+    from tidegate.bench.result import Result
+    from tidegate.client import Model
+    from tidegate.core.spec import Floats
 
 
 def option(name: str, about: str, *flags: str, metavar: str | None = None) -> Any:
@@ -30,7 +30,7 @@ def option(name: str, about: str, *flags: str, metavar: str | None = None) -> An
 
 CLIENT = (
     "light: a light HTTP/2 client, so that the server is the bottleneck. "
-    "python: `serving.client` in a closed loop, which is what a Python program gets."
+    "python: `tidegate.client` in a closed loop, which is what a Python program gets."
 )
 RATE = (
     "Timesteps per second over all streams, independent of the answers (open loop). "
@@ -87,7 +87,7 @@ def _make_plan(given: dict[str, Any]) -> "Plan":
     """Makes the plan from the options. A bad option ends the command with exit code 2."""
     from pydantic import ValidationError
 
-    from serving.bench.plan import Plan
+    from tidegate.bench.plan import Plan
 
     try:
         return Plan(**{name: given[name] for name in Plan.model_fields})  # the options have the names of the fields
@@ -115,7 +115,7 @@ def _check_options(
 
 def _fetch_model(plan: "Plan") -> "Model":
     """Asks the server for the model."""
-    from serving.client import Client, ClientError, ServerUnavailable
+    from tidegate.client import Client, ClientError, ServerUnavailable
 
     async def fetch() -> "Model":
         async with Client(plan.address) as client:
@@ -134,8 +134,8 @@ def _load_values(plan: "Plan", path: Path | None, model: "Model") -> "Floats":
     """Returns the values that the streams send."""
     import numpy as np
 
-    from serving.bench.values import FILE_ROWS_MAX, random_values
-    from serving.cli.sensor_table import InvalidTable, read_table
+    from tidegate.bench.values import FILE_ROWS_MAX, random_values
+    from tidegate.cli.sensor_table import InvalidTable, read_table
 
     if plan.missing and not model.handles_missing:
         raise CommandError(f"--missing: model {model.name}/{model.version} does not accept missing values", EXIT_USAGE)
@@ -157,10 +157,10 @@ def _run(plan: "Plan", path: Path | None, metrics: str | None) -> "Result":
     """Runs the bench."""
     from rich.console import Console
 
-    from serving.bench.processes import ClientProcesses, ClientProcessFailed
-    from serving.bench.result import ServedModel
-    from serving.bench.run import BenchFailed, BenchRun, Interrupted
-    from serving.bench.scrape import ScrapeFailed, scrape
+    from tidegate.bench.processes import ClientProcesses, ClientProcessFailed
+    from tidegate.bench.result import ServedModel
+    from tidegate.bench.run import BenchFailed, BenchRun, Interrupted
+    from tidegate.bench.scrape import ScrapeFailed, scrape
 
     model = _fetch_model(plan)
     values = _load_values(plan, path, model)
@@ -202,12 +202,12 @@ def _write_report(result: "Result", json: Path | None, png: Path | None) -> None
     """Prints the tables and writes the files."""
     from rich.console import Console
 
-    from serving.bench.display import print_result
+    from tidegate.bench.display import print_result
 
     print_result(Console(), result)
     if json is not None:
         json.write_text(result.model_dump_json(indent=2) + "\n", "utf-8")
     if png is not None:
-        from serving.bench.plot import save_plot  # needs matplotlib, an optional dependency
+        from tidegate.bench.plot import save_plot  # needs matplotlib, an optional dependency
 
         save_plot(result, png)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED, EXIT_USAGE, CommandError
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_START_FAILED, EXIT_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from serving.conformance.rules import Violation
+    from tidegate.conformance.rules import Violation
 
 
 class Level(StrEnum):
@@ -49,7 +49,7 @@ def conformance(
     When its stream is lost, it writes `REASON: message` to stderr and exits with 1. Without a command, scenarios are
     served until Ctrl-C. A client plays one by opening the stream with its name and sending 1, 2, 3, ...
     """
-    from serving.conformance import runner  # the import of grpc takes half a second, too long for --help
+    from tidegate.conformance import runner  # the import of grpc takes half a second, too long for --help
 
     try:
         names = runner.select_scenarios(level, only)
@@ -78,8 +78,8 @@ def _print_list(names: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from serving.conformance.rules import RULES
-    from serving.conformance.scenarios import SCENARIOS
+    from tidegate.conformance.rules import RULES
+    from tidegate.conformance.scenarios import SCENARIOS
 
     scenarios = Table("scenario", "what is played", box=None)
     for name in names:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
-from serving.runtime.host import WILDCARDS, is_unix, with_port
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
+from tidegate.runtime.host import WILDCARDS, is_unix, with_port
 
 if TYPE_CHECKING:
     import grpc  # imported when a command connects
 
-    from serving.client import Client
+    from tidegate.client import Client
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class ConnectionSettings:
 
     def client(self) -> "Client":
         """Makes a client. An event loop must be running."""
-        from serving.client import Client  # noqa: PLC0415 - as above
+        from tidegate.client import Client  # noqa: PLC0415 - as above
 
         return Client(self.address, credentials=self.credentials, metadata=self.metadata)
 
@@ -144,7 +144,7 @@ def make_connection(
     Raises:
         CommandError: the options contradict each other, or a file cannot be read.
     """
-    from serving.client import InvalidArgument, arguments  # noqa: PLC0415 - as above
+    from tidegate.client import InvalidArgument, arguments  # noqa: PLC0415 - as above
 
     try:
         arguments.address("address", address)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import numpy as np
 
-from serving.core.spec import Array, Floats
+from tidegate.core.spec import Array, Floats
 
 
 @dataclass(frozen=True, slots=True)

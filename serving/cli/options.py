@@ -18,7 +18,7 @@ def with_options_of(settings: type[Any]) -> Callable[[Callable[..., T]], Callabl
     """Adds an option for each field of a settings class to a command, which gets them as keyword arguments.
 
     A field `batch_max` becomes --batch-max and the environment variable TIDEGATE_BATCH_MAX. Its metadata is a
-    `serving.runtime.config.Setting`. A duration stays text until the settings class parses it.
+    `tidegate.runtime.config.Setting`. A duration stays text until the settings class parses it.
     """
 
     def add_options(command: Callable[..., T]) -> Callable[..., T]:

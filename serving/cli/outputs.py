@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from serving.cli.errors import EXIT_USAGE, CommandError
+from tidegate.cli.errors import EXIT_USAGE, CommandError
 
 
 def check_outputs(*paths: Path | None) -> None:

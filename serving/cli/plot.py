@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from serving.cli.forecast_scores import ForecastScorer, percent
+from tidegate.cli.forecast_scores import ForecastScorer, percent
 
 mpl.use("Agg")  # draws to a file, without a display
 from matplotlib import pyplot as plt

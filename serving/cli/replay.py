@@ -15,12 +15,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from serving.cli.connection import ConnectionSettings
-from serving.cli.forecast_scores import ForecastScorer, Score, percent
-from serving.cli.outputs import check_outputs, require_matplotlib
-from serving.cli.sensor_table import SensorTable, read_table
-from serving.client import Client, Model, Overloaded, Prediction, Stream
-from serving.core.spec import Floats, Output
+from tidegate.cli.connection import ConnectionSettings
+from tidegate.cli.forecast_scores import ForecastScorer, Score, percent
+from tidegate.cli.outputs import check_outputs, require_matplotlib
+from tidegate.cli.sensor_table import SensorTable, read_table
+from tidegate.client import Client, Model, Overloaded, Prediction, Stream
+from tidegate.core.spec import Floats, Output
 
 SECONDS_PER_DAY = 86400
 # Fast enough to look live, slow enough to need no CPU.
@@ -241,7 +241,7 @@ def _plot_longest(sent: list[ReplayedSeries], file: Path, path: Path) -> None:
     most = max(sent, key=lambda one: len(one.predictions))
     if most.scorer is None:
         raise ReplayFailed(f"--plot: model {most.model.name} forecasts no column of {file}")
-    from serving.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, an optional dependency
+    from tidegate.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, an optional dependency
 
     plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.core.spec import Floats
+from tidegate.core.spec import Floats
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The usual ways to write a missing value.

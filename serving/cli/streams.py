@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from serving.cli.connection import ConnectionSettings, unavailable, with_server_options
-from serving.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
-from serving.cli.options import AsJson
+from tidegate.cli.connection import ConnectionSettings, unavailable, with_server_options
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_USAGE, CommandError
+from tidegate.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from serving.client import Client, StreamInfo  # imported when a command connects
+    from tidegate.client import Client, StreamInfo  # imported when a command connects
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def fork(
 
 def _call(connection: ConnectionSettings, request: "Callable[[Client], Awaitable[T]]") -> T:
     """Connects, makes a request, and turns an error into one line."""
-    from serving.client import ClientError, InvalidArgument, ServerUnavailable
+    from tidegate.client import ClientError, InvalidArgument, ServerUnavailable
 
     async def fetch() -> T:
         async with connection.client() as client:

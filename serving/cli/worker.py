@@ -1,6 +1,6 @@
-"""A worker process, which only the supervisor starts: `python -m serving.cli.worker NUMBER FD`.
+"""A worker process, which only the supervisor starts: `python -m tidegate.cli.worker NUMBER FD`.
 
-FD is the descriptor of the worker's end of the connection to the supervisor (see `serving.runtime.worker_process`). The worker
+FD is the descriptor of the worker's end of the connection to the supervisor (see `tidegate.runtime.worker_process`). The worker
 reads its settings from there and serves. It drains when the supervisor asks for it or has ended.
 """
 
@@ -14,14 +14,14 @@ import sys
 
 import uvloop
 
-from serving.cli.errors import EXIT_FAILURE, EXIT_START_FAILED
-from serving.core.errors import ContractBroken
-from serving.runtime.config import ServerConfig
-from serving.runtime.crash_points import VARIABLE, arm
-from serving.runtime.lifecycle import StartFailed, StopFailed
-from serving.runtime.log import start_log
-from serving.runtime.server import Server, WorkerContext
-from serving.runtime.worker_process import BLOCKED_SIGNALS, DRAIN
+from tidegate.cli.errors import EXIT_FAILURE, EXIT_START_FAILED
+from tidegate.core.errors import ContractBroken
+from tidegate.runtime.config import ServerConfig
+from tidegate.runtime.crash_points import VARIABLE, arm
+from tidegate.runtime.lifecycle import StartFailed, StopFailed
+from tidegate.runtime.log import start_log
+from tidegate.runtime.server import Server, WorkerContext
+from tidegate.runtime.worker_process import BLOCKED_SIGNALS, DRAIN
 
 log = logging.getLogger("tidegate.worker")
 

@@ -1,4 +1,4 @@
-"""An asynchronous client. `serving.blocking` offers the same to programs without an event loop.
+"""An asynchronous client. `tidegate.blocking` offers the same to programs without an event loop.
 
     async with Client("localhost:50051") as client:
         async with client.open("pump-7") as stream:
@@ -19,7 +19,7 @@ A program that holds no call open asks for one timestep at a time, by its number
 A client belongs to the process that made it: a process that is forked, as `multiprocessing` does by default on Linux before
 Python 3.14, makes its own. One that uses the other's is told so by `WrongProcess`.
 
-What can go wrong nevertheless is drawn in `serving.client.errors`.
+What can go wrong nevertheless is drawn in `tidegate.client.errors`.
 """
 
 import os
@@ -28,9 +28,9 @@ import os
 # child that never touches it. They count while grpc is being loaded; whoever wants them says so in the environment.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from serving.client.block import Block
-from serving.client.client import Client, Existence
-from serving.client.errors import (
+from tidegate.client.block import Block
+from tidegate.client.client import Client, Existence
+from tidegate.client.errors import (
     AnswerLost,
     ClientError,
     DataLost,
@@ -57,10 +57,10 @@ from serving.client.errors import (
     WrongOrder,
     WrongProcess,
 )
-from serving.client.inputs import Some, Timesteps, Values
-from serving.client.retry import Backoff
-from serving.client.stream import Stream
-from serving.client.types import Model, Prediction, Predictions, StreamInfo
+from tidegate.client.inputs import Some, Timesteps, Values
+from tidegate.client.retry import Backoff
+from tidegate.client.stream import Stream
+from tidegate.client.types import Model, Prediction, Predictions, StreamInfo
 
 __all__ = [
     "AnswerLost",

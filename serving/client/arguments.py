@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.client.errors import InvalidArgument
+from tidegate.client.errors import InvalidArgument
 
 Kind = TypeVar("Kind")
 Other = TypeVar("Other")

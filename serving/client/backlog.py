@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from serving.client.buffer import Buffer, Single
-from serving.client.errors import ClientError
-from serving.client.message import Message
-from serving.client.results import Answers, BlockResults, Deliver, Group, Waiter, cut, deliver, log, lost_answer
-from serving.client.table import StreamTable, rank
-from serving.client.types import Model, Prediction
-from serving.core.spec import Floats, Ints, Output
+from tidegate.client.buffer import Buffer, Single
+from tidegate.client.errors import ClientError
+from tidegate.client.message import Message
+from tidegate.client.results import Answers, BlockResults, Deliver, Group, Waiter, cut, deliver, log, lost_answer
+from tidegate.client.table import StreamTable, rank
+from tidegate.client.types import Model, Prediction
+from tidegate.core.spec import Floats, Ints, Output
 
 # What stands for the results of timesteps that have a caller each; their places are those of the callers in `Backlog._singles`.
 SINGLES = 0

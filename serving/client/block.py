@@ -6,12 +6,12 @@ What concerns one stream touches no other: it is refused, held back or lost alon
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from serving.client.errors import ClientError
-from serving.client.inputs import Some, Timesteps, columns, parts_of
-from serving.client.results import BlockResults
-from serving.client.types import Predictions
-from serving.client.view import Rows, View, answers
-from serving.core.spec import Ints
+from tidegate.client.errors import ClientError
+from tidegate.client.inputs import Some, Timesteps, columns, parts_of
+from tidegate.client.results import BlockResults
+from tidegate.client.types import Predictions
+from tidegate.client.view import Rows, View, answers
+from tidegate.core.spec import Ints
 
 Pending = asyncio.Future[Predictions]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.client.results import Bools, Group, Waiter
-from serving.client.types import Model
-from serving.core.spec import Array, Floats, Ints
+from tidegate.client.results import Bools, Group, Waiter
+from tidegate.client.types import Model
+from tidegate.core.spec import Array, Floats, Ints
 
 # Rows that have left are swept out when the buffer is twice as long as after the last sweep, so that sweeping costs a row
 # next to nothing. A shorter one is not worth it.

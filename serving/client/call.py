@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 
-from serving.client.errors import ClientError, ServerUnavailable, StreamLost, StreamRefused, error_of, lost_by
+from tidegate.client.errors import ClientError, ServerUnavailable, StreamLost, StreamRefused, error_of, lost_by
 
 
 class CallEnded(Exception):

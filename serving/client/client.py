@@ -7,18 +7,18 @@ from uuid import uuid4
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import arguments
-from serving.client.block import Block
-from serving.client.connection import Connection, make_channel
-from serving.client.errors import InvalidArgument, WrongOrder
-from serving.client.inputs import Values
-from serving.client.retry import Backoff, Limits
-from serving.client.session import Session
-from serving.client.single import Single
-from serving.client.stream import Stream
-from serving.client.types import STATES, Model, Prediction, StreamInfo, info_of, model_of
-from serving.core.spec import STEP_MAX
+from tidegate.client import arguments
+from tidegate.client.block import Block
+from tidegate.client.connection import Connection, make_channel
+from tidegate.client.errors import InvalidArgument, WrongOrder
+from tidegate.client.inputs import Values
+from tidegate.client.retry import Backoff, Limits
+from tidegate.client.session import Session
+from tidegate.client.single import Single
+from tidegate.client.stream import Stream
+from tidegate.client.types import STATES, Model, Prediction, StreamInfo, info_of, model_of
+from tidegate.core.spec import STEP_MAX
+from tidegate.v1 import tidegate_pb2 as pb
 
 Kept = TypeVar("Kept", bound=Stream | Block)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.client.errors import WrongOrder, WrongProcess, error_of
+from tidegate.client.errors import WrongOrder, WrongProcess, error_of
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 # Sessions decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
 RECONNECT_MS_FIRST = 100

@@ -37,8 +37,8 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.names import reason_name
+from tidegate.rpc.names import reason_name
+from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 
-from serving.client.arguments import shown
-from serving.client.errors import InvalidTimestep
-from serving.core.spec import Array, Feature, Floats, Ints
+from tidegate.client.arguments import shown
+from tidegate.client.errors import InvalidTimestep
+from tidegate.core.spec import Array, Feature, Floats, Ints
 
 Other = TypeVar("Other")
 

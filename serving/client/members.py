@@ -1,6 +1,6 @@
 """The streams of a session: opens, closes and ends them.
 
-It is the base of `serving.client.session.Session`, which makes the calls. `serving.client.window` keeps the timesteps.
+It is the base of `tidegate.client.session.Session`, which makes the calls. `tidegate.client.window` keeps the timesteps.
 
 Laws:
 1. One open is in flight at a time: what the first says of the model is asked for by the rest of its block.
@@ -17,11 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.buffer import Buffer
-from serving.client.call import Call, CallEnded
-from serving.client.connection import Connection
-from serving.client.errors import (
+from tidegate.client.buffer import Buffer
+from tidegate.client.call import Call, CallEnded
+from tidegate.client.connection import Connection
+from tidegate.client.errors import (
     ClientError,
     ModelMismatch,
     ServerUnavailable,
@@ -31,12 +30,13 @@ from serving.client.errors import (
     TakenOver,
     ending_of,
 )
-from serving.client.results import Deliver
-from serving.client.retry import Breaks, Limits, Retry, Shortage
-from serving.client.types import Model, difference, model_of
-from serving.client.window import Window
-from serving.client.wire import KINDS, rows_max
-from serving.core.spec import Ints
+from tidegate.client.results import Deliver
+from tidegate.client.retry import Breaks, Limits, Retry, Shortage
+from tidegate.client.types import Model, difference, model_of
+from tidegate.client.window import Window
+from tidegate.client.wire import KINDS, rows_max
+from tidegate.core.spec import Ints
+from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.client.buffer import Buffer
-from serving.client.errors import StreamLost
-from serving.client.results import Waiter
-from serving.core.spec import Floats, Ints
+from tidegate.client.buffer import Buffer
+from tidegate.client.errors import StreamLost
+from tidegate.client.results import Waiter
+from tidegate.core.spec import Floats, Ints
 
 
 class Repeat(NamedTuple):

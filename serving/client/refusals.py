@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.call import CallEnded
-from serving.client.errors import (
+from tidegate.client.call import CallEnded
+from tidegate.client.errors import (
     AGAIN,
     AnswerLost,
     ClientError,
@@ -22,12 +21,13 @@ from serving.client.errors import (
     diverged_by,
     refusal_of,
 )
-from serving.client.message import Message, check_numbers
-from serving.client.results import Answers
-from serving.client.retry import Shortage
-from serving.client.types import Prediction
-from serving.client.window import NO_ROWS, Window, first_of_each
-from serving.core.spec import Ints
+from tidegate.client.message import Message, check_numbers
+from tidegate.client.results import Answers
+from tidegate.client.retry import Shortage
+from tidegate.client.types import Prediction
+from tidegate.client.window import NO_ROWS, Window, first_of_each
+from tidegate.core.spec import Ints
+from tidegate.v1 import tidegate_pb2 as pb
 
 Refused = Mapping[int, ClientError]
 

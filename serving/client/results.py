@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.client.errors import AnswerLost, ClientError
-from serving.client.types import Prediction, Predictions
-from serving.core.spec import Array, Ints, Output
+from tidegate.client.errors import AnswerLost, ClientError
+from tidegate.client.types import Prediction, Predictions
+from tidegate.core.spec import Array, Ints, Output
 
 log = logging.getLogger("tidegate.client")
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from serving.client.errors import AGAIN, ClientError
-from serving.client.window import Window
+from tidegate.client.errors import AGAIN, ClientError
+from tidegate.client.window import Window
 
 log = logging.getLogger("tidegate.client")
 
@@ -46,7 +46,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a stream tries, and how much it keeps; see `serving.client.Client`."""
+    """How long a stream tries, and how much it keeps; see `tidegate.client.Client`."""
 
     timeout_s: float
     reconnect_s: float

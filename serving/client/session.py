@@ -1,7 +1,7 @@
 """All streams of a client on one call. A session reopens a broken call, and delivers each prediction once and in order.
 
-What to send and whose an answer is, `serving.client.window` decides; `serving.client.members` opens streams;
-`serving.client.call` speaks; here the call is kept open, and streams are closed. Streams join and leave it at any time.
+What to send and whose an answer is, `tidegate.client.window` decides; `tidegate.client.members` opens streams;
+`tidegate.client.call` speaks; here the call is kept open, and streams are closed. Streams join and leave it at any time.
 
 Laws:
 1. One task a session reads, opens again and decides. A caller that is cancelled touches no call.
@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.buffer import Buffer
-from serving.client.call import Call, CallEnded
-from serving.client.connection import Connection
-from serving.client.errors import AGAIN, ClientError, ServerUnavailable, StreamLost, StreamNotFound, ending_of, lost_by
-from serving.client.members import FRAME_BYTES, Member, Members, View
-from serving.client.message import SingleMessage
-from serving.client.refusals import Decision, Refusals
-from serving.client.results import Delivery, Group, Waiter, deliver
-from serving.client.retry import Limits, tried_for
-from serving.client.wire import decode_answers, decode_durable, encode_block, encode_single
+from tidegate.client.buffer import Buffer
+from tidegate.client.call import Call, CallEnded
+from tidegate.client.connection import Connection
+from tidegate.client.errors import AGAIN, ClientError, ServerUnavailable, StreamLost, StreamNotFound, ending_of, lost_by
+from tidegate.client.members import FRAME_BYTES, Member, Members, View
+from tidegate.client.message import SingleMessage
+from tidegate.client.refusals import Decision, Refusals
+from tidegate.client.results import Delivery, Group, Waiter, deliver
+from tidegate.client.retry import Limits, tried_for
+from tidegate.client.wire import decode_answers, decode_durable, encode_block, encode_single
+from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 

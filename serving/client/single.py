@@ -3,12 +3,12 @@
 The description of a model that has run one is asked for once.
 """
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.connection import Connection
-from serving.client.errors import AnswerLost, ClientError, StreamNotFound
-from serving.client.inputs import Values, has_names, pack
-from serving.client.retry import Limits, Retry
-from serving.client.types import Model, Prediction, model_of
+from tidegate.client.connection import Connection
+from tidegate.client.errors import AnswerLost, ClientError, StreamNotFound
+from tidegate.client.inputs import Values, has_names, pack
+from tidegate.client.retry import Limits, Retry
+from tidegate.client.types import Model, Prediction, model_of
+from tidegate.v1 import tidegate_pb2 as pb
 
 # A server has some models of some versions each. Beyond these the oldest are asked for again.
 DESCRIPTIONS_MAX = 64
@@ -23,7 +23,7 @@ class Single:
         self._descriptions: dict[tuple[str, str], Model] = {}  # by name and version
 
     async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
-        """The prediction for a request whose values are these; see `serving.client.Client.predict_one`."""
+        """The prediction for a request whose values are these; see `tidegate.client.Client.predict_one`."""
         features = (await self._model_of(request)).features if has_names(values) else None
         request.values = pack(values, features)
         retry = Retry(self._limits, self._connection.may_be_up)

@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import arguments
-from serving.client.errors import InvalidArgument, InvalidTimestep, StepGap
-from serving.client.inputs import Packer, Values, rows_in_order
-from serving.client.message import Repeat
-from serving.client.results import Group
-from serving.client.session import Session
-from serving.client.types import Prediction
-from serving.client.view import Rows, View, answers
-from serving.core.spec import STEP_MAX
+from tidegate.client import arguments
+from tidegate.client.errors import InvalidArgument, InvalidTimestep, StepGap
+from tidegate.client.inputs import Packer, Values, rows_in_order
+from tidegate.client.message import Repeat
+from tidegate.client.results import Group
+from tidegate.client.session import Session
+from tidegate.client.types import Prediction
+from tidegate.client.view import Rows, View, answers
+from tidegate.core.spec import STEP_MAX
+from tidegate.v1 import tidegate_pb2 as pb
 
 Pending = asyncio.Future[Prediction]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.client.results import Bools
-from serving.core.spec import Array, Ints
+from tidegate.client.results import Bools
+from tidegate.core.spec import Array, Ints
 
 CAPACITY_FIRST = 16
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.errors import ClientError, ModelMismatch
-from serving.core.spec import Array, Feature, Ints, ModelId, Output
-from serving.rpc import wire
+from tidegate.client.errors import ClientError, ModelMismatch
+from tidegate.core.spec import Array, Feature, Ints, ModelId, Output
+from tidegate.rpc import wire
+from tidegate.v1 import tidegate_pb2 as pb
 
 # Where a stream is in its life, as people write it.
 STATES: Mapping[str, pb.Stream.State] = {

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import arguments
-from serving.client.buffer import Buffer
-from serving.client.errors import ClientError, InvalidTimestep, StreamLost
-from serving.client.session import Session
-from serving.client.types import Model
-from serving.core.spec import Ints
+from tidegate.client import arguments
+from tidegate.client.buffer import Buffer
+from tidegate.client.errors import ClientError, InvalidTimestep, StreamLost
+from tidegate.client.session import Session
+from tidegate.client.types import Model
+from tidegate.core.spec import Ints
+from tidegate.v1 import tidegate_pb2 as pb
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")

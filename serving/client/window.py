@@ -1,6 +1,6 @@
 """The state of a client's streams, in columns: the number of each timestep, what to send next, and what an answer answers.
 
-It decides and does nothing: no asyncio, no grpc, no clock. `serving.client.session` sends what `take` gives, and tells it what
+It decides and does nothing: no asyncio, no grpc, no clock. `tidegate.client.session` sends what `take` gives, and tells it what
 came back. Streams go by their index.
 
 Laws:
@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.client.backlog import SINGLES, Backlog
-from serving.client.buffer import Buffer
-from serving.client.errors import ClientError, Diverged, StreamLost, diverged_by
-from serving.client.message import Message, Repeat, SingleMessage, check_numbers
-from serving.client.results import Answers, Bools, Deliver, deliver
-from serving.client.types import Prediction
-from serving.core.spec import Floats, Ints
+from tidegate.client.backlog import SINGLES, Backlog
+from tidegate.client.buffer import Buffer
+from tidegate.client.errors import ClientError, Diverged, StreamLost, diverged_by
+from tidegate.client.message import Message, Repeat, SingleMessage, check_numbers
+from tidegate.client.results import Answers, Bools, Deliver, deliver
+from tidegate.client.types import Prediction
+from tidegate.core.spec import Floats, Ints
 
 NO_ROWS: Ints = np.empty(0, np.int64)
 

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.errors import StreamLost
-from serving.client.message import Message, SingleMessage
-from serving.client.results import Answers, Bools
-from serving.client.types import Model
-from serving.core.spec import Ints, Output
+from tidegate.client.errors import StreamLost
+from tidegate.client.message import Message, SingleMessage
+from tidegate.client.results import Answers, Bools
+from tidegate.client.types import Model
+from tidegate.core.spec import Ints, Output
+from tidegate.v1 import tidegate_pb2 as pb
 
 # What the protocol allows.
 ROWS_MAX = 65_536

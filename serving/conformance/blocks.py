@@ -15,10 +15,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.predict import write_to
-from serving.conformance.scenario_run import Call, CallEnded, ScenarioRun
-from serving.conformance.toy_model import make_error, make_status
+from tidegate.conformance.predict import write_to
+from tidegate.conformance.scenario_run import Call, CallEnded, ScenarioRun
+from tidegate.conformance.toy_model import make_error, make_status
+from tidegate.v1 import tidegate_pb2 as pb
 
 # The reasons that end one stream and not its call, by `EndedStreams`.
 STREAM_REASONS = ("TAKEN_OVER", "STREAM_NOT_FOUND", "STREAM_EXPIRED", "STATE_LOST")

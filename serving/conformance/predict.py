@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.scenario_run import Call, CallEnded, ScenarioRun
+from tidegate.conformance.scenario_run import Call, CallEnded, ScenarioRun
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 class PredictCall(Call):

@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.scenario_run import CallEnded, ScenarioRun
-from serving.conformance.scenarios import RETRY_SECONDS, check_back_off, check_retry_after, scenario
-from serving.conformance.toy_model import make_status
+from tidegate.conformance.scenario_run import CallEnded, ScenarioRun
+from tidegate.conformance.scenarios import RETRY_SECONDS, check_back_off, check_retry_after, scenario
+from tidegate.conformance.toy_model import make_status
+from tidegate.v1 import tidegate_pb2 as pb
 
 ONE = ("one",)
 # A longer deadline counts as none: a client must notice a frozen server within a minute.

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-import serving.conformance.predict_one  # noqa: F401 - registers its scenarios
-from serving.conformance.rules import Violation
-from serving.conformance.scenario_run import CallEnded, ScenarioRun
-from serving.conformance.scenarios import SCENARIOS
-from serving.conformance.server import serve
+import tidegate.conformance.predict_one  # noqa: F401 - registers its scenarios
+from tidegate.conformance.rules import Violation
+from tidegate.conformance.scenario_run import CallEnded, ScenarioRun
+from tidegate.conformance.scenarios import SCENARIOS
+from tidegate.conformance.server import serve
 
 # The number of programs that run at the same time. Each uses a core while it starts.
 PROGRAMS_MAX = 4

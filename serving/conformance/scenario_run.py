@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.rules import RULES, Violation
-from serving.conformance.toy_model import MODEL, WINDOW, make_error, make_status, pack
+from tidegate.conformance.rules import RULES, Violation
+from tidegate.conformance.toy_model import MODEL, WINDOW, make_error, make_status, pack
+from tidegate.v1 import tidegate_pb2 as pb
 
 Item = TypeVar("Item")
 

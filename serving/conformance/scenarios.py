@@ -5,9 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.scenario_run import Call, ScenarioRun
-from serving.conformance.toy_model import WINDOW, pack
+from tidegate.conformance.scenario_run import Call, ScenarioRun
+from tidegate.conformance.toy_model import WINDOW, pack
+from tidegate.v1 import tidegate_pb2 as pb
 
 Script = Callable[[ScenarioRun], Awaitable[None]]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.conformance.blocks import PredictBlocksRpc
-from serving.conformance.predict import PredictCall
-from serving.conformance.predict_one import PredictOneCall, check_request
-from serving.conformance.scenario_run import CallEnded, ScenarioRun
-from serving.conformance.toy_model import MODEL, make_status
+from tidegate.conformance.blocks import PredictBlocksRpc
+from tidegate.conformance.predict import PredictCall
+from tidegate.conformance.predict_one import PredictOneCall, check_request
+from tidegate.conformance.scenario_run import CallEnded, ScenarioRun
+from tidegate.conformance.toy_model import MODEL, make_status
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 class ScriptedService(pb_grpc.TidegateServiceServicer):

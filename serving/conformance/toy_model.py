@@ -9,7 +9,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2 as pb
 
 MODEL = pb.Model(
     name="toy",

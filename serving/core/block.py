@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.engine import BatchResult, Engine, RowStatus, refusal_error
-from serving.core.errors import ModelFailed, TimestepRefused
-from serving.core.handle_table import Selection
-from serving.core.spec import Array, Floats, Ints
-from serving.core.value_hash import Hashes
+from tidegate.core.engine import BatchResult, Engine, RowStatus, refusal_error
+from tidegate.core.errors import ModelFailed, TimestepRefused
+from tidegate.core.handle_table import Selection
+from tidegate.core.spec import Array, Floats, Ints
+from tidegate.core.value_hash import Hashes
 
 # Which rows of a block: a slice where the rows are contiguous, which is the usual case, else their numbers.
 RowIndex = slice | Ints

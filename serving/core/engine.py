@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused, ValuesDiffer
-from serving.core.model import Model
-from serving.core.slots import Slots
-from serving.core.spec import STEP_MAX, Arrays, Floats, Ints, Prediction, Spec, Timestep
-from serving.core.value_hash import Hashes, value_hash
+from tidegate.core.errors import ModelFailed, NoStepLeft, NotFinite, StepGap, TimestepRefused, ValuesDiffer
+from tidegate.core.model import Model
+from tidegate.core.slots import Slots
+from tidegate.core.spec import STEP_MAX, Arrays, Floats, Ints, Prediction, Spec, Timestep
+from tidegate.core.value_hash import Hashes, value_hash
 
 NO_FAILURES: Mapping[int, ModelFailed] = {}
 

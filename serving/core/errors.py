@@ -30,7 +30,7 @@
     │   └── StoreGone            the store was removed or replaced; only a restart of the server helps
     └── ContractBroken         a model file cannot be served; raised when it is loaded
 
-Attributes carry the values. `serving.rpc.status` maps each error to a gRPC status.
+Attributes carry the values. `tidegate.rpc.status` maps each error to a gRPC status.
 """
 
 import math

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.errors import InvalidField
-from serving.core.slots import NO_ROWS, Slots
-from serving.core.spec import Ints, Spec
-from serving.core.streams import Lease
+from tidegate.core.errors import InvalidField
+from tidegate.core.slots import NO_ROWS, Slots
+from tidegate.core.spec import Ints, Spec
+from tidegate.core.streams import Lease
 
 # A call never reuses a handle, and a gateway may open and close streams for as long as its call lasts: 24 MB of
 # columns.

@@ -6,7 +6,7 @@ stream again.
 
 from collections import OrderedDict
 
-from serving.core.spec import Key
+from tidegate.core.spec import Key
 
 # About 250 bytes each: 2.5 MB in all, however many streams come and go.
 STREAMS_MAX = 10_000

@@ -7,10 +7,10 @@ have written.
 
 import numpy as np
 
-from serving.core.errors import InvalidField
-from serving.core.slots import Slots
-from serving.core.spec import STEP_MAX, Array, Checkpoint
-from serving.core.stream_id import check_stream_id
+from tidegate.core.errors import InvalidField
+from tidegate.core.slots import Slots
+from tidegate.core.spec import STEP_MAX, Array, Checkpoint
+from tidegate.core.stream_id import check_stream_id
 
 FIELD = "checkpoint"
 # The largest number of remembered answers that a server can be configured with.

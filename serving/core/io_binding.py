@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.core.spec import Arrays, Floats, Spec
+from tidegate.core.spec import Arrays, Floats, Spec
 
 
 class RowBinding:

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.core.errors import ContractBroken, ModelFailed
-from serving.core.io_binding import BatchBinding, RowBinding
-from serving.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, StateTensor
+from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.io_binding import BatchBinding, RowBinding
+from tidegate.core.spec import Arrays, Feature, Floats, Ints, Output, Spec, StateTensor
 
 # Serving sends no telemetry. The variable works while onnxruntime is loaded, the call below from then on.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.spec import Arrays, Ints, Key, Spec
-from serving.core.value_hash import UNKNOWN, Hashes
+from tidegate.core.spec import Arrays, Ints, Key, Spec
+from tidegate.core.value_hash import UNKNOWN, Hashes
 
 # The step of a free row. No timestep has it, so a row that is acquired again is seen to have changed.
 FREE_SLOT_STEP = -1

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Mapping
 
-from serving.core.errors import InvalidField
+from tidegate.core.errors import InvalidField
 
 # Long enough for any path-like name, short enough for a key in every store.
 STREAM_ID_BYTES_MAX = 256

@@ -20,7 +20,7 @@ from itertools import count
 
 import numpy as np
 
-from serving.core.errors import (
+from tidegate.core.errors import (
     CheckpointBroken,
     ModelMismatch,
     StateLost,
@@ -30,8 +30,8 @@ from serving.core.errors import (
     TakenOver,
     TidegateError,
 )
-from serving.core.slots import Slots
-from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
+from tidegate.core.slots import Slots
+from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId, Spec
 
 
 class Phase(Enum):

@@ -13,7 +13,7 @@ from struct import Struct
 import numpy as np
 import numpy.typing as npt
 
-from serving.core.spec import Floats
+from tidegate.core.spec import Floats
 
 Hashes = npt.NDArray[np.uint64]
 

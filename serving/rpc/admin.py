@@ -4,15 +4,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, TypeVar
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.core.errors import TidegateError
-from serving.core.spec import Key
-from serving.core.stream_id import check_stream_id
-from serving.rpc import wire
-from serving.rpc.backend import DEFAULT_TENANT, AdminBackend
-from serving.rpc.status import abort
-from serving.rpc.time_slice import TimeSlice
+from tidegate.core.errors import TidegateError
+from tidegate.core.spec import Key
+from tidegate.core.stream_id import check_stream_id
+from tidegate.rpc import wire
+from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend
+from tidegate.rpc.status import abort
+from tidegate.rpc.time_slice import TimeSlice
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 PAGE_SIZE = 100
 # A page of ten thousand streams is about a megabyte, a quarter of what gRPC clients accept by default.

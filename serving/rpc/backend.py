@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from serving.core.spec import Key, ModelId, Prediction, Spec, Timestep
-from serving.core.streams import Lease, OpenKind, OpenOptions, Phase
+from tidegate.core.spec import Key, ModelId, Prediction, Spec, Timestep
+from tidegate.core.streams import Lease, OpenKind, OpenOptions, Phase
 
 if TYPE_CHECKING:
-    from serving.core.block import Block  # importing it loads onnxruntime, and clients import this module with the wire
+    from tidegate.core.block import (
+        Block,  # importing it loads onnxruntime, and clients import this module with the wire
+    )
 
 # The tenant of every stream, as long as callers have no tokens.
 DEFAULT_TENANT = "default"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField, TidegateError
-from serving.core.handle_table import HandleTable
-from serving.core.spec import STEP_MAX, Array, Floats, Ints
-from serving.core.streams import Lease
-from serving.rpc import wire
-from serving.rpc.status import wire_status
+from tidegate.core.errors import InvalidField, TidegateError
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import STEP_MAX, Array, Floats, Ints
+from tidegate.core.streams import Lease
+from tidegate.rpc import wire
+from tidegate.rpc.status import wire_status
+from tidegate.v1 import tidegate_pb2 as pb
 
 # A block with so many rows is 3 MB with eight features, and a tenth of a second of work for a small model.
 ROWS_MAX = 65_536

@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.core.errors import InvalidField
-from serving.rpc.call import Context
-from serving.rpc.status import abort
+from tidegate.core.errors import InvalidField
+from tidegate.rpc.call import Context
+from tidegate.rpc.status import abort
 
 # grpc ships no types; this stands for grpc.RpcMethodHandler.
 Handler = Any

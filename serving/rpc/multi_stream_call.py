@@ -13,18 +13,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField, TidegateError, TooManyStreams
-from serving.core.handle_table import CLIENT_BUFFER_DEFAULT, HANDLES_MAX, HandleTable
-from serving.core.spec import Ints, Key
-from serving.core.stream_id import check_stream_id
-from serving.core.streams import Lease
-from serving.rpc import columns, wire
-from serving.rpc.backend import DEFAULT_TENANT, CloseReason, ModelInfo, StreamBackend
-from serving.rpc.background_queue import wait_for_end
-from serving.rpc.call import Call, Context, log_failure
-from serving.rpc.stream_quota import StreamQuota
-from serving.rpc.time_slice import TimeSlice
+from tidegate.core.errors import InvalidField, TidegateError, TooManyStreams
+from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT, HANDLES_MAX, HandleTable
+from tidegate.core.spec import Ints, Key
+from tidegate.core.stream_id import check_stream_id
+from tidegate.core.streams import Lease
+from tidegate.rpc import columns, wire
+from tidegate.rpc.backend import DEFAULT_TENANT, CloseReason, ModelInfo, StreamBackend
+from tidegate.rpc.background_queue import wait_for_end
+from tidegate.rpc.call import Call, Context, log_failure
+from tidegate.rpc.stream_quota import StreamQuota
+from tidegate.rpc.time_slice import TimeSlice
+from tidegate.v1 import tidegate_pb2 as pb
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 def reason_name(reason: int) -> str:

@@ -21,27 +21,27 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.block import Block
-from serving.core.engine import RowStatus
-from serving.core.errors import (
+from tidegate.core.block import Block
+from tidegate.core.engine import RowStatus
+from tidegate.core.errors import (
     InvalidField,
     Stopping,
     StoreBehind,
     TidegateError,
     TimestepRefused,
 )
-from serving.core.handle_table import Selection
-from serving.core.spec import Timestep
-from serving.core.streams import Lease
-from serving.rpc import columns
-from serving.rpc.backend import CloseReason, StreamBackend
-from serving.rpc.background_queue import BackgroundQueue
-from serving.rpc.call import Context
-from serving.rpc.multi_stream_call import MultiStreamCall, check_close, check_open, run_concurrently
-from serving.rpc.row_errors import collect_row_errors
-from serving.rpc.stream_quota import StreamQuota
-from serving.rpc.time_slice import TimeSlice
+from tidegate.core.handle_table import Selection
+from tidegate.core.spec import Timestep
+from tidegate.core.streams import Lease
+from tidegate.rpc import columns
+from tidegate.rpc.backend import CloseReason, StreamBackend
+from tidegate.rpc.background_queue import BackgroundQueue
+from tidegate.rpc.call import Context
+from tidegate.rpc.multi_stream_call import MultiStreamCall, check_close, check_open, run_concurrently
+from tidegate.rpc.row_errors import collect_row_errors
+from tidegate.rpc.stream_quota import StreamQuota
+from tidegate.rpc.time_slice import TimeSlice
+from tidegate.v1 import tidegate_pb2 as pb
 
 # Streams of a block are woken concurrently, and none is parked again before `--park-after`: one try is nearly always
 # enough.

@@ -9,14 +9,14 @@ import asyncio
 from time import perf_counter
 from weakref import WeakValueDictionary
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFound, StreamRefused, ValuesDiffer
-from serving.core.spec import Key, Prediction, Timestep
-from serving.core.stream_id import check_stream_id
-from serving.core.streams import Existence, Lease, OpenOptions
-from serving.rpc import wire
-from serving.rpc.backend import DEFAULT_TENANT, StreamBackend
-from serving.rpc.stream_quota import StreamQuota
+from tidegate.core.errors import InvalidField, LeaseEnded, StepGap, StreamNotFound, StreamRefused, ValuesDiffer
+from tidegate.core.spec import Key, Prediction, Timestep
+from tidegate.core.stream_id import check_stream_id
+from tidegate.core.streams import Existence, Lease, OpenOptions
+from tidegate.rpc import wire
+from tidegate.rpc.backend import DEFAULT_TENANT, StreamBackend
+from tidegate.rpc.stream_quota import StreamQuota
+from tidegate.v1 import tidegate_pb2 as pb
 
 # Every try but the first claims the stream. They all fail only if others claim it within the milliseconds of each.
 TRIES = 4

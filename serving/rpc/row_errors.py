@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.block import Block
-from serving.core.engine import RowStatus
-from serving.core.errors import InvalidField, ParkedAgain, TidegateError
-from serving.core.handle_table import HandleTable
-from serving.rpc import columns, wire
-from serving.rpc.time_slice import TimeSlice
+from tidegate.core.block import Block
+from tidegate.core.engine import RowStatus
+from tidegate.core.errors import InvalidField, ParkedAgain, TidegateError
+from tidegate.core.handle_table import HandleTable
+from tidegate.rpc import columns, wire
+from tidegate.rpc.time_slice import TimeSlice
+from tidegate.v1 import tidegate_pb2 as pb
 
 # No wait is needed: a parked stream is woken.
 RETRY_AFTER_MS = 1

@@ -15,9 +15,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.core.errors import (
+from tidegate.core.errors import (
     InvalidField,
     Stopping,
     StoreBehind,
@@ -27,18 +25,20 @@ from serving.core.errors import (
     TooManyStreams,
     WrongOrder,
 )
-from serving.core.handle_table import CLIENT_BUFFER_DEFAULT
-from serving.core.spec import Key, Timestep
-from serving.core.stream_id import check_stream_id
-from serving.core.streams import Lease
-from serving.rpc import wire
-from serving.rpc.admin import AdminServicer
-from serving.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend
-from serving.rpc.call import Call, Context
-from serving.rpc.predict_blocks import PredictBlocksCall
-from serving.rpc.predict_one import PredictOneHandler
-from serving.rpc.status import abort
-from serving.rpc.stream_quota import StreamQuota
+from tidegate.core.handle_table import CLIENT_BUFFER_DEFAULT
+from tidegate.core.spec import Key, Timestep
+from tidegate.core.stream_id import check_stream_id
+from tidegate.core.streams import Lease
+from tidegate.rpc import wire
+from tidegate.rpc.admin import AdminServicer
+from tidegate.rpc.backend import DEFAULT_TENANT, AdminBackend, CloseReason, StepQueue, StreamBackend
+from tidegate.rpc.call import Call, Context
+from tidegate.rpc.predict_blocks import PredictBlocksCall
+from tidegate.rpc.predict_one import PredictOneHandler
+from tidegate.rpc.status import abort
+from tidegate.rpc.stream_quota import StreamQuota
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 log = logging.getLogger("tidegate.service")
 

@@ -8,9 +8,9 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core import errors
-from serving.rpc.names import action_name, reason_name
+from tidegate.core import errors
+from tidegate.rpc.names import action_name, reason_name
+from tidegate.v1 import tidegate_pb2 as pb
 
 # The domain of google.rpc.ErrorInfo. It makes a reason unique among all services that a client may call.
 DOMAIN = "tidegate.v1"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-from serving.core.errors import TooManyStreams
-from serving.core.handle_table import HandleTable
-from serving.core.spec import Spec
-from serving.core.streams import Lease
+from tidegate.core.errors import TooManyStreams
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import Spec
+from tidegate.core.streams import Lease
 
 # A live stream is parked when it is closed or has been silent for a while: a matter of seconds.
 RETRY_AFTER_MS = 1000

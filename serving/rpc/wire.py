@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import (
+from tidegate.core.errors import (
     InvalidField,
     NoStepLeft,
     NotFinite,
@@ -25,11 +24,12 @@ from serving.core.errors import (
     ValuesDiffer,
     WrongWidth,
 )
-from serving.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
-from serving.core.stream_id import check_stream_id
-from serving.core.streams import Existence, OpenKind, OpenOptions, Phase
-from serving.rpc.backend import StreamInfo
-from serving.rpc.status import RETRYABLE, error_message, wire_status
+from tidegate.core.spec import Array, Feature, Output, Prediction, Spec, Timestep
+from tidegate.core.stream_id import check_stream_id
+from tidegate.core.streams import Existence, OpenKind, OpenOptions, Phase
+from tidegate.rpc.backend import StreamInfo
+from tidegate.rpc.status import RETRYABLE, error_message, wire_status
+from tidegate.v1 import tidegate_pb2 as pb
 
 DATA_TYPES: Mapping[np.dtype[Any], pb.DataType] = {
     np.dtype(np.float32): pb.DATA_TYPE_FLOAT32,

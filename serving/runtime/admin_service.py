@@ -5,23 +5,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from serving.core.errors import (
+from tidegate.core.errors import (
     CheckpointBroken,
     InvalidField,
     ModelNotFound,
     StreamExists,
     StreamNotFound,
 )
-from serving.core.import_check import check_import
-from serving.core.slots import Slots
-from serving.core.spec import Checkpoint, Key
-from serving.core.streams import Phase, check_payload_size, checkpoint_rows
-from serving.rpc.backend import ModelInfo, StreamInfo
-from serving.runtime.peers import PeerUnresponsive
-from serving.runtime.repository import Repository
-from serving.runtime.stream_registry import StreamRegistry, contention_error, is_ours
-from serving.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STREAM_ID_BYTES
-from serving.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
+from tidegate.core.import_check import check_import
+from tidegate.core.slots import Slots
+from tidegate.core.spec import Checkpoint, Key
+from tidegate.core.streams import Phase, check_payload_size, checkpoint_rows
+from tidegate.rpc.backend import ModelInfo, StreamInfo
+from tidegate.runtime.peers import PeerUnresponsive
+from tidegate.runtime.repository import Repository
+from tidegate.runtime.stream_registry import StreamRegistry, contention_error, is_ours
+from tidegate.runtime.stream_service import CLAIM_TRIES, PHASE_BY_TOMBSTONE, STREAM_ID_BYTES
+from tidegate.store import Holder, Record, ScanFilter, Store, StreamMetadata, Tombstone, decode, encode
 
 # The filter of the store's scan for each phase that a client lists.
 SCAN_FILTERS = {Phase.LIVE: ScanFilter.IN_MEMORY, Phase.PARKED: ScanFilter.ALL, Phase.EXPIRED: ScanFilter.EXPIRED}

@@ -33,9 +33,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.core.block import Block, RowStatuses, run_blocks
-from serving.core.engine import BatchResult, Engine
-from serving.core.errors import (
+from tidegate.core.block import Block, RowStatuses, run_blocks
+from tidegate.core.engine import BatchResult, Engine
+from tidegate.core.errors import (
     InvalidField,
     Overloaded,
     Stopping,
@@ -43,12 +43,12 @@ from serving.core.errors import (
     TimestepRefused,
     WrongWidth,
 )
-from serving.core.handle_table import HandleTable
-from serving.core.spec import STEP_MAX, Floats, Prediction, Timestep
-from serving.core.streams import Lease, Stream
-from serving.runtime.crash_points import crash_point
-from serving.runtime.metrics import ModelMetrics
-from serving.runtime.queue_entries import (
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import STEP_MAX, Floats, Prediction, Timestep
+from tidegate.core.streams import Lease, Stream
+from tidegate.runtime.crash_points import crash_point
+from tidegate.runtime.metrics import ModelMetrics
+from tidegate.runtime.queue_entries import (
     OUTCOMES,
     QueuedBlock,
     QueuedStep,
@@ -60,7 +60,7 @@ from serving.runtime.queue_entries import (
     take_blocks,
     unexpected_error,
 )
-from serving.runtime.row_cost import LOOP_SECONDS_MAX, RowCost, measure_single_row
+from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, RowCost, measure_single_row
 
 T = TypeVar("T")
 

@@ -26,17 +26,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.core.errors import StoreBehind, StoreGone, StoreUnavailable
-from serving.core.slots import Slots
-from serving.core.spec import Checkpoints, Ints
-from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
-from serving.rpc.time_slice import SLICE_SECONDS, TimeSlice
-from serving.runtime.checkpoint_schedule import CheckpointSchedule, CpuMeter
-from serving.runtime.crash_points import crash_point
-from serving.runtime.idle_times import IdleTimes
-from serving.runtime.metrics import Metrics
-from serving.runtime.repository import Repository, ServedModel
-from serving.store import Store
+from tidegate.core.errors import StoreBehind, StoreGone, StoreUnavailable
+from tidegate.core.slots import Slots
+from tidegate.core.spec import Checkpoints, Ints
+from tidegate.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
+from tidegate.rpc.time_slice import SLICE_SECONDS, TimeSlice
+from tidegate.runtime.checkpoint_schedule import CheckpointSchedule, CpuMeter
+from tidegate.runtime.crash_points import crash_point
+from tidegate.runtime.idle_times import IdleTimes
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.store import Store
 
 log = logging.getLogger("tidegate.checkpoints")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from serving.runtime.cores import usable_cores
-from serving.runtime.host import checked, is_unix
+from tidegate.runtime.cores import usable_cores
+from tidegate.runtime.host import checked, is_unix
 
 # A store in the memory of one process.
 MEMORY = "memory:"

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from serving.runtime.descriptors import limit, used
+from tidegate.runtime.descriptors import limit, used
 
 log = logging.getLogger("tidegate.connections")
 

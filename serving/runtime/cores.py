@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import PurePosixPath
 
-from serving.runtime.cgroups import Read, groups, read_file
+from tidegate.runtime.cgroups import Read, groups, read_file
 
 
 def usable_cores() -> int:

@@ -14,8 +14,8 @@ from itertools import accumulate
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from serving.runtime.process import CPU_SECONDS, METRICS, measure
-from serving.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
+from tidegate.runtime.process import CPU_SECONDS, METRICS, measure
+from tidegate.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
 
 # The value of the label `worker` for the supervisor, where there is one.
 SUPERVISOR = "supervisor"

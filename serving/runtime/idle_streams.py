@@ -7,8 +7,8 @@ like any other. It leaves its slot after the usual time of silence, or when ther
 
 from collections.abc import Callable
 
-from serving.core.slots import Slots
-from serving.core.streams import Stream
+from tidegate.core.slots import Slots
+from tidegate.core.streams import Stream
 
 # At most one in so many slots of a model holds an idle stream. The others are for streaming calls.
 IDLE_FRACTION = 4

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from serving.core.slots import FREE_SLOT_STEP
-from serving.core.spec import Ints
+from tidegate.core.slots import FREE_SLOT_STEP
+from tidegate.core.spec import Ints
 
 # The step of a row whose idle time starts again: no row has it, used or free.
 RESTARTED = FREE_SLOT_STEP - 1

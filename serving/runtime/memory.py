@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from serving.runtime.cgroups import Read, groups, read_file
+from tidegate.runtime.cgroups import Read, groups, read_file
 
 MIB = 1024 * 1024
 # What a live stream takes beside its row, as measured: its `Predict` call, its entries in tables, its key. A stream on

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar, get_args
 
-from serving.rpc.backend import CloseReason
-from serving.runtime.log import lines_dropped
-from serving.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
+from tidegate.rpc.backend import CloseReason
+from tidegate.runtime.log import lines_dropped
+from tidegate.runtime.shared_counters import MetricFamily, Numbers, SharedCounters
 
 Outcome = Literal[
     "ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended", "store_behind", "values_differ"

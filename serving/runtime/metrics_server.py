@@ -11,8 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, make_wsgi_app
 from prometheus_client.registry import Collector
 
-from serving.runtime.host import addresses, make_socket, with_port
-from serving.runtime.lifecycle import StartFailed
+from tidegate.runtime.host import addresses, make_socket, with_port
+from tidegate.runtime.lifecycle import StartFailed
 
 PATH = "/metrics"
 # A client that has sent no request for so many seconds is not Prometheus, and must not keep a thread.

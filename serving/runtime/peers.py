@@ -15,11 +15,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from serving.core.errors import StoreUnavailable, TidegateError
-from serving.core.spec import Key
-from serving.core.streams import Phase, Stream
-from serving.store import Holder, Record, Residency, ResidencyUpdate, Store
-from serving.store.store import DEAD_SECONDS, HEARTBEAT_SECONDS
+from tidegate.core.errors import StoreUnavailable, TidegateError
+from tidegate.core.spec import Key
+from tidegate.core.streams import Phase, Stream
+from tidegate.store import Holder, Record, Residency, ResidencyUpdate, Store
+from tidegate.store.store import DEAD_SECONDS, HEARTBEAT_SECONDS
 
 log = logging.getLogger("tidegate.peers")
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from serving.core.block import Block
-from serving.core.engine import BatchResult, RowStatus, refusal_error
-from serving.core.errors import ModelFailed, TidegateError
-from serving.core.handle_table import HandleTable
-from serving.core.spec import Array, Floats, Ints, Prediction, Timestep
-from serving.core.streams import Lease
-from serving.runtime.metrics import Outcome
+from tidegate.core.block import Block
+from tidegate.core.engine import BatchResult, RowStatus, refusal_error
+from tidegate.core.errors import ModelFailed, TidegateError
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import Array, Floats, Ints, Prediction, Timestep
+from tidegate.core.streams import Lease
+from tidegate.runtime.metrics import Outcome
 
 # The outcome under which each status is counted.
 OUTCOMES: dict[int, Outcome] = {

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from serving.core.engine import Engine
-from serving.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
-from serving.core.model import Model
-from serving.core.slots import Slots
-from serving.core.spec import Ints, Spec
-from serving.rpc.backend import ModelInfo
-from serving.runtime.batcher import Batcher
-from serving.runtime.cores import usable_cores
-from serving.runtime.metrics import Metrics, ModelMetrics
+from tidegate.core.engine import Engine
+from tidegate.core.errors import ContractBroken, ModelNotFound, ModelNotNamed
+from tidegate.core.model import Model
+from tidegate.core.slots import Slots
+from tidegate.core.spec import Ints, Spec
+from tidegate.rpc.backend import ModelInfo
+from tidegate.runtime.batcher import Batcher
+from tidegate.runtime.cores import usable_cores
+from tidegate.runtime.metrics import Metrics, ModelMetrics
 
 log = logging.getLogger("tidegate.repository")
 

@@ -9,8 +9,8 @@ import errno
 import socket
 from contextlib import ExitStack
 
-from serving.runtime.host import addresses, make_socket, with_port
-from serving.runtime.lifecycle import StartFailed
+from tidegate.runtime.host import addresses, make_socket, with_port
+from tidegate.runtime.lifecycle import StartFailed
 
 
 class ReservedPort:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serving.core.errors import ModelFailed
-from serving.core.model import Model
+from tidegate.core.errors import ModelFailed
+from tidegate.core.model import Model
 
 # A batch blocks the event loop for about so long: no longer than a single timestep takes from client to client, so
 # others hardly notice.

@@ -13,27 +13,27 @@ from importlib.metadata import version
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import StoreUnavailable
-from serving.rpc import reflection, servicer
-from serving.rpc.malformed_requests import MalformedRequestInterceptor
-from serving.runtime.admin_service import AdminService
-from serving.runtime.checkpoint_schedule import CheckpointSchedule
-from serving.runtime.config import ServerConfig
-from serving.runtime.connection_limit import ConnectionLimiter
-from serving.runtime.exposition import Exposition, WorkerMetrics
-from serving.runtime.host import is_unix, why_not_unix, with_port
-from serving.runtime.lifecycle import StartFailed, StopFailed, ready_line
-from serving.runtime.memory import MemoryEstimate, memory_limit
-from serving.runtime.metrics import Metrics
-from serving.runtime.metrics_server import MetricsServer
-from serving.runtime.process import measure
-from serving.runtime.repository import Limits, Repository, load_repository
-from serving.runtime.shared_counters import SharedCounters
-from serving.runtime.signals import hang_up
-from serving.runtime.stream_registry import StreamRegistry
-from serving.runtime.stream_service import StreamService
-from serving.store import Store, make_store
+from tidegate.core.errors import StoreUnavailable
+from tidegate.rpc import reflection, servicer
+from tidegate.rpc.malformed_requests import MalformedRequestInterceptor
+from tidegate.runtime.admin_service import AdminService
+from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
+from tidegate.runtime.config import ServerConfig
+from tidegate.runtime.connection_limit import ConnectionLimiter
+from tidegate.runtime.exposition import Exposition, WorkerMetrics
+from tidegate.runtime.host import is_unix, why_not_unix, with_port
+from tidegate.runtime.lifecycle import StartFailed, StopFailed, ready_line
+from tidegate.runtime.memory import MemoryEstimate, memory_limit
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics_server import MetricsServer
+from tidegate.runtime.process import measure
+from tidegate.runtime.repository import Limits, Repository, load_repository
+from tidegate.runtime.shared_counters import SharedCounters
+from tidegate.runtime.signals import hang_up
+from tidegate.runtime.stream_registry import StreamRegistry
+from tidegate.runtime.stream_service import StreamService
+from tidegate.store import Store, make_store
+from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.server")
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TypeGuard
 from weakref import WeakValueDictionary
 
-from serving.core.errors import (
+from tidegate.core.errors import (
     CheckpointBroken,
     StateLost,
     StoreUnavailable,
@@ -22,17 +22,17 @@ from serving.core.errors import (
     TidegateError,
     TooManyStreams,
 )
-from serving.core.high_water_marks import HighWaterMarks
-from serving.core.spec import Key
-from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
-from serving.runtime.checkpoint_schedule import CheckpointSchedule
-from serving.runtime.checkpointer import Checkpointer
-from serving.runtime.idle_streams import IdleStreams
-from serving.runtime.metrics import Metrics
-from serving.runtime.peers import Peers
-from serving.runtime.repository import Repository
-from serving.runtime.sweeper import Sweeper
-from serving.store import Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
+from tidegate.core.high_water_marks import HighWaterMarks
+from tidegate.core.spec import Key
+from tidegate.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
+from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
+from tidegate.runtime.checkpointer import Checkpointer
+from tidegate.runtime.idle_streams import IdleStreams
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.peers import Peers
+from tidegate.runtime.repository import Repository
+from tidegate.runtime.sweeper import Sweeper
+from tidegate.store import Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
 
 log = logging.getLogger("tidegate.streams")
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from functools import partial
 
-from serving.core.block import Block
-from serving.core.errors import (
+from tidegate.core.block import Block
+from tidegate.core.errors import (
     StateLost,
     Stopping,
     StreamNotFound,
@@ -26,15 +26,15 @@ from serving.core.errors import (
     TidegateError,
     TooManyStreams,
 )
-from serving.core.spec import Key
-from serving.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
-from serving.rpc.backend import CloseReason, ModelInfo, OpenResult
-from serving.runtime.batcher import Batcher
-from serving.runtime.crash_points import crash_point
-from serving.runtime.metrics import Metrics
-from serving.runtime.repository import Repository, ServedModel
-from serving.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
-from serving.store import Record, Residency, ResidencyUpdate, Store, Tombstone
+from tidegate.core.spec import Key
+from tidegate.core.streams import Lease, OpenOptions, Phase, Stream, StreamStatus, decide_open
+from tidegate.rpc.backend import CloseReason, ModelInfo, OpenResult
+from tidegate.runtime.batcher import Batcher
+from tidegate.runtime.crash_points import crash_point
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.repository import Repository, ServedModel
+from tidegate.runtime.stream_registry import RETRY_AFTER_MS, StreamRegistry, contention_error, is_ours
+from tidegate.store import Record, Residency, ResidencyUpdate, Store, Tombstone
 
 log = logging.getLogger("tidegate.streams")
 

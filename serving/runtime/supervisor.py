@@ -19,13 +19,13 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.runtime.exposition import Exposition
-from serving.runtime.host import with_port
-from serving.runtime.lifecycle import StartFailed, StopFailed, print_ready, ready_line
-from serving.runtime.metrics_server import MetricsServer
-from serving.runtime.reserved_port import ReservedPort
-from serving.runtime.signals import hang_up
-from serving.runtime.worker_process import WorkerProcess
+from tidegate.runtime.exposition import Exposition
+from tidegate.runtime.host import with_port
+from tidegate.runtime.lifecycle import StartFailed, StopFailed, print_ready, ready_line
+from tidegate.runtime.metrics_server import MetricsServer
+from tidegate.runtime.reserved_port import ReservedPort
+from tidegate.runtime.signals import hang_up
+from tidegate.runtime.worker_process import WorkerProcess
 
 log = logging.getLogger("tidegate.supervisor")
 

@@ -17,8 +17,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from serving.core.errors import StoreUnavailable
-from serving.store import Store
+from tidegate.core.errors import StoreUnavailable
+from tidegate.store import Store
 
 log = logging.getLogger("tidegate.sweeper")
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from serving.runtime.exposition import WorkerMetrics
-from serving.runtime.shared_counters import SharedCounters, make_shared_file
+from tidegate.runtime.exposition import WorkerMetrics
+from tidegate.runtime.shared_counters import SharedCounters, make_shared_file
 
 # Makes a worker drain. A signal would not do: a second signal ends a worker at once, and whoever stops a whole process
 # group has sent the first.

@@ -1,10 +1,19 @@
 """Stores the checkpoints of streams, and the epochs that fence their writers."""
 
-from serving.store.address import make_store
-from serving.store.codec import decode, encode
-from serving.store.memory import MemoryStore
-from serving.store.sqlite import SqliteStore
-from serving.store.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, Store, StreamMetadata, Tombstone
+from tidegate.store.address import make_store
+from tidegate.store.codec import decode, encode
+from tidegate.store.memory import MemoryStore
+from tidegate.store.sqlite import SqliteStore
+from tidegate.store.store import (
+    Holder,
+    Record,
+    Residency,
+    ResidencyUpdate,
+    ScanFilter,
+    Store,
+    StreamMetadata,
+    Tombstone,
+)
 
 # RedisStore is not imported here: it needs the package `redis`. `make_store` imports it on demand.
 __all__ = [

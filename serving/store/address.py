@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from serving.core.errors import StoreUnavailable
-from serving.store.memory import MemoryStore
-from serving.store.sqlite import SqliteStore
-from serving.store.store import Store
+from tidegate.core.errors import StoreUnavailable
+from tidegate.store.memory import MemoryStore
+from tidegate.store.sqlite import SqliteStore
+from tidegate.store.store import Store
 
 EXPECTED = "expected memory:, sqlite:///absolute/path or redis://[user:password@]host[:port][/database]"
 REDIS_PORT = 6379
@@ -44,7 +44,7 @@ def _redis(url: SplitResult, port: int, clock: Callable[[], int]) -> Store:
     if not (database.isascii() and database.isdecimal()):
         raise ValueError(f"{_shown(url.geturl())}: database '{database}' is not a number; {EXPECTED}")
     try:
-        from serving.store.redis import RedisStore  # noqa: PLC0415 (its package is an extra)
+        from tidegate.store.redis import RedisStore  # noqa: PLC0415 (its package is an extra)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "redis":
             raise

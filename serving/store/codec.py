@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128_digest
 
-from serving.core.errors import CheckpointBroken
-from serving.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
-from serving.store.store import Record, StreamMetadata
+from tidegate.core.errors import CheckpointBroken
+from tidegate.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
+from tidegate.store.store import Record, StreamMetadata
 
 MAGIC = b"TGCK"
 FORMAT = 3

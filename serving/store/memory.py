@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 
-from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
+from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
+from tidegate.store.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
 
 # How many streams one `scan` reads, and how many one `expire` changes: about ten milliseconds.
 SCAN_ROWS = 10_000

@@ -5,7 +5,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from serving.core.spec import Checkpoint, Checkpoints, Key
+from tidegate.core.spec import Checkpoint, Checkpoints, Key
 
 # Rows of a statement: enough to need few calls, and few enough that binding them holds the GIL for less than a
 # millisecond.

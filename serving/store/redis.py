@@ -34,11 +34,11 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store.codec import decode_record, encode, encode_all
-from serving.store.parameters import columns
-from serving.store.redis_keys import (
+from tidegate.core.errors import StoreUnavailable
+from tidegate.core.spec import Checkpoint, Key, ModelId
+from tidegate.store.codec import decode_record, encode, encode_all
+from tidegate.store.parameters import columns
+from tidegate.store.redis_keys import (
     AGES,
     DELETED,
     HIGHEST_EPOCH,
@@ -52,7 +52,7 @@ from serving.store.redis_keys import (
     stream_key,
     writer_key,
 )
-from serving.store.redis_scripts import (
+from tidegate.store.redis_scripts import (
     CLAIM,
     CREATE,
     DELETE,
@@ -64,7 +64,7 @@ from serving.store.redis_scripts import (
     SCAN,
     SET_RESIDENCY,
 )
-from serving.store.store import (
+from tidegate.store.store import (
     DEAD_SECONDS,
     Holder,
     Record,

@@ -1,6 +1,6 @@
 """The names of keys and members in Redis."""
 
-from serving.core.spec import Key
+from tidegate.core.spec import Key
 
 PREFIX = "tidegate"
 STREAM = f"{PREFIX}:stream:"

@@ -16,11 +16,11 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store.codec import decode_record
-from serving.store.sqlite_database import Claim, Database, StoredRow
-from serving.store.store import Record, ResidencyUpdate, ScanFilter, StreamMetadata, new_writer_id
+from tidegate.core.errors import StoreUnavailable
+from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
+from tidegate.store.codec import decode_record
+from tidegate.store.sqlite_database import Claim, Database, StoredRow
+from tidegate.store.store import Record, ResidencyUpdate, ScanFilter, StreamMetadata, new_writer_id
 
 # A group commit of another worker takes about 10 ms. A process that holds the lock for longer than this hangs, or is
 # not a server.

@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store.codec import encode, encode_all
-from serving.store.parameters import ROWS, chunks, columns, flat, table
-from serving.store.sqlite_file import SqliteFile
-from serving.store.sqlite_schema import BEAT, METADATA_COLUMNS, SCAN_CONDITIONS
-from serving.store.store import (
+from tidegate.core.errors import StoreUnavailable
+from tidegate.core.spec import Checkpoint, Key, ModelId
+from tidegate.store.codec import encode, encode_all
+from tidegate.store.parameters import ROWS, chunks, columns, flat, table
+from tidegate.store.sqlite_file import SqliteFile
+from tidegate.store.sqlite_schema import BEAT, METADATA_COLUMNS, SCAN_CONDITIONS
+from tidegate.store.store import (
     DEAD_SECONDS,
     HEARTBEAT_SECONDS,
     Holder,

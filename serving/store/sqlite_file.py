@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.core.errors import StoreGone, StoreUnavailable
-from serving.store.sqlite_schema import APPLICATION_ID, BUILD, SCHEMA
+from tidegate.core.errors import StoreGone, StoreUnavailable
+from tidegate.store.sqlite_schema import APPLICATION_ID, BUILD, SCHEMA
 
 # For UPDATE ... FROM, ON CONFLICT without a target, and built-in JSON. Debian 12 and Python's own builds have it.
 SQLITE_NEEDED = (3, 38, 0)

@@ -4,7 +4,7 @@ Columns that are read without the record come before it in the table: to reach a
 reads all of it.
 """
 
-from serving.store.store import ScanFilter
+from tidegate.store.store import ScanFilter
 
 SCHEMA = 3
 # "TdGt": identifies a database of Tidegate, also for the command `file`.

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
-from serving.core.spec import Checkpoint, Key, ModelId
+from tidegate.core.spec import Checkpoint, Key, ModelId
 
 # The interval of heartbeats, and the time without one after which a writer counts as dead, in seconds. The streams of a
 # dead writer are shown as parked and may expire. Nobody needs to wait for that to open them.

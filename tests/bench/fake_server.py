@@ -12,14 +12,14 @@ from typing import Any
 import grpc
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.bench.__main__ import MAKE_RUNNERS
-from serving.bench.counts import Counts
-from serving.bench.load import LoadGenerator
-from serving.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
-from serving.bench.plan import Plan
 from tests.client.reasons import error_of
+from tidegate.bench.__main__ import MAKE_RUNNERS
+from tidegate.bench.counts import Counts
+from tidegate.bench.load import LoadGenerator
+from tidegate.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
+from tidegate.bench.plan import Plan
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 # Nothing here takes a second. A test that takes longer than this hangs.
 TIMEOUT_S = 20.0

@@ -14,10 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from serving.bench.result import FORMAT, Result
-from serving.cli import app as cli
-from serving.cli import bench as bench_command
-from serving.client import Client
 from tests.serving.test_cli import refused, write_csv
 from tests.support import (
     ROOT,
@@ -31,6 +27,10 @@ from tests.support import (
     serve,
     write_model,
 )
+from tidegate.bench.result import FORMAT, Result
+from tidegate.cli import app as cli
+from tidegate.cli import bench as bench_command
+from tidegate.client import Client
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_a_server_that_is_killed_ends_the_bench(sum_root: Path) -> None:
 @contextmanager
 def running(server: Process, *options: str) -> Iterator["subprocess.Popen[str]"]:
     """Runs a bench until the context ends."""
-    command = [sys.executable, "-m", "serving", "bench", "--address", server.address, "--streams", "8", *options]
+    command = [sys.executable, "-m", "tidegate", "bench", "--address", server.address, "--streams", "8", *options]
     popen = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
     )

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.encoding import APPLIED, PredictBlocksEncoding, PredictEncoding, UnexpectedResponse, encode_rows
-from serving.bench.http2 import length_prefixed
-from serving.bench.send_queue import Answer, Refusal
+from tidegate.bench.encoding import APPLIED, PredictBlocksEncoding, PredictEncoding, UnexpectedResponse, encode_rows
+from tidegate.bench.http2 import length_prefixed
+from tidegate.bench.send_queue import Answer, Refusal
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 def opened(next_step: int = 1) -> bytes:

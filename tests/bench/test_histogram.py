@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.bench.histogram import Histogram
+from tidegate.bench.histogram import Histogram
 
 LATENCIES = st.lists(st.floats(min_value=2e-6, max_value=1000.0), min_size=1, max_size=300)
 SHARES = st.sampled_from([0.01, 0.5, 0.9, 0.99, 0.999, 1.0])

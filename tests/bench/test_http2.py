@@ -10,9 +10,9 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from serving.bench import http2
-from serving.bench.http2 import Call, CallStatus, Connection, length_prefixed
-from serving.bench.light_client import client_error
+from tidegate.bench import http2
+from tidegate.bench.http2 import Call, CallStatus, Connection, length_prefixed
+from tidegate.bench.light_client import client_error
 
 TIMEOUT_S = 20.0
 METHOD = "/a.Service/Method"

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.bench.messages import RunTimes
-from serving.bench.schedule import Schedule
-from serving.bench.send_queue import GAP_AFTER_REFUSAL
 from tests.bench.fake_server import Bench, fake_server
+from tidegate.bench.messages import RunTimes
+from tidegate.bench.schedule import Schedule
+from tidegate.bench.send_queue import GAP_AFTER_REFUSAL
+from tidegate.v1 import tidegate_pb2 as pb
 
 BLOCKS = pytest.mark.parametrize("block", [None, 3])
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serving.bench.counts import Counts, SecondCounts
-from serving.bench.display import ProgressDisplay, format_seconds, print_result
-from serving.bench.messages import Ready, Report
-from serving.bench.plan import Plan
-from serving.bench.result import Result, ServedModel, make_result
-from serving.bench.scrape import CounterSnapshot, ServerUsage
-from serving.bench.send_queue import GAP_AFTER_REFUSAL
+from tidegate.bench.counts import Counts, SecondCounts
+from tidegate.bench.display import ProgressDisplay, format_seconds, print_result
+from tidegate.bench.messages import Ready, Report
+from tidegate.bench.plan import Plan
+from tidegate.bench.result import Result, ServedModel, make_result
+from tidegate.bench.scrape import CounterSnapshot, ServerUsage
+from tidegate.bench.send_queue import GAP_AFTER_REFUSAL
 
 MODEL = ServedModel(name="toy", version="1", fingerprint="f" * 64, features=1)
 
@@ -184,7 +184,7 @@ def test_the_table_fits_into_80_columns(counts: Counts, settings: Any, server: S
 def test_the_picture_is_drawn(tmp_path: Path, counts: Counts, settings: Any, server: ServerUsage | None) -> None:
     """For every kind of run."""
     pytest.importorskip("matplotlib", reason="it is in the extra plot")
-    from serving.bench.plot import save_plot
+    from tidegate.bench.plot import save_plot
 
     save_plot(made_result(counts, settings=settings, server=server), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

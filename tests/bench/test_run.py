@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from serving.bench.plan import Plan
-from serving.bench.processes import ClientProcesses
-from serving.bench.result import Result, ServedModel
-from serving.bench.run import BenchFailed, BenchRun
-from serving.bench.scrape import CounterSnapshot
 from tests.support import Process, lstm, serve, write_model
+from tidegate.bench.plan import Plan
+from tidegate.bench.processes import ClientProcesses
+from tidegate.bench.result import Result, ServedModel
+from tidegate.bench.run import BenchFailed, BenchRun
+from tidegate.bench.scrape import CounterSnapshot
 
 SERVED = ServedModel(name="toy", version="1", fingerprint="", features=8)
 # More than a pipe takes at once.

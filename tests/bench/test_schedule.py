@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from serving.bench.plan import Arrivals
-from serving.bench.schedule import Schedule
+from tidegate.bench.plan import Arrivals
+from tidegate.bench.schedule import Schedule
 
 ARRIVALS = pytest.mark.parametrize("arrivals", ["constant", "poisson"])
 

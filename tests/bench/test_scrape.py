@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from serving.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage, parse_metrics, scrape
+from tidegate.bench.scrape import CounterSnapshot, ScrapeFailed, ServerUsage, parse_metrics, scrape
 
 URL = "http://somewhere/metrics"
 TOY = {"model": "toy", "version": "1"}

@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.bench.send_queue import GAP, GAP_AFTER_REFUSAL, WITHOUT_RETRY_TIME, Answer, Refusal, SendQueue
+from tidegate.bench.send_queue import GAP, GAP_AFTER_REFUSAL, WITHOUT_RETRY_TIME, Answer, Refusal, SendQueue
 
 FULL = Refusal("OVERLOADED", 0.5)
 BROKEN = Refusal("MODEL_FAILED")

@@ -10,12 +10,12 @@ import grpc
 import pytest
 import typer.main
 
-from serving.cli import app as cli
-from serving.cli.connection import ConnectionSettings, make_connection
-from serving.cli.errors import EXIT_USAGE, CommandError
 from tests.client.test_tls import answer_models, recording
 from tests.support import address_of, run_command, run_server
 from tests.tls import Certificates, make_certificates, tls_before
+from tidegate.cli import app as cli
+from tidegate.cli.connection import ConnectionSettings, make_connection
+from tidegate.cli.errors import EXIT_USAGE, CommandError
 
 OPTIONS = ("address", "tls", "ca", "cert", "key", "token")
 AWAY, HERE = "tide.example:50051", "localhost:50051"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.cli.forecast_scores import ForecastScorer
+from tidegate.cli.forecast_scores import ForecastScorer
 
 nan = math.nan
 
@@ -135,7 +135,7 @@ def test_the_last_forecast_stands_between_its_outermost_quantiles() -> None:
 @pytest.mark.parametrize("dated", [True, False])
 def test_a_picture_has_dates_and_the_interval_where_they_are_known(dated: bool) -> None:
     """A person sees when it was, and how sure the model was."""
-    plot = pytest.importorskip("serving.cli.plot", reason="matplotlib is in the extra plot")
+    plot = pytest.importorskip("tidegate.cli.plot", reason="matplotlib is in the extra plot")
     times = [datetime.fromisoformat("2026-03-01") + timedelta(hours=row) for row in range(40)] if dated else None
     scorer = ForecastScorer(
         np.zeros((40, 1), np.float32), ("u",), ("V",), (1,), None, times=times, coverage=0.8 if dated else None

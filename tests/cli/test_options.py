@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from serving.cli import app as cli
-from serving.runtime.config import InvalidSetting, ServerConfig
+from tidegate.cli import app as cli
+from tidegate.runtime.config import InvalidSetting, ServerConfig
 
 
 def serve_options() -> dict[str, Any]:

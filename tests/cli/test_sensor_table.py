@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.cli.sensor_table import InvalidTable, read_table
+from tidegate.cli.sensor_table import InvalidTable, read_table
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:

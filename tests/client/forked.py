@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from serving import blocking
-from serving.client import Client
+from tidegate import blocking
+from tidegate.client import Client
 
 # A child that has not answered by then waits for ever: before, it did so whatever `timeout_s` said.
 CHILD_SECONDS = 3.0

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.names import action_name
-from serving.rpc.status import TABLE, UNKNOWN, WireStatus
+from tidegate.rpc.names import action_name
+from tidegate.rpc.status import TABLE, UNKNOWN, WireStatus
+from tidegate.v1 import tidegate_pb2 as pb
 
 BY_REASON: Mapping[int, WireStatus] = {meaning.reason: meaning for meaning in TABLE.values()}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Client
 from tests.client import scripted
 from tests.client.reasons import error_of
 from tests.client.scripted import Scripted, Time
+from tidegate.client import Client
+from tidegate.v1 import tidegate_pb2 as pb
 
 MODEL = pb.Model(
     name="toy",

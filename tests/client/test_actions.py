@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import (
+from tests.client.reasons import error_of
+from tests.client.scripted import Call, closing, connected, eventually, sums
+from tidegate.client import (
     ClientError,
     InvalidTimestep,
     ServerUnavailable,
@@ -14,8 +15,7 @@ from serving.client import (
     TimestepRefused,
     ValuesDiffer,
 )
-from tests.client.reasons import error_of
-from tests.client.scripted import Call, closing, connected, eventually, sums
+from tidegate.v1 import tidegate_pb2 as pb
 
 # A reason, and an action, that this client does not know.
 NEW = 99

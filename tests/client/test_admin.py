@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving import blocking
-from serving.client import (
+from tests.client.scripted import MODEL, Scripted, scripted
+from tidegate import blocking
+from tidegate.client import (
     Client,
     ClientError,
     InvalidArgument,
@@ -20,7 +20,7 @@ from serving.client import (
     StreamNotFound,
     StreamRefused,
 )
-from tests.client.scripted import MODEL, Scripted, scripted
+from tidegate.v1 import tidegate_pb2 as pb
 
 STREAM = pb.Stream(
     stream_id="a",

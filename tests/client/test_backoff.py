@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client.retry import Backoff
+from tidegate.client.retry import Backoff
 
 
 def waits(dice: float) -> list[float]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import (
+from tests.client.scripted import eventually
+from tests.client.scripted_blocks import BlockCall, closing, connected, error_of, opened_and_closed
+from tidegate.client import (
     AnswerLost,
     Block,
     Client,
@@ -26,8 +27,7 @@ from serving.client import (
     TakenOver,
     members,
 )
-from tests.client.scripted import eventually
-from tests.client.scripted_blocks import BlockCall, closing, connected, error_of, opened_and_closed
+from tidegate.v1 import tidegate_pb2 as pb
 
 NAMES = ["a", "b", "c"]
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import StreamLost, StreamRefused, TimestepRefused, ValuesDiffer
 from tests.client.scripted import eventually
 from tests.client.scripted_blocks import BlockCall, closing, connected
 from tests.client.test_actions import ACTIONS_LOST, NEW, unheard_of
 from tests.client.test_block import NAMES, column
+from tidegate.client import StreamLost, StreamRefused, TimestepRefused, ValuesDiffer
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 async def test_other_values_lose_one_stream_of_many() -> None:

@@ -8,20 +8,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.client import (
-    AnswerLost,
-    Client,
-    DataLost,
-    Diverged,
-    InvalidTimestep,
-    ModelMismatch,
-    ServerUnavailable,
-    StreamLost,
-    TakenOver,
-    TooManyStreams,
-)
 from tests.client.scripted import eventually
 from tests.client.scripted_blocks import (
     MODEL,
@@ -33,6 +19,20 @@ from tests.client.scripted_blocks import (
     opened_and_closed,
 )
 from tests.client.test_block import NAMES, column, sums
+from tidegate.client import (
+    AnswerLost,
+    Client,
+    DataLost,
+    Diverged,
+    InvalidTimestep,
+    ModelMismatch,
+    ServerUnavailable,
+    StreamLost,
+    TakenOver,
+    TooManyStreams,
+)
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED"])
@@ -181,7 +181,7 @@ async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
 
 async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call broke between two lots: those of the first are resumed, the others are begun."""
-    monkeypatch.setattr("serving.client.members.NAMES_MAX", 1)
+    monkeypatch.setattr("tidegate.client.members.NAMES_MAX", 1)
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -709,7 +709,7 @@ async def test_a_close_waits_for_streams_that_are_still_to_be_opened() -> None:
 
 async def test_many_streams_are_closed_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last is the end."""
-    monkeypatch.setattr("serving.client.session.HANDLES_MAX", 2)
+    monkeypatch.setattr("tidegate.client.session.HANDLES_MAX", 2)
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()

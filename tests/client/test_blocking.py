@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.blocking import Client
-from serving.client import InvalidTimestep, TakenOver
 from tests.client.scripted import PATIENCE, Call, Script, Scripted, Time, closing, scripted
+from tidegate.blocking import Client
+from tidegate.client import InvalidTimestep, TakenOver
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 def played(work: Callable[[Client], Any], *scripts: Script, make: Any = Scripted, **settings: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.blocking import Client
-from serving.client import InvalidTimestep, TakenOver
 from tests.client.scripted_blocks import BlockCall, ScriptedBlocks, closing
 from tests.client.test_block import column
 from tests.client.test_blocking import played as played_by
+from tidegate.blocking import Client
+from tidegate.client import InvalidTimestep, TakenOver
 
 
 def played(work: Any, *scripts: Any) -> Any:

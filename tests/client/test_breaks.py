@@ -7,9 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.client import (
+from tests.client.scripted import MODEL, Call, Scripted, closing, connected, eventually, pack, sums
+from tidegate.client import (
     AnswerLost,
     Client,
     ClientError,
@@ -23,7 +22,8 @@ from serving.client import (
     TakenOver,
     TooManyStreams,
 )
-from tests.client.scripted import MODEL, Call, Scripted, closing, connected, eventually, pack, sums
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 async def resume_and_close(call: Call) -> None:

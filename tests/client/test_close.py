@@ -5,9 +5,9 @@ import gc
 
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Client, ServerUnavailable, StreamLost, TakenOver
 from tests.client.scripted import Call, closing, connected, eventually, scripted, sums
+from tidegate.client import Client, ServerUnavailable, StreamLost, TakenOver
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 async def test_a_close_waits_for_what_is_under_way() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from serving.client import Backoff, Client
 from tests.support import ROOT, TIMEOUT_S, address_of, eventually, run_server, serve
+from tidegate.client import Backoff, Client
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.client import Client, InvalidTimestep
-from serving.client.inputs import Packer, columns, has_names, pack, parts_of, rows_in_order
-from serving.core.spec import Feature
 from tests.client.scripted import Call, closing, connected, scripted
 from tests.client.test_blocking import played
 from tests.client.test_single import answer, answering
+from tidegate.client import Client, InvalidTimestep
+from tidegate.client.inputs import Packer, columns, has_names, pack, parts_of, rows_in_order
+from tidegate.core.spec import Feature
 
 FEATURES = tuple(Feature(name) for name in ("a", "b", "c"))
 IN_ORDER = [1.5, 2.5, 3.5]

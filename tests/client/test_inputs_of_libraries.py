@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.client import InvalidTimestep
-from serving.client.inputs import columns, pack
 from tests.client.test_inputs import FEATURES, IN_ORDER, NAN, TABLE, bits
+from tidegate.client import InvalidTimestep
+from tidegate.client.inputs import columns, pack
 
 
 @pytest.fixture(scope="module")

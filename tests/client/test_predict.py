@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.client import InvalidTimestep, Prediction, TakenOver
 from tests.client.scripted import Call, closing, connected, eventually, sent, sums
+from tidegate.client import InvalidTimestep, Prediction, TakenOver
 
 
 async def collect(predictions: AsyncIterator[Prediction], got: list[float]) -> None:

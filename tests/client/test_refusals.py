@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from serving.client import (
+from tests.client.scripted import Call, closing, connected, eventually, sent, sums
+from tidegate.client import (
     AnswerLost,
     ClientError,
     InvalidTimestep,
@@ -16,7 +17,6 @@ from serving.client import (
     StoreUnavailable,
     TimestepRefused,
 )
-from tests.client.scripted import Call, closing, connected, eventually, sent, sums
 
 
 @pytest.mark.parametrize("reason", ["OVERLOADED", "STORE_UNAVAILABLE", "TOO_MANY_STREAMS"])
@@ -357,7 +357,7 @@ async def test_values_may_be_named() -> None:
 
 def test_every_error_says_what_it_is() -> None:
     """One root, a reason, and a sentence at each class."""
-    from serving.client import errors
+    from tidegate.client import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert all(issubclass(kind, ClientError) and kind.__doc__ for kind in kinds)

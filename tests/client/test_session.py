@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Block, Client, Prediction, Stream
-from serving.client.errors import ModelNotFound, StreamLost, TakenOver, TooManyStreams
-from serving.client.retry import Backoff
 from tests.client import scripted
 from tests.client.scripted import eventually, sent
 from tests.client.scripted_blocks import MODEL, BlockCall, ScriptedBlocks, connected
+from tidegate.client import Block, Client, Prediction, Stream
+from tidegate.client.errors import ModelNotFound, StreamLost, TakenOver, TooManyStreams
+from tidegate.client.retry import Backoff
+from tidegate.v1 import tidegate_pb2 as pb
 
 OTHER = pb.Model()
 OTHER.CopyFrom(MODEL)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving import blocking
-from serving.client import (
+from tests.client.scripted import MODEL, Scripted, Time, pack, scripted
+from tidegate import blocking
+from tidegate.client import (
     AnswerLost,
     Client,
     ClientError,
@@ -22,7 +22,7 @@ from serving.client import (
     TimestepRefused,
     ValuesDiffer,
 )
-from tests.client.scripted import MODEL, Scripted, Time, pack, scripted
+from tidegate.v1 import tidegate_pb2 as pb
 
 Ask = Callable[..., Any]
 

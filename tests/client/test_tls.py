@@ -9,13 +9,13 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving import blocking
-from serving.client import Client, InvalidArgument, ServerUnavailable, WrongOrder
 from tests.client.scripted import MODEL, Call, Scripted, closing, sums
 from tests.support import TIMEOUT_S, address_of, run_server
 from tests.tls import Certificates, make_certificates, tls_before
+from tidegate import blocking
+from tidegate.client import Client, InvalidArgument, ServerUnavailable, WrongOrder
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 SECRET = "Bearer very-secret"
 

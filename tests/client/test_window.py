@@ -5,11 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from serving.client import buffer as buffers
-from serving.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
-from serving.client.message import Repeat, SingleMessage
-from serving.client.results import Group
-from serving.client.window import Window, first_of_each
 from tests.client.windows import (
     MODEL,
     OTHER,
@@ -28,6 +23,11 @@ from tests.client.windows import (
     refuse,
     take,
 )
+from tidegate.client import buffer as buffers
+from tidegate.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
+from tidegate.client.message import Repeat, SingleMessage
+from tidegate.client.results import Group
+from tidegate.client.window import Window, first_of_each
 
 
 def ask_again(window: Books, stream: int, step: int, value: float = 1.0) -> Caller:

@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.buffer import Buffer
-from serving.client.errors import (
+from tests.client.reasons import error_of
+from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
+from tidegate.client.buffer import Buffer
+from tidegate.client.errors import (
     AnswerLost,
     ClientError,
     DataLost,
@@ -21,13 +22,12 @@ from serving.client.errors import (
     StreamLost,
     TakenOver,
 )
-from serving.client.message import Message, Repeat, SingleMessage
-from serving.client.refusals import Decision, Refusals
-from serving.client.results import Answers, Group
-from serving.client.retry import Backoff, Shortage
-from serving.client.window import Window
-from tests.client.reasons import error_of
-from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
+from tidegate.client.message import Message, Repeat, SingleMessage
+from tidegate.client.refusals import Decision, Refusals
+from tidegate.client.results import Answers, Group
+from tidegate.client.retry import Backoff, Shortage
+from tidegate.client.window import Window
+from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS_MAX = 5
 PATIENCE_S = 10.0

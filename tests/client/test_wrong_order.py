@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from serving import blocking
-from serving.client import Client, StreamLost, WrongOrder
 from tests.client.scripted import Call, closing, connected, scripted, sums
 from tests.client.test_blocking import played
+from tidegate import blocking
+from tidegate.client import Client, StreamLost, WrongOrder
 
 
 async def test_a_client_that_is_closed_says_so() -> None:

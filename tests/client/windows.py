@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from serving.client.buffer import Buffer
-from serving.client.errors import InvalidTimestep
-from serving.client.message import Message
-from serving.client.results import Answers, BlockResults, Group
-from serving.client.types import Model
-from serving.client.window import Window
-from serving.core.spec import Feature, Ints, Output
+from tidegate.client.buffer import Buffer
+from tidegate.client.errors import InvalidTimestep
+from tidegate.client.message import Message
+from tidegate.client.results import Answers, BlockResults, Group
+from tidegate.client.types import Model
+from tidegate.client.window import Window
+from tidegate.core.spec import Feature, Ints, Output
 
 OUTPUTS = (Output("sum", np.dtype(np.float32), (1,)), Output("seen", np.dtype(np.float64), (2,)))
 MODEL = Model("toy", "1", "f" * 64, "", 0.0, (Feature("x"),), OUTPUTS, batch_invariant=True, handles_missing=True)

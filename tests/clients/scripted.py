@@ -16,11 +16,11 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.client import Client, Stream
-from serving.client.retry import Backoff
 from tests.client.reasons import action_of, error_of
+from tidegate.client import Client, Stream
+from tidegate.client.retry import Backoff
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 # Nothing here takes a second; what has not happened after this never will.
 PATIENCE = 10.0

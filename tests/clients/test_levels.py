@@ -11,11 +11,11 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.clients.programs import LANGUAGES, LEVELS, Client, command, node
 from tests.fleet import ServerProcess, rows_of
 from tests.support import TIMEOUT_S, RawCall, lstm, replay, write_model
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 __all__ = ["node"]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client.call import Call
-from serving.client.members import Members
-from serving.client.refusals import Refusals
-from serving.client.session import Session
-from serving.client.window import Window
 from tests.conformance import driver
+from tidegate.client.call import Call
+from tidegate.client.members import Members
+from tidegate.client.refusals import Refusals
+from tidegate.client.session import Session
+from tidegate.client.window import Window
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 def wrap(of: Any, name: str, around: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from serving.client import AnswerLost, Client, ClientError, Prediction, StepGap, Stream, TimestepRefused
+from tidegate.client import AnswerLost, Client, ClientError, Prediction, StepGap, Stream, TimestepRefused
 
 
 async def lines() -> AsyncIterator[list[float]]:

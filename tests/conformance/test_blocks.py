@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance.runner import serve_scenarios
 from tests.support import TIMEOUT_S, pack
+from tidegate.conformance.runner import serve_scenarios
+from tidegate.v1 import tidegate_pb2 as pb
 
 OWNER = "me"
 

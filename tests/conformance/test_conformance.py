@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import grpc
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.conformance import runner, scenario_run
-from serving.conformance.rules import RULES
-from serving.conformance.runner import check_program, select_scenarios, serve_scenarios
-from serving.conformance.scenario_run import START_SECONDS
-from serving.conformance.scenarios import SCENARIOS
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
 from tests.support import ROOT, TIMEOUT_S, run_command, timestep
+from tidegate.conformance import runner, scenario_run
+from tidegate.conformance.rules import RULES
+from tidegate.conformance.runner import check_program, select_scenarios, serve_scenarios
+from tidegate.conformance.scenario_run import START_SECONDS
+from tidegate.conformance.scenarios import SCENARIOS
+from tidegate.v1 import tidegate_pb2 as pb
 
 __all__ = ["node"]
 

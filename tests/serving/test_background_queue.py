@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from serving.rpc import background_queue as queue_module
-from serving.rpc.background_queue import BackgroundQueue
-from serving.rpc.multi_stream_call import MultiStreamCall
-from serving.rpc.stream_quota import StreamQuota
 from tests.support import TIMEOUT_S
+from tidegate.rpc import background_queue as queue_module
+from tidegate.rpc.background_queue import BackgroundQueue
+from tidegate.rpc.multi_stream_call import MultiStreamCall
+from tidegate.rpc.stream_quota import StreamQuota
 
 
 class Work:

@@ -9,8 +9,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import (
     TIMEOUT_S,
     Ending,
@@ -30,6 +28,8 @@ from tests.support import (
     timestep,
     write_model,
 )
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 @asynccontextmanager

@@ -8,24 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.core.block import Block
-from serving.core.errors import (
-    InvalidField,
-    ModelFailed,
-    NotFinite,
-    Overloaded,
-    StepGap,
-    Stopping,
-    StoreBehind,
-    TakenOver,
-    ValuesDiffer,
-    WrongWidth,
-)
-from serving.core.handle_table import HandleTable
-from serving.core.spec import STEP_MAX, Prediction, Timestep
-from serving.core.streams import checkpoint_rows
-from serving.runtime.batcher import Batcher
-from serving.runtime.row_cost import LOOP_SECONDS_MAX, RowCost
 from tests.support import (
     TIMEOUT_S,
     BatcherSetup,
@@ -40,6 +22,24 @@ from tests.support import (
     running_sum,
     sensor_rows,
 )
+from tidegate.core.block import Block
+from tidegate.core.errors import (
+    InvalidField,
+    ModelFailed,
+    NotFinite,
+    Overloaded,
+    StepGap,
+    Stopping,
+    StoreBehind,
+    TakenOver,
+    ValuesDiffer,
+    WrongWidth,
+)
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import STEP_MAX, Prediction, Timestep
+from tidegate.core.streams import checkpoint_rows
+from tidegate.runtime.batcher import Batcher
+from tidegate.runtime.row_cost import LOOP_SECONDS_MAX, RowCost
 
 
 def t(value: float, step: int = 0) -> Timestep:

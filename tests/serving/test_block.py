@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.block import Block, run_blocks
-from serving.core.engine import Engine, RowStatus
-from serving.core.errors import InvalidField
-from serving.core.handle_table import HandleTable
-from serving.core.spec import Key
-from serving.core.streams import Lease, StreamTable
 from tests.support import lstm, make_engine, picky, running_sum
+from tidegate.core.block import Block, run_blocks
+from tidegate.core.engine import Engine, RowStatus
+from tidegate.core.errors import InvalidField
+from tidegate.core.handle_table import HandleTable
+from tidegate.core.spec import Key
+from tidegate.core.streams import Lease, StreamTable
 
 STREAMS = 5
 

@@ -10,11 +10,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import Stopping, StoreUnavailable
-from serving.rpc import background_queue as queue_module
-from serving.rpc.predict_blocks import PredictBlocksCall
-from serving.runtime.server import Server
 from tests.support import (
     TIMEOUT_S,
     Gate,
@@ -28,6 +23,11 @@ from tests.support import (
     raw_channel,
     run_server,
 )
+from tidegate.core.errors import Stopping, StoreUnavailable
+from tidegate.rpc import background_queue as queue_module
+from tidegate.rpc.predict_blocks import PredictBlocksCall
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
 
 Reason = pb.Error.Reason
 

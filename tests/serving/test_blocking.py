@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.blocking import Client
-from serving.client import ModelNotFound, ServerUnavailable, StepGap, StreamNotFound
 from tests.support import Process, lstm, replay, same_bits, sensor_rows, serve, write_model
+from tidegate.blocking import Client
+from tidegate.client import ModelNotFound, ServerUnavailable, StepGap, StreamNotFound
 
 
 @pytest.fixture(scope="module")

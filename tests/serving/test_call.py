@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.rpc.call import Call
-from serving.rpc.predict_blocks import PredictBlocksCall
-from serving.rpc.servicer import PredictCall
-from serving.rpc.stream_quota import StreamQuota
 from tests.support import TIMEOUT_S
+from tidegate.rpc.call import Call
+from tidegate.rpc.predict_blocks import PredictBlocksCall
+from tidegate.rpc.servicer import PredictCall
+from tidegate.rpc.stream_quota import StreamQuota
 
 
 class Context:

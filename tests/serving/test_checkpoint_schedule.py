@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.runtime.checkpoint_schedule import NEXT_ROUND_FACTOR, PAUSE_FACTOR, CheckpointSchedule, CpuMeter
+from tidegate.runtime.checkpoint_schedule import NEXT_ROUND_FACTOR, PAUSE_FACTOR, CheckpointSchedule, CpuMeter
 
 PACE = CheckpointSchedule(interval_s=0.2, park_after_s=60.0, ready_lag_s=5.0, lag_max_s=30.0)
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.core.errors import StoreBehind, StoreUnavailable, TakenOver
-from serving.core.spec import Checkpoint, Checkpoints
-from serving.core.streams import Lease, Stream, StreamTable
-from serving.runtime import checkpointer
-from serving.runtime.checkpoint_schedule import CheckpointSchedule
-from serving.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
-from serving.runtime.metrics import Metrics
-from serving.runtime.repository import Limits, load_repository
-from serving.store import MemoryStore
 from tests.loop_latency import measure_loop
 from tests.support import TIMEOUT_S, eventually, key
+from tidegate.core.errors import StoreBehind, StoreUnavailable, TakenOver
+from tidegate.core.spec import Checkpoint, Checkpoints
+from tidegate.core.streams import Lease, Stream, StreamTable
+from tidegate.runtime import checkpointer
+from tidegate.runtime.checkpoint_schedule import CheckpointSchedule
+from tidegate.runtime.checkpointer import ROWS_A_COMMIT_MAX, WOKEN_AT_ONCE_MAX, Checkpointer
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.repository import Limits, load_repository
+from tidegate.store import MemoryStore
 
 # As many as a server holds by default: a few microseconds for each would be a noticeable pause.
 MANY = 16_384

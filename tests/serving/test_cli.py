@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.cli import app as cli
-from serving.cli.connection import default_address
-from serving.client import Client
 from tests.support import (
     LSTM_FEATURES,
     Process,
@@ -30,6 +27,9 @@ from tests.support import (
     serve,
     write_model,
 )
+from tidegate.cli import app as cli
+from tidegate.cli.connection import default_address
+from tidegate.client import Client
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_serve_with_a_bad_option_is_refused(sum_root: Path, options: list[str], 
 def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
     """A container is configured by them."""
     ended = subprocess.run(
-        [sys.executable, "-m", "serving", "serve"],
+        [sys.executable, "-m", "tidegate", "serve"],
         capture_output=True,
         text=True,
         timeout=30,

@@ -8,22 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.client import (
-    Client,
-    InvalidArgument,
-    InvalidTimestep,
-    ModelFailed,
-    Overloaded,
-    ServerUnavailable,
-    StepGap,
-    Stream,
-    StreamLost,
-    StreamNotFound,
-    StreamRefused,
-    TakenOver,
-    TooManyStreams,
-    ValuesDiffer,
-)
 from tests.support import (
     TIMEOUT_S,
     Gate,
@@ -39,6 +23,22 @@ from tests.support import (
     sensor_rows,
     serve,
     write_model,
+)
+from tidegate.client import (
+    Client,
+    InvalidArgument,
+    InvalidTimestep,
+    ModelFailed,
+    Overloaded,
+    ServerUnavailable,
+    StepGap,
+    Stream,
+    StreamLost,
+    StreamNotFound,
+    StreamRefused,
+    TakenOver,
+    TooManyStreams,
+    ValuesDiffer,
 )
 
 

@@ -9,11 +9,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.runtime import connection_limit as limit_module
-from serving.runtime import descriptors
-from serving.runtime.connection_limit import ConnectionLimiter
-from serving.runtime.descriptors import DESCRIPTORS_MAX, raise_limit, used
 from tests.support import TIMEOUT_S, RawCall, eventually, raw_channel, run_server, serve
+from tidegate.runtime import connection_limit as limit_module
+from tidegate.runtime import descriptors
+from tidegate.runtime.connection_limit import ConnectionLimiter
+from tidegate.runtime.descriptors import DESCRIPTORS_MAX, raise_limit, used
 
 HARD = 220
 # New processes have a low limit, as in a small container.

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from serving.runtime import cores
-from serving.runtime.cores import quota_cores, usable_cores
+from tidegate.runtime import cores
+from tidegate.runtime.cores import quota_cores, usable_cores
 
 V2 = "/sys/fs/cgroup"
 

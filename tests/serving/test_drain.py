@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import Client, ServerUnavailable
 from tests.support import (
     TIMEOUT_S,
     RawCall,
@@ -23,6 +22,7 @@ from tests.support import (
     wide,
     write_model,
 )
+from tidegate.client import Client, ServerUnavailable
 
 STREAMS = 24
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.engine import BatchResult, Engine, RowStatus
-from serving.core.spec import Timestep
 from tests.support import fragile, inverse, key, lstm, make_engine, picky, replay, running_sum, sensor_rows
+from tidegate.core.engine import BatchResult, Engine, RowStatus
+from tidegate.core.spec import Timestep
 
 
 def run(engine: Engine, slots: list[int], steps: list[int], x: Any) -> BatchResult:

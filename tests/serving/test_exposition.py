@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from serving.runtime.exposition import Exposition, WorkerMetrics
-from serving.runtime.metrics import Metrics
-from serving.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
 from tests.support import Scrape
+from tidegate.runtime.exposition import Exposition, WorkerMetrics
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
 
 FAMILIES = [
     MetricFamily("toys", "Toys.", "counter", ("kind",), [("red",), ("blue",)]),
@@ -52,7 +52,7 @@ def test_what_one_process_counts_another_reads() -> None:
     file = make_shared_file()
     os.set_inheritable(file, True)
     code = (
-        "import os, sys; from serving.runtime.shared_counters import SharedCounters, MetricFamily\n"
+        "import os, sys; from tidegate.runtime.shared_counters import SharedCounters, MetricFamily\n"
         "counters = SharedCounters.create([MetricFamily('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
         "counters.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )

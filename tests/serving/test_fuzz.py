@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
 from tests.support import (
     LSTM_FEATURES,
     TIMEOUT_S,
@@ -27,6 +26,7 @@ from tests.support import (
     sensor_rows,
     write_model,
 )
+from tidegate.v1 import tidegate_pb2 as pb
 
 MESSAGES = 3000
 TOGETHER = 16

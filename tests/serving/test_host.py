@@ -10,12 +10,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.runtime.config import InvalidSetting, ServerConfig
-from serving.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
-from serving.runtime.lifecycle import StartFailed
-from serving.runtime.reserved_port import ReservedPort
-from serving.runtime.server import Server
 from tests.support import TIMEOUT_S, run_command, serve
+from tidegate.runtime.config import InvalidSetting, ServerConfig
+from tidegate.runtime.host import UNIX_PATH_BYTES_MAX, checked, with_port
+from tidegate.runtime.lifecycle import StartFailed
+from tidegate.runtime.reserved_port import ReservedPort
+from tidegate.runtime.server import Server
 
 
 def has_ipv6() -> bool:

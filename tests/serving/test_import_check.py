@@ -13,13 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField, NoStepLeft
-from serving.core.import_check import check_import
-from serving.core.slots import Slots
-from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import Existence, OpenOptions, StreamTable, checkpoint_rows
-from serving.store import decode, encode
 from tests.support import (
     FLOAT,
     TIMEOUT_S,
@@ -39,6 +32,13 @@ from tests.support import (
     running_sum,
     write_model,
 )
+from tidegate.core.errors import InvalidField, NoStepLeft
+from tidegate.core.import_check import check_import
+from tidegate.core.slots import Slots
+from tidegate.core.spec import STEP_MAX, Checkpoint, Key, Timestep
+from tidegate.core.streams import Existence, OpenOptions, StreamTable, checkpoint_rows
+from tidegate.store import decode, encode
+from tidegate.v1 import tidegate_pb2 as pb
 
 ANSWERS = 4
 

@@ -6,12 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.engine import Engine, RowStatus
-from serving.core.errors import TakenOver
-from serving.core.slots import Slots
-from serving.core.spec import Checkpoint
-from serving.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
 from tests.support import key, load, running_sum
+from tidegate.core.engine import Engine, RowStatus
+from tidegate.core.errors import TakenOver
+from tidegate.core.slots import Slots
+from tidegate.core.spec import Checkpoint
+from tidegate.core.streams import Lease, Phase, Stream, StreamTable, checkpoint_rows
 
 MODEL = load(running_sum())
 STREAMS = 3

@@ -11,9 +11,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Client, ClientError, StreamLost
-from serving.core.errors import StoreUnavailable
 from tests.support import (
     TIMEOUT_S,
     Gate,
@@ -34,6 +31,9 @@ from tests.support import (
     wide,
     write_model,
 )
+from tidegate.client import Client, ClientError, StreamLost
+from tidegate.core.errors import StoreUnavailable
+from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS = 64
 STEPS = 40

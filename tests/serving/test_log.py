@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.runtime import log as log_module
-from serving.runtime.log import KINDS_MAX, LINES_OF_A_KIND, WAITING_BYTES_MAX, Log, Stderr, lines_dropped
-from serving.runtime.metrics import Metrics
 from tests.support import ROOT, TIMEOUT_S, environment, run_command
+from tidegate.runtime import log as log_module
+from tidegate.runtime.log import KINDS_MAX, LINES_OF_A_KIND, WAITING_BYTES_MAX, Log, Stderr, lines_dropped
+from tidegate.runtime.metrics import Metrics
 
 LINE = "x" * 10_000
 
@@ -163,7 +163,7 @@ def test_a_server_whose_stderr_nobody_reads_serves_and_stops(sum_root: Path, tmp
     """Every line of its log waits, and nothing else: it becomes ready, answers, and stops at SIGTERM with exit code 0."""
     reading, writing = full_pipe()
     command = [
-        *(sys.executable, "-m", "serving", "serve", "--models", str(sum_root), "--host", "127.0.0.1", "--port", "0"),
+        *(sys.executable, "-m", "tidegate", "serve", "--models", str(sum_root), "--host", "127.0.0.1", "--port", "0"),
         *("--metrics-port", "0", "--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}"),
     ]
     popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writing, text=True, env=environment(), cwd=ROOT)
@@ -196,7 +196,7 @@ def test_a_refusal_that_nobody_reads_has_its_exit_code(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "serving",
+        "tidegate",
         "serve",
         "--models",
         str(tmp_path),

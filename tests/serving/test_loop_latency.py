@@ -7,14 +7,14 @@ from typing import cast
 
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import TidegateError
-from serving.rpc import predict_blocks
-from serving.rpc.backend import AdminBackend, StreamBackend
-from serving.rpc.call import Call
-from serving.rpc.servicer import ENDED_AT_ONCE_MAX, TidegateServicer
 from tests.loop_latency import measure_loop
 from tests.support import TIMEOUT_S, RawBlocks, eventually, live, raw_channel, run_server
+from tidegate.core.errors import TidegateError
+from tidegate.rpc import predict_blocks
+from tidegate.rpc.backend import AdminBackend, StreamBackend
+from tidegate.rpc.call import Call
+from tidegate.rpc.servicer import ENDED_AT_ONCE_MAX, TidegateServicer
+from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS = 16_384
 # The largest part of the work that one turn of the loop may do: work that is not split does most of it in one turn.

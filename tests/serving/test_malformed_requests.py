@@ -9,8 +9,6 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.runtime.server import Server
 from tests.support import (
     TIMEOUT_S,
     Ending,
@@ -22,6 +20,8 @@ from tests.support import (
     running_sum,
     write_model,
 )
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
 
 GARBAGE = b"\xff\xff this is no message"
 UNARY = [

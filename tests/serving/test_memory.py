@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.runtime import server as server_module
-from serving.runtime.memory import MIB, STREAM_BYTES, MemoryEstimate, memory_limit
 from tests.support import run_server
+from tidegate.runtime import server as server_module
+from tidegate.runtime.memory import MIB, STREAM_BYTES, MemoryEstimate, memory_limit
 
 V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

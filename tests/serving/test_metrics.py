@@ -15,9 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.runtime.exposition import buckets
-from serving.runtime.metrics import SECONDS, Histogram
 from tests.support import (
     Gate,
     RawCall,
@@ -33,6 +30,9 @@ from tests.support import (
     timestep,
     write_model,
 )
+from tidegate.runtime.exposition import buckets
+from tidegate.runtime.metrics import SECONDS, Histogram
+from tidegate.v1 import tidegate_pb2 as pb
 
 LABELLED = {"model": "toy", "version": "1"}
 STEP_OUTCOMES = ("ok", "duplicate", "gap", "invalid", "overloaded", "failed", "abandoned", "ended")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.runtime import metrics_server as metrics_server_module
-from serving.runtime.exposition import Exposition, WorkerMetrics
-from serving.runtime.metrics import Metrics
-from serving.runtime.metrics_server import MetricsServer
 from tests.support import TIMEOUT_S, Scrape
+from tidegate.runtime import metrics_server as metrics_server_module
+from tidegate.runtime.exposition import Exposition, WorkerMetrics
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.metrics_server import MetricsServer
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from serving.core.errors import ContractBroken, ModelFailed
-from serving.core.model import BOUND_SIZES_MAX, Model
 from tests.support import (
     FLOAT,
     INT64,
@@ -25,6 +23,8 @@ from tests.support import (
     running_sum,
     same_bits,
 )
+from tidegate.core.errors import ContractBroken, ModelFailed
+from tidegate.core.model import BOUND_SIZES_MAX, Model
 
 IDENTITIES = [
     helper.make_node("Identity", ["x"], ["y"]),

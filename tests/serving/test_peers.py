@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from serving.core.spec import Key, ModelId
-from serving.runtime import peers as peers_module
-from serving.runtime.peers import Peers, PeerUnresponsive
-from serving.store import Holder, MemoryStore, Record, StreamMetadata
 from tests.support import TIMEOUT_S, key
+from tidegate.core.spec import Key, ModelId
+from tidegate.runtime import peers as peers_module
+from tidegate.runtime.peers import Peers, PeerUnresponsive
+from tidegate.store import Holder, MemoryStore, Record, StreamMetadata
 
 MODEL = ModelId("toy", "1", "f" * 64)
 

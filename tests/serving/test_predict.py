@@ -7,15 +7,6 @@ import numpy as np
 import pytest
 import uvloop
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import (
-    Client,
-    ModelMismatch,
-    ModelNotFound,
-    StreamExists,
-    StreamNotFound,
-    TakenOver,
-)
 from tests.support import (
     TIMEOUT_S,
     Gate,
@@ -34,6 +25,15 @@ from tests.support import (
     timestep,
     write_model,
 )
+from tidegate.client import (
+    Client,
+    ModelMismatch,
+    ModelNotFound,
+    StreamExists,
+    StreamNotFound,
+    TakenOver,
+)
+from tidegate.v1 import tidegate_pb2 as pb
 
 
 async def test_a_new_stream_begins_at_the_first_timestep(sum_root: Path) -> None:

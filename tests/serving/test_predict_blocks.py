@@ -10,16 +10,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Client
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import STEP_MAX
-from serving.core.streams import Lease
-from serving.rpc import columns
-from serving.rpc import predict_blocks as blocks_module
-from serving.rpc.predict_blocks import PredictBlocksCall
-from serving.runtime import batcher as batcher_module
-from serving.runtime.server import Server
 from tests.support import (
     TIMEOUT_S,
     Gate,
@@ -45,6 +35,16 @@ from tests.support import (
     wide,
     write_model,
 )
+from tidegate.client import Client
+from tidegate.core.errors import StoreUnavailable
+from tidegate.core.spec import STEP_MAX
+from tidegate.core.streams import Lease
+from tidegate.rpc import columns
+from tidegate.rpc import predict_blocks as blocks_module
+from tidegate.rpc.predict_blocks import PredictBlocksCall
+from tidegate.runtime import batcher as batcher_module
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
 
 Reason = pb.Error.Reason
 

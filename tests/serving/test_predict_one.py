@@ -10,11 +10,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import Key
-from serving.runtime.server import Server
 from tests.support import (
     TIMEOUT_S,
     Ending,
@@ -28,6 +23,11 @@ from tests.support import (
     run_server,
     scrape,
 )
+from tidegate.core.errors import StoreUnavailable
+from tidegate.core.spec import Key
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 class One:

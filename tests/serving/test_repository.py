@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.core.errors import ContractBroken
-from serving.core.model import Model
-from serving.core.spec import Ints
-from serving.runtime import repository
-from serving.runtime.metrics import Metrics
-from serving.runtime.repository import Limits, load_repository
 from tests.support import TIMEOUT_S, running_sum, write_model
+from tidegate.core.errors import ContractBroken
+from tidegate.core.model import Model
+from tidegate.core.spec import Ints
+from tidegate.runtime import repository
+from tidegate.runtime.metrics import Metrics
+from tidegate.runtime.repository import Limits, load_repository
 
 LIMITS = Limits(live_max=4, answers=2, batch_max=4, queue_max=4)
 

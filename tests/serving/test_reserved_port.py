@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from serving.runtime.lifecycle import StartFailed
-from serving.runtime.reserved_port import ReservedPort
+from tidegate.runtime.lifecycle import StartFailed
+from tidegate.runtime.reserved_port import ReservedPort
 
 
 def listen(port: int, host: str = "127.0.0.1", *, share: bool) -> socket.socket:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.runtime.row_cost import (
+from tidegate.runtime.row_cost import (
     COUNTED_MAX,
     LOOP_SECONDS_MAX,
     ROWS_FIRST,

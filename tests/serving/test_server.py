@@ -14,11 +14,6 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import Client, ServerUnavailable
-from serving.core.errors import ContractBroken
-from serving.runtime.config import InvalidSetting, ServerConfig
-from serving.runtime.server import Server, StartFailed, StopFailed
 from tests.support import (
     TIMEOUT_S,
     Gate,
@@ -39,6 +34,11 @@ from tests.support import (
     wide,
     write_model,
 )
+from tidegate.client import Client, ServerUnavailable
+from tidegate.core.errors import ContractBroken
+from tidegate.runtime.config import InvalidSetting, ServerConfig
+from tidegate.runtime.server import Server, StartFailed, StopFailed
+from tidegate.v1 import tidegate_pb2 as pb
 
 SERVICE = "tidegate.v1.TidegateService"
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -16,7 +16,7 @@ import pytest
 from tests.support import ROOT, TIMEOUT_S, environment, run_command, serve
 
 # Like `tidegate`, but it prints when it reaches its first line.
-SERVE = "import sys; from serving.cli import main; print('here', flush=True); main(sys.argv[1:])"
+SERVE = "import sys; from tidegate.cli import main; print('here', flush=True); main(sys.argv[1:])"
 # That line takes microseconds.
 FIRST_LINE_S = 0.05
 # Runs in its own namespaces: the process is their first, as in a container.
@@ -123,7 +123,7 @@ def test_a_server_that_cannot_print_the_ready_line_serves(
     os.close(reading)
     command = [
         *("sh", "-c", 'exec "$@" >&-' if closed == "from the start" else 'exec "$@"', "sh"),
-        *(sys.executable, "-m", "serving", "serve", "--models", str(sum_root), "--host", "127.0.0.1", "--port", "0"),
+        *(sys.executable, "-m", "tidegate", "serve", "--models", str(sum_root), "--host", "127.0.0.1", "--port", "0"),
         *("--metrics-port", "0", "--workers", workers, "--state", f"sqlite://{tmp_path / 'x.db'}"),
     ]
     popen = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)

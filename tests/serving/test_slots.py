@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.slots import FREE_SLOT_STEP, Slots
-from serving.core.spec import Spec
 from tests.support import key, load, running_sum
+from tidegate.core.slots import FREE_SLOT_STEP, Slots
+from tidegate.core.spec import Spec
 
 SPEC = load(running_sum()).spec
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from serving.core import errors
-from serving.rpc.status import ERROR_MESSAGE_BYTES_MAX, TABLE, abort, error_message
+from tidegate.core import errors
+from tidegate.rpc.status import ERROR_MESSAGE_BYTES_MAX, TABLE, abort, error_message
 
 # Longer than any id or name may be, and of the characters that need the most bytes.
 LONG = "\U0001f527" * 4096

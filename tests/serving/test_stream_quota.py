@@ -7,10 +7,10 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.handle_table import HandleTable
-from serving.rpc import stream_quota
 from tests.support import RawBlocks, RawCall, eventually, live, raw_channel, run_server
+from tidegate.core.handle_table import HandleTable
+from tidegate.rpc import stream_quota
+from tidegate.v1 import tidegate_pb2 as pb
 
 Reason = pb.Error.Reason
 

@@ -4,8 +4,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from serving.core.engine import Engine
-from serving.core.errors import (
+from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
+from tidegate.core.engine import Engine
+from tidegate.core.errors import (
     CheckpointBroken,
     ModelMismatch,
     StateLost,
@@ -15,8 +16,8 @@ from serving.core.errors import (
     TakenOver,
     TidegateError,
 )
-from serving.core.spec import Checkpoint, ModelId, Spec
-from serving.core.streams import (
+from tidegate.core.spec import Checkpoint, ModelId, Spec
+from tidegate.core.streams import (
     TRANSITIONS,
     Event,
     Existence,
@@ -31,7 +32,6 @@ from serving.core.streams import (
     checkpoint_rows,
     decide_open,
 )
-from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
 
 ANY, MUST_EXIST, MUST_BE_NEW = Existence.ANY, Existence.MUST_EXIST, Existence.MUST_BE_NEW
 

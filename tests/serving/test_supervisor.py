@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from serving.runtime import supervisor as supervisor_module
-from serving.runtime import worker_process as worker_module
-from serving.runtime.lifecycle import StartFailed, StopFailed
-from serving.runtime.shared_counters import make_shared_file
-from serving.runtime.supervisor import Supervisor
 from tests.support import ROOT, TIMEOUT_S, eventually
+from tidegate.runtime import supervisor as supervisor_module
+from tidegate.runtime import worker_process as worker_module
+from tidegate.runtime.lifecycle import StartFailed, StopFailed
+from tidegate.runtime.shared_counters import make_shared_file
+from tidegate.runtime.supervisor import Supervisor
 
 TOY = """
 import json, os, socket, sys, time
 sys.path.insert(0, os.environ["TOY_ROOT"])
-from serving.runtime.shared_counters import MetricFamily, SharedCounters
+from tidegate.runtime.shared_counters import MetricFamily, SharedCounters
 number, line = sys.argv[1], socket.socket(fileno=int(sys.argv[2])).makefile("rwb", buffering=0)
 settings = json.loads(line.readline())
 def ready():
@@ -248,7 +248,7 @@ def listen_as_a_worker(root: Path) -> tuple["subprocess.Popen[bytes]", socket.so
     counters_fd = make_shared_file()
     os.set_inheritable(counters_fd, True)
     popen = subprocess.Popen(
-        [sys.executable, "-m", "serving.cli.worker", "0", str(theirs.fileno())],
+        [sys.executable, "-m", "tidegate.cli.worker", "0", str(theirs.fileno())],
         pass_fds=[theirs.fileno(), counters_fd],
         stderr=subprocess.DEVNULL,
         cwd=ROOT,

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.spec import Checkpoint, ModelId
-from serving.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, SilenceClock, Sweeper
-from serving.store import MemoryStore, Residency, ResidencyUpdate
 from tests.support import key
+from tidegate.core.spec import Checkpoint, ModelId
+from tidegate.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, SilenceClock, Sweeper
+from tidegate.store import MemoryStore, Residency, ResidencyUpdate
 
 MODEL = ModelId("toy", "1", "f" * 64)
 DAY = 86_400.0

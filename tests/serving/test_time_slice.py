@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from tests.support import TIMEOUT_S, RawCall, block_request, ending_of, raw_channel, run_server
+from tidegate.rpc.time_slice import SLICE_SECONDS, TimeSlice
+from tidegate.v1 import tidegate_pb2 as pb
 
 ROWS = 65_536  # the largest number in one message
 # The longest time that the loop may be blocked: it took seconds before there were slices, about 20 ms now on a slow
@@ -159,7 +159,7 @@ async def test_a_message_that_names_too_many_streams_ends_its_call(
 async def test_tasks_that_share_slices_take_one_slice_a_turn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many tasks there are, the loop has a turn after one slice."""
     now = 0.0
-    monkeypatch.setattr("serving.rpc.time_slice.perf_counter", lambda: now)
+    monkeypatch.setattr("tidegate.rpc.time_slice.perf_counter", lambda: now)
     slices, turns, done = TimeSlice(), [0], 0
 
     async def work() -> None:

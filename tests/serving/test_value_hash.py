@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.core.value_hash import UNKNOWN, value_hash
+from tidegate.core.value_hash import UNKNOWN, value_hash
 
 WIDTHS = [1, 2, 8, 576]
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import InvalidField
-from serving.core.spec import STEP_MAX, Prediction, Timestep
-from serving.rpc import wire
+from tidegate.core.errors import InvalidField
+from tidegate.core.spec import STEP_MAX, Prediction, Timestep
+from tidegate.rpc import wire
+from tidegate.v1 import tidegate_pb2 as pb
 
 # Every length of a varint, and both sides of where it grows.
 STEPS = st.sampled_from([edge + off for bits in range(0, 63, 7) for edge in [1 << bits] for off in (-1, 0, 1)]) | (

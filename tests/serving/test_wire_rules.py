@@ -9,8 +9,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 from tests.support import (
     TIMEOUT_S,
     RawBlocks,
@@ -22,6 +20,8 @@ from tests.support import (
     run_server,
     timestep,
 )
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 def total(answer: pb.PredictResponse) -> float:

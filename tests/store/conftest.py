@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.store import Store
 from tests.store.support import Place, RedisServer, memory_place, redis_place, sqlite_place
+from tidegate.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.core.spec import Checkpoint, Checkpoints, Key, ModelId
-from serving.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
+from tidegate.core.spec import Checkpoint, Checkpoints, Key, ModelId
+from tidegate.store import MemoryStore, Residency, ResidencyUpdate, ScanFilter, SqliteStore, Store, StreamMetadata
 
 MODEL = ModelId("demo", "1", "f" * 64)
 OTHER_MODEL = ModelId("démo", "2", "e" * 64)
@@ -157,7 +157,7 @@ def sqlite_place(folder: Path) -> Place:
 
 def redis_place(server: RedisServer) -> Place:
     """In an emptied redis. On a busy machine it may not answer for some seconds."""
-    from serving.store.redis import RedisStore  # needs the package `redis`
+    from tidegate.store.redis import RedisStore  # needs the package `redis`
 
     assert server.command("FLUSHALL") == b"+OK\r\n"
     return Place(lambda clock: RedisStore("127.0.0.1", server.port, 0, clock=clock, timeout_s=PROCESS_TIMEOUT_S))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.core.errors import StoreUnavailable
-from serving.store import MemoryStore, SqliteStore, make_store
+from tidegate.core.errors import StoreUnavailable
+from tidegate.store import MemoryStore, SqliteStore, make_store
 
 
 def test_memory_is_a_store_in_memory() -> None:
@@ -87,7 +87,7 @@ def test_a_refusal_hides_the_password(address: str) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A redis address without the package: the error says what to install."""
-    monkeypatch.delitem(sys.modules, "serving.store.redis", raising=False)
+    monkeypatch.delitem(sys.modules, "tidegate.store.redis", raising=False)
     for module in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "redis", None)
@@ -97,5 +97,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_package_is_loaded_only_for_redis() -> None:
     """Other stores do not import the package `redis`."""
-    script = "import sys, serving.store as s; s.make_store('memory:'); s.make_store('sqlite:///x'); assert 'redis' not in sys.modules"
+    script = "import sys, tidegate.store as s; s.make_store('memory:'); s.make_store('sqlite:///x'); assert 'redis' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
-from serving.core.errors import CheckpointBroken
-from serving.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
-from serving.store import Record, StreamMetadata, decode, encode
-from serving.store.codec import decode_record, encode_all
 from tests.store.support import MODEL, checkpoint
+from tidegate.core.errors import CheckpointBroken
+from tidegate.core.spec import STEP_MAX, Checkpoint, Checkpoints, Key, ModelId
+from tidegate.store import Record, StreamMetadata, decode, encode
+from tidegate.store.codec import decode_record, encode_all
 
 texts = st.text(max_size=40)
 checkpoints = st.builds(

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from serving.core.spec import Key
-from serving.store import Holder, Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
 from tests.store.support import (
     MODEL,
     MS,
@@ -20,6 +18,8 @@ from tests.store.support import (
     key,
     scan,
 )
+from tidegate.core.spec import Key
+from tidegate.store import Holder, Record, Residency, ResidencyUpdate, Store, StreamMetadata, Tombstone
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
 from tests.store.support import (
     MODEL,
     MS,
@@ -25,6 +23,8 @@ from tests.store.support import (
     scan,
     sqlite_place,
 )
+from tidegate.core.spec import Checkpoint, Key, ModelId
+from tidegate.store import Holder, Record, Residency, ResidencyUpdate, ScanFilter, StreamMetadata, Tombstone
 
 # Few keys, so that operations collide. The ids differ only in their bytes.
 KEYS = [Key(tenant, stream_id) for tenant, stream_id in (("a", "x"), ("a", "xé"), ("a", "y"), ("a:b", "x"))]

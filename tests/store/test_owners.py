@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from serving.core.spec import Key
-from serving.store import Residency, ResidencyUpdate, ScanFilter, Store, Tombstone, make_store
 from tests.store.support import MODEL, MS, OTHER_MODEL, Place, RedisServer, begin, checkpoint, claim, key, scan
+from tidegate.core.spec import Key
+from tidegate.store import Residency, ResidencyUpdate, ScanFilter, Store, Tombstone, make_store
 
 # The longest owner, with all that a text may contain: quotes, a NUL, characters of one to four bytes.
 ODD = "'%_\"\\\x00\n" + "é日🜁" * 13 + "e"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 
-from serving.core.errors import CheckpointBroken, StoreUnavailable
-from serving.store import Record, Store, StreamMetadata, encode, make_store
-from serving.store.redis import RedisStore
 from tests.store.support import MODEL, MS, Clock, RedisServer, begin, checkpoint, claim, key, redis_place, scan
+from tidegate.core.errors import CheckpointBroken, StoreUnavailable
+from tidegate.store import Record, Store, StreamMetadata, encode, make_store
+from tidegate.store.redis import RedisStore
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from serving.core.errors import StoreUnavailable
-from serving.store import Holder, Record, Residency, SqliteStore, StreamMetadata, Tombstone, encode
-from serving.store import sqlite_file as file_module
-from serving.store.sqlite_database import Claim, Database
 from tests.store.support import MODEL, checkpoint, claim, key, scan
+from tidegate.core.errors import StoreUnavailable
+from tidegate.store import Holder, Record, Residency, SqliteStore, StreamMetadata, Tombstone, encode
+from tidegate.store import sqlite_file as file_module
+from tidegate.store.sqlite_database import Claim, Database
 
 KEPT = checkpoint("kept", 3, step=7, payload=bytes(9000))
 # Files as those servers made them.

@@ -20,19 +20,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
-from serving.store import SqliteStore, encode
-from serving.store import sqlite as sqlite_module
-from serving.store import sqlite_file as file_module
-from serving.store.sqlite_database import Database, _after_all
-from serving.store.sqlite_file import SqliteFile
 from tests.store.support import MODEL, PROCESS_TIMEOUT_S, checkpoint, claim, key, python, scan
+from tidegate.core.errors import CheckpointBroken, StoreGone, StoreUnavailable
+from tidegate.store import SqliteStore, encode
+from tidegate.store import sqlite as sqlite_module
+from tidegate.store import sqlite_file as file_module
+from tidegate.store.sqlite_database import Database, _after_all
+from tidegate.store.sqlite_file import SqliteFile
 
 OPEN = """
 import asyncio, sys
 from pathlib import Path
-from serving.core.spec import Checkpoint, Key, ModelId
-from serving.store import SqliteStore
+from tidegate.core.spec import Checkpoint, Key, ModelId
+from tidegate.store import SqliteStore
 MODEL = ModelId("demo", "1", "f" * 64)
 store = SqliteStore(Path(sys.argv[1]))
 """

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
 from tests.stubs.languages import HERE, ROOT, Language
+from tidegate.v1 import tidegate_pb2 as pb
 
 # Compiling C++ takes ten seconds on an idle machine.
 SECONDS_MAX = 300

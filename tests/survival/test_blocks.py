@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.client import Client
-from serving.store import decode
 from tests.fleet import Gateway, ServerProcess, rows_of
 from tests.support import address_of, run_server
+from tidegate.client import Client
+from tidegate.store import decode
 
 TEST_TIMEOUT_S = 90.0
 

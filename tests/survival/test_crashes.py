@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serving.client import Client, TakenOver
 from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import ROOT, replay, same_bits
+from tidegate.client import Client, TakenOver
 
 # The longest time of such a test. A server starts in about a second, and streams take some more.
 TEST_TIMEOUT_S = 90.0
@@ -155,7 +155,7 @@ async def test_a_frozen_server_wakes_up_fenced(site: Callable[..., ServerProcess
 
 VICTIM = """
 import sys
-from serving.blocking import Client
+from tidegate.blocking import Client
 from tests.fleet import rows_of
 with Client(sys.argv[1]) as client, client.open("orphan") as stream:
     for row in rows_of(2, 400):

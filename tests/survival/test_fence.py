@@ -14,10 +14,6 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.errors import StoreUnavailable
-from serving.core.spec import Key
-from serving.runtime.server import Server
 from tests.fleet import ServerProcess, rows_of
 from tests.store.support import RedisServer
 from tests.support import (
@@ -31,6 +27,10 @@ from tests.support import (
     run_server,
     write_model,
 )
+from tidegate.core.errors import StoreUnavailable
+from tidegate.core.spec import Key
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
 
 ROWS = rows_of(0, 60)
 TRUTH = [answer["forecast"].tobytes() for answer in replay(lstm(), ROWS)]

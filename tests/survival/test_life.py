@@ -12,20 +12,6 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.client import (
-    Client,
-    ClientError,
-    ModelMismatch,
-    StreamExists,
-    StreamNotFound,
-    StreamRefused,
-    TakenOver,
-)
-from serving.core.errors import InvalidField, StoreUnavailable, TooManyStreams
-from serving.core.spec import STEP_MAX, Checkpoint, Key, Timestep
-from serving.core.streams import OpenOptions, checkpoint_rows
-from serving.store import MemoryStore, decode, encode
 from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import (
     TIMEOUT_S,
@@ -45,6 +31,20 @@ from tests.support import (
     same_bits,
     write_model,
 )
+from tidegate.client import (
+    Client,
+    ClientError,
+    ModelMismatch,
+    StreamExists,
+    StreamNotFound,
+    StreamRefused,
+    TakenOver,
+)
+from tidegate.core.errors import InvalidField, StoreUnavailable, TooManyStreams
+from tidegate.core.spec import STEP_MAX, Checkpoint, Key, Timestep
+from tidegate.core.streams import OpenOptions, checkpoint_rows
+from tidegate.store import MemoryStore, decode, encode
+from tidegate.v1 import tidegate_pb2 as pb
 
 SERVICE = "tidegate.v1.TidegateService"
 

@@ -10,13 +10,13 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from serving.core.spec import Checkpoint
-from serving.runtime.config import ServerConfig
-from serving.runtime.lifecycle import StopFailed
-from serving.runtime.server import Server
 from tests.fleet import ServerProcess, rows_of
 from tests.support import TIMEOUT_S, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
+from tidegate.core.spec import Checkpoint
+from tidegate.runtime.config import ServerConfig
+from tidegate.runtime.lifecycle import StopFailed
+from tidegate.runtime.server import Server
+from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS = 60
 # The interval is so long that nothing is stored unless somebody waits for it.

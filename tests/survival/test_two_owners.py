@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
 from tests.fleet import ServerProcess, rows_of
 from tests.rpc_clients import (
     RPC_CLIENTS,
@@ -22,6 +21,7 @@ from tests.rpc_clients import (
     channel_to,
 )
 from tests.support import replay
+from tidegate.v1 import tidegate_pb2 as pb
 
 SYNC = pb.DURABILITY_SYNC
 # Timesteps of one client, and the sixth of the other.

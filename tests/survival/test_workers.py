@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.client import Client
 from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import ROOT, RawCall, replay, running_sum, same_bits, timestep, write_model
+from tidegate.client import Client
 
 # The longest time of such a test. Three processes start in about two seconds.
 TEST_TIMEOUT_S = 90.0
@@ -250,10 +250,10 @@ async def test_a_stream_is_where_it_was_whichever_worker_it_comes_to(
 async def test_workers_run_the_code_that_started_them(
     site: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder `serving` in the working directory of the server is not imported."""
+    """A folder `tidegate` in the working directory of the server is not imported."""
     elsewhere = tmp_path / "elsewhere"
-    (elsewhere / "serving").mkdir(parents=True)
-    (elsewhere / "serving" / "__init__.py").write_text("raise AssertionError('this is not the server')\n")
+    (elsewhere / "tidegate").mkdir(parents=True)
+    (elsewhere / "tidegate" / "__init__.py").write_text("raise AssertionError('this is not the server')\n")
     monkeypatch.setattr("tests.fleet.ROOT", elsewhere)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     one = site("--workers", "2")
@@ -261,7 +261,7 @@ async def test_workers_run_the_code_that_started_them(
     one._command[1:3] = [
         "-P",
         "-c",
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from serving.cli import main; main()",
+        f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); from tidegate.cli import main; main()",
     ]
     await one.start()
     assert await one.stop() == 0

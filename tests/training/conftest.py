@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.once import make_once
-from training.data import datasets
-from training.data.load import read
-from training.data.scaler import Scaler, fit_scaler
-from training.data.series import Series
-from training.data.split import split_by_time
-from training.errors import DatasetUnavailable
-from training.judging.graph import Graph
-from training.learning.run import DataFacts
-from training.network.network import Network, build_network
-from training.publishing.export import build_graph, describe
-from training.settings import Architecture, Classify, Forecast
+from tidegate.training.data import datasets
+from tidegate.training.data.load import read
+from tidegate.training.data.scaler import Scaler, fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import split_by_time
+from tidegate.training.errors import DatasetUnavailable
+from tidegate.training.judging.graph import Graph
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network.network import Network, build_network
+from tidegate.training.publishing.export import build_graph, describe
+from tidegate.training.settings import Architecture, Classify, Forecast
 
 HORIZONS = (1, 3)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.data.scaler import Scaler, fit_scaler
-from training.data.series import UNLABELLED, Floats, Group, Ints, Series
-from training.data.split import Split
-from training.learning.fit import FitResult, fit
-from training.network.network import Network
-from training.settings import Architecture, Classify, Fit, Shape
+from tidegate.training.data.scaler import Scaler, fit_scaler
+from tidegate.training.data.series import UNLABELLED, Floats, Group, Ints, Series
+from tidegate.training.data.split import Split
+from tidegate.training.learning.fit import FitResult, fit
+from tidegate.training.network.network import Network
+from tidegate.training.settings import Architecture, Classify, Fit, Shape
 
 CLASSES = ("--", "+-", "-+", "++")
 SECOND_NS = np.timedelta64(1_000_000_000, "ns")

@@ -10,14 +10,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from training import errors, pipeline
-from training.backtest import Backtest, Fold, mean_and_std, rolling_splits
-from training.cli import scoreboard
-from training.cli.app import main
-from training.data.series import Group, Series
-from training.data.write import write_csv
-from training.judging.scores import ClassError, ClassScores, Scores
-from training.settings import Fit, Request, Rolling, Shape, Source
+from tidegate.training import errors, pipeline
+from tidegate.training.backtest import Backtest, Fold, mean_and_std, rolling_splits
+from tidegate.training.cli import scoreboard
+from tidegate.training.cli.app import main
+from tidegate.training.data.series import Group, Series
+from tidegate.training.data.write import write_csv
+from tidegate.training.judging.scores import ClassError, ClassScores, Scores
+from tidegate.training.settings import Fit, Request, Rolling, Shape, Source
 
 QUICK = ["--target", "s0", "--epochs", "3", "--hidden", "4", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
 

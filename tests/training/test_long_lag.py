@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.client import Client
 from tests.fleet import ServerProcess
 from tests.training.recall import CLASSES, Task, accuracy, make_recall
-from training.errors import SettingsError
-from training.judging.graph import Graph
-from training.learning.fit import FitResult
-from training.learning.run import DataFacts
-from training.network.network import Network
-from training.publishing.export import build_graph, describe
-from training.publishing.parity import check_parity
-from training.publishing.version import write_version
-from training.settings import Architecture, Classify, Fit, Shape
+from tidegate.client import Client
+from tidegate.training.errors import SettingsError
+from tidegate.training.judging.graph import Graph
+from tidegate.training.learning.fit import FitResult
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network.network import Network
+from tidegate.training.publishing.export import build_graph, describe
+from tidegate.training.publishing.parity import check_parity
+from tidegate.training.publishing.version import write_version
+from tidegate.training.settings import Architecture, Classify, Fit, Shape
 
 LAG = 200
 # Gradients reach back over the whole lag. No values are hidden: the symbol is told once. The rest is what learns quickly.

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from tests.once import make_once
 from tests.training.network import network_oracle
 from tests.training.network.network_oracle import Recipe
-from training.data.scaler import Scaler
-from training.judging.graph import Graph
-from training.learning import run
-from training.network.cells import State
-from training.network.network import Network, build_network
-from training.publishing.export import build_graph, describe
-from training.settings import Architecture, Classify, Fit, Forecast, Source
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.judging.graph import Graph
+from tidegate.training.learning import run
+from tidegate.training.network.cells import State
+from tidegate.training.network.network import Network, build_network
+from tidegate.training.publishing.export import build_graph, describe
+from tidegate.training.settings import Architecture, Classify, Fit, Forecast, Source
 
 STEPS, BATCH, FEATURES = 130, 2, 3  # an alarm needs 96 timesteps before it speaks
 

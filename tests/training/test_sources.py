@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.cli.sensor_table import read_table
-from training import errors, pipeline
-from training.data import datasets
-from training.data.load import read
-from training.data.series import Group, Series
-from training.data.source import derived_features, read_source, source_like
-from training.data.write import write_csv
-from training.judging.evaluate import Graph
-from training.settings import Fit, Request, Shape, Source
+from tidegate.cli.sensor_table import read_table
+from tidegate.training import errors, pipeline
+from tidegate.training.data import datasets
+from tidegate.training.data.load import read
+from tidegate.training.data.series import Group, Series
+from tidegate.training.data.source import derived_features, read_source, source_like
+from tidegate.training.data.write import write_csv
+from tidegate.training.judging.evaluate import Graph
+from tidegate.training.settings import Fit, Request, Shape, Source
 
 MADE = ("s1@+1", "s1@+3", "day_sin", "day_cos", "elapsed_s")
 

@@ -15,10 +15,10 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from training.cli.options import build, option, options_of
-from training.data import datasets as catalogue
-from training.errors import SettingsError, TrainingError
-from training.settings import Fit, Request, Rolling, Search, Shape, Source
+from tidegate.training.cli.options import build, option, options_of
+from tidegate.training.data import datasets as catalogue
+from tidegate.training.errors import SettingsError, TrainingError
+from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -41,8 +41,8 @@ def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> Non
     # Read before torch is loaded, so that a wrong option fails at once.
     request = _request(values)
     _set_threads(threads)
-    from training.cli.progress import FitProgress
-    from training.pipeline import train as run_training
+    from tidegate.training.cli.progress import FitProgress
+    from tidegate.training.pipeline import train as run_training
 
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
         published = run_training(request, progress.show, progress.note)
@@ -58,9 +58,9 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
             raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
     request, rolling = _request(values), build(Rolling, values)
     _set_threads(threads)
-    from training.backtest import backtest as roll
-    from training.cli import scoreboard
-    from training.cli.progress import FitProgress
+    from tidegate.training.backtest import backtest as roll
+    from tidegate.training.cli import scoreboard
+    from tidegate.training.cli.progress import FitProgress
 
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
         result = roll(request, rolling, progress.show, progress.note)
@@ -83,10 +83,10 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
     _set_threads(threads)
     _require("optuna", "tune")
-    from training.cli.progress import FitProgress
-    from training.search.trials import draw, tables, trial_line
-    from training.search.tune import Callbacks
-    from training.search.tune import tune as find
+    from tidegate.training.cli.progress import FitProgress
+    from tidegate.training.search.trials import draw, tables, trial_line
+    from tidegate.training.search.tune import Callbacks
+    from tidegate.training.search.tune import tune as find
 
     console = Console(stderr=True, soft_wrap=True)
     with FitProgress(console) as progress:
@@ -112,7 +112,7 @@ def evaluate(
     json_file: Json = None,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
-    from training.pipeline import evaluate_version
+    from tidegate.training.pipeline import evaluate_version
 
     _report(evaluate_version(model, data=data, time=time, season=season), json_file, model=model)
 
@@ -129,7 +129,7 @@ def export(
 ) -> None:
     """Export the network of a run again, with the same checks and scores as after its training."""
     _set_threads(1)
-    from training.pipeline import export_run
+    from tidegate.training.pipeline import export_run
 
     published = export_run(run, models, data=data, name=name, version=version, season=season)
     _report(published.scores, json_file, model=published.folder, run=run)
@@ -142,7 +142,7 @@ def report(
     out: Annotated[Path | None, option("out", "The file to write; by default report.html beside the card.")] = None,
 ) -> None:
     """Write the report of a version again, from its card and its data: one HTML page that needs nothing else."""
-    from training.pipeline import rebuild_report
+    from tidegate.training.pipeline import rebuild_report
 
     page = rebuild_report(model, data=data)
     path = out or (model if model.is_dir() else model.parent) / "report.html"
@@ -233,8 +233,8 @@ def _set_threads(threads: int) -> None:
 
 def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the tables, the verdict and the places of the results; write them to the file if there is one."""
-    from training.cli import scoreboard
-    from training.judging.verdict import verdict
+    from tidegate.training.cli import scoreboard
+    from tidegate.training.judging.verdict import verdict
 
     _show(scoreboard.table(scores))
     _print(verdict(scores))
@@ -247,7 +247,7 @@ def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
 
 def _show(table: Any) -> None:
     """Print a table as wide as it needs: a narrow screen must not hide numbers."""
-    from training.cli.scoreboard import WIDTH
+    from tidegate.training.cli.scoreboard import WIDTH
 
     Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from training.learning.fit import Epoch
+from tidegate.training.learning.fit import Epoch
 
 # Often enough to show progress, seldom enough not to fill a log.
 LINE_EVERY_S = 5.0

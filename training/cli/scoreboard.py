@@ -5,9 +5,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from training.backtest import Backtest, mean_and_std
-from training.judging.scores import Error, Score, Scores
-from training.judging.verdict import (
+from tidegate.training.backtest import Backtest, mean_and_std
+from tidegate.training.judging.scores import Error, Score, Scores
+from tidegate.training.judging.verdict import (
     BASELINE_NAMES,
     CLASS_BASELINE_NAMES,
     MAX_NAMES,

@@ -5,9 +5,9 @@ from typing import TypedDict
 
 import pyarrow as pa
 
-from training.data import features
-from training.data.table import Table
-from training.errors import GroupColumnError, LabelColumnError, MissingColumn, TimeColumnError
+from tidegate.training.data import features
+from tidegate.training.data.table import Table
+from tidegate.training.errors import GroupColumnError, LabelColumnError, MissingColumn, TimeColumnError
 
 
 class Columns(TypedDict, total=False):

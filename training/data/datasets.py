@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.errors import ChecksumMismatch, DatasetUnavailable, UnknownDataset
+from tidegate.training.errors import ChecksumMismatch, DatasetUnavailable, UnknownDataset
 
 # A fetch takes seconds. Ten minutes allow for 25 MB over a slow line; after that the user must hear of it.
 FETCH_TIMEOUT_S = 600.0
@@ -301,7 +301,7 @@ def _checksum_file(cached: Path) -> Path:
 def _convert(entry: Dataset, content: bytes, cached: Path) -> None:
     """Write the Parquet table and, beside it, its checksum in the form that `sha256sum --check` reads."""
     # pyarrow loads slowly, and neither a list of the sets nor a set in the cache needs it.
-    from training.data import conversions  # noqa: PLC0415
+    from tidegate.training.data import conversions  # noqa: PLC0415
 
     with _atomic_write(cached) as scratch:
         conversions.write(entry.name, content, scratch)

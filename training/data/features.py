@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.data.series import DAY_S, Floats, Series, future_values, steps_s_of
-from training.errors import MissingColumn
+from tidegate.training.data.series import DAY_S, Floats, Series, future_values, steps_s_of
+from tidegate.training.errors import MissingColumn
 
 # The length of each period in seconds, and its offset to Unix time. The week begins on a Monday, though 1970 began on a
 # Thursday. The year is the mean Gregorian one, so its phase is off by up to a day.

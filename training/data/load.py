@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from training.data import features
-from training.data.columns import Columns, feature_columns, role_columns, time_column
-from training.data.parse import Codes, codes_of, numbers_of, times_of
-from training.data.series import UNLABELLED, Floats, Group, Ints, Series, Times, group_steps_s, iso
-from training.data.table import Table, columns_of, open_table, table_of_arrays, table_of_frame
-from training.errors import (
+from tidegate.training.data import features
+from tidegate.training.data.columns import Columns, feature_columns, role_columns, time_column
+from tidegate.training.data.parse import Codes, codes_of, numbers_of, times_of
+from tidegate.training.data.series import UNLABELLED, Floats, Group, Ints, Series, Times, group_steps_s, iso
+from tidegate.training.data.table import Table, columns_of, open_table, table_of_arrays, table_of_frame
+from tidegate.training.errors import (
     EmptyColumn,
     GroupColumnError,
     LabelColumnError,

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from training.data.series import Floats, Times
-from training.errors import InfiniteValue, TextColumn, TimeColumnError
+from tidegate.training.data.series import Floats, Times
+from tidegate.training.errors import InfiniteValue, TextColumn, TimeColumnError
 
 # The year 2255. Nanoseconds in 64 bits end seven years later, and today in milliseconds is far beyond.
 LAST_UNIX_S = 9e9

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from training.data import datasets, features
-from training.data.scaler import Scaler, check_targets, fit_scaler
-from training.data.series import Series, season_steps
-from training.data.split import Split, split_by_group, split_by_time
-from training.errors import SettingsError
-from training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
+from tidegate.training.data import datasets, features
+from tidegate.training.data.scaler import Scaler, check_targets, fit_scaler
+from tidegate.training.data.series import Series, season_steps
+from tidegate.training.data.split import Split, split_by_group, split_by_time
+from tidegate.training.errors import SettingsError
+from tidegate.training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
 
 # A note is one line: it names the first few of many groups.
 MAX_NAMES = 5

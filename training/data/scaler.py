@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.series import Floats, Series, Spans
-from training.errors import ConstantTarget, EmptyColumn
+from tidegate.training.data.series import Floats, Series, Spans
+from tidegate.training.errors import ConstantTarget, EmptyColumn
 
 # float32 keeps seven digits: a standard deviation below this fraction of the mean is rounding, not signal.
 CONSTANT_SPREAD = 1e-6

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from training.errors import MissingColumn
+from tidegate.training.errors import MissingColumn
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

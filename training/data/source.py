@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from training.data import datasets, features
-from training.data.columns import Columns
-from training.data.load import column_names, read
-from training.data.series import Series
-from training.errors import SettingsError
-from training.settings import Request, Source
+from tidegate.training.data import datasets, features
+from tidegate.training.data.columns import Columns
+from tidegate.training.data.load import column_names, read
+from tidegate.training.data.series import Series
+from tidegate.training.errors import SettingsError
+from tidegate.training.settings import Request, Source
 
 
 def read_request(request: Request) -> Series:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.series import Group, Series, Spans
-from training.errors import SeriesTooShort, SplitError
+from tidegate.training.data.series import Group, Series, Spans
+from tidegate.training.errors import SeriesTooShort, SplitError
 
 
 @dataclass(frozen=True)

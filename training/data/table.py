@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from training.errors import SeriesTooShort, UnreadableTable
+from tidegate.training.errors import SeriesTooShort, UnreadableTable
 
 # Rows of a block: few enough to be small beside a large table, enough to hide the cost of a block in Python.
 BLOCK_ROWS = 1 << 16

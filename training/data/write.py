@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from pathlib import Path
 
-from training.data.series import UNLABELLED, Series, Spans, iso
+from tidegate.training.data.series import UNLABELLED, Series, Spans, iso
 
 
 def write_csv(series: Series, path: Path, spans: Spans) -> None:

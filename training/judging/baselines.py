@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.data.series import Floats, Series, Span, Spans, forward_fill
-from training.judging.metrics import Doubles
+from tidegate.training.data.series import Floats, Series, Span, Spans, forward_fill
+from tidegate.training.judging.metrics import Doubles
 
 
 def persistence(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:

@@ -5,12 +5,12 @@ from functools import partial
 
 import numpy as np
 
-from training.data.series import UNLABELLED, Floats, Ints, Series, Spans, count_rows
-from training.data.split import Split
-from training.errors import SeriesTooShort, SettingsError
-from training.judging import metrics
-from training.judging.ridge import fit_classifier
-from training.judging.scores import ClassError, ClassScores, Confidence
+from tidegate.training.data.series import UNLABELLED, Floats, Ints, Series, Spans, count_rows
+from tidegate.training.data.split import Split
+from tidegate.training.errors import SeriesTooShort, SettingsError
+from tidegate.training.judging import metrics
+from tidegate.training.judging.ridge import fit_classifier
+from tidegate.training.judging.scores import ClassError, ClassScores, Confidence
 
 # Bins of the reliability diagram.
 BINS = 10

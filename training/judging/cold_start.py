@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Floats, Ints, Series, Span, Spans, segment_offsets
-from training.judging.graph import Graph
-from training.judging.scores import ColdStart, ColdStartErrors
+from tidegate.training.data.series import Floats, Ints, Series, Span, Spans, segment_offsets
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.scores import ColdStart, ColdStartErrors
 
 # The last timesteps of the bands of mean errors.
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)

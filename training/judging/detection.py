@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from training.data.series import DAY_S, Floats, Group, Series, Span, Spans
-from training.data.split import Split
-from training.judging import metrics
-from training.judging.events import bursts, event_labels, match_alarms
-from training.judging.faults import FAULT_SPECS, KINDS, REST_STEPS, Event, FeatureMoments, inject
-from training.judging.graph import Graph
-from training.judging.metrics import Bools
-from training.judging.pca import fit_pca
-from training.judging.replay import Replay
-from training.judging.scores import AnomalyScores, Detection, Kind
+from tidegate.training.data.series import DAY_S, Floats, Group, Series, Span, Spans
+from tidegate.training.data.split import Split
+from tidegate.training.judging import metrics
+from tidegate.training.judging.events import bursts, event_labels, match_alarms
+from tidegate.training.judging.faults import FAULT_SPECS, KINDS, REST_STEPS, Event, FeatureMoments, inject
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.metrics import Bools
+from tidegate.training.judging.pca import fit_pca
+from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.scores import AnomalyScores, Detection, Kind
 
 # An alarm this many timesteps after the end of a fault still belongs to the fault.
 TOLERANCE = 6

@@ -9,19 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from training.data.series import Floats, Series, Spans, count_rows, future_values, season_steps
-from training.data.split import Split
-from training.errors import MissingColumn, SeriesTooShort
-from training.judging import metrics
-from training.judging.baselines import persistence, residual_quantiles, seasonal_naive
-from training.judging.classification import labels_of, score_classes
-from training.judging.cold_start import cold_start
-from training.judging.detection import FaultyReplay, score_anomalies
-from training.judging.graph import Graph
-from training.judging.metrics import Bools, Doubles
-from training.judging.replay import Replay
-from training.judging.ridge import fit_ridge
-from training.judging.scores import Error, Interval, Quantile, Score, Scores
+from tidegate.training.data.series import Floats, Series, Spans, count_rows, future_values, season_steps
+from tidegate.training.data.split import Split
+from tidegate.training.errors import MissingColumn, SeriesTooShort
+from tidegate.training.judging import metrics
+from tidegate.training.judging.baselines import persistence, residual_quantiles, seasonal_naive
+from tidegate.training.judging.classification import labels_of, score_classes
+from tidegate.training.judging.cold_start import cold_start
+from tidegate.training.judging.detection import FaultyReplay, score_anomalies
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.metrics import Bools, Doubles
+from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.ridge import fit_ridge
+from tidegate.training.judging.scores import Error, Interval, Quantile, Score, Scores
 
 # A baseline with forecasts for a smaller share of the timesteps is left out; otherwise all would be scored on those few.
 # An example is seasonal-naive on segments shorter than a season.

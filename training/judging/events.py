@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.judging.faults import Event
-from training.judging.metrics import Bools
+from tidegate.training.judging.faults import Event
+from tidegate.training.judging.metrics import Bools
 
 
 @dataclass(frozen=True)

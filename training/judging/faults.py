@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Floats, Series, Spans
+from tidegate.training.data.series import Floats, Series, Spans
 
 Kind = Literal["spike", "stuck", "drift", "dropout", "noise", "scale"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

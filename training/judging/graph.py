@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from training.data.series import Floats, Ints, Span
-from training.errors import ModelUnreadable
+from tidegate.training.data.series import Floats, Ints, Span
+from tidegate.training.errors import ModelUnreadable
 
 # No measured value leaves the machine. The variable switches telemetry off while onnxruntime loads, the call in `Graph`
 # from then on.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Floats, Ints, Span
+from tidegate.training.data.series import Floats, Ints, Span
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

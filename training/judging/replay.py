@@ -6,8 +6,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Floats, Series, Span, Spans, Times, segment_offsets
-from training.judging.graph import Graph
+from tidegate.training.data.series import Floats, Series, Span, Spans, Times, segment_offsets
+from tidegate.training.judging.graph import Graph
 
 Numbers = npt.NDArray[np.float64]
 

@@ -12,10 +12,19 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from training.data.scaler import fit_scaler
-from training.data.series import UNLABELLED, Floats, Ints, Series, Spans, count_rows, forward_fill, future_values
-from training.data.split import Split
-from training.judging.metrics import Doubles, surprise
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import (
+    UNLABELLED,
+    Floats,
+    Ints,
+    Series,
+    Spans,
+    count_rows,
+    forward_fill,
+    future_values,
+)
+from tidegate.training.data.split import Split
+from tidegate.training.judging.metrics import Doubles, surprise
 
 # The candidate numbers of lags. A season and one more is another, which sees the same time of the last season.
 LAGS = (1, 6, 24, 72)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from training.judging.scores import AnomalyScores, ClassScores, Score, Scores
+from tidegate.training.judging.scores import AnomalyScores, ClassScores, Score, Scores
 
 BASELINE_NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naive", "ridge": "ridge"}
 CLASS_BASELINE_NAMES = {"frequencies": "the class frequencies", "linear": "a linear classifier"}

@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Span
+from tidegate.training.data.series import Span
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]

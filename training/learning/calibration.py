@@ -13,10 +13,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from training.data.series import Floats, Series, Spans, count_rows
-from training.data.split import Split
-from training.network.monitors import MIN_HALF_WIDTH, MIN_THRESHOLD, WARM_UP_STEPS, Alarm, Intervals, Observation
-from training.network.network import Network, fill_forward
+from tidegate.training.data.series import Floats, Series, Spans, count_rows
+from tidegate.training.data.split import Split
+from tidegate.training.network.monitors import (
+    MIN_HALF_WIDTH,
+    MIN_THRESHOLD,
+    WARM_UP_STEPS,
+    Alarm,
+    Intervals,
+    Observation,
+)
+from tidegate.training.network.network import Network, fill_forward
 
 # Timesteps of one call of the network: enough to be fast, few enough to be small.
 CHUNK = 4096

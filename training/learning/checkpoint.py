@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.errors import RunError
+from tidegate.training.errors import RunError
 
 BEST, LAST = "best.pt", "last.pt"
 # Epochs of small series take milliseconds, and so does flushing a file to disk.

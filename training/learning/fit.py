@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.data.scaler import Scaler
-from training.data.series import Series
-from training.data.split import Split
-from training.errors import Diverged, SettingsError
-from training.learning import checkpoint
-from training.learning.batches import PADDING, Plan, plan_epoch, plan_validation
-from training.learning.checkpoint import Checkpointer
-from training.learning.objective import build_objective
-from training.learning.optimizer import build_optimizer
-from training.learning.schedule import rate
-from training.network.cells import State
-from training.network.network import Network, build_network
-from training.settings import Architecture, Fit
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import Split
+from tidegate.training.errors import Diverged, SettingsError
+from tidegate.training.learning import checkpoint
+from tidegate.training.learning.batches import PADDING, Plan, plan_epoch, plan_validation
+from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.objective import build_objective
+from tidegate.training.learning.optimizer import build_optimizer
+from tidegate.training.learning.schedule import rate
+from tidegate.training.network.cells import State
+from tidegate.training.network.network import Network, build_network
+from tidegate.training.settings import Architecture, Fit
 
 Stop = Literal["epochs", "patience", "minutes", "interrupted", "diverged"]
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.scaler import Scaler
-from training.data.series import UNLABELLED, Floats, Series, Spans, count_rows, future_values
-from training.data.split import Split
-from training.errors import SettingsError
-from training.judging.baselines import persistence
-from training.network.heads import ForecastHead, Head, Outputs
-from training.settings import Architecture, Classify, Forecast
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.data.series import UNLABELLED, Floats, Series, Spans, count_rows, future_values
+from tidegate.training.data.split import Split
+from tidegate.training.errors import SettingsError
+from tidegate.training.judging.baselines import persistence
+from tidegate.training.network.heads import ForecastHead, Head, Outputs
+from tidegate.training.settings import Architecture, Classify, Forecast
 
 
 class Objective(ABC):

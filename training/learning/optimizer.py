@@ -2,8 +2,8 @@
 
 import torch
 
-from training.network.network import Network
-from training.settings import Fit
+from tidegate.training.network.network import Network
+from tidegate.training.settings import Fit
 
 
 def build_optimizer(network: Network, settings: Fit) -> torch.optim.Optimizer:

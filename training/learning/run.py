@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from training.data.scaler import Scaler
-from training.data.series import Floats, Series, Spans, count_rows, iso
-from training.data.split import Split
-from training.errors import RunError
-from training.learning import checkpoint
-from training.learning.checkpoint import replace_file
-from training.learning.fit import Epoch, FitResult
-from training.network.network import Network, build_network
-from training.settings import Architecture, Fit, Request, Settings, Source
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.data.series import Floats, Series, Spans, count_rows, iso
+from tidegate.training.data.split import Split
+from tidegate.training.errors import RunError
+from tidegate.training.learning import checkpoint
+from tidegate.training.learning.checkpoint import replace_file
+from tidegate.training.learning.fit import Epoch, FitResult
+from tidegate.training.network.network import Network, build_network
+from tidegate.training.settings import Architecture, Fit, Request, Settings, Source
 
 RUN, _METRICS = "run.json", "metrics.jsonl"
 SettingsT = TypeVar("SettingsT", bound=Settings)

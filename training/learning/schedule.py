@@ -6,7 +6,7 @@ They keep no state between calls, so a resumed training gets the same rates as a
 import math
 from collections.abc import Sequence
 
-from training.settings import Fit
+from tidegate.training.settings import Fit
 
 # No schedule goes below this fraction of the learning rate, so that the last epochs still learn something. Warm-up starts
 # here, because a rate of zero would waste the first step.

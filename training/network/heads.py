@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from training.network.cells import State
-from training.settings import Architecture, Classify, Forecast
+from tidegate.training.network.cells import State
+from tidegate.training.settings import Architecture, Classify, Forecast
 
 Outputs = dict[str, Tensor]
 

@@ -13,13 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from training.data.scaler import Scaler
-from training.data.series import Floats
-from training.network.cells import CELLS, Cell, Convolution, State
-from training.network.heads import Outputs, build_head
-from training.network.logarithm import logarithm
-from training.network.monitors import Monitor, Observation, build_monitors
-from training.settings import Architecture, Classify
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.data.series import Floats
+from tidegate.training.network.cells import CELLS, Cell, Convolution, State
+from tidegate.training.network.heads import Outputs, build_head
+from tidegate.training.network.logarithm import logarithm
+from tidegate.training.network.monitors import Monitor, Observation, build_monitors
+from tidegate.training.settings import Architecture, Classify
 
 # In usual steps of a feature. The first timestep of a stream differs from the training mean and may be hundreds of a slow
 # sensor's steps away. The cells must not see such a number.

@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import torch
 
-from training.data import datasets
-from training.data.series import Series, Spans, count_rows
-from training.learning.run import Run
-from training.network.network import Network
-from training.publishing.parity import Parity
+from tidegate.training.data import datasets
+from tidegate.training.data.series import Series, Spans, count_rows
+from tidegate.training.learning.run import Run
+from tidegate.training.network.network import Network
+from tidegate.training.publishing.parity import Parity
 
 Json = dict[str, Any]
 

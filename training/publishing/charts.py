@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from training.data.series import Times
-from training.judging.events import bursts
+from tidegate.training.data.series import Times
+from tidegate.training.judging.events import bursts
 
 Numbers = npt.NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.data.series import Span, Times
-from training.judging.replay import Numbers, Replay
+from tidegate.training.data.series import Span, Times
+from tidegate.training.judging.replay import Numbers, Replay
 
 # Timesteps across the page: enough to show days of ten-minute data, few enough to show single ones.
 WINDOW = 432

@@ -14,9 +14,9 @@ from typing import Any
 import onnx
 import torch
 
-from training.learning.run import DataFacts
-from training.network.network import Network
-from training.settings import Forecast
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network.network import Network
+from tidegate.training.settings import Forecast
 
 CONTRACT = 1
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from training.data.series import Floats
-from training.errors import ParityError
-from training.judging.graph import Graph
-from training.network.cells import State
-from training.network.network import Network
+from tidegate.training.data.series import Floats
+from tidegate.training.errors import ParityError
+from tidegate.training.judging.graph import Graph
+from tidegate.training.network.cells import State
+from tidegate.training.network.network import Network
 
 Numbers = npt.NDArray[np.floating[Any]]  # float32 or float64
 

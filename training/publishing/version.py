@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from training.errors import ModelUnreadable, VersionExists
+from tidegate.training.errors import ModelUnreadable, VersionExists
 
 _TAKEN = "version: {folder} exists already and is never overwritten; choose another with --version"
 

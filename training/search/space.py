@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from training.errors import SettingsError
-from training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape
+from tidegate.training.errors import SettingsError
+from tidegate.training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape
 
 Value = str | int | float | bool
 

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from training.search.tune import Outcome
+from tidegate.training.search.tune import Outcome
 
 # A screen's worth; the journal has all of them.
 SHOWN = 20

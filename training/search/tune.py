@@ -28,15 +28,15 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from training import pipeline
-from training.data.prepare import Prepared, prepare
-from training.data.series import Series
-from training.data.source import read_request
-from training.errors import Diverged, RunError, SettingsError
-from training.learning import run
-from training.learning.fit import Epoch, fit
-from training.search.space import Range, Space, Value, apply_values, as_text, grid_points, read_space
-from training.settings import Request, Search
+from tidegate.training import pipeline
+from tidegate.training.data.prepare import Prepared, prepare
+from tidegate.training.data.series import Series
+from tidegate.training.data.source import read_request
+from tidegate.training.errors import Diverged, RunError, SettingsError
+from tidegate.training.learning import run
+from tidegate.training.learning.fit import Epoch, fit
+from tidegate.training.search.space import Range, Space, Value, apply_values, as_text, grid_points, read_space
+from tidegate.training.settings import Request, Search
 
 JOURNAL, DECISIONS, WORKERS = "journal.log", "decisions.lock", "workers"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)

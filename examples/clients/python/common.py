@@ -12,10 +12,12 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # where the generated code is; yours may be elsewhere
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[3] / "src")
+)  # where the generated code is; yours may be elsewhere
 
-from protos.tidegate.v1 import tidegate_pb2 as pb
-from protos.tidegate.v1 import tidegate_pb2_grpc as pb_grpc
+from tidegate.v1 import tidegate_pb2 as pb
+from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 __all__ = [
     "BACKOFF_FIRST_S",

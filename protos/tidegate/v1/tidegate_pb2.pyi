@@ -131,7 +131,7 @@ class Opened(_message.Message):
     model: Model
     owner_changed: bool
     message_bytes_max: int
-    def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., owner_changed: _Optional[bool] = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream_id: _Optional[str] = ..., kind: _Optional[_Union[Opened.Kind, str]] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., durable_step: _Optional[int] = ..., answers_remembered: _Optional[int] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., owner_changed: bool = ..., message_bytes_max: _Optional[int] = ...) -> None: ...
 
 class Timestep(_message.Message):
     __slots__ = ("step", "values", "numbers")
@@ -155,7 +155,7 @@ class Prediction(_message.Message):
     durable_step: int
     duplicate: bool
     output_numbers: _containers.RepeatedCompositeFieldContainer[Numbers]
-    def __init__(self, step: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., durable_step: _Optional[int] = ..., duplicate: _Optional[bool] = ..., output_numbers: _Optional[_Iterable[_Union[Numbers, _Mapping]]] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., outputs: _Optional[_Iterable[bytes]] = ..., durable_step: _Optional[int] = ..., duplicate: bool = ..., output_numbers: _Optional[_Iterable[_Union[Numbers, _Mapping]]] = ...) -> None: ...
 
 class Numbers(_message.Message):
     __slots__ = ("numbers",)
@@ -197,7 +197,7 @@ class Close(_message.Message):
     __slots__ = ("forget",)
     FORGET_FIELD_NUMBER: _ClassVar[int]
     forget: bool
-    def __init__(self, forget: _Optional[bool] = ...) -> None: ...
+    def __init__(self, forget: bool = ...) -> None: ...
 
 class Closed(_message.Message):
     __slots__ = ("step", "durable_step")
@@ -341,7 +341,7 @@ class OpenStreams(_message.Message):
     resume_from: _containers.RepeatedScalarFieldContainer[int]
     kept_max: int
     independent: bool
-    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: _Optional[bool] = ...) -> None: ...
+    def __init__(self, stream_ids: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., existence: _Optional[_Union[Existence, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., owner: _Optional[str] = ..., resume_from: _Optional[_Iterable[int]] = ..., kept_max: _Optional[int] = ..., independent: bool = ...) -> None: ...
 
 class OpenedStreams(_message.Message):
     __slots__ = ("stream_ids", "handles", "kinds", "next_steps", "epochs", "durable_steps", "answers_remembered", "model", "errors", "owner_changed_rows", "message_bytes_max", "refused")
@@ -419,7 +419,7 @@ class CloseStreams(_message.Message):
     handles: _containers.RepeatedScalarFieldContainer[int]
     forget: bool
     independent: bool
-    def __init__(self, handles: _Optional[_Iterable[int]] = ..., forget: _Optional[bool] = ..., independent: _Optional[bool] = ...) -> None: ...
+    def __init__(self, handles: _Optional[_Iterable[int]] = ..., forget: bool = ..., independent: bool = ...) -> None: ...
 
 class ClosedStreams(_message.Message):
     __slots__ = ("steps", "durable_steps", "errors")
@@ -469,7 +469,7 @@ class Model(_message.Message):
     state: _containers.RepeatedCompositeFieldContainer[StateTensor]
     batch_invariant: bool
     handles_missing: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: _Optional[bool] = ..., handles_missing: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., task: _Optional[str] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., state: _Optional[_Iterable[_Union[StateTensor, _Mapping]]] = ..., batch_invariant: bool = ..., handles_missing: bool = ...) -> None: ...
 
 class Feature(_message.Message):
     __slots__ = ("name", "unit", "low", "high")

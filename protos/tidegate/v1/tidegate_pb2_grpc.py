@@ -3,9 +3,9 @@
 import grpc
 import warnings
 
-from protos.tidegate.v1 import tidegate_pb2 as protos_dot_tidegate_dot_v1_dot_tidegate__pb2
+from tidegate.v1 import tidegate_pb2 as tidegate_dot_v1_dot_tidegate__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/tidegate/v1/tidegate_pb2_grpc.py depends on'
+        + ' but the generated code in tidegate/v1/tidegate_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class TidegateServiceStub:
+class TidegateServiceStub(object):
     """Runs recurrent models over streams and keeps the streams' state.
     """
 
@@ -37,62 +37,62 @@ class TidegateServiceStub:
         """
         self.Predict = channel.stream_stream(
                 '/tidegate.v1.TidegateService/Predict',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.FromString,
                 _registered_method=True)
         self.PredictOne = channel.unary_unary(
                 '/tidegate.v1.TidegateService/PredictOne',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.FromString,
                 _registered_method=True)
         self.PredictBlocks = channel.stream_stream(
                 '/tidegate.v1.TidegateService/PredictBlocks',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ListModels',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
         self.DescribeModel = channel.unary_unary(
                 '/tidegate.v1.TidegateService/DescribeModel',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
         self.ListStreams = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ListStreams',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.FromString,
                 _registered_method=True)
         self.DescribeStream = channel.unary_unary(
                 '/tidegate.v1.TidegateService/DescribeStream',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.FromString,
                 _registered_method=True)
         self.DeleteStream = channel.unary_unary(
                 '/tidegate.v1.TidegateService/DeleteStream',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.FromString,
                 _registered_method=True)
         self.ExportStream = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ExportStream',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.FromString,
                 _registered_method=True)
         self.ImportStream = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ImportStream',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.FromString,
                 _registered_method=True)
         self.ForkStream = channel.unary_unary(
                 '/tidegate.v1.TidegateService/ForkStream',
-                request_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
-                response_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
+                request_serializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
+                response_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
                 _registered_method=True)
 
 
-class TidegateServiceServicer:
+class TidegateServiceServicer(object):
     """Runs recurrent models over streams and keeps the streams' state.
     """
 
@@ -217,58 +217,58 @@ def add_TidegateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Predict': grpc.stream_stream_rpc_method_handler(
                     servicer.Predict,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.SerializeToString,
             ),
             'PredictOne': grpc.unary_unary_rpc_method_handler(
                     servicer.PredictOne,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.SerializeToString,
             ),
             'PredictBlocks': grpc.stream_stream_rpc_method_handler(
                     servicer.PredictBlocks,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.SerializeToString,
             ),
             'DescribeModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeModel,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.SerializeToString,
             ),
             'ListStreams': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStreams,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.SerializeToString,
             ),
             'DescribeStream': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeStream,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.SerializeToString,
             ),
             'DeleteStream': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteStream,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.SerializeToString,
             ),
             'ExportStream': grpc.unary_unary_rpc_method_handler(
                     servicer.ExportStream,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.SerializeToString,
             ),
             'ImportStream': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportStream,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.SerializeToString,
             ),
             'ForkStream': grpc.unary_unary_rpc_method_handler(
                     servicer.ForkStream,
-                    request_deserializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.FromString,
-                    response_serializer=protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.SerializeToString,
+                    request_deserializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.FromString,
+                    response_serializer=tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -278,7 +278,7 @@ def add_TidegateServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class TidegateService:
+class TidegateService(object):
     """Runs recurrent models over streams and keeps the streams' state.
     """
 
@@ -297,8 +297,8 @@ class TidegateService:
             request_iterator,
             target,
             '/tidegate.v1.TidegateService/Predict',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.PredictRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -324,8 +324,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/PredictOne',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.PredictOneRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.PredictOneResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -351,8 +351,8 @@ class TidegateService:
             request_iterator,
             target,
             '/tidegate.v1.TidegateService/PredictBlocks',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.PredictBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -378,8 +378,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/ListModels',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.ListModelsRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -405,8 +405,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/DescribeModel',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.DescribeModelRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.DescribeModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -432,8 +432,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/ListStreams',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.ListStreamsRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ListStreamsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -459,8 +459,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/DescribeStream',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.DescribeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -486,8 +486,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/DeleteStream',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.DeleteStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -513,8 +513,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/ExportStream',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.ExportStreamRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ExportStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -540,8 +540,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/ImportStream',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.ImportStreamRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ImportStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -567,8 +567,8 @@ class TidegateService:
             request,
             target,
             '/tidegate.v1.TidegateService/ForkStream',
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
-            protos_dot_tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
+            tidegate_dot_v1_dot_tidegate__pb2.ForkStreamRequest.SerializeToString,
+            tidegate_dot_v1_dot_tidegate__pb2.ForkStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

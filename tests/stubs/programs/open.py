@@ -2,6 +2,7 @@
 """Builds a client and the message that opens a stream; prints the message's bytes."""
 
 import grpc
+
 from tidegate.v1 import tidegate_pb2, tidegate_pb2_grpc
 
 channel = grpc.insecure_channel("localhost:50051")

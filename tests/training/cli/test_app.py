@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.cli.app import main
-from training.data.load import read
-from training.data.series import Series
-from training.data.write import write_csv
-from training.judging.graph import Graph
-from training.pipeline import evaluate_version
+from tidegate.training.cli.app import main
+from tidegate.training.data.load import read
+from tidegate.training.data.series import Series
+from tidegate.training.data.write import write_csv
+from tidegate.training.judging.graph import Graph
+from tidegate.training.pipeline import evaluate_version
 
 QUICK = ["--epochs", "8", "--hidden", "8", "--horizons", "1,3", "--chunk", "16", "--burn-in", "4"]
 REPOSITORY = Path(__file__).parents[3]
@@ -216,7 +216,7 @@ def test_data_sets_are_listed_with_source_and_licence(capsys: pytest.CaptureFixt
 def test_help_does_not_load_torch() -> None:
     """Help is quick, because neither torch nor onnx nor pyarrow is imported for it."""
     heavy = {"torch", "onnx", "onnxruntime", "pyarrow"}
-    code = f"import sys; from training.cli import main; main(['train', '--help']); print({heavy} & set(sys.modules))"
+    code = f"import sys; from tidegate.training.cli import main; main(['train', '--help']); print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "--horizons" in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"
@@ -225,7 +225,7 @@ def test_help_does_not_load_torch() -> None:
 def test_training_does_not_import_serving() -> None:
     """Nothing in the training package loads the serving package."""
     modules = sorted(path.stem for path in (REPOSITORY / "training").glob("*.py") if path.stem != "__init__")
-    imports = "; ".join(f"import training.{module}" for module in modules)
+    imports = "; ".join(f"import tidegate.training.{module}" for module in modules)
     code = f"import sys; {imports}; print('serving' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "False"

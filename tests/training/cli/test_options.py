@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import typer
 
-from training.cli.options import build, options_of
-from training.settings import Fit, Shape
+from tidegate.training.cli.options import build, options_of
+from tidegate.training.settings import Fit, Shape
 
 Run = Callable[..., dict[str, Any]]
 

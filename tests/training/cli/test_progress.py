@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from training.cli.progress import FitProgress
-from training.learning.fit import Epoch
+from tidegate.training.cli.progress import FitProgress
+from tidegate.training.learning.fit import Epoch
 
 
 def epoch(number: int) -> Epoch:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from training.cli import scoreboard
-from training.data.series import Series
-from training.data.split import Split
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
-from training.judging.scores import (
+from tidegate.training.cli import scoreboard
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import Split
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.scores import (
     AnomalyScores,
     ClassError,
     ClassScores,
@@ -23,7 +23,7 @@ from training.judging.scores import (
     Score,
     Scores,
 )
-from training.judging.verdict import verdict
+from tidegate.training.judging.verdict import verdict
 
 
 def lines(scores: Scores) -> list[str]:

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training import errors
-from training.cli.app import main
-from training.data import conversions, datasets
-from training.data.load import read
-from training.data.series import Series
-from training.data.source import read_source
-from training.settings import Source
+from tidegate.training import errors
+from tidegate.training.cli.app import main
+from tidegate.training.data import conversions, datasets
+from tidegate.training.data.load import read
+from tidegate.training.data.series import Series
+from tidegate.training.data.source import read_source
+from tidegate.training.settings import Source
 
 Packed = tuple[datasets.Dataset, datasets.Fetch, list[str]]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import errors
-from training.data import features
-from training.data.load import read
-from training.data.series import Group, Series
-from training.data.write import write_csv
+from tidegate.training import errors
+from tidegate.training.data import features
+from tidegate.training.data.load import read
+from tidegate.training.data.series import Group, Series
+from tidegate.training.data.write import write_csv
 
 
 def test_a_known_future_is_the_value_so_many_rows_later(make_series: Callable[..., Series]) -> None:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training import errors
-from training.data.load import read
-from training.data.series import UNLABELLED, Group, Series
-from training.data.split import Split, split_by_group, split_by_time
-from training.data.write import write_csv
+from tidegate.training import errors
+from tidegate.training.data.load import read
+from tidegate.training.data.series import UNLABELLED, Group, Series
+from tidegate.training.data.split import Split, split_by_group, split_by_time
+from tidegate.training.data.write import write_csv
 
 # Two pumps whose rows take turns; the second begins before the first ends.
 PUMPS = """time,pump,who,state,flow

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training import errors
-from training.data.load import read
-from training.data.scaler import check_targets, fit_scaler
-from training.data.series import Group, Series, future_values
-from training.data.split import split_by_time
-from training.data.write import write_csv
+from tidegate.training import errors
+from tidegate.training.data.load import read
+from tidegate.training.data.scaler import check_targets, fit_scaler
+from tidegate.training.data.series import Group, Series, future_values
+from tidegate.training.data.split import split_by_time
+from tidegate.training.data.write import write_csv
 
 GOOD = """time,temperature,pressure
 2024-01-01 00:00:00,20.5,1001

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training import errors
-from training.data import table
-from training.data.load import column_names, read, series_of
-from training.data.series import UNLABELLED, Group, Series
-from training.data.write import write_csv
+from tidegate.training import errors
+from tidegate.training.data import table
+from tidegate.training.data.load import column_names, read, series_of
+from tidegate.training.data.series import UNLABELLED, Group, Series
+from tidegate.training.data.write import write_csv
 
 TIMES = np.datetime64("2024-01-01T00:00:00", "ns") + np.arange(4) * np.timedelta64(600, "s")
 VALUES = np.array([[20.5, 1], [np.nan, 2], [21.5, 3], [22.0, 4]], np.float32)

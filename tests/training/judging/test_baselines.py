@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from training.data.series import Series, season_steps
-from training.judging.baselines import persistence, seasonal_naive
+from tidegate.training.data.series import Series, season_steps
+from tidegate.training.judging.baselines import persistence, seasonal_naive
 
 
 def test_persistence_repeats_the_last_seen_value(make_series: Callable[..., Series]) -> None:

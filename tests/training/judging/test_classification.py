@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from training import errors
-from training.data.series import Group, Series
-from training.data.split import Split
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
+from tidegate.training import errors
+from tidegate.training.data.series import Group, Series
+from tidegate.training.data.split import Split
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
 
 
 @pytest.fixture

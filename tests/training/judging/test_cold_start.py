@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.data.series import Series
-from training.judging import cold_start as module
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
+from tidegate.training.data.series import Series
+from tidegate.training.judging import cold_start as module
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
 
 
 def test_bands_hold_the_errors_of_new_streams(

@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from training.data.series import Group, Series
-from training.data.split import Split
-from training.judging import detection
-from training.judging.detection import DetectorOutput, FaultyReplay, _detection, inject_into_copies, matching_threshold
-from training.judging.evaluate import evaluate
-from training.judging.events import bursts
-from training.judging.faults import Event, FeatureMoments
-from training.judging.graph import Graph
-from training.judging.metrics import Bools
-from training.judging.replay import Replay
+from tidegate.training.data.series import Group, Series
+from tidegate.training.data.split import Split
+from tidegate.training.judging import detection
+from tidegate.training.judging.detection import (
+    DetectorOutput,
+    FaultyReplay,
+    _detection,
+    inject_into_copies,
+    matching_threshold,
+)
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.events import bursts
+from tidegate.training.judging.faults import Event, FeatureMoments
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.metrics import Bools
+from tidegate.training.judging.replay import Replay
 
 
 def watch(*alarms: int, steps: int = 200, cold: int = 10) -> DetectorOutput:

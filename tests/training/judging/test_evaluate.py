@@ -10,14 +10,14 @@ import pytest
 import torch
 from sklearn.metrics import mean_pinball_loss
 
-from training import errors
-from training.data.series import Group, Series
-from training.data.split import Split
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
-from training.judging.scores import Error
-from training.judging.verdict import verdict
-from training.network.network import Network
+from tidegate.training import errors
+from tidegate.training.data.series import Group, Series
+from tidegate.training.data.split import Split
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.scores import Error
+from tidegate.training.judging.verdict import verdict
+from tidegate.training.network.network import Network
 
 
 def test_the_replay_is_the_network_s_own(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from training.judging.events import bursts, event_labels, match_alarms
-from training.judging.faults import Event
-from training.judging.metrics import Bools
+from tidegate.training.judging.events import bursts, event_labels, match_alarms
+from tidegate.training.judging.faults import Event
+from tidegate.training.judging.metrics import Bools
 
 
 def alarms(*rows: int) -> Bools:

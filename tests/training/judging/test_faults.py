@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from training.data.series import Floats, Series
-from training.judging.faults import FAULT_SPECS, KINDS, REST_STEPS, Event, FeatureMoments, Kind, inject
+from tidegate.training.data.series import Floats, Series
+from tidegate.training.judging.faults import FAULT_SPECS, KINDS, REST_STEPS, Event, FeatureMoments, Kind, inject
 
 Inject = Callable[..., tuple[Floats, tuple[Event, ...]]]
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.judging import graph as module
-from training.judging.graph import Graph
+from tidegate.training.judging import graph as module
+from tidegate.training.judging.graph import Graph
 
 
 @pytest.mark.parametrize("batch", [64, 2])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from training.judging import metrics
+from tidegate.training.judging import metrics
 
 
 @pytest.fixture

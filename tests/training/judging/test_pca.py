@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from training.data.scaler import fit_scaler
-from training.data.series import Series
-from training.data.split import Split
-from training.judging.pca import EXPLAINED, fit_pca
-from training.judging.ridge import linear_inputs, row_indices
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import Split
+from tidegate.training.judging.pca import EXPLAINED, fit_pca
+from tidegate.training.judging.ridge import linear_inputs, row_indices
 
 SPLIT = Split(((0, 350),), ((350, 450),), ((450, 600),))
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as Oracle
 
-from training.data.scaler import fit_scaler
-from training.data.series import Group, Series, future_values
-from training.data.split import Split, split_by_time
-from training.judging import ridge
-from training.judging.baselines import persistence
-from training.judging.ridge import fit_classifier, fit_ridge, linear_inputs
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Group, Series, future_values
+from tidegate.training.data.split import Split, split_by_time
+from tidegate.training.judging import ridge
+from tidegate.training.judging.baselines import persistence
+from tidegate.training.judging.ridge import fit_classifier, fit_ridge, linear_inputs
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from training.data.series import Series
-from training.data.split import Split
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
-from training.judging.scores import Error, Score, Scores
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import Split
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.scores import Error, Score, Scores
 
 
 @pytest.fixture

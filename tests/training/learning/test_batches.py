@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from training.learning.batches import PADDING, PIECE_ROWS, WARM_UP_ROWS, Bools, Plan, Rows, plan_epoch, plan_validation
+from tidegate.training.learning.batches import (
+    PADDING,
+    PIECE_ROWS,
+    WARM_UP_ROWS,
+    Bools,
+    Plan,
+    Rows,
+    plan_epoch,
+    plan_validation,
+)
 
 SEGMENTS = [(0, 100), (100, 130), (135, 400)]
 

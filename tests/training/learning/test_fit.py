@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.scaler import fit_scaler
-from training.data.series import Series
-from training.data.split import split_by_time
-from training.errors import Diverged, SettingsError
-from training.learning import batches
-from training.learning import fit as fitting
-from training.learning.batches import Plan, Sequences
-from training.learning.fit import Epoch, FitResult, fit
-from training.learning.schedule import FINAL_RATE
-from training.settings import Architecture, Fit, Forecast
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import split_by_time
+from tidegate.training.errors import Diverged, SettingsError
+from tidegate.training.learning import batches
+from tidegate.training.learning import fit as fitting
+from tidegate.training.learning.batches import Plan, Sequences
+from tidegate.training.learning.fit import Epoch, FitResult, fit
+from tidegate.training.learning.schedule import FINAL_RATE
+from tidegate.training.settings import Architecture, Fit, Forecast
 
 TASK = Forecast(targets=(0,), horizons=(1, 3), quantiles=(0.1, 0.9))
 QUICK = Fit(epochs=3, lanes=4, chunk=16, burn_in=4, seed=5)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.learning.optimizer import build_optimizer
-from training.network.network import Network
-from training.settings import Fit
+from tidegate.training.learning.optimizer import build_optimizer
+from tidegate.training.network.network import Network
+from tidegate.training.settings import Fit
 
 RATE, DECAY, MOMENTUM = 0.1, 0.01, 0.9
 

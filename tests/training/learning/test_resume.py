@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from training.cli.app import main
-from training.cli.progress import FitProgress
-from training.data.scaler import fit_scaler
-from training.data.series import Series
-from training.data.split import split_by_time
-from training.data.write import write_csv
-from training.errors import RunError
-from training.learning import checkpoint
-from training.learning.checkpoint import Checkpointer
-from training.learning.fit import Epoch, FitResult, fit
-from training.settings import Architecture, Fit, Forecast
+from tidegate.training.cli.app import main
+from tidegate.training.cli.progress import FitProgress
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import split_by_time
+from tidegate.training.data.write import write_csv
+from tidegate.training.errors import RunError
+from tidegate.training.learning import checkpoint
+from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.fit import Epoch, FitResult, fit
+from tidegate.training.settings import Architecture, Fit, Forecast
 
 TASK = Forecast(targets=(0,), horizons=(1, 3), quantiles=(0.1, 0.9))
 QUICK = Fit(epochs=5, lanes=4, chunk=16, burn_in=4, seed=5)
@@ -270,7 +270,7 @@ def test_two_processes_do_not_learn_in_one_folder(
     stopped_run: tuple[Path, list[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second is told, and neither is harmed."""
-    from training.learning import run as runs
+    from tidegate.training.learning import run as runs
 
     run = stopped_run[0] / "run"
     with runs.exclusive(run):
@@ -309,8 +309,8 @@ def test_resuming_gives_what_a_whole_training_gives(
 
 def test_a_run_that_is_not_done_is_not_exported(toy_csv: Path, tmp_path: Path, make_facts: Callable[..., Any]) -> None:
     """A killed training is told to go on first."""
-    from training.learning import run as runs
-    from training.settings import Request, Source
+    from tidegate.training.learning import run as runs
+    from tidegate.training.settings import Request, Source
 
     request = Request(source=Source(data=str(toy_csv)), name="toy", out=tmp_path)
     runs.save_started(tmp_path, runs.StartedRun(request=request, facts=make_facts(3)))

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.errors import RunError
-from training.learning import run
-from training.learning.fit import Epoch
-from training.learning.run import DataFacts
-from training.network.network import Network
-from training.settings import Fit, Source
+from tidegate.training.errors import RunError
+from tidegate.training.learning import run
+from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network.network import Network
+from tidegate.training.settings import Fit, Source
 
 OUTCOME = run.Outcome(epochs=3, best_epoch=2, best_score=0.5, seconds=1.0, stopped="epochs", threads=1, torch="2")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.learning.schedule import FINAL_RATE, plateaus, rate
-from training.settings import Fit
+from tidegate.training.learning.schedule import FINAL_RATE, plateaus, rate
+from tidegate.training.settings import Fit
 
 RATE = 0.01
 SCHEDULES = ["cosine", "constant", "step", "plateau"]

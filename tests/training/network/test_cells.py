@@ -15,8 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.once import make_once
 from tests.training.network import oracle
-from training.errors import SettingsError
-from training.network.cells import ACTIVATIONS, CELLS, LSTM, Cell, Convolution, Peephole, PeepholePrevious, State
+from tidegate.training.errors import SettingsError
+from tidegate.training.network.cells import (
+    ACTIVATIONS,
+    CELLS,
+    LSTM,
+    Cell,
+    Convolution,
+    Peephole,
+    PeepholePrevious,
+    State,
+)
 
 Layer = TypeVar("Layer", bound=Cell)
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import features
-from training.data.scaler import Scaler, fit_scaler
-from training.data.series import Series
-from training.data.split import split_by_time
-from training.judging.evaluate import Graph
-from training.learning.run import DataFacts
-from training.network.network import Network, build_network
-from training.publishing.export import build_graph, describe
-from training.publishing.parity import check_parity
-from training.settings import Architecture, Elapsed, Forecast
+from tidegate.training.data import features
+from tidegate.training.data.scaler import Scaler, fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import split_by_time
+from tidegate.training.judging.evaluate import Graph
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network.network import Network, build_network
+from tidegate.training.publishing.export import build_graph, describe
+from tidegate.training.publishing.parity import check_parity
+from tidegate.training.settings import Architecture, Elapsed, Forecast
 
 USUAL_S, RESET_S = 600.0, 900.0
 TIME = 2  # the feature that holds the seconds since the last timestep

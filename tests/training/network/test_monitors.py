@@ -11,25 +11,25 @@ import onnx
 import pytest
 import torch
 
-from serving.client import Client
 from tests.once import make_once
 from tests.support import address_of, run_server
-from training import errors
-from training.data.prepare import check_alarm
-from training.data.scaler import fit_scaler
-from training.data.series import Series
-from training.data.split import Split, split_by_time
-from training.judging.graph import Graph
-from training.learning.calibration import calibrate
-from training.learning.run import DataFacts
-from training.network import monitors
-from training.network.heads import ForecastHead
-from training.network.monitors import Alarm, Intervals, Observation
-from training.network.network import Network, add_monitors, build_network, without_monitors
-from training.publishing.export import build_graph, describe
-from training.publishing.parity import check_parity
-from training.publishing.version import write_version
-from training.settings import Architecture, Forecast
+from tidegate.client import Client
+from tidegate.training import errors
+from tidegate.training.data.prepare import check_alarm
+from tidegate.training.data.scaler import fit_scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import Split, split_by_time
+from tidegate.training.judging.graph import Graph
+from tidegate.training.learning.calibration import calibrate
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network import monitors
+from tidegate.training.network.heads import ForecastHead
+from tidegate.training.network.monitors import Alarm, Intervals, Observation
+from tidegate.training.network.network import Network, add_monitors, build_network, without_monitors
+from tidegate.training.publishing.export import build_graph, describe
+from tidegate.training.publishing.parity import check_parity
+from tidegate.training.publishing.version import write_version
+from tidegate.training.settings import Architecture, Forecast
 
 COVERAGE, ALARM_RATE = 0.8, 0.01
 

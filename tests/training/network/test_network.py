@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.network.cells import State
-from training.network.network import Network
+from tidegate.training.network.cells import State
+from tidegate.training.network.network import Network
 
 
 def run_steps(network: Network, x: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:

@@ -6,8 +6,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from training.publishing import charts
-from training.publishing.charts import Plot, Scale
+from tidegate.training.publishing import charts
+from tidegate.training.publishing.charts import Plot, Scale
 
 
 def drawn(svg: str) -> ET.Element:

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from training.data.series import Series
-from training.judging.evaluate import evaluate
-from training.judging.graph import Graph
-from training.judging.replay import Replay
-from training.network.network import Network
-from training.publishing import curves
+from tidegate.training.data.series import Series
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.replay import Replay
+from tidegate.training.network.network import Network
+from tidegate.training.publishing import curves
 
 
 @pytest.fixture(scope="module")

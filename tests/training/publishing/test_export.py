@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from tests.once import make_once
-from training import errors
-from training.data.scaler import Scaler
-from training.judging.graph import Graph
-from training.learning.run import DataFacts
-from training.network.network import Network, build_network
-from training.publishing.export import build_graph, describe
-from training.publishing.parity import check_parity
-from training.publishing.version import free_version, write_version
-from training.settings import Architecture, Classify
+from tidegate.training import errors
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.judging.graph import Graph
+from tidegate.training.learning.run import DataFacts
+from tidegate.training.network.network import Network, build_network
+from tidegate.training.publishing.export import build_graph, describe
+from tidegate.training.publishing.parity import check_parity
+from tidegate.training.publishing.version import free_version, write_version
+from tidegate.training.settings import Architecture, Classify
 
 # In training standard deviations; see `Parity`.
 LIMIT = 1e-5

@@ -17,20 +17,28 @@ import numpy as np
 import onnx
 import pytest
 
-from training.data.series import Series
-from training.judging.detection import FaultyCopies, FaultyReplay
-from training.judging.evaluate import evaluate
-from training.judging.faults import Event
-from training.judging.graph import Graph
-from training.judging.replay import Replay
-from training.judging.scores import AnomalyScores, ClassError, ClassScores, Confidence, Detection, Interval, Kind
-from training.judging.verdict import BASELINE_NAMES, verdict
-from training.learning.run import DataFacts, Outcome, Run
-from training.network.network import Network
-from training.publishing import card, report
-from training.publishing.parity import Parity
-from training.publishing.report import ReportContent
-from training.settings import Fit, Source
+from tidegate.training.data.series import Series
+from tidegate.training.judging.detection import FaultyCopies, FaultyReplay
+from tidegate.training.judging.evaluate import evaluate
+from tidegate.training.judging.faults import Event
+from tidegate.training.judging.graph import Graph
+from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.scores import (
+    AnomalyScores,
+    ClassError,
+    ClassScores,
+    Confidence,
+    Detection,
+    Interval,
+    Kind,
+)
+from tidegate.training.judging.verdict import BASELINE_NAMES, verdict
+from tidegate.training.learning.run import DataFacts, Outcome, Run
+from tidegate.training.network.network import Network
+from tidegate.training.publishing import card, report
+from tidegate.training.publishing.parity import Parity
+from tidegate.training.publishing.report import ReportContent
+from tidegate.training.settings import Fit, Source
 
 HISTORY = [{"epoch": n, "loss": 1 / n, "score": 0.9 / n, "learning_rate": 0.004 / n, "elapsed_s": n} for n in (1, 2, 3)]
 FORECAST = {

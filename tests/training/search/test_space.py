@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from training.errors import SettingsError
-from training.search.space import Choice, Range, apply_values, as_text, grid_points, read_space
-from training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape, Source
+from tidegate.training.errors import SettingsError
+from tidegate.training.search.space import Choice, Range, apply_values, as_text, grid_points, read_space
+from tidegate.training.settings import OPTIMIZER_DEFAULTS, Fit, Request, Shape, Source
 
 
 def test_choices_and_ranges_are_read() -> None:

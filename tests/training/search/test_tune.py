@@ -13,18 +13,18 @@ import pytest
 from optuna.pruners import ThresholdPruner
 from optuna.trial import TrialState
 
-from training.cli.app import main
-from training.data.prepare import prepare
-from training.data.series import Series
-from training.data.source import read_request
-from training.data.write import write_csv
-from training.errors import RunError
-from training.learning.run import load
-from training.search import tune
-from training.search.space import read_space
-from training.search.trials import draw, tables, trial_line
-from training.search.tune import Callbacks, Outcome, TrialRunner
-from training.settings import Fit, Request, Search, Shape, Source
+from tidegate.training.cli.app import main
+from tidegate.training.data.prepare import prepare
+from tidegate.training.data.series import Series
+from tidegate.training.data.source import read_request
+from tidegate.training.data.write import write_csv
+from tidegate.training.errors import RunError
+from tidegate.training.learning.run import load
+from tidegate.training.search import tune
+from tidegate.training.search.space import read_space
+from tidegate.training.search.trials import draw, tables, trial_line
+from tidegate.training.search.tune import Callbacks, Outcome, TrialRunner
+from tidegate.training.settings import Fit, Request, Search, Shape, Source
 
 QUICK = Search(trials=4, trial_epochs=2, search="hidden=4,8;learning_rate=1e-3..1e-1", sampler="random")
 REPOSITORY = Path(__file__).parents[3]

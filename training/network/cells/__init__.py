@@ -5,12 +5,12 @@ become buffers in the layout of those nodes before the export, so that the graph
 such a class and enter it in `CELLS`.
 """
 
-from training.network.cells.activation import ACTIVATIONS
-from training.network.cells.cell import Cell, State
-from training.network.cells.convolution import Convolution
-from training.network.cells.gru import GRU
-from training.network.cells.lstm import LSTM, Peephole, PeepholePrevious
-from training.network.cells.rnn import RNN
+from tidegate.training.network.cells.activation import ACTIVATIONS
+from tidegate.training.network.cells.cell import Cell, State
+from tidegate.training.network.cells.convolution import Convolution
+from tidegate.training.network.cells.gru import GRU
+from tidegate.training.network.cells.lstm import LSTM, Peephole, PeepholePrevious
+from tidegate.training.network.cells.rnn import RNN
 
 __all__ = ["ACTIVATIONS", "CELLS", "GRU", "LSTM", "RNN", "Cell", "Convolution", "Peephole", "PeepholePrevious", "State"]
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from training.errors import SettingsError
-from training.network.cells.activation import ACTIVATIONS
+from tidegate.training.errors import SettingsError
+from tidegate.training.network.cells.activation import ACTIVATIONS
 
 State = tuple[Tensor, ...]
 

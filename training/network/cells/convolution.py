@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.errors import SettingsError
-from training.network.cells.cell import Cell, State
+from tidegate.training.errors import SettingsError
+from tidegate.training.network.cells.cell import Cell, State
 
 
 class Convolution(Cell):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from training.network.cells.activation import ACTIVATIONS, Activation
-from training.network.cells.cell import Cell, State, chrono_biases, fused_step, onnx_activations
+from tidegate.training.network.cells.activation import ACTIVATIONS, Activation
+from tidegate.training.network.cells.cell import Cell, State, chrono_biases, fused_step, onnx_activations
 
 
 class GRU(Cell):

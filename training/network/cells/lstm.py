@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.network.cells.activation import ACTIVATIONS
-from training.network.cells.cell import Cell, State, chrono_biases, fused_step, onnx_activations
-from training.network.cells.lstm_sequence import lstm_sequence
+from tidegate.training.network.cells.activation import ACTIVATIONS
+from tidegate.training.network.cells.cell import Cell, State, chrono_biases, fused_step, onnx_activations
+from tidegate.training.network.cells.lstm_sequence import lstm_sequence
 
 
 class LSTM(Cell):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.network.cells.activation import Activation
+from tidegate.training.network.cells.activation import Activation
 
 
 def lstm_sequence(

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from training.network.cells.activation import ACTIVATIONS, Activation
-from training.network.cells.cell import Cell, State
+from tidegate.training.network.cells.activation import ACTIVATIONS, Activation
+from tidegate.training.network.cells.cell import Cell, State
 
 # What torch's own layer can do.
 NATIVE = ("tanh", "relu")

@@ -6,12 +6,19 @@ there is data for it. The same card and replay give the same bytes.
 
 from collections.abc import Callable
 
-from training.publishing.page import Html, page
-from training.publishing.report.about import data_section, footer, header, learning, serving_section, settings_section
-from training.publishing.report.accuracy import against_baselines, intervals, skill
-from training.publishing.report.content import ReportContent
-from training.publishing.report.detection import anomalies, classes, cold_start
-from training.publishing.report.forecasts import calibration, forecasts, residuals
+from tidegate.training.publishing.page import Html, page
+from tidegate.training.publishing.report.about import (
+    data_section,
+    footer,
+    header,
+    learning,
+    serving_section,
+    settings_section,
+)
+from tidegate.training.publishing.report.accuracy import against_baselines, intervals, skill
+from tidegate.training.publishing.report.content import ReportContent
+from tidegate.training.publishing.report.detection import anomalies, classes, cold_start
+from tidegate.training.publishing.report.forecasts import calibration, forecasts, residuals
 
 __all__ = ["ReportContent", "build"]
 

@@ -4,13 +4,13 @@ from html import escape
 
 import numpy as np
 
-from training.judging.verdict import duration, joined
-from training.publishing import charts
-from training.publishing.card import STOP_REASONS
-from training.publishing.charts import Plot
-from training.publishing.page import Html, facts, figure, grid, section, table, tag
-from training.publishing.report.content import SHOWN, ReportContent
-from training.publishing.report.formats import (
+from tidegate.training.judging.verdict import duration, joined
+from tidegate.training.publishing import charts
+from tidegate.training.publishing.card import STOP_REASONS
+from tidegate.training.publishing.charts import Plot
+from tidegate.training.publishing.page import Html, facts, figure, grid, section, table, tag
+from tidegate.training.publishing.report.content import SHOWN, ReportContent
+from tidegate.training.publishing.report.formats import (
     RAISED,
     day,
     duration_of,
@@ -186,7 +186,7 @@ def serving_section(content: ReportContent) -> Html:
     feature, output = card["features"][0], card["description"]["outputs"][0]["name"]
     value = float(f"{feature['mean']:.4g}")
     client = f"""import asyncio
-from serving.client import Client
+from tidegate.client import Client
 
 
 async def main():

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from training.judging.verdict import BASELINE_NAMES
-from training.publishing import charts
-from training.publishing.page import Html, figure, grid, section, table, tag
-from training.publishing.report.content import SHOWN, Json, ReportContent, quantile_levels
-from training.publishing.report.formats import digits, percent, stacked, with_unit
+from tidegate.training.judging.verdict import BASELINE_NAMES
+from tidegate.training.publishing import charts
+from tidegate.training.publishing.page import Html, figure, grid, section, table, tag
+from tidegate.training.publishing.report.content import SHOWN, Json, ReportContent, quantile_levels
+from tidegate.training.publishing.report.formats import digits, percent, stacked, with_unit
 
 
 def against_baselines(content: ReportContent) -> Html:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from training.judging.detection import FaultyReplay
-from training.judging.replay import Replay
-from training.judging.verdict import duration
+from tidegate.training.judging.detection import FaultyReplay
+from tidegate.training.judging.replay import Replay
+from tidegate.training.judging.verdict import duration
 
 # More charts of one kind add nothing, and a hundred targets would fill a book.
 SHOWN = 4

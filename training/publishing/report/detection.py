@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from training.judging.detection import FaultyReplay
-from training.publishing import charts
-from training.publishing.charts import Plot, responsive
-from training.publishing.page import Html, figure, grid, section, table
-from training.publishing.report.content import Json, ReportContent
-from training.publishing.report.formats import number, percent, stacked
+from tidegate.training.judging.detection import FaultyReplay
+from tidegate.training.publishing import charts
+from tidegate.training.publishing.charts import Plot, responsive
+from tidegate.training.publishing.page import Html, figure, grid, section, table
+from tidegate.training.publishing.report.content import Json, ReportContent
+from tidegate.training.publishing.report.formats import number, percent, stacked
 
 
 def classes(content: ReportContent) -> Html:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from training.judging.replay import Numbers
-from training.publishing import charts, curves
-from training.publishing.charts import Plot, responsive
-from training.publishing.page import Html, figure, grid, section, tag
-from training.publishing.report.content import COLOURS, ReportContent, quantile_levels
-from training.publishing.report.formats import last_number, with_unit
+from tidegate.training.judging.replay import Numbers
+from tidegate.training.publishing import charts, curves
+from tidegate.training.publishing.charts import Plot, responsive
+from tidegate.training.publishing.page import Html, figure, grid, section, tag
+from tidegate.training.publishing.report.content import COLOURS, ReportContent, quantile_levels
+from tidegate.training.publishing.report.formats import last_number, with_unit
 
 
 def forecasts(content: ReportContent) -> Html:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from training.judging.replay import Numbers
-from training.publishing import charts
-from training.publishing.page import Html, tag
+from tidegate.training.judging.replay import Numbers
+from tidegate.training.publishing import charts
+from tidegate.training.publishing.page import Html, tag
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

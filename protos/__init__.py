@@ -1,1 +1,0 @@
-"""The wire: `tidegate.v1`, and the code generated from it."""

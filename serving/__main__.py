@@ -1,5 +1,0 @@
-"""`python -m serving` is `tidegate`."""
-
-from serving.cli import main
-
-main()

@@ -1,0 +1,1 @@
+"""Serves recurrent models over gRPC, keeping every stream's state. `tidegate.client` talks to it."""
