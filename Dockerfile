@@ -4,13 +4,14 @@ ARG BASE=python:3.13-slim-trixie
 FROM ${BASE} AS build
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/tidegate
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY src src
 COPY protos protos
 COPY serving serving
 # Bytecode is compiled here: at run time the root file system may be read-only.
 # What a server never loads is left out: tests of numpy, tools and the C library of onnxruntime (Python has its own copy).
-RUN pip --python /opt/tidegate/bin/python install --no-cache-dir --disable-pip-version-check '.[redis]' \
+RUN pip --python /opt/tidegate/bin/python install --no-cache-dir --disable-pip-version-check \
+        --constraint requirements.lock '.[server,redis]' \
     && cd /opt/tidegate/lib/python3*/site-packages \
     && find . -name tests -type d -prune -exec rm -r {} + \
     && rm -r onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/capi/libonnxruntime.so.* \

@@ -3,6 +3,9 @@ PYTHON ?= python3
 # Many Pythons are started, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
+# The oldest protoc whose code we need: what it generates runs with every later protobuf, and not the other way round. It has an
+# environment of its own, for it needs an old protobuf itself.
+PROTOC := .venv-protoc
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := .venv-triton
@@ -14,7 +17,7 @@ IMAGE_TOOL ?= $(wildcard ../shared/tools/image)
 # Half as many processes again as there are cores: tests wait for servers and disks, and others work meanwhile.
 PYTEST = $(BIN)/pytest --numprocesses $$((($$(nproc) * 3 + 1) / 2)) --dist worksteal
 
-.PHONY: demo examples test quick check bench bench-peers protos check-protos release-protos stubs image
+.PHONY: demo examples test quick check bench bench-peers lock protos check-protos release-protos stubs image
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -23,7 +26,7 @@ demo: $(READY)
 examples: $(READY)
 	for example in forecast classify anomaly own_data tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
-test: $(READY)
+test: $(READY) $(PROTOC)/.ready
 	$(PYTEST)
 
 # What is done in a minute on two cores: without the tests that kill servers, train models or run clients as programs.
@@ -57,8 +60,8 @@ bench: $(READY)
 bench-peers: $(READY) $(TRITON)/.ready
 	$(BIN)/python benchmarks/peers.py --triton $(TRITON)
 
-protos: $(READY)
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=src --pyi_out=src --grpc_python_out=src tidegate/v1/tidegate.proto
+protos: $(PROTOC)/.ready
+	$(PROTOC)/bin/python -m grpc_tools.protoc -I protos --python_out=src --pyi_out=src --grpc_python_out=src tidegate/v1/tidegate.proto
 
 # Their style, and that clients of the last release go on to work.
 check-protos: $(READY)
@@ -70,7 +73,7 @@ release-protos: check-protos
 	$(BIN)/buf build --exclude-source-info --output $(RELEASED)
 
 # The client code of every language whose tools are here is generated, compiled and run.
-stubs: $(READY)
+stubs: $(READY) $(PROTOC)/.ready
 	$(BIN)/python -m tests.stubs
 
 image:
@@ -78,10 +81,23 @@ image:
 	elif [ -n "$(IMAGE_TOOL)" ]; then $(IMAGE_TOOL) build -t $(IMAGE) .; \
 	else echo "make image: no container engine runs here" >&2; exit 2; fi
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[training,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	touch $@
+
+$(PROTOC)/.ready:
+	$(PYTHON) -m venv $(PROTOC)
+	$(PROTOC)/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0 grpcio==1.76.0 protobuf==6.31.1 'setuptools<81'
+	touch $@
+
+# The newest versions that the ranges of pyproject.toml allow, from now on those of the image, `make` and the tests.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
+	(head -1 requirements.lock; .venv-lock/bin/pip freeze --exclude tidegate | sed 's/+cpu//') >requirements.new
+	mv requirements.new requirements.lock
+	rm -r .venv-lock
 
 $(TRITON)/.ready:
 	$(PYTHON) -m venv $(TRITON)

@@ -12,14 +12,21 @@ ROOT = Path(__file__).parent.parent
 
 # Each part of the two packages and what it may import of ours. `protos` is the generated code.
 MAY_IMPORT: dict[str, set[str]] = {
-    "serving": set(),
+    "tidegate": set(),
+    "tidegate.v1": {"tidegate.v1"},
     "tidegate.core": {"tidegate.core"},
     "tidegate.store": {"tidegate.store", "tidegate.core"},
-    "tidegate.rpc": {"tidegate.rpc", "tidegate.core", "protos"},
-    "tidegate.runtime": {"tidegate.runtime", "tidegate.rpc", "tidegate.store", "tidegate.core", "protos"},
-    "tidegate.client": {"tidegate.client", "tidegate.rpc.names", "tidegate.rpc.wire", "tidegate.core.spec", "protos"},
+    "tidegate.rpc": {"tidegate.rpc", "tidegate.core", "tidegate.v1"},
+    "tidegate.runtime": {"tidegate.runtime", "tidegate.rpc", "tidegate.store", "tidegate.core", "tidegate.v1"},
+    "tidegate.client": {
+        "tidegate.client",
+        "tidegate.rpc.names",
+        "tidegate.rpc.wire",
+        "tidegate.core.spec",
+        "tidegate.v1",
+    },
     "tidegate.blocking": {"tidegate.client", "tidegate.core.spec"},
-    "tidegate.bench": {"tidegate.bench", "tidegate.client", "tidegate.core.spec", "tidegate.rpc.names", "protos"},
+    "tidegate.bench": {"tidegate.bench", "tidegate.client", "tidegate.core.spec", "tidegate.rpc.names", "tidegate.v1"},
     "tidegate.cli": {
         "tidegate.cli",
         "tidegate.client",
@@ -27,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tidegate.core.spec",
         "tidegate.core.errors",
     },
-    "tidegate.conformance": {"tidegate.conformance", "protos"},
+    "tidegate.conformance": {"tidegate.conformance", "tidegate.v1"},
     "tidegate.cli.conformance": {"tidegate.cli", "tidegate.conformance"},
     "tidegate.cli.bench": {"tidegate.cli", "tidegate.bench", "tidegate.client", "tidegate.core.spec"},
     "tidegate.cli.errors": set(),
@@ -43,7 +50,7 @@ _JUDGING = {"tidegate.training.judging", "tidegate.training.data", *_LOWEST}
 _LEARNING = {"tidegate.training.learning", "tidegate.training.network", *_JUDGING}
 _PIPELINE = {"tidegate.training.pipeline", "tidegate.training.publishing", *_LEARNING}
 MAY_IMPORT |= {
-    "training": set(),
+    "tidegate.training": set(),
     "tidegate.training.errors": set(),
     "tidegate.training.settings": set(),
     "tidegate.training.data": {"tidegate.training.data", *_LOWEST},
@@ -102,13 +109,13 @@ TRAINING_ONLY_HERE = {
 LONGEST_FILE = 450
 LONGEST_FUNCTION = 60
 
-NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "training"}
+NEVER_IN_SERVING = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "tidegate.training"}
 
 
 def modules(package: str) -> Iterator[tuple[str, ast.Module]]:
     """Every module of a package with its syntax tree."""
     for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = ("tidegate", *path.relative_to(ROOT).with_suffix("").parts[package == "serving" :])
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text("utf-8"))
 
 
@@ -122,7 +129,7 @@ def imports(module: str, tree: ast.Module) -> Iterator[str]:
             assert node.module is not None
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                path = ROOT / whole.replace(".", "/")
+                path = ROOT / "src" / whole.replace(".", "/")
                 is_module = path.with_suffix(".py").exists() or (path / "__init__.py").exists()
                 yield whole if is_module else node.module
 
@@ -139,6 +146,13 @@ def part_of(module: str) -> str:
     return max(fitting, key=len)
 
 
+OLD_NAMES = {"serving", "training", "protos"}
+OF_OURS = [
+    Path(name)
+    for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()
+    if not (ROOT / name).is_symlink()
+]
+
 SERVING = list(modules("serving"))
 TRAINING = list(modules("training"))
 
@@ -151,7 +165,7 @@ def test_a_module_imports_only_what_its_part_may(module: str, tree: ast.Module) 
     pipeline to publishing to learning to network and judging to data.
     """
     allowed = MAY_IMPORT[part_of(module)]
-    ours = {name for name in imports(module, tree) if within(name, {"serving", "protos", "training"})}
+    ours = {name for name in imports(module, tree) if within(name, {"tidegate"})}
     wrong = {name for name in ours if not within(name, allowed)}
     assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
 
@@ -162,10 +176,25 @@ def test_serving_imports_nothing_of_training(module: str, tree: ast.Module) -> N
     assert not {name for name in imports(module, tree) if within(name, NEVER_IN_SERVING)}
 
 
+@pytest.mark.parametrize("path", OF_OURS, ids=str)
+def test_everything_is_imported_under_tidegate(path: Path) -> None:
+    """The folders of the repository are no names to import: a user may have folders of these names."""
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    named = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert not {name for name in named if within(name, OLD_NAMES)}
+
+
 @pytest.mark.parametrize(("module", "tree"), TRAINING, ids=[module for module, _ in TRAINING])
 def test_training_imports_nothing_of_serving(module: str, tree: ast.Module) -> None:
     """They share the model file and nothing else."""
-    assert not {name for name in imports(module, tree) if within(name, {"serving", "protos"})}
+    assert not {
+        name for name in imports(module, tree) if within(name, {"tidegate"}) and not within(name, {"tidegate.training"})
+    }
 
 
 @pytest.mark.parametrize(
@@ -227,18 +256,24 @@ def test_files_and_functions_of_training_stay_short(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("serving", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
-        ("tidegate.client", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "prometheus_client"]),
-        ("tidegate.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "training", "matplotlib", "redis"]),
+        ("tidegate", ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "onnxruntime", "grpc", "numpy"]),
+        (
+            "tidegate.client",
+            ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "onnxruntime", "prometheus_client"],
+        ),
+        ("tidegate.runtime.server", ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "matplotlib", "redis"]),
         ("tidegate.runtime.supervisor", ["torch", "onnxruntime", "grpc", "google", "numpy", "uvloop", "pydantic"]),
         # Its first line handles the signals. While modules load before that, a container loses SIGTERM.
         ("tidegate.cli", ["asyncio", "typer", "rich", "numpy"]),
-        ("tidegate.cli.app", ["torch", "onnx", "pandas", "pyarrow", "training", "onnxruntime", "grpc", "numpy"]),
+        (
+            "tidegate.cli.app",
+            ["torch", "onnx", "pandas", "pyarrow", "tidegate.training", "onnxruntime", "grpc", "numpy"],
+        ),
         (
             "tidegate.training.cli",
-            ["torch", "onnx", "pandas", "pyarrow", "onnxruntime", "optuna", "matplotlib", "serving"],
+            ["torch", "onnx", "pandas", "pyarrow", "onnxruntime", "optuna", "matplotlib", "tidegate.core"],
         ),
-        ("tidegate.training.judging.evaluate", ["torch", "onnx", "optuna", "serving"]),
+        ("tidegate.training.judging.evaluate", ["torch", "onnx", "optuna", "tidegate.core"]),
     ],
 )
 def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
-from tests.tools import find_tool
+from tests.tools import find_tool, protoc_python
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "protos").rglob("*.proto"))
@@ -30,7 +30,6 @@ def test_there_are_protos() -> None:
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the compiler for the protos as they are now."""
-    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra dev")
     folder = tmp_path_factory.mktemp("generated")
     compile_protos(f"--python_out={folder}", f"--pyi_out={folder}", f"--grpc_python_out={folder}")
     return folder
@@ -50,7 +49,6 @@ def test_the_generated_code_is_fresh(fresh: Path, source: Path, suffix: str) -> 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[descriptor_pb2.FileDescriptorProto]:
     """The protos with their comments."""
-    pytest.importorskip("grpc_tools", reason="grpcio-tools is in the extra dev")
     path = tmp_path_factory.mktemp("descriptors") / "all"
     compile_protos(f"--descriptor_set_out={path}", "--include_source_info")
     return list(descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes()).file)

@@ -3,9 +3,12 @@
 import os
 import shutil
 import sysconfig
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 
 def find_tool(name: str, source: str) -> str:
@@ -17,6 +20,14 @@ def find_tool(name: str, source: str) -> str:
     if (found := shutil.which(name, path=path)) is None:
         missing(f"{name} is missing: {source}")
     return found
+
+
+def protoc_python() -> str:
+    """The Python that has the protoc of `make protos`; skips or fails like `find_tool`."""
+    python = ROOT / ".venv-protoc" / "bin" / "python"
+    if not python.exists():
+        missing("protoc is missing: run `make .venv-protoc/.ready`")
+    return str(python)
 
 
 def missing(why: str) -> NoReturn:

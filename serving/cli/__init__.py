@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tidegate.cli.errors import EXIT_INTERRUPTED
+from tidegate.cli.errors import EXIT_INTERRUPTED, EXIT_USAGE
 from tidegate.runtime.signals import take_signals
 
 
@@ -16,6 +16,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from tidegate.cli import app  # noqa: PLC0415 - see above
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tidegate"):
+            raise
+        sys.stderr.write(f"error: the command line needs {error.name}: pip install 'tidegate[server]'\n")
+        sys.exit(EXIT_USAGE)
     app.main(arguments)
 
 

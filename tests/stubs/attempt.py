@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.stubs.languages import HERE, ROOT, Language
+from tests.tools import protoc_python
 from tidegate.v1 import tidegate_pb2 as pb
 
 # Compiling C++ takes ten seconds on an idle machine.
@@ -45,7 +45,7 @@ def run(language: Language, out: Path) -> None:
 
 def _shell(language: Language, stage: str, command: str, out: Path) -> str:
     """What a command prints."""
-    environment = os.environ | {"OUT": str(out), "PROGRAMS": str(HERE / "programs"), "PYTHON": sys.executable}
+    environment = os.environ | {"OUT": str(out), "PROGRAMS": str(HERE / "programs"), "PROTOC": protoc_python()}
     finished = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         check=False,

@@ -35,8 +35,8 @@ CLASSPATH = ":".join(JARS)
 class Language:
     """A language, and what its users run.
 
-    Commands are for bash, in the root of the repository; $OUT is an empty folder, $PROGRAMS that of the programs, and $PYTHON
-    runs this Python.
+    Commands are for bash, in the root of the repository; $OUT is an empty folder, $PROGRAMS that of the programs, and $PROTOC
+    is a Python that has protoc.
 
     Attributes:
         name: of the language, and of its library where there are several.
@@ -74,9 +74,9 @@ LANGUAGES = (
     Language(
         name="Python",
         needs={},
-        version="""$PYTHON -c 'from importlib.metadata import version; print("grpcio-tools", version("grpcio-tools"))'""",
-        generate="$PYTHON -m grpc_tools.protoc -I protos --python_out=$OUT --grpc_python_out=$OUT tidegate/v1/tidegate.proto",
-        run="PYTHONPATH=$OUT $PYTHON $PROGRAMS/open.py",
+        version="""$PROTOC -c 'from importlib.metadata import version; print("grpcio-tools", version("grpcio-tools"))'""",
+        generate="$PROTOC -m grpc_tools.protoc -I protos --python_out=$OUT --grpc_python_out=$OUT tidegate/v1/tidegate.proto",
+        run="PYTHONPATH=$OUT $PROTOC $PROGRAMS/open.py",
         cheap=True,
     ),
     Language(
@@ -84,7 +84,7 @@ LANGUAGES = (
         needs={"node": "nodejs 20", "tests/stubs/node_modules/.bin/protoc-gen-es": NPM},
         version="tests/stubs/node_modules/.bin/protoc-gen-es --version",
         generate="""
-            $PYTHON -m grpc_tools.protoc -I protos --plugin=tests/stubs/node_modules/.bin/protoc-gen-es \\
+            $PROTOC -m grpc_tools.protoc -I protos --plugin=tests/stubs/node_modules/.bin/protoc-gen-es \\
                 --es_out=$OUT --es_opt=target=js+dts tidegate/v1/tidegate.proto
         """,
         # Node looks for packages above the program.
