@@ -118,16 +118,17 @@ async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_p
 
 
 async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> None:
-    """When no prediction is pending, `durable` comes by itself before the client's buffer is full of stored timesteps."""
+    """When no prediction is pending, `durable` comes by itself before half of the client's buffer is stored timesteps."""
     async with run_server(sum_root, checkpoint_every="20ms") as server, raw_channel(server) as channel:
         call = RawCall(channel)
         await call.send(pb.PredictRequest(open=pb.Open(stream_id="a", kept_max=4)))
         await call.read()
         for number in range(1, 5):
-            await call.step(1, step=number)
+            known = (await call.step(1, step=number)).prediction.durable_step
         async with asyncio.timeout(TIMEOUT_S):
-            while (durable_step_sent := (await call.read()).durable.durable_step) < 4:
-                assert durable_step_sent >= 2
+            while 2 * (4 - known) >= 4:  # on a slow machine the answers say all of it
+                before, known = known, (await call.read()).durable.durable_step
+                assert known >= before + 2
 
 
 async def test_a_silent_stream_leaves_memory_and_wakes(lstm_root: Path, tmp_path: Path) -> None:
