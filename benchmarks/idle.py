@@ -26,7 +26,7 @@ from server_process import ServerProcess, serve
 from tidegate.bench.http2 import Connection
 from tidegate.v1 import tidegate_pb2 as pb
 
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(ROOT))
 from tests.support import replay
 
 GROWTH_MAX_MB = 30.0
