@@ -659,8 +659,10 @@ async def test_a_close_lives_through_a_break() -> None:
     async def second(call: BlockCall) -> None:
         await call.open_streams()
         assert await call.serve_block() == [("b", 1, 2.0), ("c", 1, 3.0)]
-        assert await call.close_streams() == ["a"]
-        assert await call.close_streams() == ["b", "c"]
+        closed = await call.close_streams()  # "a" has nothing left to send, and may go first
+        if closed == ["a"]:
+            closed += await call.close_streams()
+        assert closed == ["a", "b", "c"]
 
     async with connected(first, second) as (client, _, _):
         async with client.block(NAMES) as block:
