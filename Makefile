@@ -29,7 +29,7 @@ examples: $(READY)
 test: $(READY) $(PROTOC)/.ready
 	$(PYTEST)
 
-# What is done in a minute on two cores: without the tests that kill servers, train models or run clients as programs.
+# What is done in some minutes on two cores: without the tests that kill servers, train models or run clients as programs.
 quick: $(READY)
 	$(PYTEST) -m 'not slow'
 

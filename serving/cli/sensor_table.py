@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,14 @@ class SensorTable:
         return self.values[:, self.features.index(name)]
 
     def times(self) -> list[datetime] | None:
-        """Returns when each row was measured, if all labels are ISO 8601 times; else None."""
+        """Returns when each row was measured, if all labels are ISO 8601 times that never go back; else None."""
         try:
             times = [datetime.fromisoformat(label.strip()) for label in self.labels]
         except ValueError:
             return None
-        # An axis cannot show times with and without an offset.
-        return times if len({time.tzinfo is None for time in times}) == 1 else None
+        # An axis cannot show times with and without an offset, and a line that goes back cannot be read.
+        same_kind = len({time.tzinfo is None for time in times}) == 1
+        return times if same_kind and all(before <= after for before, after in pairwise(times)) else None
 
     def first(self, rows: int) -> "SensorTable":
         """Returns the first rows."""

@@ -38,6 +38,7 @@ def test_the_first_column_that_is_no_feature_labels_the_rows(tmp_path: Path) -> 
         ),
         (["2026-03-01T12:00Z"], [datetime(2026, 3, 1, 12, tzinfo=UTC)]),
         (["2026-03-01T12:00", "noon"], None),
+        (["2026-03-02", "2026-03-01"], None),
         (["2026-03-01T12:00", "2026-03-01T12:00Z"], None),
     ],
 )
