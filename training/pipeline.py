@@ -4,7 +4,7 @@ This module prints nothing and knows no command line.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tidegate.training.learning import run
 from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
+from tidegate.training.learning.links import prepare_links
 from tidegate.training.network.network import Network, add_monitors, without_monitors
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
@@ -277,18 +278,28 @@ def _train(
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    bare = without_monitors(prepared.architecture)
-    result = fit(series, prepared.split, prepared.scaler, bare, request.fit, record_epoch, checkpointer=checkpointer)
+    given = prepare_links(series, prepared.split, prepared.scaler, prepared.architecture)
+    bare = replace(given, architecture=without_monitors(given.architecture))
+    result = fit(
+        series,
+        prepared.split,
+        prepared.scaler,
+        bare.architecture,
+        request.fit,
+        record_epoch,
+        checkpointer=checkpointer,
+        given=bare,
+    )
     run.write_metrics(request.out, result.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_stop_note(result, request.fit.keep))
     if checkpointer and result.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
-    network = add_monitors(result.network, prepared.architecture)
+    network = add_monitors(result.network, given.architecture)
     calibrate(network, series, prepared.split)
     record = run.Run(
         source=request.source,
         facts=facts,
-        architecture=prepared.architecture,
+        architecture=given.architecture,
         fit=request.fit,
         outcome=run.outcome(result),
         request=request if checkpointer else None,  # a request does not describe a given split

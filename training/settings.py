@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Steps = Annotated[int, Field(ge=1)]
-Link = Literal["last", "season", "features"]
+Link = Literal["linear", "last", "season", "features"]
 
 
 def _split(value: Any) -> Any:
@@ -94,6 +94,10 @@ class Shape(Settings):
     changes: bool = Field(
         default=True, description="The cells also get the change of each feature since the last timestep."
     )
+    level: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="on: the cells get the measured features relative to a running mean; auto: by the validation part.",
+    )
     bidirectional: bool = Field(default=False, description="Refused: a stream has no future.")
 
     @field_validator("bidirectional")
@@ -108,7 +112,8 @@ class Forecast(Settings):
     """A forecast: `targets` are indices of features, `horizons` count timesteps.
 
     The forecast is a correction of the `links`: the last observed value of the target, its value one `season` of timesteps
-    before the forecast time, each with a trained share, or a linear regression on all features.
+    before the forecast time, each with a trained share, or a linear regression on all features. With the link `linear` it
+    is a correction of a frozen regression on `lags` timesteps, the present one among them.
     """
 
     kind: Literal["forecast"] = "forecast"
@@ -117,6 +122,7 @@ class Forecast(Settings):
     quantiles: Quantiles = ()
     links: Links = ("last",)
     season: int = Field(default=0, ge=0)
+    lags: int = Field(default=2, ge=2)
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
 
@@ -147,6 +153,7 @@ class Architecture(Shape):
 
     features: Steps
     elapsed: Elapsed | None = None
+    level_steps: int | None = Field(default=None, ge=1)  # its time constant; None: the layers see values as they are
     task: Annotated[Forecast | Classify, Field(discriminator="kind")]
 
 
@@ -229,7 +236,8 @@ class Request(Settings):
         default=(0.1, 0.5, 0.9), description="Quantiles of each forecast, separated by commas."
     )
     links: Links = Field(
-        default=("last",), description="What a forecast corrects: last, season or features; separated by commas."
+        default=("linear",),
+        description="What a forecast corrects: linear, last, season or features; separated by commas.",
     )
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="Add calibrated intervals with this long-run coverage."

@@ -1,0 +1,70 @@
+"""The running level of each feature: the recurrent layers see values relative to it.
+
+A network that sees values as they are learns that a level means something, and is wrong on each level that it has not
+learned from. A sensor that drifts or was moved has such a level.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tidegate.training.network.cells import State
+
+# Timesteps of one matrix product: its size is the square of this.
+BLOCK = 128
+# Less than the weight of a single value of the slowest level.
+MIN_WEIGHT = 1e-9
+
+
+class Level(nn.Module):
+    """An exponential mean of each feature, carried as state.
+
+    The weight of a value falls by 1 - 1 / `steps` with each timestep. The weights always sum to 1: the mean of a new stream
+    is that of the values it has seen. A missing value counts as the last one.
+
+    State: `level` [batch, 2 * features], the sum of the weighted values, and that of the weights.
+
+    Args:
+        features: how many there are.
+        steps: the time constant, in timesteps.
+
+    """
+
+    states = ("level",)
+    spread: Tensor  # (features,), what a value relative to its level is divided by; 0 for a feature without a level
+
+    def __init__(self, features: int, steps: int) -> None:
+        super().__init__()
+        self.features = features
+        self.rate = 1.0 / steps
+        self.register_buffer("spread", torch.ones(features))
+
+    def initial_state(self, batch: int) -> State:
+        """The state of streams that have not seen a timestep."""
+        return (torch.zeros(batch, 2 * self.features, device=self.spread.device),)
+
+    def sequence(self, values: Tensor, missing: Tensor, state: State) -> tuple[Tensor, State]:
+        """(time, batch, features) filled, and whether missing -> the same relative to the level, and the next state."""
+        seen = (missing.logical_not().cumsum(dim=0) > 0) | (state[0][:, self.features :] > 0.0)
+        weighted = torch.cat([values, seen.to(values.dtype)], dim=-1)  # before it is seen, a value is 0
+        steps = torch.arange(min(len(values), BLOCK), device=values.device)
+        powers = (1.0 - self.rate) ** (steps.unsqueeze(1) - steps).to(torch.float64)
+        kernel = (self.rate * powers).tril().to(values.dtype)
+        decay = ((1.0 - self.rate) ** (steps + 1).to(torch.float64)).to(values.dtype).view(-1, 1, 1)
+        parts, now = [], state[0]
+        for part in torch.split(weighted, BLOCK):
+            own = kernel[: len(part), : len(part)] @ part.flatten(1)
+            parts.append(own.view(part.shape) + decay[: len(part)] * now)
+            now = parts[-1][-1]
+        return self._relative(values, torch.cat(parts)), (now.clone(),)
+
+    def step(self, values: Tensor, missing: Tensor, state: State) -> tuple[Tensor, State]:
+        """(batch, features) filled, and whether missing -> the same relative to the level, and the next state."""
+        weights = state[0][:, self.features :]
+        seen = torch.where(missing & (weights <= 0.0), 0.0, 1.0)
+        now = state[0] + (torch.cat([values, seen], dim=-1) - state[0]) * self.rate
+        return self._relative(values, now), (now,)
+
+    def _relative(self, values: Tensor, sums: Tensor) -> Tensor:
+        level = sums[..., : self.features] / sums[..., self.features :].clamp(min=MIN_WEIGHT)
+        levelled = self.spread > 0.0
+        return torch.where(levelled, (values - level) / torch.where(levelled, self.spread, 1.0), values)
