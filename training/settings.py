@@ -113,7 +113,7 @@ class Forecast(Settings):
 
     The forecast is a correction of the `links`: the last observed value of the target, its value one `season` of timesteps
     before the forecast time, each with a trained share, or a linear regression on all features. With the link `linear` it
-    is a correction of a frozen regression on `lags` timesteps, the present one among them.
+    is a correction of a frozen regression on the last timesteps, up to the last of `lags`.
     """
 
     kind: Literal["forecast"] = "forecast"
@@ -122,7 +122,7 @@ class Forecast(Settings):
     quantiles: Quantiles = ()
     links: Links = ("last",)
     season: int = Field(default=0, ge=0)
-    lags: int = Field(default=2, ge=2)
+    lags: tuple[Steps, ...] = (1,)  # rising from 1
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
 

@@ -110,25 +110,24 @@ class Ridge:
 
     It minimises squared errors, but is also scored by absolute ones. So the median of its errors on the training part is
     added; without it, on a spiky target, it would be worse than a constant.
+
+    A new stream has no long past. So there are lines for each number of lags, and those with the most that are there
+    forecast.
     """
 
     targets: tuple[int, ...]
-    lines: tuple[tuple[Line, ...], ...]  # (targets, horizons)
+    lags: tuple[int, ...]  # rising from 1
+    lines: tuple[tuple[tuple[Line, ...], ...], ...]  # (lags, targets, horizons)
     mean: Floats
     std: Floats
 
-    @property
-    def lags(self) -> int:
-        """The most lags of any line."""
-        return max(line.lags for lines in self.lines for line in lines)
-
-    def weights(self, lags: int) -> tuple[Doubles, Doubles, Doubles]:
-        """Of all lines with so many lags: window (targets, lags - 1, horizons), features (targets, features, horizons) and intercepts (targets, horizons)."""
+    def weights(self) -> tuple[Doubles, Doubles, Doubles]:
+        """Window (lags, targets, most lags - 1, horizons), features (lags, targets, features, horizons) and intercepts (lags, targets, horizons)."""
         window, features = (
-            np.array([[part(line) for line in lines] for lines in self.lines]).swapaxes(1, 2)
-            for part in (lambda line: np.pad(line.window, (0, lags - line.lags)), lambda line: line.features)
+            np.array([[[part(line) for line in lines] for lines in lag] for lag in self.lines]).swapaxes(2, 3)
+            for part in (lambda line: np.pad(line.window, (0, self.lags[-1] - line.lags)), lambda line: line.features)
         )
-        return window, features, np.array([[line.intercept for line in lines] for lines in self.lines])
+        return window, features, np.array([[[line.intercept for line in lines] for lines in lag] for lag in self.lines])
 
     def forecast(self, series: Series, spans: Spans) -> Floats:
         """(rows of the spans, horizons, targets). It reads rows before a span too."""
@@ -143,15 +142,21 @@ class Ridge:
     def _forecast(self, inputs: Inputs, rows: Ints) -> Floats:
         """(rows, horizons, targets)."""
         everything = range(inputs.values.shape[1])
-        window, features, intercepts = self.weights(self.lags)
-        forecast = np.empty((len(rows), len(self.lines[0]), len(self.targets)), np.float32)
+        window, features, intercepts = self.weights()
+        weights = np.concatenate([window, features], axis=2)
+        # The most lags that the segment of a row has.
+        usable = np.searchsorted(self.lags, rows - inputs.begins[rows] + 1, side="right") - 1
+        forecast = np.empty((len(rows), len(self.lines[0][0]), len(self.targets)), np.float32)
         for place, target in enumerate(self.targets):
-            weights = np.concatenate([window[place], features[place]])
             for low in range(0, len(rows), BLOCK):
-                part = rows[low : low + BLOCK]
-                change = inputs.centred(part, target, self.lags, everything) @ weights + intercepts[place]
-                level = change + inputs.values[part, target].astype(np.float64)[:, None]
-                forecast[low : low + BLOCK, :, place] = level * float(self.std[target]) + float(self.mean[target])
+                block = slice(low, low + BLOCK)
+                design = inputs.centred(rows[block], target, self.lags[-1], everything)
+                scaled = np.empty((len(design), forecast.shape[1]))
+                for lags in np.unique(usable[block]):
+                    own = usable[block] == lags
+                    scaled[own] = design[own] @ weights[lags, place] + intercepts[lags, place]
+                scaled += inputs.values[rows[block], target].astype(np.float64)[:, None]
+                forecast[block, :, place] = scaled * float(self.std[target]) + float(self.mean[target])
         return forecast
 
 
@@ -184,13 +189,16 @@ def fit_ridge(
     # The network takes the logarithm of elapsed time, so a line on it would not be the same there.
     others = [column for column, name in enumerate(series.names) if name != ELAPSED]
     candidates = _candidates(season, len(folds[0][0][0]), MAX_WINDOWS // len(targets))
-    lines = tuple(
+    fitted = [
         _fit_target(
             inputs, target, candidates, others, [[(rows, truth[..., place]) for rows, truth in fold] for fold in folds]
         )
         for place, target in enumerate(targets)
-    )
-    return Ridge(tuple(targets), lines, scaler.mean, scaler.std)
+    ]
+    lines = tuple(zip(*fitted, strict=True))  # (lags, targets, horizons)
+    most = max(line.lags for target in lines[-1] for line in target)
+    kept = candidates.index(most) + 1
+    return Ridge(tuple(targets), tuple(candidates[:kept]), lines[:kept], scaler.mean, scaler.std)
 
 
 def _cut(spans: Spans) -> tuple[Spans, Spans]:
@@ -212,8 +220,8 @@ _Part = tuple[Ints, Floats]
 
 def _fit_target(
     inputs: Inputs, target: int, candidates: Sequence[int], others: Sequence[int], folds: Sequence[Sequence[_Part]]
-) -> tuple[Line, ...]:
-    """The lines of one target, one for each horizon, by their mean error over the folds; the last fold is that of the lines.
+) -> tuple[tuple[Line, ...], ...]:
+    """The lines (lags, horizons) of one target, by their mean error over the folds; the last fold is that of the lines.
 
     A fold has a part to fit on, and one to judge on.
     """
@@ -221,18 +229,19 @@ def _fit_target(
     known = ~np.isnan(truth)
     horizons = range(truth.shape[1])
     shared = known.all(axis=1).sum() >= SHARED_ROWS * known.any(axis=1).sum()
-    lines: list[Line] = []
+    lines: list[list[Line]] = [[] for _ in candidates]
     for chosen in [list(horizons)] if shared else [[index] for index in horizons]:
         fits = [
             _Fits.of(inputs, target, candidates, others, *[(rows, truth[:, chosen]) for rows, truth in fold])
             for fold in folds
         ]
         errors = np.array([fit.errors for fit in fits])  # (folds, candidates, penalties, outputs)
-        lines += [
-            _mean_line([fits[-1].line(*place, output) for place in _choose(errors[..., output])])
-            for output in range(len(chosen))
-        ]
-    return tuple(lines)
+        for most, own in enumerate(lines, 1):
+            own += [
+                _mean_line([fits[-1].line(*place, output) for place in _choose(errors[:, : most * KINDS, :, output])])
+                for output in range(len(chosen))
+            ]
+    return tuple(tuple(own) for own in lines)
 
 
 def _choose(errors: Doubles) -> list[tuple[int, int]]:

@@ -48,7 +48,7 @@ def prepare_links(series: Series, split: Split, scaler: Scaler, architecture: Ar
     if "linear" in task.links:
         ridge = fit_ridge(series, split, task.targets, task.horizons, season=task.season or None)
         links = tuple(dict.fromkeys("last" if link == "linear" and ridge is None else link for link in task.links))
-        task = task.model_copy(update={"links": links, "lags": max(ridge.lags, 2) if ridge else task.lags})
+        task = task.model_copy(update={"links": links, "lags": ridge.lags if ridge else task.lags})
     if architecture.level == "on" and architecture.level_steps is None:
         steps = level_steps(series, split, scaler, max(task.horizons), task.season)
         architecture = architecture.model_copy(update={"level_steps": steps})
@@ -88,9 +88,9 @@ def set_links(network: Network, ridge: Ridge | None, series: Series, split: Spli
             measured = torch.tensor([not is_derived(name) for name in series.names])
             network.level.spread.copy_(torch.where(measured & (spread > 0.0), spread, 0.0))
         if ridge and isinstance(head, ForecastHead) and head.linear:
-            window, features, intercepts = (_float32(part) for part in ridge.weights(head.linear.lags))
+            window, features, intercepts = (_float32(part) for part in ridge.weights())
             for target in range(len(ridge.targets)):
-                head.linear.set_weights(target, window[target], features[target], intercepts[target])
+                head.linear.set_weights(target, window[:, target], features[:, target], intercepts[:, target])
             if len(head.steps):
                 _set_quantiles(head, ridge, series, split.train)
 

@@ -162,7 +162,7 @@ class Network(nn.Module):
         """The timesteps that `warm` looks back; 0 if there is nothing to warm up but the last value."""
         linear = self.head.linear if isinstance(self.head, ForecastHead) else None
         level = LEVEL_MEMORY * self.architecture.level_steps if self.architecture.level_steps else 0
-        return max(level, linear.lags if linear else 0)
+        return max(level, linear.window if linear else 0)
 
     def warm(self, history: Tensor) -> dict[str, Tensor]:
         """The states that only hold past values, after a history (time, features) in raw units of one stream: [1, n] by name.
