@@ -26,13 +26,15 @@ from tidegate.training.judging.verdict import verdict
 from tidegate.training.learning import run
 from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
+from tidegate.training.learning.choice import choose_level
+from tidegate.training.learning.correction import Correction, settle
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
 from tidegate.training.learning.links import prepare_links
 from tidegate.training.network.network import Network, add_monitors, without_monitors
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
 from tidegate.training.publishing.version import free_version, read_card, write_version
-from tidegate.training.settings import Request, Source
+from tidegate.training.settings import Architecture, Request, Source
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,12 @@ def _train(
         on_epoch(epoch, best)
 
     given = prepare_links(series, prepared.split, prepared.scaler, prepared.architecture)
+    if given.architecture.level == "auto" and given.architecture.task.kind == "forecast":
+        bare = replace(given, architecture=without_monitors(given.architecture))
+        bare = choose_level(series, prepared.split, prepared.scaler, bare, request.fit)
+        chosen = {name: getattr(bare.architecture, name) for name in ("level", "level_steps")}
+        given = replace(given, architecture=given.architecture.model_copy(update=chosen))
+        on_note(_level_note(given.architecture))
     bare = replace(given, architecture=without_monitors(given.architecture))
     result = fit(
         series,
@@ -294,6 +302,9 @@ def _train(
     on_note(_stop_note(result, request.fit.keep))
     if checkpointer and result.stopped == "interrupted":
         on_note(f"to go on: tidegate train --resume {request.out}")
+    correction = settle(result.network, series, prepared.split)
+    if correction:
+        on_note(_correction_note(correction))
     network = add_monitors(result.network, given.architecture)
     calibrate(network, series, prepared.split)
     record = run.Run(
@@ -305,6 +316,24 @@ def _train(
         request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
+
+
+def _level_note(architecture: Architecture) -> str:
+    """What was chosen, in words."""
+    if architecture.level_steps is None:
+        return "level: off, which scores better on the validation part; the network sees values as they are"
+    return f"level: on, a running mean over some {architecture.level_steps} timesteps; the network sees values relative to it"
+
+
+def _correction_note(correction: Correction) -> str:
+    """What the network adds to the linear link on the validation part, in words."""
+    kept = int((correction.kept > 0).sum())
+    if not kept:
+        return "the network adds nothing to the regression on the validation part: the regression forecasts alone"
+    return (
+        f"the network lowers the error of the regression on the validation part by {100 * correction.gain:.1f} %; its "
+        f"correction is kept for {kept} of {correction.kept.size} forecasts"
+    )
 
 
 def _split_of(data: dict[str, Any]) -> Split:

@@ -123,6 +123,7 @@ class Forecast(Settings):
     links: Links = ("last",)
     season: int = Field(default=0, ge=0)
     lags: tuple[Steps, ...] = (1,)  # rising from 1
+    follow: bool = False
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
 
@@ -204,7 +205,7 @@ class Fit(Settings):
         description="Keep the weights of the best epoch by validation score, or of the last; last for short validation parts.",
     )
     patience: int = Field(
-        default=40,
+        default=20,
         ge=1,
         description="Stop after so many epochs without a better validation score; with --keep last, never.",
     )
@@ -235,6 +236,7 @@ class Request(Settings):
     quantiles: Quantiles = Field(
         default=(0.1, 0.5, 0.9), description="Quantiles of each forecast, separated by commas."
     )
+    follow: bool = Field(default=True, description="The quantiles follow the errors of the forecasts in service.")
     links: Links = Field(
         default=("linear",),
         description="What a forecast corrects: linear, last, season or features; separated by commas.",

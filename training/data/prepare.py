@@ -84,6 +84,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
             targets=tuple(series.column(target) for target in targets),
             horizons=request.horizons,
             quantiles=request.quantiles,
+            follow=request.follow and any(quantile != 0.5 for quantile in request.quantiles),
             links=request.links,
             season=request.season or season_steps(series.period_s) or 0,
             coverage=request.coverage,

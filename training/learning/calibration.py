@@ -24,12 +24,16 @@ from tidegate.training.network.monitors import (
     Observation,
 )
 from tidegate.training.network.network import Network, fill_forward
+from tidegate.training.network.quantiles import Quantiles
 
 # Timesteps of one call of the network: enough to be fast, few enough to be small.
 CHUNK = 4096
 # The alarm is fitted on the latest rows of the training part and of the validation part, so many of each. The tails then
 # have thousands of values; more would only take time.
 MAX_ROWS = 200_000
+
+# The quantiles are fitted on the latest rows of the validation part, step by step.
+QUANTILE_ROWS = 4096
 
 # A tail begins at the quantile that this share of the timesteps exceed.
 TAIL = 0.02
@@ -62,6 +66,8 @@ def calibrate(network: Network, series: Series, split: Split) -> None:
         for monitor in network.monitors:
             if isinstance(monitor, Intervals):
                 _fit_intervals(monitor, network, series, split.validation)
+            elif isinstance(monitor, Quantiles):
+                _fit_quantiles(monitor, network, series, split.validation)
             elif isinstance(monitor, Alarm):
                 _fit_alarm(monitor, network, series, split)
 
@@ -123,6 +129,22 @@ def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: 
             start[index, target] = float(middle)
             # Never zero: a series with perfect forecasts may change.
             scale[index, target] = max(float(np.abs(score - middle).mean()), MIN_HALF_WIDTH)
+
+
+def _fit_quantiles(monitor: Quantiles, network: Network, series: Series, spans: Spans) -> None:
+    """Fit the factors of a new stream: the mean of those that the monitor itself comes to on the latest rows."""
+    monitor.start.fill_(1.0)
+    total, count = torch.zeros_like(monitor.start), 0
+    for chunk in _replay(network, series, _latest(spans, QUANTILE_ROWS)):
+        state = monitor.initial_state(1)
+        for row, values in enumerate(chunk.values):
+            observation = Observation(values[None], values[None], chunk.missing[row][None])
+            head_outputs = {name: part[row][None] for name, part in chunk.head_outputs.items()}
+            _, state = monitor.step(observation, head_outputs, state)
+            if row >= len(chunk) // 4:  # it begins at 1, and moves slowly at long horizons
+                total += state[0][0, -monitor.start.numel() :].view(monitor.shape)
+                count += 1
+    monitor.start += total / max(count, 1)
 
 
 def _fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) -> None:

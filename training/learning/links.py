@@ -35,18 +35,19 @@ class Given:
     ridge: Ridge | None
 
 
-def prepare_links(series: Series, split: Split, scaler: Scaler, architecture: Architecture) -> Given:
+def prepare_links(
+    series: Series, split: Split, scaler: Scaler, architecture: Architecture, *, ridge: Ridge | None = None
+) -> Given:
     """Solve the linear link, and choose the time constant of the level.
 
     Where a horizon has no true value in the training or the validation part there is nothing to solve: the link to the last
-    value takes the place of the linear one.
+    value takes the place of the linear one. `ridge` is the solution, if it is there already.
     """
     task = architecture.task
     if isinstance(task, Classify):
         return Given(architecture, None)
-    ridge = None
     if "linear" in task.links:
-        ridge = fit_ridge(series, split, task.targets, task.horizons, season=task.season or None)
+        ridge = ridge or fit_ridge(series, split, task.targets, task.horizons, season=task.season or None)
         links = tuple(dict.fromkeys("last" if link == "linear" and ridge is None else link for link in task.links))
         task = task.model_copy(update={"links": links, "lags": ridge.lags if ridge else task.lags})
     if architecture.level == "on" and architecture.level_steps is None:

@@ -73,13 +73,12 @@ class ForecastHead(Head):
     naive: Tensor  # (horizons, targets), mean absolute error of persistence on the training part, in scaled units
     steps: Tensor  # (steps, quantiles), 1 or -1 where a step lies between the median and the quantile
     kept: Tensor  # (horizons, targets), the share of the correction that is left; only with the link `linear`
-    stretch: Tensor  # (horizons, targets, steps), factors of the steps; only with the link `linear`
 
     def __init__(self, hidden: int, inputs: int, features: int, task: Forecast) -> None:
         super().__init__()
         self.task = task
         self.shape = (len(task.horizons), len(task.targets))
-        steps = _steps(task.quantiles)
+        steps = quantile_steps(task.quantiles)
         self.line = nn.Linear(hidden, math.prod(self.shape))
         if len(steps):
             self.spread = nn.Linear(hidden, math.prod(self.shape) * len(steps))
@@ -92,7 +91,6 @@ class ForecastHead(Head):
             nn.init.zeros_(self.line.weight)
             nn.init.zeros_(self.line.bias)
             self.register_buffer("kept", torch.ones(self.shape))
-            self.register_buffer("stretch", torch.ones(*self.shape, len(steps)))
         if "features" in task.links:
             self.skip = nn.Linear(inputs, math.prod(self.shape), bias=False)
             nn.init.zeros_(self.skip.weight)
@@ -101,7 +99,8 @@ class ForecastHead(Head):
         self.register_buffer("steps", steps, persistent=False)
         self.seasonal = "season" in task.links
         self.states = (*(self.linear.states if self.linear else ()), *(("season",) if self.seasonal else ()))
-        self.outputs = ("forecast", "quantiles") if task.quantiles else ("forecast",)
+        # Quantiles that follow the errors are served by a monitor.
+        self.outputs = ("forecast", "quantiles") if task.quantiles and not task.follow else ("forecast",)
 
     def initial_state(self, batch: int) -> State:
         """`window` of the linear link; `season` [batch, (season - 1) * targets]: the last values of the targets, the oldest first."""
@@ -147,7 +146,7 @@ class ForecastHead(Head):
         """The outputs in the units of the targets."""
         mean, std = mean[self.targets], std[self.targets]
         served = {"forecast": outputs["forecast"] * std + mean}
-        if "quantiles" in outputs:
+        if "quantiles" in self.outputs:
             served["quantiles"] = outputs["quantiles"] * std.unsqueeze(-1) + mean.unsqueeze(-1)
         return served
 
@@ -175,15 +174,13 @@ class ForecastHead(Head):
             # ELU + 1, which is positive and smooth. onnxruntime's Elu would round by the position of a row in its batch.
             size = self.spread(y)
             size = (torch.relu(size) + torch.exp(-torch.relu(-size))).reshape(*y.shape[:-1], *self.shape, -1)
-            if self.linear:
-                size = size * self.stretch
             outputs["quantiles"] = median.unsqueeze(-1) + (size * self.naive.unsqueeze(-1)) @ self.steps
         elif self.task.quantiles:
             outputs["quantiles"] = median.unsqueeze(-1)
         return outputs
 
 
-def _steps(quantiles: tuple[float, ...]) -> Tensor:
+def quantile_steps(quantiles: tuple[float, ...]) -> Tensor:
     """(steps, quantiles): one step for each quantile but the median. A quantile is the sum of the steps up to it."""
     others = [quantile for quantile in quantiles if quantile != 0.5]
     rows = [

@@ -20,6 +20,7 @@ from tidegate.training.network.heads import ForecastHead, Outputs, build_head
 from tidegate.training.network.level import Level
 from tidegate.training.network.logarithm import logarithm
 from tidegate.training.network.monitors import Monitor, Observation, build_monitors
+from tidegate.training.network.quantiles import Quantiles
 from tidegate.training.settings import Architecture, Classify
 
 # In usual steps of a feature. The first timestep of a stream differs from the training mean and may be hundreds of a slow
@@ -67,7 +68,7 @@ class Network(nn.Module):
                 layer.init_long_memory(architecture.memory)
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = build_head(architecture, width)
-        self.monitors = cast(list[Monitor], nn.ModuleList(build_monitors(architecture)))
+        self.monitors = cast(list[Monitor], nn.ModuleList(_monitors(architecture)))
 
     @property
     def layers(self) -> list[Cell]:
@@ -261,6 +262,12 @@ def build_network(architecture: Architecture, scaler: Scaler, seed: int) -> Netw
         return Network(architecture, scaler)
 
 
+def _monitors(architecture: Architecture) -> list[Monitor]:
+    task = architecture.task
+    quantiles: list[Monitor] = [Quantiles(task)] if not isinstance(task, Classify) and task.follow else []
+    return [*quantiles, *build_monitors(architecture)]
+
+
 def _reset_rows(state: State, resets: Tensor) -> State:
     """The state, zero in the rows where `resets` (batch,) is true."""
     return tuple(part.masked_fill(resets.unsqueeze(-1), 0) for part in state)
@@ -271,7 +278,7 @@ def without_monitors(architecture: Architecture) -> Architecture:
     task = architecture.task
     if isinstance(task, Classify):
         return architecture
-    bare = task.model_copy(update={"coverage": None, "alarm_rate": None})
+    bare = task.model_copy(update={"coverage": None, "alarm_rate": None, "follow": False})
     return architecture.model_copy(update={"task": bare})
 
 

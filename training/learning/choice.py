@@ -1,0 +1,42 @@
+"""Whether the layers see values relative to a running level: the choice by the validation part, from two short trainings."""
+
+from dataclasses import replace
+
+from tidegate.training.data.scaler import Scaler
+from tidegate.training.data.series import Series
+from tidegate.training.data.split import Split
+from tidegate.training.learning.fit import fit
+from tidegate.training.learning.links import Given, prepare_links
+from tidegate.training.settings import Fit
+
+# Enough to tell the two apart where it matters, and a tenth of a usual training each.
+TRIAL_EPOCHS = 6
+
+
+def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, settings: Fit) -> Given:
+    """The architecture with a level or without, whichever scores better; with one where they are equal.
+
+    A level costs little on a series that keeps its own, and saves much on one that does not.
+
+    Args:
+        series: to learn from.
+        split: of the series; the held-out part is not read.
+        scaler: of the training part.
+        given: the architecture, which leaves the choice open.
+        settings: of the training.
+
+    Raises:
+        Diverged: see `fit`.
+        KeyboardInterrupt: the user stopped it.
+    """
+    trial = settings.model_copy(update={"epochs": TRIAL_EPOCHS, "minutes": None, "keep": "best"})
+    scores: dict[str, tuple[float, Given]] = {}
+    for level in ("on", "off"):
+        own = replace(given, architecture=given.architecture.model_copy(update={"level": level}))
+        own = prepare_links(series, split, scaler, own.architecture, ridge=own.ridge)
+        result = fit(series, split, scaler, own.architecture, trial, given=own)
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
+        scores[level] = result.best.score, own
+    best = "off" if scores["off"][0] < scores["on"][0] else "on"
+    return scores[best][1]
