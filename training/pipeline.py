@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from tidegate.training.data.prepare import prepare
+from tidegate.training.data.prepare import Prepared, prepare
 from tidegate.training.data.series import Series
 from tidegate.training.data.source import read_request, read_source, source_like
 from tidegate.training.data.split import Split
@@ -29,7 +29,7 @@ from tidegate.training.learning.checkpoint import Checkpointer
 from tidegate.training.learning.choice import choose_level
 from tidegate.training.learning.correction import Correction, settle
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
-from tidegate.training.learning.links import prepare_links
+from tidegate.training.learning.links import Given, prepare_links
 from tidegate.training.network.network import Network, add_monitors, without_monitors
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
@@ -75,7 +75,8 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         checkpointer = Checkpointer(request.out)
         if begun:
             _resume(begun, request, checkpointer)
-        record, network = _train(request, series, on_epoch, on_note, checkpointer=checkpointer)
+        chosen = begun.architecture if begun else None
+        record, network = _train(request, series, on_epoch, on_note, checkpointer=checkpointer, chosen=chosen)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -269,24 +270,22 @@ def _train(
     on_note: Callable[[str], None],
     split: Split | None = None,
     checkpointer: Checkpointer | None = None,
+    chosen: Architecture | None = None,
 ) -> tuple[run.Run, Network]:
-    """Prepare, fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
+    """Prepare, fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed; `chosen` is what was resumed."""
     prepared = prepare(request, series, on_note, split)
     facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
+    started = run.StartedRun(request=request, facts=facts, architecture=chosen)
     if checkpointer:
-        run.save_started(request.out, run.StartedRun(request=request, facts=facts))
+        run.save_started(request.out, started)
 
     def record_epoch(epoch: Epoch, best: Epoch) -> None:
         run.append_metrics(request.out, epoch)
         on_epoch(epoch, best)
 
-    given = prepare_links(series, prepared.split, prepared.scaler, prepared.architecture)
-    if given.architecture.level == "auto" and given.architecture.task.kind == "forecast":
-        bare = replace(given, architecture=without_monitors(given.architecture))
-        bare = choose_level(series, prepared.split, prepared.scaler, bare, request.fit)
-        chosen = {name: getattr(bare.architecture, name) for name in ("level", "level_steps")}
-        given = replace(given, architecture=given.architecture.model_copy(update=chosen))
-        on_note(_level_note(given.architecture))
+    given = _complete(request, prepared, on_note, chosen)
+    if checkpointer:
+        run.save_started(request.out, started.model_copy(update={"architecture": given.architecture}))
     bare = replace(given, architecture=without_monitors(given.architecture))
     result = fit(
         series,
@@ -316,6 +315,26 @@ def _train(
         request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
+
+
+def _complete(
+    request: Request, prepared: Prepared, on_note: Callable[[str], None], chosen: Architecture | None
+) -> Given:
+    """The architecture with all that depends on the data: the linear link, and whether there is a level, unless `chosen` says so."""
+    architecture = prepared.architecture
+    if chosen:
+        architecture = architecture.model_copy(update={"level": chosen.level, "level_steps": chosen.level_steps})
+    given = prepare_links(prepared.series, prepared.split, prepared.scaler, architecture)
+    if "linear" in request.links and request.task == "forecast" and given.ridge is None:
+        on_note("links: a horizon has too few true values for a regression; the network corrects the last value")
+    if given.architecture.level != "auto" or request.task == "classify":
+        return given
+    bare = replace(given, architecture=without_monitors(given.architecture))
+    bare = choose_level(prepared.series, prepared.split, prepared.scaler, bare, request.fit)
+    level = {name: getattr(bare.architecture, name) for name in ("level", "level_steps")}
+    given = replace(given, architecture=given.architecture.model_copy(update=level))
+    on_note(_level_note(given.architecture))
+    return given
 
 
 def _level_note(architecture: Architecture) -> str:

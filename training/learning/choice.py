@@ -11,12 +11,13 @@ from tidegate.training.settings import Fit
 
 # Enough to tell the two apart where it matters, and a tenth of a usual training each.
 TRIAL_EPOCHS = 6
+# Without a level the score must be better by so much: a level costs little on a series that keeps its own, and saves much on
+# one that does not, which a validation part is often too short to show.
+BETTER = 0.995
 
 
 def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, settings: Fit) -> Given:
-    """The architecture with a level or without, whichever scores better; with one where they are equal.
-
-    A level costs little on a series that keeps its own, and saves much on one that does not.
+    """The architecture with a level or without, whichever scores better; with one where they are nearly equal.
 
     Args:
         series: to learn from.
@@ -38,5 +39,5 @@ def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, set
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         scores[level] = result.best.score, own
-    best = "off" if scores["off"][0] < scores["on"][0] else "on"
+    best = "off" if scores["off"][0] < BETTER * scores["on"][0] else "on"
     return scores[best][1]

@@ -19,9 +19,10 @@ Doubles = npt.NDArray[np.float64]
 
 # The shares of the correction to choose from.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# A share is kept where its gain is above its standard error, over so many blocks of the validation part. Errors of
+# A share is kept where its gain is above two standard errors, over so many blocks of the validation part. Errors of
 # neighbouring rows are alike, so that rows would count for too much.
 BLOCKS = 12
+DOUBT = 2.0
 # The latest rows are enough to choose from. They are walked one stream after another.
 MAX_ROWS = 50_000
 # Rows before the validation part that warm up the state.
@@ -89,7 +90,7 @@ def _share(truth: Floats, linear: Floats, full: Floats) -> float:
         own = np.array([np.abs(error[block] - share * change[block]).mean() for block in blocks])
         gain = alone - own
         doubt = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
-        if gain.mean() > doubt and own.mean() < least:
+        if gain.mean() > DOUBT * doubt and own.mean() < least:
             best, least = share, float(own.mean())
     return best
 

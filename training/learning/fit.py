@@ -192,7 +192,7 @@ class Trainer:
                 on_epoch(epoch, self.best)
                 stopped = reason_to_stop(self.settings, epoch, self.best)
         except (KeyboardInterrupt, Diverged) as error:
-            if self.best is None:
+            if not self.epochs:
                 raise
             stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "diverged"
         if self.checkpointer:

@@ -115,11 +115,12 @@ class Outcome(Settings):
 
 
 class StartedRun(Settings):
-    """A training that has not ended: it runs, or it was killed."""
+    """A training that has not ended: it runs, or it was killed. `architecture` is None until all of it is chosen."""
 
     state: Literal["running"] = "running"
     request: Request
     facts: DataFacts
+    architecture: Architecture | None = None
 
 
 class Run(Settings):
