@@ -26,7 +26,7 @@ from tidegate.training.judging.verdict import verdict
 from tidegate.training.learning import run
 from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
-from tidegate.training.learning.choice import choose_level
+from tidegate.training.learning.choice import after_trials, choose_level
 from tidegate.training.learning.correction import Correction, settle
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
 from tidegate.training.learning.links import Given, prepare_links
@@ -287,12 +287,14 @@ def _train(
     if checkpointer:
         run.save_started(request.out, started.model_copy(update={"architecture": given.architecture}))
     bare = replace(given, architecture=without_monitors(given.architecture))
+    tried = prepared.architecture.level == "auto" and not chosen
+    settings = after_trials(request.fit) if tried else request.fit
     result = fit(
         series,
         prepared.split,
         prepared.scaler,
         bare.architecture,
-        request.fit,
+        settings,
         record_epoch,
         checkpointer=checkpointer,
         given=bare,

@@ -8,6 +8,8 @@ BASELINE_NAMES = {"persistence": "persistence", "seasonal_naive": "seasonal-naiv
 CLASS_BASELINE_NAMES = {"frequencies": "the class frequencies", "linear": "a linear classifier"}
 # The verdict names the first few forecasts that do not beat the baselines.
 MAX_NAMES = 4
+# A model whose error is within this share of the ridge's is the ridge, for all that can be told.
+AS_GOOD = 0.01
 
 
 def verdict(scores: Scores) -> str:
@@ -23,16 +25,39 @@ def verdict(scores: Scores) -> str:
 
 
 def _forecast_verdict(scores: Scores) -> str:
-    lost = [f"{score.target} {horizon_text(score)} ahead" for score in scores.table if not score.wins]
+    as_good = [score for score in scores.table if as_good_as_ridge(score)]
+    lost = [
+        f"{score.target} {horizon_text(score)} ahead"
+        for score in scores.table
+        if not score.wins and score not in as_good
+    ]
     if lost:
         more = f" and {len(lost) - MAX_NAMES} more of {len(scores.table)}" if len(lost) > MAX_NAMES else ""
         return (
             f"The model does NOT beat the baselines for: {', '.join(lost[:MAX_NAMES])}{more}. Do not serve it for that."
         )
     named = [
-        name for baseline, name in BASELINE_NAMES.items() if any(baseline in score.baselines for score in scores.table)
+        name
+        for baseline, name in BASELINE_NAMES.items()
+        if any(baseline in score.baselines for score in scores.table) and not (as_good and baseline == "ridge")
     ]
-    return f"The model beats {joined(named)} at every horizon."
+    if not as_good:
+        return f"The model beats {joined(named)} at every horizon."
+    where = (
+        "everywhere" if len(as_good) == len(scores.table) else f"for {len(as_good)} of {len(scores.table)} forecasts"
+    )
+    return (
+        f"The model beats {joined(named)} at every horizon. It is as good as ridge, within {100 * AS_GOOD:g} %, {where}: "
+        f"there the network adds nothing to a straight line."
+    )
+
+
+def as_good_as_ridge(score: Score) -> bool:
+    """Whether the model beats all other baselines, and is neither better nor worse than ridge."""
+    if score.ridge is None or score.ridge.mae == 0:
+        return False
+    others = [baseline.mae for name, baseline in score.baselines.items() if name != "ridge"]
+    return abs(score.model.mae / score.ridge.mae - 1.0) <= AS_GOOD and all(score.model.mae < mae for mae in others)
 
 
 def _class_verdict(scores: ClassScores) -> str:

@@ -11,6 +11,8 @@ from tidegate.training.settings import Fit
 
 # Enough to tell the two apart where it matters, and a tenth of a usual training each.
 TRIAL_EPOCHS = 6
+# Each trial gets this share of a time limit.
+TRIAL_SHARE = 0.1
 # Without a level the score must be better by so much: a level costs little on a series that keeps its own, and saves much on
 # one that does not, which a validation part is often too short to show.
 BETTER = 0.995
@@ -30,7 +32,8 @@ def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, set
         Diverged: see `fit`.
         KeyboardInterrupt: the user stopped it.
     """
-    trial = settings.model_copy(update={"epochs": TRIAL_EPOCHS, "minutes": None, "keep": "best"})
+    minutes = None if settings.minutes is None else TRIAL_SHARE * settings.minutes
+    trial = settings.model_copy(update={"epochs": TRIAL_EPOCHS, "minutes": minutes, "keep": "best"})
     scores: dict[str, tuple[float, Given]] = {}
     for level in ("on", "off"):
         own = replace(given, architecture=given.architecture.model_copy(update={"level": level}))
@@ -41,3 +44,10 @@ def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, set
         scores[level] = result.best.score, own
     best = "off" if scores["off"][0] < BETTER * scores["on"][0] else "on"
     return scores[best][1]
+
+
+def after_trials(settings: Fit) -> Fit:
+    """The settings of the training that follows the trials: what they may take of a time limit is gone."""
+    if settings.minutes is None:
+        return settings
+    return settings.model_copy(update={"minutes": (1.0 - 2.0 * TRIAL_SHARE) * settings.minutes})
