@@ -5,12 +5,10 @@ part alone. The validation part selects the number of lags and the ridge penalty
 value is replaced by the last observed one, and by the training mean before the first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tidegate.training.data.features import ELAPSED
 from tidegate.training.data.scaler import fit_scaler
@@ -21,10 +19,19 @@ from tidegate.training.data.series import (
     Series,
     Spans,
     count_rows,
-    forward_fill,
     future_values,
 )
 from tidegate.training.data.split import Split
+from tidegate.training.judging.least_squares import (
+    BLOCK,
+    PENALTIES,
+    Inputs,
+    NormalEquations,
+    blocks,
+    linear_inputs,
+    row_indices,
+    subsample,
+)
 from tidegate.training.judging.metrics import Doubles, surprise
 
 # The candidate numbers of lags, the present value among them: up to four days of hourly values, and two weeks. One season
@@ -46,47 +53,10 @@ KINDS = 3  # of lines, see `Ridge`
 BETTER = 0.99
 CLASSIFIER_LAGS = (1, 8, 25)
 CLASSIFIER_COLUMNS = 600
-# In units of the mean square of a scaled column, which is about 1. The largest leaves little but a constant, the median of
-# the validation part. That is best for a target that no feature predicts.
-RIDGE_PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# Enough rows for a few hundred weights. Of a longer part every second row is taken, or every third, and so on.
-MAX_ROWS = 100_000
-# Rows of a design matrix at a time: 40 MB for 300 columns.
-BLOCK = 16_384
 # All horizons share one matrix if this share of the rows that any horizon can use serves all.
 SHARED_ROWS = 0.8
 # Least squares to 0 and 1 gives no probabilities. A softmax of it times one of these does; the validation part selects which.
 SHARPNESSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-Number = TypeVar("Number", np.float32, np.int64)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of the linear models.
-
-    Attributes:
-        values: (time, features) scaled, without missing values.
-        begins: (time,) the first row of the segment of each row; lags before it repeat its value.
-    """
-
-    values: Floats
-    begins: Ints
-
-    def windows(self, rows: Ints, lagged: Sequence[int], lags: int, others: Sequence[int]) -> Doubles:
-        """(rows, lagged * lags + others): the lags of the lagged columns, the latest first, and the last value of others."""
-        back = np.maximum(rows[:, None] - np.arange(lags), self.begins[rows][:, None])  # (rows, lags)
-        own = self.values[back][..., list(lagged)] if len(lagged) > 1 else self.values[back, lagged[0]]
-        return np.concatenate(
-            [own.reshape(len(rows), -1), self.values[rows][:, list(others)]], axis=1, dtype=np.float64
-        )
-
-    def centred(self, rows: Ints, target: int, lags: int, features: Sequence[int]) -> Doubles:
-        """(rows, lags - 1 + features): what the target was above its present value, the latest first, then these features."""
-        now = self.values[rows, target].astype(np.float64)[:, None]
-        own = self.windows(rows, [target], lags, ())[:, 1:] - now
-        return np.concatenate([own, self.values[rows][:, list(features)]], axis=1, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -295,9 +265,9 @@ class _Fits:
         longest = lags[-1] - 1
         own = longest + list(others).index(target)  # the column of the present value
         complete = ~np.isnan(train[1]).any(axis=1)
-        moments = _NormalEquations.over(
+        moments = NormalEquations.over(
             (inputs.centred(rows, target, lags[-1], others), truth)
-            for rows, truth in _blocks(train[0][complete], train[1][complete])
+            for rows, truth in blocks(train[0][complete], train[1][complete])
         )
         changes = moments.less(own)
         everything = longest + np.arange(len(others))
@@ -331,7 +301,7 @@ class _Fits:
             features[self.others if len(level) > 1 else [self.target]] = level
             features[self.target] -= 1.0
         window = weights[: lags - 1, penalty, output]
-        return Line(lags, RIDGE_PENALTIES[penalty], window, features, float(intercepts[penalty, output]))
+        return Line(lags, PENALTIES[penalty], window, features, float(intercepts[penalty, output]))
 
 
 def _sample(part: _Part) -> _Part:
@@ -340,40 +310,6 @@ def _sample(part: _Part) -> _Part:
     places = np.flatnonzero(~np.isnan(truth).all(axis=1))
     places = places[:: max(-(-len(places) // JUDGED_ROWS), 1)]
     return rows[places], truth[places]
-
-
-@dataclass(frozen=True)
-class _NormalEquations:
-    """The moments of the design x (columns) and the truth y (outputs) that the normal equations need."""
-
-    x: Doubles  # (columns,) mean
-    y: Doubles  # (outputs,) mean
-    xx: Doubles  # (columns, columns) covariance
-    xy: Doubles  # (columns, outputs) covariance
-
-    @classmethod
-    def over(cls, blocks: Iterator[tuple[Doubles, npt.NDArray[np.floating]]]) -> "_NormalEquations":
-        """The moments of blocks of x (rows, columns) and y (rows, outputs). Columns are about 1, so sums lose no digits."""
-        count, x, y, xx, xy = 0, np.zeros(()), np.zeros(()), np.zeros(()), np.zeros(())
-        for design, truth in blocks:
-            count += len(design)
-            x, y = x + design.sum(axis=0), y + truth.sum(axis=0)
-            xx, xy = xx + design.T @ design, xy + design.T @ truth
-        x, y = x / count, y / count
-        return cls(x, y, xx / count - np.outer(x, x), xy / count - np.outer(x, y))
-
-    def less(self, column: int) -> "_NormalEquations":
-        """The moments with the truth less one column of the design."""
-        return _NormalEquations(self.x, self.y - self.x[column], self.xx, self.xy - self.xx[:, [column]])
-
-    def solve(self, columns: Ints) -> tuple[Doubles, Doubles]:
-        """Weights (columns, shrinkages, outputs) and intercepts (shrinkages, outputs) of the line over some columns."""
-        values, vectors = np.linalg.eigh(self.xx[np.ix_(columns, columns)])
-        turned = vectors.T @ self.xy[columns]  # (columns, outputs)
-        # A constant column has an eigenvalue of zero, which rounding may make negative.
-        shrunk = np.maximum(values, 0.0)[:, None] + np.asarray(RIDGE_PENALTIES)  # (columns, shrinkages)
-        weights = np.tensordot(vectors, turned[:, None, :] / shrunk[..., None], 1)
-        return weights, self.y - np.tensordot(self.x[columns], weights, 1)
 
 
 @dataclass(frozen=True)
@@ -417,13 +353,13 @@ def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
     for lags in CLASSIFIER_LAGS:
         if lags > 1 and lags * len(everything) > CLASSIFIER_COLUMNS:
             break
-        moments = _NormalEquations.over(
+        moments = NormalEquations.over(
             (inputs.windows(part, everything, lags, ()), one_hot[known])
-            for part, known in _blocks(train_rows, series.labels[train_rows])
+            for part, known in blocks(train_rows, series.labels[train_rows])
         )
         weights, intercepts = moments.solve(np.arange(lags * len(everything)))
         design = inputs.windows(validation_rows, everything, lags, ())
-        for place, penalty in enumerate(RIDGE_PENALTIES):
+        for place, penalty in enumerate(PENALTIES):
             scores = design @ weights[:, place] + intercepts[place]
             for sharpness in SHARPNESSES:
                 loss = float(surprise(_softmax(sharpness * scores), series.labels[validation_rows]).mean())
@@ -436,27 +372,6 @@ def fit_classifier(series: Series, split: Split) -> LinearClassifier | None:
     return best[1]
 
 
-def linear_inputs(series: Series, mean: Floats, std: Floats) -> Inputs:
-    """The series as input of the linear models; `mean` and `std` (features,) are those of the training part."""
-    begins = np.zeros(len(series), np.int64)
-    for first, end in series.segments():
-        begins[first:end] = first
-    filled = (series.values - mean) / std
-    for first, end in series.spans:
-        filled[first:end] = forward_fill(filled[first:end])
-    return Inputs(np.nan_to_num(filled, copy=False), begins)
-
-
-def row_indices(spans: Spans) -> Ints:
-    """The indices of all rows of the spans."""
-    return np.concatenate([np.arange(first, end, dtype=np.int64) for first, end in spans])
-
-
-def subsample(rows: Ints) -> Ints:
-    """At most `MAX_ROWS`, evenly chosen."""
-    return rows[:: max(-(-len(rows) // MAX_ROWS), 1)]
-
-
 def _truth(series: Series, targets: Sequence[int], horizons: Sequence[int], spans: Spans) -> Floats:
     """The true values of the rows that `subsample` takes: (rows, horizons, targets), by horizon to save memory."""
     places = subsample(np.arange(count_rows(spans)))
@@ -465,11 +380,6 @@ def _truth(series: Series, targets: Sequence[int], horizons: Sequence[int], span
 
 def _known_everywhere(truth: Floats) -> bool:
     return bool((~np.isnan(truth)).any(axis=0).all())
-
-
-def _blocks(rows: Ints, truth: npt.NDArray[Number]) -> Iterator[tuple[Ints, npt.NDArray[Number]]]:
-    for low in range(0, len(rows), BLOCK):
-        yield rows[low : low + BLOCK], truth[low : low + BLOCK]
 
 
 def _softmax(scores: Doubles) -> Floats:

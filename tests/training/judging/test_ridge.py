@@ -12,7 +12,8 @@ from tidegate.training.data.series import Group, Series, future_values
 from tidegate.training.data.split import Split, split_by_time
 from tidegate.training.judging import ridge
 from tidegate.training.judging.baselines import persistence
-from tidegate.training.judging.ridge import fit_classifier, fit_ridge, linear_inputs
+from tidegate.training.judging.least_squares import PENALTIES, linear_inputs
+from tidegate.training.judging.ridge import fit_classifier, fit_ridge
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_line_is_that_of_another_library(
         return scaled[first:end, 1] if kind == 0 else np.zeros(end - first)
 
     truth = scaled[3:400, 1] - base(0, 397)
-    oracle = Oracle(alpha=ridge.RIDGE_PENALTIES[penalty] * 397, solver="svd").fit(design(0, 397), truth)
+    oracle = Oracle(alpha=PENALTIES[penalty] * 397, solver="svd").fit(design(0, 397), truth)
     shift = np.median(truth - oracle.predict(design(0, 397)))
     wanted = (oracle.predict(design(500, 600)) + base(500, 600) + shift) * scaler.std[1] + scaler.mean[1]
     np.testing.assert_allclose(fitted.forecast(series, split.test)[:, 0, 0], wanted, rtol=1e-4)
@@ -152,7 +153,7 @@ def test_without_truth_there_is_no_line(make_series: Callable[..., Series], spli
 def test_lags_end_at_a_gap(make_series: Callable[..., Series]) -> None:
     """The first timestep after a gap is repeated, because the rows before it are of another time."""
     series = make_series(600, gap_at=550)
-    inputs = ridge.linear_inputs(series, np.zeros(3, np.float32), np.ones(3, np.float32))
+    inputs = linear_inputs(series, np.zeros(3, np.float32), np.ones(3, np.float32))
     window = inputs.windows(np.array([551]), [0], 4, [2])
     np.testing.assert_array_equal(window[0], series.values[[551, 550, 550, 550, 551], [0, 0, 0, 0, 2]])
 
