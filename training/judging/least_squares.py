@@ -104,5 +104,6 @@ def subsample(rows: Ints) -> Ints:
 
 
 def blocks(rows: Ints, truth: npt.NDArray[Number]) -> Iterator[tuple[Ints, npt.NDArray[Number]]]:
+    """The rows and their true values, block by block."""
     for low in range(0, len(rows), BLOCK):
         yield rows[low : low + BLOCK], truth[low : low + BLOCK]

@@ -163,7 +163,7 @@ def _pair(part: str) -> tuple[str, str]:
 
 def _values(name: str, value: Any) -> Choice | Range:
     """The values of one setting, each validated by its field."""
-    fields = {**dict.fromkeys(_WORDS), **Shape.model_fields, **Fit.model_fields}
+    fields = {**Shape.model_fields, **Fit.model_fields, **dict.fromkeys(_WORDS)}
     if name not in fields or name in _NOT_SEARCHABLE:
         known = ", ".join(field for field in fields if field not in _NOT_SEARCHABLE)
         raise SettingsError(f"search: no setting {name!r} can be searched; there are: {known}")
