@@ -63,6 +63,9 @@ class SimpleStream:
         with suppress(grpc.RpcError):  # the stream is closed, however the call ends
             for _ in self._call:
                 pass
+        # A call takes its lock when it is deleted. Python must not delete it while it exits: a thread of gRPC that was stopped
+        # with the lock in its hands never gives it back.
+        self._call = None
 
     def _ask(self, request: pb.PredictRequest | None, wanted: str) -> pb.PredictResponse:
         """The response to a request, which is sent again on a new call after each break; without one, only opens."""
@@ -77,7 +80,8 @@ class SimpleStream:
                     return response
                 ending, over = ending_of_timestep(response.error), False
             except grpc.RpcError as error:
-                ending, over = ending_of(error), True
+                # The error is the call. Its traceback would keep the call and this stream alive.
+                ending, over = ending_of(error.with_traceback(None)), True
             except StopIteration:
                 ending, over = Ending("OK", "REOPEN", "the server ended the call"), True
             if ending.action == "DROP":
@@ -97,6 +101,7 @@ class SimpleStream:
             response = self._read("opened")
         finally:
             limit.cancel()
+            limit.join()  # it holds the call
         opened = response.opened
         if self._fingerprint not in ("", opened.model.fingerprint):
             self._leave()
