@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.forked import Started, start
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.engine import Engine
 from tidegate.core.model import Model
 from tidegate.core.slots import Slots
@@ -40,12 +41,6 @@ from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
 
 ROOT = Path(__file__).parent.parent
-
-# The longest wait in a test. On a free machine nothing takes a second; what has not happened after this time never
-# will.
-TIMEOUT_S = 30.0
-# The longest run of a command. It talks to a server for a second or two; two busy cores may take ten times as long.
-COMMAND_SECONDS = 60.0
 
 Tensor = tuple[str, int, Sequence[int | str]]
 
@@ -778,7 +773,7 @@ def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "
     command = [sys.executable, "-m", "tidegate", *arguments]
     popen = start(command, env=environment() | {"PYTHONPATH": str(ROOT / "src")} | variables, cwd=cwd or ROOT)
     try:
-        out, err = popen.communicate(COMMAND_SECONDS)
+        out, err = popen.communicate(TIMEOUT_S)
     finally:
         popen.kill()
     return subprocess.CompletedProcess(popen.args, popen.wait(), out, err)

@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
-from tests.support import ROOT, TIMEOUT_S, run_command, timestep
+from tests.support import ROOT, run_command, timestep
+from tests.timeouts import TIMEOUT_S
 from tidegate.conformance import runner, scenario_run
 from tidegate.conformance.rules import RULES
 from tidegate.conformance.runner import check_program, select_scenarios, serve_scenarios
-from tidegate.conformance.scenario_run import START_SECONDS
 from tidegate.conformance.scenarios import SCENARIOS
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -105,9 +105,10 @@ async def test_a_violation_on_predict_blocks_is_found(fault: str, scenario: str,
     assert any(re.match(f"{scenario}: {rule}: .", violation) for violation in found), found
 
 
-async def test_a_program_that_ends_is_not_waited_for() -> None:
+async def test_a_program_that_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result does not wait for a time limit."""
-    async with asyncio.timeout(START_SECONDS / 2):
+    monkeypatch.setattr(scenario_run, "START_SECONDS", 10 * TIMEOUT_S)
+    async with asyncio.timeout(TIMEOUT_S):
         found = await judge([sys.executable, "-c", "pass"], "full", ["plain"])
     assert found == ["plain: finish: the client ended before the scenario did"]
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from tests.support import (
     FLOAT,
-    TIMEOUT_S,
     BatcherSetup,
     RawCall,
     build,
@@ -32,6 +31,7 @@ from tests.support import (
     running_sum,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import InvalidField, NoStepLeft
 from tidegate.core.import_check import check_import
 from tidegate.core.slots import Slots

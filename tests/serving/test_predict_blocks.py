@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawBlocks,
     RawCall,
@@ -35,6 +34,7 @@ from tests.support import (
     wide,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import STEP_MAX

@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.fleet import Fleet, ServerProcess, rows_of
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -31,6 +30,7 @@ from tests.support import (
     same_bits,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import (
     Client,
     ClientError,
@@ -159,7 +159,7 @@ async def test_thousands_of_parked_streams_cost_nothing_live(lstm_root: Path, tm
     rows = rows_of(7, 3)
     truth = replay(lstm(), rows)
     async with run_server(lstm_root, state=sqlite(tmp_path), checkpoint_every="20ms", live_max=4096) as server:
-        async with Client(address_of(server)) as client, asyncio.timeout(60):
+        async with Client(address_of(server)) as client, asyncio.timeout(TIMEOUT_S):
             gate = asyncio.Semaphore(200)
 
             async def visit(name: int, place: int) -> None:
@@ -330,7 +330,7 @@ async def test_a_damaged_record_is_refused_and_never_a_silent_zero_state(
     """A flipped bit in the database: the open ends DATA_LOSS, and the record is not changed."""
     one = site()
     await one.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT_S):
         async with Client(one.address) as client, client.open("a") as stream:
             for row in rows_of(0, 5):
                 await stream.step(row)
@@ -556,7 +556,7 @@ async def test_the_default_store_is_a_file_in_the_data_folder(
     one = site("--data-dir", str(tmp_path / "data"), state="")
     await one.start()
     fleet = Fleet([one.address], streams=3, steps=5)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT_S):
         await fleet.run()
         assert await one.stop() == 0
         assert (tmp_path / "data" / "tidegate.db").exists()
