@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -498,6 +498,12 @@ def batcher_of(server: Server, name: str = "toy") -> Batcher:
 def live(server: Server) -> int:
     """The number of used slots."""
     return sum(len(served.slots) for served in server.repository)
+
+
+def park_after(server: Server, seconds: float) -> None:
+    """Changes after how much silence streams are parked: with an hour, a test that is slow finds them live."""
+    checkpointer = server.stream_service.checkpointer
+    checkpointer._schedule = replace(checkpointer._schedule, park_after_s=seconds)
 
 
 async def eventually(condition: Callable[[], bool], what: str = "it") -> None:
