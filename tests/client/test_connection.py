@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT_S, address_of, eventually, run_server, serve
+from tests.support import ROOT, address_of, eventually, run_server, serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Backoff, Client
 
 
@@ -22,7 +23,7 @@ def test_a_forked_child_is_told_that_the_client_is_not_its_own(sum_root: Path) -
             [sys.executable, "-m", "tests.client.forked", process.address],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIMEOUT_S,
             check=True,
             cwd=ROOT,
         )
