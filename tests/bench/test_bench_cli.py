@@ -14,18 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.graphs import lstm, running_sum, write_model
+from tests.oracle import sensor_rows
+from tests.root import ROOT
+from tests.servers import Process, environment, run_command, serve
 from tests.serving.test_cli import refused, write_csv
-from tests.support import (
-    ROOT,
-    Process,
-    environment,
-    lstm,
-    run_command,
-    running_sum,
-    sensor_rows,
-    serve,
-    write_model,
-)
 from tests.timeouts import TIMEOUT_S
 from tidegate.bench.result import FORMAT, Result
 from tidegate.cli import app as cli
