@@ -101,7 +101,7 @@ def test_an_open_loop_offers_the_rate(server: Process, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     result = Result.model_validate_json(file.read_text())
     assert result.offered_per_s == pytest.approx(200, rel=0.05)
-    assert result.achieved_per_s == pytest.approx(result.offered_per_s, rel=0.5)
+    assert 0 <= result.achieved_per_s <= 1.05 * result.offered_per_s
     assert result.clients.late
     assert "client lateness" in ended.stdout
     assert "steps/s of" in ended.stderr
