@@ -67,11 +67,7 @@ async def test_an_open_loop_sends_what_is_due(block: int | None) -> None:
 async def test_what_was_due_while_the_client_stood_still_is_offered() -> None:
     """Also when it stood still until the end of the measured time."""
     async with fake_server() as server:
-
-        def stand_still(go: RunTimes) -> None:
-            asyncio.get_running_loop().call_later(0.1, lambda: time.sleep(max(0.0, go.end + 0.1 - time.monotonic())))
-
-        bench = await Bench(server, rate=400.0).run(stand_still)
+        bench = await Bench(server, rate=400.0).run(lambda go: time.sleep(go.end + 0.1 - time.monotonic()))
     offered = sum(rows for _, rows in due_times(bench, 0.5))
     assert len(bench.counts.latency) + bench.counts.latency.unanswered == offered
 
