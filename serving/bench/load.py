@@ -187,7 +187,6 @@ class LoadGenerator:
             cpu_s = time.process_time()
             await self._wait_until(times.end)
             cpu_s = time.process_time() - cpu_s
-        self._pass_due()  # a process that stood still until now owes what was due meanwhile
         self._stopped.set()
         self._timer.close()
         end = min(time.monotonic(), self.counts.end)
@@ -269,12 +268,6 @@ class LoadGenerator:
         self._set_timer()
 
     def _on_timer(self) -> None:
-        """Passes due messages to their runners, and waits for the next one."""
-        self._pass_due()
-        if not self._stopped.is_set() and time.monotonic() < self.counts.end:
-            self._set_timer()
-
-    def _pass_due(self) -> None:
         """Passes due messages to their runners."""
         now = time.monotonic()
         if self._schedule is not None:
@@ -283,6 +276,8 @@ class LoadGenerator:
                 self._all_runners[index].on_due(self._start + due, now)
         while self._think_queue and self._think_queue[0][0] <= now < self.counts.end:
             self._think_queue.popleft()[1].on_due(now, now)
+        if not self._stopped.is_set() and now < self.counts.end:
+            self._set_timer()
 
     def _set_timer(self) -> None:
         assert self._timer is not None
