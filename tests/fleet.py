@@ -21,7 +21,8 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.forked import Started, start
-from tests.support import ROOT, replay, same_bits
+from tests.oracle import replay, same_bits
+from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
 

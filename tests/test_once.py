@@ -9,7 +9,7 @@ import pytest
 
 from tests.forked import start
 from tests.once import make_once
-from tests.support import ROOT
+from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 
 

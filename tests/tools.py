@@ -3,12 +3,11 @@
 import os
 import shutil
 import sysconfig
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.root import ROOT
 
 
 def find_tool(name: str, source: str) -> str:

@@ -39,6 +39,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         refuse_block: the same for a whole block, by its number.
         refuse_open: the same for the open of a stream.
         stalled: (from, to): the time in which it answers nothing.
+        held: whether it answers nothing now.
         window: the number of remembered answers that it reports.
     """
 
@@ -51,6 +52,7 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         self.refuse_block: Callable[[int], str | None] = lambda _number: None
         self.refuse_open: Callable[[str], str | None] = lambda _stream: None
         self.stalled: tuple[float, float] = (0.0, 0.0)
+        self.held: Callable[[], bool] = lambda: False
         self.retry_after_ms = 20
         self.window = 32
         self.address = ""
@@ -145,6 +147,8 @@ class FakeServicer(pb_grpc.TidegateServiceServicer):
         self.deleted.append(stream)
 
     async def _stall(self) -> None:
+        while self.held():  # noqa: ASYNC110 - a load generator sends no event
+            await asyncio.sleep(0.005)
         begin, end = self.stalled
         if begin <= time.monotonic() < end:
             await asyncio.sleep(end - time.monotonic())

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from tests.client.test_tls import answer_models, recording
-from tests.support import address_of, run_command, run_server
+from tests.servers import address_of, run_command, run_server
 from tests.tls import Certificates, make_certificates, tls_before
 from tidegate.cli import app as cli
 from tidegate.cli.connection import ConnectionSettings, make_connection

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from tests.client.reasons import error_of
-from tests.client.scripted import Call, closing, connected, eventually, sums
+from tests.scripted import closing, connected, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import (
     ClientError,
     InvalidTimestep,

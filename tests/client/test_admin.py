@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.client.scripted import MODEL, Scripted, scripted
+from tests.scripted import Scripted, scripted
+from tests.scripted_calls import MODEL
 from tidegate import blocking
 from tidegate.client import (
     Client,

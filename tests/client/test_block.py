@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.scripted import eventually, let_time_out
 from tests.client.scripted_blocks import BlockCall, closing, connected, error_of, opened_and_closed
+from tests.scripted import let_time_out
+from tests.timeouts import eventually
 from tidegate.client import (
     AnswerLost,
     Block,

@@ -8,7 +8,6 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.client.scripted import eventually
 from tests.client.scripted_blocks import (
     MODEL,
     BlockCall,
@@ -19,7 +18,7 @@ from tests.client.scripted_blocks import (
     opened_and_closed,
 )
 from tests.client.test_block import NAMES, column, sums
-from tests.timeouts import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     AnswerLost,
     Client,

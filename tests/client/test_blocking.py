@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import Call, Script, Scripted, Time, closing, scripted
+from tests.scripted import Script, Scripted, Time, closing, scripted
+from tests.scripted_calls import Call
 from tests.timeouts import TIMEOUT_S
 from tidegate.blocking import Client
 from tidegate.client import InvalidTimestep, TakenOver

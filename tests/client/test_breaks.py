@@ -7,8 +7,10 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.scripted import MODEL, Call, Scripted, closing, connected, eventually, let_time_out, pack, sums
-from tests.timeouts import TIMEOUT_S
+from tests.calls import pack
+from tests.scripted import Scripted, closing, connected, let_time_out, sums
+from tests.scripted_calls import MODEL, Call
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     AnswerLost,
     Client,

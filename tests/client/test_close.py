@@ -5,7 +5,9 @@ import gc
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, eventually, scripted, sums
+from tests.scripted import closing, connected, scripted, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import Client, ServerUnavailable, StreamLost, TakenOver
 from tidegate.v1 import tidegate_pb2 as pb
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, address_of, eventually, run_server, serve
-from tests.timeouts import TIMEOUT_S
+from tests.root import ROOT
+from tests.servers import address_of, run_server, serve
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Backoff, Client
 
 

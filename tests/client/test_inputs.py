@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.client.scripted import Call, closing, connected, scripted
 from tests.client.test_blocking import played
 from tests.client.test_single import answer, answering
+from tests.scripted import closing, connected, scripted
+from tests.scripted_calls import Call
 from tidegate.client import Client, InvalidTimestep
 from tidegate.client.inputs import Packer, columns, has_names, pack, parts_of, rows_in_order
 from tidegate.core.spec import Feature

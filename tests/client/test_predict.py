@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, eventually, sent, sums
+from tests.scripted import closing, connected, sent, sums
+from tests.scripted_calls import Call
+from tests.timeouts import eventually
 from tidegate.client import InvalidTimestep, Prediction, TakenOver
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.client import scripted
-from tests.client.scripted import eventually, sent
+from tests import scripted
 from tests.client.scripted_blocks import MODEL, BlockCall, ScriptedBlocks, connected
-from tests.timeouts import TIMEOUT_S
+from tests.scripted import sent
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Block, Client, Prediction, Stream
 from tidegate.client.errors import ModelNotFound, StreamLost, TakenOver, TooManyStreams
 from tidegate.client.retry import Backoff

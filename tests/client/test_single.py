@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import MODEL, Scripted, Time, pack, scripted
+from tests.calls import pack
+from tests.scripted import Scripted, Time, scripted
+from tests.scripted_calls import MODEL
 from tidegate import blocking
 from tidegate.client import (
     AnswerLost,

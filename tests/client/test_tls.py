@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.scripted import MODEL, Call, Scripted, closing, sums
-from tests.support import address_of, run_server
+from tests.scripted import Scripted, closing, sums
+from tests.scripted_calls import MODEL, Call
+from tests.servers import address_of, run_server
 from tests.timeouts import TIMEOUT_S
 from tests.tls import Certificates, make_certificates, tls_before
 from tidegate import blocking

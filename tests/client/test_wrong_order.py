@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import Call, closing, connected, scripted, sums
 from tests.client.test_blocking import played
+from tests.scripted import closing, connected, scripted, sums
+from tests.scripted_calls import Call
 from tidegate import blocking
 from tidegate.client import Client, StreamLost, WrongOrder
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.once import process_lock
-from tests.support import ROOT
+from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 

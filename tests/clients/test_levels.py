@@ -11,9 +11,11 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.calls import RawCall
 from tests.clients.programs import LANGUAGES, LEVELS, Client, command, node
 from tests.fleet import ServerProcess, rows_of
-from tests.support import RawCall, lstm, replay, write_model
+from tests.graphs import lstm, write_model
+from tests.oracle import replay
 from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc

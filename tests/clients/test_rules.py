@@ -10,8 +10,10 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from tests.calls import pack
 from tests.clients.programs import CLIENTS, LANGUAGES, Client, command, node
-from tests.clients.scripted import Call, Scripted, closing, pack, scripted
+from tests.scripted import Scripted, closing, scripted
+from tests.scripted_calls import Call
 from tidegate.v1 import tidegate_pb2 as pb
 
 __all__ = ["node"]

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import pack
+from tests.calls import pack
 from tests.timeouts import TIMEOUT_S
 from tidegate.conformance.runner import serve_scenarios
 from tidegate.v1 import tidegate_pb2 as pb

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import grpc
 import pytest
 
+from tests.calls import timestep
 from tests.clients.programs import CLIENTS, LANGUAGES, LEVELS, command, node
-from tests.support import ROOT, run_command, timestep
+from tests.root import ROOT
+from tests.servers import run_command
 from tests.timeouts import TIMEOUT_S
 from tidegate.conformance import runner, scenario_run, scenarios
 from tidegate.conformance.rules import RULES

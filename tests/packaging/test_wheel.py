@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, running_sum, serve, write_model
+from tests.graphs import running_sum, write_model
+from tests.root import ROOT
+from tests.servers import serve
 from tests.timeouts import TIMEOUT_S
 
 # The lower ends of the ranges in pyproject.toml; the upper ends are what the other tests run with.

@@ -9,25 +9,11 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    Ending,
-    Gate,
-    RawCall,
-    batcher_of,
-    eventually,
-    inverse,
-    live,
-    lstm,
-    pack,
-    picky,
-    raw_channel,
-    read_ending,
-    run_server,
-    running_sum,
-    timestep,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import Ending, RawCall, pack, raw_channel, read_ending, timestep
+from tests.engines import Gate
+from tests.graphs import inverse, lstm, picky, running_sum, write_model
+from tests.servers import batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 

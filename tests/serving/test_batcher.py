@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import (
-    BatcherSetup,
-    Gate,
-    fragile,
-    inverse,
-    lstm,
-    pack,
-    picky,
-    replay,
-    run_batcher,
-    running_sum,
-    sensor_rows,
-)
+from tests.calls import pack
+from tests.engines import BatcherSetup, Gate, run_batcher
+from tests.graphs import fragile, inverse, lstm, picky, running_sum
+from tests.oracle import replay, sensor_rows
 from tests.timeouts import TIMEOUT_S
 from tidegate.core.block import Block
 from tidegate.core.errors import (

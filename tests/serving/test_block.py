@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import lstm, make_engine, picky, running_sum
+from tests.engines import make_engine
+from tests.graphs import lstm, picky, running_sum
 from tidegate.core.block import Block, run_blocks
 from tidegate.core.engine import Engine, RowStatus
 from tidegate.core.errors import InvalidField

@@ -10,19 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    Gate,
-    RawBlocks,
-    RawCall,
-    batcher_of,
-    block_request,
-    eventually,
-    key,
-    live,
-    raw_channel,
-    run_server,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import RawBlocks, RawCall, block_request, raw_channel
+from tests.engines import Gate, key
+from tests.servers import batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import Stopping, StoreUnavailable
 from tidegate.rpc import background_queue as queue_module
 from tidegate.rpc.predict_blocks import PredictBlocksCall

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import Process, lstm, replay, same_bits, sensor_rows, serve, write_model
+from tests.graphs import lstm, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import Process, serve
 from tidegate.blocking import Client
 from tidegate.client import ModelNotFound, ServerUnavailable, StepGap, StreamNotFound
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engines import key
 from tests.loop_latency import measure_loop
-from tests.support import eventually, key
-from tests.timeouts import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreBehind, StoreUnavailable, TakenOver
 from tidegate.core.spec import Checkpoint, Checkpoints
 from tidegate.core.streams import Lease, Stream, StreamTable

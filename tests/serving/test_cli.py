@@ -14,19 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import (
-    LSTM_FEATURES,
-    Process,
-    environment,
-    lstm,
-    picky,
-    replay,
-    run_command,
-    running_sum,
-    sensor_rows,
-    serve,
-    write_model,
-)
+from tests.graphs import LSTM_FEATURES, lstm, picky, running_sum, write_model
+from tests.oracle import replay, sensor_rows
+from tests.servers import Process, environment, run_command, serve
 from tests.timeouts import TIMEOUT_S
 from tidegate.cli import app as cli
 from tidegate.cli.connection import default_address

@@ -8,22 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import (
-    Gate,
-    address_of,
-    batcher_of,
-    eventually,
-    live,
-    lstm,
-    picky,
-    replay,
-    run_server,
-    same_bits,
-    sensor_rows,
-    serve,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.engines import Gate
+from tests.graphs import lstm, picky, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, run_server, serve
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
     InvalidArgument,

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support import (
-    RawCall,
-    counting,
-    lstm,
-    replay,
-    same_bits,
-    sensor_rows,
-    serve,
-    timestep,
-    wide,
-    write_model,
-)
+from tests.calls import RawCall, timestep
+from tests.graphs import counting, lstm, wide, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import serve
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ServerUnavailable
 

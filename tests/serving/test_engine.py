@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import fragile, inverse, key, lstm, make_engine, picky, replay, running_sum, sensor_rows
+from tests.engines import key, make_engine
+from tests.graphs import fragile, inverse, lstm, picky, running_sum
+from tests.oracle import replay, sensor_rows
 from tidegate.core.engine import BatchResult, Engine, RowStatus
 from tidegate.core.spec import Timestep
 

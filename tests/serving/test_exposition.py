@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tests.support import Scrape
+from tests.servers import Scrape
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.metrics import Metrics

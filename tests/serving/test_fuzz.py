@@ -11,20 +11,11 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
-from tests.support import (
-    LSTM_FEATURES,
-    RawCall,
-    block_request,
-    key,
-    lstm,
-    pack,
-    raw_channel,
-    read_ending,
-    replay,
-    run_server,
-    sensor_rows,
-    write_model,
-)
+from tests.calls import RawCall, block_request, pack, raw_channel, read_ending
+from tests.engines import key
+from tests.graphs import LSTM_FEATURES, lstm, write_model
+from tests.oracle import replay, sensor_rows
+from tests.servers import run_server
 from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import key, load, running_sum
+from tests.engines import key, load
+from tests.graphs import running_sum
 from tidegate.core.engine import Engine, RowStatus
 from tidegate.core.errors import TakenOver
 from tidegate.core.slots import Slots

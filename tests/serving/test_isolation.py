@@ -11,26 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    eventually,
-    key,
-    live,
-    lstm,
-    raw_channel,
-    replay,
-    run_server,
-    same_bits,
-    scrape,
-    sensor_rows,
-    timestep,
-    wide,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate, key
+from tests.graphs import lstm, wide, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client, ClientError, StreamLost
 from tidegate.core.errors import StoreUnavailable
 from tidegate.v1 import tidegate_pb2 as pb

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, environment, run_command
+from tests.root import ROOT
+from tests.servers import environment, run_command
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import log as log_module
 from tidegate.runtime.log import KINDS_MAX, LINES_OF_A_KIND, WAITING_BYTES_MAX, Log, Stderr, lines_dropped

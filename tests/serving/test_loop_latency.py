@@ -7,9 +7,10 @@ from typing import cast
 
 import pytest
 
+from tests.calls import RawBlocks, raw_channel
 from tests.loop_latency import measure_loop
-from tests.support import RawBlocks, eventually, live, raw_channel, run_server
-from tests.timeouts import TIMEOUT_S
+from tests.servers import live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import TidegateError
 from tidegate.rpc import predict_blocks
 from tidegate.rpc.backend import AdminBackend, StreamBackend

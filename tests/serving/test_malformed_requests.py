@@ -9,16 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.support import (
-    Ending,
-    RawCall,
-    ending_of,
-    raw_channel,
-    read_ending,
-    run_server,
-    running_sum,
-    write_model,
-)
+from tests.calls import Ending, RawCall, ending_of, raw_channel, read_ending
+from tests.graphs import running_sum, write_model
+from tests.servers import run_server
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb

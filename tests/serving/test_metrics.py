@@ -15,21 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import (
-    Gate,
-    RawCall,
-    batcher_of,
-    eventually,
-    live,
-    load,
-    picky,
-    raw_channel,
-    run_server,
-    running_sum,
-    scrape,
-    timestep,
-    write_model,
-)
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate, load
+from tests.graphs import picky, running_sum, write_model
+from tests.servers import batcher_of, live, run_server, scrape
+from tests.timeouts import eventually
 from tidegate.runtime.exposition import buckets
 from tidegate.runtime.metrics import SECONDS, Histogram
 from tidegate.v1 import tidegate_pb2 as pb

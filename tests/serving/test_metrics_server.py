@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import Scrape
+from tests.servers import Scrape
 from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import metrics_server as metrics_server_module
 from tidegate.runtime.exposition import Exposition, WorkerMetrics

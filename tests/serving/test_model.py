@@ -9,20 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.support import (
-    FLOAT,
-    INT64,
-    build,
-    crosstalk,
-    describe,
-    inverse,
-    load,
-    lstm,
-    picky,
-    replay,
-    running_sum,
-    same_bits,
-)
+from tests.engines import load
+from tests.graphs import FLOAT, INT64, build, crosstalk, describe, inverse, lstm, picky, running_sum
+from tests.oracle import replay, same_bits
 from tidegate.core.errors import ContractBroken, ModelFailed
 from tidegate.core.model import BOUND_SIZES_MAX, Model
 
@@ -460,7 +449,7 @@ def test_an_unnamed_dimension_is_a_batch_too() -> None:
 
 def test_a_graph_written_by_hand_reads_like_the_documentation() -> None:
     """The reader of descriptions accepts the JSON in docs/model.md, key by key."""
-    from tests.support import ROOT
+    from tests.root import ROOT
 
     text = (ROOT / "docs" / "model.md").read_text("utf-8").split("```json\n")[1].split("```")[0]
     shown = json.loads(text)

@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 import uvloop
 
-from tests.support import (
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    eventually,
-    live,
-    lstm,
-    raw_channel,
-    replay,
-    run_server,
-    running_sum,
-    same_bits,
-    sensor_rows,
-    timestep,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate
+from tests.graphs import lstm, running_sum, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
     ModelMismatch,

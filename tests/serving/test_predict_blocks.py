@@ -9,32 +9,12 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    Gate,
-    RawBlocks,
-    RawCall,
-    address_of,
-    batcher_of,
-    block_request,
-    eventually,
-    inverse,
-    key,
-    live,
-    lstm,
-    park_after,
-    picky,
-    raw_channel,
-    replay,
-    run_server,
-    running_sum,
-    same_bits,
-    scrape,
-    sensor_rows,
-    timestep,
-    wide,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import RawBlocks, RawCall, block_request, raw_channel, timestep
+from tests.engines import Gate, key
+from tests.graphs import inverse, lstm, picky, running_sum, wide, write_model
+from tests.oracle import replay, same_bits, sensor_rows
+from tests.servers import address_of, batcher_of, live, park_after, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import STEP_MAX

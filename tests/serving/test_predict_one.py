@@ -10,19 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    Ending,
-    RawCall,
-    batcher_of,
-    eventually,
-    live,
-    pack,
-    raw_channel,
-    read_ending,
-    run_server,
-    scrape,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import Ending, RawCall, pack, raw_channel, read_ending
+from tests.servers import batcher_of, live, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Key
 from tidegate.runtime.server import Server

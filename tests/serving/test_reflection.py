@@ -12,7 +12,8 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.support import address_of, ending_of, raw_channel, run_server
+from tests.calls import ending_of, raw_channel
+from tests.servers import address_of, run_server
 from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import running_sum, write_model
+from tests.graphs import running_sum, write_model
 from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import ContractBroken
 from tidegate.core.model import Model

@@ -14,26 +14,11 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.support import (
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    crosstalk,
-    eventually,
-    inverse,
-    key,
-    live,
-    picky,
-    raw_channel,
-    run_server,
-    running_sum,
-    scrape,
-    timestep,
-    wide,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import RawCall, raw_channel, timestep
+from tests.engines import Gate, key
+from tests.graphs import crosstalk, inverse, picky, running_sum, wide, write_model
+from tests.servers import address_of, batcher_of, live, run_server, scrape
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import Client, ServerUnavailable
 from tidegate.core.errors import ContractBroken
 from tidegate.runtime.config import InvalidSetting, ServerConfig

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, environment, run_command, serve
+from tests.root import ROOT
+from tests.servers import environment, run_command, serve
 from tests.timeouts import TIMEOUT_S
 
 # Like `tidegate`, but it prints when it has set its signal handlers up, before it loads its libraries.

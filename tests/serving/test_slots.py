@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import key, load, running_sum
+from tests.engines import key, load
+from tests.graphs import running_sum
 from tidegate.core.slots import FREE_SLOT_STEP, Slots
 from tidegate.core.spec import Spec
 

@@ -7,7 +7,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import RawBlocks, RawCall, eventually, live, park_after, raw_channel, run_server
+from tests.calls import RawBlocks, RawCall, raw_channel
+from tests.servers import live, park_after, run_server
+from tests.timeouts import eventually
 from tidegate.core.handle_table import HandleTable
 from tidegate.rpc import stream_quota
 from tidegate.v1 import tidegate_pb2 as pb

@@ -4,7 +4,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.support import key, load, lstm, make_engine, replay, running_sum, same_bits, sensor_rows
+from tests.engines import key, load, make_engine
+from tests.graphs import lstm, running_sum
+from tests.oracle import replay, same_bits, sensor_rows
 from tidegate.core.engine import Engine
 from tidegate.core.errors import (
     CheckpointBroken,

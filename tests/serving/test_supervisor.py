@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, eventually
-from tests.timeouts import TIMEOUT_S
+from tests.root import ROOT
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.runtime import supervisor as supervisor_module
 from tidegate.runtime import worker_process as worker_module
 from tidegate.runtime.lifecycle import StartFailed, StopFailed

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import key
+from tests.engines import key
 from tidegate.core.spec import Checkpoint, ModelId
 from tidegate.runtime.sweeper import NANOSECONDS, SWEEP_SECONDS, TOMBSTONE_FACTOR, SilenceClock, Sweeper
 from tidegate.store import MemoryStore, Residency, ResidencyUpdate

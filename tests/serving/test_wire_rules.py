@@ -8,17 +8,9 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import (
-    RawBlocks,
-    RawCall,
-    eventually,
-    live,
-    pack,
-    raw_channel,
-    run_server,
-    timestep,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.calls import RawBlocks, RawCall, pack, raw_channel, timestep
+from tests.servers import live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests import support
 from tests.fleet import ServerProcess, free_port
+from tests.graphs import lstm, write_model
 from tests.timeouts import TIMEOUT_S
 
 
 @pytest.fixture(scope="session")
 def graph() -> bytes:
     """The LSTM that all these tests serve."""
-    return support.lstm()
+    return lstm()
 
 
 @pytest.fixture
 def models(tmp_path: Path, graph: bytes) -> Path:
     """A folder with that model."""
-    return support.write_model(tmp_path / "models", graph)
+    return write_model(tmp_path / "models", graph)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet import Gateway, ServerProcess, rows_of
-from tests.support import address_of, run_server
+from tests.servers import address_of, run_server
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
 from tidegate.store import decode

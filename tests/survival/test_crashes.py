@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.fleet import Fleet, ServerProcess, rows_of
-from tests.support import ROOT, replay, same_bits
+from tests.oracle import replay, same_bits
+from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, TakenOver
 

@@ -14,19 +14,13 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.calls import RawBlocks, RawCall, raw_channel
 from tests.fleet import ServerProcess, rows_of
+from tests.graphs import lstm, write_model
+from tests.oracle import replay
+from tests.servers import run_server
 from tests.store.support import RedisServer
-from tests.support import (
-    RawBlocks,
-    RawCall,
-    eventually,
-    lstm,
-    raw_channel,
-    replay,
-    run_server,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Key
 from tidegate.runtime.server import Server

@@ -13,25 +13,13 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.calls import RawCall, pack, raw_channel
+from tests.engines import Gate, key
 from tests.fleet import Fleet, ServerProcess, rows_of
-from tests.support import (
-    Gate,
-    RawCall,
-    address_of,
-    batcher_of,
-    eventually,
-    key,
-    live,
-    lstm,
-    pack,
-    raw_channel,
-    replay,
-    run_server,
-    running_sum,
-    same_bits,
-    write_model,
-)
-from tests.timeouts import TIMEOUT_S
+from tests.graphs import lstm, running_sum, write_model
+from tests.oracle import replay, same_bits
+from tests.servers import address_of, batcher_of, live, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.client import (
     Client,
     ClientError,

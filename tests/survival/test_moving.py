@@ -10,9 +10,11 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.calls import RawBlocks, RawCall, raw_channel, timestep
+from tests.engines import Gate
 from tests.fleet import ServerProcess, rows_of
-from tests.support import Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
-from tests.timeouts import TIMEOUT_S
+from tests.servers import batcher_of, run_server
+from tests.timeouts import TIMEOUT_S, eventually
 from tidegate.core.spec import Checkpoint
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.lifecycle import StopFailed

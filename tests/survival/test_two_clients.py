@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
+from tests.graphs import running_sum, write_model
 from tests.rpc_clients import RPC_CLIENTS, PredictOneClient, Refused, RpcClient, channel_to
-from tests.support import address_of, run_server, running_sum, write_model
+from tests.servers import address_of, run_server
 from tidegate.core.errors import StoreUnavailable
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from tests.fleet import ServerProcess, rows_of
+from tests.oracle import replay
 from tests.rpc_clients import (
     RPC_CLIENTS,
     PredictBlocksClient,
@@ -20,7 +21,6 @@ from tests.rpc_clients import (
     RpcClient,
     channel_to,
 )
-from tests.support import replay
 from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 

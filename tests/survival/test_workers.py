@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.calls import RawCall, timestep
 from tests.fleet import Fleet, ServerProcess, rows_of
-from tests.support import ROOT, RawCall, replay, running_sum, same_bits, timestep, write_model
+from tests.graphs import running_sum, write_model
+from tests.oracle import replay, same_bits
+from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.once import make_once
-from tests.support import address_of, run_server
+from tests.servers import address_of, run_server
 from tidegate.client import Client
 from tidegate.training import errors
 from tidegate.training.data.prepare import check_alarm
