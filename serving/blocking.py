@@ -39,11 +39,11 @@ from tidegate.client import (
     WrongOrder,
     WrongProcess,
 )
-from tidegate.client.client import BUFFER_MAX, RECONNECT_S, Kept
+from tidegate.client.client import BUFFER_MAX, RECONNECT_S, ViewT
 from tidegate.client.client import Opening as AsynchronousOpening
-from tidegate.client.inputs import columns, parts_of, rows_in_order
+from tidegate.client.inputs import columns, rows_in_order, split_block
 from tidegate.client.results import Group
-from tidegate.client.view import rows_of
+from tidegate.client.view import iterate
 from tidegate.core.spec import Floats, Ints
 
 T = TypeVar("T")
@@ -217,14 +217,14 @@ class Client:
         self._loop.close()
 
 
-class Opening(Generic[Kept, View]):
+class Opening(Generic[ViewT, View]):
     """What `Client.open` and `Client.block` give: enter it, once, to have the stream, or the block.
 
     It is entered and left on the client's thread; what a closed client had open is left already.
     """
 
     def __init__(
-        self, client: Client, opening: AsynchronousOpening[Kept], view: Callable[[Client, Kept], View]
+        self, client: Client, opening: AsynchronousOpening[ViewT], view: Callable[[Client, ViewT], View]
     ) -> None:
         self._client = client
         self._opening = opening
@@ -285,8 +285,8 @@ class Stream:
         has been read. See `tidegate.client.Stream.predict`.
         """
         group = Group()
-        return _answers(
-            rows_of("rows", rows_in_order(rows, self._stream.model.features)),
+        return _pipeline(
+            iterate("rows", rows_in_order(rows, self._stream.model.features)),
             lambda row: self._client._begin(self._stream.step(row, group=group)),  # noqa: SLF001 - two halves of one class
             lambda: self._stream.window,
         )
@@ -332,7 +332,7 @@ class Block:
         return self._client._call(self._block.step(x, rows))  # noqa: SLF001 - two halves of one class
 
     def _columns(self, block: Timesteps | Some) -> tuple[Floats, Ints]:
-        x, rows = parts_of(block)
+        x, rows = split_block(block)
         return columns(x, rows, len(self.stream_ids), self.model.features)
 
     def predict(self, blocks: Iterable[Timesteps | Some]) -> Iterator[Predictions]:
@@ -341,8 +341,8 @@ class Block:
         The quick way to replay history; for blocks that come slowly use `step`: an answer is yielded when the next block has
         been read. See `tidegate.client.Block.predict`.
         """
-        return _answers(
-            rows_of("blocks", blocks),
+        return _pipeline(
+            iterate("blocks", blocks),
             # Made into columns here, so that nothing is read behind a block that is none.
             lambda block: self._client._begin(self._block.step(*self._columns(block))),  # noqa: SLF001 - as above
             lambda: self._block.window,
@@ -353,23 +353,23 @@ class Block:
         self._client._call(self._block.close(forget=forget))  # noqa: SLF001 - two halves of one class
 
 
-def _answers(rows: Iterator[Row], begin: Callable[[Row], "Future[T]"], window: Callable[[], int]) -> Iterator[T]:
+def _pipeline(rows: Iterator[Row], begin: Callable[[Row], "Future[T]"], window: Callable[[], int]) -> Iterator[T]:
     """What comes of work that is begun for one row after the other, in order, so much of it at once."""
-    under_way: deque[Future[T]] = deque()
+    in_flight: deque[Future[T]] = deque()
     try:
         for row in rows:
             try:
-                under_way.append(begin(row))
+                in_flight.append(begin(row))
             except InvalidTimestep as error:
-                under_way.append(Future())  # told after those before it
-                under_way[-1].set_exception(error)
+                in_flight.append(Future())  # told after those before it
+                in_flight[-1].set_exception(error)
                 break
-            while under_way and (under_way[0].done() or len(under_way) >= window()):
-                yield under_way[0].result()
-                under_way.popleft()
-        while under_way:
-            yield under_way[0].result()
-            under_way.popleft()
+            while in_flight and (in_flight[0].done() or len(in_flight) >= window()):
+                yield in_flight[0].result()
+                in_flight.popleft()
+        while in_flight:
+            yield in_flight[0].result()
+            in_flight.popleft()
     finally:
-        for future in under_way:
+        for future in in_flight:
             future.cancel()

@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tidegate.client.errors import ClientError
-from tidegate.client.inputs import Some, Timesteps, columns, parts_of
+from tidegate.client.inputs import Some, Timesteps, columns, split_block
 from tidegate.client.results import BlockResults
 from tidegate.client.types import Predictions
-from tidegate.client.view import Rows, View, answers
+from tidegate.client.view import Rows, View, pipeline
 from tidegate.core.spec import Ints
 
 Pending = asyncio.Future[Predictions]
@@ -25,7 +25,7 @@ class Block(View):
 
     """
 
-    alone = False
+    single_stream = False
     _are, _were, _them = "the streams are", "the streams were", "them"
 
     def __repr__(self) -> str:
@@ -94,17 +94,17 @@ class Block(View):
             StreamLost, StreamRefused: none of the streams can be used any longer from here.
 
         """
-        async for predictions in answers(
-            "blocks", blocks, lambda block: self._submit(*parts_of(block)), lambda: self.window
+        async for predictions in pipeline(
+            "blocks", blocks, lambda block: self._submit(*split_block(block)), lambda: self.window
         ):
             yield predictions
 
     async def _submit(self, x: Timesteps, rows: Sequence[int] | Ints | None) -> Pending:
         """Puts timesteps in line, as there is room; gives a future of their answers."""
-        self._session.check()
+        self._session.check_process()
         values, places = columns(x, rows, len(self._members), self.model.features)
         streams = self._indices[places]
-        async with self._door:
+        async with self._submit_lock:
             self._check()
             pending: Pending = asyncio.get_running_loop().create_future()
             results = BlockResults(self.model.outputs, len(streams), pending)
@@ -117,7 +117,7 @@ class Block(View):
                         place += room
                         self._session.wake()
                     else:
-                        await self._session.room()
+                        await self._session.wait_for_room()
                         self._check()
             except BaseException:
                 if not pending.cancel():

@@ -14,13 +14,13 @@ from tidegate.client.errors import InvalidArgument, WrongOrder
 from tidegate.client.inputs import Values
 from tidegate.client.retry import Backoff, Limits
 from tidegate.client.session import Session
-from tidegate.client.single import Single
 from tidegate.client.stream import Stream
-from tidegate.client.types import STATES, Model, Prediction, StreamInfo, info_of, model_of
+from tidegate.client.types import STATES, Model, Prediction, StreamInfo, decode_model, decode_stream_info
+from tidegate.client.unary import UnaryPredictor
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
-Kept = TypeVar("Kept", bound=Stream | Block)
+ViewT = TypeVar("ViewT", bound=Stream | Block)
 
 Existence = Literal["any", "must_exist", "must_be_new"]
 
@@ -80,21 +80,21 @@ class Client:
         self._limits = Limits(
             arguments.seconds("timeout_s", timeout_s),
             float("inf") if reconnect_s is None else arguments.seconds("reconnect_s", reconnect_s, zero=True),
-            arguments.whole("buffer_max", buffer_max, 1, arguments.UINT32_MAX),
+            arguments.integer("buffer_max", buffer_max, 1, arguments.UINT32_MAX),
             arguments.instance("backoff", backoff, Backoff, "a Backoff") or Backoff(),
         )
-        self._kept: set[Stream | Block] = set()
+        self._views: set[Stream | Block] = set()
         given = arguments.instance("channel", channel, grpc.aio.Channel, "a grpc.aio.Channel, or None")
         expected = "what grpc.ssl_channel_credentials() gives, or None for a connection without TLS"
         trusted = arguments.instance("credentials", credentials, grpc.ChannelCredentials, expected)
         if given is not None and trusted is not None:
-            raise arguments.wrong("credentials", credentials, "None beside a channel: a channel is made with its own")
+            raise arguments.invalid("credentials", credentials, "None beside a channel: a channel is made with its own")
         headers = arguments.metadata("metadata", metadata)
         self._connections = [
             Connection(
                 given or make_channel(self.address, trusted), self._limits.timeout_s, headers, owned=given is None
             )
-            for _ in range(arguments.whole("calls", calls, 1, CALLS_MAX))
+            for _ in range(arguments.integer("calls", calls, 1, CALLS_MAX))
         ]
         self._connection = self._connections[0]
         # A stream whose answers wait for the store holds up those behind it, so such streams share a call of their own.
@@ -102,7 +102,7 @@ class Client:
             sync: [Session(connection, self._limits) for connection in self._connections] for sync in (False, True)
         }
         self._owner = uuid4().hex
-        self._single = Single(self._connection, self._limits)
+        self._unary = UnaryPredictor(self._connection, self._limits)
         self._entered = False
 
     async def __aenter__(self) -> Self:
@@ -120,19 +120,19 @@ class Client:
 
         Does nothing in a process that was forked: the connection is that of the process that made it.
         """
-        if self._connection.elsewhere:
+        if self._connection.forked:
             return
-        for kept in list(self._kept):
-            kept.leave()
+        for view in list(self._views):
+            view.detach()
         for session in [*self._sessions[False], *self._sessions[True]]:
-            await session.end()
+            await session.stop()
         for connection in self._connections:
             await connection.close()
 
     async def models(self) -> list[Model]:
         """The models being served, newest version of each name first."""
-        answer = await self._connection.ask("ListModels", pb.ListModelsRequest())
-        return [model_of(model) for model in answer.models]
+        answer = await self._connection.call_unary("ListModels", pb.ListModelsRequest())
+        return [decode_model(model) for model in answer.models]
 
     async def describe(self, model: str = "", version: str = "") -> tuple[Model, str]:
         """One model and its card as JSON, empty when it has none; empty names mean the only one and the newest.
@@ -141,9 +141,11 @@ class Client:
             ModelNotFound: it is not served.
 
         """
-        asked = pb.DescribeModelRequest(name=arguments.text("model", model), version=arguments.text("version", version))
-        answer = await self._connection.ask("DescribeModel", asked)
-        return model_of(answer.model), answer.card_json
+        request = pb.DescribeModelRequest(
+            name=arguments.text("model", model), version=arguments.text("version", version)
+        )
+        answer = await self._connection.call_unary("DescribeModel", request)
+        return decode_model(answer.model), answer.card_json
 
     async def streams(self, prefix: str = "", state: str = "", *, page_size: int = 1000) -> AsyncIterator[StreamInfo]:
         """The streams whose ids begin with `prefix`, in the order of their ids; with `state`, those in it only.
@@ -176,28 +178,28 @@ class Client:
         request = pb.ListStreamsRequest(
             prefix=arguments.name("prefix", prefix),
             state=number,
-            page_size=arguments.whole("page_size", page_size, 0, arguments.UINT32_MAX),
+            page_size=arguments.integer("page_size", page_size, 0, arguments.UINT32_MAX),
             page_token=arguments.text("token", token),
         )
-        answer = await self._connection.ask("ListStreams", request)
-        return [info_of(stream) for stream in answer.streams], answer.next_page_token
+        answer = await self._connection.call_unary("ListStreams", request)
+        return [decode_stream_info(stream) for stream in answer.streams], answer.next_page_token
 
     async def describe_stream(self, stream_id: str) -> StreamInfo:
         """One stream. Raises StreamNotFound."""
-        request = pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
-        answer = await self._connection.ask("DescribeStream", request)
-        return info_of(answer.stream)
+        request = pb.DescribeStreamRequest(stream_id=arguments.name("stream_id", stream_id, minimum=1))
+        answer = await self._connection.call_unary("DescribeStream", request)
+        return decode_stream_info(answer.stream)
 
     async def delete_stream(self, stream_id: str) -> StreamInfo:
         """Deletes a stream and its state; gives it as it was. Whoever has it open loses it. Raises StreamNotFound."""
-        request = pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
-        answer = await self._connection.ask("DeleteStream", request)
-        return info_of(answer.stream)
+        request = pb.DeleteStreamRequest(stream_id=arguments.name("stream_id", stream_id, minimum=1))
+        answer = await self._connection.call_unary("DeleteStream", request)
+        return decode_stream_info(answer.stream)
 
     async def export_stream(self, stream_id: str) -> bytes:
         """A stream's state at its last applied timestep, for `import_stream`; the stream goes on. Raises StreamNotFound."""
-        request = pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, least=1))
-        answer = await self._connection.ask("ExportStream", request)
+        request = pb.ExportStreamRequest(stream_id=arguments.name("stream_id", stream_id, minimum=1))
+        answer = await self._connection.call_unary("ExportStream", request)
         checkpoint: bytes = answer.checkpoint
         return checkpoint
 
@@ -211,9 +213,9 @@ class Client:
 
         """
         if not isinstance(checkpoint, bytes) or not checkpoint:
-            raise arguments.wrong("checkpoint", checkpoint, "the bytes that export_stream gave")
+            raise arguments.invalid("checkpoint", checkpoint, "the bytes that export_stream gave")
         request = pb.ImportStreamRequest(checkpoint=checkpoint, stream_id=arguments.name("stream_id", stream_id))
-        return info_of((await self._connection.ask("ImportStream", request)).stream)
+        return decode_stream_info((await self._connection.call_unary("ImportStream", request)).stream)
 
     async def fork_stream(self, source: str, new_id: str = "") -> StreamInfo:
         """Makes a stream that starts at another one's state; without an id the server issues one.
@@ -224,11 +226,11 @@ class Client:
 
         """
         request = pb.ForkStreamRequest(
-            stream_id=arguments.name("source", source, least=1),
+            stream_id=arguments.name("source", source, minimum=1),
             new_stream_id=arguments.name("new_id", new_id),
         )
-        answer = await self._connection.ask("ForkStream", request)
-        return info_of(answer.stream)
+        answer = await self._connection.call_unary("ForkStream", request)
+        return decode_stream_info(answer.stream)
 
     async def predict_one(
         self,
@@ -263,13 +265,13 @@ class Client:
 
         """
         request = pb.PredictOneRequest(
-            stream_id=arguments.name("stream_id", stream_id, least=1),
+            stream_id=arguments.name("stream_id", stream_id, minimum=1),
             model=arguments.text("model", model),
             version=arguments.text("version", version),
-            step=0 if step is None else arguments.whole("step", step, 0, STEP_MAX),
+            step=0 if step is None else arguments.integer("step", step, 0, STEP_MAX),
             durability=_durability(sync),
         )
-        return await self._single.predict(request, values)
+        return await self._unary.predict(request, values)
 
     def open(
         self,
@@ -302,8 +304,8 @@ class Client:
 
         """
         name = arguments.name("stream_id", stream_id)
-        ask = self._ask_for(model, version, existence, sync, owner)
-        return Opening(self._kept, lambda: Stream(self._session(name, sync=sync), name, ask))
+        ask = self._open_request(model, version, existence, sync, owner)
+        return Opening(self._views, lambda: Stream(self._session(name, sync=sync), name, ask))
 
     def block(
         self,
@@ -335,10 +337,10 @@ class Client:
 
         """
         stream_ids = _stream_ids(streams)
-        ask = self._ask_for(model, version, existence, sync, owner)
-        return Opening(self._kept, lambda: Block(self._session("", sync=sync), stream_ids, ask))
+        ask = self._open_request(model, version, existence, sync, owner)
+        return Opening(self._views, lambda: Block(self._session("", sync=sync), stream_ids, ask))
 
-    def _ask_for(self, model: str, version: str, existence: Existence, sync: bool, owner: str) -> pb.OpenStreams:
+    def _open_request(self, model: str, version: str, existence: Existence, sync: bool, owner: str) -> pb.OpenStreams:
         """What is asked when streams are opened."""
         return pb.OpenStreams(
             model=arguments.text("model", model),
@@ -354,8 +356,8 @@ class Client:
         self._connection.check_open()
         sessions = self._sessions[sync]
         return next(
-            (session for session in sessions if session.has(stream_id)),
-            min(sessions, key=lambda session: session.window.in_use),
+            (session for session in sessions if session.has_open(stream_id)),
+            min(sessions, key=lambda session: session.window.usable_count),
         )
 
 
@@ -363,9 +365,9 @@ def _stream_ids(streams: Sequence[str] | int) -> list[str]:
     """The names of many streams, empty ones where they are only counted."""
     expected = "a list of names, each once and one at least, or how many"
     if isinstance(streams, numbers.Integral) and not isinstance(streams, bool):
-        return [""] * arguments.whole("streams", streams, 1, STREAMS_MAX)
+        return [""] * arguments.integer("streams", streams, 1, STREAMS_MAX)
     if isinstance(streams, str | bytes | Mapping) or not isinstance(streams, Iterable):
-        raise arguments.wrong("streams", streams, expected)
+        raise arguments.invalid("streams", streams, expected)
     stream_ids = [arguments.name("streams", stream_id) for stream_id in streams]
     named = [stream_id for stream_id in stream_ids if stream_id]
     if not stream_ids or len(set(named)) < len(named):
@@ -376,40 +378,40 @@ def _stream_ids(streams: Sequence[str] | int) -> list[str]:
 
 
 def _durability(sync: object) -> pb.Durability:
-    return pb.DURABILITY_SYNC if arguments.flag("sync", sync) else pb.DURABILITY_ASYNC
+    return pb.DURABILITY_SYNC if arguments.boolean("sync", sync) else pb.DURABILITY_ASYNC
 
 
-class Opening(Generic[Kept]):
+class Opening(Generic[ViewT]):
     """What `Client.open` and `Client.block` give: enter it to have the stream, or the block.
 
     Not a generator: one that is thrown away half-way would close its stream when the garbage is collected.
     """
 
-    def __init__(self, all_kept: "set[Stream | Block]", begin: Callable[[], Kept]) -> None:
-        self._all = all_kept
+    def __init__(self, views: "set[Stream | Block]", begin: Callable[[], ViewT]) -> None:
+        self._all = views
         self._begin = begin
-        self._kept: Kept | None = None
+        self._views: ViewT | None = None
 
-    async def __aenter__(self) -> Kept:
-        if self._kept is not None:
+    async def __aenter__(self) -> ViewT:
+        if self._views is not None:
             raise WrongOrder("open: was entered before; open it again to go on")
-        kept = self._kept = self._begin()
-        self._all.add(kept)
+        view = self._views = self._begin()
+        self._all.add(view)
         try:
-            await kept.start()
+            await view.start()
         except BaseException:
-            self._leave(kept)
+            self._detach(view)
             raise
-        return kept
+        return view
 
     async def __aexit__(self, _: type[BaseException] | None, error: BaseException | None, __: object) -> None:
-        assert self._kept is not None
+        assert self._views is not None
         try:
             if error is None:
-                await self._kept.close()
+                await self._views.close()
         finally:
-            self._leave(self._kept)
+            self._detach(self._views)
 
-    def _leave(self, kept: Kept) -> None:
-        self._all.discard(kept)
-        kept.leave()
+    def _detach(self, view: ViewT) -> None:
+        self._all.discard(view)
+        view.detach()

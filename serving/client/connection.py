@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 
-from tidegate.client.errors import WrongOrder, WrongProcess, error_of
+from tidegate.client.errors import WrongOrder, WrongProcess, status_error
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 # Sessions decide when to try again. The channel shall have tried by then: on its own it would wait up to two minutes.
-RECONNECT_MS_FIRST = 100
+INITIAL_RECONNECT_MS = 100
 RECONNECT_MS_MAX = 1000
 # The answer to 65,536 rows of a model with many outputs. gRPC's own limit is 4 MB.
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -26,7 +26,7 @@ def make_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
         ("grpc.keepalive_timeout_ms", 20_000),
         # Two clients of one process do not share a connection unless they are one client.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS_FIRST),
+        ("grpc.initial_reconnect_backoff_ms", INITIAL_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         # A proxy is for what is far away; one that is meant for gRPC has a variable of its own.
@@ -71,28 +71,28 @@ class Connection:
         self.closed = False
         self._timeout_s = timeout_s
         self._owned = owned
-        self._asked: set[grpc.aio.Call] = set()  # under way
+        self._unary_calls: set[grpc.aio.Call] = set()  # under way
         self._pid = os.getpid()
         self._forks = len(_forks)
 
     @property
-    def elsewhere(self) -> bool:
+    def forked(self) -> bool:
         """Whether this is another process than the one that made the channel."""
         return len(_forks) != self._forks
 
-    def check(self) -> None:
+    def check_process(self) -> None:
         """Raises WrongProcess in a process that was forked from the one that made the channel."""
-        if self.elsewhere:
+        if self.forked:
             raise WrongProcess(self._pid, os.getpid())
 
     def check_open(self) -> None:
         """Raises WrongProcess as `check`, and WrongOrder when the client was closed."""
-        self.check()
+        self.check_process()
         if self.closed:
             raise WrongOrder("client: is closed; make another one")
 
-    async def ask(self, method: str, request: Any, *, of_timestep: bool = False) -> Any:
-        """Calls a method that answers once; `of_timestep` as in `error_of`.
+    async def call_unary(self, method: str, request: Any, *, of_timestep: bool = False) -> Any:
+        """Calls a method that answers once; `of_timestep` as in `status_error`.
 
         Raises:
             WrongOrder, WrongProcess: the client is closed, or another process's.
@@ -101,28 +101,30 @@ class Connection:
         """
         self.check_open()
         call = getattr(self.stub, method)(request, timeout=self._timeout_s)
-        self._asked.add(call)
+        self._unary_calls.add(call)
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise error_of(error.code(), error.details(), error.trailing_metadata(), of_timestep=of_timestep) from None
+            raise status_error(
+                error.code(), error.details(), error.trailing_metadata(), of_timestep=of_timestep
+            ) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self.closed or (task is not None and task.cancelling()):
                 raise
             raise WrongOrder(f"client: was closed before {method} was answered") from None
         finally:
-            self._asked.discard(call)
+            self._unary_calls.discard(call)
 
     async def close(self) -> None:
         """Ends the connection, and every question over it; the channel too if it is its own."""
         self.closed = True
-        for call in self._asked:
+        for call in self._unary_calls:
             call.cancel()
         if self._owned:
             await self.channel.close()
 
-    def may_be_up(self) -> bool:
+    def may_be_reachable(self) -> bool:
         """Whether a call may reach the server; False while the channel has failed and only tries to connect.
 
         A call in vain is not free: gRPC keeps some 200 bytes of each for good, and a server may be down for weeks.

@@ -52,7 +52,7 @@ ACTIONS: Mapping[str, pb.Error.Action] = {
     "STREAM_LOST": pb.Error.ACTION_STREAM_LOST,
 }
 # Those after which the same is tried once more.
-AGAIN = (pb.Error.ACTION_RETRY, pb.Error.ACTION_REOPEN)
+RETRY_ACTIONS = (pb.Error.ACTION_RETRY, pb.Error.ACTION_REOPEN)
 
 
 class ClientError(Exception):
@@ -203,7 +203,7 @@ class ServerUnavailable(StreamLost):
 
 
 # What a reason is called where it refuses a timestep that can be sent again or dropped.
-OF_TIMESTEP: Mapping[str, type[TimestepRefused]] = {
+TIMESTEP_ERRORS: Mapping[str, type[TimestepRefused]] = {
     "WRONG_WIDTH": InvalidTimestep,
     "NOT_FINITE": InvalidTimestep,
     "INVALID_FIELD": InvalidTimestep,
@@ -214,7 +214,7 @@ OF_TIMESTEP: Mapping[str, type[TimestepRefused]] = {
     "MODEL_FAILED": ModelFailed,
 }
 # What it is called everywhere else; a server that takes part is known by these alone.
-OF_STREAM: Mapping[str, type[ClientError]] = {
+STREAM_ERRORS: Mapping[str, type[ClientError]] = {
     "INVALID_FIELD": InvalidArgument,
     "MODEL_NOT_FOUND": ModelNotFound,
     "MODEL_MISMATCH": ModelMismatch,
@@ -230,7 +230,7 @@ OF_STREAM: Mapping[str, type[ClientError]] = {
 }
 # What gRPC, a proxy or the network makes of a call, by the name of the code; all others are final. RESOURCE_EXHAUSTED is gRPC's own
 # limit on calls.
-OF_CODE: Mapping[str, type[ClientError]] = {
+STATUS_ERRORS: Mapping[str, type[ClientError]] = {
     "ABORTED": TakenOver,
     "DATA_LOSS": DataLost,
     "UNAUTHENTICATED": Unauthenticated,
@@ -243,19 +243,19 @@ OF_CODE: Mapping[str, type[ClientError]] = {
 TOO_LARGE = "larger than max"
 
 
-def refusal_of(error: pb.Error) -> ClientError:
+def timestep_error(error: pb.Error) -> ClientError:
     """The typed error for a timestep that was refused: a TimestepRefused when the stream goes on, with or without it."""
     if error.action in (pb.Error.ACTION_RETRY, pb.Error.ACTION_DROP):
-        return _typed(error, OF_TIMESTEP.get(reason_name(error.reason), TimestepRefused))
-    return ending_of(error, StreamLost)
+        return _make_error(error, TIMESTEP_ERRORS.get(reason_name(error.reason), TimestepRefused))
+    return stream_error(error, StreamLost)
 
 
-def ending_of(error: pb.Error, otherwise: type[ClientError]) -> ClientError:
-    """The typed error for one stream that was not opened, or has ended; `otherwise` for a reason that this client does not know."""
-    return _typed(error, _kind_of(reason_name(error.reason), error.action, otherwise))
+def stream_error(error: pb.Error, default: type[ClientError]) -> ClientError:
+    """The typed error for one stream that was not opened, or has ended; `default` for a reason that this client does not know."""
+    return _make_error(error, _error_class(reason_name(error.reason), error.action, default))
 
 
-def _typed(error: pb.Error, kind: type[ClientError]) -> ClientError:
+def _make_error(error: pb.Error, kind: type[ClientError]) -> ClientError:
     name = reason_name(error.reason)
     return kind(
         # Where the server has said so for hundreds of rows of a message already, it says no more than the reason.
@@ -268,19 +268,19 @@ def _typed(error: pb.Error, kind: type[ClientError]) -> ClientError:
     )
 
 
-def _kind_of(reason: str, action: int, otherwise: type[ClientError]) -> type[ClientError]:
-    return OF_STREAM.get(reason, ServerUnavailable if action in AGAIN else otherwise)
+def _error_class(reason: str, action: int, default: type[ClientError]) -> type[ClientError]:
+    return STREAM_ERRORS.get(reason, ServerUnavailable if action in RETRY_ACTIONS else default)
 
 
-def error_of(
+def status_error(
     code: grpc.StatusCode,
     details: str | None,
     trailers: Any,
-    otherwise: type[ClientError] = StreamRefused,
+    default: type[ClientError] = StreamRefused,
     *,
     of_timestep: bool = False,
 ) -> ClientError:
-    """The typed error for how a call ended, by what gRPC says of it; `otherwise` for what this client does not know.
+    """The typed error for how a call ended, by what gRPC says of it; `default` for what this client does not know.
 
     With `of_timestep` the call was for one timestep.
     """
@@ -295,12 +295,12 @@ def error_of(
     if info.domain != DOMAIN:  # gRPC, a proxy or the network has made this end
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in message:
             message = f"a message was too long: {message}; send less at once, or let the server read more (--message-bytes-max)"
-            return otherwise(message, code.name)
-        return OF_CODE.get(code.name, otherwise)(message, code.name)
+            return default(message, code.name)
+        return STATUS_ERRORS.get(code.name, default)(message, code.name)
     action = ACTIONS.get(info.metadata.get("action", ""), pb.Error.ACTION_UNSPECIFIED)
-    kind = _kind_of(info.reason, action, otherwise)
-    if of_timestep and (action in (pb.Error.ACTION_DROP, *AGAIN) or info.reason == "STEP_GAP"):
-        kind = OF_TIMESTEP.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
+    kind = _error_class(info.reason, action, default)
+    if of_timestep and (action in (pb.Error.ACTION_DROP, *RETRY_ACTIONS) or info.reason == "STEP_GAP"):
+        kind = TIMESTEP_ERRORS.get(info.reason, TimestepRefused if action == pb.Error.ACTION_DROP else kind)
     return kind(
         message,
         info.reason,
@@ -311,7 +311,7 @@ def error_of(
     )
 
 
-def diverged_by(what: str, step: int) -> Diverged:
+def diverged_error(what: str, step: int) -> Diverged:
     """The error for a history that is not the one that was delivered, which is the same up to this timestep."""
     return Diverged(
         f"{what}: what was delivered since timestep {step} is not what the server goes on from; open the stream again to go on "
@@ -320,7 +320,7 @@ def diverged_by(what: str, step: int) -> Diverged:
     )
 
 
-def lost_by(bug: Exception) -> StreamLost:
+def bug_error(bug: Exception) -> StreamLost:
     """The typed error for a stream that a bug of the client has ended; the log has the whole story."""
     log.error("the client failed; this is a bug of it", exc_info=bug)
     lost = StreamLost(f"the client failed: {bug!r}; this is a bug of it", "BUG")

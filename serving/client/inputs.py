@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 
-from tidegate.client.arguments import shown
+from tidegate.client.arguments import format_value
 from tidegate.client.errors import InvalidTimestep
 from tidegate.core.spec import Array, Feature, Floats, Ints
 
-Other = TypeVar("Other")
+T = TypeVar("T")
 
 
 class Keyed(Protocol):
@@ -58,16 +58,16 @@ Timesteps = Array | Sequence[Values] | Frame
 Some = tuple[Timesteps, Sequence[int] | Ints]
 
 # Whole numbers, numbers and booleans; all else, None among it, would be guessed at.
-NUMERIC = "iufb"
+NUMERIC_KINDS = "iufb"
 # More names than these nobody reads.
 NAMES_SHOWN = 12
 # What is packed one by one to the same bits as in an array. Whole numbers are not: an array rounds them once, this way twice.
-EXACT = frozenset({float, np.float64, np.float32})
+EXACT_TYPES = frozenset({float, np.float64, np.float32})
 FLOAT32, FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
 # Up to here numbers one by one are quicker than an array that must be told not to warn.
-FEW = 64
+SMALL_ROW_MAX = 64
 # What has no names, and is met most often.
-PLAIN = frozenset({list, tuple, float, int, str, bytes, type(None)})
+UNNAMED_TYPES = frozenset({list, tuple, float, int, str, bytes, type(None)})
 # What `DataFrame.itertuples` calls the label of a row, before the columns.
 ROW_LABEL = "Index"
 
@@ -93,49 +93,51 @@ class Packer:
 
     def __call__(self, values: Values) -> bytes:
         """One timestep; see `pack`."""
-        given: Any = values
-        kind = type(given)
+        values_by_name: Any = values
+        kind = type(values_by_name)
         try:
             if kind is list or kind is tuple:
-                if EXACT.issuperset(map(type, given)):
-                    return self._pack(*given)
-            elif kind is np.ndarray and given.shape == self._shape:
-                if given.dtype is FLOAT32:
-                    return cast(bytes, given.tobytes())
-                if given.dtype is FLOAT64 and len(given) <= FEW:
-                    return self._pack(*given.tolist())
+                if EXACT_TYPES.issuperset(map(type, values_by_name)):
+                    return self._pack(*values_by_name)
+            elif kind is np.ndarray and values_by_name.shape == self._shape:
+                if values_by_name.dtype is FLOAT32:
+                    return cast(bytes, values_by_name.tobytes())
+                if values_by_name.dtype is FLOAT64 and len(values_by_name) <= SMALL_ROW_MAX:
+                    return self._pack(*values_by_name.tolist())
         except (StructError, OverflowError):  # not as many; or one that becomes infinite
             pass
-        return self._slowly(given)
+        return self._convert(values_by_name)
 
-    def _slowly(self, values: Any) -> bytes:
+    def _convert(self, values: Any) -> bytes:
         """The same for all that can be given, and with words for what cannot."""
-        named = _named(self._field, values)
-        ordered = values if named is None else self._ordered(values, *named)
-        if named is not None and EXACT.issuperset(map(type, ordered)):
+        named = _split_named(self._field, values)
+        ordered = values if named is None else self._in_model_order(values, *named)
+        if named is not None and EXACT_TYPES.issuperset(map(type, ordered)):
             try:
                 return self._pack(*ordered)
             except OverflowError:  # as above
                 pass
         packed = _floats(ordered)
         if packed is None or packed.ndim != 1 or self._shape[0] not in (-1, len(packed)):
-            raise _no_timestep(self._field, values, packed, self._features)
+            raise _shape_error(self._field, values, packed, self._features)
         return packed.tobytes()
 
-    def _ordered(self, values: Any, names: list[Any], parts: Iterable[Any]) -> list[Any]:
+    def _in_model_order(self, values: Any, names: list[Any], parts: Iterable[Any]) -> list[Any]:
         """The parts of a row with names in the model's order, NaN where there is none."""
         if self._features is None:
-            raise _malformed(self._field, shown(values), "numbers without names, as the model's features are not known")
+            raise _invalid(
+                self._field, format_value(values), "numbers without names, as the model's features are not known"
+            )
         if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in self._names:
             names, parts = names[1:], values[1:]
-        given = dict(zip(names, parts, strict=True))
+        values_by_name = dict(zip(names, parts, strict=True))
         if (
-            not given.keys() <= self._names.keys()
-            or len(given) < len(names)
-            or not (given or isinstance(values, Mapping))
+            not values_by_name.keys() <= self._names.keys()
+            or len(values_by_name) < len(names)
+            or not (values_by_name or isinstance(values, Mapping))
         ):
             _check_names(self._field, names, self._features)
-        return [given.get(name, np.nan) for name in self._names]
+        return [values_by_name.get(name, np.nan) for name in self._names]
 
 
 def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
@@ -156,7 +158,7 @@ def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
 
 def has_names(values: object) -> bool:
     """Whether these are read by names, so that `pack` must know the features. Raises InvalidTimestep for labels that are none."""
-    return _named("values", values) is not None
+    return _split_named("values", values) is not None
 
 
 def columns(
@@ -178,21 +180,21 @@ def columns(
     expected = (len(indices), len(features))
     values = _table("x", x, features)
     if values is None or (values.shape != expected and (values.size or len(indices))):
-        got = shown(x) if values is None else f"shape {values.shape}"
-        raise _malformed("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
+        got = format_value(x) if values is None else f"shape {values.shape}"
+        raise _invalid("x", got, f"numbers of shape {expected}: a row a timestep, a column a feature")
     return values.reshape(expected), indices
 
 
-def parts_of(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
+def split_block(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
     """What `Block.step` takes: x, and the streams that its rows are for; None for all."""
     if not isinstance(block, tuple):
         return block, None
     if len(block) != 2:
-        raise _malformed("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
+        raise _invalid("blocks", f"a tuple of {len(block)}", "x or (x, rows)")
     return cast(Some, block)
 
 
-def rows_in_order(rows: Other, features: Sequence[Feature]) -> Other | Floats:
+def rows_in_order(rows: T, features: Sequence[Feature]) -> T | Floats:
     """What `Stream.predict` iterates over: instead of a frame or a structured array (n,), (n, features) numbers.
 
     All else is given back: its rows are looked at one by one. Raises InvalidTimestep when a frame does not fit.
@@ -201,16 +203,16 @@ def rows_in_order(rows: Other, features: Sequence[Feature]) -> Other | Floats:
         return rows
     values = _table("rows", rows, features)
     if values is None:
-        raise _malformed("rows", shown(rows), "columns of numbers; NaN means missing")
+        raise _invalid("rows", format_value(rows), "columns of numbers; NaN means missing")
     return values
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
-def _named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
+def _split_named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
     """The names of a row and its values in the same order; None when it has no names."""
-    if type(values) in PLAIN:
+    if type(values) in UNNAMED_TYPES:
         return None
     if isinstance(values, np.ndarray | np.void):
         fields = values.dtype.names
@@ -219,10 +221,10 @@ def _named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
         return list(values.keys()), values.values()
     if isinstance(values, tuple):
         return (list(values._fields), values) if hasattr(values, "_fields") else None
-    return None if isinstance(values, type) or _is_frame(values) else _named_object(field, values)
+    return None if isinstance(values, type) or _is_frame(values) else _split_named_object(field, values)
 
 
-def _named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
+def _split_named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
     """The same of an instance of a dataclass, and of a row that says its names itself."""
     kind = type(values)
     if dataclasses.is_dataclass(values):
@@ -246,32 +248,32 @@ def _are_positions(field: str, labels: Sequence[Any]) -> bool:
         return False
     if labels == list(range(len(labels))):
         return True
-    raise _malformed(field, f"labels {_listed(labels)}", "names of features; to_numpy() has the values without labels")
+    raise _invalid(
+        field, f"labels {_join_names(labels)}", "names of features; to_numpy() has the values without labels"
+    )
 
 
 def _check_names(field: str, names: Sequence[Any], features: Sequence[Feature]) -> None:
     """Raises InvalidTimestep for names that are not those of features, one at least and each once at most."""
     known = [feature.name for feature in features]
-    given = set(names)
+    values_by_name = set(names)
     unknown = [name for name in names if name not in known]
-    left_out = [name for name in known if name not in given]
+    missing = [name for name in known if name not in values_by_name]
     if unknown:
-        told = f"no feature is called {_listed(unknown)}"
-    elif not given:
-        told = "got no names, expected those of features"
-    elif len(given) < len(names):
-        told = (
-            f"got {_listed([name for name in given if names.count(name) > 1])} more than once, expected each name once"
-        )
+        message = f"no feature is called {_join_names(unknown)}"
+    elif not values_by_name:
+        message = "got no names, expected those of features"
+    elif len(values_by_name) < len(names):
+        message = f"got {_join_names([name for name in values_by_name if names.count(name) > 1])} more than once, expected each name once"
     else:
         return
-    told += f"; the model has {_listed(known)}"
-    if unknown and 0 < len(left_out) < len(features):
-        told += f"; left out: {_listed(left_out)}"
-    raise InvalidTimestep(f"{field}: {told}", "WRONG_WIDTH", field=field)
+    message += f"; the model has {_join_names(known)}"
+    if unknown and 0 < len(missing) < len(features):
+        message += f"; left out: {_join_names(missing)}"
+    raise InvalidTimestep(f"{field}: {message}", "WRONG_WIDTH", field=field)
 
 
-def _listed(names: Sequence[Any]) -> str:
+def _join_names(names: Sequence[Any]) -> str:
     """Names as an error message shows them."""
     some = ", ".join(" ".join(str(name).split()) for name in names[:NAMES_SHOWN])
     return some + (", ..." if len(names) > NAMES_SHOWN else "")
@@ -300,7 +302,7 @@ def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
         names = list(x.column_names if hasattr(type(x), "column_names") else x.columns)
         return _floats(x) if _are_positions(field, names) else _by_column(field, x, names, features)
     many = not isinstance(x, np.ndarray | str | bytes | Mapping) and isinstance(x, Sequence)
-    if many and any(_named(field, row) is not None for row in x):
+    if many and any(_split_named(field, row) is not None for row in x):
         packer = Packer(features, field)
         packed = b"".join([packer(row) for row in x])
         return np.frombuffer(packed, FLOAT32).reshape(len(x), len(features))
@@ -317,7 +319,7 @@ def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]
         column = _column(x[feature.name])
         if column is None or column.shape != (len(x),):
             got = f"column {feature.name} of {getattr(x[feature.name], 'dtype', 'something else')}"
-            raise _malformed(field, got, "columns of numbers; NaN means missing")
+            raise _invalid(field, got, "columns of numbers; NaN means missing")
         values[:, place] = column
     return values
 
@@ -326,7 +328,7 @@ def _column(x: Any) -> Floats | None:
     """A column or a Series as numbers; None when one of them is none. What it marks as missing, if it does so, is NaN."""
     values = _floats(x)
     kind = getattr(getattr(x, "dtype", None), "kind", None)
-    if values is None and hasattr(type(x), "to_numpy") and kind in tuple(NUMERIC):
+    if values is None and hasattr(type(x), "to_numpy") and kind in tuple(NUMERIC_KINDS):
         return _floats(x.to_numpy(dtype=np.float64, na_value=np.nan))  # numbers of pandas that are not those of numpy
     return values
 
@@ -338,9 +340,9 @@ def _indices(rows: Sequence[int] | Ints, streams: int) -> Ints:
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         indices = np.empty(0, np.object_)
     if indices.ndim != 1 or (indices.dtype.kind not in "iu" and len(rows)):
-        raise _malformed("rows", shown(rows), expected)
+        raise _invalid("rows", format_value(rows), expected)
     if np.any((indices < 0) | (indices >= streams)):
-        raise _malformed("rows", f"{indices.min()} to {indices.max()}", expected)
+        raise _invalid("rows", f"{indices.min()} to {indices.max()}", expected)
     return indices.astype(np.int64)
 
 
@@ -350,7 +352,7 @@ def _floats(values: object) -> Floats | None:
         array = np.asarray(values)
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         return None
-    if array.dtype.kind not in NUMERIC:
+    if array.dtype.kind not in NUMERIC_KINDS:
         return None
     if isinstance(values, np.ma.MaskedArray):  # an array drops the mask, and shows what is behind it
         array = np.where(np.ma.getmaskarray(values), np.nan, array)
@@ -363,22 +365,22 @@ def _floats(values: object) -> Floats | None:
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
-def _malformed(field: str, got: str, expected: str) -> InvalidTimestep:
+def _invalid(field: str, got: str, expected: str) -> InvalidTimestep:
     return InvalidTimestep(f"{field}: got {got}, expected {expected}", "INVALID_FIELD", field=field)
 
 
-def _no_timestep(
+def _shape_error(
     field: str, values: Values, packed: Floats | None, features: Sequence[Feature] | None
 ) -> InvalidTimestep:
     """The error for what does not make a timestep; `packed` are its numbers, if it is numbers."""
     if packed is None:
-        got = shown(values)
+        got = format_value(values)
     else:
         got = f"{len(packed)} numbers" if packed.ndim == 1 else f"numbers of shape {packed.shape}"
     if features is None:
         expected = "numbers"
     else:
-        names = _listed([feature.name for feature in features])
+        names = _join_names([feature.name for feature in features])
         expected = f"{len(features)} number{'s' * (len(features) > 1)}: {names}"
     return InvalidTimestep(
         f"{field}: got {got}, expected {expected}; NaN means missing",

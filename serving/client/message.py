@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer
 from tidegate.client.errors import StreamLost
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Waiter
 from tidegate.core.spec import Floats, Ints
 
@@ -15,7 +15,7 @@ from tidegate.core.spec import Floats, Ints
 class Repeat(NamedTuple):
     """An old timestep whose answer is asked for again, with the values that it had."""
 
-    buffer: Buffer
+    buffer: ResendBuffer
     stream: int
     step: int
     values: bytes
@@ -39,7 +39,7 @@ class Message:
     """
 
     number: int
-    buffer: Buffer
+    buffer: ResendBuffer
     streams: Ints
     steps: Ints
     values: Floats
@@ -48,7 +48,7 @@ class Message:
     repeats: Sequence[Repeat] = ()
 
 
-class SingleMessage(Message):
+class SingleRowMessage(Message):
     """A message with a single timestep, whose columns are made when somebody asks for them: mostly nobody does.
 
     Attributes:
@@ -58,10 +58,10 @@ class SingleMessage(Message):
 
     """
 
-    __slots__ = ("caller", "packed", "place", "step", "stream")
+    __slots__ = ("packed", "place", "step", "stream", "waiter_id")
 
     def __init__(
-        self, number: int, buffer: Buffer, stream: int, step: int, packed: bytes, place: int, caller: int
+        self, number: int, buffer: ResendBuffer, stream: int, step: int, packed: bytes, place: int, waiter_id: int
     ) -> None:
         self.number = number
         self.buffer = buffer
@@ -69,7 +69,7 @@ class SingleMessage(Message):
         self.step = step
         self.packed = packed
         self.place = place
-        self.caller = caller
+        self.waiter_id = waiter_id
         self.ignored = False
         self.repeats = ()
 

@@ -47,12 +47,12 @@ def deliver(delivery: Delivery) -> None:
 
 
 class Group:
-    """Timesteps of one stream that belong together: when one is refused for good (`fallen`), those behind it fall with it."""
+    """Timesteps of one stream that belong together: when one is refused for good (`failed`), those behind it fall with it."""
 
-    fallen = False
+    failed = False
 
 
-def lost_answer(step: int) -> AnswerLost:
+def answer_lost(step: int) -> AnswerLost:
     """The error for a timestep whose answer the server has forgotten."""
     return AnswerLost(
         f"timestep {step} was applied, but the server no longer remembers its answer, the prediction is gone",
@@ -77,12 +77,12 @@ class BlockResults:
     """
 
     def __init__(self, outputs: Sequence[Output], rows: int, waiter: Waiter) -> None:
-        self.left = rows
-        self.number = 0
+        self.pending = rows
+        self.id = 0
         self.errors: dict[int, ClientError] = {}
         self._outputs = outputs
         self._waiter = waiter
-        self._ended = False  # by an error of all streams
+        self._failed = False  # by an error of all streams
         self.steps: Ints = np.zeros(rows, np.int64)
         self.durable_steps: Ints = np.zeros(rows, np.int64)
         self.duplicates: Bools = np.zeros(rows, np.bool_)
@@ -99,36 +99,36 @@ class BlockResults:
             self.duplicates[places] = answers.duplicates[rows] | answers.forgotten[rows]
             for row in np.flatnonzero(answers.forgotten[rows]).tolist():
                 place = int(places[row])
-                self.errors[place] = lost_answer(int(self.steps[place]))
-        self.left -= len(rows)
+                self.errors[place] = answer_lost(int(self.steps[place]))
+        self.pending -= len(rows)
         self._finish()
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, whole: bool = False) -> None:
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, shared_error: bool = False) -> None:
         """Fills in the error of a row; `step` is its number if it was applied all the same, else 0.
 
-        With `whole` the error is one of all streams, and the caller gets it itself.
+        With `shared_error` the error is one of all streams, and the caller gets it itself.
         """
-        if whole and not self._waiter.done():
+        if shared_error and not self._waiter.done():
             self._waiter.set_exception(error)
-            self._ended = True
+            self._failed = True
         self.errors[place] = error
         self.steps[place] = step
         self.durable_steps[place] = durable_step
-        self.left -= 1
+        self.pending -= 1
         self._finish()
 
-    def leave(self, rows: int) -> None:
+    def drop_last(self, rows: int) -> None:
         """So many of its last rows will never be submitted: their caller has gone."""
-        self.left -= rows
+        self.pending -= rows
         self._finish()
 
     def _finish(self) -> None:
-        if self.left:
+        if self.pending:
             return
         if not self._waiter.done():
             outputs = {output.name: column for output, column in zip(self._outputs, self.columns, strict=True)}
             self._waiter.set_result(Predictions(self.steps, outputs, self.durable_steps, self.duplicates, self.errors))
-        elif self.errors and not self._ended:
+        elif self.errors and not self._failed:
             row, error = next(iter(self.errors.items()))
             log.warning(
                 "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",
@@ -136,7 +136,7 @@ class BlockResults:
             )  # fmt: skip
 
 
-def cut(column: Array, count: int) -> list[bytes]:
+def split_rows(column: Array, count: int) -> list[bytes]:
     """One output of many rows, packed row by row."""
     packed = column.tobytes()
     width = len(packed) // max(1, count)

@@ -10,7 +10,7 @@ from tidegate.client.message import Repeat
 from tidegate.client.results import Group
 from tidegate.client.session import Session
 from tidegate.client.types import Prediction
-from tidegate.client.view import Rows, View, answers
+from tidegate.client.view import Rows, View, pipeline
 from tidegate.core.spec import STEP_MAX
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -26,7 +26,7 @@ class Stream(View):
 
     """
 
-    alone = True
+    single_stream = True
     _are, _were, _them = "the stream is", "the stream was", "it"
 
     def __init__(self, session: Session, stream_id: str, ask: pb.OpenStreams) -> None:
@@ -87,8 +87,8 @@ class Stream(View):
             StreamLost, StreamRefused: the stream can no longer be used from here.
 
         """
-        if step is None and group is None and not self._door.locked() and self._window.has_room(self._index):
-            self._session.check()
+        if step is None and group is None and not self._submit_lock.locked() and self._window.has_room(self._index):
+            self._session.check_process()
             return await self._add(self._read(values)[1], None)  # what most steps need, in as few calls
         return await (await self._submit(values, step, group))
 
@@ -106,26 +106,26 @@ class Stream(View):
         """
         group = Group()
         rows = rows_in_order(rows, self.model.features)
-        async for prediction in answers("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
+        async for prediction in pipeline("rows", rows, lambda row: self._submit(row, None, group), lambda: self.window):
             yield prediction
 
     async def _submit(self, values: Values, step: int | None, group: Group | None) -> Pending:
         """Puts a timestep in line, once there is room; gives a future of its answer."""
-        self._session.check()
+        self._session.check_process()
         try:
             number, packed = self._read(values, step)
         except InvalidTimestep:
             if group is not None:
-                async with self._door:  # those before it in the group come first
-                    group.fallen = True
+                async with self._submit_lock:  # those before it in the group come first
+                    group.failed = True
             raise
         if number and number != self.next_step:
             self._check()
-            return self._ask_again(packed, number)
-        if self._door.locked() or not self._window.has_room(self._index):
-            async with self._door:
+            return self._submit_repeat(packed, number)
+        if self._submit_lock.locked() or not self._window.has_room(self._index):
+            async with self._submit_lock:
                 while self._ended is None and not self._window.has_room(self._index):
-                    await self._session.room()
+                    await self._session.wait_for_room()
                 return self._add(packed, group)
         return self._add(packed, group)
 
@@ -133,13 +133,13 @@ class Stream(View):
         if self._ended is not None or self._closing:
             self._check()
         pending: Pending = self._session.future()
-        if group is not None and group.fallen:
+        if group is not None and group.failed:
             pending.cancel()
         else:
-            self._session.add(self._buffer, self._index, packed, pending, group)
+            self._session.submit(self._buffer, self._index, packed, pending, group)
         return pending
 
-    def _ask_again(self, packed: bytes, step: int) -> Pending:
+    def _submit_repeat(self, packed: bytes, step: int) -> Pending:
         if step > self.next_step:
             raise StepGap(
                 f"step: got {step}, expected {self.next_step}; send the timesteps from {self.next_step} on",
@@ -155,13 +155,13 @@ class Stream(View):
                 next_step=self.next_step,
             )
         pending: Pending = self._session.future()
-        self._window.ask_again(Repeat(self._buffer, self._index, step, packed, pending))
+        self._window.add_repeat(Repeat(self._buffer, self._index, step, packed, pending))
         self._session.wake()
         return pending
 
     def _read(self, values: Values, step: int | None = None) -> tuple[int, bytes]:
         """What a caller gives: a number, 0 for the next one, and the values, packed."""
         try:
-            return 0 if step is None else arguments.whole("step", step, 0, STEP_MAX), self._pack(values)
+            return 0 if step is None else arguments.integer("step", step, 0, STEP_MAX), self._pack(values)
         except InvalidArgument as error:
             raise InvalidTimestep(str(error), error.reason, field=error.field, next_step=self.next_step) from None

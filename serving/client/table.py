@@ -7,7 +7,7 @@ import numpy as np
 from tidegate.client.results import Bools
 from tidegate.core.spec import Array, Ints
 
-CAPACITY_FIRST = 16
+INITIAL_CAPACITY = 16
 
 
 class StreamTable:
@@ -28,55 +28,55 @@ class StreamTable:
 
     def __init__(self, buffer_max: int) -> None:
         self.buffer_max = buffer_max
-        self.in_use = 0
+        self.usable_count = 0
         self._count = 0  # indices that were ever given
-        self._free: list[int] = []
+        self._free_indices: list[int] = []
         self.answered: Ints = np.zeros(0, np.int64)
         self.durable_steps: Ints = np.zeros(0, np.int64)
         self.next_steps: Ints = np.zeros(0, np.int64)
-        self.first: Ints = np.zeros(0, np.int64)
+        self.start_steps: Ints = np.zeros(0, np.int64)
         self.handles: Ints = np.zeros(0, np.int64)
         self._cursor: Ints = np.zeros(0, np.int64)  # number of the next timestep to send
         self._applied: Ints = np.zeros(0, np.int64)  # the last that the server is known to have applied
         self._in_flight: Ints = np.zeros(0, np.int64)
         self.usable: Bools = np.zeros(0, np.bool_)
-        self.begun: Bools = np.zeros(0, np.bool_)
+        self.ever_opened: Bools = np.zeros(0, np.bool_)
         self.open: Bools = np.zeros(0, np.bool_)
         self._held: Bools = np.zeros(0, np.bool_)  # whether it shall wait a little
-        self._grow(CAPACITY_FIRST)
+        self._grow(INITIAL_CAPACITY)
 
-    def join(self, count: int) -> Ints:
+    def add_streams(self, count: int) -> Ints:
         """Takes so many streams in, which are to be opened; gives their indices."""
-        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        reused = [self._free_indices.pop() for _ in range(min(count, len(self._free_indices)))]
         fresh = range(self._count, self._count + count - len(reused))
         self._count += len(fresh)
         if self._count > len(self.usable):
-            self._grow(max(CAPACITY_FIRST, 2 * self._count))
+            self._grow(max(INITIAL_CAPACITY, 2 * self._count))
         streams = np.array([*reused, *fresh], np.int64)
         for column in (self.answered, self.durable_steps, self.handles, self._applied, self._in_flight):
             column[streams] = 0
-        for column in (self.next_steps, self.first, self._cursor):
+        for column in (self.next_steps, self.start_steps, self._cursor):
             column[streams] = 1
-        self.begun[streams] = self.open[streams] = self._held[streams] = False
+        self.ever_opened[streams] = self.open[streams] = self._held[streams] = False
         self.usable[streams] = True
-        self.in_use += count
+        self.usable_count += count
         return streams
 
     def has_room(self, stream: int) -> bool:
         """Whether a stream may keep one more timestep."""
-        kept_from = max(self._first_at[stream], min(self._answered_at[stream], self._durable_at[stream]) + 1)
+        kept_from = max(self._start_at[stream], min(self._answered_at[stream], self._durable_at[stream]) + 1)
         return bool(self._next_at[stream] - kept_from < self.buffer_max)
 
     def room(self, streams: Ints) -> int:
         """For how many of these rows, one a stream each, there is room, from the first on."""
-        room = self.buffer_max - (self.next_steps[streams] - self.first_steps(streams))
-        full = (rank(streams) >= room) & self.usable[streams]
+        room = self.buffer_max - (self.next_steps[streams] - self.first_kept(streams))
+        full = (cumcount(streams) >= room) & self.usable[streams]
         return int(full.argmax()) if full.any() else len(streams)
 
-    def first_steps(self, streams: Ints) -> Ints:
+    def first_kept(self, streams: Ints) -> Ints:
         """Of each stream, number of the first timestep that is kept."""
         kept_from = np.minimum(self.answered[streams], self.durable_steps[streams]) + 1
-        first: Ints = np.maximum(self.first[streams], kept_from)
+        first: Ints = np.maximum(self.start_steps[streams], kept_from)
         return first
 
     def unanswered(self) -> dict[int, int]:
@@ -84,7 +84,7 @@ class StreamTable:
         streams = np.flatnonzero(self._in_flight)
         return dict(zip(streams.tolist(), (self.answered[streams] + 1).tolist(), strict=True))
 
-    def durable(self, streams: Ints, durable_steps: Ints) -> None:
+    def mark_durable(self, streams: Ints, durable_steps: Ints) -> None:
         """The server has told what is durable."""
         np.maximum.at(self.durable_steps, streams, durable_steps)
 
@@ -106,7 +106,7 @@ class StreamTable:
         self._next_at: memoryview = self.next_steps.data
         self._answered_at: memoryview = self.answered.data
         self._durable_at: memoryview = self.durable_steps.data
-        self._first_at: memoryview = self.first.data
+        self._start_at: memoryview = self.start_steps.data
         self._cursor_at: memoryview = self._cursor.data
         self._applied_at: memoryview = self._applied.data
         self._in_flight_at: memoryview = self._in_flight.data
@@ -114,13 +114,13 @@ class StreamTable:
         self._held_at: memoryview = self._held.data
 
 
-def rank(streams: Ints) -> Ints:
+def cumcount(streams: Ints) -> Ints:
     """How often each row's stream stands before it."""
     if len(streams) < 2 or np.all(streams[1:] > streams[:-1]):
         return np.zeros(len(streams), np.int64)
     sorted_at = np.argsort(streams, kind="stable")
     in_turn = streams[sorted_at]
     starts = np.flatnonzero(np.r_[True, in_turn[1:] != in_turn[:-1]])
-    rank = np.empty(len(streams), np.int64)
-    rank[sorted_at] = np.arange(len(streams)) - np.repeat(starts, np.diff(np.r_[starts, len(streams)]))
-    return rank
+    cumcount = np.empty(len(streams), np.int64)
+    cumcount[sorted_at] = np.arange(len(streams)) - np.repeat(starts, np.diff(np.r_[starts, len(streams)]))
+    return cumcount

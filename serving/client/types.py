@@ -134,7 +134,7 @@ class StreamInfo:
     state_bytes: int
 
 
-def model_of(model: pb.Model) -> Model:
+def decode_model(model: pb.Model) -> Model:
     """A model from its message."""
     return Model(
         model.name,
@@ -149,7 +149,7 @@ def model_of(model: pb.Model) -> Model:
     )
 
 
-def difference(what: str, model: Model, other: Model) -> ModelMismatch | None:
+def model_changed(what: str, model: Model, other: Model) -> ModelMismatch | None:
     """The error when `what` began under other weights.
 
     A server that has forgotten a stream, and begins it anew under a version that was replaced, cannot tell.
@@ -163,7 +163,7 @@ def difference(what: str, model: Model, other: Model) -> ModelMismatch | None:
     )
 
 
-def info_of(stream: pb.Stream) -> StreamInfo:
+def decode_stream_info(stream: pb.Stream) -> StreamInfo:
     """A stream from its message; the state of a newer server than this client is given as its number."""
     return StreamInfo(
         stream.stream_id,

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from tidegate.client import arguments
-from tidegate.client.buffer import Buffer
 from tidegate.client.errors import ClientError, InvalidTimestep, StreamLost
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.session import Session
 from tidegate.client.types import Model
 from tidegate.core.spec import Ints
@@ -25,7 +25,7 @@ class View:
     """Open streams; they go by their place."""
 
     model: Model
-    alone: bool
+    single_stream: bool
     # What errors call the streams: subject and verb, in the present and in the past, and object.
     _are: ClassVar[str]
     _were: ClassVar[str]
@@ -37,18 +37,18 @@ class View:
         self._lost: dict[int, ClientError] = {}
         self._session = session
         self._window = session.window
-        self._buffer: Buffer
+        self._buffer: ResendBuffer
         self._calls: set[int] = set()  # on which one of them was opened
-        self._waiting = set(range(len(stream_ids)))  # to be opened or refused
-        self._left = len(stream_ids)  # neither lost nor closed
+        self._unopened = set(range(len(stream_ids)))  # to be opened or refused
+        self._remaining = len(stream_ids)  # neither lost nor closed
         self._ready = asyncio.Event()  # every stream was opened or refused
-        self._over = asyncio.Event()
-        self._door = asyncio.Lock()  # callers put their timesteps in line one after the other
+        self._ended_event = asyncio.Event()
+        self._submit_lock = asyncio.Lock()  # callers put their timesteps in line one after the other
         self._closing = False
         self._ended: ClientError | None = None
-        self._told = False  # whether anybody knows of it
-        self._final: tuple[Ints, Ints] | None = None  # next and durable steps, once nobody uses the streams
-        self._members = session.join(ask, stream_ids, self)
+        self._error_reported = False  # whether anybody knows of it
+        self._final_steps: tuple[Ints, Ints] | None = None  # next and durable steps, once nobody uses the streams
+        self._members = session.open(ask, stream_ids, self)
         self._indices = np.array([member.stream for member in self._members], np.int64)
 
     @property
@@ -63,11 +63,11 @@ class View:
 
     @property
     def _next_steps(self) -> Ints:
-        return self._final[0] if self._final else self._window.next_steps[self._indices]
+        return self._final_steps[0] if self._final_steps else self._window.next_steps[self._indices]
 
     @property
     def _durable_steps(self) -> Ints:
-        return self._final[1] if self._final else self._window.durable_steps[self._indices]
+        return self._final_steps[1] if self._final_steps else self._window.durable_steps[self._indices]
 
     async def start(self) -> None:
         """Waits until every stream is open or refused; called by `Client.open` and `Client.block`.
@@ -95,64 +95,64 @@ class View:
                 block is in its `lost`.
 
         """
-        self._session.check()
+        self._session.check_process()
         if not self._closing:
-            forget = arguments.flag("forget", forget)
+            forget = arguments.boolean("forget", forget)
             self._closing = True
             self._session.close(self._members, forget=forget)
-        await self._over.wait()
-        if self._ended is not None and not self._told:
+        await self._ended_event.wait()
+        if self._ended is not None and not self._error_reported:
             self._check()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Lets go of the streams at once; the server parks them. Timesteps in flight may be applied or not."""
-        if self._final is None:
-            self._final = self._next_steps, self._durable_steps
-            self._told = True
+        if self._final_steps is None:
+            self._final_steps = self._next_steps, self._durable_steps
+            self._error_reported = True
             self._ended = self._ended or StreamLost(f"{self._were} left; open {self._them} again to go on")
-            self._session.leave(self._members)
-            self._over.set()
+            self._session.detach(self._members)
+            self._ended_event.set()
 
     def _check(self) -> None:
         """Raises what has ended the streams, if anything has."""
         if self._ended is not None:
-            self._told = True
+            self._error_reported = True
             raise self._ended.with_traceback(None)  # or it would grow with every call that is made in vain
         if self._closing:
             raise StreamLost(f"{self._are} being closed; open {self._them} again to go on")
 
-    def on_opened(self, place: int, buffer: Buffer, call: int) -> None:
+    def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
         """One of the streams is open, for the first time or again."""
         if not self._calls:
             self.model = buffer.model
         self._buffer = buffer
         self._calls.add(call)
-        self._waiting.discard(place)
-        if not self._waiting:
+        self._unopened.discard(place)
+        if not self._unopened:
             self._ready.set()
 
-    def on_lost(self, place: int, error: ClientError, *, told: bool, whole: bool) -> None:
+    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared_error: bool) -> None:
         """One of the streams can no longer be used."""
         (self._lost if self._members[place].kind else self._refused)[place] = error
-        if whole or self.alone:
+        if shared_error or self.single_stream:
             self._ended = error
-            self._told |= told
+            self._error_reported |= notified
         self.on_closed(place)
 
     def on_closed(self, place: int) -> None:
         """One of the streams is closed; or lost, as far as that is the same."""
-        self._left -= 1
-        self._waiting.discard(place)
-        if not self._waiting:
+        self._remaining -= 1
+        self._unopened.discard(place)
+        if not self._unopened:
             self._ready.set()
-        if not self._left:
+        if not self._remaining:
             if self._ended is None and self._closing:
-                self._told = True
+                self._error_reported = True
                 self._ended = StreamLost(f"{self._are} closed; open {self._them} again to go on")
-            self._over.set()
+            self._ended_event.set()
 
 
-async def answers(
+async def pipeline(
     field: str,
     rows: Rows[Row],
     submit: Callable[[Row], Awaitable["asyncio.Future[Answer]"]],
@@ -166,7 +166,7 @@ async def answers(
         InvalidArgument: the argument called `field` cannot be iterated over.
 
     """
-    source = aiter(rows) if isinstance(rows, AsyncIterable) else rows_of(field, rows)
+    source = aiter(rows) if isinstance(rows, AsyncIterable) else iterate(field, rows)
     reading: asyncio.Future[Row] | None = None
     pending: deque[asyncio.Future[Answer]] = deque()
     ended = False
@@ -212,12 +212,12 @@ async def _abandon(pending: Iterable["asyncio.Future[Answer]"], reading: "asynci
             reading.exception()  # the row comes too late
 
 
-def rows_of(field: str, rows: Iterable[Row]) -> Iterator[Row]:
+def iterate(field: str, rows: Iterable[Row]) -> Iterator[Row]:
     """What can be iterated over; raises InvalidArgument, which names the field, when it cannot."""
     try:
         return iter(rows)
     except TypeError:
-        raise arguments.wrong(field, rows, "something to iterate over") from None
+        raise arguments.invalid(field, rows, "something to iterate over") from None
 
 
 async def _next(rows: AsyncIterator[Row]) -> Row:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tidegate.client.errors import StreamLost
-from tidegate.client.message import Message, SingleMessage
+from tidegate.client.message import Message, SingleRowMessage
 from tidegate.client.results import Answers, Bools
 from tidegate.client.types import Model
 from tidegate.core.spec import Ints, Output
@@ -16,13 +16,13 @@ ROWS_MAX = 65_536
 # Longer messages are read no faster, and a server that does not say how much it reads takes 4 MiB; some of an answer goes to refusals.
 MESSAGE_BYTES_MAX = 3_000_000
 # What a block has beside its rows: its number and the lengths of its columns.
-BLOCK_BYTES = 64
+BLOCK_OVERHEAD_BYTES = 64
 # What a row has beside its values: a handle and a number.
-ROW_BYTES = 12
+ROW_OVERHEAD_BYTES = 12
 # What an answer has beside its outputs: two numbers, and its place among the duplicates.
-ANSWER_BYTES = 21
+ANSWER_OVERHEAD_BYTES = 21
 
-KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
+OPEN_KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
 
 
 def rows_max(model: Model, message_bytes_max: int) -> int:
@@ -33,9 +33,11 @@ def rows_max(model: Model, message_bytes_max: int) -> int:
         message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not say.
 
     """
-    asked = ROW_BYTES + 4 * len(model.features)
-    answered = ANSWER_BYTES + sum(output.dtype.itemsize * int(np.prod(output.shape)) for output in model.outputs)
-    request_bytes = min(MESSAGE_BYTES_MAX, (message_bytes_max or MESSAGE_BYTES_MAX) - BLOCK_BYTES)
+    asked = ROW_OVERHEAD_BYTES + 4 * len(model.features)
+    answered = ANSWER_OVERHEAD_BYTES + sum(
+        output.dtype.itemsize * int(np.prod(output.shape)) for output in model.outputs
+    )
+    request_bytes = min(MESSAGE_BYTES_MAX, (message_bytes_max or MESSAGE_BYTES_MAX) - BLOCK_OVERHEAD_BYTES)
     return max(1, min(ROWS_MAX, request_bytes // asked, MESSAGE_BYTES_MAX // answered))
 
 
@@ -51,7 +53,7 @@ def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
     )
 
 
-def encode_single(message: SingleMessage, handle: int) -> pb.PredictBlocksRequest:
+def encode_single_row(message: SingleRowMessage, handle: int) -> pb.PredictBlocksRequest:
     """A message with one timestep, whose stream goes by this handle."""
     return pb.PredictBlocksRequest(
         block=pb.Block(

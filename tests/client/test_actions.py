@@ -215,7 +215,7 @@ async def test_a_known_reason_with_another_action_is_acted_on() -> None:
     async with connected(first, second) as (client, _, _):
         with pytest.raises(StreamLost, match=r"^STOPPING it is$"):
             async with client.open("a") as stream:
-                await eventually(stream._over.is_set, "the end")
+                await eventually(stream._ended_event.is_set, "the end")
 
 
 async def test_details_that_another_made_are_no_word_of_the_service() -> None:
@@ -286,7 +286,7 @@ async def test_other_values_in_a_replay_lose_the_stream() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0, 2.0])
-        await eventually(stream._over.is_set, "the end")
+        await eventually(stream._ended_event.is_set, "the end")
         with pytest.raises(ValuesDiffer):
             await stream.step([3.0])
 

@@ -25,7 +25,7 @@ from tidegate.client import (
     StreamLost,
     StreamNotFound,
     TakenOver,
-    members,
+    session_streams,
 )
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -89,8 +89,8 @@ async def test_a_number_of_streams_is_given_names() -> None:
 
 async def test_many_names_go_out_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other; the later ones ask for the model that the first were given."""
-    monkeypatch.setattr(members, "NAMES_MAX", 3)
-    monkeypatch.setattr(members, "NAMES_BYTES_MAX", 40)
+    monkeypatch.setattr(session_streams, "NAMES_MAX", 3)
+    monkeypatch.setattr(session_streams, "NAMES_BYTES_MAX", 40)
 
     async def script(call: BlockCall) -> None:
         for lot in (["a", "b", "c"], ["d" * 28], ["e", "f"]):
@@ -200,7 +200,7 @@ async def test_an_open_that_is_not_answered_is_given_up() -> None:
 
 async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is not answered; and when all are, nothing is waited for."""
-    monkeypatch.setattr(members, "NAMES_MAX", 2)
+    monkeypatch.setattr(session_streams, "NAMES_MAX", 2)
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -680,7 +680,7 @@ async def test_a_handle_that_was_never_given_is_told() -> None:
     async with connected(script) as (client, _, _):
         with pytest.raises(StreamLost, match="never gave out"):
             async with client.block(NAMES) as block:
-                await block._over.wait()
+                await block._ended_event.wait()
 
 
 @pytest.mark.parametrize(
@@ -726,7 +726,7 @@ async def test_a_full_buffer_makes_callers_wait() -> None:
         await call.open_streams()
         await call.serve_block()
         await call.serve_block()
-        await eventually(lambda: len(waiting) == 2 and block._door.locked(), "the wait")
+        await eventually(lambda: len(waiting) == 2 and block._submit_lock.locked(), "the wait")
         await call.tell_durable(a=2)
         assert await call.serve_block() == [("a", 3, 3.0), ("b", 1, 4.0)]
         assert await call.serve_block() == [("a", 4, 5.0)]
@@ -811,7 +811,7 @@ async def test_whoever_waits_for_room_learns_that_the_block_is_lost() -> None:
     async def script(call: BlockCall) -> None:
         await call.open_streams()
         await call.serve_block()
-        await eventually(block._door.locked, "the wait")
+        await eventually(block._submit_lock.locked, "the wait")
         await call.end("STATE_LOST")
 
     async with connected(script, buffer_max=1) as (client, _, _), client.block(["a"]) as block:

@@ -181,7 +181,7 @@ async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
 
 async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call broke between two lots: those of the first are resumed, the others are begun."""
-    monkeypatch.setattr("tidegate.client.members.NAMES_MAX", 1)
+    monkeypatch.setattr("tidegate.client.session_streams.NAMES_MAX", 1)
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -325,7 +325,7 @@ async def test_another_history_than_was_delivered_is_told(invariant: bool) -> No
 
     async with connected(first, second) as (client, _, _), client.block(["a", "b"]) as block:
         assert await sums(block, [1.0, 2.0]) == [1.0, 2.0]
-        await eventually(lambda: block.reconnects == 1 and block._window.quiet, "the replay")
+        await eventually(lambda: block.reconnects == 1 and block._window.drained, "the replay")
         assert list(block.lost) == ([0] if invariant else [])
         answer = await block.step(column(3, 4))
         assert [type(error) for error in answer.errors.values()] == ([Diverged] if invariant else [])
@@ -391,7 +391,7 @@ async def test_a_move_is_followed() -> None:
 
     async with connected(first, second) as (client, _, _), client.block(["a"]) as block:
         one = asyncio.create_task(sums(block, [1.0]))
-        await eventually(lambda: block._session._call.over, "the move")
+        await eventually(lambda: block._session._call.half_closed, "the move")
         other = asyncio.create_task(sums(block, [2.0]))
         await asyncio.sleep(0)
         moving.set()
@@ -566,14 +566,14 @@ async def test_a_wait_ends_with_its_call() -> None:
 
     async def second(call: BlockCall) -> None:
         await call.open_streams({"b": "TOO_MANY_STREAMS"})
-        await eventually(lambda: bool(block._session._waits), "the wait")
+        await eventually(lambda: bool(block._session._tasks), "the wait")
         await call.end()
 
     async def third(call: BlockCall) -> None:
         await call.open_streams()
         woken.set()
         await call.serve_block({0: "OVERLOADED"})
-        await eventually(lambda: bool(block._session._waits), "the other wait")
+        await eventually(lambda: bool(block._session._tasks), "the other wait")
         await call.gone()
 
     async with connected(first, second, third) as (client, _, time):
@@ -587,11 +587,11 @@ async def test_a_wait_ends_with_its_call() -> None:
         await eventually(lambda: block.reconnects == 2, "the reconnects")
         woken.clear()
         step = asyncio.create_task(block.step(column(1, 2)))
-        await eventually(lambda: bool(block._session._waits), "the wait")
+        await eventually(lambda: bool(block._session._tasks), "the wait")
         await client.close()
         with pytest.raises(StreamLost):
             await step
-        await eventually(lambda: not block._session._waits, "the end of the wait")
+        await eventually(lambda: not block._session._tasks, "the end of the wait")
 
 
 async def test_waiting_for_a_full_server_has_an_end() -> None:
@@ -817,7 +817,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         await call.gone()
 
     async with connected(script) as (client, _, _), client.block(NAMES) as block:
-        monkeypatch.setattr(block._window, "due", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(block._window, "match_answer", lambda *_, **__: 1 / 0)
         with pytest.raises(StreamLost, match="ZeroDivisionError"):
             await block.step(column(1, 2, 3))
 

@@ -198,7 +198,7 @@ async def test_a_long_replay_keeps_to_the_window() -> None:
     async def second(call: Call) -> None:
         await call.open(answers_remembered=2)
         await call.expect(1, 2)
-        await eventually(lambda: stream._session._call._wanted is not None, "the client waiting")
+        await eventually(lambda: stream._session._call._writer_waiter is not None, "the client waiting")
         assert stream._window._in_flight.sum() == 2
         await call.answer(1, 2)
         await call.serve(*range(3, 101))
@@ -407,7 +407,7 @@ async def test_another_history_than_was_delivered_is_told() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(stream._over.is_set, "the end")
+        await eventually(stream._ended_event.is_set, "the end")
         with pytest.raises(Diverged, match="timestep 1"):
             await stream.step([2.0])
 
@@ -476,7 +476,7 @@ async def test_a_move_is_followed() -> None:
 
     async with connected(first, second) as (client, _, _), client.open("a") as stream:
         one = asyncio.create_task(stream.step([1.0]))
-        await eventually(lambda: stream._session._call.over, "the move")
+        await eventually(lambda: stream._session._call.half_closed, "the move")
         other = asyncio.create_task(stream.step([2.0]))
         await asyncio.sleep(0)
         moving.set()
@@ -790,7 +790,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, capl
 
     async with connected(script) as (client, _, _):
         async with client.open("a") as stream:
-            monkeypatch.setattr(stream._window, "due", lambda *_, **__: 1 / 0)
+            monkeypatch.setattr(stream._window, "match_answer", lambda *_, **__: 1 / 0)
             with caplog.at_level(logging.ERROR), pytest.raises(StreamLost, match="ZeroDivisionError") as caught:
                 await stream.step([1.0])
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -805,7 +805,7 @@ async def test_a_bug_where_requests_are_made_is_told(monkeypatch: pytest.MonkeyP
         await call.gone()
 
     async with connected(script) as (client, _, _), client.open("a") as stream:
-        monkeypatch.setattr(stream._window, "take", lambda: 1 / 0)
+        monkeypatch.setattr(stream._window, "next_message", lambda: 1 / 0)
         with pytest.raises(ClientError, match="ZeroDivisionError"):
             await stream.step([1.0])
 
@@ -820,7 +820,7 @@ async def test_an_error_that_nobody_heard_is_told_on_leaving() -> None:
     async with connected(script) as (client, _, _):
         with pytest.raises(TakenOver):
             async with client.open("a") as stream:
-                await eventually(stream._over.is_set, "the end")
+                await eventually(stream._ended_event.is_set, "the end")
 
 
 async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:

@@ -220,7 +220,7 @@ async def test_a_task_that_is_cancelled_from_outside_ends() -> None:
 
     async with connected(script) as (client, server, _), client.open("a") as stream:
         stream._session._task.cancel()
-        await stream._over.wait()
+        await stream._ended_event.wait()
         with pytest.raises(StreamLost):
             await stream.step([1.0])
         await server.left.wait()
@@ -285,7 +285,7 @@ async def test_a_stream_that_is_lost_at_once_is_entered() -> None:
     async with connected(script) as (client, _, _):
         opening = client.open("a")
         stream = opening._stream = opening._begin()
-        await stream._over.wait()
+        await stream._ended_event.wait()
         await stream.start()
         with pytest.raises(TakenOver):
             await stream.step([1.0])
@@ -303,7 +303,7 @@ async def test_a_client_that_is_closed_leaves_its_streams() -> None:
         opening = client.open("a")
         stream = await opening.__aenter__()
         await client.close()
-        assert stream._over.is_set()
+        assert stream._ended_event.is_set()
         with pytest.raises(StreamLost):
             await stream.step([1.0])
         await opening.__aexit__(None, None, None)

@@ -121,7 +121,7 @@ async def test_no_row_that_waited_for_room_behind_a_refused_one_is_applied() -> 
         await call.open()
         await call.serve(1)
         await call.expect_unapplied(2)
-        await eventually(stream._door.locked, "waiting for room")
+        await eventually(stream._submit_lock.locked, "waiting for room")
         await call.refuse(2, reason="WRONG_WIDTH")
         await closing(call)
 

@@ -163,7 +163,7 @@ async def test_a_replay_that_finds_no_room_ends_the_stream() -> None:
 
     async with connected(first, second, reconnect_s=1) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(stream._over.is_set, "the end")
+        await eventually(stream._ended_event.is_set, "the end")
         with pytest.raises(ServerUnavailable, match="timestep 1 could not be sent again for 1 s"):
             await stream.step([2.0])
 
@@ -261,7 +261,7 @@ async def test_callers_who_wait_for_room_are_told_of_the_end() -> None:
     async def script(call: Call) -> None:
         await call.open()
         await call.expect(1)
-        await eventually(lambda: len(stream._door._waiters or ()) == 1, "the waiting")
+        await eventually(lambda: len(stream._submit_lock._waiters or ()) == 1, "the waiting")
         await call.end("TAKEN_OVER")
 
     async with connected(script, buffer_max=1) as (client, _, _), client.open("a") as stream:

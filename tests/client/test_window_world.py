@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.client.reasons import error_of
 from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
-from tidegate.client.buffer import Buffer
 from tidegate.client.errors import (
     AnswerLost,
     ClientError,
@@ -22,15 +21,16 @@ from tidegate.client.errors import (
     StreamLost,
     TakenOver,
 )
-from tidegate.client.message import Message, Repeat, SingleMessage
-from tidegate.client.refusals import Decision, Refusals
+from tidegate.client.message import Message, Repeat, SingleRowMessage
+from tidegate.client.refusals import Decision, RefusalHandler
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, Group
-from tidegate.client.retry import Backoff, Shortage
+from tidegate.client.retry import Backoff, RetryDeadlines
 from tidegate.client.window import Window
 from tidegate.v1 import tidegate_pb2 as pb
 
 STREAMS_MAX = 5
-PATIENCE_S = 10.0
+RETRY_TIMEOUT_S = 10.0
 
 # Of a stream that the server knows by this name: number and value.
 Row = tuple[int, int, float]
@@ -143,7 +143,7 @@ class Timestep:
 class Stream:
     """A stream as its user sees it."""
 
-    def __init__(self, name: int, index: int, buffer: Buffer, before: Sequence[float]) -> None:
+    def __init__(self, name: int, index: int, buffer: ResendBuffer, before: Sequence[float]) -> None:
         self.name = name
         self.index = index
         self.buffer = buffer
@@ -160,18 +160,18 @@ class Stream:
 class World(RuleBasedStateMachine):
     """A client's books and a server, with streams that come and go, breaks, crashes, refusals, losses and stores between."""
 
-    @initialize(remembered=st.integers(1, 5), patience_s=st.sampled_from([0.0, PATIENCE_S]))
-    def begin(self, remembered: int, patience_s: float) -> None:
+    @initialize(remembered=st.integers(1, 5), retry_timeout_s=st.sampled_from([0.0, RETRY_TIMEOUT_S]))
+    def begin(self, remembered: int, retry_timeout_s: float) -> None:
         """Some streams are open already, so that little is needed for something to happen."""
         self.now = 0.0
         self.values = 0
         self.server = Server(remembered)
         self.window = Window(100)
-        self.shortage = Shortage(Backoff(clock=lambda: self.now, dice=lambda: 0.0))
-        self.refusals = Refusals(self.window, self.shortage, patience_s)
+        self.retry_deadlines = RetryDeadlines(Backoff(clock=lambda: self.now, dice=lambda: 0.0))
+        self.refusals = RefusalHandler(self.window, self.retry_deadlines, retry_timeout_s)
         self.buffers = [self.window.buffer_of(model, ROWS_MAX) for model in (MODEL, OTHER)]
         self.streams: list[Stream] = []
-        self.answers_may_be_lost = not patience_s
+        self.answers_may_be_lost = not retry_timeout_s
         # Messages since the last break, and since the last end of a stream: else most of a run would be spent without any.
         self.sent_since = {"break": 0, "end": 0}
         self.join([0, 0, 1], before=0, opened=True)
@@ -187,7 +187,7 @@ class World(RuleBasedStateMachine):
     def usable(self) -> list[Stream]:
         """Those that were opened and can be used."""
         window = self.window
-        return [stream for stream in self.live if window.usable[stream.index] and window.begun[stream.index]]
+        return [stream for stream in self.live if window.usable[stream.index] and window.ever_opened[stream.index]]
 
     @property
     def to_open(self) -> list[Stream]:
@@ -198,7 +198,7 @@ class World(RuleBasedStateMachine):
     @rule(models=st.lists(st.integers(0, 1), min_size=1, max_size=2), before=st.integers(0, 2), opened=st.booleans())
     def join(self, models: list[int], before: int, opened: bool) -> None:
         """Streams are to be opened, which may take no time; the server may know them."""
-        indices = self.window.join(len(models)).tolist()
+        indices = self.window.add_streams(len(models)).tolist()
         assert not {stream.index for stream in self.live} & set(indices)
         for index, model in zip(indices, models, strict=True):
             history = [self.value() for _ in range(before)]
@@ -221,30 +221,30 @@ class World(RuleBasedStateMachine):
         window, server = self.window, self.server
         opened: list[Stream] = []
         for stream in self.to_open[:count]:
-            first, applied = window.first_steps(ints(stream.index)).item(), len(server.applied[stream.name])
+            first, applied = window.first_kept(ints(stream.index)).item(), len(server.applied[stream.name])
             if stream.name in server.taken:
                 self.lose({stream.index: TakenOver("by another client")})
-            elif window.begun[stream.index] and first > applied + 1:
+            elif window.ever_opened[stream.index] and first > applied + 1:
                 assert applied < len(stream.before), "what is not stored can be sent again, but for what was before"
                 self.lose({stream.index: DataLost("it is gone")})
             else:
                 opened.append(stream)
         if not opened:
             return
-        window.opened(
+        window.mark_opened(
             ints(*(stream.index for stream in opened)),
             ints(*(len(server.applied[stream.name]) + 1 for stream in opened)),
             ints(*(server.durable[stream.name] for stream in opened)),
             server.remembered,
         )
         for stream in opened:
-            if not stream.timesteps and not window.waited_for(ints(stream.index)):
+            if not stream.timesteps and not window.has_waiters(ints(stream.index)):
                 stream.before = list(server.applied[stream.name])
 
     def lose(self, errors: dict[int, ClientError]) -> None:
         """As the session does."""
         errors = {index: error for index, error in errors.items() if self.window.usable[index]}
-        self.window.lose(errors)
+        self.window.mark_lost(errors)
         for stream in self.live:
             stream.lost = errors.get(stream.index, stream.lost)
 
@@ -274,10 +274,10 @@ class World(RuleBasedStateMachine):
         pick %= len(self.live)
         streams = self.live[pick : pick + count]
         self.lose({stream.index: StreamLost("left") for stream in streams})
-        self.window.leave(ints(*(stream.index for stream in streams)))
+        self.window.release_indices(ints(*(stream.index for stream in streams)))
         for stream in streams:
             stream.left = True
-            self.shortage.over(stream.index)
+            self.retry_deadlines.clear(stream.index)
         if replaced:
             self.join([self.buffers.index(stream.buffer) for stream in streams], before=0, opened=True)
 
@@ -289,8 +289,8 @@ class World(RuleBasedStateMachine):
             stream = streams[pick % len(streams)]
             self.store(stream)
             self.tell(stream)
-            self.window.closed([stream.index])
-            stream.lost = self.window.why[stream.index]
+            self.window.mark_closed([stream.index])
+            stream.lost = self.window.errors[stream.index]
 
     # Timesteps ---------------------------------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class World(RuleBasedStateMachine):
     @rule(picks=st.lists(st.integers(0, 9), max_size=6), bad=st.integers(0, 9), sent=st.booleans())
     def add_rows(self, picks: list[int], bad: int, sent: bool) -> None:
         """Somebody has timesteps of many streams of one model; a bad one is refused when its turn comes."""
-        known = [s for s in self.live if (self.window.begun[s.index] or s.lost is not None) and not s.forgetting]
+        known = [s for s in self.live if (self.window.ever_opened[s.index] or s.lost is not None) and not s.forgetting]
         streams = [known[pick % len(known)] for pick in picks] if known else []
         streams = [stream for stream in streams if stream.buffer is streams[0].buffer]
         block = Block(len(streams))
@@ -323,7 +323,7 @@ class World(RuleBasedStateMachine):
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting:
             return
-        stream.groups = [Group() if group.fallen else group for group in stream.groups]
+        stream.groups = [Group() if group.failed else group for group in stream.groups]
         group = stream.groups[grouped] if grouped is not None else None
         value = self.value() * (-1 if bad else 1)
         caller = put_single(self.window, stream.index, value, group, stream.buffer)
@@ -347,7 +347,7 @@ class World(RuleBasedStateMachine):
         caller = Caller()
         stream.repeats.append((step, wrong, caller))
         value = history[step - 1] + (0.5 if wrong else 0.0)
-        self.window.ask_again(Repeat(stream.buffer, stream.index, step, packed(value), caller))
+        self.window.add_repeat(Repeat(stream.buffer, stream.index, step, packed(value), caller))
         if sent:
             self.send(ROWS_MAX)
 
@@ -360,17 +360,17 @@ class World(RuleBasedStateMachine):
 
     # The call ----------------------------------------------------------------------------------------------------------
 
-    @rule(rows_max=st.integers(1, 6), careful=st.sampled_from([False] * 5 + [True]))
-    def send(self, rows_max: int, careful: bool = False) -> None:
+    @rule(rows_max=st.integers(1, 6), one_in_flight=st.sampled_from([False] * 5 + [True]))
+    def send(self, rows_max: int, one_in_flight: bool = False) -> None:
         """The client sends a message, which is the only one in flight and has one timestep when it is careful."""
-        self.window.careful = careful
+        self.window.one_in_flight = one_in_flight
         for buffer in self.buffers:
             buffer.rows_max = rows_max
-        message = self.window.take()
+        message = self.window.next_message()
         if message is None:
             return
         self.sent_since = {what: count + 1 for what, count in self.sent_since.items()}
-        assert not careful or (len(self.window._messages) == 1 and (len(message.steps) == 1 or message.repeats))
+        assert not one_in_flight or (len(self.window._messages) == 1 and (len(message.steps) == 1 or message.repeats))
         by_index = {stream.index: stream for stream in self.usable if self.window.open[stream.index]}
         assert all(by_index[index].buffer is message.buffer for index in message.streams.tolist())
         rows = [(by_index[index].name, step, value) for index, step, value in contents(message)]
@@ -392,39 +392,39 @@ class World(RuleBasedStateMachine):
         """The server answers one."""
         self.server.run(full=full, busy=lambda: busy.pop() if busy else "")
         if heard:
-            self.hear()
+            self.respond()
 
     @precondition(lambda self: self.server.to_tell)
     @rule()
-    def hear(self) -> None:
+    def respond(self) -> None:
         """The client takes in one answer, as the session does."""
         sent, answers, errors = self.server.to_tell.popleft()
-        message = self.window.due(sent.number)
+        message = self.window.match_answer(sent.number)
         assert message is sent
         if answers is None:
-            self.follow(self.refusals.of_all(message, errors[0]))
+            self.follow(self.refusals.handle_message(message, errors[0]))
             return
         if message.repeats:
-            self.follow(self.refusals.of_repeats(message, answers, errors))
+            self.follow(self.refusals.handle_repeats(message, answers, errors))
             return
-        if isinstance(message, SingleMessage) and answers.plain and self.predicted_alone(message, answers):
-            self.shortage.over(message.stream, message.step)
+        if isinstance(message, SingleRowMessage) and answers.plain and self.settle_single_row(message, answers):
+            self.retry_deadlines.clear(message.stream, message.step)
             return
-        heard = self.window.predicted(message, answers)
+        heard = self.window.settle(message, answers)
         assert not heard.diverged
         applied = (message.at >= 0) & ~answers.refused
         for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
-            self.shortage.over(stream, step)
+            self.retry_deadlines.clear(stream, step)
         rows = heard.refused[self.window.usable[message.streams[heard.refused]]]
         told = [errors[row] for row in rows.tolist()]
         assert all(error.reason != pb.Error.REASON_STEP_GAP for error in told), "the first refused cannot be a gap"
         if len(rows):
-            self.follow(self.refusals.of_rows(message, rows, told))
+            self.follow(self.refusals.handle_rows(message, rows, told))
 
-    def predicted_alone(self, message: SingleMessage, answers: Answers) -> bool:
+    def settle_single_row(self, message: SingleRowMessage, answers: Answers) -> bool:
         """A timestep that was alone may be answered in a shorter way."""
         outputs = [column.tobytes() for column in answers.outputs]
-        return self.window.predicted_alone(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
+        return self.window.settle_single_row(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
 
     def follow(self, decision: Decision) -> None:
         """Streams that were refused something may be lost by it; others are held."""
@@ -433,7 +433,7 @@ class World(RuleBasedStateMachine):
             assert not isinstance(error, Diverged)
         self.lose(decision.lost)
 
-    @rule(seconds=st.sampled_from([0.0, 0.0, PATIENCE_S]))
+    @rule(seconds=st.sampled_from([0.0, 0.0, RETRY_TIMEOUT_S]))
     def release(self, seconds: float) -> None:
         """The waits are over; what was refused for too long is told, and answers may be lost by that."""
         self.now += seconds
@@ -458,12 +458,12 @@ class World(RuleBasedStateMachine):
     def tell(self, stream: Stream) -> None:
         """The server says what it has stored."""
         if self.window.open[stream.index]:
-            self.window.durable(ints(stream.index), ints(self.server.durable[stream.name]))
+            self.window.mark_durable(ints(stream.index), ints(self.server.durable[stream.name]))
 
     def sweep(self) -> None:
         """The client sweeps its buffers."""
         for buffer in self.buffers:
-            self.window._sweep(buffer)
+            self.window._compact(buffer)
 
     @rule(stored=st.booleans())
     def round_trip(self, stored: bool) -> None:
@@ -479,7 +479,7 @@ class World(RuleBasedStateMachine):
         while self.server.to_read:
             self.server.run(full=False, busy=str)
         while self.server.to_tell:
-            self.hear()
+            self.respond()
 
     @precondition(lambda self: self.sent_since["break"])
     @rule(
@@ -502,10 +502,10 @@ class World(RuleBasedStateMachine):
             server.forgotten = [len(applied) for applied in server.applied]
             self.answers_may_be_lost = True
         for stream in self.usable:
-            if stream.forgetting and not self.window.waited_for(ints(stream.index)).any():
-                self.window.begin_again(ints(stream.index))
+            if stream.forgetting and not self.window.has_waiters(ints(stream.index)).any():
+                self.window.reset(ints(stream.index))
                 stream.begun_again = True
-        self.window.cut()
+        self.window.end_call()
         for pick in range(len(self.usable) if asked else 0):
             self.ask_again(pick, -1, wrong=True, sent=False)  # for the last, which the server may have lost
 
@@ -546,14 +546,14 @@ class World(RuleBasedStateMachine):
         """What a server may still need stands in the buffer of its stream's model, in order and without a hole."""
         for stream in self.usable:
             for buffer in self.buffers:
-                first = self.window.first_steps(ints(stream.index)).item()
+                first = self.window.first_kept(ints(stream.index)).item()
                 kept = (buffer["stream"] == stream.index) & (buffer["step"] >= first)
                 steps = buffer["step"][kept].tolist() if buffer is stream.buffer else None
                 if steps is None:
                     assert not kept.any()
                     continue
                 end = self.window.next_steps.item(stream.index) - sum(
-                    single[0] == stream.index for single in buffer._gathered
+                    single[0] == stream.index for single in buffer._singles
                 )
                 assert steps == list(range(first, end))
 
@@ -561,31 +561,31 @@ class World(RuleBasedStateMachine):
     def counted(self) -> None:
         """Indices are those of one stream each, and as many are in use as can be used."""
         indices = [stream.index for stream in self.live]
-        assert len({*indices, *self.window._free}) == len(indices) + len(self.window._free)
-        assert self.window.in_use == sum(self.window.usable[index] for index in indices)
+        assert len({*indices, *self.window._free_indices}) == len(indices) + len(self.window._free_indices)
+        assert self.window.usable_count == sum(self.window.usable[index] for index in indices)
 
     def teardown(self) -> None:
         """Left in peace, every good timestep is applied and answered once, with the answer that its history gives."""
         if not hasattr(self, "window"):
             return
         rounds_max = 4 * self.values + 4 * sum(len(stream.repeats) for stream in self.streams) + 4
-        while (self.to_open or not self.window.quiet) and (rounds_max := rounds_max - 1):
+        while (self.to_open or not self.window.drained) and (rounds_max := rounds_max - 1):
             while self.to_open:
                 self.open(STREAMS_MAX)
             self.release(0.0)
             self.round_trip(stored=False)
-        assert self.window.quiet
+        assert self.window.drained
         assert not self.window._blocks
         assert not self.window._singles
         assert not self.window._in_flight.any()
-        assert not self.window._all_repeats()
+        assert not self.window._pending_repeats()
         assert all(self.window.idle(ints(stream.index)).all() for stream in self.usable)
         for stream in self.streams:
             self.check(stream)
             assert all(caller.done() for _, _, caller in stream.repeats)
         while self.live:
             self.leave(0, 1, replaced=False)
-        assert sorted(self.window._free) == list(range(self.window._count))
+        assert sorted(self.window._free_indices) == list(range(self.window._count))
         self.sweep()
         assert not any(len(buffer) for buffer in self.buffers)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer
 from tidegate.client.errors import InvalidTimestep
 from tidegate.client.message import Message
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Answers, BlockResults, Group
 from tidegate.client.types import Model
 from tidegate.client.window import Window
@@ -70,28 +70,30 @@ class Block(BlockResults):
         super().fail(place, *error, **more)
 
 
-class Books(Window):
+class OpenWindow(Window):
     """Books on streams of one model that were just opened, and go on at these numbers."""
 
     def __init__(self, *next_steps: int, durable: int = 0, window: int = 4, buffer_max: int = 100) -> None:
         super().__init__(buffer_max)
         self.buffer = self.buffer_of(MODEL, ROWS_MAX)
-        streams = self.join(len(next_steps))
-        self.opened(streams, ints(*next_steps), np.full(len(next_steps), durable), window)
+        streams = self.add_streams(len(next_steps))
+        self.mark_opened(streams, ints(*next_steps), np.full(len(next_steps), durable), window)
 
     def open_again(self, *next_steps: int, durable: int = 0) -> None:
         """The call broke, and these streams, from the first on, are open again."""
-        self.cut()
+        self.end_call()
         count = len(next_steps)
-        self.opened(np.arange(count), ints(*next_steps), np.full(count, durable), self.window)
+        self.mark_opened(np.arange(count), ints(*next_steps), np.full(count, durable), self.window)
 
     @property
     def settled(self) -> bool:
         """Whether nobody waits for anything."""
-        return not self._blocks and not self._singles and not self._all_repeats()
+        return not self._blocks and not self._singles and not self._pending_repeats()
 
 
-def put(window: Window, rows: list[int], values: list[float] | None = None, buffer: Buffer | None = None) -> Block:
+def put(
+    window: Window, rows: list[int], values: list[float] | None = None, buffer: ResendBuffer | None = None
+) -> Block:
     """Rows of many streams; without values they are 1."""
     results = Block(len(rows))
     column = np.array(values or [1.0] * len(rows), np.float32).reshape(-1, 1)
@@ -100,7 +102,7 @@ def put(window: Window, rows: list[int], values: list[float] | None = None, buff
 
 
 def put_single(
-    window: Window, stream: int, value: float = 1.0, group: Group | None = None, buffer: Buffer | None = None
+    window: Window, stream: int, value: float = 1.0, group: Group | None = None, buffer: ResendBuffer | None = None
 ) -> Caller:
     """One timestep."""
     caller = Caller()
@@ -117,7 +119,7 @@ def take(window: Window, rows_max: int = ROWS_MAX) -> list[Row]:
     """What is sent now: stream, number and value."""
     for buffer in window._buffers:
         buffer.rows_max = rows_max
-    message = window.take()
+    message = window.next_message()
     return [] if message is None else contents(message)
 
 
@@ -139,19 +141,19 @@ def answers_to(message: Message, *, durable: int = 0, forgotten: tuple[int, ...]
     return Answers(steps, [sums, seen], np.full(rows, durable), nothing, gone, nothing.copy(), plain=not forgotten)
 
 
-def hear(window: Window, number: int, **more: Any) -> Any:
+def respond(window: Window, number: int, **more: Any) -> Any:
     """The message of that number is answered."""
-    message = window.due(number)
-    return window.predicted(message, answers_to(message, **more))
+    message = window.match_answer(number)
+    return window.settle(message, answers_to(message, **more))
 
 
 def refuse(window: Window, number: int, *rows: int, next_step: int = 0) -> tuple[Message, Ints]:
     """These rows of a message are refused, the others answered; gives the message and the rows to decide on."""
-    message = window.due(number)
+    message = window.match_answer(number)
     answers = answers_to(message)
     answers.refused[list(rows)] = True
-    refused = window.predicted(message, answers._replace(plain=False)).refused
-    window.refused(message, refused, np.full(len(refused), next_step))
+    refused = window.settle(message, answers._replace(plain=False)).refused
+    window.mark_refused(message, refused, np.full(len(refused), next_step))
     return message, refused
 
 

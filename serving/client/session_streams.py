@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer
 from tidegate.client.call import Call, CallEnded
 from tidegate.client.connection import Connection
 from tidegate.client.errors import (
@@ -28,13 +27,14 @@ from tidegate.client.errors import (
     StreamNotFound,
     StreamRefused,
     TakenOver,
-    ending_of,
+    stream_error,
 )
+from tidegate.client.resend_buffer import ResendBuffer
 from tidegate.client.results import Deliver
-from tidegate.client.retry import Breaks, Limits, Retry, Shortage
-from tidegate.client.types import Model, difference, model_of
+from tidegate.client.retry import Limits, PoisonDetector, Retry, RetryDeadlines
+from tidegate.client.types import Model, decode_model, model_changed
 from tidegate.client.window import Window
-from tidegate.client.wire import KINDS, rows_max
+from tidegate.client.wire import OPEN_KINDS, rows_max
 from tidegate.core.spec import Ints
 from tidegate.v1 import tidegate_pb2 as pb
 
@@ -45,38 +45,38 @@ NAMES_MAX = 8192
 # A message may have 4 MB; the answer repeats the names and adds columns.
 NAMES_BYTES_MAX = 1_000_000
 # What a name has beside its bytes: its length, and the first step that is kept.
-NAME_BYTES = 12
+NAME_OVERHEAD_BYTES = 12
 # What a message has beside its columns: their lengths.
-FRAME_BYTES = 64
-HANDLES_FIRST = 64
+MESSAGE_OVERHEAD_BYTES = 64
+INITIAL_HANDLES = 64
 # A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
-HANDLES_A_CALL_MAX = 1_000_000
+CALL_HANDLES_MAX = 1_000_000
 # What stands for a handle that was never given.
-NEVER = -1
+UNASSIGNED = -1
 # What a server reads that does not say.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-# The number by which `Shortage` knows a stream that could not be opened; others are of timesteps.
-OPEN = 0
+# The number by which `RetryDeadlines` knows a stream that could not be opened; others are of timesteps.
+OPEN_STEP = 0
 
 
-class View(Protocol):
-    """Whoever has streams in a session; `place` says which of them. `alone` says that there is one only."""
+class StreamListener(Protocol):
+    """Whoever has streams in a session; `place` says which of them. `single_stream` says that there is one only."""
 
     model: Model
-    alone: bool
+    single_stream: bool
 
-    def on_opened(self, place: int, buffer: Buffer, call: int) -> None:
+    def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
         """A stream was opened on the call of that number; its timesteps go into that buffer."""
 
-    def on_lost(self, place: int, error: ClientError, *, told: bool, whole: bool) -> None:
-        """A stream can no longer be used; `told` says whether a caller knows, `whole` that it ended with all of the session."""
+    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared_error: bool) -> None:
+        """A stream can no longer be used; `notified` says whether a caller knows, `shared_error` that it ended with all of the session."""
 
     def on_closed(self, place: int) -> None:
         """A stream was closed, as was asked."""
 
 
 @dataclass(slots=True, eq=False)
-class Member:
+class SessionStream:
     """A stream of a session.
 
     Attributes:
@@ -95,7 +95,7 @@ class Member:
     stream: int
     stream_id: str
     ask: pb.OpenStreams
-    view: View
+    listener: StreamListener
     place: int
     until: float
     kind: str = ""
@@ -103,7 +103,7 @@ class Member:
     forget: bool | None = None
 
 
-class Members:
+class SessionStreams:
     """The streams of a session, and the `window` of their timesteps."""
 
     def __init__(self, connection: Connection, limits: Limits, deliver: Deliver) -> None:
@@ -111,24 +111,24 @@ class Members:
         self.limits = limits
         self._connection = connection
         self._backoff = limits.backoff
-        self._retry = Retry(limits, connection.may_be_up)
-        self._shortage = Shortage(limits.backoff)
-        self._breaks = Breaks(self.window)
+        self._retry = Retry(limits, connection.may_be_reachable)
+        self._retry_deadlines = RetryDeadlines(limits.backoff)
+        self._poison_detector = PoisonDetector(self.window)
         self._call: Call | None = None
         self._calls = 0
-        self._members: dict[int, Member] = {}  # those that somebody uses, in the order in which they joined
+        self._members: dict[int, SessionStream] = {}  # those that somebody uses, in the order in which they joined
         self._by_name: dict[str, int] = {}  # the latest stream under each name that was opened
         self._to_open: deque[int] = deque()
-        self._opening: list[Member] = []  # of the open in flight
+        self._opening: list[SessionStream] = []  # of the open in flight
         self._to_close: set[int] = set()
-        self._closing: deque[list[Member]] = deque()  # of each close in flight
-        self._left: list[int] = []  # handles of open streams that nobody uses any more
-        self._streams: Ints = np.zeros(0, np.int64)  # by handle
+        self._closing: deque[list[SessionStream]] = deque()  # of each close in flight
+        self._detached: list[int] = []  # handles of open streams that nobody uses any more
+        self._stream_by_handle: Ints = np.zeros(0, np.int64)  # by handle
         self._message_bytes_max = MESSAGE_BYTES_MAX
-        self._waits: set[asyncio.Task[None]] = set()
-        self._freed: set[asyncio.Future[None]] = set()  # who waits for room
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room_waiters: set[asyncio.Future[None]] = set()  # who waits for room
 
-    def has(self, stream_id: str) -> bool:
+    def has_open(self, stream_id: str) -> bool:
         """Whether a stream of that name is open."""
         return stream_id in self._by_name
 
@@ -137,34 +137,34 @@ class Members:
         if self._call is not None:
             self._call.wake()
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Waits until there may be room for more, or something has ended."""
         freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._freed.add(freed)
+        self._room_waiters.add(freed)
         try:
             await freed
         finally:
-            self._freed.discard(freed)
+            self._room_waiters.discard(freed)
 
-    def _free(self) -> None:
+    def _notify_room(self) -> None:
         """Has those look again who wait for room."""
-        for freed in self._freed:
+        for freed in self._room_waiters:
             if not freed.done():
                 freed.set_result(None)
 
-    def _usable(self) -> list[Member]:
+    def _usable_members(self) -> list[SessionStream]:
         return [member for member in self._members.values() if self.window.usable[member.stream]]
 
-    def _in_use(self, member: Member) -> bool:
+    def _in_use(self, member: SessionStream) -> bool:
         return self._members.get(member.stream) is member and bool(self.window.usable[member.stream])
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Does something beside the call, unless that ends first."""
         task = asyncio.create_task(work)
-        self._waits.add(task)
-        task.add_done_callback(self._waits.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+    def _schedule(self, seconds: float, then: Callable[[], None]) -> None:
         """Does something after a while, unless the call ends first."""
 
         async def wait() -> None:
@@ -172,117 +172,117 @@ class Members:
             then()
             self.wake()
 
-        self._start(wait())
+        self._spawn(wait())
 
     # A call ------------------------------------------------------------------------------------------------------------
 
     def _begin_call(self) -> None:
         """Every stream that can be used is to be opened, and closed if it was to be. Of one to be forgotten nothing is sent again."""
         self._calls += 1
-        usable = self._usable()
-        self.window.begin_again([member.stream for member in usable if self._forgetting(member)])
-        self.window.cut()
-        self._streams = np.full(HANDLES_FIRST, NEVER, np.int64)
+        usable = self._usable_members()
+        self.window.reset([member.stream for member in usable if self._only_forget_remains(member)])
+        self.window.end_call()
+        self._stream_by_handle = np.full(INITIAL_HANDLES, UNASSIGNED, np.int64)
         self._to_open = deque(self._members)
         self._to_close = {member.stream for member in usable if member.forget is not None}
 
     def _end_call(self) -> None:
         """No stream has a handle, and nothing is in flight."""
         if self._call is not None:
-            self._call.cut(StreamLost("the call has ended"))
+            self._call.cancel(StreamLost("the call has ended"))
             self._call = None
-        for task in self._waits:
+        for task in self._tasks:
             task.cancel()
         self._opening = []
         self._closing.clear()
-        self._left.clear()
+        self._detached.clear()
         self.window.handles[:] = 0
 
-    def _streams_of(self, handles: Ints) -> tuple[Ints, Ints]:
+    def _attached(self, handles: Ints) -> tuple[Ints, Ints]:
         """Which of these handles stand for streams that are still ours, and for which.
 
         Raises:
             StreamLost: one was never given out.
 
         """
-        known = len(handles) == 0 or handles.max() < len(self._streams)
-        streams = self._streams[handles] if known else handles
-        if not known or (streams == NEVER).any():
+        known = len(handles) == 0 or handles.max() < len(self._stream_by_handle)
+        streams = self._stream_by_handle[handles] if known else handles
+        if not known or (streams == UNASSIGNED).any():
             raise StreamLost("the server tells of a handle that it never gave out on this call", "WRONG_ORDER")
         ours = np.flatnonzero(self.window.handles[streams] == handles)
         return ours, streams[ours]
 
     # Opening -----------------------------------------------------------------------------------------------------------
 
-    def take(self) -> pb.OpenStreams | None:
+    def _next_open(self) -> pb.OpenStreams | None:
         """The open to send now; None when there is none, or one is in flight."""
-        if self._opening or not (lot := self._next_lot()):
+        if self._opening or not (batch := self._next_open_batch()):
             return None
-        self._opening = lot
+        self._opening = batch
         ask = pb.OpenStreams()
-        ask.CopyFrom(lot[0].ask)
-        ask.existence = self._existence(lot[0])
+        ask.CopyFrom(batch[0].ask)
+        ask.existence = self._existence(batch[0])
         ask.independent = True  # the answers to blocks of others do not wait for it
-        ask.stream_ids.extend([member.stream_id for member in lot])
-        streams = np.array([member.stream for member in lot], np.int64)
-        resume_from = np.where(self.window.begun[streams], self.window.first_steps(streams), 0)
-        if self._forgetting(lot[0]):
+        ask.stream_ids.extend([member.stream_id for member in batch])
+        streams = np.array([member.stream for member in batch], np.int64)
+        resume_from = np.where(self.window.ever_opened[streams], self.window.first_kept(streams), 0)
+        if self._only_forget_remains(batch[0]):
             resume_from[:] = 1
         if resume_from.any():
             ask.resume_from.extend(resume_from.tolist())
         return ask
 
-    def _next_lot(self) -> list[Member]:
+    def _next_open_batch(self) -> list[SessionStream]:
         """Streams, in their order, that fit one message: those of which the same is asked, and no name twice.
 
         A server may open those of one message in any order.
         """
-        lot: list[Member] = []
+        batch: list[SessionStream] = []
         names: set[str] = set()
         alike, size = b"", 0
-        while self._to_open and len(lot) < NAMES_MAX:
+        while self._to_open and len(batch) < NAMES_MAX:
             stream = self._to_open[0]
             member = self._members.get(stream)
             if member is None or not self.window.usable[stream] or self.window.open[stream]:
                 self._to_open.popleft()
                 continue
             this = bytes([self._existence(member), bool(member.forget)]) + member.ask.SerializeToString()
-            size += len(member.stream_id.encode()) + NAME_BYTES
-            size_max = min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - FRAME_BYTES)
-            if lot and (this != alike or member.stream_id in names or size > size_max):
+            size += len(member.stream_id.encode()) + NAME_OVERHEAD_BYTES
+            size_max = min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - MESSAGE_OVERHEAD_BYTES)
+            if batch and (this != alike or member.stream_id in names or size > size_max):
                 break
             alike = this
             names.update([member.stream_id] if member.stream_id else ())
-            lot.append(member)
+            batch.append(member)
             self._to_open.popleft()
-        return lot
+        return batch
 
-    def _existence(self, member: Member) -> pb.Existence:
-        if self._forgetting(member):
+    def _existence(self, member: SessionStream) -> pb.Existence:
+        if self._only_forget_remains(member):
             return pb.EXISTENCE_MUST_EXIST  # that it is not there means that it was forgotten
-        return pb.EXISTENCE_UNSPECIFIED if self.window.begun[member.stream] else member.ask.existence
+        return pb.EXISTENCE_UNSPECIFIED if self.window.ever_opened[member.stream] else member.ask.existence
 
-    def _forgetting(self, member: Member) -> bool:
+    def _only_forget_remains(self, member: SessionStream) -> bool:
         """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
-        return bool(member.forget and member.kind) and not self.window.waited_for(np.array([member.stream])).any()
+        return bool(member.forget and member.kind) and not self.window.has_waiters(np.array([member.stream])).any()
 
-    def _opened(self, message: pb.OpenedStreams) -> None:
-        asked, self._opening = self._opening, []
+    def _on_opened(self, message: pb.OpenedStreams) -> None:
+        requested, self._opening = self._opening, []
         if message.HasField("refused"):
-            self._not_opened([(member, message.refused) for member in asked])
+            self._on_open_refused([(member, message.refused) for member in requested])
         else:
-            opened = self._take_handles(asked, message)
+            opened = self._assign_handles(requested, message)
             if opened:
-                self._begin(message, opened)
-            self._not_opened([(asked[row.row], row.error) for row in message.errors])
+                self._activate(message, opened)
+            self._on_open_refused([(requested[row.row], row.error) for row in message.errors])
         if not self._to_open:
-            self._retry.opened()
-            if self.window.quiet and not self._to_close:
-                self._retry.rest()
-        if max(message.handles, default=0) > HANDLES_A_CALL_MAX:
+            self._retry.on_opened()
+            if self.window.drained and not self._to_close:
+                self._retry.reset_deadline()
+        if max(message.handles, default=0) > CALL_HANDLES_MAX:
             raise CallEnded(ServerUnavailable("the call has given out all its handles", "OK"))
 
-    def _take_handles(self, asked: list[Member], message: pb.OpenedStreams) -> dict[int, Member]:
+    def _assign_handles(self, requested: list[SessionStream], message: pb.OpenedStreams) -> dict[int, SessionStream]:
         """Notes what the server says of each stream; gives those that are open, by their row.
 
         Raises:
@@ -290,97 +290,99 @@ class Members:
 
         """
         columns = (message.handles, message.kinds, message.next_steps, message.epochs, message.durable_steps)
-        if not asked or {len(column) for column in (message.stream_ids, *columns)} != {len(asked)}:
+        if not requested or {len(column) for column in (message.stream_ids, *columns)} != {len(requested)}:
             raise StreamLost(
                 f"the server opened {len(message.stream_ids)} streams, which were not asked for", "WRONG_ORDER"
             )
         self._message_bytes_max = message.message_bytes_max or self._message_bytes_max
         refused = {row.row for row in message.errors}
-        opened: dict[int, Member] = {}
-        for row, (member, handle) in enumerate(zip(asked, message.handles, strict=True)):
+        opened: dict[int, SessionStream] = {}
+        for row, (member, handle) in enumerate(zip(requested, message.handles, strict=True)):
             if row in refused:
                 continue
             if not handle:
                 raise StreamLost("the server opened a stream without a handle", "WRONG_ORDER")
-            if handle >= len(self._streams):
-                self._streams = np.concatenate([self._streams, np.full(handle, NEVER, np.int64)])
-            self._streams[handle] = member.stream  # which has that handle only when it is in use
+            if handle >= len(self._stream_by_handle):
+                self._stream_by_handle = np.concatenate([self._stream_by_handle, np.full(handle, UNASSIGNED, np.int64)])
+            self._stream_by_handle[handle] = member.stream  # which has that handle only when it is in use
             if not self._in_use(member):
-                self._left.append(handle)
+                self._detached.append(handle)
                 continue
             self.window.handles[member.stream] = handle
             opened[row] = member
             member.epoch = message.epochs[row]
             member.stream_id = message.stream_ids[row]
-            member.kind = member.kind or KINDS.get(message.kinds[row], str(message.kinds[row]))
+            member.kind = member.kind or OPEN_KINDS.get(message.kinds[row], str(message.kinds[row]))
         return opened
 
-    def _begin(self, message: pb.OpenedStreams, opened: Mapping[int, Member]) -> None:
+    def _activate(self, message: pb.OpenedStreams, opened: Mapping[int, SessionStream]) -> None:
         """Streams are open."""
-        model = model_of(message.model)
+        model = decode_model(message.model)
         wrong: dict[int, ClientError] = {}
         for member in opened.values():
-            if self.window.begun[member.stream]:
-                error = difference(f"stream '{member.stream_id}'", member.view.model, model)
+            if self.window.ever_opened[member.stream]:
+                error = model_changed(f"stream '{member.stream_id}'", member.listener.model, model)
                 wrong.update({member.stream: error} if error is not None else {})
         rows = list(opened)
         streams = np.array([member.stream for member in opened.values()], np.int64)
         next_steps, durable_steps = (np.array(c, np.int64)[rows] for c in (message.next_steps, message.durable_steps))
-        self.window.opened(streams, next_steps, durable_steps, message.answers_remembered)
-        if held := self._breaks.to_hold(streams.tolist()):
+        self.window.mark_opened(streams, next_steps, durable_steps, message.answers_remembered)
+        if held := self._poison_detector.streams_to_hold(streams.tolist()):
             self.window.hold(held)
-            self._later(self._backoff.longest_s, lambda: self.window.release(held))
-        self._lose(wrong, whole=True)
+            self._schedule(self._backoff.longest_s, lambda: self.window.release(held))
+        self._lose(wrong, shared_error=True)
         if len(wrong) == len(streams):
             return
         buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
         for stream, member in zip(streams.tolist(), opened.values(), strict=True):
             if stream not in wrong:
-                self._shortage.over(stream, OPEN)
+                self._retry_deadlines.clear(stream, OPEN_STEP)
                 member.ask.model, member.ask.version = model.name, model.version
-                member.view.on_opened(member.place, buffer, self._calls)
-                self._end_older(member)
+                member.listener.on_opened(member.place, buffer, self._calls)
+                self._replace_older(member)
 
-    def _end_older(self, member: Member) -> None:
+    def _replace_older(self, member: SessionStream) -> None:
         """Another stream of this session under the same name has lost it to this one."""
         older = self._by_name.get(member.stream_id, member.stream)
         self._by_name[member.stream_id] = member.stream
         if older != member.stream:
             self._lose({older: TakenOver(f"stream '{member.stream_id}' was opened again by this client", "TAKEN_OVER")})
 
-    def _not_opened(self, refused: Iterable[tuple[Member, pb.Error]]) -> None:
+    def _on_open_refused(self, refused: Iterable[tuple[SessionStream, pb.Error]]) -> None:
         """Decides about streams whose open was refused: to wait, or to do without."""
-        waiting: list[Member] = []
+        waiting: list[SessionStream] = []
         wait_s = 0.0
         lost: dict[int, ClientError] = {}
-        for member, told in refused:
+        for member, notified in refused:
             if not self._in_use(member):
                 continue
-            error = ending_of(told, StreamRefused)
+            error = stream_error(notified, StreamRefused)
             if error.action == pb.Error.ACTION_REOPEN:
                 raise CallEnded(error)
             limit_s = self.limits.reconnect_s if member.kind else self.limits.open_s
-            if error.action == pb.Error.ACTION_RETRY and self._shortage.may_wait(member.stream, OPEN, limit_s):
+            if error.action == pb.Error.ACTION_RETRY and self._retry_deadlines.may_retry(
+                member.stream, OPEN_STEP, limit_s
+            ):
                 waiting.append(member)
                 wait_s = max(wait_s, error.retry_after_s)
-            elif isinstance(error, StreamNotFound) and self._forgetting(member):
-                self._finish([member])
-            elif isinstance(error, ModelMismatch) and member.view.alone and not member.ask.version:
-                self._start(self._find_version(member, error))
+            elif isinstance(error, StreamNotFound) and self._only_forget_remains(member):
+                self._mark_closed([member])
+            elif isinstance(error, ModelMismatch) and member.listener.single_stream and not member.ask.version:
+                self._spawn(self._find_version(member, error))
             else:
                 lost[member.stream] = error
         if waiting:
-            self._later(
-                self._backoff.not_before_s(wait_s),
+            self._schedule(
+                self._backoff.jittered_s(wait_s),
                 lambda: self._to_open.extend(member.stream for member in waiting if self._in_use(member)),
             )
         self._lose(lost)
 
-    async def _find_version(self, member: Member, error: ClientError) -> None:
+    async def _find_version(self, member: SessionStream, error: ClientError) -> None:
         """Opens a stream under the version that it runs under, since none was asked for."""
         request = pb.DescribeStreamRequest(stream_id=member.stream_id)
         try:
-            found = (await self._connection.ask("DescribeStream", request)).stream
+            found = (await self._connection.call_unary("DescribeStream", request)).stream
         except ClientError:
             found = pb.Stream()
         if not self._in_use(member):
@@ -394,28 +396,28 @@ class Members:
 
     # The end -----------------------------------------------------------------------------------------------------------
 
-    def _finish(self, members: Sequence[Member]) -> None:
+    def _mark_closed(self, members: Sequence[SessionStream]) -> None:
         """Streams are closed as was asked."""
         streams = [member.stream for member in members]
-        self.window.closed(streams)
+        self.window.mark_closed(streams)
         self._to_close.difference_update(streams)
         for member in members:
-            member.view.on_closed(member.place)
+            member.listener.on_closed(member.place)
 
-    def _lose(self, errors: Mapping[int, ClientError], *, whole: bool = False) -> None:
-        """These streams can no longer be used; the others go on. `whole` says that they end together."""
+    def _lose(self, errors: Mapping[int, ClientError], *, shared_error: bool = False) -> None:
+        """These streams can no longer be used; the others go on. `shared_error` says that they end together."""
         errors = {stream: error for stream, error in errors.items() if self.window.usable[stream]}
         if not errors:
             return
-        told = self.window.lose(errors, whole=whole)
+        notified = self.window.mark_lost(errors, shared_error=shared_error)
         stream, error = next(iter(errors.items()))
         log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._members[stream].stream_id, error)
         for stream, error in errors.items():
             self._to_close.discard(stream)
             member = self._members[stream]
-            member.view.on_lost(member.place, error, told=stream in told, whole=whole)
-        self._free()
+            member.listener.on_lost(member.place, error, notified=stream in notified, shared_error=shared_error)
+        self._notify_room()
 
     def _fail(self, error: ClientError, streams: Iterable[int]) -> None:
         """These streams can no longer be used, because the call cannot."""
-        self._lose(dict.fromkeys(streams, error), whole=True)
+        self._lose(dict.fromkeys(streams, error), shared_error=True)

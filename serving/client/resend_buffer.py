@@ -17,19 +17,19 @@ from tidegate.core.spec import Array, Floats, Ints
 
 # Rows that have left are swept out when the buffer is twice as long as after the last sweep, so that sweeping costs a row
 # next to nothing. A shorter one is not worth it.
-SWEEP_ROWS_MIN = 4096
-ROWS_FIRST = 64
-MASK = 2**64 - 1
+COMPACT_ROWS_MIN = 4096
+INITIAL_ROWS = 64
+UINT64_MAX = 2**64 - 1
 
 # A timestep that has a caller of its own: its stream and its values, who waits for it, and the group that it belongs to.
-Single = tuple[int, bytes, Waiter, Group | None]
+SingleTimestep = tuple[int, bytes, Waiter, Group | None]
 
 
-class Buffer:
+class ResendBuffer:
     """Rows, by the names of their columns: what is written to a column stays.
 
     `results` and `place` say whose a row is, `stream`, `step` and `values` what it is; `step` is 0 when it has left for good. `check` is
-    the checksum of its answer, which counts when it is `checked`. Single timesteps are gathered beside them until `take_gathered`.
+    the checksum of its answer, which counts when it is `checked`. Single timesteps are gathered beside them until `take_singles`.
 
     Attributes:
         model: what runs the streams, as its server described it last.
@@ -43,21 +43,21 @@ class Buffer:
         self.rows_max = rows_max
         self.unsent_from = 0
         self._count = 0
-        self._sweep_at = SWEEP_ROWS_MIN
+        self._compact_at = COMPACT_ROWS_MIN
         self._columns: dict[str, Array] = {
             **{name: np.empty(0, np.int64) for name in ("results", "place", "stream", "step")},
             "check": np.empty(0, np.uint64),
             "checked": np.empty(0, np.bool_),
             "values": np.empty((0, len(model.features)), np.float32),
         }
-        self._grow(ROWS_FIRST)
-        self._gathered: list[Single] = []
-        self._words = [_words(output.dtype, output.shape) for output in model.outputs]
-        self._factors = _factors(sum(self._words))
-        self._numbers: list[int] = self._factors.tolist()
+        self._grow(INITIAL_ROWS)
+        self._singles: list[SingleTimestep] = []
+        self._word_count = [_word_count(output.dtype, output.shape) for output in model.outputs]
+        self._factors = _factors(sum(self._word_count))
+        self._factor_list: list[int] = self._factors.tolist()
         self._unpack = [
             Struct(f"<{count}{'B' if output.dtype.itemsize == 1 else 'I'}").unpack
-            for output, count in zip(model.outputs, self._words, strict=True)
+            for output, count in zip(model.outputs, self._word_count, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -68,23 +68,23 @@ class Buffer:
         return self._columns[column][: self._count]
 
     @property
-    def alone(self) -> int | None:
+    def lone_stream(self) -> int | None:
         """The stream of the only timestep that is to be sent, when there is only one, and it was gathered."""
-        return self._gathered[0][0] if len(self._gathered) == 1 and self.unsent_from == self._count else None
+        return self._singles[0][0] if len(self._singles) == 1 and self.unsent_from == self._count else None
 
     @property
-    def unsent(self) -> bool:
+    def has_unsent(self) -> bool:
         """Whether something may be left to be sent."""
-        return self.unsent_from < self._count or bool(self._gathered)
+        return self.unsent_from < self._count or bool(self._singles)
 
-    def gather(self, single: Single) -> None:
+    def queue_single(self, single: SingleTimestep) -> None:
         """Puts a single timestep beside the rows, which are put together once in a while: a row each would cost ten times as much."""
-        self._gathered.append(single)
+        self._singles.append(single)
 
-    def take_gathered(self) -> list[Single]:
+    def take_singles(self) -> list[SingleTimestep]:
         """The single timesteps since the last time."""
-        gathered, self._gathered = self._gathered, []
-        return gathered
+        singles, self._singles = self._singles, []
+        return singles
 
     def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Floats) -> int:
         """Puts rows at the end, or one; gives the place of the first."""
@@ -103,21 +103,21 @@ class Buffer:
         return begin
 
     @property
-    def long(self) -> bool:
+    def needs_compaction(self) -> bool:
         """Whether it is time for a sweep."""
-        return self._count > self._sweep_at
+        return self._count > self._compact_at
 
-    def sweep(self, stays: Bools) -> Ints:
+    def compact(self, keep: Bools) -> Ints:
         """Drops the rows that do not stay; gives the new place of each, -1 for those that are gone."""
-        moved: Ints = np.where(stays, np.cumsum(stays) - 1, -1)
-        self.unsent_from = int(np.count_nonzero(stays[: self.unsent_from]))
-        self._columns = {name: column[: self._count][stays] for name, column in self._columns.items()}
+        moved: Ints = np.where(keep, np.cumsum(keep) - 1, -1)
+        self.unsent_from = int(np.count_nonzero(keep[: self.unsent_from]))
+        self._columns = {name: column[: self._count][keep] for name, column in self._columns.items()}
         self._count = len(self._columns["step"])
-        self._grow(max(ROWS_FIRST, 2 * self._count))
-        self._sweep_at = max(SWEEP_ROWS_MIN, 2 * self._count)
+        self._grow(max(INITIAL_ROWS, 2 * self._count))
+        self._compact_at = max(COMPACT_ROWS_MIN, 2 * self._count)
         return moved
 
-    def runs(self, at: Ints) -> list[tuple[int, slice]]:
+    def split_by_results(self, at: Ints) -> list[tuple[int, slice]]:
         """The results that rows at these places belong to, and which of the rows do."""
         numbers = self["results"][at]
         if len(at) and (numbers == numbers[0]).all():
@@ -140,10 +140,10 @@ class Buffer:
             begin += bits.shape[1]
         return np.zeros(0, np.uint64) if sums is None else sums
 
-    def note_checksum(self, place: int, packed: Sequence[bytes]) -> None:
+    def set_checksum(self, place: int, packed: Sequence[bytes]) -> None:
         """Keeps the same for the packed outputs of one row."""
         words = [word for unpack, part in zip(self._unpack, packed, strict=True) for word in unpack(part)]
-        self._columns["check"][place] = sum(map(mul, words, self._numbers)) & MASK
+        self._columns["check"][place] = sum(map(mul, words, self._factor_list)) & UINT64_MAX
         self._columns["checked"][place] = True
 
     def _grow(self, rows: int) -> None:
@@ -153,7 +153,7 @@ class Buffer:
             self._columns[name] = longer
 
 
-def _words(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+def _word_count(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
     size = int(np.prod(shape)) * dtype.itemsize
     return size if dtype.itemsize == 1 else size // 4
 

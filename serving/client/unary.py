@@ -7,36 +7,36 @@ from tidegate.client.connection import Connection
 from tidegate.client.errors import AnswerLost, ClientError, StreamNotFound
 from tidegate.client.inputs import Values, has_names, pack
 from tidegate.client.retry import Limits, Retry
-from tidegate.client.types import Model, Prediction, model_of
+from tidegate.client.types import Model, Prediction, decode_model
 from tidegate.v1 import tidegate_pb2 as pb
 
 # A server has some models of some versions each. Beyond these the oldest are asked for again.
-DESCRIPTIONS_MAX = 64
+CACHED_MODELS_MAX = 64
 
 
-class Single:
+class UnaryPredictor:
     """Asks for single timesteps over one connection."""
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
-        self._descriptions: dict[tuple[str, str], Model] = {}  # by name and version
+        self._models: dict[tuple[str, str], Model] = {}  # by name and version
 
     async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
         """The prediction for a request whose values are these; see `tidegate.client.Client.predict_one`."""
-        features = (await self._model_of(request)).features if has_names(values) else None
+        features = (await self._stream_model(request)).features if has_names(values) else None
         request.values = pack(values, features)
-        retry = Retry(self._limits, self._connection.may_be_up)
+        retry = Retry(self._limits, self._connection.may_be_reachable)
         response: pb.PredictOneResponse | None = None
         while response is None:
             try:
-                response = await self._connection.ask("PredictOne", request, of_timestep=True)
+                response = await self._connection.call_unary("PredictOne", request, of_timestep=True)
             except ClientError as error:
                 if not request.step:
                     raise  # one without a number would be applied again
                 await retry.wait(error, f"timestep {request.step} of stream {request.stream_id}")
         try:
-            model = await self._described(response.model, response.version)
+            model = await self._served_model(response.model, response.version)
         except ClientError as error:
             raise AnswerLost(
                 f"timestep {response.prediction.step} was applied, but its outputs cannot be read: {error}; ask again with its number",
@@ -49,23 +49,23 @@ class Single:
             )
         return Prediction(answer.step, model.outputs, answer.outputs, answer.durable_step, answer.duplicate)
 
-    async def _model_of(self, request: pb.PredictOneRequest) -> Model:
+    async def _stream_model(self, request: pb.PredictOneRequest) -> Model:
         """The model that the stream runs under, or will when it begins."""
         try:
             asked = pb.DescribeStreamRequest(stream_id=request.stream_id)
-            known = (await self._connection.ask("DescribeStream", asked)).stream
+            known = (await self._connection.call_unary("DescribeStream", asked)).stream
         except StreamNotFound:
             named = pb.DescribeModelRequest(name=request.model, version=request.version)
-            return model_of((await self._connection.ask("DescribeModel", named)).model)
-        return await self._described(known.model, known.version)
+            return decode_model((await self._connection.call_unary("DescribeModel", named)).model)
+        return await self._served_model(known.model, known.version)
 
-    async def _described(self, name: str, version: str) -> Model:
+    async def _served_model(self, name: str, version: str) -> Model:
         """The description of a model that is served."""
         key = name, version
-        if key not in self._descriptions:
+        if key not in self._models:
             asked = pb.DescribeModelRequest(name=name, version=version)
-            model = model_of((await self._connection.ask("DescribeModel", asked)).model)
-            if len(self._descriptions) >= DESCRIPTIONS_MAX:
-                del self._descriptions[next(iter(self._descriptions))]
-            self._descriptions[key] = model
-        return self._descriptions[key]
+            model = decode_model((await self._connection.call_unary("DescribeModel", asked)).model)
+            if len(self._models) >= CACHED_MODELS_MAX:
+                del self._models[next(iter(self._models))]
+            self._models[key] = model
+        return self._models[key]

@@ -2,110 +2,112 @@
 
 import numpy as np
 
-from tidegate.client.buffer import Buffer, Single
 from tidegate.client.errors import ClientError
 from tidegate.client.message import Message
-from tidegate.client.results import Answers, BlockResults, Deliver, Group, Waiter, cut, deliver, log, lost_answer
-from tidegate.client.table import StreamTable, rank
+from tidegate.client.resend_buffer import ResendBuffer, SingleTimestep
+from tidegate.client.results import Answers, BlockResults, Deliver, Group, Waiter, answer_lost, deliver, log, split_rows
+from tidegate.client.table import StreamTable, cumcount
 from tidegate.client.types import Model, Prediction
 from tidegate.core.spec import Floats, Ints, Output
 
-# What stands for the results of timesteps that have a caller each; their places are those of the callers in `Backlog._singles`.
-SINGLES = 0
+# What stands for the results of timesteps that have a caller each; their places are those of the callers in `PendingTimesteps._singles`.
+SINGLE_TIMESTEPS = 0
 
 
-class Backlog(StreamTable):
-    """A buffer for each model, and the results that are not settled; `why` has the error of each stream that is refused or lost."""
+class PendingTimesteps(StreamTable):
+    """A buffer for each model, and the results that are not settled; `errors` has the error of each stream that is refused or lost."""
 
     def __init__(self, buffer_max: int, deliver: Deliver = deliver) -> None:
         super().__init__(buffer_max)
         self._deliver = deliver
-        self.why: dict[int, ClientError] = {}
-        self._buffers: list[Buffer] = []
+        self.errors: dict[int, ClientError] = {}
+        self._buffers: list[ResendBuffer] = []
         self._blocks: dict[int, BlockResults] = {}
         self._blocks_made = 0
-        self._singles: dict[int, Single] = {}
+        self._singles: dict[int, SingleTimestep] = {}
         self._singles_made = 0
 
-    def buffer_of(self, model: Model, rows_max: int) -> Buffer:
+    def buffer_of(self, model: Model, rows_max: int) -> ResendBuffer:
         """The buffer for streams of a model, of which a message may have so many rows."""
         for buffer in self._buffers:
             if buffer.model.id == model.id:
                 buffer.model, buffer.rows_max = model, rows_max
                 return buffer
-        self._buffers.append(Buffer(model, rows_max))
+        self._buffers.append(ResendBuffer(model, rows_max))
         return self._buffers[-1]
 
     def add_single(
-        self, buffer: Buffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
+        self, buffer: ResendBuffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
     ) -> None:
         """Puts one timestep of a usable stream at the end."""
-        buffer.gather((stream, values, waiter, group))
+        buffer.queue_single((stream, values, waiter, group))
         self._next_at[stream] += 1
 
-    def add(self, buffer: Buffer, results: BlockResults, place: int, streams: Ints, values: Floats) -> None:
+    def add(self, buffer: ResendBuffer, results: BlockResults, place: int, streams: Ints, values: Floats) -> None:
         """Puts rows, from `place` of their results on, at the end. Results are added one after the other.
 
         Rows of streams that cannot be used are settled with their error at once.
         """
-        self._take_gathered(buffer)
+        self._flush_singles(buffer)
         places = np.arange(place, place + len(streams))
         if not (usable := self.usable[streams]).all():
             for row in np.flatnonzero(~usable).tolist():
                 stream = int(streams[row])
-                results.fail(place + row, self.why[stream], 0, int(self.durable_steps[stream]))
+                results.fail(place + row, self.errors[stream], 0, int(self.durable_steps[stream]))
             places, streams, values = places[usable], streams[usable], values[usable]
             self._forget_settled(results)
-        steps = self.next_steps[streams] + rank(streams)
+        steps = self.next_steps[streams] + cumcount(streams)
         np.add.at(self.next_steps, streams, 1)
         if not len(streams):
             return
-        if not results.number:
+        if not results.id:
             self._blocks_made += 1
-            results.number = self._blocks_made
-            self._blocks[results.number] = results
-        buffer.append(results.number, places, streams, steps, values)
+            results.id = self._blocks_made
+            self._blocks[results.id] = results
+        buffer.append(results.id, places, streams, steps, values)
 
     def abandon(self, results: BlockResults, rows: int) -> None:
         """So many of the last rows of results are never added: their caller has gone."""
-        results.leave(rows)
+        results.drop_last(rows)
         self._forget_settled(results)
 
-    def _take_gathered(self, buffer: Buffer) -> None:
+    def _flush_singles(self, buffer: ResendBuffer) -> None:
         """Gives single timesteps that came since the last time their places among the rows."""
-        if not (gathered := buffer.take_gathered()):
+        if not (singles := buffer.take_singles()):
             return
-        named, packed, _, _ = zip(*gathered, strict=True)
+        named, packed, _, _ = zip(*singles, strict=True)
         streams = np.array(named, np.int64)
         values = np.frombuffer(b"".join(packed), "<f4").reshape(len(streams), -1)
-        turns = rank(streams)
+        turns = cumcount(streams)
         steps = self.next_steps[streams] - 1
         if turns.any():  # a stream several times: they were all counted when they came
             steps += 1 + turns - np.bincount(streams)[streams]
-        first = self._keep(gathered)
-        buffer.append(SINGLES, np.arange(first, self._singles_made), streams, steps, values)
+        first = self._register(singles)
+        buffer.append(SINGLE_TIMESTEPS, np.arange(first, self._singles_made), streams, steps, values)
 
-    def _keep(self, singles: list[Single]) -> int:
+    def _register(self, singles: list[SingleTimestep]) -> int:
         """Keeps those who wait until they are told; gives the place of the first."""
         first = self._singles_made
         self._singles_made += len(singles)
         self._singles.update(enumerate(singles, first))
         return first
 
-    def _settle(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
+    def _settle_rows(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
         """Gives callers the answers in these rows, by the rows' places in the buffer."""
         places = message.buffer["place"][at]
-        for number, part in message.buffer.runs(at):
-            if number == SINGLES:
-                self._settle_singles(message.buffer.model.outputs, places[part], rows[part], answers)
+        for number, part in message.buffer.split_by_results(at):
+            if number == SINGLE_TIMESTEPS:
+                self._settle_single_rows(message.buffer.model.outputs, places[part], rows[part], answers)
             else:
                 results = self._blocks[number]
                 results.settle(places[part], rows[part], answers)
                 self._forget_settled(results)
 
-    def _settle_singles(self, outputs: tuple[Output, ...], places: Ints, rows: Ints, answers: Answers) -> None:
+    def _settle_single_rows(self, outputs: tuple[Output, ...], places: Ints, rows: Ints, answers: Answers) -> None:
         count = len(answers.steps)
-        packed = zip(*(cut(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
+        packed = (
+            zip(*(split_rows(column, count) for column in answers.outputs), strict=True) if outputs else [()] * count
+        )
         duplicates = [False] * count if answers.plain else (answers.duplicates | answers.forgotten).tolist()
         columns = zip(answers.steps.tolist(), packed, answers.durable_steps.tolist(), duplicates, strict=True)
         predictions = [
@@ -117,13 +119,15 @@ class Backlog(StreamTable):
             return
         for waiter, row in zip(waiters, rows.tolist(), strict=True):
             if answers.forgotten[row] and not waiter.done():
-                waiter.set_exception(lost_answer(predictions[row].step))
+                waiter.set_exception(answer_lost(predictions[row].step))
             deliver([(waiter, predictions[row])])
 
-    def _fail(self, buffer: Buffer, at: int, error: ClientError, step: int = 0, *, whole: bool = False) -> bool:
+    def _fail(
+        self, buffer: ResendBuffer, at: int, error: ClientError, step: int = 0, *, shared_error: bool = False
+    ) -> bool:
         """Settles the row at a place of the buffer with an error; the rest is as in `BlockResults.fail`. Whether anybody is told."""
         number, place, stream = (int(buffer[column][at]) for column in ("results", "place", "stream"))
-        if number == SINGLES:
+        if number == SINGLE_TIMESTEPS:
             _, _, waiter, _ = self._singles.pop(place)
             if waiter.done():
                 log.warning("a timestep, whose caller has gone, was refused: %s", error)
@@ -131,30 +135,30 @@ class Backlog(StreamTable):
             waiter.set_exception(error)
         else:
             results = self._blocks[number]
-            results.fail(place, error, step, int(self.durable_steps[stream]), whole=whole)
+            results.fail(place, error, step, int(self.durable_steps[stream]), shared_error=shared_error)
             self._forget_settled(results)
         return True
 
-    def _group(self, buffer: Buffer, at: int) -> Group | None:
+    def _group(self, buffer: ResendBuffer, at: int) -> Group | None:
         """The group that a timestep belongs to which is not settled."""
-        return self._singles[int(buffer["place"][at])][3] if buffer["results"][at] == SINGLES else None
+        return self._singles[int(buffer["place"][at])][3] if buffer["results"][at] == SINGLE_TIMESTEPS else None
 
-    def _fallen(self, buffer: Buffer, at: int) -> list[int]:
+    def _dropped_rows(self, buffer: ResendBuffer, at: int) -> list[int]:
         """The places of a timestep that is dropped and of those that fall with it."""
         if (group := self._group(buffer, at)) is None:
             return [at]
-        group.fallen = True
+        group.failed = True
         behind = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
         return [other for other in behind.tolist() if self._group(buffer, other) is group]
 
-    def _number_again(self, buffer: Buffer, touched: Ints) -> None:
+    def _renumber(self, buffer: ResendBuffer, touched: Ints) -> None:
         """Numbers what is not answered of these streams without a hole."""
         streams, steps = buffer["stream"], buffer["step"]
         behind = np.isin(streams, touched) & (steps > self.answered[streams])
-        steps[behind] = self.answered[streams[behind]] + 1 + rank(streams[behind])
+        steps[behind] = self.answered[streams[behind]] + 1 + cumcount(streams[behind])
         self.next_steps[touched] = self.answered[touched] + 1
         np.add.at(self.next_steps, streams[behind], 1)
 
     def _forget_settled(self, results: BlockResults) -> None:
-        if not results.left:
-            self._blocks.pop(results.number, None)
+        if not results.pending:
+            self._blocks.pop(results.id, None)
