@@ -1,4 +1,4 @@
-"""Checks arguments before anything is sent. An error names the argument and what was expected."""
+"""Checks arguments before anything is sent. An error names the argument, and says what was got and what was expected."""
 
 import math
 import numbers
@@ -14,34 +14,34 @@ from tidegate.client.errors import InvalidArgument
 T = TypeVar("T")
 U = TypeVar("U")
 
-# What the protocol allows a stream's name and an owner, in bytes of UTF-8.
+# The protocol's limit for the name of a stream or an owner, in bytes of UTF-8.
 NAME_BYTES_MAX = 256
 PORT_MAX = 2**16 - 1
-# What gRPC reads otherwise than as a host and a port.
+# Schemes of gRPC's name syntax.
 SCHEMES = ("unix", "unix-abstract", "dns", "ipv4", "ipv6", "xds", "vsock")
-# What people copy from a browser where TLS is meant.
+# Schemes that people copy from a browser.
 TLS_SCHEMES = ("https", "grpcs")
-# What gRPC sends as metadata; what ends in -bin would be bytes, what begins with grpc- is its own.
+# What gRPC accepts as metadata. Keys that end in -bin have bytes, and keys that begin with grpc- are reserved.
 METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 METADATA_VALUE = re.compile(r"[ -~]*")
-# The largest number that a field of 32 bits without a sign can hold.
+# The largest value of a uint32 field.
 UINT32_MAX = 2**32 - 1
 
 
 def format_value(value: object) -> str:
-    """A value as an error message shows it: short, and on one line."""
+    """Formats a value for an error message: short, and on one line."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} of shape {value.shape}"
     return " ".join(reprlib.repr(value).split())
 
 
 def invalid(field: str, value: object, expected: str) -> InvalidArgument:
-    """The error for an argument."""
+    """The error for an invalid argument."""
     return InvalidArgument(f"{field}: got {format_value(value)}, expected {expected}", field=field)
 
 
 def text(field: str, value: object, *, bytes_max: int | None = None, minimum: int = 0) -> str:
-    """An argument that is text, of so many bytes of UTF-8."""
+    """Checks that an argument is text, of this many bytes of UTF-8."""
     expected = "text that is not empty" if minimum else "text"
     if bytes_max is not None:
         expected = f"text of {minimum} to {bytes_max} bytes of UTF-8"
@@ -55,12 +55,12 @@ def text(field: str, value: object, *, bytes_max: int | None = None, minimum: in
 
 
 def name(field: str, value: object, *, minimum: int = 0) -> str:
-    """An argument that names a stream or an owner; with `minimum` 1 it may not be empty."""
+    """Checks the name of a stream or an owner. With `minimum` 1 it may not be empty."""
     return text(field, value, bytes_max=NAME_BYTES_MAX, minimum=minimum)
 
 
 def address(field: str, value: object) -> str:
-    """An argument that says where a server is. A port that there is not would be taken for another one by the system."""
+    """Checks the address of a server. Name resolution would silently reduce a port that is too large."""
     target = text(field, value)
     scheme, _, rest = target.partition(":")
     host, _, port = target.rpartition(":")
@@ -73,12 +73,12 @@ def address(field: str, value: object) -> str:
 
 
 def _is_bare_ipv6(host: str) -> bool:
-    """Whether it is an IPv6 address without brackets, of which the end would be taken for a port; or behind a scheme, no host at all."""
+    """Whether the host is an IPv6 address without brackets, so that its end would be read as the port."""
     return ":" in host and not host.startswith("[")
 
 
 def _address_hint(target: str) -> str:
-    """What was expected instead of an address, said for the slips that are made."""
+    """What an error expects instead of this address; it names the usual mistakes."""
     scheme, slashes, _ = target.partition("://")
     if slashes:
         hint = f"HOST:PORT; leave out '{format_value(scheme)[1:-1]}://'"
@@ -93,14 +93,14 @@ def _address_hint(target: str) -> str:
 
 
 def instance(field: str, value: T | None, cls: type[T], expected: str) -> T | None:
-    """An argument that is one of a class, or None."""
+    """Checks that an argument is an instance of a class, or None."""
     if value is not None and not isinstance(value, cls):
         raise invalid(field, value, expected)
     return value
 
 
 def choice(field: str, value: object, choices: Mapping[str, U]) -> U:
-    """An argument that is one of these names; gives what it stands for."""
+    """Checks that an argument is one of these names. Returns the value for it."""
     if isinstance(value, str) and value in choices:
         return choices[value]
     names = ", ".join(filter(None, choices))
@@ -108,7 +108,7 @@ def choice(field: str, value: object, choices: Mapping[str, U]) -> U:
 
 
 def metadata(field: str, value: object) -> tuple[tuple[str, str], ...]:
-    """An argument that is sent with every call. What gRPC does not send would end each of them; values are secrets, and not shown."""
+    """Checks the metadata of all calls. gRPC would end each call with invalid ones. Values are secrets, so errors do not show them."""
     expected = "a list of (key, value) with keys of a-z, 0-9, '-', '_' and '.', and values of printable ASCII, or None"
     if value is None:
         return ()
@@ -132,14 +132,14 @@ def metadata(field: str, value: object) -> tuple[tuple[str, str], ...]:
 
 
 def boolean(field: str, value: object) -> bool:
-    """An argument that is True or False."""
+    """Checks that an argument is True or False."""
     if not isinstance(value, bool | np.bool_):
         raise invalid(field, value, "True or False")
     return bool(value)
 
 
 def integer(field: str, value: object, minimum: int, maximum: int) -> int:
-    """An argument that is a whole number."""
+    """Checks that an argument is an integer within these bounds."""
     number = minimum - 1 if isinstance(value, bool) or not isinstance(value, numbers.Integral) else int(value)
     if not minimum <= number <= maximum:
         raise invalid(field, value, f"a whole number from {minimum} to {maximum}")
@@ -147,7 +147,7 @@ def integer(field: str, value: object, minimum: int, maximum: int) -> int:
 
 
 def seconds(field: str, value: object, *, zero: bool = False) -> float:
-    """An argument that is a time in seconds, above 0 unless `zero` may be."""
+    """Checks that an argument is a time in seconds: above 0, or 0 with `zero`."""
     number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
     if not (number > 0 or (zero and number == 0)):
         raise invalid(field, value, f"seconds, {'0 or more' if zero else 'more than 0'}")

@@ -1,4 +1,4 @@
-"""The timesteps that a client keeps until they are durable, and the callers that wait for their answers."""
+"""The timesteps of a client that are not answered or not durable, and the futures of their callers."""
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from tidegate.client.table import StreamTable, cumcount
 from tidegate.client.types import Model, Prediction
 from tidegate.core.spec import Floats, Ints, Output
 
-# What stands for the results of timesteps that have a caller each; their places are those of the callers in `PendingTimesteps._singles`.
+# The results number of single timesteps. In their rows, `place` is the key in `PendingTimesteps._singles`.
 SINGLE_TIMESTEPS = 0
 
 
 class PendingTimesteps(StreamTable):
-    """A buffer for each model, and the results that are not settled; `errors` has the error of each stream that is refused or lost."""
+    """A resend buffer for each model, and the results that are not complete. `errors` has the error of each unusable stream."""
 
     def __init__(self, buffer_max: int, deliver: Deliver = deliver) -> None:
         super().__init__(buffer_max)
@@ -28,7 +28,7 @@ class PendingTimesteps(StreamTable):
         self._singles_made = 0
 
     def buffer_of(self, model: Model, rows_max: int) -> ResendBuffer:
-        """The buffer for streams of a model, of which a message may have so many rows."""
+        """Returns the buffer for streams of a model. A message may have `rows_max` of its rows."""
         for buffer in self._buffers:
             if buffer.model.id == model.id:
                 buffer.model, buffer.rows_max = model, rows_max
@@ -39,14 +39,14 @@ class PendingTimesteps(StreamTable):
     def add_single(
         self, buffer: ResendBuffer, stream: int, values: bytes, waiter: Waiter, group: Group | None = None
     ) -> None:
-        """Puts one timestep of a usable stream at the end."""
+        """Appends one timestep of a usable stream."""
         buffer.queue_single((stream, values, waiter, group))
         self._next_at[stream] += 1
 
     def add(self, buffer: ResendBuffer, results: BlockResults, place: int, streams: Ints, values: Floats) -> None:
-        """Puts rows, from `place` of their results on, at the end. Results are added one after the other.
+        """Appends rows, from `place` of their results on. The rows of one result are added in order.
 
-        Rows of streams that cannot be used are settled with their error at once.
+        Rows of unusable streams fail with their error at once.
         """
         self._flush_singles(buffer)
         places = np.arange(place, place + len(streams))
@@ -67,12 +67,12 @@ class PendingTimesteps(StreamTable):
         buffer.append(results.id, places, streams, steps, values)
 
     def abandon(self, results: BlockResults, rows: int) -> None:
-        """So many of the last rows of results are never added: their caller has gone."""
+        """Gives up the last rows of results, which were never added because their caller was cancelled."""
         results.drop_last(rows)
         self._forget_settled(results)
 
     def _flush_singles(self, buffer: ResendBuffer) -> None:
-        """Gives single timesteps that came since the last time their places among the rows."""
+        """Moves the queued single timesteps into the columns."""
         if not (singles := buffer.take_singles()):
             return
         named, packed, _, _ = zip(*singles, strict=True)
@@ -80,20 +80,20 @@ class PendingTimesteps(StreamTable):
         values = np.frombuffer(b"".join(packed), "<f4").reshape(len(streams), -1)
         turns = cumcount(streams)
         steps = self.next_steps[streams] - 1
-        if turns.any():  # a stream several times: they were all counted when they came
+        if turns.any():  # several timesteps of one stream: next_steps counts all of them already
             steps += 1 + turns - np.bincount(streams)[streams]
         first = self._register(singles)
         buffer.append(SINGLE_TIMESTEPS, np.arange(first, self._singles_made), streams, steps, values)
 
     def _register(self, singles: list[SingleTimestep]) -> int:
-        """Keeps those who wait until they are told; gives the place of the first."""
+        """Keeps single timesteps until they are settled. Returns the key of the first."""
         first = self._singles_made
         self._singles_made += len(singles)
         self._singles.update(enumerate(singles, first))
         return first
 
     def _settle_rows(self, message: Message, at: Ints, rows: Ints, answers: Answers) -> None:
-        """Gives callers the answers in these rows, by the rows' places in the buffer."""
+        """Gives callers the answers in these rows. `at` has the places of the rows in the buffer."""
         places = message.buffer["place"][at]
         for number, part in message.buffer.split_by_results(at):
             if number == SINGLE_TIMESTEPS:
@@ -125,7 +125,7 @@ class PendingTimesteps(StreamTable):
     def _fail(
         self, buffer: ResendBuffer, at: int, error: ClientError, step: int = 0, *, shared_error: bool = False
     ) -> bool:
-        """Settles the row at a place of the buffer with an error; the rest is as in `BlockResults.fail`. Whether anybody is told."""
+        """Settles one row of the buffer with an error, as `BlockResults.fail`. Returns whether a caller got the error."""
         number, place, stream = (int(buffer[column][at]) for column in ("results", "place", "stream"))
         if number == SINGLE_TIMESTEPS:
             _, _, waiter, _ = self._singles.pop(place)
@@ -140,11 +140,11 @@ class PendingTimesteps(StreamTable):
         return True
 
     def _group(self, buffer: ResendBuffer, at: int) -> Group | None:
-        """The group that a timestep belongs to which is not settled."""
+        """The group of an unsettled timestep, None when it has none."""
         return self._singles[int(buffer["place"][at])][3] if buffer["results"][at] == SINGLE_TIMESTEPS else None
 
     def _dropped_rows(self, buffer: ResendBuffer, at: int) -> list[int]:
-        """The places of a timestep that is dropped and of those that fall with it."""
+        """The places of a dropped timestep and of the later timesteps of its group."""
         if (group := self._group(buffer, at)) is None:
             return [at]
         group.failed = True
@@ -152,7 +152,7 @@ class PendingTimesteps(StreamTable):
         return [other for other in behind.tolist() if self._group(buffer, other) is group]
 
     def _renumber(self, buffer: ResendBuffer, touched: Ints) -> None:
-        """Numbers what is not answered of these streams without a hole."""
+        """Numbers the unanswered timesteps of these streams again, without gaps."""
         streams, steps = buffer["stream"], buffer["step"]
         behind = np.isin(streams, touched) & (steps > self.answered[streams])
         steps[behind] = self.answered[streams[behind]] + 1 + cumcount(streams[behind])

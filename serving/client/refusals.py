@@ -1,6 +1,6 @@
 """Decides what happens to refused timesteps: a retry, an error for their callers, or the loss of the stream.
 
-The window keeps the books of it; here is done what the server says of each, for its stream alone.
+Each decision follows the error that the server sent for that stream. `tidegate.client.window` carries it out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ RefusedRows = Mapping[int, ClientError]
 
 
 class Decision(NamedTuple):
-    """What is left to be done about refused timesteps.
+    """What the session must do about refused timesteps.
 
-    `held` are streams that are to be released after a wait, for which the server has asked for `retry_after_s`; `lost` are
-    those that can no longer be used, `shared_error` says that a message was refused as a whole; `notified` whether a caller was told.
+    `held` are streams to release after a delay; the server asked for `retry_after_s` seconds. `lost` are streams that can no longer be
+    used. `shared_error`: the message was refused as a whole. `notified`: a caller got an error.
     """
 
     held: Ints
@@ -47,18 +47,18 @@ class Decision(NamedTuple):
 
 
 class RefusalHandler:
-    """Decides about refused timesteps; those that may be sent again are, within `reconnect_s`.
+    """Decides about refused timesteps. They are sent again for up to `reconnect_s` if the server allows it.
 
-    Every method raises CallEnded when the streams are to be opened again.
+    Every method raises CallEnded when the streams must be opened again.
     """
 
-    def __init__(self, window: Window, shortage: RetryDeadlines, reconnect_s: float) -> None:
+    def __init__(self, window: Window, deadlines: RetryDeadlines, reconnect_s: float) -> None:
         self._window = window
-        self._retry_deadlines = shortage
+        self._deadlines = deadlines
         self._reconnect_s = reconnect_s
 
     def handle_message(self, message: Message, error: pb.Error) -> Decision:
-        """Decides about a message of which no row was applied."""
+        """Decides about a message that was refused as a whole."""
         refusal = timestep_error(error)
         if message.repeats:
             return self._decide_repeats(message, dict.fromkeys(range(len(message.repeats)), refusal))
@@ -71,12 +71,12 @@ class RefusalHandler:
         )
 
     def handle_rows(self, message: Message, rows: Ints, errors: Sequence[pb.Error]) -> Decision:
-        """Decides about rows, one a stream."""
+        """Decides about the first refused row of each stream."""
         self._window.mark_refused(message, rows, np.array([error.next_step for error in errors], np.int64))
         return self._decide(message, dict(zip(rows.tolist(), map(timestep_error, errors), strict=True)))
 
     def handle_repeats(self, message: Message, answers: Answers, errors: Mapping[int, pb.Error]) -> Decision:
-        """Hands over old answers that were asked for again, and decides about those that were refused.
+        """Delivers the answers to repeats, and decides about refused ones.
 
         Raises:
             StreamLost: an answer has another number than was asked for.
@@ -100,7 +100,7 @@ class RefusalHandler:
             raise CallEnded(reopen)
         for row, refusal in refusals.items():
             repeat = message.repeats[row]
-            # Whoever asks for an old answer may have its values wrong; what this stream has sent stands.
+            # The values of the repeat may be wrong. The timestep that was sent first is not affected.
             if not isinstance(refusal, TimestepRefused | ValuesDiffer):
                 lost[repeat.stream] = refusal
             elif self._may_retry(refusal, repeat.stream, repeat.step):
@@ -126,19 +126,17 @@ class RefusalHandler:
                 lost[stream] = refusal
             elif self._may_retry(refusal, stream, step):
                 retried.append(row)
-            elif step <= self._window.answered[stream]:  # it can neither be dropped nor told to anybody
+            elif step <= self._window.answered[stream]:  # it was answered, so it can neither be dropped nor failed
                 lost[stream] = self._loss(step, refusal)
             else:
                 failed.append(row)
-                self._retry_deadlines.clear(stream)
+                self._deadlines.clear(stream)
         self._window.resend(message, np.array(retried, np.int64))
         self._fail_rows(message, np.array(failed, np.int64), refusals)
         return self._hold(message, retried, refusals, lost, notified=bool(failed))
 
     def _may_retry(self, refusal: ClientError, stream: int, step: int) -> bool:
-        return refusal.action == pb.Error.ACTION_RETRY and self._retry_deadlines.may_retry(
-            stream, step, self._reconnect_s
-        )
+        return refusal.action == pb.Error.ACTION_RETRY and self._deadlines.may_retry(stream, step, self._reconnect_s)
 
     def _hold(
         self,
@@ -149,13 +147,13 @@ class RefusalHandler:
         *,
         notified: bool,
     ) -> Decision:
-        """Sends nothing of the streams of rows that are sent again until they are released."""
+        """Holds the streams of rows that are sent again until they are released."""
         held = message.streams[retried]
         self._window.hold(held)
         return Decision(held, max((refusals[row].retry_after_s for row in retried), default=0.0), lost, notified)
 
     def _fail_rows(self, message: Message, rows: Ints, refusals: RefusedRows) -> None:
-        """Tells the callers of rows that they were refused. Those that had been applied all the same keep their numbers."""
+        """Fails the callers of refused rows. Rows that had been applied keep their numbers."""
         applied = self._window.is_applied(message, rows)
         lost_answers = [
             AnswerLost(
@@ -168,7 +166,7 @@ class RefusalHandler:
         self._window.drop(message, rows[~applied], [refusals[row] for row in rows[~applied].tolist()])
 
     def _loss(self, step: int, refusal: ClientError) -> StreamLost:
-        """What a stream is lost by when a timestep is refused whose answer was delivered."""
+        """The error that ends a stream of which an answered timestep was refused."""
         if refusal.action == pb.Error.ACTION_RETRY:
             return ServerUnavailable(
                 f"timestep {step} could not be sent again for {self._reconnect_s:g} s: {refusal}", refusal.reason
@@ -178,5 +176,5 @@ class RefusalHandler:
 
 
 def _reopen(refusals: RefusedRows) -> ClientError | None:
-    """The first of them that ends the call."""
+    """The first refusal that ends the call, None when no one does."""
     return next((refusal for refusal in refusals.values() if refusal.action == pb.Error.ACTION_REOPEN), None)

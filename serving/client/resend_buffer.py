@@ -1,6 +1,6 @@
-"""The kept timesteps of all streams of one model, in columns, in the order of arrival.
+"""The timesteps of all streams of one model that a client may have to send again: in columns, in order of arrival.
 
-It grows at its end, and is swept now and then of the rows that have left it. A row is named by its place, which a sweep changes.
+Rows are appended at the end. Compaction removes the rows that are no longer needed, and changes the places of the others.
 """
 
 from collections.abc import Sequence
@@ -15,26 +15,27 @@ from tidegate.client.results import Bools, Group, Waiter
 from tidegate.client.types import Model
 from tidegate.core.spec import Array, Floats, Ints
 
-# Rows that have left are swept out when the buffer is twice as long as after the last sweep, so that sweeping costs a row
-# next to nothing. A shorter one is not worth it.
+# The buffer is compacted when it is twice as long as after the last compaction, so the amortized cost of a row is small.
+# Shorter buffers are not worth it.
 COMPACT_ROWS_MIN = 4096
 INITIAL_ROWS = 64
 UINT64_MAX = 2**64 - 1
 
-# A timestep that has a caller of its own: its stream and its values, who waits for it, and the group that it belongs to.
+# A timestep with a caller of its own: stream, packed values, the caller's future, group.
 SingleTimestep = tuple[int, bytes, Waiter, Group | None]
 
 
 class ResendBuffer:
-    """Rows, by the names of their columns: what is written to a column stays.
+    """The columns. Writing to `buffer[name]` changes the buffer.
 
-    `results` and `place` say whose a row is, `stream`, `step` and `values` what it is; `step` is 0 when it has left for good. `check` is
-    the checksum of its answer, which counts when it is `checked`. Single timesteps are gathered beside them until `take_singles`.
+    `results` and `place` say which result a row belongs to. `stream`, `step` and `values` are the timestep; a `step` of 0 marks
+    a removed row. `check` is the checksum of the answer, valid where `checked` is True. Single timesteps are queued outside the
+    columns until `take_singles`.
 
     Attributes:
-        model: what runs the streams, as its server described it last.
+        model: the model of the streams, as the server described it last.
         rows_max: how many rows a message may have.
-        unsent_from: nothing before this place is left to be sent.
+        unsent_from: all rows before this place have been sent.
 
     """
 
@@ -69,25 +70,25 @@ class ResendBuffer:
 
     @property
     def lone_stream(self) -> int | None:
-        """The stream of the only timestep that is to be sent, when there is only one, and it was gathered."""
+        """The stream of the only unsent timestep, when there is exactly one and it is queued outside the columns."""
         return self._singles[0][0] if len(self._singles) == 1 and self.unsent_from == self._count else None
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something may be left to be sent."""
+        """Whether timesteps may be left to send."""
         return self.unsent_from < self._count or bool(self._singles)
 
     def queue_single(self, single: SingleTimestep) -> None:
-        """Puts a single timestep beside the rows, which are put together once in a while: a row each would cost ten times as much."""
+        """Queues a single timestep. Adding many at once to the columns costs a tenth of adding each alone."""
         self._singles.append(single)
 
     def take_singles(self) -> list[SingleTimestep]:
-        """The single timesteps since the last time."""
+        """Returns the queued single timesteps and empties the queue."""
         singles, self._singles = self._singles, []
         return singles
 
     def append(self, results: int, places: Ints | int, streams: Ints | int, steps: Ints | int, values: Floats) -> int:
-        """Puts rows at the end, or one; gives the place of the first."""
+        """Appends rows, or one row. Returns the place of the first."""
         begin = self._count
         end = begin + (1 if isinstance(places, int) else len(places))
         if end > len(self._columns["step"]):
@@ -104,11 +105,11 @@ class ResendBuffer:
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether it is time for a sweep."""
+        """Whether the buffer is long enough for a compaction."""
         return self._count > self._compact_at
 
     def compact(self, keep: Bools) -> Ints:
-        """Drops the rows that do not stay; gives the new place of each, -1 for those that are gone."""
+        """Removes all rows but these. Returns the new place of each row, -1 for removed ones."""
         moved: Ints = np.where(keep, np.cumsum(keep) - 1, -1)
         self.unsent_from = int(np.count_nonzero(keep[: self.unsent_from]))
         self._columns = {name: column[: self._count][keep] for name, column in self._columns.items()}
@@ -118,7 +119,7 @@ class ResendBuffer:
         return moved
 
     def split_by_results(self, at: Ints) -> list[tuple[int, slice]]:
-        """The results that rows at these places belong to, and which of the rows do."""
+        """Groups rows by the result that they belong to: pairs of a result's number and the slice of `at`."""
         numbers = self["results"][at]
         if len(at) and (numbers == numbers[0]).all():
             return [(int(numbers[0]), slice(0, len(at)))]
@@ -126,10 +127,10 @@ class ResendBuffer:
         return [(int(numbers[begin]), slice(begin, end)) for begin, end in pairwise(cuts) if begin < end]
 
     def checksums(self, outputs: Sequence[Array]) -> Array:
-        """One number for the bits of each row's outputs, so that a replay is held against what was delivered without keeping it.
+        """A checksum of each row's outputs, to compare a replayed answer with the delivered one without keeping that.
 
-        A sum of its words, each times an odd number of its own. Rows that differ in one word never have the same; others by a chance
-        of one in 2 ** 32 or less, as long as a word has no more than 32 bits.
+        It is a sum of 32-bit words (bytes for one-byte types), each times an odd factor of its own. Rows that differ in one word
+        always differ in the sum; other rows collide with a probability of at most 2 ** -32.
         """
         rows, sums, begin = len(outputs[0]) if outputs else 0, None, 0
         for output in outputs:
@@ -141,7 +142,7 @@ class ResendBuffer:
         return np.zeros(0, np.uint64) if sums is None else sums
 
     def set_checksum(self, place: int, packed: Sequence[bytes]) -> None:
-        """Keeps the same for the packed outputs of one row."""
+        """Stores the checksum of the packed outputs of one row."""
         words = [word for unpack, part in zip(self._unpack, packed, strict=True) for word in unpack(part)]
         self._columns["check"][place] = sum(map(mul, words, self._factor_list)) & UINT64_MAX
         self._columns["checked"][place] = True
@@ -159,7 +160,7 @@ def _word_count(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
 
 
 def _factors(count: int) -> Array:
-    """Odd numbers without a pattern: SplitMix64 of their places (Steele, Lea and Flood, 2014)."""
+    """Pseudo-random odd numbers: SplitMix64 of 1, 2, 3, ... (Steele, Lea and Flood, 2014)."""
     mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,16 +1,16 @@
 """All streams of a client on one call. A session reopens a broken call, and delivers each prediction once and in order.
 
-What to send and whose an answer is, `tidegate.client.window` decides; `tidegate.client.session_streams` opens streams;
-`tidegate.client.call` speaks; here the call is kept open, and streams are closed. Streams join and leave it at any time.
+`tidegate.client.window` decides what to send and which timestep an answer belongs to, `tidegate.client.session_streams` opens
+streams, `tidegate.client.call` reads and writes. This file keeps the call open and closes streams. Streams come and go at any time.
 
 Laws:
-1. One task a session reads, opens again and decides. A caller that is cancelled touches no call.
-2. What concerns one stream touches no other: it is refused, held back or lost alone.
-3. What concerns the call (it breaks, or the server does not keep to the protocol) concerns all.
-4. The task never dies in silence: whatever ends it is raised to all who wait, to the next `step`, or by `close`.
-5. What callers submit in one turn of the loop leaves in one message. While one is being written, the next gathers. There is no timer.
-6. Everything has a bound: a first open `timeout_s`, breaks and refusals `reconnect_s` (a try that began within it may finish),
-   timesteps that are kept `buffer_max`.
+1. One task a session reads, reopens and decides. Cancelling a caller does not affect the call.
+2. What happens to one stream (it is refused, held or lost) does not affect the others.
+3. What happens to the call (it breaks, or the server violates the protocol) affects all streams.
+4. The task never ends silently: whatever ends it is raised to all callers, to the next `step`, or by `close`.
+5. What callers submit in one turn of the event loop leaves in one message. While it is written, the next one is collected. No timer.
+6. Everything is bounded: a first open by `timeout_s`, breaks and refusals by `reconnect_s` (a try that has begun may finish), and
+   the resend buffer by `buffer_max`.
 """
 
 import asyncio
@@ -43,13 +43,13 @@ from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 
-# A message costs both sides as much as some tens of rows. Measured with a server on another core: 128 streams make 1.35 times the
-# steps so, 1,000 streams 1.7 times.
+# A message costs both sides as much as some tens of rows. With a server on another core, splitting makes 128 streams 1.35 times as
+# fast, and 1,000 streams 1.7 times.
 SPLIT_ROWS_MIN = 32
-# As many as the protocol allows a message, and what one takes at most.
+# The limit of the protocol for one message, and the largest size of one handle.
 HANDLES_MAX = 65_536
 HANDLE_BYTES = 5
-# The number by which `RetryDeadlines` knows a stream that could not be closed; others are of timesteps.
+# The step number of a close in `RetryDeadlines`.
 CLOSE_STEP = -2
 
 
@@ -58,9 +58,9 @@ class Session(SessionStreams):
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
         super().__init__(connection, limits, self._deliver)
-        self._refusals = RefusalHandler(self.window, self._retry_deadlines, limits.reconnect_s)
+        self._refusals = RefusalHandler(self.window, self._deadlines, limits.reconnect_s)
         self.check_process = connection.check_process
-        # A method that is looked up once: the running loop costs more to find than a future to make.
+        # Looked up once: finding the running loop costs more than making a future.
         self._loop = asyncio.get_running_loop()
         self.future: Callable[[], asyncio.Future[Any]] = self._loop.create_future
         self._task: asyncio.Task[None] | None = None
@@ -68,14 +68,14 @@ class Session(SessionStreams):
     def __repr__(self) -> str:
         return f"<Session of {len(self._members)} streams, {self._calls} calls, {self.window!r}>"
 
-    # What views want ---------------------------------------------------------------------------------------------------
+    # Called by views --------------------------------------------------------------------------------------------------
 
-    def open(self, ask: pb.OpenStreams, stream_ids: Sequence[str], listener: StreamListener) -> list[SessionStream]:
-        """Opens streams. `listener` is told what becomes of each."""
+    def open(self, options: pb.OpenStreams, stream_ids: Sequence[str], listener: StreamListener) -> list[SessionStream]:
+        """Opens streams. `listener` is notified of what happens to each."""
         streams = self.window.add_streams(len(stream_ids))
         until = self._backoff.clock() + self.limits.open_s
         members = [
-            SessionStream(stream, stream_id, ask, listener, place, until)
+            SessionStream(stream, stream_id, options, listener, place, until)
             for place, (stream, stream_id) in enumerate(zip(streams.tolist(), stream_ids, strict=True))
         ]
         self._members.update(zip(streams.tolist(), members, strict=True))
@@ -94,14 +94,14 @@ class Session(SessionStreams):
             self._call.wake()
 
     def close(self, members: Sequence[SessionStream], *, forget: bool) -> None:
-        """Closes streams as soon as everything of them is answered; their view is told. Does nothing with those that were left."""
+        """Closes streams once their timesteps are answered, and notifies their listeners. Ignores streams that were detached."""
         for member in members:
             member.forget = forget
             self._to_close.update([member.stream] if self._in_use(member) else [])
         self.wake()
 
     def detach(self, members: Sequence[SessionStream]) -> None:
-        """Nobody uses these streams any more. Those that are open are closed in the background, and parked by the server."""
+        """Gives streams up. Open ones are closed in the background, and the server parks them."""
         streams = [member.stream for member in members if self._members.get(member.stream) is member]
         handles = [handle for handle in self.window.handles[streams].tolist() if handle]
         self._detached += handles
@@ -109,20 +109,20 @@ class Session(SessionStreams):
         self.window.mark_lost({stream: left for stream in streams if self.window.usable[stream]}, shared_error=True)
         for stream in streams:
             self._to_close.discard(stream)
-            self._retry_deadlines.clear(stream)  # another will have its index
-            self._poison_detector.forget(stream)
+            self._deadlines.clear(stream)  # another stream may get this index
+            self._poison.forget(stream)
             name = self._members.pop(stream).stream_id
             if self._by_name.get(name) == stream:
                 del self._by_name[name]
         self.window.release_indices(np.array(streams, np.int64))
         self._notify_room()
         if (handles or self._opening) and not self.window.usable_count and self._call is not None:
-            # With the call the server parks all that it has open. Whoever joins before it has ended is opened on the next.
+            # The server parks all streams of a call that ends. Streams that join before its end are opened on the next call.
             self._call.cancel(ServerUnavailable("all streams of the call were left", "CANCELLED"))
         self.wake()
 
     async def stop(self) -> None:
-        """Ends the call and the task; streams that are open are parked by the server."""
+        """Ends the call and the task. The server parks open streams."""
         if self._call is not None:
             self._call.cancel(StreamLost("the streams were left"))
         if self._task is not None:
@@ -133,7 +133,7 @@ class Session(SessionStreams):
     # The task ----------------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Keeps a call open for as long as there are streams."""
+        """Keeps a call open while there are streams."""
         while self.window.usable_count:
             try:
                 await self._run_call()
@@ -145,17 +145,17 @@ class Session(SessionStreams):
                 raise
             except ClientError as error:
                 self._fail(error, self._members)
-            except Exception as bug:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            except Exception as bug:  # noqa: BLE001 - whatever it is, no caller may wait for ever
                 self._fail(bug_error(bug), self._members)
             finally:
                 self._end_call()
         self._task = None
 
     async def _run_call(self) -> None:
-        """One call from its open to its end.
+        """Runs one call from its open to its end.
 
         Raises:
-            CallEnded: it ended with streams that can still be used.
+            CallEnded: it ended, and streams are left that can still be used.
 
         """
         self._begin_call()
@@ -165,22 +165,20 @@ class Session(SessionStreams):
             while self.window.usable_count or self._closing:
                 self._on_response(call, await call.read())
         except CallEnded as ended:
-            call.cancel(ended.error)  # it may be this side that will have no more of it
+            call.cancel(ended.error)  # this side may have ended it
             raise
         await call.finish(self.limits.timeout_s)
 
     async def _wait_for_retry(self, error: ClientError) -> None:
-        """Waits before the next call; those for which that is of no use are lost."""
+        """Waits before the next call. Fails the streams for which the error is final."""
         reopens = error.action in RETRY_ACTIONS
-        late = self._poison_detector.record_disconnect(
-            self._backoff.clock(), self._retry.tries, self.limits.reconnect_s
-        )
+        late = self._poison.record_disconnect(self._backoff.clock(), self._retry.tries, self.limits.reconnect_s)
         self._fail(retries_exhausted(error, self.limits.reconnect_s), late)
         self.window.end_call()
-        asks = {id(member.ask) for member in self._opening if not member.kind}
-        if asks and not reopens:
-            # The server ended the call for what was asked about these; the others try again at once.
-            self._fail(error, [m.stream for m in self._members.values() if id(m.ask) in asks and not m.kind])
+        requested = {id(member.options) for member in self._opening if not member.kind}
+        if requested and not reopens:
+            # The server ended the call because of this open request. The other streams are opened again at once.
+            self._fail(error, [m.stream for m in self._members.values() if id(m.options) in requested and not m.kind])
             return
         self._end_call()
         try:
@@ -191,7 +189,7 @@ class Session(SessionStreams):
             self._retry.reset_deadline()
 
     def _expire_opens(self, error: ClientError, now: float) -> float:
-        """Gives up on first opens that were tried for too long; gives when the next is to be given up, `now` when nothing is left."""
+        """Fails the first opens whose time is over. Returns the next deadline, `now` when no stream is left."""
         waiting = {member.stream: member.until for member in self._usable_members() if not member.kind}
         late = [stream for stream, until in waiting.items() if until <= now]
         if late:
@@ -201,15 +199,15 @@ class Session(SessionStreams):
         return min((until for until in waiting.values() if until > now), default=float("inf"))
 
     def _on_progress(self) -> None:
-        """There was an answer that somebody waited for."""
+        """Notes that a caller got an answer."""
         self._retry.on_progress()
-        self._poison_detector.on_progress()
+        self._poison.on_progress()
 
     def _deliver(self, delivery: Delivery) -> None:
-        """Gives callers their predictions.
+        """Completes callers with their predictions.
 
-        When there are many and nothing else is in flight, half of them go first: what those submit is on its way to the server, which
-        would have nothing to do, while the others go on.
+        With many callers and nothing else in flight, half of them come first. What they submit reaches the server while the others
+        run; otherwise the server would be idle.
         """
         if len(delivery) >= SPLIT_ROWS_MIN and not self.window.in_flight:
             half = len(delivery) // 2
@@ -218,14 +216,14 @@ class Session(SessionStreams):
         else:
             deliver(delivery)
 
-    # What is sent and what comes back ----------------------------------------------------------------------------------
+    # Requests and responses --------------------------------------------------------------------------------------------
 
     def _next_request(self) -> pb.PredictBlocksRequest | None:
-        """What to send now."""
+        """The request to send now; None when there is none."""
         assert self._call is not None
-        if self._to_open and (ask := self._next_open()) is not None:
+        if self._to_open and (options := self._next_open()) is not None:
             self._call.set_timeout(self.limits.timeout_s, "answer to open")
-            return pb.PredictBlocksRequest(open=ask)
+            return pb.PredictBlocksRequest(open=options)
         if self.window.has_unsent and (message := self.window.next_message()) is not None:
             if isinstance(message, SingleRowMessage):
                 return encode_single_row(message, self.window.handles.item(message.stream))
@@ -236,7 +234,7 @@ class Session(SessionStreams):
         return None
 
     def _on_response(self, call: Call, response: pb.PredictBlocksResponse) -> None:
-        """One response. Kinds that this client does not know mean nothing to it."""
+        """Handles a response. Kinds that this client does not know are ignored."""
         kind = response.WhichOneof("kind")
         if kind == "block":
             self._on_block(response.block)
@@ -269,7 +267,7 @@ class Session(SessionStreams):
         if isinstance(message, SingleRowMessage) and not (block.errors or block.forgotten_rows or block.duplicate_rows):
             durable_step = int.from_bytes(block.durable_steps, "little")
             if self.window.settle_single_row(message, block.steps, block.outputs, durable_step):
-                self._retry_deadlines.clear(message.stream, message.step)
+                self._deadlines.clear(message.stream, message.step)
                 self._on_progress()
                 return
         answers = decode_answers(message, message.buffer.model.outputs, block)
@@ -279,17 +277,17 @@ class Session(SessionStreams):
             return
         outcome = self.window.settle(message, answers)
         self._lose(outcome.diverged)
-        if self._retry_deadlines.active:
+        if self._deadlines.active:
             applied = (message.at >= 0) & ~answers.refused
             for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
-                self._retry_deadlines.clear(stream, step)
+                self._deadlines.clear(stream, step)
         if len(rows := outcome.refused[self.window.usable[message.streams[outcome.refused]]]):
             self._apply(self._refusals.handle_rows(message, rows, [errors[row] for row in rows.tolist()]))
         if outcome.delivered or self.window.drained:
             self._on_progress()
 
     def _apply(self, decision: Decision) -> None:
-        """Does what was decided about refused timesteps."""
+        """Carries out a decision about refused timesteps."""
         self._lose(decision.lost, shared_error=decision.shared_error)
         if len(decision.held):
             wait_s = self._backoff.jittered_s(decision.retry_after_s)
@@ -298,7 +296,7 @@ class Session(SessionStreams):
             self._on_progress()
 
     def _on_ended(self, message: pb.EndedStreams) -> None:
-        """The server says that streams no longer belong to this call."""
+        """Handles streams that no longer belong to this call."""
         error = stream_error(message.error, StreamLost)
         if error.action in RETRY_ACTIONS:
             raise CallEnded(error)
@@ -309,7 +307,7 @@ class Session(SessionStreams):
     # Closing -----------------------------------------------------------------------------------------------------------
 
     def _next_close(self) -> pb.CloseStreams | None:
-        """The close to send now: of streams of which everything is answered, or that nobody uses any more."""
+        """The close to send now: of streams without pending timesteps, or of detached ones."""
         handles_max = max(1, min(HANDLES_MAX, (self._message_bytes_max - MESSAGE_OVERHEAD_BYTES) // HANDLE_BYTES))
         if self._detached:
             handles, self._detached = self._detached[:handles_max], self._detached[handles_max:]
@@ -328,11 +326,11 @@ class Session(SessionStreams):
         )
 
     def _on_closed(self, message: pb.ClosedStreams) -> None:
-        """Everything of some streams is stored, or they were forgotten as was asked, or could not be closed.
+        """Handles the answer to a close.
 
         Raises:
-            CallEnded: nothing was asked, or some are to be opened again, since less is stored than was answered.
-            StreamLost: the answer does not fit what was asked.
+            CallEnded: no close was sent, or some streams must be opened again, as less is stored than was answered.
+            StreamLost: the answer does not fit the request.
 
         """
         if not self._closing:
@@ -363,7 +361,7 @@ class Session(SessionStreams):
     def _on_stream_closed(
         self, member: SessionStream, error: ClientError | None, finished: list[SessionStream]
     ) -> bool:
-        """Does what the answer to the close of a stream says, or puts it to those that are; False when it is to be opened again."""
+        """Handles the close of one stream; a finished one is added to `finished`. Returns False when it must be opened again."""
         stream, reconnect_s = member.stream, self.limits.reconnect_s
         if error is None:
             self.window.handles[stream] = 0
@@ -376,7 +374,7 @@ class Session(SessionStreams):
             return False
         elif error.action != pb.Error.ACTION_RETRY:
             self._lose({stream: error})
-        elif self._retry_deadlines.may_retry(stream, CLOSE_STEP, reconnect_s):
+        elif self._deadlines.may_retry(stream, CLOSE_STEP, reconnect_s):
             wait_s = self._backoff.jittered_s(error.retry_after_s)
             self._schedule(wait_s, partial(self.close, [member], forget=bool(member.forget)))
         else:

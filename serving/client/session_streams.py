@@ -1,11 +1,11 @@
-"""The streams of a session: opens, closes and ends them.
+"""The streams of a session: how they are opened, and how they end.
 
-It is the base of `tidegate.client.session.Session`, which makes the calls. `tidegate.client.window` keeps the timesteps.
+`tidegate.client.session.Session`, which makes the calls, is derived from the class here. `tidegate.client.window` keeps the timesteps.
 
 Laws:
-1. One open is in flight at a time: what the first says of the model is asked for by the rest of its block.
-2. A handle stands for its stream on its call only.
-3. Streams are opened in the order in which they joined: of two under one name the later one has it in the end.
+1. One open is in flight at a time: the rest of a block asks for the model that the first answer names.
+2. A handle identifies its stream on one call only.
+3. Streams are opened in the order in which they joined: of two with the same name, the later one keeps it.
 """
 
 import asyncio
@@ -40,61 +40,61 @@ from tidegate.v1 import tidegate_pb2 as pb
 
 log = logging.getLogger("tidegate.client")
 
-# The protocol allows 65,536 names a message; fewer are opened by a slow store within `timeout_s`, and it tells of each lot.
+# The protocol allows 65,536 names a message. With fewer, a slow store answers each message within `timeout_s`.
 NAMES_MAX = 8192
-# A message may have 4 MB; the answer repeats the names and adds columns.
+# A request may have 4 MB, and the answer repeats the names and adds columns.
 NAMES_BYTES_MAX = 1_000_000
-# What a name has beside its bytes: its length, and the first step that is kept.
+# The bytes of a name without its text: its length, and its `resume_from`.
 NAME_OVERHEAD_BYTES = 12
-# What a message has beside its columns: their lengths.
+# The bytes of a message without its columns: their lengths.
 MESSAGE_OVERHEAD_BYTES = 64
 INITIAL_HANDLES = 64
-# A call never gives a handle twice, and has 2 ** 20 of them; one that has given so many is replaced.
+# A call has 2 ** 20 handles and never reuses one. A call that has given out this many is replaced.
 CALL_HANDLES_MAX = 1_000_000
-# What stands for a handle that was never given.
+# Marks a handle that was never given out.
 UNASSIGNED = -1
-# What a server reads that does not say.
+# The limit of a server that does not report one.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-# The number by which `RetryDeadlines` knows a stream that could not be opened; others are of timesteps.
+# The step number of an open in `RetryDeadlines`.
 OPEN_STEP = 0
 
 
 class StreamListener(Protocol):
-    """Whoever has streams in a session; `place` says which of them. `single_stream` says that there is one only."""
+    """Notified of the streams of a session; `place` identifies the stream. `single_stream` is True when there is only one."""
 
     model: Model
     single_stream: bool
 
     def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
-        """A stream was opened on the call of that number; its timesteps go into that buffer."""
+        """Called when a stream was opened on the call of that number. The buffer is for its timesteps."""
 
     def on_lost(self, place: int, error: ClientError, *, notified: bool, shared_error: bool) -> None:
-        """A stream can no longer be used; `notified` says whether a caller knows, `shared_error` that it ended with all of the session."""
+        """Called when a stream is lost. `notified`: a caller got the error. `shared_error`: all streams of the session ended with it."""
 
     def on_closed(self, place: int) -> None:
-        """A stream was closed, as was asked."""
+        """Called when a stream was closed on request."""
 
 
 @dataclass(slots=True, eq=False)
 class SessionStream:
-    """A stream of a session.
+    """A stream of a session; called a member where `stream` is its index.
 
     Attributes:
-        stream: its index, which another has once nobody uses this one any more.
+        stream: its index, which is reused after the stream was detached.
         stream_id: its name; empty until the server has issued one.
-        ask: what is asked when it is opened; one for all of a block.
-        view: whose it is.
-        place: which of that view's it is.
-        until: when to give up on its first open.
-        kind: how it was found: "new", "resumed" or "taken_over"; empty while it was never open.
+        options: the open request, shared by the streams of a block.
+        listener: the view that it belongs to.
+        place: its place in that view.
+        until: the deadline of its first open.
+        kind: how it was opened first: "new", "resumed" or "taken_over"; empty before.
         epoch: rises with every open.
-        forget: whether the server drops it when it is closed; None while it is not being closed.
+        forget: whether the server deletes it on close; None while it is not being closed.
 
     """
 
     stream: int
     stream_id: str
-    ask: pb.OpenStreams
+    options: pb.OpenStreams
     listener: StreamListener
     place: int
     until: float
@@ -112,33 +112,33 @@ class SessionStreams:
         self._connection = connection
         self._backoff = limits.backoff
         self._retry = Retry(limits, connection.may_be_reachable)
-        self._retry_deadlines = RetryDeadlines(limits.backoff)
-        self._poison_detector = PoisonDetector(self.window)
+        self._deadlines = RetryDeadlines(limits.backoff)
+        self._poison = PoisonDetector(self.window)
         self._call: Call | None = None
         self._calls = 0
-        self._members: dict[int, SessionStream] = {}  # those that somebody uses, in the order in which they joined
-        self._by_name: dict[str, int] = {}  # the latest stream under each name that was opened
+        self._members: dict[int, SessionStream] = {}  # in the order in which they joined
+        self._by_name: dict[str, int] = {}  # the latest opened stream of each name
         self._to_open: deque[int] = deque()
-        self._opening: list[SessionStream] = []  # of the open in flight
+        self._opening: list[SessionStream] = []  # the streams of the open in flight
         self._to_close: set[int] = set()
-        self._closing: deque[list[SessionStream]] = deque()  # of each close in flight
-        self._detached: list[int] = []  # handles of open streams that nobody uses any more
-        self._stream_by_handle: Ints = np.zeros(0, np.int64)  # by handle
+        self._closing: deque[list[SessionStream]] = deque()  # the streams of each close in flight
+        self._detached: list[int] = []  # handles of detached streams that are still open
+        self._stream_by_handle: Ints = np.zeros(0, np.int64)
         self._message_bytes_max = MESSAGE_BYTES_MAX
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room_waiters: set[asyncio.Future[None]] = set()  # who waits for room
+        self._room_waiters: set[asyncio.Future[None]] = set()
 
     def has_open(self, stream_id: str) -> bool:
         """Whether a stream of that name is open."""
         return stream_id in self._by_name
 
     def wake(self) -> None:
-        """There may be something to send."""
+        """Tells the call that there may be something to send."""
         if self._call is not None:
             self._call.wake()
 
     async def wait_for_room(self) -> None:
-        """Waits until there may be room for more, or something has ended."""
+        """Waits until a resend buffer may have room, or streams have ended."""
         freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._room_waiters.add(freed)
         try:
@@ -147,7 +147,7 @@ class SessionStreams:
             self._room_waiters.discard(freed)
 
     def _notify_room(self) -> None:
-        """Has those look again who wait for room."""
+        """Wakes the callers that wait for room."""
         for freed in self._room_waiters:
             if not freed.done():
                 freed.set_result(None)
@@ -159,13 +159,13 @@ class SessionStreams:
         return self._members.get(member.stream) is member and bool(self.window.usable[member.stream])
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does something beside the call, unless that ends first."""
+        """Starts a task that is cancelled with the call."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _schedule(self, seconds: float, then: Callable[[], None]) -> None:
-        """Does something after a while, unless the call ends first."""
+        """Calls `then` after a delay, unless the call ends before."""
 
         async def wait() -> None:
             await self._backoff.sleep(seconds)
@@ -177,7 +177,7 @@ class SessionStreams:
     # A call ------------------------------------------------------------------------------------------------------------
 
     def _begin_call(self) -> None:
-        """Every stream that can be used is to be opened, and closed if it was to be. Of one to be forgotten nothing is sent again."""
+        """Schedules all usable streams to be opened, and those that were being closed to be closed again."""
         self._calls += 1
         usable = self._usable_members()
         self.window.reset([member.stream for member in usable if self._only_forget_remains(member)])
@@ -187,7 +187,7 @@ class SessionStreams:
         self._to_close = {member.stream for member in usable if member.forget is not None}
 
     def _end_call(self) -> None:
-        """No stream has a handle, and nothing is in flight."""
+        """Cancels the call, and clears what belongs to it."""
         if self._call is not None:
             self._call.cancel(StreamLost("the call has ended"))
             self._call = None
@@ -199,10 +199,10 @@ class SessionStreams:
         self.window.handles[:] = 0
 
     def _attached(self, handles: Ints) -> tuple[Ints, Ints]:
-        """Which of these handles stand for streams that are still ours, and for which.
+        """Returns the positions of the handles whose streams are still in use, and the streams.
 
         Raises:
-            StreamLost: one was never given out.
+            StreamLost: the server never gave out one of the handles.
 
         """
         known = len(handles) == 0 or handles.max() < len(self._stream_by_handle)
@@ -215,27 +215,27 @@ class SessionStreams:
     # Opening -----------------------------------------------------------------------------------------------------------
 
     def _next_open(self) -> pb.OpenStreams | None:
-        """The open to send now; None when there is none, or one is in flight."""
+        """The open to send now; None when there is none, or when one is in flight."""
         if self._opening or not (batch := self._next_open_batch()):
             return None
         self._opening = batch
-        ask = pb.OpenStreams()
-        ask.CopyFrom(batch[0].ask)
-        ask.existence = self._existence(batch[0])
-        ask.independent = True  # the answers to blocks of others do not wait for it
-        ask.stream_ids.extend([member.stream_id for member in batch])
+        options = pb.OpenStreams()
+        options.CopyFrom(batch[0].options)
+        options.existence = self._existence(batch[0])
+        options.independent = True  # blocks of other streams need not wait for it
+        options.stream_ids.extend([member.stream_id for member in batch])
         streams = np.array([member.stream for member in batch], np.int64)
         resume_from = np.where(self.window.ever_opened[streams], self.window.first_kept(streams), 0)
         if self._only_forget_remains(batch[0]):
             resume_from[:] = 1
         if resume_from.any():
-            ask.resume_from.extend(resume_from.tolist())
-        return ask
+            options.resume_from.extend(resume_from.tolist())
+        return options
 
     def _next_open_batch(self) -> list[SessionStream]:
-        """Streams, in their order, that fit one message: those of which the same is asked, and no name twice.
+        """The next streams that fit one message, in their order: with the same options, and each name once.
 
-        A server may open those of one message in any order.
+        A server may open the streams of one message in any order.
         """
         batch: list[SessionStream] = []
         names: set[str] = set()
@@ -246,7 +246,7 @@ class SessionStreams:
             if member is None or not self.window.usable[stream] or self.window.open[stream]:
                 self._to_open.popleft()
                 continue
-            this = bytes([self._existence(member), bool(member.forget)]) + member.ask.SerializeToString()
+            this = bytes([self._existence(member), bool(member.forget)]) + member.options.SerializeToString()
             size += len(member.stream_id.encode()) + NAME_OVERHEAD_BYTES
             size_max = min(NAMES_BYTES_MAX, self._message_bytes_max - len(this) - MESSAGE_OVERHEAD_BYTES)
             if batch and (this != alike or member.stream_id in names or size > size_max):
@@ -259,11 +259,11 @@ class SessionStreams:
 
     def _existence(self, member: SessionStream) -> pb.Existence:
         if self._only_forget_remains(member):
-            return pb.EXISTENCE_MUST_EXIST  # that it is not there means that it was forgotten
-        return pb.EXISTENCE_UNSPECIFIED if self.window.ever_opened[member.stream] else member.ask.existence
+            return pb.EXISTENCE_MUST_EXIST  # a stream that is missing was already forgotten
+        return pb.EXISTENCE_UNSPECIFIED if self.window.ever_opened[member.stream] else member.options.existence
 
     def _only_forget_remains(self, member: SessionStream) -> bool:
-        """Whether only the drop of an open stream is left to do: then it matters no more what the server still has."""
+        """Whether the stream only needs to be deleted: then it does not matter which timesteps the server still has."""
         return bool(member.forget and member.kind) and not self.window.has_waiters(np.array([member.stream])).any()
 
     def _on_opened(self, message: pb.OpenedStreams) -> None:
@@ -283,10 +283,10 @@ class SessionStreams:
             raise CallEnded(ServerUnavailable("the call has given out all its handles", "OK"))
 
     def _assign_handles(self, requested: list[SessionStream], message: pb.OpenedStreams) -> dict[int, SessionStream]:
-        """Notes what the server says of each stream; gives those that are open, by their row.
+        """Notes the answer for each stream. Returns the opened streams by row.
 
         Raises:
-            StreamLost: the answer does not fit what was asked.
+            StreamLost: the answer does not fit the request.
 
         """
         columns = (message.handles, message.kinds, message.next_steps, message.epochs, message.durable_steps)
@@ -304,7 +304,7 @@ class SessionStreams:
                 raise StreamLost("the server opened a stream without a handle", "WRONG_ORDER")
             if handle >= len(self._stream_by_handle):
                 self._stream_by_handle = np.concatenate([self._stream_by_handle, np.full(handle, UNASSIGNED, np.int64)])
-            self._stream_by_handle[handle] = member.stream  # which has that handle only when it is in use
+            self._stream_by_handle[handle] = member.stream  # valid while `window.handles` agrees
             if not self._in_use(member):
                 self._detached.append(handle)
                 continue
@@ -316,7 +316,7 @@ class SessionStreams:
         return opened
 
     def _activate(self, message: pb.OpenedStreams, opened: Mapping[int, SessionStream]) -> None:
-        """Streams are open."""
+        """Marks streams as open, and notifies their listeners."""
         model = decode_model(message.model)
         wrong: dict[int, ClientError] = {}
         for member in opened.values():
@@ -327,7 +327,7 @@ class SessionStreams:
         streams = np.array([member.stream for member in opened.values()], np.int64)
         next_steps, durable_steps = (np.array(c, np.int64)[rows] for c in (message.next_steps, message.durable_steps))
         self.window.mark_opened(streams, next_steps, durable_steps, message.answers_remembered)
-        if held := self._poison_detector.streams_to_hold(streams.tolist()):
+        if held := self._poison.streams_to_hold(streams.tolist()):
             self.window.hold(held)
             self._schedule(self._backoff.longest_s, lambda: self.window.release(held))
         self._lose(wrong, shared_error=True)
@@ -336,38 +336,36 @@ class SessionStreams:
         buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
         for stream, member in zip(streams.tolist(), opened.values(), strict=True):
             if stream not in wrong:
-                self._retry_deadlines.clear(stream, OPEN_STEP)
-                member.ask.model, member.ask.version = model.name, model.version
+                self._deadlines.clear(stream, OPEN_STEP)
+                member.options.model, member.options.version = model.name, model.version
                 member.listener.on_opened(member.place, buffer, self._calls)
                 self._replace_older(member)
 
     def _replace_older(self, member: SessionStream) -> None:
-        """Another stream of this session under the same name has lost it to this one."""
+        """Ends an older stream of the same name in this session."""
         older = self._by_name.get(member.stream_id, member.stream)
         self._by_name[member.stream_id] = member.stream
         if older != member.stream:
             self._lose({older: TakenOver(f"stream '{member.stream_id}' was opened again by this client", "TAKEN_OVER")})
 
     def _on_open_refused(self, refused: Iterable[tuple[SessionStream, pb.Error]]) -> None:
-        """Decides about streams whose open was refused: to wait, or to do without."""
+        """Decides whether streams whose open was refused are opened again later, or have failed."""
         waiting: list[SessionStream] = []
         wait_s = 0.0
         lost: dict[int, ClientError] = {}
-        for member, notified in refused:
+        for member, reason in refused:
             if not self._in_use(member):
                 continue
-            error = stream_error(notified, StreamRefused)
+            error = stream_error(reason, StreamRefused)
             if error.action == pb.Error.ACTION_REOPEN:
                 raise CallEnded(error)
             limit_s = self.limits.reconnect_s if member.kind else self.limits.open_s
-            if error.action == pb.Error.ACTION_RETRY and self._retry_deadlines.may_retry(
-                member.stream, OPEN_STEP, limit_s
-            ):
+            if error.action == pb.Error.ACTION_RETRY and self._deadlines.may_retry(member.stream, OPEN_STEP, limit_s):
                 waiting.append(member)
                 wait_s = max(wait_s, error.retry_after_s)
             elif isinstance(error, StreamNotFound) and self._only_forget_remains(member):
                 self._mark_closed([member])
-            elif isinstance(error, ModelMismatch) and member.listener.single_stream and not member.ask.version:
+            elif isinstance(error, ModelMismatch) and member.listener.single_stream and not member.options.version:
                 self._spawn(self._find_version(member, error))
             else:
                 lost[member.stream] = error
@@ -379,7 +377,7 @@ class SessionStreams:
         self._lose(lost)
 
     async def _find_version(self, member: SessionStream, error: ClientError) -> None:
-        """Opens a stream under the version that it runs under, since none was asked for."""
+        """Opens a stream again under the version that it runs under, when no version was requested."""
         request = pb.DescribeStreamRequest(stream_id=member.stream_id)
         try:
             found = (await self._connection.call_unary("DescribeStream", request)).stream
@@ -387,8 +385,8 @@ class SessionStreams:
             found = pb.Stream()
         if not self._in_use(member):
             return
-        if found.version and member.ask.model in ("", found.model):
-            member.ask.model, member.ask.version = found.model, found.version
+        if found.version and member.options.model in ("", found.model):
+            member.options.model, member.options.version = found.model, found.version
             self._to_open.append(member.stream)
             self.wake()
         else:
@@ -397,7 +395,7 @@ class SessionStreams:
     # The end -----------------------------------------------------------------------------------------------------------
 
     def _mark_closed(self, members: Sequence[SessionStream]) -> None:
-        """Streams are closed as was asked."""
+        """Marks streams as closed on request."""
         streams = [member.stream for member in members]
         self.window.mark_closed(streams)
         self._to_close.difference_update(streams)
@@ -405,7 +403,7 @@ class SessionStreams:
             member.listener.on_closed(member.place)
 
     def _lose(self, errors: Mapping[int, ClientError], *, shared_error: bool = False) -> None:
-        """These streams can no longer be used; the others go on. `shared_error` says that they end together."""
+        """Marks streams as lost; the others continue. With `shared_error` they end together."""
         errors = {stream: error for stream, error in errors.items() if self.window.usable[stream]}
         if not errors:
             return
@@ -419,5 +417,5 @@ class SessionStreams:
         self._notify_room()
 
     def _fail(self, error: ClientError, streams: Iterable[int]) -> None:
-        """These streams can no longer be used, because the call cannot."""
+        """Marks streams as lost because the call has failed."""
         self._lose(dict.fromkeys(streams, error), shared_error=True)

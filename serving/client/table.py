@@ -1,4 +1,4 @@
-"""What a client knows about its streams, in columns. Each stream has an index, which another stream reuses later."""
+"""The state of each stream, in columns. A stream has an index, which is reused after it has left."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ INITIAL_CAPACITY = 16
 
 
 class StreamTable:
-    """The columns.
+    """The columns, indexed by stream.
 
     Attributes:
-        answered: of each stream, number of the last timestep whose answer was handed over.
-        durable_steps: the largest that the server has told of each.
-        next_steps: the number that the next timestep of each will have.
-        first: number of the first timestep that came from here.
-        usable: whether a stream can be used: it is neither refused, lost nor closed.
-        in_use: how many are usable.
-        begun: whether it was ever open.
-        open: whether timesteps may be sent on this call.
-        handles: what stands for each on this call; 0 while nothing does.
+        answered: the number of the last timestep whose answer was delivered.
+        durable_steps: the largest durable step that the server has reported.
+        next_steps: the number of the next timestep.
+        start_steps: the number of the first timestep sent by this client.
+        usable: False for a stream that was refused, lost or closed.
+        usable_count: the number of usable streams.
+        ever_opened: whether the stream was ever open.
+        open: whether timesteps may be sent on the current call.
+        handles: the handle on the current call; 0 for none.
 
     """
 
@@ -46,7 +46,7 @@ class StreamTable:
         self._grow(INITIAL_CAPACITY)
 
     def add_streams(self, count: int) -> Ints:
-        """Takes so many streams in, which are to be opened; gives their indices."""
+        """Adds streams that are to be opened. Returns their indices."""
         reused = [self._free_indices.pop() for _ in range(min(count, len(self._free_indices)))]
         fresh = range(self._count, self._count + count - len(reused))
         self._count += len(fresh)
@@ -68,32 +68,32 @@ class StreamTable:
         return bool(self._next_at[stream] - kept_from < self.buffer_max)
 
     def room(self, streams: Ints) -> int:
-        """For how many of these rows, one a stream each, there is room, from the first on."""
+        """The number of rows, from the first on, for which there is room. Each row is a timestep of the stream given."""
         room = self.buffer_max - (self.next_steps[streams] - self.first_kept(streams))
         full = (cumcount(streams) >= room) & self.usable[streams]
         return int(full.argmax()) if full.any() else len(streams)
 
     def first_kept(self, streams: Ints) -> Ints:
-        """Of each stream, number of the first timestep that is kept."""
+        """The number of the first timestep that each stream keeps."""
         kept_from = np.minimum(self.answered[streams], self.durable_steps[streams]) + 1
         first: Ints = np.maximum(self.start_steps[streams], kept_from)
         return first
 
     def unanswered(self) -> dict[int, int]:
-        """The streams with timesteps in flight, and the number of the first of each that is not answered."""
+        """The streams with timesteps in flight, and the number of the first unanswered timestep of each."""
         streams = np.flatnonzero(self._in_flight)
         return dict(zip(streams.tolist(), (self.answered[streams] + 1).tolist(), strict=True))
 
     def mark_durable(self, streams: Ints, durable_steps: Ints) -> None:
-        """The server has told what is durable."""
+        """Notes the durable steps that the server has reported."""
         np.maximum.at(self.durable_steps, streams, durable_steps)
 
     def hold(self, streams: Ints | Sequence[int]) -> None:
-        """Sends nothing of these streams until they are released, or opened again."""
+        """Stops sending timesteps of these streams until they are released or opened again."""
         self._held[streams] = True
 
     def release(self, streams: Ints | Sequence[int]) -> None:
-        """Goes on with these streams."""
+        """Ends `hold`."""
         self._held[streams] = False
 
     def _grow(self, capacity: int) -> None:
@@ -102,7 +102,7 @@ class StreamTable:
                 longer: Array = np.zeros(capacity, column.dtype)
                 longer[: len(column)] = column
                 setattr(self, name, longer)
-        # One number is read and written through these in a tenth of the time that numpy takes to find out what is wanted.
+        # A memoryview reads and writes one number in a tenth of the time that numpy's indexing takes.
         self._next_at: memoryview = self.next_steps.data
         self._answered_at: memoryview = self.answered.data
         self._durable_at: memoryview = self.durable_steps.data
@@ -115,12 +115,12 @@ class StreamTable:
 
 
 def cumcount(streams: Ints) -> Ints:
-    """How often each row's stream stands before it."""
+    """How many earlier rows have the same stream, for each row; as `GroupBy.cumcount` of pandas."""
     if len(streams) < 2 or np.all(streams[1:] > streams[:-1]):
         return np.zeros(len(streams), np.int64)
     sorted_at = np.argsort(streams, kind="stable")
     in_turn = streams[sorted_at]
     starts = np.flatnonzero(np.r_[True, in_turn[1:] != in_turn[:-1]])
-    cumcount = np.empty(len(streams), np.int64)
-    cumcount[sorted_at] = np.arange(len(streams)) - np.repeat(starts, np.diff(np.r_[starts, len(streams)]))
-    return cumcount
+    counts = np.empty(len(streams), np.int64)
+    counts[sorted_at] = np.arange(len(streams)) - np.repeat(starts, np.diff(np.r_[starts, len(streams)]))
+    return counts

@@ -1,6 +1,6 @@
-"""One timestep in a unary request, for callers that hold no call open.
+"""One timestep in a unary call, for callers that keep no call open.
 
-The description of a model that has run one is asked for once.
+The description of a model is fetched once, and kept.
 """
 
 from tidegate.client.connection import Connection
@@ -10,12 +10,12 @@ from tidegate.client.retry import Limits, Retry
 from tidegate.client.types import Model, Prediction, decode_model
 from tidegate.v1 import tidegate_pb2 as pb
 
-# A server has some models of some versions each. Beyond these the oldest are asked for again.
+# A server has some models with some versions each. Beyond this many the oldest description is dropped.
 CACHED_MODELS_MAX = 64
 
 
 class UnaryPredictor:
-    """Asks for single timesteps over one connection."""
+    """Runs single timesteps over a connection."""
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
         self._connection = connection
@@ -23,7 +23,7 @@ class UnaryPredictor:
         self._models: dict[tuple[str, str], Model] = {}  # by name and version
 
     async def predict(self, request: pb.PredictOneRequest, values: Values) -> Prediction:
-        """The prediction for a request whose values are these; see `tidegate.client.Client.predict_one`."""
+        """Sends the request with these values; see `tidegate.client.Client.predict_one`."""
         features = (await self._stream_model(request)).features if has_names(values) else None
         request.values = pack(values, features)
         retry = Retry(self._limits, self._connection.may_be_reachable)
@@ -33,7 +33,7 @@ class UnaryPredictor:
                 response = await self._connection.call_unary("PredictOne", request, of_timestep=True)
             except ClientError as error:
                 if not request.step:
-                    raise  # one without a number would be applied again
+                    raise  # without a number, a second request could be a second timestep
                 await retry.wait(error, f"timestep {request.step} of stream {request.stream_id}")
         try:
             model = await self._served_model(response.model, response.version)
@@ -50,7 +50,7 @@ class UnaryPredictor:
         return Prediction(answer.step, model.outputs, answer.outputs, answer.durable_step, answer.duplicate)
 
     async def _stream_model(self, request: pb.PredictOneRequest) -> Model:
-        """The model that the stream runs under, or will when it begins."""
+        """The model of the stream, or the one that it will begin under."""
         try:
             asked = pb.DescribeStreamRequest(stream_id=request.stream_id)
             known = (await self._connection.call_unary("DescribeStream", asked)).stream
@@ -60,7 +60,7 @@ class UnaryPredictor:
         return await self._served_model(known.model, known.version)
 
     async def _served_model(self, name: str, version: str) -> Model:
-        """The description of a model that is served."""
+        """The description of a served model."""
         key = name, version
         if key not in self._models:
             asked = pb.DescribeModelRequest(name=name, version=version)

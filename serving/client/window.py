@@ -1,19 +1,19 @@
-"""The state of a client's streams, in columns: the number of each timestep, what to send next, and what an answer answers.
+"""The sliding window of a client: the number of each timestep, what to send next, and which timestep an answer belongs to.
 
-It decides and does nothing: no asyncio, no grpc, no clock. `tidegate.client.session` sends what `take` gives, and tells it what
-came back. Streams go by their index.
+It only keeps state: no asyncio, no grpc, no clock. `tidegate.client.session` sends the messages of `next_message`, and passes
+the answers on to `settle`, `resend`, `drop` and so on. Streams are identified by their index.
 
 Laws:
-1. Timesteps of streams of one model stand in one buffer, in the order they came. Those of one stream are numbered in that order
-   without a hole: when one is refused for good, those behind it move up.
-2. A timestep leaves the buffer when it is durable and answered, when it was refused for good, or when its stream is lost. Nothing else
-   removes one.
-3. Messages are answered in the order they were sent. When a timestep is refused, the server refuses those of its stream behind it
-   as a gap: those answers are ignored, and the timesteps are sent again. The other streams notice nothing.
-4. A timestep is settled with its results once, in the order of its stream, and never again.
-5. At most `window` timesteps of a stream are in flight, as many as the server remembers answers for: so an answer that got
-   lost can always be had again. A message has half of them at most, so that one can be in flight while another is answered.
-6. What is done for every timestep is done in columns; only what is rare (refusals, losses) goes row by row.
+1. The timesteps of all streams of one model are in one resend buffer, in order of arrival. Those of one stream have consecutive
+   numbers: when one is refused for good, the later ones move up.
+2. A timestep leaves the buffer when it is answered and durable, when it is refused for good, or when its stream is lost, and
+   only then.
+3. Messages are answered in the order in which they are sent. When a timestep is refused, the server also refuses the later ones of
+   its stream as a gap. Those answers are ignored, and the timesteps are sent again. Other streams are not affected.
+4. A timestep is settled exactly once, in the order of its stream.
+5. At most `window` timesteps of a stream are in flight: as many as the server remembers answers for, so a lost answer can be
+   requested again. A message has half of them at most, so that one is in flight while another is answered.
+6. The frequent work is done in columns. Only rare cases (refusals, losses) are handled row by row.
 """
 
 from collections import deque
@@ -35,10 +35,10 @@ NO_ROWS: Ints = np.empty(0, np.int64)
 
 
 class BlockOutcome(NamedTuple):
-    """What follows from the answers to a message.
+    """The consequences of the answers to a message.
 
-    `delivered` says whether a caller got something. `diverged` are streams whose replay was answered otherwise than before: they
-    must be lost. `refused` are the rows that were refused, the first of each stream: about each must be decided.
+    `delivered` says whether a caller got an answer. `diverged` are streams whose replay was answered differently, so they are lost.
+    `refused` has the first refused row of each stream; `tidegate.client.refusals` decides about them.
     """
 
     delivered: bool
@@ -47,11 +47,11 @@ class BlockOutcome(NamedTuple):
 
 
 class Window(PendingTimesteps):
-    """The books, beside what stands in the table of streams.
+    """The messages in flight, and the rules that say what is sent next.
 
     Attributes:
         window: how many timesteps of a stream may be in flight.
-        careful: one timestep is in flight at a time, so that the next break tells which one it is that breaks the server.
+        one_in_flight: send one timestep at a time, to find the one that breaks the server; see `PoisonDetector`.
 
     """
 
@@ -62,15 +62,15 @@ class Window(PendingTimesteps):
         self._repeats: deque[Repeat] = deque()
         self._messages: deque[Message] = deque()
         self._messages_made = 0
-        self._current: Message | None = None  # whose answer came last: it is looked at still
-        self._released: deque[tuple[int, Ints]] = deque()  # free again once that message is answered
+        self._current: Message | None = None  # the message whose answer is being handled
+        self._released: deque[tuple[int, Ints]] = deque()  # indices, free once the message of that number is answered
 
     def __repr__(self) -> str:
         rows = sum(len(buffer) for buffer in self._buffers)
         return f"<Window: {np.count_nonzero(self.usable)} streams, {rows} rows kept, {len(self._messages)} messages in flight>"
 
     def release_indices(self, streams: Ints) -> None:
-        """Nobody uses these streams any more. Only when they are not usable."""
+        """Releases the indices of streams that have left. They must not be usable."""
         assert not self.usable[streams].any()
         for stream in streams.tolist():
             self.errors.pop(stream, None)
@@ -81,16 +81,16 @@ class Window(PendingTimesteps):
             self._free_indices += streams.tolist()
 
     def add_repeat(self, repeat: Repeat) -> None:
-        """Asks again for the answer to a timestep that has been answered, unless its caller has gone or has an error already."""
+        """Requests the answer to an answered timestep again, unless the caller was cancelled or has an error."""
         assert 0 < repeat.step <= self.answered[repeat.stream]
         if not repeat.waiter.done():
             self._repeats.append(repeat)
 
     def mark_opened(self, streams: Ints, next_steps: Ints, durable_steps: Ints, window: int) -> None:
-        """Streams were opened, for the first time or again, and the server goes on at `next_steps`.
+        """Marks streams as open, for the first time or again. The server continues at `next_steps`.
 
-        When again, it was told `first_kept`, and has refused those of which it does not have what is before, or to which another
-        client has written meanwhile.
+        A stream that is opened again was sent with `first_kept`. The server has refused it when it lacks earlier timesteps, or
+        when another client has written to it.
         """
         self.window = max(1, window)
         new = ~self.ever_opened[streams]
@@ -104,12 +104,12 @@ class Window(PendingTimesteps):
         self.open[streams] = True
         self._held[streams] = False
         for buffer in self._buffers:
-            buffer.unsent_from = 0  # all rows may be to send again
+            buffer.unsent_from = 0  # any row may have to be sent again
 
     def end_call(self) -> None:
-        """The call has ended: nothing is in flight any more, and no stream is open."""
+        """Marks all messages as not in flight, and all streams as not open."""
         for message in reversed(self._messages):
-            # Not those that nobody waits for: their stream may be lost, and its index will be another's.
+            # A repeat without a caller is dropped: its stream may be lost, and the index used by another one.
             self._repeats.extendleft(repeat for repeat in reversed(message.repeats) if not repeat.waiter.done())
         self._messages.clear()
         self._recycle_indices()
@@ -119,40 +119,40 @@ class Window(PendingTimesteps):
     # Sending -----------------------------------------------------------------------------------------------------------
 
     def idle(self, streams: Ints) -> Bools:
-        """Of which of these streams everything has been sent and answered."""
+        """Whether all timesteps of each stream have been sent and answered."""
         idle: Bools = (self._in_flight[streams] == 0) & (self._cursor[streams] >= self.next_steps[streams])
         if self._repeats:
             idle &= ~np.isin(streams, [repeat.stream for repeat in self._repeats])
         return idle
 
     def has_waiters(self, streams: Ints) -> Bools:
-        """Of which of these streams a caller waits for an answer."""
+        """Whether a caller waits for an answer of each stream."""
         waited: Bools = self.next_steps[streams] > self.answered[streams] + 1
         return waited | np.isin(streams, [repeat.stream for repeat in self._pending_repeats()])
 
     def _pending_repeats(self) -> list[Repeat]:
-        """Those that somebody waits for: to be sent, in flight, and of the message that is being looked at."""
+        """The repeats with a caller: unsent, in flight, and those of the message being handled."""
         sent = self._messages if self._current is None else (self._current, *self._messages)
         repeats = (*self._repeats, *(repeat for message in sent for repeat in message.repeats))
         return [repeat for repeat in repeats if not repeat.waiter.done()]
 
     @property
     def in_flight(self) -> bool:
-        """Whether a message is."""
+        """Whether any message is in flight."""
         return bool(self._messages)
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is in flight, and nothing left to be sent."""
+        """Whether nothing is in flight and nothing is left to send."""
         return not (self._messages or self.has_unsent)
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something may be left to be sent."""
+        """Whether timesteps or repeats may be left to send."""
         return bool(self._repeats) or any(buffer.has_unsent for buffer in self._buffers)
 
     def next_message(self) -> Message | None:
-        """What to send now; None when nothing may be sent."""
+        """The next message to send, None when nothing may be sent."""
         if self.one_in_flight and self._messages:
             return None
         for buffer in self._buffers:
@@ -165,7 +165,7 @@ class Window(PendingTimesteps):
                     self._flush_singles(buffer)
                     message = self._next_rows(buffer)
             if message is not None:
-                # Buffers take turns, so that none waits for ever behind a busy one.
+                # Round robin, so that no buffer starves behind a busy one.
                 self._buffers.append(self._buffers.pop(self._buffers.index(buffer)))
                 return message
         return None
@@ -180,7 +180,7 @@ class Window(PendingTimesteps):
         if len(at):
             message = self._make_message(buffer, buffer["stream"][at], buffer["step"][at], buffer["values"][at], at)
             np.maximum.at(self._cursor, message.streams, message.steps + 1)
-        # Rows at the begin that are left behind or were sent are not looked at again.
+        # Skip the leading rows that are removed or sent the next time.
         if len(at) == len(steps):
             buffer.unsent_from = len(buffer)
         else:
@@ -189,7 +189,7 @@ class Window(PendingTimesteps):
         return message
 
     def _next_single_row(self, buffer: ResendBuffer) -> Message | None:
-        """A single timestep that is alone, in a fifth of the time; None when it cannot be sent so."""
+        """The fast path for one queued timestep: a fifth of the time of `_next_rows`. None when it cannot be used."""
         stream = buffer.lone_stream
         if stream is None or not self._open_at[stream] or self._held_at[stream]:
             return None
@@ -208,9 +208,9 @@ class Window(PendingTimesteps):
         return message
 
     def _next_repeats(self, buffer: ResendBuffer) -> Message | None:
-        """Old answers that may be asked for now.
+        """The repeats that may be sent now.
 
-        Only what the server is known to have applied: else it would be applied with the values that are asked with.
+        Only for timesteps that the server is known to have applied: any other would be applied with the values of the repeat.
         """
         repeats = [
             repeat
@@ -238,10 +238,10 @@ class Window(PendingTimesteps):
     # Answers -----------------------------------------------------------------------------------------------------------
 
     def match_answer(self, number: int) -> Message:
-        """An answer to this message came; gives the message, for one of `predicted` and `refused`.
+        """Returns the message that an answer of this number belongs to.
 
         Raises:
-            StreamLost: it is another's turn.
+            StreamLost: it is not the next message to be answered.
 
         """
         if not self._messages:
@@ -260,7 +260,7 @@ class Window(PendingTimesteps):
     def settle_single_row(
         self, message: SingleRowMessage, step: bytes, outputs: Sequence[bytes], durable_step: int
     ) -> bool:
-        """Settles the plain answer to a message of a single timestep, in a fifth of the time; False when it cannot be settled so."""
+        """The fast path of `settle` for one timestep: a fifth of the time. False when the answer needs `settle`."""
         stream, number = message.stream, message.step
         if message.ignored or int.from_bytes(step, "little") != number or number <= self._answered_at[stream]:
             return False
@@ -268,7 +268,7 @@ class Window(PendingTimesteps):
             message.buffer.set_checksum(message.place, outputs)
             self._durable_at[stream] = max(durable_step, self._durable_at[stream])
         except (ValueError, StructError):
-            return False  # it does not fit; whoever looks at it next says how
+            return False  # the answer is malformed; the slow path reports how
         self._applied_at[stream] = max(number, self._applied_at[stream])
         self._answered_at[stream] = number
         _, _, waiter, _ = self._singles.pop(message.waiter_id)
@@ -276,10 +276,10 @@ class Window(PendingTimesteps):
         return True
 
     def settle(self, message: Message, answers: Answers) -> BlockOutcome:
-        """Settles what was answered. A replay must have the bits that were delivered, where the model promises that.
+        """Delivers answers. Where the model promises equal bits, a replayed answer must equal the delivered one.
 
         Raises:
-            StreamLost: an answer has another number than its timestep.
+            StreamLost: an answer does not have the number of its timestep.
 
         """
         streams, steps = message.streams, message.steps
@@ -295,8 +295,8 @@ class Window(PendingTimesteps):
         return self._settle_partial(message, answers)
 
     def _settle_partial(self, message: Message, answers: Answers) -> BlockOutcome:
-        # An answer that is ignored tells all the same what was applied: when one that had been applied is refused for want of
-        # room, those behind it are not; they keep their numbers then, whatever becomes of them.
+        # An ignored answer still shows what was applied. After a refused repeat of an applied timestep, the later timesteps are not
+        # refused as a gap; they must keep their numbers.
         good = ~answers.refused
         np.maximum.at(self._applied, message.streams[good], message.steps[good])
         accepted = message.at >= 0
@@ -329,27 +329,27 @@ class Window(PendingTimesteps):
         return BlockOutcome(bool(len(rows)), diverged, refused)
 
     def mark_refused(self, message: Message, rows: Ints, next_steps: Ints) -> None:
-        """These rows were refused, one a stream, and so is what is behind them; the server says what it expects, 0 if it does not.
+        """Notes refused rows, the first of each stream, and the step that the server expects; 0 when it does not say.
 
-        Then comes one of `resend`, `drop`, `skip_applied` and `lose` for each.
+        For each row, one of `resend`, `drop`, `skip_applied` and `mark_lost` must follow.
         """
         streams, steps = message.streams[rows], message.steps[rows]
         ahead = next_steps > steps
         self._applied[streams[ahead]] = np.maximum(self._applied[streams[ahead]], next_steps[ahead] - 1)
 
     def is_applied(self, message: Message, rows: Ints) -> Bools:
-        """Which of these rows the server is known to have applied."""
+        """Whether the server is known to have applied each of these rows."""
         return message.steps[rows] <= self._applied[message.streams[rows]]
 
     def resend(self, message: Message, rows: Ints) -> None:
-        """Sends refused rows, and what is behind them, once more."""
+        """Sends refused rows, and the later rows of their streams, again."""
         self._ignore_answers(message.streams[rows])
         self._cursor[message.streams[rows]] = message.steps[rows]
         for buffer in self._buffers:
-            buffer.unsent_from = 0  # all rows may be to send again
+            buffer.unsent_from = 0  # any row may have to be sent again
 
     def drop(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
-        """Lets refused rows go; those of their streams behind them move up, but for those of the same group: they fall too."""
+        """Removes refused rows with their groups. Later rows of the streams move up."""
         buffer, touched = message.buffer, message.streams[rows]
         self._flush_singles(buffer)
         self.resend(message, rows)
@@ -360,7 +360,7 @@ class Window(PendingTimesteps):
         self._renumber(buffer, touched)
 
     def skip_applied(self, message: Message, rows: Ints, errors: Sequence[ClientError]) -> None:
-        """Goes on behind refused rows that had been applied all the same: they keep their numbers."""
+        """Fails refused rows that had been applied. They keep their numbers, and their streams continue behind them."""
         self.resend(message, rows)
         streams, steps = message.streams[rows], message.steps[rows]
         for at, step, error in zip(message.at[rows].tolist(), steps.tolist(), errors, strict=True):
@@ -369,9 +369,9 @@ class Window(PendingTimesteps):
         self._cursor[streams] = steps + 1
 
     def mark_lost(self, errors: Mapping[int, ClientError], *, shared_error: bool = False) -> set[int]:
-        """These streams can no longer be used, or never could; gives those of which a caller was waiting, who is told.
+        """Marks streams as unusable, and fails their timesteps. Returns the streams of which a caller got the error.
 
-        `shared_error` says that they end together: a caller who waits for many of them gets the error itself.
+        With `shared_error` all streams end together: the caller of a block gets the error as an exception.
         """
         notified: set[int] = set()
         streams = np.fromiter(errors, np.int64, len(errors))
@@ -393,18 +393,18 @@ class Window(PendingTimesteps):
         return notified
 
     def mark_closed(self, streams: Sequence[int]) -> None:
-        """These streams are closed, and everything of them is stored, or forgotten as was asked."""
+        """Marks streams as closed. All their timesteps are stored, or were forgotten on request."""
         error = StreamLost("the stream is closed; open it again to go on")
         self.mark_lost(dict.fromkeys(streams, error))
 
     def reset(self, streams: Sequence[int] | Ints) -> None:
-        """What was of these streams is nobody's business any more: their next open is like the first."""
+        """Forgets the history of streams: their next open is like the first one."""
         self._remove(streams)
         self.ever_opened[streams] = False
         self.durable_steps[streams] = 0
 
     def _remove(self, streams: Sequence[int] | Ints) -> None:
-        """Takes all that these streams have out of the buffers."""
+        """Removes all timesteps of these streams from the buffers."""
         if not len(streams):
             return
         self._ignore_answers(streams)
@@ -416,7 +416,7 @@ class Window(PendingTimesteps):
         self.next_steps[streams] = self._cursor[streams] = self.answered[streams] + 1
 
     def _ignore_answers(self, streams: Sequence[int] | Ints) -> None:
-        """Pays no heed to what is answered to timesteps of these streams that are in flight."""
+        """Ignores the answers to timesteps of these streams that are in flight."""
         if not self._messages:
             return
         hit = np.zeros(self._count, np.bool_)
@@ -428,7 +428,7 @@ class Window(PendingTimesteps):
                 message.at[theirs] = -1
 
     def _compact(self, buffer: ResendBuffer) -> None:
-        """Sweeps out the rows that have left."""
+        """Removes the rows that are no longer needed."""
         moved = buffer.compact(buffer["step"] >= self.first_kept(buffer["stream"]))
         for message in self._messages if self._current is None else (self._current, *self._messages):
             if message.buffer is buffer:
@@ -438,13 +438,13 @@ class Window(PendingTimesteps):
                     message.place = int(message.at[0])
 
     def _recycle_indices(self) -> None:
-        """Gives indices back that no message in flight speaks of any more."""
+        """Makes indices free that no message in flight refers to."""
         while self._released and (not self._messages or self._messages[0].number > self._released[0][0]):
             self._free_indices += self._released.popleft()[1].tolist()
 
 
 def first_of_each(message: Message, rows: Ints) -> Ints:
-    """The first of these rows of each stream, rising."""
+    """The first of these rows of each stream, in ascending order."""
     _, first = np.unique(message.streams[rows], return_index=True)
     first.sort()
     return rows[first]

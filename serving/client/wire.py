@@ -1,4 +1,4 @@
-"""Converts between the window and the messages of `PredictBlocks`, in columns; only refused rows go one by one."""
+"""Converts messages of a client to and from those of `PredictBlocks`, in columns. Only refused rows are handled one by one."""
 
 from collections.abc import Iterable
 
@@ -11,26 +11,26 @@ from tidegate.client.types import Model
 from tidegate.core.spec import Ints, Output
 from tidegate.v1 import tidegate_pb2 as pb
 
-# What the protocol allows.
+# The limit of the protocol.
 ROWS_MAX = 65_536
-# Longer messages are read no faster, and a server that does not say how much it reads takes 4 MiB; some of an answer goes to refusals.
+# Longer messages are read no faster. A server that does not report its limit reads 4 MiB; errors need some room in an answer.
 MESSAGE_BYTES_MAX = 3_000_000
-# What a block has beside its rows: its number and the lengths of its columns.
+# The bytes of a block without its rows: its number and the lengths of its columns.
 BLOCK_OVERHEAD_BYTES = 64
-# What a row has beside its values: a handle and a number.
+# The bytes of a row without its values: a handle and a number.
 ROW_OVERHEAD_BYTES = 12
-# What an answer has beside its outputs: two numbers, and its place among the duplicates.
+# The bytes of an answer without its outputs: two numbers, and its place among the duplicates.
 ANSWER_OVERHEAD_BYTES = 21
 
 OPEN_KINDS = {pb.Opened.KIND_NEW: "new", pb.Opened.KIND_RESUMED: "resumed", pb.Opened.KIND_TAKEN_OVER: "taken_over"}
 
 
 def rows_max(model: Model, message_bytes_max: int) -> int:
-    """How many rows a message may have, so that it and its answer are not too large.
+    """How many rows a message may have, so that neither it nor its answer is too large.
 
     Args:
-        model: what they are for.
-        message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not say.
+        model: the model of the streams.
+        message_bytes_max: the largest request that the server reads, in bytes; 0 when it does not report it.
 
     """
     asked = ROW_OVERHEAD_BYTES + 4 * len(model.features)
@@ -42,7 +42,7 @@ def rows_max(model: Model, message_bytes_max: int) -> int:
 
 
 def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
-    """A message, whose streams go by these handles."""
+    """Encodes a message. `handles` has the handle of each row."""
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=message.number,
@@ -54,7 +54,7 @@ def encode_block(message: Message, handles: Ints) -> pb.PredictBlocksRequest:
 
 
 def encode_single_row(message: SingleRowMessage, handle: int) -> pb.PredictBlocksRequest:
-    """A message with one timestep, whose stream goes by this handle."""
+    """Encodes a message with one timestep."""
     return pb.PredictBlocksRequest(
         block=pb.Block(
             block=message.number,
@@ -66,7 +66,7 @@ def encode_single_row(message: SingleRowMessage, handle: int) -> pb.PredictBlock
 
 
 def decode_answers(message: Message, outputs: tuple[Output, ...], block: pb.PredictedBlock) -> Answers:
-    """The answers to a message. Raises StreamLost when they do not fit it."""
+    """Decodes the answers to a message. Raises StreamLost when they do not fit it."""
     rows = len(message.steps)
     plain = not (block.duplicate_rows or block.forgotten_rows or block.errors)
     try:
@@ -90,7 +90,7 @@ def decode_answers(message: Message, outputs: tuple[Output, ...], block: pb.Pred
 
 
 def decode_durable(message: pb.DurableStreams) -> tuple[Ints, Ints]:
-    """Handles, and what is durable of each. Raises StreamLost when the columns do not fit each other."""
+    """Decodes handles and their durable steps. Raises StreamLost when the columns differ in length."""
     try:
         handles = np.frombuffer(message.handles, "<u4").astype(np.int64)
         return handles, np.frombuffer(message.durable_steps, "<i8").reshape(len(handles))
@@ -101,7 +101,7 @@ def decode_durable(message: pb.DurableStreams) -> tuple[Ints, Ints]:
 
 
 def _mark(rows: int, places: Iterable[int]) -> Bools:
-    """A column that is True at these places."""
+    """A boolean column that is True at these places."""
     mark = np.zeros(rows, np.bool_)
     mark[np.fromiter(places, np.int64)] = True
     return mark

@@ -789,7 +789,7 @@ async def test_leaving_by_an_exception_does_not_wait() -> None:
             async with client.block(NAMES):
                 raise KeyError
         await server.left.wait()
-        assert not client._kept
+        assert not client._views
 
 
 async def test_a_client_that_is_closed_leaves_its_blocks() -> None:

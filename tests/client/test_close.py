@@ -204,7 +204,7 @@ async def test_leaving_by_cancellation_does_not_wait() -> None:
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(work())
-        await eventually(lambda: any(stream._ready.is_set() for stream in client._kept), "the open")
+        await eventually(lambda: any(stream._ready.is_set() for stream in client._views), "the open")
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
@@ -260,7 +260,7 @@ async def test_an_open_that_is_cancelled_leaves_nothing() -> None:
         opening.cancel()
         await asyncio.wait([opening])
         await server.left.wait()
-        assert not client._kept
+        assert not client._views
 
 
 async def test_an_error_that_was_told_is_not_told_again_on_leaving() -> None:

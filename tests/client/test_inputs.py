@@ -19,7 +19,7 @@ from tests.client.scripted import Call, closing, connected, scripted
 from tests.client.test_blocking import played
 from tests.client.test_single import answer, answering
 from tidegate.client import Client, InvalidTimestep
-from tidegate.client.inputs import Packer, columns, has_names, pack, parts_of, rows_in_order
+from tidegate.client.inputs import Packer, columns, has_names, pack, rows_in_order, split_block
 from tidegate.core.spec import Feature
 
 FEATURES = tuple(Feature(name) for name in ("a", "b", "c"))
@@ -390,8 +390,8 @@ def test_a_frame_of_rows_becomes_numbers_and_all_else_is_given_back() -> None:
 def test_a_block_and_its_rows_are_told_from_a_frame() -> None:
     """A tuple of two is x and rows."""
     frame = Frame("a", [[1.0]])
-    assert parts_of(frame) == (frame, None)
-    assert parts_of((frame, [0])) == (frame, [0])
+    assert split_block(frame) == (frame, None)
+    assert split_block((frame, [0])) == (frame, [0])
 
 
 # Streams -------------------------------------------------------------------------------------------------------------
