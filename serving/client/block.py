@@ -26,7 +26,7 @@ class Block(View):
     """
 
     single_stream = False
-    _are, _were, _them = "the streams are", "the streams were", "them"
+    _noun = "block"
 
     def __repr__(self) -> str:
         return f"<Block of {len(self._members)} streams, {self.reconnects} reconnects>"

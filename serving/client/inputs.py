@@ -1,14 +1,13 @@
 """Converts timesteps, as callers write them, to float32 in the order of a model's features.
 
 Laws:
-1. What has names is read by its names, what has none by its order. Never is what has names read by its order.
-2. A feature whose name is left out is missing: NaN. A name that is none of the features' is refused, so is one that stands there
-   twice, and so is a row or a frame in which not one of them is named. Only an empty mapping is a timestep without a measurement.
-3. Labels that are numbers are no names. Those that pandas gives where nobody gave any, 0, 1, 2, ..., mean the order; others are
-   refused: nobody can tell what they mean.
-4. The labels of a frame's rows are not looked at: its rows are in the order of the streams, or of time.
+1. Named values are read by name, never by order. Values without names are read by order.
+2. A feature that is not named is missing: NaN. Refused are names of no feature, names that occur twice, and rows or frames that
+   name no feature at all. Only an empty mapping is a timestep without any value.
+3. Numbers are not names. The default labels of pandas, 0, 1, 2, ..., mean the order; other numbers are refused as ambiguous.
+4. Row labels of a frame are ignored: its rows are in the order of the streams, or of time.
 
-Frames are known by what they can do: nothing here imports pandas, polars or pyarrow.
+Frames are recognized by their methods: nothing here imports pandas, polars or pyarrow.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 
 class Keyed(Protocol):
-    """A row that says its names itself, as a pandas Series and a row of a database do."""
+    """A row that lists its names, such as a pandas Series or a row of a database."""
 
     def keys(self) -> Iterable[Any]:
         """The names."""
@@ -53,32 +52,31 @@ class Frame(Protocol):
 
 
 Values = Sequence[float] | Array | np.void | Mapping[str, float] | Keyed | Fields
-# What `Block.predict` reads: the next timestep of every stream, or those of some of them.
+# What `Block.predict` reads: the next timestep of every stream, or with `Some` of a part of the streams.
 Timesteps = Array | Sequence[Values] | Frame
 Some = tuple[Timesteps, Sequence[int] | Ints]
 
-# Whole numbers, numbers and booleans; all else, None among it, would be guessed at.
+# Integers, floats and booleans. Converting anything else, such as None, would be a guess.
 NUMERIC_KINDS = "iufb"
-# More names than these nobody reads.
+# An error message shows at most this many names.
 NAMES_SHOWN = 12
-# What is packed one by one to the same bits as in an array. Whole numbers are not: an array rounds them once, this way twice.
+# Types that pack to the same bits as in an array. Integers do not: an array rounds them once, packing rounds twice.
 EXACT_TYPES = frozenset({float, np.float64, np.float32})
 FLOAT32, FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
-# Up to here numbers one by one are quicker than an array that must be told not to warn.
+# Up to this size, packing one by one is faster than an array with its warnings switched off.
 SMALL_ROW_MAX = 64
-# What has no names, and is met most often.
+# Types without names, checked first because they are frequent.
 UNNAMED_TYPES = frozenset({list, tuple, float, int, str, bytes, type(None)})
-# What `DataFrame.itertuples` calls the label of a row, before the columns.
+# `DataFrame.itertuples` puts the row label first, under this name.
 ROW_LABEL = "Index"
 
 
 class Packer:
-    """Timesteps of one model as they travel: one float32 a feature. For a stream to keep.
+    """Packs timesteps of one model: one little-endian float32 a feature. Each stream keeps one.
 
     Args:
-        features: the model's; None when they are not known: then values may have no names, and the server finds out whether
-            there are as many as the model has features.
-        field: what the values are called in errors.
+        features: those of the model; None when they are unknown: then names are refused, and the server checks the number of values.
+        field: the name of the values in errors.
 
     """
 
@@ -92,24 +90,24 @@ class Packer:
         self._pack = Struct(f"<{len(features or ())}f").pack
 
     def __call__(self, values: Values) -> bytes:
-        """One timestep; see `pack`."""
-        values_by_name: Any = values
-        kind = type(values_by_name)
+        """Packs one timestep; see `pack`."""
+        row: Any = values
+        kind = type(row)
         try:
             if kind is list or kind is tuple:
-                if EXACT_TYPES.issuperset(map(type, values_by_name)):
-                    return self._pack(*values_by_name)
-            elif kind is np.ndarray and values_by_name.shape == self._shape:
-                if values_by_name.dtype is FLOAT32:
-                    return cast(bytes, values_by_name.tobytes())
-                if values_by_name.dtype is FLOAT64 and len(values_by_name) <= SMALL_ROW_MAX:
-                    return self._pack(*values_by_name.tolist())
-        except (StructError, OverflowError):  # not as many; or one that becomes infinite
+                if EXACT_TYPES.issuperset(map(type, row)):
+                    return self._pack(*row)
+            elif kind is np.ndarray and row.shape == self._shape:
+                if row.dtype is FLOAT32:
+                    return cast(bytes, row.tobytes())
+                if row.dtype is FLOAT64 and len(row) <= SMALL_ROW_MAX:
+                    return self._pack(*row.tolist())
+        except (StructError, OverflowError):  # wrong number of values, or one beyond float32
             pass
-        return self._convert(values_by_name)
+        return self._convert(row)
 
     def _convert(self, values: Any) -> bytes:
-        """The same for all that can be given, and with words for what cannot."""
+        """Packs any valid values, and explains invalid ones."""
         named = _split_named(self._field, values)
         ordered = values if named is None else self._in_model_order(values, *named)
         if named is not None and EXACT_TYPES.issuperset(map(type, ordered)):
@@ -123,57 +121,56 @@ class Packer:
         return packed.tobytes()
 
     def _in_model_order(self, values: Any, names: list[Any], parts: Iterable[Any]) -> list[Any]:
-        """The parts of a row with names in the model's order, NaN where there is none."""
+        """Sorts named values in the model's order, with NaN for missing ones."""
         if self._features is None:
-            raise _invalid(
-                self._field, format_value(values), "numbers without names, as the model's features are not known"
-            )
+            expected = "numbers without names, as the model's features are not known"
+            raise _invalid(self._field, format_value(values), expected)
         if isinstance(values, tuple) and names[:1] == [ROW_LABEL] and ROW_LABEL not in self._names:
             names, parts = names[1:], values[1:]
-        values_by_name = dict(zip(names, parts, strict=True))
+        named = dict(zip(names, parts, strict=True))
         if (
-            not values_by_name.keys() <= self._names.keys()
-            or len(values_by_name) < len(names)
-            or not (values_by_name or isinstance(values, Mapping))
+            not named.keys() <= self._names.keys()
+            or len(named) < len(names)
+            or not (named or isinstance(values, Mapping))
         ):
             _check_names(self._field, names, self._features)
-        return [values_by_name.get(name, np.nan) for name in self._names]
+        return [named.get(name, np.nan) for name in self._names]
 
 
 def pack(values: Values, features: Sequence[Feature] | None) -> bytes:
-    """One timestep as it travels: one float32 a feature.
+    """Packs one timestep: one little-endian float32 a feature.
 
     Args:
-        values: (features,) numbers in the model's order; or what has names: a mapping, a pandas Series, a namedtuple, an
-            instance of a dataclass, a structured array without axes, a row of a database that has `keys`. A name left out is NaN. The `Index` that
-            `DataFrame.itertuples` puts first is left aside unless a feature is called so.
-        features: the model's; None when they are not known: see `Packer`.
+        values: (features,) numbers in the model's order; or named values: a mapping, a pandas Series, a namedtuple, an instance of a
+            dataclass, a structured array without axes, a row of a database with `keys`. A missing name is NaN. The `Index` of
+            `DataFrame.itertuples` is ignored unless a feature has that name.
+        features: those of the model; None when they are unknown, see `Packer`.
 
     Raises:
-        InvalidTimestep: they are no numbers, not as many as the model has features, or their names do not fit.
+        InvalidTimestep: the values are not numbers, their number is wrong, or their names do not match.
 
     """
     return Packer(features)(values)
 
 
 def has_names(values: object) -> bool:
-    """Whether these are read by names, so that `pack` must know the features. Raises InvalidTimestep for labels that are none."""
+    """Whether values are named, so that `pack` needs the features. Raises InvalidTimestep for labels that are not names."""
     return _split_named("values", values) is not None
 
 
 def columns(
     x: Timesteps, rows: Sequence[int] | Ints | None, streams: int, features: Sequence[Feature]
 ) -> tuple[Floats, Ints]:
-    """Timesteps of many streams as columns: (n, features) values, and (n,) indices of the streams they are for.
+    """Converts timesteps of many streams: (n, features) values, and (n,) indices of their streams.
 
     Args:
-        x: (n, features) numbers; or what has names: a frame, a structured array (n,), or a list of n rows as `pack` takes them.
+        x: (n, features) numbers; or named values: a frame, a structured array (n,), or a list of n rows as in `pack`.
         rows: (n,) indices; None for all streams.
-        streams: how many there are.
-        features: the model's.
+        streams: the number of streams.
+        features: those of the model.
 
     Raises:
-        InvalidTimestep: x or rows are no numbers, do not have these shapes, or name streams or features that there are not.
+        InvalidTimestep: x or rows are not numbers, have other shapes, or name unknown streams or features.
 
     """
     indices = np.arange(streams) if rows is None else _indices(rows, streams)
@@ -186,7 +183,7 @@ def columns(
 
 
 def split_block(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Ints | None]:
-    """What `Block.step` takes: x, and the streams that its rows are for; None for all."""
+    """Splits what `Block.predict` reads into the arguments of `Block.step`: x, and rows or None."""
     if not isinstance(block, tuple):
         return block, None
     if len(block) != 2:
@@ -195,9 +192,9 @@ def split_block(block: Timesteps | Some) -> tuple[Timesteps, Sequence[int] | Int
 
 
 def rows_in_order(rows: T, features: Sequence[Feature]) -> T | Floats:
-    """What `Stream.predict` iterates over: instead of a frame or a structured array (n,), (n, features) numbers.
+    """Converts a frame or a structured array (n,) to (n, features) numbers, for `Stream.predict`.
 
-    All else is given back: its rows are looked at one by one. Raises InvalidTimestep when a frame does not fit.
+    Anything else is returned as it is, and converted row by row. Raises InvalidTimestep for an invalid frame.
     """
     if not (_is_frame(rows) or _is_structured(rows)):
         return rows
@@ -211,7 +208,7 @@ def rows_in_order(rows: T, features: Sequence[Feature]) -> T | Floats:
 
 
 def _split_named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
-    """The names of a row and its values in the same order; None when it has no names."""
+    """Splits a row into its names and its values; None when it has no names."""
     if type(values) in UNNAMED_TYPES:
         return None
     if isinstance(values, np.ndarray | np.void):
@@ -225,7 +222,7 @@ def _split_named(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | N
 
 
 def _split_named_object(field: str, values: Any) -> tuple[list[Any], Iterable[Any]] | None:
-    """The same of an instance of a dataclass, and of a row that says its names itself."""
+    """The same for an instance of a dataclass and for a row with `keys`."""
     kind = type(values)
     if dataclasses.is_dataclass(values):
         names = [part.name for part in dataclasses.fields(values)]
@@ -235,7 +232,7 @@ def _split_named_object(field: str, values: Any) -> tuple[list[Any], Iterable[An
     labels = list(values.keys())
     if not hasattr(kind, "to_numpy"):
         return labels, [values[label] for label in labels]
-    # A Series: it has numbers where nobody gave labels, and labels may stand there twice.
+    # A Series: its labels may be numbers or occur twice.
     if _are_positions(field, labels):
         return None
     column = _column(values)
@@ -243,7 +240,7 @@ def _split_named_object(field: str, values: Any) -> tuple[list[Any], Iterable[An
 
 
 def _are_positions(field: str, labels: Sequence[Any]) -> bool:
-    """Whether labels are those that pandas gives where nobody gave any; raises when they are neither those nor names."""
+    """Whether labels are the default ones of pandas. Raises InvalidTimestep when they are neither these nor names."""
     if labels and all(isinstance(label, str) for label in labels):
         return False
     if labels == list(range(len(labels))):
@@ -254,17 +251,17 @@ def _are_positions(field: str, labels: Sequence[Any]) -> bool:
 
 
 def _check_names(field: str, names: Sequence[Any], features: Sequence[Feature]) -> None:
-    """Raises InvalidTimestep for names that are not those of features, one at least and each once at most."""
+    """Raises InvalidTimestep unless all names are those of features, at least one, and each at most once."""
     known = [feature.name for feature in features]
-    values_by_name = set(names)
+    distinct = set(names)
     unknown = [name for name in names if name not in known]
-    missing = [name for name in known if name not in values_by_name]
+    missing = [name for name in known if name not in distinct]
     if unknown:
         message = f"no feature is called {_join_names(unknown)}"
-    elif not values_by_name:
+    elif not distinct:
         message = "got no names, expected those of features"
-    elif len(values_by_name) < len(names):
-        message = f"got {_join_names([name for name in values_by_name if names.count(name) > 1])} more than once, expected each name once"
+    elif len(distinct) < len(names):
+        message = f"got {_join_names([name for name in distinct if names.count(name) > 1])} more than once, expected each name once"
     else:
         return
     message += f"; the model has {_join_names(known)}"
@@ -274,7 +271,7 @@ def _check_names(field: str, names: Sequence[Any], features: Sequence[Feature]) 
 
 
 def _join_names(names: Sequence[Any]) -> str:
-    """Names as an error message shows them."""
+    """Joins names for an error message."""
     some = ", ".join(" ".join(str(name).split()) for name in names[:NAMES_SHOWN])
     return some + (", ..." if len(names) > NAMES_SHOWN else "")
 
@@ -283,22 +280,22 @@ def _join_names(names: Sequence[Any]) -> str:
 
 
 def _is_frame(x: Any) -> bool:
-    """Whether it has columns by name. Asked of its class: a Series has its labels as attributes."""
+    """Whether it has named columns. Checks the class, because the labels of a Series are attributes of the instance."""
     kind = type(x)
     return hasattr(kind, "columns") and hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
 
 
 def _is_structured(x: Any) -> bool:
-    """Whether it is an array of rows with names."""
+    """Whether it is a one-dimensional structured array."""
     return isinstance(x, np.ndarray) and x.dtype.names is not None and x.ndim == 1
 
 
 def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
-    """Timesteps as numbers, in any shape; None when one of them is none."""
+    """Converts timesteps to numbers, in any shape; None when one is not a number."""
     if _is_structured(x):
         return _by_column(field, x, list(x.dtype.names), features)
     if _is_frame(x):
-        # The `columns` of pyarrow are the columns themselves.
+        # In pyarrow, `columns` has the columns and not the names.
         names = list(x.column_names if hasattr(type(x), "column_names") else x.columns)
         return _floats(x) if _are_positions(field, names) else _by_column(field, x, names, features)
     many = not isinstance(x, np.ndarray | str | bytes | Mapping) and isinstance(x, Sequence)
@@ -310,7 +307,7 @@ def _table(field: str, x: Any, features: Sequence[Feature]) -> Floats | None:
 
 
 def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]) -> Floats:
-    """(n, features) of the columns with these names, NaN where a feature has none."""
+    """Converts the named columns to (n, features), with NaN for missing features."""
     _check_names(field, names, features)
     values = np.full((len(x), len(features)), np.nan, FLOAT32)
     for place, feature in enumerate(features):
@@ -325,11 +322,11 @@ def _by_column(field: str, x: Any, names: list[Any], features: Sequence[Feature]
 
 
 def _column(x: Any) -> Floats | None:
-    """A column or a Series as numbers; None when one of them is none. What it marks as missing, if it does so, is NaN."""
+    """Converts a column or a Series to numbers; None when one is not a number. Values that it marks as missing are NaN."""
     values = _floats(x)
     kind = getattr(getattr(x, "dtype", None), "kind", None)
     if values is None and hasattr(type(x), "to_numpy") and kind in tuple(NUMERIC_KINDS):
-        return _floats(x.to_numpy(dtype=np.float64, na_value=np.nan))  # numbers of pandas that are not those of numpy
+        return _floats(x.to_numpy(dtype=np.float64, na_value=np.nan))  # a numeric type of pandas' own
     return values
 
 
@@ -347,14 +344,14 @@ def _indices(rows: Sequence[int] | Ints, streams: int) -> Ints:
 
 
 def _floats(values: object) -> Floats | None:
-    """Numbers, in any shape; None when one of them is none, or they have no shape. Infinity is left for the server to refuse."""
+    """Converts to float32, in any shape; None for anything but numbers of one shape. The server refuses infinity."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, OverflowError):  # lists of different lengths in one
         return None
     if array.dtype.kind not in NUMERIC_KINDS:
         return None
-    if isinstance(values, np.ma.MaskedArray):  # an array drops the mask, and shows what is behind it
+    if isinstance(values, np.ma.MaskedArray):  # np.asarray drops the mask
         array = np.where(np.ma.getmaskarray(values), np.nan, array)
     if array.dtype == FLOAT32:
         return array
@@ -372,7 +369,7 @@ def _invalid(field: str, got: str, expected: str) -> InvalidTimestep:
 def _shape_error(
     field: str, values: Values, packed: Floats | None, features: Sequence[Feature] | None
 ) -> InvalidTimestep:
-    """The error for what does not make a timestep; `packed` are its numbers, if it is numbers."""
+    """The error for values that are no timestep; `packed` has their numbers, None when they are not numbers."""
     if packed is None:
         got = format_value(values)
     else:

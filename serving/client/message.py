@@ -86,4 +86,4 @@ def check_numbers(answered: Ints, sent: Ints) -> None:
     """Raises StreamLost when an answer does not have the number of its timestep."""
     if len(wrong := np.flatnonzero(answered != sent)):
         got, due = answered[wrong[0]], sent[wrong[0]]
-        raise StreamLost(f"the server answered timestep {got}, and {due} was due", "WRONG_ORDER")
+        raise StreamLost(f"the server answered timestep {got}, expected {due}", "WRONG_ORDER")

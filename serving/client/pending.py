@@ -122,20 +122,18 @@ class PendingTimesteps(StreamTable):
                 waiter.set_exception(answer_lost(predictions[row].step))
             deliver([(waiter, predictions[row])])
 
-    def _fail(
-        self, buffer: ResendBuffer, at: int, error: ClientError, step: int = 0, *, shared_error: bool = False
-    ) -> bool:
+    def _fail(self, buffer: ResendBuffer, at: int, error: ClientError, step: int = 0, *, shared: bool = False) -> bool:
         """Settles one row of the buffer with an error, as `BlockResults.fail`. Returns whether a caller got the error."""
         number, place, stream = (int(buffer[column][at]) for column in ("results", "place", "stream"))
         if number == SINGLE_TIMESTEPS:
             _, _, waiter, _ = self._singles.pop(place)
             if waiter.done():
-                log.warning("a timestep, whose caller has gone, was refused: %s", error)
+                log.warning("a timestep whose caller was cancelled was refused: %s", error)
                 return False
             waiter.set_exception(error)
         else:
             results = self._blocks[number]
-            results.fail(place, error, step, int(self.durable_steps[stream]), shared_error=shared_error)
+            results.fail(place, error, step, int(self.durable_steps[stream]), shared=shared)
             self._forget_settled(results)
         return True
 

@@ -36,14 +36,14 @@ class Decision(NamedTuple):
     """What the session must do about refused timesteps.
 
     `held` are streams to release after a delay; the server asked for `retry_after_s` seconds. `lost` are streams that can no longer be
-    used. `shared_error`: the message was refused as a whole. `notified`: a caller got an error.
+    used. `shared`: the message was refused as a whole. `notified`: a caller got an error.
     """
 
     held: Ints
     retry_after_s: float
     lost: dict[int, ClientError]
     notified: bool
-    shared_error: bool = False
+    shared: bool = False
 
 
 class RefusalHandler:
@@ -66,9 +66,7 @@ class RefusalHandler:
         if refusal.action in RETRY_ACTIONS:
             return self._decide(message, dict.fromkeys(rows.tolist(), refusal))
         lost = StreamLost(f"the server refused a block: {refusal}", refusal.reason)
-        return Decision(
-            NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), notified=False, shared_error=True
-        )
+        return Decision(NO_ROWS, 0.0, dict.fromkeys(message.streams[rows].tolist(), lost), notified=False, shared=True)
 
     def handle_rows(self, message: Message, rows: Ints, errors: Sequence[pb.Error]) -> Decision:
         """Decides about the first refused row of each stream."""

@@ -54,10 +54,7 @@ class Group:
 
 def answer_lost(step: int) -> AnswerLost:
     """The error for an applied timestep whose answer the server no longer has."""
-    return AnswerLost(
-        f"timestep {step} was applied, but the server no longer remembers its answer, the prediction is gone",
-        "ANSWER_LOST",
-    )
+    return AnswerLost(f"timestep {step} was applied, but the server no longer remembers its answer", "ANSWER_LOST")
 
 
 class BlockResults:
@@ -103,12 +100,12 @@ class BlockResults:
         self.pending -= len(rows)
         self._finish()
 
-    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, shared_error: bool = False) -> None:
+    def fail(self, place: int, error: ClientError, step: int, durable_step: int, *, shared: bool = False) -> None:
         """Fills in the error of one row. `step` is its number if it was applied all the same, else 0.
 
-        With `shared_error` the error ends all rows, and the caller gets it as an exception.
+        With `shared` the error ends all rows, and the caller gets it as an exception.
         """
-        if shared_error and not self._waiter.done():
+        if shared and not self._waiter.done():
             self._waiter.set_exception(error)
             self._failed = True
         self.errors[place] = error
@@ -131,7 +128,7 @@ class BlockResults:
         elif self.errors and not self._failed:
             row, error = next(iter(self.errors.items()))
             log.warning(
-                "%d of %d timesteps, whose caller has gone, were refused; row %d: %s",
+                "%d of %d timesteps whose caller was cancelled were refused; row %d: %s",
                 len(self.errors), len(self.steps), row, error,
             )  # fmt: skip
 

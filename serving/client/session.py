@@ -106,7 +106,7 @@ class Session(SessionStreams):
         handles = [handle for handle in self.window.handles[streams].tolist() if handle]
         self._detached += handles
         left = StreamLost("the stream was left; open it again to go on")
-        self.window.mark_lost({stream: left for stream in streams if self.window.usable[stream]}, shared_error=True)
+        self.window.mark_lost({stream: left for stream in streams if self.window.usable[stream]}, shared=True)
         for stream in streams:
             self._to_close.discard(stream)
             self._deadlines.clear(stream)  # another stream may get this index
@@ -288,7 +288,7 @@ class Session(SessionStreams):
 
     def _apply(self, decision: Decision) -> None:
         """Carries out a decision about refused timesteps."""
-        self._lose(decision.lost, shared_error=decision.shared_error)
+        self._lose(decision.lost, shared=decision.shared)
         if len(decision.held):
             wait_s = self._backoff.jittered_s(decision.retry_after_s)
             self._schedule(wait_s, lambda: self.window.release(decision.held))
@@ -334,13 +334,13 @@ class Session(SessionStreams):
 
         """
         if not self._closing:
-            raise CallEnded(ServerUnavailable("the server closed streams without being asked", "OK"))
+            raise CallEnded(ServerUnavailable("the server closed streams without a request", "OK"))
         members = self._closing.popleft()
         if not members:
             return
         if len(message.durable_steps) != len(members):
             raise StreamLost(
-                f"the server closed {len(message.durable_steps)} streams, asked were {len(members)}", "WRONG_ORDER"
+                f"the server closed {len(message.durable_steps)} streams, requested were {len(members)}", "WRONG_ORDER"
             )
         errors = {row.row: stream_error(row.error, StreamLost) for row in message.errors}
         behind = 0
@@ -348,19 +348,17 @@ class Session(SessionStreams):
         for row, member in enumerate(members):
             if self._in_use(member):
                 self.window.mark_durable(np.array([member.stream]), np.array([message.durable_steps[row]]))
-                behind += not self._on_stream_closed(member, errors.get(row), finished)
+                behind += not self._finish_close(member, errors.get(row), finished)
         self._mark_closed(finished)
         if behind:
             raise CallEnded(
                 ServerUnavailable(
-                    f"the server closed the streams, and {behind} of them are not stored as far as they were answered",
+                    f"the server closed the streams, and {behind} of them are not stored up to their last answer",
                     "STORE_UNAVAILABLE",
                 )
             )
 
-    def _on_stream_closed(
-        self, member: SessionStream, error: ClientError | None, finished: list[SessionStream]
-    ) -> bool:
+    def _finish_close(self, member: SessionStream, error: ClientError | None, finished: list[SessionStream]) -> bool:
         """Handles the close of one stream; a finished one is added to `finished`. Returns False when it must be opened again."""
         stream, reconnect_s = member.stream, self.limits.reconnect_s
         if error is None:

@@ -68,8 +68,8 @@ class StreamListener(Protocol):
     def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
         """Called when a stream was opened on the call of that number. The buffer is for its timesteps."""
 
-    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared_error: bool) -> None:
-        """Called when a stream is lost. `notified`: a caller got the error. `shared_error`: all streams of the session ended with it."""
+    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared: bool) -> None:
+        """Called when a stream is lost. `notified`: a caller got the error. `shared`: all streams of the session ended with it."""
 
     def on_closed(self, place: int) -> None:
         """Called when a stream was closed on request."""
@@ -208,7 +208,7 @@ class SessionStreams:
         known = len(handles) == 0 or handles.max() < len(self._stream_by_handle)
         streams = self._stream_by_handle[handles] if known else handles
         if not known or (streams == UNASSIGNED).any():
-            raise StreamLost("the server tells of a handle that it never gave out on this call", "WRONG_ORDER")
+            raise StreamLost("the server sent a handle that it never gave out on this call", "WRONG_ORDER")
         ours = np.flatnonzero(self.window.handles[streams] == handles)
         return ours, streams[ours]
 
@@ -292,7 +292,7 @@ class SessionStreams:
         columns = (message.handles, message.kinds, message.next_steps, message.epochs, message.durable_steps)
         if not requested or {len(column) for column in (message.stream_ids, *columns)} != {len(requested)}:
             raise StreamLost(
-                f"the server opened {len(message.stream_ids)} streams, which were not asked for", "WRONG_ORDER"
+                f"the server opened {len(message.stream_ids)} streams, which were not requested", "WRONG_ORDER"
             )
         self._message_bytes_max = message.message_bytes_max or self._message_bytes_max
         refused = {row.row for row in message.errors}
@@ -330,7 +330,7 @@ class SessionStreams:
         if held := self._poison.streams_to_hold(streams.tolist()):
             self.window.hold(held)
             self._schedule(self._backoff.longest_s, lambda: self.window.release(held))
-        self._lose(wrong, shared_error=True)
+        self._lose(wrong, shared=True)
         if len(wrong) == len(streams):
             return
         buffer = self.window.buffer_of(model, rows_max(model, message.message_bytes_max))
@@ -402,20 +402,20 @@ class SessionStreams:
         for member in members:
             member.listener.on_closed(member.place)
 
-    def _lose(self, errors: Mapping[int, ClientError], *, shared_error: bool = False) -> None:
-        """Marks streams as lost; the others continue. With `shared_error` they end together."""
+    def _lose(self, errors: Mapping[int, ClientError], *, shared: bool = False) -> None:
+        """Marks streams as lost; the others continue. With `shared` they end together."""
         errors = {stream: error for stream, error in errors.items() if self.window.usable[stream]}
         if not errors:
             return
-        notified = self.window.mark_lost(errors, shared_error=shared_error)
+        notified = self.window.mark_lost(errors, shared=shared)
         stream, error = next(iter(errors.items()))
         log.warning("%r: %d streams are lost; %s: %s", self, len(errors), self._members[stream].stream_id, error)
         for stream, error in errors.items():
             self._to_close.discard(stream)
             member = self._members[stream]
-            member.listener.on_lost(member.place, error, notified=stream in notified, shared_error=shared_error)
+            member.listener.on_lost(member.place, error, notified=stream in notified, shared=shared)
         self._notify_room()
 
     def _fail(self, error: ClientError, streams: Iterable[int]) -> None:
         """Marks streams as lost because the call has failed."""
-        self._lose(dict.fromkeys(streams, error), shared_error=True)
+        self._lose(dict.fromkeys(streams, error), shared=True)

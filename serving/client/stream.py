@@ -27,7 +27,7 @@ class Stream(View):
     """
 
     single_stream = True
-    _are, _were, _them = "the stream is", "the stream was", "it"
+    _noun = "stream"
 
     def __init__(self, session: Session, stream_id: str, options: pb.OpenStreams) -> None:
         super().__init__(session, [stream_id], options)
@@ -139,20 +139,13 @@ class Stream(View):
         return pending
 
     def _submit_repeat(self, packed: bytes, step: int) -> Pending:
-        if step > self.next_step:
-            raise StepGap(
-                f"step: got {step}, expected {self.next_step}; send the timesteps from {self.next_step} on",
-                "STEP_GAP",
-                field="step",
-                next_step=self.next_step,
-            )
+        next_step = self.next_step
+        if step > next_step:
+            message = f"step: got {step}, expected {next_step}; send the timesteps from {next_step} on"
+            raise StepGap(message, "STEP_GAP", field="step", next_step=next_step)
         if step > self._window.answered.item(self._index):
-            raise InvalidTimestep(
-                f"step: {step} is in flight already; wait for its prediction",
-                "INVALID_FIELD",
-                field="step",
-                next_step=self.next_step,
-            )
+            message = f"step: {step} is in flight already; wait for its prediction"
+            raise InvalidTimestep(message, "INVALID_FIELD", field="step", next_step=next_step)
         pending: Pending = self._session.future()
         self._window.add_repeat(Repeat(self._buffer, self._index, step, packed, pending))
         self._session.wake()

@@ -6,6 +6,7 @@ The description of a model is fetched once, and kept.
 from tidegate.client.connection import Connection
 from tidegate.client.errors import AnswerLost, ClientError, StreamNotFound
 from tidegate.client.inputs import Values, has_names, pack
+from tidegate.client.results import answer_lost
 from tidegate.client.retry import Limits, Retry
 from tidegate.client.types import Model, Prediction, decode_model
 from tidegate.v1 import tidegate_pb2 as pb
@@ -44,9 +45,7 @@ class UnaryPredictor:
             ) from error
         answer = response.prediction
         if not answer.outputs:
-            raise AnswerLost(
-                f"timestep {answer.step} was applied, but the server no longer remembers its answer", "ANSWER_LOST"
-            )
+            raise answer_lost(answer.step)
         return Prediction(answer.step, model.outputs, answer.outputs, answer.durable_step, answer.duplicate)
 
     async def _stream_model(self, request: pb.PredictOneRequest) -> Model:

@@ -26,10 +26,7 @@ class View:
 
     model: Model
     single_stream: bool
-    # How error messages name the streams: with a verb in the present, with one in the past, and as an object.
-    _are: ClassVar[str]
-    _were: ClassVar[str]
-    _them: ClassVar[str]
+    _noun: ClassVar[str]  # names the view in error messages
 
     def __init__(self, session: Session, stream_ids: Sequence[str], options: pb.OpenStreams) -> None:
         self.owner = options.owner
@@ -109,7 +106,7 @@ class View:
         if self._final_steps is None:
             self._final_steps = self._next_steps, self._durable_steps
             self._error_reported = True
-            self._error = self._error or StreamLost(f"{self._were} left; open {self._them} again to go on")
+            self._error = self._error or StreamLost(f"the {self._noun} was left; open it again to go on")
             self._session.detach(self._members)
             self._ended_event.set()
 
@@ -119,7 +116,7 @@ class View:
             self._error_reported = True
             raise self._error.with_traceback(None)  # else the traceback would grow with each call
         if self._closing:
-            raise StreamLost(f"{self._are} being closed; open {self._them} again to go on")
+            raise StreamLost(f"the {self._noun} is being closed; open it again to go on")
 
     def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
         """Notes that a stream is open, for the first time or again."""
@@ -131,10 +128,10 @@ class View:
         if not self._unopened:
             self._ready.set()
 
-    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared_error: bool) -> None:
+    def on_lost(self, place: int, error: ClientError, *, notified: bool, shared: bool) -> None:
         """Notes that a stream is lost."""
         (self._lost if self._members[place].kind else self._refused)[place] = error
-        if shared_error or self.single_stream:
+        if shared or self.single_stream:
             self._error = error
             self._error_reported |= notified
         self.on_closed(place)
@@ -148,7 +145,7 @@ class View:
         if not self._remaining:
             if self._error is None and self._closing:
                 self._error_reported = True
-                self._error = StreamLost(f"{self._are} closed; open {self._them} again to go on")
+                self._error = StreamLost(f"the {self._noun} is closed; open it again to go on")
             self._ended_event.set()
 
 

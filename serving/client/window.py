@@ -245,10 +245,10 @@ class Window(PendingTimesteps):
 
         """
         if not self._messages:
-            raise StreamLost(f"the server answered block {number}, and nothing was in flight", "WRONG_ORDER")
+            raise StreamLost(f"the server answered block {number}, but nothing was in flight", "WRONG_ORDER")
         message = self._current = self._messages.popleft()
         if message.number != number:
-            raise StreamLost(f"the server answered block {number}, and {message.number} was due", "WRONG_ORDER")
+            raise StreamLost(f"the server answered block {number}, expected {message.number}", "WRONG_ORDER")
         if isinstance(message, SingleRowMessage):
             self._in_flight_at[message.stream] -= 1
         else:
@@ -318,7 +318,7 @@ class Window(PendingTimesteps):
         if kept.model.batch_invariant and differ.any():
             for stream, step in zip(streams[differ][::-1].tolist(), steps[differ][::-1].tolist(), strict=True):
                 diverged[stream] = diverged_error(
-                    f"timestep {step}, sent again, was answered otherwise than before", self.durable_steps.item(stream)
+                    f"timestep {step}, sent again, got a different answer than before", self.durable_steps.item(stream)
                 )
             undelivered &= ~np.isin(streams, list(diverged))
         rows, at = rows[undelivered], at[undelivered]
@@ -368,10 +368,10 @@ class Window(PendingTimesteps):
         self.answered[streams] = steps
         self._cursor[streams] = steps + 1
 
-    def mark_lost(self, errors: Mapping[int, ClientError], *, shared_error: bool = False) -> set[int]:
+    def mark_lost(self, errors: Mapping[int, ClientError], *, shared: bool = False) -> set[int]:
         """Marks streams as unusable, and fails their timesteps. Returns the streams of which a caller got the error.
 
-        With `shared_error` all streams end together: the caller of a block gets the error as an exception.
+        With `shared` all streams end together: the caller of a block gets the error as an exception.
         """
         notified: set[int] = set()
         streams = np.fromiter(errors, np.int64, len(errors))
@@ -381,7 +381,7 @@ class Window(PendingTimesteps):
             theirs = np.isin(buffer["stream"], streams) & (buffer["step"] > self.answered[buffer["stream"]])
             for at in np.flatnonzero(theirs).tolist():
                 stream = int(buffer["stream"][at])
-                if self._fail(buffer, at, errors[stream], shared_error=shared_error):
+                if self._fail(buffer, at, errors[stream], shared=shared):
                     notified.add(stream)
         for repeat in self._pending_repeats():
             if repeat.stream in errors and not repeat.waiter.done():

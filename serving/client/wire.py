@@ -95,9 +95,7 @@ def decode_durable(message: pb.DurableStreams) -> tuple[Ints, Ints]:
         handles = np.frombuffer(message.handles, "<u4").astype(np.int64)
         return handles, np.frombuffer(message.durable_steps, "<i8").reshape(len(handles))
     except ValueError as error:
-        raise StreamLost(
-            f"the server told of what is durable in columns that do not fit: {error}", "WRONG_ORDER"
-        ) from error
+        raise StreamLost(f"the server's durable steps and handles differ in number: {error}", "WRONG_ORDER") from error
 
 
 def _mark(rows: int, places: Iterable[int]) -> Bools:

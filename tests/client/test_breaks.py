@@ -774,7 +774,7 @@ async def test_an_answer_that_was_not_asked_for_ends_the_stream() -> None:
 
     async with connected(script) as (client, _, _), client.open("a") as stream:
         await sums(stream, [1.0])
-        await eventually(lambda: stream._ended is not None, "the end")
+        await eventually(lambda: stream._error is not None, "the end")
         with pytest.raises(StreamLost, match="nothing was in flight"):
             await stream.step([2.0])
 

@@ -115,7 +115,7 @@ async def test_a_close_that_is_never_stored_is_told() -> None:
         await call.close(durable=0)
 
     async with connected(script, script, script, reconnect_s=0.05) as (client, _, _):
-        with pytest.raises(ServerUnavailable, match="not stored as far as they were answered"):
+        with pytest.raises(ServerUnavailable, match="not stored up to their last answer"):
             async with client.open("a") as stream:
                 await sums(stream, [1.0])
 

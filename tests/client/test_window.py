@@ -461,7 +461,7 @@ def test_streams_that_end_together_end_with_the_error_itself() -> None:
     """A caller of many rows gets it, and not one for each."""
     window = OpenWindow(1, 1)
     results = put(window, [0, 1])
-    window.mark_lost(dict.fromkeys((0, 1), error := StreamLost("the client was closed")), shared_error=True)
+    window.mark_lost(dict.fromkeys((0, 1), error := StreamLost("the client was closed")), shared=True)
     assert results.caller.error is error
 
 
@@ -500,7 +500,7 @@ def test_an_answer_out_of_turn_is_told() -> None:
         window.match_answer(1)
     put(window, [0])
     take(window)
-    with pytest.raises(StreamLost, match="answered block 2, and 1 was due"):
+    with pytest.raises(StreamLost, match="answered block 2, expected 1"):
         window.match_answer(2)
 
 
@@ -511,7 +511,7 @@ def test_an_answer_with_another_number_is_told() -> None:
     message = window.next_message()
     assert message is not None
     answers = answers_to(message)._replace(steps=message.steps + 1)
-    with pytest.raises(StreamLost, match="answered timestep 2, and 1 was due"):
+    with pytest.raises(StreamLost, match="answered timestep 2, expected 1"):
         window.settle(window.match_answer(1), answers)
 
 
