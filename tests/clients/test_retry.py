@@ -73,7 +73,7 @@ def play(request: pytest.FixtureRequest, language: str) -> Any:
 
 def broken(later: float = 0.0, action: str = "REOPEN", **more: float) -> tuple[float, str, list[Any]]:
     """A call ends so many seconds later."""
-    return later, "after", [{"action": action, **more}]
+    return later, "delay", [{"action": action, **more}]
 
 
 def test_tries_come_later_and_later(play: Any) -> None:
@@ -109,7 +109,7 @@ def test_progress_begins_the_tries_anew(play: Any) -> None:
 
 def test_a_server_that_falls_over_at_once_is_not_run_over(play: Any) -> None:
     """Nothing is waited for, so there is no end to it; but the tries come later and later."""
-    fall = [(40.0, "opened", []), (0.0, "rest", []), broken()]
+    fall = [(40.0, "opened", []), (0.0, "idle", []), broken()]
     assert play(*fall * 4) == [None, None, 0, None, None, 0.05, None, None, 0.1, None, None, 0.2]
 
 
