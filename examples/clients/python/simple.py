@@ -65,6 +65,9 @@ class SimpleStream:
         with suppress(grpc.RpcError):  # the stream is closed, no matter how the call ends
             for _ in self._call:
                 pass
+        # A call takes its lock when it is deleted. Python must not delete it during exit: a gRPC thread that was stopped while it
+        # held the lock never releases it.
+        self._call = None
 
     def _request(self, request: pb.PredictRequest | None, kind: str) -> pb.PredictResponse:
         """The response to a request, which is sent again on a new call after a disconnect. Without a request it only opens the stream."""
@@ -79,7 +82,8 @@ class SimpleStream:
                     return response
                 ending, ended = ending_of_timestep(response.error), False
             except grpc.RpcError as error:
-                ending, ended = ending_of(error), True
+                # The error is the call. Its traceback would keep the call and this stream alive.
+                ending, ended = ending_of(error.with_traceback(None)), True
             except StopIteration:
                 ending, ended = Ending("OK", "REOPEN", "the server ended the call"), True
             if ending.action == "DROP":
@@ -99,6 +103,7 @@ class SimpleStream:
             response = self._read_answer("opened")
         finally:
             timer.cancel()
+            timer.join()  # it holds the call
         opened = response.opened
         if self._fingerprint not in ("", opened.model.fingerprint):
             self._end_call()
