@@ -30,7 +30,7 @@ def unheard_of(action: int, **more: Any) -> pb.Error:
 # One stream, in band -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_timestep_is_sent_again_when_the_server_says_so() -> None:
+async def test_a_timestep_is_sent_again_on_the_action_of_the_server() -> None:
     """After the wait that it asks for."""
 
     async def script(call: Call) -> None:
@@ -46,7 +46,7 @@ async def test_a_timestep_is_sent_again_when_the_server_says_so() -> None:
         assert time.slept == [pytest.approx(0.3)]
 
 
-async def test_a_timestep_that_is_sent_again_in_vain_is_refused() -> None:
+async def test_a_timestep_that_is_retried_too_long_is_refused() -> None:
     """By the general name of that, with the reason's number."""
 
     async def script(call: Call) -> None:
@@ -61,7 +61,7 @@ async def test_a_timestep_that_is_sent_again_in_vain_is_refused() -> None:
         assert (type(caught.value), caught.value.reason) == (TimestepRefused, str(NEW))
 
 
-async def test_a_timestep_is_dropped_when_the_server_says_so() -> None:
+async def test_a_timestep_is_dropped_on_the_action_of_the_server() -> None:
     """Its caller is told; the next takes its number."""
 
     async def script(call: Call) -> None:
@@ -78,7 +78,7 @@ async def test_a_timestep_is_dropped_when_the_server_says_so() -> None:
         assert await sums(stream, [2.0]) == [2.0]
 
 
-async def test_a_stream_is_opened_again_when_the_server_says_so() -> None:
+async def test_a_stream_is_opened_again_on_the_action_of_the_server() -> None:
     """The user sees nothing, nor does whoever asks for an old answer."""
 
     async def first(call: Call) -> None:
@@ -127,7 +127,7 @@ async def test_a_reopen_that_is_refused_for_an_unknown_reason_is_a_loss() -> Non
 
 @pytest.mark.parametrize("action", ACTIONS_LOST)
 @pytest.mark.parametrize("step", [None, 1], ids=["new", "asked for again"])
-async def test_a_stream_is_lost_when_the_server_says_so(action: int, step: int | None) -> None:
+async def test_a_stream_is_lost_on_the_action_of_the_server(action: int, step: int | None) -> None:
     """Or when it says what this client does not know: going on might lose something."""
 
     async def script(call: Call) -> None:
@@ -291,7 +291,7 @@ async def test_other_values_in_a_replay_lose_the_stream() -> None:
             await stream.step([3.0])
 
 
-async def test_whoever_asks_again_with_other_values_is_told_alone() -> None:
+async def test_a_repeat_with_other_values_fails_alone() -> None:
     """The stream has sent nothing wrong: it goes on, and the right values are answered."""
 
     async def script(call: Call) -> None:

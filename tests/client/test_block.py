@@ -47,7 +47,7 @@ async def sums(block: Block, values: Sequence[float], rows: Sequence[int] | None
 # Opening ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_open_says_what_was_asked() -> None:
+async def test_an_open_carries_its_options() -> None:
     """Names, model, existence, durability, owner and how much is kept; and what the server says of each stream is there."""
 
     async def script(call: BlockCall) -> None:
@@ -137,7 +137,7 @@ async def test_a_block_of_which_nothing_can_be_opened_is_refused() -> None:
                 pass
 
 
-async def test_an_open_that_the_server_refuses_whole_is_told() -> None:
+async def test_an_open_that_is_refused_as_a_whole_is_reported() -> None:
     """As with one stream."""
 
     async def script(call: BlockCall) -> None:
@@ -178,7 +178,7 @@ async def test_trying_to_open_has_an_end() -> None:
 
 
 @pytest.mark.parametrize("streams", [[], 0, ["a", "b", "a"], "abc"])
-async def test_names_that_make_no_block_are_told(streams: Any) -> None:
+async def test_invalid_names_of_a_block_are_reported(streams: Any) -> None:
     """Before anything is sent."""
     async with Client("localhost:1") as client:
         with pytest.raises(ValueError, match="streams: got"):
@@ -225,7 +225,7 @@ async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> No
         pb.OpenedStreams(stream_ids=["a"], handles=[1], kinds=[pb.Opened.KIND_NEW], next_steps=[1], epochs=[1]),
     ],
 )
-async def test_an_answer_that_does_not_fit_the_open_is_told(opened: pb.OpenedStreams) -> None:
+async def test_an_answer_that_does_not_fit_the_open_is_reported(opened: pb.OpenedStreams) -> None:
     """Such a server is none to go on with."""
 
     async def script(call: BlockCall) -> None:
@@ -239,7 +239,7 @@ async def test_an_answer_that_does_not_fit_the_open_is_told(opened: pb.OpenedStr
                 pass
 
 
-async def test_what_is_durable_is_told_of_streams_that_were_opened_later_too() -> None:
+async def test_durable_steps_of_streams_opened_later_are_reported() -> None:
     """Their handles came later."""
 
     async def script(call: BlockCall) -> None:
@@ -279,7 +279,7 @@ async def test_a_block_is_one_message_there_and_one_back() -> None:
         assert block.next_steps.tolist() == [3, 3, 3]
 
 
-async def test_rows_say_which_streams_they_are_for() -> None:
+async def test_rows_name_their_streams() -> None:
     """One that stands several times catches up, in the order its rows stand."""
 
     async def script(call: BlockCall) -> None:
@@ -333,7 +333,7 @@ async def test_catching_up_keeps_to_the_window() -> None:
         ([[1.0, 2.0], [2.0], [3.0]], None, "x: got .* expected numbers of shape"),
     ],
 )
-async def test_what_is_no_block_is_told(x: Any, rows: Any, what: str) -> None:
+async def test_an_invalid_block_argument_is_reported(x: Any, rows: Any, what: str) -> None:
     """Nothing of it is sent."""
     async with connected(opened_and_closed) as (client, _, _), client.block(NAMES) as block:
         with pytest.raises(InvalidTimestep, match=what):
@@ -497,7 +497,7 @@ async def test_a_block_without_room_is_sent_again(reason: str) -> None:
         assert time.slept == [pytest.approx(0.3)]
 
 
-async def test_a_block_that_was_never_right_is_told() -> None:
+async def test_an_invalid_block_is_reported() -> None:
     """The server finds its columns wrong: that is nothing that waiting mends."""
 
     async def script(call: BlockCall) -> None:
@@ -511,7 +511,7 @@ async def test_a_block_that_was_never_right_is_told() -> None:
             await block.step(column(1, 2, 3))
 
 
-async def test_a_row_that_was_applied_and_could_not_be_answered_is_told() -> None:
+async def test_an_applied_row_without_an_answer_is_reported() -> None:
     """Its number is taken: the next has the next."""
 
     async def script(call: BlockCall) -> None:
@@ -626,7 +626,7 @@ async def test_a_stream_that_ends_is_lost_alone(reason: str, error: type[ClientE
         assert answer["sum"].ravel().tolist() == [8.0, 0.0, 12.0]
 
 
-async def test_a_row_may_be_the_first_to_tell_that_its_stream_has_ended() -> None:
+async def test_a_row_may_be_the_first_sign_that_its_stream_has_ended() -> None:
     """It is lost all the same, and not sent again."""
 
     async def script(call: BlockCall) -> None:
@@ -669,7 +669,7 @@ async def test_a_block_whose_streams_are_all_lost_is_left_on_an_open_call(ends: 
         await eventually(lambda: len(block.lost) == 3, "the loss")
 
 
-async def test_a_handle_that_was_never_given_is_told() -> None:
+async def test_an_unknown_handle_is_reported() -> None:
     """Such a server is none to go on with."""
 
     async def script(call: BlockCall) -> None:
@@ -696,7 +696,7 @@ async def test_a_handle_that_was_never_given_is_told() -> None:
         {"block": 5},
     ],
 )
-async def test_an_answer_that_does_not_fit_is_told(spoilt: dict[str, Any]) -> None:
+async def test_an_answer_that_does_not_fit_is_reported(spoilt: dict[str, Any]) -> None:
     """It is not guessed at."""
     whole: dict[str, Any] = {
         "block": 1,
@@ -758,7 +758,7 @@ async def test_more_rows_than_a_stream_may_keep_go_in_as_there_is_room() -> None
         assert await sums(block, [1.0] * 7, [0] * 7) == [1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
+async def test_a_cancelled_caller_keeps_the_state_consistent() -> None:
     """While it waits for room nothing more is put in line; while it waits for an answer, the row is applied all the same."""
 
     async def script(call: BlockCall) -> None:
@@ -781,7 +781,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_books_right() -> None:
         assert not block._window._blocks
 
 
-async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refusal_without_a_caller_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Its caller has gone."""
     cancelled = asyncio.Event()
 
@@ -805,7 +805,7 @@ async def test_a_refusal_that_nobody_waits_for_is_in_the_log(caplog: pytest.LogC
         assert "1 of 2 timesteps whose caller was cancelled" in caplog.text
 
 
-async def test_whoever_waits_for_room_learns_that_the_block_is_lost() -> None:
+async def test_callers_that_wait_for_room_get_the_error_of_the_block() -> None:
     """And so does the one behind, and the one after."""
 
     async def script(call: BlockCall) -> None:

@@ -25,7 +25,7 @@ async def test_other_values_lose_one_stream_of_many() -> None:
         assert list(block.lost) == [1]
 
 
-async def test_a_row_is_sent_again_or_dropped_when_the_server_says_so() -> None:
+async def test_a_row_is_sent_again_or_dropped_on_the_action_of_the_server() -> None:
     """Each for its stream alone."""
 
     async def script(call: BlockCall) -> None:
@@ -42,7 +42,7 @@ async def test_a_row_is_sent_again_or_dropped_when_the_server_says_so() -> None:
         assert (await block.step(column(5), [1]))["sum"].item() == 5.0
 
 
-async def test_a_row_opens_the_streams_again_when_the_server_says_so() -> None:
+async def test_a_row_opens_the_streams_again_on_the_action_of_the_server() -> None:
     """So does a block, a stream that could not be opened, and one that ended."""
 
     async def row(call: BlockCall) -> None:
@@ -77,7 +77,7 @@ async def test_a_row_opens_the_streams_again_when_the_server_says_so() -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS_LOST)
-async def test_a_row_loses_its_stream_when_the_server_says_so(action: int) -> None:
+async def test_a_row_loses_its_stream_on_the_action_of_the_server(action: int) -> None:
     """Or says what this client does not know; the others go on."""
 
     async def script(call: BlockCall) -> None:
@@ -107,7 +107,7 @@ async def test_a_block_that_is_refused_for_good_loses_all_streams(action: int) -
             await block.step(column(1, 2, 3))
 
 
-async def test_a_stream_is_asked_for_again_when_the_server_says_so() -> None:
+async def test_a_stream_is_asked_for_again_on_the_action_of_the_server() -> None:
     """The others are open meanwhile."""
 
     async def script(call: BlockCall) -> None:
@@ -122,7 +122,7 @@ async def test_a_stream_is_asked_for_again_when_the_server_says_so() -> None:
 
 
 @pytest.mark.parametrize("action", [*ACTIONS_LOST, pb.Error.ACTION_DROP])
-async def test_a_stream_is_refused_when_the_server_says_so(action: int) -> None:
+async def test_a_stream_is_refused_on_the_action_of_the_server(action: int) -> None:
     """The others are open."""
 
     async def script(call: BlockCall) -> None:

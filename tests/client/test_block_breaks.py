@@ -78,7 +78,7 @@ async def test_lost_answers_come_once() -> None:
         assert list(server.histories.values()) == [[1.0], [2.0], [3.0]]
 
 
-async def test_an_answer_that_nobody_has_any_more_is_told() -> None:
+async def test_a_forgotten_answer_is_reported() -> None:
     """The timestep counts; only its prediction is gone."""
 
     async def first(call: BlockCall) -> None:
@@ -128,7 +128,7 @@ async def test_what_a_crash_took_is_sent_again() -> None:
         assert server.histories == {"a": [1.0] * 4, "b": [2.0] * 4, "c": [3.0] * 4}
 
 
-async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
+async def test_what_a_crash_lost_is_sent_again_without_a_caller() -> None:
     """Everything was delivered and the user does nothing: the server gets back what it lost all the same."""
     restored = asyncio.Event()
 
@@ -149,7 +149,7 @@ async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
         await restored.wait()
 
 
-async def test_an_open_after_a_break_says_what_is_left_of_each_stream() -> None:
+async def test_an_open_after_a_disconnect_has_resume_from_of_each_stream() -> None:
     """The first timestep that can be sent again: of one that is all here, one that was stored, one whose beginning others sent."""
 
     async def first(call: BlockCall) -> None:
@@ -303,7 +303,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
 
 
 @pytest.mark.parametrize("invariant", [True, False])
-async def test_another_history_than_was_delivered_is_told(invariant: bool) -> None:
+async def test_another_history_than_was_delivered_is_reported(invariant: bool) -> None:
     """A replay of one stream is answered with other bits; a server that promises no bits is not held to them."""
 
     async def first(call: BlockCall) -> None:
@@ -354,7 +354,7 @@ async def test_a_stream_that_diverges_and_is_refused_is_lost_once() -> None:
         assert isinstance(answer.errors[0], Diverged)
 
 
-async def test_another_model_under_the_same_name_is_told() -> None:
+async def test_another_model_under_the_same_name_is_reported() -> None:
     """Old state is never fed to new weights: that concerns them all."""
 
     async def first(call: BlockCall) -> None:
@@ -723,7 +723,7 @@ async def test_many_streams_are_closed_in_lots(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
-async def test_a_close_that_is_never_stored_is_told() -> None:
+async def test_a_close_that_is_never_stored_is_reported() -> None:
     """After `reconnect_s`: the user must know that the server may lose it."""
 
     async def script(call: BlockCall) -> None:
@@ -808,7 +808,7 @@ async def test_a_client_that_is_closed_leaves_its_blocks() -> None:
             await waiting
 
 
-async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_the_client_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The task dies, and not in silence."""
 
     async def script(call: BlockCall) -> None:

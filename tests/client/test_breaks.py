@@ -32,7 +32,7 @@ async def resume_and_close(call: Call) -> None:
     await closing(call)
 
 
-async def test_an_open_says_what_was_asked() -> None:
+async def test_an_open_carries_its_options() -> None:
     """Name, model, durability, who asks, and how much this client keeps."""
 
     async def script(call: Call) -> None:
@@ -123,7 +123,7 @@ async def test_a_lost_answer_comes_once() -> None:
         assert server.history == [1.0, 2.0, 3.0]
 
 
-async def test_an_answer_that_nobody_has_any_more_is_told() -> None:
+async def test_a_forgotten_answer_is_reported() -> None:
     """The timestep counts; only its prediction is gone, and the stream goes on."""
 
     async def first(call: Call) -> None:
@@ -165,7 +165,7 @@ async def test_what_a_crash_took_is_sent_again() -> None:
         assert server.history == [1.0, 2.0, 3.0, 4.0]
 
 
-async def test_what_a_crash_took_is_sent_again_though_nobody_waits() -> None:
+async def test_what_a_crash_lost_is_sent_again_without_a_caller() -> None:
     """Everything was delivered and the user does nothing: the server gets back what it lost all the same."""
     restored = asyncio.Event()
 
@@ -299,7 +299,7 @@ async def test_an_open_whose_answer_was_lost_is_asked_for_once_more() -> None:
         assert (first.existence, first.resume_from, first.owner) == (pb.EXISTENCE_MUST_BE_NEW, 0, stream.owner)
 
 
-async def test_lost_data_is_told() -> None:
+async def test_lost_data_is_reported() -> None:
     """The server has less than it acknowledged: no silent beginning from zero."""
 
     async def first(call: Call) -> None:
@@ -335,7 +335,7 @@ async def test_a_take_over_is_never_undone(reason: str, code: str) -> None:
         assert len(server.calls) == 1
 
 
-async def test_a_take_over_is_told_to_all_who_wait() -> None:
+async def test_a_take_over_is_raised_to_all_callers() -> None:
     """Whatever is on its way to the server meanwhile; what another has is never taken back."""
 
     async def script(call: Call) -> None:
@@ -390,7 +390,7 @@ async def test_our_own_opens_are_not_taken_for_anothers() -> None:
         assert await sums(stream, [1.0]) == [1.0]
 
 
-async def test_another_history_than_was_delivered_is_told() -> None:
+async def test_another_history_than_was_delivered_is_reported() -> None:
     """A replay is answered with other bits: the user has acted on what is no longer true."""
 
     async def first(call: Call) -> None:
@@ -412,7 +412,7 @@ async def test_another_history_than_was_delivered_is_told() -> None:
             await stream.step([2.0])
 
 
-async def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
+async def test_answers_are_not_compared_without_batch_invariance() -> None:
     """It found at its start that its predictions depend on the batch."""
 
     async def first(call: Call) -> None:
@@ -436,7 +436,7 @@ async def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
         assert await sums(stream, [2.0]) == [3.0]
 
 
-async def test_another_model_under_the_same_name_is_told() -> None:
+async def test_another_model_under_the_same_name_is_reported() -> None:
     """Old state is never fed to new weights, not even from here."""
 
     async def first(call: Call) -> None:
@@ -779,7 +779,9 @@ async def test_an_answer_that_was_not_asked_for_ends_the_stream() -> None:
             await stream.step([2.0])
 
 
-async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_the_client_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The task dies, and not in silence: everybody who waits gets the cause, and the log has it."""
 
     async def script(call: Call) -> None:
@@ -797,7 +799,7 @@ async def test_a_bug_in_the_client_is_told(monkeypatch: pytest.MonkeyPatch, capl
         assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_bug_where_requests_are_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_where_requests_are_made_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """There it is grpc that calls, and grpc would cancel the call and say nothing."""
 
     async def script(call: Call) -> None:
@@ -810,7 +812,7 @@ async def test_a_bug_where_requests_are_made_is_told(monkeypatch: pytest.MonkeyP
             await stream.step([1.0])
 
 
-async def test_an_error_that_nobody_heard_is_told_on_leaving() -> None:
+async def test_an_unraised_error_is_raised_on_close() -> None:
     """The stream was lost while the user did something else."""
 
     async def script(call: Call) -> None:

@@ -105,7 +105,7 @@ async def test_a_close_is_not_over_before_everything_is_stored() -> None:
         assert (stream.durable_step, stream.reconnects) == (1, 1)
 
 
-async def test_a_close_that_is_never_stored_is_told() -> None:
+async def test_a_close_that_is_never_stored_is_reported() -> None:
     """After `reconnect_s`: the user must know that the server may lose it."""
 
     async def script(call: Call) -> None:
@@ -263,7 +263,7 @@ async def test_an_open_that_is_cancelled_leaves_nothing() -> None:
         assert not client._views
 
 
-async def test_an_error_that_was_told_is_not_told_again_on_leaving() -> None:
+async def test_a_raised_error_is_not_raised_again_on_close() -> None:
     """The user has dealt with it."""
 
     async def script(call: Call) -> None:
@@ -310,7 +310,7 @@ async def test_a_client_that_is_closed_leaves_its_streams() -> None:
         await server.left.wait()
 
 
-async def test_a_stream_ends_when_nobody_asked_is_opened_again() -> None:
+async def test_a_stream_that_ends_unexpectedly_is_opened_again() -> None:
     """A server that closes by itself has not closed it for us."""
 
     async def first(call: Call) -> None:

@@ -387,7 +387,7 @@ def test_a_frame_of_rows_becomes_numbers_and_all_else_is_given_back() -> None:
         rows_in_order(Frame("d", [[1.0]]), FEATURES)
 
 
-def test_a_block_and_its_rows_are_told_from_a_frame() -> None:
+def test_a_block_with_rows_is_distinguished_from_a_frame() -> None:
     """A tuple of two is x and rows."""
     frame = Frame("a", [[1.0]])
     assert split_block(frame) == (frame, None)

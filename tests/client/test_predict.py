@@ -195,7 +195,7 @@ async def test_an_error_of_the_rows_is_the_users() -> None:
         assert await sums(stream, [1.0]) == [2.0]
 
 
-async def test_rows_that_are_still_awaited_are_let_go() -> None:
+async def test_rows_that_are_still_awaited_are_released() -> None:
     """Cancelled while the next row is on its way: nothing waits for it any more."""
     closed = asyncio.Event()
 

@@ -62,7 +62,7 @@ async def test_waiting_for_room_has_an_end(reason: str, error: type[TimestepRefu
         assert (answered.step, server.history) == (1, [2.0])
 
 
-async def test_a_client_that_does_not_try_again_is_told_at_once() -> None:
+async def test_a_client_that_does_not_retry_gets_the_error_at_once() -> None:
     """With `reconnect_s=0`."""
 
     async def script(call: Call) -> None:
@@ -255,7 +255,7 @@ async def test_a_refused_timestep_makes_room() -> None:
         assert good["sum"].item() == 2.0
 
 
-async def test_callers_who_wait_for_room_are_told_of_the_end() -> None:
+async def test_callers_that_wait_for_room_get_the_error() -> None:
     """All of them, though there will never be room."""
 
     async def script(call: Call) -> None:
@@ -355,7 +355,7 @@ async def test_values_may_be_named() -> None:
             await stream.step({"y": 4.0})
 
 
-def test_every_error_says_what_it_is() -> None:
+def test_every_error_has_its_type() -> None:
     """One root, a reason, and a sentence at each class."""
     from tidegate.client import errors
 

@@ -242,7 +242,7 @@ async def test_a_stream_that_is_left_by_an_exception_is_closed_in_the_background
         assert a.reconnects == 0
 
 
-async def test_a_refused_open_that_ends_the_call_harms_nobody_else() -> None:
+async def test_a_refused_open_that_ends_the_call_does_not_affect_others() -> None:
     """The others are open again at once, and lose nothing of what was in flight."""
     in_flight = asyncio.Event()
 

@@ -197,7 +197,7 @@ async def test_an_unknown_refusal_of_a_timestep_is_one() -> None:
         assert type(caught.value) is TimestepRefused
 
 
-async def test_an_answer_that_nobody_has_any_more_is_told(ask: Ask) -> None:
+async def test_a_forgotten_answer_is_reported(ask: Ask) -> None:
     """The timestep counts; only its prediction is gone."""
     async with scripted() as server:
         gone = pb.Prediction(step=3, durable_step=90, duplicate=True)
@@ -206,7 +206,7 @@ async def test_an_answer_that_nobody_has_any_more_is_told(ask: Ask) -> None:
             await ask(server, "a", [1.0], step=3)
 
 
-async def test_an_answer_that_cannot_be_read_is_told() -> None:
+async def test_an_answer_that_cannot_be_read_is_reported() -> None:
     """The model went away before it could be described: the timestep is applied, and can be asked for again."""
     async with scripted() as server, Client(server.address) as client:
         answering(server, answer(3, 1.0), answer(3, 1.0))

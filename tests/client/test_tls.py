@@ -90,7 +90,7 @@ async def test_streams_and_questions_go_over_tls(certificates: Certificates, sum
             assert (await block.step([[3.0], [4.0]]))["sum"].ravel().tolist() == [3.0, 4.0]
 
 
-async def test_a_blocking_client_talks_tls_and_says_who_it_is(certificates: Certificates) -> None:
+async def test_a_blocking_client_uses_tls_and_a_token(certificates: Certificates) -> None:
     """To gRPC's own TLS, with metadata on each call."""
     pair = (certificates.server_key.read_bytes(), certificates.server_cert.read_bytes())
     async with recording(one_stream, credentials=grpc.ssl_server_credentials([pair])) as (address, servicer, recorder):
@@ -160,7 +160,7 @@ async def test_metadata_goes_with_every_call() -> None:
         assert recorder.seen == [("ListModels", [SECRET]), ("PredictBlocks", [SECRET]), ("PredictBlocks", [SECRET])]
 
 
-async def test_without_metadata_nothing_is_said() -> None:
+async def test_without_metadata_nothing_is_printed() -> None:
     """An empty list is as none."""
     async with recording() as (address, servicer, recorder):
         answer_models(servicer)

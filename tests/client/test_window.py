@@ -112,7 +112,7 @@ def test_single_timesteps_of_a_stream_between_two_messages_follow_each_other() -
     assert take(window) == [(0, 6, 6.0)]
 
 
-def test_a_caller_that_goes_leaves_its_timestep() -> None:
+def test_a_cancelled_caller_keeps_its_timestep() -> None:
     """It is applied all the same, also when its answer is forgotten or it is refused."""
     window = OpenWindow(1)
     callers = [put_single(window, 0) for _ in range(3)]
@@ -162,7 +162,7 @@ def test_there_is_room_until_so_many_are_not_durable() -> None:
     assert window.has_room(0)
 
 
-def test_a_lost_answer_is_had_again() -> None:
+def test_a_lost_answer_is_requested_again() -> None:
     """The server applied it: it is sent again as a repeat, and handed over once."""
     window = OpenWindow(1, 1)
     results = put(window, [0, 1])
@@ -173,7 +173,7 @@ def test_a_lost_answer_is_had_again() -> None:
     assert results.caller.result.steps.tolist() == [1, 1]
 
 
-def test_what_a_crash_took_is_sent_again_and_not_handed_over_again() -> None:
+def test_what_a_crash_lost_is_sent_again_and_not_delivered_again() -> None:
     """Each stream from where the server goes on; rows of several results are put into one message."""
     window = OpenWindow(1, 1)
     for value in (1.0, 2.0):
@@ -202,7 +202,7 @@ def test_a_stream_is_sent_nothing_of_before_it_is_open_again() -> None:
     assert take(window) == [(0, 1, 1.0)]
 
 
-def test_what_was_before_the_first_open_is_not_here() -> None:
+def test_earlier_timesteps_of_a_resumed_stream_are_not_kept() -> None:
     """Though it was never durable: it cannot be sent again. What is durable can no more; what was not answered still can."""
     window = OpenWindow(7, 1, 1)
     assert window.first_kept(ints(0, 1, 2)).tolist() == [7, 1, 1]
@@ -216,7 +216,7 @@ def test_what_was_before_the_first_open_is_not_here() -> None:
     assert window.durable_steps[:3].tolist() == [7, 2, 5]
 
 
-def test_a_different_answer_to_a_replay_is_told() -> None:
+def test_a_different_answer_to_a_replay_is_reported() -> None:
     """Of that stream; nothing of it is handed over any more, and the other's rows are."""
     window = OpenWindow(1, 1)
     put(window, [0, 1])
@@ -233,7 +233,7 @@ def test_a_different_answer_to_a_replay_is_told() -> None:
     assert results.errors == heard.diverged
 
 
-def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
+def test_answers_are_not_compared_without_batch_invariance() -> None:
     """Its model depends on the batch, and it says so when the streams are opened again."""
     window = OpenWindow(1)
     put(window, [0])
@@ -245,7 +245,7 @@ def test_a_server_that_promises_no_bits_is_not_held_to_them() -> None:
     assert not respond(window, 2, bits=0.25).diverged
 
 
-def test_a_forgotten_answer_is_told_and_the_timestep_counts() -> None:
+def test_a_forgotten_answer_is_reported_and_the_timestep_counts() -> None:
     """It keeps its number; the next one follows."""
     window = OpenWindow(1, 1)
     single = put_single(window, 1)
@@ -270,7 +270,7 @@ def test_a_replay_whose_answer_is_forgotten_is_not_compared() -> None:
     assert not respond(window, 2, forgotten=(0,)).diverged
 
 
-def test_a_refused_timestep_leaves_no_hole() -> None:
+def test_a_refused_timestep_leaves_no_gap() -> None:
     """Those of its stream move up, what the server says to those in flight is ignored, and the others notice nothing."""
     window = OpenWindow(1, 1, window=8)
     results = put(window, [0, 1, 0, 0], [1.0, 2.0, -3.0, 4.0])
@@ -292,7 +292,7 @@ def test_a_refused_timestep_leaves_no_hole() -> None:
     assert window.next_steps[:2].tolist() == [5, 3]
 
 
-def test_refused_timesteps_of_many_streams_are_let_go_at_once() -> None:
+def test_refused_timesteps_of_many_streams_are_dropped_at_once() -> None:
     """Each of its own stream."""
     window = OpenWindow(1, 1, 1)
     results = put(window, [0, 1, 2, 0, 1, 2], [-1.0, 2.0, -3.0, 4.0, 5.0, 6.0])
@@ -322,7 +322,7 @@ def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
     assert take(window) == [(0, 1, 1.0), (0, 2, 1.0)]
 
 
-def test_a_refused_message_is_sent_again_whole() -> None:
+def test_a_refused_message_is_resent_as_a_whole() -> None:
     """No row of it was applied; rows of its streams that are in flight behind it are ignored."""
     window = OpenWindow(1, 1, 1, window=4)
     put(window, [0, 1, 1])
@@ -381,7 +381,7 @@ def test_an_answer_that_was_lost_before_its_repeat_was_refused() -> None:
         window.resend(message, refused)
 
 
-def test_an_answer_that_is_ignored_tells_what_was_applied() -> None:
+def test_an_ignored_answer_shows_what_was_applied() -> None:
     """It keeps its number, whatever becomes of it.
 
     The first was applied and its answer lost; its repeat is refused for want of room, and the second, behind it, is applied;
@@ -417,7 +417,7 @@ def test_a_replay_is_known_to_have_been_delivered() -> None:
     assert (message.steps[refused] <= window.answered[message.streams[refused]]).tolist() == [True]
 
 
-def test_a_group_falls_with_its_first_refused() -> None:
+def test_a_group_fails_with_its_first_refused_timestep() -> None:
     """Those of others stay, whether they have a group of their own or none, and what is still being gathered falls too."""
     window = OpenWindow(1, 1, window=16)
     group, others = Group(), Group()
@@ -474,7 +474,7 @@ def test_a_closed_stream_takes_no_more() -> None:
     assert (window.open[:2].tolist(), window.usable_count) == ([True, False], 1)
 
 
-def test_a_caller_that_goes_before_all_its_rows_had_room() -> None:
+def test_a_caller_cancelled_before_all_its_rows_had_room() -> None:
     """Those that were added are applied; the others never come."""
     window = OpenWindow(1)
     results = Block(2)
@@ -493,7 +493,7 @@ def test_results_without_rows_are_complete() -> None:
     assert window.settled
 
 
-def test_an_answer_out_of_turn_is_told() -> None:
+def test_an_answer_out_of_turn_is_reported() -> None:
     """A server that answers what was not asked is none to go on with."""
     window = OpenWindow(1)
     with pytest.raises(StreamLost, match="nothing was in flight"):
@@ -504,7 +504,7 @@ def test_an_answer_out_of_turn_is_told() -> None:
         window.match_answer(2)
 
 
-def test_an_answer_with_another_number_is_told() -> None:
+def test_an_answer_with_another_number_is_reported() -> None:
     """The same for a timestep."""
     window = OpenWindow(1)
     put(window, [0])
@@ -515,7 +515,7 @@ def test_an_answer_with_another_number_is_told() -> None:
         window.settle(window.match_answer(1), answers)
 
 
-def test_what_is_durable_is_swept_out() -> None:
+def test_durable_rows_are_removed_by_compaction() -> None:
     """A million timesteps leave the buffer no longer than what is kept, whatever one stuck stream holds."""
     window = OpenWindow(*[1] * 100)
     stuck = 0
@@ -533,7 +533,7 @@ def test_what_is_durable_is_swept_out() -> None:
     assert not respond(window, 501).diverged
 
 
-def test_a_sweep_moves_what_is_in_flight() -> None:
+def test_compaction_moves_rows_in_flight() -> None:
     """Its answers find their rows, and what is left to be sent is still found."""
     window = OpenWindow(1, 1)
     put(window, [0, 1], [1.0, 2.0])
@@ -560,7 +560,7 @@ def test_a_stream_that_is_forgotten_begins_again() -> None:
     assert window.idle(ints(0)).all()
 
 
-def test_what_is_left_at_the_end_is_told() -> None:
+def test_pending_timesteps_fail_at_the_end() -> None:
     """To everybody who waits: for what was sent, what was not, what was gathered, and old answers, in flight or not."""
     window = OpenWindow(1, 1)
     done, waiting = put(window, [0]), put(window, [0, 1])
@@ -576,7 +576,7 @@ def test_what_is_left_at_the_end_is_told() -> None:
     assert window.usable_count == 0
 
 
-def test_a_stream_that_was_never_opened_says_why() -> None:
+def test_a_stream_that_was_never_opened_raises_the_reason() -> None:
     """Its rows have the error of its open."""
     window = Window(10)
     buffer = window.buffer_of(MODEL, ROWS_MAX)
@@ -587,7 +587,7 @@ def test_a_stream_that_was_never_opened_says_why() -> None:
     assert put(window, [1, 0], buffer=buffer).errors == {0: error}
 
 
-def test_an_old_answer_is_asked_for_only_when_the_server_has_it() -> None:
+def test_a_repeat_is_sent_only_when_its_timestep_is_applied() -> None:
     """After a crash the timestep is applied first: asked for too early, it would be applied with other values."""
     window = OpenWindow(1)
     put(window, [0, 0])
@@ -603,7 +603,7 @@ def test_an_old_answer_is_asked_for_only_when_the_server_has_it() -> None:
     assert take(window) == [(0, 2, 9.0)]
 
 
-def test_an_old_answer_that_a_break_took_is_asked_for_again() -> None:
+def test_a_repeat_is_resent_after_a_disconnect() -> None:
     """It was in flight when the call ended; those that were not follow it, in their order."""
     window = OpenWindow(5)
     window.answered[0] = 4
@@ -616,7 +616,7 @@ def test_an_old_answer_that_a_break_took_is_asked_for_again() -> None:
     assert take(window) == [(0, 4, value) for value in (1.0, 2.0, 3.0, 4.0)]
 
 
-def test_a_stream_is_idle_when_nothing_is_asked_again() -> None:
+def test_a_stream_is_idle_without_pending_repeats() -> None:
     """It must not be closed before."""
     window = OpenWindow(1, 1)
     put(window, [0, 1])
@@ -682,7 +682,7 @@ def test_an_answer_to_a_stream_that_has_left_reaches_no_other() -> None:
     assert window.answered[0] == 0
 
 
-def test_a_break_sets_indices_free() -> None:
+def test_a_disconnect_frees_indices() -> None:
     """Nothing is in flight any more."""
     window = OpenWindow(1)
     put(window, [0])
@@ -693,7 +693,7 @@ def test_a_break_sets_indices_free() -> None:
     assert window.add_streams(1).tolist() == [0]
 
 
-def test_an_old_answer_of_a_lost_stream_is_never_asked_for_again() -> None:
+def test_a_repeat_of_a_lost_stream_is_never_sent() -> None:
     """It was in flight when its stream was lost and the call broke: its index may be another's by now."""
     window = OpenWindow(2)
     window.answered[0] = 1
@@ -708,7 +708,7 @@ def test_an_old_answer_of_a_lost_stream_is_never_asked_for_again() -> None:
     assert window.idle(ints(0)).all()
 
 
-def test_an_old_answer_of_a_lost_stream_is_not_asked_for_once_more() -> None:
+def test_a_refused_repeat_of_a_lost_stream_is_not_resent() -> None:
     """The server had no room for it, and says so when the stream is lost already."""
     window = OpenWindow(2)
     window.answered[0] = 1
@@ -720,7 +720,7 @@ def test_an_old_answer_of_a_lost_stream_is_not_asked_for_once_more() -> None:
     assert window.drained
 
 
-def test_an_old_answer_that_does_not_fit_is_told_with_all_others() -> None:
+def test_a_malformed_repeat_fails_with_all_others() -> None:
     """Its message is no longer in flight when the streams are lost for it."""
     window = OpenWindow(2)
     window.answered[0] = 1
@@ -731,7 +731,7 @@ def test_an_old_answer_that_does_not_fit_is_told_with_all_others() -> None:
     assert isinstance(caller.error, StreamLost)
 
 
-def test_a_sweep_moves_what_is_being_decided_on() -> None:
+def test_compaction_moves_the_rows_of_the_current_message() -> None:
     """What was gathered is taken in before a timestep is dropped, and a long buffer is swept then."""
     window = OpenWindow(1, window=8)
     put(window, [0])
@@ -747,7 +747,7 @@ def test_a_sweep_moves_what_is_being_decided_on() -> None:
     assert take(window) == [(0, 3, 4.0), (0, 4, 5.0)]
 
 
-def test_a_timestep_that_is_alone_is_answered_in_a_shorter_way() -> None:
+def test_a_single_row_is_settled_on_the_fast_path() -> None:
     """Once; nothing of it is different, but for what it takes."""
     window = OpenWindow(3)
     caller = put_single(window, 0)
@@ -765,7 +765,7 @@ def test_a_timestep_that_is_alone_is_answered_in_a_shorter_way() -> None:
     assert list(respond(window, 2, bits=0.25).diverged) == [0]
 
 
-def test_an_answer_that_does_not_fit_is_not_taken_in_a_shorter_way() -> None:
+def test_a_malformed_answer_leaves_the_fast_path() -> None:
     """Nothing is noted of it: its caller is told when the stream is lost for it."""
     window = OpenWindow(1)
     caller = put_single(window, 0)
@@ -782,7 +782,7 @@ def test_an_answer_that_does_not_fit_is_not_taken_in_a_shorter_way() -> None:
     assert isinstance(caller.error, StreamLost)
 
 
-def test_a_sweep_moves_a_timestep_that_is_alone_in_flight() -> None:
+def test_compaction_moves_a_single_row_in_flight() -> None:
     """What is noted of its answer is noted of it, and of no other."""
     window = OpenWindow(1, 1)
     put(window, [0, 1])
@@ -803,7 +803,7 @@ def test_a_sweep_moves_a_timestep_that_is_alone_in_flight() -> None:
         assert sorted(respond(window, message_number, bits=bits).diverged) == ([] if bits == 0.5 else [0, 1])
 
 
-def test_an_answer_to_a_lost_timestep_that_was_alone_is_ignored() -> None:
+def test_the_answer_to_a_lost_single_row_is_ignored() -> None:
     """As any other."""
     window = OpenWindow(1)
     put_single(window, 0)
@@ -815,7 +815,7 @@ def test_an_answer_to_a_lost_timestep_that_was_alone_is_ignored() -> None:
     assert not window.settle(message, answers_to(message)).delivered
 
 
-def test_one_timestep_at_a_time_is_in_flight_while_care_is_taken() -> None:
+def test_one_timestep_at_a_time_is_in_flight_while_isolating() -> None:
     """Of all streams together."""
     window = OpenWindow(1, 1)
     window.one_in_flight = True

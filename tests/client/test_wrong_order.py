@@ -11,7 +11,7 @@ from tidegate import blocking
 from tidegate.client import Client, StreamLost, WrongOrder
 
 
-async def test_a_client_that_is_closed_says_so() -> None:
+async def test_a_closed_client_raises_an_error() -> None:
     """Whatever is called; to close it again does nothing."""
     client = Client("localhost:1")
     await client.close()
@@ -38,7 +38,7 @@ async def test_a_client_that_is_closed_says_so() -> None:
         [info async for info in client.streams()]
 
 
-def test_a_blocking_client_that_is_closed_says_so() -> None:
+def test_a_closed_blocking_client_raises_an_error() -> None:
     """Whatever is called; to close it again does nothing."""
     client = blocking.Client("localhost:1")
     client.close()
@@ -62,7 +62,7 @@ def test_a_blocking_client_that_is_closed_says_so() -> None:
             call()
 
 
-async def test_a_question_that_is_asked_while_the_client_is_closed_is_told() -> None:
+async def test_a_unary_call_during_close_is_reported() -> None:
     """It is not cancelled: nobody has cancelled whoever asked."""
     client = Client("localhost:1")
     question = asyncio.create_task(client.models())

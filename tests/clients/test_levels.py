@@ -124,7 +124,7 @@ async def test_a_client_never_gets_the_answer_to_another_ones_timestep(
         await elsewhere.close()
 
 
-async def test_a_timestep_that_is_refused_is_told_and_the_next_takes_its_number(start: Start) -> None:
+async def test_a_timestep_that_is_refused_is_reported_and_the_next_takes_its_number(start: Start) -> None:
     """An infinite value and a wrong width among good ones."""
     rows = rows_of(3, 20)
     bad: Any = np.full(8, np.inf)

@@ -92,9 +92,7 @@ async def test_a_break_is_not_seen(start: Start, code: str) -> None:
     ("code", "message"),
     [("INVALID_ARGUMENT", "no"), ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)")],
 )
-async def test_an_end_that_trying_again_does_not_mend_is_told(
-    start: Start, level: str, code: str, message: str
-) -> None:
+async def test_a_final_status_is_reported(start: Start, level: str, code: str, message: str) -> None:
     """A proxy, or gRPC itself, has refused the call for good."""
 
     async def script(call: Call) -> None:
@@ -206,7 +204,7 @@ async def test_what_the_server_has_lost_is_sent_again_and_delivered_once(start: 
 
 
 @full
-async def test_a_replay_that_gives_something_else_is_told(start: Start) -> None:
+async def test_a_replay_with_another_answer_is_reported(start: Start) -> None:
     """The user has acted on what the stream does not go on from."""
 
     async def first(call: Call) -> None:
@@ -286,7 +284,7 @@ async def test_a_close_that_has_not_stored_all_is_made_again(start: Start) -> No
 
 
 @streams
-async def test_a_timestep_is_sent_again_when_the_server_says_so(start: Start) -> None:
+async def test_a_timestep_is_sent_again_on_the_action_of_the_server(start: Start) -> None:
     """After the time that it asks for; a reason that the client does not know changes nothing."""
     waited = []
 
@@ -311,7 +309,7 @@ async def test_a_timestep_is_sent_again_when_the_server_says_so(start: Start) ->
 
 
 @streams
-async def test_a_stream_is_opened_again_when_the_server_says_so(start: Start) -> None:
+async def test_a_stream_is_opened_again_on_the_action_of_the_server(start: Start) -> None:
     """In place of an answer: the timestep is sent again on the next call."""
 
     async def first(call: Call) -> None:
@@ -391,7 +389,7 @@ async def test_a_timestep_that_is_too_large_is_not_sent(start: Start) -> None:
 
 
 @streams
-async def test_what_a_newer_server_says_is_ignored(start: Start) -> None:
+async def test_unknown_messages_of_a_newer_server_are_ignored(start: Start) -> None:
     """A kind of response that the client does not know answers nothing."""
     newer = pb.PredictResponse.FromString(b"\xfa\x07\x00")  # field 127, of length 0
 
@@ -436,7 +434,7 @@ class Single(Scripted):
 
 
 @one
-async def test_a_single_call_is_made_again_when_the_server_says_so(start: Start) -> None:
+async def test_a_single_call_is_made_again_on_the_action_of_the_server(start: Start) -> None:
     """After the time that it asks for, under the same number; the first number is the one that was given."""
     async with scripted(make=Single) as server:
         client = await start(server, "--step", "7")

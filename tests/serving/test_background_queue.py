@@ -80,7 +80,7 @@ async def test_who_brings_more_than_may_wait_waits(monkeypatch: pytest.MonkeyPat
     assert work.begun == [0, 1]
 
 
-async def test_a_failure_is_told() -> None:
+async def test_a_failure_is_reported() -> None:
     """After a failure no message is handled."""
     work = Work()
     for number in (13, 14):

@@ -56,7 +56,7 @@ def block_call(context: Context) -> tuple[Call, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("make", [predict_call, block_call])
-async def test_a_client_that_goes_while_it_is_told_leaves_no_error_behind(
+async def test_a_client_that_disconnects_during_a_notification_leaves_no_error(
     make: Callable[[Context], tuple[Call, Callable[[], None]]],
 ) -> None:
     """Its call is cancelled while it waits for a notification to be written.

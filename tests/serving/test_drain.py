@@ -143,7 +143,7 @@ async def test_an_idle_server_stops_with_exit_code_0(lstm_root: Path) -> None:
     assert "draining" in err
 
 
-async def test_streams_that_are_idle_are_told_to_move(lstm_root: Path) -> None:
+async def test_idle_streams_get_move(lstm_root: Path) -> None:
     """A client that waits for its next reading learns it at once, not when it sends."""
     with serve(lstm_root) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:

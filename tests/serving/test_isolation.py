@@ -342,7 +342,7 @@ async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_
         assert (await again.step(*rows[1])).prediction.outputs[0] == expected[1]
 
 
-async def test_a_take_over_that_fails_after_its_call_has_gone_is_told_in_the_log(
+async def test_a_take_over_that_fails_after_its_call_is_logged(
     sum_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No caller is left to get the error. The call that has the stream keeps it."""
@@ -395,7 +395,7 @@ async def test_a_thousand_cancelled_calls_leave_nothing_behind(sum_root: Path) -
         assert np.frombuffer((await call.step(5)).prediction.outputs[0], np.float32).item() == 5
 
 
-async def test_a_client_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_does_not_affect_others(tmp_path: Path) -> None:
     """Its own call blocks with one timestep in flight. Others are answered meanwhile."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:
