@@ -24,18 +24,18 @@ def in_child(act: Callable[[], Any]) -> str:
     child = os.fork()
     if child == 0:
         try:
-            said = f"gave {act()!r}"
+            result = f"gave {act()!r}"
         except BaseException as error:  # noqa: BLE001 - the parent judges
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
+            result = f"{type(error).__name__}: {error}"
+        os.write(writing, result.encode())
         os._exit(0)  # nothing of the parent's may run twice
     os.close(writing)
     ready, _, _ = select.select([reading], [], [], CHILD_SECONDS)
-    said = os.read(reading, 4096).decode() if ready else "hangs"
+    result = os.read(reading, 4096).decode() if ready else "hangs"
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     os.close(reading)
-    return said or f"died with status {status}"
+    return result or f"died with status {status}"
 
 
 def say(*words: Any) -> None:

@@ -26,10 +26,10 @@ def test_a_forked_child_gets_wrong_process(sum_root: Path) -> None:
             check=True,
             cwd=ROOT,
         )
-    said = [line.partition(" ")[::2] for line in ended.stdout.splitlines()]
-    assert said.pop(0) == ("nothing", " ".join(["gave None"] * 10))
-    assert len(said) == 18
-    for what, got in said:
+    results = [line.partition(" ")[::2] for line in ended.stdout.splitlines()]
+    assert results.pop(0) == ("nothing", " ".join(["gave None"] * 10))
+    assert len(results) == 18
+    for what, got in results:
         if what == "sum":
             assert got == "3.0"
         elif what == "close":

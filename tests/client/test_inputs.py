@@ -252,10 +252,10 @@ def test_what_is_no_timestep_is_refused(values: Any) -> None:
         pack(values, FEATURES)
 
 
-@pytest.mark.parametrize(("values", "told"), WRONG_NAMES.values(), ids=WRONG_NAMES)
-def test_names_that_do_not_fit_are_refused(values: Any, told: str) -> None:
+@pytest.mark.parametrize(("values", "message"), WRONG_NAMES.values(), ids=WRONG_NAMES)
+def test_names_that_do_not_fit_are_refused(values: Any, message: str) -> None:
     """One sentence says which are unknown, and which were left out."""
-    with pytest.raises(InvalidTimestep, match=f"^values: {told}") as caught:
+    with pytest.raises(InvalidTimestep, match=f"^values: {message}") as caught:
         pack(values, FEATURES)
     assert caught.value.field == "values"
 
@@ -356,7 +356,7 @@ def test_a_column_left_out_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "told"),
+    ("x", "message"),
     [
         (Frame(["time", "a"], [[1.0, 2.0]] * 2), "x: no feature is called time; the model has a, b, c; left out: b, c"),
         (Frame("aba", [IN_ORDER] * 2), "x: got a more than once, expected each name once"),
@@ -371,9 +371,9 @@ def test_a_column_left_out_is_missing() -> None:
         (Turned(*IN_ORDER), r"x: got shape \(3,\)"),
     ],
 )
-def test_a_block_that_does_not_fit_is_refused(x: Any, told: str) -> None:
+def test_a_block_that_does_not_fit_is_refused(x: Any, message: str) -> None:
     """One sentence says why."""
-    with pytest.raises(InvalidTimestep, match=told) as caught:
+    with pytest.raises(InvalidTimestep, match=message) as caught:
         columns(x, None, 2, FEATURES)
     assert caught.value.field == "x"
 

@@ -28,8 +28,8 @@ class Recorder(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Hands the call on."""
-        said = [value for key, value in details.invocation_metadata if key == "authorization"]
-        self.seen.append((details.method.rpartition("/")[2], said))
+        tokens = [value for key, value in details.invocation_metadata if key == "authorization"]
+        self.seen.append((details.method.rpartition("/")[2], tokens))
         return await continuation(details)
 
 

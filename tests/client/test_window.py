@@ -12,16 +12,16 @@ from tests.client.windows import (
     Block,
     Caller,
     OpenWindow,
+    add_block,
+    add_single_row,
     answers_to,
     contents,
     drop,
     ints,
     packed,
-    put,
-    put_single,
     refuse,
     respond,
-    take,
+    sent_rows,
 )
 from tidegate.client import resend_buffer
 from tidegate.client.errors import AnswerLost, ClientError, Diverged, StreamLost, StreamNotFound, TakenOver
@@ -52,18 +52,18 @@ def settle_single_row(window: OpenWindow, message: SingleRowMessage, durable: in
 def test_timesteps_are_numbered_in_the_order_they_came() -> None:
     """Each stream from where its server is; a stream that stands several times catches up."""
     window = OpenWindow(7, 1, 3)
-    put(window, [2, 0, 2, 2, 0])
+    add_block(window, [2, 0, 2, 2, 0])
     assert window.next_steps[:3].tolist() == [9, 1, 6]
-    assert take(window) == [(2, 3, 1.0), (0, 7, 1.0), (2, 4, 1.0), (0, 8, 1.0)]
+    assert sent_rows(window) == [(2, 3, 1.0), (0, 7, 1.0), (2, 4, 1.0), (0, 8, 1.0)]
 
 
 def test_an_answer_goes_to_the_row_it_is_for() -> None:
     """With every column of it."""
     window = OpenWindow(1, 5)
-    results = put(window, [1, 0, 1])
-    take(window)
-    heard = respond(window, 1, durable=3)
-    assert (heard.delivered, heard.diverged, len(heard.refused)) == (True, {}, 0)
+    results = add_block(window, [1, 0, 1])
+    sent_rows(window)
+    outcome = respond(window, 1, durable=3)
+    assert (outcome.delivered, outcome.diverged, len(outcome.refused)) == (True, {}, 0)
     predictions = results.caller.result
     assert predictions.steps.tolist() == [5, 1, 6]
     assert predictions["sum"].tolist() == [[105.5], [1.5], [106.5]]
@@ -76,9 +76,9 @@ def test_an_answer_goes_to_the_row_it_is_for() -> None:
 def test_small_results_are_sent_together_and_large_ones_in_parts() -> None:
     """Results are complete when their last row is settled."""
     window = OpenWindow(1, 1, 1)
-    small, large = put(window, [0]), put(window, [1, 2])
-    assert take(window, 2) == [(0, 1, 1.0), (1, 1, 1.0)]
-    assert take(window, 2) == [(2, 1, 1.0)]
+    small, large = add_block(window, [0]), add_block(window, [1, 2])
+    assert sent_rows(window, 2) == [(0, 1, 1.0), (1, 1, 1.0)]
+    assert sent_rows(window, 2) == [(2, 1, 1.0)]
     respond(window, 1)
     assert (small.caller.done(), large.caller.done()) == (True, False)
     respond(window, 2)
@@ -88,10 +88,10 @@ def test_small_results_are_sent_together_and_large_ones_in_parts() -> None:
 def test_single_timesteps_are_gathered_into_a_message() -> None:
     """Each has its own answer, whether or not another caller has gone meanwhile."""
     window = OpenWindow(4, 1)
-    first, gone, third = (put_single(window, stream, value) for stream, value in ((1, 1.0), (0, 2.0), (1, 3.0)))
+    first, gone, third = (add_single_row(window, stream, value) for stream, value in ((1, 1.0), (0, 2.0), (1, 3.0)))
     assert window.next_steps[:2].tolist() == [5, 3]
-    assert take(window) == [(1, 1, 1.0), (0, 4, 2.0), (1, 2, 3.0)]
-    gone.gone = True
+    assert sent_rows(window) == [(1, 1, 1.0), (0, 4, 2.0), (1, 2, 3.0)]
+    gone.cancelled = True
     respond(window, 1, durable=1)
     assert [(caller.result.step, caller.result["sum"].item()) for caller in (first, third)] == [(1, 101.5), (2, 102.5)]
     assert (first.result.durable_step, first.result.duplicate) == (1, False)
@@ -101,25 +101,25 @@ def test_single_timesteps_are_gathered_into_a_message() -> None:
 def test_single_timesteps_of_a_stream_between_two_messages_follow_each_other() -> None:
     """Before rows that come after them, behind rows that came before, and what is taken in later behind what was taken in."""
     window = OpenWindow(1, window=16)
-    put(window, [0], [1.0])
-    put_single(window, 0, 2.0)
-    put_single(window, 0, 3.0)
-    put(window, [0], [4.0])
-    put_single(window, 0, 5.0)
+    add_block(window, [0], [1.0])
+    add_single_row(window, 0, 2.0)
+    add_single_row(window, 0, 3.0)
+    add_block(window, [0], [4.0])
+    add_single_row(window, 0, 5.0)
     assert window.next_steps[0] == 6
-    assert take(window) == [(0, step, float(step)) for step in range(1, 6)]
-    put_single(window, 0, 6.0)
-    assert take(window) == [(0, 6, 6.0)]
+    assert sent_rows(window) == [(0, step, float(step)) for step in range(1, 6)]
+    add_single_row(window, 0, 6.0)
+    assert sent_rows(window) == [(0, 6, 6.0)]
 
 
 def test_a_cancelled_caller_keeps_its_timestep() -> None:
     """It is applied all the same, also when its answer is forgotten or it is refused."""
     window = OpenWindow(1)
-    callers = [put_single(window, 0) for _ in range(3)]
-    take(window)
-    take(window)
+    callers = [add_single_row(window, 0) for _ in range(3)]
+    sent_rows(window)
+    sent_rows(window)
     for caller in callers:
-        caller.gone = True
+        caller.cancelled = True
     respond(window, 1, forgotten=(0,))
     drop(window, *refuse(window, 2, 0))
     assert window.settled
@@ -129,34 +129,34 @@ def test_a_cancelled_caller_keeps_its_timestep() -> None:
 def test_no_more_of_a_stream_are_in_flight_than_the_server_remembers_answers_for() -> None:
     """Half of them in one message; the other streams are not held up."""
     window = OpenWindow(1, 1, window=4)
-    put(window, [0] * 6 + [1])
-    assert [step for stream, step, _ in take(window) if stream == 0] == [1, 2]
-    assert [step for stream, step, _ in take(window) if stream == 0] == [3, 4]
-    assert take(window) == []
+    add_block(window, [0] * 6 + [1])
+    assert [step for stream, step, _ in sent_rows(window) if stream == 0] == [1, 2]
+    assert [step for stream, step, _ in sent_rows(window) if stream == 0] == [3, 4]
+    assert sent_rows(window) == []
     respond(window, 1)
-    assert take(window) == [(0, 5, 1.0), (0, 6, 1.0)]
+    assert sent_rows(window) == [(0, 5, 1.0), (0, 6, 1.0)]
 
 
 def test_a_server_that_remembers_nothing_has_one_of_a_stream_in_flight() -> None:
     """A window of 0 would send nothing at all."""
     window = OpenWindow(1, window=0)
-    put(window, [0, 0])
-    assert take(window) == [(0, 1, 1.0)]
-    assert take(window) == []
+    add_block(window, [0, 0])
+    assert sent_rows(window) == [(0, 1, 1.0)]
+    assert sent_rows(window) == []
 
 
 def test_there_is_room_until_so_many_are_not_durable() -> None:
     """Of each stream; what is durable makes room once it is answered."""
     window = OpenWindow(1, 1, buffer_max=2)
     assert window.room(ints(0, 1, 0, 0)) == 3
-    put(window, [0, 1, 0])
+    add_block(window, [0, 1, 0])
     assert window.room(ints(1, 0)) == 1
     assert (window.has_room(0), window.has_room(1)) == (False, True)
     window.mark_durable(ints(0), ints(1))
     assert window.room(ints(0)) == 0
     assert not window.has_room(0)
-    take(window)
-    take(window)
+    sent_rows(window)
+    sent_rows(window)
     respond(window, 1)
     assert window.room(ints(0, 0)) == 1
     assert window.has_room(0)
@@ -165,10 +165,10 @@ def test_there_is_room_until_so_many_are_not_durable() -> None:
 def test_a_lost_answer_is_requested_again() -> None:
     """The server applied it: it is sent again as a repeat, and handed over once."""
     window = OpenWindow(1, 1)
-    results = put(window, [0, 1])
-    take(window)
+    results = add_block(window, [0, 1])
+    sent_rows(window)
     window.open_again(2, 1)
-    assert take(window) == [(0, 1, 1.0), (1, 1, 1.0)]
+    assert sent_rows(window) == [(0, 1, 1.0), (1, 1, 1.0)]
     respond(window, 2)
     assert results.caller.result.steps.tolist() == [1, 1]
 
@@ -177,13 +177,13 @@ def test_what_a_crash_lost_is_sent_again_and_not_delivered_again() -> None:
     """Each stream from where the server goes on; rows of several results are put into one message."""
     window = OpenWindow(1, 1)
     for value in (1.0, 2.0):
-        put(window, [0, 1], [value, value])
-    take(window)
+        add_block(window, [0, 1], [value, value])
+    sent_rows(window)
     respond(window, 1)
     window.open_again(2, 1)
-    put(window, [1], [3.0])
-    assert take(window) == [(1, 1, 1.0), (0, 2, 2.0), (1, 2, 2.0)]
-    assert take(window) == [(1, 3, 3.0)]
+    add_block(window, [1], [3.0])
+    assert sent_rows(window) == [(1, 1, 1.0), (0, 2, 2.0), (1, 2, 2.0)]
+    assert sent_rows(window) == [(1, 3, 3.0)]
     assert not respond(window, 2).delivered
     assert respond(window, 3).delivered
     assert window.settled
@@ -192,22 +192,22 @@ def test_what_a_crash_lost_is_sent_again_and_not_delivered_again() -> None:
 def test_a_stream_is_sent_nothing_of_before_it_is_open_again() -> None:
     """The others go on meanwhile."""
     window = OpenWindow(1, 1)
-    put(window, [0, 1])
+    add_block(window, [0, 1])
     window.end_call()
-    assert take(window) == []
+    assert sent_rows(window) == []
     window.mark_opened(ints(1), ints(1), ints(0), 4)
-    assert take(window) == [(1, 1, 1.0)]
+    assert sent_rows(window) == [(1, 1, 1.0)]
     assert window.idle(ints(0, 1)).tolist() == [False, False]
     window.mark_opened(ints(0), ints(1), ints(0), 4)
-    assert take(window) == [(0, 1, 1.0)]
+    assert sent_rows(window) == [(0, 1, 1.0)]
 
 
 def test_earlier_timesteps_of_a_resumed_stream_are_not_kept() -> None:
     """Though it was never durable: it cannot be sent again. What is durable can no more; what was not answered still can."""
     window = OpenWindow(7, 1, 1)
     assert window.first_kept(ints(0, 1, 2)).tolist() == [7, 1, 1]
-    put(window, [0, 1, 1])
-    take(window)
+    add_block(window, [0, 1, 1])
+    sent_rows(window)
     respond(window, 1, durable=1)
     window.mark_durable(ints(1, 2), ints(2, 5))
     window.mark_durable(ints(1, 2), ints(1, 1))  # which it cannot take back
@@ -219,38 +219,38 @@ def test_earlier_timesteps_of_a_resumed_stream_are_not_kept() -> None:
 def test_a_different_answer_to_a_replay_is_reported() -> None:
     """Of that stream; nothing of it is handed over any more, and the other's rows are."""
     window = OpenWindow(1, 1)
-    put(window, [0, 1])
-    take(window)
+    add_block(window, [0, 1])
+    sent_rows(window)
     respond(window, 1)
     window.open_again(1, 2)
-    results = put(window, [0, 1])
-    take(window)
-    heard = respond(window, 2, bits=0.25)
-    assert list(heard.diverged) == [0]
-    assert isinstance(heard.diverged[0], Diverged)
+    results = add_block(window, [0, 1])
+    sent_rows(window)
+    outcome = respond(window, 2, bits=0.25)
+    assert list(outcome.diverged) == [0]
+    assert isinstance(outcome.diverged[0], Diverged)
     assert results.steps.tolist() == [0, 2]
-    window.mark_lost(heard.diverged)
-    assert results.errors == heard.diverged
+    window.mark_lost(outcome.diverged)
+    assert results.errors == outcome.diverged
 
 
 def test_answers_are_not_compared_without_batch_invariance() -> None:
     """Its model depends on the batch, and it says so when the streams are opened again."""
     window = OpenWindow(1)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     respond(window, 1)
     window.open_again(1)
     assert window.buffer_of(dataclasses.replace(MODEL, batch_invariant=False), ROWS_MAX) is window.buffer
-    take(window)
+    sent_rows(window)
     assert not respond(window, 2, bits=0.25).diverged
 
 
 def test_a_forgotten_answer_is_reported_and_the_timestep_counts() -> None:
     """It keeps its number; the next one follows."""
     window = OpenWindow(1, 1)
-    single = put_single(window, 1)
-    results = put(window, [0, 0])
-    take(window)
+    single = add_single_row(window, 1)
+    results = add_block(window, [0, 0])
+    sent_rows(window)
     respond(window, 1, forgotten=(0, 1))
     assert isinstance(single.error, AnswerLost)
     assert isinstance(results.errors[0], AnswerLost)
@@ -262,27 +262,27 @@ def test_a_forgotten_answer_is_reported_and_the_timestep_counts() -> None:
 def test_a_replay_whose_answer_is_forgotten_is_not_compared() -> None:
     """There is nothing to compare."""
     window = OpenWindow(1)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     respond(window, 1)
     window.open_again(1)
-    take(window)
+    sent_rows(window)
     assert not respond(window, 2, forgotten=(0,)).diverged
 
 
 def test_a_refused_timestep_leaves_no_gap() -> None:
     """Those of its stream move up, what the server says to those in flight is ignored, and the others notice nothing."""
     window = OpenWindow(1, 1, window=8)
-    results = put(window, [0, 1, 0, 0], [1.0, 2.0, -3.0, 4.0])
-    behind = put(window, [0, 1], [5.0, 6.0])
-    take(window, 4)
-    take(window, 4)
+    results = add_block(window, [0, 1, 0, 0], [1.0, 2.0, -3.0, 4.0])
+    behind = add_block(window, [0, 1], [5.0, 6.0])
+    sent_rows(window, 4)
+    sent_rows(window, 4)
     message, refused = refuse(window, 1, 2, 3)
     assert refused.tolist() == [2]
-    gathered = put_single(window, 0, 7.0)
+    gathered = add_single_row(window, 0, 7.0)
     error = drop(window, message, refused)
     assert (results.errors, results.steps.tolist()) == ({2: error}, [1, 1, 0, 0])
-    assert take(window) == [(0, 2, 4.0), (0, 3, 5.0), (0, 4, 7.0)]
+    assert sent_rows(window) == [(0, 2, 4.0), (0, 3, 5.0), (0, 4, 7.0)]
     _, ignored = refuse(window, 2, 0)
     assert not len(ignored)
     assert behind.steps.tolist() == [0, 2]
@@ -295,12 +295,12 @@ def test_a_refused_timestep_leaves_no_gap() -> None:
 def test_refused_timesteps_of_many_streams_are_dropped_at_once() -> None:
     """Each of its own stream."""
     window = OpenWindow(1, 1, 1)
-    results = put(window, [0, 1, 2, 0, 1, 2], [-1.0, 2.0, -3.0, 4.0, 5.0, 6.0])
-    take(window)
+    results = add_block(window, [0, 1, 2, 0, 1, 2], [-1.0, 2.0, -3.0, 4.0, 5.0, 6.0])
+    sent_rows(window)
     message, refused = refuse(window, 1, 0, 2, 3, 5)
     assert refused.tolist() == [0, 2]
     drop(window, message, refused)
-    assert take(window) == [(0, 1, 4.0), (2, 1, 6.0)]
+    assert sent_rows(window) == [(0, 1, 4.0), (2, 1, 6.0)]
     respond(window, 2)
     assert results.steps.tolist() == [0, 1, 0, 1, 2, 1]
     assert window.next_steps[:3].tolist() == [2, 3, 2]
@@ -309,26 +309,26 @@ def test_refused_timesteps_of_many_streams_are_dropped_at_once() -> None:
 def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
     """And those behind it theirs; meanwhile its stream may be held."""
     window = OpenWindow(1, 1)
-    put(window, [0, 0])
-    take(window)
+    add_block(window, [0, 0])
+    sent_rows(window)
     message, refused = refuse(window, 1, 0, 1)
     window.resend(message, refused)
     window.hold(ints(0))
-    assert take(window) == []
+    assert sent_rows(window) == []
     window.release(ints(0))
-    assert take(window) == [(0, 1, 1.0), (0, 2, 1.0)]
+    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 1.0)]
     window.hold(ints(0))
     window.open_again(1)
-    assert take(window) == [(0, 1, 1.0), (0, 2, 1.0)]
+    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 1.0)]
 
 
 def test_a_refused_message_is_resent_as_a_whole() -> None:
     """No row of it was applied; rows of its streams that are in flight behind it are ignored."""
     window = OpenWindow(1, 1, 1, window=4)
-    put(window, [0, 1, 1])
-    take(window)
-    results = put(window, [1, 2])
-    take(window)
+    add_block(window, [0, 1, 1])
+    sent_rows(window)
+    results = add_block(window, [1, 2])
+    sent_rows(window)
     message = window.match_answer(1)
     rows = first_of_each(message, np.flatnonzero(message.at >= 0))
     assert rows.tolist() == [0, 1]
@@ -336,23 +336,23 @@ def test_a_refused_message_is_resent_as_a_whole() -> None:
     window.resend(message, rows)
     refuse(window, 2, 0)
     assert results.steps.tolist() == [0, 1]
-    assert take(window) == [(0, 1, 1.0), (1, 1, 1.0), (1, 2, 1.0)]
-    assert take(window) == [(1, 3, 1.0)]
+    assert sent_rows(window) == [(0, 1, 1.0), (1, 1, 1.0), (1, 2, 1.0)]
+    assert sent_rows(window) == [(1, 3, 1.0)]
 
 
 def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
     """The next one must not be sent under a number that is taken: it would be answered as a repeat."""
     window = OpenWindow(1)
-    results = put(window, [0])
-    put(window, [0], [2.0])
-    take(window, 1)
+    results = add_block(window, [0])
+    add_block(window, [0], [2.0])
+    sent_rows(window, 1)
     message, refused = refuse(window, 1, 0, next_step=2)
     assert window.is_applied(message, refused).tolist() == [True]
     window.skip_applied(message, refused, [AnswerLost("gone", "ANSWER_LOST")])
     assert (results.steps.tolist(), list(results.errors)) == ([1], [0])
-    assert take(window) == [(0, 2, 2.0)]
+    assert sent_rows(window) == [(0, 2, 2.0)]
     window.open_again(1)
-    assert take(window) == [(0, 1, 1.0), (0, 2, 2.0)]
+    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 2.0)]
     window.mark_lost({0: TakenOver("by somebody")})
     assert isinstance(results.errors[0], AnswerLost)
 
@@ -360,22 +360,22 @@ def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
 def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too() -> None:
     """A break then finds the server ahead of the refused one, and that is no other client's doing."""
     window = OpenWindow(1, window=8)
-    put(window, [0, 0, 0])
-    take(window)
+    add_block(window, [0, 0, 0])
+    sent_rows(window)
     message, refused = refuse(window, 1, 0, next_step=2)
     window.resend(message, refused)
     window.open_again(4)
-    assert take(window) == [(0, 1, 1.0), (0, 2, 1.0), (0, 3, 1.0)]
+    assert sent_rows(window) == [(0, 1, 1.0), (0, 2, 1.0), (0, 3, 1.0)]
 
 
 def test_an_answer_that_was_lost_before_its_repeat_was_refused() -> None:
     """The open has told that it was applied; after a crash it may no longer be."""
     window = OpenWindow(1)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     for number, next_step in ((2, 2), (3, 1)):
         window.open_again(next_step)
-        take(window)
+        sent_rows(window)
         message, refused = refuse(window, number, 0)
         assert window.is_applied(message, refused).tolist() == [next_step == 2]
         window.resend(message, refused)
@@ -388,18 +388,18 @@ def test_an_ignored_answer_shows_what_was_applied() -> None:
     its own repeat is refused too, while the third is on its way.
     """
     window = OpenWindow(1, window=3)
-    put(window, [0, 0, 0])
-    take(window, 1)
+    add_block(window, [0, 0, 0])
+    sent_rows(window, 1)
     window.open_again(2)
-    take(window, 1)
-    take(window, 1)
+    sent_rows(window, 1)
+    sent_rows(window, 1)
     message, refused = refuse(window, 2, 0)
     window.resend(message, refused)
-    take(window, 1)
+    sent_rows(window, 1)
     respond(window, 3)
-    take(window, 1)
+    sent_rows(window, 1)
     respond(window, 4)
-    take(window, 1)
+    sent_rows(window, 1)
     message, refused = refuse(window, 5, 0)
     assert message.steps.tolist() == [2]
     assert window.is_applied(message, refused).tolist() == [True]
@@ -408,11 +408,11 @@ def test_an_ignored_answer_shows_what_was_applied() -> None:
 def test_a_replay_is_known_to_have_been_delivered() -> None:
     """It can be neither dropped nor told to anybody."""
     window = OpenWindow(1)
-    put(window, [0, 0])
-    take(window, 1)
+    add_block(window, [0, 0])
+    sent_rows(window, 1)
     respond(window, 1)
     window.open_again(1)
-    take(window)
+    sent_rows(window)
     message, refused = refuse(window, 2, 0, 1)
     assert (message.steps[refused] <= window.answered[message.streams[refused]]).tolist() == [True]
 
@@ -421,18 +421,18 @@ def test_a_group_fails_with_its_first_refused_timestep() -> None:
     """Those of others stay, whether they have a group of their own or none, and what is still being gathered falls too."""
     window = OpenWindow(1, 1, window=16)
     group, others = Group(), Group()
-    first = put_single(window, 0, 1.0, group)
-    bad = put_single(window, 0, -2.0, group)
-    stays = [put_single(window, 0, 3.0), put_single(window, 0, 4.0, others), put_single(window, 1, 5.0)]
-    falls = put_single(window, 0, 6.0, group)
-    take(window)
-    late = put_single(window, 0, 7.0, group)
+    first = add_single_row(window, 0, 1.0, group)
+    bad = add_single_row(window, 0, -2.0, group)
+    stays = [add_single_row(window, 0, 3.0), add_single_row(window, 0, 4.0, others), add_single_row(window, 1, 5.0)]
+    falls = add_single_row(window, 0, 6.0, group)
+    sent_rows(window)
+    late = add_single_row(window, 0, 7.0, group)
     message, refused = refuse(window, 1, 1, 2, 3, 5)
     error = drop(window, message, refused)
     assert first.result.step == 1
     assert [caller.error for caller in (bad, falls, late)] == [error] * 3
     assert (group.failed, others.failed) == (True, False)
-    assert take(window) == [(0, 2, 3.0), (0, 3, 4.0)]
+    assert sent_rows(window) == [(0, 2, 3.0), (0, 3, 4.0)]
     assert window.next_steps[0] == 4
     respond(window, 2)
     assert [caller.result.step for caller in stays] == [2, 3, 1]
@@ -441,16 +441,16 @@ def test_a_group_fails_with_its_first_refused_timestep() -> None:
 def test_a_lost_stream_leaves_the_others_going() -> None:
     """Those who wait are told, those who come are told, and answers that are in flight are ignored."""
     window = OpenWindow(1, 1, window=8)
-    waiting = put(window, [0, 1, 0])
-    take(window)
+    waiting = add_block(window, [0, 1, 0])
+    sent_rows(window)
     error = TakenOver("by somebody")
     assert window.mark_lost({0: error}) == {0}
     assert window.room(ints(*[0] * 200)) == 200
-    coming = put(window, [0, 1])
+    coming = add_block(window, [0, 1])
     assert (waiting.errors, coming.errors) == ({0: error, 2: error}, {0: error})
     respond(window, 1)
     assert waiting.steps.tolist() == [0, 1, 0]
-    assert take(window) == [(1, 2, 1.0)]
+    assert sent_rows(window) == [(1, 2, 1.0)]
     respond(window, 2)
     assert window.settled
     assert window.drained
@@ -460,7 +460,7 @@ def test_a_lost_stream_leaves_the_others_going() -> None:
 def test_streams_that_end_together_end_with_the_error_itself() -> None:
     """A caller of many rows gets it, and not one for each."""
     window = OpenWindow(1, 1)
-    results = put(window, [0, 1])
+    results = add_block(window, [0, 1])
     window.mark_lost(dict.fromkeys((0, 1), error := StreamLost("the client was closed")), shared=True)
     assert results.caller.error is error
 
@@ -469,7 +469,7 @@ def test_a_closed_stream_takes_no_more() -> None:
     """Its rows say so."""
     window = OpenWindow(1, 1)
     window.mark_closed([1])
-    results = put(window, [1])
+    results = add_block(window, [1])
     assert isinstance(results.errors[0], StreamLost)
     assert (window.open[:2].tolist(), window.usable_count) == ([True, False], 1)
 
@@ -480,7 +480,7 @@ def test_a_caller_cancelled_before_all_its_rows_had_room() -> None:
     results = Block(2)
     window.add(window.buffer, results, 0, ints(0), np.ones((1, 1), np.float32))
     window.abandon(results, 1)
-    take(window)
+    sent_rows(window)
     respond(window, 1)
     assert window.settled
     assert window.next_steps[0] == 2
@@ -489,7 +489,7 @@ def test_a_caller_cancelled_before_all_its_rows_had_room() -> None:
 def test_results_without_rows_are_complete() -> None:
     """At once."""
     window = OpenWindow(1)
-    assert len(put(window, []).caller.result.steps) == 0
+    assert len(add_block(window, []).caller.result.steps) == 0
     assert window.settled
 
 
@@ -498,8 +498,8 @@ def test_an_answer_out_of_turn_is_reported() -> None:
     window = OpenWindow(1)
     with pytest.raises(StreamLost, match="nothing was in flight"):
         window.match_answer(1)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     with pytest.raises(StreamLost, match="answered block 2, expected 1"):
         window.match_answer(2)
 
@@ -507,7 +507,7 @@ def test_an_answer_out_of_turn_is_reported() -> None:
 def test_an_answer_with_another_number_is_reported() -> None:
     """The same for a timestep."""
     window = OpenWindow(1)
-    put(window, [0])
+    add_block(window, [0])
     message = window.next_message()
     assert message is not None
     answers = answers_to(message)._replace(steps=message.steps + 1)
@@ -520,8 +520,8 @@ def test_durable_rows_are_removed_by_compaction() -> None:
     window = OpenWindow(*[1] * 100)
     stuck = 0
     for step in range(1, 501):
-        put(window, list(range(100)) if step == 1 else list(range(1, 100)))
-        take(window)
+        add_block(window, list(range(100)) if step == 1 else list(range(1, 100)))
+        sent_rows(window)
         respond(window, step, durable=step - 2 if step > 2 else 0)
         if step == 2:
             window.durable_steps[stuck] = 0
@@ -529,20 +529,20 @@ def test_durable_rows_are_removed_by_compaction() -> None:
     assert window.first_kept(ints(stuck)) == 1
     window.end_call()
     window.mark_opened(np.arange(100), np.r_[1, np.full(99, 499)], np.r_[0, np.full(99, 498)], 4)
-    assert len(take(window)) == 1 + 99 * 2
+    assert len(sent_rows(window)) == 1 + 99 * 2
     assert not respond(window, 501).diverged
 
 
 def test_compaction_moves_rows_in_flight() -> None:
     """Its answers find their rows, and what is left to be sent is still found."""
     window = OpenWindow(1, 1)
-    put(window, [0, 1], [1.0, 2.0])
-    take(window)
+    add_block(window, [0, 1], [1.0, 2.0])
+    sent_rows(window)
     respond(window, 1, durable=1)
-    results = put(window, [1, 0], [3.0, 4.0])
-    take(window, 1)
+    results = add_block(window, [1, 0], [3.0, 4.0])
+    sent_rows(window, 1)
     window._compact(window.buffer)
-    assert take(window) == [(0, 2, 4.0)]
+    assert sent_rows(window) == [(0, 2, 4.0)]
     respond(window, 2)
     respond(window, 3)
     assert (results.steps.tolist(), results.columns[0].tolist()) == ([2, 2], [[102.5], [2.5]])
@@ -551,8 +551,8 @@ def test_compaction_moves_rows_in_flight() -> None:
 def test_a_stream_that_is_forgotten_begins_again() -> None:
     """Where the server says, whatever was before."""
     window = OpenWindow(1)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     respond(window, 1, durable=1)
     window.reset(ints(0))
     window.open_again(1)
@@ -563,12 +563,12 @@ def test_a_stream_that_is_forgotten_begins_again() -> None:
 def test_pending_timesteps_fail_at_the_end() -> None:
     """To everybody who waits: for what was sent, what was not, what was gathered, and old answers, in flight or not."""
     window = OpenWindow(1, 1)
-    done, waiting = put(window, [0]), put(window, [0, 1])
-    take(window, 1)
+    done, waiting = add_block(window, [0]), add_block(window, [0, 1])
+    sent_rows(window, 1)
     respond(window, 1)
     in_flight = ask_again(window, 0, 1)
-    take(window)
-    callers = [in_flight, ask_again(window, 0, 1), put_single(window, 1)]
+    sent_rows(window)
+    callers = [in_flight, ask_again(window, 0, 1), add_single_row(window, 1)]
     error = StreamLost("the client was closed")
     assert window.mark_lost(dict.fromkeys((0, 1), error)) == {0, 1}
     assert (done.errors, waiting.errors) == ({}, {0: error, 1: error})
@@ -584,23 +584,23 @@ def test_a_stream_that_was_never_opened_raises_the_reason() -> None:
     error: ClientError = StreamNotFound("unknown")
     window.mark_lost({1: error})
     window.mark_opened(ints(0), ints(1), ints(0), 4)
-    assert put(window, [1, 0], buffer=buffer).errors == {0: error}
+    assert add_block(window, [1, 0], buffer=buffer).errors == {0: error}
 
 
 def test_a_repeat_is_sent_only_when_its_timestep_is_applied() -> None:
     """After a crash the timestep is applied first: asked for too early, it would be applied with other values."""
     window = OpenWindow(1)
-    put(window, [0, 0])
-    take(window)
+    add_block(window, [0, 0])
+    sent_rows(window)
     respond(window, 1)
     window.open_again(1)
     ask_again(window, 0, 2, 9.0)
-    assert take(window, 1) == [(0, 1, 1.0)]
+    assert sent_rows(window, 1) == [(0, 1, 1.0)]
     respond(window, 2)
-    assert take(window, 1) == [(0, 2, 1.0)]
-    assert take(window) == []
+    assert sent_rows(window, 1) == [(0, 2, 1.0)]
+    assert sent_rows(window) == []
     respond(window, 3)
-    assert take(window) == [(0, 2, 9.0)]
+    assert sent_rows(window) == [(0, 2, 9.0)]
 
 
 def test_a_repeat_is_resent_after_a_disconnect() -> None:
@@ -610,24 +610,24 @@ def test_a_repeat_is_resent_after_a_disconnect() -> None:
     for value in (1.0, 2.0, 3.0):
         ask_again(window, 0, 4, value)
     ask_again(window, 0, 4, 4.0)
-    assert take(window, 2) == [(0, 4, 1.0), (0, 4, 2.0)]
-    assert take(window, 1) == [(0, 4, 3.0)]
+    assert sent_rows(window, 2) == [(0, 4, 1.0), (0, 4, 2.0)]
+    assert sent_rows(window, 1) == [(0, 4, 3.0)]
     window.open_again(5)
-    assert take(window) == [(0, 4, value) for value in (1.0, 2.0, 3.0, 4.0)]
+    assert sent_rows(window) == [(0, 4, value) for value in (1.0, 2.0, 3.0, 4.0)]
 
 
 def test_a_stream_is_idle_without_pending_repeats() -> None:
     """It must not be closed before."""
     window = OpenWindow(1, 1)
-    put(window, [0, 1])
-    take(window)
+    add_block(window, [0, 1])
+    sent_rows(window)
     assert window.idle(ints(0, 1)).tolist() == [False, False]
     respond(window, 1)
     assert window.idle(ints(0, 1)).tolist() == [True, True]
     ask_again(window, 1, 1)
     assert window.idle(ints(0, 1)).tolist() == [True, False]
     assert window.has_waiters(ints(0, 1)).tolist() == [False, True]
-    take(window)
+    sent_rows(window)
     assert window.idle(ints(0, 1)).tolist() == [True, False]
     assert window.has_waiters(ints(0, 1)).tolist() == [False, True]
 
@@ -636,20 +636,20 @@ def test_buffers_take_turns() -> None:
     """Streams of one model wait no longer than for one message of another's, and no message has rows of two models."""
     window = OpenWindow(1, 1, window=16)
     other = window.buffer_of(OTHER, ROWS_MAX)
-    put(window, [0] * 3)
-    put(window, [1] * 3, buffer=other)
-    put_single(window, 0)
-    put_single(window, 1, buffer=other)
-    taken = [take(window, 2) for _ in range(4)]
+    add_block(window, [0] * 3)
+    add_block(window, [1] * 3, buffer=other)
+    add_single_row(window, 0)
+    add_single_row(window, 1, buffer=other)
+    taken = [sent_rows(window, 2) for _ in range(4)]
     assert [{stream for stream, _, _ in rows} for rows in taken] == [{0}, {1}, {0}, {1}]
-    assert take(window) == []
+    assert sent_rows(window) == []
 
 
 def test_an_index_is_used_again() -> None:
     """By a stream of which nothing is known, at once when nothing is in flight."""
     window = OpenWindow(5, 1, durable=4)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     respond(window, 1)
     window.hold(ints(0))
     window.mark_lost({0: StreamLost("left")})
@@ -657,8 +657,8 @@ def test_an_index_is_used_again() -> None:
     assert window.add_streams(1).tolist() == [0]
     assert not window.ever_opened[0]
     window.mark_opened(ints(0), ints(1), ints(0), 4)
-    results = put(window, [0, 1])
-    assert take(window) == [(0, 1, 1.0), (1, 1, 1.0)]
+    results = add_block(window, [0, 1])
+    assert sent_rows(window) == [(0, 1, 1.0), (1, 1, 1.0)]
     respond(window, 2)
     assert results.steps.tolist() == [1, 1]
     assert window.first_kept(ints(0)) == 1
@@ -667,10 +667,10 @@ def test_an_index_is_used_again() -> None:
 def test_an_answer_to_a_stream_that_has_left_reaches_no_other() -> None:
     """Its index is not used again before all that was in flight when it left is answered."""
     window = OpenWindow(1, 1)
-    put(window, [0, 1])
-    take(window)
-    put(window, [1])
-    take(window)
+    add_block(window, [0, 1])
+    sent_rows(window)
+    add_block(window, [1])
+    sent_rows(window)
     window.mark_lost({0: StreamLost("left")})
     window.release_indices(ints(0))
     assert window.add_streams(1).tolist() == [2]
@@ -685,8 +685,8 @@ def test_an_answer_to_a_stream_that_has_left_reaches_no_other() -> None:
 def test_a_disconnect_frees_indices() -> None:
     """Nothing is in flight any more."""
     window = OpenWindow(1)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     window.mark_lost({0: StreamLost("left")})
     window.release_indices(ints(0))
     window.end_call()
@@ -698,13 +698,13 @@ def test_a_repeat_of_a_lost_stream_is_never_sent() -> None:
     window = OpenWindow(2)
     window.answered[0] = 1
     ask_again(window, 0, 1)
-    take(window)
+    sent_rows(window)
     window.mark_lost({0: StreamLost("left")})
     window.release_indices(ints(0))
     window.end_call()
     assert window.add_streams(1).tolist() == [0]
     window.mark_opened(ints(0), ints(2), ints(1), 4)
-    assert take(window) == []
+    assert sent_rows(window) == []
     assert window.idle(ints(0)).all()
 
 
@@ -713,7 +713,7 @@ def test_a_refused_repeat_of_a_lost_stream_is_not_resent() -> None:
     window = OpenWindow(2)
     window.answered[0] = 1
     ask_again(window, 0, 1)
-    take(window)
+    sent_rows(window)
     window.mark_lost({0: StreamLost("lost")})
     (repeat,) = window.match_answer(1).repeats
     window.add_repeat(repeat)
@@ -725,7 +725,7 @@ def test_a_malformed_repeat_fails_with_all_others() -> None:
     window = OpenWindow(2)
     window.answered[0] = 1
     caller = ask_again(window, 0, 1)
-    take(window)
+    sent_rows(window)
     window.match_answer(1)
     window.mark_lost({0: StreamLost("does not fit")})
     assert isinstance(caller.error, StreamLost)
@@ -734,23 +734,23 @@ def test_a_malformed_repeat_fails_with_all_others() -> None:
 def test_compaction_moves_the_rows_of_the_current_message() -> None:
     """What was gathered is taken in before a timestep is dropped, and a long buffer is swept then."""
     window = OpenWindow(1, window=8)
-    put(window, [0])
-    take(window)
+    add_block(window, [0])
+    sent_rows(window)
     respond(window, 1, durable=1)
-    results = put(window, [0, 0, 0], [2.0, -3.0, 4.0])
-    take(window)
+    results = add_block(window, [0, 0, 0], [2.0, -3.0, 4.0])
+    sent_rows(window)
     message, refused = refuse(window, 2, 1, 2)
-    put_single(window, 0, 5.0)
+    add_single_row(window, 0, 5.0)
     window.buffer._sweep_at = 0
     error = drop(window, message, refused)
     assert results.errors == {1: error}
-    assert take(window) == [(0, 3, 4.0), (0, 4, 5.0)]
+    assert sent_rows(window) == [(0, 3, 4.0), (0, 4, 5.0)]
 
 
 def test_a_single_row_is_settled_on_the_fast_path() -> None:
     """Once; nothing of it is different, but for what it takes."""
     window = OpenWindow(3)
-    caller = put_single(window, 0)
+    caller = add_single_row(window, 0)
     message = window.next_message()
     assert isinstance(message, SingleRowMessage)
     assert contents(message) == [(0, 3, 1.0)]
@@ -761,14 +761,14 @@ def test_a_single_row_is_settled_on_the_fast_path() -> None:
     assert window.settled
     assert window.idle(ints(0)).all()
     window.open_again(3)
-    take(window)
+    sent_rows(window)
     assert list(respond(window, 2, bits=0.25).diverged) == [0]
 
 
 def test_a_malformed_answer_leaves_the_fast_path() -> None:
     """Nothing is noted of it: its caller is told when the stream is lost for it."""
     window = OpenWindow(1)
-    caller = put_single(window, 0)
+    caller = add_single_row(window, 0)
     message = window.next_message()
     assert isinstance(message, SingleRowMessage)
     window.match_answer(1)
@@ -785,13 +785,13 @@ def test_a_malformed_answer_leaves_the_fast_path() -> None:
 def test_compaction_moves_a_single_row_in_flight() -> None:
     """What is noted of its answer is noted of it, and of no other."""
     window = OpenWindow(1, 1)
-    put(window, [0, 1])
-    take(window)
+    add_block(window, [0, 1])
+    sent_rows(window)
     respond(window, 1, durable=1)
-    put(window, [1])
-    take(window)
+    add_block(window, [1])
+    sent_rows(window)
     respond(window, 2)
-    put_single(window, 0)
+    add_single_row(window, 0)
     message = window.next_message()
     assert isinstance(message, SingleRowMessage)
     window._compact(window.buffer)
@@ -799,14 +799,14 @@ def test_compaction_moves_a_single_row_in_flight() -> None:
     assert settle_single_row(window, message)
     for message_number, bits in ((4, 0.5), (5, 0.25)):
         window.open_again(2, 2)
-        take(window)
+        sent_rows(window)
         assert sorted(respond(window, message_number, bits=bits).diverged) == ([] if bits == 0.5 else [0, 1])
 
 
 def test_the_answer_to_a_lost_single_row_is_ignored() -> None:
     """As any other."""
     window = OpenWindow(1)
-    put_single(window, 0)
+    add_single_row(window, 0)
     message = window.next_message()
     assert isinstance(message, SingleRowMessage)
     window.mark_lost({0: StreamLost("left")})
@@ -819,13 +819,13 @@ def test_one_timestep_at_a_time_is_in_flight_while_isolating() -> None:
     """Of all streams together."""
     window = OpenWindow(1, 1)
     window.one_in_flight = True
-    put(window, [0, 1])
-    put_single(window, 0)
-    assert take(window) == [(0, 1, 1.0)]
+    add_block(window, [0, 1])
+    add_single_row(window, 0)
+    assert sent_rows(window) == [(0, 1, 1.0)]
     assert window.unanswered() == {0: 1}
-    assert take(window) == []
+    assert sent_rows(window) == []
     respond(window, 1)
-    assert take(window) == [(1, 1, 1.0)]
+    assert sent_rows(window) == [(1, 1, 1.0)]
     respond(window, 2)
     window.one_in_flight = False
-    assert take(window) == [(0, 2, 1.0)]
+    assert sent_rows(window) == [(0, 2, 1.0)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.client.reasons import error_of
-from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, contents, ints, packed, put_single
+from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, add_single_row, contents, ints, packed
 from tidegate.client.errors import (
     AnswerLost,
     ClientError,
@@ -53,14 +53,14 @@ class Server:
         self.durable: list[int] = []
         self.forgotten: list[int] = []  # answers up to here are gone, besides those that are not remembered for long
         self.taken: set[int] = set()  # by another client
-        self.to_read: deque[tuple[Message, list[Row]]] = deque()
-        self.to_tell: deque[tuple[Message, Answers | None, dict[int, pb.Error]]] = deque()
+        self.requests: deque[tuple[Message, list[Row]]] = deque()
+        self.responses: deque[tuple[Message, Answers | None, dict[int, pb.Error]]] = deque()
 
     def run(self, *, full: bool, busy: Callable[[], str]) -> None:
         """Answers one message, or has no room for it, or for a row of it, or for the answer to one that it has applied."""
-        message, rows = self.to_read.popleft()
+        message, rows = self.requests.popleft()
         if full:
-            self.to_tell.append((message, None, {0: error_of("OVERLOADED", retry_after_ms=100)}))
+            self.responses.append((message, None, {0: error_of("OVERLOADED", retry_after_ms=100)}))
             return
         count = len(rows)
         sums, seen = np.zeros((count, 1), np.float32), np.zeros((count, 2))
@@ -88,7 +88,7 @@ class Server:
         plain = not (errors or forgotten.any() or repeated.any())
         steps = ints(*(step for _, step, _ in rows))
         columns = Answers(steps, [sums, seen], durable, repeated, forgotten, refused, plain=plain)
-        self.to_tell.append((message, columns, errors))
+        self.responses.append((message, columns, errors))
 
     def refuses(self, name: int, step: int, value: float) -> str:
         """Why a row cannot be answered; empty when it can."""
@@ -258,12 +258,12 @@ class World(RuleBasedStateMachine):
         elif how == "forgotten":
             self.usable[pick % len(self.usable)].forgetting = True  # as soon as everything of it is answered
         else:
-            self.take_over(self.usable[pick % len(self.usable)], told=how == "taken over")
+            self.take_over(self.usable[pick % len(self.usable)], notified=how == "taken over")
 
-    def take_over(self, stream: Stream, *, told: bool) -> None:
+    def take_over(self, stream: Stream, *, notified: bool) -> None:
         """Another client opens a stream; this one is told at once, or learns it from what is refused."""
         self.server.taken.add(stream.name)
-        if told:
+        if notified:
             self.lose({stream.index: TakenOver("by another client")})
 
     @precondition(lambda self: self.live and self.sent_since["end"])
@@ -288,7 +288,7 @@ class World(RuleBasedStateMachine):
         if streams:
             stream = streams[pick % len(streams)]
             self.store(stream)
-            self.tell(stream)
+            self.notify(stream)
             self.window.mark_closed([stream.index])
             stream.lost = self.window.errors[stream.index]
 
@@ -326,7 +326,7 @@ class World(RuleBasedStateMachine):
         stream.groups = [Group() if group.failed else group for group in stream.groups]
         group = stream.groups[grouped] if grouped is not None else None
         value = self.value() * (-1 if bad else 1)
-        caller = put_single(self.window, stream.index, value, group, stream.buffer)
+        caller = add_single_row(self.window, stream.index, value, group, stream.buffer)
         stream.timesteps.append(Timestep(value, caller))
         stream.timesteps[-1].group = group
         if sent:
@@ -356,7 +356,7 @@ class World(RuleBasedStateMachine):
         """Somebody who asked for an old answer has gone."""
         callers = [caller for stream in self.live for _, _, caller in stream.repeats if not caller.done()]
         if callers:
-            callers[pick % len(callers)].gone = True
+            callers[pick % len(callers)].cancelled = True
 
     # The call ----------------------------------------------------------------------------------------------------------
 
@@ -380,53 +380,53 @@ class World(RuleBasedStateMachine):
             for index in set(message.streams.tolist()):
                 theirs = message.steps[message.streams == index]
                 assert theirs.tolist() == list(range(theirs[0], theirs[0] + len(theirs)))
-        self.server.to_read.append((message, rows))
+        self.server.requests.append((message, rows))
 
-    @precondition(lambda self: self.server.to_read)
+    @precondition(lambda self: self.server.requests)
     @rule(
         full=st.sampled_from([False] * 5 + [True]),
         busy=st.lists(st.sampled_from(["", "", "busy", "late"]), max_size=4),
-        heard=st.booleans(),
+        outcome=st.booleans(),
     )
-    def run(self, full: bool, busy: list[str], heard: bool) -> None:
+    def run(self, full: bool, busy: list[str], outcome: bool) -> None:
         """The server answers one."""
         self.server.run(full=full, busy=lambda: busy.pop() if busy else "")
-        if heard:
+        if outcome:
             self.respond()
 
-    @precondition(lambda self: self.server.to_tell)
+    @precondition(lambda self: self.server.responses)
     @rule()
     def respond(self) -> None:
         """The client takes in one answer, as the session does."""
-        sent, answers, errors = self.server.to_tell.popleft()
+        sent, answers, errors = self.server.responses.popleft()
         message = self.window.match_answer(sent.number)
         assert message is sent
         if answers is None:
-            self.follow(self.refusals.handle_message(message, errors[0]))
+            self.apply(self.refusals.handle_message(message, errors[0]))
             return
         if message.repeats:
-            self.follow(self.refusals.handle_repeats(message, answers, errors))
+            self.apply(self.refusals.handle_repeats(message, answers, errors))
             return
         if isinstance(message, SingleRowMessage) and answers.plain and self.settle_single_row(message, answers):
             self.retry_deadlines.clear(message.stream, message.step)
             return
-        heard = self.window.settle(message, answers)
-        assert not heard.diverged
+        outcome = self.window.settle(message, answers)
+        assert not outcome.diverged
         applied = (message.at >= 0) & ~answers.refused
         for stream, step in zip(message.streams[applied].tolist(), message.steps[applied].tolist(), strict=True):
             self.retry_deadlines.clear(stream, step)
-        rows = heard.refused[self.window.usable[message.streams[heard.refused]]]
-        told = [errors[row] for row in rows.tolist()]
-        assert all(error.reason != pb.Error.REASON_STEP_GAP for error in told), "the first refused cannot be a gap"
+        rows = outcome.refused[self.window.usable[message.streams[outcome.refused]]]
+        notified = [errors[row] for row in rows.tolist()]
+        assert all(error.reason != pb.Error.REASON_STEP_GAP for error in notified), "the first refused cannot be a gap"
         if len(rows):
-            self.follow(self.refusals.handle_rows(message, rows, told))
+            self.apply(self.refusals.handle_rows(message, rows, notified))
 
     def settle_single_row(self, message: SingleRowMessage, answers: Answers) -> bool:
         """A timestep that was alone may be answered in a shorter way."""
         outputs = [column.tobytes() for column in answers.outputs]
         return self.window.settle_single_row(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
 
-    def follow(self, decision: Decision) -> None:
+    def apply(self, decision: Decision) -> None:
         """Streams that were refused something may be lost by it; others are held."""
         for error in decision.lost.values():
             assert isinstance(error, TakenOver | ServerUnavailable), error
@@ -441,13 +441,13 @@ class World(RuleBasedStateMachine):
         self.window.release(ints(*(stream.index for stream in self.live)))
 
     @precondition(lambda self: self.live)
-    @rule(pick=st.integers(0, 9), told=st.booleans(), swept=st.booleans())
-    def store_and_tell(self, pick: int, told: bool, swept: bool) -> None:
+    @rule(pick=st.integers(0, 9), notified=st.booleans(), swept=st.booleans())
+    def store_and_notify(self, pick: int, notified: bool, swept: bool) -> None:
         """The server stores what it has of a stream, and may say so before it answers; the client may sweep at any moment."""
         stream = self.live[pick % len(self.live)]
         self.store(stream)
-        if told:
-            self.tell(stream)
+        if notified:
+            self.notify(stream)
         if swept:
             self.sweep()
 
@@ -455,7 +455,7 @@ class World(RuleBasedStateMachine):
         """The server stores what it has of a stream."""
         self.server.durable[stream.name] = len(self.server.applied[stream.name])
 
-    def tell(self, stream: Stream) -> None:
+    def notify(self, stream: Stream) -> None:
         """The server says what it has stored."""
         if self.window.open[stream.index]:
             self.window.mark_durable(ints(stream.index), ints(self.server.durable[stream.name]))
@@ -472,13 +472,13 @@ class World(RuleBasedStateMachine):
         self.answer_all()
         for stream in self.live if stored else ():
             self.store(stream)
-            self.tell(stream)
+            self.notify(stream)
 
     def answer_all(self) -> None:
         """Everything that is on its way arrives."""
-        while self.server.to_read:
+        while self.server.requests:
             self.server.run(full=False, busy=str)
-        while self.server.to_tell:
+        while self.server.responses:
             self.respond()
 
     @precondition(lambda self: self.sent_since["break"])
@@ -491,8 +491,8 @@ class World(RuleBasedStateMachine):
         """The call breaks; a server that crashed goes on anywhere between what it had stored and what it had applied."""
         self.sent_since["break"] = 0
         server = self.server
-        server.to_read.clear()
-        server.to_tell.clear()
+        server.requests.clear()
+        server.responses.clear()
         for pick, count in crashed.items():
             if self.live:
                 name = self.live[pick % len(self.live)].name

@@ -32,11 +32,11 @@ class Caller:
     def __init__(self) -> None:
         self.result: Any = None
         self.error: Any = None
-        self.gone = False
+        self.cancelled = False
 
     def done(self) -> bool:
         """Whether it was answered, or waits no more."""
-        return self.gone or self.result is not None or self.error is not None
+        return self.cancelled or self.result is not None or self.error is not None
 
     def set_result(self, result: Any, /) -> None:
         """The answer."""
@@ -91,7 +91,7 @@ class OpenWindow(Window):
         return not self._blocks and not self._singles and not self._pending_repeats()
 
 
-def put(
+def add_block(
     window: Window, rows: list[int], values: list[float] | None = None, buffer: ResendBuffer | None = None
 ) -> Block:
     """Rows of many streams; without values they are 1."""
@@ -101,7 +101,7 @@ def put(
     return results
 
 
-def put_single(
+def add_single_row(
     window: Window, stream: int, value: float = 1.0, group: Group | None = None, buffer: ResendBuffer | None = None
 ) -> Caller:
     """One timestep."""
@@ -115,7 +115,7 @@ def packed(value: float) -> bytes:
     return np.array([value], "<f4").tobytes()
 
 
-def take(window: Window, rows_max: int = ROWS_MAX) -> list[Row]:
+def sent_rows(window: Window, rows_max: int = ROWS_MAX) -> list[Row]:
     """What is sent now: stream, number and value."""
     for buffer in window._buffers:
         buffer.rows_max = rows_max

@@ -81,7 +81,7 @@ async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
         sending = [group.create_task(client.send_all(rows)) for client, rows in zip(clients, data, strict=True)]
         for moment in moments:
             # A program sends no event.
-            while sum(client.told for client in clients) < moment and not all(task.done() for task in sending):  # noqa: ASYNC110
+            while sum(client.answered for client in clients) < moment and not all(task.done() for task in sending):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             await site.kill()
             await site.start()
@@ -114,8 +114,8 @@ async def test_a_client_never_gets_the_answer_to_another_ones_timestep(
             assert opened.next_step == 6
             await other.step(*others[5].tolist(), step=6)
             await site.start()
-            status, said = await client.end()
-            assert (status, said.split(":")[0]) == (1, "VALUES_DIFFER" if level == "one" else "TAKEN_OVER")
+            status, stderr = await client.end()
+            assert (status, stderr.split(":")[0]) == (1, "VALUES_DIFFER" if level == "one" else "TAKEN_OVER")
             assert client.answers == truth(rows)[:5]
             assert (await describe(channel)).step == 6
             if level != "one":  # a single call has opened the stream, as any other client may

@@ -51,9 +51,9 @@ def sums(*values: float) -> list[tuple[int, bytes]]:
 
 async def lost(client: Client) -> str:
     """Waits until a client has given its stream up, which takes exit status 1 and one line; the line's first word."""
-    status, said = await client.end()
-    assert (status, said.count("\n")) == (1, 1), said
-    return said.split(":")[0]
+    status, stderr = await client.end()
+    assert (status, stderr.count("\n")) == (1, 1), stderr
+    return stderr.split(":")[0]
 
 
 # Breaks ------------------------------------------------------------------------------------------------------------------

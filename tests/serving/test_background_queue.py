@@ -131,8 +131,8 @@ async def test_an_answer_that_is_being_written_is_written_whole() -> None:
             await reads.wait()
             written.append(response)
 
-    desk: Any = SimpleNamespace()
-    call = MultiStreamCall(desk, Context(), StreamQuota(8), 1024)
+    backend: Any = SimpleNamespace()
+    call = MultiStreamCall(backend, Context(), StreamQuota(8), 1024)
     writing = asyncio.create_task(call._write_shielded(b"answer"))
     await turns()
     writing.cancel()

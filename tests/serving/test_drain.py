@@ -37,7 +37,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
             ready = asyncio.Event()
             stepping = 0
 
-            async def step_until_told(name: int) -> int:
+            async def step_until_notified(name: int) -> int:
                 nonlocal stepping
                 # timesteps for some seconds; the signal comes in the first
                 rows = sensor_rows(1000, seed=name, missing=0.1)
@@ -66,7 +66,7 @@ async def test_a_signal_under_load_drains(lstm_root: Path, number: signal.Signal
                 call.cancel()
 
             watching = asyncio.create_task(watch())
-            calls = [asyncio.create_task(step_until_told(name)) for name in range(STREAMS)]
+            calls = [asyncio.create_task(step_until_notified(name)) for name in range(STREAMS)]
             async with asyncio.timeout(2 * TIMEOUT_S):
                 await ready.wait()
                 process.signal(number)
