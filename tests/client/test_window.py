@@ -1,4 +1,4 @@
-"""A client's books on streams: which number, what next, whose answer. No network, so every interleaving is one line."""
+"""A client's window: numbers, what to send next, which answer belongs to what. No network, so every interleaving is one line."""
 
 import dataclasses
 
@@ -31,14 +31,14 @@ from tidegate.client.window import Window, first_of_each
 
 
 def ask_again(window: OpenWindow, stream: int, step: int, value: float = 1.0) -> Caller:
-    """Asks for an old answer."""
+    """Requests an old answer."""
     caller = Caller()
     window.add_repeat(Repeat(window.buffer, stream, step, packed(value), caller))
     return caller
 
 
 def number(step: int) -> bytes:
-    """A number as it travels."""
+    """A number as on the wire."""
     return ints(step).tobytes()
 
 
@@ -86,7 +86,7 @@ def test_small_results_are_sent_together_and_large_ones_in_parts() -> None:
 
 
 def test_single_timesteps_are_gathered_into_a_message() -> None:
-    """Each has its own answer, whether or not another caller has gone meanwhile."""
+    """Each gets its own answer, also when another caller was cancelled meanwhile."""
     window = OpenWindow(4, 1)
     first, gone, third = (add_single_row(window, stream, value) for stream, value in ((1, 1.0), (0, 2.0), (1, 3.0)))
     assert window.next_steps[:2].tolist() == [5, 3]
@@ -99,7 +99,7 @@ def test_single_timesteps_are_gathered_into_a_message() -> None:
 
 
 def test_single_timesteps_of_a_stream_between_two_messages_follow_each_other() -> None:
-    """Before rows that come after them, behind rows that came before, and what is taken in later behind what was taken in."""
+    """They stay in order before, between and after the rows of blocks."""
     window = OpenWindow(1, window=16)
     add_block(window, [0], [1.0])
     add_single_row(window, 0, 2.0)
@@ -127,7 +127,7 @@ def test_a_cancelled_caller_keeps_its_timestep() -> None:
 
 
 def test_no_more_of_a_stream_are_in_flight_than_the_server_remembers_answers_for() -> None:
-    """Half of them in one message; the other streams are not held up."""
+    """Half of them in one message; other streams do not wait."""
     window = OpenWindow(1, 1, window=4)
     add_block(window, [0] * 6 + [1])
     assert [step for stream, step, _ in sent_rows(window) if stream == 0] == [1, 2]
@@ -163,7 +163,7 @@ def test_there_is_room_until_so_many_are_not_durable() -> None:
 
 
 def test_a_lost_answer_is_requested_again() -> None:
-    """The server applied it: it is sent again as a repeat, and handed over once."""
+    """The server has applied it. It is sent again as a repeat, and delivered once."""
     window = OpenWindow(1, 1)
     results = add_block(window, [0, 1])
     sent_rows(window)
@@ -174,7 +174,7 @@ def test_a_lost_answer_is_requested_again() -> None:
 
 
 def test_what_a_crash_lost_is_sent_again_and_not_delivered_again() -> None:
-    """Each stream from where the server goes on; rows of several results are put into one message."""
+    """Each stream continues where the server is; rows of several results share a message."""
     window = OpenWindow(1, 1)
     for value in (1.0, 2.0):
         add_block(window, [0, 1], [value, value])
@@ -190,7 +190,7 @@ def test_what_a_crash_lost_is_sent_again_and_not_delivered_again() -> None:
 
 
 def test_a_stream_is_sent_nothing_of_before_it_is_open_again() -> None:
-    """The others go on meanwhile."""
+    """The others continue meanwhile."""
     window = OpenWindow(1, 1)
     add_block(window, [0, 1])
     window.end_call()
@@ -203,7 +203,7 @@ def test_a_stream_is_sent_nothing_of_before_it_is_open_again() -> None:
 
 
 def test_earlier_timesteps_of_a_resumed_stream_are_not_kept() -> None:
-    """Though it was never durable: it cannot be sent again. What is durable can no more; what was not answered still can."""
+    """It cannot be sent again, though it was never durable. Unanswered timesteps can."""
     window = OpenWindow(7, 1, 1)
     assert window.first_kept(ints(0, 1, 2)).tolist() == [7, 1, 1]
     add_block(window, [0, 1, 1])
@@ -217,7 +217,7 @@ def test_earlier_timesteps_of_a_resumed_stream_are_not_kept() -> None:
 
 
 def test_a_different_answer_to_a_replay_is_reported() -> None:
-    """Of that stream; nothing of it is handed over any more, and the other's rows are."""
+    """Nothing of that stream is delivered any more; the rows of the other are."""
     window = OpenWindow(1, 1)
     add_block(window, [0, 1])
     sent_rows(window)
@@ -271,7 +271,7 @@ def test_a_replay_whose_answer_is_forgotten_is_not_compared() -> None:
 
 
 def test_a_refused_timestep_leaves_no_gap() -> None:
-    """Those of its stream move up, what the server says to those in flight is ignored, and the others notice nothing."""
+    """Later ones of its stream move up, answers to those in flight are ignored, and other streams are not affected."""
     window = OpenWindow(1, 1, window=8)
     results = add_block(window, [0, 1, 0, 0], [1.0, 2.0, -3.0, 4.0])
     behind = add_block(window, [0, 1], [5.0, 6.0])
@@ -307,7 +307,7 @@ def test_refused_timesteps_of_many_streams_are_dropped_at_once() -> None:
 
 
 def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
-    """And those behind it theirs; meanwhile its stream may be held."""
+    """Later ones keep theirs too; meanwhile the stream may be held."""
     window = OpenWindow(1, 1)
     add_block(window, [0, 0])
     sent_rows(window)
@@ -323,7 +323,7 @@ def test_a_timestep_that_is_sent_again_keeps_its_number() -> None:
 
 
 def test_a_refused_message_is_resent_as_a_whole() -> None:
-    """No row of it was applied; rows of its streams that are in flight behind it are ignored."""
+    """No row of it was applied; later rows of its streams in flight are ignored."""
     window = OpenWindow(1, 1, 1, window=4)
     add_block(window, [0, 1, 1])
     sent_rows(window)
@@ -341,7 +341,7 @@ def test_a_refused_message_is_resent_as_a_whole() -> None:
 
 
 def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
-    """The next one must not be sent under a number that is taken: it would be answered as a repeat."""
+    """The next one must not be sent with a used number: it would be answered as a repeat."""
     window = OpenWindow(1)
     results = add_block(window, [0])
     add_block(window, [0], [2.0])
@@ -358,7 +358,7 @@ def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
 
 
 def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too() -> None:
-    """A break then finds the server ahead of the refused one, and that is no other client's doing."""
+    """After a disconnect the server is ahead of the refused one, which is no take-over."""
     window = OpenWindow(1, window=8)
     add_block(window, [0, 0, 0])
     sent_rows(window)
@@ -369,7 +369,7 @@ def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too(
 
 
 def test_an_answer_that_was_lost_before_its_repeat_was_refused() -> None:
-    """The open has told that it was applied; after a crash it may no longer be."""
+    """The open has shown that it was applied; after a crash it may be lost."""
     window = OpenWindow(1)
     add_block(window, [0])
     sent_rows(window)
@@ -406,7 +406,7 @@ def test_an_ignored_answer_shows_what_was_applied() -> None:
 
 
 def test_a_replay_is_known_to_have_been_delivered() -> None:
-    """It can be neither dropped nor told to anybody."""
+    """It can be neither dropped nor failed."""
     window = OpenWindow(1)
     add_block(window, [0, 0])
     sent_rows(window, 1)
@@ -418,7 +418,7 @@ def test_a_replay_is_known_to_have_been_delivered() -> None:
 
 
 def test_a_group_fails_with_its_first_refused_timestep() -> None:
-    """Those of others stay, whether they have a group of their own or none, and what is still being gathered falls too."""
+    """Other groups stay, and queued timesteps of the group fail too."""
     window = OpenWindow(1, 1, window=16)
     group, others = Group(), Group()
     first = add_single_row(window, 0, 1.0, group)
@@ -439,7 +439,7 @@ def test_a_group_fails_with_its_first_refused_timestep() -> None:
 
 
 def test_a_lost_stream_leaves_the_others_going() -> None:
-    """Those who wait are told, those who come are told, and answers that are in flight are ignored."""
+    """Its callers get the error, later ones too, and answers in flight are ignored."""
     window = OpenWindow(1, 1, window=8)
     waiting = add_block(window, [0, 1, 0])
     sent_rows(window)
@@ -458,7 +458,7 @@ def test_a_lost_stream_leaves_the_others_going() -> None:
 
 
 def test_streams_that_end_together_end_with_the_error_itself() -> None:
-    """A caller of many rows gets it, and not one for each."""
+    """The caller of many rows gets the error itself, not one for each row."""
     window = OpenWindow(1, 1)
     results = add_block(window, [0, 1])
     window.mark_lost(dict.fromkeys((0, 1), error := StreamLost("the client was closed")), shared=True)
@@ -466,7 +466,7 @@ def test_streams_that_end_together_end_with_the_error_itself() -> None:
 
 
 def test_a_closed_stream_takes_no_more() -> None:
-    """Its rows say so."""
+    """Its rows have the error."""
     window = OpenWindow(1, 1)
     window.mark_closed([1])
     results = add_block(window, [1])
@@ -475,7 +475,7 @@ def test_a_closed_stream_takes_no_more() -> None:
 
 
 def test_a_caller_cancelled_before_all_its_rows_had_room() -> None:
-    """Those that were added are applied; the others never come."""
+    """Rows that were added are applied; the others are not."""
     window = OpenWindow(1)
     results = Block(2)
     window.add(window.buffer, results, 0, ints(0), np.ones((1, 1), np.float32))
@@ -494,7 +494,7 @@ def test_results_without_rows_are_complete() -> None:
 
 
 def test_an_answer_out_of_turn_is_reported() -> None:
-    """A server that answers what was not asked is none to go on with."""
+    """The server violates the protocol, so the call ends."""
     window = OpenWindow(1)
     with pytest.raises(StreamLost, match="nothing was in flight"):
         window.match_answer(1)
@@ -516,7 +516,7 @@ def test_an_answer_with_another_number_is_reported() -> None:
 
 
 def test_durable_rows_are_removed_by_compaction() -> None:
-    """A million timesteps leave the buffer no longer than what is kept, whatever one stuck stream holds."""
+    """A million timesteps leave the buffer no longer than the kept rows, also with one stuck stream."""
     window = OpenWindow(*[1] * 100)
     stuck = 0
     for step in range(1, 501):
@@ -534,7 +534,7 @@ def test_durable_rows_are_removed_by_compaction() -> None:
 
 
 def test_compaction_moves_rows_in_flight() -> None:
-    """Its answers find their rows, and what is left to be sent is still found."""
+    """Answers find their rows, and unsent rows are still found."""
     window = OpenWindow(1, 1)
     add_block(window, [0, 1], [1.0, 2.0])
     sent_rows(window)
@@ -549,7 +549,7 @@ def test_compaction_moves_rows_in_flight() -> None:
 
 
 def test_a_stream_that_is_forgotten_begins_again() -> None:
-    """Where the server says, whatever was before."""
+    """At the server's step, whatever was before."""
     window = OpenWindow(1)
     add_block(window, [0])
     sent_rows(window)
@@ -561,7 +561,7 @@ def test_a_stream_that_is_forgotten_begins_again() -> None:
 
 
 def test_pending_timesteps_fail_at_the_end() -> None:
-    """To everybody who waits: for what was sent, what was not, what was gathered, and old answers, in flight or not."""
+    """All callers get the error: of sent, unsent and queued timesteps, and of repeats, in flight or not."""
     window = OpenWindow(1, 1)
     done, waiting = add_block(window, [0]), add_block(window, [0, 1])
     sent_rows(window, 1)
@@ -588,7 +588,7 @@ def test_a_stream_that_was_never_opened_raises_the_reason() -> None:
 
 
 def test_a_repeat_is_sent_only_when_its_timestep_is_applied() -> None:
-    """After a crash the timestep is applied first: asked for too early, it would be applied with other values."""
+    """After a crash the timestep must be applied first, or it would be applied with the values of the repeat."""
     window = OpenWindow(1)
     add_block(window, [0, 0])
     sent_rows(window)
@@ -604,7 +604,7 @@ def test_a_repeat_is_sent_only_when_its_timestep_is_applied() -> None:
 
 
 def test_a_repeat_is_resent_after_a_disconnect() -> None:
-    """It was in flight when the call ended; those that were not follow it, in their order."""
+    """It was in flight when the call ended; unsent ones follow it in their order."""
     window = OpenWindow(5)
     window.answered[0] = 4
     for value in (1.0, 2.0, 3.0):
@@ -633,7 +633,7 @@ def test_a_stream_is_idle_without_pending_repeats() -> None:
 
 
 def test_buffers_take_turns() -> None:
-    """Streams of one model wait no longer than for one message of another's, and no message has rows of two models."""
+    """Each buffer waits for at most one message of the other, and no message has rows of two models."""
     window = OpenWindow(1, 1, window=16)
     other = window.buffer_of(OTHER, ROWS_MAX)
     add_block(window, [0] * 3)
@@ -646,7 +646,7 @@ def test_buffers_take_turns() -> None:
 
 
 def test_an_index_is_used_again() -> None:
-    """By a stream of which nothing is known, at once when nothing is in flight."""
+    """The next stream starts without any state; at once when nothing is in flight."""
     window = OpenWindow(5, 1, durable=4)
     add_block(window, [0])
     sent_rows(window)
@@ -665,7 +665,7 @@ def test_an_index_is_used_again() -> None:
 
 
 def test_an_answer_to_a_stream_that_has_left_reaches_no_other() -> None:
-    """Its index is not used again before all that was in flight when it left is answered."""
+    """Its index is not reused before everything that was in flight is answered."""
     window = OpenWindow(1, 1)
     add_block(window, [0, 1])
     sent_rows(window)
@@ -694,7 +694,7 @@ def test_a_disconnect_frees_indices() -> None:
 
 
 def test_a_repeat_of_a_lost_stream_is_never_sent() -> None:
-    """It was in flight when its stream was lost and the call broke: its index may be another's by now."""
+    """It was in flight when its stream was lost and the call broke, and the index may be reused."""
     window = OpenWindow(2)
     window.answered[0] = 1
     ask_again(window, 0, 1)
@@ -709,7 +709,7 @@ def test_a_repeat_of_a_lost_stream_is_never_sent() -> None:
 
 
 def test_a_refused_repeat_of_a_lost_stream_is_not_resent() -> None:
-    """The server had no room for it, and says so when the stream is lost already."""
+    """The server had no room for it, and reports that after the stream was lost."""
     window = OpenWindow(2)
     window.answered[0] = 1
     ask_again(window, 0, 1)
@@ -721,7 +721,7 @@ def test_a_refused_repeat_of_a_lost_stream_is_not_resent() -> None:
 
 
 def test_a_malformed_repeat_fails_with_all_others() -> None:
-    """Its message is no longer in flight when the streams are lost for it."""
+    """Its message is no longer in flight when the streams are lost because of it."""
     window = OpenWindow(2)
     window.answered[0] = 1
     caller = ask_again(window, 0, 1)
@@ -732,7 +732,7 @@ def test_a_malformed_repeat_fails_with_all_others() -> None:
 
 
 def test_compaction_moves_the_rows_of_the_current_message() -> None:
-    """What was gathered is taken in before a timestep is dropped, and a long buffer is swept then."""
+    """Queued rows are added before a timestep is dropped, and a long buffer is compacted then."""
     window = OpenWindow(1, window=8)
     add_block(window, [0])
     sent_rows(window)
@@ -748,7 +748,7 @@ def test_compaction_moves_the_rows_of_the_current_message() -> None:
 
 
 def test_a_single_row_is_settled_on_the_fast_path() -> None:
-    """Once; nothing of it is different, but for what it takes."""
+    """The result is the same as on the slow path."""
     window = OpenWindow(3)
     caller = add_single_row(window, 0)
     message = window.next_message()
@@ -766,7 +766,7 @@ def test_a_single_row_is_settled_on_the_fast_path() -> None:
 
 
 def test_a_malformed_answer_leaves_the_fast_path() -> None:
-    """Nothing is noted of it: its caller is told when the stream is lost for it."""
+    """It changes nothing: the caller gets the error of the lost stream."""
     window = OpenWindow(1)
     caller = add_single_row(window, 0)
     message = window.next_message()
@@ -783,7 +783,7 @@ def test_a_malformed_answer_leaves_the_fast_path() -> None:
 
 
 def test_compaction_moves_a_single_row_in_flight() -> None:
-    """What is noted of its answer is noted of it, and of no other."""
+    """The checksum of its answer is stored in its own row."""
     window = OpenWindow(1, 1)
     add_block(window, [0, 1])
     sent_rows(window)

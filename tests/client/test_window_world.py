@@ -1,4 +1,4 @@
-"""A client's books, and what is decided about refusals, against a model of a server: every interleaving that Hypothesis finds."""
+"""A client's window and its decisions about refusals, against a model of a server: every interleaving that Hypothesis finds."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,7 +103,7 @@ class Server:
 
 
 class Timestep:
-    """One that a caller has submitted, alone or as a row of a block."""
+    """A timestep that a caller has submitted, alone or as a row of a block."""
 
     def __init__(self, value: float, caller: Caller | None, block: Block | None = None, place: int = 0) -> None:
         self.value = value
@@ -114,7 +114,7 @@ class Timestep:
 
     @property
     def settled(self) -> bool:
-        """Whether its caller knows; who has gone need not."""
+        """Whether its caller has the answer, an error, or was cancelled."""
         if self.block is not None:
             return bool(self.block.settled[self.place])
         assert self.caller is not None
@@ -158,11 +158,11 @@ class Stream:
 
 
 class World(RuleBasedStateMachine):
-    """A client's books and a server, with streams that come and go, breaks, crashes, refusals, losses and stores between."""
+    """A window and a server, with streams that come and go, disconnects, crashes, refusals, losses and checkpoints."""
 
     @initialize(remembered=st.integers(1, 5), retry_timeout_s=st.sampled_from([0.0, RETRY_TIMEOUT_S]))
     def begin(self, remembered: int, retry_timeout_s: float) -> None:
-        """Some streams are open already, so that little is needed for something to happen."""
+        """Opens some streams, so that rules apply from the start."""
         self.now = 0.0
         self.values = 0
         self.server = Server(remembered)
@@ -180,24 +180,24 @@ class World(RuleBasedStateMachine):
 
     @property
     def live(self) -> list[Stream]:
-        """Those that nobody has left."""
+        """Streams that were not detached."""
         return [stream for stream in self.streams if not stream.left]
 
     @property
     def usable(self) -> list[Stream]:
-        """Those that were opened and can be used."""
+        """Streams that were opened and are usable."""
         window = self.window
         return [stream for stream in self.live if window.usable[stream.index] and window.ever_opened[stream.index]]
 
     @property
     def to_open(self) -> list[Stream]:
-        """Those that are not open and should be."""
+        """Streams that are not open and should be."""
         return [s for s in self.live if self.window.usable[s.index] and not self.window.open[s.index]]
 
     @precondition(lambda self: len(self.live) < STREAMS_MAX)
     @rule(models=st.lists(st.integers(0, 1), min_size=1, max_size=2), before=st.integers(0, 2), opened=st.booleans())
     def join(self, models: list[int], before: int, opened: bool) -> None:
-        """Streams are to be opened, which may take no time; the server may know them."""
+        """Adds streams, which may be opened at once; the server may know them."""
         indices = self.window.add_streams(len(models)).tolist()
         assert not {stream.index for stream in self.live} & set(indices)
         for index, model in zip(indices, models, strict=True):
@@ -210,14 +210,14 @@ class World(RuleBasedStateMachine):
             self.open(STREAMS_MAX)
 
     def value(self) -> float:
-        """No two timesteps have the same."""
+        """A value that no other timestep has."""
         self.values += 1
         return float(self.values)
 
     @precondition(lambda self: self.to_open)
     @rule(count=st.integers(1, STREAMS_MAX))
     def open(self, count: int) -> None:
-        """Some streams are opened, again or for the first time."""
+        """Opens some streams, again or for the first time."""
         window, server = self.window, self.server
         opened: list[Stream] = []
         for stream in self.to_open[:count]:
@@ -242,7 +242,7 @@ class World(RuleBasedStateMachine):
                 stream.before = list(server.applied[stream.name])
 
     def lose(self, errors: dict[int, ClientError]) -> None:
-        """As the session does."""
+        """Loses streams as the session does."""
         errors = {index: error for index, error in errors.items() if self.window.usable[index]}
         self.window.mark_lost(errors)
         for stream in self.live:
@@ -251,7 +251,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.usable and self.sent_since["end"])
     @rule(pick=st.integers(0, 9), how=st.sampled_from(["taken over", "taken over unseen", "closed", "forgotten"]))
     def end(self, pick: int, how: str) -> None:
-        """Something ends a stream."""
+        """Ends a stream."""
         self.sent_since["end"] = 0
         if how == "closed":
             self.close(pick)
@@ -261,7 +261,7 @@ class World(RuleBasedStateMachine):
             self.take_over(self.usable[pick % len(self.usable)], notified=how == "taken over")
 
     def take_over(self, stream: Stream, *, notified: bool) -> None:
-        """Another client opens a stream; this one is told at once, or learns it from what is refused."""
+        """Another client opens a stream. This one is notified at once, or gets the error of a refused row."""
         self.server.taken.add(stream.name)
         if notified:
             self.lose({stream.index: TakenOver("by another client")})
@@ -269,7 +269,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.live and self.sent_since["end"])
     @rule(pick=st.integers(0, 9), count=st.integers(1, 2), replaced=st.booleans())
     def leave(self, pick: int, count: int, replaced: bool) -> None:
-        """Nobody uses some streams any more, whatever they wait for; others may come at once."""
+        """Detaches some streams; others may join at once."""
         self.sent_since["end"] = 0
         pick %= len(self.live)
         streams = self.live[pick : pick + count]
@@ -282,7 +282,7 @@ class World(RuleBasedStateMachine):
             self.join([self.buffers.index(stream.buffer) for stream in streams], before=0, opened=True)
 
     def close(self, pick: int) -> None:
-        """A stream is closed when everything of it is answered: all of it is stored."""
+        """Closes a stream of which everything is answered: all of it is stored."""
         streams = [s for s in self.usable if self.window.open[s.index] and self.window.idle(ints(s.index)).all()]
         streams = [stream for stream in streams if stream.name not in self.server.taken]
         if streams:
@@ -297,7 +297,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(picks=st.lists(st.integers(0, 9), max_size=6), bad=st.integers(0, 9), sent=st.booleans())
     def add_rows(self, picks: list[int], bad: int, sent: bool) -> None:
-        """Somebody has timesteps of many streams of one model; a bad one is refused when its turn comes."""
+        """Submits timesteps of many streams of one model. The server refuses a bad one."""
         known = [s for s in self.live if (self.window.ever_opened[s.index] or s.lost is not None) and not s.forgetting]
         streams = [known[pick % len(known)] for pick in picks] if known else []
         streams = [stream for stream in streams if stream.buffer is streams[0].buffer]
@@ -319,7 +319,7 @@ class World(RuleBasedStateMachine):
         sent=st.booleans(),
     )
     def add_single(self, pick: int, bad: bool, grouped: int | None, sent: bool) -> None:
-        """Somebody has a timestep of a stream, alone or of a group."""
+        """Submits a timestep of a stream, alone or in a group."""
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting:
             return
@@ -335,7 +335,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.usable)
     @rule(pick=st.integers(0, 9), back=st.integers(0, 9), wrong=st.booleans(), sent=st.booleans())
     def ask_again(self, pick: int, back: int, wrong: bool, sent: bool) -> None:
-        """Somebody asks for an old answer, and may have its values wrong."""
+        """Requests an old answer, perhaps with wrong values."""
         stream = self.usable[pick % len(self.usable)]
         if stream.forgetting or stream.begun_again:
             return
@@ -353,7 +353,7 @@ class World(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 9))
     def stop_asking(self, pick: int) -> None:
-        """Somebody who asked for an old answer has gone."""
+        """Cancels the caller of a repeat."""
         callers = [caller for stream in self.live for _, _, caller in stream.repeats if not caller.done()]
         if callers:
             callers[pick % len(callers)].cancelled = True
@@ -362,7 +362,7 @@ class World(RuleBasedStateMachine):
 
     @rule(rows_max=st.integers(1, 6), one_in_flight=st.sampled_from([False] * 5 + [True]))
     def send(self, rows_max: int, one_in_flight: bool = False) -> None:
-        """The client sends a message, which is the only one in flight and has one timestep when it is careful."""
+        """Sends a message; with `careful` the only one in flight, and of one timestep."""
         self.window.one_in_flight = one_in_flight
         for buffer in self.buffers:
             buffer.rows_max = rows_max
@@ -389,7 +389,7 @@ class World(RuleBasedStateMachine):
         outcome=st.booleans(),
     )
     def run(self, full: bool, busy: list[str], outcome: bool) -> None:
-        """The server answers one."""
+        """The server answers a message."""
         self.server.run(full=full, busy=lambda: busy.pop() if busy else "")
         if outcome:
             self.respond()
@@ -397,7 +397,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.server.responses)
     @rule()
     def respond(self) -> None:
-        """The client takes in one answer, as the session does."""
+        """The client handles an answer, as the session does."""
         sent, answers, errors = self.server.responses.popleft()
         message = self.window.match_answer(sent.number)
         assert message is sent
@@ -422,12 +422,12 @@ class World(RuleBasedStateMachine):
             self.apply(self.refusals.handle_rows(message, rows, notified))
 
     def settle_single_row(self, message: SingleRowMessage, answers: Answers) -> bool:
-        """A timestep that was alone may be answered in a shorter way."""
+        """A single row may be settled on the fast path."""
         outputs = [column.tobytes() for column in answers.outputs]
         return self.window.settle_single_row(message, answers.steps.tobytes(), outputs, int(answers.durable_steps[0]))
 
     def apply(self, decision: Decision) -> None:
-        """Streams that were refused something may be lost by it; others are held."""
+        """Refused streams may be lost; others are held."""
         for error in decision.lost.values():
             assert isinstance(error, TakenOver | ServerUnavailable), error
             assert not isinstance(error, Diverged)
@@ -435,7 +435,7 @@ class World(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.0, 0.0, RETRY_TIMEOUT_S]))
     def release(self, seconds: float) -> None:
-        """The waits are over; what was refused for too long is told, and answers may be lost by that."""
+        """The waits are over. What was refused for too long fails, and its answer may be lost."""
         self.now += seconds
         self.answers_may_be_lost |= seconds > 0
         self.window.release(ints(*(stream.index for stream in self.live)))
@@ -443,7 +443,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(pick=st.integers(0, 9), notified=st.booleans(), swept=st.booleans())
     def store_and_notify(self, pick: int, notified: bool, swept: bool) -> None:
-        """The server stores what it has of a stream, and may say so before it answers; the client may sweep at any moment."""
+        """The server stores a stream, and may send the durable step before an answer. The client may compact at any moment."""
         stream = self.live[pick % len(self.live)]
         self.store(stream)
         if notified:
@@ -452,22 +452,22 @@ class World(RuleBasedStateMachine):
             self.sweep()
 
     def store(self, stream: Stream) -> None:
-        """The server stores what it has of a stream."""
+        """The server stores a stream."""
         self.server.durable[stream.name] = len(self.server.applied[stream.name])
 
     def notify(self, stream: Stream) -> None:
-        """The server says what it has stored."""
+        """The server sends the durable step."""
         if self.window.open[stream.index]:
             self.window.mark_durable(ints(stream.index), ints(self.server.durable[stream.name]))
 
     def sweep(self) -> None:
-        """The client sweeps its buffers."""
+        """The client compacts its buffers."""
         for buffer in self.buffers:
             self.window._compact(buffer)
 
     @rule(stored=st.booleans())
     def round_trip(self, stored: bool) -> None:
-        """The client sends a message, and everything that is on its way arrives and is answered."""
+        """The client sends a message, and everything in flight is answered."""
         self.send(ROWS_MAX)
         self.answer_all()
         for stream in self.live if stored else ():
@@ -475,7 +475,7 @@ class World(RuleBasedStateMachine):
             self.notify(stream)
 
     def answer_all(self) -> None:
-        """Everything that is on its way arrives."""
+        """Everything in flight is answered."""
         while self.server.requests:
             self.server.run(full=False, busy=str)
         while self.server.responses:
@@ -488,7 +488,7 @@ class World(RuleBasedStateMachine):
         asked=st.booleans(),
     )
     def stop(self, crashed: dict[int, int], forgets: bool, asked: bool) -> None:
-        """The call breaks; a server that crashed goes on anywhere between what it had stored and what it had applied."""
+        """The call breaks. A server that crashed continues anywhere between its stored and its applied timesteps."""
         self.sent_since["break"] = 0
         server = self.server
         server.requests.clear()
@@ -512,7 +512,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.sent_since["break"])
     @rule()
     def move(self) -> None:
-        """The server asks the client to go elsewhere: nothing more is sent, and what was sent is answered."""
+        """The server sends Move: the client sends nothing more, and everything in flight is answered."""
         self.answer_all()
         self.stop({}, forgets=False, asked=False)
 
@@ -520,7 +520,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def settled_in_order(self) -> None:
-        """Of a stream, a timestep is settled when all before it are, but for those of a group, which fall together."""
+        """A timestep is settled after all earlier ones of its stream, except those of a group, which fail together."""
         for stream in self.streams:
             steps = [timestep for timestep in stream.timesteps if not isinstance(timestep.error, InvalidTimestep)]
             settled = [timestep.settled for timestep in steps if not isinstance(timestep.error, Overloaded)]
@@ -528,7 +528,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def few_in_flight(self) -> None:
-        """Of a stream no more than the server remembers answers for."""
+        """No stream has more in flight than the server remembers answers for."""
         for stream in self.live:
             messages = [message for message in self.window._messages if not message.repeats]
             count = sum(np.count_nonzero(message.streams == stream.index) for message in messages)
@@ -536,14 +536,14 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def no_more_applied(self) -> None:
-        """Nothing is taken for applied that is not, or it would be skipped, or asked for again too early."""
+        """The client never takes a timestep for applied that is not; it would be skipped, or repeated too early."""
         for stream in self.usable:
             if self.window.open[stream.index]:
                 assert self.window._applied[stream.index] <= len(self.server.applied[stream.name])
 
     @invariant()
     def all_kept(self) -> None:
-        """What a server may still need stands in the buffer of its stream's model, in order and without a hole."""
+        """Timesteps that a server may still need are in the buffer, in order and without a gap."""
         for stream in self.usable:
             for buffer in self.buffers:
                 first = self.window.first_kept(ints(stream.index)).item()
@@ -559,13 +559,13 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def counted(self) -> None:
-        """Indices are those of one stream each, and as many are in use as can be used."""
+        """Each index belongs to one stream, and the count of usable streams is right."""
         indices = [stream.index for stream in self.live]
         assert len({*indices, *self.window._free_indices}) == len(indices) + len(self.window._free_indices)
         assert self.window.usable_count == sum(self.window.usable[index] for index in indices)
 
     def teardown(self) -> None:
-        """Left in peace, every good timestep is applied and answered once, with the answer that its history gives."""
+        """Without further events, every good timestep is applied and answered once, with the answer of its history."""
         if not hasattr(self, "window"):
             return
         rounds_max = 4 * self.values + 4 * sum(len(stream.repeats) for stream in self.streams) + 4
@@ -590,13 +590,13 @@ class World(RuleBasedStateMachine):
         assert not any(len(buffer) for buffer in self.buffers)
 
     def history(self, stream: Stream) -> list[float]:
-        """What was answered of a stream, or is known to have been applied, by what its user was told."""
+        """The timesteps of a stream that were answered, or are known to have been applied, from what its user got."""
         settled = [timestep for timestep in stream.timesteps if timestep.settled]
         applied = [step.value for step in settled if step.error is None or isinstance(step.error, AnswerLost)]
         return [*stream.before, *applied]
 
     def check(self, stream: Stream) -> None:
-        """One stream's history, and every answer of it."""
+        """Checks the history of a stream, and every answer."""
         history = list(stream.before)
         for timestep in stream.timesteps:
             assert timestep.settled

@@ -265,7 +265,7 @@ async def test_marks_show_which_server_has_a_stream(store: Store) -> None:
     for mark, holder, live in (
         (Residency.OPEN_PARKED, Holder.SELF, False),
         (Residency.LIVE, Holder.SELF, True),
-        (Residency.RELEASED, Holder.NOBODY, False),
+        (Residency.RELEASED, Holder.NONE, False),
     ):
         await store.set_residency(
             [ResidencyUpdate(key("a"), 1, mark), ResidencyUpdate(key("a"), 2, Residency.LIVE)][:1]
@@ -578,12 +578,12 @@ async def test_what_a_dead_writer_held_counts_no_longer(place: Place) -> None:
         place.clock.now += 10_000 * MS
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.metadata.holder is Holder.NOBODY
+        assert record.metadata.holder is Holder.NONE
         await ours.heartbeat()
         assert await theirs.expire(place.clock.now, 0, 0) == 0
         place.clock.now -= 20_000 * MS  # the clock was wrong at the last heartbeat
         record = await theirs.load(key("a"))
         assert record is not None
-        assert record.metadata.holder is Holder.NOBODY
+        assert record.metadata.holder is Holder.NONE
         place.clock.now += 30_000 * MS
         assert await theirs.expire(place.clock.now, 0, 0) == 1
