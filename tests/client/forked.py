@@ -1,4 +1,4 @@
-"""Forks children from a process that has a client, and tells what each of them got. Started by `test_connection`.
+"""Forks children from a process that has a client, and prints what each of them got. Started by `test_connection`.
 
 A process of its own: what is tested is that of a user who imports the client first, and forks.
 """
@@ -19,7 +19,7 @@ CHILD_SECONDS = 3.0
 
 
 def in_child(act: Callable[[], Any]) -> str:
-    """What `act` gives or raises in a forked child; or how the child ended that said nothing."""
+    """What `act` returns or raises in a forked child; or how the child ended without an answer."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

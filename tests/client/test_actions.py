@@ -1,4 +1,4 @@
-"""What a server says to do is done, whatever its reason: a newer server may have reasons that this client has never heard of."""
+"""The client follows the action of an error, whatever its reason: a newer server may have reasons that this client does not know."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ async def test_a_timestep_that_is_retried_too_long_is_refused() -> None:
 
 
 async def test_a_timestep_is_dropped_on_the_action_of_the_server() -> None:
-    """Its caller is told; the next takes its number."""
+    """Its caller gets the error; the next one takes its number."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -79,7 +79,7 @@ async def test_a_timestep_is_dropped_on_the_action_of_the_server() -> None:
 
 
 async def test_a_stream_is_opened_again_on_the_action_of_the_server() -> None:
-    """The user sees nothing, nor does whoever asks for an old answer."""
+    """The user sees nothing, nor does a caller that requests an old answer."""
 
     async def first(call: Call) -> None:
         call.server.history.append(1.0)
@@ -128,7 +128,7 @@ async def test_a_reopen_that_is_refused_for_an_unknown_reason_is_a_loss() -> Non
 @pytest.mark.parametrize("action", ACTIONS_LOST)
 @pytest.mark.parametrize("step", [None, 1], ids=["new", "asked for again"])
 async def test_a_stream_is_lost_on_the_action_of_the_server(action: int, step: int | None) -> None:
-    """Or when it says what this client does not know: going on might lose something."""
+    """Or for an action that this client does not know: continuing might lose data."""
 
     async def script(call: Call) -> None:
         call.server.history.append(1.0)
@@ -170,7 +170,7 @@ async def test_a_call_that_ends_for_a_while_is_opened_again(action: str) -> None
 
 @pytest.mark.parametrize("action", ["RETRY", "REOPEN"])
 async def test_a_call_that_ends_for_ever_is_unavailable(action: str) -> None:
-    """The general name of a server that is tried in vain."""
+    """The general class for a server that cannot be reached."""
 
     async def refused(call: Call) -> None:
         await call.read_open()

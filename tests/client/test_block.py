@@ -48,7 +48,7 @@ async def sums(block: Block, values: Sequence[float], rows: Sequence[int] | None
 
 
 async def test_an_open_carries_its_options() -> None:
-    """Names, model, existence, durability, owner and how much is kept; and what the server says of each stream is there."""
+    """Names, model, existence, durability, owner and `kept_max`; and the answer for each stream is there."""
 
     async def script(call: BlockCall) -> None:
         call.server.histories["b"] = [1.0, 2.0]
@@ -465,7 +465,7 @@ async def test_a_row_without_room_is_sent_again(reason: str) -> None:
 
 @pytest.mark.parametrize(("reason", "error"), [("OVERLOADED", Overloaded), ("STORE_UNAVAILABLE", StoreUnavailable)])
 async def test_waiting_for_room_has_an_end(reason: str, error: type[ClientError]) -> None:
-    """After `reconnect_s` since its first refusal the row is told; the one behind it takes its number, and has its own time."""
+    """The row fails `reconnect_s` after its first refusal; the next one takes its number, and has a time-out of its own."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -530,7 +530,7 @@ async def test_an_applied_row_without_an_answer_is_reported() -> None:
 
 
 async def test_a_replay_that_finds_no_room_loses_its_stream() -> None:
-    """It can be neither dropped nor told to anybody; the others go on."""
+    """It can be neither dropped nor failed; the others continue."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -580,7 +580,7 @@ async def test_a_replay_has_its_own_time() -> None:
 
 
 async def test_a_gap_that_cannot_be_opens_the_streams_again() -> None:
-    """The server has lost its place; an open says where it is."""
+    """The server has lost its position; an open reports it."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -607,7 +607,7 @@ async def test_a_gap_that_cannot_be_opens_the_streams_again() -> None:
     [("TAKEN_OVER", TakenOver), ("STREAM_NOT_FOUND", StreamNotFound), ("STREAM_EXPIRED", StreamExpired)],
 )
 async def test_a_stream_that_ends_is_lost_alone(reason: str, error: type[ClientError]) -> None:
-    """The others go on; whoever waits for it is told, and so is whoever comes."""
+    """The others continue; its callers get the error, later ones too."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
@@ -641,7 +641,7 @@ async def test_a_row_may_be_the_first_sign_that_its_stream_has_ended() -> None:
 
 
 async def test_a_block_whose_streams_are_all_lost_ends_quietly() -> None:
-    """Every row says so, though the call has ended; there is nothing to close."""
+    """Every row has the error, though the call has ended; there is nothing to close."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()

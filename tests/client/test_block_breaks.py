@@ -1,4 +1,4 @@
-"""Breaks of a call with many streams, and how it ends: what was lost is sent again, what was answered is not told twice."""
+"""Disconnects of a call with many streams, and how it ends: lost timesteps are sent again, answers are not delivered twice."""
 
 import asyncio
 import random
@@ -59,7 +59,7 @@ async def test_a_break_is_not_seen(code: str) -> None:
 
 
 async def test_lost_answers_come_once() -> None:
-    """The server applied them before the break, those of one stream only: they are repeats, and nobody notices."""
+    """The server applied them before the disconnect, only for one stream: they are repeats, and callers notice nothing."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -226,7 +226,7 @@ async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
 
 
 async def test_a_stream_that_another_has_opened_is_lost_alone() -> None:
-    """Whether it has advanced the stream or not: the server says so of each; the others go on."""
+    """Whether it has advanced the stream or not: the open shows it for each stream; the others continue."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -333,7 +333,7 @@ async def test_another_history_than_was_delivered_is_reported(invariant: bool) -
 
 
 async def test_a_stream_that_diverges_and_is_refused_is_lost_once() -> None:
-    """Both in one answer; the other row of its stream is told of the loss."""
+    """Both in one answer; the other row of its stream gets the error."""
 
     async def first(call: BlockCall) -> None:
         await call.open_streams()
@@ -793,7 +793,7 @@ async def test_leaving_by_an_exception_does_not_wait() -> None:
 
 
 async def test_a_client_that_is_closed_leaves_its_blocks() -> None:
-    """Whoever waits is told."""
+    """All callers get the error."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()

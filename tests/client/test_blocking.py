@@ -126,7 +126,7 @@ def test_a_stream_can_be_forgotten() -> None:
 
 
 def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The server says nothing more, and the exception comes through."""
+    """The server sends nothing more, and the exception is raised."""
 
     async def script(call: Call) -> None:
         await call.open()

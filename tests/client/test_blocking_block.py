@@ -72,7 +72,7 @@ def test_blocks_are_sent_ahead() -> None:
 
 
 def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The server says nothing more, and the exception comes through."""
+    """The server sends nothing more, and the exception is raised."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()

@@ -58,7 +58,7 @@ async def test_an_open_carries_its_options() -> None:
 
 
 async def test_timesteps_go_on_where_the_server_is() -> None:
-    """The open says which number comes next."""
+    """The open has the next number."""
 
     async def script(call: Call) -> None:
         call.server.history[:] = [1.0, 2.0]
@@ -104,7 +104,7 @@ async def test_a_call_that_the_server_ends_well_is_a_break_too() -> None:
 
 
 async def test_a_lost_answer_comes_once() -> None:
-    """The server applied them all before the break: they are repeats, and nobody notices."""
+    """The server applied them all before the disconnect: they are repeats, and callers notice nothing."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -252,7 +252,7 @@ async def test_a_stream_that_was_sent_nothing_may_begin_again() -> None:
 
 
 async def test_a_stream_that_was_stored_must_be_as_far() -> None:
-    """The server is told what can be sent again, and answers DATA_LOSS when it has less."""
+    """The open has the first timestep that can be sent again; a server that has less answers DATA_LOSS."""
     await resumed_from(2, (1, 0), (2, 1))
 
 
@@ -262,12 +262,12 @@ async def test_a_stream_of_which_nothing_is_kept_must_be_where_it_was() -> None:
 
 
 async def test_a_stream_whose_beginning_is_not_here_must_be_as_far_as_it_was_found() -> None:
-    """Begun by somebody else and never told durable: it must not begin again unseen."""
+    """Another client began it, and this one got no durable step: it must not begin again silently."""
     await resumed_from(8, (8, 0), next_step=8)
 
 
 async def test_every_client_has_an_owner_of_its_own() -> None:
-    """The server tells a client that comes back from another one by it."""
+    """By it the server recognizes a client that comes back."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -319,7 +319,7 @@ async def test_lost_data_is_reported() -> None:
 
 @pytest.mark.parametrize(("reason", "code"), [("TAKEN_OVER", ""), ("", "ABORTED")])
 async def test_a_take_over_is_never_undone(reason: str, code: str) -> None:
-    """Two clients would take the stream from each other for ever: the user is told, once, and nothing is opened."""
+    """Two clients would take the stream from each other for ever: the user gets one error, and nothing is opened."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -351,7 +351,7 @@ async def test_a_take_over_is_raised_to_all_callers() -> None:
 
 
 async def test_a_stream_that_another_has_opened_is_taken_over() -> None:
-    """Though it has sent nothing: the server knows the last owner, and whoever it is may be about to send."""
+    """Though the other has sent nothing: the server knows the last owner, which may be about to send."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -563,7 +563,7 @@ async def test_a_new_prediction_begins_the_waits_anew() -> None:
 
 
 async def test_trying_has_an_end() -> None:
-    """After `reconnect_s` everybody who waits is told why; no timestep of a lost stream waits for ever."""
+    """After `reconnect_s` all callers get the reason; no timestep of a lost stream waits for ever."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -620,7 +620,7 @@ async def test_a_timestep_that_kills_its_server_is_not_sent_for_ever() -> None:
 
 
 async def test_a_server_that_does_not_answer_an_open_is_left() -> None:
-    """It was reached and says nothing: the next try goes to whoever is there then."""
+    """It was reached and does not answer: the next try may reach another server."""
 
     async def silent(call: Call) -> None:
         await call.read_open()
@@ -651,7 +651,7 @@ async def test_an_open_that_was_answered_has_all_the_time() -> None:
 
 
 async def test_a_first_open_is_tried_for_as_long_as_any_question() -> None:
-    """`timeout_s`, not `reconnect_s`: whoever starts a program wants to hear that the address is wrong."""
+    """Within `timeout_s`, not `reconnect_s`: a user who starts a program must see soon that the address is wrong."""
 
     async def down(call: Call) -> None:
         await call.end("STOPPING")
@@ -681,7 +681,7 @@ async def test_a_first_open_lives_through_a_restart() -> None:
     ],
 )
 async def test_an_open_that_is_refused_is_not_tried_again(reason: str, code: str, error: type[ClientError]) -> None:
-    """The user is told at once."""
+    """The user gets the error at once."""
 
     async def script(call: Call) -> None:
         await call.read_open()
@@ -695,7 +695,7 @@ async def test_an_open_that_is_refused_is_not_tried_again(reason: str, code: str
 
 
 async def test_a_full_server_is_waited_for() -> None:
-    """As long as any first open is; then the user is told that it is full."""
+    """As long as any first open; then the user gets the error that it is full."""
 
     async def full(call: Call) -> None:
         await call.read_open()
@@ -738,7 +738,7 @@ async def test_a_stream_that_was_deleted_is_gone() -> None:
 
 
 async def test_a_gap_that_cannot_be_opens_the_stream_again() -> None:
-    """The server has lost its place under an open call: an open says where it is. The old call is left before that."""
+    """The server has lost the position of an open call: an open reports it. The old call ends before that."""
 
     async def first(call: Call) -> None:
         await call.open()

@@ -42,7 +42,7 @@ async def test_a_close_does_nothing_the_second_time() -> None:
 
 
 async def test_a_stream_that_is_being_closed_takes_no_more() -> None:
-    """Nor another close: the first says whether the stream is kept."""
+    """Nor another close: the first one decides whether the stream is kept."""
     asked = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -172,7 +172,7 @@ async def test_a_stream_that_is_still_there_is_forgotten_without_a_replay() -> N
 
 
 async def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The call is left at once, whatever is under way; who waits for an answer is told."""
+    """The call ends at once, whatever is in flight; callers get an error."""
 
     async def script(call: Call) -> None:
         await call.open()

@@ -40,7 +40,7 @@ def test_a_forked_child_gets_wrong_process(sum_root: Path) -> None:
 
 
 async def test_failed_tries_are_not_calls(sum_root: Path) -> None:
-    """While the channel cannot connect nobody calls: gRPC keeps a little of each call for good, and this may go on for weeks."""
+    """No call is made while the channel cannot connect: gRPC keeps some memory of each call for good, and this may last for weeks."""
     tries = 0
 
     async def sleep(_: float) -> None:

@@ -254,7 +254,7 @@ def test_what_is_no_timestep_is_refused(values: Any) -> None:
 
 @pytest.mark.parametrize(("values", "message"), WRONG_NAMES.values(), ids=WRONG_NAMES)
 def test_names_that_do_not_fit_are_refused(values: Any, message: str) -> None:
-    """One sentence says which are unknown, and which were left out."""
+    """One sentence names the unknown and the missing ones."""
     with pytest.raises(InvalidTimestep, match=f"^values: {message}") as caught:
         pack(values, FEATURES)
     assert caught.value.field == "values"
@@ -343,7 +343,7 @@ def test_a_block_with_names_is_read_by_its_names(make: Callable[[], Any]) -> Non
     ids=["array", "lists", "arrays", "frame"],
 )
 def test_a_block_without_names_is_read_by_its_order(x: Any) -> None:
-    """A frame whose columns nobody named too."""
+    """Also a frame with default column labels."""
     values, indices = columns(x, [1, 0], 2, FEATURES)
     assert values.tolist() == TABLE.tolist()
     assert indices.tolist() == [1, 0]
@@ -372,7 +372,7 @@ def test_a_column_left_out_is_missing() -> None:
     ],
 )
 def test_a_block_that_does_not_fit_is_refused(x: Any, message: str) -> None:
-    """One sentence says why."""
+    """One sentence has the reason."""
     with pytest.raises(InvalidTimestep, match=message) as caught:
         columns(x, None, 2, FEATURES)
     assert caught.value.field == "x"

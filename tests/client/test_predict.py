@@ -154,7 +154,7 @@ async def test_leaving_early_drops_predictions_only() -> None:
 
 
 async def test_the_end_of_the_stream_ends_the_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its error, once; those behind leave no complaint of errors that nobody took."""
+    """With its error, once; the later ones leave no warning about errors that were never retrieved."""
 
     async def script(call: Call) -> None:
         await call.open()

@@ -1,4 +1,4 @@
-"""Timesteps that are refused: waited out, or told to their caller; those behind them go on in order."""
+"""Refused timesteps: retried, or failed to their caller; later ones continue in order."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ async def test_a_server_without_room_is_waited_for(reason: str) -> None:
 
 @pytest.mark.parametrize(("reason", "error"), [("OVERLOADED", Overloaded), ("STORE_UNAVAILABLE", StoreUnavailable)])
 async def test_waiting_for_room_has_an_end(reason: str, error: type[TimestepRefused]) -> None:
-    """After `reconnect_s` since its first refusal the caller is told; the one behind it takes its number."""
+    """`reconnect_s` after its first refusal the caller gets the error; the next one takes its number."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -82,7 +82,7 @@ async def test_a_client_that_does_not_retry_gets_the_error_at_once() -> None:
     [("WRONG_WIDTH", InvalidTimestep), ("NOT_FINITE", InvalidTimestep), ("MODEL_FAILED", ModelFailed)],
 )
 async def test_a_bad_timestep_harms_none_behind_it(reason: str, error: type[TimestepRefused]) -> None:
-    """Its caller is told, and those behind it are applied in order under numbers without a hole."""
+    """Its caller gets the error, and later ones are applied in order under consecutive numbers."""
 
     async def script(call: Call) -> None:
         await call.open()
@@ -103,7 +103,7 @@ async def test_a_bad_timestep_harms_none_behind_it(reason: str, error: type[Time
 
 
 async def test_a_break_after_a_refusal_brings_nothing_out_of_order() -> None:
-    """The call ends before the server has said a word to those behind."""
+    """The call ends before the server has answered the later ones."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -146,7 +146,7 @@ async def test_a_timestep_that_was_applied_and_not_stored_keeps_its_number() -> 
 
 
 async def test_a_replay_that_finds_no_room_ends_the_stream() -> None:
-    """Its answer was delivered, so it can be neither given up nor told to anybody else."""
+    """Its answer was delivered, so it can be neither dropped nor failed."""
 
     async def first(call: Call) -> None:
         await call.open()
@@ -169,7 +169,7 @@ async def test_a_replay_that_finds_no_room_ends_the_stream() -> None:
 
 
 async def test_a_refused_timestep_whose_caller_has_gone_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """There is nobody else to tell."""
+    """There is no other caller."""
     cancelled = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -215,7 +215,7 @@ async def test_a_cancelled_step_is_applied_once_and_its_prediction_dropped() -> 
 
 
 async def test_a_full_buffer_makes_callers_wait() -> None:
-    """Until the server tells what is stored; the first to come is the first to go on."""
+    """Until the server reports what is stored; the first to come is the first to continue."""
     full = asyncio.Event()
 
     async def script(call: Call) -> None:

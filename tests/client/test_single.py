@@ -135,7 +135,7 @@ async def test_values_may_be_named(ask: Ask) -> None:
     [("", "UNAVAILABLE"), ("", "INTERNAL"), ("STOPPING", "UNAVAILABLE"), ("OVERLOADED", "RESOURCE_EXHAUSTED")],
 )
 async def test_a_timestep_with_a_number_is_asked_again(ask: Ask, reason: str, code: str) -> None:
-    """After a break, or when the server says so; the same bytes each time."""
+    """After a disconnect, or when the action is RETRY; the same bytes each time."""
     time = Time()
     async with scripted() as server:
         asked = answering(server, (reason, code), (reason, code), answer(3, 1.0))
@@ -159,7 +159,7 @@ async def test_a_timestep_without_a_number_is_asked_once(ask: Ask, step: int | N
     [("", "UNAVAILABLE", ServerUnavailable), ("OVERLOADED", "RESOURCE_EXHAUSTED", Overloaded)],
 )
 async def test_asking_again_has_an_end(ask: Ask, reason: str, code: str, error: type[ClientError]) -> None:
-    """After `reconnect_s`; the error says how long, and what it was."""
+    """After `reconnect_s`; the error has this time and the last reason."""
     async with scripted() as server:
         answering(server, *[(reason, code)] * 9)
         with pytest.raises(error, match=r"it is; tried for 0\.1 s"):
@@ -188,7 +188,7 @@ async def test_a_refusal_has_a_name_and_is_final(ask: Ask, reason: str, code: st
 
 
 async def test_an_unknown_refusal_of_a_timestep_is_one() -> None:
-    """Its action says that it was the timestep."""
+    """Its action refuses the timestep only."""
     async with scripted() as server, Client(server.address) as client:
         answering(server)
         server.replies["PredictOneRequest"] = lambda _: ("UNHEARD_OF", "INVALID_ARGUMENT", {"action": "DROP"})

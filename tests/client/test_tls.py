@@ -257,7 +257,7 @@ async def test_a_question_over_a_channel_of_the_caller_ends_with_the_client() ->
 
 @pytest.mark.parametrize(("field", "value"), [("credentials", "tls"), ("credentials", True), ("channel", "h:1")])
 async def test_what_is_no_channel_and_no_credentials_is_refused(field: str, value: Any) -> None:
-    """One sentence says what was expected."""
+    """One sentence names what was expected."""
     more: dict[str, Any] = {field: value}
     with pytest.raises(InvalidArgument, match=rf"^{field}: got .*, expected .*grpc"):
         Client("localhost:1", **more)

@@ -234,7 +234,7 @@ def test_a_different_answer_to_a_replay_is_reported() -> None:
 
 
 def test_answers_are_not_compared_without_batch_invariance() -> None:
-    """Its model depends on the batch, and it says so when the streams are opened again."""
+    """Its model depends on the batch, as the next open reports."""
     window = OpenWindow(1)
     add_block(window, [0])
     sent_rows(window)

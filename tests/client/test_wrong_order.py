@@ -63,7 +63,7 @@ def test_a_closed_blocking_client_raises_an_error() -> None:
 
 
 async def test_a_unary_call_during_close_is_reported() -> None:
-    """It is not cancelled: nobody has cancelled whoever asked."""
+    """It raises an error and no CancelledError, as no caller was cancelled."""
     client = Client("localhost:1")
     question = asyncio.create_task(client.models())
     await asyncio.sleep(0)
@@ -115,7 +115,7 @@ def test_what_was_entered_is_not_entered_again_by_a_blocking_client() -> None:
 
 
 async def test_a_stream_outlives_its_client_by_nothing() -> None:
-    """It is left when the client is closed, and says so; to close it is no error."""
+    """It is detached when the client is closed, and raises an error; closing it is no error."""
 
     async def script(call: Call) -> None:
         await call.open()

@@ -176,7 +176,7 @@ BLOCKS = [
 
 
 def check(caught: pytest.ExceptionInfo[InvalidArgument], field: str, *, kind: type = InvalidArgument) -> None:
-    """One sentence that names the argument, says what was got, and what was expected."""
+    """One sentence names the argument, what was got, and what was expected."""
     error, message = caught.value, str(caught.value)
     assert type(error) is kind
     assert isinstance(error, ValueError)

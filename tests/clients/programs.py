@@ -72,7 +72,7 @@ class Client:
 
     @property
     def answered(self) -> int:
-        """How many timesteps its user was told of."""
+        """How many timesteps its user has got an answer or an error for."""
         return len(self.answers) + len(self.refused)
 
     async def send(self, *rows: Any) -> None:
@@ -91,7 +91,7 @@ class Client:
         await self.has(len(rows))
 
     async def has(self, count: int) -> None:
-        """Waits until its user was told of so many timesteps."""
+        """Waits until its user has got so many answers or errors."""
         while self.answered < count:
             await self._wait()
 
@@ -109,7 +109,7 @@ class Client:
         assert await self.end() == (0, "")
 
     async def end(self) -> tuple[int, str]:
-        """Waits until it has ended; its exit status, and what it said of it."""
+        """Waits until it has ended. Returns its exit status and its stderr."""
         assert self._process.stderr is not None
         async with asyncio.timeout(END_SECONDS):
             stderr = (await self._process.stderr.read()).decode()

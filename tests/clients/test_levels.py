@@ -64,14 +64,14 @@ async def describe(channel: grpc.aio.Channel) -> pb.Stream:
 
 
 def truth(rows: Any) -> list[tuple[int, bytes]]:
-    """What plain onnxruntime says."""
+    """The output of plain onnxruntime."""
     return [(step, answer["forecast"].tobytes()) for step, answer in enumerate(replay(lstm(), rows), 1)]
 
 
 async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
     start: Start, site: ServerProcess, language: str, level: str
 ) -> None:
-    """Each prediction comes once and in order, bit for bit what the graph says alone, through kills at any moment."""
+    """Each prediction comes once, in order and with the bits of the graph alone, through kills at any moment."""
     streams, steps, kills = SIZE
     data = [rows_of(number, steps) for number in range(streams)]
     clients = [await start(f"stream-{number}") for number in range(streams)]

@@ -98,7 +98,7 @@ def test_trying_ends_after_a_minute_without_progress(play: Any) -> None:
 
 
 def test_a_silent_stream_has_its_minute_when_it_breaks(play: Any) -> None:
-    """An hour without a break is no hour of tries in vain."""
+    """An hour without a disconnect does not count as an hour of failed tries."""
     assert play(broken(), (0.0, "progress", []), broken(3600.0)) == [0, None, 0]
 
 
@@ -114,6 +114,6 @@ def test_a_server_that_falls_over_at_once_is_not_run_over(play: Any) -> None:
 
 
 def test_a_call_that_lived_for_a_while_begins_the_waits_anew(play: Any) -> None:
-    """Its end says nothing about those before it; one that did not live long does."""
+    """The end of a long call resets the backoff; that of a short one does not."""
     assert play(broken(), broken(), (0.0, "opened", []), broken(5.0), broken(5.0)) == [0, 0.05, None, 0, 0.05]
     assert play(broken(), broken(), (0.0, "opened", []), broken(4.9)) == [0, 0.05, None, 0.1]

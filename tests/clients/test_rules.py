@@ -62,7 +62,7 @@ async def lost(client: Client) -> str:
 @streams
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "OK"])
 async def test_a_break_is_not_seen(start: Start, code: str) -> None:
-    """The timestep that was not answered is sent again on another call, which says from where on the client can send."""
+    """The unanswered timestep is sent again on another call, with the right `resume_from`."""
 
     async def breaking(call: Call) -> None:
         await call.open()
@@ -110,7 +110,7 @@ async def test_a_final_status_is_reported(start: Start, level: str, code: str, m
 async def test_an_open_that_is_not_answered_is_left(
     start: Start, request: pytest.FixtureRequest, tmp_path: Path, language: str, level: str
 ) -> None:
-    """A server that froze while it opened the stream holds nobody up for longer than an open may take."""
+    """A server that froze while it opened the stream delays the client no longer than the deadline of an open."""
 
     async def frozen(call: Call) -> None:
         await call.read_open()
@@ -230,7 +230,7 @@ async def test_a_replay_with_another_answer_is_reported(start: Start) -> None:
 
 @full
 async def test_a_replay_is_not_compared_with_an_answer_that_was_lost(start: Start) -> None:
-    """A timestep whose answer is lost is told as that; when it is applied again later, nothing was delivered to differ from."""
+    """A timestep with a lost answer is reported. When it is applied again later, there is no delivered answer to compare."""
 
     async def first(call: Call) -> None:
         await call.open()

@@ -124,7 +124,7 @@ async def test_an_answer_that_is_being_written_is_written_whole() -> None:
     reads = asyncio.Event()
 
     class Context:
-        """A client that reads when told to."""
+        """A client that reads on request."""
 
         async def write(self, response: bytes) -> None:
             """Waits for the client."""

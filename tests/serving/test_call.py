@@ -17,7 +17,7 @@ from tidegate.rpc.stream_quota import StreamQuota
 
 
 class Context:
-    """A client that sends a message when told to, and does not read until it disconnects."""
+    """A client that sends a message on request, and does not read until it disconnects."""
 
     def __init__(self) -> None:
         self.sent = asyncio.Event()

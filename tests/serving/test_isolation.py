@@ -313,7 +313,7 @@ async def test_a_call_cancelled_while_it_takes_a_stream_over_releases_it(lstm_ro
 
 
 async def test_a_call_cancelled_while_it_claims_a_live_stream_loses_none_of_its_steps(lstm_root: Path) -> None:
-    """The store has the new epoch although nobody waited for it: unsaved state is stored under that epoch."""
+    """The store has the new epoch although its caller was cancelled: unsaved state is stored under that epoch."""
     rows = sensor_rows(2, seed=9)
     expected = [answer["forecast"].tobytes() for answer in replay(lstm(), rows)]
     async with run_server(lstm_root, checkpoint_every=60) as server, raw_channel(server) as channel:

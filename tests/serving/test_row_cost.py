@@ -78,7 +78,7 @@ def test_a_small_batch_does_not_measure_the_cost_of_a_row() -> None:
 
 
 def test_a_slow_small_batch_measures_the_cost_of_a_row() -> None:
-    """Else a model that became slow would block the loop until somebody sends many rows."""
+    """Else a model that became slow would block the loop until a client sends many rows."""
     cost = cost_of(30, 1)
     for _ in range(100):
         cost.record(8, 8 * 100e-6)

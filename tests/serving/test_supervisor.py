@@ -303,7 +303,7 @@ async def test_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_taken_port_fails_the_start() -> None:
-    """A shared port must not hide that somebody listens there already."""
+    """A shared port must not hide a server that listens there already."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for ports in ({"port": port, "metrics_port": 0}, {"port": 0, "metrics_port": port}):
