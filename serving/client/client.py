@@ -277,7 +277,8 @@ class Client:
     ) -> "Opening[Stream]":
         """Opens a stream, with `async with`: begins or resumes it. It is closed at the end of the block.
 
-        When the block ends with an exception or a cancellation, nothing is awaited: the server parks the stream, which can be opened again.
+        When the block ends with an exception or a cancellation, nothing is awaited: the server parks the stream, which can be opened
+        again.
 
         Args:
             stream_id: its name; empty: the server issues one.

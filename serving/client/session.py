@@ -339,9 +339,8 @@ class Session(SessionStreams):
         if not members:
             return
         if len(message.durable_steps) != len(members):
-            raise StreamLost(
-                f"the server closed {len(message.durable_steps)} streams, requested were {len(members)}", "WRONG_ORDER"
-            )
+            count = len(message.durable_steps)
+            raise StreamLost(f"the server closed {count} streams, requested were {len(members)}", "WRONG_ORDER")
         errors = {row.row: stream_error(row.error, StreamLost) for row in message.errors}
         behind = 0
         finished: list[SessionStream] = []
@@ -351,12 +350,8 @@ class Session(SessionStreams):
                 behind += not self._finish_close(member, errors.get(row), finished)
         self._mark_closed(finished)
         if behind:
-            raise CallEnded(
-                ServerUnavailable(
-                    f"the server closed the streams, and {behind} of them are not stored up to their last answer",
-                    "STORE_UNAVAILABLE",
-                )
-            )
+            text = f"the server closed the streams, and {behind} of them are not stored up to their last answer"
+            raise CallEnded(ServerUnavailable(text, "STORE_UNAVAILABLE"))
 
     def _finish_close(self, member: SessionStream, error: ClientError | None, finished: list[SessionStream]) -> bool:
         """Handles the close of one stream; a finished one is added to `finished`. Returns False when it must be opened again."""
