@@ -386,7 +386,7 @@ class Opening(Generic[ViewT]):
 
     async def __aenter__(self) -> ViewT:
         if self._view is not None:
-            raise WrongOrder("open: was entered before; open it again to go on")
+            raise WrongOrder("open: was entered before; open it again to continue")
         view = self._view = self._begin()
         self._views.add(view)
         try:

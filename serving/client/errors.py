@@ -60,10 +60,10 @@ class ClientError(Exception):
 
     Attributes:
         reason: the name of an `Error.Reason` of the protocol, or of a gRPC status code.
-        field: the argument at fault, when one is.
-        next_step: number of the timestep that the stream expects next, where it is known.
-        retry_after_s: how long to wait before trying again, in seconds; 0 when the server did not say.
-        action: what the server says to do about it, an `Error.Action`; the client has done so.
+        field: the invalid argument; empty when there is none.
+        next_step: the number of the timestep that the stream expects next; 0 when it is unknown.
+        retry_after_s: the delay that the server asks for before the next try, in seconds; 0 when it asks for none.
+        action: the `Error.Action` of the server, which the client has followed.
 
     """
 
@@ -310,11 +310,8 @@ def status_error(
 
 def diverged_error(what: str, step: int) -> Diverged:
     """The error for a server whose history differs from the delivered one after this timestep."""
-    return Diverged(
-        f"{what}: what was delivered since timestep {step} is not what the server goes on from; open the stream again to go on "
-        "with the server's",
-        "DIVERGED",
-    )
+    history = f"the answers delivered since timestep {step} differ from the server's history"
+    return Diverged(f"{what}: {history}; open the stream again to continue with the server's", "DIVERGED")
 
 
 def bug_error(bug: Exception) -> StreamLost:

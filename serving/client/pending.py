@@ -146,16 +146,16 @@ class PendingTimesteps(StreamTable):
         if (group := self._group(buffer, at)) is None:
             return [at]
         group.failed = True
-        behind = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
-        return [other for other in behind.tolist() if self._group(buffer, other) is group]
+        later = np.flatnonzero((buffer["stream"] == buffer["stream"][at]) & (buffer["step"] >= buffer["step"][at]))
+        return [other for other in later.tolist() if self._group(buffer, other) is group]
 
     def _renumber(self, buffer: ResendBuffer, touched: Ints) -> None:
         """Numbers the unanswered timesteps of these streams again, without gaps."""
         streams, steps = buffer["stream"], buffer["step"]
-        behind = np.isin(streams, touched) & (steps > self.answered[streams])
-        steps[behind] = self.answered[streams[behind]] + 1 + cumcount(streams[behind])
+        later = np.isin(streams, touched) & (steps > self.answered[streams])
+        steps[later] = self.answered[streams[later]] + 1 + cumcount(streams[later])
         self.next_steps[touched] = self.answered[touched] + 1
-        np.add.at(self.next_steps, streams[behind], 1)
+        np.add.at(self.next_steps, streams[later], 1)
 
     def _forget_settled(self, results: BlockResults) -> None:
         if not results.pending:

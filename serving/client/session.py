@@ -105,7 +105,7 @@ class Session(SessionStreams):
         streams = [member.stream for member in members if self._members.get(member.stream) is member]
         handles = [handle for handle in self.window.handles[streams].tolist() if handle]
         self._detached += handles
-        left = StreamLost("the stream was left; open it again to go on")
+        left = StreamLost("the stream was left; open it again to continue")
         self.window.mark_lost({stream: left for stream in streams if self.window.usable[stream]}, shared=True)
         for stream in streams:
             self._to_close.discard(stream)
@@ -128,7 +128,7 @@ class Session(SessionStreams):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._fail(StreamLost("the client was closed; make another one to go on"), self._members)
+        self._fail(StreamLost("the client was closed; make another one to continue"), self._members)
 
     # The task ----------------------------------------------------------------------------------------------------------
 
@@ -141,7 +141,9 @@ class Session(SessionStreams):
                 if self.window.usable_count:
                     await self._wait_for_retry(ended.error)
             except asyncio.CancelledError:
-                self._fail(StreamLost("the client's task was cancelled; open the stream again to go on"), self._members)
+                self._fail(
+                    StreamLost("the client's task was cancelled; open the stream again to continue"), self._members
+                )
                 raise
             except ClientError as error:
                 self._fail(error, self._members)

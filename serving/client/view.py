@@ -106,7 +106,7 @@ class View:
         if self._final_steps is None:
             self._final_steps = self._next_steps, self._durable_steps
             self._error_reported = True
-            self._error = self._error or StreamLost(f"the {self._noun} was left; open it again to go on")
+            self._error = self._error or StreamLost(f"the {self._noun} was left; open it again to continue")
             self._session.detach(self._members)
             self._ended_event.set()
 
@@ -116,7 +116,7 @@ class View:
             self._error_reported = True
             raise self._error.with_traceback(None)  # else the traceback would grow with each call
         if self._closing:
-            raise StreamLost(f"the {self._noun} is being closed; open it again to go on")
+            raise StreamLost(f"the {self._noun} is being closed; open it again to continue")
 
     def on_opened(self, place: int, buffer: ResendBuffer, call: int) -> None:
         """Notes that a stream is open, for the first time or again."""
@@ -145,7 +145,7 @@ class View:
         if not self._remaining:
             if self._error is None and self._closing:
                 self._error_reported = True
-                self._error = StreamLost(f"the {self._noun} is closed; open it again to go on")
+                self._error = StreamLost(f"the {self._noun} is closed; open it again to continue")
             self._ended_event.set()
 
 

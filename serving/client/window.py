@@ -394,7 +394,7 @@ class Window(PendingTimesteps):
 
     def mark_closed(self, streams: Sequence[int]) -> None:
         """Marks streams as closed. All their timesteps are stored, or were forgotten on request."""
-        error = StreamLost("the stream is closed; open it again to go on")
+        error = StreamLost("the stream is closed; open it again to continue")
         self.mark_lost(dict.fromkeys(streams, error))
 
     def reset(self, streams: Sequence[int] | Ints) -> None:

@@ -226,7 +226,7 @@ async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 async def test_an_answer_that_does_not_fit_the_open_is_reported(opened: pb.OpenedStreams) -> None:
-    """Such a server is none to go on with."""
+    """The server violates the protocol, so the call ends."""
 
     async def script(call: BlockCall) -> None:
         await call.read_streams()
@@ -670,7 +670,7 @@ async def test_a_block_whose_streams_are_all_lost_is_left_on_an_open_call(ends: 
 
 
 async def test_an_unknown_handle_is_reported() -> None:
-    """Such a server is none to go on with."""
+    """The server violates the protocol, so the call ends."""
 
     async def script(call: BlockCall) -> None:
         await call.open_streams()
