@@ -3,8 +3,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import support
+
+# Hypothesis would fail an example that takes 0.2 s.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # The tests that `make quick` leaves out, by folder or file: they kill servers, train and export models, or run
 # programs.

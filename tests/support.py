@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.forked import Started, start
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.engine import Engine
 from tidegate.core.model import Model
 from tidegate.core.slots import Slots
@@ -40,12 +41,6 @@ from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
 
 ROOT = Path(__file__).parent.parent
-
-# The longest wait in a test. On a free machine nothing takes a second; what has not happened after this time never
-# will.
-TIMEOUT_S = 30.0
-# The longest run of a command. It talks to a server for a second or two; two busy cores may take ten times as long.
-COMMAND_SECONDS = 60.0
 
 Tensor = tuple[str, int, Sequence[int | str]]
 
@@ -505,6 +500,12 @@ def live(server: Server) -> int:
     return sum(len(served.slots) for served in server.repository)
 
 
+def park_after(server: Server, seconds: float) -> None:
+    """Changes after how much silence streams are parked: with an hour, a test that is slow finds them live."""
+    checkpointer = server.stream_service.checkpointer
+    checkpointer._schedule = replace(checkpointer._schedule, park_after_s=seconds)
+
+
 async def eventually(condition: Callable[[], bool], what: str = "it") -> None:
     """Waits until a condition holds; fails when it does not hold in time."""
     try:
@@ -778,7 +779,7 @@ def run_command(*arguments: str, cwd: Path | None = None, **variables: str) -> "
     command = [sys.executable, "-m", "tidegate", *arguments]
     popen = start(command, env=environment() | {"PYTHONPATH": str(ROOT / "src")} | variables, cwd=cwd or ROOT)
     try:
-        out, err = popen.communicate(COMMAND_SECONDS)
+        out, err = popen.communicate(TIMEOUT_S)
     finally:
         popen.kill()
     return subprocess.CompletedProcess(popen.args, popen.wait(), out, err)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.forked import Forked, start
-from tests.support import TIMEOUT_S, environment, run_command, serve
+from tests.support import environment, run_command, serve
+from tests.timeouts import TIMEOUT_S
 
 COMMANDS = {
     "help": ["--help"],

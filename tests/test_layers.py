@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 ROOT = Path(__file__).parent.parent
 
 # Each part of the two packages and what it may import of ours. `protos` is the generated code.
@@ -280,6 +282,6 @@ def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) ->
     """No training library; and for a client or the help text, no server library."""
     code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=TIMEOUT_S
     )
     assert ended.stdout.split() == []

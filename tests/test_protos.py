@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
+from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool, protoc_python
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +20,7 @@ def compile_protos(*options: str) -> None:
     """Runs the compiler as `make protos` does."""
     sources = [str(source.relative_to("protos")) for source in SOURCES]
     command = [protoc_python(), "-m", "grpc_tools.protoc", "-Iprotos", *options, *sources]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=TIMEOUT_S)
 
 
 def test_there_are_protos() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 # The extensions of a server's certificate, and of a client's.
 PURPOSES = {
     "server": "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n",
@@ -53,7 +55,7 @@ def make_certificates(folder: Path) -> Certificates:
         pytest.skip("openssl is missing")
 
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder, timeout=30)
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder, timeout=TIMEOUT_S)
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=Test CA")

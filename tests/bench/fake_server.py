@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 
 from tests.client.reasons import error_of
+from tests.timeouts import TIMEOUT_S
 from tidegate.bench.__main__ import MAKE_RUNNERS
 from tidegate.bench.counts import Counts
 from tidegate.bench.load import LoadGenerator
@@ -20,9 +21,6 @@ from tidegate.bench.messages import Ready, Report, RunTimes, SecondsDone, Task
 from tidegate.bench.plan import Plan
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-
-# Nothing here takes a second. A test that takes longer than this hangs.
-TIMEOUT_S = 20.0
 
 MODEL = pb.Model(
     name="toy",

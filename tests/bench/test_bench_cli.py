@@ -17,7 +17,6 @@ import pytest
 from tests.serving.test_cli import refused, write_csv
 from tests.support import (
     ROOT,
-    TIMEOUT_S,
     Process,
     environment,
     lstm,
@@ -27,6 +26,7 @@ from tests.support import (
     serve,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.bench.result import FORMAT, Result
 from tidegate.cli import app as cli
 from tidegate.cli import bench as bench_command

@@ -10,11 +10,11 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.bench import http2
 from tidegate.bench.http2 import Call, CallStatus, Connection, length_prefixed
 from tidegate.bench.light_client import client_error
 
-TIMEOUT_S = 20.0
 METHOD = "/a.Service/Method"
 Handler = Callable[[Any], Any]
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.bench.send_queue import GAP, GAP_AFTER_REFUSAL, WITHOUT_RETRY_TIME, Answer, Refusal, SendQueue
@@ -212,7 +212,6 @@ ACTIONS = st.lists(st.sampled_from(["due", "due", "send", "send", "answer"]), mi
 
 
 @given(st.booleans(), st.integers(1, 5), st.integers(1, 4), st.lists(WHIMS, min_size=1, max_size=3), ACTIONS)
-@settings(deadline=None)  # on a busy machine an example may take long
 def test_numbers_are_consecutive_whatever_is_refused(
     closed_loop: bool, rows: int, window: int, whims: list[list[str]], actions: list[str]
 ) -> None:

@@ -11,11 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tests.timeouts import TIMEOUT_S
 from tidegate import blocking
 from tidegate.client import Client
-
-# A child that has not answered by then waits for ever: before, it did so whatever `timeout_s` said.
-CHILD_SECONDS = 3.0
 
 
 def in_child(act: Callable[[], Any]) -> str:
@@ -30,7 +28,7 @@ def in_child(act: Callable[[], Any]) -> str:
         os.write(writing, result.encode())
         os._exit(0)  # nothing of the parent's may run twice
     os.close(writing)
-    ready, _, _ = select.select([reading], [], [], CHILD_SECONDS)
+    ready, _, _ = select.select([reading], [], [], TIMEOUT_S / 2)
     result = os.read(reading, 4096).decode() if ready else "hangs"
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
@@ -46,7 +44,7 @@ def say(*words: Any) -> None:
 def with_blocking(address: str) -> None:
     """Everything that waits, and what does not."""
     with (
-        blocking.Client(address, timeout_s=2.0) as client,
+        blocking.Client(address) as client,
         client.open("a") as stream,
         client.block(["b", "c"]) as block,
     ):
@@ -67,7 +65,7 @@ def with_blocking(address: str) -> None:
 async def with_asynchronous(address: str) -> None:
     """The same, in an event loop that the child makes."""
     async with (
-        Client(address, timeout_s=2.0) as client,
+        Client(address) as client,
         client.open("e") as stream,
         client.block(["f"]) as block,
     ):

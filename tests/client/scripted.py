@@ -18,13 +18,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from tests.client.reasons import action_of, error_of
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, Stream
 from tidegate.client.retry import Backoff
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-
-# Nothing here takes a second; what has not happened after this never will.
-PATIENCE = 10.0
 
 CODES = {"STOPPING": "UNAVAILABLE", "TAKEN_OVER": "ABORTED", "STATE_LOST": "DATA_LOSS", "STREAM_NOT_FOUND": "NOT_FOUND"}
 
@@ -348,7 +346,7 @@ async def scripted(*scripts: Any, make: Callable[[Sequence[Any]], Any] = Scripte
     servicer.address = f"127.0.0.1:{port}"
     await server.start()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield servicer
     finally:
         await server.stop(None)
@@ -365,7 +363,7 @@ async def connected(
     time = Time()
     async with (
         scripted(*scripts, make=make) as server,
-        Client(server.address, backoff=time.backoff, **settings) as client,
+        Client(server.address, **{"backoff": time.backoff, "timeout_s": TIMEOUT_S, **settings}) as client,
     ):
         yield client, server, time
 
@@ -388,11 +386,21 @@ async def sent() -> None:
 async def eventually(condition: Callable[[], bool], what: str) -> None:
     """Waits for what the network brings; fails when it does not come."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():  # noqa: ASYNC110 - the insides of a client send no event
                 await asyncio.sleep(0.001)
     except TimeoutError:
         raise AssertionError(f"{what} did not happen") from None
+
+
+def let_time_out(client: Client) -> None:
+    """What the client's call waits for has not come for `timeout_s`: its timer acts as if it had run down."""
+    session = next(session for session in client._sessions[False] if session._call is not None)
+    call = session._call
+    assert call is not None
+    assert call._watchdog is not None, "the client waits without a time-out"
+    call._heard_at -= session.limits.timeout_s
+    call._watchdog._run()
 
 
 async def closing(call: Call) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client.scripted import eventually
+from tests.client.scripted import eventually, let_time_out
 from tests.client.scripted_blocks import BlockCall, closing, connected, error_of, opened_and_closed
 from tidegate.client import (
     AnswerLost,
@@ -189,10 +189,9 @@ async def test_an_open_that_is_not_answered_is_given_up() -> None:
     """After `timeout_s`, like that of a stream."""
 
     async def script(call: BlockCall) -> None:
-        await call.read_streams()
         await call.gone()
 
-    async with connected(script, timeout_s=0.05, reconnect_s=0) as (client, _, _):
+    async with connected(script, timeout_s=0.5, reconnect_s=0) as (client, _, _):
         with pytest.raises(ServerUnavailable, match="no answer to open"):
             async with client.block(NAMES):
                 pass
@@ -205,13 +204,14 @@ async def test_every_lot_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> No
     async def first(call: BlockCall) -> None:
         await call.open_streams()
         await call.read_streams()
+        let_time_out(client)
         await call.gone()
 
     async def second(call: BlockCall) -> None:
         await call.open_streams()
         await opened_and_closed(call)
 
-    async with connected(first, second, timeout_s=0.05) as (client, _, _), client.block(NAMES) as block:
+    async with connected(first, second) as (client, _, _), client.block(NAMES) as block:
         assert block._session._call._watchdog is None
 
 
@@ -663,9 +663,10 @@ async def test_a_block_whose_streams_are_all_lost_is_left_on_an_open_call(ends: 
         await call.end_streams("TAKEN_OVER", *NAMES)
         assert await call.read() is None
         if not ends:
+            let_time_out(client)
             await call.gone()
 
-    async with connected(script, timeout_s=10 if ends else 0.05) as (client, _, _), client.block(NAMES) as block:
+    async with connected(script) as (client, _, _), client.block(NAMES) as block:
         await eventually(lambda: len(block.lost) == 3, "the loss")
 
 

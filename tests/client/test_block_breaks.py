@@ -19,6 +19,7 @@ from tests.client.scripted_blocks import (
     opened_and_closed,
 )
 from tests.client.test_block import NAMES, column, sums
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import (
     AnswerLost,
     Client,
@@ -291,7 +292,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         return server, port
 
     server, port = await start(0)
-    async with asyncio.timeout(10), Client(f"127.0.0.1:{port}") as client, client.block(NAMES) as block:
+    async with asyncio.timeout(TIMEOUT_S), Client(f"127.0.0.1:{port}") as client, client.block(NAMES) as block:
         await sums(block, [1, 2, 3])
         await server.stop(None)
         waiting = asyncio.create_task(sums(block, [1, 2, 3]))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.client.scripted import PATIENCE, Call, Script, Scripted, Time, closing, scripted
+from tests.client.scripted import Call, Script, Scripted, Time, closing, scripted
+from tests.timeouts import TIMEOUT_S
 from tidegate.blocking import Client
 from tidegate.client import InvalidTimestep, TakenOver
 from tidegate.v1 import tidegate_pb2 as pb
@@ -166,5 +167,5 @@ def test_a_client_is_closed_once() -> None:
     client = Client("localhost:1")
     client.close()
     client.close()
-    client._thread.join(PATIENCE)
+    client._thread.join(TIMEOUT_S)
     assert not client._thread.is_alive()

@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.scripted import MODEL, Call, Scripted, closing, connected, eventually, pack, sums
+from tests.client.scripted import MODEL, Call, Scripted, closing, connected, eventually, let_time_out, pack, sums
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import (
     AnswerLost,
     Client,
@@ -489,9 +490,11 @@ async def test_a_move_without_an_end_is_left() -> None:
     async def first(call: Call) -> None:
         await call.open()
         await call.move()
+        assert await call.read() is None
+        let_time_out(client)
         await call.gone()
 
-    async with connected(first, resume_and_close, timeout_s=0.05) as (client, server, _):
+    async with connected(first, resume_and_close) as (client, server, _):
         async with client.open("a") as stream:
             await eventually(lambda: stream.reconnects == 1, "the reconnect")
         assert server.left.is_set()
@@ -624,13 +627,14 @@ async def test_a_server_that_does_not_answer_an_open_is_left() -> None:
 
     async def silent(call: Call) -> None:
         await call.read_open()
+        let_time_out(client)
         await call.gone()
 
     async def first(call: Call) -> None:
         await call.open()
         await call.end()
 
-    async with connected(first, silent, resume_and_close, timeout_s=0.05) as (client, server, _):
+    async with connected(first, silent, resume_and_close) as (client, server, _):
         async with client.open("a") as stream:
             await eventually(lambda: stream.reconnects == 1, "the reconnect")
         assert server.left.is_set()
@@ -641,11 +645,11 @@ async def test_an_open_that_was_answered_has_all_the_time() -> None:
 
     async def script(call: Call) -> None:
         await call.open()
-        await asyncio.sleep(0.1)  # the time-out that is tested for, twice
         await call.serve(1)
         await closing(call)
 
-    async with connected(script, timeout_s=0.05) as (client, _, _), client.open("a") as stream:
+    async with connected(script) as (client, _, _), client.open("a") as stream:
+        assert stream._session._call._watchdog is None
         assert await sums(stream, [1.0]) == [1.0]
         assert stream.reconnects == 0
 
@@ -656,11 +660,11 @@ async def test_a_first_open_is_tried_for_as_long_as_any_question() -> None:
     async def down(call: Call) -> None:
         await call.end("STOPPING")
 
-    async with connected(*[down] * 4, timeout_s=0.1) as (client, _, time):
+    async with connected(*[down] * 16, timeout_s=10.0) as (client, _, time):
         with pytest.raises(ServerUnavailable, match="STOPPING"):
             async with client.open("a"):
                 pass
-        assert time.slept == [0.0, 0.05, pytest.approx(0.05)]
+        assert time.slept == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.4, 0.8, *[1.0] * 8, 0.45])
 
 
 async def test_a_first_open_lives_through_a_restart() -> None:
@@ -848,7 +852,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_found_again() -> None:
         return server, port
 
     server, port = await start(0)
-    async with asyncio.timeout(10), Client(f"127.0.0.1:{port}") as client, client.open("a") as stream:
+    async with asyncio.timeout(TIMEOUT_S), Client(f"127.0.0.1:{port}") as client, client.open("a") as stream:
         await sums(stream, [1.0])
         await server.stop(None)
         waiting = asyncio.create_task(stream.step([2.0]))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT_S, address_of, eventually, run_server, serve
+from tests.support import ROOT, address_of, eventually, run_server, serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Backoff, Client
 
 
@@ -22,7 +23,7 @@ def test_a_forked_child_gets_wrong_process(sum_root: Path) -> None:
             [sys.executable, "-m", "tests.client.forked", process.address],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIMEOUT_S,
             check=True,
             cwd=ROOT,
         )

@@ -10,6 +10,7 @@ import pytest
 from tests.client import scripted
 from tests.client.scripted import eventually, sent
 from tests.client.scripted_blocks import MODEL, BlockCall, ScriptedBlocks, connected
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Block, Client, Prediction, Stream
 from tidegate.client.errors import ModelNotFound, StreamLost, TakenOver, TooManyStreams
 from tidegate.client.retry import Backoff
@@ -365,11 +366,11 @@ async def test_a_stream_has_all_the_time_that_it_may_take() -> None:
         await call.answer_open(ask, {"c": "TOO_MANY_STREAMS"})
         await rest(call)
 
-    async with connected(full, timeout_s=0.2) as (client, _, time), client.open("a"):
+    async with connected(full) as (client, _, time), client.open("a"):
         with pytest.raises(TooManyStreams):
             async with client.open("b"):
                 pass
-        time.now += 10.0
+        time.now += 10 * TIMEOUT_S
         async with client.open("c") as c:
             assert c.next_step == 1
 

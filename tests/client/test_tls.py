@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from tests.client.scripted import MODEL, Call, Scripted, closing, sums
-from tests.support import TIMEOUT_S, address_of, run_server
+from tests.support import address_of, run_server
+from tests.timeouts import TIMEOUT_S
 from tests.tls import Certificates, make_certificates, tls_before
 from tidegate import blocking
 from tidegate.client import Client, InvalidArgument, ServerUnavailable, WrongOrder

@@ -627,5 +627,5 @@ class World(RuleBasedStateMachine):
                 assert not len(caller.result) or caller.result["seen"].tolist() == seen
 
 
-World.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=80)
+World.TestCase.settings = settings(max_examples=200, stateful_step_count=80)
 TestWorld = World.TestCase

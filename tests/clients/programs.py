@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from tests.once import process_lock
-from tests.support import ROOT, TIMEOUT_S
+from tests.support import ROOT
+from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 
 CLIENTS = ROOT / "examples" / "clients"
 LEVELS = ["one", "simple", "full"]
 LANGUAGES = ["python", "node"]
-# A machine with two busy cores takes seconds to start twenty of them; one that was cut off waits up to 5 s before it tries again.
-END_SECONDS = 60.0
 # Rows that are written ahead of what is answered: more than a window, so that a client can fill it.
 AHEAD = 100
 
@@ -99,7 +98,7 @@ class Client:
         self._changed.clear()
         if self._reading.done():
             raise AssertionError(f"{self._name} ended after {self.answered} timesteps: {await self.end()}")
-        async with asyncio.timeout(END_SECONDS):
+        async with asyncio.timeout(TIMEOUT_S):
             await self._changed.wait()
 
     async def close(self) -> None:
@@ -111,7 +110,7 @@ class Client:
     async def end(self) -> tuple[int, str]:
         """Waits until it has ended. Returns its exit status and its stderr."""
         assert self._process.stderr is not None
-        async with asyncio.timeout(END_SECONDS):
+        async with asyncio.timeout(TIMEOUT_S):
             stderr = (await self._process.stderr.read()).decode()
             return await self._process.wait(), stderr
 

@@ -17,13 +17,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from tests.client.reasons import action_of, error_of
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, Stream
 from tidegate.client.retry import Backoff
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
-
-# Nothing here takes a second; what has not happened after this never will.
-PATIENCE = 10.0
 
 CODES = {"STOPPING": "UNAVAILABLE", "TAKEN_OVER": "ABORTED", "STATE_LOST": "DATA_LOSS", "STREAM_NOT_FOUND": "NOT_FOUND"}
 
@@ -262,7 +260,7 @@ async def scripted(*scripts: Any, make: Callable[[Sequence[Any]], Any] = Scripte
     servicer.address = f"127.0.0.1:{port}"
     await server.start()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             yield servicer
     finally:
         await server.stop(None)
@@ -293,7 +291,7 @@ async def sums(stream: Stream, values: Iterable[float]) -> list[float]:
 async def eventually(condition: Callable[[], bool], what: str) -> None:
     """Waits for what the network brings; fails when it does not come."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():  # noqa: ASYNC110 - the insides of a client send no event
                 await asyncio.sleep(0.001)
     except TimeoutError:

@@ -13,7 +13,8 @@ import pytest
 
 from tests.clients.programs import LANGUAGES, LEVELS, Client, command, node
 from tests.fleet import ServerProcess, rows_of
-from tests.support import TIMEOUT_S, RawCall, lstm, replay, write_model
+from tests.support import RawCall, lstm, replay, write_model
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
@@ -21,7 +22,6 @@ __all__ = ["node"]
 
 # Streams, timesteps of each, kills. The large size is for who changes a client.
 SIZE = (20, 1000, 10) if os.environ.get("TIDEGATE_LARGE") == "1" else (3, 120, 2)
-RUN_TIMEOUT_S = 600.0
 
 pytestmark = [
     pytest.mark.parametrize("level", LEVELS),
@@ -77,7 +77,7 @@ async def test_nothing_is_lost_or_doubled_when_the_server_is_killed(
     clients = [await start(f"stream-{number}") for number in range(streams)]
     chance = random.Random(f"{language} {level}")
     moments = sorted(chance.sample(range(1, streams * steps * 9 // 10), kills))
-    async with asyncio.timeout(RUN_TIMEOUT_S), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(10 * TIMEOUT_S), asyncio.TaskGroup() as group:
         sending = [group.create_task(client.send_all(rows)) for client, rows in zip(clients, data, strict=True)]
         for moment in moments:
             # A program sends no event.

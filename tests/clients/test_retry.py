@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.programs import CLIENTS, LANGUAGES, node
-from tests.support import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S
 
 __all__ = ["node"]
 

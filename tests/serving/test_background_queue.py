@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S
 from tidegate.rpc import background_queue as queue_module
 from tidegate.rpc.background_queue import BackgroundQueue
 from tidegate.rpc.multi_stream_call import MultiStreamCall

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Ending,
     Gate,
     RawCall,
@@ -28,6 +27,7 @@ from tests.support import (
     timestep,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     BatcherSetup,
     Gate,
     fragile,
@@ -22,6 +21,7 @@ from tests.support import (
     running_sum,
     sensor_rows,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.block import Block
 from tidegate.core.errors import (
     InvalidField,

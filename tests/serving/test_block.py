@@ -60,7 +60,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=rows, piece_max=st.sampled_from([1, 2, 3, 16]), handles_missing=st.booleans())
 def test_a_block_is_the_same_as_its_timesteps_one_at_a_time(
     rows: list[tuple[int, int, str, float]], piece_max: int, *, handles_missing: bool
@@ -122,7 +122,7 @@ def blocks_of(side: Side, stories: tuple[list[tuple[int, int, str, float]], ...]
     return blocks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(stories=st.tuples(rows, rows), rows_max=st.sampled_from([2, 3, 16, 100]), handles_missing=st.booleans())
 def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     stories: tuple[list[tuple[int, int, str, float]], ...], rows_max: int, *, handles_missing: bool

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawBlocks,
     RawCall,
@@ -23,6 +22,7 @@ from tests.support import (
     raw_channel,
     run_server,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import Stopping, StoreUnavailable
 from tidegate.rpc import background_queue as queue_module
 from tidegate.rpc.predict_blocks import PredictBlocksCall

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.support import TIMEOUT_S
+from tests.timeouts import TIMEOUT_S
 from tidegate.rpc.call import Call
 from tidegate.rpc.predict_blocks import PredictBlocksCall
 from tidegate.rpc.servicer import PredictCall

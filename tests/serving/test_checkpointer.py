@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.loop_latency import measure_loop
-from tests.support import TIMEOUT_S, eventually, key
+from tests.support import eventually, key
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import StoreBehind, StoreUnavailable, TakenOver
 from tidegate.core.spec import Checkpoint, Checkpoints
 from tidegate.core.streams import Lease, Stream, StreamTable
@@ -25,8 +27,6 @@ from tidegate.store import MemoryStore
 MANY = 16_384
 # The largest part of the work that one turn of the loop may do: work that is not split does all of it in one turn.
 TURN_PART = 0.25
-# One operation for a thousand streams, plus some for counting. Without batching, ten thousand streams would take ten.
-TURN_SECONDS = 0.006
 
 
 class PausedStore(MemoryStore):
@@ -471,16 +471,25 @@ async def test_storing_thousands_does_not_block_others(setup: Open) -> None:
     assert turns.longest < TURN_PART * turns.total
 
 
-async def test_a_round_of_ten_thousand_keeps_the_loop_for_a_few_milliseconds_at_a_time(setup: Open) -> None:
-    """A thousand streams are copied at once and no more.
-
-    With a store that never waits they are also written at once.
-    """
+async def test_a_round_of_thousands_copies_a_thousand_in_a_turn(setup: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand streams are copied at once and no more: the loop has a turn before the next thousand."""
     made = setup(capacity=MANY)
     made.step(*await made.begin(MANY))
-    async with measure_loop() as turns:
-        assert await made.checkpointer._round()
-    assert turns.longest < TURN_SECONDS
+    turn, copied_in = 0, []
+    copy = checkpointer.checkpoint_rows
+
+    def noted(streams: Any) -> Any:
+        copied_in.append((turn, len(streams)))
+        return copy(streams)
+
+    monkeypatch.setattr(checkpointer, "checkpoint_rows", noted)
+    storing = asyncio.create_task(made.checkpointer._round())
+    while not storing.done():
+        turn += 1
+        await asyncio.sleep(0)
+    assert await storing
+    assert [count for _, count in copied_in] == [ROWS_A_COMMIT_MAX] * (MANY // ROWS_A_COMMIT_MAX)
+    assert len({turn for turn, _ in copied_in}) == len(copied_in)
 
 
 async def test_large_states_are_stored_in_smaller_parts(setup: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from tests.support import (
     serve,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.cli import app as cli
 from tidegate.cli.connection import default_address
 from tidegate.client import Client
@@ -161,7 +162,7 @@ def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
         [sys.executable, "-m", "tidegate", "serve"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
         env=environment() | {"TIDEGATE_MODELS": str(sum_root), "TIDEGATE_PORT": "70000"},
     )

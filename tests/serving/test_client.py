@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     address_of,
     batcher_of,
@@ -24,6 +23,7 @@ from tests.support import (
     serve,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import (
     Client,
     InvalidArgument,

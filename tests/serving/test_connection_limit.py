@@ -9,7 +9,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support import TIMEOUT_S, RawCall, eventually, raw_channel, run_server, serve
+from tests.support import RawCall, eventually, raw_channel, run_server, serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import connection_limit as limit_module
 from tidegate.runtime import descriptors
 from tidegate.runtime.connection_limit import ConnectionLimiter

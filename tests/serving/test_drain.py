@@ -10,7 +10,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support import (
-    TIMEOUT_S,
     RawCall,
     counting,
     lstm,
@@ -22,6 +21,7 @@ from tests.support import (
     wide,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ServerUnavailable
 
 STREAMS = 24

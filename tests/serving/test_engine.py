@@ -292,7 +292,7 @@ OFF = st.sampled_from([0, 0, 0, None, None, -1, 1, -3])
     ("graph", "features"), [(running_sum(), 1), (picky(), 1), (inverse(), 1), (fragile(), 2), (lstm(), 8)]
 )
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_timestep_alone_does_what_a_batch_of_one_does(graph: bytes, features: int, data: st.DataObject) -> None:
     """The same bits in the row and the same answer. Where it does nothing, the row is unchanged."""
     short, long = make_engine(graph), make_engine(graph)

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.support import Scrape
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.metrics import Metrics
 from tidegate.runtime.shared_counters import MetricFamily, SharedCounters, make_shared_file
@@ -56,7 +57,7 @@ def test_what_one_process_counts_another_reads() -> None:
         "counters = SharedCounters.create([MetricFamily('toys', 'Toys.', 'counter', ('kind',), [('red',), ('blue',)])], int(sys.argv[1]))\n"
         "counters.numbers('toys', ('blue',))[0] = 3.0; os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=30, check=False)
+    subprocess.run([sys.executable, "-c", code, str(file)], close_fds=False, timeout=TIMEOUT_S, check=False)
     counters = SharedCounters.read(file)
     assert [(family.name, family.help, family.kind) for family in counters.families] == [("toys", "Toys.", "counter")]
     assert counters.numbers("toys", ("red",)).tolist() == [0.0]

@@ -13,7 +13,6 @@ from google.protobuf.message import Message
 
 from tests.support import (
     LSTM_FEATURES,
-    TIMEOUT_S,
     RawCall,
     block_request,
     key,
@@ -26,6 +25,7 @@ from tests.support import (
     sensor_rows,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.v1 import tidegate_pb2 as pb
 
 MESSAGES = 3000

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from tests.support import (
     FLOAT,
-    TIMEOUT_S,
     BatcherSetup,
     RawCall,
     build,
@@ -32,6 +31,7 @@ from tests.support import (
     running_sum,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import InvalidField, NoStepLeft
 from tidegate.core.import_check import check_import
 from tidegate.core.slots import Slots
@@ -204,7 +204,7 @@ def test_no_record_harms_the_server(tmp_path: Path) -> None:
             await call.open("neighbour")
             assert (await call.step(1)).prediction.step == 1
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(changes, writes)
     def check(changed: dict[str, Any], written: list[tuple[int, bytes]]) -> None:
         asyncio.run(one(dict(changed), written))

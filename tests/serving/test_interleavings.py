@@ -222,7 +222,7 @@ events = st.one_of(
 
 
 # Short sequences would end before anything is stored, parked and opened again.
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.lists(events, min_size=40, max_size=60))
 def test_any_interleaving_leaves_every_stream_as_it_should_be(story: list) -> None:
     """Steps, duplicates, gaps, NaN, saves, parking, waking, take-overs, crashes: none ever affects another stream."""

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -31,6 +30,7 @@ from tests.support import (
     wide,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ClientError, StreamLost
 from tidegate.core.errors import StoreUnavailable
 from tidegate.v1 import tidegate_pb2 as pb

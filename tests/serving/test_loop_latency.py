@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 
 from tests.loop_latency import measure_loop
-from tests.support import TIMEOUT_S, RawBlocks, eventually, live, raw_channel, run_server
+from tests.support import RawBlocks, eventually, live, raw_channel, run_server
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import TidegateError
 from tidegate.rpc import predict_blocks
 from tidegate.rpc.backend import AdminBackend, StreamBackend

@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Ending,
     RawCall,
     ending_of,
@@ -20,6 +19,7 @@ from tests.support import (
     running_sum,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.server import Server
 from tidegate.v1 import tidegate_pb2 as pb
 

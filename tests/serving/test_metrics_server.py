@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import TIMEOUT_S, Scrape
+from tests.support import Scrape
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import metrics_server as metrics_server_module
 from tidegate.runtime.exposition import Exposition, WorkerMetrics
 from tidegate.runtime.metrics import Metrics

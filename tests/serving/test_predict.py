@@ -8,7 +8,6 @@ import pytest
 import uvloop
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -25,6 +24,7 @@ from tests.support import (
     timestep,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import (
     Client,
     ModelMismatch,

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawBlocks,
     RawCall,
@@ -23,6 +21,7 @@ from tests.support import (
     key,
     live,
     lstm,
+    park_after,
     picky,
     raw_channel,
     replay,
@@ -35,6 +34,7 @@ from tests.support import (
     wide,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import STEP_MAX
@@ -350,6 +350,7 @@ async def test_silent_streams_of_a_call_park_and_wake(sum_root: Path) -> None:
         handles = list((await call.open(*"abc")).handles)
         await call.block(handles, [[1], [2], [3]])
         await eventually(lambda: live(server) == 0, "parking")
+        park_after(server, 3600)
         answer = await call.block(handles[:2], [[10], [10]])
         assert (sums(answer), numbers(answer.steps)) == ([11, 12], [2, 2])
         assert live(server) == 2
@@ -397,8 +398,7 @@ async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
         handles = list((await call.open("a", "b")).handles)
         await call.block(handles, [[1], [1]])
         await eventually(lambda: live(server) == 0, "parking")
-        checkpointer = server.stream_service.checkpointer
-        checkpointer._schedule = replace(checkpointer._schedule, park_after_s=3600)
+        park_after(server, 3600)
         await RawCall(channel).open("c")
         answer = await call.block(handles, [[1], [1]])
         ((row, error),) = errors(answer).items()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.support import (
-    TIMEOUT_S,
     Ending,
     RawCall,
     batcher_of,
@@ -23,6 +22,7 @@ from tests.support import (
     run_server,
     scrape,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Key
 from tidegate.runtime.server import Server

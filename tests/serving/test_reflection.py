@@ -12,7 +12,8 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.support import TIMEOUT_S, address_of, ending_of, raw_channel, run_server
+from tests.support import address_of, ending_of, raw_channel, run_server
+from tests.timeouts import TIMEOUT_S
 from tests.tools import find_tool
 
 V1 = "grpc.reflection.v1.ServerReflection"
@@ -122,7 +123,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
         buf, "curl", *options, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(6 * TIMEOUT_S):  # a program of 45 MB has to start first
+        async with asyncio.timeout(3 * TIMEOUT_S):  # a program of 45 MB has to start first
             out, err = await process.communicate()
     finally:
         if process.returncode is None:

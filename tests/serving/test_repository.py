@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TIMEOUT_S, running_sum, write_model
+from tests.support import running_sum, write_model
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import ContractBroken
 from tidegate.core.model import Model
 from tidegate.core.spec import Ints

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime.lifecycle import StartFailed
 from tidegate.runtime.reserved_port import ReservedPort
 
@@ -28,7 +29,7 @@ def test_port_0_is_a_free_one_that_workers_can_share(host: str) -> None:
     """Two sockets listen on it at the same time, and accept connections."""
     port = ReservedPort(host, 0)
     with listen(port.number, share=True), listen(port.number, share=True):
-        socket.create_connection(("127.0.0.1", port.number), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port.number), timeout=TIMEOUT_S).close()
     port.close()
 
 
@@ -63,7 +64,7 @@ def test_old_connections_of_a_server_that_was_alone_do_not_count() -> None:
     """They would block the port for a minute. Changing --workers must not take so long."""
     with listen(0, share=False) as before:
         number = before.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", number), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", number), timeout=TIMEOUT_S) as client:
             accepted, _ = before.accept()
             accepted.close()  # the side that closes first keeps the closing connection
             assert client.recv(1) == b""

@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support import (
-    TIMEOUT_S,
     Gate,
     RawCall,
     address_of,
@@ -34,6 +33,7 @@ from tests.support import (
     wide,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.client import Client, ServerUnavailable
 from tidegate.core.errors import ContractBroken
 from tidegate.runtime.config import InvalidSetting, ServerConfig

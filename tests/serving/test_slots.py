@@ -320,7 +320,7 @@ def test_a_larger_ring_fills_up_as_the_stream_advances() -> None:
 legs = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=8)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(legs)
 def test_a_stream_that_moves_is_the_stream_that_stayed(journey: list[tuple[int, int]]) -> None:
     """Through rings of any sizes it keeps its state, and those answers that fitted everywhere since."""

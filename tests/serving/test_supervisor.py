@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT_S, eventually
+from tests.support import ROOT, eventually
+from tests.timeouts import TIMEOUT_S
 from tidegate.runtime import supervisor as supervisor_module
 from tidegate.runtime import worker_process as worker_module
 from tidegate.runtime.lifecycle import StartFailed, StopFailed
@@ -56,7 +57,7 @@ async def run(act: str, **more: float) -> AsyncIterator[tuple[Supervisor, "async
         port=0,
         metrics_host="127.0.0.1",
         metrics_port=0,
-        drain_after_s=more.get("drain_after_s", 5.0),
+        drain_after_s=more.get("drain_after_s", TIMEOUT_S),
     )
     running = asyncio.create_task(supervisor.run())
     try:

@@ -274,7 +274,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.lists(events, min_size=10, max_size=40))
 async def test_no_clock_makes_a_server_forget_what_was_used_lately(story: list) -> None:
     """Any jumps of the wall clock, each seen by a sweep: no stream expires early by the clock that never jumps."""

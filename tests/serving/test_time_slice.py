@@ -11,7 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support import TIMEOUT_S, RawCall, block_request, ending_of, raw_channel, run_server
+from tests.support import RawCall, block_request, ending_of, raw_channel, run_server
+from tests.timeouts import TIMEOUT_S
 from tidegate.rpc.time_slice import SLICE_SECONDS, TimeSlice
 from tidegate.v1 import tidegate_pb2 as pb
 

@@ -294,5 +294,5 @@ def test_a_store_does_what_its_model_does(kind: str, request: pytest.FixtureRequ
 
     machine = type("Machine", (StoreMachine,), {"make_place": staticmethod(make), "looks_once": kind == "redis"})
     # One example opens files or connections: the disk sets its pace.
-    slow = settings(max_examples=20, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+    slow = settings(max_examples=20, stateful_step_count=50, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)

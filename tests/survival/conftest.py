@@ -10,6 +10,7 @@ import pytest
 
 from tests import support
 from tests.fleet import ServerProcess, free_port
+from tests.timeouts import TIMEOUT_S
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,7 @@ class Redis:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + support.TIMEOUT_S
+        deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -70,7 +71,7 @@ class Redis:
         """`kill -9`."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(support.TIMEOUT_S)
+        self.process.wait(TIMEOUT_S)
         self.process = None
 
 

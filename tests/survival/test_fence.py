@@ -17,7 +17,6 @@ import pytest
 from tests.fleet import ServerProcess, rows_of
 from tests.store.support import RedisServer
 from tests.support import (
-    TIMEOUT_S,
     RawBlocks,
     RawCall,
     eventually,
@@ -27,6 +26,7 @@ from tests.support import (
     run_server,
     write_model,
 )
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.errors import StoreUnavailable
 from tidegate.core.spec import Key
 from tidegate.runtime.server import Server
@@ -292,7 +292,7 @@ async def test_two_workers_hand_streams_over_and_over(
     """300 take-overs under load, half of them with SYNC: each continues from a state of the oracle, with SYNC from the last."""
     one = site("--workers", "2", state=state)
     await one.start()
-    async with asyncio.timeout(9 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
+    async with asyncio.timeout(5 * TIMEOUT_S), contextlib.AsyncExitStack() as stack:
         channels = []
         for _ in range(8):  # connections go to random workers
             options = [("grpc.use_local_subchannel_pool", 1)]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.fleet import ServerProcess, rows_of
-from tests.support import TIMEOUT_S, Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
+from tests.support import Gate, RawBlocks, RawCall, batcher_of, eventually, raw_channel, run_server, timestep
+from tests.timeouts import TIMEOUT_S
 from tidegate.core.spec import Checkpoint
 from tidegate.runtime.config import ServerConfig
 from tidegate.runtime.lifecycle import StopFailed
@@ -196,7 +197,7 @@ async def test_a_take_over_while_the_server_stops_is_reported(sum_root: Path, tm
 
 async def test_a_server_that_stops_right_after_a_stall_stores_everything(sum_root: Path, tmp_path: Path) -> None:
     """The store hung for long and works again: no effect remains."""
-    async with two_servers(sum_root, tmp_path, drain_after=5.0) as (here, one, other):
+    async with two_servers(sum_root, tmp_path, drain_after=3600.0) as (here, one, other):
         checkpointer = here.server.stream_service.checkpointer
         clock = checkpointer._clock
         call, sync = RawCall(one), RawCall(one)
@@ -218,7 +219,7 @@ async def test_clients_that_move_on_sigterm_find_their_streams(site: Callable[..
     here, there = site("--checkpoint-every", RARELY), site("--checkpoint-every", RARELY)
     await asyncio.gather(here.start(), there.start())
     async with (
-        asyncio.timeout(6 * TIMEOUT_S),
+        asyncio.timeout(3 * TIMEOUT_S),
         grpc.aio.insecure_channel(here.address) as one,
         grpc.aio.insecure_channel(there.address) as other,
     ):

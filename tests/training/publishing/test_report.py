@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.training.data.series import Series
 from tidegate.training.judging.detection import FaultyCopies, FaultyReplay
 from tidegate.training.judging.evaluate import evaluate
@@ -357,7 +358,7 @@ def test_nothing_is_wider_than_a_phone(
     outer.write_text(f"<!DOCTYPE html><title>-</title>{''.join(frames)}<script>{script}</script>", encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
     command = [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", outer.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=True)
     title = re.search(r"<title>([^<]*)</title>", done.stdout)
     assert title is not None
     assert title.group(1) == "360,360,360"
