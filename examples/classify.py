@@ -16,7 +16,7 @@ from tidegate.training.data.series import Floats
 PERSON = "10"
 RATE = 50  # timesteps a second
 SECONDS = (1, 2, 5, 10, 15, 20)  # the shortest recording has 24
-# Of seven exercises one in seven is told by chance.
+# Of seven exercises one in seven is guessed by chance.
 LEAST = 0.5
 
 
@@ -52,12 +52,12 @@ def main() -> None:
     show(names, truth, labels, probability)
 
     common.title("4. Was it worth it?")
-    common.say("share of the recordings that are told right, by second")
+    common.say("share of the recordings that are classified correctly, by second")
     for second in SECONDS:
         correct = [label[second * RATE - 1] == true for label, true in zip(labels, truth, strict=True)]
         common.say(f"{second:>4} s  {np.mean(correct):>4.0%}  {'█' * round(40 * np.mean(correct))}")
     every = np.mean(np.concatenate([label == true for label, true in zip(labels, truth, strict=True)]))
-    common.check(f"{every:.0%} of the timesteps are told right, {LEAST:.0%} or more", holds=every >= LEAST)
+    common.check(f"{every:.0%} of the timesteps are classified correctly, {LEAST:.0%} or more", holds=every >= LEAST)
     folder = here.models / "watch" / str(version)
     same = all(
         common.same_bits(folder, one, {"probability": prediction})
