@@ -606,7 +606,7 @@ async def test_a_gap_that_cannot_be_opens_the_streams_again() -> None:
     ("reason", "error"),
     [("TAKEN_OVER", TakenOver), ("STREAM_NOT_FOUND", StreamNotFound), ("STREAM_EXPIRED", StreamExpired)],
 )
-async def test_a_stream_that_ends_is_lost_alone(reason: str, error: type[ClientError]) -> None:
+async def test_the_end_of_a_stream_affects_no_other(reason: str, error: type[ClientError]) -> None:
     """The others continue; its callers get the error, later ones too."""
 
     async def script(call: BlockCall) -> None:

@@ -107,7 +107,7 @@ async def test_a_block_that_is_refused_for_good_loses_all_streams(action: int) -
             await block.step(column(1, 2, 3))
 
 
-async def test_a_stream_is_asked_for_again_on_the_action_of_the_server() -> None:
+async def test_a_stream_is_requested_again_on_the_action_of_the_server() -> None:
     """The others are open meanwhile."""
 
     async def script(call: BlockCall) -> None:

@@ -37,7 +37,7 @@ from tidegate.v1 import tidegate_pb2_grpc as pb_grpc
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED"])
-async def test_a_break_is_not_seen(code: str) -> None:
+async def test_a_disconnect_is_not_seen(code: str) -> None:
     """What was not answered is sent again, and answered once."""
 
     async def first(call: BlockCall) -> None:
@@ -180,7 +180,7 @@ async def test_an_open_after_a_disconnect_has_resume_from_of_each_stream() -> No
         await eventually(lambda: block.reconnects == 1, "the reconnect")
 
 
-async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_that_were_not_yet_opened_are_opened_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call broke between two lots: those of the first are resumed, the others are begun."""
     monkeypatch.setattr("tidegate.client.session_streams.NAMES_MAX", 1)
 
@@ -202,7 +202,7 @@ async def test_streams_that_were_not_yet_opened_are_opened_as_was_asked(monkeypa
         assert block.kinds == ["new"] * 3
 
 
-async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
+async def test_a_stream_whose_state_was_lost_is_the_only_one_lost() -> None:
     """The others go on."""
 
     async def first(call: BlockCall) -> None:
@@ -226,7 +226,7 @@ async def test_a_stream_whose_state_was_lost_is_lost_alone() -> None:
         assert answer["sum"].ravel().tolist() == [0.0, 7.0, 9.0]
 
 
-async def test_a_stream_that_another_has_opened_is_lost_alone() -> None:
+async def test_a_stream_that_another_client_has_opened_is_the_only_one_lost() -> None:
     """Whether it has advanced the stream or not: the open shows it for each stream; the others continue."""
 
     async def first(call: BlockCall) -> None:
@@ -460,7 +460,7 @@ async def test_a_poisoned_row_is_not_sent_for_ever() -> None:
             await block.step(column(13))
 
 
-async def test_a_poisoned_row_is_lost_alone() -> None:
+async def test_a_poisoned_row_is_the_only_one_lost() -> None:
     """It breaks the server each time. The others get on behind it, and it is not sent for ever because they do."""
     poisoned: asyncio.Task[Any]
 
@@ -488,7 +488,7 @@ async def test_a_poisoned_row_is_lost_alone() -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, -1.0])
-async def test_an_answer_begins_the_tries_anew(value: float) -> None:
+async def test_an_answer_resets_the_backoff(value: float) -> None:
     """Or a refusal: each break is one of its own, however many there are."""
 
     async def script(call: BlockCall) -> None:
@@ -519,7 +519,7 @@ async def test_a_server_that_falls_over_at_once_is_not_run_over() -> None:
         assert time.slept == [0.0, 0.05, 0.1, 0.2, 0.2]
 
 
-async def test_a_full_server_is_tried_again_after_a_break() -> None:
+async def test_a_full_server_is_tried_again_after_a_disconnect() -> None:
     """A slot comes free when others leave; the streams that have theirs go on meanwhile."""
 
     async def first(call: BlockCall) -> None:
@@ -619,7 +619,7 @@ async def test_waiting_for_a_full_server_has_an_end() -> None:
 # The end ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_close_waits_for_what_is_under_way() -> None:
+async def test_a_close_waits_for_what_is_in_flight() -> None:
     """And takes no more."""
     asked = asyncio.Event()
 
@@ -646,7 +646,7 @@ async def test_a_close_waits_for_what_is_under_way() -> None:
             await block.step(column(1, 2, 3))
 
 
-async def test_a_close_lives_through_a_break() -> None:
+async def test_a_close_survives_a_disconnect() -> None:
     """What was lost is sent again, and those that were not closed are closed."""
 
     async def first(call: BlockCall) -> None:

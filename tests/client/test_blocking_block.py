@@ -19,7 +19,7 @@ def played(work: Any, *scripts: Any) -> Any:
     return played_by(work, *scripts, make=ScriptedBlocks)
 
 
-def test_blocks_are_answered_and_breaks_not_seen() -> None:
+def test_blocks_are_answered_and_disconnects_not_seen() -> None:
     """It is the same block underneath; rows that are refused are in the answer."""
 
     async def first(call: BlockCall) -> None:

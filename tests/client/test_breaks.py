@@ -73,7 +73,7 @@ async def test_timesteps_go_on_where_the_server_is() -> None:
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN", "RESOURCE_EXHAUSTED"])
-async def test_a_break_is_not_seen(code: str) -> None:
+async def test_a_disconnect_is_not_seen(code: str) -> None:
     """What was not answered is sent again, and answered once."""
 
     async def first(call: Call) -> None:
@@ -94,7 +94,7 @@ async def test_a_break_is_not_seen(code: str) -> None:
         assert time.slept == [0.0]  # the first try comes at once
 
 
-async def test_a_call_that_the_server_ends_well_is_a_break_too() -> None:
+async def test_a_call_that_the_server_ends_well_is_a_disconnect_too() -> None:
     """Nobody asked for it: a proxy may end calls so."""
 
     async def first(call: Call) -> None:
@@ -242,12 +242,12 @@ async def resumed_from(resume_from: int, *serving: Any, **opening: Any) -> None:
         await eventually(lambda: stream.reconnects == 1, "the reconnect")
 
 
-async def test_a_stream_that_is_all_here_may_begin_again() -> None:
+async def test_a_stream_with_all_timesteps_kept_may_begin_again() -> None:
     """Its first timestep is still kept: a crash that took the whole stream has taken nothing."""
     await resumed_from(1, (1, 0), (2, 0))
 
 
-async def test_a_stream_that_was_sent_nothing_may_begin_again() -> None:
+async def test_a_stream_without_timesteps_may_begin_again() -> None:
     """Nothing is everything then."""
     await resumed_from(1)
 
@@ -262,7 +262,7 @@ async def test_a_stream_of_which_nothing_is_kept_must_be_where_it_was() -> None:
     await resumed_from(3, (1, 1), (2, 2))
 
 
-async def test_a_stream_whose_beginning_is_not_here_must_be_as_far_as_it_was_found() -> None:
+async def test_a_stream_with_earlier_timesteps_must_have_them_on_reopen() -> None:
     """Another client began it, and this one got no durable step: it must not begin again silently."""
     await resumed_from(8, (8, 0), next_step=8)
 
@@ -284,7 +284,7 @@ async def test_every_client_has_an_owner_of_its_own() -> None:
         assert [call.ask.resume_from for call in server.calls] == [0, 0]
 
 
-async def test_an_open_whose_answer_was_lost_is_asked_for_once_more() -> None:
+async def test_an_open_whose_answer_was_lost_is_sent_once_more() -> None:
     """By the same owner, as the first time: a stream that must be new still is."""
 
     async def lost(call: Call) -> None:
@@ -351,7 +351,7 @@ async def test_a_take_over_is_raised_to_all_callers() -> None:
         assert (stream.reconnects, len(server.calls)) == (0, 1)
 
 
-async def test_a_stream_that_another_has_opened_is_taken_over() -> None:
+async def test_a_stream_opened_by_another_client_is_lost() -> None:
     """Though the other has sent nothing: the server knows the last owner, which may be about to send."""
 
     async def first(call: Call) -> None:
@@ -500,7 +500,7 @@ async def test_a_move_without_an_end_is_left() -> None:
         assert server.left.is_set()
 
 
-async def test_tries_come_later_and_later() -> None:
+async def test_tries_are_delayed_more_and_more() -> None:
     """At once, then within 50 ms, doubling to 1 s; the dice show the most each time."""
 
     async def first(call: Call) -> None:
@@ -528,7 +528,7 @@ async def test_a_server_that_falls_over_at_once_is_not_run_over() -> None:
         assert time.slept == [0.0, 0.05, 0.1, 0.2, 0.2]
 
 
-async def test_a_call_that_lived_long_begins_the_waits_anew() -> None:
+async def test_a_call_that_lived_long_resets_the_backoff() -> None:
     """A break an hour after another is a break of its own."""
     turns: asyncio.Queue[None] = asyncio.Queue(1)
 
@@ -546,7 +546,7 @@ async def test_a_call_that_lived_long_begins_the_waits_anew() -> None:
         assert time.slept == [0.0, 0.0, 0.0]
 
 
-async def test_a_new_prediction_begins_the_waits_anew() -> None:
+async def test_a_new_prediction_resets_the_backoff() -> None:
     """And the time for trying: a line that drops every few seconds goes on for ever, as long as it gets on."""
 
     async def script(call: Call) -> None:
@@ -667,7 +667,7 @@ async def test_a_first_open_is_tried_for_as_long_as_any_question() -> None:
         assert time.slept == pytest.approx([0.0, 0.05, 0.1, 0.2, 0.4, 0.8, *[1.0] * 8, 0.45])
 
 
-async def test_a_first_open_lives_through_a_restart() -> None:
+async def test_a_first_open_survives_a_restart() -> None:
     """A program that starts while the server does gets its stream."""
 
     async def down(call: Call) -> None:
@@ -713,7 +713,7 @@ async def test_a_full_server_is_waited_for() -> None:
                 pass
 
 
-async def test_a_full_server_is_tried_again_after_a_break() -> None:
+async def test_a_full_server_is_tried_again_after_a_disconnect() -> None:
     """A slot comes free when others leave; a stream that was open is worth waiting for."""
 
     async def first(call: Call) -> None:
@@ -766,7 +766,7 @@ async def test_a_gap_that_cannot_be_opens_the_stream_again() -> None:
         assert await sums(stream, [1.0, 2.0]) == [1.0, 3.0]
 
 
-async def test_an_answer_that_was_not_asked_for_ends_the_stream() -> None:
+async def test_an_unexpected_answer_ends_the_stream() -> None:
     """A server that speaks another protocol is not guessed at."""
 
     async def script(call: Call) -> None:

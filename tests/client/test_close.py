@@ -10,7 +10,7 @@ from tidegate.client import Client, ServerUnavailable, StreamLost, TakenOver
 from tidegate.v1 import tidegate_pb2 as pb
 
 
-async def test_a_close_waits_for_what_is_under_way() -> None:
+async def test_a_close_waits_for_what_is_in_flight() -> None:
     """The close is the last request, and nothing that was sent before it stays unanswered."""
 
     async def script(call: Call) -> None:
@@ -64,7 +64,7 @@ async def test_a_stream_that_is_being_closed_takes_no_more() -> None:
         assert (await step)["sum"].item() == 1.0
 
 
-async def test_a_close_lives_through_a_break() -> None:
+async def test_a_close_survives_a_disconnect() -> None:
     """The stream is opened again, what was lost is sent again, and then it is closed."""
 
     async def first(call: Call) -> None:

@@ -265,7 +265,7 @@ def test_names_that_do_not_fit_are_refused(values: Any, message: str) -> None:
     [{"b": 2.5}, Series([2.5], ["b"]), row(["b"], 2.5), structured((2.5,), names="b")[0]],
     ids=["mapping", "series", "namedtuple", "structured"],
 )
-def test_a_name_left_out_is_missing(values: Any) -> None:
+def test_a_name_not_given_is_missing(values: Any) -> None:
     """As it is in a mapping, so everywhere."""
     assert pack(values, FEATURES) == bits(NAN, 2.5, NAN)
 
@@ -349,7 +349,7 @@ def test_a_block_without_names_is_read_by_its_order(x: Any) -> None:
     assert indices.tolist() == [1, 0]
 
 
-def test_a_column_left_out_is_missing() -> None:
+def test_a_column_not_given_is_missing() -> None:
     """As a name of a row."""
     values, _ = columns(Frame("b", [[1.0], [2.0]]), None, 2, FEATURES)
     np.testing.assert_array_equal(values, [[NAN, 1.0, NAN], [NAN, 2.0, NAN]])
@@ -378,7 +378,7 @@ def test_a_block_that_does_not_fit_is_refused(x: Any, message: str) -> None:
     assert caught.value.field == "x"
 
 
-def test_a_frame_of_rows_becomes_numbers_and_all_else_is_given_back() -> None:
+def test_a_frame_of_rows_becomes_numbers_and_anything_else_is_returned() -> None:
     """A frame iterates over its columns, not its rows."""
     assert rows_in_order(Frame("cab", TURNED.tolist()), FEATURES).tolist() == TABLE.tolist()  # type: ignore[attr-defined]
     rows: list[Any] = [iter([]), [Turned(*IN_ORDER)], TABLE, NAMED, {}]

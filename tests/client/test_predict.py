@@ -72,7 +72,7 @@ async def test_a_prediction_does_not_wait_for_the_next_row() -> None:
         assert got == [1.0, 3.0]
 
 
-async def test_predictions_go_on_over_a_break() -> None:
+async def test_predictions_continue_after_a_disconnect() -> None:
     """Those under way are had again, the rest follows."""
 
     async def first(call: Call) -> None:
@@ -93,7 +93,7 @@ async def test_predictions_go_on_over_a_break() -> None:
         assert [answer["sum"].item() async for answer in stream.predict(rows)] == [1.0, 3.0, 6.0]
 
 
-async def test_no_row_behind_a_refused_one_is_applied() -> None:
+async def test_no_row_after_a_refused_one_is_applied() -> None:
     """Those that were sent ahead are not sent again: the user goes on where it stopped, and others are not harmed."""
 
     async def script(call: Call) -> None:
@@ -114,7 +114,7 @@ async def test_no_row_behind_a_refused_one_is_applied() -> None:
         assert server.history == [1.0, 5.0]
 
 
-async def test_no_row_that_waited_for_room_behind_a_refused_one_is_applied() -> None:
+async def test_no_row_that_waited_for_room_after_a_refused_one_is_applied() -> None:
     """The refusal makes room, and the row comes too late."""
 
     async def script(call: Call) -> None:

@@ -81,7 +81,7 @@ async def test_a_client_that_does_not_retry_gets_the_error_at_once() -> None:
     ("reason", "error"),
     [("WRONG_WIDTH", InvalidTimestep), ("NOT_FINITE", InvalidTimestep), ("MODEL_FAILED", ModelFailed)],
 )
-async def test_a_bad_timestep_harms_none_behind_it(reason: str, error: type[TimestepRefused]) -> None:
+async def test_a_bad_timestep_does_not_affect_later_ones(reason: str, error: type[TimestepRefused]) -> None:
     """Its caller gets the error, and later ones are applied in order under consecutive numbers."""
 
     async def script(call: Call) -> None:
@@ -102,7 +102,7 @@ async def test_a_bad_timestep_harms_none_behind_it(reason: str, error: type[Time
         assert (server.history, stream.next_step) == ([1.0, 3.0, 4.0], 4)
 
 
-async def test_a_break_after_a_refusal_brings_nothing_out_of_order() -> None:
+async def test_a_disconnect_after_a_refusal_brings_nothing_out_of_order() -> None:
     """The call ends before the server has answered the later ones."""
 
     async def first(call: Call) -> None:
@@ -293,7 +293,7 @@ async def test_a_step_that_is_cancelled_while_it_waits_for_room_was_never_sent()
         assert server.history == [1.0, 2.0]
 
 
-async def test_an_old_answer_can_be_asked_for_again() -> None:
+async def test_an_old_answer_can_be_requested_again() -> None:
     """By its number; a client that was restarted may have applied what it never saw the answer of."""
 
     async def script(call: Call) -> None:
@@ -327,7 +327,7 @@ async def closing_after_open(call: Call) -> None:
     await closing(call)
 
 
-async def test_a_number_that_is_under_way_is_not_given_twice() -> None:
+async def test_a_number_that_is_in_flight_is_not_given_twice() -> None:
     """Its answer is not there yet to be asked for again."""
 
     async def script(call: Call) -> None:

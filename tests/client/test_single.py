@@ -86,7 +86,7 @@ def answer(step: int, *values: float, version: str = "1", **more: Any) -> pb.Pre
     return pb.PredictOneResponse(prediction=prediction, model="toy", version=version)
 
 
-async def test_a_timestep_is_asked_and_answered(ask: Ask) -> None:
+async def test_a_timestep_is_sent_and_answered(ask: Ask) -> None:
     """Durable unless the caller wants otherwise, under the model that was named."""
     async with scripted() as server:
         asked = answering(server, answer(7, 2.5), answer(8, 3.5, duplicate=True))
@@ -134,7 +134,7 @@ async def test_values_may_be_named(ask: Ask) -> None:
     ("reason", "code"),
     [("", "UNAVAILABLE"), ("", "INTERNAL"), ("STOPPING", "UNAVAILABLE"), ("OVERLOADED", "RESOURCE_EXHAUSTED")],
 )
-async def test_a_timestep_with_a_number_is_asked_again(ask: Ask, reason: str, code: str) -> None:
+async def test_a_timestep_with_a_number_is_sent_again(ask: Ask, reason: str, code: str) -> None:
     """After a disconnect, or when the action is RETRY; the same bytes each time."""
     time = Time()
     async with scripted() as server:
@@ -145,7 +145,7 @@ async def test_a_timestep_with_a_number_is_asked_again(ask: Ask, reason: str, co
 
 
 @pytest.mark.parametrize("step", [None, 0])
-async def test_a_timestep_without_a_number_is_asked_once(ask: Ask, step: int | None) -> None:
+async def test_a_timestep_without_a_number_is_sent_once(ask: Ask, step: int | None) -> None:
     """Asked again it would be applied again."""
     async with scripted() as server:
         asked = answering(server, ("", "UNAVAILABLE"))

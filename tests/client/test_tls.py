@@ -138,7 +138,7 @@ async def test_a_server_that_is_not_trusted_is_not_talked_to(
 # Metadata ------------------------------------------------------------------------------------------------------------
 
 
-async def test_metadata_goes_with_every_call() -> None:
+async def test_metadata_is_sent_with_every_call() -> None:
     """Once, when it begins: with questions, streams, and streams that are opened again."""
 
     async def broken(call: Call) -> None:

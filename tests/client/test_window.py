@@ -85,7 +85,7 @@ def test_small_results_are_sent_together_and_large_ones_in_parts() -> None:
     assert large.caller.done()
 
 
-def test_single_timesteps_are_gathered_into_a_message() -> None:
+def test_single_timesteps_are_collected_into_a_message() -> None:
     """Each gets its own answer, also when another caller was cancelled meanwhile."""
     window = OpenWindow(4, 1)
     first, gone, third = (add_single_row(window, stream, value) for stream, value in ((1, 1.0), (0, 2.0), (1, 3.0)))
@@ -357,7 +357,7 @@ def test_a_refused_timestep_that_had_been_applied_keeps_its_number() -> None:
     assert isinstance(results.errors[0], AnswerLost)
 
 
-def test_after_a_refusal_of_an_applied_timestep_those_behind_may_be_applied_too() -> None:
+def test_after_a_refusal_of_an_applied_timestep_later_ones_may_be_applied_too() -> None:
     """After a disconnect the server is ahead of the refused one, which is no take-over."""
     window = OpenWindow(1, window=8)
     add_block(window, [0, 0, 0])
@@ -438,7 +438,7 @@ def test_a_group_fails_with_its_first_refused_timestep() -> None:
     assert [caller.result.step for caller in stays] == [2, 3, 1]
 
 
-def test_a_lost_stream_leaves_the_others_going() -> None:
+def test_a_lost_stream_does_not_affect_the_others() -> None:
     """Its callers get the error, later ones too, and answers in flight are ignored."""
     window = OpenWindow(1, 1, window=8)
     waiting = add_block(window, [0, 1, 0])

@@ -61,7 +61,7 @@ async def lost(client: Client) -> str:
 
 @streams
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED", "OK"])
-async def test_a_break_is_not_seen(start: Start, code: str) -> None:
+async def test_a_disconnect_is_not_seen(start: Start, code: str) -> None:
     """The unanswered timestep is sent again on another call, with the right `resume_from`."""
 
     async def breaking(call: Call) -> None:
