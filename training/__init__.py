@@ -8,17 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tidegate.training.notebook import Training, train
     from tidegate.training.publishing.module import Feature, Output, State
     from tidegate.training.publishing.module_export import Exported, export
 
-__all__ = ["Exported", "Feature", "Output", "State", "export"]
+__all__ = ["Exported", "Feature", "Output", "State", "Training", "export", "train"]
 
 _HOMES = {
     "Exported": "tidegate.training.publishing.module_export",
     "Feature": "tidegate.training.publishing.module",
     "Output": "tidegate.training.publishing.module",
     "State": "tidegate.training.publishing.module",
+    "Training": "tidegate.training.notebook",
     "export": "tidegate.training.publishing.module_export",
+    "train": "tidegate.training.notebook",
 }
 
 

@@ -100,7 +100,7 @@ class Graph:
 
     def _initial(self, pair: dict[str, Any], batch: int) -> Floats:
         """One state tensor of `batch` new streams; `initial` is one number or the values of a stream, 0 if absent."""
-        row = np.asarray(pair.get("initial", 0.0), self._dtypes[pair["name"]])
+        row: Floats = np.asarray(pair.get("initial", 0.0), self._dtypes[pair["name"]])
         of_one = [1 if size == "batch" else size for size in pair["shape"]]
         whole = np.broadcast_to(row, of_one) if row.ndim == 0 else row.reshape(of_one)
         return np.repeat(whole, batch, axis=self._batch_axis(pair["name"]))

@@ -104,7 +104,7 @@ class Description:
         """
         if not self.features or not self.outputs:
             raise SettingsError("features, outputs: got none, expected at least one of each")
-        tensors = [part.name for part in (*self.outputs, *self.state)]
+        tensors = [*(part.name for part in self.outputs), *(part.name for part in self.state)]
         _check_names("features", [part.name for part in self.features])
         _check_names("outputs, state", ["x", *tensors, *(f"{part.name}_next" for part in self.state)])
         for output in self.outputs:

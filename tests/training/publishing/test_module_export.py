@@ -17,7 +17,6 @@ from tidegate.core.model import Model
 from tidegate.training import Feature, Output, State, errors, export
 from tidegate.training.judging.graph import Graph
 from tidegate.training.publishing.module import Description, Step
-from tidegate.training.publishing.module_export import _trace
 from tidegate.training.publishing.module_parity import check_module_parity, probe
 
 ROOT = Path(__file__).parents[3]
@@ -97,7 +96,12 @@ def test_the_description_is_what_was_given(plain: Path) -> None:
         ("heat", "", None, None),
     ]
     (forecast,) = spec.outputs
-    assert (forecast.shape, forecast.targets, forecast.units, forecast.horizons) == ((2, 1), ("flow",), ("m³/h",), (1, 6))
+    assert (forecast.shape, forecast.targets, forecast.units, forecast.horizons) == (
+        (2, 1),
+        ("flow",),
+        ("m³/h",),
+        (1, 6),
+    )
     assert [(part.name, part.shape, part.batch_axis) for part in spec.state] == [("h", (2, 8), 1), ("c", (2, 8), 1)]
     assert (spec.task, spec.period_s, spec.handles_missing) == ("forecast", 60, False)
 
@@ -214,7 +218,10 @@ def divides(self: Any, x: Tensor, state: Any) -> Any:
     ("module", "message"),
     [
         (nn.Linear(2, 2), r"module: got Linear, expected a torch.nn.Module with a method step"),
-        (changed(lambda self, x, state: self.head(x)), r"step: Other fails on x \[3, 2\] and state h \[2, 3, 8\].*shapes"),
+        (
+            changed(lambda self, x, state: self.head(x)),
+            r"step: Other fails on x \[3, 2\] and state h \[2, 3, 8\].*shapes",
+        ),
         (changed(lambda self, x, state: x), r"step: Other gives Tensor, expected the pair"),
         (
             changed(lambda self, x, state: (Plain.step(self, x, state)[0], state[0])),
@@ -235,7 +242,7 @@ def divides(self: Any, x: Tensor, state: Any) -> Any:
         (changed(Plain.step, last=torch.ones(1, requires_grad=True) * 2), r"Other cannot be copied: .*as an attribute"),
         (changed(decides), r"torch cannot export Other.step: .*without Python decisions"),
         (changed(mixes_streams), r"gives a stream other values of 'forecast' in a batch than alone"),
-        (changed(divides), r"gives NaN or infinity in 'forecast'; replace missing values"),
+        (changed(divides), r"gives NaN or infinity in 'forecast'; let no missing value"),
     ],
     ids=["no step", "fails", "no pair", "state", "names", "axes", "next", "copy", "decides", "mixes", "infinite"],
 )
