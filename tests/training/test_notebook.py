@@ -144,7 +144,7 @@ def test_an_option_that_cannot_be_is_refused(options: dict[str, Any], message: s
 def test_a_frame_without_its_target_is_refused(tmp_path: Path) -> None:
     """The error names the columns that there are."""
     with pytest.raises(errors.MissingColumn, match=r"no column 'P'; there are: T, load"):
-        train(make_frame(100), target="P", models=tmp_path, out=tmp_path / "run", say=None)
+        train(make_frame(100), target="P", models=tmp_path, out=tmp_path / "run", say=None, **QUICK)
 
 
 def test_a_column_of_mixed_values_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def export(  # noqa: PLR0913  all but the module are names
 
     Args:
         module: the network, with its trained weights.
-        name: of the model; also the name of its folder.
+        name: of the model, and of its folder.
         features: the columns of x; a text is the name of one without a unit.
         outputs: what a step gives.
         state: what a step takes and replaces; none for a network without memory.
@@ -80,10 +80,8 @@ def export(  # noqa: PLR0913  all but the module are names
         ParityError: graph and module differ; nothing is written.
         VersionExists: the version is on disk already.
     """
-    described = [Feature(part) if isinstance(part, str) else part for part in features]
-    rows = None if samples is None else _sample_rows(samples, len(described), handles_missing=handles_missing)
-    if rows is not None:
-        described = [_with_range(feature, column) for feature, column in zip(described, rows.T, strict=True)]
+    rows = None if samples is None else _sample_rows(samples, len(features), handles_missing=handles_missing)
+    described = _with_ranges(features, rows)
     description = Description(tuple(described), tuple(outputs), tuple(state))
     _check_settings(name, period_s)
     description.check()
@@ -213,12 +211,16 @@ def _sample_rows(samples: npt.ArrayLike, features: int, *, handles_missing: bool
     return rows
 
 
-def _with_range(feature: Feature, column: Floats) -> Feature:
-    """The feature with the range of its samples, unless it has one."""
-    known = column[~np.isnan(column)]
-    if feature.low is not None or feature.high is not None or not len(known):
-        return feature
-    return replace(feature, low=float(str(known.min())), high=float(str(known.max())))
+def _with_ranges(features: Sequence[Feature | str], rows: Floats | None) -> list[Feature]:
+    """The features, those without a range with that of their samples."""
+    described = [Feature(part) if isinstance(part, str) else part for part in features]
+    if rows is None:
+        return described
+    for index, feature in enumerate(described):
+        known = rows[:, index][~np.isnan(rows[:, index])]
+        if feature.low is None and feature.high is None and len(known):
+            described[index] = replace(feature, low=float(str(known.min())), high=float(str(known.max())))
+    return described
 
 
 def _check_settings(name: str, period_s: float | None) -> None:

@@ -65,7 +65,7 @@ def check_module_parity(step: Step, model: onnx.ModelProto, x: Floats) -> Parity
         units = {name: _unit(part) if name in outputs else _size(part) for name, part in truth.items()}
         single = _single_gaps(step, twins, rows, replayed, states, {name: units[name] for name in outputs})
         shifts = {gap.name: gap.size for gap in single if gap.name not in outputs}
-        samples = [_run_module(twin, rows, shifts) for twin in twins]
+        samples = [_run_module(twin, rows, shifts, seed) for seed, twin in enumerate(twins)]
         last = replayed | states[-1]
         for name, part in truth.items():
             rounding = max(_difference(part, sample[name], units[name]) for sample in samples)
@@ -104,30 +104,31 @@ def probe(step: Step, samples: Floats | None, *, missing: bool) -> Floats:
     return np.where(silent | (rng.random(shape) < PARITY_MISSING), np.float32(np.nan), values).astype(np.float32)
 
 
-def _run_module(step: Step, x: Floats, shifts: Mapping[str, float] | None = None) -> Results:
+def _run_module(step: Step, x: Floats, shifts: Mapping[str, float] | None = None, seed: int = 0) -> Results:
     """Every step of the module, its state carried: the outputs (time, batch, ...) and the last state.
 
-    With `shifts` each state tensor is moved after each step by this share of itself, up or down at random.
+    With `shifts` each number of the state is moved after each step by this share of itself. Whether up or down is chosen at
+    random once for all steps, because the rounding of an operator may lean to one side.
     """
-    rng = torch.Generator().manual_seed(0)
-    state, steps = step.initial_state(x.shape[1]), []
     names = [part.name for part in step.description.state]
+    state, steps = step.initial_state(x.shape[1]), []
+    rng = torch.Generator().manual_seed(seed)
+    signs = [torch.randint(0, 2, part.shape, generator=rng) * 2.0 - 1.0 for part in state]
     with torch.no_grad():
         for now in torch.from_numpy(x):
             outputs, state = step.step(now, state)
             steps.append(outputs)
             if shifts:
-                state = tuple(_shifted(part, shifts[name], rng) for name, part in zip(names, state, strict=True))
+                moves = [sign * shifts[name] for name, sign in zip(names, signs, strict=True)]
+                state = tuple(_moved(part, move) for part, move in zip(state, moves, strict=True))
     named = zip(step.description.outputs, zip(*steps, strict=True), strict=True)
     results = {output.name: torch.stack(parts).numpy() for output, parts in named}
     return results | dict(zip(names, (part.numpy() for part in state), strict=True))
 
 
-def _shifted(part: torch.Tensor, share: float, rng: torch.Generator) -> torch.Tensor:
-    if not part.is_floating_point():
-        return part  # a count is exact
-    signs = torch.randint(0, 2, part.shape, generator=rng) * 2 - 1
-    return part + signs * share * part.abs().clamp(min=1.0)
+def _moved(part: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """A state tensor, moved by a share of its size; a count is exact and stays."""
+    return part + share.to(part.dtype) * part.abs().clamp(min=1.0) if part.is_floating_point() else part
 
 
 def _run_graph(graph: Graph, x: Floats) -> tuple[Results, list[Results]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tidegate.core.model import Model
 from tidegate.training import Feature, Output, State, errors, export
 from tidegate.training.judging.graph import Graph
+from tidegate.training.pipeline import evaluate_version
 from tidegate.training.publishing.module import Description, Step
 from tidegate.training.publishing.module_parity import check_module_parity, probe
 
@@ -160,9 +161,35 @@ def test_a_network_without_memory_needs_no_state(tmp_path: Path) -> None:
 
 def test_samples_give_the_ranges(tmp_path: Path) -> None:
     """Features without a range get that of the samples."""
-    samples = np.array([[1.0, 20.0], [4.0, 30.0]])
+    samples = np.array([[1.0, 0.5], [4.0, -0.5]])
     folder = export(Plain(), **PLAIN, samples=samples, models=tmp_path).folder
-    assert [(part.low, part.high) for part in model_of(folder).spec.features] == [(0.0, 5.0), (20.0, 30.0)]
+    assert [(part.low, part.high) for part in model_of(folder).spec.features] == [(0.0, 5.0), (-0.5, 0.5)]
+
+
+def test_a_gate_that_hardly_forgets_may_add_up_rounding(tmp_path: Path) -> None:
+    """The cell of an LSTM that sees raw values of 20 differs by a hundred times what a single step does, and passes."""
+    parity = export(Plain(), **PLAIN, samples=np.array([[1.0, 20.0], [4.0, 30.0]]), models=tmp_path).parity
+    assert parity.state > 1e-5
+    assert parity.state <= parity.limit <= 1e-3
+
+
+def test_an_exported_forecast_is_scored_beside_the_baselines(plain: Path, tmp_path: Path) -> None:
+    """By `tidegate evaluate` with data, which a card of a training elsewhere does not name."""
+    rows = np.random.default_rng(0).uniform(0, 5, (60, 2))
+    times = np.datetime64("2024-01-01") + np.arange(60).astype("timedelta64[m]")
+    lines = [f"{time},{flow:.3f},{heat:.3f}" for time, (flow, heat) in zip(times, rows, strict=True)]
+    (tmp_path / "new.csv").write_text("\n".join(["time,flow,heat", *lines]))
+    scores = evaluate_version(plain, data=str(tmp_path / "new.csv"), time=None, season=None)
+    assert [(score.target, score.horizon, score.count) for score in scores.table] == [("flow", 1, 59), ("flow", 6, 54)]
+    with pytest.raises(errors.ModelUnreadable, match="pass --data"):
+        evaluate_version(plain, data=None, time=None, season=None)
+
+
+def test_other_outputs_cannot_be_scored(tmp_path: Path) -> None:
+    """The error names them."""
+    folder = export(Counter(), **COUNTER, handles_missing=True, models=tmp_path).folder
+    with pytest.raises(errors.ModelUnreadable, match=r"gives mean, count, expected an output 'forecast' or"):
+        evaluate_version(folder, data="new.csv", time=None, season=None)
 
 
 def test_the_module_itself_stays_as_it_was(tmp_path: Path) -> None:
