@@ -189,7 +189,13 @@ def evaluate_version(model: Path, *, data: str | None, time: str | None, season:
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
+    if not {"forecast", "probability"} & set(graph.outputs):
+        raise ModelUnreadable(
+            f"model: {model} gives {', '.join(graph.outputs)}, expected an output 'forecast' or 'probability' to score"
+        )
     model_card = read_card(model)
+    if model_card is not None and "source" not in model_card:
+        model_card = None  # of a network that was trained elsewhere
     if data is not None:
         source = source_like(Source(data=data, time=time, columns=tuple(graph.features)), model_card)
     elif model_card is not None:

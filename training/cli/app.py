@@ -18,7 +18,7 @@ from rich.console import Console
 from tidegate.training.cli.options import build, option, options_of
 from tidegate.training.data import datasets as catalogue
 from tidegate.training.errors import SettingsError, TrainingError
-from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source
+from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source, first_mistake
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     except TrainingError as error:
         _fail(str(error))
     except ValidationError as error:
-        _fail(_first_error(error))
+        _fail(first_mistake(error))
     except typer.TyperException as error:
         _fail(error.format_message())
     except OSError as error:
@@ -196,16 +196,6 @@ def main(argv: list[str] | None = None) -> None:
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     raise SystemExit(EXIT_USAGE) from None
-
-
-def _first_error(error: ValidationError) -> str:
-    """The first validation error in our words: `learning-rate: got '-1', expected: greater than 0`."""
-    mistake = error.errors()[0]
-    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
-    expected = (
-        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
-    )
-    return f"{word}: got {mistake['input']!r}, expected: {expected}"
 
 
 def _request(values: dict[str, Any]) -> Request:
