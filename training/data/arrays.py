@@ -1,5 +1,6 @@
 """The columns of a table as arrays, filled block by block, and what is wrong with them: all of it at once."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tidegate.training.data.cells import NumberFormat
 from tidegate.training.data.parse import Codes, Doubles, Missing, codes_of, numbers_of
@@ -35,6 +37,7 @@ class Plan:
         categories: of these, those whose words become numbers, with the words if they are known.
         offsets: numbers to subtract, by column.
         missing: what means a missing value, by column.
+        suffixes: the unit that stands behind each number of a column of text.
     """
 
     times: TimeReader | None
@@ -43,6 +46,7 @@ class Plan:
     categories: dict[str, tuple[str, ...]]
     offsets: dict[str, float]
     missing: dict[str, Missing]
+    suffixes: dict[str, str]
 
 
 class TableArrays:
@@ -115,6 +119,9 @@ class TableArrays:
         if name in self.plan.categories:
             return self._codes_of_words(column, name)
         numbers = self.table.numbers or NumberFormat()
+        if name in self.plan.suffixes:
+            unit = re.escape(self.plan.suffixes[name])
+            column = pc.replace_substring_regex(column, rf"\s*{unit}\s*$", "")
         wide, bad = numbers_of(column, numbers, self.plan.missing.get(name, Missing()))
         if bad:
             if before and np.isnan(self.values[:before, self.names.index(name)]).all() and np.isnan(wide).all():

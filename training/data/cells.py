@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 # The usual ways to write a missing value, in lower case.
@@ -23,10 +23,13 @@ _DATE = (
     r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}|\d{1,2}[-. ]?[^\W\d]{3,9}\.?[-, ]*\d{2,4}|[^\W\d]{3,9}\.? \d{1,2},? \d{4}|\d{8}T?"
 )
 _CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?"
+_ZONE = r"(?: ?[AaPp]\.? ?[Mm]\.?)?(?: ?(?:Z|[A-Z]{3,4}|[-+]\d{2}(?::?\d{2})?))?"
 _CLOCK_ALONE = re.compile(rf"{_CLOCK}(?: ?[AaPp]\.?[Mm]\.?)?")
 _TIME_LIKE = re.compile(
-    rf"(?:[A-Za-z]{{3,9}},? )?(?:{_DATE})(?:[T ,_]+{_CLOCK}.*|[T _]?\d{{4,6}}Z?)?|{_CLOCK_ALONE.pattern}"
+    rf"(?:[A-Za-z]{{3,9}},? )?(?:{_DATE})(?:[T ,_]+{_CLOCK}{_ZONE}|[T _]?\d{{4,6}}Z?)?|{_CLOCK_ALONE.pattern}"
 )
+# A number with its unit behind it: `21.5 °C`.
+_WITH_UNIT = re.compile(rf"{_NUMBER_LIKE.pattern}\s*(?P<unit>[^\d\s].*)")
 # Blanks that some programs put between digits, and the minus of typesetters.
 _BLANKS = dict.fromkeys(map(ord, "\u00a0\u202f\u2009"), " ") | {ord("−"): "-", ord("’"): "'"}
 
@@ -39,6 +42,13 @@ def is_missing(cell: str) -> bool:
 def is_number_like(cell: str) -> bool:
     """Whether a cell is a number in some notation."""
     return bool(_NUMBER_LIKE.fullmatch(cell.strip()))
+
+
+def unit_of_cells(cells: Collection[str]) -> str:
+    """The unit that stands behind the number in each of the cells; empty if one has none or another."""
+    found = [_WITH_UNIT.fullmatch(cell.strip()) for cell in cells]
+    units = {match["unit"] if match else "" for match in found}
+    return units.pop() if len(units) == 1 else ""
 
 
 def is_time_like(cell: str) -> bool:

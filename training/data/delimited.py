@@ -45,7 +45,7 @@ def open_delimited(file: File, name: str, options: Format) -> Table:
         UnicodeDecodeError, LookupError: the encoding that the options name does not fit.
     """
     content = _scan(file)
-    encoding = options.encoding or guess_encoding(content.head, is_utf8=content.is_utf8)
+    encoding = options.encoding or guess_encoding(content.head, name, is_utf8=content.is_utf8)
     dialect = guess_dialect(_head_text(content, encoding), encoding, options, name, file.kind)
     names, notes = unique_names(dialect.names, dialect.width)
     units = dialect.units or tuple(unit_of_name(column) for column in dialect.names)

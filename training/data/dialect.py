@@ -38,7 +38,8 @@ _UNITS = frozenset(
     " kg/h µg/m3 µg/m³ ug/m3 mg/m3 ppm ppb ph ms s sec min h hr d day utc lux lx db dba w/m2 w/m² n nm ohm ω g/kg mg/l ntu"
     " µs/cm ms/cm bool int text string ts smp avg rn hh:mm yyyy-mm-dd date time 1".replace("deg c", "deg").split()
 )
-_UNIT = re.compile(r"[\[(].*[\])]|.*[°²³µ/%].*")
+_UNIT = re.compile(r"[\[(].*[\])]|[^:,]*[°²³µ/%][^:,]*")
+LONGEST_UNIT = 12
 # The unit behind a name: `Temp (°C)`, `Temp [°C]`.
 _NAME_UNIT = re.compile(r".*\S\s*[\[(]([^\[\]()]+)[\])]\s*")
 
@@ -104,8 +105,12 @@ class Line:
     cells: tuple[str, ...]
 
 
-def guess_encoding(head: bytes, *, is_utf8: bool) -> str:
-    """The encoding of a file; `is_utf8` tells whether all of its bytes are UTF-8."""
+def guess_encoding(head: bytes, name: str, *, is_utf8: bool) -> str:
+    """The encoding of a file; `is_utf8` tells whether all of its bytes are UTF-8.
+
+    Raises:
+        UnreadableTable: it is one of many for other scripts.
+    """
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -115,6 +120,12 @@ def guess_encoding(head: bytes, *, is_utf8: bool) -> str:
         return "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
     if is_utf8:
         return "utf-8"
+    # Latin letters with accents stand alone among others; those of other scripts stand together.
+    high = re.findall(rb"[\x80-\xff]+", head)
+    if sum(len(run) for run in high if len(run) > 1) > sum(map(len, high)) / 2:
+        raise UnreadableTable(
+            f"data: {name} is neither UTF-8 nor Latin-1; name its encoding with --encoding, such as cp1251, gbk or shift-jis"
+        )
     # Windows has signs where Latin-1 has control characters.
     return "cp1252" if re.search(rb"[\x80-\x9f]", head) else "latin-1"
 
@@ -169,7 +180,7 @@ def dialect_of_rows(rows: Sequence[tuple[str, ...]], options: Format, name: str,
 def unit_of_name(name: str) -> str:
     """The unit in a name such as `Temp (°C)`; empty if there is none."""
     found = _NAME_UNIT.fullmatch(name)
-    return found[1].strip() if found and _is_unit(found[1]) else ""
+    return found[1].strip() if found and is_unit(found[1]) and len(found[1]) <= LONGEST_UNIT else ""
 
 
 def _lines(text: str, comment: str, skip: int) -> tuple[list[str], list[tuple[int, int, str]]]:
@@ -292,10 +303,11 @@ def _names_and_units(head: list[Line], options: Format) -> tuple[Line | None, Li
 
 def _are_units(cells: Sequence[str]) -> bool:
     known = [cell for cell in cells if cell and cell != "-"]
-    return bool(known) and 2 * sum(_is_unit(cell) for cell in known) >= len(known)
+    return bool(known) and 2 * sum(is_unit(cell) for cell in known) >= len(known)
 
 
-def _is_unit(cell: str) -> bool:
+def is_unit(cell: str) -> bool:
+    """Whether a cell is a unit, such as °C, [m/s] or kWh."""
     return cell.strip().lower() in _UNITS or bool(_UNIT.fullmatch(cell.strip()))
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from tidegate.training.data import features
 from tidegate.training.data.arrays import Plan, TableArrays
-from tidegate.training.data.cells import NumberFormat
+from tidegate.training.data.cells import NumberFormat, is_missing, unit_of_cells
 from tidegate.training.data.columns import Columns, feature_columns, role_columns, time_columns
+from tidegate.training.data.dialect import is_unit
 from tidegate.training.data.formats import open_table
-from tidegate.training.data.parse import Missing, kind_of
+from tidegate.training.data.parse import Missing, is_text, kind_of, text_of
 from tidegate.training.data.resample import resample
 from tidegate.training.data.rows import arrange
 from tidegate.training.data.sentinels import likely_sentinels
@@ -29,6 +30,8 @@ from tidegate.training.settings import Format
 
 # A series is regular if this share of its steps lies within a tenth of the median step.
 REGULAR_SHARE = 0.9
+# Names of columns that number the rows; their values must do so too.
+COUNTERS = frozenset({"#", "no", "no.", "nr", "nr.", "row", "record", "recnbr", "index", "id", "idx", "unnamed: 0"})
 
 
 def read(
@@ -118,7 +121,8 @@ def _build_series(
     roles = role_columns(table, columns)
     times = time_columns(table, columns, roles, kinds)
     names, derived = feature_columns(table, columns, {*roles.values(), *times})
-    names, left_out = _usable(table, columns, options, names, kinds, head)
+    suffixes = _suffixes(names, kinds, options, head)
+    names, left_out = _usable(table, columns, options, names, kinds | dict.fromkeys(suffixes, "number"), head)
     decimal = table.numbers.decimal if table.numbers else "."
     plan = Plan(
         times=TimeReader(times, table.name, options.time_format, decimal) if times else None,
@@ -127,6 +131,7 @@ def _build_series(
         categories={name: tuple(words.get(name, ())) for name in options.categories},
         offsets=_pairs(options.offset, "offset", table),
         missing=missing,
+        suffixes=suffixes,
     )
     arrays = TableArrays(table, plan)
     arrays.fill()
@@ -139,7 +144,7 @@ def _build_series(
         name=table.name,
         sha256=_sha256(table, options),
         names=tuple(arrays.names),
-        units=tuple((table.units | units).get(column, "") for column in arrays.names),
+        units=tuple((table.units | suffixes | units).get(column, "") for column in arrays.names),
         values=arrays.values,
         times=arrays.times,
         period_s=_period_s(arrays.times, groups) if times else columns.get("period_s"),
@@ -179,7 +184,7 @@ def _usable(
         if kinds[name] in ("text", "date", "clock"):
             left_out[name] = "text, for --categories if its words are states" if kinds[name] == "text" else "times"
         elif _is_counter(name, list(table.types), head):
-            left_out[name] = "without a name, counts the rows"
+            left_out[name] = "counts the rows"
     usable = [name for name in names if name not in left_out]
     if not usable:
         listed = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
@@ -187,12 +192,26 @@ def _usable(
     return usable, left_out
 
 
+def _suffixes(names: Sequence[str], kinds: dict[str, str], options: Format, head: Any) -> dict[str, str]:
+    """The unit that stands behind each number of a column of text, by column."""
+    found = {}
+    for name in names:
+        if kinds[name] != "text" or name in options.categories or not is_text(head.column(name).type):
+            continue
+        cells = [cell for cell in text_of(head.column(name)).to_pylist() if cell is not None and not is_missing(cell)]
+        unit = unit_of_cells(cells)
+        if unit and is_unit(unit):
+            found[name] = unit
+    return found
+
+
 def _is_counter(name: str, names: list[str], head: Any) -> bool:
-    """Whether a column without a name only numbers the rows, as frames write their index."""
-    if name != "c0" or names[0] != "c0" or "c1" in names or len(names) < 2 or not head or len(head) < 2:
+    """Whether a column only numbers the rows, as loggers write it, and frames their index."""
+    unnamed = name == "c0" and names[0] == "c0" and "c1" not in names
+    if not (unnamed or name.lower() in COUNTERS) or len(names) < 2 or not head or len(head) < 2:
         return False
     try:
-        steps = np.diff(np.array([int(cell) for cell in head.column("c0").to_pylist()]))
+        steps = np.diff(np.array([int(cell) for cell in head.column(name).to_pylist()]))
     except (TypeError, ValueError):
         return False
     return bool((steps == 1).all())

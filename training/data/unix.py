@@ -52,9 +52,10 @@ def numeric_times(numbers: npt.NDArray[Any], time_format: str | None, subject: s
     if word == "compact":
         return _compact(numbers, known, subject), "digits of year, month and day"
     if word == "excel":
-        # A microsecond is what float64 holds of such a day; rows are set to whole milliseconds.
-        milliseconds = np.rint(np.where(known, numbers, 0.0) * DAY_S * 1000).astype(np.int64)
-        times = EXCEL_EPOCH + milliseconds.astype("timedelta64[ms]").astype("timedelta64[ns]")
+        seconds = _seconds_of_days(np.where(known, numbers, 0.0).astype(np.float64))
+        times = EXCEL_EPOCH + np.rint(seconds * 1000).astype(np.int64).astype("timedelta64[ms]").astype(
+            "timedelta64[ns]"
+        )
         return np.where(known, times, _NAT), "days of a spreadsheet"
     unit = UNITS[word]
     if not (abs(float(low)) < 9.2e9 * unit and abs(float(high)) < 9.2e9 * unit):
@@ -92,9 +93,10 @@ def _days_or_seconds(numbers: npt.NDArray[Any], subject: str) -> str:
     """45352.0069 is a day of a spreadsheet, if its steps are usual ones; else it may be seconds from some start on."""
     steps = np.abs(np.diff(numbers.astype(np.float64)))
     steps = steps[steps > 0]
+    # Printed digits of a day hold some seconds of it: the steps differ, their mean does not.
     step = float(np.median(steps)) if len(steps) else 1.0
-    # A float64 or a few printed digits of a day hold a second or so of it.
-    usual_days = any(abs(step * DAY_S - usual) < max(1e-3 * usual, 1e-5 * DAY_S * 0.1) for usual in _USUAL_STEPS_S)
+    step = float(np.mean(steps[np.abs(steps - step) < step / 2])) if len(steps) else 1.0
+    usual_days = any(abs(step * DAY_S - usual) < 2e-3 * usual for usual in _USUAL_STEPS_S)
     usual_seconds = abs(step - round(step, 3)) < 1e-9 and (step >= 1 or abs(1 / step - round(1 / step)) < 1e-6)
     if usual_days and not usual_seconds:
         return "excel"
@@ -104,6 +106,18 @@ def _days_or_seconds(numbers: npt.NDArray[Any], subject: str) -> str:
         f"{subject} may be read in two ways: {first:.15g} is the day {day} of a spreadsheet, or a number of seconds; say which "
         f"with --time-format excel or --time-format s"
     )
+
+
+def _seconds_of_days(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The seconds of days that were printed with few digits: whole minutes or seconds, if the digits allow them."""
+    digits = next((d for d in range(10) if np.abs(days * 10**d - np.rint(days * 10**d)).max() < 1e-4), 10)
+    hidden_s = 0.51 * DAY_S / 10**digits
+    seconds = days * DAY_S
+    for unit_s in (60, 1):
+        whole = np.rint(seconds / unit_s) * unit_s
+        if np.abs(whole - seconds).max() <= max(hidden_s, 1e-3):
+            return whole
+    return seconds
 
 
 def _is_compact(numbers: npt.NDArray[np.int64]) -> bool:
