@@ -149,18 +149,20 @@ def _spool(stream: Any) -> Any:
     """A temporary file with what a stream holds, which can be read once."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
     shutil.copyfileobj(stream, spool)
+    spool.flush()
     return spool
 
 
 def _open_stdin() -> list[File]:
     """Standard input is read more than once, so it goes through a temporary file."""
     spool = _spool(sys.stdin.buffer)
-    spool.seek(0)
-    head = spool.read(8)
 
     def reopen() -> Any:
-        spool.seek(0)
+        os.lseek(spool.fileno(), 0, os.SEEK_SET)
         return os.fdopen(os.dup(spool.fileno()), "rb")
+
+    with reopen() as start:
+        head = start.read(8)
 
     name = "standard input"
     if head.startswith(b"PK"):
@@ -173,7 +175,7 @@ def _open_stdin() -> list[File]:
     kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
     if kind is None:
         kind = ".json" if head.lstrip()[:1] in (b"[", b"{") else ".csv"
-    packing = PurePosixPath(kind).suffixes[-1]
-    if packing in COMPRESSED:
+    packing = next((suffix for suffix in COMPRESSED if kind.endswith(suffix)), "")
+    if packing:
         return [File(name, ".csv", lambda: _unpack(reopen(), packing))]
     return [File(name, kind, reopen)]
