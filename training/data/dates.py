@@ -26,6 +26,11 @@ _DENSE = (
     r"(?P<z>Z|[-+]\d{2}(?::?\d{2})?)?$"
 )
 _NAMED = _WEEKDAY + r"(?P<x>\d{0,4})[-/. ]*(?P<m>\p{L}{3,10})\.?[-/., ]*(?P<y>\d{1,4}),?[-/. ]*(?P<w>\d{4})?" + _CLOCK
+_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:$|[T ]\d\d:\d\d)")
+_ISO_ZONE = re.compile(r"\d\d:\d\d.*(?:Z|[-+]\d\d:?(?:\d\d)?)$")
+_FIXED = r"^\d\d[-/.]\d\d[-/.]\d{4}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
+_FIXED_LENGTHS = (10, 16, 19)
+_PLACES = {"a": (0, 2), "b": (3, 5), "c": (6, 10), "H": (11, 13), "M": (14, 16), "S": (17, 19)}
 # English and German.
 _MONTHS = {
     name: number
@@ -43,24 +48,16 @@ def parse_dates(text: Any, orders: Sequence[str]) -> tuple[dict[str, Times], int
 
     A cell that is no time in an order is NaT, as is a missing one.
     """
-    for zone, zoned in ((None, 0), ("UTC", len(text) - text.null_count)):
+    first = text.drop_null()[0].as_py()
+    if _ISO.match(first):  # a cast that fails is slow
+        zone = "UTC" if _ISO_ZONE.search(first) else None
         try:
             # ISO 8601, the usual case, at the speed of C.
             times = text.cast(pa.timestamp("ns", zone)).to_numpy(zero_copy_only=False).astype("datetime64[ns]")
+            return dict.fromkeys(orders, times), len(text) - text.null_count if zone else 0
         except pa.ArrowInvalid:
-            continue
-        return dict.fromkeys(orders, times), zoned
-    for pattern in (_NUMERIC, _DENSE, _DIGITS, _NAMED):
-        found = pc.extract_regex(text, pattern)
-        if found.null_count == text.null_count:
-            break
-    else:
-        found = pc.extract_regex(text, _NUMERIC)
-    fields = {found.type.field(place).name: found.field(place) for place in range(found.type.num_fields)}
-    matched = found.is_valid().to_numpy(zero_copy_only=False)
-    fields = {
-        name: pc.if_else(pc.and_(found.is_valid(), pc.not_equal(part, "")), part, None) for name, part in fields.items()
-    }
+            pass
+    fields, matched = _fixed_fields(text) or _fields(text)
     within, clock_ok, zoned_rows = _clock(fields)
     result = {}
     for order in orders:
@@ -68,6 +65,35 @@ def parse_dates(text: Any, orders: Sequence[str]) -> tuple[dict[str, Times], int
         times = (days * 86_400_000_000_000 + within).view("datetime64[ns]")
         result[order] = np.where(ok & clock_ok & matched, times, np.datetime64("NaT", "ns"))
     return result, zoned_rows
+
+
+def _fixed_fields(text: Any) -> tuple[dict[str, Any], npt.NDArray[np.bool_]] | None:
+    """The fields of `01.03.2024 00:10:00` cut at fixed places, which is ten times as fast; None if a cell is otherwise."""
+    longest = pc.max(pc.binary_length(text)).as_py()
+    if longest not in _FIXED_LENGTHS or not pc.all(pc.match_substring_regex(text, _FIXED), min_count=0).as_py():
+        return None
+    if pc.min(pc.binary_length(text)).as_py() != longest:
+        return None
+    fields = {
+        name: pc.utf8_slice_codeunits(text, first, end) if end <= longest else pa.nulls(len(text), pa.string())
+        for name, (first, end) in _PLACES.items()
+    }
+    fields |= dict.fromkeys("fpz", pa.nulls(len(text), pa.string()))
+    return fields, text.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _fields(text: Any) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+    """The fields of the first notation that fits all cells, empty ones null; and which cells fit."""
+    for pattern in (_NUMERIC, _DENSE, _DIGITS, _NAMED):
+        found = pc.extract_regex(text, pattern)
+        if found.null_count == text.null_count:
+            break
+    else:
+        found = pc.extract_regex(text, _NUMERIC)
+    parts = {found.type.field(place).name: found.field(place) for place in range(found.type.num_fields)}
+    valid = found.is_valid()
+    fields = {name: pc.if_else(pc.and_(valid, pc.not_equal(part, "")), part, None) for name, part in parts.items()}
+    return fields, valid.to_numpy(zero_copy_only=False)
 
 
 def describe_order(order: str, example: str) -> str:

@@ -128,7 +128,12 @@ def _build_series(
         times=TimeReader(times, table.name, options.time_format, decimal) if times else None,
         roles=roles,
         names=names,
-        categories={name: tuple(words.get(name, ())) for name in options.categories},
+        # A file that we wrote has the numbers of the words.
+        categories={
+            name: tuple(words.get(name, ()))
+            for name in options.categories
+            if not (name in words and kinds[name] == "number")
+        },
         offsets=_pairs(options.offset, "offset", table),
         missing=missing,
         suffixes=suffixes,

@@ -1,5 +1,6 @@
 """One Arrow column -> NumPy: numbers, or codes of text. The cell that cannot be used is named by its row."""
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from tidegate.training.data.cells import NumberFormat, is_clock, is_missing, is_time_like
 from tidegate.training.errors import TextColumn
 
+_PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|-?nan", re.IGNORECASE)
 Codes = npt.NDArray[np.int32]
 Doubles = npt.NDArray[np.float64]
 
@@ -103,7 +105,8 @@ def _numbers_of_text(
     plain = text
     if numbers.decimal == "," and not pc.any(pc.match_substring(text, ".")).as_py():
         plain = pc.replace_substring(text, ",", ".")
-    if numbers.decimal == "." or plain is not text:
+    # A cast that fails is slow: the first cell tells that of most columns.
+    if (numbers.decimal == "." or plain is not text) and _PLAIN.fullmatch(plain.drop_null()[0].as_py()):
         try:
             return np.asarray(plain.cast(pa.float64()).to_numpy(zero_copy_only=False)), None
         except pa.ArrowInvalid:

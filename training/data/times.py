@@ -4,6 +4,7 @@ Where two notations fit, day before month and month before day, and nothing tell
 readings. Numbers are days as digits (20240301), Unix times, or the days of a spreadsheet, by their size.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from tidegate.training.errors import TimeColumnError
 # --time-format by words -> the order of day, month and year; None: as it is written.
 WORDS = {"iso": "ymd", "year-first": "ymd", "day-first": "dmy", "month-first": "mdy"}
 _OPTION = {"dmy": "day-first", "mdy": "month-first", "ymd": "year-first"}
+_DIGITS = re.compile(r"[-+]?\d+(?:[.,]\d*)?(?:[eE][-+]?\d+)?")
 DAY_NS = 86_400_000_000_000
 # A clock that is read as day for month jumps by a month at midnight; no gap of a logger ends so often at one.
 JUMP_NS = 27 * DAY_NS
@@ -228,13 +230,12 @@ def _numeric(column: Any) -> npt.NDArray[Any]:
 
 def _numbers_of_text(text: Any, decimal: str) -> npt.NDArray[Any] | None:
     """The numbers of a block of text; None if some cell is no number."""
-    try:
-        return _numeric(text.cast(pa.int64()))
-    except pa.ArrowInvalid:
-        pass
-    if pc.any(pc.match_substring_regex(text, r"[^-+0-9.,eE]")).as_py():
+    first = text.drop_null()[0].as_py()
+    if not _DIGITS.fullmatch(first):  # a cast that fails is slow
         return None
-    try:
-        return _numeric(pc.replace_substring(text, decimal, ".").cast(pa.float64()))
-    except pa.ArrowInvalid:
-        return None
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return _numeric(pc.replace_substring(text, decimal, ".").cast(kind))
+        except pa.ArrowInvalid:
+            continue
+    return None

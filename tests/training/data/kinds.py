@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.feather as pf
 import pyarrow.parquet as pq
 
-STARTS = [datetime(2024, 3, 1) + timedelta(minutes=10 * row) for row in range(5)]
+# Times of a clock, without a zone.
+STARTS = [datetime(2024, 3, 1) + timedelta(minutes=10 * row) for row in range(5)]  # noqa: DTZ001
+EXCEL_START = datetime(1899, 12, 30)  # noqa: DTZ001
 TIMES = np.array(STARTS, "datetime64[ns]")
 TEMP, PUMP = ["20.5", "", "21.5", "1022.25", "19"], ["1", "2", "3", "5", "4"]
 WANTED = np.array([[20.5, 1], [np.nan, 2], [21.5, 3], [1022.25, 5], [19, 4]], np.float32)
@@ -102,7 +104,7 @@ def sheet(rows: list[list[Any]]) -> bytes:
 
     def cell(value: Any) -> str:
         if isinstance(value, datetime):
-            return f'<c s="1"><v>{(value - datetime(1899, 12, 30)) / timedelta(days=1)!r}</v></c>'
+            return f'<c s="1"><v>{(value - EXCEL_START) / timedelta(days=1)!r}</v></c>'
         if isinstance(value, str):
             return f'<c t="inlineStr"><is><t>{escape(value)}</t></is></c>' if value else "<c/>"
         return f"<c><v>{value!r}</v></c>"
