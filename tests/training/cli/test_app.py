@@ -88,7 +88,7 @@ def test_a_report_on_other_data_is_refused(
     assert "tidegate evaluate" in error
 
 
-def test_the_card_and_the_graph_tell_the_same(work: Path) -> None:
+def test_the_card_and_the_graph_agree(work: Path) -> None:
     """The fingerprint is the file's; settings, parts and parity in the metadata are those of the card."""
     folder = work / "models" / "toy" / "1"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
