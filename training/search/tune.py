@@ -95,6 +95,8 @@ def tune(request: Request, search: Search, callbacks: Callbacks) -> Outcome:
     space = read_space(
         search.search, grid=search.sampler == "grid", season=bool(season), forecast=request.task == "forecast"
     )
+    for note in series.notes:
+        callbacks.on_note(note)
     prepared = prepare(request, series, callbacks.on_note)
     request.out.mkdir(parents=True, exist_ok=True)
     with _Worker(request, search, space, series) as worker:
