@@ -280,7 +280,7 @@ class Fit(Settings):
         description="Keep the weights of the best epoch by validation score, or of the last; last for short validation parts.",
     )
     patience: int = Field(
-        default=20,
+        default=15,
         ge=1,
         description="Stop after so many epochs without a better validation score; with --keep last, never.",
     )

@@ -134,7 +134,7 @@ def _fit_intervals(monitor: Intervals, network: Network, series: Series, spans: 
 def _fit_quantiles(monitor: Quantiles, network: Network, series: Series, spans: Spans) -> None:
     """Fit the factors of a new stream: the mean of those that the monitor itself comes to on the latest rows.
 
-    A factor below 1 goes only half of the way: a calm validation part says little about the next months.
+    None is below 1: a calm validation part says little about the next months.
     """
     monitor.start.fill_(1.0)
     total, count = torch.zeros_like(monitor.start), 0
@@ -147,8 +147,7 @@ def _fit_quantiles(monitor: Quantiles, network: Network, series: Series, spans: 
             if row >= len(chunk) // 4:  # it begins at 1, and moves slowly at long horizons
                 total += state[0][0, -monitor.start.numel() :].view(monitor.shape)
                 count += 1
-    shift = total / max(count, 1)
-    monitor.start += torch.where(shift < 0.0, 0.5 * shift, shift)
+    monitor.start += (total / max(count, 1)).clamp(min=0.0)
 
 
 def _fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) -> None:

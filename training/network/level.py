@@ -30,6 +30,8 @@ class Level(nn.Module):
     """
 
     states = ("level",)
+    kernel: Tensor  # (BLOCK, BLOCK)
+    decay: Tensor  # (BLOCK, 1, 1)
     spread: Tensor  # (features,), what a value relative to its level is divided by; 0 for a feature without a level
 
     def __init__(self, features: int, steps: int) -> None:
@@ -37,6 +39,13 @@ class Level(nn.Module):
         self.features = features
         self.rate = 1.0 / steps
         self.register_buffer("spread", torch.ones(features))
+        # What each value of a block counts for at each of its timesteps, and what the sums before the block do.
+        steps = torch.arange(BLOCK, dtype=torch.float64)
+        back = (steps.unsqueeze(1) - steps).clamp(min=0.0)
+        kernel = (self.rate * torch.pow(1.0 - self.rate, back)).tril()
+        self.register_buffer("kernel", kernel.float(), persistent=False)
+        decay = torch.pow(1.0 - self.rate, steps + 1.0)
+        self.register_buffer("decay", decay.float().view(-1, 1, 1), persistent=False)
 
     def initial_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep."""
@@ -46,16 +55,13 @@ class Level(nn.Module):
         """(time, batch, features) filled, and whether missing -> the same relative to the level, and the next state."""
         seen = (missing.logical_not().cumsum(dim=0) > 0) | (state[0][:, self.features :] > 0.0)
         weighted = torch.cat([values, seen.to(values.dtype)], dim=-1)  # before it is seen, a value is 0
-        steps = torch.arange(min(len(values), BLOCK), device=values.device)
-        powers = (1.0 - self.rate) ** (steps.unsqueeze(1) - steps).to(torch.float64)
-        kernel = (self.rate * powers).tril().to(values.dtype)
-        decay = ((1.0 - self.rate) ** (steps + 1).to(torch.float64)).to(values.dtype).view(-1, 1, 1)
         parts, now = [], state[0]
         for part in torch.split(weighted, BLOCK):
-            own = kernel[: len(part), : len(part)] @ part.flatten(1)
-            parts.append(own.view(part.shape) + decay[: len(part)] * now)
+            own = self.kernel[: len(part), : len(part)] @ part.flatten(1)
+            parts.append(own.view(part.shape) + self.decay[: len(part)] * now)
             now = parts[-1][-1]
-        return self._relative(values, torch.cat(parts)), (now.clone(),)
+        sums = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self._relative(values, sums), (now.clone(),)
 
     def step(self, values: Tensor, missing: Tensor, state: State) -> tuple[Tensor, State]:
         """(batch, features) filled, and whether missing -> the same relative to the level, and the next state."""

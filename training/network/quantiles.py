@@ -10,8 +10,8 @@ from tidegate.training.settings import Forecast
 
 # How far a factor moves after a true value beyond its quantile, divided by the root of the horizon: errors of neighbouring
 # timesteps are alike, and feedback comes so much later. One in ten timesteps beyond its quantile holds the factor where it
-# is; twice as many double it within some seventy timesteps at the next horizon.
-RATE = 0.15
+# is; twice as many double it within some fifty timesteps at the next horizon.
+RATE = 0.2
 # The range of a factor. Below it a quiet week would leave no room for the next storm.
 LOWEST, HIGHEST = 0.25, 8.0
 # The horizons that are watched are at least this factor apart. The others follow the nearest one below: a state that holds

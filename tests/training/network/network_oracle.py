@@ -211,7 +211,7 @@ def followed(
                 edge = served[made, row, watched[place], target, levels.index(level)]
                 beyond = seen[now, row, feature] > edge if level > 0.5 else seen[now, row, feature] < edge
                 outside = min(level, 1 - level)
-                moved = 0.15 / math.sqrt(horizon) * (beyond - outside)
+                moved = 0.2 / math.sqrt(horizon) * (beyond - outside)
                 factor[row, place, target, number] = np.clip(factor[row, place, target, number] + moved, 0.25, 8)
         for row, index, target in np.ndindex(batch, horizons, targets):
             own = max(place for place, of in enumerate(watched) if recipe.horizons[of] <= recipe.horizons[index])

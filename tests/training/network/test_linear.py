@@ -10,10 +10,13 @@ import torch
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split, split_by_time
+from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.ridge import fit_ridge
 from tidegate.training.learning.links import prepare_links, set_links
+from tidegate.training.learning.run import DataFacts
 from tidegate.training.network.level import BLOCK, Level
-from tidegate.training.network.network import Network, build_network
+from tidegate.training.network.network import Network, add_monitors, build_network
+from tidegate.training.publishing.export import build_graph, describe
 from tidegate.training.settings import Architecture, Forecast
 
 TASK = Forecast(targets=(0, 2), horizons=(1, 6), quantiles=(0.1, 0.5, 0.9), links=("linear",), season=24)
@@ -114,3 +117,20 @@ def test_a_derived_feature_has_no_level(make_series: Callable[..., Series]) -> N
     set_links(network, given.ridge, series, split, scaler)
     assert network.level is not None
     assert (network.level.spread > 0).tolist() == [True, False, True]
+
+
+def test_the_graph_gives_the_same_bits_in_any_batch(
+    untrained: tuple[Network, Series, Split], make_facts: Callable[[int], DataFacts], sensor_rows: Callable[..., Any]
+) -> None:
+    """Window, level and quantiles that follow: each stream says alone what it says beside others."""
+    network, *_ = untrained
+    task = network.architecture.task.model_copy(update={"follow": True})
+    full = add_monitors(network, network.architecture.model_copy(update={"task": task}))
+    graph = Graph(build_graph(full, describe(full, make_facts(3), scores={})).SerializeToString(), "toy")
+    assert list(graph.state)[-2:] == ["window", "spread"]
+    rows = sensor_rows(60, 16)
+    together, _ = graph.replay(rows)
+    for count in (1, 5):
+        alone, _ = graph.replay(np.ascontiguousarray(rows[:, -count:]))
+        for name, part in alone.items():
+            np.testing.assert_array_equal(part, together[name][:, -count:])
