@@ -44,11 +44,10 @@ def is_number_like(cell: str) -> bool:
     return bool(_NUMBER_LIKE.fullmatch(cell.strip()))
 
 
-def unit_of_cells(cells: Collection[str]) -> str:
-    """The unit that stands behind the number in each of the cells; empty if one has none or another."""
-    found = [_WITH_UNIT.fullmatch(cell.strip()) for cell in cells]
-    units = {match["unit"] if match else "" for match in found}
-    return units.pop() if len(units) == 1 else ""
+def units_of_cells(cells: Collection[str]) -> set[str]:
+    """The units that stand behind the numbers in the cells; among them an empty one if a cell has none."""
+    found = (_WITH_UNIT.fullmatch(cell.strip()) for cell in cells)
+    return {match["unit"] if match else "" for match in found}
 
 
 def is_time_like(cell: str) -> bool:

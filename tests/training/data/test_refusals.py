@@ -88,6 +88,13 @@ def test_an_option_decides_between_two_readings(load: Callable[..., Series], dec
         ({}, text([stamped()[0]] * 5), "repeats the time of row 1.*--duplicates"),
         ({}, text([*stamped()[:4], "2024-03-01T00:50:00Z"]), "an offset to UTC in some rows only"),
         ({}, text([*stamped()[:4], "tomorrow"]), "'tomorrow' in row 5.*--time-format"),
+        (
+            {"decimal": "."},
+            text(between=";", temp=["1,5"] * 5),
+            "'1,5' in row 1, expected numbers with a decimal point.*--decimal",
+        ),
+        ({}, text(between=";", temp=["1,5"] * 4 + ["2.75"]), "'2.75' in row 5, expected numbers with a decimal comma"),
+        ({}, text(["soon", *stamped()[1:]]), "'soon' in row 1.*--time-format"),
         ({}, text(stamped("%H:%M")), "'time' holds times of day without a date.*--time.*--period"),
         ({}, text([str(5 * 10**9)] * 5, head="time,temp,pump"), "neither Unix times.*--time-format"),
     ],
@@ -135,6 +142,17 @@ def test_a_likely_sentinel_is_reported_and_stays(load: Callable[..., Series], co
     assert (series.values == float(code)).sum() == cells.count(code)
     assert any(f"add --missing-values a={code}" in note for note in series.notes)
     assert not any("--missing-values" in note for note in load(content, missing_values=f"a={code}").notes)
+
+
+def test_numbers_with_several_units_are_left_out_and_told(load: Callable[..., Series]) -> None:
+    """A watt is no kilowatt."""
+    series = load(text(temp=["900 W", "1.2 kW", "", "800 W", "1 kW"]))
+    assert "left out: temp (numbers with several units: W, kW)" in series.notes
+
+
+def test_names_may_be_numbers(load: Callable[..., Series]) -> None:
+    """A line of names is told from a row by its first cell."""
+    assert load(text(head="time,1,2")).names == ("1", "2")
 
 
 def test_a_single_outlier_is_no_sentinel(load: Callable[..., Series]) -> None:
