@@ -190,6 +190,13 @@ def test_resampling_keeps_groups_apart(load: Callable[..., Series]) -> None:
     np.testing.assert_array_equal(series.values[:, 0], [1, 3.5, 1, 3.5])
 
 
+def test_a_period_keeps_the_last_word(load: Callable[..., Series]) -> None:
+    """Between two words there is no mean."""
+    series = load(text(temp=["run", "run", "fault", "idle", "run"]), categories="temp", resample="30min")
+    assert series.categories == {"temp": ("fault", "idle", "run")}
+    assert series.values[:, 0].tolist() == [0, 2]
+
+
 def test_rows_that_are_changed_are_other_data(load: Callable[..., Series]) -> None:
     """A model knows its rows by the checksum; how a file is packed does not matter."""
     plain, again = load(PLAIN), load(PLAIN, delimiter=",")
