@@ -136,7 +136,8 @@ def _without_repeats(
     if repeats.any() and options.duplicates == "error":
         at = int(repeats.argmax())
         where = next((f" of group {group.name!r}" for group in groups if group.first <= at < group.end), "")
-        advice = "" if groups else ", or name the column that tells several series apart with --group"
+        own = f" {arrays.table.file_column}" if arrays.table.file_column else ""
+        advice = "" if groups else f", or name the column that tells several series apart with --group{own}"
         assert arrays.plan.times
         raise TimeOrderError(
             f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}) repeats the time of row {_file_row(order, at - 1)} "

@@ -1,6 +1,7 @@
 """The source of a series: a named data set or a file, with the roles of its columns and the derived features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,8 @@ def read_source(
     if known is None:
         return read(path, options=source, words=words, **columns)
     path = datasets.fetch(source.data)
-    return read(path, name=known.name, units=known.units, options=source, words=words, **columns)
+    series = read(path, name=known.name, units=known.units, options=source, words=words, **columns)
+    return replace(series, notes=())  # nothing of it had to be guessed
 
 
 def is_table(data: str) -> bool:

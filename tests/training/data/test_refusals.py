@@ -254,6 +254,17 @@ def test_a_name_with_a_comma_stands_in_quotes() -> None:
     assert Source(exclude='"temp, °C",pump').exclude == ("temp, °C", "pump")  # type: ignore[arg-type]
 
 
+def test_each_file_of_a_folder_may_be_a_series(tmp_path: Path) -> None:
+    """Machines with a file each repeat their times, and `--group file` tells them apart."""
+    for name in ("north", "south"):
+        (tmp_path / f"{name}.csv").write_text(text(), encoding="utf-8")
+    with pytest.raises(errors.TimeOrderError, match="--group file"):
+        read(tmp_path)
+    series = read(tmp_path, group="file")
+    assert series.groups == (Group("north", 0, 5), Group("south", 5, 10))
+    assert series.names == ("temp", "pump")
+
+
 def test_files_of_a_folder_must_agree(tmp_path: Path) -> None:
     """The message names the file and the columns that differ."""
     (tmp_path / "a.csv").write_text(text(), encoding="utf-8")
