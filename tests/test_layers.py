@@ -52,7 +52,7 @@ _JUDGING = {"tidegate.training.judging", "tidegate.training.data", *_LOWEST}
 _LEARNING = {"tidegate.training.learning", "tidegate.training.network", *_JUDGING}
 _PIPELINE = {"tidegate.training.pipeline", "tidegate.training.publishing", *_LEARNING}
 MAY_IMPORT |= {
-    "tidegate.training": set(),
+    "tidegate.training": {"tidegate.training.notebook", "tidegate.training.publishing"},
     "tidegate.training.errors": set(),
     "tidegate.training.settings": set(),
     "tidegate.training.data": {"tidegate.training.data", *_LOWEST},
@@ -62,6 +62,7 @@ MAY_IMPORT |= {
     "tidegate.training.publishing": {"tidegate.training.publishing", *_LEARNING},
     "tidegate.training.pipeline": _PIPELINE,
     "tidegate.training.backtest": _PIPELINE,
+    "tidegate.training.notebook": _PIPELINE,
     "tidegate.training.search": {"tidegate.training.search", *_PIPELINE},
     "tidegate.training.cli": {
         "tidegate.training.cli",
@@ -98,6 +99,7 @@ TRAINING_ONLY_HERE = {
         "tidegate.training.learning",
         "tidegate.training.publishing",
         "tidegate.training.cli.app",
+        "tidegate.training.notebook",
     },
     "onnx": {"tidegate.training.publishing", "tidegate.training.pipeline"},
     "onnxruntime": {"tidegate.training.judging.graph"},

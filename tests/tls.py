@@ -72,7 +72,7 @@ def make_certificates(folder: Path) -> Certificates:
 async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str]:
     """A TLS proxy in front of a server without TLS. Yields its address. It forwards all bytes."""
     host, _, port = address.rpartition(":")
-    guests: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -95,14 +95,14 @@ async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str
                     await end.wait_closed()
 
     def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        guests.add(asyncio.create_task(hand_on(reader, writer)))
+        connections.add(asyncio.create_task(hand_on(reader, writer)))
 
     door = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=context)
     try:
         yield f"localhost:{door.sockets[0].getsockname()[1]}"
     finally:
         door.close()
-        for guest in guests:
-            guest.cancel()
-        await asyncio.gather(*guests, return_exceptions=True)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
         await door.wait_closed()

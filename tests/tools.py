@@ -11,7 +11,7 @@ from tests.root import ROOT
 
 
 def find_tool(name: str, source: str) -> str:
-    """The path of a program; `source` says how to install it.
+    """The path of a program; `source` names how to install it.
 
     If it is missing the test is skipped, or fails if the environment requires all tests.
     """

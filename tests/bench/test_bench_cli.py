@@ -188,7 +188,7 @@ def test_ctrl_c_ends_early_and_reports(server: Process, tmp_path: Path) -> None:
     assert asyncio.run(bench_streams(server)) == []
 
 
-def test_ctrl_c_before_anything_was_measured_says_so(server: Process) -> None:
+def test_ctrl_c_before_any_measurement_is_reported(server: Process) -> None:
     """The exit code is 130, as for any program. The streams are deleted too."""
     with running(server, "--warmup", "600") as popen:
         until_says(popen, "streams are open")

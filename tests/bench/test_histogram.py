@@ -30,7 +30,7 @@ def rank(share: float, count: int) -> int:
 
 
 @given(LATENCIES, SHARES)
-def test_a_quantile_is_what_numpy_says_to_one_percent(latencies: list[float], share: float) -> None:
+def test_a_quantile_equals_that_of_numpy_to_one_percent(latencies: list[float], share: float) -> None:
     """For latencies of any size."""
     expected = float(np.sort(latencies)[rank(share, len(latencies)) - 1])
     assert histogram(latencies).quantile(share) == pytest.approx(expected, rel=0.01)

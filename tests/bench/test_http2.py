@@ -182,7 +182,7 @@ async def test_a_cancelled_call_receives_nothing_more() -> None:
         connection.close()
 
 
-async def test_a_server_that_goes_away_ends_calls() -> None:
+async def test_a_server_that_disconnects_ends_calls() -> None:
     """Running calls and later ones. The code is UNAVAILABLE, or that of the server."""
     async with server(echo) as (address, made):
         connection = await Connection.open(address)

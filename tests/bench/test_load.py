@@ -177,7 +177,7 @@ async def test_in_an_open_loop_a_refused_timestep_is_counted_by_its_reason(block
     assert len(bench.counts.latency) == sum(len(applied) for applied in server.streams.values())
 
 
-async def test_a_refused_block_is_retried_with_those_behind_it() -> None:
+async def test_a_refused_block_is_retried_with_later_ones() -> None:
     """No row is applied twice or left out."""
     refused: list[int] = []
 
@@ -210,7 +210,7 @@ async def test_streams_that_are_refused_at_the_open_are_counted_and_the_others_r
     assert sorted(server.deleted) == sorted(server.streams)
 
 
-async def test_a_server_that_goes_away_ends_the_load() -> None:
+async def test_a_server_that_disconnects_ends_the_load() -> None:
     """Early, with all streams lost. Timesteps in flight are unanswered, and streams that were not deleted are reported."""
     async with fake_server() as server:
         bench = Bench(server, seconds=2 * TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Forks children from a process that has a client, and tells what each of them got. Started by `test_connection`.
+"""Forks children from a process that has a client, and prints what each of them got. Started by `test_connection`.
 
 A process of its own: what is tested is that of a user who imports the client first, and forks.
 """
@@ -17,23 +17,23 @@ from tidegate.client import Client
 
 
 def in_child(act: Callable[[], Any]) -> str:
-    """What `act` gives or raises in a forked child; or how the child ended that said nothing."""
+    """What `act` returns or raises in a forked child; or how the child ended without an answer."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            said = f"gave {act()!r}"
+            result = f"gave {act()!r}"
         except BaseException as error:  # noqa: BLE001 - the parent judges
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
+            result = f"{type(error).__name__}: {error}"
+        os.write(writing, result.encode())
         os._exit(0)  # nothing of the parent's may run twice
     os.close(writing)
     ready, _, _ = select.select([reading], [], [], TIMEOUT_S / 2)
-    said = os.read(reading, 4096).decode() if ready else "hangs"
+    result = os.read(reading, 4096).decode() if ready else "hangs"
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     os.close(reading)
-    return said or f"died with status {status}"
+    return result or f"died with status {status}"
 
 
 def say(*words: Any) -> None:

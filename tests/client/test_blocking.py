@@ -77,7 +77,7 @@ def test_rows_are_sent_ahead() -> None:
     assert played(work, script) == [1.0, 3.0, 6.0]
 
 
-def test_no_row_behind_a_refused_one_is_applied() -> None:
+def test_no_row_after_a_refused_one_is_applied() -> None:
     """As with the asynchronous client."""
 
     async def script(call: Call) -> None:
@@ -97,7 +97,7 @@ def test_no_row_behind_a_refused_one_is_applied() -> None:
     assert played(work, script) == 5.0
 
 
-def test_a_break_is_not_seen() -> None:
+def test_a_disconnect_is_not_seen() -> None:
     """It is the same stream underneath."""
 
     async def first(call: Call) -> None:
@@ -128,7 +128,7 @@ def test_a_stream_can_be_forgotten() -> None:
 
 
 def test_leaving_by_an_exception_does_not_wait() -> None:
-    """The server says nothing more, and the exception comes through."""
+    """The server sends nothing more, and the exception is raised."""
 
     async def script(call: Call) -> None:
         await call.open()

@@ -178,7 +178,7 @@ BLOCKS = [
 
 
 def check(caught: pytest.ExceptionInfo[InvalidArgument], field: str, *, kind: type = InvalidArgument) -> None:
-    """One sentence that names the argument, says what was got, and what was expected."""
+    """One sentence names the argument, what was got, and what was expected."""
     error, message = caught.value, str(caught.value)
     assert type(error) is kind
     assert isinstance(error, ValueError)
@@ -228,7 +228,7 @@ async def test_a_client_cannot_be_made_of_what_is_wrong(make: Any, field: str, v
     [(ask, *one) for ask in (ask_async, ask_blocking) for one in QUESTIONS]
     + [(ask_async, *one) for one in ASYNC_QUESTIONS],
 )
-async def test_a_wrong_question_is_not_asked(ask: Any, field: str, question: Wrong) -> None:
+async def test_an_invalid_unary_call_is_not_sent(ask: Any, field: str, question: Wrong) -> None:
     """The server hears nothing of it: it has no answers here."""
     async with scripted() as server:
         with pytest.raises(InvalidArgument) as caught:
@@ -237,7 +237,7 @@ async def test_a_wrong_question_is_not_asked(ask: Any, field: str, question: Wro
 
 
 @pytest.mark.parametrize(("field", "opening"), OPENS)
-async def test_a_wrong_open_is_not_asked(field: str, opening: Wrong) -> None:
+async def test_an_invalid_open_is_not_sent(field: str, opening: Wrong) -> None:
     """It is found before anything is entered."""
     async with Client("localhost:1") as client:
         with pytest.raises(InvalidArgument) as caught:

@@ -63,7 +63,7 @@ class Client:
         self._name = name
         self.answers: list[tuple[int, bytes]] = []
         self.refused: list[str] = []
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -75,8 +75,8 @@ class Client:
         return cls(process, stream_id)
 
     @property
-    def told(self) -> int:
-        """How many timesteps its user was told of."""
+    def answered(self) -> int:
+        """How many timesteps its user has got an answer or an error for."""
         return len(self.answers) + len(self.refused)
 
     async def send(self, *rows: Any) -> None:
@@ -89,22 +89,22 @@ class Client:
     async def send_all(self, rows: Any) -> None:
         """Hands over many, some way ahead of the answers, and waits for all answers."""
         for place, row in enumerate(rows):
-            while place - self.told >= AHEAD:
+            while place - self.answered >= AHEAD:
                 await self._wait()
             await self.send(row)
         await self.has(len(rows))
 
     async def has(self, count: int) -> None:
-        """Waits until its user was told of so many timesteps."""
-        while self.told < count:
+        """Waits until its user has got so many answers or errors."""
+        while self.answered < count:
             await self._wait()
 
     async def _wait(self) -> None:
-        self._news.clear()
+        self._changed.clear()
         if self._reading.done():
-            raise AssertionError(f"{self._name} ended after {self.told} timesteps: {await self.end()}")
+            raise AssertionError(f"{self._name} ended after {self.answered} timesteps: {await self.end()}")
         async with asyncio.timeout(TIMEOUT_S):
-            await self._news.wait()
+            await self._changed.wait()
 
     async def close(self) -> None:
         """Ends its input; it has to end well."""
@@ -113,11 +113,11 @@ class Client:
         assert await self.end() == (0, "")
 
     async def end(self) -> tuple[int, str]:
-        """Waits until it has ended; its exit status, and what it said of it."""
+        """Waits until it has ended. Returns its exit status and its stderr."""
         assert self._process.stderr is not None
         async with asyncio.timeout(TIMEOUT_S):
-            said = (await self._process.stderr.read()).decode()
-            return await self._process.wait(), said
+            stderr = (await self._process.stderr.read()).decode()
+            return await self._process.wait(), stderr
 
     async def kill(self) -> None:
         """Ends it, if it has not ended."""
@@ -131,11 +131,11 @@ class Client:
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
-        async for told in self._process.stdout:
-            first, second = told.decode().split()
+        async for answered in self._process.stdout:
+            first, second = answered.decode().split()
             if first == "refused":
                 self.refused.append(second)
             else:
                 self.answers.append((int(first), bytes.fromhex(second)))
-            self._news.set()
-        self._news.set()
+            self._changed.set()
+        self._changed.set()

@@ -123,7 +123,7 @@ async def test_a_block_is_answered_when_its_rows_are(rows: int) -> None:
         assert await caller.violations.get() == []
 
 
-async def test_rows_behind_a_refused_row_are_refused_too() -> None:
+async def test_rows_after_a_refused_row_are_refused_too() -> None:
     """In its block at once, and in later blocks in their turn. The client sends them again with the numbers that moved up."""
     async with opened("drop") as caller:
         await caller.send_plain(1, 4)

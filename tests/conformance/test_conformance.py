@@ -181,7 +181,7 @@ async def test_scenarios_are_served_to_any_client() -> None:
     await asyncio.gather(serving, return_exceptions=True)
 
 
-def test_the_command_says_what_is_wrong() -> None:
+def test_the_command_prints_the_error() -> None:
     """A table with the violation, and exit code 1. An unknown program or scenario is bad usage."""
     program = [sys.executable, "-m", "tests.conformance.broken", "no_owner"]
     found = run_command("conformance", "--only", "plain", "--", *program, cwd=ROOT)

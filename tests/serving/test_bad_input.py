@@ -186,7 +186,7 @@ async def test_an_invalid_field_is_named_for_programs(sum_root: Path) -> None:
         assert (await ended(channel, opening("a\nb"))).fields == ("stream_id",)
 
 
-async def test_a_call_that_ends_before_its_open_is_told(sum_root: Path) -> None:
+async def test_a_call_that_ends_before_its_open_is_reported(sum_root: Path) -> None:
     """A client that sends nothing gets a message."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawCall(channel)

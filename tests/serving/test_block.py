@@ -142,7 +142,7 @@ def test_blocks_of_several_calls_together_are_the_same_as_one_after_the_other(
     assert content(run_concurrently) == content(apart)
 
 
-def test_rows_that_fail_in_a_batch_of_several_blocks_are_told_their_own_reason() -> None:
+def test_failed_rows_in_a_batch_of_several_blocks_have_their_own_reason() -> None:
     """No call learns about the rows of another."""
     side = Side(picky())
     odd, even = (
@@ -229,7 +229,7 @@ def test_streams_of_different_models_refuse_the_block() -> None:
         side.block([1, handle], [0, 0], [[1], [1]])
 
 
-def test_news_are_told_once() -> None:
+def test_notifications_come_once() -> None:
     """Only what was stored since."""
     side = Side(running_sum())
     side.block([1, 2], [0, 0], [[1], [1]])

@@ -173,7 +173,7 @@ async def test_after_a_slow_commit_what_came_meanwhile_is_stored_at_once(setup: 
 
 
 @pytest.mark.parametrize("how", ["durable", "settled", "flush", "leave"])
-async def test_after_a_slow_commit_nobody_waits_for_the_next_round(setup: Open, how: str) -> None:
+async def test_after_a_slow_commit_no_stream_waits_for_the_next_round(setup: Open, how: str) -> None:
     """A save is immediate for a `SYNC` stream, for another server's request, for a server that stops, and for a stream without a call."""
     made = setup()
     (lease,) = await made.begin(1)
@@ -293,7 +293,7 @@ async def test_who_waits_for_a_store_that_hangs_learns_that_its_stream_has_ended
             await waiting
 
 
-async def test_who_waits_for_a_store_that_hangs_is_told_when_it_is_too_late(setup: Open) -> None:
+async def test_a_caller_that_waits_for_a_hanging_store_gets_an_error_in_time(setup: Open) -> None:
     """Beyond the largest lag, callers do not wait any longer."""
     made = setup(interval_s=0.2)
     (lease,) = await made.begin(1)
@@ -394,7 +394,7 @@ async def test_a_row_that_is_anothers_by_then_is_left_alone(setup: Open, monkeyp
     assert made.slots.durable_step[begun[0].stream.slot] == 0
 
 
-async def test_those_who_listen_are_told_what_is_stored(setup: Open) -> None:
+async def test_listeners_are_notified_of_what_is_stored(setup: Open) -> None:
     """Callbacks run after each commit, when the step is already recorded. Calls without a callback see the step too."""
     made = setup()
     one, two = await made.begin(2)
@@ -439,7 +439,7 @@ async def test_a_change_ages_while_the_store_waits(setup: Open) -> None:
 # Turns of the loop.
 
 
-async def test_thousands_that_fall_silent_at_once_pause_nobody(setup: Open) -> None:
+async def test_thousands_of_idle_streams_do_not_block_others(setup: Open) -> None:
     """They end_calls their slots in groups, between batches."""
     made = setup(capacity=MANY)
     await made.begin(MANY)
@@ -451,7 +451,7 @@ async def test_thousands_that_fall_silent_at_once_pause_nobody(setup: Open) -> N
     assert turns.longest < TURN_PART * turns.total
 
 
-async def test_thousands_that_leave_at_once_pause_nobody(setup: Open) -> None:
+async def test_thousands_that_leave_at_once_do_not_block_others(setup: Open) -> None:
     """The same when a gateway's call ends."""
     made = setup(capacity=MANY)
     made.end_calls(*await made.begin(MANY))
@@ -461,7 +461,7 @@ async def test_thousands_that_leave_at_once_pause_nobody(setup: Open) -> None:
     assert turns.longest < TURN_PART * turns.total
 
 
-async def test_storing_thousands_pauses_nobody(setup: Open) -> None:
+async def test_storing_thousands_does_not_block_others(setup: Open) -> None:
     """Even with a store that never waits."""
     made = setup(capacity=MANY)
     made.step(*await made.begin(MANY))

@@ -178,7 +178,7 @@ def test_an_unknown_command_is_refused() -> None:
 
 
 @pytest.mark.parametrize("port", ["tcp://10.0.0.1:50051", "tcp://[fd00::1]:50051"])
-def test_the_port_that_kubernetes_tells_of_a_service_is_no_setting(sum_root: Path, port: str) -> None:
+def test_the_service_port_variable_of_kubernetes_is_not_a_setting(sum_root: Path, port: str) -> None:
     """A Kubernetes service called `tidegate` sets this variable in every container of its namespace, also in the server's."""
     ended = run_command("serve", "--models", str(sum_root), "--workers", "-1", TIDEGATE_PORT=port)
     refused(ended, 2, "--workers", "-1")
@@ -425,7 +425,7 @@ def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> Non
     assert 0.2 <= seconds < 2
 
 
-def test_stream_without_a_column_that_says_when_numbers_the_rows(server: Process, tmp_path: Path) -> None:
+def test_stream_without_a_time_column_numbers_the_rows(server: Process, tmp_path: Path) -> None:
     """The label is the row number."""
     out = tmp_path / "out.csv"
     stream(server, write_csv(tmp_path / "a.csv", sensor_rows(3), label=False), "--out", str(out))
@@ -510,7 +510,7 @@ def test_stream_to_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", ["train", "backtest", "evaluate", "export", "datasets"])
 @pytest.mark.parametrize("missing", ["entry point", "torch"])
-def test_a_training_command_without_the_training_package_says_what_to_install(
+def test_a_training_command_without_the_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
 ) -> None:
     """Whether the package or one of its dependencies is missing: exit code 2 and one line."""

@@ -256,7 +256,7 @@ def test_what_is_applied_is_unsaved() -> None:
     assert engine.slots.unsaved().tolist() == [rows[0]]
 
 
-def test_a_poisoned_row_beside_a_failed_one_is_told_its_own_reason() -> None:
+def test_a_poisoned_row_beside_a_failed_one_has_its_own_reason() -> None:
     """The failure of another row does not count as this row's failure."""
     engine = make_engine(fragile())
     rows = begin(engine, 3)

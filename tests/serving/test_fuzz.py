@@ -93,7 +93,9 @@ async def iter_of(messages: Sequence[bytes]) -> AsyncIterator[bytes]:
         yield message
 
 
-async def test_messages_that_make_no_sense_harm_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_messages_that_make_no_sense_do_not_affect_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A neighbour keeps its bits, each call ends with an allowed code and a reason, and the log stays empty."""
     write_model(tmp_path, lstm())
     rows = sensor_rows(2000, seed=1, missing=0.1)

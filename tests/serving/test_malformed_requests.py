@@ -125,7 +125,7 @@ async def test_a_refusal_fits_into_what_metadata_may_weigh(crowded: Server, meth
         assert 3 * len((await call.details()).encode()) + len(details) * 4 / 3 + 200 < METADATA_BYTES_MAX
 
 
-async def test_a_model_that_is_not_served_is_told_some_of_those_that_are(crowded: Server) -> None:
+async def test_the_error_for_an_unknown_model_lists_some_served_ones(crowded: Server) -> None:
     """Eight by name, the others as a number."""
     async with raw_channel(crowded) as channel:
         call = RawCall(channel)

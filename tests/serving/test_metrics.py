@@ -50,7 +50,7 @@ async def test_every_metric_is_there_from_the_start(sum_root: Path) -> None:
     assert metrics("tidegate_queue_depth", **LABELLED) == 0
 
 
-async def test_constants_say_what_is_served(sum_root: Path) -> None:
+async def test_constants_match_what_is_served(sum_root: Path) -> None:
     """The fingerprint of the model, the versions of the components, and the batch check."""
     async with run_server(sum_root) as server:
         metrics = await scrape(server)

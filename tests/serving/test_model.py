@@ -52,7 +52,7 @@ def refusal_error(graph: bytes, sidecar: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_a_graph_that_is_what_it_says_is_served() -> None:
+def test_a_graph_that_matches_its_metadata_is_served() -> None:
     """The graph that the refused graphs below vary is valid."""
     spec = load(plain()).spec
     assert [feature.name for feature in spec.features] == ["a", "b"]
@@ -308,7 +308,7 @@ def test_a_given_initial_state_is_what_streams_begin_with() -> None:
     assert np.array_equal(load(plain(changed(state=one))).initial_state(1)[0], [[0.5, 0.5, 0.5]])
 
 
-def test_the_spec_says_what_the_description_says() -> None:
+def test_the_spec_matches_the_description() -> None:
     """The spec has everything of the description, and the graph's fingerprint."""
     import hashlib
 

@@ -47,7 +47,7 @@ async def test_the_server_keeps_the_state_between_timesteps(sum_root: Path) -> N
         assert [(await stream.step([value]))["sum"].item() for value in (1, 2, 3)] == [1, 3, 6]
 
 
-async def test_an_open_without_a_name_gets_one_that_nobody_guesses(sum_root: Path) -> None:
+async def test_an_open_without_a_name_gets_an_unguessable_one(sum_root: Path) -> None:
     """Two such opens get two different long names, and each name resumes its stream."""
     async with run_server(sum_root) as server, Client(address_of(server)) as client:
         async with client.open() as one, client.open() as other:

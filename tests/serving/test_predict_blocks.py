@@ -133,7 +133,7 @@ async def test_blocks_of_one_row_are_batched_with_the_timesteps_of_other_calls(s
         assert batcher.metrics.batch_size.sum == 3
 
 
-async def test_a_stream_that_is_taken_over_while_its_row_waits_is_told_in_its_row(sum_root: Path) -> None:
+async def test_a_take_over_while_a_row_waits_is_reported_in_the_row(sum_root: Path) -> None:
     """Nothing of it was applied, and the call continues."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call, other, single = RawBlocks(channel), RawCall(channel), RawCall(channel)
@@ -195,7 +195,7 @@ async def test_a_stream_moves_between_blocks_and_single_calls(lstm_root: Path) -
                     assert same_bits(await stream.step(rows[step]), theirs[step])
 
 
-async def test_repeats_and_gaps_are_told_by_row(sum_root: Path) -> None:
+async def test_repeats_and_gaps_are_reported_by_row(sum_root: Path) -> None:
     """A duplicate is answered from memory, a gap gets the expected number, and the rest runs."""
     async with run_server(sum_root, answers_remembered=2) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -387,7 +387,7 @@ async def test_a_row_that_cannot_wake_is_refused_alone(sum_root: Path) -> None:
         assert sums(answer)[1 - row] == 2
 
 
-async def test_what_is_stored_is_told_by_row_and_when_the_call_is_idle(sum_root: Path) -> None:
+async def test_durable_steps_are_reported_by_row_and_when_the_call_is_idle(sum_root: Path) -> None:
     """In the next answer, or in a notification; never before it is durable."""
     async with run_server(sum_root, checkpoint_every=0.05) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -469,7 +469,7 @@ async def test_a_client_that_vanishes_parks_its_streams(sum_root: Path) -> None:
         assert set(again.next_steps) == {2}
 
 
-async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) -> None:
+async def test_streams_that_cannot_be_opened_are_reported_by_row(sum_root: Path) -> None:
     """The others are open."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         call = RawBlocks(channel)
@@ -483,7 +483,7 @@ async def test_streams_that_may_not_be_opened_are_told_by_row(sum_root: Path) ->
         }
 
 
-async def test_lost_state_is_told_by_row(sum_root: Path) -> None:
+async def test_lost_state_is_reported_by_row(sum_root: Path) -> None:
     """Each stream continues from its own timestep."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         opened = await RawBlocks(channel).open("a", "b", resume_from=[1, 8])
@@ -593,7 +593,7 @@ async def test_a_block_for_which_there_is_no_room_is_refused(sum_root: Path, mon
         assert (await scrape(server))("tidegate_steps_total", outcome="overloaded") == 4
 
 
-async def test_a_block_for_which_there_is_no_room_is_told_so_late(
+async def test_a_block_for_which_there_is_no_room_is_reported_late(
     sum_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that sends the next block at once does not keep the server busy with refused blocks."""
@@ -645,7 +645,7 @@ async def test_every_row_is_counted(sum_root: Path) -> None:
         assert counts("tidegate_step_seconds_count") == 23
 
 
-async def test_a_gateway_that_does_not_read_harms_nobody(tmp_path: Path) -> None:
+async def test_a_gateway_that_does_not_read_does_not_affect_others(tmp_path: Path) -> None:
     """Its call blocks with one block in flight. Others are answered meanwhile, and it loses nothing."""
     write_model(tmp_path, wide())
     async with run_server(tmp_path, live_max=8) as server, raw_channel(server) as mine, raw_channel(server) as theirs:

@@ -114,7 +114,7 @@ async def test_a_stream_that_is_not_known_begins_at_its_first_timestep_only(sum_
         assert await one.sum(1) == 1  # without a number it may begin
 
 
-async def test_a_gap_tells_where_the_stream_is(sum_root: Path) -> None:
+async def test_a_gap_has_the_next_step(sum_root: Path) -> None:
     """In the details, for programs. Nothing is applied."""
     async with serve(sum_root) as (_, one, _):
         await one.sum(5, 1)

@@ -134,7 +134,7 @@ async def run_curl(protocol: str, *arguments: str) -> str:
     return out.decode()
 
 
-async def test_a_tool_calls_a_method_that_it_has_only_heard_of(sum_root: Path, protocol: str) -> None:
+async def test_a_tool_calls_a_method_found_by_reflection(sum_root: Path, protocol: str) -> None:
     """Another implementation of a reflection client: it encodes the request from JSON and shows the answer."""
     async with run_server(sum_root) as server:
         url = f"http://{address_of(server)}/{SERVICE}/DescribeModel"

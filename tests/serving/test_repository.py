@@ -39,7 +39,7 @@ def test_models_are_checked_side_by_side(many: Path, monkeypatch: pytest.MonkeyP
     assert len(list(load_repository(many, LIMITS, Metrics({})))) == 4
 
 
-def test_models_are_told_in_the_order_of_their_paths(
+def test_models_are_listed_in_the_order_of_their_paths(
     many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whichever is ready first."""

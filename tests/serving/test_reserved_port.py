@@ -35,7 +35,7 @@ def test_port_0_is_a_free_one_that_workers_can_share(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("share", [False, True])
-def test_a_port_where_somebody_listens_is_refused(host: str, share: bool) -> None:
+def test_a_port_in_use_is_refused(host: str, share: bool) -> None:
     """Also when the other one would share it: it would get half of the connections."""
     with listen(0, share=share) as taken:
         number = taken.getsockname()[1]
@@ -43,7 +43,7 @@ def test_a_port_where_somebody_listens_is_refused(host: str, share: bool) -> Non
             ReservedPort(host, number)
 
 
-def test_a_port_is_held_before_anybody_listens() -> None:
+def test_a_port_is_reserved_before_a_server_listens() -> None:
     """A second supervisor that starts at the same time fails, and so does a server without one."""
     port = ReservedPort("127.0.0.1", 0)
     with pytest.raises(StartFailed):

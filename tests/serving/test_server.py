@@ -67,7 +67,7 @@ async def server_with_a_stuck_call(root: Path) -> AsyncIterator[Server]:
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-async def test_health_says_serving(sum_root: Path, service: str) -> None:
+async def test_health_is_serving(sum_root: Path, service: str) -> None:
     """For the whole server and for the service by name."""
     async with run_server(sum_root) as server, raw_channel(server) as channel:
         assert await health_of(channel, service) == SERVING
@@ -127,7 +127,7 @@ async def test_reflection_describes_the_service(sum_root: Path) -> None:
         assert any(method.name == "Predict" for file in files for part in file.service for method in part.method)
 
 
-async def test_the_ready_line_says_where_everything_is(sum_root: Path) -> None:
+async def test_the_ready_line_has_all_addresses(sum_root: Path) -> None:
     """In the format for other programs."""
     async with run_server(sum_root) as server:
         assert server.ready_line == (
@@ -273,7 +273,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_stopping(
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
 
-async def test_the_client_is_told_that_the_server_stopped(sum_root: Path) -> None:
+async def test_the_client_gets_the_error_of_a_stopped_server(sum_root: Path) -> None:
     """Our client has an error for it, and the stream can be opened again elsewhere."""
     async with run_server(sum_root) as server, Client(address_of(server), reconnect_s=0) as client:
         async with client.open("a") as stream:
@@ -284,7 +284,7 @@ async def test_the_client_is_told_that_the_server_stopped(sum_root: Path) -> Non
         server.stop = _nothing  # type: ignore[method-assign] - it has stopped
 
 
-async def test_a_server_that_is_not_there_is_told_as_such(sum_root: Path) -> None:
+async def test_a_missing_server_is_reported(sum_root: Path) -> None:
     """A missing answer becomes the same error."""
     async with run_server(sum_root) as server:
         address = address_of(server)

@@ -103,7 +103,7 @@ def test_a_slot_knows_whose_it_is() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
-def test_a_row_that_nobody_has_is_at_no_timestep(taken: int) -> None:
+def test_an_unused_row_has_no_timestep(taken: int) -> None:
     """Neither before the first use nor after the release. So a row that is acquired again is seen to have changed."""
     slots = make(capacity=2)
     rows = [take(slots) for _ in range(taken)]
@@ -418,7 +418,7 @@ def test_a_model_without_state_needs_no_slab() -> None:
     assert answers_of(slots, slot, 1) == [5]
 
 
-def test_one_line_says_how_full_they_are() -> None:
+def test_the_repr_has_the_fill_levels() -> None:
     """Operators read it in logs."""
     slots = make(capacity=4)
     take(slots)

@@ -185,7 +185,7 @@ async def test_a_server_that_starts_in_the_past_forgets_nothing() -> None:
 
 
 async def test_the_time_in_which_no_server_ran_is_no_silence(world: World) -> None:
-    """After a month without a server nobody could have come. A week later, streams without use expire."""
+    """During a month without a server no client could have come. A week later, streams without use expire."""
     world.clocks.advance(30 * DAY)
     world.start()
     await world.sweep()

@@ -56,7 +56,7 @@ async def test_a_stream_that_was_never_stepped_begins_again(sum_root: Path) -> N
         assert (opened.kind, opened.next_step) == (pb.Opened.KIND_NEW, 1)
 
 
-async def test_a_lost_answer_to_must_be_new_can_be_had_again(sum_root: Path) -> None:
+async def test_a_must_be_new_open_with_a_lost_answer_can_be_repeated(sum_root: Path) -> None:
     """The same owner opens it again; any other gets the error that the stream exists."""
     must_be_new: dict[str, Any] = {"existence": pb.EXISTENCE_MUST_BE_NEW}
     async with run_server(sum_root) as server, raw_channel(server) as channel:
@@ -258,7 +258,7 @@ async def test_a_page_that_is_too_long_is_cut(sum_root: Path) -> None:
         assert [stream.stream_id for stream in page.streams] == ["a", "b", "c"]
 
 
-async def test_the_largest_request_is_told(sum_root: Path) -> None:
+async def test_the_largest_request_is_reported(sum_root: Path) -> None:
     """A client that checks it before it sends never ends its call by it."""
     async with run_server(sum_root, message_bytes_max=5000) as server, raw_channel(server) as channel:
         assert (await RawCall(channel).open("s")).message_bytes_max == 5000

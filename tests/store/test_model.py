@@ -258,7 +258,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.run(scan(self.store, tenant, "x", "x", 1)) == narrow[:1]
             expired = [head for head in heads if head.tombstone]
             held = [head for head in heads if head.holder is Holder.SELF]
-            rest = [head for head in heads if not head.tombstone and head.holder is Holder.NOBODY]
+            rest = [head for head in heads if not head.tombstone and head.holder is Holder.NONE]
             for wanted, those in (
                 (ScanFilter.EXPIRED, expired),
                 (ScanFilter.IN_MEMORY, held),

@@ -457,7 +457,7 @@ async def test_room_for_the_small_is_used(
 
 
 @pytest.fixture
-def as_nobody() -> Iterator[Callable[[], None]]:
+def as_unprivileged_user() -> Iterator[Callable[[], None]]:
     """Drops the rights of root until the test ends."""
     was = os.geteuid()
     yield lambda: os.seteuid(65534) if was == 0 else None
@@ -465,7 +465,7 @@ def as_nobody() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["empty", "with a file"])
-async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], None]) -> None:
+async def test_a_read_only_folder_is_named(begun: bool, as_unprivileged_user: Callable[[], None]) -> None:
     """Start refuses a folder that cannot be written, and names it, whether the file exists or not."""
     with tempfile.TemporaryDirectory() as name:  # the user nobody cannot even enter pytest's own folders
         folder = Path(name)
@@ -474,7 +474,7 @@ async def test_a_read_only_folder_is_named(begun: bool, as_nobody: Callable[[], 
             await store.start()
             await store.close()
         folder.chmod(0o555)
-        as_nobody()
+        as_unprivileged_user()
         try:
             text = await refusal_error(store.start())
         finally:

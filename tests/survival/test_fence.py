@@ -197,7 +197,7 @@ async def test_who_holds_a_stream_learns_that_it_was_opened_elsewhere(tmp_path: 
         assert (await old.ending()).reason == "TAKEN_OVER"
 
 
-async def test_another_server_tells_the_last_applied_timestep(tmp_path: Path, state: str) -> None:
+async def test_another_server_returns_the_last_applied_timestep(tmp_path: Path, state: str) -> None:
     """Describe, export and fork through another server see the last applied timestep, stored or not."""
     async with two_servers(tmp_path, state, checkpoint_every="30s") as (_, to_here, _, to_there):
         call = await opened_at(to_here, 1)
@@ -444,9 +444,7 @@ async def test_a_live_stream_that_is_older_in_redis_is_stored_again(tmp_path: Pa
         await step(await opened_at(to_there, 21), 21)
 
 
-async def test_of_two_owners_after_a_loss_one_is_told_that_its_state_is_lost(
-    tmp_path: Path, forgetful: RedisServer
-) -> None:
+async def test_of_two_owners_after_a_loss_one_gets_state_lost(tmp_path: Path, forgetful: RedisServer) -> None:
     """Redis restarts empty, and the stream begins again elsewhere under the same epoch: the first server does not overwrite it."""
     async with two_servers(tmp_path, forgetful.address) as (here, to_here, _, to_there):
         old = await opened_at(to_here, 1, durability=SYNC)

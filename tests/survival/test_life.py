@@ -107,7 +107,7 @@ async def test_durable_step_never_runs_ahead_of_the_store(lstm_root: Path, tmp_p
             assert seen > 0
 
 
-async def test_a_client_that_waits_is_told_what_is_durable(sum_root: Path) -> None:
+async def test_a_waiting_client_is_notified_of_durable_steps(sum_root: Path) -> None:
     """When no prediction is pending, `durable` comes by itself before half of the client's buffer is stored timesteps."""
     async with run_server(sum_root, checkpoint_every="20ms") as server, raw_channel(server) as channel:
         call = RawCall(channel)
@@ -170,7 +170,7 @@ async def forget(server: Server, client: Client, stream_id: str) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_path: Path) -> None:
+async def test_a_late_client_gets_the_error_of_a_forgotten_stream(sum_root: Path, tmp_path: Path) -> None:
     """After long silence an open is refused with the last step. Only an open with MUST_BE_NEW begins a new stream."""
     async with run_server(sum_root, state=sqlite(tmp_path), checkpoint_every="10ms", forget_after="1h") as server:
         async with Client(address_of(server), reconnect_s=0) as client, asyncio.timeout(TIMEOUT_S):
@@ -187,7 +187,7 @@ async def test_a_forgotten_stream_says_so_to_a_late_client(sum_root: Path, tmp_p
                 assert (await stream.step([5]))["sum"] == 5
 
 
-async def test_an_open_stream_that_was_forgotten_is_told_so(sum_root: Path, tmp_path: Path) -> None:
+async def test_an_open_stream_that_was_forgotten_is_reported(sum_root: Path, tmp_path: Path) -> None:
     """Its call was open but silent for too long: the next timestep is not applied to a zero state."""
     settings = {"checkpoint_every": "10ms", "park_after": "20ms", "forget_after": "1h"}
     async with run_server(sum_root, state=sqlite(tmp_path), **settings) as server, asyncio.timeout(TIMEOUT_S):
@@ -366,7 +366,7 @@ class BrokenStore:
         return await self._save(checkpoints)
 
 
-async def test_a_store_that_is_down_stops_nobody_at_first(lstm_root: Path) -> None:
+async def test_a_failed_store_has_no_effect_at_first(lstm_root: Path) -> None:
     """Predictions continue, unsaved.
 
     The lag and the failures are metrics. When the store is back, everything is saved.

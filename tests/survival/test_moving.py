@@ -98,7 +98,7 @@ async def stepped(channel: grpc.aio.Channel) -> list[RawCall]:
     return calls
 
 
-async def test_a_stream_that_is_told_to_move_is_stored(sum_root: Path, tmp_path: Path) -> None:
+async def test_a_stream_that_must_move_is_stored(sum_root: Path, tmp_path: Path) -> None:
     """`Move` comes when the store has the last answered timestep, not before. The other server continues after it."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         calls = await stepped(one)
@@ -117,7 +117,7 @@ async def test_a_stream_that_is_told_to_move_is_stored(sum_root: Path, tmp_path:
         await here.stop()
 
 
-async def test_the_streams_of_a_block_call_are_stored_before_it_is_told_to_move(sum_root: Path, tmp_path: Path) -> None:
+async def test_the_streams_of_a_block_call_are_stored_before_move(sum_root: Path, tmp_path: Path) -> None:
     """The same for thousands of streams on one call. Durable steps are reported before `Move`."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         names = [f"s{number}" for number in range(STREAMS)]
@@ -182,7 +182,7 @@ async def test_a_store_that_hangs_does_not_keep_calls(sum_root: Path, tmp_path: 
             await stopping
 
 
-async def test_a_stream_that_is_taken_over_while_its_server_stops_is_told_so(sum_root: Path, tmp_path: Path) -> None:
+async def test_a_take_over_while_the_server_stops_is_reported(sum_root: Path, tmp_path: Path) -> None:
     """Its client is not durable to move, because another client has the stream."""
     async with two_servers(sum_root, tmp_path) as (here, one, other):
         call = RawCall(one)

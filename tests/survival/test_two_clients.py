@@ -297,7 +297,7 @@ async def _unreachable(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
-def test_nobody_is_given_the_others_answer(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_no_caller_gets_the_answer_of_another(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Opens, timesteps, repeats, crashes and returns in any order: each answer belongs to the values that its client sent."""
     state = {"memory": "memory:", "sqlite": "sqlite:"}.get(kind) or request.getfixturevalue("redis_server").address
     seen: Counter[str] = Counter()

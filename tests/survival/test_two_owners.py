@@ -89,7 +89,9 @@ async def overtaken(state: str, site: Callable[..., ServerProcess], graph: bytes
 
 
 @pytest.mark.parametrize("way", [PredictClient, PredictBlocksClient])
-async def test_the_first_owner_is_told_when_it_comes_back(overtaken: Callable[..., Any], way: type[RpcClient]) -> None:
+async def test_the_first_owner_gets_an_error_when_it_comes_back(
+    overtaken: Callable[..., Any], way: type[RpcClient]
+) -> None:
     """Its open, from the timestep without an answer, is refused as TAKEN_OVER, and does not take the stream."""
     async with overtaken(way, "the first") as channel:
         with pytest.raises(Refused) as caught:
@@ -120,7 +122,7 @@ async def test_a_client_without_an_owner_is_not_given_the_others_answer(
 
 @pytest.mark.parametrize("state", ["sqlite", "redis"], indirect=True)
 @pytest.mark.parametrize("way", RPC_CLIENTS)
-async def test_a_server_that_wakes_up_answers_for_nobody_else(
+async def test_a_server_that_wakes_up_answers_only_for_its_own_streams(
     state: str, site: Callable[..., ServerProcess], graph: bytes, way: type[RpcClient]
 ) -> None:
     """A hanging server gets a timestep whose number another server has stored: it refuses it when it continues."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tidegate.training.learning.fit import Epoch
+from tidegate.training.learning.fit import Epoch, progress_line
 
 # Often enough to show progress, seldom enough not to fill a log.
 LINE_EVERY_S = 5.0
@@ -36,11 +36,7 @@ class FitProgress:
             self._move_bar(epoch, best)
         elif time.monotonic() - self.printed_s >= LINE_EVERY_S:
             self.printed_s = time.monotonic()
-            left_s = epoch.elapsed_s * (1.0 / epoch.progress - 1.0)
-            self.note(
-                f"epoch {epoch.number}: loss {epoch.loss:.4f}, score {epoch.score:.4f}, best {best.score:.4f}, "
-                f"{epoch.elapsed_s:.0f} s, at most {left_s:.0f} s left"
-            )
+            self.note(progress_line(epoch, best))
 
     def note(self, text: str) -> None:
         """Print a sentence; the bar ends, because the training is over."""

@@ -255,7 +255,7 @@ def test_a_section_goes_with_its_data(material: ReportContent, section: str, wit
     assert section not in titles(report.build(replace(material, card=told)))
 
 
-def test_the_page_says_what_the_card_says(material: ReportContent) -> None:
+def test_the_page_matches_the_card(material: ReportContent) -> None:
     """Verdict, fingerprint, hash, parameters, errors, settings, versions: each as it stands in the card."""
     told, said = material.card, words(report.build(material))
     row = told["scores"]["table"][0]
@@ -312,7 +312,7 @@ def test_the_metadata_holds_the_facts_without_the_long_and_the_fickle(material: 
     assert material.card["outcome"]["seconds"] == 7.5
 
 
-def test_the_card_tells_what_is_missing_in_each_part(
+def test_the_card_counts_missing_values_in_each_part(
     make_series: Callable[..., Series],
     exported: tuple[Network, onnx.ModelProto],
     make_facts: Callable[[int], DataFacts],
