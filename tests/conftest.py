@@ -26,7 +26,7 @@ SLOW = (
         "training/test_backtest.py",
         "training/test_long_lag.py",
     ),
-    *("training/test_matrix.py", "training/test_sources.py"),
+    *("training/test_files.py", "training/test_matrix.py", "training/test_sources.py"),
 )
 
 

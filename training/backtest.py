@@ -107,6 +107,8 @@ def backtest(
         TrainingError: another problem that the user can solve.
     """
     series = read_request(request)
+    for note in series.notes:
+        on_note(note)
     horizon = max(request.horizons) if request.task == "forecast" else 0
     share = request.validation_share / (request.train_share + request.validation_share)
     splits = rolling_splits(series, rolling, validation=share)

@@ -30,7 +30,7 @@ from tidegate.training.judging.scores import Scores
 from tidegate.training.judging.verdict import verdict
 from tidegate.training.learning.fit import Epoch, progress_line
 from tidegate.training.publishing.version import read_card
-from tidegate.training.settings import Fit, Request, Settings, Shape, Source, first_mistake
+from tidegate.training.settings import Fit, Request, Settings, Shape, Source, first_mistake, name_of
 
 # As often as on the command line.
 LINE_EVERY_S = 5.0
@@ -102,9 +102,10 @@ class Training:
 
     def _rows(self, graph: Graph, data: Any) -> tuple[Series, Spans]:
         """The series to replay, and the rows of it."""
-        source = self._record.source
+        source, words = self._record.source, self._record.facts.categories
         if data is None:
-            return read_source(source, graph.features), self._record.facts.held_out.spans
+            series = read_source(source, graph.features, words=words).select(graph.features)
+            return series, self._record.facts.held_out.spans
         if is_frame(data):
             frame = with_time_column(data)
             known = set(frame.columns)
@@ -114,10 +115,12 @@ class Training:
                 period_s=source.period,
                 group=source.group if source.group in known else None,
                 columns=graph.features,
+                options=source,
+                words=words,
             )
         else:
             other = Source(data=str(data), time=source.time, columns=tuple(graph.features))
-            series = read_source(source_like(other, read_card(self.folder)), graph.features)
+            series = read_source(source_like(other, read_card(self.folder)), graph.features, words=words)
         return series, series.spans
 
     def _frame(self, columns: dict[str, Any]) -> Any:
@@ -177,7 +180,7 @@ def _request(data: Any, options: dict[str, Any]) -> Request:
             near = get_close_matches(name, known, n=1)
             advice = f"expected {near[0]!r}" if near else "expected an option of `tidegate train`"
             raise SettingsError(f"{name}: there is no such option; {advice}")
-    model = options.get("name") or ("model" if is_frame(data) else Path(str(data)).stem)
+    model = options.get("name") or ("model" if is_frame(data) else name_of(str(data)))
     out = Path(options.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     place = str(out / f"{model}.parquet") if is_frame(data) else str(data)
     own = {name: value for name, value in options.items() if value is not None}

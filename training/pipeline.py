@@ -31,7 +31,7 @@ from tidegate.training.network.network import Network, add_monitors, without_mon
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
 from tidegate.training.publishing.version import free_version, read_card, write_version
-from tidegate.training.settings import Request, Source
+from tidegate.training.settings import Request, Source, name_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
     # Checked before the training, not after it.
     version = free_version(request.models, request.name, request.version)
     series = read_request(request)
+    for note in series.notes:
+        on_note(note)
     if begun:
         _check_same(series, begun.facts)
     else:
@@ -109,6 +111,7 @@ def publish(  # noqa: PLR0913  a version brings everything together
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
+    series = series.select(record.facts.features)
     bare, parity, replay, faulty, scores = _scored(record, network, series, name, season, on_note)
     facts = card.training_facts(record, network, parity)
     # The same graph, with its scores in the metadata, which do not change its outputs.
@@ -159,6 +162,7 @@ def _scored(
     on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[onnx.ModelProto, Parity, Replay, FaultyReplay | None, Scores]:
     """The graph after the parity gate, its replay of the held-out part, and its scores."""
+    series = series.select(record.facts.features)
     on_note("exporting, and comparing the graph with the network")
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = check_parity(network, bare)
@@ -190,16 +194,32 @@ def export_run(
         TrainingError: the run or the data cannot be used.
     """
     record, network = run.load(folder)
-    label = name or Path(record.source.data).stem
+    label = name or name_of(record.source.data)
     free = free_version(models, label, version)
     source = record.source.model_copy(update={"data": data or record.source.data})
-    series = read_source(source, record.facts.features)
+    series = read_source(source, record.facts.features, words=record.facts.categories)
     _check_same(series, record.facts)
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
-def evaluate_version(model: Path, *, data: str | None, time: str | None, season: int | None) -> Scores:
+def evaluate_version(
+    model: Path,
+    *,
+    data: str | None,
+    time: str | None,
+    season: int | None,
+    reading: dict[str, Any] | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Scores:
     """Score a version on the held-out part of its card, or on all rows of other data.
+
+    Args:
+        model: the folder of the version.
+        data: other data than that of the card.
+        time: the time column of other data.
+        season: see `evaluate`.
+        reading: how to read other data: fields of `Format`; what is not given is guessed, or as in the training.
+        on_note: called with a sentence for the user.
 
     Raises:
         ModelUnreadable: there is no model, or neither a card nor other data.
@@ -214,12 +234,16 @@ def evaluate_version(model: Path, *, data: str | None, time: str | None, season:
     if model_card is not None and "source" not in model_card:
         model_card = None  # of a network that was trained elsewhere
     if data is not None:
-        source = source_like(Source(data=data, time=time, columns=tuple(graph.features)), model_card)
+        given = {name: value for name, value in (reading or {}).items() if value is not None}
+        other = Source.model_validate({"data": data, "time": time, "columns": tuple(graph.features), **given})
+        source = source_like(other, model_card)
     elif model_card is not None:
         source = Source.model_validate(model_card["source"])
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
-    series = read_source(source, graph.features)
+    series = read_source(source, graph.features, words=_words(model_card))
+    for note in series.notes:
+        on_note(note)
     if model_card is None:
         return evaluate(graph, series, season=season)
     if model_card["data"]["sha256"] != series.sha256:
@@ -246,7 +270,7 @@ def rebuild_report(model: Path, *, data: str | None) -> str:
         raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
     source = Source.model_validate(model_card["source"])
     source = source.model_copy(update={"data": data or source.data})
-    series = read_source(source, graph.features)
+    series = read_source(source, graph.features, words=_words(model_card)).select(graph.features)
     if series.sha256 != model_card["data"]["sha256"]:
         raise ChecksumMismatch(
             f"data: {series.name} has SHA-256 {series.sha256}, expected {model_card['data']['sha256']}, on which the model was "
@@ -292,6 +316,7 @@ def _train(
 ) -> tuple[run.Run, Network]:
     """Prepare, fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
     prepared = prepare(request, series, on_note, split)
+    series = prepared.series
     facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
     if checkpointer:
         run.save_started(request.out, run.StartedRun(request=request, facts=facts))
@@ -317,6 +342,12 @@ def _train(
         request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
+
+
+def _words(model_card: dict[str, Any] | None) -> dict[str, list[str]]:
+    """The words of the categories of a model, by feature, in its order."""
+    features = model_card["features"] if model_card else []
+    return {feature["name"]: feature["categories"] for feature in features if feature.get("categories")}
 
 
 def _split_of(data: dict[str, Any]) -> Split:

@@ -17,8 +17,18 @@ from rich.console import Console
 
 from tidegate.training.cli.options import build, option, options_of
 from tidegate.training.data import datasets as catalogue
-from tidegate.training.errors import SettingsError, TrainingError
-from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source, first_mistake
+from tidegate.training.errors import SettingsError, TableErrors, TrainingError
+from tidegate.training.settings import (
+    Fit,
+    Format,
+    Request,
+    Rolling,
+    Search,
+    Shape,
+    Source,
+    first_mistake,
+    name_of,
+)
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -77,7 +87,7 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     """Search for good settings, train in full with the best ones, and write a version; the same command again continues."""
     search = build(Search, values)
     # A fixed folder, so that the same command continues the search. --minutes belong to the search.
-    model = values.get("name") or Path(values.get("data") or Source().data).stem
+    model = values.get("name") or name_of(values.get("data") or Source().data)
     request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
     if request.resume:
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
@@ -104,17 +114,20 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 
 
 @app.command()
+@options_of(Format)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
     data: Annotated[str | None, option("data", "Other data than that of the card; all of its rows are scored.")] = None,
     time: Annotated[str | None, option("time", "The time column; detected if there is only one.")] = None,
     season: Season = None,
     json_file: Json = None,
+    **values: Any,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
     from tidegate.training.pipeline import evaluate_version
 
-    _report(evaluate_version(model, data=data, time=time, season=season), json_file, model=model)
+    scores = evaluate_version(model, data=data, time=time, season=season, reading=values, on_note=_note)
+    _report(scores, json_file, model=model)
 
 
 @app.command()
@@ -180,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = app(args=argv, prog_name="tidegate", standalone_mode=False)
     except TrainingError as error:
-        _fail(str(error))
+        _fail(str(error), several=isinstance(error, TableErrors))
     except ValidationError as error:
         _fail(first_mistake(error))
     except typer.TyperException as error:
@@ -193,15 +206,16 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(code)
 
 
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+def _fail(message: str, *, several: bool = False) -> NoReturn:
+    for line in message.splitlines() if several else [message]:
+        sys.stderr.write(f"error: {' '.join(line.split())}\n")
     raise SystemExit(EXIT_USAGE) from None
 
 
 def _request(values: dict[str, Any]) -> Request:
     """The request of the options, with default names."""
     source = build(Source, values)
-    model = values.get("name") or Path(source.data).stem
+    model = values.get("name") or name_of(source.data)
     out = values.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     parts = {"source": source, "shape": build(Shape, values), "fit": build(Fit, values)}
     return build(Request, values, **parts, name=model, out=out)
@@ -249,6 +263,10 @@ def _show(table: Any) -> None:
 def _write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def _print(line: str) -> None:

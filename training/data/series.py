@@ -4,7 +4,7 @@ This module knows no files, no network and no torch. A missing value is NaN from
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -58,6 +58,9 @@ class Series:
         labels: (time,) an index of `classes`, `UNLABELLED` if unknown; None without a label column.
         classes: the names of the labels.
         group_column, label_column: their names in the table; empty if there are none.
+        categories: the words of a feature that was text, by its name; a value is the place of its word.
+        notes: what was understood of the table and done to it, as sentences for the user.
+        timezone: "UTC" if the table told an offset or a zone; empty if its times are of an unknown clock.
     """
 
     name: str
@@ -72,6 +75,9 @@ class Series:
     classes: tuple[str, ...] = ()
     group_column: str = ""
     label_column: str = ""
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    timezone: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -91,6 +97,18 @@ class Series:
                     f"{self.name}: {name!r} is the {what} column, expected a feature; there are: {known}"
                 )
         raise MissingColumn(f"{self.name}: no column {name!r}; there are: {known}")
+
+    def select(self, names: Sequence[str]) -> "Series":
+        """The series with these features, in this order.
+
+        Raises:
+            MissingColumn: it has no such feature.
+        """
+        if tuple(names) == self.names:
+            return self
+        places = [self.column(name) for name in names]
+        units = tuple(self.units[place] for place in places)
+        return replace(self, names=tuple(names), units=units, values=np.ascontiguousarray(self.values[:, places]))
 
     @property
     def spans(self) -> Spans:

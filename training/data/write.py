@@ -39,7 +39,7 @@ def write_parquet(frame: Any, path: Path) -> None:
     table = table_of_frame(frame, path.name)
     try:
         with pa.parquet.ParquetWriter(path, pa.schema(list(table.types.items()))) as writer:
-            for batch in table.blocks(list(table.types), ()):
+            for batch in table.blocks(list(table.types)):
                 writer.write_batch(batch)
     except pa.ArrowException as error:
         raise UnreadableTable(f"{path.name}: not a readable table: {str(error).splitlines()[0]}") from error

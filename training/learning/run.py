@@ -71,6 +71,8 @@ class DataFacts(Settings):
     training: Part
     validation: Part
     held_out: Part
+    # The words of a feature that was text, by its name.
+    categories: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, series: Series, split: Split, scaler: Scaler) -> Self:
@@ -88,6 +90,7 @@ class DataFacts(Settings):
             training=Part.of(series, split.train),
             validation=Part.of(series, split.validation),
             held_out=Part.of(series, split.test),
+            categories=series.categories,
         )
 
     @property

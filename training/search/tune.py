@@ -88,6 +88,8 @@ def tune(request: Request, search: Search, callbacks: Callbacks) -> Outcome:
     space = read_space(search.search, grid=search.sampler == "grid")
     apply_values(request, {name: _first_value(values) for name, values in space.items()})
     series = read_request(request)
+    for note in series.notes:
+        callbacks.on_note(note)
     prepared = prepare(request, series, callbacks.on_note)
     request.out.mkdir(parents=True, exist_ok=True)
     with _Worker(request, search, space, series) as worker:
