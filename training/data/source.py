@@ -20,7 +20,7 @@ def read_request(request: Request) -> Series:
         TrainingError: see `read_source` and `derived_features`.
     """
     derived = derived_features(request.source, request.task, request.horizons)
-    return read_source(request.source, derived, keep=(*request.target, *request.source.known))
+    return read_source(request.source, derived, keep=request.target)
 
 
 def read_source(
@@ -53,7 +53,7 @@ def read_source(
         label=source.label,
         columns=source.columns,
         exclude=source.exclude,
-        keep=(*keep, *(name for name in names if not features.is_derived(name))),
+        keep=(*keep, *source.known, *(name for name in names if not features.is_derived(name))),
         derived=[name for name in names if features.is_derived(name)],
     )
     if known is None:
