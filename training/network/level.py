@@ -4,6 +4,7 @@ A network that sees values as they are learns that a level means something, and 
 learned from. A sensor that drifts or was moved has such a level.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,12 +41,11 @@ class Level(nn.Module):
         self.rate = 1.0 / steps
         self.register_buffer("spread", torch.ones(features))
         # What each value of a block counts for at each of its timesteps, and what the sums before the block do.
-        steps = torch.arange(BLOCK, dtype=torch.float64)
-        back = (steps.unsqueeze(1) - steps).clamp(min=0.0)
-        kernel = (self.rate * torch.pow(1.0 - self.rate, back)).tril()
-        self.register_buffer("kernel", kernel.float(), persistent=False)
-        decay = torch.pow(1.0 - self.rate, steps + 1.0)
-        self.register_buffer("decay", decay.float().view(-1, 1, 1), persistent=False)
+        ages = np.arange(BLOCK)
+        decay = (1.0 - self.rate) ** (ages + 1)
+        kernel = np.tril(self.rate * (1.0 - self.rate) ** np.maximum(ages[:, None] - ages, 0))
+        self.register_buffer("kernel", torch.from_numpy(kernel.astype(np.float32)), persistent=False)
+        self.register_buffer("decay", torch.from_numpy(decay.astype(np.float32)).view(-1, 1, 1), persistent=False)
 
     def initial_state(self, batch: int) -> State:
         """The state of streams that have not seen a timestep."""

@@ -49,7 +49,7 @@ def test_a_harmful_correction_is_taken_back(network: Network, given: tuple[Serie
     assert correction is not None
     assert not network.head.kept.any()
     assert correction.gain == pytest.approx(0, abs=1e-6)
-    np.testing.assert_array_equal(correction.linear, correction.corrected)
+    np.testing.assert_allclose(correction.linear, correction.corrected, rtol=1e-6)
 
 
 def test_a_useful_correction_is_kept(network: Network, given: tuple[Series, Split, Given]) -> None:
