@@ -361,7 +361,7 @@ def _train(
         facts=facts,
         architecture=given.architecture,
         fit=request.fit,
-        outcome=run.outcome(result),
+        outcome=run.outcome(result, correction),
         request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
