@@ -72,6 +72,11 @@ class NormalEquations:
         """The moments with the truth less one column of the design."""
         return NormalEquations(self.x, self.y - self.x[column], self.xx, self.xy - self.xx[:, [column]])
 
+    def through_zero(self) -> "NormalEquations":
+        """The moments of a line without an intercept."""
+        xx, xy = self.xx + np.outer(self.x, self.x), self.xy + np.outer(self.x, self.y)
+        return NormalEquations(np.zeros_like(self.x), np.zeros_like(self.y), xx, xy)
+
     def solve(self, columns: Ints) -> tuple[Doubles, Doubles]:
         """Weights (columns, shrinkages, outputs) and intercepts (shrinkages, outputs) of the line over some columns."""
         values, vectors = np.linalg.eigh(self.xx[np.ix_(columns, columns)])

@@ -48,7 +48,8 @@ JUDGED_ROWS = 2048
 # Candidates are also fitted on this first share of the training part and judged on the rest of it. One validation part
 # alone is often too short to tell whether a series returns to its mean or drifts.
 EARLY_SHARE = 0.6
-KINDS = 3  # of lines, see `Ridge`
+KINDS = 4  # of lines, see `Ridge`
+LEVELLED = 2  # from this kind on a line knows the level
 # A kind of line that knows more must be better by so much.
 BETTER = 0.99
 CLASSIFIER_LAGS = (1, 8, 25)
@@ -74,9 +75,9 @@ class Line:
 class Ridge:
     """Direct ridge autoregression: a regression for each target and horizon.
 
-    There are three kinds. The first knows the past of the target less its present value, and forecasts the change: it
-    holds at every level. The second knows the level too, and the third all features; their penalty draws them to a
-    constant.
+    There are four kinds. The first knows the past of the target less its present value, and forecasts the change: it holds
+    at every level. The second has an intercept as well, so it may go on with a trend. The third knows the level too, and the
+    fourth all features; their penalty draws them to a constant.
 
     It minimises squared errors, but is also scored by absolute ones. So the median of its errors on the training part is
     added; without it, on a spiky target, it would be worse than a constant.
@@ -248,12 +249,12 @@ def _mean_line(lines: list[Line]) -> Line:
 
 @dataclass(frozen=True)
 class _Fits:
-    """All candidates, fitted on one part and judged on another: each with its lags, its columns, and whether it forecasts a change."""
+    """All candidates, fitted on one part and judged on another: each with its lags, its columns, and its kind."""
 
     target: int
     features: int
     others: Sequence[int]
-    candidates: list[tuple[int, Ints, bool]]
+    candidates: list[tuple[int, Ints, int]]
     solutions: list[tuple[Doubles, Doubles]]  # weights (columns, penalties, outputs), intercepts (penalties, outputs)
     errors: Doubles  # (candidates, penalties, outputs)
 
@@ -272,31 +273,34 @@ class _Fits:
         changes = moments.less(own)
         everything = longest + np.arange(len(others))
         candidates = [
-            (count, np.concatenate([np.arange(count - 1), level]).astype(np.int64), not len(level))
+            (count, np.concatenate([np.arange(count - 1), level]).astype(np.int64), kind)
             for count in lags
-            for level in (np.empty(0), np.array([own]), everything)
+            for kind, level in enumerate((np.empty(0), np.empty(0), np.array([own]), everything))
         ]
         samples = [
             (inputs.centred(rows, target, lags[-1], others), truth) for rows, truth in map(_sample, (train, judged))
         ]
         solutions, errors = [], []
-        for _, columns, change in candidates:
-            weights, intercepts = (changes if change else moments).solve(columns)
+        for _, columns, kind in candidates:
+            change = kind < LEVELLED
+            weights, intercepts = (changes.through_zero() if kind == 0 else changes if change else moments).solve(
+                columns
+            )
             fitted, missed = (
                 (truth - design[:, [own]] * change)[:, None] - np.tensordot(design[:, columns], weights, 1) - intercepts
                 for design, truth in samples
             )
-            offset = np.nanmedian(fitted, axis=0)
+            offset = np.nanmedian(fitted, axis=0) * (kind > 0)
             solutions.append((weights, intercepts + offset))
             errors.append(np.nanmean(np.abs(missed - offset), axis=0))
         return cls(target, inputs.values.shape[1], others, candidates, solutions, np.array(errors))
 
     def line(self, candidate: int, penalty: int, output: int) -> Line:
         """One line."""
-        lags, _, change = self.candidates[candidate]
+        lags, _, kind = self.candidates[candidate]
         weights, intercepts = self.solutions[candidate]
         features = np.zeros(self.features)
-        if not change:
+        if kind >= LEVELLED:
             level = weights[lags - 1 :, penalty, output]
             features[self.others if len(level) > 1 else [self.target]] = level
             features[self.target] -= 1.0

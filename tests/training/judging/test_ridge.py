@@ -22,13 +22,13 @@ def split() -> Split:
     return Split(((0, 400),), ((400, 500),), ((500, 600),))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_a_line_is_that_of_another_library(
     make_series: Callable[..., Series], split: Split, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
-    """On the training rows, with their median error added; with the past alone, with the level, and with all features."""
+    """On the training rows, with their median error added; through zero, with the past alone, with the level, and with all features."""
     penalty = 3
-    monkeypatch.setattr(ridge, "_choose", lambda errors: [(errors.shape[1] - 3 + kind, penalty)])
+    monkeypatch.setattr(ridge, "_choose", lambda errors: [(errors.shape[1] - ridge.KINDS + kind, penalty)])
     series = make_series(600)
     fitted = fit_ridge(series, split, [1], [3], season=24)
     assert fitted is not None
@@ -40,21 +40,21 @@ def test_a_line_is_that_of_another_library(
     def design(first: int, end: int) -> np.ndarray:
         now = scaled[first:end, [1]]
         own = [scaled[np.maximum(np.arange(first, end) - lag, 0), 1] for lag in range(1, line.lags)]
-        return np.concatenate([np.stack(own, axis=1) - now, *[[], [now], [scaled[first:end]]][kind]], axis=1)
+        return np.concatenate([np.stack(own, axis=1) - now, *[[], [], [now], [scaled[first:end]]][kind]], axis=1)
 
     def base(first: int, end: int) -> np.ndarray:
-        return scaled[first:end, 1] if kind == 0 else np.zeros(end - first)
+        return scaled[first:end, 1] if kind < 2 else np.zeros(end - first)
 
     truth = scaled[3:400, 1] - base(0, 397)
-    oracle = Oracle(alpha=PENALTIES[penalty] * 397, solver="svd").fit(design(0, 397), truth)
-    shift = np.median(truth - oracle.predict(design(0, 397)))
+    oracle = Oracle(alpha=PENALTIES[penalty] * 397, solver="svd", fit_intercept=kind > 0).fit(design(0, 397), truth)
+    shift = np.median(truth - oracle.predict(design(0, 397))) if kind else 0.0
     wanted = (oracle.predict(design(500, 600)) + base(500, 600) + shift) * scaler.std[1] + scaler.mean[1]
     np.testing.assert_allclose(fitted.forecast(series, split.test)[:, 0, 0], wanted, rtol=1e-4)
 
 
 def test_a_kind_that_knows_more_must_be_better_in_every_fold() -> None:
     """Better in both replaces, better on the mean alone joins, and worse is left out."""
-    errors = np.full((2, 3, 1), 1.0)  # (folds, kinds, penalties)
+    errors = np.full((2, ridge.KINDS, 1), 1.0)  # (folds, kinds, penalties)
     errors[:, 1] = 0.8
     assert ridge._choose(errors) == [(1, 0)]
     errors[:, 1, 0] = 0.5, 1.1
