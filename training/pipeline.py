@@ -26,7 +26,7 @@ from tidegate.training.judging.verdict import verdict
 from tidegate.training.learning import run
 from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
-from tidegate.training.learning.choice import after_trials, choose_level
+from tidegate.training.learning.choice import after_trials, choose_level, needs_trials
 from tidegate.training.learning.correction import Correction, settle
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
 from tidegate.training.learning.links import Given, prepare_links
@@ -335,7 +335,7 @@ def _train(
     if checkpointer:
         run.save_started(request.out, started.model_copy(update={"architecture": given.architecture}))
     bare = replace(given, architecture=without_monitors(given.architecture))
-    tried = prepared.architecture.level == "auto" and not chosen
+    tried = prepared.architecture.level == "auto" and not chosen and needs_trials(given)
     settings = after_trials(request.fit) if tried else request.fit
     result = fit(
         series,

@@ -92,6 +92,12 @@ class Ridge:
     mean: Floats
     std: Floats
 
+    @property
+    def level_share(self) -> float:
+        """The share of the lines with the most lags that know a level."""
+        lines = [line for target in self.lines[-1] for line in target]
+        return sum(bool(line.features.any()) for line in lines) / len(lines)
+
     def weights(self) -> tuple[Doubles, Doubles, Doubles]:
         """Window (lags, targets, most lags - 1, horizons), features (lags, targets, features, horizons) and intercepts (lags, targets, horizons)."""
         window, features = (

@@ -1,4 +1,8 @@
-"""Whether the layers see values relative to a running level: the choice by the validation part, from two short trainings."""
+"""Whether the layers see values relative to a running level: the choice by the validation part, from two short trainings.
+
+Where the regression of the linear link does best without a level there is nothing to try: a level that misleads it on one of
+its folds misleads the network too, and a validation part alone is often too short to show it.
+"""
 
 from dataclasses import replace
 
@@ -16,6 +20,15 @@ TRIAL_SHARE = 0.1
 # Without a level the score must be better by so much: a level costs little on a series that keeps its own, and saves much on
 # one that does not, which a validation part is often too short to show.
 BETTER = 0.995
+
+
+# The share of the lines of the regression that must know a level.
+LEVEL_SHARE = 0.5
+
+
+def needs_trials(given: Given) -> bool:
+    """Whether the choice is open."""
+    return given.ridge is None or given.ridge.level_share >= LEVEL_SHARE
 
 
 def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, settings: Fit) -> Given:
@@ -38,6 +51,8 @@ def choose_level(series: Series, split: Split, scaler: Scaler, given: Given, set
     for level in ("on", "off"):
         own = replace(given, architecture=given.architecture.model_copy(update={"level": level}))
         own = prepare_links(series, split, scaler, own.architecture, ridge=own.ridge)
+        if not needs_trials(given):
+            return own
         result = fit(series, split, scaler, own.architecture, trial, given=own)
         if result.stopped == "interrupted":
             raise KeyboardInterrupt

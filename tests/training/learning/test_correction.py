@@ -103,9 +103,26 @@ def test_a_level_is_left_out_only_if_that_is_clearly_better(
 
     monkeypatch.setattr(choice, "fit", scored)
     monkeypatch.setattr(choice, "TRIAL_EPOCHS", 1)
+    monkeypatch.setattr(choice, "LEVEL_SHARE", 0.0)
     chosen = choose_level(series, split, fit_scaler(series, split.train), own, QUICK)
     assert chosen.architecture.level == level
     assert (chosen.architecture.level_steps is None) == (level == "off")
+
+
+def test_where_the_regression_has_no_level_the_network_has_none(
+    given: tuple[Series, Split, Given], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing is tried."""
+    series, split, own = given
+    assert own.ridge is not None
+    lines = tuple(
+        tuple(tuple(replace(line, features=0 * line.features) for line in target) for target in lag)
+        for lag in own.ridge.lines
+    )
+    level_free = replace(own, ridge=replace(own.ridge, lines=lines))
+    monkeypatch.setattr(choice, "fit", None)
+    chosen = choose_level(series, split, fit_scaler(series, split.train), level_free, QUICK)
+    assert chosen.architecture.level_steps is not None
 
 
 def test_trials_and_training_share_a_time_limit() -> None:
