@@ -1,6 +1,7 @@
 """The source of a series: a named data set or a file, with the roles of its columns and the derived features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ def read_request(request: Request) -> Series:
         TrainingError: see `read_source` and `derived_features`.
     """
     derived = derived_features(request.source, request.task, request.horizons)
-    return read_source(request.source, derived, keep=(*request.target, *request.source.known))
+    return read_source(request.source, derived, keep=request.target)
 
 
 def read_source(
@@ -52,13 +53,14 @@ def read_source(
         label=source.label,
         columns=source.columns,
         exclude=source.exclude,
-        keep=(*keep, *(name for name in names if not features.is_derived(name))),
+        keep=(*keep, *source.known, *(name for name in names if not features.is_derived(name))),
         derived=[name for name in names if features.is_derived(name)],
     )
     if known is None:
         return read(path, options=source, words=words, **columns)
     path = datasets.fetch(source.data)
-    return read(path, name=known.name, units=known.units, options=source, words=words, **columns)
+    series = read(path, name=known.name, units=known.units, options=source, words=words, **columns)
+    return replace(series, notes=())  # nothing of it had to be guessed
 
 
 def is_table(data: str) -> bool:
