@@ -69,7 +69,7 @@ class Format(Settings):
     """How a table is to be read. Each field overrules a guess; None lets the reader guess."""
 
     delimiter: str | None = Field(default=None, description="Between columns of a text file: , ; | tab or space.")
-    decimal: Literal[".", ","] | None = Field(default=None, description="The decimal separator of numbers.")
+    decimal: Literal[".", ","] | None = Field(default=None, description="The decimal separator of numbers: . or ,")
     thousands: str | None = Field(
         default=None,
         description="What groups thousands in numbers: , . ' space or none; the decimal is the other sign.",

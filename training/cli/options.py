@@ -31,7 +31,7 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command)
-        fields = {name: field for each in settings for name, field in each.model_fields.items() if field.description}
+        fields = {name: field for each in settings for name, field in _own_first(each).items() if field.description}
         added = [
             inspect.Parameter(
                 name,
@@ -66,6 +66,12 @@ def build(settings_class: type[SettingsT], values: dict[str, Any], **more: Any) 
     """
     given = {name: values[name] for name in settings_class.model_fields if values.get(name) is not None}
     return settings_class.model_validate(given | more)
+
+
+def _own_first(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a class before those that it inherits: the help begins with what is asked for most."""
+    own = settings.__annotations__
+    return dict(sorted(settings.model_fields.items(), key=lambda item: item[0] not in own))
 
 
 def _cli_type(field: FieldInfo) -> Any:
