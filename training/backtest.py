@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tidegate.training.data.overview import overview
+from tidegate.training.data.prepare import check_scorable
 from tidegate.training.data.series import Series, Spans, count_rows, iso
 from tidegate.training.data.source import read_request
 from tidegate.training.data.split import Split, check_parts
@@ -110,8 +112,11 @@ def backtest(
     horizon = max(request.horizons) if request.task == "forecast" else 0
     share = request.validation_share / (request.train_share + request.validation_share)
     splits = rolling_splits(series, rolling, validation=share)
+    for line in overview(series):
+        on_note(line)
     for split in splits:  # checked before the training, not after it
         check_parts(series, split, horizon)
+        check_scorable(request, series, split)
     folds = []
     for number, split in enumerate(splits, 1):
         origin = iso(min(series.times[first] for first, _ in split.test))

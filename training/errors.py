@@ -18,6 +18,7 @@
     │   ├── EmptyColumn            a column without a value to train on
     │   ├── InfiniteValue          a value beyond the range of float32
     │   ├── ConstantTarget         a target that never changes
+    │   ├── PeriodMismatch         rows that are not as far apart as those of the training
     │   └── SeriesTooShort         too few rows for the split and the horizons
     ├── RunError                 a run folder that is missing or incomplete
     ├── Diverged                 training ended in NaN
@@ -100,6 +101,10 @@ class InfiniteValue(TableError):
 
 class ConstantTarget(TableError):
     """The target never changes, so there is nothing to forecast."""
+
+
+class PeriodMismatch(TableError):
+    """The rows are not as far apart as those that the model was trained on."""
 
 
 class SeriesTooShort(TableError):

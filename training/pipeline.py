@@ -4,16 +4,18 @@ This module prints nothing and knows no command line.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from tidegate.training.data.learned import learned_rows
+from tidegate.training.data.overview import overview
 from tidegate.training.data.prepare import prepare
-from tidegate.training.data.series import Series
-from tidegate.training.data.source import read_request, read_source, source_like
+from tidegate.training.data.series import Series, check_period
+from tidegate.training.data.source import read_request, read_source, source_like, source_of
 from tidegate.training.data.split import Split
 from tidegate.training.data.write import write_csv
 from tidegate.training.errors import ChecksumMismatch, ModelUnreadable, RunError
@@ -181,8 +183,26 @@ def export_run(
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
 
-def evaluate_version(model: Path, *, data: str | None, time: str | None, season: int | None) -> Scores:
-    """Score a version on the held-out part of its card, or on all rows of other data.
+def evaluate_version(
+    model: Path,
+    *,
+    data: str | None,
+    time: str | None,
+    season: int | None,
+    all_rows: bool = False,
+    on_note: Callable[[str], None] = lambda _note: None,
+) -> Scores:
+    """Score a version on the held-out part of its card, or on other data.
+
+    Of other data the rows are left out that lie in the time that the model has learned from.
+
+    Args:
+        model: the folder of the version, or its graph.
+        data: other data than that of the card.
+        time: the time column of other data.
+        season: see `evaluate`.
+        all_rows: score all rows of other data: they are of another source.
+        on_note: called with a sentence for the user.
 
     Raises:
         ModelUnreadable: there is no model, or neither a card nor other data.
@@ -193,16 +213,27 @@ def evaluate_version(model: Path, *, data: str | None, time: str | None, season:
     if data is not None:
         source = source_like(Source(data=data, time=time, columns=tuple(graph.features)), model_card)
     elif model_card is not None:
-        source = Source.model_validate(model_card["source"])
+        source = source_of(model_card)
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
     series = read_source(source, graph.features)
+    for line in overview(series):
+        on_note(line)
+    check_period(series, graph.description["period_s"])
     if model_card is None:
         return evaluate(graph, series, season=season)
-    if model_card["data"]["sha256"] != series.sha256:
-        return evaluate(graph, series, season=season, scales=model_card["scores"].get("mase_scale"))
-    # Only the held-out rows are scored; the baselines are fitted on the training rows of the model.
-    return evaluate(graph, series, season=season, split=_split_of(model_card["data"]))
+    if model_card["data"]["sha256"] == series.sha256:
+        # Only the held-out rows are scored; the baselines are fitted on the training rows of the model.
+        return evaluate(graph, series, season=season, split=_split_of(model_card["data"]))
+    scales = model_card["scores"].get("mase_scale")
+    if all_rows:
+        return evaluate(graph, series, season=season, scales=scales)
+    learned = learned_rows(series, model_card["data"])
+    if learned.complete:
+        scores = evaluate(graph, series, season=season, split=learned.split)
+    else:
+        scores = evaluate(graph, series, learned.split.test, season=season, scales=scales)
+    return replace(scores, left_out=learned.rows)
 
 
 def rebuild_report(model: Path, *, data: str | None) -> str:
@@ -221,7 +252,7 @@ def rebuild_report(model: Path, *, data: str | None) -> str:
     model_card = read_card(model)
     if model_card is None or "history" not in model_card:
         raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
-    source = Source.model_validate(model_card["source"])
+    source = source_of(model_card)
     source = source.model_copy(update={"data": data or source.data})
     series = read_source(source, graph.features)
     if series.sha256 != model_card["data"]["sha256"]:

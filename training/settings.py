@@ -12,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 # The name of a model is a folder, and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
+# Half of the timesteps that a gradient reaches back by default: the network has learned to hold a value for so long.
+FILL_GAPS = 12
+
 Steps = Annotated[int, Field(ge=1)]
 Link = Literal["last", "season", "features"]
 
@@ -27,7 +30,18 @@ def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
     return numbers
 
 
+def _pairs(value: Any) -> Any:
+    """The pairs of a text like `a=b,c=d`."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition("=") for part in _split(value)]
+    if not all(name.strip() and unit.strip() for name, _, unit in parts):
+        raise ValueError("NAME=TEXT, separated by commas")
+    return {name.strip(): unit.strip() for name, _, unit in parts}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Calendar = Annotated[tuple[Literal["day", "week", "year"], ...], BeforeValidator(_split)]
 Links = Annotated[tuple[Link, ...], BeforeValidator(_split)]
 Horizons = Annotated[tuple[Steps, ...], Field(min_length=1), BeforeValidator(_split), AfterValidator(_rising)]
@@ -62,6 +76,14 @@ class Source(Settings):
     )
     calendar: Calendar = Field(
         default=(), description="Add sine and cosine of the time of day, week or year; separated by commas."
+    )
+    units: Pairs = Field(
+        default={}, description="The units of columns, as 'temp=°C,load=kW'; the report and every client show them."
+    )
+    fill_gaps: int = Field(
+        default=FILL_GAPS,
+        ge=0,
+        description="A gap of at most so many rows in a regular series becomes missing values; a longer one cuts. 0: never.",
     )
     elapsed: bool = Field(
         default=False, description="Add the seconds since the last timestep; a gap then resets the state."

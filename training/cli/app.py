@@ -106,15 +106,19 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
-    data: Annotated[str | None, option("data", "Other data than that of the card; all of its rows are scored.")] = None,
-    time: Annotated[str | None, option("time", "The time column; detected if there is only one.")] = None,
+    data: Annotated[str | None, option("data", "Other data than that of the card.")] = None,
+    time: Annotated[str | None, option("time", "The time column; that of the card, or the only one.")] = None,
     season: Season = None,
     json_file: Json = None,
+    all_rows: Annotated[
+        bool, option("all-rows", "Score rows at times that the model has learned from too: they are of another source.")
+    ] = False,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
     from tidegate.training.pipeline import evaluate_version
 
-    _report(evaluate_version(model, data=data, time=time, season=season), json_file, model=model)
+    scores = evaluate_version(model, data=data, time=time, season=season, all_rows=all_rows, on_note=_note)
+    _report(scores, json_file, model=model)
 
 
 @app.command()
@@ -255,6 +259,10 @@ def _show(table: Any) -> None:
 def _write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def _print(line: str) -> None:

@@ -86,6 +86,7 @@ def _forecast_tables(scores: Scores) -> list[Table]:
             *_place(score), *(_cell(error) for error in (score.model, *baselines)), f"{100 * score.skill:.1f} %"
         )
     columns = {
+        "scored": [percent(score.count / max(scores.rows, 1)) for score in scores.table],
         "RMSE": [_number(score.model.rmse) for score in scores.table],
         "MASE": [_number(score.model.mase) for score in scores.table],
         "pinball": [_number(score.model.pinball) for score in scores.table],
@@ -97,7 +98,7 @@ def _forecast_tables(scores: Scores) -> list[Table]:
     }
     shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
     more = _board(
-        "other errors of the model; coverage of its quantiles and of its calibrated interval",
+        "share of the timesteps that is scored; other errors of the model; coverage of its quantiles and of its interval",
         ("target", "ahead"),
         (*shown,),
     )
@@ -114,7 +115,7 @@ def _class_tables(scores: Scores) -> list[Table]:
     errors = _board(
         f"{scores.data}: {part.count} labelled timesteps of {part.recordings} recordings, {scores.start} to {scores.end}",
         ("",),
-        ("accuracy", "by recording", "macro F1", "cross-entropy", "perplexity"),
+        ("accuracy", "recordings", "macro F1", "cross-entropy", "perplexity"),
     )
     for name, error in {"model": part.model, **part.baselines}.items():
         errors.add_row(

@@ -23,6 +23,7 @@ class Columns(TypedDict, total=False):
             if `features` knows it.
         exclude: columns to leave out.
         derived: features to derive, unless the table has them.
+        fill_gaps: gaps of a regular series of up to so many rows become missing values.
     """
 
     time: str | None
@@ -33,6 +34,7 @@ class Columns(TypedDict, total=False):
     columns: Sequence[str]
     exclude: Sequence[str]
     derived: Sequence[str]
+    fill_gaps: int
 
 
 def role_columns(table: Table, columns: Columns) -> dict[str, str]:

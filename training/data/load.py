@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tidegate.training.data import features
 from tidegate.training.data.columns import Columns, feature_columns, role_columns, time_column
+from tidegate.training.data.gaps import fill_gaps
 from tidegate.training.data.parse import Codes, codes_of, numbers_of, times_of
 from tidegate.training.data.series import UNLABELLED, Floats, Group, Ints, Series, Times, group_steps_s, iso
 from tidegate.training.data.table import Table, columns_of, open_table, table_of_arrays, table_of_frame
@@ -114,7 +115,8 @@ def _build_series(table: Table, columns: Columns, units: dict[str, str]) -> Seri
         group_column=roles.get("group", ""),
         label_column=roles.get("label", ""),
     )
-    return features.add_derived(series, derived)
+    # Before the derived features, which depend on the times and on the rows that follow.
+    return features.add_derived(fill_gaps(series, columns.get("fill_gaps", 0)), derived)
 
 
 def _sort_by_group(arrays: "_TableArrays", columns: Columns) -> tuple[Group, ...]:

@@ -45,10 +45,16 @@ def read_source(source: Source, names: Sequence[str] = ()) -> Series:
         columns=source.columns,
         exclude=source.exclude,
         derived=[name for name in names if features.is_derived(name)],
+        # With the time since the last timestep the network is told of every gap, and resets its state by itself.
+        fill_gaps=0 if features.ELAPSED in names else source.fill_gaps,
     )
     if known is None:
-        return read(path, **columns)
-    return read(datasets.fetch(source.data), name=known.name, units=known.units, **columns)
+        series = read(path, units=source.units, **columns)
+    else:
+        series = read(datasets.fetch(source.data), name=known.name, units=known.units | source.units, **columns)
+    for name in source.units:
+        series.column(name)  # a name that does not exist is a mistake
+    return series
 
 
 def derived_features(source: Source, task: Literal["forecast", "classify"], horizons: Sequence[int]) -> list[str]:
@@ -79,12 +85,22 @@ def source_like(source: Source, card: dict[str, Any] | None) -> Source:
     """Other data for a model: group and label are the columns of the model's own data, if the other data has them."""
     if card is None or source.data in datasets.DATASETS:
         return source
-    original = _with_dataset_defaults(Source.model_validate(card["source"]))
+    original = _with_dataset_defaults(source_of(card))
     columns = column_names(Path(source.data))
-    return source.model_copy(
+    roles = {role: getattr(original, role) for role in ("time", "group", "label")}
+    kept = {role: column if column in columns else None for role, column in roles.items()}
+    return original.model_copy(
         update={
-            "period": original.period,
-            "group": original.group if original.group in columns else None,
-            "label": original.label if original.label in columns else None,
+            "data": source.data,
+            "columns": source.columns,
+            **kept,
+            "time": source.time or kept["time"],
+            # The features are those of the model, and every row is to be scored.
+            "exclude": (), "known": (), "calendar": (), "split_by": None, "units": {},
         }
     )
+
+
+def source_of(card: dict[str, Any]) -> Source:
+    """The source in a card. A model from before gaps were filled was trained without that."""
+    return Source.model_validate({"fill_gaps": 0} | card["source"])

@@ -1,7 +1,6 @@
 """`Series` -> CSV."""
 
 import math
-from bisect import bisect_right
 from pathlib import Path
 
 from tidegate.training.data.series import UNLABELLED, Series, Spans, iso
@@ -28,8 +27,7 @@ def _group_and_label(series: Series, row: int) -> list[str]:
     """The cells of group and label of a row, if there are such columns."""
     cells = []
     if series.groups:
-        place = bisect_right(series.groups, row, key=lambda group: group.first) - 1
-        cells.append(_quoted(series.groups[place].name))
+        cells.append(_quoted(series.group_at(row).name))
     if series.labels is not None:
         label = series.labels[row]
         cells.append("" if label == UNLABELLED else _quoted(series.classes[label]))

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
+from tidegate.training.data.gaps import Absence, absence
 from tidegate.training.data.scaler import Scaler
 from tidegate.training.data.series import Floats, Series, Spans, count_rows, iso
 from tidegate.training.data.split import Split
@@ -32,17 +33,24 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class Part(Settings):
-    """One part of a split: its rows, their earliest and latest time, and the values of the column to split by, if any."""
+    """One part of a split: its rows, their earliest and latest time, and the values of the column to split by, if any.
+
+    Of a table with groups `groups`, `starts` and `ends` have the name and the times of each span.
+    """
 
     spans: Spans
     rows: int
     start: str
     end: str
     wholes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, series: Series, spans: Spans) -> Self:
         """Describe a part."""
+        names = [series.group_at(first).name for first, _ in spans] if series.groups else []
         return cls(
             spans=spans,
             rows=count_rows(spans),
@@ -53,6 +61,9 @@ class Part(Settings):
                     group.split_key for group in series.groups if group.split_key and (group.first, group.end) in spans
                 )
             ),
+            groups=tuple(names),
+            starts=tuple(iso(series.times[first]) for first, _ in spans) if names else (),
+            ends=tuple(iso(series.times[end - 1]) for _, end in spans) if names else (),
         )
 
 
@@ -71,6 +82,7 @@ class DataFacts(Settings):
     training: Part
     validation: Part
     held_out: Part
+    absent: Absence | None = None
 
     @classmethod
     def of(cls, series: Series, split: Split, scaler: Scaler) -> Self:
@@ -88,6 +100,7 @@ class DataFacts(Settings):
             training=Part.of(series, split.train),
             validation=Part.of(series, split.validation),
             held_out=Part.of(series, split.test),
+            absent=absence(series),
         )
 
     @property
@@ -190,13 +203,21 @@ def read(folder: Path) -> StartedRun | Run:
     """
     path = folder / RUN
     try:
-        return _EITHER.validate_json(path.read_bytes())
+        return _EITHER.validate_python(_with_old_defaults(json.loads(path.read_bytes())))
     except OSError as error:
         raise RunError(
             f"run: cannot read {path}: {error.strerror}; expected a folder that `tidegate train` wrote"
         ) from error
-    except ValidationError as error:
+    except ValueError as error:  # no JSON, or not what is expected
         raise checkpoint.damaged(path, error) from error
+
+
+def _with_old_defaults(content: Any) -> Any:
+    """The content of `run.json`. A run from before gaps were filled was trained without that."""
+    for part in (content, content.get("request") or {}) if isinstance(content, dict) else ():
+        if isinstance(part.get("source"), dict):
+            part["source"].setdefault("fill_gaps", 0)
+    return content
 
 
 # The settings that a resumed training may change. Any other would make it another training.

@@ -87,7 +87,7 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
         replace(error, accuracy=0.5, cross_entropy=1.0),
         replace(error, accuracy=0.7, cross_entropy=0.5),
     )
-    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((9, 1), (0, 0)), ())
+    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((18, 2), (1, 3)), ())
     scores = Scores("watch", rows=10, classification=part)
     assert verdict(scores) == said
     told = lines(scores)
