@@ -94,7 +94,11 @@ class Backtest:
 
 
 def backtest(
-    request: Request, rolling: Rolling, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]
+    request: Request,
+    rolling: Rolling,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+    series: Series | None = None,
 ) -> Backtest:
     """Train and score once for each fold; each fold leaves a run in its own folder under `request.out`.
 
@@ -103,12 +107,13 @@ def backtest(
         rolling: the folds.
         on_epoch: see `fit`.
         on_note: called with a sentence for the user.
+        series: of the request, if it is read already.
 
     Raises:
         SeriesTooShort: a part of a fold is too short for the horizons.
         TrainingError: another problem that the user can solve.
     """
-    series = read_request(request)
+    series = series or read_request(request)
     horizon = max(request.horizons) if request.task == "forecast" else 0
     share = request.validation_share / (request.train_share + request.validation_share)
     splits = rolling_splits(series, rolling, validation=share)

@@ -13,7 +13,7 @@ import onnx
 
 from tidegate.training.data.learned import learned_rows
 from tidegate.training.data.overview import overview
-from tidegate.training.data.prepare import prepare
+from tidegate.training.data.prepare import Prepared, prepare
 from tidegate.training.data.series import Series, check_period
 from tidegate.training.data.source import read_request, read_source, source_like, source_of
 from tidegate.training.data.split import Split
@@ -46,7 +46,12 @@ class Published:
     parity: Parity
 
 
-def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: Callable[[str], None]) -> Published:
+def train(
+    request: Request,
+    on_epoch: Callable[[Epoch, Epoch], None],
+    on_note: Callable[[str], None],
+    prepared: Prepared | None = None,
+) -> Published:
     """Train, export, score and write a version.
 
     Afterwards the run folder and the version are on disk. After an error there is no version.
@@ -55,6 +60,7 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         request: of the training. With `resume` the run of that folder goes on where it was stopped or killed.
         on_epoch: see `fit`.
         on_note: called with a sentence for the user.
+        prepared: what `prepare` made of the request, if that is done already.
 
     Raises:
         TrainingError: a problem that the user can solve.
@@ -65,16 +71,19 @@ def train(request: Request, on_epoch: Callable[[Epoch, Epoch], None], on_note: C
         request = run.resumed(resumed, request)
     # Checked before the training, not after it.
     version = free_version(request.models, request.name, request.version)
-    series = read_request(request)
-    if begun:
-        _check_same(series, begun.facts)
-    else:
+    if not begun:
+        prepared = prepared or prepare(request, read_request(request), on_note)
         run.open_folder(request.out)
+    else:
+        series = read_request(request)
+        _check_same(series, begun.facts)
+        prepared = prepare(request, series, on_note)
+    series = prepared.series
     with run.exclusive(request.out):
         checkpointer = Checkpointer(request.out)
         if begun:
             _resume(begun, request, checkpointer)
-        record, network = _train(request, series, on_epoch, on_note, checkpointer=checkpointer)
+        record, network = _train(request, prepared, on_epoch, on_note, checkpointer)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -135,9 +144,13 @@ def train_and_score(
 
     Raises:
         TrainingError: a problem that the user can solve.
+        KeyboardInterrupt: the user stopped the training.
     """
+    prepared = prepare(request, series, on_note, split)
     run.open_folder(request.out)
-    record, network = _train(request, series, on_epoch, on_note, split)
+    record, network = _train(request, prepared, on_epoch, on_note)
+    if record.outcome.stopped == "interrupted":
+        raise KeyboardInterrupt  # scores of half a training do not compare with those of whole ones
     run.save(request.out, record, network)
     *_, scores = _scored(record, network, series, request.name, request.season)
     return record, scores
@@ -292,14 +305,13 @@ def _resume(begun: run.StartedRun | run.Run, request: Request, checkpointer: Che
 
 def _train(
     request: Request,
-    series: Series,
+    prepared: Prepared,
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
-    split: Split | None = None,
     checkpointer: Checkpointer | None = None,
 ) -> tuple[run.Run, Network]:
-    """Prepare, fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
-    prepared = prepare(request, series, on_note, split)
+    """Fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
+    series = prepared.series
     facts = run.DataFacts.of(series, prepared.split, prepared.scaler)
     if checkpointer:
         run.save_started(request.out, run.StartedRun(request=request, facts=facts))
@@ -312,8 +324,6 @@ def _train(
     result = fit(series, prepared.split, prepared.scaler, bare, request.fit, record_epoch, checkpointer=checkpointer)
     run.write_metrics(request.out, result.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_stop_note(result, request.fit.keep))
-    if checkpointer and result.stopped == "interrupted":
-        on_note(f"to go on: tidegate train --resume {request.out}")
     network = add_monitors(result.network, prepared.architecture)
     calibrate(network, series, prepared.split)
     record = run.Run(

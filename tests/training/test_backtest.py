@@ -14,6 +14,7 @@ from tidegate.training import errors, pipeline
 from tidegate.training.backtest import Backtest, Fold, mean_and_std, rolling_splits
 from tidegate.training.cli import scoreboard
 from tidegate.training.cli.app import main
+from tidegate.training.data.prepare import prepare
 from tidegate.training.data.series import Group, Series
 from tidegate.training.data.write import write_csv
 from tidegate.training.judging.scores import ClassError, ClassScores, Scores
@@ -74,7 +75,9 @@ def test_nothing_after_the_origin_is_seen(make_series: Callable[..., Series], tm
             out=tmp_path / str(place),
         )
         (tmp_path / str(place)).mkdir()
-        _, network = pipeline._train(request, each, lambda *_: None, lambda _: None, split)
+        _, network = pipeline._train(
+            request, prepare(request, each, lambda _: None, split), lambda *_: None, lambda _: None
+        )
         weights.append(network.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

@@ -6,19 +6,26 @@ each command imports what it uses, and `--help` does not wait.
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from tidegate.training.cli.options import build, option, options_of
+from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data import datasets as catalogue
 from tidegate.training.errors import SettingsError, TrainingError
+from tidegate.training.outputs import replacing
 from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source
+
+if TYPE_CHECKING:
+    from tidegate.training.data.prepare import Prepared
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -40,13 +47,24 @@ def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> Non
     """Train on a series, export the graph, score it on the held-out part, and write a version of the model."""
     # Read before torch is loaded, so that a wrong option fails at once.
     request = _request(values)
-    _set_threads(threads)
-    from tidegate.training.cli.progress import FitProgress
-    from tidegate.training.pipeline import train as run_training
-
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        published = run_training(request, progress.show, progress.note)
-    _report(published.scores, json_file, model=published.folder, run=request.out)
+        _check_threads(threads)
+        prepared = None
+        if not request.resume:
+            from tidegate.training.publishing.version import free_version
+
+            free_version(request.models, request.name, request.version)
+            prepared = _prepare(request, progress.note)
+        _set_threads(threads)
+        from tidegate.training.learning.run import how_to_go_on
+        from tidegate.training.pipeline import train as run_training
+
+        folder = request.resume or request.out
+        with _saying(lambda: how_to_go_on(folder)):
+            published = run_training(request, progress.show, progress.note, prepared)
+    _report(published.scores, json_file, model=published.folder, run=folder)
+    if published.run.outcome.stopped == "interrupted":
+        _print(how_to_go_on(folder))
 
 
 @app.command()
@@ -57,13 +75,17 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
         if values.get(name) is not None:
             raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
     request, rolling = _request(values), build(Rolling, values)
+    _check_threads(threads)
+    from tidegate.training.data.source import read_request
+
+    series = read_request(request)  # before torch is loaded, which takes seconds
     _set_threads(threads)
     from tidegate.training.backtest import backtest as roll
     from tidegate.training.cli import scoreboard
-    from tidegate.training.cli.progress import FitProgress
 
-    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
-        result = roll(request, rolling, progress.show, progress.note)
+    again = f"a backtest cannot be resumed: begin anew, without {request.out} or with another --out"
+    with FitProgress(Console(stderr=True, soft_wrap=True)) as progress, _saying(lambda: again):
+        result = roll(request, rolling, progress.show, progress.note, series)
     _show(scoreboard.backtest_table(result))
     _print(scoreboard.backtest_verdict(result))
     _print(f"runs: {request.out}")
@@ -81,17 +103,21 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
     if request.resume:
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
-    _set_threads(threads)
+    _check_threads(threads)
     _require("optuna", "tune")
-    from tidegate.training.cli.progress import FitProgress
+    console = Console(stderr=True, soft_wrap=True)
+    prepared = _prepare(request, _note)
+    _set_threads(threads)
     from tidegate.training.search.trials import draw, tables, trial_line
     from tidegate.training.search.tune import Callbacks
     from tidegate.training.search.tune import tune as find
 
-    console = Console(stderr=True, soft_wrap=True)
-    with FitProgress(console) as progress:
+    with FitProgress(console) as progress, _saying(lambda: "finished trials are kept: the same command continues"):
         outcome = find(
-            request, search, Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note)
+            request,
+            search,
+            Callbacks(lambda *trial: progress.note(trial_line(*trial)), progress.show, progress.note),
+            prepared,
         )
     Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH).print(tables(outcome))
     picture = draw(outcome, request.out / "tune.png")
@@ -150,8 +176,8 @@ def report(
 
     page = rebuild_report(model, data=data)
     path = out or (model if model.is_dir() else model.parent) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(page)
     _print(f"report: {path}")
 
 
@@ -221,15 +247,39 @@ def _request(values: dict[str, Any]) -> Request:
     return build(Request, values, **parts, name=model, out=out)
 
 
+def _prepare(request: Request, on_note: Callable[[str], None]) -> "Prepared":
+    """Read and check the data before torch is loaded, which takes seconds."""
+    from tidegate.training.data.prepare import prepare
+    from tidegate.training.data.source import read_request
+
+    return prepare(request, read_request(request), on_note)
+
+
+@contextmanager
+def _saying(how: Callable[[], str]) -> Iterator[None]:
+    """After Ctrl-C or a full disk the last line says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _note(f"interrupted; {how()}")
+        raise
+    except OSError as error:
+        raise TrainingError(f"{error.filename or 'input or output'}: {error.strerror or error}; {how()}") from error
+
+
 def _require(package: str, extra: str) -> None:
     """Check that the package of an extra is installed."""
     if find_spec(package) is None:
         raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
 
 
-def _set_threads(threads: int) -> None:
+def _check_threads(threads: int) -> None:
     if threads < 1:
         raise SettingsError(f"threads: got {threads}, expected at least 1")
+
+
+def _set_threads(threads: int) -> None:
+    _check_threads(threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -257,8 +307,8 @@ def _show(table: Any) -> None:
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        file.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def _note(line: str) -> None:

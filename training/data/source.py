@@ -96,7 +96,11 @@ def source_like(source: Source, card: dict[str, Any] | None) -> Source:
             **kept,
             "time": source.time or kept["time"],
             # The features are those of the model, and every row is to be scored.
-            "exclude": (), "known": (), "calendar": (), "split_by": None, "units": {},
+            "exclude": (),
+            "known": (),
+            "calendar": (),
+            "split_by": None,
+            "units": {},
         }
     )
 

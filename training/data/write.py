@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from tidegate.training.data.series import UNLABELLED, Series, Spans, iso
+from tidegate.training.outputs import replacing
 
 
 def write_csv(series: Series, path: Path, spans: Spans) -> None:
@@ -11,11 +12,13 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
 
     A missing value is an empty cell. Nine digits give the same float32 again, so the streamed values are those that were
     scored.
+
+    Raises:
+        OSError: the file cannot be written; an older one is as it was.
     """
     group, label = series.group_column or "group", series.label_column or "label"
     head = ["time", *([group] if series.groups else []), *([label] if series.labels is not None else [])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as file:
         file.write(",".join(_quoted(name) for name in [*head, *series.names]) + "\n")
         for first, end in spans:
             for row in range(first, end):

@@ -248,7 +248,10 @@ class Trainer:
         return Epoch(number, loss, score, rate(self.settings, progress, scores), elapsed_s, progress)
 
     def train_epoch(self, plan: Plan, number: int, scores: list[float]) -> float:
-        """One optimizer step for each chunk, with the state carried along; returns the mean loss."""
+        """One optimizer step for each chunk, with the state carried along; returns the mean loss.
+
+        A time limit ends it within the epoch.
+        """
         self.network.train()
         state = self.network.initial_state(plan.batch_size)
         losses: list[Tensor] = []
@@ -270,6 +273,8 @@ class Trainer:
             losses.append(loss.detach())
             if len(losses) == 64:  # a sum after each chunk would wait for the GPU
                 losses = [_total(losses)]
+            if self.time_is_up():
+                break  # the rest of a long epoch would take longer than was asked for
         return float(_total(losses)) / max(count, 1.0) if losses else 0.0
 
     def update_average(self) -> None:
@@ -315,6 +320,11 @@ class Trainer:
         """The progress of the training, 0..1: by epochs, or by the clock where that is further."""
         clock = 0.0 if self.settings.minutes is None else elapsed_s / (60.0 * self.settings.minutes)
         return min(1.0, max(clock, epochs / self.settings.epochs))
+
+    def time_is_up(self) -> bool:
+        """Whether the training has taken as long as it may."""
+        minutes = self.settings.minutes
+        return minutes is not None and time.monotonic() - self.started >= 60.0 * minutes
 
     def set_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the optimizer."""

@@ -23,9 +23,9 @@ from tidegate.training.data.series import Floats, Series, Spans, count_rows, iso
 from tidegate.training.data.split import Split
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
-from tidegate.training.learning.checkpoint import replace_file
 from tidegate.training.learning.fit import Epoch, FitResult
 from tidegate.training.network.network import Network, build_network
+from tidegate.training.outputs import naming, replace_file
 from tidegate.training.settings import Architecture, Fit, Request, Settings, Source
 
 RUN, _METRICS = "run.json", "metrics.jsonl"
@@ -212,6 +212,16 @@ def read(folder: Path) -> StartedRun | Run:
         raise checkpoint.damaged(path, error) from error
 
 
+def how_to_go_on(folder: Path) -> str:
+    """What to type after a training in this folder was stopped: by Ctrl-C, by a full disk, or by a kill."""
+    if not (folder / RUN).is_file():
+        return "nothing was saved: the same command begins anew"
+    started = read(folder)
+    if isinstance(started, StartedRun) or started.outcome.stopped == "interrupted":
+        return f"to go on: tidegate train --resume {folder}"
+    return f"it is trained; to export it: tidegate export {folder}"
+
+
 def _with_old_defaults(content: Any) -> Any:
     """The content of `run.json`. A run from before gaps were filled was trained without that."""
     for part in (content, content.get("request") or {}) if isinstance(content, dict) else ():
@@ -260,7 +270,8 @@ def _merge_typed(kept: SettingsT, typed: SettingsT, usual: SettingsT) -> Setting
 
 def append_metrics(folder: Path, epoch: Epoch) -> None:
     """Append a line to `metrics.jsonl`."""
-    with (folder / _METRICS).open("a", encoding="utf-8") as file:
+    path = folder / _METRICS
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(_line(epoch))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.training.errors import ModelUnreadable, VersionExists
+from tidegate.training.outputs import naming
 
 _TAKEN = "version: {folder} exists already and is never overwritten; choose another with --version"
 
@@ -41,9 +42,10 @@ def write_version(models: Path, name: str, version: int, graph: bytes, card: dic
     # In the same folder, so that the rename stays within one file system. The dot marks it as no version.
     scratch = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
     try:
-        (scratch / "model.onnx").write_bytes(graph)
-        (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (scratch / "report.html").write_text(report, encoding="utf-8")
+        with naming(folder):
+            (scratch / "model.onnx").write_bytes(graph)
+            (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server of another user must read the model
         _rename_new(scratch, folder)
     finally:
