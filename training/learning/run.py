@@ -83,6 +83,7 @@ class DataFacts(Settings):
     validation: Part
     held_out: Part
     absent: Absence | None = None
+    group_column: str = ""
 
     @classmethod
     def of(cls, series: Series, split: Split, scaler: Scaler) -> Self:
@@ -101,6 +102,7 @@ class DataFacts(Settings):
             validation=Part.of(series, split.validation),
             held_out=Part.of(series, split.test),
             absent=absence(series),
+            group_column=series.group_column,
         )
 
     @property

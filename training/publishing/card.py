@@ -36,7 +36,10 @@ def training_facts(run: Run, network: Network, parity: Parity) -> Json:
     """The data, the settings, the outcome, and the versions of the libraries."""
     data_facts = run.facts
     data = {"name": data_facts.name, "sha256": data_facts.sha256, "rows": data_facts.rows, "groups": data_facts.groups}
-    data |= {"absent": asdict(data_facts.absent) if data_facts.absent else None}
+    data |= {
+        "absent": asdict(data_facts.absent) if data_facts.absent else None,
+        "group_column": data_facts.group_column,
+    }
     return {
         "source": run.source.model_dump(),
         "data": data | {name: part.model_dump() for name, part in data_facts.parts.items()} | _provenance(run),

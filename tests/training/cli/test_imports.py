@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.parametrize("command", ["train", "tune", "backtest"])
 def test_a_bad_table_is_refused_before_torch_is_loaded(tmp_path: Path, command: str) -> None:
-    """torch takes seconds to load, and nobody waits for them to hear of a word among numbers."""
+    """Torch takes seconds to load, and nobody waits for them to hear of a word among numbers."""
     (tmp_path / "bad.csv").write_text("time,a\n2024-01-01,1\n2024-01-02,x\n", encoding="utf-8")
     program = f"""import sys
 from tidegate.training.cli.app import main
