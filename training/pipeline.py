@@ -29,6 +29,8 @@ from tidegate.training.learning import run
 from tidegate.training.learning.calibration import calibrate
 from tidegate.training.learning.checkpoint import Checkpointer
 from tidegate.training.learning.fit import Epoch, FitResult, fit, history, reason_to_stop
+from tidegate.training.learning.parting import parting
+from tidegate.training.learning.warm_start import WarmStart
 from tidegate.training.network.network import Network, add_monitors, without_monitors
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
@@ -69,6 +71,9 @@ def train(
     begun = run.read(resumed) if resumed else None
     if resumed:
         request = run.resumed(resumed, request)
+    start = WarmStart.load(request.warm_start) if request.warm_start else None
+    if start and not resumed:
+        request = start.request(request)
     # Checked before the training, not after it.
     version = free_version(request.models, request.name, request.version)
     if not begun:
@@ -78,12 +83,14 @@ def train(
         series = read_request(request)
         _check_same(series, begun.facts)
         prepared = prepare(request, series, on_note)
+    if start:
+        prepared = start.apply(prepared)
     series = prepared.series
     with run.exclusive(request.out):
         checkpointer = Checkpointer(request.out)
         if begun:
             _resume(begun, request, checkpointer)
-        record, network = _train(request, prepared, on_epoch, on_note, checkpointer)
+        record, network = _train(request, prepared, on_epoch, on_note, checkpointer, start)
         run.save(request.out, record, network)
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
@@ -127,6 +134,7 @@ def publish(
         scores=scores.as_json(),
         verdict=verdict(scores),
         history=run.read_metrics(folder),
+        run=str(folder),
         graph=content,
     )
     page = report.build(report.ReportContent(model_card, replay, faulty))
@@ -309,6 +317,7 @@ def _train(
     on_epoch: Callable[[Epoch, Epoch], None],
     on_note: Callable[[str], None],
     checkpointer: Checkpointer | None = None,
+    start: WarmStart | None = None,
 ) -> tuple[run.Run, Network]:
     """Fit, and calibrate the monitors. Without a checkpointer the run cannot be resumed."""
     series = prepared.series
@@ -321,9 +330,20 @@ def _train(
         on_epoch(epoch, best)
 
     bare = without_monitors(prepared.architecture)
-    result = fit(series, prepared.split, prepared.scaler, bare, request.fit, record_epoch, checkpointer=checkpointer)
+    result = fit(
+        series,
+        prepared.split,
+        prepared.scaler,
+        bare,
+        request.fit,
+        record_epoch,
+        checkpointer=checkpointer,
+        weights=start.weights if start else None,
+    )
     run.write_metrics(request.out, result.epochs)  # Ctrl-C may have come between an epoch and its line
     on_note(_stop_note(result, request.fit.keep))
+    if told := parting(result.epochs, result.best):
+        on_note(told)
     network = add_monitors(result.network, prepared.architecture)
     calibrate(network, series, prepared.split)
     record = run.Run(

@@ -219,7 +219,7 @@ class Fit(Settings):
         description="Keep the weights of the best epoch by validation score, or of the last; last for short validation parts.",
     )
     patience: int = Field(
-        default=40,
+        default=20,
         ge=1,
         description="Stop after so many epochs without a better validation score; with --keep last, never.",
     )
@@ -276,6 +276,10 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; by default the next free one.")
     out: Path = Field(description="The run folder; by default a new one under runs/.")
     held_out: Path | None = Field(default=None, description="Write the held-out rows to this file, as CSV.")
+    warm_start: Path | None = Field(
+        default=None,
+        description="Begin with the weights of this model, or of this run folder, and learn from data that has grown.",
+    )
     resume: Path | None = Field(
         default=None, description="Resume the run of this folder; of its settings, --epochs may be raised."
     )

@@ -321,7 +321,10 @@ def test_stream_prints_predictions_beside_what_came_true(server: Process, tmp_pa
     assert re.match(r"stream \S+ \(new\) under lake/3, rows 1 to 60", lines[0])
     assert re.match(r"60 timesteps in [\d.]+ s", lines[1])
     heading = next(number for number, line in enumerate(lines) if "persistence" in line)
-    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 : -1]] == [["s0, V", "1"], ["s0, V", "3"]]
+    assert [re.split(r"\s{2,}", line.strip())[:2] for line in lines[heading + 1 : -1]] == [
+        ["s0, V", "1"],
+        ["s0, V", "3"],
+    ]
     assert lines[-1] == "The rows have no ISO 8601 times: gaps between them were not seen."
 
 

@@ -50,7 +50,7 @@ def train(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> Non
     with FitProgress(Console(stderr=True, soft_wrap=True)) as progress:
         _check_threads(threads)
         prepared = None
-        if not request.resume:
+        if not (request.resume or request.warm_start):
             from tidegate.training.publishing.version import free_version
 
             free_version(request.models, request.name, request.version)
@@ -74,6 +74,7 @@ def backtest(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> 
     for name in ("models", "version", "held_out"):
         if values.get(name) is not None:
             raise SettingsError(f"{name.replace('_', '-')}: a backtest writes no model and no rows; leave it out")
+    _refuse_warm_start(values)
     request, rolling = _request(values), build(Rolling, values)
     _check_threads(threads)
     from tidegate.training.data.source import read_request
@@ -103,6 +104,7 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
     if request.resume:
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
+    _refuse_warm_start(values)
     _check_threads(threads)
     _require("optuna", "tune")
     console = Console(stderr=True, soft_wrap=True)
@@ -271,6 +273,11 @@ def _require(package: str, extra: str) -> None:
     """Check that the package of an extra is installed."""
     if find_spec(package) is None:
         raise SettingsError(f"{extra}: needs {package}, which is not installed: pip install 'tidegate[{extra}]'")
+
+
+def _refuse_warm_start(values: dict[str, Any]) -> None:
+    if values.get("warm_start") is not None:
+        raise SettingsError("warm-start: only `tidegate train` goes on from a model; leave it out")
 
 
 def _check_threads(threads: int) -> None:

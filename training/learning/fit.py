@@ -84,6 +84,7 @@ def fit(
     on_epoch: Callable[[Epoch, Epoch], None] = lambda _epoch, _best: None,
     *,
     checkpointer: Checkpointer | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> FitResult:
     """Train a network and keep the weights with the best validation score, or the last ones.
 
@@ -98,6 +99,7 @@ def fit(
         settings: of the training.
         on_epoch: called after each epoch with that epoch and the best one so far.
         checkpointer: saves the state of the training, which resumes from the last one if there is one. None saves nothing.
+        weights: to begin with, of a network of this architecture; random ones by default.
 
     Raises:
         Diverged: the loss was NaN or infinite before the first epoch ended.
@@ -105,7 +107,7 @@ def fit(
         RunError: the checkpoint does not fit this training.
     """
     with _isolated_generator(settings.seed):
-        return Trainer(series, split, scaler, architecture, settings, checkpointer).run(on_epoch)
+        return Trainer(series, split, scaler, architecture, settings, checkpointer, weights).run(on_epoch)
 
 
 def reason_to_stop(settings: Fit, epoch: Epoch, best: Epoch) -> Stop | None:
@@ -134,6 +136,7 @@ class Trainer:
         architecture: Architecture,
         settings: Fit,
         checkpointer: Checkpointer | None = None,
+        weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.settings = settings
         self.checkpointer = checkpointer
@@ -148,6 +151,8 @@ class Trainer:
         self.values = torch.from_numpy(np.ascontiguousarray(series.values)).to(self.device)
         self.objective = build_objective(series, split, scaler, architecture, self.values)
         self.objective.set_units(self.network.head)
+        if weights is not None:  # after the units, to which they belong
+            self.network.load_state_dict(weights)
         self.weights = list(self.network.parameters())
         self.optimizer = build_optimizer(self.network, settings)
         self.average = deepcopy(self.network).eval()

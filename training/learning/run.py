@@ -255,19 +255,42 @@ def resumed(folder: Path, typed: Request) -> Request:
     return _merge_typed(request, typed, usual).model_copy(update={**parts, "out": folder, "resume": None})
 
 
-def _merge_typed(kept: SettingsT, typed: SettingsT, usual: SettingsT) -> SettingsT:
+# What a training with a warm start may differ in: where the rows are, and which of them it learns from.
+_MAY_DIFFER = {"data", "models", "version", "held_out", "train_share", "validation_share", "hold_out", "validate_on"}
+
+
+def warm_started(kept: Request, typed: Request) -> Request:
+    """The request of a run whose weights another training begins with, with the typed settings of that training.
+
+    Raises:
+        RunError: a typed setting belongs to the network or to the columns, which are fixed.
+    """
+    usual = Request(source=Source(), name=typed.name, out=typed.out)
+    parts = {
+        part: _merge_typed(getattr(kept, part), getattr(typed, part), getattr(usual, part), _MAY_DIFFER, "warm-start")
+        for part in ("source", "shape")
+    }
+    # By default the name is that of the data; then the model gets its next version.
+    name = kept.name if typed.name == Path(typed.source.data).stem else typed.name
+    own = {"fit": typed.fit, "name": name, "out": typed.out, "warm_start": typed.warm_start, "resume": None}
+    return _merge_typed(kept, typed, usual, _MAY_DIFFER | {"warm_start"}, "warm-start").model_copy(update=parts | own)
+
+
+def _merge_typed(
+    kept: SettingsT, typed: SettingsT, usual: SettingsT, may_change: set[str] = _MAY_CHANGE, option: str = "resume"
+) -> SettingsT:
     """The kept settings, updated with the typed ones that may change."""
     for name in type(kept).model_fields:
         value = getattr(typed, name)
-        if isinstance(value, Settings) or name in _MAY_CHANGE | _FILLED_IN:
+        if isinstance(value, Settings) or name in may_change | _FILLED_IN:
             continue
         if value not in (getattr(usual, name), getattr(kept, name)):
             word = name.replace("_", "-")
             raise RunError(
                 f"{word}: got {value!r}, but the run was begun with {getattr(kept, name)!r}, which cannot change: "
-                f"leave --{word} out, or train anew without --resume"
+                f"leave --{word} out, or train anew without --{option}"
             )
-    return kept.model_copy(update={name: getattr(typed, name) for name in typed.model_fields_set & _MAY_CHANGE})
+    return kept.model_copy(update={name: getattr(typed, name) for name in typed.model_fields_set & may_change})
 
 
 def append_metrics(folder: Path, epoch: Epoch) -> None:

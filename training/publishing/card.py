@@ -97,14 +97,20 @@ def make_card(  # noqa: PLR0913  a card brings everything together
     verdict: str,
     history: Sequence[Json],
     graph: bytes,
+    run: str,
 ) -> Json:
-    """The card of a version; `graph` is the content of its file, `facts` its facts, `history` has a row for each epoch."""
+    """The card of a version.
+
+    `graph` is the content of its file, `facts` its facts, `history` has a row for each epoch, and `run` is the folder that a
+    warm start finds the weights in.
+    """
     # Facts and scores have their own place in the card.
     description_part = {key: value for key, value in description.items() if key != "training"} | {"scores": {}}
     return {
         "name": name,
         "version": version,
         "created": created,
+        "run": run,
         "fingerprint": hashlib.sha256(graph).hexdigest(),
         "description": description_part,
         **facts,
