@@ -117,7 +117,7 @@ def backtest(
     horizon = max(request.horizons) if request.task == "forecast" else 0
     share = request.validation_share / (request.train_share + request.validation_share)
     splits = rolling_splits(series, rolling, validation=share)
-    for line in overview(series):
+    for line in (*series.notes, *overview(series)):
         on_note(line)
     for split in splits:  # checked before the training, not after it
         check_parts(series, split, horizon)

@@ -17,6 +17,8 @@
     │   ├── SplitError             groups that cannot be divided as requested
     │   ├── EmptyColumn            a column without a value to train on
     │   ├── InfiniteValue          a value beyond the range of float32
+    │   ├── UnheldNumber           a number whose changes float32 cannot hold
+    │   ├── TableErrors            several of these at once
     │   ├── ConstantTarget         a target that never changes
     │   ├── PeriodMismatch         rows that are not as far apart as those of the training
     │   └── SeriesTooShort         too few rows for the split and the horizons
@@ -97,6 +99,18 @@ class EmptyColumn(TableError):
 
 class InfiniteValue(TableError):
     """A value is infinite or beyond the range of float32."""
+
+
+class UnheldNumber(TableError):
+    """The changes of a column are lost in float32."""
+
+
+class TableErrors(TableError):
+    """Several errors of one table; the message has a line for each."""
+
+    def __init__(self, errors: "list[TableError]") -> None:
+        super().__init__("\n".join(str(error) for error in errors))
+        self.errors = errors
 
 
 class ConstantTarget(TableError):

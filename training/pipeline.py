@@ -35,7 +35,7 @@ from tidegate.training.network.network import Network, add_monitors, without_mon
 from tidegate.training.publishing import card, export, report
 from tidegate.training.publishing.parity import Parity, check_parity
 from tidegate.training.publishing.version import free_version, read_card, write_version
-from tidegate.training.settings import Request, Source
+from tidegate.training.settings import Request, Source, name_of
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def publish(
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
+    series = series.select(record.facts.features)
     bare, parity, replay, faulty, scores = _scored(record, network, series, name, season)
     facts = card.training_facts(record, network, parity)
     # The same graph, with its scores in the metadata, which do not change its outputs.
@@ -168,6 +169,7 @@ def _scored(
     record: run.Run, network: Network, series: Series, name: str, season: int | None
 ) -> tuple[onnx.ModelProto, Parity, Replay, FaultyReplay | None, Scores]:
     """The graph after the parity gate, its replay of the held-out part, and its scores."""
+    series = series.select(record.facts.features)
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
@@ -196,10 +198,10 @@ def export_run(
         TrainingError: the run or the data cannot be used.
     """
     record, network = run.load(folder)
-    label = name or Path(record.source.data).stem
+    label = name or name_of(record.source.data)
     free = free_version(models, label, version)
     source = record.source.model_copy(update={"data": data or record.source.data})
-    series = read_source(source, record.facts.features)
+    series = read_source(source, record.facts.features, words=record.facts.categories)
     _check_same(series, record.facts)
     return publish(record, network, series, folder, models, label, version=free, season=season)
 
@@ -211,6 +213,7 @@ def evaluate_version(
     time: str | None,
     season: int | None,
     all_rows: bool = False,
+    reading: dict[str, Any] | None = None,
     on_note: Callable[[str], None] = lambda _note: None,
 ) -> Scores:
     """Score a version on the held-out part of its card, or on other data.
@@ -218,11 +221,12 @@ def evaluate_version(
     Of other data the rows are left out that lie in the time that the model has learned from.
 
     Args:
-        model: the folder of the version, or its graph.
+        model: the folder of the version.
         data: other data than that of the card.
         time: the time column of other data.
         season: see `evaluate`.
         all_rows: score all rows of other data: they are of another source.
+        reading: how to read other data: fields of `Format`; what is not given is guessed, or as in the training.
         on_note: called with a sentence for the user.
 
     Raises:
@@ -232,13 +236,15 @@ def evaluate_version(
     graph = Graph.load(model)
     model_card = read_card(model)
     if data is not None:
-        source = source_like(Source(data=data, time=time, columns=tuple(graph.features)), model_card)
+        given = {name: value for name, value in (reading or {}).items() if value is not None}
+        other = Source.model_validate({"data": data, "time": time, "columns": tuple(graph.features), **given})
+        source = source_like(other, model_card)
     elif model_card is not None:
         source = source_of(model_card)
     else:
         raise ModelUnreadable(f"data: {model} has no card.json that says what it was trained on; pass --data")
-    series = read_source(source, graph.features)
-    for line in overview(series):
+    series = read_source(source, graph.features, words=_words(model_card))
+    for line in (*series.notes, *overview(series)):
         on_note(line)
     check_period(series, graph.description["period_s"])
     if model_card is None:
@@ -275,7 +281,7 @@ def rebuild_report(model: Path, *, data: str | None) -> str:
         raise ModelUnreadable(f"model: {model} has no card.json with what a report needs; export its run again")
     source = source_of(model_card)
     source = source.model_copy(update={"data": data or source.data})
-    series = read_source(source, graph.features)
+    series = read_source(source, graph.features, words=_words(model_card)).select(graph.features)
     if series.sha256 != model_card["data"]["sha256"]:
         raise ChecksumMismatch(
             f"data: {series.name} has SHA-256 {series.sha256}, expected {model_card['data']['sha256']}, on which the model was "
@@ -355,6 +361,12 @@ def _train(
         request=request if checkpointer else None,  # a request does not describe a given split
     )
     return record, network
+
+
+def _words(model_card: dict[str, Any] | None) -> dict[str, list[str]]:
+    """The words of the categories of a model, by feature, in its order."""
+    features = model_card["features"] if model_card else []
+    return {feature["name"]: feature["categories"] for feature in features if feature.get("categories")}
 
 
 def _split_of(data: dict[str, Any]) -> Split:

@@ -3,6 +3,8 @@
 The defaults suit a series of some ten thousand rows. Those of `Fit` were compared on `appliances` over four seeds.
 """
 
+import csv
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,8 +22,20 @@ Link = Literal["last", "season", "features"]
 
 
 def _split(value: Any) -> Any:
-    """The parts of a text with commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    """The parts of a text with commas; one that holds a comma itself stands in double quotes."""
+    if not isinstance(value, str):
+        return value
+    parts = next(csv.reader([value], skipinitialspace=True), [])
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def name_of(data: str) -> str:
+    """The name of a model by its data: that of the file without its suffixes, or of the folder of a pattern."""
+    path = Path(data)
+    stem = "stdin" if data == "-" else path.parent.name if set(data) & set("*?[") else path.stem
+    if path.suffix in (".gz", ".zst", ".xz", ".bz2", ".zip"):
+        stem = Path(stem).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
 
 
 def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -56,11 +70,63 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Source(Settings):
+class Format(Settings):
+    """How a table is to be read. Each field overrules a guess; None lets the reader guess."""
+
+    delimiter: str | None = Field(default=None, description="Between columns of a text file: , ; | tab or space.")
+    decimal: Literal[".", ","] | None = Field(default=None, description="The decimal separator of numbers.")
+    thousands: str | None = Field(
+        default=None,
+        description="What groups thousands in numbers: , . ' space or none; the decimal is the other sign.",
+    )
+    encoding: str | None = Field(default=None, description="The encoding of a text file, such as latin-1 or utf-16.")
+    comment: str | None = Field(default=None, description="Lines that begin with this are left out. [default: #]")
+    skip_lines: int | None = Field(default=None, ge=0, description="Lines before the line of names.")
+    header: bool | None = Field(default=None, description="Whether the first line has the names of the columns.")
+    units_row: bool | None = Field(default=None, description="Whether the line below the names has units.")
+    sheet: str | None = Field(
+        default=None, description="The sheet of a spreadsheet; by default the first with a table."
+    )
+    time_format: str | None = Field(
+        default=None,
+        description="How times are written: iso, day-first, month-first, year-first, compact, s, ms, us, ns, excel, or a "
+        "pattern such as '%d.%m.%Y %H:%M'.",
+    )
+    timezone: str | None = Field(
+        default=None, description="The zone of local times, such as Europe/Berlin or +01:00; times become UTC."
+    )
+    missing_values: Names = Field(
+        default=(),
+        description="What means a missing value, beside the usual words: -999,Bad, or for one column flow=0; by commas.",
+    )
+    categories: Names = Field(
+        default=(), description="Text columns whose words become numbers, in alphabetic order; separated by commas."
+    )
+    offset: Names = Field(
+        default=(), description="A number to subtract from a column, as meter=123456000; separated by commas."
+    )
+    duplicates: Literal["error", "first", "last", "mean"] = Field(
+        default="error", description="What to do with rows of the same time."
+    )
+    resample: str | None = Field(
+        default=None, description="One row for each such period, as 10min, 1h or 30s; the mean of each column."
+    )
+    resample_by: Names = Field(
+        default=(), description="Columns with another value than the mean: rain=sum,door=last; separated by commas."
+    )
+
+
+class Source(Format):
     """The source of a series: enough to read the same rows and columns again."""
 
-    data: str = Field(default="appliances", description="A named data set, or a .csv, .parquet, .npy or .npz file.")
-    time: str | None = Field(default=None, description="The time column; detected if there is only one.")
+    data: str = Field(
+        default="appliances",
+        description="A named data set, a file (.csv, .parquet, .xlsx, .json, .npy, ...; also packed), a folder or a pattern "
+        "of such files, or - for standard input.",
+    )
+    time: str | None = Field(
+        default=None, description="The time column, or date and time by a comma; detected if there is only one."
+    )
     period: float | None = Field(
         default=None, gt=0, description="Seconds from row to row, for a table without a time column."
     )

@@ -20,9 +20,9 @@ from rich.console import Console
 from tidegate.training.cli.options import build, option, options_of
 from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data import datasets as catalogue
-from tidegate.training.errors import SettingsError, TrainingError
+from tidegate.training.errors import SettingsError, TableErrors, TrainingError
 from tidegate.training.outputs import replacing
-from tidegate.training.settings import Fit, Request, Rolling, Search, Shape, Source
+from tidegate.training.settings import Fit, Format, Request, Rolling, Search, Shape, Source, name_of
 
 if TYPE_CHECKING:
     from tidegate.training.data.prepare import Prepared
@@ -100,7 +100,7 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
     """Search for good settings, train in full with the best ones, and write a version; the same command again continues."""
     search = build(Search, values)
     # A fixed folder, so that the same command continues the search. --minutes belong to the search.
-    model = values.get("name") or Path(values.get("data") or Source().data).stem
+    model = values.get("name") or name_of(values.get("data") or Source().data)
     request = _request(values | {"minutes": None, "out": values.get("out") or Path("runs") / f"{model}-tune"})
     if request.resume:
         raise SettingsError("resume: the same command with the same --out continues a search; leave --resume out")
@@ -132,6 +132,7 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 
 
 @app.command()
+@options_of(Format)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
     data: Annotated[str | None, option("data", "Other data than that of the card.")] = None,
@@ -141,11 +142,14 @@ def evaluate(
     all_rows: Annotated[
         bool, option("all-rows", "Score rows at times that the model has learned from too: they are of another source.")
     ] = False,
+    **values: Any,
 ) -> None:
     """Replay data through an exported graph, step by step, and print its scores beside the baselines."""
     from tidegate.training.pipeline import evaluate_version
 
-    scores = evaluate_version(model, data=data, time=time, season=season, all_rows=all_rows, on_note=_note)
+    scores = evaluate_version(
+        model, data=data, time=time, season=season, reading=values, all_rows=all_rows, on_note=_note
+    )
     _report(scores, json_file, model=model)
 
 
@@ -212,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = app(args=argv, prog_name="tidegate", standalone_mode=False)
     except TrainingError as error:
-        _fail(str(error))
+        _fail(str(error), several=isinstance(error, TableErrors))
     except ValidationError as error:
         _fail(_first_error(error))
     except typer.TyperException as error:
@@ -225,8 +229,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(code)
 
 
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+def _fail(message: str, *, several: bool = False) -> NoReturn:
+    for line in message.splitlines() if several else [message]:
+        sys.stderr.write(f"error: {' '.join(line.split())}\n")
     raise SystemExit(EXIT_USAGE) from None
 
 
@@ -243,7 +248,7 @@ def _first_error(error: ValidationError) -> str:
 def _request(values: dict[str, Any]) -> Request:
     """The request of the options, with default names."""
     source = build(Source, values)
-    model = values.get("name") or Path(source.data).stem
+    model = values.get("name") or name_of(source.data)
     out = values.get("out") or Path("runs") / f"{model}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     parts = {"source": source, "shape": build(Shape, values), "fit": build(Fit, values)}
     return build(Request, values, **parts, name=model, out=out)

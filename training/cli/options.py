@@ -40,7 +40,13 @@ def options_of(*settings: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
                 annotation=Annotated[
                     _cli_type(field),
                     # A flag that is on by default needs a way to turn it off.
-                    option(name, _help(field), show_default=False, metavar=_metavar(field), off=field.default is True),
+                    option(
+                        name,
+                        _help(field),
+                        show_default=False,
+                        metavar=_metavar(field),
+                        off=field.default is True or field.annotation == bool | None,
+                    ),
                 ],
             )
             for name, field in fields.items()
@@ -64,7 +70,7 @@ def build(settings_class: type[SettingsT], values: dict[str, Any], **more: Any) 
 
 def _cli_type(field: FieldInfo) -> Any:
     """The type that the command line parses: flags and paths; the settings parse all other values from text."""
-    if field.annotation is bool:
+    if field.annotation in (bool, bool | None):
         return bool | None
     return Path | None if field.annotation in (Path, Path | None) else str | None
 

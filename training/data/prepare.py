@@ -28,17 +28,23 @@ class Prepared:
 def prepare(request: Request, series: Series, on_note: Callable[[str], None], split: Split | None = None) -> Prepared:
     """Split the series unless a split is given, fit the scaler, and choose the architecture.
 
+    Features that are constant in the training part are left out.
+
     Raises:
         TrainingError: the series does not fit the request.
     """
     if split is None:
-        for line in overview(series):
+        for line in (*series.notes, *overview(series)):
             on_note(line)
         split = _split(request, series, on_note)
         check_scorable(request, series, split)
     scaler = fit_scaler(series, split.train)
-    for name in scaler.constant:
-        on_note(f"column {name!r} is constant in the training part: it carries no information and is left unscaled")
+    # Weights of an input that never moves are not trained: if it moves later, they would do anything.
+    idle = [name for name in scaler.constant if name not in request.target and name != features.ELAPSED]
+    if idle and len(idle) < len(series.names):
+        on_note(f"left out, because they are constant in the training part: {', '.join(idle)}")
+        series = series.select([name for name in series.names if name not in idle])
+        scaler = fit_scaler(series, split.train)
     return Prepared(series, split, scaler, _architecture(request, series, scaler))
 
 

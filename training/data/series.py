@@ -5,7 +5,7 @@ This module knows no files, no network and no torch. A missing value is NaN from
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -62,6 +62,9 @@ class Series:
         classes: the names of the labels.
         group_column, label_column: their names in the table; empty if there are none.
         filled: the rows, in order, that the table lacks; all their values are missing. See `gaps`.
+        categories: the words of a feature that was text, by its name; a value is the place of its word.
+        notes: what was understood of the table and done to it, as sentences for the user.
+        timezone: "UTC" if the table told an offset or a zone; empty if its times are of an unknown clock.
     """
 
     name: str
@@ -77,6 +80,9 @@ class Series:
     group_column: str = ""
     label_column: str = ""
     filled: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    timezone: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -100,6 +106,18 @@ class Series:
     def group_at(self, row: int) -> Group:
         """The group that a row belongs to; the series has groups."""
         return self.groups[bisect_right(self.groups, row, key=lambda group: group.first) - 1]
+
+    def select(self, names: Sequence[str]) -> "Series":
+        """The series with these features, in this order.
+
+        Raises:
+            MissingColumn: it has no such feature.
+        """
+        if tuple(names) == self.names:
+            return self
+        places = [self.column(name) for name in names]
+        units = tuple(self.units[place] for place in places)
+        return replace(self, names=tuple(names), units=units, values=np.ascontiguousarray(self.values[:, places]))
 
     @property
     def spans(self) -> Spans:

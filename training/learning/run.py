@@ -26,7 +26,7 @@ from tidegate.training.learning import checkpoint
 from tidegate.training.learning.fit import Epoch, FitResult
 from tidegate.training.network.network import Network, build_network
 from tidegate.training.outputs import naming, replace_file
-from tidegate.training.settings import Architecture, Fit, Request, Settings, Source
+from tidegate.training.settings import Architecture, Fit, Request, Settings, Source, name_of
 
 RUN, _METRICS = "run.json", "metrics.jsonl"
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -84,6 +84,8 @@ class DataFacts(Settings):
     held_out: Part
     absent: Absence | None = None
     group_column: str = ""
+    # The words of a feature that was text, by its name.
+    categories: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, series: Series, split: Split, scaler: Scaler) -> Self:
@@ -103,6 +105,7 @@ class DataFacts(Settings):
             held_out=Part.of(series, split.test),
             absent=absence(series),
             group_column=series.group_column,
+            categories=series.categories,
         )
 
     @property
@@ -271,7 +274,7 @@ def warm_started(kept: Request, typed: Request) -> Request:
         for part in ("source", "shape")
     }
     # By default the name is that of the data; then the model gets its next version.
-    name = kept.name if typed.name == Path(typed.source.data).stem else typed.name
+    name = kept.name if typed.name == name_of(typed.source.data) else typed.name
     own = {"fit": typed.fit, "name": name, "out": typed.out, "warm_start": typed.warm_start, "resume": None}
     return _merge_typed(kept, typed, usual, _MAY_DIFFER | {"warm_start"}, "warm-start").model_copy(update=parts | own)
 

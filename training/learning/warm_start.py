@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
+from tidegate.training.data import features
 from tidegate.training.data.learned import learned_rows
 from tidegate.training.data.prepare import Prepared
 from tidegate.training.data.series import check_period
@@ -48,6 +49,10 @@ class WarmStart:
         kept = self.record.request
         assert kept is not None  # see `load`
         request = run.warm_started(kept, typed)
+        # Columns that were left out then may move now, and the other way round.
+        own = tuple(name for name in self.record.facts.features if not features.is_derived(name))
+        source = request.source.model_copy(update={"columns": own})
+        request = request.model_copy(update={"source": source})
         rate, _ = OPTIMIZER_DEFAULTS[request.fit.optimizer]
         if request.fit.learning_rate != rate:
             return request

@@ -81,6 +81,7 @@ def feature_statistics(run: Run, network: Network, series: Series) -> list[Json]
             "std": float(str(network.std[index].numpy())),
             "missing": {part: share[index] for part, share in missing.items()},
         }
+        | ({"categories": list(data_facts.categories[name])} if name in data_facts.categories else {})
         for index, name in enumerate(data_facts.features)
     ]
 

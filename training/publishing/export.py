@@ -72,7 +72,10 @@ def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict
         "cell": architecture.cell,
         "period_s": facts.period_s,
         "handles_missing": True,
-        "features": [{"name": name, "unit": unit, "low": low, "high": high} for name, unit, low, high in columns],
+        "features": [
+            {"name": name, "unit": unit, "low": low, "high": high} | _words(facts, name)
+            for name, unit, low, high in columns
+        ],
         "outputs": _describe_outputs(network, facts),
         "state": [
             {"name": name, "next": f"{name}_next", "shape": _state_shape(part)}
@@ -81,6 +84,11 @@ def describe(network: Network, facts: DataFacts, scores: dict[str, Any]) -> dict
         "data": {"name": facts.name, "sha256": facts.sha256, "rows": facts.rows},
         "scores": scores,
     }
+
+
+def _words(facts: DataFacts, feature: str) -> dict[str, list[str]]:
+    """The words of a feature that was text; its value is the place of a word."""
+    return {"categories": list(facts.categories[feature])} if feature in facts.categories else {}
 
 
 # Outputs without axes: there is one value for the whole timestep.
