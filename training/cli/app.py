@@ -132,6 +132,26 @@ def tune(*, threads: Threads = 1, json_file: Json = None, **values: Any) -> None
 
 
 @app.command()
+@options_of(Source)
+def inspect(
+    file: Annotated[str, typer.Argument(help="A file, a folder or a pattern of files, or a named data set.")],
+    json_file: Json = None,
+    **values: Any,
+) -> None:
+    """Tell what a table holds, without a training: columns, range, period, gaps, and what looks wrong."""
+    from tidegate.training.cli.inspection import table
+    from tidegate.training.data.inspection import Inspection
+    from tidegate.training.data.source import read_source
+
+    if values.get("data") is not None:
+        raise SettingsError(f"data: got {values['data']!r} beside the file {file!r}, expected one of them")
+    found = Inspection.of(read_source(build(Source, values | {"data": file})))
+    _show(table(found))
+    if json_file:
+        _write_json(json_file, found.as_json())
+
+
+@app.command()
 @options_of(Format)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A version's folder, or its model.onnx.")],
@@ -313,7 +333,7 @@ def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
 
 def _show(table: Any) -> None:
     """Print a table as wide as it needs: a narrow screen must not hide numbers."""
-    from tidegate.training.cli.scoreboard import WIDTH
+    from tidegate.training.cli.tables import WIDTH
 
     Console(soft_wrap=True, width=max(Console().width, WIDTH)).print(table)
 

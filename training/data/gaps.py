@@ -30,16 +30,14 @@ class Absence:
 
     @property
     def text(self) -> str:
-        """How many rows are absent, and what became of the gaps, as the rest of a sentence."""
-        gaps = f"{self.gaps:,} gap{'s' * (self.gaps != 1)}"
+        """How many rows are absent, and what became of the gaps, as a clause."""
+        cut = f"{self.cuts:,} gap{'s' * (self.cuts != 1)} cut{'s' * (self.cuts == 1)} the series: nothing crosses them"
         if self.rows is None:
-            return f"none is known to be absent, but {gaps} cut the series: nothing crosses them"
-        became = []
-        if self.filled:
-            became.append(f"{self.filled:,} of them became missing values")
-        if self.cuts:
-            became.append(f"{self.cuts:,} gap{'s' * (self.cuts != 1)} cut the series: nothing crosses them")
-        return f"{self.rows:,} are absent, in {gaps}; {', '.join(became)}"
+            return cut
+        became = [f"{self.filled:,} of them became missing values"] if self.filled else []
+        became += [cut] if self.cuts else []
+        many = "s are" if self.rows != 1 else " is"
+        return f"{self.rows:,} row{many} absent, in {self.gaps:,} gap{'s' * (self.gaps != 1)}; {', '.join(became)}"
 
 
 def fill_gaps(series: Series, most: int) -> Series:

@@ -24,5 +24,5 @@ def overview(series: Series) -> list[str]:
     ]
     if absent.gaps:
         length = duration_text(absent.longest * series.median_step_s)
-        lines.append(f"of its rows {absent.text}; the longest stretch has {absent.longest:,} rows, {length}")
+        lines.append(f"{absent.text}; the longest stretch has {absent.longest:,} rows, {length}")
     return lines

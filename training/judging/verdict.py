@@ -36,7 +36,7 @@ def _what_was_scored(scores: Scores) -> list[str]:
         )
     absent = scores.absent
     if absent and absent.gaps:
-        sentences.append(f"Of the replayed rows {absent.text}.")
+        sentences.append(f"In what was scored {absent.text}.")
     shares = scores.shares
     if shares and (min(shares.values()) < FEW_SCORED or (absent and absent.gaps)):
         spans = {score.horizon: horizon_text(score) for score in scores.table}

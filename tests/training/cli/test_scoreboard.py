@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tidegate.training.cli import scoreboard
+from tidegate.training.cli import scoreboard, tables
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split
 from tidegate.training.judging.evaluate import evaluate
@@ -28,7 +28,7 @@ from tidegate.training.judging.verdict import verdict
 
 def lines(scores: Scores) -> list[str]:
     """The tables as they are printed, at their full width."""
-    console = Console(width=scoreboard.WIDTH)
+    console = Console(width=tables.WIDTH)
     with console.capture() as caught:
         console.print(scoreboard.table(scores))
     return caught.get().splitlines()

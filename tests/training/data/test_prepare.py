@@ -58,6 +58,6 @@ def test_range_period_and_gaps_are_told_first(make_series: Callable[..., Series]
     prepared(make_series(600, gap_at=200), notes, horizons="1")
     assert notes[0] == "toy: 600 rows of 3 features, 2024-01-01T00:00:00 to 2024-01-30T03:00:00, a row every 1 h"
     assert notes[1] == (
-        "of its rows 100 are absent, in 1 gap; 1 gap cut the series: nothing crosses them; "
+        "100 rows are absent, in 1 gap; 1 gap cuts the series: nothing crosses them; "
         "the longest stretch has 400 rows, 16.67 d"
     )

@@ -148,7 +148,7 @@ def data_section(content: ReportContent) -> Html:
 
 def _absent(absent: Json | None) -> str:
     """The absent rows in a sentence; empty without a gap, and for a card from before they were counted."""
-    return f" Of its rows {Absence(**absent).text}." if absent and absent["gaps"] else ""
+    return f" In the series {Absence(**absent).text}." if absent and absent["gaps"] else ""
 
 
 def settings_section(content: ReportContent) -> Html:
