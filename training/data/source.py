@@ -62,7 +62,7 @@ def read_source(
     else:
         path = datasets.fetch(source.data)
         units = known.units | source.units
-    series = read(path, name=known and known.name, units=units, options=source, words=words, **columns)
+    series = read(path, name=known.name if known else None, units=units, options=source, words=words, **columns)
     for name in source.units:
         series.column(name)  # a name that does not exist is a mistake
     return series
