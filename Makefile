@@ -24,7 +24,7 @@ demo: $(READY)
 
 # All of them in small form, a quarter of a minute each. Without --quick an example learns for as long as is worth it.
 examples: $(READY)
-	for example in forecast classify anomaly own_data tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
+	for example in forecast classify anomaly own_data own_network tune; do $(BIN)/python examples/$$example.py --quick || exit 1; done
 
 test: $(READY) $(PROTOC)/.ready
 	$(PYTEST)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.timeouts import TIMEOUT_S
+
 ROOT = Path(__file__).parent.parent
 
 # Each part of the two packages and what it may import of ours. `protos` is the generated code.
@@ -50,7 +52,7 @@ _JUDGING = {"tidegate.training.judging", "tidegate.training.data", *_LOWEST}
 _LEARNING = {"tidegate.training.learning", "tidegate.training.network", *_JUDGING}
 _PIPELINE = {"tidegate.training.pipeline", "tidegate.training.publishing", *_LEARNING}
 MAY_IMPORT |= {
-    "tidegate.training": set(),
+    "tidegate.training": {"tidegate.training.notebook", "tidegate.training.publishing"},
     "tidegate.training.errors": set(),
     "tidegate.training.settings": set(),
     "tidegate.training.outputs": set(),
@@ -61,6 +63,7 @@ MAY_IMPORT |= {
     "tidegate.training.publishing": {"tidegate.training.publishing", *_LEARNING},
     "tidegate.training.pipeline": _PIPELINE,
     "tidegate.training.backtest": _PIPELINE,
+    "tidegate.training.notebook": _PIPELINE,
     "tidegate.training.search": {"tidegate.training.search", *_PIPELINE},
     "tidegate.training.cli": {
         "tidegate.training.cli",
@@ -97,6 +100,7 @@ TRAINING_ONLY_HERE = {
         "tidegate.training.learning",
         "tidegate.training.publishing",
         "tidegate.training.cli.app",
+        "tidegate.training.notebook",
     },
     "onnx": {"tidegate.training.publishing", "tidegate.training.pipeline"},
     "onnxruntime": {"tidegate.training.judging.graph"},
@@ -281,6 +285,6 @@ def test_an_import_loads_only_what_it_needs(module: str, unwanted: list[str]) ->
     """No training library; and for a client or the help text, no server library."""
     code = f"import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=TIMEOUT_S
     )
     assert ended.stdout.split() == []

@@ -26,6 +26,7 @@
     ├── Diverged                 training ended in NaN
     └── ModelError               an exported model
         ├── ModelUnreadable        missing, or not written by us
+        ├── ModuleError            a module that cannot be exported as it is
         ├── ParityError            the graph and the network disagree
         └── VersionExists          the version is already on disk
 
@@ -139,6 +140,10 @@ class ModelError(TrainingError):
 
 class ModelUnreadable(ModelError):
     """The model file is missing or was not written by us."""
+
+
+class ModuleError(ModelError):
+    """A `torch.nn.Module` cannot be exported, or does not do what its description says."""
 
 
 class ParityError(ModelError):

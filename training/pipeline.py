@@ -234,7 +234,13 @@ def evaluate_version(
         TrainingError: the data cannot be used.
     """
     graph = Graph.load(model)
+    if not {"forecast", "probability"} & set(graph.outputs):
+        raise ModelUnreadable(
+            f"model: {model} gives {', '.join(graph.outputs)}, expected an output 'forecast' or 'probability' to score"
+        )
     model_card = read_card(model)
+    if model_card is not None and "source" not in model_card:
+        model_card = None  # of a network that was trained elsewhere
     if data is not None:
         given = {name: value for name, value in (reading or {}).items() if value is not None}
         other = Source.model_validate({"data": data, "time": time, "columns": tuple(graph.features), **given})

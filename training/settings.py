@@ -9,7 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 # The name of a model is a folder, and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -377,3 +386,13 @@ class Search(Settings):
         default="",
         description="Settings to try, as 'hidden=32,64;learning_rate=1e-3..1e-2', or a .toml or .json file of such.",
     )
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first validation error in our words: `learning-rate: got '-1', expected: greater than 0`."""
+    mistake = error.errors()[0]
+    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
+    expected = (
+        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
+    )
+    return f"{word}: got {mistake['input']!r}, expected: {expected}"

@@ -138,7 +138,7 @@ class Replay:
             sent = await self._send_all(client, series, served)
         timesteps, seconds = sum(len(one.predictions) for one in sent), sum(one.seconds for one in sent)
         self.console.print(
-            f"{timesteps} timesteps in {seconds:.1f} s: {1e6 * seconds / timesteps:,.0f} µs each, there and back",
+            f"{timesteps} timestep{'s' * (timesteps != 1)} in {seconds:.1f} s: {1e6 * seconds / timesteps:,.0f} µs per round trip",
             highlight=False,
         )
         scorers = [one.scorer for one in sent if one.scorer is not None]

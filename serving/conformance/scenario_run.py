@@ -5,6 +5,7 @@ all its calls. A `Call` is one stream on one of them, independent of the gRPC me
 """
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -27,6 +28,10 @@ NEXT_SECONDS = 15.0
 AFTER_VIOLATION_SECONDS = 2.0
 # How long a script watches for something that must not happen.
 WATCH_SECONDS = 0.3
+# How long after the end of a program its last message may still be under way.
+UNDER_WAY_SECONDS = 0.3
+# The same after the loss of the stream, if the client program does not end before: a slow machine needs a while to open again.
+LOST_SECONDS = 3.0
 # The time limit for the end of the call after the close.
 END_OF_CALL_SECONDS = 2.0
 
@@ -96,7 +101,7 @@ class ScenarioRun:
         item, exited = asyncio.ensure_future(queue.get()), asyncio.ensure_future(self.client_exited.wait())
         try:
             await asyncio.wait([item, exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([item], timeout=min(seconds, WATCH_SECONDS) if exited.done() else 0)
+            await asyncio.wait([item], timeout=min(seconds, UNDER_WAY_SECONDS) if exited.done() else 0)
             return item.result() if item.done() else None
         finally:
             item.cancel()
@@ -121,26 +126,26 @@ class ScenarioRun:
     async def open_next_call(self, next_step: int | None = None, *, window_of_one: bool = False) -> "Call":
         """Waits for the next call and answers its open with the server's next step.
 
-        With `window_of_one` a call of `PredictBlocks` has one timestep in flight, so that each is answered on its own.
+        With `window_of_one` one timestep is in flight: the next one shows that the client has read the answer.
         """
         call = await self.next_call()
-        window = 1 if window_of_one and call.in_blocks else WINDOW
+        window = 1 if window_of_one else WINDOW
         await call.send_opened(len(self.applied) + 1 if next_step is None else next_step, window=window)
         return call
 
-    async def wait_for_open(self, seconds: float = WATCH_SECONDS) -> "Call | None":
+    async def wait_for_open(self, seconds: float | None = None) -> "Call | None":
         """Returns the next call, if one comes within the time."""
-        return await self.wait_for_item(self.calls, seconds)
+        return await self.wait_for_item(self.calls, WATCH_SECONDS if seconds is None else seconds)
 
     async def expect_no_open(self) -> None:
         """Checks that the client does not open its stream again."""
-        if (call := await self.wait_for_open()) is not None:
+        if (call := await self.wait_for_open(LOST_SECONDS)) is not None:
             self.add_violation("no-reopen-when-lost", f"an open came after {self.lost_reason}")
             await call.end("UNAVAILABLE")
 
     async def expect_no_call(self) -> None:
         """Checks that the client makes no more calls of `PredictOne`."""
-        if await self.wait_for_item(self.single_calls, WATCH_SECONDS) is not None:
+        if await self.wait_for_item(self.single_calls, LOST_SECONDS) is not None:
             self.add_violation("no-reopen-when-lost", f"a call came after {self.lost_reason}")
 
     async def serve_rest(self, call: "Call") -> None:
@@ -187,9 +192,6 @@ class Call(ABC):
         ended: set when the script has finished with the call.
         run: the run that it belongs to.
     """
-
-    # Whether timesteps are answered in blocks.
-    in_blocks = False
 
     def __init__(self, run: ScenarioRun, open_request: pb.Open) -> None:
         self.open_request = open_request
@@ -287,6 +289,22 @@ class Call(ABC):
         """Waits for timesteps and answers them."""
         for step in steps:
             await self.answer(await self.expect_step(step), store=store)
+
+    async def serve_until_read(self, *steps: int, store: bool = True) -> None:
+        """Answers timesteps on a call with a window of one, and waits until the client has read the answers.
+
+        The end of a call may overtake answers that a slow client has not read.
+        """
+        await self.serve(*steps, store=store)
+        await self.expect_step(steps[-1] + 1)
+
+    async def wait_until_full(self) -> None:
+        """Waits until the window is full, and a little longer for what exceeds it."""
+        for count, seconds in ((self._window, self.run.next_seconds), (self._window + 1, WATCH_SECONDS)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while self._in_flight < count:  # noqa: ASYNC110 - requests are counted where they are checked
+                        await asyncio.sleep(0.01)
 
     async def answer_received(self) -> None:
         """Answers what has come so far."""

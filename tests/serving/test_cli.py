@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support import (
-    LSTM_FEATURES,
-    Process,
-    environment,
-    lstm,
-    picky,
-    replay,
-    run_command,
-    running_sum,
-    sensor_rows,
-    serve,
-    write_model,
-)
+from tests.graphs import LSTM_FEATURES, lstm, picky, running_sum, write_model
+from tests.oracle import replay, sensor_rows
+from tests.servers import Process, environment, run_command, serve
+from tests.timeouts import TIMEOUT_S
 from tidegate.cli import app as cli
 from tidegate.cli.connection import default_address
 from tidegate.client import Client
@@ -161,7 +152,7 @@ def test_every_option_has_an_environment_variable(sum_root: Path) -> None:
         [sys.executable, "-m", "tidegate", "serve"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
         env=environment() | {"TIDEGATE_MODELS": str(sum_root), "TIDEGATE_PORT": "70000"},
     )
@@ -187,7 +178,7 @@ def test_an_unknown_command_is_refused() -> None:
 
 
 @pytest.mark.parametrize("port", ["tcp://10.0.0.1:50051", "tcp://[fd00::1]:50051"])
-def test_the_port_that_kubernetes_tells_of_a_service_is_no_setting(sum_root: Path, port: str) -> None:
+def test_the_service_port_variable_of_kubernetes_is_not_a_setting(sum_root: Path, port: str) -> None:
     """A Kubernetes service called `tidegate` sets this variable in every container of its namespace, also in the server's."""
     ended = run_command("serve", "--models", str(sum_root), "--workers", "-1", TIDEGATE_PORT=port)
     refused(ended, 2, "--workers", "-1")
@@ -479,7 +470,7 @@ def test_stream_at_a_rate_takes_its_time(server: Process, tmp_path: Path) -> Non
     assert 0.2 <= seconds < 2
 
 
-def test_stream_without_a_column_that_says_when_numbers_the_rows(server: Process, tmp_path: Path) -> None:
+def test_stream_without_a_time_column_numbers_the_rows(server: Process, tmp_path: Path) -> None:
     """The label is the row number."""
     out = tmp_path / "out.csv"
     stream(server, write_csv(tmp_path / "a.csv", sensor_rows(3), label=False), "--out", str(out))
@@ -564,7 +555,7 @@ def test_stream_to_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", ["train", "backtest", "evaluate", "export", "datasets"])
 @pytest.mark.parametrize("missing", ["entry point", "torch"])
-def test_a_training_command_without_the_training_package_says_what_to_install(
+def test_a_training_command_without_the_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, missing: str
 ) -> None:
     """Whether the package or one of its dependencies is missing: exit code 2 and one line."""

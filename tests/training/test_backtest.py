@@ -122,7 +122,7 @@ def test_mean_and_spread_are_those_of_the_folds(result: Path) -> None:
         (["--window", "20", "--validation-share", "0.01"], "the validation part has 0"),
     ],
 )
-def test_what_cannot_work_is_told_before_training(
+def test_invalid_settings_are_reported_before_training(
     result: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     """In one line, with exit code 2."""

@@ -265,7 +265,7 @@ def test_the_description_is_that_of_the_graph(networks: dict[str, Network], grap
 
 
 @every_case
-def test_a_run_that_is_read_again_says_the_same(
+def test_a_run_that_is_read_again_is_equal(
     networks: dict[str, Network],
     sequences: dict[str, Any],
     make_facts: Callable[[int], run.DataFacts],

@@ -22,7 +22,17 @@ from tidegate.training.cli.progress import FitProgress
 from tidegate.training.data import datasets as catalogue
 from tidegate.training.errors import SettingsError, TableErrors, TrainingError
 from tidegate.training.outputs import replacing
-from tidegate.training.settings import Fit, Format, Request, Rolling, Search, Shape, Source, name_of
+from tidegate.training.settings import (
+    Fit,
+    Format,
+    Request,
+    Rolling,
+    Search,
+    Shape,
+    Source,
+    first_mistake,
+    name_of,
+)
 
 if TYPE_CHECKING:
     from tidegate.training.data.prepare import Prepared
@@ -238,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     except TrainingError as error:
         _fail(str(error), several=isinstance(error, TableErrors))
     except ValidationError as error:
-        _fail(_first_error(error))
+        _fail(first_mistake(error))
     except typer.TyperException as error:
         _fail(error.format_message())
     except OSError as error:
@@ -253,16 +263,6 @@ def _fail(message: str, *, several: bool = False) -> NoReturn:
     for line in message.splitlines() if several else [message]:
         sys.stderr.write(f"error: {' '.join(line.split())}\n")
     raise SystemExit(EXIT_USAGE) from None
-
-
-def _first_error(error: ValidationError) -> str:
-    """The first validation error in our words: `learning-rate: got '-1', expected: greater than 0`."""
-    mistake = error.errors()[0]
-    word = str(mistake["loc"][0]).replace("_", "-") if mistake["loc"] else "settings"
-    expected = (
-        mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to parse")[0]
-    )
-    return f"{word}: got {mistake['input']!r}, expected: {expected}"
 
 
 def _request(values: dict[str, Any]) -> Request:

@@ -36,12 +36,10 @@ class FitProgress:
         if self.console.is_terminal:
             self._move_bar(epoch, best)
         elif time.monotonic() - self.printed_s >= LINE_EVERY_S:
+            from tidegate.training.learning.fit import progress_line  # see above
+
             self.printed_s = time.monotonic()
-            left_s = epoch.elapsed_s * (1.0 / epoch.progress - 1.0)
-            self.note(
-                f"epoch {epoch.number}: loss {epoch.loss:.4f}, score {epoch.score:.4f}, best {best.score:.4f}, "
-                f"{epoch.elapsed_s:.0f} s, at most {left_s:.0f} s left"
-            )
+            self.note(progress_line(epoch, best))
 
     def note(self, text: str) -> None:
         """Print a sentence; the bar ends, because the training is over."""

@@ -69,6 +69,7 @@ def series_of(
     name: str = "data",
     units: dict[str, str] | None = None,
     options: Format | None = None,
+    words: Mapping[str, Sequence[str]] | None = None,
     **columns: Unpack[Columns],
 ) -> Series:
     """A series from data in memory.
@@ -80,6 +81,7 @@ def series_of(
         name: of the data.
         units: by column.
         options: what to do with values and rows.
+        words: of categories, see `read`.
         columns: the roles of the columns.
 
     Raises:
@@ -88,14 +90,14 @@ def series_of(
     if hasattr(data, "columns") or hasattr(data, "__arrow_c_stream__") or hasattr(data, "to_arrow"):
         if times is not None or names:
             raise UnreadableTable(f"{name}: got a frame and times or names beside it; expected both as its columns")
-        return _build_series(table_of_frame(data, name), columns, units or {}, options or Format(), {})
+        return _build_series(table_of_frame(data, name), columns, units or {}, options or Format(), words or {})
     parts = columns_of(np.asarray(data), names, name)
     if times is not None:
         if "time" in parts:
             raise TimeColumnError(f"{name}: got times and a column 'time'; expected one of them")
         parts = {"time": np.asarray(times), **parts}
         columns = {"time": "time", **columns}
-    return _build_series(table_of_arrays(parts, name), columns, units or {}, options or Format(), {})
+    return _build_series(table_of_arrays(parts, name), columns, units or {}, options or Format(), words or {})
 
 
 def column_names(path: Path, options: Format | None = None) -> list[str]:

@@ -128,7 +128,8 @@ def _numbers_of_text(
 def kind_of(column: Any, read: Callable[[str], float | None], words: Collection[str]) -> str:
     """What the cells of a block are: empty, number, date (with or without a time of day), clock (without a date) or text.
 
-    A column with some numbers is one of numbers, whatever else it holds: a bad cell is then named, not taken for a word.
+    A column with some numbers is one of numbers, and one with mostly dates is one of dates, whatever else it holds: a bad cell
+    is then named, not taken for a word.
     """
     kind = column.type
     if not is_text(kind):
@@ -140,7 +141,7 @@ def kind_of(column: Any, read: Callable[[str], float | None], words: Collection[
     cells = [cell for cell in cells if not is_missing(cell) and cell.strip().lower() not in words]
     if not cells:
         return "empty"
-    if all(is_time_like(cell) for cell in cells):
+    if 2 * sum(map(is_time_like, cells)) > len(cells):
         return "clock" if all(map(is_clock, cells)) else "date"
     return "number" if any(read(cell) is not None for cell in cells) else "text"
 

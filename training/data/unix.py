@@ -64,11 +64,11 @@ def numeric_times(numbers: npt.NDArray[Any], time_format: str | None, subject: s
     if numbers.dtype.kind == "f":
         whole = np.floor(np.where(known, numbers, 0.0))
         rest = np.where(known, numbers, 0.0) - whole
-        times = whole.astype(np.int64) * ns + np.rint(rest * ns).astype(np.int64)
+        nanoseconds = whole.astype(np.int64) * ns + np.rint(rest * ns).astype(np.int64)
     else:
-        times = numbers.astype(np.int64) * ns
+        nanoseconds = numbers.astype(np.int64) * ns
     names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-    return np.where(known, times.view("datetime64[ns]"), _NAT), f"Unix {names[word]}"
+    return np.where(known, nanoseconds.view("datetime64[ns]"), _NAT), f"Unix {names[word]}"
 
 
 def _guess(numbers: npt.NDArray[Any], low: float, high: float, subject: str) -> str:

@@ -1,9 +1,15 @@
-"""`Series` -> CSV."""
+"""`Series` -> CSV, and a data frame -> Parquet."""
 
 import math
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from tidegate.training.data.series import UNLABELLED, Series, Spans, iso
+from tidegate.training.data.table import table_of_frame
+from tidegate.training.errors import UnreadableTable
 from tidegate.training.outputs import replacing
 
 
@@ -24,6 +30,21 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
             for row in range(first, end):
                 cells = ("" if math.isnan(value) else f"{value:.9g}" for value in series.values[row].tolist())
                 file.write(",".join([iso(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
+
+
+def write_parquet(frame: Any, path: Path) -> None:
+    """Write all columns of a frame of pandas or polars.
+
+    Raises:
+        UnreadableTable: a column has values of several types, or of one that no file holds.
+    """
+    table = table_of_frame(frame, path.name)
+    try:
+        with pa.parquet.ParquetWriter(path, pa.schema(list(table.types.items()))) as writer:
+            for batch in table.blocks(list(table.types)):
+                writer.write_batch(batch)
+    except pa.ArrowException as error:
+        raise UnreadableTable(f"{path.name}: not a readable table: {str(error).splitlines()[0]}") from error
 
 
 def _group_and_label(series: Series, row: int) -> list[str]:

@@ -54,6 +54,15 @@ class Epoch:
     progress: float  # 0..1
 
 
+def progress_line(epoch: Epoch, best: Epoch) -> str:
+    """An epoch in words."""
+    left_s = epoch.elapsed_s * (1.0 / epoch.progress - 1.0)
+    return (
+        f"epoch {epoch.number}: loss {epoch.loss:.4f}, score {epoch.score:.4f}, best {best.score:.4f}, "
+        f"{epoch.elapsed_s:.0f} s, at most {left_s:.0f} s left"
+    )
+
+
 @dataclass(frozen=True)
 class FitResult:
     """The network on the CPU with the chosen weights, and its history. `Fit.keep` says whether the best or the last are chosen."""

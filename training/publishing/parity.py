@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from torch import nn
 
 from tidegate.training.data.series import Floats
 from tidegate.training.errors import ParityError
@@ -35,6 +36,7 @@ PARITY_EMPTY = 0.02
 # Timesteps that are compared as one batch. It is small, because the state of an interval may have ten thousand numbers.
 _STEPS_PER_BATCH = 50
 _UNIT = float(np.finfo(np.float32).eps)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,24 @@ def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PAR
     """
     graph = Graph(model.SerializeToString(), "the exported graph")
     gaps = [gap for batch in PARITY_BATCHES for gap in _gaps(network, graph, batch)]
+    return judge(gaps, network.output_names, limit)
+
+
+def judge(gaps: "Sequence[Gap]", outputs: Sequence[str], limit: float) -> Parity:
+    """The parity of these differences.
+
+    Args:
+        gaps: of the outputs and the state.
+        outputs: the names of the outputs; all others are state.
+        limit: the largest difference that is allowed beside rounding.
+
+    Raises:
+        ParityError: a difference is larger than that.
+    """
     for gap in gaps:
         # Not the other way round, because a comparison with NaN is false.
         if not (math.isfinite(gap.size) and gap.size <= gap.allowed(limit)):
-            unit = (
-                "standard deviations"
-                if gap.name in network.output_names
-                else "of its size, or of 1 where that is more,"
-            )
+            unit = "standard deviations" if gap.name in outputs else "of its size, or of 1 where that is more,"
             raise ParityError(
                 f"export: {gap.name} of the graph and of the network differ by {gap.size:.1e} {unit} {gap.when}, expected "
                 f"at most {gap.allowed(limit):.0e}; nothing was written"
@@ -81,15 +93,15 @@ def check_parity(network: Network, model: onnx.ModelProto, *, limit: float = PAR
     return Parity(
         steps=PARITY_STEPS,
         batches=PARITY_BATCHES,
-        outputs=max(gap.size for gap in gaps if gap.name in network.output_names),
-        state=max(gap.size for gap in gaps if gap.name in network.state_names),
+        outputs=max(gap.size for gap in gaps if gap.name in outputs),
+        state=max((gap.size for gap in gaps if gap.name not in outputs), default=0.0),
         rounding=max(gap.rounding for gap in gaps),
         limit=max(gap.allowed(limit) for gap in gaps),
     )
 
 
 @dataclass(frozen=True)
-class _Gap:
+class Gap:
     """The largest difference of one output or state between graph and network, and between float32 and float64."""
 
     name: str
@@ -102,7 +114,7 @@ class _Gap:
         return max(limit, PARITY_ROUNDINGS * self.rounding) if math.isfinite(self.rounding) else limit
 
 
-def _gaps(network: Network, graph: Graph, batch: int) -> list[_Gap]:
+def _gaps(network: Network, graph: Graph, batch: int) -> list[Gap]:
     """The differences over a sequence, and of its single steps; infinite if a value is not a number.
 
     The head is compared over the whole sequence, so that errors which add up are found. The monitors are compared step by
@@ -130,14 +142,14 @@ def _gaps(network: Network, graph: Graph, batch: int) -> list[_Gap]:
         for name, found in _single_gaps(network, exact, rows, begin, got).items():
             worst = single.get(name, (0.0, 0.0))
             single[name] = (max(worst[0], found[0]), max(worst[1], found[1]))
-    gaps = [_Gap(name, *found, "after a single step from the same state") for name, found in single.items()]
+    gaps = [Gap(name, *found, "after a single step from the same state") for name, found in single.items()]
     replayed = {name: np.concatenate(parts) for name, parts in replayed_outputs.items()} | state
     expected, truth = _run_sequence(network, x), _run_sequence(exact, x)
-    twins = [_run_sequence(_perturbed(network, seed), x) for seed in range(PARITY_PERTURBATIONS)]
+    twins = [_run_sequence(perturbed(network, seed), x) for seed in range(PARITY_PERTURBATIONS)]
     for name, part in expected.items():
         size = _difference(network, name, [part], replayed[name])
         rounding = max(_difference(network, name, [truth[name]], sample[name]) for sample in (expected, *twins))
-        gaps.append(_Gap(name, size, rounding, f"after {PARITY_STEPS} steps"))
+        gaps.append(Gap(name, size, rounding, f"after {PARITY_STEPS} steps"))
     return gaps
 
 
@@ -171,7 +183,7 @@ def _run_sequence(network: Network, x: Floats) -> dict[str, Numbers]:
     return {name: part.numpy() for name, part in outputs.items()}
 
 
-def _perturbed(network: Network, seed: int) -> Network:
+def perturbed(network: ModuleT, seed: int) -> ModuleT:
     """The network with each weight moved by one unit in the last place, up or down at random."""
     twin = deepcopy(network)
     rng = np.random.default_rng(seed)

@@ -27,8 +27,10 @@ def free_version(models: Path, name: str, version: int | None) -> int:
     return version
 
 
-def write_version(models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str) -> Path:
-    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and `report.html`, atomically.
+def write_version(
+    models: Path, name: str, version: int, graph: bytes, card: dict[str, Any], report: str | None
+) -> Path:
+    """Write `<models>/<name>/<version>/` with `model.onnx`, `card.json` and, if there is one, `report.html`, atomically.
 
     Returns the folder. A server that watches the folder never sees an unfinished version.
 
@@ -45,7 +47,8 @@ def write_version(models: Path, name: str, version: int, graph: bytes, card: dic
         with naming(folder):
             (scratch / "model.onnx").write_bytes(graph)
             (scratch / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (scratch / "report.html").write_text(report, encoding="utf-8")
+            if report is not None:
+                (scratch / "report.html").write_text(report, encoding="utf-8")
         scratch.chmod(0o755)  # a temporary folder is private, but a server of another user must read the model
         _rename_new(scratch, folder)
     finally:

@@ -89,7 +89,7 @@ def test_a_report_on_other_data_is_refused(
     assert "tidegate evaluate" in error
 
 
-def test_the_card_and_the_graph_tell_the_same(work: Path) -> None:
+def test_the_card_and_the_graph_agree(work: Path) -> None:
     """The fingerprint is the file's; settings, parts and parity in the metadata are those of the card."""
     folder = work / "models" / "toy" / "1"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
@@ -241,10 +241,32 @@ def test_a_bad_table_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     out = tmp_path / "run"
     error = refused(capsys, "train", "--data", str(table), "--target", "a", "--out", str(out))
     assert error == (
-        "error: bad.csv: column 'a' holds string, expected numbers; first in row 2: 'high'; "
-        "leave it out with --exclude a, or name it with --group or --label if it is a group or a class"
+        "error: bad.csv: column 'a' holds 'high' in row 2, expected numbers; if it means a missing value add "
+        "--missing-values high, if the words are states --categories a, or leave the column out with --exclude a"
     )
     assert not out.exists()
+
+
+def test_a_table_with_several_errors_has_a_line_for_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """All that is wrong with it is told at once."""
+    table = tmp_path / "bad.csv"
+    table.write_text("time,a,b\n2024-01-01,1,inf\n2024-01-02,high,2\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["train", "--data", str(table), "--target", "a"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines[-2:]] == ["error", "error"]
+    assert ["'b'" in lines[-2], "'a'" in lines[-1]] == [True, True] or ["'a'" in lines[-2], "'b'" in lines[-1]] == [
+        True,
+        True,
+    ]
+
+
+def test_a_guess_can_be_overruled_when_evaluating(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of a file are those of `train`, and what was understood is told."""
+    other = work / "other.txt"
+    other.write_text((work / "held-out.csv").read_text(encoding="utf-8").replace(",", "~"), encoding="utf-8")
+    main(["evaluate", str(work / "models/toy/1"), "--data", str(other), "--delimiter", "~"])
+    assert "other.txt: `~` between columns, time = 'time' as year-month-day" in capsys.readouterr().err
 
 
 def test_options_come_from_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

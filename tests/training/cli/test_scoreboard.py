@@ -53,7 +53,7 @@ def test_the_widest_table_is_a_hundred_columns() -> None:
     assert any("81.2 %" in line and "79.9 %" in line for line in told)
 
 
-def test_what_nobody_knows_has_no_column(graph: Graph, make_series: Callable[..., Series]) -> None:
+def test_unknown_values_have_no_column(graph: Graph, make_series: Callable[..., Series]) -> None:
     """Other data than a model's own has no MASE and no ridge."""
     told = "\n".join(lines(evaluate(graph, make_series(300))))
     assert "pinball" in told
@@ -112,7 +112,7 @@ def test_a_detector_stands_beside_pca() -> None:
     assert any(line.split() == ["PCA", "(T2,", "Q)", "4/4", "0/6"] for line in told)
 
 
-def test_a_cold_start_is_told_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:
+def test_a_cold_start_is_reported_in_percent(graph: Graph, make_series: Callable[..., Series]) -> None:
     """By how much a new stream's error is larger in each band."""
     scores = evaluate(graph, make_series(600), split=Split(((0, 300),), ((300, 400),), ((400, 600),)))
     start = scores.cold_start.table[0]

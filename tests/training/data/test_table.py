@@ -212,7 +212,7 @@ def test_a_file_without_rows_is_too_short(tmp_path: Path, name: str) -> None:
         read(tmp_path / name)
 
 
-def test_the_columns_of_a_file_are_told_without_reading_it(tmp_path: Path) -> None:
+def test_the_columns_of_a_file_are_listed_without_reading_it(tmp_path: Path) -> None:
     """In their order."""
     (tmp_path / "table.csv").write_text("time,b,a\n2024-01-01,1,x\n", encoding="utf-8")
     assert column_names(tmp_path / "table.csv") == ["time", "b", "a"]

@@ -52,7 +52,7 @@ def test_json_keeps_its_shape(scores: Scores) -> None:
     assert set(whole["cold_start"]["table"][0]) == {"target", "horizon", "cold", "warm", "settled"}
 
 
-def test_the_summary_is_small_and_says_the_same(scores: Scores) -> None:
+def test_the_summary_is_small_and_equal(scores: Scores) -> None:
     """In five digits, without curves."""
     small, whole = scores.summary(), scores.as_json()
     assert len(json.dumps(small)) < 600 * len(scores.table)

@@ -247,7 +247,7 @@ def epochs_of(run: Path) -> list[int]:
     return [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_ctrl_c_exports_and_says_how_to_go_on(stopped_run: tuple[Path, list[str], str]) -> None:
+def test_ctrl_c_exports_and_prints_how_to_continue(stopped_run: tuple[Path, list[str], str]) -> None:
     """The best network so far is a version, and the last line is the command that resumes."""
     folder, _, said = stopped_run
     assert (folder / "models" / "toy" / "1" / "model.onnx").is_file()

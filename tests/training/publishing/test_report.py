@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.timeouts import TIMEOUT_S
 from tidegate.training.data.series import Series
 from tidegate.training.judging.detection import FaultyCopies, FaultyReplay
 from tidegate.training.judging.evaluate import evaluate
@@ -254,7 +255,7 @@ def test_a_section_goes_with_its_data(material: ReportContent, section: str, wit
     assert section not in titles(report.build(replace(material, card=told)))
 
 
-def test_the_page_says_what_the_card_says(material: ReportContent) -> None:
+def test_the_page_matches_the_card(material: ReportContent) -> None:
     """Verdict, fingerprint, hash, parameters, errors, settings, versions: each as it stands in the card."""
     told, said = material.card, words(report.build(material))
     row = told["scores"]["table"][0]
@@ -311,7 +312,7 @@ def test_the_metadata_holds_the_facts_without_the_long_and_the_fickle(material: 
     assert material.card["outcome"]["seconds"] == 7.5
 
 
-def test_the_card_tells_what_is_missing_in_each_part(
+def test_the_card_counts_missing_values_in_each_part(
     make_series: Callable[..., Series],
     exported: tuple[Network, onnx.ModelProto],
     make_facts: Callable[[int], DataFacts],
@@ -357,7 +358,7 @@ def test_nothing_is_wider_than_a_phone(
     outer.write_text(f"<!DOCTYPE html><title>-</title>{''.join(frames)}<script>{script}</script>", encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
     command = [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", outer.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S, check=True)
     title = re.search(r"<title>([^<]*)</title>", done.stdout)
     assert title is not None
     assert title.group(1) == "360,360,360"

@@ -141,7 +141,7 @@ def test_a_trial_that_is_done_is_not_ended_early(
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
 
 
-def test_settings_that_do_not_work_are_told_and_not_tried_again(toy_csv: Path, tmp_path: Path) -> None:
+def test_settings_that_fail_are_reported_and_not_tried_again(toy_csv: Path, tmp_path: Path) -> None:
     """A training that ends in no number counts as done, with the reason beside it."""
     search = QUICK.model_copy(update={"search": "learning_rate=1e20,0.01", "sampler": "grid"})
     request = request_of(toy_csv, tmp_path)
