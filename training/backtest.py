@@ -13,7 +13,7 @@ import numpy as np
 
 from tidegate.training.data.overview import overview
 from tidegate.training.data.prepare import check_scorable
-from tidegate.training.data.series import Series, Spans, count_rows, iso
+from tidegate.training.data.series import Series, Spans, count_rows
 from tidegate.training.data.source import read_request
 from tidegate.training.data.split import Split, check_parts
 from tidegate.training.errors import SettingsError
@@ -124,7 +124,7 @@ def backtest(
         check_scorable(request, series, split)
     folds = []
     for number, split in enumerate(splits, 1):
-        origin = iso(min(series.times[first] for first, _ in split.test))
+        origin = series.stamp(min(series.times[first] for first, _ in split.test))
         on_note(f"fold {number} of {len(splits)}: training on {count_rows(split.train)} rows before {origin}")
         own = request.model_copy(update={"out": request.out / f"fold-{number}"})
         _, scores = train_and_score(own, series, split, on_epoch, on_note)

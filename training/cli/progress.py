@@ -36,7 +36,7 @@ class FitProgress:
         if self.console.is_terminal:
             self._move_bar(epoch, best)
         elif time.monotonic() - self.printed_s >= LINE_EVERY_S:
-            from tidegate.training.learning.fit import progress_line  # see above
+            from tidegate.training.learning.fit import progress_line  # noqa: PLC0415 - torch, as above
 
             self.printed_s = time.monotonic()
             self.note(progress_line(epoch, best))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tidegate.training.data.gaps import Absence, absence
 from tidegate.training.data.overview import overview
-from tidegate.training.data.series import Floats, Series, Span, iso, steps_s_of
+from tidegate.training.data.series import Floats, Series, Span, steps_s_of
 
 # A sensor that repeats a value for so many rows, and for this share of all rows, may be stuck.
 STUCK_ROWS, STUCK_SHARE = 100, 0.05
@@ -92,13 +92,13 @@ def _remarks(series: Series, values: Floats, known: npt.NDArray[np.float64]) -> 
         return
     first, end = max((_longest_run(values, span) for span in series.spans), key=lambda run: run[1] - run[0])
     if end - first >= max(STUCK_ROWS, STUCK_SHARE * len(known)):
-        yield f"stuck at {values[first]:g} for {end - first:,} rows from {iso(series.times[first])}"
+        yield f"stuck at {values[first]:g} for {end - first:,} rows from {series.stamp(series.times[first])}"
     low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
     spread = max(high - middle, middle - low)
     far = np.abs(values - middle) > FAR * spread if spread > 0 else np.zeros(len(values), np.bool_)
     if far.any():
         row = int(np.nanargmax(np.abs(values - middle)))
-        yield f"{int(far.sum()):,} values far from the others, such as {values[row]:g} at {iso(series.times[row])}"
+        yield f"{int(far.sum()):,} values far from the others, such as {values[row]:g} at {series.stamp(series.times[row])}"
 
 
 def _longest_run(values: Floats, span: Span) -> Span:
@@ -116,4 +116,4 @@ def _longest_gaps(series: Series) -> Iterator[Gap]:
     ends = [end - 1 for span in series.spans for _, end in series.segments((span,))[:-1]]
     for row in sorted(ends, key=lambda row: -steps_s[row])[:MAX_GAPS]:
         group = series.group_at(row).name if series.groups else ""
-        yield Gap(iso(series.times[row]), iso(series.times[row + 1]), float(steps_s[row]), group)
+        yield Gap(series.stamp(series.times[row]), series.stamp(series.times[row + 1]), float(steps_s[row]), group)

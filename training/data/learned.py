@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tidegate.training.data.series import Series, Span, Spans, Times, count_rows
+from tidegate.training.data.series import Series, Span, Spans, Times, count_rows, time_of
 from tidegate.training.data.split import Split
 from tidegate.training.errors import SeriesTooShort
 
@@ -78,7 +78,7 @@ def _rows_at(times: Times, first: int, between: tuple[str, str] | None) -> Span:
     """The rows whose times, which increase, lie between the two, both included."""
     if between is None:
         return first, first
-    low, high = (np.datetime64(time) for time in between)
+    low, high = (time_of(time) for time in between)
     return first + int(np.searchsorted(times, low)), first + int(np.searchsorted(times, high, side="right"))
 
 

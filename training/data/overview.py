@@ -1,7 +1,7 @@
 """An overview of a series in a few lines: what was read, before anybody waits for a training."""
 
 from tidegate.training.data.gaps import absence, present_rows
-from tidegate.training.data.series import Series, duration_text, iso
+from tidegate.training.data.series import Series, duration_text
 
 
 def overview(series: Series) -> list[str]:
@@ -12,7 +12,7 @@ def overview(series: Series) -> list[str]:
         min(series.times[low] for low, _ in series.spans),
         max(series.times[end - 1] for _, end in series.spans),
     )
-    when = "numbered, without times" if series.is_numbered else f"{iso(first)} to {iso(last)}"
+    when = "numbered, without times" if series.is_numbered else f"{series.stamp(first)} to {series.stamp(last)}"
     if series.period_s is not None:
         step = f", a row every {duration_text(series.period_s)}"
     else:

@@ -137,10 +137,11 @@ def _without_repeats(
         at = int(repeats.argmax())
         where = next((f" of group {group.name!r}" for group in groups if group.first <= at < group.end), "")
         advice = "" if groups else ", or name the column that tells several series apart with --group"
+        zone = "Z" if arrays.in_utc else ""
         assert arrays.plan.times
         raise TimeOrderError(
-            f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}) repeats the time of row {_file_row(order, at - 1)} "
-            f"({iso(times[at - 1])}){where} in column {arrays.plan.times.columns[0]!r}; expected each time once: keep one of such "
+            f"{arrays.table.name}: row {_file_row(order, at)} ({iso(times[at])}{zone}) repeats the time of row {_file_row(order, at - 1)} "
+            f"({iso(times[at - 1])}{zone}){where} in column {arrays.plan.times.columns[0]!r}; expected each time once: keep one of such "
             f"rows with --duplicates first, last or mean{advice}"
         )
     _reorder(arrays, order)

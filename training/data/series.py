@@ -103,6 +103,10 @@ class Series:
                 )
         raise MissingColumn(f"{self.name}: no column {name!r}; there are: {known}")
 
+    def stamp(self, time: np.datetime64) -> str:
+        """A time of the series in ISO 8601, with a Z if it is known to be UTC."""
+        return iso(time) + ("Z" if self.timezone == "UTC" else "")
+
     def group_at(self, row: int) -> Group:
         """The group that a row belongs to; the series has groups."""
         return self.groups[bisect_right(self.groups, row, key=lambda group: group.first) - 1]
@@ -235,6 +239,11 @@ def iso(time: np.datetime64) -> str:
     """ISO 8601, with a fraction only where there is one."""
     seconds = time.astype("datetime64[s]")
     return str(seconds if seconds == time else time)
+
+
+def time_of(text: str) -> np.datetime64:
+    """The time that `iso` or `Series.stamp` has written."""
+    return np.datetime64(text.removesuffix("Z"))
 
 
 def duration_text(seconds: float) -> str:

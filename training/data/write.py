@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from tidegate.training.data.series import UNLABELLED, Series, Spans, iso
+from tidegate.training.data.series import UNLABELLED, Series, Spans
 from tidegate.training.data.table import table_of_frame
 from tidegate.training.errors import UnreadableTable
 from tidegate.training.outputs import replacing
@@ -29,7 +29,7 @@ def write_csv(series: Series, path: Path, spans: Spans) -> None:
         for first, end in spans:
             for row in range(first, end):
                 cells = ("" if math.isnan(value) else f"{value:.9g}" for value in series.values[row].tolist())
-                file.write(",".join([iso(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
+                file.write(",".join([series.stamp(series.times[row]), *_group_and_label(series, row), *cells]) + "\n")
 
 
 def write_parquet(frame: Any, path: Path) -> None:

@@ -96,8 +96,8 @@ def evaluate(
     return replace(
         scores,
         data=series.name,
-        start=str(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
-        end=str(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
+        start=series.stamp(min(series.times[first] for first, _ in spans).astype("datetime64[s]")),
+        end=series.stamp(max(series.times[end - 1] for _, end in spans).astype("datetime64[s]")),
         rows=count_rows(spans),
         absent=absence(ordered, spans),
     )

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter
 
 from tidegate.training.data.gaps import Absence, absence
 from tidegate.training.data.scaler import Scaler
-from tidegate.training.data.series import Floats, Series, Spans, count_rows, iso
+from tidegate.training.data.series import Floats, Series, Spans, count_rows
 from tidegate.training.data.split import Split
 from tidegate.training.errors import RunError
 from tidegate.training.learning import checkpoint
@@ -54,16 +54,16 @@ class Part(Settings):
         return cls(
             spans=spans,
             rows=count_rows(spans),
-            start=iso(min(series.times[first] for first, _ in spans)),
-            end=iso(max(series.times[end - 1] for _, end in spans)),
+            start=series.stamp(min(series.times[first] for first, _ in spans)),
+            end=series.stamp(max(series.times[end - 1] for _, end in spans)),
             wholes=tuple(
                 dict.fromkeys(
                     group.split_key for group in series.groups if group.split_key and (group.first, group.end) in spans
                 )
             ),
             groups=tuple(names),
-            starts=tuple(iso(series.times[first]) for first, _ in spans) if names else (),
-            ends=tuple(iso(series.times[end - 1]) for _, end in spans) if names else (),
+            starts=tuple(series.stamp(series.times[first]) for first, _ in spans) if names else (),
+            ends=tuple(series.stamp(series.times[end - 1]) for _, end in spans) if names else (),
         )
 
 

@@ -1,4 +1,8 @@
-"""A warm start: a training that begins with the weights of an earlier one, on data that has grown since."""
+"""A warm start: a training that begins with the weights of an earlier one, on data that has grown since.
+
+The schedule is the usual one. On `appliances`, begun from a model of its first four fifths, 10 epochs at the usual rate reach
+a validation score of 0.477, as 60 epochs from random weights do; at half the rate it is 0.483, at a quarter 0.485.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -14,10 +18,7 @@ from tidegate.training.data.prepare import Prepared
 from tidegate.training.data.series import check_period
 from tidegate.training.errors import RunError, SettingsError
 from tidegate.training.learning import checkpoint, run
-from tidegate.training.settings import OPTIMIZER_DEFAULTS, Request
-
-# The weights are good already, and the full rate would throw them away: measured on `appliances`, see `docs/data.md`.
-RATE_SHARE = 0.25
+from tidegate.training.settings import Request
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,7 @@ class WarmStart:
         # Columns that were left out then may move now, and the other way round.
         own = tuple(name for name in self.record.facts.features if not features.is_derived(name))
         source = request.source.model_copy(update={"columns": own})
-        request = request.model_copy(update={"source": source})
-        rate, _ = OPTIMIZER_DEFAULTS[request.fit.optimizer]
-        if request.fit.learning_rate != rate:
-            return request
-        fit = request.fit.model_copy(update={"learning_rate": RATE_SHARE * rate})
-        return request.model_copy(update={"fit": fit})
+        return request.model_copy(update={"source": source})
 
     def apply(self, prepared: Prepared) -> Prepared:
         """The input of the fit with the scaler and the architecture of the run, which its weights belong to.

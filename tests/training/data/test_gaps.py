@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from tidegate.training.data.gaps import Absence, absence, fill_gaps
+from tidegate.training.data.load import read
+from tidegate.training.data.overview import overview
 from tidegate.training.data.series import Group, Series
+from tidegate.training.data.write import write_csv
 
 
 def without(series: Series, *spans: tuple[int, int]) -> Series:
@@ -77,3 +81,14 @@ def test_absent_rows_are_counted(make_series: Callable[..., Series]) -> None:
     assert absence(series) == Absence(rows=15, gaps=3, cuts=1, filled=5, stretches=2, longest=140)
     assert absence(series, ((30, 195),)).gaps == 2
     assert absence(series, ((60, 75),)) == Absence(rows=0, gaps=0, cuts=0, filled=0, stretches=1, longest=15)
+
+
+def test_times_that_are_utc_say_so(tmp_path: Path, make_series: Callable[..., Series]) -> None:
+    """In the overview and in the rows that are written; times of an unknown clock do not."""
+    series = replace(make_series(3), timezone="UTC")
+    assert "2024-01-01T00:00:00Z to 2024-01-01T02:00:00Z" in overview(series)[0]
+    write_csv(series, tmp_path / "utc.csv", series.spans)
+    again = read(tmp_path / "utc.csv")
+    assert again.timezone == "UTC"
+    np.testing.assert_array_equal(again.times, series.times)
+    assert "Z" not in overview(make_series(3))[0]

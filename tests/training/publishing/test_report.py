@@ -83,6 +83,7 @@ def material(
         verdict=verdict(scores),
         history=HISTORY,
         graph=content,
+        run="runs/toy",
     )
     # As it is read back: lists, no tuples.
     return ReportContent(json.loads(json.dumps(made)), Replay.of(graph, series, facts.split.test))

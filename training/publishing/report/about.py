@@ -32,6 +32,7 @@ def header(content: ReportContent) -> Html:
     wins = bool(card["scores"].get("beats_baselines"))
     rows = [
         ("data", data["name"]),
+        ("times", "UTC" if held["start"].endswith("Z") else "on the clock of the data, whose zone it does not tell"),
         ("trained on", f"{day(data['training']['start'])} to {day(data['training']['end'])}"),
         ("scored on", f"{day(held['start'])} to {day(held['end'])}, {held['rows']:,} held-out timesteps"),
         (
