@@ -92,7 +92,7 @@ def main() -> None:
         holds=common.same_bits(exported.folder, x, {"forecast": forecast}),
     )
     ahead = HORIZONS[1]
-    error, naive = (np.abs(said[:-ahead] - x[ahead:, 0]).mean() for said in (forecast[:, 1, 0], x[:, 0]))
+    error, naive = (np.abs(prediction[:-ahead] - x[ahead:, 0]).mean() for prediction in (forecast[:, 1, 0], x[:, 0]))
     common.check(
         f"{ahead} minutes ahead its error is {error:.2f} °C, below persistence, which has {naive:.2f}",
         holds=error < naive,

@@ -150,7 +150,7 @@ def let_time_out(client: Client) -> None:
     call = session._call
     assert call is not None
     assert call._watchdog is not None, "the client waits without a time-out"
-    call._heard_at -= session.limits.timeout_s
+    call._last_read_at -= session.limits.timeout_s
     call._watchdog._run()
 
 

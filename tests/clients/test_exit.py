@@ -3,7 +3,8 @@
 import sys
 
 from tests.clients.programs import CLIENTS, Client
-from tests.clients.scripted import Call, closing, scripted
+from tests.scripted import closing, scripted
+from tests.scripted_calls import Call
 
 PROGRAM = f"""
 import gc, sys
