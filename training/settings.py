@@ -5,6 +5,7 @@ The defaults suit a series of some ten thousand rows. Those of `Fit` were compar
 
 import csv
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,6 +37,12 @@ def _split(value: Any) -> Any:
         return value
     parts = next(csv.reader([value], skipinitialspace=True), [])
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def as_typed(part: str) -> str:
+    """A part of such a text as it is typed in a shell: quoted where a comma or a sign of the shell would be misread."""
+    text = '"' + part.replace('"', '""') + '"' if set(part) & set(',"') else part
+    return shlex.quote(text)
 
 
 def name_of(data: str) -> str:

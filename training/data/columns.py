@@ -6,6 +6,7 @@ from typing import TypedDict
 from tidegate.training.data import features
 from tidegate.training.data.table import Table
 from tidegate.training.errors import GroupColumnError, LabelColumnError, MissingColumn, TimeColumnError
+from tidegate.training.settings import as_typed
 
 
 class Columns(TypedDict, total=False):
@@ -109,7 +110,7 @@ def time_columns(table: Table, columns: Columns, roles: dict[str, str], kinds: d
     if period_s is not None and found:
         raise TimeColumnError(
             f"{table.name}: period {period_s:g} s beside the times of column {found[0]!r}, expected one of them; "
-            f"leave --period out, or the column with --exclude {found[0]}"
+            f"leave --period out, or the column with --exclude {as_typed(found[0])}"
         )
     if not found and period_s is None and not table.times_optional:
         clocks = [column for column, kind in kinds.items() if kind == "clock"]

@@ -1,5 +1,6 @@
 """Settings as command-line options."""
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import typer
 
 from tidegate.training.cli.options import build, options_of
-from tidegate.training.settings import Fit, Shape
+from tidegate.training.settings import Fit, Shape, Source, as_typed
 
 Run = Callable[..., dict[str, Any]]
 
@@ -55,3 +56,17 @@ def test_an_option_comes_from_the_environment(run: Run, monkeypatch: pytest.Monk
     """`TIDEGATE_WARM_UP` is `--warm-up`."""
     monkeypatch.setenv("TIDEGATE_WARM_UP", "0.2")
     assert build(Fit, run()).warm_up == 0.2
+
+
+@pytest.mark.parametrize("name", ["flow", "flow rate", "flow, cold", '3" pipe', "it's", "$load", "a=b", "Größe"])
+def test_advice_can_be_typed_as_it_stands(name: str) -> None:
+    """Whatever a column is called, the shell and the option give its name again."""
+    (word,) = shlex.split(as_typed(name))
+    assert Source.model_validate({"exclude": word}).exclude == (name,)
+
+
+def test_units_are_pairs() -> None:
+    """A unit for each named column."""
+    assert Source.model_validate({"units": "temp=°C, load=kW"}).units == {"temp": "°C", "load": "kW"}
+    with pytest.raises(ValueError, match="NAME=TEXT, separated by commas"):
+        Source.model_validate({"units": "temp"})
