@@ -14,13 +14,17 @@ from typing import TextIO
 def replacing(path: Path) -> Iterator[TextIO]:
     """A text file to write to, in UTF-8; it replaces the file at `path` when the block ends without an error.
 
-    The folder is created if it is missing.
+    The folder is created if it is missing. A device, such as /dev/stdout, and a link are written to as they are.
 
     Raises:
         OSError: with the path as its file name.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (path.is_symlink() or not path.is_file()):
+            with path.open("w", encoding="utf-8", newline="\n") as file:
+                yield file
+            return
         new = path.with_name(f"{path.name}.new")
         try:
             with new.open("w", encoding="utf-8", newline="\n") as file:

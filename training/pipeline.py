@@ -258,6 +258,13 @@ def evaluate_version(
     if model_card["data"]["sha256"] == series.sha256:
         # Only the held-out rows are scored; the baselines are fitted on the training rows of the model.
         return evaluate(graph, series, season=season, split=_split_of(model_card["data"]))
+    return _score_others(graph, series, model_card, season, all_rows=all_rows)
+
+
+def _score_others(
+    graph: Graph, series: Series, model_card: dict[str, Any], season: int | None, *, all_rows: bool
+) -> Scores:
+    """The scores of other data, without the rows that the model has learned from."""
     scales = model_card["scores"].get("mase_scale")
     if all_rows:
         return evaluate(graph, series, season=season, scales=scales)

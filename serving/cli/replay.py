@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tidegate.cli.connection import ConnectionSettings
 from tidegate.cli.forecast_scores import ForecastScorer, Score, percent
-from tidegate.cli.outputs import check_outputs, require_matplotlib
+from tidegate.cli.outputs import check_outputs, replacing, require_matplotlib
 from tidegate.cli.sensor_table import SensorTable, read_table
 from tidegate.cli.stretches import Clock, check_order, cut
 from tidegate.client import Client, Model, Overloaded, Prediction, Stream
@@ -315,7 +315,8 @@ def _plot_longest(sent: list[ReplayedSeries], file: Path, path: Path) -> None:
         raise ReplayFailed(f"--plot: model {most.model.name} forecasts no column of {file}")
     from tidegate.cli.plot import plot_forecasts  # noqa: PLC0415 - needs matplotlib, an optional dependency
 
-    plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", path)
+    with replacing(path) as new:
+        plot_forecasts(most.scorer, f"{most.model.name}/{most.model.version}, stream {most.stream_id}", new)
 
 
 def _score_table(scorer: ForecastScorer, scores: list[Score]) -> Table:
@@ -354,7 +355,7 @@ def _score_table(scorer: ForecastScorer, scores: list[Score]) -> Table:
 def _write_predictions(path: Path, sent: list[ReplayedSeries], group: str) -> None:
     """Writes one row per timestep: its series, number and label, and every value of every output."""
     outputs = sent[0].model.outputs
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = [name for output in outputs for name in _columns(output)]
         writer.writerow([*([group] if group else []), "step", sent[0].table.label, *names])
@@ -373,7 +374,8 @@ def _write_scores(path: Path, final: list[Score], timesteps: int, seconds: float
     """Writes the scores as JSON. NaN, where nothing was scored, becomes null."""
     scores = [asdict(score) | {"beats_baselines": score.beats_baselines} for score in final]
     facts = [{name: None if value != value else value for name, value in score.items()} for score in scores]  # noqa: PLR0124
-    path.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
+    with replacing(path) as new:
+        new.write_text(json.dumps({"timesteps": timesteps, "seconds": seconds, "scores": facts}, indent=2), "utf-8")
 
 
 def _columns(output: Output) -> list[str]:

@@ -37,3 +37,14 @@ def test_held_out_rows_are_written_as_a_whole(tmp_path: Path, make_series: Calla
         write_csv(series, tmp_path / "rows.csv", series.spans)
     assert caught.value.filename == str(tmp_path / "rows.csv")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_and_a_link_stay_what_they_are(tmp_path: Path) -> None:
+    """`--json /dev/stdout` prints, and a link leads where it led."""
+    (tmp_path / "real").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text(encoding="utf-8") == "new"
+    write_text(Path("/dev/null"), "nothing")
+    assert not Path("/dev/null").is_file()
