@@ -24,6 +24,7 @@ from tidegate.training.data.series import Series, Spans, future_values
 from tidegate.training.data.source import read_source, source_like
 from tidegate.training.data.write import write_parquet
 from tidegate.training.errors import SettingsError
+from tidegate.training.judging.advice import next_step
 from tidegate.training.judging.graph import Graph
 from tidegate.training.judging.replay import Replay
 from tidegate.training.judging.scores import Scores
@@ -161,6 +162,9 @@ def train(
         published = pipeline.train(request, progress.show, progress.note)
     words = verdict(published.scores)
     progress.note(words)
+    advice = next_step(published.scores)
+    if advice:
+        progress.note(advice)
     kind = type(data) if is_frame(data) else None
     return Training(published.folder, request.out, published.scores, words, published.run, kind)
 

@@ -14,7 +14,7 @@ import onnx
 from tidegate.training.data.learned import learned_rows
 from tidegate.training.data.overview import overview
 from tidegate.training.data.prepare import Prepared, prepare
-from tidegate.training.data.series import Series, check_period
+from tidegate.training.data.series import Series, check_period, count_rows
 from tidegate.training.data.source import read_request, read_source, source_like, source_of
 from tidegate.training.data.split import Split
 from tidegate.training.data.write import write_csv
@@ -95,11 +95,19 @@ def train(
         if request.held_out:
             write_csv(series, request.held_out, record.facts.held_out.spans)
         return publish(
-            record, network, series, request.out, request.models, request.name, version=version, season=request.season
+            record,
+            network,
+            series,
+            request.out,
+            request.models,
+            request.name,
+            version=version,
+            season=request.season,
+            on_note=on_note,
         )
 
 
-def publish(
+def publish(  # noqa: PLR0913  a version brings everything together
     record: run.Run,
     network: Network,
     series: Series,
@@ -109,17 +117,18 @@ def publish(
     *,
     version: int,
     season: int | None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Export a network, check its parity, score it on the held-out part, and write graph, card and report.
 
-    `folder` is that of the run, which has the metrics of the training.
+    `folder` is that of the run, which has the metrics of the training. `on_note` is told what is done now.
 
     Raises:
         ParityError: graph and network differ; nothing is written.
         VersionExists: the version is on disk already.
     """
     series = series.select(record.facts.features)
-    bare, parity, replay, faulty, scores = _scored(record, network, series, name, season)
+    bare, parity, replay, faulty, scores = _scored(record, network, series, name, season, on_note)
     facts = card.training_facts(record, network, parity)
     # The same graph, with its scores in the metadata, which do not change its outputs.
     description = export.describe(network, record.facts, scores.summary()) | {"training": card.metadata_facts(facts)}
@@ -166,16 +175,24 @@ def train_and_score(
 
 
 def _scored(
-    record: run.Run, network: Network, series: Series, name: str, season: int | None
+    record: run.Run,
+    network: Network,
+    series: Series,
+    name: str,
+    season: int | None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[onnx.ModelProto, Parity, Replay, FaultyReplay | None, Scores]:
     """The graph after the parity gate, its replay of the held-out part, and its scores."""
     series = series.select(record.facts.features)
+    on_note("exporting, and comparing the graph with the network")
     bare = export.build_graph(network, export.describe(network, record.facts, scores={}))
     parity = check_parity(network, bare)
     graph = Graph(bare.SerializeToString(), name)
     split = record.facts.split
+    on_note(f"replaying {count_rows(split.test)} held-out timesteps through the graph")
     replay = Replay.of(graph, series, split.test)
     faulty = FaultyReplay.of(graph, series, split.test, split, replay)
+    on_note("scoring the forecasts, and fitting the baselines")
     scores = evaluate(graph, series, season=season, split=split, replay=replay, faulty=faulty)
     return bare, parity, replay, faulty, scores
 

@@ -5,7 +5,6 @@ all its calls. A `Call` is one stream on one of them, independent of the gRPC me
 """
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,12 +25,10 @@ START_SECONDS = 30.0
 NEXT_SECONDS = 15.0
 # The same after a violation: often nothing more comes.
 AFTER_VIOLATION_SECONDS = 2.0
-# How long a script watches for something that must not happen.
-WATCH_SECONDS = 0.3
+# How long a script watches for something that must not happen, and how long after the loss of the stream.
+WATCH_SECONDS, LOST_SECONDS = 0.3, 3.0
 # How long after the end of a program its last message may still be under way.
 UNDER_WAY_SECONDS = 0.3
-# The same after the loss of the stream, if the client program does not end before: a slow machine needs a while to open again.
-LOST_SECONDS = 3.0
 # The time limit for the end of the call after the close.
 END_OF_CALL_SECONDS = 2.0
 
@@ -191,6 +188,7 @@ class Call(ABC):
         status: how the call ends; None for OK.
         ended: set when the script has finished with the call.
         run: the run that it belongs to.
+        in_flight: how many timesteps are not answered.
     """
 
     def __init__(self, run: ScenarioRun, open_request: pb.Open) -> None:
@@ -204,7 +202,7 @@ class Call(ABC):
         # The number of a refused timestep that must be sent again. Timesteps before that were sent behind it.
         self._retry_step: int | None = None
         self._behind: set[int] = set()  # identities of the requests that were sent behind a refused timestep
-        self._in_flight = 0
+        self.in_flight = 0
         self._window = WINDOW
         self._closing_expected = False  # only the end of the requests may follow
 
@@ -279,7 +277,7 @@ class Call(ABC):
                 run.last_answered = step
                 run.expected_output.append(None if output == b"" else (step, true))
             run.durable = max(run.durable, durable)
-            self._in_flight -= 1
+            self.in_flight -= 1
 
         outputs = [true if output is None else output] if output != b"" else []
         prediction = pb.Prediction(step=step, outputs=outputs, durable_step=durable, duplicate=duplicate)
@@ -291,20 +289,9 @@ class Call(ABC):
             await self.answer(await self.expect_step(step), store=store)
 
     async def serve_until_read(self, *steps: int, store: bool = True) -> None:
-        """Answers timesteps on a call with a window of one, and waits until the client has read the answers.
-
-        The end of a call may overtake answers that a slow client has not read.
-        """
+        """Answers timesteps, with a window of one, until the client has read that: the end of a call may overtake answers."""
         await self.serve(*steps, store=store)
         await self.expect_step(steps[-1] + 1)
-
-    async def wait_until_full(self) -> None:
-        """Waits until the window is full, and a little longer for what exceeds it."""
-        for count, seconds in ((self._window, self.run.next_seconds), (self._window + 1, WATCH_SECONDS)):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    while self._in_flight < count:  # noqa: ASYNC110 - requests are counted where they are checked
-                        await asyncio.sleep(0.01)
 
     async def answer_received(self) -> None:
         """Answers what has come so far."""
@@ -319,7 +306,7 @@ class Call(ABC):
         run = self.run
 
         def on_sent() -> None:
-            self._in_flight -= 1
+            self.in_flight -= 1
             if action == "DROP":
                 del run.inputs[step - 1]
                 run.expected_output.append(None)
@@ -411,7 +398,7 @@ class Call(ABC):
         """Refuses a timestep that was sent behind a refused one."""
 
         def on_sent() -> None:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
         await self._send_answer(on_sent, error=make_error(step, reason, action, len(self.run.applied) + 1))
 
@@ -427,8 +414,8 @@ class Call(ABC):
             run.add_violation("open-first", f"got a {kind} before the open was answered")
         elif kind == "close":
             run.closing = True
-            if self._in_flight or len(run.applied) < len(run.inputs):
-                run.add_violation("close-when-answered", f"a close came with {self._in_flight} timesteps in flight")
+            if self.in_flight or len(run.applied) < len(run.inputs):
+                run.add_violation("close-when-answered", f"a close came with {self.in_flight} timesteps in flight")
             self._closing_expected = True
         elif kind == "timestep":
             self._check_timestep(request)
@@ -438,9 +425,9 @@ class Call(ABC):
     def _check_timestep(self, request: pb.PredictRequest) -> None:
         run, step = self.run, request.timestep.step
         assert self._next_due_step is not None
-        self._in_flight += 1
-        if self._in_flight > self._window:
-            run.add_violation("window", f"{self._in_flight} timesteps are in flight, expected at most {self._window}")
+        self.in_flight += 1
+        if self.in_flight > self._window:
+            run.add_violation("window", f"{self.in_flight} timesteps are in flight, expected at most {self._window}")
         if step == self._retry_step:
             self._next_due_step, self._retry_step = step, None
         elif self._retry_step is not None:

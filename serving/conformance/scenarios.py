@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from tidegate.conformance import scenario_run
 from tidegate.conformance.scenario_run import Call, ScenarioRun
 from tidegate.conformance.toy_model import WINDOW, pack
 from tidegate.v1 import tidegate_pb2 as pb
@@ -322,11 +323,19 @@ async def move_without_end(run: ScenarioRun) -> None:
     await run.serve_rest(again)
 
 
+async def wait_in_flight(call: Call, count: int, seconds: float) -> None:
+    """Waits until so many timesteps are in flight, for that long at most."""
+    end = time.monotonic() + seconds
+    while call.in_flight < count and time.monotonic() < end:  # noqa: ASYNC110 - requests are counted where they are checked
+        await asyncio.sleep(0.01)
+
+
 @scenario(FULL)
 async def full_window(run: ScenarioRun) -> None:
     """The server answers nothing until the window is full."""
     call = await run.open_next_call()
-    await call.wait_until_full()
+    await wait_in_flight(call, WINDOW, run.next_seconds)
+    await wait_in_flight(call, WINDOW + 1, scenario_run.WATCH_SECONDS)
     await call.serve(*range(1, WINDOW + 1))
     await run.serve_rest(call)
 

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.client.reasons import error_of
 from tests.client.windows import MODEL, OTHER, ROWS_MAX, Block, Caller, add_single_row, contents, ints, packed
+from tests.examples import examples
 from tidegate.client.errors import (
     AnswerLost,
     ClientError,
@@ -627,5 +628,5 @@ class World(RuleBasedStateMachine):
                 assert not len(caller.result) or caller.result["seen"].tolist() == seen
 
 
-World.TestCase.settings = settings(max_examples=200, stateful_step_count=80)
+World.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=80)
 TestWorld = World.TestCase

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked_programs import forked
 from tests.once import process_lock
 from tests.root import ROOT
 from tests.timeouts import TIMEOUT_S
@@ -31,10 +32,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> str:
     return program
 
 
-def command(request: pytest.FixtureRequest, language: str, level: str) -> list[str]:
-    """How a client is started, without its arguments; the test is skipped or fails where its language is missing."""
+def command(request: pytest.FixtureRequest, language: str, level: str, *, fork: bool = True) -> list[str]:
+    """How a client is started, without its arguments; the test is skipped or fails where its language is missing.
+
+    With `fork` a Python program does not load gRPC anew.
+    """
     if language == "python":
-        return [sys.executable, str(CLIENTS / "python" / f"{level}.py")]
+        program = str(CLIENTS / "python" / f"{level}.py")
+        return forked(program) if fork else [sys.executable, program]
     return [str(request.getfixturevalue("node")), str(CLIENTS / "node" / f"{level}.js")]
 
 

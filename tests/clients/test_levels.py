@@ -47,7 +47,7 @@ Start = Callable[[str], Awaitable[Client]]
 @pytest.fixture
 async def start(request: pytest.FixtureRequest, site: ServerProcess, language: str, level: str) -> AsyncIterator[Start]:
     """Starts a client of a stream."""
-    run = command(request, language, level)
+    run = command(request, language, level, fork=False)
     started: list[Client] = []
 
     async def start_one(stream_id: str) -> Client:

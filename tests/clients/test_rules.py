@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 
 from tests.calls import pack
 from tests.clients.programs import CLIENTS, LANGUAGES, Client, command, node
+from tests.forked_programs import forked
 from tests.scripted import Scripted, closing, scripted
 from tests.scripted_calls import Call
 from tidegate.v1 import tidegate_pb2 as pb
@@ -133,7 +134,7 @@ async def test_an_open_that_is_not_answered_is_left(
 
 def hastened(request: pytest.FixtureRequest, folder: Path, language: str, level: str) -> list[str]:
     """How a client is started whose opens take a moment at most."""
-    program, *rest = command(request, language, level)
+    program, *rest = command(request, language, level, fork=False)
     if language == "node":
         hasten = folder / "hasten.js"
         hasten.write_text(f"require('{CLIENTS}/node/common').CALL_MS = {SHORT_S * 1000};")
@@ -143,7 +144,7 @@ def hastened(request: pytest.FixtureRequest, folder: Path, language: str, level:
         f"import runpy, sys; sys.path.insert(0, '{CLIENTS}/python'); import common; common.CALL_S = {SHORT_S}\n"
         "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    return [program, str(hasten), *rest]
+    return forked(str(hasten), *rest)
 
 
 @full

@@ -59,10 +59,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Callab
 
     def make(*packages: str) -> Path:
         folder = tmp_path_factory.mktemp("environment")
-        made = run(sys.executable, "-m", "venv", str(folder), cwd=folder)
+        made = run(sys.executable, "-m", "venv", "--without-pip", str(folder), cwd=folder)
         assert made.returncode == 0, made.stderr
-        pip = (str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check")
-        installed = run(*pip, str(wheel), *packages, cwd=folder)
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--python",
+            str(folder / "bin" / "python"),
+        )
+        installed = run(*pip, "install", "--no-compile", str(wheel), *packages, cwd=folder)
         assert installed.returncode == 0, installed.stderr
         return folder / "bin"
 

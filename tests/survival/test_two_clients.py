@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
+from tests.examples import examples
 from tests.graphs import running_sum, write_model
 from tests.rpc_clients import RPC_CLIENTS, PredictOneClient, Refused, RpcClient, channel_to
 from tests.servers import address_of, run_server
@@ -303,7 +304,7 @@ def test_no_caller_gets_the_answer_of_another(kind: str, request: pytest.Fixture
     root = write_model(tmp_path / "models", running_sum())
     machine = type("Machine", (TwoClients,), {"state": state, "root": root, "seen": seen})
     # One example starts servers, which set its pace.
-    slow = settings(max_examples=30, stateful_step_count=40, suppress_health_check=list(HealthCheck))
+    slow = settings(max_examples=examples(12), stateful_step_count=40, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=slow)
     assert seen["answer"] > 0
     assert seen["TAKEN_OVER"] + seen["VALUES_DIFFER"] > 0, f"the two never met: {seen}"

@@ -49,8 +49,9 @@ def test_a_frame_becomes_a_version(trained: Training) -> None:
 
 
 def test_it_says_how_it_goes(trained: Training, lines: list[str]) -> None:
-    """An epoch, why it stopped, and the verdict."""
-    assert lines[0].startswith("epoch 1: loss ")
+    """What was understood of the data, an epoch, why it stopped, and the verdict."""
+    assert lines[0].startswith("model.parquet: time = ")
+    assert any(line.startswith("epoch 1: loss ") for line in lines)
     assert "stopped after epoch 2" in lines[-2]
     assert lines[-1] == trained.verdict
 

@@ -320,10 +320,14 @@ def _set_threads(threads: int) -> None:
 def _report(scores: Any, json_file: Path | None, **places: Path) -> None:
     """Print the tables, the verdict and the places of the results; write them to the file if there is one."""
     from tidegate.training.cli import scoreboard
+    from tidegate.training.judging.advice import next_step
     from tidegate.training.judging.verdict import verdict
 
     _show(scoreboard.table(scores))
     _print(verdict(scores))
+    advice = next_step(scores)
+    if advice:
+        _print(advice)
     for what, path in places.items():
         _print(f"{what}: {path}")
     if json_file:

@@ -1,5 +1,6 @@
 """Scores as tables on a terminal."""
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,8 @@ CONFUSION_CLASSES = 10
 CLASS_LETTERS = 7
 # The cold-start table shows the first few targets.
 COLD_ROWS = 12
+# More targets and horizons than this have a line for each target.
+FORECAST_ROWS = 24
 # The table shows the first few folds; the mean is over all.
 SHOWN_FOLDS = 5
 
@@ -73,6 +76,8 @@ def _forecast_tables(scores: Scores) -> list[Table]:
     """The MAE of the model and its baselines; then the other errors of the model."""
     if not scores.table:
         return []
+    if len(scores.table) > FORECAST_ROWS:
+        return [_target_table(scores)]
     errors = empty_table(
         f"{scores.data}: {scores.rows} timesteps, {scores.start} to {scores.end}; mean absolute error",
         ("target", "ahead"),
@@ -103,6 +108,35 @@ def _forecast_tables(scores: Scores) -> list[Table]:
     for place, score in enumerate(scores.table):
         more.add_row(*_place(score), *(cells[place] for cells in shown.values()))
     return [errors, more]
+
+
+def _target_table(scores: Scores) -> Table:
+    """A line for each target: the mean over its horizons. The report has every horizon."""
+    board = empty_table(
+        f"{scores.data}: {scores.rows} timesteps, {scores.start} to {scores.end}; mean absolute error, mean over the horizons",
+        ("target", "ahead"),
+        ("model", *BASELINE_NAMES.values(), "skill", "won", "holds"),
+    )
+    for target in dict.fromkeys(score.target for score in scores.table):
+        rows = [score for score in scores.table if score.target == target]
+        models = [score.model.mae for score in rows]
+        baselines = {
+            name: [score.baselines[name].mae for score in rows if name in score.baselines] for name in BASELINE_NAMES
+        }
+        # A baseline that lacks a horizon has no mean beside the others.
+        means = {name: float(np.mean(errors)) for name, errors in baselines.items() if len(errors) == len(rows)}
+        held = [score.model.coverage for score in rows if score.model.coverage is not None]
+        skill = 1.0 - float(np.mean(models)) / min(means.values()) if min(means.values(), default=0.0) > 0 else None
+        board.add_row(
+            _place(rows[0])[0],
+            f"{horizon_text(rows[0])} to {horizon_text(rows[-1])}",
+            _number(float(np.mean(models))),
+            *(_number(means.get(name)) for name in BASELINE_NAMES),
+            percent(skill),
+            f"{sum(score.wins for score in rows)}/{len(rows)}",
+            percent(float(np.mean(held)) if held else None),
+        )
+    return board
 
 
 def _class_tables(scores: Scores) -> list[Table]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidegate.training.data.cells import NumberFormat
+from tidegate.training.data.cells import NumberFormat, is_number_like
 from tidegate.training.data.parse import Codes, Doubles, Missing, codes_of, numbers_of
 from tidegate.training.data.series import Floats, Times
 from tidegate.training.data.table import Table
@@ -128,12 +128,7 @@ class TableArrays:
                 self.late_text.append(name)
                 return np.nan
             row, text = bad
-            kind = TextColumn(
-                f"{label}: column {name!r} holds {text!r} in row {before + row + 1}, expected numbers; if it means a missing "
-                f"value add --missing-values {as_typed(text)}, if the words are states --categories {as_typed(name)}, or leave the column out "
-                f"with --exclude {as_typed(name)}"
-            )
-            self._errors[name] = kind
+            self._errors[name] = self._no_number(name, before + row + 1, text)
             return np.nan
         wide = wide - self.plan.offsets.get(name, 0.0)
         with np.errstate(over="ignore"):
@@ -152,6 +147,18 @@ class TableArrays:
                 f"the same), or leave it out with --exclude {as_typed(name)}"
             )
         return values
+
+    def _no_number(self, name: str, row: int, text: str) -> TextColumn:
+        numbers = self.table.numbers or NumberFormat()
+        if is_number_like(text):
+            sign = "comma" if numbers.decimal == "," else "point"
+            advice = f"numbers with a decimal {sign}; say how they are written with --decimal and --thousands, or "
+        else:
+            advice = f"numbers; if it means a missing value add --missing-values {as_typed(text)}, if the words are states --categories {as_typed(name)}, or "
+        return TextColumn(
+            f"{self.table.name}: column {name!r} holds {text!r} in row {row}, expected {advice}leave the column out with --exclude "
+            f"{as_typed(name)}"
+        )
 
     def _codes_of_words(self, column: Any, name: str) -> Floats:
         words, fixed = self.words[name], bool(self.plan.categories[name])

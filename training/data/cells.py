@@ -44,11 +44,10 @@ def is_number_like(cell: str) -> bool:
     return bool(_NUMBER_LIKE.fullmatch(cell.strip()))
 
 
-def unit_of_cells(cells: Collection[str]) -> str:
-    """The unit that stands behind the number in each of the cells; empty if one has none or another."""
-    found = [_WITH_UNIT.fullmatch(cell.strip()) for cell in cells]
-    units = {match["unit"] if match else "" for match in found}
-    return units.pop() if len(units) == 1 else ""
+def units_of_cells(cells: Collection[str]) -> set[str]:
+    """The units that stand behind the numbers in the cells; among them an empty one if a cell has none."""
+    found = (_WITH_UNIT.fullmatch(cell.strip()) for cell in cells)
+    return {match["unit"] if match else "" for match in found}
 
 
 def is_time_like(cell: str) -> bool:
@@ -100,7 +99,7 @@ def guess_number_format(cells: list[str], *, strict: bool) -> NumberFormat | Non
 
     Args:
         cells: some of the table that look like numbers.
-        strict: whether dots before three digits, as in 1.234, may group thousands, as they do between semicolons.
+        strict: whether dots before three digits, as in 1.234, may group thousands, as they do between semicolons and tabs.
 
     Returns:
         None if 1,234 (or, if strict, 1.234) may be either notation.

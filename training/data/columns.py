@@ -139,7 +139,7 @@ def _find_times(table: Table, passed: set[str], kinds: dict[str, str], period_s:
 
 def feature_columns(table: Table, columns: Columns, taken: set[str]) -> tuple[list[str], list[str]]:
     """The features to read and those to derive."""
-    known = [name for name in table.types if name not in taken]
+    known = [name for name in table.types if name not in taken and name != table.file_column]
     asked, excluded = columns.get("columns", ()), columns.get("exclude", ())
     for name in excluded:
         _require_column(table, name, "excluded")

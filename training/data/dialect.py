@@ -9,7 +9,7 @@ import codecs
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -120,9 +120,9 @@ def guess_encoding(head: bytes, name: str, *, is_utf8: bool) -> str:
         return "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
     if is_utf8:
         return "utf-8"
-    # Latin letters with accents stand alone among others; those of other scripts stand together.
+    # Latin letters with accents stand alone among others, or by two; those of other scripts stand together.
     high = re.findall(rb"[\x80-\xff]+", head)
-    if sum(len(run) for run in high if len(run) > 1) > sum(map(len, high)) / 2:
+    if sum(len(run) for run in high if len(run) > 2) > sum(map(len, high)) / 2:
         raise UnreadableTable(
             f"data: {name} is neither UTF-8 nor Latin-1; name its encoding with --encoding, such as cp1251, gbk or shift-jis"
         )
@@ -252,25 +252,33 @@ def _above(rows: list[Line], width: int, options: Format) -> tuple[Line | None, 
         return rows[0], units, 2 if units else 1
     if not typed:
         data = 1  # nothing but text: the first line has the names
-    names, units = _names_and_units(_head_block(rows[:data], width), options)
-    return names, units, data
+    head = _head_block(rows[:data], width)
+    names, units = _names_and_units(head, options)
+    # A first row with a bad cell is a row: it is read, and the cell is named.
+    above = next((at for at, row in enumerate(head) if row is (units or names)), len(head)) + 1
+    rest = next((at for at in range(above, len(head)) if any(map(is_number_like, head[at].cells))), len(head))
+    return names, units, data - (len(head) - rest)
 
 
-def _typed_columns(rows: Sequence[tuple[str, ...]], width: int) -> set[int]:
-    """The columns that hold numbers or times in most rows that have a value."""
-    typed = set()
+def _typed_columns(rows: Sequence[tuple[str, ...]], width: int) -> dict[int, Callable[[str], bool]]:
+    """The columns that hold times, or numbers, in most rows that have a value; with what tells such a cell."""
+    typed: dict[int, Callable[[str], bool]] = {}
     for column in range(width):
         cells = [row[column] for row in rows if not is_missing(row[column])]
-        values = sum(is_number_like(cell) or is_time_like(cell) for cell in cells)
-        if cells and 2 * values >= len(cells):
-            typed.add(column)
+        for check in (is_time_like, is_number_like):
+            if cells and 2 * sum(map(check, cells)) >= len(cells):
+                typed.setdefault(column, check)
     return typed
 
 
-def _is_data(cells: tuple[str, ...], typed: set[int]) -> bool:
-    """Whether a line is a row of values: each typed column has one or is missing, and one has one."""
-    known = [cells[column] for column in typed if not is_missing(cells[column])]
-    return bool(known) and 2 * sum(is_number_like(cell) or is_time_like(cell) for cell in known) > len(known)
+def _is_data(cells: tuple[str, ...], typed: dict[int, Callable[[str], bool]]) -> bool:
+    """Whether a line is a row of values: its first typed cell and its times are, and most of its numbers.
+
+    A line of names may have numbers among them, and a row a cell that is none.
+    """
+    known = [(column, check(cells[column])) for column, check in typed.items() if not is_missing(cells[column])]
+    must = [fits for column, fits in known if column == min(typed) or typed[column] is is_time_like]
+    return bool(known) and all(must) and 2 * sum(fits for _, fits in known) > len(known)
 
 
 def _head_block(rows: list[Line], width: int) -> list[Line]:
@@ -298,7 +306,8 @@ def _names_and_units(head: list[Line], options: Format) -> tuple[Line | None, Li
     for names, units in pairwise(head):
         if _are_units(units.cells):
             return names, units
-    return head[-1], None
+    words = [row for row in head if not any(map(is_number_like, row.cells))]
+    return (words or head)[-1], None
 
 
 def _are_units(cells: Sequence[str]) -> bool:
@@ -352,7 +361,7 @@ def _with_numbers(dialect: Dialect, options: Format, written: Sequence[str] | No
     """The dialect with the notation of its numbers, which is that of the written cells if they are given."""
     every = [cell for row in dialect.rows for cell in row] if written is None else written
     cells = [cell for cell in every if is_number_like(cell) and not is_time_like(cell)]
-    numbers = guess_number_format(cells, strict=dialect.delimiter == ";")
+    numbers = guess_number_format(cells, strict=dialect.delimiter in (";", "\t"))
     example = "" if numbers else next((cell for cell in cells if "," in cell or "." in cell), "")
     if options.decimal:
         other = "." if options.decimal == "," else ","

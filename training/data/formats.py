@@ -21,6 +21,8 @@ from tidegate.training.data.table import Table, checked, columns_of, table_of_ar
 from tidegate.training.errors import SeriesTooShort, UnreadableTable
 from tidegate.training.settings import Format
 
+# The column with the names of several files.
+FILE_COLUMN = "file"
 Opener = Callable[[File, str, Format], Table]
 
 
@@ -77,14 +79,22 @@ def _joined(tables: Sequence[Table], name: str) -> Table:
                 f"name what is right for all files with --delimiter, --decimal and --encoding"
             )
 
+    # Often each machine has a file of its own: their names are a column for --group.
+    file_column = FILE_COLUMN if FILE_COLUMN not in first.types else ""
+
     def blocks(columns: Sequence[str]) -> Iterator[Any]:
+        own = [column for column in columns if column != file_column]
         for part in tables:
-            yield from part.blocks(columns)
+            for batch in part.blocks(own or list(first.types)[:1]):
+                arrays = {column: batch.column(column) for column in own}
+                if file_column in columns:
+                    arrays[file_column] = pa.array([Path(part.name).name.split(".")[0]] * batch.num_rows)
+                yield pa.record_batch([arrays[column] for column in columns], names=list(columns))
 
     return Table(
         name=name,
         sha256=hashlib.sha256("".join(part.sha256 for part in tables).encode()).hexdigest(),
-        types=first.types,
+        types=first.types | ({file_column: pa.string()} if file_column else {}),
         rows=sum(part.rows for part in tables),
         blocks=blocks,
         times_optional=first.times_optional,
@@ -93,6 +103,7 @@ def _joined(tables: Sequence[Table], name: str) -> Table:
         notes=first.notes,
         numbers=first.numbers,
         ambiguous=first.ambiguous,
+        file_column=file_column,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tidegate.training.data import features
 from tidegate.training.data.arrays import Plan, TableArrays
-from tidegate.training.data.cells import NumberFormat, is_missing, unit_of_cells
+from tidegate.training.data.cells import NumberFormat, is_missing, units_of_cells
 from tidegate.training.data.columns import Columns, feature_columns, role_columns, time_columns
 from tidegate.training.data.dialect import is_unit
 from tidegate.training.data.formats import open_table
@@ -191,7 +191,7 @@ def _usable(
         if name in wanted:
             continue
         if kinds[name] in ("text", "date", "clock"):
-            left_out[name] = "text, for --categories if its words are states" if kinds[name] == "text" else "times"
+            left_out[name] = _why(name, kinds[name], head)
         elif _is_counter(name, list(table.types), head):
             left_out[name] = "counts the rows"
     usable = [name for name in names if name not in left_out]
@@ -201,16 +201,29 @@ def _usable(
     return usable, left_out
 
 
+def _why(name: str, kind: str, head: Any) -> str:
+    """Why a column of no numbers is left out."""
+    if kind != "text" or not is_text(head.column(name).type):
+        return "times" if kind != "text" else "neither numbers nor text"
+    units = units_of_cells(_known_cells(head, name))
+    if len(units) > 1 and "" not in units:
+        return f"numbers with several units: {', '.join(sorted(units)[:5])}"
+    return "text, for --categories if its words are states"
+
+
+def _known_cells(head: Any, name: str) -> list[str]:
+    return [cell for cell in text_of(head.column(name)).to_pylist() if cell is not None and not is_missing(cell)]
+
+
 def _suffixes(names: Sequence[str], kinds: dict[str, str], options: Format, head: Any) -> dict[str, str]:
     """The unit that stands behind each number of a column of text, by column."""
     found = {}
     for name in names:
         if kinds[name] != "text" or name in options.categories or not is_text(head.column(name).type):
             continue
-        cells = [cell for cell in text_of(head.column(name)).to_pylist() if cell is not None and not is_missing(cell)]
-        unit = unit_of_cells(cells)
-        if unit and is_unit(unit):
-            found[name] = unit
+        units = units_of_cells(_known_cells(head, name))
+        if len(units) == 1 and is_unit(min(units)):
+            found[name] = min(units)
     return found
 
 

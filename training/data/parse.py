@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidegate.training.data.cells import NumberFormat, is_clock, is_missing, is_time_like
+from tidegate.training.data.cells import NumberFormat, is_clock, is_missing, is_number_like, is_time_like
 from tidegate.training.errors import TextColumn
 
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|-?nan", re.IGNORECASE)
@@ -143,7 +143,9 @@ def kind_of(column: Any, read: Callable[[str], float | None], words: Collection[
         return "empty"
     if 2 * sum(map(is_time_like, cells)) > len(cells):
         return "clock" if all(map(is_clock, cells)) else "date"
-    return "number" if any(read(cell) is not None for cell in cells) else "text"
+    # Numbers in another notation are no words: they are refused.
+    numbers = any(read(cell) is not None for cell in cells) or all(map(is_number_like, cells))
+    return "number" if numbers else "text"
 
 
 def _kind_of_type(kind: Any) -> str:

@@ -40,7 +40,7 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
         check_scorable(request, series, split)
     scaler = fit_scaler(series, split.train)
     # Weights of an input that never moves are not trained: if it moves later, they would do anything.
-    idle = [name for name in scaler.constant if name not in request.target and name != features.ELAPSED]
+    idle = [name for name in scaler.constant if not _is_needed(name, request, scaler.constant)]
     if idle and len(idle) < len(series.names):
         on_note(f"left out, because they are constant in the training part: {', '.join(idle)}")
         series = series.select([name for name in series.names if name not in idle])
@@ -62,6 +62,12 @@ def check_scorable(request: Request, series: Series, split: Split) -> None:
 
 def _targets(request: Request) -> tuple[str, ...]:
     return request.target or _default_targets(request.source)
+
+
+def _is_needed(name: str, request: Request, constant: Sequence[str]) -> bool:
+    """Whether a constant feature stays: a target, the time since the last timestep, or what a feature is derived from."""
+    futures = [f"{name}@+{horizon}" for horizon in request.horizons] if name in request.source.known else []
+    return name in request.target or name == features.ELAPSED or any(future not in constant for future in futures)
 
 
 def _split(request: Request, series: Series, on_note: Callable[[str], None]) -> Split:

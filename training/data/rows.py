@@ -136,7 +136,10 @@ def _without_repeats(
     if repeats.any() and options.duplicates == "error":
         at = int(repeats.argmax())
         where = next((f" of group {group.name!r}" for group in groups if group.first <= at < group.end), "")
-        advice = "" if groups else ", or name the column that tells several series apart with --group"
+        own = f" {arrays.table.file_column}" if arrays.table.file_column else ""
+        advice = "" if groups else f", or name the column that tells several series apart with --group{own}"
+        if not arrays.in_utc and _is_autumn_sunday(times[at]):
+            advice += ", or if a clock was set back, name its zone with --timezone"
         zone = "Z" if arrays.in_utc else ""
         assert arrays.plan.times
         raise TimeOrderError(
@@ -158,6 +161,12 @@ def _without_repeats(
     arrays.times, arrays.codes = times[kept], {role: codes[kept] for role, codes in arrays.codes.items()}
     notes.append(f"{int(repeats.sum())} rows repeated a time: the {options.duplicates} of such rows is taken")
     return regrouped(groups, firsts)
+
+
+def _is_autumn_sunday(time: np.datetime64) -> bool:
+    """Whether clocks are set back on that day in Europe or North America, perhaps."""
+    day = time.astype("datetime64[D]").item()
+    return bool(day.weekday() == 6 and day.month in (10, 11))
 
 
 def regrouped(groups: Sequence[Group], firsts: Order) -> tuple[Group, ...]:

@@ -1,6 +1,7 @@
 """The source of a series: a named data set or a file, with the roles of its columns and the derived features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ def read_request(request: Request) -> Series:
         TrainingError: see `read_source` and `derived_features`.
     """
     derived = derived_features(request.source, request.task, request.horizons)
-    return read_source(request.source, derived, keep=(*request.target, *request.source.known))
+    return read_source(request.source, derived, keep=request.target)
 
 
 def read_source(
@@ -52,7 +53,7 @@ def read_source(
         label=source.label,
         columns=source.columns,
         exclude=source.exclude,
-        keep=(*keep, *(name for name in names if not features.is_derived(name))),
+        keep=(*keep, *source.known, *(name for name in names if not features.is_derived(name))),
         derived=[name for name in names if features.is_derived(name)],
         # With the time since the last timestep the network is told of every gap, and resets its state by itself.
         fill_gaps=0 if features.ELAPSED in names else source.fill_gaps,
@@ -63,6 +64,8 @@ def read_source(
         path = datasets.fetch(source.data)
         units = known.units | source.units
     series = read(path, name=known.name if known else None, units=units, options=source, words=words, **columns)
+    if known:
+        series = replace(series, notes=())  # nothing of it had to be guessed
     for name in source.units:
         series.column(name)  # a name that does not exist is a mistake
     return series

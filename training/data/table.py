@@ -39,6 +39,7 @@ class Table:
         notes: sentences for the user.
         numbers: how numbers are written in columns of text; None if that cannot be told.
         ambiguous: a cell that shows why `numbers` is None.
+        file_column: the column with the name of the file of each row, if there are several; no feature.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Table:
     notes: tuple[str, ...] = ()
     numbers: NumberFormat | None = POINT
     ambiguous: str = ""
+    file_column: str = ""
 
 
 def unique_names(names: Sequence[str], width: int) -> tuple[list[str], tuple[str, ...]]:

@@ -118,3 +118,18 @@ def test_a_cold_start_is_reported_in_percent(graph: Graph, make_series: Callable
     start = scores.cold_start.table[0]
     wanted = [f"{round(100 * (cold / warm - 1)):+d}" for cold, warm in zip(start.cold, start.warm, strict=True)]
     assert any(line.split()[2:-1] == ["h", *wanted] for line in lines(scores) if line.startswith("s0"))
+
+
+def test_many_forecasts_have_a_line_for_each_target() -> None:
+    """The mean over the horizons, and how many are won; the report has every horizon."""
+    table = [
+        replace(row(target, 1.0 if horizon > 5 else 4.0), horizon=horizon, horizon_s=3600.0 * horizon)
+        for target in ("a", "b")
+        for horizon in range(1, 21)
+    ]
+    told = lines(Scores("wide", rows=99, table=tuple(table)))
+    (of_a,) = [line for line in told if line.startswith("a, °C")]
+    assert "1 h to 20 h" in of_a
+    assert of_a.split()[-9:] == ["1.75", "3", "3", "2", "12.5", "%", "15/20", "81.2", "%"]
+    assert len([line for line in told if "°C" in line]) == 2
+    assert max(map(len, told)) <= 100

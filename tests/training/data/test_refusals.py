@@ -86,8 +86,20 @@ def test_an_option_decides_between_two_readings(load: Callable[..., Series], dec
         ({}, text(head="time,温度,pump").encode("gbk"), "neither UTF-8 nor Latin-1.*--encoding"),
         ({}, text(head="time"), "1 names for rows of 3 cells"),
         ({}, text([stamped()[0]] * 5), "repeats the time of row 1.*--duplicates"),
+        (
+            {},
+            text(["2024-10-27 02:00", "2024-10-27 02:30"] * 2 + ["2024-10-27 03:00"]),
+            "clock was set back.*--timezone",
+        ),
         ({}, text([*stamped()[:4], "2024-03-01T00:50:00Z"]), "an offset to UTC in some rows only"),
         ({}, text([*stamped()[:4], "tomorrow"]), "'tomorrow' in row 5.*--time-format"),
+        (
+            {"decimal": "."},
+            text(between=";", temp=["1,5"] * 5),
+            "'1,5' in row 1, expected numbers with a decimal point.*--decimal",
+        ),
+        ({}, text(between=";", temp=["1,5"] * 4 + ["2.75"]), "'2.75' in row 5, expected numbers with a decimal comma"),
+        ({}, text(["soon", *stamped()[1:]]), "'soon' in row 1.*--time-format"),
         ({}, text(stamped("%H:%M")), "'time' holds times of day without a date.*--time.*--period"),
         ({}, text([str(5 * 10**9)] * 5, head="time,temp,pump"), "neither Unix times.*--time-format"),
     ],
@@ -137,6 +149,17 @@ def test_a_likely_sentinel_is_reported_and_stays(load: Callable[..., Series], co
     assert not any("--missing-values" in note for note in load(content, missing_values=f"a={code}").notes)
 
 
+def test_numbers_with_several_units_are_left_out_and_told(load: Callable[..., Series]) -> None:
+    """A watt is no kilowatt."""
+    series = load(text(temp=["900 W", "1.2 kW", "", "800 W", "1 kW"]))
+    assert "left out: temp (numbers with several units: W, kW)" in series.notes
+
+
+def test_names_may_be_numbers(load: Callable[..., Series]) -> None:
+    """A line of names is told from a row by its first cell."""
+    assert load(text(head="time,1,2")).names == ("1", "2")
+
+
 def test_a_single_outlier_is_no_sentinel(load: Callable[..., Series]) -> None:
     """Nor is a reading that is merely zero often, as rain is."""
     cells = [str(max(0, row % 9 - 6)) for row in range(23)] + ["500"]
@@ -170,6 +193,13 @@ def test_resampling_keeps_groups_apart(load: Callable[..., Series]) -> None:
     series = load(content, columns={"group": "m"}, resample="30min")
     assert series.groups == (Group("x", 0, 2), Group("y", 2, 4))
     np.testing.assert_array_equal(series.values[:, 0], [1, 3.5, 1, 3.5])
+
+
+def test_a_period_keeps_the_last_word(load: Callable[..., Series]) -> None:
+    """Between two words there is no mean."""
+    series = load(text(temp=["run", "run", "fault", "idle", "run"]), categories="temp", resample="30min")
+    assert series.categories == {"temp": ("fault", "idle", "run")}
+    assert series.values[:, 0].tolist() == [0, 2]
 
 
 def test_rows_that_are_changed_are_other_data(load: Callable[..., Series]) -> None:
@@ -227,6 +257,27 @@ def test_a_model_is_called_like_its_data(data: str, name: str) -> None:
 def test_a_name_with_a_comma_stands_in_quotes() -> None:
     """Options with several names are split at commas."""
     assert Source(exclude='"temp, °C",pump').exclude == ("temp, °C", "pump")  # type: ignore[arg-type]
+
+
+def test_a_constant_plan_whose_future_moves_stays() -> None:
+    """The feature of its future is derived from it, also in other data."""
+    values = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
+    values[:281, 1], values[281:, 1] = 5.0, 6.0  # the training part ends at row 280
+    source = Source(data="x.csv", known=("plan",))
+    series = series_of(values, names=["a", "plan"], derived=["plan@+3"])
+    request = Request(source=source, target=("a",), horizons=(3,), name="x", out=Path("runs/x"))
+    assert prepare(request, series, lambda _: None).series.names == ("a", "plan", "plan@+3")
+
+
+def test_each_file_of_a_folder_may_be_a_series(tmp_path: Path) -> None:
+    """Machines with a file each repeat their times, and `--group file` tells them apart."""
+    for name in ("north", "south"):
+        (tmp_path / f"{name}.csv").write_text(text(), encoding="utf-8")
+    with pytest.raises(errors.TimeOrderError, match="--group file"):
+        read(tmp_path)
+    series = read(tmp_path, group="file")
+    assert series.groups == (Group("north", 0, 5), Group("south", 5, 10))
+    assert series.names == ("temp", "pump")
 
 
 def test_files_of_a_folder_must_agree(tmp_path: Path) -> None:
