@@ -5,6 +5,7 @@ The defaults suit a series of some ten thousand rows. Those of `Fit` were compar
 
 import csv
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +24,9 @@ from pydantic import (
 # The name of a model is a folder, and appears in metrics and addresses.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
+# Half of the timesteps that a gradient reaches back by default: the network has learned to hold a value for so long.
+FILL_GAPS = 12
+
 Steps = Annotated[int, Field(ge=1)]
 Link = Literal["last", "season", "features"]
 
@@ -33,6 +37,12 @@ def _split(value: Any) -> Any:
         return value
     parts = next(csv.reader([value], skipinitialspace=True), [])
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def as_typed(part: str) -> str:
+    """A part of such a text as it is typed in a shell: quoted where a comma or a sign of the shell would be misread."""
+    text = '"' + part.replace('"', '""') + '"' if set(part) & set(',"') else part
+    return shlex.quote(text)
 
 
 def name_of(data: str) -> str:
@@ -50,7 +60,18 @@ def _rising(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
     return numbers
 
 
+def _pairs(value: Any) -> Any:
+    """The pairs of a text like `a=b,c=d`."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.partition("=") for part in _split(value)]
+    if not all(name.strip() and unit.strip() for name, _, unit in parts):
+        raise ValueError("NAME=TEXT, separated by commas")
+    return {name.strip(): unit.strip() for name, _, unit in parts}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs)]
 Calendar = Annotated[tuple[Literal["day", "week", "year"], ...], BeforeValidator(_split)]
 Links = Annotated[tuple[Link, ...], BeforeValidator(_split)]
 Horizons = Annotated[tuple[Steps, ...], Field(min_length=1), BeforeValidator(_split), AfterValidator(_rising)]
@@ -137,6 +158,14 @@ class Source(Format):
     )
     calendar: Calendar = Field(
         default=(), description="Add sine and cosine of the time of day, week or year; separated by commas."
+    )
+    units: Pairs = Field(
+        default={}, description="The units of columns, as 'temp=°C,load=kW'; the report and every client show them."
+    )
+    fill_gaps: int = Field(
+        default=FILL_GAPS,
+        ge=0,
+        description="A gap of at most so many rows in a regular series becomes missing values; a longer one cuts. 0: never.",
     )
     elapsed: bool = Field(
         default=False, description="Add the seconds since the last timestep; a gap then resets the state."
@@ -272,7 +301,7 @@ class Fit(Settings):
         description="Keep the weights of the best epoch by validation score, or of the last; last for short validation parts.",
     )
     patience: int = Field(
-        default=40,
+        default=20,
         ge=1,
         description="Stop after so many epochs without a better validation score; with --keep last, never.",
     )
@@ -329,6 +358,10 @@ class Request(Settings):
     version: Steps | None = Field(default=None, description="The version to write; by default the next free one.")
     out: Path = Field(description="The run folder; by default a new one under runs/.")
     held_out: Path | None = Field(default=None, description="Write the held-out rows to this file, as CSV.")
+    warm_start: Path | None = Field(
+        default=None,
+        description="Begin with the weights of this model, or of this run folder, and learn from data that has grown.",
+    )
     resume: Path | None = Field(
         default=None, description="Resume the run of this folder; of its settings, --epochs may be raised."
     )

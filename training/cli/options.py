@@ -93,7 +93,7 @@ def _metavar(field: FieldInfo) -> str | None:
 
 def _help(field: FieldInfo) -> str:
     default = field.get_default()
-    if field.is_required() or default is None or default == () or isinstance(default, bool):
+    if field.is_required() or default is None or default in ((), {}) or isinstance(default, bool):
         return str(field.description)
     shown = ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
     return f"{field.description} [default: {shown}]"

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tidegate.training.data import datasets, features
+from tidegate.training.data.overview import overview
 from tidegate.training.data.scaler import Scaler, check_targets, fit_scaler
 from tidegate.training.data.series import Series, season_steps
-from tidegate.training.data.split import Split, split_by_group, split_by_time
+from tidegate.training.data.split import Split, check_labels, check_truth, split_by_group, split_by_time
 from tidegate.training.errors import SettingsError
 from tidegate.training.settings import Architecture, Classify, Elapsed, Forecast, Request, Source
 
@@ -32,7 +33,11 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
     Raises:
         TrainingError: the series does not fit the request.
     """
-    split = split or _split(request, series, on_note)
+    if split is None:
+        for line in (*series.notes, *overview(series)):
+            on_note(line)
+        split = _split(request, series, on_note)
+        check_scorable(request, series, split)
     scaler = fit_scaler(series, split.train)
     # Weights of an input that never moves are not trained: if it moves later, they would do anything.
     idle = [name for name in scaler.constant if not _is_needed(name, request, scaler.constant)]
@@ -41,6 +46,22 @@ def prepare(request: Request, series: Series, on_note: Callable[[str], None], sp
         series = series.select([name for name in series.names if name not in idle])
         scaler = fit_scaler(series, split.train)
     return Prepared(series, split, scaler, _architecture(request, series, scaler))
+
+
+def check_scorable(request: Request, series: Series, split: Split) -> None:
+    """Check that each part has something to learn or to score, before a training spends time on it.
+
+    Raises:
+        TrainingError: a part has no true value of a target at a horizon, or no labelled row.
+    """
+    if request.task == "forecast":
+        check_truth(series, split, [series.column(name) for name in _targets(request)], request.horizons)
+    elif series.labels is not None:
+        check_labels(series, split)
+
+
+def _targets(request: Request) -> tuple[str, ...]:
+    return request.target or _default_targets(request.source)
 
 
 def _is_needed(name: str, request: Request, constant: Sequence[str]) -> bool:
@@ -89,7 +110,7 @@ def _architecture(request: Request, series: Series, scaler: Scaler) -> Architect
     if request.task == "classify":
         task = Classify(classes=series.classes)
     else:
-        targets = request.target or _default_targets(request.source)
+        targets = _targets(request)
         check_targets(series, scaler, targets)
         _check_future(request.source, targets)
         task = Forecast(

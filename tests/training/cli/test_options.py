@@ -1,6 +1,7 @@
 """Settings as command-line options."""
 
 import inspect
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import typer
 
 from tidegate.training.cli.options import build, options_of
-from tidegate.training.settings import Fit, Format, Shape, Source
+from tidegate.training.settings import Fit, Format, Shape, Source, as_typed
 
 Run = Callable[..., dict[str, Any]]
 
@@ -81,3 +82,17 @@ def test_own_options_come_before_inherited_ones() -> None:
 
     names = list(inspect.signature(learn).parameters)
     assert names.index("data") < names.index("time") < names.index("delimiter")
+
+
+@pytest.mark.parametrize("name", ["flow", "flow rate", "flow, cold", '3" pipe', "it's", "$load", "a=b", "Größe"])
+def test_advice_can_be_typed_as_it_stands(name: str) -> None:
+    """Whatever a column is called, the shell and the option give its name again."""
+    (word,) = shlex.split(as_typed(name))
+    assert Source.model_validate({"exclude": word}).exclude == (name,)
+
+
+def test_units_are_pairs() -> None:
+    """A unit for each named column."""
+    assert Source.model_validate({"units": "temp=°C, load=kW"}).units == {"temp": "°C", "load": "kW"}
+    with pytest.raises(ValueError, match="NAME=TEXT, separated by commas"):
+        Source.model_validate({"units": "temp"})

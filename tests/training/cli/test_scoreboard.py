@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tidegate.training.cli import scoreboard
+from tidegate.training.cli import scoreboard, tables
 from tidegate.training.data.series import Series
 from tidegate.training.data.split import Split
 from tidegate.training.judging.evaluate import evaluate
@@ -28,7 +28,7 @@ from tidegate.training.judging.verdict import verdict
 
 def lines(scores: Scores) -> list[str]:
     """The tables as they are printed, at their full width."""
-    console = Console(width=scoreboard.WIDTH)
+    console = Console(width=tables.WIDTH)
     with console.capture() as caught:
         console.print(scoreboard.table(scores))
     return caught.get().splitlines()
@@ -87,7 +87,7 @@ def test_a_classifier_must_be_right_more_often_and_less_surprised(accuracy: floa
         replace(error, accuracy=0.5, cross_entropy=1.0),
         replace(error, accuracy=0.7, cross_entropy=0.5),
     )
-    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((9, 1), (0, 0)), ())
+    part = ClassScores(("a", "b"), 10, 2, error, frequencies, linear, ((18, 2), (1, 3)), ())
     scores = Scores("watch", rows=10, classification=part)
     assert verdict(scores) == said
     told = lines(scores)
