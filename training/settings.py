@@ -104,6 +104,14 @@ class Shape(Settings):
         return wanted
 
 
+class AlarmTimes(Settings):
+    """The times of an alarm, in timesteps; `data.alarm_times` derives them from the data."""
+
+    memory: Annotated[float, Field(ge=2.0)] = 500.0  # the running mean of errors and levels follows within so many
+    slow: Annotated[float, Field(ge=1.0)] = 32.0  # slow faults are gathered over so many
+    warm_up: Steps = 96  # a new stream raises no alarm before
+
+
 class Forecast(Settings):
     """A forecast: `targets` are indices of features, `horizons` count timesteps.
 
@@ -119,6 +127,7 @@ class Forecast(Settings):
     season: int = Field(default=0, ge=0)
     coverage: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
+    alarm_times: AlarmTimes | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
