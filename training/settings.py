@@ -246,6 +246,19 @@ class Request(Settings):
     alarm_rate: Annotated[float, Field(gt=0.0, lt=0.5)] | None = Field(
         default=None, description="Add an anomaly score, with an alarm in this long-run share of timesteps."
     )
+    alarm_memory: str | None = Field(
+        default=None,
+        description="What is usual follows the data within so many timesteps (500) or such a time (12h); by default a "
+        "fiftieth of the rows to learn from, at most a week.",
+    )
+    alarm_slow: str | None = Field(
+        default=None,
+        description="Gather slow faults over so many timesteps or such a time; by default a sixteenth of --alarm-memory.",
+    )
+    alarm_warm_up: str | None = Field(
+        default=None,
+        description="A new stream raises no alarm in so many timesteps or such a time; by default 24 to 96 timesteps.",
+    )
     train_share: float = Field(default=0.70, gt=0, lt=1, description="Share of the rows to train on.")
     validation_share: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows to validate on.")
     hold_out: Names = Field(

@@ -20,13 +20,9 @@ from tidegate.training.settings import AlarmTimes, Forecast
 VARIANCE_FACTOR = 2.0
 # A new stream begins with the variance of the fit, which counts as much as so many of its own timesteps.
 PRIOR_STEPS = 64.0
-# While the alarm is on, mean and variance adapt at this fraction of their rate, so that a fault does not become normal.
-import os
-ALARM_RATE_FACTOR = float(os.environ.get("FZ","0.05"))
-ALARM_MEAN_FACTOR = float(os.environ.get("FZM","1"))
-# An alarm that has lasted so many times the memory is a new normal. Mean and variance then follow at their full rate:
-# otherwise one change for good is an alarm for ever.
-MAX_ALARM_MEMORIES = 4.0
+# While the alarm is on, the variance adapts at this fraction of its rate, so that a fault does not become normal at once.
+# The mean goes on: a level that wanders would otherwise leave it behind, and one false alarm would last for ever.
+ALARM_VARIANCE_FACTOR = 1 / 4
 # An error counts for the moments and for slow statistics up to this many standard deviations. Otherwise one spike would
 # blind the alarm for a long time.
 CLIP = 5.0
@@ -38,11 +34,11 @@ MIN_LOG_VARIANCE = math.log(0.25)
 # values were seen of is followed best with a step size of 1 / (n * rate). It begins with the rows of the fit, and never
 # falls below the smaller bound, so that the threshold goes on following: at 1 % half of a shift in some 700 timesteps.
 MIN_STEP_SIZE, MAX_STEP_SIZE = 0.1, 0.5
-# An alarm that lasts longer, or exceeds the threshold by more, is a fault and no false alarm. It does not move the
-# threshold: otherwise each fault that is found would hide the next.
+# An alarm raises the threshold for at most so many timesteps. One that exceeds it by more than so many nats is a fault and
+# no false alarm, and does not raise it at all: otherwise each fault that is found would hide the next.
 FALSE_ALARM_STEPS = 12.0
 FALSE_ALARM_NATS = 4.0
-# Marks an alarm that has exceeded the threshold by so much: its count of timesteps goes on from here.
+# Marks such an alarm: its count of timesteps goes on from here.
 FAR = 2.0**20
 # The threshold falls no lower, even if nothing unexpected ever happens.
 MIN_THRESHOLD = 0.5
@@ -81,9 +77,9 @@ class Alarm(Monitor):
     - flatline: the number of timesteps for which the value has not changed.
     - missing run: the number of timesteps for which it has been missing.
 
-    Four statistics are of all targets together: the Mahalanobis distance of the errors from zero, the same of their moving
-    averages (MEWMA, Lowry and others, 1992), and the length of the vector of levels and of their moving averages. They find
-    what is spread over several sensors. The most unexpected of all statistics counts.
+    Two statistics are of all targets together: the Mahalanobis distance of the errors from zero, and that of their moving
+    averages (MEWMA, Lowry and others, 1992). They find what is spread over several sensors. The most unexpected of all
+    statistics counts.
 
     Errors and levels are standardised by a slow running mean and variance. In a young stream the mean is the plain mean, so
     that a stream is compared with itself. The tail of each statistic is a generalised Pareto distribution (Siffer et al.,
@@ -202,16 +198,16 @@ class Alarm(Monitor):
         ]
         return outputs, (torch.cat(watch, dim=-1),)
 
-    def _moments(self, statistics: AlarmStatistics, held: Tensor) -> tuple[Tensor, Tensor]:
-        """The next running mean and log variance; where `held` (batch, 1) they hardly move."""
+    def _moments(self, statistics: AlarmStatistics, alarm: Tensor) -> tuple[Tensor, Tensor]:
+        """The next running mean and log variance."""
         steps = statistics.clock[0]
-        rate = torch.where(statistics.missing, 0.0, torch.where(held, ALARM_RATE_FACTOR, 1.0))
-        rate2 = torch.where(statistics.missing, 0.0, torch.where(held, ALARM_MEAN_FACTOR, 1.0))
+        known = (~statistics.missing).to(statistics.mean.dtype)
         bounded = torch.clamp(statistics.deviation, -CLIP, CLIP)
         # A plain mean in a young stream.
-        mean_rate = rate2 * torch.clamp(1.0 / (steps + 1.0), min=1.0 / self.times.memory)
+        mean_rate = known * torch.clamp(1.0 / (steps + 1.0), min=1.0 / self.times.memory)
         mean = statistics.mean + mean_rate * (bounded * torch.exp(statistics.spread * 0.5))
-        variance_rate = rate * torch.clamp(1.0 / (steps + PRIOR_STEPS), min=1.0 / (VARIANCE_FACTOR * self.times.memory))
+        variance_rate = torch.clamp(1.0 / (steps + PRIOR_STEPS), min=1.0 / (VARIANCE_FACTOR * self.times.memory))
+        variance_rate = known * (variance_rate * torch.where(alarm, ALARM_VARIANCE_FACTOR, 1.0))
         spread = statistics.spread + variance_rate * (bounded * bounded - 1.0)
         return mean, torch.clamp(spread, min=MIN_LOG_VARIANCE)
 

@@ -250,7 +250,7 @@ def without_monitors(architecture: Architecture) -> Architecture:
     task = architecture.task
     if isinstance(task, Classify):
         return architecture
-    bare = task.model_copy(update={"coverage": None, "alarm_rate": None})
+    bare = task.model_copy(update={"coverage": None, "alarm_rate": None, "alarm_times": None})
     return architecture.model_copy(update={"task": bare})
 
 
