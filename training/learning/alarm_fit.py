@@ -78,9 +78,11 @@ def fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) ->
 
 
 def _threshold(evidence: Doubles, alarm_rate: float) -> float:
-    """The quantile of the evidence that belongs to the alarm rate."""
+    """The quantile of the evidence that belongs to the alarm rate, at the upper end of what n values above it tell."""
     share = max(alarm_rate, min(THRESHOLD_VALUES / len(evidence), MAX_TAIL))
-    return float(np.quantile(evidence, 1.0 - share)) + math.log(share / alarm_rate)
+    # Two standard errors of the logarithm of a share: better too few alarms than too many.
+    error = 2.0 / math.sqrt(share * len(evidence))
+    return float(np.quantile(evidence, 1.0 - share)) + math.log(share / alarm_rate) + error
 
 
 def _block_diagonal(first: Doubles, second: Doubles) -> Doubles:
