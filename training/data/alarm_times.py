@@ -34,7 +34,9 @@ def alarm_times(
     Args:
         rows: of the training and the validation part.
         period_s: seconds from row to row, if known.
-        memory, slow, warm_up: as typed, a number of timesteps (`500`) or a time (`12h`); None: from the data.
+        memory: as typed, a number of timesteps (`500`) or a time (`12h`); None: from the data.
+        slow: as typed; None: from the memory.
+        warm_up: as typed; None: from the memory.
 
     Raises:
         SettingsError: a time without a period, or one that is too short.

@@ -196,7 +196,7 @@ def _other_time(values: npt.NDArray[np.float64], span: Span, rng: np.random.Gene
     if not len(starts):
         return np.full(length, np.nan)
     start = int(rng.choice(starts))
-    return values[start : start + length] - values[start - 1]
+    return np.asarray(values[start : start + length] - values[start - 1])
 
 
 def _faulty_values(
@@ -213,23 +213,24 @@ def _faulty_values(
     sign = 1.0 if rng.random() < 0.5 else -1.0
     match kind:
         case "spike":
-            return clean + sign * size
+            values = clean + sign * size
         case "stuck":
-            return np.full_like(clean, before)
+            values = np.full_like(clean, before)
         case "fixed":
-            return np.full_like(clean, mean)
+            values = np.full_like(clean, mean)
         case "drift":
-            return clean + sign * size * np.arange(1, len(clean) + 1) / len(clean)
+            values = clean + sign * size * np.arange(1, len(clean) + 1) / len(clean)
         case "leak":
-            return clean - size * np.arange(1, len(clean) + 1) / len(clean)
+            values = clean - size * np.arange(1, len(clean) + 1) / len(clean)
         case "dropout":
-            return np.full_like(clean, np.nan)
+            values = np.full_like(clean, np.nan)
         case "noise":
-            return clean + rng.normal(0.0, size, len(clean))
+            values = clean + rng.normal(0.0, size, len(clean))
         case "scale":
-            return clean + FAULT_SPECS["scale"].size * (clean - mean)
+            values = clean + FAULT_SPECS["scale"].size * (clean - mean)
         case "decoupled":
-            return before + other
+            values = before + other
+    return np.asarray(values, np.float64)
 
 
 def _is_visible(
@@ -241,7 +242,9 @@ def _is_visible(
         return False
     if kind == "dropout":
         return True
-    change = np.abs(faulty_values - clean)[known].mean()  # NaN, which is never larger, without a value before or elsewhere
+    change = np.abs(faulty_values - clean)[
+        known
+    ].mean()  # NaN, which is never larger, without a value before or elsewhere
     return bool(size > 0 and change >= MIN_CHANGE * size)
 
 

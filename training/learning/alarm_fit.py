@@ -17,7 +17,7 @@ from torch import Tensor
 from tidegate.training.data.series import Floats, Series, Spans, count_rows
 from tidegate.training.data.split import Split
 from tidegate.training.learning.chunks import Chunk, replay_chunks
-from tidegate.training.network.alarm import MIN_THRESHOLD, TARGET_PARTS, Alarm
+from tidegate.training.network.alarm import MIN_THRESHOLD, Alarm
 from tidegate.training.network.monitors import Observation
 from tidegate.training.network.network import Network
 
@@ -144,7 +144,9 @@ def _level_regression(monitor: Alarm, chunks: Sequence[Chunk], validation: Seque
     size = np.diag(covariance) + 1e-6
     inverse = _inverse(covariance + LEVEL_RIDGE * np.diag(size))
     weights = (inverse / np.diag(inverse))[:, monitor.targets.numpy()]  # (features, targets)
-    residuals = np.concatenate([_from_running_mean(chunk.values, monitor.times.memory) @ weights for chunk in validation])
+    residuals = np.concatenate(
+        [_from_running_mean(chunk.values, monitor.times.memory) @ weights for chunk in validation]
+    )
     spread = _spread(residuals)
     levels = np.concatenate([chunk.values.numpy() for chunk in validation]).astype(np.float64) @ weights
     return (weights / spread).T, _mean(levels) / spread

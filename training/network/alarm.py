@@ -136,9 +136,7 @@ class Alarm(Monitor):
 
     def measure(self, observation: Observation, state: State) -> AlarmStatistics:
         """The statistics of a timestep, before the decision."""
-        expected, previous_surprise, mean, spread, slow, run_lengths, *clock = torch.split(
-            state[0], self.sizes[:5] + [2 * self.count] + self.sizes[6:], dim=-1
-        )
+        expected, previous_surprise, mean, spread, slow, run_lengths, *clock = torch.split(state[0], self.sizes, dim=-1)
         value = observation.values.index_select(-1, self.targets)
         missing = observation.missing.index_select(-1, self.twice)
         target_missing = missing[:, : self.count]

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from tidegate.training.network.cells import State
 from tidegate.training.network.heads import Outputs
-from tidegate.training.network.logarithm import logarithm
-from tidegate.training.settings import Architecture, Classify, Forecast
+from tidegate.training.settings import Forecast
 
 # How far the half-width of an interval moves after a miss, in mean absolute deviations of the scores. It is divided by the
 # root of the horizon: feedback comes so much later, and errors of neighbouring timesteps are alike. The error of the

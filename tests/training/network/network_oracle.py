@@ -68,7 +68,10 @@ def run(recipe: Recipe, weights: Weights, x: Doubles) -> tuple[dict[str, Doubles
         outputs["interval"] = interval * scale + shift
         number = 1
     if recipe.alarm_rate is not None:
-        own = {name: weights[f"monitors.{number}.{name}"] for name in ("mix", "offset", "own", "white", "tail", "start", "fitted")}
+        own = {
+            name: weights[f"monitors.{number}.{name}"]
+            for name in ("mix", "offset", "own", "white", "tail", "start", "fitted")
+        }
         steps, watch = zip(
             *[
                 alarms(recipe, own, seen[:, row], missing[:, row], head_outputs["forecast"][:, row])

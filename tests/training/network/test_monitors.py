@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from tests.once import make_once
+from tests.support import address_of, run_server
 from tests.training.network import network_oracle
 from tests.training.network.network_oracle import Recipe
-from tests.support import address_of, run_server
 from tidegate.client import Client
 from tidegate.training import errors
+from tidegate.training.data.alarm_times import alarm_times
 from tidegate.training.data.prepare import check_alarm
 from tidegate.training.data.scaler import fit_scaler
 from tidegate.training.data.series import Series
@@ -268,7 +269,9 @@ def test_the_variance_moves_slowly_during_an_alarm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("burst", "counts"), [(3.0, 3.0), (40.0, alarm.FALSE_ALARM_STEPS), (alarm.FAR + 1, 0.0)], ids=["short", "long", "far"]
+    ("burst", "counts"),
+    [(3.0, 3.0), (40.0, alarm.FALSE_ALARM_STEPS), (alarm.FAR + 1, 0.0)],
+    ids=["short", "long", "far"],
 )
 def test_an_alarm_lifts_the_threshold_by_its_length(burst: float, counts: float) -> None:
     """A long one counts as a few timesteps only, and one that was far above the threshold not at all."""
@@ -384,9 +387,9 @@ def fit_scaler_of_ones(features: int) -> Any:
     return fit_scaler(Series("ones", "", names, ("",) * features, values, times, None), ((0, 2),))
 
 
-def rooms(rows: int = 3000) -> Series:
+def rooms(rows: int = 3000, seed: int = 8) -> Series:
     """Four temperatures that go together, each with noise of its own, to a hundredth of a degree, ten minutes apart."""
-    rng = np.random.default_rng(8)
+    rng = np.random.default_rng(seed)
     common = np.cumsum(rng.normal(0, 0.08, rows))
     common -= np.linspace(0, common[-1], rows)
     values = 20 + common[:, None] * [1.0, 0.8, 1.2, 0.9] + rng.normal(0, 0.05, (rows, 4))
@@ -413,7 +416,11 @@ def watched(series: Series, split: Split) -> Network:
     task = Forecast(
         targets=(0, 1, 2, 3), horizons=(1, 6), quantiles=(0.1, 0.5, 0.9), coverage=COVERAGE, alarm_rate=ALARM_RATE
     )
-    architecture = Architecture(features=4, hidden=8, task=task)
+    return repeating(Architecture(features=4, hidden=8, task=task), series, split)
+
+
+def repeating(architecture: Architecture, series: Series, split: Split) -> Network:
+    """An untrained network, which repeats the last value, with calibrated monitors."""
     bare = build_network(without_monitors(architecture), fit_scaler(series, split.train), seed=0)
     with torch.no_grad():
         for weight in cast(ForecastHead, bare.head).line.parameters():
@@ -504,6 +511,24 @@ def watched_bare(watched: Network) -> Network:
     return bare
 
 
+@pytest.mark.slow
+def test_an_alarm_from_400_rows_keeps_its_rate() -> None:
+    """Over four series, on the 2,000 rows after the fit and from the first warm one on: within a factor of 1.5 of 1 %."""
+    alarms, steps = 0, 0
+    for seed in range(4):
+        series = rooms(2400, seed=seed)
+        times = alarm_times(400, series.period_s)
+        task = Forecast(targets=(0, 1, 2, 3), horizons=(1,), alarm_rate=ALARM_RATE, alarm_times=times)
+        split = Split(((0, 340),), ((340, 400),), ((400, 2400),))
+        network = repeating(Architecture(features=4, hidden=8, task=task), series, split)
+        with torch.no_grad():
+            outputs, _ = network.sequence(torch.from_numpy(series.values[400:, None]), network.initial_state(1))
+        warm = outputs["warm"][:, 0, 0] > 0.5
+        assert int(warm.sum()) == 2000 - times.warm_up
+        alarms, steps = alarms + int(outputs["alarm"][warm].sum()), steps + int(warm.sum())
+    assert ALARM_RATE / 1.5 < alarms / steps < ALARM_RATE * 1.5
+
+
 def test_a_calibrated_alarm_keeps_its_rate_on_clean_data(graph: Graph, series: Series, split: Split) -> None:
     """On the held-out part there are some alarms and not many: 350 timesteps should have three or four."""
     first, end = split.test[0]
@@ -563,7 +588,7 @@ def test_the_gate_passes_the_monitors(watched: Network, model: onnx.ModelProto) 
     assert 0 < parity.outputs <= parity.limit
 
 
-@pytest.mark.parametrize("constant", ["monitors.0.start", "monitors.1.mix", "monitors.1.own"])
+@pytest.mark.parametrize("constant", ["monitors.0.start", "monitors.1.mix", "monitors.1.own", "monitors.1.white"])
 def test_a_graph_whose_monitors_differ_is_refused(watched: Network, model: onnx.ModelProto, constant: str) -> None:
     """One number of a monitor that is a hundredth off does not pass the gate."""
     other = onnx.ModelProto()
