@@ -69,7 +69,7 @@ def fit_alarm(monitor: Alarm, network: Network, series: Series, split: Split) ->
     monitor.offset.copy_(_float32(np.concatenate([-bias / spread, -mean])))
     precision = _precision([(_errors(monitor, chunk) - bias) / spread for chunk in chunks])
     monitor.own.copy_(_float32(precision / np.sqrt(np.diag(precision))))
-    monitor.white.copy_(_float32(np.linalg.cholesky(precision)))
+    monitor.white.copy_(_float32(np.asarray(np.linalg.cholesky(precision), np.float64)))
     parts = _alarm_statistics(monitor, chunks)  # (rows, 7 * targets + 2)
     monitor.tail.copy_(_float32(np.array([_fit_tail(column) for column in parts.T]).T))
     evidence = monitor.evidence(torch.from_numpy(parts)).numpy().astype(np.float64)

@@ -18,8 +18,10 @@ from tidegate.training.settings import AlarmTimes, Forecast
 
 # The running variance follows half as fast as the running mean: it needs more values.
 VARIANCE_FACTOR = 2.0
-# A new stream begins with the variance of the fit, which counts as much as so many of its own timesteps.
+# A new stream begins with the variance and the mean error of the fit, which count as much as so many of its own timesteps.
 PRIOR_STEPS = 64.0
+# The errors of a new stream count for no estimate in this share of its warm-up: the network has to settle first.
+UNSETTLED_SHARE = 0.25
 # While the alarm is on, the variance adapts at this fraction of its rate, so that a fault does not become normal at once.
 # The mean goes on: a level that wanders would otherwise leave it behind, and one false alarm would last for ever.
 ALARM_VARIANCE_FACTOR = 1 / 4
@@ -52,7 +54,7 @@ class AlarmStatistics(NamedTuple):
     """The statistics of a timestep that `Alarm` compares with their tails."""
 
     parts: Tensor  # (batch, 7 * targets + 2), in the order of `Alarm`
-    missing: Tensor  # (batch, 2 * targets)
+    skipped: Tensor  # (batch, 2 * targets): errors and levels that change no estimate
     surprise: Tensor  # (batch, targets): the jump, signed
     deviation: Tensor  # (batch, 2 * targets): errors and levels, standardised, 0 where missing
     mean: Tensor  # (batch, 2 * targets): their running mean
@@ -81,8 +83,8 @@ class Alarm(Monitor):
     averages (MEWMA, Lowry and others, 1992). They find what is spread over several sensors. The most unexpected of all
     statistics counts.
 
-    Errors and levels are standardised by a slow running mean and variance. In a young stream the mean is the plain mean, so
-    that a stream is compared with itself. The tail of each statistic is a generalised Pareto distribution (Siffer et al.,
+    Errors and levels are standardised by a slow running mean and variance. In a young stream the mean of a level is its
+    plain mean, so that a stream is compared with itself. The tail of each statistic is a generalised Pareto distribution (Siffer et al.,
     Anomaly Detection in Streams with Extreme Value Theory, 2017), so all are comparable, in nats: evidence r means that a
     share e^-r of the tail is as unexpected. The alarm is on where r is above a threshold t. The threshold tracks the
     quantile that belongs to the alarm rate. `score` is r / (r + t): above a half in an alarm, and 0 until the stream is
@@ -142,8 +144,10 @@ class Alarm(Monitor):
         target_missing = missing[:, : self.count]
         mixed = nn.functional.linear(torch.cat([value - expected, observation.values], dim=-1), self.mix, self.offset)
         deviation = torch.where(missing, 0.0, (mixed - mean) / torch.exp(spread * 0.5))
+        unsettled = clock[0] < UNSETTLED_SHARE * self.times.warm_up
+        skipped = torch.cat([target_missing | unsettled, target_missing], dim=-1)
         bounded = torch.clamp(deviation, -CLIP, CLIP)
-        slow = torch.where(missing, slow, slow + (bounded - slow) * (1.0 / self.times.slow))
+        slow = torch.where(skipped, slow, slow + (bounded - slow) * (1.0 / self.times.slow))
         error, level = deviation.chunk(2, dim=-1)
         slow_error, slow_level = slow.chunk(2, dim=-1)
         surprise = torch.where(target_missing, 0.0, error @ self.own)
@@ -159,7 +163,7 @@ class Alarm(Monitor):
         single = [surprise.abs(), reversal, level.abs(), (slow_error @ self.own).abs(), slow_level.abs(), run_lengths]
         joint = [_length(error @ self.white), _length(slow_error @ self.white)]
         parts = torch.cat([*single, *joint], dim=-1)
-        return AlarmStatistics(parts, missing, surprise, deviation, mean, spread, slow, run_lengths, tuple(clock))
+        return AlarmStatistics(parts, skipped, surprise, deviation, mean, spread, slow, run_lengths, tuple(clock))
 
     def evidence(self, parts: Tensor) -> Tensor:
         """(..., 7 * targets + 2) -> (..., 1), in nats: how far the most unexpected statistic lies in its tail."""
@@ -199,10 +203,14 @@ class Alarm(Monitor):
     def _moments(self, statistics: AlarmStatistics, alarm: Tensor) -> tuple[Tensor, Tensor]:
         """The next running mean and log variance."""
         steps = statistics.clock[0]
-        known = (~statistics.missing).to(statistics.mean.dtype)
+        known = (~statistics.skipped).to(statistics.mean.dtype)
         bounded = torch.clamp(statistics.deviation, -CLIP, CLIP)
-        # A plain mean in a young stream.
-        mean_rate = known * torch.clamp(1.0 / (steps + 1.0), min=1.0 / self.times.memory)
+        # The levels of a young stream have their plain mean.
+        error_rate, level_rate = (
+            torch.clamp(1.0 / (steps + prior), min=1.0 / self.times.memory).expand(-1, self.count)
+            for prior in (PRIOR_STEPS, 1.0)
+        )
+        mean_rate = known * torch.cat([error_rate, level_rate], dim=-1)
         mean = statistics.mean + mean_rate * (bounded * torch.exp(statistics.spread * 0.5))
         variance_rate = torch.clamp(1.0 / (steps + PRIOR_STEPS), min=1.0 / (VARIANCE_FACTOR * self.times.memory))
         variance_rate = known * (variance_rate * torch.where(alarm, ALARM_VARIANCE_FACTOR, 1.0))

@@ -212,7 +212,8 @@ def alarms(
         mixed = weights["mix"] @ np.concatenate([value[chosen] - expected, value]) + weights["offset"]
         deviation = np.where(both, (mixed - mean) / np.sqrt(np.exp(spread)), 0.0)
         bounded = np.clip(deviation, -5, 5)
-        slow = np.where(both, slow * (1 - 1 / slowness) + bounded / slowness, slow)
+        used = np.concatenate([here & (age >= warm_up / 4), here])
+        slow = np.where(used, slow * (1 - 1 / slowness) + bounded / slowness, slow)
         jump = np.where(here, deviation[:count] @ weights["own"], 0.0)
         back = np.where(np.sign(jump) * np.sign(jumped) < 0, np.minimum(abs(jump), abs(jumped)), 0.0)
         still = np.where(here, np.where(value[chosen] == last[chosen], still + 1, 0.0), still)
@@ -235,8 +236,9 @@ def alarms(
             shift += size * ((min(burst, 12) if burst < 2**20 else 0.0) - rate)
         shift = max(shift, 0.5 - start)
         burst = (max(burst, 2**20) if evidence > threshold + 4 else burst) + 1 if alarm else 0.0
-        mean = mean + both * max(1 / (counted + 1), 1 / memory) * bounded * np.exp(spread / 2)
-        pace = both * max(1 / (counted + 64), 1 / (2 * memory)) * (0.25 if alarm else 1.0)
+        prior = np.repeat([64, 1], count)
+        mean = mean + used * np.maximum(1 / (counted + prior), 1 / memory) * bounded * np.exp(spread / 2)
+        pace = used * max(1 / (counted + 64), 1 / (2 * memory)) * (0.25 if alarm else 1.0)
         spread = np.maximum(spread + pace * (bounded**2 - 1), math.log(0.25))
         expected, jumped, last, age = forecast[now, recipe.horizons.index(1)], jump, value, age + 1
     state = [*expected, *jumped, *mean, *spread, *slow, *still, *gone, min(age, most), burst, shift]
